@@ -1,0 +1,108 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/id.h"
+#include "base/mailbox.h"
+#include "base/random.h"
+#include "base/status.h"
+
+namespace nibble {
+namespace {
+
+TEST(Error, CarriesReasonMetadataAndViolations) {
+  const absl::Status status =
+      Error::Field(Reason::kSpecInvalid, "spec.lora.r", "must be between 1 and 256, got 0").With("got", "0");
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(), "spec.lora.r must be between 1 and 256, got 0");
+  EXPECT_EQ(StatusReason(status), Reason::kSpecInvalid);
+  EXPECT_EQ(StatusMetadata(status).at("got"), "0");
+  ASSERT_EQ(StatusViolations(status).size(), 1u);
+  EXPECT_EQ(StatusViolations(status)[0].field, "spec.lora.r");
+}
+
+TEST(Error, EveryReasonHasANameAndACode) {
+  for (Reason reason : AllReasons()) {
+    EXPECT_EQ(ReasonFromName(ReasonName(reason)), reason);
+    EXPECT_NE(ReasonCode(reason), absl::StatusCode::kUnknown) << ReasonName(reason);
+  }
+  EXPECT_EQ(static_cast<int>(AllReasons().back()), static_cast<int>(AllReasons().size()));
+}
+
+TEST(Id, AcceptsAndRefuses) {
+  EXPECT_TRUE(IsValidId("a"));
+  EXPECT_TRUE(IsValidId("job-1x"));
+  for (const char* bad : {"", "-a", "a-", "A", "a/b", "..", "a..b", "a_b"}) EXPECT_FALSE(IsValidId(bad)) << bad;
+  EXPECT_TRUE(IsValidId(NewId("job")));
+  EXPECT_EQ(NewUuid().size(), 36u);
+  EXPECT_EQ(ParseName("jobs/abc", "jobs", "name").value(), "abc");
+  EXPECT_EQ(StatusReason(ParseName("jobs/../x", "jobs", "name").status()), Reason::kNameInvalid);
+}
+
+TEST(Digest, KnownVectors) {
+  EXPECT_EQ(Sha256Hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(HmacSha256Hex("key", "The quick brown fox jumps over the lazy dog"),
+            "f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8");
+  EXPECT_TRUE(IsSha256Hex(Sha256Hex("")));
+  EXPECT_FALSE(IsSha256Hex("../../etc/passwd"));
+}
+
+TEST(File, AtomicWriteReplacesAndBoundsReads) {
+  TempDir dir;
+  const std::string path = dir.Join("x");
+  ASSERT_TRUE(WriteFileAtomic(path, "one").ok());
+  ASSERT_TRUE(WriteFileAtomic(path, "two").ok());
+  EXPECT_EQ(ReadFile(path).value(), "two");
+  EXPECT_EQ(StatusReason(ReadFile(path, 2).status()), Reason::kRequestTooLarge);
+  EXPECT_THAT(ListDir(dir.path()).value(), testing::ElementsAre("x"));
+  EXPECT_EQ(MappedFile::Open(path)->view(), "two");
+  EXPECT_FALSE(WriteFileAtomic(dir.Join("missing/x"), "").ok());
+}
+
+TEST(File, IsBelowComparesWholeComponents) {
+  EXPECT_TRUE(IsBelow("/a/b", "/a"));
+  EXPECT_FALSE(IsBelow("/ab", "/a"));
+  EXPECT_EQ(DirName("/a/b"), "/a");
+  EXPECT_EQ(BaseName("/a/b"), "b");
+}
+
+TEST(Mailbox, RefusesWhenFullAndDrainsAfterClose) {
+  Mailbox<int> box(2);
+  EXPECT_TRUE(box.Post(1));
+  EXPECT_TRUE(box.Post(2));
+  EXPECT_FALSE(box.Post(3));
+  box.Close();
+  EXPECT_FALSE(box.Post(4));
+  EXPECT_THAT(box.Take(10, 0), testing::ElementsAre(1, 2));
+  EXPECT_TRUE(box.Take(10, 1'000'000).empty());
+}
+
+TEST(Mailbox, WakesTheConsumer) {
+  Mailbox<int> box(1);
+  std::thread producer([&] { EXPECT_TRUE(box.Post(7)); });
+  std::vector<int> got;
+  while (got.empty()) got = box.Take(1, 100'000);
+  producer.join();
+  EXPECT_EQ(got[0], 7);
+}
+
+TEST(Random, SameSeedSameNumbers) {
+  Random a(5), b(5);
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(a.Below(10), b.Below(10));
+  for (int i = 0; i < 1000; ++i) EXPECT_LT(Random(i).Unit(), 1.0);
+}
+
+TEST(Clock, SimStandsStill) {
+  SimClock clock(10);
+  EXPECT_EQ(clock.NowMonotonicUs(), 10);
+  clock.AdvanceUs(5);
+  EXPECT_EQ(clock.NowUnixUs(), 15);
+}
+
+}  // namespace
+}  // namespace nibble

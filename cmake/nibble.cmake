@@ -1,0 +1,80 @@
+# The three ways a room declares what it builds, and the flags everything shares.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+# CHECK stays on in release; assert() is not used.
+set(CMAKE_CXX_FLAGS_RELEASE "-O2")
+
+find_program(NIBBLE_CCACHE ccache)
+if(NIBBLE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_C_COMPILER_LAUNCHER ${NIBBLE_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${NIBBLE_CCACHE})
+endif()
+find_program(NIBBLE_MOLD mold)
+if(NIBBLE_MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()
+
+# -ffp-contract=off: every fused multiply-add is one we wrote, so that bodies agree bit for bit where
+# they promise to.
+add_library(nibble_options INTERFACE)
+target_compile_options(nibble_options INTERFACE -ffp-contract=off)
+target_include_directories(nibble_options INTERFACE ${PROJECT_SOURCE_DIR})
+add_library(nibble_warnings INTERFACE)
+target_compile_options(nibble_warnings INTERFACE -Wall -Wextra -Wno-missing-field-initializers)
+if(NIBBLE_WERROR)
+  target_compile_options(nibble_warnings INTERFACE -Werror)
+endif()
+if(NIBBLE_SANITIZE STREQUAL "address")
+  add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=address,undefined)
+elseif(NOT NIBBLE_SANITIZE STREQUAL "none")
+  add_compile_options(-fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=${NIBBLE_SANITIZE})
+endif()
+
+# nibble_library(NAME SRCS a.cc b.cc DEPS x y): a static library of one room or one part of it.
+function(nibble_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  if(ARG_SRCS)
+    add_library(${name} STATIC ${ARG_SRCS})
+    target_link_libraries(${name} PUBLIC nibble_options ${ARG_DEPS} PRIVATE nibble_warnings)
+  else()
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE nibble_options ${ARG_DEPS})
+  endif()
+endfunction()
+
+function(nibble_binary name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${ARG_DEPS})
+endfunction()
+
+# nibble_test(NAME SRCS x_test.cc DEPS ...): one GoogleTest binary, one ctest entry. LABELS: "slow".
+function(nibble_test name)
+  if(NOT NIBBLE_BUILD_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${ARG_DEPS} GTest::gmock
+                                        GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+                       ENVIRONMENT "NIBBLE_SOURCE_DIR=${PROJECT_SOURCE_DIR};NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+endfunction()
+if(NIBBLE_BUILD_TESTS)
+  enable_testing()
+endif()

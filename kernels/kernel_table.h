@@ -1,0 +1,206 @@
+// THE contract between the engine and a backend.
+//
+// A backend is memory, a context and a KernelTable of raw-pointer functions. `ref` is the definition:
+// plain loops, in float and in double. Every other table must agree with it (tests/kernels). The engine
+// checks shapes before it calls; `ref` asserts them again.
+//
+// Words and shapes. M tokens (rows) of a micro-batch, all its documents one behind the other without
+// padding; K inputs, N outputs of a linear; r rank; H query heads, G key/value heads, D head size; V
+// vocabulary. All arrays are dense and row-major.
+//
+// Types. "act" is the table's activation type (ref: float, or double; cpu: bf16). "real" is the type of
+// everything that must not lose bits: adapter masters, gradients, moments, rstd, lse (float; double in
+// ref64). "param" is a frozen 16- or 32-bit array that says its own type.
+//
+// Rounding. A product is accumulated in real; one rounding to act at the end. A frozen quantized weight
+// is code_book[code] * absmax in fp32, rounded once to the act type (bitsandbytes' rule).
+//
+// Accumulation rule. Parameter gradients (dA, dB) add. Activation gradients overwrite, except where an
+// argument says accumulate.
+//
+// Determinism. The same arguments give the same bits for every thread count: work is cut into fixed
+// pieces and reductions have a fixed order. No atomics on floating point.
+//
+// Workspace. `ctx->workspace` is one buffer of `ctx->workspace_bytes`; each op says what it needs of it
+// (kernels/<table>/workspace.h), and engine/spec plans the largest. Nothing is allocated inside an op;
+// what oneDNN allocates for itself is its own.
+//
+// Threads. One thread drives a context. Ops run their pieces on ctx->pool.
+#pragma once
+
+#include <cstdint>
+
+namespace nibble::kernels {
+
+enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF64 = 2 };
+
+constexpr int64_t DTypeBytes(DType type) {
+  return type == DType::kF64 ? 8 : type == DType::kF32 ? 4 : 2;
+}
+
+class ThreadPool;  // kernels/parallel.h
+
+struct Context {
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+  ThreadPool* pool = nullptr;    // null = run on the calling thread
+  // First error of an asynchronous backend; empty on the CPU.
+  const char* error = nullptr;
+};
+
+// How a frozen matrix is stored. The flat order is bitsandbytes': element i of the row-major [N, K]
+// matrix is in byte i / 2, even i in the high nibble.
+enum class QuantType : uint8_t { kF32 = 0, kBF16 = 1, kNF4 = 2, kFP4 = 3, kINT4 = 4, kINT8 = 5 };
+
+struct WeightView {
+  QuantType type = QuantType::kNF4;
+  int64_t n = 0;                          // outputs (rows)
+  int64_t k = 0;                          // inputs
+  const void* data = nullptr;             // codes; or the bf16 / f32 values themselves
+  int64_t block = 64;                     // consecutive flat elements per absmax; the last may be short
+  const float* absmax = nullptr;          // [blocks]; null when double-quantized
+  const uint8_t* absmax_codes = nullptr;  // [blocks]: absmax = f32(nested_map[code] * nested_absmax[b / 256]) + offset
+  const float* nested_absmax = nullptr;   // [ceil(blocks / 256)]
+  const float* nested_map = nullptr;      // [256]
+  float offset = 0;
+  const float* code_book = nullptr;       // [16] (NF4, FP4, INT4) or [256] (INT8)
+};
+
+// A frozen array in its stored type (norm weights, embeddings, head, biases).
+struct ParamView {
+  const void* data = nullptr;
+  DType type = DType::kBF16;
+};
+
+// Dropout on the adapter branch: element (row, column) of this module's input is kept when
+// CounterKeep(key, row * K + column, p), and scaled by 1 / (1 - p). kernels/counter.h is the definition;
+// no state, so recomputation sees the same mask.
+struct DropoutKey {
+  uint64_t seed = 0;
+  uint64_t stream = 0;   // made of step, micro-batch and module by the engine
+  float p = 0;           // 0 = no dropout
+};
+
+// y = x W^T + bias + scale * u B^T,   u = dropout(x) A^T.
+struct LoraArgs {
+  int64_t r = 0;
+  float scale = 0;             // alpha / r, or alpha / sqrt(r)
+  const void* a = nullptr;     // act [r, K], compute copy
+  const void* b = nullptr;     // act [N, r], compute copy
+  void* u = nullptr;           // act [M, r]; written by forward, read by backward
+  void* da = nullptr;          // real [r, K], added to; backward only
+  void* db = nullptr;          // real [N, r], added to; backward only
+  DropoutKey dropout;
+};
+
+struct LinearArgs {
+  int64_t m = 0;
+  WeightView w;
+  ParamView bias;              // [N]; data null = none
+  const LoraArgs* lora = nullptr;
+};
+
+// Causal attention over documents: document s is rows starts[s] .. starts[s+1]-1 and sees only itself.
+struct AttentionArgs {
+  int64_t m = 0;
+  int64_t heads = 0;           // H
+  int64_t kv_heads = 0;        // G; H is a multiple of G
+  int64_t head_dim = 0;        // D
+  const int32_t* starts = nullptr;  // [documents + 1], starts[0] = 0, last = m
+  int64_t documents = 0;
+  float scale = 0;             // on q k^T, usually 1 / sqrt(D)
+  int64_t window = 0;          // a token sees itself and window - 1 before it; 0 = all before it
+};
+
+enum class Activation : uint8_t { kSilu = 0, kGeluTanh = 1 };
+
+struct AdamWArgs {
+  int64_t count = 0;
+  double learning_rate = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
+  int64_t step = 1;            // from 1; for the bias correction
+  double gradient_scale = 1;   // clip factor, applied to the gradient on the fly
+};
+
+struct KernelTable {
+  const char* name;            // "ref", "ref64", "cpu"
+  const char* body;            // e.g. "scalar", "avx512_bf16", "avx512", "avx2": part of the numerics_id
+  DType act;
+  DType real;
+
+  // Rows n0 .. n0+rows-1 of w, decoded: out act [rows, K].
+  void (*decode_weight)(Context*, void* out, const WeightView& w, int64_t n0, int64_t rows);
+
+  // y act [M, N] = linear of x act [M, K]; see LoraArgs.
+  void (*linear_forward)(Context*, void* y, const void* x, const LinearArgs& args);
+  // dx act [M, K] = dy W + dropout'(scale * dy B) A;  da += (scale * dy B)^T dropout(x);
+  // db += scale * dy^T u.  dx null: not wanted. accumulate: dx += instead of =.
+  // x is read only for da and may be null without LoRA.
+  void (*linear_backward)(Context*, void* dx, bool accumulate, const void* dy, const void* x,
+                          const LinearArgs& args);
+
+  // y = x * rstd * (w + unit_offset); rstd real [M] = 1 / sqrt(mean(x^2) + eps). M rows of `dim`.
+  // y may be x.
+  void (*rmsnorm_forward)(Context*, void* y, void* rstd, const void* x, ParamView w, int64_t m,
+                          int64_t dim, float eps, float unit_offset);
+  // dx (+)= rstd * (g - xhat * mean(g * xhat)), g = dy * (w + unit_offset), xhat = x * rstd.
+  // dx may be dy when not accumulating.
+  void (*rmsnorm_backward)(Context*, void* dx, bool accumulate, const void* dy, const void* x,
+                           ParamView w, const void* rstd, int64_t m, int64_t dim, float unit_offset);
+
+  // out = a + b, `count` elements; out may be a or b.
+  void (*add)(Context*, void* out, const void* a, const void* b, int64_t count);
+
+  // Rotates x act [M, heads, D] in place, pairs (i, i + D/2). cos_sin f32 [positions, D/2, 2];
+  // positions i32 [M]. inverse: by the negative angle (the backward).
+  void (*rope)(Context*, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
+               int64_t heads, int64_t head_dim, bool inverse);
+
+  // out act [M, H, D]; lse real [M, H] = log of the sum of exp(scores). q [M, H, D]; k, v [M, G, D].
+  void (*attention_forward)(Context*, void* out, void* lse, const void* q, const void* k,
+                            const void* v, const AttentionArgs& args);
+  // dq [M, H, D], dk, dv [M, G, D]. None may alias an input.
+  void (*attention_backward)(Context*, void* dq, void* dk, void* dv, const void* dout,
+                             const void* out, const void* lse, const void* q, const void* k,
+                             const void* v, const AttentionArgs& args);
+  // One new token per call, for generation: out act [H, D]; q [H, D]; k, v caches act [length, G, D],
+  // the new token's own already inside. args.m and documents are ignored.
+  void (*attention_decode)(Context*, void* out, const void* q, const void* k_cache,
+                           const void* v_cache, int64_t length, const AttentionArgs& args);
+
+  // out = activation(gate) * up, `count` elements; out may be gate or up.
+  void (*gated_forward)(Context*, void* out, const void* gate, const void* up, int64_t count,
+                        Activation activation);
+  // dgate, dup from dout, gate and up; dgate may be gate, dup may be up or dout.
+  void (*gated_backward)(Context*, void* dgate, void* dup, const void* dout, const void* gate,
+                         const void* up, int64_t count, Activation activation);
+
+  // out act [M, dim] = scale * table[ids].
+  void (*embedding_forward)(Context*, void* out, const int32_t* ids, ParamView table, int64_t m,
+                            int64_t dim, float scale);
+
+  // Loss and its gradient in one sweep over chunks of tokens; tokens x vocabulary never exists in
+  // fp32. labels i32 [M], -1 = none: only rows with a label are touched by the products.
+  // *loss_sum += sum over labelled rows of -log softmax(h head^T)[label], in row order, in double.
+  // dh act [M, dim] = gradient_scale * d(sum)/dh, rows without label zero; null = loss only.
+  void (*cross_entropy)(Context*, double* loss_sum, void* dh, const void* h, ParamView head,
+                        const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
+                        double gradient_scale);
+  // out f32 [M, V] = h head^T (also in ref64).
+  void (*logits)(Context*, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
+                 int64_t vocab);
+
+  // Decoupled weight decay; p, m, v real [count] updated from g real [count].
+  // m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr wd p;
+  // p -= lr/(1-b1^t) * m / (sqrt(v / (1-b2^t)) + eps).
+  void (*adamw)(Context*, void* p, const void* g, void* m, void* v, const AdamWArgs& args);
+  // Sum of squares of real x in a fixed order, in double; NaN or Inf inside comes out as such.
+  double (*sum_squares)(Context*, const void* x, int64_t count);
+  // out act = in real.
+  void (*to_act)(Context*, void* out, const void* in, int64_t count);
+};
+
+}  // namespace nibble::kernels
