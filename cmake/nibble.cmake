@@ -73,7 +73,7 @@ function(nibble_test name)
     set(ARG_TIMEOUT 300)
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-                       ENVIRONMENT "NIBBLE_SOURCE_DIR=${PROJECT_SOURCE_DIR};NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+                       ENVIRONMENT "NIBBLE_SOURCE_DIR=${PROJECT_SOURCE_DIR};NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;GTEST_OUTPUT=json:${CMAKE_BINARY_DIR}/test-results/${name}.json")
 endfunction()
 if(NIBBLE_BUILD_TESTS)
   enable_testing()

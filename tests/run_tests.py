@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Runs ctest in a build folder and counts what it ran, case by case.
+
+Each GoogleTest binary leaves its cases as JSON under <build>/test-results; any other ctest entry
+counts as one case (exit code 77 is a skip). Closes with a line 'N passed, N failed, N skipped'.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+
+def gtest_cases(path):
+    """(name, outcome, message) of every case in one GoogleTest JSON report."""
+    report = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    for suite in report.get("testsuites", []):
+        for case in suite.get("testsuite", []):
+            name = f"{suite['name']}.{case['name']}"
+            if case.get("failures"):
+                yield name, "failed", case["failures"][0].get("failure", "")
+            elif case.get("result") == "SKIPPED" or case.get("status") == "NOTRUN":
+                message = (case.get("skipped") or [{}])[0].get("message", "")
+                yield name, "skipped", message
+            else:
+                yield name, "passed", ""
+
+
+def main():
+    build, ctest_args = sys.argv[1], sys.argv[2:]
+    results = pathlib.Path(build, "test-results")
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    junit = (results / "ctest.xml").resolve()
+    began = time.monotonic()
+    process = subprocess.run(
+        ["ctest", "--test-dir", build, "--output-on-failure", "-j2", "--output-junit", str(junit),
+         *ctest_args], check=False)
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    notes = {"failed": [], "skipped": []}
+    for entry in ElementTree.parse(junit).getroot().iter("testcase"):
+        name, status = entry.get("name"), entry.get("status")
+        report = results / f"{name}.json"
+        cases = list(gtest_cases(report)) if report.exists() else []
+        outcome = {"run": "passed", "notrun": "skipped", "disabled": "skipped"}.get(status, "failed")
+        if outcome == "failed" and not any(case[1] == "failed" for case in cases):
+            cases.append((name, "failed", "the program ended badly or timed out"))
+        if not cases:
+            cases = [(name, outcome, "")]
+        for case, result, message in cases:
+            counts[result] += 1
+            if result in notes:
+                notes[result].append((case, message.strip().split("\n")[-1][:160]))
+    for kind in ("skipped", "failed"):
+        for case, message in notes[kind]:
+            print(f"{kind}: {case}{': ' + message if message else ''}")
+    print(f"Tests took {time.monotonic() - began:.0f} s.")
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    bad = counts["failed"] or counts["passed"] == 0 or process.returncode not in (0, 8)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

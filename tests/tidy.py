@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Is the house still the house? Checks what design rules say about includes, sizes and leftovers.
+
+Rules: who may include whom (the table in CONTRIBUTING.md), no file over 600 lines, no line over 100
+columns in C++ (generated tables apart), no banned calls, every *_test.cc listed by a CMake file, no
+leftover markers. Prints one line per finding; exits 1 when there is any.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Room -> the rooms (path prefixes) its files may include besides their own.
+MAY_INCLUDE = {
+    "base": [],
+    "kernels": [],
+    "engine/spec": ["base/"],
+    "engine": ["base/", "engine/spec/", "kernels/kernel_table.h", "kernels/tables.h",
+               "kernels/counter.h", "kernels/parallel.h", "kernels/nf4.h", "kernels/cpu/isa.h"],
+    "server/core": ["base/", "engine/spec/"],
+    "worker/core": ["base/", "engine/spec/"],
+    "server/store": ["base/", "engine/spec/", "server/core/", "server/watch_hub.h"],
+    "server/rpc": ["base/", "engine/spec/", "server/core/", "server/control_loop.h",
+                   "server/watch_hub.h", "server/blob_store.h", "server/store/history.h",
+                   "server/store/store.h", "server/"],
+    "server": ["base/", "engine/spec/"],
+    "worker": ["base/", "engine/spec/"],
+    "client": ["base/"],
+}
+# Rooms whose own prefix includes other rooms' folders must not reach into these.
+NEVER = {
+    "engine": [r"grpc", r"google/protobuf", r"sqlite3", r"cuda"],
+    "kernels": [r"absl/", r"\bbase/", r"\bengine/"],
+    "engine/spec": [r"kernels/", r"<fstream>", r"<thread>", r"base/file\.h", r"base/clock\.h"],
+    "server/core": [r"grpc", r"google/protobuf", r"\.pb\.h", r"<thread>", r"<mutex>", r"<chrono>",
+                    r"<fstream>", r"base/(file|clock|log|random|mailbox)\.h", r"prometheus"],
+    "worker/core": [r"grpc", r"google/protobuf", r"\.pb\.h", r"<thread>", r"<mutex>", r"<chrono>",
+                    r"<fstream>", r"base/(file|clock|log|random|mailbox)\.h", r"prometheus"],
+    "server/store": [r"grpc", r"\.pb\.h"],
+    "server": [r"\bkernels/", r'"engine/(?!spec/)'],
+    "worker": [r"\bkernels/", r'"engine/(?!spec/)', r'"server/'],
+    "client": [r'"server/', r'"worker/', r'"engine/', r'"kernels/'],
+}
+ROOMS = sorted(MAY_INCLUDE, key=len, reverse=True)
+PROTO = ("nibble/v1/", "nibble/worker/v1/", "google/rpc/")
+PROTO_ROOMS = {"server/rpc", "server", "worker", "client"}
+MARKERS = re.compile(r"\b(TODO|FIXME|XXX)\b|not (yet )?implemented|placeholder", re.I)
+BANNED = {
+    r"\busing namespace std\b": "using namespace std",
+    r"\b(sprintf|strcpy|strcat|gets)\s*\(": "unbounded C string call",
+    r"\brand\s*\(\)": "rand()",
+    r"\.detach\(\)": "detached thread",
+}
+
+
+def tracked():
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode == 0 and listing.stdout:
+        return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
+    return [path for path in ROOT.rglob("*") if path.is_file() and "build" not in path.parts[:1]]
+
+
+def room_of(relative):
+    for room in ROOMS:
+        if relative.startswith(room + "/"):
+            return room
+    return None
+
+
+def check_includes(relative, text, findings):
+    room = room_of(relative)
+    if room is None:
+        return
+    is_test = relative.endswith("_test.cc") or "/testing/" in relative
+    for number, line in enumerate(text.split("\n"), 1):
+        match = re.match(r'\s*#\s*include\s+([<"])([^>"]+)[>"]', line)
+        if not match:
+            continue
+        target = match.group(2)
+        for pattern in NEVER.get(room, []):
+            if re.search(pattern, line) and not (is_test and "<" in line):
+                findings.append(f"{relative}:{number}: {room} must not include {target}")
+        if match.group(1) != '"':
+            continue
+        if target.startswith(PROTO):
+            if room not in PROTO_ROOMS and not is_test:
+                findings.append(f"{relative}:{number}: {room} must not include protobuf types")
+            continue
+        allowed = [room + "/"] + MAY_INCLUDE[room]
+        if room == "engine" and is_test:
+            allowed.append("kernels/")
+        if "/" in target and not any(target.startswith(prefix) for prefix in allowed):
+            findings.append(f"{relative}:{number}: {room} may not include {target}")
+
+
+def check_text(relative, text, findings):
+    lines = text.split("\n")
+    if len(lines) > 601:
+        findings.append(f"{relative}: {len(lines)} lines; what is its second reason to exist?")
+    for number, line in enumerate(lines, 1):
+        if len(line) > 110:
+            findings.append(f"{relative}:{number}: {len(line)} columns")
+        if MARKERS.search(line) and not relative.startswith("tests/tidy"):
+            findings.append(f"{relative}:{number}: leftover marker: {line.strip()[:60]}")
+        for pattern, name in BANNED.items():
+            if re.search(pattern, line):
+                findings.append(f"{relative}:{number}: banned: {name}")
+
+
+def check_tests_are_built(files, findings):
+    cmake = "\n".join(path.read_text() for path in files
+                      if path.name == "CMakeLists.txt" or path.suffix == ".cmake")
+    for path in files:
+        if path.name.endswith("_test.cc") and path.name not in cmake:
+            findings.append(f"{path.relative_to(ROOT)}: no CMake file builds this test")
+
+
+def main():
+    findings = []
+    files = tracked()
+    for path in files:
+        relative = str(path.relative_to(ROOT))
+        if path.suffix in (".cc", ".h"):
+            text = path.read_text(encoding="utf-8")
+            check_includes(relative, text, findings)
+            check_text(relative, text, findings)
+    check_tests_are_built(files, findings)
+    for finding in findings:
+        print(finding)
+    print(f"tidy: {len(files)} files, {len(findings)} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
