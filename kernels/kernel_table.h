@@ -59,7 +59,8 @@ struct WeightView {
   const void* data = nullptr;             // codes; or the bf16 / f32 values themselves
   int64_t block = 64;                     // consecutive flat elements per absmax; the last may be short
   const float* absmax = nullptr;          // [blocks]; null when double-quantized
-  const uint8_t* absmax_codes = nullptr;  // [blocks]: absmax = f32(nested_map[code] * nested_absmax[b / 256]) + offset
+  // [blocks]: absmax = f32(nested_map[code] * nested_absmax[b / 256]) + offset, two fp32 roundings.
+  const uint8_t* absmax_codes = nullptr;
   const float* nested_absmax = nullptr;   // [ceil(blocks / 256)]
   const float* nested_map = nullptr;      // [256]
   float offset = 0;

@@ -83,7 +83,7 @@ def check_includes(relative, text, findings):
         for pattern in NEVER.get(room, []):
             if re.search(pattern, line) and not (is_test and "<" in line):
                 findings.append(f"{relative}:{number}: {room} must not include {target}")
-        if match.group(1) != '"':
+        if match.group(1) != '"' or target.startswith("absl/"):
             continue
         if target.startswith(PROTO):
             if room not in PROTO_ROOMS and not is_test:
