@@ -37,7 +37,9 @@ TEST(Error, EveryReasonHasANameAndACode) {
 TEST(Id, AcceptsAndRefuses) {
   EXPECT_TRUE(IsValidId("a"));
   EXPECT_TRUE(IsValidId("job-1x"));
-  for (const char* bad : {"", "-a", "a-", "A", "a/b", "..", "a..b", "a_b"}) EXPECT_FALSE(IsValidId(bad)) << bad;
+  for (const char* bad : {"", "-a", "a-", "A", "a/b", "..", "a..b", "a_b"}) {
+    EXPECT_FALSE(IsValidId(bad)) << bad;
+  }
   EXPECT_TRUE(IsValidId(NewId("job")));
   EXPECT_EQ(NewUuid().size(), 36u);
   EXPECT_EQ(ParseName("jobs/abc", "jobs", "name").value(), "abc");
