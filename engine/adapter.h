@@ -1,0 +1,103 @@
+// The adapter in the form PEFT reads and writes.
+//
+// Directory: adapter_config.json, adapter_model.safetensors (fp32, names without the adapter's own),
+// README.md, trainer_state.json, metrics.jsonl, nibble_job.yaml, checksums.txt. The first two are equal
+// byte for byte for equal weights and configuration; times stand only in the others.
+//
+// Pure apart from the files; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/spec/model_config.h"
+#include "engine/spec/train_spec.h"
+
+namespace nibble::engine {
+
+struct AdapterConfig {
+  int32_t r = 16;
+  double alpha = 32;
+  double dropout = 0;
+  bool use_rslora = false;
+  std::vector<spec::Module> target_modules;   // in Module order
+  std::string base_model_name;                // hub id or directory name; never a cache path
+
+  double Scale() const;                       // alpha / r, or alpha / sqrt(r)
+};
+
+// One module of one layer: A [r, in], B [out, r], row-major fp32.
+struct AdapterPair {
+  int64_t layer = 0;
+  spec::Module module = spec::Module::kQ;
+  std::vector<float> a;
+  std::vector<float> b;
+};
+
+struct Adapter {
+  AdapterConfig config;
+  std::vector<AdapterPair> pairs;             // by layer, then module
+};
+
+// As above, but the weights stay where they are (in the persistent region).
+struct AdapterPairView {
+  int64_t layer = 0;
+  spec::Module module = spec::Module::kQ;
+  const float* a = nullptr;
+  const float* b = nullptr;
+};
+
+// Inputs and outputs of a linear of this model.
+struct ModuleShape {
+  int64_t in = 0;
+  int64_t out = 0;
+};
+ModuleShape ShapeOf(const spec::ModelConfig& model, spec::Module module);
+// "model.layers.3.self_attn.q_proj"
+std::string ModulePath(int64_t layer, spec::Module module);
+
+// One optimizer step or evaluation of the run, for metrics.jsonl and trainer_state.json.
+struct MetricRow {
+  int64_t step = 0;
+  double epoch = 0;
+  bool is_eval = false;
+  double loss = 0;
+  double grad_norm = 0;
+  double learning_rate = 0;
+  int64_t tokens = 0;
+  int64_t target_tokens = 0;
+  int64_t step_time_us = 0;
+};
+
+struct AdapterExport {
+  AdapterConfig config;
+  std::vector<AdapterPairView> pairs;
+  spec::ModelConfig model;
+  spec::TrainSpec spec;                       // resolved; becomes nibble_job.yaml
+  std::string job_name;                       // title of the model card
+  std::string base_digest;
+  std::string numerics_id;
+  int64_t step = 0;
+  int64_t total_steps = 0;
+  std::vector<MetricRow> metrics;
+};
+
+struct ExportedFile {
+  std::string name;
+  int64_t size_bytes = 0;
+  std::string sha256;
+};
+
+// Writes all files into `directory` (made when missing), each atomically, checksums.txt last.
+absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& directory,
+                                                        const AdapterExport& adapter);
+
+// Reads an adapter made by Nibble or PEFT. LoRA on the seven linears only; anything else in it (DoRA,
+// modules_to_save, biases, rank patterns, other tensors, layers the model lacks) is refused by name.
+absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model);
+
+}  // namespace nibble::engine

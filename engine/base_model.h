@@ -1,0 +1,65 @@
+// The frozen base: quantized linears, and everything else as 16-bit floats.
+//
+// Open reads a Hugging Face directory (config.json, safetensors shards), quantizes the linears with
+// kernels/nf4, and writes one cache file laid out by engine/spec/base_layout.h; then, and at once on
+// every later Open, it maps that file read-only. The file's name is the digest of what went into it:
+// config, weights, quantization, layout version. While quantizing, one tensor is in memory at a time.
+//
+// Immutable after Open; views point into the mapping and live as long as the object.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "engine/spec/model_config.h"
+#include "engine/spec/train_spec.h"
+#include "kernels/kernel_table.h"
+
+namespace nibble::engine {
+
+struct BaseModelOptions {
+  std::string model_dir;
+  std::string cache_dir;
+  spec::QuantKind quant = spec::QuantKind::kNF4;
+  bool double_quant = true;
+  // Keeps what is not quantized (with kBF16 the linears too) in fp32 when the files have fp32; for tests
+  // that compare logits. Not what memory plans count.
+  bool exact = false;
+  int threads = 1;
+  // (tensors done, tensors in all) while quantizing; may be empty.
+  std::function<void(int64_t, int64_t)> progress;
+};
+
+class BaseModel {
+ public:
+  static absl::StatusOr<std::unique_ptr<BaseModel>> Open(const BaseModelOptions& options);
+  ~BaseModel();
+
+  const spec::ModelConfig& config() const;
+  // Inputs and outputs of every module are config's; see ModuleShape.
+  const kernels::WeightView& Linear(int64_t layer, spec::Module module) const;
+  // data null when this model has none.
+  kernels::ParamView Bias(int64_t layer, spec::Module module) const;
+  kernels::ParamView InputNorm(int64_t layer) const;
+  kernels::ParamView PostNorm(int64_t layer) const;
+  kernels::ParamView QNorm(int64_t layer) const;
+  kernels::ParamView KNorm(int64_t layer) const;
+  kernels::ParamView FinalNorm() const;
+  kernels::ParamView Embedding() const;         // [vocab, hidden]
+  kernels::ParamView Head() const;              // [vocab, hidden]; the embedding when tied
+  const std::string& digest() const;            // 64 hex digits
+  int64_t bytes() const;                        // of the mapped file
+  bool cached() const;                          // true when Open found the file
+  bool tied() const { return Head().data == Embedding().data; }
+
+ private:
+  struct Impl;
+  explicit BaseModel(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nibble::engine
