@@ -154,7 +154,9 @@ def save_model(model, folder):
     folder.mkdir(parents=True, exist_ok=True)
     c = model.config
     tensors = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes it readable by its owner alone
     (folder / "config.json").write_text(json.dumps(c, indent=2) + "\n")
     generation = {k: c[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
