@@ -1,0 +1,433 @@
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "server/blob_store.h"
+#include "server/blob_store_checks.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr int64_t kSyncEveryBytes = int64_t{8} << 20;
+constexpr size_t kReadBytes = size_t{1} << 20;
+
+// A file beyond the process's or the file system's size limit is as full as a full disk.
+absl::Status WriteError(int error, std::string_view what) {
+  return ErrnoStatus(error == EFBIG ? ENOSPC : error, what);
+}
+
+int64_t MtimeUs(const struct stat& info) {
+  return int64_t{info.st_mtim.tv_sec} * 1'000'000 + info.st_mtim.tv_nsec / 1000;
+}
+
+// One unfinished file. `mutex` guards all of it and is held during its I/O.
+struct OpenUpload {
+  std::mutex mutex;
+  std::string path;
+  int fd = -1;
+  bool gone = false;           // published or discarded while somebody waited for the mutex
+  int64_t size_bytes = 0;
+  int64_t written_bytes = 0;
+  std::atomic<int64_t> durable_bytes = 0;  // atomic: CheckRoom reads it without the mutex
+  std::optional<Sha256> hash;  // of the first written_bytes; none until they were read after a restart
+
+  ~OpenUpload() {
+    if (fd >= 0) close(fd);
+  }
+};
+
+absl::Status PwriteAll(int fd, std::string_view data, int64_t offset, int64_t& written) {
+  while (!data.empty()) {
+    const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
+    if (wrote < 0) {
+      if (errno == EINTR) continue;
+      return WriteError(errno, "write the upload");
+    }
+    data.remove_prefix(static_cast<size_t>(wrote));
+    offset += wrote;
+    written += wrote;
+  }
+  return absl::OkStatus();
+}
+
+class DirectoryBlobStore : public BlobStore {
+ public:
+  DirectoryBlobStore(std::string root, const BlobStoreOptions& options, const Clock& clock)
+      : root_(std::move(root)), options_(options), clock_(clock) {}
+
+  absl::Status Start();
+  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes) override;
+  absl::StatusOr<UploadState> Append(std::string_view upload_id, int64_t offset,
+                                     std::string_view data) override;
+  absl::StatusOr<UploadState> Finish(std::string_view upload_id) override;
+  absl::StatusOr<UploadState> Get(std::string_view upload_id) override;
+  absl::StatusOr<int64_t> SizeBytes(std::string_view sha256) override;
+  absl::StatusOr<std::string> Read(std::string_view sha256, int64_t offset,
+                                   int64_t max_bytes) override;
+  std::string PathOf(std::string_view sha256) const override;
+  absl::Status Pin(std::string_view sha256) override;
+  absl::StatusOr<CollectResult> Collect(const std::set<std::string>& referenced) override;
+  int64_t TotalBytes() override;
+  int64_t OpenUploads() override;
+
+ private:
+  using UploadPtr = std::shared_ptr<OpenUpload>;
+
+  std::string UploadPath(std::string_view id) const { return JoinPath(JoinPath(root_, "uploads"), id); }
+  absl::Status SweepUploads(CollectResult& result);
+  absl::Status CountBlobs();
+  absl::StatusOr<UploadPtr> FindUpload(std::string_view upload_id);
+  absl::Status CheckRoom(int64_t size_bytes);
+  absl::Status OpenFile(OpenUpload& upload);
+  absl::Status Sync(OpenUpload& upload);
+  absl::StatusOr<UploadState> Publish(OpenUpload& upload, UploadState state);
+  void Forget(const std::string& upload_id);
+
+  const std::string root_;
+  const BlobStoreOptions options_;
+  const Clock& clock_;
+  std::mutex mutex_;  // guards the three below and pins against the collector
+  std::map<std::string, UploadPtr> uploads_;
+  int64_t total_bytes_ = 0;
+};
+
+absl::Status DirectoryBlobStore::Start() {
+  RETURN_IF_ERROR(MakeDirs(JoinPath(root_, "uploads")));
+  RETURN_IF_ERROR(MakeDirs(JoinPath(root_, "cas")));
+  CollectResult swept;
+  RETURN_IF_ERROR(SweepUploads(swept));
+  if (swept.uploads_removed > 0) LogInfo("blob.uploads_swept", {{"count", swept.uploads_removed}});
+  ASSIGN_OR_RETURN(const auto names, ListDir(JoinPath(root_, "uploads")));
+  for (const std::string& name : names) {
+    auto parsed = ParseUploadId(name);
+    if (!parsed.ok()) continue;
+    auto upload = std::make_shared<OpenUpload>();
+    upload->path = UploadPath(name);
+    upload->size_bytes = parsed->size_bytes;
+    ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(upload->path));
+    upload->written_bytes = std::min(size, parsed->size_bytes);
+    upload->durable_bytes = upload->written_bytes;
+    uploads_[name] = std::move(upload);
+  }
+  return CountBlobs();
+}
+
+absl::Status DirectoryBlobStore::CountBlobs() {
+  const std::string cas = JoinPath(root_, "cas");
+  ASSIGN_OR_RETURN(const auto prefixes, ListDir(cas));
+  for (const std::string& prefix : prefixes) {
+    const std::string directory = JoinPath(cas, prefix);
+    ASSIGN_OR_RETURN(const auto names, ListDir(directory));
+    for (const std::string& name : names) {
+      auto size = FileSizeBytes(JoinPath(directory, name));
+      if (size.ok() && IsSha256Hex(name)) total_bytes_ += *size;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DirectoryBlobStore::SweepUploads(CollectResult& result) {
+  ASSIGN_OR_RETURN(const auto names, ListDir(JoinPath(root_, "uploads")));
+  for (const std::string& name : names) {
+    const std::string path = UploadPath(name);
+    struct stat info;
+    if (stat(path.c_str(), &info) != 0) continue;
+    const bool stale = MtimeUs(info) + options_.upload_ttl_us < clock_.NowUnixUs();
+    if (!stale && ParseUploadId(name).ok()) continue;
+    if (auto it = uploads_.find(name); it != uploads_.end()) {
+      std::unique_lock lock(it->second->mutex, std::try_to_lock);
+      if (!lock.owns_lock()) continue;  // somebody is writing to it
+      it->second->gone = true;
+      lock.unlock();
+      uploads_.erase(it);
+    }
+    RETURN_IF_ERROR(RemoveFile(path));
+    ++result.uploads_removed;
+    result.bytes_removed += info.st_size;
+  }
+  return absl::OkStatus();
+}
+
+std::string DirectoryBlobStore::PathOf(std::string_view sha256) const {
+  if (!IsSha256Hex(sha256)) return "";
+  return JoinPath(JoinPath(JoinPath(root_, "cas"), sha256.substr(0, 2)), sha256);
+}
+
+absl::Status DirectoryBlobStore::CheckRoom(int64_t size_bytes) {
+  RETURN_IF_ERROR(CheckUploadCount(static_cast<int64_t>(uploads_.size()), options_));
+  int64_t promised = size_bytes;
+  for (const auto& [id, upload] : uploads_) {
+    // Without the upload's mutex: an estimate is enough, and its I/O must not hold us up.
+    promised += upload->size_bytes - upload->durable_bytes.load();
+  }
+  ASSIGN_OR_RETURN(const int64_t free, FreeDiskBytes(root_));
+  return CheckFreeSpace(free, promised, options_);
+}
+
+absl::StatusOr<UploadState> DirectoryBlobStore::Begin(std::string_view sha256, int64_t size_bytes) {
+  RETURN_IF_ERROR(CheckUploadRequest(sha256, size_bytes, options_));
+  UploadState state{UploadId(sha256, size_bytes), std::string(sha256), size_bytes, 0, false};
+  if (Pin(sha256).ok()) {
+    ASSIGN_OR_RETURN(const int64_t present, SizeBytes(sha256));
+    RETURN_IF_ERROR(CheckPresentSize(present, size_bytes));
+    state.committed_bytes = size_bytes;
+    state.complete = true;
+    return state;
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (!uploads_.contains(state.upload_id)) {
+      RETURN_IF_ERROR(CheckRoom(size_bytes));
+      auto upload = std::make_shared<OpenUpload>();
+      upload->path = UploadPath(state.upload_id);
+      upload->size_bytes = size_bytes;
+      upload->hash.emplace();
+      upload->fd = open(upload->path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+      if (upload->fd < 0) return WriteError(errno, "create the upload");
+      uploads_[state.upload_id] = std::move(upload);
+    }
+  }
+  return size_bytes == 0 ? Finish(state.upload_id) : Get(state.upload_id);
+}
+
+absl::StatusOr<DirectoryBlobStore::UploadPtr> DirectoryBlobStore::FindUpload(
+    std::string_view upload_id) {
+  std::lock_guard lock(mutex_);
+  const auto it = uploads_.find(std::string(upload_id));
+  if (it == uploads_.end()) return UploadNotFound();
+  return it->second;
+}
+
+// Opens the file again after a restart and hashes what it holds.
+absl::Status DirectoryBlobStore::OpenFile(OpenUpload& upload) {
+  if (upload.gone) return UploadNotFound();
+  if (upload.fd < 0) {
+    upload.fd = open(upload.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (upload.fd < 0) return ErrnoStatus(errno, "open the upload");
+  }
+  if (upload.hash) return absl::OkStatus();
+  Sha256 hash;
+  std::string chunk(kReadBytes, '\0');
+  for (int64_t at = 0; at < upload.written_bytes;) {
+    const size_t want = std::min<size_t>(chunk.size(), static_cast<size_t>(upload.written_bytes - at));
+    const ssize_t got = pread(upload.fd, chunk.data(), want, at);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return ErrnoStatus(got < 0 ? errno : EIO, "read the upload back");
+    hash.Update(chunk.data(), static_cast<size_t>(got));
+    at += got;
+  }
+  upload.hash = std::move(hash);
+  return absl::OkStatus();
+}
+
+absl::Status DirectoryBlobStore::Sync(OpenUpload& upload) {
+  if (upload.durable_bytes == upload.written_bytes) return absl::OkStatus();
+  if (fdatasync(upload.fd) != 0) {
+    // The kernel may have dropped the dirty pages: nothing beyond the last good sync counts any more,
+    // and the descriptor is not to be trusted.
+    const absl::Status status = WriteError(errno, "sync the upload");
+    close(upload.fd);
+    upload.fd = -1;
+    upload.written_bytes = upload.durable_bytes.load();
+    upload.hash.reset();
+    return status;
+  }
+  upload.durable_bytes = upload.written_bytes;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UploadState> DirectoryBlobStore::Append(std::string_view upload_id, int64_t offset,
+                                                       std::string_view data) {
+  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
+  auto found = FindUpload(upload_id);
+  if (!found.ok()) {
+    // Somebody else finished the same bytes.
+    if (!SizeBytes(state.sha256).ok()) return found.status();
+    state.committed_bytes = state.size_bytes;
+    state.complete = true;
+    return state;
+  }
+  OpenUpload& upload = **found;
+  std::lock_guard lock(upload.mutex);
+  RETURN_IF_ERROR(OpenFile(upload));
+  RETURN_IF_ERROR(CheckChunk(offset, static_cast<int64_t>(data.size()), upload.written_bytes,
+                             upload.size_bytes));
+  int64_t wrote = 0;
+  const absl::Status status = PwriteAll(upload.fd, data, offset, wrote);
+  upload.hash->Update(data.substr(0, static_cast<size_t>(wrote)));
+  upload.written_bytes += wrote;
+  RETURN_IF_ERROR(status);
+  if (upload.written_bytes - upload.durable_bytes >= kSyncEveryBytes) RETURN_IF_ERROR(Sync(upload));
+  state.committed_bytes = upload.durable_bytes;
+  return state;
+}
+
+absl::StatusOr<UploadState> DirectoryBlobStore::Get(std::string_view upload_id) {
+  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
+  auto found = FindUpload(upload_id);
+  if (!found.ok()) {
+    auto present = SizeBytes(state.sha256);
+    if (!present.ok() || *present != state.size_bytes) return found.status();
+    state.committed_bytes = state.size_bytes;
+    state.complete = true;
+    return state;
+  }
+  OpenUpload& upload = **found;
+  std::lock_guard lock(upload.mutex);
+  if (upload.gone) return UploadNotFound();
+  if (upload.fd >= 0) RETURN_IF_ERROR(Sync(upload));
+  state.committed_bytes = upload.durable_bytes;
+  return state;
+}
+
+absl::StatusOr<UploadState> DirectoryBlobStore::Finish(std::string_view upload_id) {
+  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
+  auto found = FindUpload(upload_id);
+  if (!found.ok()) return Get(upload_id);
+  OpenUpload& upload = **found;
+  std::lock_guard lock(upload.mutex);
+  RETURN_IF_ERROR(OpenFile(upload));
+  RETURN_IF_ERROR(Sync(upload));
+  state.committed_bytes = upload.durable_bytes;
+  if (upload.written_bytes < upload.size_bytes) return state;
+  return Publish(upload, std::move(state));
+}
+
+absl::StatusOr<UploadState> DirectoryBlobStore::Publish(OpenUpload& upload, UploadState state) {
+  const std::string digest = upload.hash->FinishHex();
+  upload.hash.reset();
+  if (digest != state.sha256) {
+    (void)RemoveFile(upload.path);
+    upload.gone = true;
+    Forget(state.upload_id);
+    return DigestMismatch(state.sha256, digest);
+  }
+  const std::string path = PathOf(state.sha256);
+  const std::string directory = DirName(path);
+  if (!IsDirectory(directory)) {
+    RETURN_IF_ERROR(MakeDirs(directory));
+    RETURN_IF_ERROR(SyncDir(DirName(directory)));
+  }
+  const struct timespec now[2] = {{0, UTIME_OMIT},
+                                  {clock_.NowUnixUs() / 1'000'000, clock_.NowUnixUs() % 1'000'000 * 1000}};
+  if (fchmod(upload.fd, 0440) != 0 || futimens(upload.fd, now) != 0 || fsync(upload.fd) != 0) {
+    return WriteError(errno, "sync the blob");
+  }
+  {
+    std::lock_guard lock(mutex_);
+    const bool already = FileExists(path);
+    RETURN_IF_ERROR(Rename(upload.path, path));
+    if (!already) total_bytes_ += upload.size_bytes;
+    uploads_.erase(state.upload_id);
+  }
+  upload.gone = true;
+  state.complete = true;
+  return state;
+}
+
+void DirectoryBlobStore::Forget(const std::string& upload_id) {
+  std::lock_guard lock(mutex_);
+  uploads_.erase(upload_id);
+}
+
+absl::StatusOr<int64_t> DirectoryBlobStore::SizeBytes(std::string_view sha256) {
+  struct stat info;
+  const std::string path = PathOf(sha256);
+  if (path.empty() || lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) {
+    return BlobNotFound(sha256);
+  }
+  return int64_t{info.st_size};
+}
+
+absl::StatusOr<std::string> DirectoryBlobStore::Read(std::string_view sha256, int64_t offset,
+                                                     int64_t max_bytes) {
+  ASSIGN_OR_RETURN(const int64_t size, SizeBytes(sha256));
+  RETURN_IF_ERROR(CheckReadOffset(offset, size));
+  const int fd = open(PathOf(sha256).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return BlobNotFound(sha256);
+  std::string data(static_cast<size_t>(std::min(max_bytes, size - offset)), '\0');
+  size_t have = 0;
+  while (have < data.size()) {
+    const ssize_t got =
+        pread(fd, data.data() + have, data.size() - have, offset + static_cast<int64_t>(have));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      const int error = got < 0 ? errno : EIO;
+      close(fd);
+      return ErrnoStatus(error, "read a blob");
+    }
+    have += static_cast<size_t>(got);
+  }
+  close(fd);
+  return data;
+}
+
+absl::Status DirectoryBlobStore::Pin(std::string_view sha256) {
+  const std::string path = PathOf(sha256);
+  if (path.empty()) return BlobNotFound(sha256);
+  std::lock_guard lock(mutex_);
+  const int64_t now = clock_.NowUnixUs();
+  const struct timespec times[2] = {{0, UTIME_OMIT}, {now / 1'000'000, now % 1'000'000 * 1000}};
+  if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) return BlobNotFound(sha256);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CollectResult> DirectoryBlobStore::Collect(const std::set<std::string>& referenced) {
+  CollectResult result;
+  const std::string cas = JoinPath(root_, "cas");
+  ASSIGN_OR_RETURN(const auto prefixes, ListDir(cas));
+  for (const std::string& prefix : prefixes) {
+    ASSIGN_OR_RETURN(const auto names, ListDir(JoinPath(cas, prefix)));
+    for (const std::string& name : names) {
+      if (!IsSha256Hex(name) || referenced.contains(name)) continue;
+      std::lock_guard lock(mutex_);
+      struct stat info;
+      const std::string path = PathOf(name);
+      if (stat(path.c_str(), &info) != 0) continue;
+      if (MtimeUs(info) + options_.pin_us >= clock_.NowUnixUs()) continue;
+      RETURN_IF_ERROR(RemoveFile(path));
+      ++result.blobs_removed;
+      result.bytes_removed += info.st_size;
+      total_bytes_ -= info.st_size;
+    }
+  }
+  std::lock_guard lock(mutex_);
+  RETURN_IF_ERROR(SweepUploads(result));
+  return result;
+}
+
+int64_t DirectoryBlobStore::TotalBytes() {
+  std::lock_guard lock(mutex_);
+  return total_bytes_;
+}
+
+int64_t DirectoryBlobStore::OpenUploads() {
+  std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(uploads_.size());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BlobStore>> OpenDirectoryBlobStore(const std::string& root,
+                                                                  const BlobStoreOptions& options,
+                                                                  const Clock& clock) {
+  auto store = std::make_unique<DirectoryBlobStore>(root, options, clock);
+  RETURN_IF_ERROR(store->Start());
+  return std::unique_ptr<BlobStore>(std::move(store));
+}
+
+}  // namespace nibble::server
