@@ -1,0 +1,224 @@
+"""Makes tests/oracle/fixtures: what bitsandbytes, transformers and PEFT say, for tests that run without
+them. Seeded; the same pinned versions (requirements.txt) give the same files.
+
+    python make_fixtures.py [--out DIR] [nf4] [models] [steps]
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import pathlib
+
+import bitsandbytes.functional as bnb
+import numpy
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import peer
+from quantize import quantize
+
+HERE = pathlib.Path(__file__).resolve().parent
+PACKAGES = ("bitsandbytes", "peft", "tokenizers", "torch", "transformers")
+
+
+def versions():
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+# ---- NF4 ------------------------------------------------------------------------------------------
+
+def nf4_inputs():
+    """name -> tensor. Shapes that are no multiple of the block, magnitudes from 1e-30 to 1e30, ties."""
+    torch.manual_seed(20)
+    normal = torch.randn
+    inputs = {
+        "normal_bf16_48x128": (normal(48, 128) * 0.02).bfloat16(),
+        "normal_f32_33x64": normal(33, 64),
+        "straddling_rows_bf16_25x72": (normal(25, 72) * 0.3).bfloat16(),   # 72: a block crosses rows
+        "short_last_block_f32_13x37": normal(13, 37) * 3,                  # 481 = 7 * 64 + 33, odd
+        "nested_blocks_bf16_280x64": (normal(280, 64) * torch.rand(280, 1) * 0.1).bfloat16(),
+        "heavy_tails_f32_40x64": normal(40, 64) / (torch.rand(40, 64) + 1e-3),
+        "one_element": torch.tensor([[-0.37]]),
+        "one_block_less_one": normal(1, 63),
+        "one_block_more_one": normal(5, 13) * 0.01,                        # 65
+        "constant_rows": torch.linspace(-2, 2, 12).reshape(12, 1).repeat(1, 64),
+        "tiny": normal(4, 64) * 1e-30,
+        "huge": normal(4, 64) * 1e30,
+        "mixed_magnitudes": normal(24, 64) * torch.logspace(-12, 12, 24).reshape(24, 1),
+    }
+    # Every decision threshold, its neighbours on both sides, and the code book itself, under absmax 1
+    # and under absmax values whose reciprocal is inexact.
+    code = bnb.get_4bit_type("nf4", device="cpu")
+    middle = (code[:-1] + code[1:]) / 2
+    inf = torch.tensor(float("inf"))
+    row = torch.cat([middle, torch.nextafter(middle, inf), torch.nextafter(middle, -inf), code,
+                     torch.tensor([0.0, -0.0, 1.0])])
+    assert row.numel() == 64
+    inputs["ties"] = torch.stack([row * s for s in (1.0, -1.0, 0.1, 3.0, 0.7, 1.1e-3, 12345.678, 1 / 3)])
+    zero = normal(6, 64)
+    zero[2] = 0
+    inputs["zero_block"] = zero
+    return inputs
+
+
+def make_nf4(out):
+    tensors, cases = {}, []
+    for name, weight in nf4_inputs().items():
+        tensors[f"{name}.input"] = weight
+        for key, value in quantize(weight).items():
+            tensors[f"{name}.{key}"] = value.contiguous()
+        fp4 = quantize(weight, "fp4")
+        tensors[f"{name}.fp4_codes"] = fp4["codes"]
+        tensors[f"{name}.fp4_dequant"] = fp4["dequant"]
+        cases.append(name)
+    tensors["nf4_code_book"] = bnb.get_4bit_type("nf4", device="cpu")
+    tensors["fp4_code_book"] = bnb.get_4bit_type("fp4", device="cpu")
+    tensors["dynamic_map"] = bnb.create_dynamic_map()
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "nf4.safetensors")
+    write_json(out / "nf4.json", {"cases": cases, "versions": versions()})
+
+
+# ---- tiny models ----------------------------------------------------------------------------------
+
+COMMON = dict(vocab_size=96, num_hidden_layers=2, rms_norm_eps=1e-5, hidden_act="silu",
+              bos_token_id=1, eos_token_id=2, initializer_range=0.02, max_position_embeddings=256)
+MODELS = {
+    "tiny-llama": dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=64, intermediate_size=96,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, rope_theta=10000.0,
+        attention_bias=False, mlp_bias=False, torch_dtype="bfloat16", **COMMON),
+    "tiny-qwen2": dict(
+        architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=48, intermediate_size=80,
+        num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True, rope_theta=1000000.0,
+        use_sliding_window=False, torch_dtype="float32", **COMMON),
+    "tiny-qwen3": dict(
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", hidden_size=32, intermediate_size=64,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True,
+        rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"}, attention_bias=False,
+        dtype="bfloat16", **COMMON),
+}
+# The weights of tiny-llama under other configs: key of the file -> changes.
+VARIANTS = {
+    "tiny-llama": {
+        "rope-llama3": dict(rope_scaling=dict(
+            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            original_max_position_embeddings=32)),
+        "rope-linear": dict(rope_scaling=dict(type="linear", factor=4.0)),
+        "sliding-window": dict(architectures=["MistralForCausalLM"], model_type="mistral",
+                               sliding_window=8),
+    },
+}
+DOCUMENTS = (29, 19)   # lengths
+
+
+def random_weights(config, seed):
+    """Large enough that attention and gates are far from flat; norms near, not at, one."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        shape = parameter.shape
+        if name.endswith("norm.weight"):
+            tensors[name] = 1 + 0.2 * torch.randn(shape)
+        elif name.endswith("bias"):
+            tensors[name] = 0.3 * torch.randn(shape)
+        elif "embed_tokens" in name:
+            tensors[name] = torch.randn(shape)
+        else:
+            gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+            tensors[name] = gain * torch.randn(shape) / math.sqrt(shape[1])
+    return tensors
+
+
+def config_of(values):
+    values = dict(values)
+    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def make_models(out):
+    generator = numpy.random.default_rng(7)
+    for seed, (name, values) in enumerate(MODELS.items()):
+        directory = out / name
+        directory.mkdir(exist_ok=True)
+        config_path = directory / "config.json"
+        write_json(config_path, values)
+        dtype = getattr(torch, values.get("torch_dtype") or values["dtype"])
+        tensors = {k: v.to(dtype).contiguous()
+                   for k, v in random_weights(config_of(values), seed + 100).items()}
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        documents = [generator.integers(3, values["vocab_size"], n).tolist() for n in DOCUMENTS]
+        expected = {f"ids.{i}": torch.tensor(ids, dtype=torch.int32) for i, ids in enumerate(documents)}
+        variants = {"default": {}} | VARIANTS.get(name, {})
+        for variant, changes in variants.items():
+            config = dict(values) | changes
+            if variant != "default":
+                write_json(directory / f"config.{variant}.json", config)
+            model = peer.load_base(directory, torch.float32, config_of(config))
+            for i, ids in enumerate(documents):
+                logits, nll = peer.logits_and_nll(model, ids)
+                expected[f"{variant}.logits.{i}"] = logits
+                expected[f"{variant}.nll.{i}"] = nll
+        if name == "tiny-llama":
+            model = peer.load_quantized(directory, torch.float32)
+            for i, ids in enumerate(documents):
+                expected[f"nf4.logits.{i}"] = peer.logits_and_nll(model, ids)[0]
+        save_file(expected, directory / "expected.safetensors")
+
+
+# ---- ten optimizer steps --------------------------------------------------------------------------
+
+def markov_documents(vocab, count, length, seed):
+    """Sequences with something to learn: each token has four likely successors."""
+    generator = numpy.random.default_rng(seed)
+    successors = generator.integers(3, vocab, (vocab, 4))
+    documents = []
+    for _ in range(count):
+        ids = [int(generator.integers(3, vocab))]
+        while len(ids) < length:
+            ids.append(int(successors[ids[-1], generator.integers(0, 4)]))
+        documents.append(ids)
+    return documents
+
+
+STEPS, DOCUMENTS_PER_STEP, LENGTH = 10, 16, 128   # 16 * 127 = 2,032 target tokens a step
+MAX_GRAD_NORM = 0.2                               # below most norms seen: clipping takes part
+
+
+def make_steps(out):
+    directory = out / "tiny-llama"
+    adapter = out / "ten-steps"
+    adapter.mkdir(exist_ok=True)
+    peer.new_adapter(adapter, peer.load_base(directory), "tiny-llama", r=4, alpha=8, seed=5)
+    documents = markov_documents(96, STEPS * DOCUMENTS_PER_STEP, LENGTH, seed=11)
+    steps = [documents[i * DOCUMENTS_PER_STEP:(i + 1) * DOCUMENTS_PER_STEP] for i in range(STEPS)]
+    save_file({"ids": torch.tensor(documents, dtype=torch.uint8).reshape(
+        STEPS, DOCUMENTS_PER_STEP, LENGTH)}, adapter / "ids.safetensors")
+    fp32 = peer.ten_steps(directory, adapter, steps, torch.float32, max_grad_norm=MAX_GRAD_NORM,
+                          final=adapter / "final.safetensors")
+    bf16 = peer.ten_steps(directory, adapter, steps, torch.bfloat16, max_grad_norm=MAX_GRAD_NORM)
+    write_json(adapter / "expected.json", {
+        "learning_rate": 2e-4, "max_grad_norm": MAX_GRAD_NORM, "schedule": "constant", "fp32": fp32,
+        "bf16": bf16, "versions": versions()})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "fixtures")
+    parser.add_argument("what", nargs="*", default=["nf4", "models", "steps"])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for what in options.what:
+        {"nf4": make_nf4, "models": make_models, "steps": make_steps}[what](options.out)
+    for path in sorted(options.out.rglob("*")):
+        if path.is_file():
+            print(f"{path.stat().st_size:8d}  {path.relative_to(options.out)}")
+
+
+if __name__ == "__main__":
+    main()
