@@ -1,0 +1,30 @@
+// (State, Command) -> what happens. Pure but for the planner's memory.
+//
+// Decide checks and answers; it changes nothing. An error means nothing happened. The caller applies the
+// events in order before it decides the next command. Fences, states and transitions: docs/lifecycle.md.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/core/messages.h"
+#include "server/core/options.h"
+#include "server/core/plan.h"
+#include "server/core/state.h"
+
+namespace nibble::core {
+
+struct Core {
+  CoreOptions options;
+  Planner planner;
+};
+
+struct Decision {
+  std::vector<Event> events;            // empty: it is already so
+  std::string id;                       // of the resource meant; a repeated create names the first job
+};
+
+absl::StatusOr<Decision> Decide(const State& state, const Command& command, Core& core);
+
+}  // namespace nibble::core

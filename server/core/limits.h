@@ -1,0 +1,34 @@
+// Every bound of the server's state in one place, each with its reason. All are checked in Decide.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble::core {
+
+// Jobs that are not terminal. A job costs some KB of memory and one row; the schedule pass is linear.
+inline constexpr size_t kMaxLiveJobs = 10'000;
+// Terminal jobs stay until they are deleted or retention takes them; ListJobs pages over all.
+inline constexpr size_t kMaxJobs = 100'000;
+inline constexpr size_t kMaxWorkers = 1'000;
+inline constexpr size_t kMaxDevicesPerWorker = 64;
+inline constexpr size_t kMaxDatasets = 100'000;
+inline constexpr size_t kMaxModels = 10'000;
+// Labels are indexed by nobody, but travel with every Job.
+inline constexpr size_t kMaxLabels = 64;
+inline constexpr size_t kMaxLabelBytes = 256;
+inline constexpr size_t kMaxDisplayNameBytes = 256;
+inline constexpr size_t kMaxRequestIdBytes = 128;
+// Wide enough to order anything, small enough that aging can never overflow.
+inline constexpr int32_t kMaxPriority = 1'000;
+inline constexpr size_t kMaxFilesPerManifest = 1'000;
+// A report of CHECK or of a plan is shown whole.
+inline constexpr size_t kMaxReportBytes = 64 * 1024;
+// Superseded incarnations a worker row remembers, so that a late Register of a dead process is refused.
+inline constexpr size_t kMaxPastIncarnations = 32;
+// Commands in one turn of the control loop: bounds the reply delay and the size of a transaction.
+inline constexpr size_t kMaxBatchCommands = 256;
+// Commands waiting for the loop; beyond it callers hear QUEUE_FULL.
+inline constexpr size_t kMailboxCapacity = 8'192;
+
+}  // namespace nibble::core

@@ -1,0 +1,66 @@
+// Plans: compiled once per (model, spec, device profile) and remembered; and what would make a job fit.
+//
+// Used from one thread at a time (the loop's, or one that has its own Planner).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/core/types.h"
+
+namespace nibble::core {
+
+using PlanFn = std::function<absl::StatusOr<spec::MemoryPlan>(
+    const spec::ModelConfig&, const spec::TrainSpec&, const spec::DeviceProfile&)>;
+using ResolveFn =
+    std::function<absl::StatusOr<spec::TrainSpec>(spec::TrainSpec, const spec::ModelConfig&)>;
+
+// The pure functions of engine/spec the core calls; the simulator gives cheap ones.
+struct SpecFunctions {
+  PlanFn plan;
+  ResolveFn resolve;
+};
+// spec::CompilePlan and spec::ResolveTrainSpec.
+SpecFunctions RealSpecFunctions();
+
+// One change to the spec and what the job would need then.
+struct Suggestion {
+  std::string field;                    // path in JobSpec, e.g. "training.micro_batch_size"
+  std::string value;
+  int64_t total_bytes = 0;
+  std::string description;
+  spec::TrainSpec spec;                 // with the change made
+};
+
+class Planner {
+ public:
+  explicit Planner(SpecFunctions functions) : functions_(std::move(functions)) {}
+
+  absl::StatusOr<PlanBytes> Plan(const Model& model, const spec::TrainSpec& spec,
+                                 const spec::DeviceProfile& profile);
+  absl::StatusOr<spec::TrainSpec> Resolve(spec::TrainSpec spec, const spec::ModelConfig& model) const {
+    return functions_.resolve(std::move(spec), model);
+  }
+  // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the result
+  // first: micro_batch_size (accumulating more, the same batch), gradient_checkpointing, sequence_len,
+  // lora_r. Each candidate is planned again. Empty when the job fits already or nothing helps.
+  std::vector<Suggestion> Suggest(const Model& model, const spec::TrainSpec& spec,
+                                  const spec::DeviceProfile& profile, int64_t capacity_bytes);
+
+ private:
+  absl::StatusOr<PlanBytes> Compile(const Model& model, const spec::TrainSpec& spec,
+                                    const spec::DeviceProfile& profile);
+
+  SpecFunctions functions_;
+  std::map<std::string, absl::StatusOr<PlanBytes>> plans_;
+};
+
+// All fields of the spec a plan could depend on, as text; keys of plans.
+std::string SpecKey(const spec::TrainSpec& spec);
+
+}  // namespace nibble::core

@@ -1,0 +1,83 @@
+// All the server knows, and the indexes derived from it.
+//
+// Ordered containers only; copied by value in tests. Changed by Apply alone, read by everyone on the
+// loop's thread. `touched` names the rows that changed since it was last taken: what Commit writes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/core/options.h"
+#include "server/core/types.h"
+
+namespace nibble::core {
+
+using AttemptKey = std::pair<std::string, int64_t>;          // job, epoch
+using RequestKey = std::pair<std::string, std::string>;      // tenant, request_id
+
+// Keys of rows to write again, or to remove when the state no longer has them.
+struct Touched {
+  bool meta = false;
+  std::set<std::string> jobs, workers, datasets, models, adapters, blobs;
+  std::set<AttemptKey> attempts;
+  std::set<RequestKey> requests;
+  bool Empty() const {
+    return !meta && jobs.empty() && workers.empty() && datasets.empty() && models.empty() &&
+           adapters.empty() && blobs.empty() && attempts.empty() && requests.empty();
+  }
+};
+
+struct State {
+  // Rows.
+  std::string timeline;
+  int64_t generation = 0;
+  int64_t last_job_number = 0;
+  int64_t last_event_number = 0;
+  std::map<std::string, Job> jobs;
+  std::map<std::string, Worker> workers;
+  std::map<std::string, Dataset> datasets;
+  std::map<std::string, Model> models;
+  std::map<std::string, Adapter> adapters;
+  std::map<std::string, Blob> blobs;
+  std::map<RequestKey, RequestRecord> requests;
+
+  // Derived; BuildIndexes makes them from the rows.
+  std::set<std::string> live_jobs;                              // not terminal
+  std::set<std::string> queued_jobs;
+  std::map<std::string, std::set<AttemptKey>> holding;          // worker -> attempts that hold bytes
+  std::map<std::string, std::string> checks;                    // CheckKey -> newest check job
+  std::map<std::string, std::set<std::string>> model_users;     // model -> live jobs
+  std::map<std::string, std::set<std::string>> dataset_users;   // data set -> live jobs
+
+  // Volatile.
+  bool rollback_suspected = false;
+  Touched touched;
+
+  const Job* FindJob(std::string_view id) const;
+  const Worker* FindWorker(std::string_view id) const;
+  const Attempt* FindAttempt(const AttemptKey& key) const;
+  const Model* ModelOf(const Job& job) const;
+
+  // After the rows were loaded.
+  void BuildIndexes();
+  // Everything that must hold between any two commands; the first violation, in words.
+  absl::Status CheckInvariants(const CoreOptions& options) const;
+};
+
+// Changes with every durable change of the job.
+std::string Etag(const Job& job);
+// What an attempt's writes must carry: HMAC over timeline, job, epoch, worker and incarnation.
+std::string AttemptToken(const CoreOptions& options, const State& state, std::string_view job_id,
+                         int64_t epoch, std::string_view worker_id, std::string_view incarnation);
+// By the age of its last renewal.
+WorkerHealth HealthOf(const Worker& worker, const CoreOptions& options, int64_t now_us);
+// Digests that rows refer to: never to be collected.
+std::set<std::string> ReferencedBlobs(const State& state);
+
+}  // namespace nibble::core
