@@ -1,0 +1,84 @@
+// The durable twin of core::State, and the data plane beside it.
+//
+// Store holds what the control loop decides: one Commit is one transaction, with the events and every row
+// they changed. It is used by the loop's thread alone. After a failed Commit nobody knows what is on disk:
+// the caller must Load again before it answers anybody.
+//
+// MetricStore holds step metrics and upload offsets. It never takes part in a Commit; its writes may lose
+// the last moments at a power cut, which workers heal by sending again. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/core/messages.h"
+#include "server/core/state.h"
+
+namespace nibble::store {
+
+class Store {
+ public:
+  virtual ~Store() = default;
+  // The state as of the last Commit; indexes built, volatile fields at their defaults.
+  virtual absl::StatusOr<core::State> Load() = 0;
+  // Writes `records` and the rows that state.touched names, all or nothing, durably.
+  // STORAGE_FULL when the disk is full, STORE_UNAVAILABLE otherwise.
+  virtual absl::Status Commit(const core::State& state,
+                              const std::vector<core::EventRecord>& records) = 0;
+  // Events of a job with sequence > after, oldest first, at most `limit`.
+  virtual absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id,
+                                                                    int64_t after_sequence,
+                                                                    int64_t limit) = 0;
+};
+
+// One optimizer step of one attempt.
+struct StepMetric {
+  int64_t step = 0;
+  int64_t epoch = 0;                    // of the attempt that wrote it
+  double loss = 0;
+  double gradient_norm = 0;
+  double learning_rate = 0;
+  int64_t tokens = 0;
+  int64_t target_tokens = 0;
+  int64_t step_time_us = 0;
+  int64_t time_unix_us = 0;
+  std::optional<double> eval_loss;
+  int64_t used_bytes = 0;
+  double epoch_fraction = 0;            // of the data
+  bool operator==(const StepMetric&) const = default;
+};
+
+struct Upload {
+  std::string id;
+  std::string sha256;
+  int64_t size_bytes = 0;
+  int64_t committed_bytes = 0;
+  int64_t create_unix_us = 0;
+  bool operator==(const Upload&) const = default;
+};
+
+class MetricStore {
+ public:
+  virtual ~MetricStore() = default;
+  // Repeats of (job, epoch, step) are dropped, but a repeat that brings an eval_loss adds it. Returns when
+  // written. The caller has had the fence checked.
+  virtual absl::Status Append(std::string_view job_id, const std::vector<StepMetric>& metrics) = 0;
+  // Steps in (after, until], until 0 = no bound; per step the row of the highest epoch. More than
+  // max_points are thinned evenly, keeping the first, the last and every evaluation. 0 = all.
+  virtual absl::StatusOr<std::vector<StepMetric>> Read(std::string_view job_id, int64_t after_step,
+                                                       int64_t until_step, int64_t max_points) = 0;
+  virtual absl::Status DeleteJob(std::string_view job_id) = 0;
+
+  virtual absl::Status PutUpload(const Upload& upload) = 0;
+  virtual absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) = 0;
+  virtual absl::StatusOr<std::vector<Upload>> ListUploads() = 0;
+  virtual absl::Status DeleteUpload(std::string_view id) = 0;
+};
+
+}  // namespace nibble::store
