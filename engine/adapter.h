@@ -51,12 +51,6 @@ struct AdapterPairView {
   const float* b = nullptr;
 };
 
-// Inputs and outputs of a linear of this model.
-struct ModuleShape {
-  int64_t in = 0;
-  int64_t out = 0;
-};
-ModuleShape ShapeOf(const spec::ModelConfig& model, spec::Module module);
 // "model.layers.3.self_attn.q_proj"
 std::string ModulePath(int64_t layer, spec::Module module);
 

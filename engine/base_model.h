@@ -40,7 +40,6 @@ class BaseModel {
   ~BaseModel();
 
   const spec::ModelConfig& config() const;
-  // Inputs and outputs of every module are config's; see ModuleShape.
   const kernels::WeightView& Linear(int64_t layer, spec::Module module) const;
   // data null when this model has none.
   kernels::ParamView Bias(int64_t layer, spec::Module module) const;

@@ -1,1 +1,8 @@
 # What the engine reads and writes: checkpoints, tokenizers, data sets, adapters.
+nibble_library(nibble_engine_io
+  SRCS json.cc safetensors.cc text.cc
+  DEPS nibble_base nibble_spec)
+target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF8PROC
+                                               nlohmann_json::nlohmann_json)
+
+nibble_test(safetensors_test SRCS safetensors_test.cc DEPS nibble_engine_io)
