@@ -1,0 +1,189 @@
+#include "server/dataset_check.h"
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace nibble::server {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxViolations = 100;
+constexpr int64_t kReadBytes = int64_t{1} << 20;
+
+// Nesting of brackets outside of strings: checked before parsing, so that the parser never builds
+// something deep.
+int32_t Depth(std::string_view text) {
+  int32_t depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '{' || c == '[') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
+struct Problem {
+  std::string path;  // below the row; may be empty
+  std::string what;
+};
+using MaybeProblem = std::optional<Problem>;
+
+MaybeProblem CheckText(const json& row, const char* key, bool may_be_missing = false) {
+  const auto it = row.find(key);
+  if (it == row.end() || it->is_null()) {
+    if (may_be_missing) return std::nullopt;
+    return Problem{absl::StrCat(".", key), "is missing; it must be a string"};
+  }
+  if (!it->is_string()) return Problem{absl::StrCat(".", key), "must be a string"};
+  return std::nullopt;
+}
+
+// Both chat shapes: an array of objects with a role and a text.
+MaybeProblem CheckTurns(const json& row, const char* list, const char* role, const char* text) {
+  const json& turns = row[list];
+  const std::string path = absl::StrCat(".", list);
+  if (!turns.is_array() || turns.empty()) return Problem{path, "must be an array with at least one entry"};
+  for (size_t i = 0; i < turns.size(); ++i) {
+    const std::string entry = absl::StrCat(path, "[", i, "]");
+    if (!turns[i].is_object()) return Problem{entry, "must be an object"};
+    for (const char* key : {role, text}) {
+      // A turn that only calls tools has no content.
+      const bool optional = key == text && turns[i].contains("tool_calls");
+      if (auto problem = CheckText(turns[i], key, optional)) return Problem{entry + problem->path, problem->what};
+    }
+  }
+  return std::nullopt;
+}
+
+MaybeProblem CheckMessages(const json& row) { return CheckTurns(row, "messages", "role", "content"); }
+MaybeProblem CheckShareGpt(const json& row) { return CheckTurns(row, "conversations", "from", "value"); }
+MaybeProblem CheckAlpaca(const json& row) {
+  if (auto problem = CheckText(row, "instruction")) return problem;
+  if (auto problem = CheckText(row, "input", true)) return problem;
+  if (auto problem = CheckText(row, "system", true)) return problem;
+  return CheckText(row, "output");
+}
+MaybeProblem CheckCompletion(const json& row) {
+  if (auto problem = CheckText(row, "prompt")) return problem;
+  return CheckText(row, "completion");
+}
+MaybeProblem CheckPlainText(const json& row) { return CheckText(row, "text"); }
+
+struct Format {
+  const char* name;
+  const char* key;  // a row that has it is of this format, first match
+  MaybeProblem (*check)(const json& row);
+};
+constexpr std::array<Format, 5> kFormats = {{
+    {"messages", "messages", CheckMessages},
+    {"sharegpt", "conversations", CheckShareGpt},
+    {"alpaca", "instruction", CheckAlpaca},
+    {"completion", "prompt", CheckCompletion},
+    {"text", "text", CheckPlainText},
+}};
+
+MaybeProblem CheckRow(std::string_view text, std::string& format) {
+  if (Depth(text) > kMaxRowDepth) {
+    return Problem{"", absl::StrCat("is nested deeper than ", kMaxRowDepth, " levels")};
+  }
+  const json row = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (row.is_discarded()) return Problem{"", "is not valid JSON in UTF-8"};
+  if (!row.is_object()) return Problem{"", "must be a JSON object"};
+  if (format.empty()) {
+    for (const Format& candidate : kFormats) {
+      if (row.contains(candidate.key)) {
+        format = candidate.name;
+        break;
+      }
+    }
+    if (format.empty()) {
+      return Problem{"", "has none of the known keys; a row needs \"messages\", \"conversations\", "
+                         "\"instruction\" and \"output\", \"prompt\" and \"completion\", or \"text\""};
+    }
+  }
+  for (const Format& candidate : kFormats) {
+    if (format != candidate.name) continue;
+    if (!row.contains(candidate.key)) {
+      return Problem{absl::StrCat(".", candidate.key),
+                     absl::StrCat("is missing; the first row is of format ", format,
+                                  " and all rows must be")};
+    }
+    return candidate.check(row);
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+DatasetChecker::DatasetChecker()
+    : splitter_([this](int64_t row, std::string_view text) { return Row(row, text); }) {}
+
+bool DatasetChecker::Row(int64_t row, std::string_view text) {
+  if (auto problem = CheckRow(text, facts_.format)) {
+    ++bad_rows_;
+    if (violations_.size() < kMaxViolations) {
+      violations_.push_back({absl::StrCat("rows[", row, "]", problem->path), problem->what});
+    }
+  }
+  return true;
+}
+
+absl::Status DatasetChecker::Feed(std::string_view data) { return splitter_.Feed(data); }
+
+absl::StatusOr<DatasetFacts> DatasetChecker::Finish() {
+  RETURN_IF_ERROR(splitter_.Finish());
+  facts_.rows = splitter_.rows();
+  if (facts_.rows == 0) return Error(Reason::kDatasetEmpty, "the data set has no rows").ToStatus();
+  if (bad_rows_ == 0) return facts_;
+  Error error(Reason::kDatasetSchemaMismatch,
+              absl::StrCat(bad_rows_, " of ", facts_.rows, " rows are wrong; the first: ",
+                           violations_[0].field, " ", violations_[0].description));
+  error.With("bad_rows", std::to_string(bad_rows_)).With("rows", std::to_string(facts_.rows));
+  for (const FieldViolation& v : violations_) error.Violation(v.field, v.description);
+  return error.ToStatus();
+}
+
+absl::StatusOr<DatasetFacts> CheckDataset(const ReadBytes& read) {
+  DatasetChecker checker;
+  for (int64_t offset = 0;;) {
+    ASSIGN_OR_RETURN(const std::string data, read(offset, kReadBytes));
+    if (data.empty()) return checker.Finish();
+    RETURN_IF_ERROR(checker.Feed(data));
+    offset += static_cast<int64_t>(data.size());
+  }
+}
+
+absl::StatusOr<std::vector<std::string>> FirstRows(const ReadBytes& read, int64_t count) {
+  std::vector<std::string> rows;
+  RowSplitter splitter([&](int64_t, std::string_view text) {
+    rows.emplace_back(text);
+    return static_cast<int64_t>(rows.size()) < count;
+  });
+  for (int64_t offset = 0; !splitter.stopped();) {
+    ASSIGN_OR_RETURN(const std::string data, read(offset, kReadBytes));
+    if (data.empty()) {
+      RETURN_IF_ERROR(splitter.Finish());
+      break;
+    }
+    RETURN_IF_ERROR(splitter.Feed(data));
+    offset += static_cast<int64_t>(data.size());
+  }
+  return rows;
+}
+
+}  // namespace nibble::server

@@ -1,0 +1,137 @@
+#include "server/dataset_check.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+
+namespace nibble::server {
+namespace {
+
+ReadBytes From(const std::string& data, int64_t at_most) {
+  return [&data, at_most](int64_t offset, int64_t max_bytes) -> absl::StatusOr<std::string> {
+    return data.substr(static_cast<size_t>(offset), static_cast<size_t>(std::min(max_bytes, at_most)));
+  };
+}
+
+absl::StatusOr<DatasetFacts> Check(const std::string& data) {
+  // The same bytes in any pieces must give the same answer.
+  auto whole = CheckDataset(From(data, 1 << 20));
+  for (int64_t piece : {int64_t{1}, int64_t{3}, int64_t{17}}) {
+    auto cut = CheckDataset(From(data, piece));
+    EXPECT_EQ(cut.ok(), whole.ok());
+    EXPECT_EQ(cut.status().message(), whole.status().message());
+    if (cut.ok() && whole.ok()) {
+      EXPECT_EQ(cut->rows, whole->rows);
+    }
+  }
+  return whole;
+}
+
+TEST(CheckDataset, DetectsEveryFormat) {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})", "messages"},
+      {R"({"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]})", "sharegpt"},
+      {R"({"instruction":"a","input":"","output":"b"})", "alpaca"},
+      {R"({"instruction":"a","output":"b"})", "alpaca"},
+      {R"({"prompt":"a","completion":"b"})", "completion"},
+      {R"({"text":"a"})", "text"},
+  };
+  for (const auto& [row, format] : cases) {
+    for (const std::string& file : {absl::StrCat(row, "\n", row, "\n"), absl::StrCat(row, "\r\n\n  \n", row),
+                                    absl::StrCat("[", row, ",\n ", row, "]\n"),
+                                    absl::StrCat("\xEF\xBB\xBF \n[ ", row, " , ", row, " ]")}) {
+      auto facts = Check(file);
+      ASSERT_TRUE(facts.ok()) << file << facts.status();
+      EXPECT_EQ(facts->format, format);
+      EXPECT_EQ(facts->rows, 2) << file;
+    }
+  }
+}
+
+TEST(CheckDataset, NamesBadRows) {
+  auto facts = Check(R"({"text":"a"}
+not json
+{"text":7}
+{"text":"fine"}
+{"prompt":"a","completion":"b"}
+["text"]
+)");
+  ASSERT_FALSE(facts.ok());
+  EXPECT_EQ(StatusReason(facts.status()), Reason::kDatasetSchemaMismatch);
+  const auto violations = StatusViolations(facts.status());
+  ASSERT_EQ(violations.size(), 4u);
+  EXPECT_EQ(violations[0].field, "rows[1]");
+  EXPECT_EQ(violations[1].field, "rows[2].text");
+  EXPECT_EQ(violations[2].field, "rows[4].text");
+  EXPECT_EQ(violations[3].field, "rows[5]");
+  EXPECT_EQ(StatusMetadata(facts.status())["bad_rows"], "4");
+}
+
+TEST(CheckDataset, NamesTheTurn) {
+  auto facts = Check(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant"}]})");
+  EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].messages[1].content");
+  facts = Check(R"({"messages":[]})");
+  EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].messages");
+  facts = Check(R"({"conversations":["x"]})");
+  EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].conversations[0]");
+}
+
+TEST(CheckDataset, KeepsTheFirstHundred) {
+  std::string file = "{\"text\":\"a\"}\n";
+  for (int i = 0; i < 250; ++i) file += "{}\n";
+  auto facts = CheckDataset(From(file, 1 << 20));
+  EXPECT_EQ(StatusViolations(facts.status()).size(), 100u);
+  EXPECT_EQ(StatusMetadata(facts.status())["bad_rows"], "250");
+}
+
+TEST(CheckDataset, RefusesEmptyFiles) {
+  for (const std::string& file : {std::string(), std::string("\n\n"), std::string("[]"), std::string(" [ ] "),
+                                  std::string(100, ' '), std::string("\xEF\xBB\xBF")}) {
+    auto facts = Check(file);
+    EXPECT_EQ(StatusReason(facts.status()), Reason::kDatasetEmpty) << '"' << file << '"';
+  }
+}
+
+TEST(CheckDataset, RefusesBrokenArrays) {
+  for (const char* file : {R"([{"text":"a"})", R"([{"text":"a"}] x)", R"([,{"text":"a"}])",
+                           R"([{"text":"a"},])", R"([{"text":"a"},,{"text":"b"}])"}) {
+    auto facts = Check(file);
+    EXPECT_EQ(StatusReason(facts.status()), Reason::kDatasetSchemaMismatch) << file;
+  }
+}
+
+TEST(CheckDataset, RefusesNestingAndBadUtf8) {
+  std::string deep = R"({"text":"a","x":)" + std::string(40, '[') + std::string(40, ']') + "}";
+  EXPECT_EQ(StatusReason(Check(deep).status()), Reason::kDatasetSchemaMismatch);
+  std::string brackets = R"({"text":")" + std::string(40, '[') + "\\\"" + std::string(40, '{') + "\"}";
+  EXPECT_TRUE(Check(brackets).ok()) << "brackets in text are text";
+  EXPECT_EQ(StatusReason(Check("{\"text\":\"\xFF\xFE\"}").status()), Reason::kDatasetSchemaMismatch);
+}
+
+TEST(CheckDataset, RefusesAnEndlessLineWithoutReadingIt) {
+  for (const std::string& head : {std::string("{\"text\":\""), std::string("[{\"text\":\"")}) {
+    int64_t asked = 0;
+    const auto read = [&](int64_t offset, int64_t max_bytes) -> absl::StatusOr<std::string> {
+      asked = offset + max_bytes;
+      return offset == 0 ? head : std::string(static_cast<size_t>(max_bytes), 'x');
+    };
+    auto facts = CheckDataset(read);
+    EXPECT_EQ(StatusReason(facts.status()), Reason::kRequestTooLarge);
+    EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0]");
+    EXPECT_LE(asked, kMaxRowBytes + (2 << 20));
+  }
+}
+
+TEST(FirstRows, StopsWhenItHasThem) {
+  const std::string lines = "{\"text\":\"a\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}";
+  auto rows = FirstRows(From(lines, 5), 2);
+  ASSERT_TRUE(rows.ok());
+  EXPECT_EQ(*rows, (std::vector<std::string>{"{\"text\":\"a\"}", "{\"text\":\"b\"}"}));
+  EXPECT_EQ(FirstRows(From(lines, 100), 9)->size(), 3u);
+}
+
+}  // namespace
+}  // namespace nibble::server
