@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The demonstration behind ./dev demo: start Nibble on this machine, fine-tune the example, follow it,
+# download the adapter, show one report answered before and after, and the held-out figures.
+#
+#   demo/run.sh BIN_DIR [--keep]        --keep: leave the server running at the end
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+bin=$(cd "${1:?the folder with the four binaries}" && pwd)
+keep=0
+[ "${2:-}" = "--keep" ] && keep=1
+nibble=$bin/nibble
+data=${NIBBLE_DEMO_DIR:-$here/.run}
+
+bold() { if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
+
+rm -rf "$data"
+mkdir -p "$data"
+stop() { "$nibble" down --data-dir "$data/server" >/dev/null 2>&1 || true; }
+trap stop EXIT
+
+bold "1. Start Nibble here: a server, one worker, everything under one folder"
+"$nibble" up --data-dir "$data/server" --detach
+NIBBLE_SERVER=$(sed -n 's/.*"address": *"\([^"]*\)".*/\1/p' "$data/server/run/server.json")
+export NIBBLE_SERVER
+
+prompt=$(head -n 1 "$here/data/heldout.jsonl" | sed 's/^{"prompt": *"\(.*\)", *"completion".*$/\1/; s/\\n/\n/g; s/\\"/"/g')
+bold "2. The base model, before: one report it has never seen"
+printf '%s\n' "$prompt"
+printf '→'
+"$nibble" generate --base "$here/base" --max-tokens 60 --temperature 0 "$prompt"
+
+bold "3. What the job would need"
+"$nibble" plan "$here/recipe.yaml"
+
+bold "4. Fine-tune: QLoRA on $(wc -l <"$here/data/train.jsonl") reports and their records"
+"$nibble" run "$here/recipe.yaml"
+job=$("$nibble" ps --all -o name | head -n 1)
+
+bold "5. Download the adapter (PEFT format)"
+"$nibble" download "$job" -o "$data/adapter"
+
+bold "6. The same report, after"
+printf '%s\n' "$prompt"
+printf '→'
+"$nibble" generate --base "$here/base" --adapter "$data/adapter" --max-tokens 60 --temperature 0 "$prompt"
+
+bold "7. All held-out reports, before and after"
+printf 'before: '
+"$nibble" generate --base "$here/base" --prompts "$here/data/heldout.jsonl" --limit 200 --max-tokens 60 --temperature 0 --score
+printf 'after:  '
+"$nibble" generate --base "$here/base" --adapter "$data/adapter" --prompts "$here/data/heldout.jsonl" --limit 200 --max-tokens 60 --temperature 0 --score
+
+http=$(sed -n 's/.*"http_address": *"\([^"]*\)".*/\1/p' "$data/server/run/server.json")
+bold "Next"
+cat <<TEXT
+Your own model and data:   $nibble run demo/recipe.yaml base_model=DIR datasets=FILE.jsonl
+                           (start the server first: $nibble up)
+Loss curve of this job:    $nibble metrics $job --plot    (while a server runs on $data/server)
+Prometheus:                http://$http/metrics; rules and dashboards are in deploy/monitoring
+The adapter:               $data/adapter loads in PEFT, vLLM and llama.cpp's converter
+TEXT
+if [ $keep -eq 1 ]; then
+  trap - EXIT
+  printf '\nStill running: %s down --data-dir %s stops it.\n' "$nibble" "$data/server"
+fi
