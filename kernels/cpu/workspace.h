@@ -1,0 +1,81 @@
+// How much of Context::workspace each op may use: pure functions of shapes, the same for every cpu body
+// and for ref (whose needs are smaller), so that a plan can be made where no kernel is. Every op checks
+// that ctx->workspace_bytes is at least its own figure here. Start the buffer at a multiple of 64.
+//
+// With T threads, R64 = round up to 64, R32 = round up to 32:
+//   linear      T (1 MiB + 256 m) + 32 m R32(r)           (forward and backward, any k and n)
+//   attention   T (96 (24 R32(D) + 16 * 96) + 4096)        (forward)
+//               + T 20 R32(D) (L + 192)                    (backward; L = longest document)
+//   loss        c (b R64(V) + 8 R64(dim) + 64) + T (1 MiB + 256 c)
+//               c = tokens per chunk = CrossEntropyChunk(m, V), b = max(4, act bytes)
+//   logits      T (1 MiB + 256 m)
+// The 1 MiB of a thread is a panel of decoded weights (half a MiB), the rows of the other operand it is
+// multiplied with, and tiles; 256 m is 64 columns of float sums. Elementwise ops need nothing.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace nibble::kernels {
+
+struct WorkspaceShape {
+  int64_t m = 0;                // tokens of a micro-batch
+  int64_t k = 0;                // of the linear; or the hidden size for loss and logits
+  int64_t n = 0;
+  int64_t r = 0;                // largest rank; 0 without adapters
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t vocab = 0;
+  int64_t longest_document = 0;  // m is always enough
+  int threads = 1;
+  int act_bytes = 2;
+};
+
+constexpr int64_t kThreadBytes = int64_t{1} << 20;
+constexpr int64_t kAttentionBlock = 96;  // queries, and keys, of one tile
+
+constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) {
+  return s.threads * (kThreadBytes + 256 * s.m) + 32 * s.m * RoundUp(s.r, 32);
+}
+
+constexpr int64_t AttentionForwardWorkspaceBytes(const WorkspaceShape& s) {
+  return s.threads *
+         (kAttentionBlock * (24 * RoundUp(s.head_dim, 32) + 16 * kAttentionBlock) + 4096);
+}
+
+constexpr int64_t AttentionBackwardWorkspaceBytes(const WorkspaceShape& s) {
+  return AttentionForwardWorkspaceBytes(s) +
+         s.threads * 20 * RoundUp(s.head_dim, 32) * (s.longest_document + 2 * kAttentionBlock);
+}
+
+// Tokens whose logits exist at once: 32 MiB of float logits, but 96 to 1056 tokens.
+constexpr int64_t CrossEntropyChunk(int64_t m, int64_t vocab) {
+  const int64_t fit = (int64_t{32} << 20) / (4 * (vocab > 0 ? vocab : 1)) / 96 * 96;
+  const int64_t chunk = fit < 96 ? 96 : fit > 1056 ? 1056 : fit;
+  return m < chunk ? m : chunk;
+}
+
+constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) {
+  const int64_t chunk = CrossEntropyChunk(s.m, s.vocab);
+  const int64_t logit_bytes = s.act_bytes > 4 ? s.act_bytes : 4;
+  return chunk * (logit_bytes * RoundUp(s.vocab, 64) + 8 * RoundUp(s.k, 64) + 64) +
+         s.threads * (kThreadBytes + 256 * chunk);
+}
+
+constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) {
+  return s.threads * (kThreadBytes + 256 * s.m);
+}
+
+// The largest of all ops of a training step; `k` is the hidden size.
+constexpr int64_t StepWorkspaceBytes(const WorkspaceShape& s) {
+  int64_t bytes = LinearWorkspaceBytes(s);
+  for (const int64_t other : {AttentionForwardWorkspaceBytes(s), AttentionBackwardWorkspaceBytes(s),
+                              CrossEntropyWorkspaceBytes(s), LogitsWorkspaceBytes(s)})
+    if (other > bytes) bytes = other;
+  return bytes;
+}
+
+}  // namespace nibble::kernels

@@ -1,0 +1,39 @@
+// The reference ops as a table.
+#pragma once
+
+#include "kernels/ref/attention.h"
+#include "kernels/ref/elementwise.h"
+#include "kernels/ref/linear.h"
+#include "kernels/ref/loss.h"
+
+namespace nibble::kernels::ref {
+
+template <typename Act, typename Real>
+constexpr KernelTable MakeTable(const char* name, const char* body, DType act, DType real) {
+  KernelTable t{};
+  t.name = name;
+  t.body = body;
+  t.act = act;
+  t.real = real;
+  t.decode_weight = Linear<Act, Real>::DecodeWeight;
+  t.linear_forward = Linear<Act, Real>::Forward;
+  t.linear_backward = Linear<Act, Real>::Backward;
+  t.rmsnorm_forward = Elementwise<Act, Real>::RmsNormForward;
+  t.rmsnorm_backward = Elementwise<Act, Real>::RmsNormBackward;
+  t.add = Elementwise<Act, Real>::Add;
+  t.rope = Elementwise<Act, Real>::Rope;
+  t.attention_forward = Attention<Act, Real>::Forward;
+  t.attention_backward = Attention<Act, Real>::Backward;
+  t.attention_decode = Attention<Act, Real>::Decode;
+  t.gated_forward = Elementwise<Act, Real>::GatedForward;
+  t.gated_backward = Elementwise<Act, Real>::GatedBackward;
+  t.embedding_forward = Elementwise<Act, Real>::EmbeddingForward;
+  t.cross_entropy = Loss<Act, Real>::CrossEntropy;
+  t.logits = Loss<Act, Real>::Logits;
+  t.adamw = Elementwise<Act, Real>::AdamW;
+  t.sum_squares = Elementwise<Act, Real>::SumSquares;
+  t.to_act = Elementwise<Act, Real>::ToAct;
+  return t;
+}
+
+}  // namespace nibble::kernels::ref
