@@ -1,0 +1,224 @@
+#include "client/recipe_keys.h"
+
+#include <algorithm>
+#include <map>
+
+namespace nibble::client {
+namespace {
+
+constexpr auto kText = KeyAction::kText;
+constexpr auto kInteger = KeyAction::kInteger;
+constexpr auto kNumber = KeyAction::kNumber;
+constexpr auto kFlag = KeyAction::kFlag;
+constexpr auto kInverseFlag = KeyAction::kInverseFlag;
+constexpr auto kSpecial = KeyAction::kSpecial;
+constexpr auto kIgnored = KeyAction::kIgnored;
+constexpr auto kMustBe = KeyAction::kMustBe;
+constexpr auto kRefused = KeyAction::kRefused;
+
+// clang-format off
+const KeyRule kRules[] = {
+    // The model and what trains on it.
+    {"base_model", "model_name_or_path", kSpecial, "base_model", ""},
+    {"revision_of_model", "revision model_revision", kSpecial, "", ""},
+    {"adapter", "", kSpecial, "", ""},
+    {"finetuning_type", "", kMustBe, "lora", "only LoRA on a frozen base is trained"},
+    {"stage", "", kMustBe, "sft", "only supervised fine-tuning is supported"},
+    {"load_in_4bit", "", kSpecial, "", ""},
+    {"quantization_bit", "", kSpecial, "", ""},
+    {"quantization_method", "quant_method", kMustBe, "bnb|bitsandbytes", ""},
+    {"bnb_4bit_quant_type", "quantization_type", kText, "quantization.type", ""},
+    {"bnb_4bit_use_double_quant", "double_quantization", kFlag, "quantization.doubleQuant", ""},
+    {"lora_r", "lora_rank r", kInteger, "lora.r", ""},
+    {"lora_alpha", "", kNumber, "lora.alpha", ""},
+    {"lora_dropout", "", kNumber, "lora.dropout", ""},
+    {"lora_target_linear", "", kSpecial, "", ""},
+    {"lora_target_modules", "lora_target target_modules", kSpecial, "lora.targetModules", ""},
+    {"peft_use_rslora", "use_rslora", kFlag, "lora.useRslora", ""},
+    // Data.
+    {"datasets", "dataset", kSpecial, "dataset", ""},
+    {"test_datasets", "eval_dataset eval_datasets", kSpecial, "evalDataset", ""},
+    {"val_set_size", "val_size", kNumber, "data.valSetSize", ""},
+    {"chat_template", "template", kText, "data.chatTemplate", ""},
+    {"train_on_inputs", "train_on_prompt", kFlag, "data.trainOnInputs", ""},
+    {"roles_to_train", "", kMustBe, "assistant", "answers are what is trained on"},
+    {"train_on_eos", "", kMustBe, "turn|all", "the end of every answer is trained on"},
+    {"sequence_len", "cutoff_len max_length max_seq_length max_seq_len", kInteger, "data.sequenceLen", ""},
+    {"sample_packing", "packing", kFlag, "data.samplePacking", ""},
+    {"excess_length_strategy", "", kText, "data.excessLengthStrategy", ""},
+    // Optimizer.
+    {"learning_rate", "lr", kNumber, "optimizer.learningRate", ""},
+    {"optimizer", "optim", kSpecial, "", ""},
+    {"lr_scheduler", "lr_scheduler_type", kSpecial, "optimizer.lrScheduler", ""},
+    {"warmup_ratio", "", kNumber, "optimizer.warmupRatio", ""},
+    {"warmup_steps", "", kInteger, "optimizer.warmupSteps", ""},
+    {"weight_decay", "", kNumber, "optimizer.weightDecay", ""},
+    {"adam_beta1", "", kNumber, "optimizer.adamBeta1", ""},
+    {"adam_beta2", "", kNumber, "optimizer.adamBeta2", ""},
+    {"adam_epsilon", "", kNumber, "optimizer.adamEpsilon", ""},
+    {"max_grad_norm", "gradient_clipping", kNumber, "optimizer.maxGradNorm", ""},
+    // The loop.
+    {"micro_batch_size", "per_device_train_batch_size", kInteger, "training.microBatchSize", ""},
+    {"gradient_accumulation_steps", "", kInteger, "training.gradientAccumulationSteps", ""},
+    {"num_epochs", "num_train_epochs", kNumber, "training.numEpochs", ""},
+    {"max_steps", "", kSpecial, "training.maxSteps", ""},
+    {"gradient_checkpointing", "", kFlag, "training.gradientCheckpointing", ""},
+    {"disable_gradient_checkpointing", "", kInverseFlag, "training.gradientCheckpointing", ""},
+    {"logging_steps", "", kInteger, "training.loggingSteps", ""},
+    {"eval_steps", "", kInteger, "training.evalSteps", ""},
+    {"save_steps", "", kInteger, "training.saveSteps", ""},
+    {"evals_per_epoch", "", kIgnored, "4", "four evaluations an epoch unless eval_steps is set"},
+    {"saves_per_epoch", "", kIgnored, "1", "one checkpoint an epoch unless save_steps is set"},
+    {"save_total_limit", "", kInteger, "training.saveTotalLimit", ""},
+    {"seed", "", kInteger, "training.seed", ""},
+    // No effect on the result.
+    {"wandb_*", "use_wandb", kIgnored, "", "nothing is sent elsewhere; see nibble metrics and /metrics"},
+    {"mlflow_*", "use_mlflow", kIgnored, "", "nothing is sent elsewhere; see nibble metrics and /metrics"},
+    {"comet_*", "use_comet", kIgnored, "", "nothing is sent elsewhere; see nibble metrics and /metrics"},
+    {"swanlab_*", "use_swanlab use_tensorboard", kIgnored, "", "nothing is sent elsewhere; see nibble metrics and /metrics"},
+    {"report_to", "run_name", kIgnored, "", "nothing is sent elsewhere; see nibble metrics and /metrics"},
+    {"hub_*", "push_to_hub push_dataset_to_hub hf_use_auth_token", kIgnored, "", "nothing is pushed; nibble download hands out the adapter"},
+    {"output_dir", "", kIgnored, "", "use nibble download JOB -o DIR"},
+    {"dataset_prepared_path", "overwrite_cache", kIgnored, "", "the worker keeps its own caches"},
+    {"dataset_processes", "dataset_num_proc preprocessing_num_workers dataset_keep_in_memory", kIgnored, "", "the worker decides"},
+    {"dataloader_*", "remove_unused_columns", kIgnored, "", "the engine reads the data itself"},
+    {"attn_implementation", "attention", kIgnored, "", "the engine has one attention"},
+    {"flash_attention", "flash_attn flash_attn_* sdp_attention xformers_attention eager_attention s2_attention", kIgnored, "", "the engine has one attention"},
+    {"liger_*", "enable_liger_kernel cut_cross_entropy", kIgnored, "", "the engine has its own kernels"},
+    {"lora_mlp_kernel", "lora_qkv_kernel lora_o_kernel lora_embedding_kernel unsloth_*", kIgnored, "", "the engine has its own kernels"},
+    {"plugins", "", kSpecial, "", ""},
+    {"torch_compile", "torch_compile_* torchdynamo", kIgnored, "", "there is no torch in the engine"},
+    {"bf16", "bfloat16", kIgnored, "auto|true|full", "the engine's number formats follow its backend"},
+    {"tf32", "", kIgnored, "", "the engine's number formats follow its backend"},
+    {"fp16", "float16", kRefused, "", "fp16 training is not supported; remove it or set bf16"},
+    {"ddp_*", "ddp local_rank gc_steps", kIgnored, "", "one job trains on one device"},
+    {"strict", "debug", kIgnored, "true|false", "recipes are always read strictly"},
+    {"gradient_checkpointing_kwargs", "activation_offloading", kIgnored, "", "the memory plan decides"},
+    {"pad_to_sequence_len", "eval_sample_packing eval_batch_size per_device_eval_batch_size eval_table_size eval_max_new_tokens eval_causal_lm_metrics", kIgnored, "", "padding and evaluation are the engine's"},
+    {"eval_strategy", "evaluation_strategy save_strategy logging_strategy do_train do_eval", kIgnored, "", "use eval_steps and save_steps"},
+    {"auto_resume_from_checkpoints", "overwrite_output_dir save_only_model save_safetensors save_first_step", kIgnored, "", "jobs always resume from their last checkpoint"},
+    {"loss_watchdog_threshold", "loss_watchdog_patience", kIgnored, "", "a loss that is not finite stops the job; see nibble metrics"},
+    {"model_type", "tokenizer_type is_llama_derived_model is_mistral_derived_model is_qwen_derived_model is_falcon_derived_model tokenizer_use_fast tokenizer_legacy tokenizer_use_mistral_common", kIgnored, "", "read from the model's own files"},
+    {"trust_remote_code", "trust_remote_code_*", kIgnored, "false", "no code of a model is ever run"},
+    {"low_cpu_mem_usage", "lora_on_cpu device_map max_memory", kIgnored, "", "the memory plan decides"},
+    {"include_tokens_per_second", "include_tkps include_num_input_tokens_seen plot_loss profiler_steps use_ray_* ray_*", kIgnored, "", "shown by nibble watch"},
+    {"dataset_dir", "", kIgnored, "", "give the path in datasets"},
+    {"special_tokens", "", kIgnored, "", "special tokens come from the tokenizer"},
+    {"eot_tokens", "", kIgnored, "", "special tokens come from the tokenizer"},
+    {"resize_token_embeddings_to_32x", "shrink_embeddings", kIgnored, "", "embeddings are frozen"},
+    {"shuffle_merged_datasets", "", kMustBe, "true", "rows are always shuffled, by seed"},
+    // Would change the result.
+    {"load_in_8bit", "", kRefused, "", "use adapter: qlora (4 bit) or adapter: lora (16 bit)"},
+    {"gptq", "gptq_* awq bnb_config_kwargs quantize_moe_experts", kRefused, "", "the base is quantized by the engine; use adapter: qlora"},
+    {"rl", "rl_beta dpo_* kto_* orpo_* trl rewards reward_model process_reward_model simpo_gamma pref_beta pref_loss", kRefused, "", "only supervised fine-tuning is supported"},
+    {"fsdp", "fsdp_* deepspeed tensor_parallel_size context_parallel_size sequence_parallel_degree dp_shard_size dp_replicate_size pipeline_parallel_size expert_parallel_size", kRefused, "", "one job trains on one device"},
+    {"processor_type", "image_size image_resize_algorithm is_multimodal freeze_vision_tower", kRefused, "", "only text models are supported"},
+    {"lora_target_parameters", "", kRefused, "", "use lora_target_modules with linear layers"},
+    {"lora_modules_to_save", "modules_to_save additional_target", kRefused, "", "only LoRA matrices are trained"},
+    {"peft_use_dora", "use_dora", kRefused, "", "plain LoRA and rsLoRA are supported"},
+    {"peft_init_lora_weights", "init_lora_weights pissa_init loftq_config peft", kRefused, "", "PEFT's default initialization is used"},
+    {"peft_layers_to_transform", "peft_layers_pattern layers_to_transform lora_layers_to_transform", kRefused, "", "all layers are trained; choose by module with lora_target_modules"},
+    {"peft_autocast_adapter_dtype", "lora_fan_in_fan_out", kRefused, "", ""},
+    {"loraplus_lr_ratio", "loraplus_* lr_groups embedding_lr embedding_lr_scale", kRefused, "", "all LoRA matrices share one learning rate"},
+    {"relora_*", "relora lisa_* llmcompressor qat galore_* use_galore use_badam badam_* apollo_* use_apollo", kRefused, "", "use plain QLoRA"},
+    {"unfrozen_parameters", "freeze_* train_layers", kRefused, "", "the base is frozen"},
+    {"neftune_noise_alpha", "noisy_embedding_alpha label_smoothing_factor", kRefused, "", ""},
+    {"overrides_of_model_config", "overrides_of_model_kwargs model_kwargs rope_scaling rope_theta shift_attn", kRefused, "", "edit the model's config.json instead"},
+    {"tokens", "added_tokens_overrides add_tokens add_special_tokens new_special_tokens resize_vocab tokenizer_config tokenizer_save_jinja_files", kRefused, "", "the vocabulary is the model's"},
+    {"chat_template_jinja", "", kRefused, "", "put the template into the model's tokenizer_config.json"},
+    {"group_by_length", "curriculum_sampling sampling_strategy", kRefused, "", "rows are shuffled by seed"},
+    {"batch_size", "", kRefused, "", "use micro_batch_size and gradient_accumulation_steps"},
+    {"early_stopping_patience", "early_stopping load_best_model_at_end metric_for_best_model greater_is_better", kRefused, "", "watch the held-out loss and use max_steps"},
+    {"optim_args", "optim_target_modules adam_beta3 adam_epsilon2 optimizer_kwargs", kRefused, "", "use adam_beta1, adam_beta2, adam_epsilon"},
+    {"lr_scheduler_kwargs", "cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor lr_quadratic_warmup jagged_restart_*", kRefused, "", "cosine, linear and constant fall to zero or not at all"},
+    {"resume_from_checkpoint", "lora_model_dir adapter_name_or_path", kRefused, "", "training starts from a fresh adapter; interrupted jobs resume by themselves"},
+    {"max_samples", "streaming buffer_size interleave_probs mix_strategy mask_history", kRefused, "", "cut the data file instead"},
+    {"pretraining_dataset", "pretrain_*", kRefused, "", "use datasets with rows of text"},
+    {"data_seed", "", kRefused, "", "seed decides the order of rows too"},
+    {"diffusion", "diffusion_* mixture_of_depths kd_* kd_trainer use_kd expert_*", kRefused, "", ""},
+    // Ours.
+    {"nibble", "", kSpecial, "", ""},
+};
+// clang-format on
+
+std::vector<std::string_view> Split(std::string_view text) {
+  std::vector<std::string_view> words;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find(' '), text.size());
+    if (end > 0) words.push_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return words;
+}
+
+bool Matches(std::string_view pattern, std::string_view key) {
+  if (!pattern.empty() && pattern.back() == '*') {
+    pattern.remove_suffix(1);
+    return key.substr(0, pattern.size()) == pattern;
+  }
+  return pattern == key;
+}
+
+// Optimal string alignment distance: one for an insertion, deletion, change or swap of neighbours.
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = i;
+  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t change = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
+      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, change});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      }
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+}  // namespace
+
+const std::vector<KeyRule>& KeyRules() {
+  static const auto* rules = new std::vector<KeyRule>(std::begin(kRules), std::end(kRules));
+  return *rules;
+}
+
+const KeyRule* FindKeyRule(std::string_view key) {
+  // Exact names first: a family such as dpo_* must not shadow a key that has a rule of its own.
+  for (const bool exact : {true, false}) {
+    for (const KeyRule& rule : KeyRules()) {
+      std::vector<std::string_view> names = Split(rule.aliases);
+      names.push_back(rule.key);
+      for (std::string_view name : names) {
+        if (exact ? name == key : Matches(name, key)) return &rule;
+      }
+    }
+  }
+  return nullptr;
+}
+
+std::string ClosestKey(std::string_view key, const std::vector<std::string_view>& known) {
+  if (key.size() > 64) return "";
+  std::string_view best;
+  size_t best_distance = std::max<size_t>(1, key.size() / 3) + 1;
+  for (std::string_view candidate : known) {
+    const size_t distance = EditDistance(key, candidate);
+    if (distance < best_distance) {
+      best = candidate;
+      best_distance = distance;
+    }
+  }
+  return std::string(best);
+}
+
+std::vector<std::string_view> KnownKeys() {
+  std::vector<std::string_view> names;
+  for (const KeyRule& rule : KeyRules()) {
+    for (std::string_view name : Split(rule.aliases)) names.push_back(name);
+    names.push_back(rule.key);
+  }
+  std::erase_if(names, [](std::string_view n) { return n.back() == '*'; });
+  return names;
+}
+
+}  // namespace nibble::client

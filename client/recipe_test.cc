@@ -1,0 +1,259 @@
+#include "client/recipe.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "client/recipe_keys.h"
+#include "client/yaml.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace nibble::client {
+namespace {
+
+using nlohmann::json;
+using testing::Contains;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+constexpr char kHead[] = "base_model: /m\ndatasets: [{path: /d.jsonl}]\n";
+
+absl::StatusOr<Recipe> Read(const std::string& text, const std::vector<std::string>& overrides = {}) {
+  return ReadRecipe(text, "r.yaml", "/recipes", overrides);
+}
+
+struct Row {
+  std::string text;
+  std::string spec;    // expected spec_json, or ""
+  std::string error;   // expected part of the message, or ""
+  Reason reason = Reason::kUnspecified;
+  size_t notices = 0;
+};
+
+class RecipeTest : public testing::TestWithParam<Row> {};
+
+TEST_P(RecipeTest, Row) {
+  const Row& row = GetParam();
+  const auto recipe = Read(kHead + row.text);
+  if (!row.error.empty()) {
+    ASSERT_FALSE(recipe.ok()) << recipe->spec_json;
+    EXPECT_THAT(std::string(recipe.status().message()), HasSubstr(row.error));
+    EXPECT_EQ(StatusReason(recipe.status()), row.reason) << recipe.status();
+    return;
+  }
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(json::parse(recipe->spec_json), json::parse(row.spec)) << recipe->spec_json;
+  EXPECT_THAT(recipe->notices, SizeIs(row.notices));
+}
+
+constexpr auto kUnsupported = Reason::kUnsupportedOption;
+constexpr auto kUnknown = Reason::kUnknownField;
+constexpr auto kInvalid = Reason::kSpecInvalid;
+
+INSTANTIATE_TEST_SUITE_P(
+    Honoured, RecipeTest,
+    testing::Values(
+        Row{"", "{}"}, Row{"lora_r: 8", R"({"lora":{"r":8}})"},
+        Row{"lora_rank: 8", R"({"lora":{"r":8}})"},
+        Row{"learning_rate: 2e-4", R"({"optimizer":{"learningRate":2e-4}})"},
+        Row{"cutoff_len: 512", R"({"data":{"sequenceLen":512}})"},
+        Row{"lora_alpha:", "{}"}, Row{"lora_target_modules: []", "{}"},
+        Row{"lora_target_linear: true", "{}"},
+        Row{"lora_target_modules: [v_proj, q_proj]", R"({"lora":{"targetModules":["v_proj","q_proj"]}})"},
+        Row{"lora_target: q_proj, k_proj", R"({"lora":{"targetModules":["q_proj","k_proj"]}})"},
+        Row{"lora_target: all", "{}"},
+        Row{"lora_target_linear: true\nlora_target_modules: [q_proj]", "{}"},
+        Row{"adapter: qlora\nload_in_4bit: true", "{}"},
+        Row{"adapter: lora", R"({"quantization":{"type":"bf16"}})"},
+        Row{"adapter: lora\nload_in_4bit: true", "{}"},
+        Row{"adapter: lora\nload_in_8bit: false", R"({"quantization":{"type":"bf16"}})"},
+        Row{"finetuning_type: lora\nquantization_bit: 4", "{}"},
+        Row{"bnb_4bit_quant_type: fp4", R"({"quantization":{"type":"fp4"}})"},
+        Row{"disable_gradient_checkpointing: true", R"({"training":{"gradientCheckpointing":false}})"},
+        Row{"max_steps: -1", "{}"}, Row{"max_steps: 20", R"({"training":{"maxSteps":20}})"},
+        Row{"optimizer: adamw_torch_fused", "{}"},
+        Row{"optimizer: paged_adamw_8bit", "{}", "", Reason::kUnspecified, 1},
+        Row{"lr_scheduler: constant_with_warmup", R"({"optimizer":{"lrScheduler":"constant"}})"},
+        Row{"lr_scheduler: constant", R"({"optimizer":{"lrScheduler":"constant","warmupSteps":0}})"},
+        Row{"lr_scheduler: constant\nwarmup_steps: 5",
+            R"({"optimizer":{"lrScheduler":"constant","warmupSteps":5}})"},
+        Row{"val_set_size: 0.1\nsample_packing: no", R"({"data":{"valSetSize":0.1,"samplePacking":false}})"},
+        Row{"num_epochs: 3", R"({"training":{"numEpochs":3}})"},
+        Row{"seed: 1e3", R"({"training":{"seed":1000}})"},
+        Row{"nibble: {quantization_type: int8, save_interval_seconds: 5}",
+            R"({"quantization":{"type":"int8"},"training":{"saveIntervalSeconds":5}})"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Ignored, RecipeTest,
+    testing::Values(
+        Row{"wandb_project:", "{}"}, Row{"wandb_project: x", "{}", "", Reason::kUnspecified, 1},
+        Row{"flash_attention: true", "{}", "", Reason::kUnspecified, 1},
+        Row{"bf16: auto\ntf32: false\nstrict: false", "{}"},
+        Row{"evals_per_epoch: 4\nsaves_per_epoch: 1", "{}"},
+        Row{"evals_per_epoch: 1", "{}", "", Reason::kUnspecified, 1},
+        Row{"plugins: [axolotl.integrations.liger.LigerPlugin]", "{}", "", Reason::kUnspecified, 1},
+        Row{"special_tokens: {pad_token: x}", "{}", "", Reason::kUnspecified, 1},
+        Row{"special_tokens:\n  pad_token:", "{}"}, Row{"resume_from_checkpoint:", "{}"},
+        Row{"rl:\nfsdp:\ndeepspeed:", "{}"}, Row{"peft_use_dora: false", "{}"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Refused, RecipeTest,
+    testing::Values(
+        Row{"rl: dpo", "", "r.yaml:3:5: rl is not supported (\"dpo\")", kUnsupported},
+        Row{"load_in_8bit: true", "", "load_in_8bit is not supported", kUnsupported},
+        Row{"peft_use_dora: true", "", "plain LoRA", kUnsupported},
+        Row{"fsdp_config: {a: 1}", "", "fsdp_config", kUnsupported},
+        Row{"deepspeed: x.json", "", "one device", kUnsupported},
+        Row{"lora_modules_to_save: [embed_tokens]", "", "only LoRA matrices", kUnsupported},
+        Row{"lora_target_modules: model.*proj", "", "patterns are not matched", kUnsupported},
+        Row{"adapter: ia3", "", "adapter is qlora or lora", kUnsupported},
+        Row{"optimizer: lion", "", "use adamw", kUnsupported},
+        Row{"lr_scheduler: polynomial", "", "cosine, linear or constant", kUnsupported},
+        Row{"fp16: true", "", "fp16", kUnsupported},
+        Row{"early_stopping_patience: 3", "", "early_stopping_patience", kUnsupported},
+        Row{"stage: dpo", "", "supervised", kUnsupported},
+        Row{"plugins: [axolotl.integrations.kd.KDPlugin]", "", "plugins", kUnsupported},
+        Row{"nibble: {retries: 2}", "", "nibble.retries", kUnsupported},
+        Row{"lora_rr: 8", "", "r.yaml:3:10: lora_rr is not a key we know; did you mean lora_r?", kUnknown},
+        Row{"lerning_rate: 1", "", "did you mean learning_rate?", kUnknown},
+        Row{"xyzzy_plugh: 1", "", "is not a key we know", kUnknown},
+        Row{"nibble: {nmae: x}", "", "did you mean name?", kUnknown},
+        Row{"lora_r: eight", "", "lora_r must be a whole number, got \"eight\"", kInvalid},
+        Row{"lora_r: 99999999999", "", "between 0 and 2147483647", kInvalid},
+        Row{"lora_r: -1", "", "between 0 and", kInvalid},
+        Row{"learning_rate: .nan", "", "a number", kInvalid},
+        Row{"lora_r: 8\nlora_rank: 16", "", "means the same as lora_r", kInvalid},
+        Row{"adapter: qlora\nload_in_4bit: false", "", "means 4 bit", kInvalid},
+        Row{"lora_r: 8\nlora_r: 9", "", "r.yaml:4:1: the key lora_r stands twice", kInvalid},
+        Row{"nibble: {name: My_Job}", "", "nibble.name must be", kInvalid},
+        Row{"a: [", "", "not YAML", kInvalid}, Row{"<<: {a: 1}", "", "merge keys", kInvalid}));
+
+TEST(RecipeDataTest, DatasetEntries) {
+  const auto spec = [](const std::string& entry) {
+    const auto recipe = Read("base_model: /m\ndatasets:\n  - " + entry);
+    return recipe.ok() ? recipe->dataset + " " + recipe->spec_json : std::string(recipe.status().message());
+  };
+  EXPECT_EQ(spec("{path: d.jsonl}"), "/recipes/d.jsonl {}");
+  EXPECT_EQ(spec("d.jsonl"), "/recipes/d.jsonl {}");
+  EXPECT_EQ(spec("{path: /d, type: alpaca}"), R"(/d {"data":{"format":"alpaca"}})");
+  EXPECT_EQ(spec("{path: /d, type: chat_template}"), R"(/d {"data":{"format":"messages"}})");
+  EXPECT_EQ(spec("{path: /d, type: chat_template, field_messages: conversations}"),
+            R"(/d {"data":{"format":"sharegpt"}})");
+  EXPECT_EQ(spec("{path: json, data_files: [a.jsonl]}"), "/recipes/a.jsonl {}");
+  EXPECT_EQ(spec("{path: 'dataset:support'}"), "datasets/support {}");
+  EXPECT_EQ(spec("{path: datasets/support}"), "datasets/support {}");
+  EXPECT_THAT(spec("{path: hf://a/b}"), HasSubstr("download it first"));
+  EXPECT_THAT(spec("{path: /d, ds_type: parquet}"), HasSubstr("convert the data to JSONL"));
+  EXPECT_THAT(spec("{path: /d, field_instruction: q}"), HasSubstr("rename the field to instruction"));
+  EXPECT_THAT(spec("{path: /d, typ: alpaca}"), HasSubstr("not a key we know"));
+  EXPECT_THAT(spec("{type: alpaca}"), HasSubstr("datasets[0].path is required"));
+  EXPECT_THAT(spec("{path: /a}\n  - {path: /b}"), HasSubstr("join the files"));
+}
+
+TEST(RecipeDataTest, RequiredKeysAndAllFaultsAtOnce) {
+  const auto recipe = Read("lora_r: x\nrl: dpo\n");
+  ASSERT_FALSE(recipe.ok());
+  const auto violations = StatusViolations(recipe.status());
+  ASSERT_THAT(violations, SizeIs(4));
+  EXPECT_EQ(violations[0].field, "lora_r");
+  EXPECT_EQ(violations[2].field, "base_model");
+  EXPECT_FALSE(Read("").ok());
+  EXPECT_FALSE(Read("[]").ok());
+  EXPECT_FALSE(Read("a: 1\n---\nb: 2").ok());
+}
+
+TEST(RecipeDataTest, OverridesComeLastAndAreRelativeToHere) {
+  const auto recipe = Read("base_model: m\ndatasets: [{path: d.jsonl, type: alpaca}]\nlora_r: 8\n",
+                           {"lora_r=32", "datasets=other.jsonl", "base_model=x", "nibble.name=a-b",
+                            "nibble.labels.team=ops"});
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(recipe->base_model, "x");
+  EXPECT_EQ(recipe->dataset, "other.jsonl");
+  EXPECT_EQ(recipe->name, "a-b");
+  EXPECT_EQ(recipe->labels.at("team"), "ops");
+  EXPECT_EQ(json::parse(recipe->spec_json),
+            json::parse(R"({"lora":{"r":32},"data":{"format":"alpaca"}})"));
+  EXPECT_THAT(std::string(Read(kHead, {"oops"}).status().message()), HasSubstr("is not key=value"));
+  EXPECT_THAT(std::string(Read(kHead, {"lora_rr=1"}).status().message()),
+              HasSubstr("override: lora_rr is not a key we know"));
+  EXPECT_FALSE(Read(kHead, {"datasets[99999999].path=x"}).ok());
+  const auto plain = Read("base_model: /m\ndatasets: d.jsonl\n", {"datasets=/x"});
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_EQ(plain->dataset, "/x");
+}
+
+TEST(RecipeDataTest, NibbleBlock) {
+  const auto recipe = Read(std::string(kHead) +
+                           "nibble:\n  name: support-bot\n  priority: -3\n  labels: {team: support}\n"
+                           "  queue: default\n  resources: {gpus: 1}\n");
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(recipe->name, "support-bot");
+  EXPECT_EQ(recipe->priority, -3);
+  EXPECT_EQ(recipe->labels.at("team"), "support");
+  EXPECT_THAT(recipe->notices, SizeIs(1));
+}
+
+TEST(RecipeDataTest, FilesAreFoundBesideTheRecipe) {
+  TempDir dir;
+  ASSERT_TRUE(WriteFileAtomic(dir.Join("r.yaml"), "base_model: base\ndatasets: [d.jsonl]\n").ok());
+  const auto recipe = LoadRecipe(dir.Join("r.yaml"), {});
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(recipe->base_model, dir.Join("base"));
+  EXPECT_EQ(recipe->dataset, dir.Join("d.jsonl"));
+  EXPECT_FALSE(LoadRecipe(dir.Join("none.yaml"), {}).ok());
+}
+
+TEST(YamlTest, RemembersPlaces) {
+  const auto yaml = ParseYaml("a: 1\nb:\n  - 'x'\n  - {c: ~}\n", "f");
+  ASSERT_TRUE(yaml.ok()) << yaml.status();
+  EXPECT_EQ(yaml->Find("a")->text, "1");
+  EXPECT_FALSE(yaml->Find("a")->quoted);
+  EXPECT_TRUE(yaml->Find("b")->items[0].quoted);
+  EXPECT_EQ(yaml->Find("b")->items[1].line, 4);
+  EXPECT_TRUE(yaml->Find("b")->items[1].IsEmpty());
+  EXPECT_EQ(yaml->Find("c"), nullptr);
+}
+
+TEST(YamlTest, AliasBombIsRefused) {
+  std::string text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 12; ++i) {
+    text += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [";
+    for (int j = 0; j < 10; ++j) text += "*a" + std::to_string(i - 1) + (j < 9 ? ", " : "]\n");
+  }
+  const auto bomb = ParseYaml(text, "f");
+  ASSERT_FALSE(bomb.ok());
+  EXPECT_THAT(std::string(bomb.status().message()), HasSubstr("aliases expanded"));
+  EXPECT_TRUE(ParseYaml("a: &x [1, 2]\nb: *x\n", "f").ok());
+  EXPECT_FALSE(ParseYaml("a: &x [*x]\n", "f").ok());
+}
+
+TEST(YamlTest, Bounds) {
+  EXPECT_FALSE(ParseYaml(std::string(2 << 20, 'a'), "f").ok());
+  EXPECT_FALSE(ParseYaml(std::string(200, '['), "f").ok());
+  EXPECT_FALSE(ParseYaml(std::string(100'000, '['), "f").ok());
+  std::string deep;
+  for (int i = 0; i < 1000; ++i) deep += "- ";
+  EXPECT_FALSE(ParseYaml(deep, "f").ok());
+  std::string many = "a: [";
+  for (int i = 0; i < 30'000; ++i) many += "1,";
+  EXPECT_FALSE(ParseYaml(many + "1]", "f").ok());
+  EXPECT_FALSE(ParseYaml("a: !!python/object:os.system x", "f").ok());
+  EXPECT_FALSE(ParseYaml("? [a, b]\n: c\n", "f").ok());
+}
+
+TEST(KeyTableTest, NamesAreUnique) {
+  auto names = KnownKeys();
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end())
+      << *std::adjacent_find(names.begin(), names.end());
+  EXPECT_EQ(FindKeyRule("fsdp_config")->key, "fsdp");
+  EXPECT_EQ(FindKeyRule("no_such_key"), nullptr);
+  EXPECT_EQ(ClosestKey("micro_bach_size", KnownKeys()), "micro_batch_size");
+  EXPECT_EQ(ClosestKey("q", KnownKeys()), "r");
+  EXPECT_EQ(ClosestKey("completely_other_thing", KnownKeys()), "");
+}
+
+}  // namespace
+}  // namespace nibble::client
