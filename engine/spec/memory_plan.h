@@ -63,7 +63,8 @@ struct MemoryPlan {
   int64_t host_bytes = 0;               // tokenizer, token store, checkpoint staging
   int64_t lower_bound_bytes = 0;        // of the total: largest live set instead of step_bytes
   std::string peak_phase;               // e.g. "backward layer 0"
-  std::array<int64_t, kCategoryCount> category_bytes{};  // at the peak; sums to total - fixed - waste
+  // At the peak. They sum to total - fixed - host - waste (alignment, and gaps no order could fill).
+  std::array<int64_t, kCategoryCount> category_bytes{};
   std::vector<PlannedBuffer> buffers;   // in order of creation
 
   int64_t TotalBytes() const { return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes; }

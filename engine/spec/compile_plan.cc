@@ -1,0 +1,227 @@
+#include "engine/spec/compile_plan.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/status.h"
+#include "engine/spec/base_layout.h"
+#include "engine/spec/counting_executor.h"
+#include "engine/spec/offset_planner.h"
+#include "engine/spec/step.h"
+
+namespace nibble::spec {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kPage = 4096;
+
+constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+Category CategoryOf(BasePart part) {
+  switch (part) {
+    case BasePart::kCodes:
+      return Category::kBaseCodes;
+    case BasePart::kEmbedding:
+    case BasePart::kHead:
+    case BasePart::kFinalNorm:
+    case BasePart::kInputNorm:
+    case BasePart::kPostNorm:
+    case BasePart::kQueryNorm:
+    case BasePart::kKeyNorm:
+    case BasePart::kBias:
+      return Category::kBaseUnquantized;
+    default:
+      return Category::kBaseScales;
+  }
+}
+
+std::string_view SlotName(Slot slot) {
+  switch (slot) {
+    case Slot::kIds: return "ids";
+    case Slot::kLabels: return "labels";
+    case Slot::kPositions: return "positions";
+    case Slot::kStarts: return "starts";
+    case Slot::kX: return "x";
+    case Slot::kH1: return "h1";
+    case Slot::kRstd1: return "rstd1";
+    case Slot::kQRaw: return "q_raw";
+    case Slot::kRstdQ: return "rstd_q";
+    case Slot::kKRaw: return "k_raw";
+    case Slot::kRstdK: return "rstd_k";
+    case Slot::kQ: return "q";
+    case Slot::kK: return "k";
+    case Slot::kV: return "v";
+    case Slot::kO: return "o";
+    case Slot::kLse: return "lse";
+    case Slot::kX2: return "x2";
+    case Slot::kH2: return "h2";
+    case Slot::kRstd2: return "rstd2";
+    case Slot::kGate: return "gate";
+    case Slot::kUp: return "up";
+    case Slot::kAct: return "act";
+    case Slot::kFinal: return "final";
+    case Slot::kRstdFinal: return "rstd_final";
+    case Slot::kGrad: return "grad";
+    case Slot::kDAct: return "dact";
+    case Slot::kDH2: return "dh2";
+    case Slot::kDO: return "do";
+    case Slot::kDQ: return "dq";
+    case Slot::kDK: return "dk";
+    case Slot::kDV: return "dv";
+    case Slot::kDH1: return "dh1";
+    default: return "u";
+  }
+}
+
+bool OfLayer(Slot slot) {
+  return slot > Slot::kStarts && slot != Slot::kFinal && slot != Slot::kRstdFinal && slot != Slot::kGrad;
+}
+
+std::string TensorName(const TensorKey& key) {
+  std::string name;
+  if (key.walk == Walk::kPassing) name = "pass.";
+  if (key.walk == Walk::kEval) name = "eval.";
+  if (OfLayer(key.slot)) absl::StrAppend(&name, "layer", key.layer, ".");
+  const std::string_view slot = SlotName(key.slot);
+  name.append(slot);
+  if (slot == "u") {
+    const int module = static_cast<int>(key.slot) - static_cast<int>(Slot::kU);
+    name.append("_").append(ModuleName(static_cast<Module>(module)));
+  }
+  return name;
+}
+
+std::string PhaseText(const CountedOp& op) {
+  switch (op.phase) {
+    case Phase::kForward: return absl::StrCat("forward layer ", op.layer);
+    case Phase::kHead: return "loss";
+    case Phase::kRecompute: return absl::StrCat("recompute layer ", op.layer);
+    case Phase::kBackward: return absl::StrCat("backward layer ", op.layer);
+    case Phase::kOptimizer: return "optimizer";
+    case Phase::kEvaluate: return absl::StrCat("evaluate layer ", op.layer);
+  }
+  return "";
+}
+
+// The persistent region: one buffer behind the other.
+void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const DeviceProfile& profile,
+                     int64_t red_zone, CompiledPlan& plan) {
+  const int64_t count = plan.adapters.elements;
+  const int64_t real = std::max(4, profile.act_bytes);
+  int64_t next = 0;
+  const auto place = [&](const char* name, Category category, int64_t size) {
+    const int64_t offset = next;
+    plan.memory.buffers.push_back({name, category, Region::kPersistent, offset, size, 0, 0});
+    plan.memory.category_bytes[static_cast<size_t>(category)] += size;
+    next = RoundUp(offset + size, kAlignment) + red_zone;
+    return offset;
+  };
+  plan.persistent.master = place("adapters.master", Category::kAdapters, count * real);
+  plan.persistent.compute = place("adapters.compute", Category::kAdapters, count * profile.act_bytes);
+  plan.persistent.gradient = place("gradients", Category::kGradients, count * real);
+  plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * real);
+  plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * real);
+  plan.persistent.rope =
+      place("rope", Category::kActivations, int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
+  plan.memory.persistent_bytes = RoundUp(next, kPage);
+}
+
+// The step region. Returns the most bytes alive at once.
+int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int64_t red_zone,
+                  CompiledPlan& plan) {
+  std::vector<LiveBuffer> live;
+  std::vector<PlannedBuffer> named;
+  for (const TensorKey& key : counted.keys()) {
+    const CountedTensor& t = counted.tensors()[static_cast<size_t>(key.Index(model.layers))];
+    if (t.first_use < 0) continue;
+    live.push_back({t.size_bytes + red_zone, t.first_use, t.last_use});
+    named.push_back({TensorName(key), Category::kActivations, Region::kStep, key.Index(model.layers),
+                     t.size_bytes, t.first_use, t.last_use});
+  }
+  const size_t tensors = live.size();
+  for (size_t op = 0; op < counted.ops().size(); ++op) {
+    const int64_t bytes = counted.ops()[op].workspace_bytes;
+    const auto use = static_cast<int32_t>(op);
+    if (bytes == 0) continue;
+    live.push_back({bytes + red_zone, use, use});
+    named.push_back({absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use, bytes,
+                     use, use});
+  }
+  const OffsetPlan placed = PlanOffsets(live, kAlignment);
+
+  plan.tensor_offset.assign(static_cast<size_t>(TensorKey::IndexCount(model.layers)), -1);
+  plan.workspace_offset.assign(counted.ops().size(), 0);
+  plan.workspace_bytes.assign(counted.ops().size(), 0);
+  for (size_t i = 0; i < named.size(); ++i) {
+    PlannedBuffer& buffer = named[i];
+    const auto index = static_cast<size_t>(buffer.offset);   // key index or operation number
+    if (i < tensors) {
+      plan.tensor_offset[index] = placed.offsets[i];
+    } else {
+      plan.workspace_offset[index] = placed.offsets[i];
+      plan.workspace_bytes[index] = buffer.size_bytes;
+    }
+    buffer.offset = placed.offsets[i];
+    if (buffer.first_use <= placed.peak_use && placed.peak_use <= buffer.last_use) {
+      plan.memory.category_bytes[static_cast<size_t>(buffer.category)] += buffer.size_bytes;
+    }
+    plan.memory.buffers.push_back(std::move(buffer));
+  }
+  plan.memory.step_bytes = RoundUp(placed.total_bytes, kPage);
+  plan.memory.peak_phase = PhaseText(counted.ops()[static_cast<size_t>(placed.peak_use)]);
+  return placed.lower_bound_bytes;
+}
+
+// What a job keeps on the host besides its regions: the tokenizer's tables, the token store's window,
+// staging of checkpoints and lines.
+int64_t HostBytes(const ModelConfig& model) { return (int64_t{24} << 20) + 320 * model.vocab_size; }
+
+}  // namespace
+
+int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) {
+  return LayoutBase(model, quant, double_quant).file_bytes;
+}
+
+absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const TrainSpec& spec,
+                                              const DeviceProfile& profile,
+                                              const CompileOptions& options) {
+  if (profile.act_bytes != 2 && profile.act_bytes != 4 && profile.act_bytes != 8) {
+    return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ", profile.act_bytes,
+                                                 "; it must be 2, 4 or 8"));
+  }
+  if (spec.target_modules.empty()) {
+    return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
+  }
+  CompiledPlan plan;
+  const BaseLayout base = LayoutBase(model, spec.quant, spec.double_quant);
+  plan.memory.base_bytes = base.file_bytes;
+  for (const BaseEntry& entry : base.entries) {
+    plan.memory.category_bytes[static_cast<size_t>(CategoryOf(entry.part))] += entry.size_bytes;
+  }
+  plan.adapters = LayoutAdapters(model, spec);
+  PlacePersistent(model, spec, profile, options.red_zone_bytes, plan);
+
+  CountingExecutor counting(model, spec, profile);
+  TrainMicroBatch(counting, model, spec);
+  plan.optimizer_op = static_cast<int32_t>(counting.ops().size());
+  OptimizerStep(counting);
+  plan.evaluate_op = static_cast<int32_t>(counting.ops().size());
+  EvalMicroBatch(counting, model, spec);
+  const int64_t live = PlaceStep(counting, model, options.red_zone_bytes, plan);
+
+  plan.memory.fixed_bytes = profile.fixed_bytes;
+  plan.memory.host_bytes = HostBytes(model);
+  plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - plan.memory.step_bytes + live;
+  return plan;
+}
+
+absl::StatusOr<MemoryPlan> CompilePlan(const ModelConfig& model, const TrainSpec& spec,
+                                       const DeviceProfile& profile) {
+  ASSIGN_OR_RETURN(CompiledPlan plan, CompileForEngine(model, spec, profile));
+  return std::move(plan.memory);
+}
+
+}  // namespace nibble::spec

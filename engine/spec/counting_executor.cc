@@ -1,0 +1,117 @@
+#include "engine/spec/counting_executor.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+#include "engine/spec/base_layout.h"
+
+namespace nibble::spec {
+
+CountingExecutor::CountingExecutor(const ModelConfig& model, const TrainSpec& spec,
+                                   const DeviceProfile& profile)
+    : model_(model),
+      spec_(spec),
+      profile_(profile),
+      tokens_(int64_t{spec.micro_batch_size} * spec.sequence_len),
+      real_bytes_(std::max(4, profile.act_bytes)),
+      tensors_(static_cast<size_t>(TensorKey::IndexCount(model.layers))) {}
+
+CountingExecutor::Tensor CountingExecutor::Name(const TensorKey& key, int64_t bytes_per_token) {
+  const int64_t index = key.Index(model_.layers);
+  CountedTensor& tensor = tensors_[static_cast<size_t>(index)];
+  const int64_t size = tokens_ * bytes_per_token;
+  if (tensor.size_bytes == 0) keys_.push_back(key);
+  CHECK(tensor.size_bytes == 0 || tensor.size_bytes == size);
+  tensor.size_bytes = size;
+  return index;
+}
+
+CountingExecutor::Tensor CountingExecutor::Staged(Slot slot) {
+  const TensorKey key{slot};
+  const int64_t index = key.Index(model_.layers);
+  CountedTensor& tensor = tensors_[static_cast<size_t>(index)];
+  if (tensor.size_bytes == 0) keys_.push_back(key);
+  tensor.size_bytes = 4 * (slot == Slot::kStarts ? tokens_ + 1 : tokens_);
+  return index;
+}
+
+void CountingExecutor::Phase(enum Phase phase, int32_t layer) {
+  phase_ = phase;
+  layer_ = layer;
+}
+
+void CountingExecutor::Run(Op op, const OpShape& shape, std::initializer_list<Tensor> tensors) {
+  const auto number = static_cast<int32_t>(ops_.size());
+  for (const Tensor t : tensors) {
+    if (IsNone(t)) continue;
+    CountedTensor& tensor = tensors_[static_cast<size_t>(t)];
+    if (tensor.first_use < 0) tensor.first_use = number;
+    tensor.last_use = number;
+  }
+  ops_.push_back({phase_, layer_, WorkspaceBytes(op, shape, profile_)});
+}
+
+OpShape CountingExecutor::LinearShapeOf(Module module) const {
+  return {.m = tokens_, .k = ShapeOf(model_, module).k, .r = spec_.Targets(module) ? spec_.lora_r : 0};
+}
+
+void CountingExecutor::Embedding(Tensor out) {
+  // All of the batch is staged before the first operation.
+  Run(Op::kEmbedding, {.m = tokens_},
+      {out, Staged(Slot::kIds), Staged(Slot::kLabels), Staged(Slot::kPositions), Staged(Slot::kStarts)});
+}
+
+void CountingExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, Norm, int32_t) {
+  Run(Op::kRmsNormForward, {.m = tokens_}, {y, rstd, x});
+}
+
+void CountingExecutor::RmsNormBackward(Tensor dx, bool, Tensor dy, Tensor x, Tensor rstd, Norm, int32_t) {
+  Run(Op::kRmsNormBackward, {.m = tokens_}, {dx, dy, x, rstd});
+}
+
+void CountingExecutor::Linear(Tensor y, Tensor x, Tensor u, int32_t, Module module) {
+  Run(Op::kLinearForward, LinearShapeOf(module), {y, x, u});
+}
+
+void CountingExecutor::LinearBackward(Tensor dx, bool, Tensor dy, Tensor x, Tensor u, int32_t,
+                                      Module module) {
+  Run(Op::kLinearBackward, LinearShapeOf(module), {dx, dy, x, u});
+}
+
+void CountingExecutor::Add(Tensor out, Tensor a, Tensor b) { Run(Op::kAdd, {.m = tokens_}, {out, a, b}); }
+
+void CountingExecutor::Rope(Tensor x, int64_t, bool) {
+  Run(Op::kRope, {.m = tokens_}, {x, Staged(Slot::kPositions)});
+}
+
+void CountingExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
+  Run(Op::kAttentionForward,
+      {.m = tokens_, .head_dim = model_.head_dim, .longest_document = spec_.sequence_len},
+      {out, lse, q, k, v, Staged(Slot::kStarts)});
+}
+
+void CountingExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out,
+                                         Tensor lse, Tensor q, Tensor k, Tensor v) {
+  Run(Op::kAttentionBackward,
+      {.m = tokens_, .head_dim = model_.head_dim, .longest_document = spec_.sequence_len},
+      {dq, dk, dv, dout, out, lse, q, k, v, Staged(Slot::kStarts)});
+}
+
+void CountingExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
+  Run(Op::kGatedForward, {.m = tokens_}, {out, gate, up});
+}
+
+void CountingExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
+  Run(Op::kGatedBackward, {.m = tokens_}, {dgate, dup, dout, gate, up});
+}
+
+void CountingExecutor::CrossEntropy(Tensor dh, Tensor h) {
+  Run(Op::kCrossEntropy, {.m = tokens_, .k = model_.hidden_size, .vocab = model_.vocab_size},
+      {dh, h, Staged(Slot::kLabels)});
+}
+
+void CountingExecutor::SumSquares() { Run(Op::kSumSquares, {}, {}); }
+void CountingExecutor::AdamW() { Run(Op::kAdamW, {}, {}); }
+void CountingExecutor::ToAct() { Run(Op::kToAct, {}, {}); }
+
+}  // namespace nibble::spec

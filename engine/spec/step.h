@@ -1,0 +1,253 @@
+// The training step, written out once: forward from top to bottom, backward from bottom to top.
+//
+// A template over an Executor, which knows operations and names of tensors but shows no pointers. The
+// server runs it with CountingExecutor to learn what a job needs; the engine runs it with one that calls
+// the kernels at the offsets of that very plan. So the estimate and the run cannot drift apart.
+//
+// An Executor has
+//   Tensor            a handle; None() is "no tensor"
+//   Act(key, width), Real(key, width)   [tokens, width] in the activation / accumulation type
+//   Phase(phase, layer)                 where we are, for people
+// and one method per operation, with outputs before inputs. A tensor lives from its first to its last
+// mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's own.
+//
+// With gradient checkpointing a block keeps only its input x and the adapter product of its last linear
+// (u of down_proj: r numbers a token, and with it backward need not repeat the widest product). The top
+// block is kept whole either way: its backward follows at once.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "engine/spec/model_config.h"
+#include "engine/spec/train_spec.h"
+
+namespace nibble::spec {
+
+enum class Slot : uint8_t {
+  kIds, kLabels, kPositions, kStarts,                       // i32 staging
+  kX, kH1, kRstd1, kQRaw, kRstdQ, kKRaw, kRstdK, kQ, kK, kV, kO, kLse, kX2, kH2, kRstd2, kGate, kUp,
+  kAct, kU,                                                 // kU .. kU + 6: by module
+  kFinal = kU + kModuleCount, kRstdFinal,
+  kGrad, kDAct, kDH2, kDO, kDQ, kDK, kDV, kDH1,
+  kCount
+};
+
+// Which walk a tensor belongs to. kKept: from forward to backward (or recomputed for it); kPassing: dies
+// within its block; kEval: of the evaluation, which never meets the others.
+enum class Walk : uint8_t { kKept, kPassing, kEval, kCount };
+
+struct TensorKey {
+  Slot slot;
+  Walk walk = Walk::kKept;
+  int32_t layer = 0;                                        // kX has layers + 1 of them
+
+  int64_t Index(int64_t layers) const {
+    const int64_t kind = static_cast<int64_t>(walk) * static_cast<int64_t>(Slot::kCount) +
+                         static_cast<int64_t>(slot);
+    return kind * (layers + 1) + layer;
+  }
+  static int64_t IndexCount(int64_t layers) {
+    return static_cast<int64_t>(Walk::kCount) * static_cast<int64_t>(Slot::kCount) * (layers + 1);
+  }
+};
+
+enum class Norm : uint8_t { kInput, kPost, kQuery, kKey, kFinal };
+
+enum class Phase : uint8_t { kForward, kHead, kRecompute, kBackward, kOptimizer, kEvaluate };
+
+// The tensors of one block.
+template <class Exec>
+struct Block {
+  using Tensor = typename Exec::Tensor;
+  int32_t layer = 0;
+  Tensor x, h1, rstd1, q_raw, rstd_q, k_raw, rstd_k, q, k, v, o, lse, x2, h2, rstd2, gate, up, act;
+  std::array<Tensor, kModuleCount> u;
+};
+
+// Names the tensors of a block in walk `walk`. Only kKept ones stay apart where backward needs both.
+template <class Exec>
+Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, int32_t layer,
+                      Walk walk) {
+  const auto act = [&](Slot slot, int64_t width) { return e.Act({slot, walk, layer}, width); };
+  const auto real = [&](Slot slot, int64_t width) { return e.Real({slot, walk, layer}, width); };
+  const bool kept = walk == Walk::kKept;
+  Block<Exec> b;
+  b.layer = layer;
+  b.x = e.Act({Slot::kX, walk == Walk::kEval ? walk : Walk::kKept, layer}, model.hidden_size);
+  b.h1 = act(Slot::kH1, model.hidden_size);
+  b.rstd1 = real(Slot::kRstd1, 1);
+  b.q = act(Slot::kQ, model.QueryWidth());
+  b.k = act(Slot::kK, model.KeyValueWidth());
+  b.v = act(Slot::kV, model.KeyValueWidth());
+  b.q_raw = b.q;
+  b.k_raw = b.k;
+  b.rstd_q = b.rstd_k = e.None();
+  if (model.qk_norm) {
+    if (kept) b.q_raw = act(Slot::kQRaw, model.QueryWidth());
+    if (kept) b.k_raw = act(Slot::kKRaw, model.KeyValueWidth());
+    b.rstd_q = real(Slot::kRstdQ, model.heads);
+    b.rstd_k = real(Slot::kRstdK, model.kv_heads);
+  }
+  b.o = act(Slot::kO, model.QueryWidth());
+  b.lse = real(Slot::kLse, model.heads);
+  b.x2 = act(Slot::kX2, model.hidden_size);
+  b.h2 = act(Slot::kH2, model.hidden_size);
+  b.rstd2 = real(Slot::kRstd2, 1);
+  b.gate = act(Slot::kGate, model.intermediate_size);
+  b.up = act(Slot::kUp, model.intermediate_size);
+  b.act = kept ? act(Slot::kAct, model.intermediate_size) : b.gate;
+  for (int m = 0; m < kModuleCount; ++m) {
+    const Module module = static_cast<Module>(m);
+    const Slot slot = static_cast<Slot>(static_cast<int>(Slot::kU) + m);
+    // A passing block's u of down_proj stays for backward; see the top of this file.
+    const Walk u_walk = walk == Walk::kPassing && module == Module::kDown ? Walk::kKept : walk;
+    b.u[m] = spec.Targets(module) ? e.Act({slot, u_walk, layer}, spec.lora_r) : e.None();
+  }
+  return b;
+}
+
+// From x to act; then, unless `next` is none, on to the next block's x.
+template <class Exec>
+void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
+                  typename Exec::Tensor next) {
+  const auto linear = [&](typename Exec::Tensor y, typename Exec::Tensor x, Module module) {
+    e.Linear(y, x, b.u[static_cast<int>(module)], b.layer, module);
+  };
+  e.RmsNorm(b.h1, b.rstd1, b.x, Norm::kInput, b.layer);
+  linear(b.q_raw, b.h1, Module::kQ);
+  linear(b.k_raw, b.h1, Module::kK);
+  linear(b.v, b.h1, Module::kV);
+  if (model.qk_norm) {
+    e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, b.layer);
+    e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, b.layer);
+  }
+  e.Rope(b.q, model.heads, false);
+  e.Rope(b.k, model.kv_heads, false);
+  e.Attention(b.o, b.lse, b.q, b.k, b.v);
+  linear(b.x2, b.o, Module::kO);
+  e.Add(b.x2, b.x2, b.x);
+  e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, b.layer);
+  linear(b.gate, b.h2, Module::kGate);
+  linear(b.up, b.h2, Module::kUp);
+  e.Gated(b.act, b.gate, b.up);
+  if (e.IsNone(next)) return;
+  linear(next, b.act, Module::kDown);
+  e.Add(next, next, b.x2);
+}
+
+// `d` holds the gradient of the block's output and then of its input. In the lowest block it stops where
+// no adapter is left below.
+template <class Exec>
+void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, const Block<Exec>& b,
+                   typename Exec::Tensor d) {
+  using Tensor = typename Exec::Tensor;
+  const int32_t layer = b.layer;
+  const bool below = layer > 0;
+  const bool any_qkv = spec.Targets(Module::kQ) || spec.Targets(Module::kK) || spec.Targets(Module::kV);
+  const bool need_qkv = below || any_qkv;
+  const bool need_attention = need_qkv || spec.Targets(Module::kO);
+  const bool need_gate_up =
+      need_attention || spec.Targets(Module::kGate) || spec.Targets(Module::kUp);
+  const auto grad = [&](Slot slot, int64_t width) { return e.Act({slot, Walk::kKept, layer}, width); };
+  const auto linear = [&](Tensor dx, bool accumulate, Tensor dy, Tensor x, Module module) {
+    const bool lora = spec.Targets(module);
+    if (e.IsNone(dx) && !lora) return;
+    e.LinearBackward(dx, accumulate, dy, lora ? x : e.None(), b.u[static_cast<int>(module)], layer,
+                     module);
+  };
+
+  const Tensor dact = need_gate_up ? grad(Slot::kDAct, model.intermediate_size) : e.None();
+  linear(dact, false, d, b.act, Module::kDown);
+  if (!need_gate_up) return;
+  e.GatedBackward(b.gate, b.up, dact, b.gate, b.up);
+  const Tensor dh2 = need_attention ? grad(Slot::kDH2, model.hidden_size) : e.None();
+  linear(dh2, false, b.gate, b.h2, Module::kGate);
+  linear(dh2, true, b.up, b.h2, Module::kUp);
+  if (!need_attention) return;
+  e.RmsNormBackward(d, true, dh2, b.x2, b.rstd2, Norm::kPost, layer);
+
+  const Tensor d_o = need_qkv ? grad(Slot::kDO, model.QueryWidth()) : e.None();
+  linear(d_o, false, d, b.o, Module::kO);
+  if (!need_qkv) return;
+  const Tensor dq = grad(Slot::kDQ, model.QueryWidth());
+  const Tensor dk = grad(Slot::kDK, model.KeyValueWidth());
+  const Tensor dv = grad(Slot::kDV, model.KeyValueWidth());
+  e.AttentionBackward(dq, dk, dv, d_o, b.o, b.lse, b.q, b.k, b.v);
+  e.Rope(dq, model.heads, true);
+  e.Rope(dk, model.kv_heads, true);
+  if (model.qk_norm) {
+    e.RmsNormBackward(dq, false, dq, b.q_raw, b.rstd_q, Norm::kQuery, layer);
+    e.RmsNormBackward(dk, false, dk, b.k_raw, b.rstd_k, Norm::kKey, layer);
+  }
+  const Tensor dh1 = below ? grad(Slot::kDH1, model.hidden_size) : e.None();
+  linear(dh1, false, dq, b.h1, Module::kQ);
+  linear(dh1, true, dk, b.h1, Module::kK);
+  linear(dh1, true, dv, b.h1, Module::kV);
+  if (below) e.RmsNormBackward(d, true, dh1, b.x, b.rstd1, Norm::kInput, layer);
+}
+
+// Forward, loss and backward of one micro-batch; adds to the adapters' gradients and to the loss.
+template <class Exec>
+void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
+  using Tensor = typename Exec::Tensor;
+  const auto top = static_cast<int32_t>(model.layers) - 1;
+  const auto x = [&](int32_t layer) { return e.Act({Slot::kX, Walk::kKept, layer}, model.hidden_size); };
+  const auto recomputed = [&](int32_t layer) { return spec.gradient_checkpointing && layer < top; };
+
+  e.Phase(Phase::kForward, 0);
+  e.Embedding(x(0));
+  for (int32_t layer = 0; layer <= top; ++layer) {
+    e.Phase(Phase::kForward, layer);
+    const Walk walk = recomputed(layer) ? Walk::kPassing : Walk::kKept;
+    ForwardBlock(e, model, NameBlock(e, model, spec, layer, walk), x(layer + 1));
+  }
+
+  e.Phase(Phase::kHead, top);
+  const Tensor out = x(top + 1);
+  const Tensor rstd = e.Real({Slot::kRstdFinal}, 1);
+  const Tensor hidden = e.Act({Slot::kFinal}, model.hidden_size);
+  const Tensor d = e.Act({Slot::kGrad}, model.hidden_size);
+  e.RmsNorm(hidden, rstd, out, Norm::kFinal, 0);
+  e.CrossEntropy(d, hidden);
+  e.RmsNormBackward(d, false, d, out, rstd, Norm::kFinal, 0);
+
+  for (int32_t layer = top; layer >= 0; --layer) {
+    const Block<Exec> block = NameBlock(e, model, spec, layer, Walk::kKept);
+    if (recomputed(layer)) {
+      e.Phase(Phase::kRecompute, layer);
+      ForwardBlock(e, model, block, e.None());
+    }
+    e.Phase(Phase::kBackward, layer);
+    BackwardBlock(e, model, spec, block, d);
+  }
+}
+
+// After the last micro-batch: the norm of the gradients, the update, fresh compute copies.
+template <class Exec>
+void OptimizerStep(Exec& e) {
+  e.Phase(Phase::kOptimizer, 0);
+  e.SumSquares();
+  e.AdamW();
+  e.ToAct();
+}
+
+// The loss of one micro-batch, nothing kept.
+template <class Exec>
+void EvalMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
+  using Tensor = typename Exec::Tensor;
+  const auto x = [&](int32_t layer) { return e.Act({Slot::kX, Walk::kEval, layer}, model.hidden_size); };
+  e.Phase(Phase::kEvaluate, 0);
+  e.Embedding(x(0));
+  const auto layers = static_cast<int32_t>(model.layers);
+  for (int32_t layer = 0; layer < layers; ++layer) {
+    e.Phase(Phase::kEvaluate, layer);
+    ForwardBlock(e, model, NameBlock(e, model, spec, layer, Walk::kEval), x(layer + 1));
+  }
+  const Tensor rstd = e.Real({Slot::kRstdFinal, Walk::kEval}, 1);
+  const Tensor hidden = e.Act({Slot::kFinal, Walk::kEval}, model.hidden_size);
+  e.RmsNorm(hidden, rstd, x(layers), Norm::kFinal, 0);
+  e.CrossEntropy(e.None(), hidden);
+}
+
+}  // namespace nibble::spec
