@@ -1,0 +1,222 @@
+#include "engine/spec/memory_plan.h"
+
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <sstream>
+
+#include "engine/spec/base_layout.h"
+#include "engine/spec/compile_plan.h"
+#include "engine/spec/counting_executor.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace nibble::spec {
+namespace {
+
+ModelConfig Llama(int64_t hidden, int64_t ffn, int64_t layers, int64_t heads, int64_t kv_heads,
+                  int64_t vocab) {
+  ModelConfig model;
+  model.model_type = "llama";
+  model.hidden_size = hidden;
+  model.intermediate_size = ffn;
+  model.layers = layers;
+  model.heads = heads;
+  model.kv_heads = kv_heads;
+  model.head_dim = hidden / heads;
+  model.vocab_size = vocab;
+  model.max_positions = 8192;
+  return model;
+}
+const ModelConfig kLlama7B = Llama(4096, 11008, 32, 32, 32, 32000);
+const ModelConfig kLlama8B = Llama(4096, 14336, 32, 32, 8, 128256);
+const ModelConfig kLlama70B = Llama(8192, 28672, 80, 64, 8, 32000);
+const ModelConfig kTiny = Llama(64, 172, 5, 8, 4, 512);
+
+TrainSpec Resolved(const ModelConfig& model, TrainSpec spec) {
+  auto resolved = ResolveTrainSpec(std::move(spec), model);
+  EXPECT_TRUE(resolved.ok()) << resolved.status();
+  return *resolved;
+}
+
+DeviceProfile Profile(int threads = 2) {
+  DeviceProfile profile;
+  profile.threads = threads;
+  profile.fixed_bytes = 50'000'000;
+  return profile;
+}
+
+int64_t At(const MemoryPlan& plan, Category category) {
+  return plan.category_bytes[static_cast<size_t>(category)];
+}
+
+TEST(BaseBytes, MatchThePublishedArithmetic) {
+  // Codes, scales and unquantized parts by the closed formulas; the layout adds padding only.
+  struct Case {
+    ModelConfig model;
+    double codes, scales, unquantized, total;   // bytes
+  };
+  const Case cases[] = {{kLlama7B, 3.238e9, 0.103e9, 0.5248e9, 3.866e9},
+                        {kLlama8B, 3.490e9, 0.111e9, 2.1019e9, 5.702e9},
+                        {kLlama70B, 34.226e9, 1.086e9, 1.0512e9, 36.363e9}};
+  for (const Case& c : cases) {
+    const auto plan = CompilePlan(c.model, Resolved(c.model, {.sequence_len = 512}), Profile());
+    ASSERT_TRUE(plan.ok());
+    EXPECT_NEAR(static_cast<double>(At(*plan, Category::kBaseCodes)), c.codes, 1e-3 * c.codes);
+    EXPECT_NEAR(static_cast<double>(At(*plan, Category::kBaseScales)), c.scales, 6e-3 * c.scales);
+    EXPECT_NEAR(static_cast<double>(At(*plan, Category::kBaseUnquantized)), c.unquantized, 1e-3 * c.unquantized);
+    EXPECT_NEAR(static_cast<double>(plan->base_bytes), c.total, 5e-4 * c.total);
+    EXPECT_EQ(plan->base_bytes, BaseBytes(c.model, QuantKind::kNF4, true));
+  }
+}
+
+TEST(CompilePlan, AdaptersAreExact) {
+  // P_lora = L r (9h + 2k + 3f), see the layout: fp32 masters, bf16 copies, fp32 gradients and moments.
+  const TrainSpec spec = Resolved(kLlama8B, {.sequence_len = 2048});
+  const auto plan = CompileForEngine(kLlama8B, spec, Profile());
+  ASSERT_TRUE(plan.ok());
+  const int64_t parameters = 32 * 16 * (9 * 4096 + 2 * 1024 + 3 * 14336);
+  EXPECT_EQ(plan->adapters.parameters, parameters);
+  EXPECT_EQ(plan->adapters.elements, parameters);   // every matrix is a multiple of 32 here
+  EXPECT_EQ(At(plan->memory, Category::kAdapters), parameters * 6);
+  EXPECT_EQ(At(plan->memory, Category::kGradients), parameters * 4);
+  EXPECT_EQ(At(plan->memory, Category::kOptimizer), parameters * 8);
+}
+
+TEST(CompilePlan, LlamaShapesStayInRange) {
+  // Reference totals without the process: block checkpointing, r 16, one sequence. Ours also holds bf16
+  // copies of the adapters and the host's 24 MiB and up.
+  struct Case {
+    ModelConfig model;
+    int32_t sequence_len;
+    bool checkpointing;
+    double bytes;
+  };
+  const Case cases[] = {{kLlama7B, 512, true, 4.85e9},   {kLlama7B, 2048, true, 5.60e9},
+                        {kLlama8B, 512, true, 6.91e9},   {kLlama8B, 2048, true, 7.56e9},
+                        {kLlama70B, 2048, true, 43.88e9}, {kLlama7B, 2048, false, 13.55e9},
+                        {kLlama8B, 2048, false, 15.97e9}};
+  for (const Case& c : cases) {
+    const TrainSpec spec = Resolved(
+        c.model, {.sequence_len = c.sequence_len, .gradient_checkpointing = c.checkpointing});
+    const auto plan = CompilePlan(c.model, spec, Profile());
+    ASSERT_TRUE(plan.ok());
+    const double bytes = static_cast<double>(plan->TotalBytes() - plan->fixed_bytes);
+    EXPECT_GT(bytes, 0.93 * c.bytes) << MemoryPlanToText(*plan);
+    EXPECT_LT(bytes, 1.05 * c.bytes) << MemoryPlanToText(*plan);
+    EXPECT_GE(plan->TotalBytes(), plan->lower_bound_bytes);
+    EXPECT_LT(plan->TotalBytes(), 1.03 * static_cast<double>(plan->lower_bound_bytes));
+  }
+}
+
+TEST(CompilePlan, CategoriesAndWasteMakeTheTotal) {
+  for (const bool checkpointing : {true, false}) {
+    const TrainSpec spec =
+        Resolved(kTiny, {.sequence_len = 128, .micro_batch_size = 4, .gradient_checkpointing = checkpointing});
+    const auto plan = CompilePlan(kTiny, spec, Profile());
+    ASSERT_TRUE(plan.ok());
+    int64_t sum = plan->fixed_bytes + plan->host_bytes;
+    for (const int64_t bytes : plan->category_bytes) sum += bytes;
+    EXPECT_LE(sum, plan->TotalBytes());
+    EXPECT_GT(sum, plan->TotalBytes() - plan->step_bytes);
+    EXPECT_NE(plan->peak_phase, "");
+  }
+}
+
+TEST(CompilePlan, LivingBuffersNeverOverlap) {
+  ModelConfig qwen = kTiny;
+  qwen.qk_norm = true;
+  for (const ModelConfig& model : {kTiny, qwen}) {
+    for (const bool checkpointing : {true, false}) {
+      const TrainSpec spec = Resolved(model, {.lora_r = 4, .sequence_len = 64,
+                                              .gradient_checkpointing = checkpointing});
+      const auto plan = CompilePlan(model, spec, Profile());
+      ASSERT_TRUE(plan.ok());
+      for (size_t i = 0; i < plan->buffers.size(); ++i) {
+        const PlannedBuffer& a = plan->buffers[i];
+        EXPECT_EQ(a.offset % 64, 0);
+        EXPECT_LE(a.offset + a.size_bytes,
+                  a.region == Region::kStep ? plan->step_bytes : plan->persistent_bytes);
+        for (size_t j = 0; j < i; ++j) {
+          const PlannedBuffer& b = plan->buffers[j];
+          const bool together = a.region == b.region && (a.region == Region::kPersistent ||
+                                (a.first_use <= b.last_use && b.first_use <= a.last_use));
+          if (!together) continue;
+          EXPECT_TRUE(a.offset + a.size_bytes <= b.offset || b.offset + b.size_bytes <= a.offset)
+              << a.name << " and " << b.name;
+        }
+      }
+    }
+  }
+}
+
+TEST(CompilePlan, KeepsLessWithCheckpointing) {
+  const auto bytes = [](bool checkpointing, std::vector<Module> modules) {
+    const TrainSpec spec = Resolved(kLlama7B, {.target_modules = std::move(modules), .sequence_len = 1024,
+                                               .gradient_checkpointing = checkpointing});
+    return CompilePlan(kLlama7B, spec, Profile())->step_bytes;
+  };
+  EXPECT_LT(bytes(true, {}), bytes(false, {}) / 4);
+  // What no adapter needs is not kept.
+  EXPECT_LT(bytes(false, {Module::kQ, Module::kV}), bytes(false, {}));
+}
+
+TEST(CompilePlan, IsDeterministicAndGrowsWithTheBatch) {
+  const TrainSpec spec = Resolved(kTiny, {.sequence_len = 128});
+  const auto once = CompilePlan(kTiny, spec, Profile());
+  const auto twice = CompilePlan(kTiny, spec, Profile());
+  EXPECT_EQ(MemoryPlanToJson(*once), MemoryPlanToJson(*twice));
+  TrainSpec larger = spec;
+  larger.micro_batch_size = 2;
+  EXPECT_GT(CompilePlan(kTiny, larger, Profile())->step_bytes, once->step_bytes);
+  EXPECT_GT(CompilePlan(kTiny, spec, Profile(4))->step_bytes, once->step_bytes);
+}
+
+TEST(CompilePlan, RefusesAnUnresolvedSpec) {
+  EXPECT_FALSE(CompilePlan(kTiny, TrainSpec{}, Profile()).ok());
+}
+
+TEST(DeviceProfile, RoundTripsThroughJson) {
+  DeviceProfile profile{"ref", "scalar", "0.1.0", 3, 4, 12345, 1LL << 40};
+  const auto back = DeviceProfileFromJson(DeviceProfileToJson(profile));
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(*back, profile);
+  EXPECT_FALSE(DeviceProfileFromJson(R"({"threads":-1})").ok());
+  EXPECT_FALSE(DeviceProfileFromJson(R"({"thread":1})").ok());
+  EXPECT_FALSE(DeviceProfileFromJson("[]").ok());
+}
+
+TEST(PublishedConfigs, PlansCompileForEverySupportedModel) {
+  const char* data = std::getenv("NIBBLE_TEST_DATA");
+  if (data == nullptr) GTEST_SKIP() << "NIBBLE_TEST_DATA is not set";
+  std::ifstream table(std::string(data) + "/model-configs/param_counts.csv");
+  std::string line;
+  std::getline(table, line);
+  int planned = 0;
+  while (std::getline(table, line)) {
+    std::stringstream row(line);
+    std::string file, computed, published, linear;
+    std::getline(row, file, ',');
+    std::getline(row, computed, ',');
+    std::getline(row, published, ',');
+    std::getline(row, linear, ',');
+    std::ifstream in(std::string(data) + "/model-configs/" + file);
+    const std::string text((std::istreambuf_iterator<char>(in)), {});
+    const auto model = ParseModelConfig(text);
+    if (file.starts_with("gemma") || file.starts_with("Phi") || file.starts_with("phi")) {
+      EXPECT_FALSE(model.ok()) << file;
+      continue;
+    }
+    ASSERT_TRUE(model.ok()) << file << ": " << model.status();
+    EXPECT_EQ(model->TotalParameters(), std::stoll(published)) << file;
+    EXPECT_EQ(model->LinearParameters(), std::stoll(linear)) << file;
+    const auto plan = CompilePlan(*model, Resolved(*model, {.sequence_len = 512}), Profile());
+    ASSERT_TRUE(plan.ok()) << file;
+    EXPECT_LT(plan->TotalBytes(), 1.03 * static_cast<double>(plan->lower_bound_bytes)) << file;
+    ++planned;
+  }
+  EXPECT_GT(planned, 20);
+}
+
+}  // namespace
+}  // namespace nibble::spec

@@ -1,0 +1,107 @@
+#include "engine/spec/model_config.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace nibble::spec {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kBase[] = R"({"model_type":"llama","vocab_size":512,"hidden_size":64,
+  "intermediate_size":172,"num_hidden_layers":5,"num_attention_heads":8,"num_key_value_heads":4,
+  "max_position_embeddings":512,"rms_norm_eps":1e-5,"tie_word_embeddings":true)";
+
+std::string With(const std::string& more) { return std::string(kBase) + more + "}"; }
+
+TEST(ParseModelConfig, ReadsALlama) {
+  const auto model = ParseModelConfig(With(R"(,"rope_scaling":null,"torch_dtype":"float32")"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->head_dim, 8);
+  EXPECT_EQ(model->QueryWidth(), 64);
+  EXPECT_EQ(model->KeyValueWidth(), 32);
+  EXPECT_EQ(model->rope, RopeKind::kDefault);
+  EXPECT_EQ(model->TotalParameters(), 260032);
+}
+
+TEST(ParseModelConfig, ReadsBothSpellingsOfRope) {
+  const auto old_form = ParseModelConfig(With(R"(,"rope_theta":500000.0,"rope_scaling":{"factor":8.0,
+      "low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192,
+      "type":"llama3"})"));
+  const auto new_form = ParseModelConfig(With(R"(,"dtype":"bfloat16","rope_parameters":{
+      "rope_theta":500000.0,"factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,
+      "original_max_position_embeddings":8192,"rope_type":"llama3"})"));
+  ASSERT_TRUE(old_form.ok() && new_form.ok()) << old_form.status() << new_form.status();
+  EXPECT_EQ(*old_form, *new_form);
+  EXPECT_EQ(new_form->rope, RopeKind::kLlama3);
+  EXPECT_EQ(new_form->rope_theta, 500000);
+}
+
+TEST(ParseModelConfig, RefusesByName) {
+  const auto why = [](const std::string& json) { return std::string(ParseModelConfig(json).status().message()); };
+  EXPECT_THAT(why(R"({"model_type":"gemma2"})"), HasSubstr("gemma2"));
+  EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"yarn","factor":4})")), HasSubstr("yarn"));
+  EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
+  EXPECT_THAT(why(With(R"(,"attention_bias":true)")), HasSubstr("attention_bias"));
+  EXPECT_THAT(why(With(R"(,"mlp_bias":true)")), HasSubstr("mlp_bias"));
+  EXPECT_THAT(why(With(R"(,"quantization_config":{})")), HasSubstr("quantization_config"));
+  EXPECT_THAT(why(With(R"(,"torch_dtype":"float8")")), HasSubstr("float8"));
+  EXPECT_EQ(StatusReason(ParseModelConfig(R"({"model_type":"phi3"})").status()),
+            Reason::kUnsupportedArchitecture);
+}
+
+TEST(ParseModelConfig, RefusesBadFiles) {
+  const auto reason = [](const std::string& json) { return StatusReason(ParseModelConfig(json).status()); };
+  EXPECT_EQ(reason("{"), Reason::kModelFileInvalid);
+  EXPECT_EQ(reason("[]"), Reason::kModelFileInvalid);
+  EXPECT_EQ(reason(R"({"model_type":"llama"})"), Reason::kModelFileInvalid);
+  EXPECT_EQ(reason(R"({"model_type":"llama","vocab_size":-5})"), Reason::kModelFileInvalid);
+  EXPECT_EQ(reason(With(R"(,"rope_theta":"x")")), Reason::kModelFileInvalid);
+  EXPECT_EQ(reason(With(R"(,"head_dim":1e99)")), Reason::kModelFileInvalid);
+}
+
+TEST(ParseModelConfig, FamiliesDiffer) {
+  std::string qwen = With("");
+  qwen.replace(qwen.find("llama"), 5, "qwen2");
+  EXPECT_TRUE(ParseModelConfig(qwen)->qkv_bias);
+  qwen.replace(qwen.find("qwen2"), 5, "qwen3");
+  EXPECT_TRUE(ParseModelConfig(qwen)->qk_norm);
+  EXPECT_EQ(ParseModelConfig(qwen)->head_dim, 128);
+  std::string mistral = With(R"(,"sliding_window":128)");
+  mistral.replace(mistral.find("llama"), 5, "mistral");
+  EXPECT_EQ(ParseModelConfig(mistral)->sliding_window, 128);
+}
+
+TEST(RopeTable, IsTheFormula) {
+  ModelConfig model;
+  model.head_dim = 8;
+  model.rope_theta = 10000;
+  const auto table = RopeTable(model, 16);
+  ASSERT_EQ(table.size(), 16u * 4 * 2);
+  for (int p = 0; p < 16; ++p) {
+    for (int i = 0; i < 4; ++i) {
+      const double angle = p * std::pow(10000.0, -2.0 * i / 8);
+      EXPECT_NEAR(table[(p * 4 + i) * 2], std::cos(angle), 1e-6);
+      EXPECT_NEAR(table[(p * 4 + i) * 2 + 1], std::sin(angle), 1e-6);
+    }
+  }
+}
+
+TEST(RopeTable, Llama3StretchesLowFrequenciesOnly) {
+  ModelConfig model;
+  model.head_dim = 128;
+  model.rope_theta = 500000;
+  const auto plain = RopeTable(model, 2);
+  model.rope = RopeKind::kLlama3;
+  model.rope_factor = 8;
+  const auto stretched = RopeTable(model, 2);
+  const auto angle = [](const std::vector<float>& t, int i) { return std::asin(t[(64 + i) * 2 + 1]); };
+  EXPECT_EQ(stretched[64 * 2 + 1], plain[64 * 2 + 1]);
+  EXPECT_NEAR(angle(stretched, 63) / angle(plain, 63), 1.0 / 8, 1e-4);
+}
+
+}  // namespace
+}  // namespace nibble::spec
