@@ -1,0 +1,219 @@
+// Norms, rotary embedding, gated activations, add, embedding, optimizer, sums and conversion.
+#include <cmath>
+
+#include "kernels/tables.h"
+#include "tests/kernels/harness.h"
+
+namespace nibble::kernels::check {
+namespace {
+
+using Run = std::function<Outcome(const KernelTable&, int)>;
+
+Outcome RmsNorm(const KernelTable& t, int threads, int64_t m, int64_t dim, DType weight_type,
+                float unit_offset, bool accumulate) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const KernelTable& ref = Ref64Table();
+  const auto x = Normal(m * dim, 1, 3), w = Normal(dim, 2), dy = Normal(m * dim, 3),
+             old = Normal(m * dim, 4);
+  const Tensor xt(t.act, x), xr(DType::kF64, x), wt(weight_type, w), dyt(t.act, dy), dyr(DType::kF64, dy);
+  Tensor y(t.act, m * dim), yr(DType::kF64, m * dim), rstd(t.real, m), rstd_r(DType::kF64, m),
+      dx(t.act, old), dxr(DType::kF64, old);
+  const ParamView view{wt.data(), weight_type};
+  t.rmsnorm_forward(ctx.get(), y.data(), rstd.data(), xt.data(), view, m, dim, 1e-5f, unit_offset);
+  ref.rmsnorm_forward(ref_ctx.get(), yr.data(), rstd_r.data(), xr.data(), view, m, dim, 1e-5f,
+                      unit_offset);
+  t.rmsnorm_backward(ctx.get(), dx.data(), accumulate, dyt.data(), xt.data(), view, rstd.data(), m, dim,
+                     unit_offset);
+  ref.rmsnorm_backward(ref_ctx.get(), dxr.data(), accumulate, dyr.data(), xr.data(), view, rstd_r.data(),
+                       m, dim, unit_offset);
+  // In place, both ways.
+  Tensor in_place(t.act, x), back_in_place(t.act, dy), rstd2(t.real, m);
+  t.rmsnorm_forward(ctx.get(), in_place.data(), rstd2.data(), in_place.data(), view, m, dim, 1e-5f,
+                    unit_offset);
+  Comparison result;
+  result.Add("y", y, yr, ActTolerance(t));
+  result.Add("rstd", rstd, rstd_r, 1e-5);
+  result.Add("dx", dx, dxr, ActTolerance(t));
+  result.Add("y in place", in_place, yr, ActTolerance(t));
+  if (!accumulate) {
+    t.rmsnorm_backward(ctx.get(), back_in_place.data(), false, back_in_place.data(), xt.data(), view,
+                       rstd.data(), m, dim, unit_offset);
+    result.Add("dx in place", back_in_place, dxr, ActTolerance(t));
+  }
+  return result.Result();
+}
+
+Outcome Add(const KernelTable& t, int threads, int64_t count) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const auto a = Normal(count, 1), b = Normal(count, 2);
+  const Tensor at(t.act, a), bt(t.act, b), ar(DType::kF64, a), br(DType::kF64, b);
+  Tensor out(t.act, count), want(DType::kF64, count), in_place(t.act, a);
+  t.add(ctx.get(), out.data(), at.data(), bt.data(), count);
+  t.add(ctx.get(), in_place.data(), in_place.data(), bt.data(), count);
+  Ref64Table().add(ref_ctx.get(), want.data(), ar.data(), br.data(), count);
+  Comparison result;
+  result.Add("out", out, want, ActTolerance(t));
+  result.Add("in place", in_place, want, ActTolerance(t));
+  return result.Result();
+}
+
+Outcome Rope(const KernelTable& t, int threads, int64_t m, int64_t heads, int64_t dim, bool inverse) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  std::vector<int32_t> positions(static_cast<size_t>(m));
+  for (int64_t i = 0; i < m; ++i) positions[static_cast<size_t>(i)] = static_cast<int32_t>(i * 7 % 50);
+  std::vector<double> angles;
+  for (int64_t p = 0; p < 50; ++p)
+    for (int64_t i = 0; i < dim / 2; ++i) {
+      const double angle = static_cast<double>(p) * std::pow(1e4, -2.0 * static_cast<double>(i) /
+                                                                       static_cast<double>(dim));
+      angles.push_back(std::cos(angle));
+      angles.push_back(std::sin(angle));
+    }
+  const Tensor table(DType::kF32, angles);
+  const auto x = Normal(m * heads * dim, 1);
+  Tensor got(t.act, x), want(DType::kF64, x);
+  const auto* cos_sin = static_cast<const float*>(table.data());
+  t.rope(ctx.get(), got.data(), positions.data(), cos_sin, m, heads, dim, inverse);
+  Ref64Table().rope(ref_ctx.get(), want.data(), positions.data(), cos_sin, m, heads, dim, inverse);
+  Comparison result;
+  result.Add("x", got, want, ActTolerance(t));
+  return result.Result();
+}
+
+Outcome Gated(const KernelTable& t, int threads, int64_t count, Activation activation) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const KernelTable& ref = Ref64Table();
+  auto gate = Normal(count, 1, 3);
+  const auto up = Normal(count, 2), dout = Normal(count, 3);
+  for (size_t i = 0; i < gate.size(); i += 13) gate[i] = i % 2 == 0 ? 100 : -100;  // saturated
+  const Tensor gt(t.act, gate), ut(t.act, up), dt(t.act, dout), gr(DType::kF64, gate),
+      ur(DType::kF64, up), dr(DType::kF64, dout);
+  Tensor out(t.act, count), want(DType::kF64, count), dg(t.act, count), du(t.act, count),
+      dg_want(DType::kF64, count), du_want(DType::kF64, count), in_gate(t.act, gate), in_up(t.act, up);
+  t.gated_forward(ctx.get(), out.data(), gt.data(), ut.data(), count, activation);
+  ref.gated_forward(ref_ctx.get(), want.data(), gr.data(), ur.data(), count, activation);
+  t.gated_backward(ctx.get(), dg.data(), du.data(), dt.data(), gt.data(), ut.data(), count, activation);
+  ref.gated_backward(ref_ctx.get(), dg_want.data(), du_want.data(), dr.data(), gr.data(), ur.data(),
+                     count, activation);
+  t.gated_backward(ctx.get(), in_gate.data(), in_up.data(), dt.data(), in_gate.data(), in_up.data(),
+                   count, activation);
+  Comparison result;
+  result.Add("out", out, want, ActTolerance(t));
+  result.Add("dgate", dg, dg_want, ActTolerance(t));
+  result.Add("dup", du, du_want, ActTolerance(t));
+  result.Add("dgate in place", in_gate, dg_want, ActTolerance(t));
+  result.Add("dup in place", in_up, du_want, ActTolerance(t));
+  return result.Result();
+}
+
+Outcome Embedding(const KernelTable& t, int threads, int64_t m, int64_t dim, DType type, float scale) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const Tensor table(type, Normal(50 * dim, 1));
+  std::vector<int32_t> ids(static_cast<size_t>(m));
+  for (int64_t i = 0; i < m; ++i) ids[static_cast<size_t>(i)] = static_cast<int32_t>((i * 31 + 49) % 50);
+  Tensor got(t.act, m * dim), want(DType::kF64, m * dim);
+  t.embedding_forward(ctx.get(), got.data(), ids.data(), {table.data(), type}, m, dim, scale);
+  Ref64Table().embedding_forward(ref_ctx.get(), want.data(), ids.data(), {table.data(), type}, m, dim,
+                                 scale);
+  Comparison result;
+  result.Add("out", got, want, ActTolerance(t));
+  return result.Result();
+}
+
+Outcome AdamW(const KernelTable& t, int threads, int64_t count) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const auto p = Normal(count, 1), g = Normal(count, 2, 0.01), m = Normal(count, 3, 0.01);
+  auto v = Normal(count, 4, 0.01);
+  for (double& value : v) value *= value;
+  Tensor pt(t.real, p), mt(t.real, m), vt(t.real, v), pr(DType::kF64, p), mr(DType::kF64, m),
+      vr(DType::kF64, v);
+  const Tensor gt(t.real, g), gr(DType::kF64, g);
+  AdamWArgs args;
+  args.count = count;
+  args.learning_rate = 2e-3;
+  args.weight_decay = 0.1;
+  args.step = 7;
+  args.gradient_scale = 0.7;
+  t.adamw(ctx.get(), pt.data(), gt.data(), mt.data(), vt.data(), args);
+  Ref64Table().adamw(ref_ctx.get(), pr.data(), gr.data(), mr.data(), vr.data(), args);
+  Comparison result;
+  result.Add("p", pt, pr, 2e-6);
+  result.Add("m", mt, mr, 2e-6);
+  result.Add("v", vt, vr, 2e-6);
+  return result.Result();
+}
+
+Outcome SumSquares(const KernelTable& t, int threads, int64_t count) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const auto x = Normal(count, 1);
+  const Tensor xt(t.real, x), xr(DType::kF64, x);
+  Comparison result;
+  result.AddScalar("sum", t.sum_squares(ctx.get(), xt.data(), count),
+                   Ref64Table().sum_squares(ref_ctx.get(), xr.data(), count), 1e-12);
+  if (count > 0) {
+    auto bad = x;
+    bad.back() = INFINITY;
+    const Tensor infinite(t.real, bad);
+    if (std::isfinite(t.sum_squares(ctx.get(), infinite.data(), count)))
+      result.AddScalar("an infinity must show", 0, 1, 1e-12);
+  }
+  return result.Result();
+}
+
+Outcome ToAct(const KernelTable& t, int threads, int64_t count) {
+  TestContext ctx(threads, 64);
+  std::vector<double> x = Normal(count, 1);
+  for (size_t i = 0; i < x.size(); ++i) x[i] *= 1 + static_cast<double>(i % 16) * 0x1p-11;  // ties too
+  const Tensor in(t.real, x), want(t.act, in.Values());
+  Tensor out(t.act, count);
+  t.to_act(ctx.get(), out.data(), in.data(), count);
+  Comparison result;
+  result.Add("out", out, want, 1e-12);
+  return result.Result();
+}
+
+}  // namespace
+
+std::vector<Case> ElementwiseCases() {
+  std::vector<Case> cases;
+  const auto add = [&](const std::string& name, Run run) { cases.push_back({name, std::move(run)}); };
+  for (const auto& [m, dim] : {std::pair<int64_t, int64_t>{1, 2}, {3, 7}, {5, 192}, {20, 576}, {9, 1031}}) {
+    const std::string shape = " m=" + std::to_string(m) + " dim=" + std::to_string(dim);
+    for (const bool accumulate : {false, true}) {
+      add("rmsnorm" + shape + (accumulate ? " accumulate" : ""), [=](const KernelTable& t, int threads) {
+        return RmsNorm(t, threads, m, dim, DType::kBF16, 0, accumulate);
+      });
+    }
+    add("rmsnorm f32 weight + 1" + shape, [=](const KernelTable& t, int threads) {
+      return RmsNorm(t, threads, m, dim, DType::kF32, 1, false);
+    });
+    add("embedding" + shape, [=](const KernelTable& t, int threads) {
+      return Embedding(t, threads, m, dim, DType::kBF16, 1);
+    });
+    add("embedding f32 scaled" + shape, [=](const KernelTable& t, int threads) {
+      return Embedding(t, threads, m, dim, DType::kF32, 3.5f);
+    });
+  }
+  for (const int64_t count : {1, 15, 64, 1000, 40001}) {
+    const std::string shape = " count=" + std::to_string(count);
+    add("add" + shape, [=](const KernelTable& t, int threads) { return Add(t, threads, count); });
+    add("gated silu" + shape, [=](const KernelTable& t, int threads) {
+      return Gated(t, threads, count, Activation::kSilu);
+    });
+    add("gated gelu" + shape, [=](const KernelTable& t, int threads) {
+      return Gated(t, threads, count, Activation::kGeluTanh);
+    });
+    add("adamw" + shape, [=](const KernelTable& t, int threads) { return AdamW(t, threads, count); });
+    add("sum_squares" + shape, [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
+    add("to_act" + shape, [=](const KernelTable& t, int threads) { return ToAct(t, threads, count); });
+  }
+  for (const int64_t dim : {2, 6, 32, 64, 100, 128}) {
+    for (const bool inverse : {false, true}) {
+      add("rope d=" + std::to_string(dim) + (inverse ? " inverse" : ""),
+          [=](const KernelTable& t, int threads) { return Rope(t, threads, 21, 3, dim, inverse); });
+    }
+  }
+  return cases;
+}
+
+}  // namespace nibble::kernels::check

@@ -1,0 +1,129 @@
+#include "tests/kernels/harness.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/bf16.h"
+#include "kernels/counter.h"
+
+namespace nibble::kernels::check {
+
+TestContext::TestContext(int threads, int64_t workspace_bytes)
+    : pool_(threads), workspace_(workspace_bytes, 64) {
+  // Kernels must not rely on a clean workspace.
+  std::memset(workspace_.data(), 0xFF, static_cast<size_t>(workspace_bytes));
+  context_.workspace = workspace_.data();
+  context_.workspace_bytes = workspace_bytes;
+  context_.pool = &pool_;
+}
+
+Tensor::Tensor(DType type, int64_t count)
+    : Tensor(type, std::vector<double>(static_cast<size_t>(count),
+                                       std::numeric_limits<double>::quiet_NaN())) {}
+
+Tensor::Tensor(DType type, const std::vector<double>& values)
+    : type_(type),
+      count_(static_cast<int64_t>(values.size())),
+      memory_(std::make_unique<Guarded>(count_ * DTypeBytes(type),
+                                        type == DType::kBF16 ? 2 : DTypeBytes(type))) {
+  for (int64_t i = 0; i < count_; ++i) {
+    const double value = values[static_cast<size_t>(i)];
+    switch (type) {
+      case DType::kF64: static_cast<double*>(data())[i] = value; break;
+      case DType::kF32: static_cast<float*>(data())[i] = static_cast<float>(value); break;
+      case DType::kBF16: static_cast<BF16*>(data())[i] = ToBF16(static_cast<float>(value)); break;
+    }
+  }
+}
+
+std::vector<double> Tensor::Values() const {
+  std::vector<double> values(static_cast<size_t>(count_));
+  for (int64_t i = 0; i < count_; ++i) {
+    double& value = values[static_cast<size_t>(i)];
+    switch (type_) {
+      case DType::kF64: value = static_cast<const double*>(data())[i]; break;
+      case DType::kF32: value = static_cast<double>(static_cast<const float*>(data())[i]); break;
+      case DType::kBF16:
+        value = static_cast<double>(ToFloat(static_cast<const BF16*>(data())[i]));
+        break;
+    }
+  }
+  return values;
+}
+
+std::vector<double> Normal(int64_t count, uint64_t seed, double scale) {
+  std::vector<double> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const auto at = static_cast<uint64_t>(2 * i);
+    const double u = static_cast<double>(CounterUniform(seed, 1, at)) + 0x1p-25;
+    const double v = static_cast<double>(CounterUniform(seed, 1, at + 1));
+    const double normal = std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
+    values[static_cast<size_t>(i)] =
+        static_cast<double>(ToFloat(ToBF16(static_cast<float>(scale * normal))));
+  }
+  return values;
+}
+
+void Comparison::Worse(double share, const std::string& what) {
+  if (!(share <= outcome_.error)) outcome_.error = std::isnan(share) ? 1e30 : share;
+  if (!(share <= 1)) {
+    if (!outcome_.failure.empty()) outcome_.failure += "; ";
+    outcome_.failure += what;
+  }
+}
+
+void Comparison::Add(const std::string& name, const Tensor& got, const Tensor& want, double tolerance) {
+  Guard(name, got.Intact());
+  const std::vector<double> a = got.Values(), b = want.Values();
+  double squares = 0;
+  for (const double value : b) squares += value * value;
+  const double rms = b.empty() ? 0 : std::sqrt(squares / static_cast<double>(b.size()));
+  double worst = 0;
+  size_t at = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    const double bound = tolerance * (std::fabs(b[i]) + rms) + 1e-30;
+    const double share = a[i] == b[i] ? 0 : std::fabs(a[i] - b[i]) / bound;
+    if (!(share <= worst)) {
+      worst = share;
+      at = i;
+    }
+    if (std::isnan(share)) break;
+    uint64_t bits;
+    std::memcpy(&bits, &a[i], 8);
+    outcome_.digest = CounterMix(outcome_.digest ^ bits) + 1;
+  }
+  if (!b.empty())
+    Worse(worst, name + "[" + std::to_string(at) + "] = " + std::to_string(a[at]) + ", want " +
+                     std::to_string(b[at]));
+}
+
+void Comparison::AddScalar(const std::string& name, double got, double want, double tolerance) {
+  uint64_t bits;
+  std::memcpy(&bits, &got, 8);
+  outcome_.digest = CounterMix(outcome_.digest ^ bits) + 1;
+  Worse(got == want ? 0 : std::fabs(got - want) / (tolerance * std::fabs(want)),
+        name + " = " + std::to_string(got) + ", want " + std::to_string(want));
+}
+
+void Comparison::Guard(const std::string& name, bool intact) {
+  if (!intact) Worse(2, name + ": written outside of its array");
+}
+
+double ActTolerance(const KernelTable& table) {
+  return table.act == DType::kBF16 ? 0x1p-7 : table.act == DType::kF32 ? 2e-5 : 1e-12;
+}
+
+double RealTolerance(const KernelTable& table) {
+  return table.act == DType::kBF16 ? 0x1p-7 : table.act == DType::kF32 ? 2e-5 : 1e-12;
+}
+
+std::vector<Case> AllCases() {
+  std::vector<Case> all;
+  for (auto part : {LinearCases(), AttentionCases(), ElementwiseCases(), LossCases()})
+    for (Case& c : part) all.push_back(std::move(c));
+  return all;
+}
+
+}  // namespace nibble::kernels::check
