@@ -1,6 +1,7 @@
 # What the engine reads and writes: checkpoints, tokenizers, data sets, adapters.
 nibble_library(nibble_engine_io
-  SRCS json.cc safetensors.cc text.cc
+  SRCS json.cc safetensors.cc text.cc tokenizer.cc tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc
+       tokenizer_pre.cc tokenizer_scan.cc tokenizer_text.cc
   DEPS nibble_base nibble_spec)
 target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF8PROC
                                                nlohmann_json::nlohmann_json)
