@@ -6,8 +6,8 @@
 // place and the directory synced. Every path is made of a verified digest, never of a name given to us.
 //
 // A blob is kept while it is pinned (for `pin_us` after it was uploaded, found present, or pinned) or
-// referenced by the state. Callers that are about to refer to a blob pin it first: either the pin
-// happens before the collector looks, and the blob stays, or the pin reports BLOB_NOT_FOUND.
+// referenced by the state. Whoever is about to refer to a blob pins it first: either the pin happens
+// before the collector removes the blob, and it stays, or the pin reports BLOB_NOT_FOUND.
 //
 // Calls do disk I/O and may block: never call them on a gRPC thread. Thread-safe; calls on one upload
 // are serialized.
@@ -15,9 +15,9 @@
 
 #include <cstdint>
 #include <memory>
-#include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -74,9 +74,12 @@ class BlobStore {
   virtual std::string PathOf(std::string_view sha256) const = 0;
   // Keeps the blob for another pin_us.
   virtual absl::Status Pin(std::string_view sha256) = 0;
-  // Removes blobs that are neither pinned nor in `referenced`, and uploads nobody has touched for
-  // upload_ttl_us.
-  virtual absl::StatusOr<CollectResult> Collect(const std::set<std::string>& referenced) = 0;
+  // Digests whose pin has run out: the collector asks the state which of them are referenced.
+  virtual absl::StatusOr<std::vector<std::string>> Unpinned() = 0;
+  // Deletes those of `sha256s` whose pin is still out; one pinned meanwhile stays.
+  virtual absl::StatusOr<CollectResult> Remove(const std::vector<std::string>& sha256s) = 0;
+  // Deletes uploads nobody has touched for upload_ttl_us.
+  virtual absl::StatusOr<CollectResult> SweepUploads() = 0;
   // Bytes in finished blobs, and how many uploads are open.
   virtual int64_t TotalBytes() = 0;
   virtual int64_t OpenUploads() = 0;

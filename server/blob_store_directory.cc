@@ -80,7 +80,9 @@ class DirectoryBlobStore : public BlobStore {
                                    int64_t max_bytes) override;
   std::string PathOf(std::string_view sha256) const override;
   absl::Status Pin(std::string_view sha256) override;
-  absl::StatusOr<CollectResult> Collect(const std::set<std::string>& referenced) override;
+  absl::StatusOr<std::vector<std::string>> Unpinned() override;
+  absl::StatusOr<CollectResult> Remove(const std::vector<std::string>& sha256s) override;
+  absl::StatusOr<CollectResult> SweepUploads() override;
   int64_t TotalBytes() override;
   int64_t OpenUploads() override;
 
@@ -88,7 +90,8 @@ class DirectoryBlobStore : public BlobStore {
   using UploadPtr = std::shared_ptr<OpenUpload>;
 
   std::string UploadPath(std::string_view id) const { return JoinPath(JoinPath(root_, "uploads"), id); }
-  absl::Status SweepUploads(CollectResult& result);
+  absl::Status SweepStaleUploads(CollectResult& result);
+  bool IsPinned(std::string_view sha256, struct stat* info) const;
   absl::Status CountBlobs();
   absl::StatusOr<UploadPtr> FindUpload(std::string_view upload_id);
   absl::Status CheckRoom(int64_t size_bytes);
@@ -109,7 +112,7 @@ absl::Status DirectoryBlobStore::Start() {
   RETURN_IF_ERROR(MakeDirs(JoinPath(root_, "uploads")));
   RETURN_IF_ERROR(MakeDirs(JoinPath(root_, "cas")));
   CollectResult swept;
-  RETURN_IF_ERROR(SweepUploads(swept));
+  RETURN_IF_ERROR(SweepStaleUploads(swept));
   if (swept.uploads_removed > 0) LogInfo("blob.uploads_swept", {{"count", swept.uploads_removed}});
   ASSIGN_OR_RETURN(const auto names, ListDir(JoinPath(root_, "uploads")));
   for (const std::string& name : names) {
@@ -140,7 +143,7 @@ absl::Status DirectoryBlobStore::CountBlobs() {
   return absl::OkStatus();
 }
 
-absl::Status DirectoryBlobStore::SweepUploads(CollectResult& result) {
+absl::Status DirectoryBlobStore::SweepStaleUploads(CollectResult& result) {
   ASSIGN_OR_RETURN(const auto names, ListDir(JoinPath(root_, "uploads")));
   for (const std::string& name : names) {
     const std::string path = UploadPath(name);
@@ -386,27 +389,45 @@ absl::Status DirectoryBlobStore::Pin(std::string_view sha256) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<CollectResult> DirectoryBlobStore::Collect(const std::set<std::string>& referenced) {
-  CollectResult result;
+// True also for what is not there: neither is to be removed.
+bool DirectoryBlobStore::IsPinned(std::string_view sha256, struct stat* info) const {
+  if (stat(PathOf(sha256).c_str(), info) != 0) return true;
+  return MtimeUs(*info) + options_.pin_us >= clock_.NowUnixUs();
+}
+
+absl::StatusOr<std::vector<std::string>> DirectoryBlobStore::Unpinned() {
+  std::vector<std::string> unpinned;
   const std::string cas = JoinPath(root_, "cas");
   ASSIGN_OR_RETURN(const auto prefixes, ListDir(cas));
   for (const std::string& prefix : prefixes) {
     ASSIGN_OR_RETURN(const auto names, ListDir(JoinPath(cas, prefix)));
     for (const std::string& name : names) {
-      if (!IsSha256Hex(name) || referenced.contains(name)) continue;
-      std::lock_guard lock(mutex_);
       struct stat info;
-      const std::string path = PathOf(name);
-      if (stat(path.c_str(), &info) != 0) continue;
-      if (MtimeUs(info) + options_.pin_us >= clock_.NowUnixUs()) continue;
-      RETURN_IF_ERROR(RemoveFile(path));
-      ++result.blobs_removed;
-      result.bytes_removed += info.st_size;
-      total_bytes_ -= info.st_size;
+      if (IsSha256Hex(name) && !IsPinned(name, &info)) unpinned.push_back(name);
     }
   }
+  return unpinned;
+}
+
+absl::StatusOr<CollectResult> DirectoryBlobStore::Remove(const std::vector<std::string>& sha256s) {
+  CollectResult result;
+  for (const std::string& sha256 : sha256s) {
+    if (!IsSha256Hex(sha256)) continue;
+    std::lock_guard lock(mutex_);
+    struct stat info;
+    if (IsPinned(sha256, &info)) continue;
+    RETURN_IF_ERROR(RemoveFile(PathOf(sha256)));
+    ++result.blobs_removed;
+    result.bytes_removed += info.st_size;
+    total_bytes_ -= info.st_size;
+  }
+  return result;
+}
+
+absl::StatusOr<CollectResult> DirectoryBlobStore::SweepUploads() {
+  CollectResult result;
   std::lock_guard lock(mutex_);
-  RETURN_IF_ERROR(SweepUploads(result));
+  RETURN_IF_ERROR(SweepStaleUploads(result));
   return result;
 }
 

@@ -99,18 +99,33 @@ class MemoryBlobStore : public BlobStore {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<CollectResult> Collect(const std::set<std::string>& referenced) override {
+  absl::StatusOr<std::vector<std::string>> Unpinned() override {
+    std::lock_guard lock(mutex_);
+    std::vector<std::string> unpinned;
+    for (const auto& [sha256, bytes] : blobs_) {
+      if (!IsPinned(bytes)) unpinned.push_back(sha256);
+    }
+    return unpinned;
+  }
+
+  absl::StatusOr<CollectResult> Remove(const std::vector<std::string>& sha256s) override {
     std::lock_guard lock(mutex_);
     CollectResult result;
-    const int64_t now = clock_.NowUnixUs();
-    std::erase_if(blobs_, [&](const auto& item) {
-      if (referenced.contains(item.first) || item.second.time_us + options_.pin_us >= now) return false;
+    for (const std::string& sha256 : sha256s) {
+      const auto it = blobs_.find(sha256);
+      if (it == blobs_.end() || IsPinned(it->second)) continue;
       ++result.blobs_removed;
-      result.bytes_removed += static_cast<int64_t>(item.second.data.size());
-      return true;
-    });
+      result.bytes_removed += static_cast<int64_t>(it->second.data.size());
+      blobs_.erase(it);
+    }
+    return result;
+  }
+
+  absl::StatusOr<CollectResult> SweepUploads() override {
+    std::lock_guard lock(mutex_);
+    CollectResult result;
     std::erase_if(uploads_, [&](const auto& item) {
-      if (item.second.time_us + options_.upload_ttl_us >= now) return false;
+      if (item.second.time_us + options_.upload_ttl_us >= clock_.NowUnixUs()) return false;
       ++result.uploads_removed;
       result.bytes_removed += static_cast<int64_t>(item.second.data.size());
       return true;
@@ -135,6 +150,10 @@ class MemoryBlobStore : public BlobStore {
     std::string data;
     int64_t time_us = 0;
   };
+
+  bool IsPinned(const Bytes& bytes) const {
+    return bytes.time_us + options_.pin_us >= clock_.NowUnixUs();
+  }
 
   // Of an upload that is not open: complete when its blob is present. Needs the mutex.
   absl::StatusOr<UploadState> Finished(UploadState state) {

@@ -1,6 +1,7 @@
 // One contract for both twins, then what only a disk can do.
 #include "server/blob_store.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -160,13 +161,17 @@ TEST_P(BlobStoreContract, CollectsWhatNobodyNeeds) {
   const std::string dropped = Put("dropped");
   auto open = store_->Begin(Sha256Hex("open"), 4);
   ASSERT_TRUE(store_->Append(open->upload_id, 0, "op").ok());
-  EXPECT_EQ(store_->Collect({kept})->blobs_removed, 0) << "all are fresh";
+  EXPECT_TRUE(store_->Unpinned()->empty()) << "all are fresh";
+  EXPECT_EQ(store_->SweepUploads()->uploads_removed, 0);
   clock_.AdvanceUs(25 * kHourUs);
-  ASSERT_TRUE(store_->Pin(pinned).ok());
-  auto result = store_->Collect({kept});
+  auto unpinned = store_->Unpinned();
+  ASSERT_TRUE(unpinned.ok()) << unpinned.status();
+  EXPECT_THAT(*unpinned, testing::UnorderedElementsAre(kept, pinned, dropped));
+  ASSERT_TRUE(store_->Pin(pinned).ok()) << "after the collector looked";
+  auto result = store_->Remove({pinned, dropped, "../x"});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->blobs_removed, 1);
-  EXPECT_EQ(result->uploads_removed, 1);
+  EXPECT_EQ(store_->SweepUploads()->uploads_removed, 1);
   EXPECT_TRUE(store_->SizeBytes(kept).ok());
   EXPECT_TRUE(store_->SizeBytes(pinned).ok());
   EXPECT_EQ(StatusReason(store_->Pin(dropped)), Reason::kBlobNotFound);

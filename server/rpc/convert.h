@@ -1,0 +1,48 @@
+// The core's nouns as the public API shows them. Pure; nothing here fails.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "google/protobuf/timestamp.pb.h"
+#include "nibble/v1/adapter.pb.h"
+#include "nibble/v1/dataset.pb.h"
+#include "nibble/v1/fleet.pb.h"
+#include "nibble/v1/job.pb.h"
+#include "nibble/v1/model.pb.h"
+#include "server/core/views.h"
+#include "server/store/store.h"
+
+namespace nibble::server {
+
+// What is needed to show a job besides its row; positions are computed once per list.
+struct JobView {
+  const core::State& state;
+  core::Core& core;
+  core::Now now;
+  std::map<std::string, int32_t> positions;
+
+  JobView(const core::State& s, core::Core& c, core::Now n)
+      : state(s), core(c), now(n), positions(core::QueuePositions(s, c.options)) {}
+};
+
+void ToTimestamp(int64_t unix_us, google::protobuf::Timestamp* out);
+// "jobs/abc"; empty for an empty id.
+std::string ResourceName(std::string_view collection, std::string_view id);
+
+void ToProto(JobView& view, const core::Job& job, v1::Job* out);
+void ToProto(const core::PlanBytes& plan, v1::MemoryPlan* out);
+void ToProto(const core::EventRecord& event, v1::JobEvent* out);
+void ToProto(const store::StepMetric& metric, v1::MetricPoint* out);
+void ToProto(const core::Checkpoint& checkpoint, v1::Checkpoint* out);
+void ToProto(const core::Dataset& dataset, v1::Dataset* out);
+void ToProto(const core::Model& model, v1::Model* out);
+void ToProto(const core::Adapter& adapter, v1::Adapter* out);
+void ToProto(const core::State& state, const core::Worker& worker, const core::CoreOptions& options,
+             int64_t now_us, v1::Worker* out);
+void ToProto(const core::DeviceFit& fit, v1::DeviceFit* out);
+
+}  // namespace nibble::server

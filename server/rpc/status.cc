@@ -1,0 +1,81 @@
+#include "server/rpc/status.h"
+
+#include "base/error.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace nibble::server {
+namespace {
+
+// For errors of libraries and of the file system, which know no reason.
+Reason ReasonOfCode(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument: return Reason::kSpecInvalid;
+    case absl::StatusCode::kUnauthenticated: return Reason::kTokenInvalid;
+    case absl::StatusCode::kPermissionDenied: return Reason::kRoleNotAllowed;
+    case absl::StatusCode::kResourceExhausted: return Reason::kQuotaExceeded;
+    case absl::StatusCode::kOutOfRange: return Reason::kOffsetMismatch;
+    case absl::StatusCode::kDataLoss: return Reason::kDigestMismatch;
+    case absl::StatusCode::kUnavailable: return Reason::kStoreUnavailable;
+    default: return Reason::kInternal;
+  }
+}
+
+}  // namespace
+
+google::rpc::Status ToRpcStatus(const absl::Status& status) {
+  google::rpc::Status out;
+  if (status.ok()) return out;
+  Reason reason = StatusReason(status);
+  if (reason == Reason::kUnspecified) reason = ReasonOfCode(status.code());
+  // The reason decides the code, so that one reason never comes with two.
+  out.set_code(static_cast<int32_t>(ReasonCode(reason)));
+  // What no reason was given for may name our files; that is for the log, not for callers.
+  out.set_message(reason == Reason::kInternal && StatusReason(status) == Reason::kUnspecified
+                      ? "internal error; the server's log has the details"
+                      : std::string(status.message()));
+  google::rpc::ErrorInfo info;
+  info.set_reason(std::string(ReasonName(reason)));
+  info.set_domain(kErrorDomain);
+  for (const auto& [key, value] : StatusMetadata(status)) (*info.mutable_metadata())[key] = value;
+  out.add_details()->PackFrom(info);
+  const auto violations = StatusViolations(status);
+  if (!violations.empty()) {
+    google::rpc::BadRequest bad;
+    for (const FieldViolation& violation : violations) {
+      auto* field = bad.add_field_violations();
+      field->set_field(violation.field);
+      field->set_description(violation.description);
+    }
+    out.add_details()->PackFrom(bad);
+  }
+  const bool retry = reason == Reason::kShuttingDown || reason == Reason::kStoreUnavailable ||
+                     reason == Reason::kQueueFull || reason == Reason::kStorageFull;
+  if (retry) {
+    google::rpc::RetryInfo info_retry;
+    info_retry.mutable_retry_delay()->set_seconds(reason == Reason::kStorageFull ? 30 : 2);
+    out.add_details()->PackFrom(info_retry);
+  }
+  return out;
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  const google::rpc::Status rich = ToRpcStatus(status);
+  return grpc::Status(static_cast<grpc::StatusCode>(rich.code()), rich.message(),
+                      rich.SerializeAsString());
+}
+
+google::rpc::Status JobError(std::string_view reason, std::string_view message) {
+  google::rpc::Status out;
+  const Reason known = ReasonFromName(reason);
+  out.set_code(static_cast<int32_t>(
+      ReasonCode(known == Reason::kUnspecified ? Reason::kInternal : known)));
+  out.set_message(std::string(message));
+  google::rpc::ErrorInfo info;
+  info.set_reason(std::string(reason));
+  info.set_domain(kErrorDomain);
+  out.add_details()->PackFrom(info);
+  return out;
+}
+
+}  // namespace nibble::server

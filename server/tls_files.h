@@ -1,0 +1,23 @@
+// `nibble-server init-tls`: a certificate authority of one's own, and certificates from it.
+//
+// EC P-256 keys, files in PEM, keys readable by the owner only. A server certificate names the hosts it is
+// for; a client certificate has the common name "<role>:<name>" (see auth.h). Not thread-safe over one
+// directory.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/auth.h"
+
+namespace nibble::server {
+
+// ca.crt, ca.key, server.crt, server.key in `directory`. An authority that is there is kept, so that
+// clients that trust it go on doing so; the server's certificate is made anew. `hosts` are DNS names or
+// addresses.
+absl::Status InitTls(const std::string& directory, const std::vector<std::string>& hosts);
+// <role>-<name>.crt and .key in `directory`, signed by its authority.
+absl::Status IssueClientCertificate(const std::string& directory, Role role, const std::string& name);
+
+}  // namespace nibble::server

@@ -1,0 +1,77 @@
+#include "server/tls_files.h"
+
+#include <gtest/gtest.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+#include <openssl/x509v3.h>
+#include <sys/stat.h>
+
+#include "base/file.h"
+
+namespace nibble::server {
+namespace {
+
+X509* Read(const std::string& path) {
+  const std::string text = ReadFile(path).value();
+  BIO* memory = BIO_new_mem_buf(text.data(), static_cast<int>(text.size()));
+  X509* certificate = PEM_read_bio_X509(memory, nullptr, nullptr, nullptr);
+  BIO_free(memory);
+  return certificate;
+}
+
+bool Verifies(X509* certificate, X509* authority) {
+  X509_STORE* store = X509_STORE_new();
+  X509_STORE_add_cert(store, authority);
+  X509_STORE_CTX* context = X509_STORE_CTX_new();
+  X509_STORE_CTX_init(context, store, certificate, nullptr);
+  const bool good = X509_verify_cert(context) == 1;
+  X509_STORE_CTX_free(context);
+  X509_STORE_free(store);
+  return good;
+}
+
+TEST(InitTls, MakesAnAuthorityAndCertificates) {
+  TempDir directory;
+  ASSERT_TRUE(InitTls(directory.path(), {"localhost", "127.0.0.1", "::1"}).ok());
+  ASSERT_TRUE(IssueClientCertificate(directory.path(), Role::kWorker, "w1").ok());
+  X509* authority = Read(directory.Join("ca.crt"));
+  X509* server = Read(directory.Join("server.crt"));
+  X509* worker = Read(directory.Join("worker-w1.crt"));
+  ASSERT_TRUE(authority && server && worker);
+  EXPECT_TRUE(Verifies(server, authority));
+  EXPECT_TRUE(Verifies(worker, authority));
+  EXPECT_EQ(X509_check_host(server, "localhost", 0, 0, nullptr), 1);
+  EXPECT_EQ(X509_check_ip_asc(server, "127.0.0.1", 0), 1);
+  EXPECT_EQ(X509_check_host(server, "example.org", 0, 0, nullptr), 0);
+  char name[64];
+  X509_NAME_get_text_by_NID(X509_get_subject_name(worker), NID_commonName, name, sizeof name);
+  EXPECT_STREQ(name, "worker:w1");
+  for (const char* key : {"ca.key", "server.key", "worker-w1.key"}) {
+    struct stat info;
+    ASSERT_EQ(stat(directory.Join(key).c_str(), &info), 0) << key;
+    EXPECT_EQ(info.st_mode & 077, 0u) << key;
+  }
+  X509_free(authority);
+  X509_free(server);
+  X509_free(worker);
+}
+
+TEST(InitTls, KeepsTheAuthority) {
+  TempDir directory;
+  ASSERT_TRUE(InitTls(directory.path(), {"a"}).ok());
+  const std::string authority = ReadFile(directory.Join("ca.crt")).value();
+  const std::string server = ReadFile(directory.Join("server.crt")).value();
+  ASSERT_TRUE(InitTls(directory.path(), {"b"}).ok());
+  EXPECT_EQ(ReadFile(directory.Join("ca.crt")).value(), authority);
+  EXPECT_NE(ReadFile(directory.Join("server.crt")).value(), server);
+}
+
+TEST(InitTls, RefusesBadNames) {
+  TempDir directory;
+  EXPECT_FALSE(InitTls(directory.path(), {}).ok());
+  EXPECT_FALSE(InitTls(directory.path(), {"a,DNS:evil"}).ok());
+  EXPECT_FALSE(IssueClientCertificate(directory.path(), Role::kAdmin, "../x").ok());
+}
+
+}  // namespace
+}  // namespace nibble::server
