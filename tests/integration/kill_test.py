@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Interrupted, crowded or on other threads: the finished adapter is the same, byte for byte.
+
+    kill_test.py [--seed N] [--rounds N] [CASE ...]
+
+Cases: again (same seed twice), threads (2 instead of 1), beside (another job on the same base), engine,
+worker, server (kill -9 at a random moment, once per round), graceful (the worker is drained and comes
+back). The moments come from the seed, which is printed. Compared with one uninterrupted run:
+adapter_model.safetensors, adapter_config.json, and the columns step, loss, grad_norm, learning_rate,
+tokens (per step the row of the last attempt). Exits 77 with a sentence where something needed is missing.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+
+import client
+import stack as stack_module
+
+STEPS = 40
+CASES = ("again", "threads", "beside", "engine", "worker", "server", "graceful")
+
+
+class Result:
+    """What two equal runs share."""
+
+    def __init__(self, api, job):
+        files = api.download(job.adapter)
+        self.weights = files["adapter_model.safetensors"]
+        self.config = files["adapter_config.json"]
+        self.rows = api.metrics(job.name)
+        self.attempts = len([a for a in job.attempts if a.kind != "CHECK"])
+
+    def difference(self, other):
+        """None, or the first thing that is not the same."""
+        if self.rows != other.rows:
+            for mine, theirs in zip(self.rows, other.rows):
+                if mine != theirs:
+                    return f"step {mine[0]}: {mine} != {theirs}"
+            return f"{len(self.rows)} rows != {len(other.rows)}"
+        if self.config != other.config:
+            return "adapter_config.json differs"
+        if self.weights != other.weights:
+            return "adapter_model.safetensors differs"
+        return None
+
+
+class Campaign:
+    def __init__(self, binaries, seed):
+        self.binaries = binaries
+        self.random = random.Random(seed)
+        self.reference = None
+
+    def stack(self):
+        return stack_module.Stack(self.binaries)
+
+    def prepare(self, api):
+        model = api.add_model(stack_module.base_directory(), model_id="base")
+        dataset = api.add_dataset(stack_module.rows(), dataset_id="rows")
+        return lambda **changes: stack_module.small_spec(
+            api.pb, model, dataset, **{"steps": STEPS, **changes})
+
+    def finish(self, api, job, timeout=240):
+        done = api.wait(job.name, timeout=timeout, patient=True)
+        assert api.state(done) == "SUCCEEDED", f"{api.state(done)}: {done.error}"
+        return Result(api, done)
+
+    def wait_for_step(self, api, name, step):
+        stack_module.wait_for(
+            f"step {step}", lambda: api.get(name).progress.completed_steps >= step, timeout=120)
+
+    def strike(self, api, name):
+        """Waits for the random moment: a step, and a while into it."""
+        step = self.random.randrange(0, STEPS * 3 // 4)
+        pause = self.random.uniform(0, 0.25)
+        self.wait_for_step(api, name, step)
+        if step == 0:
+            pause *= 8   # somewhere in fetching, loading and tokenizing
+        time.sleep(pause)
+        return f"at step {step} + {pause:.3f} s"
+
+    def run_reference(self):
+        with self.stack() as stack:
+            stack.start_server().start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            began = time.monotonic()
+            self.reference = self.finish(api, stack_module.submit(api, spec()))
+            print(f"reference: {STEPS} steps in {time.monotonic() - began:.1f} s, "
+                  f"loss {self.reference.rows[0][1]:.4f} to {self.reference.rows[-1][1]:.4f}", flush=True)
+            assert self.reference.attempts == 1, self.reference.attempts
+            # The neighbour of `beside` alone, for the same comparison the other way round.
+            self.neighbour = self.finish(api, stack_module.submit(api, spec(seed=8)))
+            assert self.neighbour.difference(self.reference), "another seed gave the same bytes"
+            return self.compare("again", self.finish(api, stack_module.submit(api, spec())), "")
+
+    def compare(self, case, result, when, expected=None):
+        difference = result.difference(expected or self.reference)
+        verdict = "identical" if difference is None else f"DIFFERS: {difference}"
+        print(f"{case}: {when + ', ' if when else ''}{result.attempts} attempt(s), {verdict}", flush=True)
+        return difference is None
+
+    def threads(self):
+        with self.stack() as stack:
+            stack.start_server().start_worker(threads=2)
+            api = stack.api()
+            spec = self.prepare(api)
+            return self.compare("threads", self.finish(api, stack_module.submit(api, spec())),
+                                "2 threads")
+
+    def beside(self):
+        with self.stack() as stack:
+            stack.start_server().start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            first = stack_module.submit(api, spec())
+            second = stack_module.submit(api, spec(seed=8))
+            together = []
+
+            def both_running():
+                states = {api.state(api.get(job.name)) for job in (first, second)}
+                together.append(states == {"RUNNING"})
+                return together[-1] or states & {"SUCCEEDED", "FAILED"}
+
+            stack_module.wait_for("both jobs to run", both_running, timeout=120)
+            assert together[-1], "the two jobs did not run at the same time"
+            results = [self.finish(api, job) for job in (first, second)]
+            # Both comparisons are made, also when the first fails.
+            return all([self.compare("beside", results[0], "a job beside"),
+                        self.compare("beside", results[1], "the job beside", self.neighbour)])
+
+    def engine(self):
+        with self.stack() as stack:
+            stack.start_server().start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            job = stack_module.submit(api, spec())
+            stack_module.wait_for("an engine", stack.engines, timeout=60)
+            when = self.strike(api, job.name)
+            engines = stack.engines()
+            assert engines, "the engine was gone before it could be killed"
+            for pid in engines:
+                os.kill(pid, signal.SIGKILL)
+            result = self.finish(api, job)
+            assert result.attempts >= 2, f"{when}: the engine was killed too late"
+            return self.compare("engine", result, f"killed {when}")
+
+    def worker(self):
+        with self.stack() as stack:
+            stack.start_server()
+            worker = stack.start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            job = stack_module.submit(api, spec())
+            when = self.strike(api, job.name)
+            engines = stack.engines()
+            stack.kill(worker)
+            stack_module.wait_for("engines to end with their worker", lambda: not any(
+                stack_module.comm(pid).startswith("nibble-engine") for pid in engines), timeout=20)
+            stack.start_worker()
+            return self.compare("worker", self.finish(api, job), f"killed {when}")
+
+    def server(self):
+        with self.stack() as stack:
+            stack.start_server().start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            job = stack_module.submit(api, spec())
+            when = self.strike(api, job.name)
+            away = self.random.uniform(0, 2.5)
+            stack.kill(stack.server)
+            time.sleep(away)
+            stack.start_server()
+            return self.compare("server", self.finish(api, job), f"killed {when}, away {away:.1f} s")
+
+    def graceful(self):
+        with self.stack() as stack:
+            stack.start_server()
+            worker = stack.start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            job = stack_module.submit(api, spec())
+            when = self.strike(api, job.name)
+            worker.terminate()
+            worker.wait(60)
+            stack.start_worker()
+            return self.compare("graceful", self.finish(api, job), f"stopped {when}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="of the cases with a random moment")
+    parser.add_argument("cases", nargs="*", metavar="CASE", default=list(CASES),
+                        help=", ".join(CASES))
+    options = parser.parse_args()
+    unknown = set(options.cases) - set(CASES)
+    if unknown:
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if client.missing():
+        print(f"skipped: {client.missing()}")
+        return 77
+    binaries = stack_module.bin_dir()
+    if binaries is None:
+        return 77
+    print(f"seed {options.seed}", flush=True)
+    campaign = Campaign(binaries, options.seed)
+    good = [campaign.run_reference()]
+    for case in options.cases:
+        if case == "again":
+            continue   # part of the reference
+        rounds = options.rounds if case in ("engine", "worker", "server", "graceful") else 1
+        good += [getattr(campaign, case)() for _ in range(rounds)]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
