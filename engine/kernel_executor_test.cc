@@ -1,0 +1,272 @@
+#include "engine/kernel_executor.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "engine/testing/tiny_model.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/tables.h"
+
+namespace nibble::engine {
+namespace {
+
+using testing::RandomBatch;
+using testing::StepRig;
+using testing::TinyModel;
+using testing::TinyOptions;
+
+spec::TrainSpec SmallSpec() {
+  spec::TrainSpec spec;
+  spec.lora_r = 3;
+  spec.lora_alpha = 5;
+  spec.lora_dropout = 0.2;
+  spec.sequence_len = 16;
+  spec.micro_batch_size = 2;
+  spec.max_grad_norm = 0;
+  return spec;
+}
+
+struct Variant {
+  const char* name;
+  TinyOptions model;
+  std::vector<spec::Module> modules;
+  bool checkpointing;
+};
+
+class WholeModelGradient : public ::testing::TestWithParam<Variant> {};
+
+// Every LoRA matrix of every layer against central differences, in double: some elements of each.
+TEST_P(WholeModelGradient, IsTheSlopeOfTheLoss) {
+  const Variant& variant = GetParam();
+  const TinyModel model(variant.model);
+  spec::TrainSpec spec = SmallSpec();
+  spec.target_modules = variant.modules;
+  spec.gradient_checkpointing = variant.checkpointing;
+  StepRig rig(kernels::Ref64Table(), model, spec);
+  rig.Randomize(5);
+  const MicroBatch batch = RandomBatch({9, 5, 12}, model.config().vocab_size, 3);
+
+  rig.executor().ZeroGradients();
+  rig.executor().Train(batch, 1.0, /*step=*/4, /*micro_batch=*/1);
+  const std::vector<double> gradient = rig.Read(rig.plan().persistent.gradient);
+  const auto loss = [&] {
+    rig.executor().RefreshCompute();
+    return rig.executor().Train(batch, 1.0, 4, 1);
+  };
+  for (const spec::AdapterMatrix& matrix : rig.plan().adapters.matrices) {
+    const auto check = [&](int64_t first, int64_t count, char which) {
+      double norm = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        norm += std::pow(gradient[static_cast<size_t>(first + i)], 2);
+      }
+      norm = std::sqrt(norm / static_cast<double>(count));
+      EXPECT_GT(norm, 0) << matrix.layer << ModuleName(matrix.module) << which;
+      for (int64_t i = 0; i < count; i += std::max<int64_t>(1, count / 7)) {
+        constexpr double kStep = 1e-5;
+        const double value = rig.ReadMaster(first + i);
+        rig.WriteMaster(first + i, value + kStep);
+        const double above = loss();
+        rig.WriteMaster(first + i, value - kStep);
+        const double below = loss();
+        rig.WriteMaster(first + i, value);
+        EXPECT_NEAR(gradient[static_cast<size_t>(first + i)], (above - below) / (2 * kStep), 1e-6 * norm + 1e-8)
+            << matrix.layer << ModuleName(matrix.module) << which << i;
+      }
+    };
+    check(matrix.a, spec.lora_r * matrix.in, 'A');
+    check(matrix.b, spec.lora_r * matrix.out, 'B');
+  }
+}
+
+using spec::Module;
+INSTANTIATE_TEST_SUITE_P(
+    Variants, WholeModelGradient,
+    ::testing::Values(Variant{"Recomputed", {}, {}, true}, Variant{"Kept", {}, {}, false},
+                      Variant{"Bias", {.qkv_bias = true}, {}, true},
+                      Variant{"QkNorm", {.qk_norm = true}, {}, true},
+                      Variant{"QkNormKept", {.qk_norm = true}, {}, false},
+                      Variant{"Window", {.sliding_window = 4}, {}, true},
+                      Variant{"QvOnly", {}, {Module::kQ, Module::kV}, true},
+                      Variant{"OutputOnly", {}, {Module::kO}, true},
+                      Variant{"DownOnly", {}, {Module::kDown}, true},
+                      Variant{"UpOnly", {}, {Module::kUp}, false},
+                      Variant{"OneLayer", {.layers = 1}, {Module::kGate, Module::kK}, true}),
+    [](const auto& info) { return info.param.name; });
+
+std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& batches, double scale) {
+  rig.executor().ZeroGradients();
+  for (size_t i = 0; i < batches.size(); ++i) {
+    rig.executor().Train(batches[i], scale, 1, static_cast<int64_t>(i));
+  }
+  return rig.Read(rig.plan().persistent.gradient);
+}
+
+const kernels::KernelTable* const kTables[] = {&kernels::RefTable(), &kernels::CpuTable()};
+
+TEST(Recomputation, ChangesNoBit) {
+  for (const kernels::KernelTable* table : kTables) {
+    for (const bool qk_norm : {false, true}) {
+      const TinyModel model({.qk_norm = qk_norm, .layers = 3});
+      const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);
+      std::vector<std::vector<double>> gradients;
+      for (const bool checkpointing : {true, false}) {
+        spec::TrainSpec spec = SmallSpec();
+        spec.gradient_checkpointing = checkpointing;
+        StepRig rig(*table, model, spec);
+        rig.Randomize(5);
+        gradients.push_back(GradientsOf(rig, {batch}, 0.1));
+      }
+      EXPECT_EQ(gradients[0], gradients[1]) << table->name;
+    }
+  }
+}
+
+TEST(Threads, ChangeNoBit) {
+  for (const kernels::KernelTable* table : kTables) {
+    const TinyModel model({.layers = 2});
+    const MicroBatch batch = RandomBatch({16, 9, 5}, model.config().vocab_size, 8);
+    std::vector<std::vector<double>> gradients;
+    for (const int threads : {1, 2, 3}) {
+      StepRig rig(*table, model, SmallSpec(), threads);
+      rig.Randomize(5);
+      gradients.push_back(GradientsOf(rig, {batch}, 0.1));
+    }
+    EXPECT_EQ(gradients[0], gradients[1]) << table->name;
+    EXPECT_EQ(gradients[0], gradients[2]) << table->name;
+  }
+}
+
+// The same documents in one micro-batch or in three: the same sums, up to the order of adding.
+TEST(Accumulation, ChangesNothingButRounding) {
+  const TinyModel model({});
+  spec::TrainSpec spec = SmallSpec();
+  spec.lora_dropout = 0;
+  StepRig rig(kernels::Ref64Table(), model, spec);
+  rig.Randomize(5);
+  const MicroBatch whole = RandomBatch({7, 9, 11}, model.config().vocab_size, 8);
+  std::vector<MicroBatch> parts;
+  for (int d = 0; d < 3; ++d) {
+    MicroBatch part;
+    for (int i = whole.starts[d]; i < whole.starts[d + 1]; ++i) {
+      part.ids.push_back(whole.ids[i]);
+      part.labels.push_back(whole.labels[i]);
+      part.positions.push_back(whole.positions[i]);
+    }
+    part.starts = {0, static_cast<int32_t>(part.ids.size())};
+    parts.push_back(part);
+  }
+  const double scale = 1.0 / static_cast<double>(whole.target_tokens);
+  const std::vector<double> once = GradientsOf(rig, {whole}, scale);
+  const std::vector<double> thrice = GradientsOf(rig, parts, scale);
+  for (size_t i = 0; i < once.size(); ++i) EXPECT_NEAR(once[i], thrice[i], 1e-13);
+}
+
+TEST(Dropout, IsKeyedByStepAndMicroBatch) {
+  const TinyModel model({});
+  StepRig rig(kernels::RefTable(), model, SmallSpec());
+  rig.Randomize(5);
+  const MicroBatch batch = RandomBatch({16}, model.config().vocab_size, 8);
+  const double loss = rig.executor().Train(batch, 1, 1, 0);
+  EXPECT_EQ(rig.executor().Train(batch, 1, 1, 0), loss);
+  EXPECT_NE(rig.executor().Train(batch, 1, 2, 0), loss);
+  EXPECT_NE(rig.executor().Train(batch, 1, 1, 1), loss);
+  EXPECT_EQ(rig.executor().Evaluate(batch), rig.executor().Evaluate(batch));
+}
+
+// What lies between the planned buffers stays as it was: no operation writes past its own.
+TEST(Plan, IsKeptToTheByte) {
+  constexpr int64_t kRedZone = 256;
+  for (const kernels::KernelTable* table : kTables) {
+    for (const bool checkpointing : {true, false}) {
+      const TinyModel model({.qkv_bias = true, .qk_norm = true});
+      spec::TrainSpec spec = SmallSpec();
+      spec.gradient_checkpointing = checkpointing;
+      StepRig rig(*table, model, spec, 2, kRedZone);
+      const spec::MemoryPlan& plan = rig.plan().memory;
+      // A byte is free when no buffer ever covers it.
+      std::vector<bool> covered(static_cast<size_t>(plan.step_bytes), false);
+      for (const spec::PlannedBuffer& b : plan.buffers) {
+        if (b.region != spec::Region::kStep) continue;
+        std::fill_n(covered.begin() + b.offset, b.size_bytes, true);
+      }
+      std::memset(rig.step().data(), 0x5A, static_cast<size_t>(plan.step_bytes));
+      const MicroBatch batch = RandomBatch({16, 16}, model.config().vocab_size, 8);
+      rig.executor().ZeroGradients();
+      const double loss = rig.executor().Train(batch, 1, 1, 0);
+      rig.executor().Optimize(1e-3, 1, loss);
+      rig.executor().Evaluate(batch);
+      int64_t touched = 0;
+      for (size_t i = 0; i < covered.size(); ++i) {
+        touched += !covered[i] && rig.step().data()[i] != std::byte{0x5A};
+      }
+      EXPECT_EQ(touched, 0) << table->name;
+      EXPECT_GT(std::count(covered.begin(), covered.end(), false), 0);
+    }
+  }
+}
+
+// What an operation reads it has been given: the garbage that was in memory before cannot matter.
+TEST(Plan, OldContentsDoNotMatter) {
+  for (const kernels::KernelTable* table : kTables) {
+    const TinyModel model({.qk_norm = true});
+    std::vector<std::vector<double>> gradients;
+    for (const int fill : {0x00, 0xFF}) {   // 0xFF bytes are NaN in every type
+      StepRig rig(*table, model, SmallSpec());
+      rig.Randomize(5);
+      std::memset(rig.step().data(), fill, static_cast<size_t>(rig.plan().memory.step_bytes));
+      gradients.push_back(
+          GradientsOf(rig, {RandomBatch({16, 3}, model.config().vocab_size, 8)}, 0.1));
+    }
+    EXPECT_EQ(gradients[0], gradients[1]) << table->name;
+  }
+}
+
+TEST(Optimize, ClipsSkipsAndSteps) {
+  const TinyModel model({});
+  spec::TrainSpec spec = SmallSpec();
+  spec.max_grad_norm = 1e-3;
+  StepRig rig(kernels::RefTable(), model, spec);
+  const MicroBatch batch = RandomBatch({16, 12}, model.config().vocab_size, 8);
+  rig.executor().ZeroGradients();
+  const double loss = rig.executor().Train(batch, 1, 1, 0);
+  const std::vector<double> before = rig.Read(rig.plan().persistent.master);
+
+  EXPECT_FALSE(rig.executor().Optimize(1e-2, 1, std::nan("")).applied);
+  EXPECT_EQ(rig.Read(rig.plan().persistent.master), before);
+
+  const std::vector<double> g = rig.Read(rig.plan().persistent.gradient);
+  double norm = 0;
+  for (const double x : g) norm += x * x;
+  norm = std::sqrt(norm);
+  const auto update = rig.executor().Optimize(1e-2, 1, loss);
+  EXPECT_TRUE(update.applied);
+  EXPECT_NEAR(update.grad_norm, norm, 1e-6 * norm);
+  const std::vector<double> m = rig.Read(rig.plan().persistent.moment1);
+  for (size_t i = 0; i < g.size(); ++i) EXPECT_NEAR(m[i], 0.1 * g[i] * 1e-3 / norm, 1e-9);
+
+  auto* gradient = reinterpret_cast<float*>(rig.persistent().data() + rig.plan().persistent.gradient);
+  gradient[5] = INFINITY;
+  EXPECT_FALSE(rig.executor().Optimize(1e-2, 2, loss).applied);
+}
+
+TEST(InitAdapters, IsPeftsDistribution) {
+  const TinyModel model({});
+  StepRig rig(kernels::RefTable(), model, SmallSpec());
+  const std::vector<double> master = rig.Read(rig.plan().persistent.master);
+  for (const spec::AdapterMatrix& matrix : rig.plan().adapters.matrices) {
+    const double bound = 1 / std::sqrt(static_cast<double>(matrix.in));
+    double largest = 0;
+    for (int64_t i = 0; i < 3 * matrix.in; ++i) {
+      largest = std::max(largest, std::abs(master[static_cast<size_t>(matrix.a + i)]));
+    }
+    EXPECT_LE(largest, bound * 1.000001);
+    EXPECT_GT(largest, 0.8 * bound);
+    for (int64_t i = 0; i < 3 * matrix.out; ++i) {
+      EXPECT_EQ(master[static_cast<size_t>(matrix.b + i)], 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::engine

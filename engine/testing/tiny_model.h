@@ -1,0 +1,73 @@
+// A random model of a few thousand weights and random documents, for tests of the step. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "engine/base_view.h"
+#include "engine/kernel_executor.h"
+#include "engine/region.h"
+#include "engine/spec/compile_plan.h"
+#include "kernels/parallel.h"
+
+namespace nibble::engine::testing {
+
+struct TinyOptions {
+  bool qkv_bias = false;
+  bool qk_norm = false;
+  int64_t layers = 2;
+  int64_t sliding_window = 0;
+  uint64_t seed = 1;
+};
+
+// GQA (4 query heads, 2 key heads), hidden 24, vocabulary 31; unquantized fp32.
+class TinyModel {
+ public:
+  explicit TinyModel(const TinyOptions& options);
+  const spec::ModelConfig& config() const { return config_; }
+  const BaseView& view() const { return view_; }
+
+ private:
+  const float* Fill(int64_t count, double scale, double offset = 0);
+
+  spec::ModelConfig config_;
+  BaseView view_;
+  std::deque<std::vector<float>> arrays_;
+  uint64_t seed_;
+  uint64_t stream_ = 0;
+};
+
+// `documents` lengths; some labels are none.
+MicroBatch RandomBatch(const std::vector<int>& documents, int64_t vocab, uint64_t seed);
+
+// A model, a plan, mapped regions and an executor on `table`.
+class StepRig {
+ public:
+  StepRig(const kernels::KernelTable& table, const TinyModel& model, const spec::TrainSpec& spec,
+          int threads = 1, int64_t red_zone_bytes = 0);
+
+  KernelExecutor& executor() { return *executor_; }
+  const spec::CompiledPlan& plan() const { return plan_; }
+  const spec::TrainSpec& spec() const { return spec_; }
+  Region& persistent() { return persistent_; }
+  Region& step() { return step_; }
+  // A flat array of the persistent region, `elements` long, widened to double.
+  std::vector<double> Read(int64_t offset) const;
+  void WriteMaster(int64_t element, double value);
+  double ReadMaster(int64_t element) const;
+  // Random values in B too, so that every gradient is alive; compute copies refreshed.
+  void Randomize(uint64_t seed);
+
+ private:
+  const kernels::KernelTable& table_;
+  spec::TrainSpec spec_;
+  spec::ModelConfig config_;
+  spec::CompiledPlan plan_;
+  Region persistent_, step_;
+  kernels::ThreadPool pool_;
+  kernels::Context context_;
+  std::unique_ptr<KernelExecutor> executor_;
+};
+
+}  // namespace nibble::engine::testing

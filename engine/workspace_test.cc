@@ -1,0 +1,48 @@
+// The plan's arithmetic of workspaces is the kernels' own.
+#include "engine/spec/workspace.h"
+
+#include "gtest/gtest.h"
+#include "kernels/cpu/workspace.h"
+
+namespace nibble::spec {
+namespace {
+
+TEST(WorkspaceBytes, AreTheKernels) {
+  for (const int64_t m : {1, 100, 2048, 20000}) {
+    for (const int64_t r : {0, 1, 16, 33}) {
+      for (const int64_t dim : {8, 64, 100, 128}) {
+        for (const int64_t vocab : {31, 512, 32000, 151936}) {
+          for (const int threads : {1, 2, 16}) {
+            for (const int act_bytes : {2, 4, 8}) {
+              DeviceProfile profile;
+              profile.threads = threads;
+              profile.act_bytes = act_bytes;
+              const int64_t document = std::min<int64_t>(m, 1000);
+              const OpShape ours{m, 4096, r, dim, vocab, document};
+              const kernels::WorkspaceShape theirs{.m = m,
+                                                   .k = 4096,
+                                                   .n = 11008,
+                                                   .r = r,
+                                                   .head_dim = dim,
+                                                   .vocab = vocab,
+                                                   .longest_document = document,
+                                                   .threads = threads,
+                                                   .act_bytes = act_bytes};
+              EXPECT_EQ(WorkspaceBytes(Op::kLinearForward, ours, profile), LinearWorkspaceBytes(theirs));
+              EXPECT_EQ(WorkspaceBytes(Op::kLinearBackward, ours, profile), LinearWorkspaceBytes(theirs));
+              EXPECT_EQ(WorkspaceBytes(Op::kAttentionForward, ours, profile),
+                        AttentionForwardWorkspaceBytes(theirs));
+              EXPECT_EQ(WorkspaceBytes(Op::kAttentionBackward, ours, profile),
+                        AttentionBackwardWorkspaceBytes(theirs));
+              EXPECT_EQ(WorkspaceBytes(Op::kCrossEntropy, ours, profile),
+                        CrossEntropyWorkspaceBytes(theirs));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::spec
