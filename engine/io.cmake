@@ -7,3 +7,9 @@ target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF
                                                nlohmann_json::nlohmann_json)
 
 nibble_test(safetensors_test SRCS safetensors_test.cc DEPS nibble_engine_io)
+if(NIBBLE_BUILD_TESTS)
+  nibble_binary(tokenizer_check SRCS tokenizer_check.cc
+                DEPS nibble_engine_io nlohmann_json::nlohmann_json)
+endif()
+nibble_test(tokenizer_test SRCS tokenizer_test.cc
+            DEPS nibble_engine_io nlohmann_json::nlohmann_json)
