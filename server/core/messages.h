@@ -61,7 +61,6 @@ struct ValidateDataset {
   std::string eval_dataset_id;
   std::string model_id;
   spec::TrainSpec spec;
-  std::string uid;
 };
 struct RegisterModel { Model model; };
 struct DeleteModel { std::string model_id; };
@@ -174,6 +173,8 @@ struct ServerStarted {
   NIBBLE_EVENT(1, "server.started", kFleet);
   std::string timeline;
   int64_t generation = 0;
+  int64_t cancel_deadline_us = 0;       // deadlines begin anew
+  int64_t pin_until_us = 0;
 };
 struct JobQueued { NIBBLE_EVENT(2, "job.queued", kJob); std::string job_id; Job job; };
 struct JobUpdated {
@@ -223,6 +224,7 @@ struct AttemptAssigned {
   std::string incarnation;
   std::string device_id;
   PlanBytes plan;
+  std::string group;
   bool run_alone = false;
   int64_t resume_epoch = 0;
   int64_t resume_step = 0;

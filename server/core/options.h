@@ -29,6 +29,8 @@ struct CoreOptions {
   // Waiting this long is worth one point of priority.
   int64_t aging_us = 600 * kSecondUs;
   int32_t max_attempts_per_device = 8;
+  // Engines of different bases would compete for the same threads, so one base at a time by default.
+  int32_t max_bases_per_device = 1;
   int32_t max_checks_per_worker = 1;
   // How long (tenant, request_id) is remembered after its job is gone.
   int64_t request_id_ttl_us = 7 * 24 * 3600 * kSecondUs;

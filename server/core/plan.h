@@ -43,6 +43,9 @@ class Planner {
 
   absl::StatusOr<PlanBytes> Plan(const Model& model, const spec::TrainSpec& spec,
                                  const spec::DeviceProfile& profile);
+  // The same for a job whose plan_key is known; the usual case, and cheap.
+  const absl::StatusOr<PlanBytes>& PlanOf(const Job& job, const Model& model,
+                                          const spec::DeviceProfile& profile);
   absl::StatusOr<spec::TrainSpec> Resolve(spec::TrainSpec spec, const spec::ModelConfig& model) const {
     return functions_.resolve(std::move(spec), model);
   }
@@ -57,10 +60,7 @@ class Planner {
                                     const spec::DeviceProfile& profile);
 
   SpecFunctions functions_;
-  std::map<std::string, absl::StatusOr<PlanBytes>> plans_;
+  std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>> plans_;  // by plan, profile
 };
-
-// All fields of the spec a plan could depend on, as text; keys of plans.
-std::string SpecKey(const spec::TrainSpec& spec);
 
 }  // namespace nibble::core

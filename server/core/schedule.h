@@ -21,6 +21,7 @@ struct Placement {
   std::string job_id;
   std::string worker_id;
   std::string device_id;
+  std::string group;
   PlanBytes plan;
   std::string why;                      // "base resident; 1.20 GiB left"
 };
@@ -44,16 +45,17 @@ struct DeviceLoad {
       return fixed_bytes + base_bytes + persistent_bytes + host_bytes + step_bytes;
     }
   };
-  std::map<std::string, Group> groups;  // by base digest and quantization
+  std::map<std::string, Group> groups;  // by GroupKey
   int32_t attempts = 0;
 
+  // Whether one more attempt may come in.
+  bool Fits(int64_t capacity_bytes, const std::string& group, const PlanBytes& plan, bool alone,
+            const CoreOptions& options) const;
   void Add(const std::string& group, const PlanBytes& plan, bool alone);
   int64_t TotalBytes() const;
   // Bytes this plan would add here.
   int64_t Added(const std::string& group, const PlanBytes& plan) const;
 };
-// What a frozen base is shared by: its digest, quantization and double quantization.
-std::string GroupKey(const Model& model, const spec::TrainSpec& spec);
 DeviceLoad LoadOf(const State& state, const Worker& worker, const std::string& device_id);
 
 // Queued TRAIN jobs, next first.

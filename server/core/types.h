@@ -96,6 +96,7 @@ struct Attempt {
   std::string reason;                   // of base/error.h, or a word: "paused", "drained"
   std::string message;
   PlanBytes plan;                       // what was admitted
+  std::string group;                    // GroupKey: the frozen base it shares
   bool run_alone = false;
   int64_t resume_epoch = 0;             // the checkpoint it starts from; 0 = from the beginning
   int64_t resume_step = 0;
@@ -183,6 +184,7 @@ struct Job {
   int64_t end_unix_us = 0;
   int64_t update_unix_us = 0;
 
+  std::string plan_key;                 // volatile; what its plans are remembered under
   int64_t queued_us = 0;                // volatile; age in the queue
   int64_t not_before_us = 0;            // volatile; backoff
   int64_t cancel_deadline_us = 0;       // volatile; CANCELLING becomes CANCELLED
@@ -303,6 +305,10 @@ std::string NumericsClass(const spec::DeviceProfile& profile);
 // Key of a CHECK result: everything token and step counts depend on.
 std::string CheckKey(const Dataset& dataset, const Dataset* eval_dataset, const Model& model,
                      const spec::TrainSpec& spec);
+// Key of a job's plans: the base and all fields of the spec a plan could depend on.
+std::string PlanKey(const Model& model, const spec::TrainSpec& spec);
+// What a frozen base is shared by: its digest, quantization and double quantization.
+std::string GroupKey(const Model& model, const spec::TrainSpec& spec);
 // "1.50 GiB"; exact bytes stand beside it where it matters.
 std::string HumanBytes(int64_t bytes);
 

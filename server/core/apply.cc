@@ -1,0 +1,447 @@
+#include "server/core/apply.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/status.h"
+#include "server/core/limits.h"
+
+namespace nibble::core {
+namespace {
+
+// One event being applied. Rows are changed through its accessors, which mark them as touched.
+class Applier {
+ public:
+  Applier(State* state, const Now& now) : state_(*state), now_(now) {}
+
+  void operator()(const ServerStarted& e);
+  void operator()(const JobQueued& e);
+  void operator()(const JobUpdated& e);
+  void operator()(const JobCancelling& e);
+  void operator()(const JobCancelled& e) { End(JobOf(e.job_id), JobState::kCancelled); }
+  void operator()(const JobPausing& e);
+  void operator()(const JobPaused& e);
+  void operator()(const JobResumed& e);
+  void operator()(const JobRequeued& e);
+  void operator()(const JobSucceeded& e);
+  void operator()(const JobFailed& e);
+  void operator()(const JobDeleted& e);
+  void operator()(const AttemptAssigned& e);
+  void operator()(const AttemptPlanned& e);
+  void operator()(const AttemptStarted& e);
+  void operator()(const AttemptEnded& e);
+  void operator()(const AttemptReleaseRequested& e);
+  void operator()(const AttemptFreed& e);
+  void operator()(const CheckpointSaved& e);
+  void operator()(const CheckpointDropped& e);
+  void operator()(const ProgressUpdated& e);
+  void operator()(const LeaseRenewed& e);
+  void operator()(const WorkerRegistered& e);
+  void operator()(const WorkerLost& e) { WorkerOf(e.worker_id).lost = true; }
+  void operator()(const WorkerReturned& e) { WorkerOf(e.worker_id).lost = false; }
+  void operator()(const WorkerDraining& e) { WorkerOf(e.worker_id).draining = true; }
+  void operator()(const WorkerUndrained& e) { WorkerOf(e.worker_id).draining = false; }
+  void operator()(const DatasetCreated& e);
+  void operator()(const DatasetDeleted& e);
+  void operator()(const ModelRegistered& e);
+  void operator()(const ModelDeleted& e);
+  void operator()(const AdapterDeleted& e);
+  void operator()(const BlobRecorded& e);
+  void operator()(const BlobForgotten& e);
+  void operator()(const JobChecked& e);
+  void operator()(const RequestExpired& e);
+  void operator()(const BlobPinned& e);
+  void operator()(const RollbackSuspected&) { state_.rollback_suspected = true; }
+
+ private:
+  Job& JobOf(const std::string& id);
+  Attempt& AttemptOf(const std::string& job_id, int64_t epoch);
+  Worker& WorkerOf(const std::string& id);
+  void Enter(Job& job, JobState to);
+  void End(Job& job, JobState to);
+  void DesiredChanged(const std::string& worker_id);
+
+  State& state_;
+  const Now& now_;
+};
+
+Job& Applier::JobOf(const std::string& id) {
+  const auto it = state_.jobs.find(id);
+  CHECK(it != state_.jobs.end());
+  state_.touched.jobs.insert(id);
+  it->second.update_unix_us = now_.unix_us;
+  return it->second;
+}
+
+Attempt& Applier::AttemptOf(const std::string& job_id, int64_t epoch) {
+  const auto job = state_.jobs.find(job_id);
+  CHECK(job != state_.jobs.end());
+  const auto it = job->second.attempts.find(epoch);
+  CHECK(it != job->second.attempts.end());
+  state_.touched.attempts.insert({job_id, epoch});
+  return it->second;
+}
+
+Worker& Applier::WorkerOf(const std::string& id) {
+  const auto it = state_.workers.find(id);
+  CHECK(it != state_.workers.end());
+  state_.touched.workers.insert(id);
+  return it->second;
+}
+
+void Applier::DesiredChanged(const std::string& worker_id) {
+  const auto it = state_.workers.find(worker_id);
+  if (it != state_.workers.end()) ++it->second.revision;
+}
+
+// The one place where a job's state changes.
+void Applier::Enter(Job& job, JobState to) {
+  job.state = to;
+  if (to == JobState::kQueued) {
+    state_.queued_jobs.insert(job.id);
+  } else {
+    state_.queued_jobs.erase(job.id);
+  }
+  if (const Attempt* attempt = job.Current()) DesiredChanged(attempt->worker_id);
+}
+
+void Applier::End(Job& job, JobState to) {
+  Enter(job, to);
+  job.end_unix_us = now_.unix_us;
+  state_.live_jobs.erase(job.id);
+  state_.model_users[job.model_id].erase(job.id);
+  state_.dataset_users[job.dataset_id].erase(job.id);
+  if (!job.eval_dataset_id.empty()) state_.dataset_users[job.eval_dataset_id].erase(job.id);
+}
+
+void Applier::operator()(const ServerStarted& e) {
+  state_.timeline = e.timeline;
+  state_.generation = e.generation;
+  state_.rollback_suspected = false;
+  state_.touched.meta = true;
+  // Above every revision of the generation before.
+  const int64_t revision = e.generation << 32;
+  for (auto& [id, worker] : state_.workers) {
+    worker.renewed_us = now_.monotonic_us;
+    worker.last_seen_unix_us = now_.unix_us;
+    worker.revision = revision;
+    worker.known_revision = 0;
+  }
+  for (auto& [id, blob] : state_.blobs) blob.pin_until_us = e.pin_until_us;
+  for (auto& [id, job] : state_.jobs) {
+    // Age survives by the wall clock, but can never become negative by its jumps.
+    job.queued_us = now_.monotonic_us - std::max<int64_t>(0, now_.unix_us - job.queued_unix_us);
+    job.not_before_us = 0;
+    job.cancel_deadline_us = e.cancel_deadline_us;
+    for (auto& [epoch, attempt] : job.attempts) {
+      attempt.assign_revision = revision;
+      attempt.start_us = 0;
+    }
+  }
+}
+
+void Applier::operator()(const JobQueued& e) {
+  Job job = e.job;
+  state_.last_job_number = std::max(state_.last_job_number, job.number);
+  state_.touched.meta = true;
+  job.queued_us = now_.monotonic_us;
+  job.queued_unix_us = job.create_unix_us = now_.unix_us;
+  if (const Model* model = state_.ModelOf(job)) job.plan_key = PlanKey(*model, job.spec);
+  if (!job.request_id.empty()) {
+    const RequestKey key{job.tenant, job.request_id};
+    state_.requests[key] = {job.tenant, job.request_id, job.id, job.body_sha256, now_.unix_us};
+    state_.touched.requests.insert(key);
+  }
+  if (job.kind == JobKind::kCheck) state_.checks[job.check_key] = job.id;
+  state_.live_jobs.insert(job.id);
+  state_.model_users[job.model_id].insert(job.id);
+  state_.dataset_users[job.dataset_id].insert(job.id);
+  if (!job.eval_dataset_id.empty()) state_.dataset_users[job.eval_dataset_id].insert(job.id);
+  const std::string id = job.id;
+  state_.jobs[id] = std::move(job);
+  Enter(JobOf(id), JobState::kQueued);
+}
+
+void Applier::operator()(const JobUpdated& e) {
+  Job& job = JobOf(e.job_id);
+  job.display_name = e.display_name;
+  job.labels = e.labels;
+  job.priority = e.priority;
+}
+
+void Applier::operator()(const JobCancelling& e) {
+  Job& job = JobOf(e.job_id);
+  job.cancel_deadline_us = e.deadline_us;
+  Enter(job, JobState::kCancelling);
+}
+
+void Applier::operator()(const JobPausing& e) {
+  Job& job = JobOf(e.job_id);
+  job.resume_requested = false;
+  Enter(job, JobState::kPausing);
+}
+
+void Applier::operator()(const JobPaused& e) {
+  Job& job = JobOf(e.job_id);
+  job.resume_requested = false;
+  Enter(job, JobState::kPaused);
+}
+
+void Applier::operator()(const JobResumed& e) {
+  Job& job = JobOf(e.job_id);
+  if (job.state == JobState::kPausing) {
+    job.resume_requested = true;
+    return;
+  }
+  // Paused time does not count as waiting.
+  job.queued_us = now_.monotonic_us;
+  job.queued_unix_us = now_.unix_us;
+  job.not_before_us = 0;
+  Enter(job, JobState::kQueued);
+}
+
+void Applier::operator()(const JobRequeued& e) {
+  Job& job = JobOf(e.job_id);
+  job.resume_requested = false;
+  job.not_before_us = e.not_before_us;
+  Enter(job, JobState::kQueued);
+}
+
+void Applier::operator()(const JobSucceeded& e) {
+  Job& job = JobOf(e.job_id);
+  job.stop_reason = e.stop_reason;
+  job.progress.step = std::max(job.progress.step, e.step);
+  if (!e.adapter.id.empty()) {
+    job.adapter_id = e.adapter.id;
+    state_.adapters[e.adapter.id] = e.adapter;
+    state_.touched.adapters.insert(e.adapter.id);
+  }
+  End(job, JobState::kSucceeded);
+}
+
+void Applier::operator()(const JobFailed& e) {
+  Job& job = JobOf(e.job_id);
+  job.error_reason = e.reason;
+  job.error_message = e.message;
+  End(job, JobState::kFailed);
+}
+
+void Applier::operator()(const JobDeleted& e) {
+  const Job& job = JobOf(e.job_id);
+  for (const auto& [epoch, attempt] : job.attempts) state_.touched.attempts.insert({job.id, epoch});
+  if (job.kind == JobKind::kCheck) {
+    const auto it = state_.checks.find(job.check_key);
+    if (it != state_.checks.end() && it->second == job.id) state_.checks.erase(it);
+  }
+  state_.jobs.erase(e.job_id);
+}
+
+void Applier::operator()(const AttemptAssigned& e) {
+  Job& job = JobOf(e.job_id);
+  Attempt attempt;
+  attempt.job_id = e.job_id;
+  attempt.epoch = e.epoch;
+  attempt.worker_id = e.worker_id;
+  attempt.incarnation = e.incarnation;
+  attempt.device_id = e.device_id;
+  attempt.plan = e.plan;
+  attempt.group = e.group;
+  attempt.run_alone = e.run_alone;
+  attempt.resume_epoch = e.resume_epoch;
+  attempt.resume_step = e.resume_step;
+  attempt.start_unix_us = now_.unix_us;
+  attempt.start_us = now_.monotonic_us;
+  attempt.phase = Phase::kFetching;
+  job.epoch = e.epoch;
+  job.plan = e.plan;
+  job.progress.step = e.resume_step;
+  if (job.start_unix_us == 0) job.start_unix_us = now_.unix_us;
+  Attempt& stored = job.attempts[e.epoch] = std::move(attempt);
+  state_.touched.attempts.insert({e.job_id, e.epoch});
+  state_.holding[e.worker_id].insert({e.job_id, e.epoch});
+  Enter(job, JobState::kStarting);
+  stored.assign_revision = state_.workers.at(e.worker_id).revision;
+}
+
+void Applier::operator()(const AttemptPlanned& e) {
+  Job& job = JobOf(e.job_id);
+  if (e.planned_steps > 0) job.progress.planned_steps = e.planned_steps;
+  if (!e.report_json.empty()) job.report_json = e.report_json;
+  if (!e.numerics_id.empty()) {
+    job.numerics_id = e.numerics_id;
+    job.numerics_class = e.numerics_class;
+  }
+}
+
+void Applier::operator()(const AttemptStarted& e) {
+  AttemptOf(e.job_id, e.epoch).started = true;
+  Job& job = JobOf(e.job_id);
+  if (job.state == JobState::kStarting) Enter(job, JobState::kRunning);
+}
+
+void Applier::operator()(const AttemptEnded& e) {
+  Attempt& attempt = AttemptOf(e.job_id, e.epoch);
+  attempt.state = e.state;
+  attempt.reason = e.reason;
+  attempt.message = e.message;
+  attempt.end_unix_us = now_.unix_us;
+  Job& job = JobOf(e.job_id);
+  if (e.spends_retry) ++job.infra_retries;
+  if (e.own_fault) ++job.faults;
+  if (e.poisons) job.poisoned_workers.insert(attempt.worker_id);
+  if (e.runs_alone) job.run_alone = true;
+  DesiredChanged(attempt.worker_id);
+}
+
+void Applier::operator()(const AttemptReleaseRequested& e) {
+  Attempt& attempt = AttemptOf(e.job_id, e.epoch);
+  attempt.release_requested = true;
+  attempt.release_reason = e.why;
+  DesiredChanged(attempt.worker_id);
+}
+
+void Applier::operator()(const AttemptFreed& e) {
+  Attempt& attempt = AttemptOf(e.job_id, e.epoch);
+  attempt.holds_bytes = false;
+  state_.holding[attempt.worker_id].erase({e.job_id, e.epoch});
+}
+
+void Applier::operator()(const CheckpointSaved& e) {
+  Job& job = JobOf(e.job_id);
+  job.checkpoints.push_back(e.checkpoint);
+  job.progress.step = std::max(job.progress.step, e.checkpoint.step);
+}
+
+void Applier::operator()(const CheckpointDropped& e) {
+  std::erase_if(JobOf(e.job_id).checkpoints, [&](const Checkpoint& checkpoint) {
+    return checkpoint.epoch == e.epoch && checkpoint.step == e.step;
+  });
+}
+
+void Applier::operator()(const ProgressUpdated& e) {
+  // Not through JobOf: the row is not written for every step.
+  const auto it = state_.jobs.find(e.job_id);
+  if (it == state_.jobs.end()) return;
+  Progress& progress = it->second.progress;
+  const Progress& head = e.head;
+  progress.step = head.step;
+  progress.epoch = head.epoch;
+  if (head.trained_tokens > 0) progress.trained_tokens = head.trained_tokens;
+  if (head.step_time_us > 0) progress.step_time_us = head.step_time_us;
+  if (head.tokens_per_second > 0) progress.tokens_per_second = head.tokens_per_second;
+  if (head.loss) progress.loss = head.loss;
+  if (head.eval_loss) progress.eval_loss = head.eval_loss;
+  if (head.gradient_norm) progress.gradient_norm = head.gradient_norm;
+  if (head.learning_rate) progress.learning_rate = head.learning_rate;
+  progress.used_bytes = std::max(progress.used_bytes, head.used_bytes);
+}
+
+void Applier::operator()(const LeaseRenewed& e) {
+  const auto it = state_.workers.find(e.worker_id);
+  if (it == state_.workers.end()) return;
+  Worker& worker = it->second;
+  worker.renewed_us = now_.monotonic_us;
+  worker.last_seen_unix_us = now_.unix_us;
+  worker.known_revision = std::max(worker.known_revision, e.known_revision);
+  worker.self_draining = e.draining;
+  for (const DeviceUse& use : e.devices) {
+    const auto device = worker.devices.find(use.device_id);
+    if (device == worker.devices.end()) continue;
+    device->second.used_bytes = use.used_bytes;
+    device->second.resident_bases = use.resident_bases;
+  }
+  for (const ListedAttempt& listed : e.attempts) {
+    const auto job = state_.jobs.find(listed.job_id);
+    if (job == state_.jobs.end()) continue;
+    const auto attempt = job->second.attempts.find(listed.epoch);
+    if (attempt == job->second.attempts.end() || attempt->second.worker_id != e.worker_id) continue;
+    attempt->second.phase = listed.phase;
+  }
+}
+
+void Applier::operator()(const WorkerRegistered& e) {
+  const auto it = state_.workers.find(e.worker.id);
+  const int64_t revision = it == state_.workers.end() ? state_.generation << 32 : it->second.revision;
+  Worker worker = e.worker;
+  worker.renewed_us = now_.monotonic_us;
+  worker.last_seen_unix_us = now_.unix_us;
+  worker.revision = revision + 1;
+  worker.known_revision = 0;
+  state_.workers[worker.id] = worker;
+  state_.touched.workers.insert(worker.id);
+}
+
+void Applier::operator()(const DatasetCreated& e) {
+  state_.datasets[e.dataset.id] = e.dataset;
+  state_.touched.datasets.insert(e.dataset.id);
+}
+
+void Applier::operator()(const DatasetDeleted& e) {
+  state_.datasets.erase(e.dataset_id);
+  state_.touched.datasets.insert(e.dataset_id);
+}
+
+void Applier::operator()(const ModelRegistered& e) {
+  state_.models[e.model.id] = e.model;
+  state_.touched.models.insert(e.model.id);
+}
+
+void Applier::operator()(const ModelDeleted& e) {
+  state_.models.erase(e.model_id);
+  state_.touched.models.insert(e.model_id);
+}
+
+void Applier::operator()(const AdapterDeleted& e) {
+  state_.adapters.erase(e.adapter_id);
+  state_.touched.adapters.insert(e.adapter_id);
+}
+
+void Applier::operator()(const BlobRecorded& e) {
+  state_.blobs[e.sha256] = {e.sha256, e.size_bytes, e.pin_until_us};
+  state_.touched.blobs.insert(e.sha256);
+}
+
+void Applier::operator()(const BlobForgotten& e) {
+  state_.blobs.erase(e.sha256);
+  state_.touched.blobs.insert(e.sha256);
+}
+
+void Applier::operator()(const JobChecked& e) {
+  Job& job = JobOf(e.job_id);
+  job.report_json = e.report_json;
+  job.progress.planned_steps = e.planned_steps;
+}
+
+void Applier::operator()(const RequestExpired& e) {
+  state_.requests.erase({e.tenant, e.request_id});
+  state_.touched.requests.insert({e.tenant, e.request_id});
+}
+
+void Applier::operator()(const BlobPinned& e) {
+  const auto it = state_.blobs.find(e.sha256);
+  if (it != state_.blobs.end()) it->second.pin_until_us = std::max(it->second.pin_until_us, e.pin_until_us);
+}
+
+Keep KeepOf(const EventBody& body) {
+  return std::visit([](const auto& e) { return std::decay_t<decltype(e)>::kKeep; }, body);
+}
+
+}  // namespace
+
+void Apply(State* state, const Event& event, std::vector<EventRecord>* records) {
+  std::visit(Applier(state, event.now), event.body);
+  const Keep keep = KeepOf(event.body);
+  if (keep == Keep::kVolatile) return;
+  EventRecord record = Describe(event);
+  record.number = ++state->last_event_number;
+  state->touched.meta = true;
+  if (keep == Keep::kJob) {
+    Job& job = state->jobs.at(record.job_id);
+    record.sequence = ++job.last_sequence;
+    record.state = job.state;
+    state->touched.jobs.insert(job.id);
+  }
+  if (records != nullptr) records->push_back(std::move(record));
+}
+
+}  // namespace nibble::core

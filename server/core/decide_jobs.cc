@@ -1,0 +1,358 @@
+// Commands of users about jobs: T1, T8, T11, T13.
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/id.h"
+#include "base/status.h"
+#include "server/core/decide_internal.h"
+#include "server/core/limits.h"
+
+namespace nibble::core {
+namespace {
+
+constexpr absl::string_view kCheckPrefix = "check-";
+
+absl::StatusOr<const Job*> FindJob(const State& state, const std::string& id) {
+  const Job* job = state.FindJob(id);
+  if (job == nullptr) {
+    return Error(Reason::kJobNotFound, absl::StrCat("jobs/", id, " does not exist")).With("job", id).ToStatus();
+  }
+  return job;
+}
+
+absl::Status WrongState(Reason reason, const Job& job, std::string_view verb) {
+  const std::string state(JobStateName(job.state));
+  return Error(reason, absl::StrCat("jobs/", job.id, " is ", state, " and cannot be ", std::string(verb)))
+      .With("job", job.id)
+      .With("state", state);
+}
+
+absl::Status CheckLabels(const std::map<std::string, std::string>& labels) {
+  if (labels.size() > kMaxLabels) {
+    return Error::Field(Reason::kSpecInvalid, "labels",
+                        absl::StrCat("has ", labels.size(), " entries; at most ", kMaxLabels));
+  }
+  for (const auto& [key, value] : labels) {
+    if (key.empty() || key.size() > kMaxLabelBytes || value.size() > kMaxLabelBytes) {
+      return Error::Field(Reason::kSpecInvalid, absl::StrCat("labels[", key.substr(0, 64), "]"),
+                          absl::StrCat("must have a key of 1 to ", kMaxLabelBytes,
+                                       " bytes and a value of at most as many"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckText(const std::string& display_name, int32_t priority) {
+  if (display_name.size() > kMaxDisplayNameBytes) {
+    return Error::Field(Reason::kSpecInvalid, "display_name",
+                        absl::StrCat("has ", display_name.size(), " bytes; at most ", kMaxDisplayNameBytes));
+  }
+  if (priority < -kMaxPriority || priority > kMaxPriority) {
+    return Error::Field(Reason::kSpecInvalid, "priority",
+                        absl::StrCat("must be between ", -kMaxPriority, " and ", kMaxPriority, ", got ", priority));
+  }
+  return absl::OkStatus();
+}
+
+// What the specs of a job refer to.
+struct Parts {
+  const Model* model = nullptr;
+  const Dataset* dataset = nullptr;
+  const Dataset* eval_dataset = nullptr;
+};
+
+absl::StatusOr<Parts> FindParts(const State& state, const std::string& model_id,
+                                const std::string& dataset_id, const std::string& eval_dataset_id) {
+  Parts parts;
+  const auto model = state.models.find(model_id);
+  if (model == state.models.end()) {
+    return Error::Field(Reason::kBaseModelNotFound, "spec.base_model",
+                        absl::StrCat("names models/", model_id, ", which does not exist; register it first"))
+        .ToStatus();
+  }
+  parts.model = &model->second;
+  const auto find = [&](const std::string& id, const char* field) -> absl::StatusOr<const Dataset*> {
+    const auto it = state.datasets.find(id);
+    if (it != state.datasets.end()) return &it->second;
+    return Error::Field(Reason::kDatasetNotFound, field,
+                        absl::StrCat("names datasets/", id, ", which does not exist; create it first"))
+        .ToStatus();
+  };
+  ASSIGN_OR_RETURN(parts.dataset, find(dataset_id, "spec.dataset"));
+  if (!eval_dataset_id.empty()) {
+    ASSIGN_OR_RETURN(parts.eval_dataset, find(eval_dataset_id, "spec.eval_dataset"));
+  }
+  return parts;
+}
+
+// Refuses what no registered device could ever hold, with the shortfall and what would help.
+absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
+  const Device* nearest = nullptr;
+  std::string nearest_name;
+  int64_t shortfall_bytes = std::numeric_limits<int64_t>::max();
+  int64_t total_bytes = 0;
+  for (const auto& [worker_id, worker] : turn.state.workers) {
+    for (const auto& [device_id, device] : worker.devices) {
+      const absl::StatusOr<PlanBytes>& plan = turn.core.planner.PlanOf(job, model, device.profile);
+      RETURN_IF_ERROR(plan.status());
+      const int64_t over_bytes = plan->TotalBytes() - device.capacity_bytes;
+      if (over_bytes <= 0) return absl::OkStatus();
+      if (over_bytes >= shortfall_bytes) continue;
+      shortfall_bytes = over_bytes;
+      total_bytes = plan->TotalBytes();
+      nearest = &device;
+      nearest_name = absl::StrCat(worker_id, "/", device_id);
+    }
+  }
+  if (nearest == nullptr) return absl::OkStatus();
+  const std::vector<Suggestion> suggestions =
+      turn.core.planner.Suggest(model, job.spec, nearest->profile, nearest->capacity_bytes);
+  std::string help = "; no smaller batch, shorter sequence or rank would fit either";
+  if (!suggestions.empty()) {
+    help = "; would fit with ";
+    for (size_t i = 0; i < suggestions.size(); ++i) {
+      absl::StrAppend(&help, i == 0 ? "" : ", or with ", suggestions[i].description);
+    }
+  }
+  Error error(Reason::kExceedsDeviceMemory,
+              absl::StrCat("needs ", HumanBytes(total_bytes), " (", total_bytes,
+                           " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
+                           HumanBytes(nearest->capacity_bytes), " (", nearest->capacity_bytes,
+                           " bytes), ", shortfall_bytes, " bytes too few", help));
+  error.With("needed_bytes", absl::StrCat(total_bytes))
+      .With("capacity_bytes", absl::StrCat(nearest->capacity_bytes))
+      .With("shortfall_bytes", absl::StrCat(shortfall_bytes))
+      .With("device", nearest_name);
+  for (size_t i = 0; i < suggestions.size(); ++i) {
+    error.With(absl::StrCat("suggestion_", i + 1),
+               absl::StrCat(suggestions[i].field, "=", suggestions[i].value));
+  }
+  return error;
+}
+
+const Job* FindCheck(const State& state, const std::string& key) {
+  const auto it = state.checks.find(key);
+  return it == state.checks.end() ? nullptr : state.FindJob(it->second);
+}
+
+// What the CHECK of the same data has found, if it ran: counts for the job, or its refusal.
+absl::Status AdoptCheck(const State& state, Job& job) {
+  const Job* check = FindCheck(state, job.check_key);
+  if (check == nullptr) return absl::OkStatus();
+  if (check->state == JobState::kSucceeded) {
+    job.report_json = check->report_json;
+    job.progress.planned_steps = check->progress.planned_steps;
+  }
+  if (check->state == JobState::kFailed) {
+    const Reason reason = ReasonFromName(check->error_reason);
+    if (reason == Reason::kNoSupervisedTokens || reason == Reason::kDatasetEmpty) {
+      return Error::Field(reason, "spec.dataset", check->error_message);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCreate(const State& state, const CreateJob& c) {
+  RETURN_IF_ERROR(CheckText(c.display_name, c.priority));
+  RETURN_IF_ERROR(CheckLabels(c.labels));
+  if (!IsValidId(c.job_id) || (c.job_id_given && absl::StartsWith(c.job_id, kCheckPrefix))) {
+    return Error::Field(Reason::kNameInvalid, "job_id",
+                        "must be 1 to 63 of a-z, 0-9 and inner '-', and not begin with check-");
+  }
+  if (state.FindJob(c.job_id) != nullptr || state.adapters.count(c.job_id) > 0) {
+    return Error(Reason::kJobExists, absl::StrCat("jobs/", c.job_id, " exists, or its adapter does"));
+  }
+  if (state.live_jobs.size() >= kMaxLiveJobs || state.jobs.size() >= kMaxJobs) {
+    return Error(Reason::kQueueFull, absl::StrCat("there are ", state.live_jobs.size(), " unfinished jobs of at most ",
+                                                  kMaxLiveJobs, " and ", state.jobs.size(), " in all of at most ",
+                                                  kMaxJobs, "; wait, or delete some"));
+  }
+  return absl::OkStatus();
+}
+
+// The answer to a request_id that was used before; nullopt when it was not.
+absl::StatusOr<std::optional<std::string>> FindRepeat(const State& state, const CreateJob& c) {
+  if (c.request_id.empty()) return std::nullopt;
+  if (c.request_id.size() > kMaxRequestIdBytes) {
+    return Error::Field(Reason::kSpecInvalid, "request_id",
+                        absl::StrCat("has ", c.request_id.size(), " bytes; at most ", kMaxRequestIdBytes))
+        .ToStatus();
+  }
+  const auto it = state.requests.find({c.tenant, c.request_id});
+  if (it == state.requests.end()) return std::nullopt;
+  if (it->second.body_sha256 != c.body_sha256) {
+    return Error(Reason::kRequestIdReused,
+                 absl::StrCat("request_id ", c.request_id, " made jobs/", it->second.job_id,
+                              " from another request; use a fresh one"))
+        .With("job", it->second.job_id)
+        .ToStatus();
+  }
+  RETURN_IF_ERROR(FindJob(state, it->second.job_id).status());
+  return it->second.job_id;
+}
+
+}  // namespace
+
+Answer DecideJob(Turn& turn, const CreateJob& c) {
+  ASSIGN_OR_RETURN(const std::optional<std::string> repeat, FindRepeat(turn.state, c));
+  if (repeat) return *repeat;
+  RETURN_IF_ERROR(CheckCreate(turn.state, c));
+  ASSIGN_OR_RETURN(const Parts parts, FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
+  Job job;
+  ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
+  job.id = c.job_id;
+  job.uid = c.uid;
+  job.tenant = c.tenant;
+  job.number = turn.state.last_job_number + 1;
+  job.display_name = c.display_name;
+  job.labels = c.labels;
+  job.priority = c.priority;
+  job.user_spec = c.user_spec;
+  job.model_id = c.model_id;
+  job.dataset_id = c.dataset_id;
+  job.eval_dataset_id = c.eval_dataset_id;
+  job.request_id = c.request_id;
+  job.body_sha256 = c.body_sha256;
+  job.check_key = CheckKey(*parts.dataset, parts.eval_dataset, *parts.model, job.spec);
+  job.plan_key = PlanKey(*parts.model, job.spec);
+  RETURN_IF_ERROR(AdoptCheck(turn.state, job));
+  RETURN_IF_ERROR(CheckCanFit(turn, job, *parts.model));
+  turn.Emit(JobQueued{job.id, job});
+  return c.job_id;
+}
+
+Answer DecideJob(Turn& turn, const UpdateJob& c) {
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  if (!c.etag.empty() && c.etag != Etag(*job)) {
+    return Error(Reason::kEtagMismatch, absl::StrCat("jobs/", c.job_id, " has changed: its etag is ", Etag(*job),
+                                                     ", not ", c.etag, "; read it again"))
+        .ToStatus();
+  }
+  JobUpdated updated{job->id, c.display_name.value_or(job->display_name), c.labels.value_or(job->labels),
+                     c.priority.value_or(job->priority)};
+  RETURN_IF_ERROR(CheckText(updated.display_name, updated.priority));
+  RETURN_IF_ERROR(CheckLabels(updated.labels));
+  if (updated.display_name != job->display_name || updated.labels != job->labels ||
+      updated.priority != job->priority) {
+    turn.Emit(std::move(updated));
+  }
+  return c.job_id;
+}
+
+Answer DecideJob(Turn& turn, const CancelJob& c) {
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  switch (job->state) {
+    case JobState::kCancelled:
+    case JobState::kCancelling:
+      return c.job_id;
+    case JobState::kQueued:
+    case JobState::kPaused:
+      turn.Emit(JobCancelled{job->id});
+      return c.job_id;
+    case JobState::kStarting:
+    case JobState::kRunning:
+    case JobState::kPausing:
+      turn.Emit(JobCancelling{job->id, turn.now.monotonic_us + turn.options().cancel_force_us});
+      return c.job_id;
+    default:
+      return WrongState(Reason::kJobNotCancellable, *job, "cancelled");
+  }
+}
+
+Answer DecideJob(Turn& turn, const PauseJob& c) {
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  switch (job->state) {
+    case JobState::kPaused:
+      return c.job_id;
+    case JobState::kQueued:
+      turn.Emit(JobPaused{job->id});
+      return c.job_id;
+    case JobState::kPausing:
+      if (job->resume_requested) turn.Emit(JobPausing{job->id});
+      return c.job_id;
+    case JobState::kStarting:
+    case JobState::kRunning:
+      turn.Emit(JobPausing{job->id});
+      return c.job_id;
+    default:
+      return WrongState(Reason::kJobNotPausable, *job, "paused");
+  }
+}
+
+Answer DecideJob(Turn& turn, const ResumeJob& c) {
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  switch (job->state) {
+    case JobState::kQueued:
+    case JobState::kStarting:
+    case JobState::kRunning:
+      return c.job_id;
+    case JobState::kPausing:
+      if (!job->resume_requested) turn.Emit(JobResumed{job->id});
+      return c.job_id;
+    case JobState::kPaused:
+      turn.Emit(JobResumed{job->id});
+      return c.job_id;
+    default:
+      return WrongState(Reason::kJobNotResumable, *job, "resumed");
+  }
+}
+
+Answer DecideJob(Turn& turn, const DeleteJob& c) {
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  if (!IsTerminal(job->state)) {
+    return Error(Reason::kJobNotTerminal, absl::StrCat("jobs/", job->id, " is ", std::string(JobStateName(job->state)),
+                                                       "; cancel it first"))
+        .ToStatus();
+  }
+  for (const auto& [epoch, attempt] : job->attempts) {
+    if (!attempt.holds_bytes) continue;
+    return Error(Reason::kResourceInUse,
+                 absl::StrCat("jobs/", job->id, " still holds bytes on ", attempt.worker_id,
+                              ", which has not let go yet; try again later"))
+        .ToStatus();
+  }
+  turn.Emit(JobDeleted{job->id});
+  return c.job_id;
+}
+
+Answer DecideJob(Turn& turn, const ValidateDataset& c) {
+  ASSIGN_OR_RETURN(const Parts parts, FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
+  Job job;
+  ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
+  job.tenant = parts.dataset->tenant;
+  job.model_id = c.model_id;
+  job.dataset_id = c.dataset_id;
+  job.eval_dataset_id = c.eval_dataset_id;
+  job.check_key = CheckKey(*parts.dataset, parts.eval_dataset, *parts.model, job.spec);
+  const Job* known = FindCheck(turn.state, job.check_key);
+  if (known != nullptr && known->state != JobState::kFailed && known->state != JobState::kCancelled) {
+    return known->id;
+  }
+  QueueCheck(turn, job);
+  return std::get<JobQueued>(turn.events.back().body).job_id;
+}
+
+void QueueCheck(Turn& turn, const Job& job) {
+  Job check;
+  check.kind = JobKind::kCheck;
+  check.number = turn.state.last_job_number + 1;
+  // Several may be queued in one decision.
+  for (const Event& event : turn.events) {
+    if (std::holds_alternative<JobQueued>(event.body)) ++check.number;
+  }
+  check.id = absl::StrCat(kCheckPrefix, job.check_key.substr(0, 12), "-", check.number);
+  check.uid = check.id;
+  check.tenant = job.tenant;
+  check.spec = job.spec;
+  check.model_id = job.model_id;
+  check.dataset_id = job.dataset_id;
+  check.eval_dataset_id = job.eval_dataset_id;
+  check.check_key = job.check_key;
+  turn.Emit(JobQueued{check.id, check});
+}
+
+}  // namespace nibble::core

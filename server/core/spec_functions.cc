@@ -1,0 +1,7 @@
+#include "server/core/plan.h"
+
+namespace nibble::core {
+
+SpecFunctions RealSpecFunctions() { return {spec::CompilePlan, spec::ResolveTrainSpec}; }
+
+}  // namespace nibble::core

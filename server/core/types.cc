@@ -1,0 +1,116 @@
+#include "server/core/types.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/digest.h"
+
+namespace nibble::core {
+namespace {
+
+template <typename E>
+struct Name {
+  E value;
+  std::string_view name;
+};
+
+constexpr Name<JobState> kJobStates[] = {
+    {JobState::kQueued, "QUEUED"},       {JobState::kStarting, "STARTING"},
+    {JobState::kRunning, "RUNNING"},     {JobState::kPausing, "PAUSING"},
+    {JobState::kPaused, "PAUSED"},       {JobState::kCancelling, "CANCELLING"},
+    {JobState::kSucceeded, "SUCCEEDED"}, {JobState::kFailed, "FAILED"},
+    {JobState::kCancelled, "CANCELLED"},
+};
+constexpr Name<AttemptState> kAttemptStates[] = {
+    {AttemptState::kActive, "ACTIVE"},       {AttemptState::kDone, "DONE"},
+    {AttemptState::kFailed, "FAILED"},       {AttemptState::kLost, "LOST"},
+    {AttemptState::kCancelled, "CANCELLED"}, {AttemptState::kReleased, "RELEASED"},
+};
+constexpr Name<Phase> kPhases[] = {
+    {Phase::kFetching, "FETCHING"},           {Phase::kLoadingBase, "LOADING_BASE"},
+    {Phase::kTokenizing, "TOKENIZING"},       {Phase::kTraining, "TRAINING"},
+    {Phase::kEvaluating, "EVALUATING"},       {Phase::kCheckpointing, "CHECKPOINTING"},
+    {Phase::kUploading, "UPLOADING"},         {Phase::kPausedDisk, "PAUSED_DISK"},
+    {Phase::kReleased, "RELEASED"},
+};
+
+template <typename E, size_t N>
+std::string_view ToName(const Name<E> (&table)[N], E value) {
+  for (const auto& row : table) {
+    if (row.value == value) return row.name;
+  }
+  return "UNSPECIFIED";
+}
+
+template <typename E, size_t N>
+E FromName(const Name<E> (&table)[N], std::string_view name) {
+  for (const auto& row : table) {
+    if (row.name == name) return row.value;
+  }
+  return E::kUnspecified;
+}
+
+std::string Targets(const spec::TrainSpec& spec) {
+  std::string text;
+  for (const spec::Module module : spec.target_modules) {
+    absl::StrAppend(&text, static_cast<int>(module), ".");
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string_view JobStateName(JobState state) { return ToName(kJobStates, state); }
+JobState JobStateFromName(std::string_view name) { return FromName(kJobStates, name); }
+std::string_view AttemptStateName(AttemptState state) { return ToName(kAttemptStates, state); }
+AttemptState AttemptStateFromName(std::string_view name) { return FromName(kAttemptStates, name); }
+std::string_view JobKindName(JobKind kind) { return kind == JobKind::kCheck ? "CHECK" : "TRAIN"; }
+std::string_view PhaseName(Phase phase) { return ToName(kPhases, phase); }
+
+std::string ProfileKey(const spec::DeviceProfile& profile) {
+  return absl::StrCat(profile.backend, "/", profile.body, "/", profile.build, "/t", profile.threads,
+                      "/a", profile.act_bytes, "/f", profile.fixed_bytes);
+}
+
+std::string NumericsClass(const spec::DeviceProfile& profile) {
+  return absl::StrCat(profile.backend, "/", profile.body, "/", profile.build);
+}
+
+std::string CheckKey(const Dataset& dataset, const Dataset* eval_dataset, const Model& model,
+                     const spec::TrainSpec& spec) {
+  // Doubles in full precision, so that equal keys mean equal numbers.
+  const std::string text = absl::StrFormat(
+      "%s|%s|%s|%s|%s|%d|%d|%d|%d|%.17g|%d|%d|%.17g|%d|%u", dataset.sha256,
+      eval_dataset ? eval_dataset->sha256 : "", model.tokenizer_digest, spec.format,
+      spec.chat_template, spec.train_on_inputs, spec.sequence_len, spec.sample_packing,
+      static_cast<int>(spec.excess_length), spec.val_set_size, spec.micro_batch_size,
+      spec.gradient_accumulation_steps, spec.num_epochs, spec.max_steps, spec.seed);
+  return Sha256Hex(text);
+}
+
+std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
+  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g", model.digest,
+                         model.id, spec.lora_r, Targets(spec), spec.lora_dropout,
+                         static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
+                         spec.sample_packing, spec.micro_batch_size, spec.gradient_accumulation_steps,
+                         spec.gradient_checkpointing, spec.val_set_size, spec.train_on_inputs,
+                         static_cast<int>(spec.excess_length), spec.max_grad_norm);
+}
+
+std::string GroupKey(const Model& model, const spec::TrainSpec& spec) {
+  return absl::StrCat(model.digest, "/", static_cast<int>(spec.quant), "/", spec.double_quant ? 1 : 0);
+}
+
+std::string HumanBytes(int64_t bytes) {
+  if (bytes < 0) return absl::StrCat("-", HumanBytes(-bytes));
+  if (bytes < 1024) return absl::StrCat(bytes, " B");
+  constexpr std::string_view kUnits[] = {"KiB", "MiB", "GiB", "TiB", "PiB"};
+  double value = static_cast<double>(bytes) / 1024;
+  size_t unit = 0;
+  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  return absl::StrFormat("%.2f %s", value, std::string(kUnits[unit]));
+}
+
+}  // namespace nibble::core

@@ -1,0 +1,249 @@
+#include "server/core/views.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status.h"
+#include "server/core/schedule_internal.h"
+
+namespace nibble::core {
+namespace {
+
+std::string Bytes(int64_t bytes) { return absl::StrCat(HumanBytes(bytes), " (", bytes, " bytes)"); }
+
+std::string HeldByText(const DeviceView& view) {
+  std::vector<std::string> jobs;
+  for (const HeldAttempt& held : view.held) jobs.push_back(held.attempt->job_id);
+  if (jobs.empty()) return "";
+  const size_t shown = std::min<size_t>(jobs.size(), 4);
+  std::string text = absl::StrJoin(jobs.begin(), jobs.begin() + static_cast<int64_t>(shown), ", ");
+  if (shown < jobs.size()) absl::StrAppend(&text, " and ", jobs.size() - shown, " more");
+  return text;
+}
+
+std::string ExpectedText(int64_t start_us, int64_t now_us) {
+  if (start_us >= kNever || start_us <= now_us) return "";
+  return absl::StrCat("; expected to start in about ", (start_us - now_us) / kSecondUs + 1, " s");
+}
+
+// Where a queued job that does not fit now would come nearest to fitting.
+std::string WhyItWaits(const State& state, const Job& job, const Model& model, int64_t now_us, Core& core) {
+  const std::vector<DeviceView> devices = LiveDevices(state, core.options, now_us);
+  if (devices.empty()) {
+    return state.workers.empty() ? "waits for a worker: none is registered"
+                                 : "waits for a worker: none of those registered takes work now";
+  }
+  const std::string group = GroupKey(model, job.spec);
+  const DeviceView* freest = nullptr;
+  int64_t most_free_bytes = 0;
+  PlanBytes plan;
+  bool any_numerics = false;
+  bool fits_now = false;
+  for (const DeviceView& view : devices) {
+    if (!NumericsAllow(job, *view.device)) continue;
+    any_numerics = true;
+    const absl::StatusOr<PlanBytes>& p = core.planner.PlanOf(job, model, view.device->profile);
+    if (!p.ok()) continue;
+    fits_now = fits_now || view.load.Fits(view.device->capacity_bytes, group, *p, job.run_alone, core.options);
+    const int64_t free_bytes = view.device->capacity_bytes - view.load.TotalBytes();
+    if (freest != nullptr && free_bytes <= most_free_bytes) continue;
+    freest = &view;
+    most_free_bytes = free_bytes;
+    plan = *p;
+  }
+  if (!any_numerics) {
+    return absl::StrCat("waits for a device with numerics ", job.numerics_class,
+                        ", where it began; training.allow_numerics_change would let it go on elsewhere");
+  }
+  if (freest == nullptr) return "its memory plan cannot be compiled for any live device";
+  const std::string where = absl::StrCat(freest->worker->id, "/", freest->device->id);
+  if (fits_now) return "fits now; starts next, or makes room for a job before it";
+  const std::optional<Reservation> reservation = Reserve(job, model, devices, core);
+  if (!reservation) {
+    return absl::StrCat("needs ", Bytes(plan.TotalBytes()), "; no live device offers that: the largest free is ",
+                        Bytes(most_free_bytes), " on ", where);
+  }
+  const DeviceView& at = devices[reservation->device];
+  const std::string holders = HeldByText(at);
+  return absl::StrCat("needs ", Bytes(plan.TotalBytes()), job.run_alone ? " alone" : "", "; largest free ",
+                      Bytes(most_free_bytes), " on ", where, "; waits for ", at.worker->id, "/", at.device->id,
+                      holders.empty() ? "" : absl::StrCat(", held by ", holders),
+                      ExpectedText(reservation->start_us, now_us));
+}
+
+std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {
+  const Attempt* attempt = job.Current();
+  if (attempt == nullptr) return "";
+  const Worker* worker = state.FindWorker(attempt->worker_id);
+  const bool late = worker != nullptr && HealthOf(*worker, core.options, now_us) != WorkerHealth::kAlive;
+  const std::string silent = late ? absl::StrCat("; workers/", attempt->worker_id, " is late with its renewal") : "";
+  switch (job.state) {
+    case JobState::kPausing:
+      return absl::StrCat("waits for workers/", attempt->worker_id, " to save a checkpoint and let go",
+                          job.resume_requested ? "; then goes back to the queue" : "", silent);
+    case JobState::kCancelling:
+      return absl::StrCat("waits for workers/", attempt->worker_id, " to let go", silent);
+    case JobState::kStarting:
+      return absl::StrCat("workers/", attempt->worker_id, ": ", std::string(PhaseName(attempt->phase)), silent);
+    default:
+      if (attempt->release_requested) return absl::StrCat("moves on: ", attempt->release_reason, silent);
+      return silent.empty() ? "" : silent.substr(2);
+  }
+}
+
+int32_t LargestThatFits(int32_t low, int32_t high, int32_t unit, const std::function<bool(int32_t)>& fits) {
+  if (high < low || !fits(low * unit)) return 0;
+  while (low < high) {
+    const int32_t middle = low + (high - low + 1) / 2;
+    if (fits(middle * unit)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low * unit;
+}
+
+void FindLargest(const Model& model, const spec::TrainSpec& spec, const Device& device, Core& core,
+                 DeviceFit& fit) {
+  const auto fits = [&](const spec::TrainSpec& s) {
+    const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, s, device.profile);
+    return plan.ok() && plan->TotalBytes() <= device.capacity_bytes;
+  };
+  constexpr int32_t kLargestBatch = 256;
+  constexpr int32_t kLengthUnit = 128;
+  fit.largest_micro_batch_size = LargestThatFits(1, kLargestBatch, 1, [&](int32_t size) {
+    spec::TrainSpec s = spec;
+    s.micro_batch_size = size;
+    return fits(s);
+  });
+  const int64_t positions = std::min<int64_t>(model.config.max_positions, 1 << 20);
+  fit.largest_sequence_len = LargestThatFits(
+      1, static_cast<int32_t>(positions / kLengthUnit), kLengthUnit, [&](int32_t length) {
+        spec::TrainSpec s = spec;
+        s.sequence_len = length;
+        return fits(s);
+      });
+}
+
+Want WantOf(const Job& job, const Attempt& attempt) {
+  if (job.state == JobState::kCancelling) return Want::kStop;
+  if (job.state == JobState::kPausing || attempt.release_requested) return Want::kRelease;
+  return Want::kRun;
+}
+
+const Dataset* FindDataset(const State& state, const std::string& id) {
+  const auto it = state.datasets.find(id);
+  return it == state.datasets.end() ? nullptr : &it->second;
+}
+
+}  // namespace
+
+std::string StateReason(const State& state, const Job& job, int64_t now_us, Core& core) {
+  if (job.state == JobState::kFailed) return job.error_message;
+  if (job.state == JobState::kPaused) return "paused; resume it to go on";
+  if (job.state != JobState::kQueued) return OfAttempt(state, job, now_us, core);
+  if (state.rollback_suspected) {
+    return "nothing is placed: a worker has seen a later generation than this server's, so the database seems to have "
+           "been rolled back";
+  }
+  if (job.not_before_us > now_us) {
+    return absl::StrCat("waits ", (job.not_before_us - now_us) / kSecondUs + 1, " s before retry ", job.infra_retries,
+                        " of ", core.options.max_infra_retries);
+  }
+  const Model* model = state.ModelOf(job);
+  if (model == nullptr) return "its base model is gone";
+  if (job.kind == JobKind::kCheck) return "waits for a worker to read the data";
+  return WhyItWaits(state, job, *model, now_us, core);
+}
+
+std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options) {
+  std::map<std::string, int32_t> positions;
+  int32_t position = 0;
+  for (const Job* job : QueueOrder(state, options)) positions[job->id] = ++position;
+  return positions;
+}
+
+int64_t EstimatedEndUnixUs(const Job& job, int64_t now_unix_us) {
+  if (job.state != JobState::kRunning) return 0;
+  const int64_t end_us = ExpectedEndUs(job, now_unix_us);
+  return end_us >= kNever ? 0 : end_us;
+}
+
+DesiredSet DesiredFor(const State& state, const Worker& worker, const CoreOptions& options) {
+  DesiredSet desired;
+  desired.revision = worker.revision;
+  const auto held = state.holding.find(worker.id);
+  if (held == state.holding.end()) return desired;
+  for (const AttemptKey& key : held->second) {
+    const Job& job = state.jobs.at(key.first);
+    const Attempt& attempt = job.attempts.at(key.second);
+    if (attempt.state != AttemptState::kActive || attempt.incarnation != worker.incarnation) continue;
+    Assignment a;
+    a.job = &job;
+    a.attempt = &attempt;
+    a.model = state.ModelOf(job);
+    a.dataset = FindDataset(state, job.dataset_id);
+    if (!job.eval_dataset_id.empty()) a.eval_dataset = FindDataset(state, job.eval_dataset_id);
+    for (const Checkpoint& checkpoint : job.checkpoints) {
+      if (checkpoint.epoch == attempt.resume_epoch && checkpoint.step == attempt.resume_step) a.resume = &checkpoint;
+    }
+    a.want = WantOf(job, attempt);
+    a.token = AttemptToken(options, state, job.id, attempt.epoch, worker.id, worker.incarnation);
+    desired.assignments.push_back(std::move(a));
+  }
+  return desired;
+}
+
+absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const spec::TrainSpec& spec, Core& core) {
+  FitReport report;
+  const DeviceFit* nearest = nullptr;
+  const Device* nearest_device = nullptr;
+  const std::string group = GroupKey(model, spec);
+  for (const auto& [worker_id, worker] : state.workers) {
+    if (worker.lost) continue;
+    for (const auto& [device_id, device] : worker.devices) {
+      DeviceFit fit;
+      ASSIGN_OR_RETURN(fit.plan, core.planner.Plan(model, spec, device.profile));
+      const DeviceLoad load = LoadOf(state, worker, device_id);
+      fit.worker_id = worker_id;
+      fit.device_id = device_id;
+      fit.capacity_bytes = device.capacity_bytes;
+      fit.free_bytes = device.capacity_bytes - load.TotalBytes();
+      fit.shortfall_bytes = std::max<int64_t>(0, fit.plan.TotalBytes() - device.capacity_bytes);
+      if (load.Fits(device.capacity_bytes, group, fit.plan, false, core.options)) {
+        fit.verdict = DeviceFit::Verdict::kFitsNow;
+      } else if (fit.shortfall_bytes == 0) {
+        fit.verdict = DeviceFit::Verdict::kFitsAlone;
+      }
+      FindLargest(model, spec, device, core, fit);
+      report.fits.push_back(std::move(fit));
+    }
+  }
+  bool any = report.fits.empty();
+  for (const DeviceFit& fit : report.fits) {
+    any = any || fit.shortfall_bytes == 0;
+    if (nearest == nullptr || fit.shortfall_bytes < nearest->shortfall_bytes) {
+      nearest = &fit;
+      nearest_device = &state.workers.at(fit.worker_id).devices.at(fit.device_id);
+    }
+  }
+  if (!any) {
+    report.suggestions =
+        core.planner.Suggest(model, spec, nearest_device->profile, nearest_device->capacity_bytes);
+  }
+  return report;
+}
+
+int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options, int64_t now_us) {
+  constexpr int32_t kIdle = 1, kBusy = 2, kDraining = 3, kSuspect = 4, kLost = 5;
+  const WorkerHealth health = HealthOf(worker, options, now_us);
+  if (health == WorkerHealth::kLost) return kLost;
+  if (health == WorkerHealth::kSuspect) return kSuspect;
+  if (worker.draining || worker.self_draining) return kDraining;
+  const auto held = state.holding.find(worker.id);
+  return held == state.holding.end() || held->second.empty() ? kIdle : kBusy;
+}
+
+}  // namespace nibble::core
