@@ -1,0 +1,364 @@
+#include "engine/checkpoint.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/line.h"
+#include "nlohmann/json.hpp"
+
+namespace nibble::engine {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kStateFile[] = "state.bin";
+constexpr char kHistoryFile[] = "history.jsonl";
+constexpr char kManifestFile[] = "manifest.json";
+constexpr int64_t kFormatVersion = 1;
+
+// Start of state.bin; little-endian, as everything here.
+struct StateHeader {
+  char magic[8] = {'N', 'I', 'B', 'B', 'L', 'E', 'C', 'K'};
+  uint32_t version = kFormatVersion;
+  uint32_t real_bytes = sizeof(float);
+  int64_t elements = 0;
+  int64_t step = 0;
+  char zeros[32] = {};
+};
+static_assert(sizeof(StateHeader) == 64);
+
+absl::Status Invalid(const std::string& directory, const std::string& what) {
+  return Error(Reason::kCheckpointInvalid, absl::StrCat("checkpoint ", directory, ": ", what));
+}
+
+// A file written piece by piece, hashed on the way and fsynced at the end.
+class HashedFile {
+ public:
+  explicit HashedFile(std::string path) : path_(std::move(path)) {}
+  ~HashedFile() {
+    if (fd_ >= 0) close(fd_);
+  }
+  absl::Status Open() {
+    fd_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    return fd_ >= 0 ? absl::OkStatus() : ErrnoStatus(errno, "create " + path_);
+  }
+  absl::Status Write(const void* data, int64_t size) {
+    const char* at = static_cast<const char*>(data);
+    constexpr int64_t kChunk = int64_t{1} << 20;
+    while (size > 0) {
+      const ssize_t written = write(fd_, at, static_cast<size_t>(std::min(size, kChunk)));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) return ErrnoStatus(errno, "write " + path_);
+      sha_.Update(at, static_cast<size_t>(written));
+      at += written;
+      size -= written;
+      bytes_ += written;
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Finish() {
+    if (fsync(fd_) != 0) return ErrnoStatus(errno, "fsync " + path_);
+    const int fd = fd_;
+    fd_ = -1;
+    if (close(fd) != 0) return ErrnoStatus(errno, "close " + path_);
+    digest_ = sha_.FinishHex();
+    return absl::OkStatus();
+  }
+  int64_t bytes() const { return bytes_; }
+  const std::string& digest() const { return digest_; }
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  Sha256 sha_;
+  int64_t bytes_ = 0;
+  std::string digest_;
+};
+
+absl::Status RefuseNonFinite(const float* values, int64_t count, const char* what) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(values[i])) {
+      return Error(Reason::kLossNotFinite,
+                   absl::StrCat("no checkpoint is written: element ", i, " of the ", what,
+                                " is not finite; a lower learning rate may help"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::string RowToJson(const MetricRow& row) {
+  return Line()
+      .Integer("step", row.step)
+      .Number("epoch", row.epoch)
+      .Flag("is_eval", row.is_eval)
+      .Number("loss", row.loss)
+      .Number("grad_norm", row.grad_norm)
+      .Number("learning_rate", row.learning_rate)
+      .Integer("tokens", row.tokens)
+      .Integer("target_tokens", row.target_tokens)
+      .Integer("step_time_us", row.step_time_us)
+      .Take();
+}
+
+// A number, or one of the three strings JSON needs for the others.
+bool ReadNumber(const json& object, const char* key, double& value) {
+  const auto it = object.find(key);
+  if (it == object.end()) return false;
+  if (it->is_number()) {
+    value = it->get<double>();
+    return true;
+  }
+  if (*it == "nan") value = std::numeric_limits<double>::quiet_NaN();
+  else if (*it == "inf") value = std::numeric_limits<double>::infinity();
+  else if (*it == "-inf") value = -std::numeric_limits<double>::infinity();
+  else return false;
+  return true;
+}
+
+bool ReadInteger(const json& object, const char* key, int64_t& value) {
+  const auto it = object.find(key);
+  if (it == object.end() || !it->is_number_integer()) return false;
+  value = it->get<int64_t>();
+  return true;
+}
+
+bool ReadText(const json& object, const char* key, std::string& value) {
+  const auto it = object.find(key);
+  if (it == object.end() || !it->is_string()) return false;
+  value = it->get<std::string>();
+  return true;
+}
+
+bool RowFromJson(const std::string& line, MetricRow& row) {
+  const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!object.is_object() || !object.contains("is_eval") || !object["is_eval"].is_boolean()) return false;
+  row.is_eval = object["is_eval"].get<bool>();
+  return ReadInteger(object, "step", row.step) && ReadNumber(object, "epoch", row.epoch) &&
+         ReadNumber(object, "loss", row.loss) && ReadNumber(object, "grad_norm", row.grad_norm) &&
+         ReadNumber(object, "learning_rate", row.learning_rate) &&
+         ReadInteger(object, "tokens", row.tokens) &&
+         ReadInteger(object, "target_tokens", row.target_tokens) &&
+         ReadInteger(object, "step_time_us", row.step_time_us);
+}
+
+std::string FileEntry(const char* name, const HashedFile& file) {
+  return Line().Text("name", name).Integer("size", file.bytes()).Text("sha256", file.digest()).Take();
+}
+
+std::string ManifestText(const CheckpointHead& head, const HashedFile& state, const HashedFile& history) {
+  const std::string files =
+      absl::StrCat("[", FileEntry(kStateFile, state), ",", FileEntry(kHistoryFile, history), "]");
+  return Line()
+             .Text("format", "nibble-checkpoint")
+             .Integer("version", kFormatVersion)
+             .Integer("step", head.step)
+             .Integer("updates", head.updates)
+             .Integer("skipped_in_a_row", head.skipped_in_a_row)
+             .Text("attempt", head.attempt)
+             .Text("spec_digest", head.spec_digest)
+             .Text("base_digest", head.base_digest)
+             .Text("data_digest", head.data_digest)
+             .Text("numerics_id", head.numerics_id)
+             .Text("seed", std::to_string(head.seed))
+             .Number("loss", head.loss)
+             .Raw("files", files)
+             .Take() +
+         "\n";
+}
+
+absl::Status WriteInto(const std::string& directory, const CheckpointHead& head,
+                       const CheckpointArrays& arrays, const std::vector<MetricRow>& history,
+                       SavedCheckpoint& saved) {
+  HashedFile state(JoinPath(directory, kStateFile));
+  RETURN_IF_ERROR(state.Open());
+  StateHeader header;
+  header.elements = arrays.elements;
+  header.step = head.step;
+  RETURN_IF_ERROR(state.Write(&header, sizeof header));
+  const int64_t bytes = arrays.elements * static_cast<int64_t>(sizeof(float));
+  for (const float* array : {arrays.master, arrays.moment1, arrays.moment2}) {
+    RETURN_IF_ERROR(state.Write(array, bytes));
+  }
+  RETURN_IF_ERROR(state.Finish());
+
+  HashedFile rows(JoinPath(directory, kHistoryFile));
+  RETURN_IF_ERROR(rows.Open());
+  std::string text;
+  for (const MetricRow& row : history) absl::StrAppend(&text, RowToJson(row), "\n");
+  RETURN_IF_ERROR(rows.Write(text.data(), static_cast<int64_t>(text.size())));
+  RETURN_IF_ERROR(rows.Finish());
+
+  HashedFile manifest(JoinPath(directory, kManifestFile));
+  RETURN_IF_ERROR(manifest.Open());
+  const std::string manifest_text = ManifestText(head, state, rows);
+  RETURN_IF_ERROR(manifest.Write(manifest_text.data(), static_cast<int64_t>(manifest_text.size())));
+  RETURN_IF_ERROR(manifest.Finish());
+  saved.bytes = state.bytes() + rows.bytes() + manifest.bytes();
+  saved.manifest_sha256 = manifest.digest();
+  return SyncDir(directory);
+}
+
+// The step of "step-<n>"; -1 for other names.
+int64_t StepOfName(const std::string& name) {
+  int64_t step = -1;
+  if (!name.starts_with("step-") || !absl::SimpleAtoi(name.substr(5), &step)) return -1;
+  return step;
+}
+
+std::vector<std::string> CompleteCheckpoints(const std::string& checkpoints) {
+  std::vector<std::string> names;
+  const auto listed = ListDir(checkpoints);
+  if (!listed.ok()) return names;
+  for (const std::string& name : *listed) {
+    if (StepOfName(name) >= 0) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end(),
+            [](const std::string& a, const std::string& b) { return StepOfName(a) < StepOfName(b); });
+  return names;
+}
+
+absl::Status VerifyFiles(const std::string& directory, const json& manifest) {
+  const auto files = manifest.find("files");
+  if (files == manifest.end() || !files->is_array() || files->size() != 2) {
+    return Invalid(directory, "manifest.json lists other files than state.bin and history.jsonl");
+  }
+  for (const json& file : *files) {
+    std::string name, sha256;
+    int64_t size = -1;
+    if (!file.is_object() || !ReadText(file, "name", name) || !ReadText(file, "sha256", sha256) ||
+        !ReadInteger(file, "size", size) || (name != kStateFile && name != kHistoryFile)) {
+      return Invalid(directory, "manifest.json lists other files than state.bin and history.jsonl");
+    }
+    const std::string path = JoinPath(directory, name);
+    const auto actual = FileSizeBytes(path);
+    if (!actual.ok() || *actual != size) {
+      return Invalid(directory, absl::StrCat(name, " is missing or does not have ", size, " bytes"));
+    }
+    ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(path));
+    if (digest != sha256) return Invalid(directory, absl::StrCat(name, " does not have its digest"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
+  const auto text = ReadFile(JoinPath(directory, kManifestFile), 1 << 20);
+  if (!text.ok()) return Invalid(directory, "has no readable manifest.json");
+  const json manifest = json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  CheckpointHead head;
+  std::string format, seed;
+  int64_t version = 0;
+  if (!manifest.is_object() || !ReadText(manifest, "format", format) || format != "nibble-checkpoint" ||
+      !ReadInteger(manifest, "version", version) || version != kFormatVersion) {
+    return Invalid(directory, "manifest.json is not that of a checkpoint of this version");
+  }
+  if (!ReadInteger(manifest, "step", head.step) || !ReadInteger(manifest, "updates", head.updates) ||
+      !ReadInteger(manifest, "skipped_in_a_row", head.skipped_in_a_row) ||
+      !ReadText(manifest, "attempt", head.attempt) || !ReadText(manifest, "spec_digest", head.spec_digest) ||
+      !ReadText(manifest, "base_digest", head.base_digest) ||
+      !ReadText(manifest, "data_digest", head.data_digest) ||
+      !ReadText(manifest, "numerics_id", head.numerics_id) || !ReadText(manifest, "seed", seed) ||
+      !absl::SimpleAtoi(seed, &head.seed) || !ReadNumber(manifest, "loss", head.loss) || head.step < 0) {
+    return Invalid(directory, "manifest.json lacks a field or has a wrong one");
+  }
+  RETURN_IF_ERROR(VerifyFiles(directory, manifest));
+  return head;
+}
+
+absl::Status ReadState(const std::string& directory, int64_t step, const CheckpointArrays& arrays) {
+  ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(JoinPath(directory, kStateFile)));
+  const auto bytes = static_cast<size_t>(arrays.elements) * sizeof(float);
+  StateHeader header;
+  const StateHeader expected;
+  if (file.size() < sizeof header) return Invalid(directory, "state.bin is too short");
+  std::memcpy(&header, file.data(), sizeof header);
+  if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0 ||
+      header.version != expected.version || header.real_bytes != expected.real_bytes) {
+    return Invalid(directory, "state.bin has another format");
+  }
+  if (header.elements != arrays.elements || header.step != step ||
+      file.size() != sizeof header + 3 * bytes) {
+    return Invalid(directory, absl::StrCat("state.bin holds ", header.elements, " elements at step ",
+                                           header.step, ", not ", arrays.elements, " at ", step));
+  }
+  const uint8_t* at = file.data() + sizeof header;
+  for (float* array : {arrays.master, arrays.moment1, arrays.moment2}) {
+    std::memcpy(array, at, bytes);
+    at += bytes;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
+                                               const CheckpointHead& head,
+                                               const CheckpointArrays& arrays,
+                                               const std::vector<MetricRow>& history) {
+  RETURN_IF_ERROR(RefuseNonFinite(arrays.master, arrays.elements, "adapters"));
+  RETURN_IF_ERROR(RefuseNonFinite(arrays.moment1, arrays.elements, "first moments"));
+  RETURN_IF_ERROR(RefuseNonFinite(arrays.moment2, arrays.elements, "second moments"));
+  const std::string name = absl::StrCat("step-", head.step);
+  const std::string temporary = JoinPath(checkpoints, name + ".tmp");
+  SavedCheckpoint saved;
+  saved.directory = JoinPath(checkpoints, name);
+  RETURN_IF_ERROR(RemoveAll(temporary));
+  RETURN_IF_ERROR(MakeDirs(temporary));
+  const absl::Status written = WriteInto(temporary, head, arrays, history, saved);
+  if (!written.ok()) {
+    RemoveAll(temporary).IgnoreError();
+    return written;
+  }
+  RETURN_IF_ERROR(RemoveAll(saved.directory));
+  RETURN_IF_ERROR(Rename(temporary, saved.directory));
+  return saved;
+}
+
+absl::Status PruneCheckpoints(const std::string& checkpoints, int keep) {
+  std::vector<std::string> names = CompleteCheckpoints(checkpoints);
+  for (size_t i = 0; i + static_cast<size_t>(keep) < names.size(); ++i) {
+    RETURN_IF_ERROR(RemoveAll(JoinPath(checkpoints, names[i])));
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> left, ListDir(checkpoints));
+  for (const std::string& name : left) {
+    if (name.ends_with(".tmp")) RETURN_IF_ERROR(RemoveAll(JoinPath(checkpoints, name)));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& directory,
+                                                const CheckpointArrays& arrays) {
+  LoadedCheckpoint loaded;
+  ASSIGN_OR_RETURN(loaded.head, ReadHead(directory));
+  RETURN_IF_ERROR(ReadState(directory, loaded.head.step, arrays));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(JoinPath(directory, kHistoryFile)));
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    MetricRow row;
+    if (!RowFromJson(text.substr(begin, end - begin), row)) {
+      return Invalid(directory, "history.jsonl has a line that is no metric row");
+    }
+    loaded.history.push_back(row);
+    begin = end + 1;
+  }
+  return loaded;
+}
+
+std::string NewestCheckpoint(const std::string& checkpoints) {
+  const std::vector<std::string> names = CompleteCheckpoints(checkpoints);
+  return names.empty() ? "" : JoinPath(checkpoints, names.back());
+}
+
+}  // namespace nibble::engine

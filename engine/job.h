@@ -1,0 +1,155 @@
+// One attached job: its data, its plan, its persistent region, and the work that is due next.
+//
+// Advance does one piece of work: an optimizer step, a share of an evaluation, a checkpoint or the final
+// adapter. What is due follows from the number of steps done and the history alone, so a job that was
+// interrupted anywhere comes out with the same bytes. Between Open and Start it has no region; inside a
+// step it allocates nothing. One thread drives it; Device outlives it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "engine/adapter.h"
+#include "engine/checkpoint.h"
+#include "engine/dataset.h"
+#include "engine/device.h"
+#include "engine/kernel_executor.h"
+#include "engine/packing.h"
+#include "engine/spec/compile_plan.h"
+
+namespace nibble::engine {
+
+struct JobInput {
+  std::string attempt;            // "<job>/<epoch>"
+  std::string dir;                // of this attempt alone
+  spec::TrainSpec spec;           // as given
+  std::string dataset;
+  std::string eval_dataset;       // may be empty
+  std::string resume;             // checkpoint directory; empty = from the start
+  std::string init_adapter;       // PEFT directory to start from; empty = fresh
+  std::string numerics_id;        // empty = this engine's
+  std::string base_name;          // for adapter_config.json
+  std::string display_name;
+};
+
+enum class JobWork { kStep, kEvaluate, kCheckpoint, kFinish, kNothing };
+
+struct StepDone {
+  MetricRow row;
+  bool applied = true;            // false: not finite, parameters unchanged
+};
+struct EvalDone {
+  MetricRow row;
+};
+struct CheckpointDone {
+  int64_t step = 0;
+  double loss = 0;
+  SavedCheckpoint saved;
+};
+struct FinishDone {
+  int64_t step = 0;
+  std::string directory;
+  std::vector<ExportedFile> files;
+};
+// Empty: part of an evaluation.
+using JobEvent = std::variant<std::monostate, StepDone, EvalDone, CheckpointDone, FinishDone>;
+
+class Job {
+ public:
+  // Reads and tokenizes the data and compiles the plan.
+  static absl::StatusOr<std::unique_ptr<Job>> Open(Device& device, JobInput input, const Clock& clock);
+  ~Job();
+
+  // Maps the persistent region; loads the checkpoint or begins afresh.
+  absl::Status Start();
+
+  JobWork NextWork() const;
+  // Does it. The device's step region must be at least plan().step_bytes.
+  absl::StatusOr<JobEvent> Advance();
+  // Asks for a checkpoint at the next boundary, also if one was just written.
+  void RequestCheckpoint() { checkpoint_requested_ = true; }
+
+  // What Advance does for a step, in two halves: the first may allocate, the second (the turn proper)
+  // does not.
+  void PrepareStep();
+  StepDone ComputeStep();
+
+  const JobInput& input() const { return input_; }
+  const spec::TrainSpec& spec() const { return spec_; }
+  const spec::MemoryPlan& plan() const { return plan_.memory; }
+  const DataReport& report() const { return data_.report; }
+  const std::string& numerics_id() const { return numerics_id_; }
+  int64_t total_steps() const { return schedule_->total_steps(); }
+  int64_t step() const { return step_; }
+  bool finished() const { return finished_; }
+  const std::vector<MetricRow>& history() const { return history_; }
+  // Touched pages of this job's regions.
+  int64_t PersistentTouchedBytes() const { return persistent_.TouchedBytes(); }
+
+ private:
+  Job(Device& device, JobInput input, const Clock& clock)
+      : device_(device), input_(std::move(input)), clock_(clock) {}
+
+  absl::Status ChooseNumerics();
+  absl::Status LoadData();
+  void PlanEvaluation();
+  absl::Status Resume();
+  absl::Status ImportMasters();
+  CheckpointArrays Arrays() const;
+  bool EvaluationDue() const;
+  bool CheckpointDue() const;
+  // Empty until the last share is done.
+  std::optional<EvalDone> EvaluateSome();
+  absl::StatusOr<CheckpointDone> Checkpoint();
+  absl::StatusOr<FinishDone> Finish();
+  void Fill(const std::vector<std::vector<int32_t>>& rows, const std::vector<Example>& examples,
+            MicroBatch& batch) const;
+
+  Device& device_;
+  JobInput input_;
+  const Clock& clock_;
+  const kernels::KernelTable* table_ = nullptr;
+  std::string numerics_id_;
+  spec::TrainSpec spec_;
+  std::string spec_digest_;
+  std::string data_digest_;
+  Dataset data_;
+  std::unique_ptr<StepSchedule> schedule_;
+  spec::CompiledPlan plan_;
+  Region persistent_;
+  std::unique_ptr<KernelExecutor> executor_;
+
+  int64_t step_ = 0;                  // done
+  int64_t updates_ = 0;
+  int64_t skipped_in_a_row_ = 0;
+  double last_loss_ = 0;
+  std::vector<MetricRow> history_;
+  bool finished_ = false;
+
+  // The step made ready by PrepareStep; buffers keep their room.
+  std::vector<MicroBatch> batches_;
+  size_t batch_count_ = 0;
+  double epoch_done_ = 0;
+
+  int64_t eval_interval_ = 0;         // 0 = no evaluation
+  int64_t save_interval_ = 0;         // steps; 0 = none
+  std::vector<std::vector<std::vector<int32_t>>> eval_batches_;
+  MicroBatch eval_batch_;
+  size_t eval_next_ = 0;
+  double eval_loss_sum_ = 0;
+  int64_t eval_targets_ = 0;
+  int64_t eval_tokens_ = 0;
+  int64_t eval_time_us_ = 0;
+
+  bool checkpoint_requested_ = false;
+  int64_t last_saved_step_ = -1;
+  int64_t last_saved_us_ = 0;
+};
+
+}  // namespace nibble::engine
