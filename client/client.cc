@@ -1,0 +1,326 @@
+#include "client/client.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/channel.h>
+#include <grpcpp/support/channel_arguments.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/id.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "nibble/v1/adapter.grpc.pb.h"
+#include "nibble/v1/dataset.grpc.pb.h"
+#include "nibble/v1/fleet.grpc.pb.h"
+#include "nibble/v1/job.grpc.pb.h"
+#include "nibble/v1/model.grpc.pb.h"
+#include "proto/from_grpc.h"
+
+namespace nibble::client {
+namespace {
+
+enum class Repeat { kSafe, kNever };
+
+template <typename Stub, typename Request, typename Response>
+absl::StatusOr<Response> Call(const Client& client, Stub& stub,
+                              grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                           Response*),
+                              const Request& request, Repeat repeat) {
+  for (int attempt = 0;; ++attempt) {
+    grpc::ClientContext context;
+    client.Prepare(context, client.options().call_timeout_ms);
+    Response response;
+    const grpc::Status status = (stub.*method)(&context, request, &response);
+    if (status.ok()) return response;
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE || repeat == Repeat::kNever ||
+        attempt >= client.options().retries) {
+      return FromGrpc(status);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(
+        BackoffMs(client.options().first_backoff_ms, attempt, SystemEntropy())));
+  }
+}
+
+template <typename Request>
+Request Named(const std::string& name) {
+  Request request;
+  request.set_name(name);
+  return request;
+}
+
+bool TakePrefix(std::string& text, std::string_view prefix) {
+  if (text.compare(0, prefix.size(), prefix) != 0) return false;
+  text.erase(0, prefix.size());
+  return true;
+}
+
+}  // namespace
+
+struct Client::Stubs {
+  explicit Stubs(const std::shared_ptr<grpc::Channel>& channel)
+      : jobs(channel), datasets(channel), models(channel), adapters(channel), fleet(channel) {}
+  v1::JobService::Stub jobs;
+  v1::DatasetService::Stub datasets;
+  v1::ModelService::Stub models;
+  v1::AdapterService::Stub adapters;
+  v1::FleetService::Stub fleet;
+};
+
+int64_t BackoffMs(int64_t first_ms, int attempt, uint64_t random) {
+  const int64_t full = std::min<int64_t>(first_ms << std::min(attempt, 10), 3000);
+  return full / 2 + static_cast<int64_t>(random % static_cast<uint64_t>(full / 2 + 1));
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
+  std::string target = options.server;
+  bool tls = !options.ca_file.empty();
+  if (TakePrefix(target, "https://") || TakePrefix(target, "grpcs://")) {
+    tls = true;
+  } else if (!TakePrefix(target, "http://")) {
+    TakePrefix(target, "grpc://");
+  }
+  while (!target.empty() && target.back() == '/') target.pop_back();
+  if (target.rfind(':') == std::string::npos) {
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("server address \"", options.server, "\": expected host:port"))
+        .ToStatus();
+  }
+  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
+  if (tls) {
+    grpc::SslCredentialsOptions ssl;
+    if (!options.ca_file.empty()) {
+      ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.ca_file, int64_t{1} << 20));
+    }
+    credentials = grpc::SslCredentials(ssl);
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
+  // Retrying is decided here, per call; and an address given is an address meant, proxy or not.
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetMaxReceiveMessageSize(64 << 20);
+  auto channel = grpc::CreateCustomChannel(target, credentials, arguments);
+  return std::unique_ptr<Client>(new Client(std::move(options), std::move(channel)));
+}
+
+Client::Client(ClientOptions options, std::shared_ptr<grpc::Channel> channel)
+    : options_(std::move(options)),
+      channel_(std::move(channel)),
+      stubs_(std::make_unique<Stubs>(channel_)) {}
+Client::~Client() = default;
+
+void Client::Prepare(grpc::ClientContext& context, int64_t timeout_ms) const {
+  if (timeout_ms > 0) {
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms));
+  }
+  if (!options_.token.empty()) context.AddMetadata("authorization", "Bearer " + options_.token);
+}
+
+absl::StatusOr<v1::PlanJobResponse> Client::PlanJob(const v1::PlanJobRequest& request) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::PlanJob, request, Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Job> Client::CreateJob(v1::CreateJobRequest request) {
+  if (request.request_id().empty()) request.set_request_id(NewUuid());
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::CreateJob, request, Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Job> Client::GetJob(const std::string& name) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::GetJob, Named<v1::GetJobRequest>(name),
+              Repeat::kSafe);
+}
+
+absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobState>& states,
+                                                      int limit) {
+  constexpr int kPage = 500;
+  v1::ListJobsResponse all;
+  v1::ListJobsRequest request;
+  for (v1::JobState state : states) request.add_states(state);
+  do {
+    const int left = limit > 0 ? limit - all.jobs_size() : kPage;
+    request.set_page_size(std::min(left, kPage));
+    ASSIGN_OR_RETURN(v1::ListJobsResponse page,
+                     Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobs, request, Repeat::kSafe));
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty() && (limit <= 0 || all.jobs_size() < limit));
+  all.clear_next_page_token();
+  return all;
+}
+
+absl::StatusOr<v1::Job> Client::CancelJob(const std::string& name) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::CancelJob,
+              Named<v1::CancelJobRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Job> Client::PauseJob(const std::string& name) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::PauseJob,
+              Named<v1::PauseJobRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Job> Client::ResumeJob(const std::string& name) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::ResumeJob,
+              Named<v1::ResumeJobRequest>(name), Repeat::kSafe);
+}
+
+absl::Status Client::DeleteJob(const std::string& name) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::DeleteJob,
+              Named<v1::DeleteJobRequest>(name), Repeat::kNever)
+      .status();
+}
+
+absl::StatusOr<v1::ListJobEventsResponse> Client::ListJobEvents(const std::string& name) {
+  constexpr int kPage = 500;
+  v1::ListJobEventsResponse all;
+  auto request = Named<v1::ListJobEventsRequest>(name);
+  request.set_page_size(kPage);
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::ListJobEventsResponse page,
+                     Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobEvents, request,
+                          Repeat::kSafe));
+    all.MergeFrom(page);
+    if (page.events_size() == 0 || page.events_size() < kPage) return all;
+    request.set_after_sequence(page.events(page.events_size() - 1).sequence());
+  }
+}
+
+absl::StatusOr<v1::QueryMetricsResponse> Client::QueryMetrics(const v1::QueryMetricsRequest& request) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::QueryMetrics, request, Repeat::kSafe);
+}
+
+absl::StatusOr<v1::ListCheckpointsResponse> Client::ListCheckpoints(const std::string& name) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::ListCheckpoints,
+              Named<v1::ListCheckpointsRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Dataset> Client::CreateDataset(const v1::CreateDatasetRequest& request) {
+  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::CreateDataset, request,
+              Repeat::kNever);
+}
+
+absl::StatusOr<v1::ValidateDatasetResponse> Client::ValidateDataset(
+    const v1::ValidateDatasetRequest& request) {
+  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::ValidateDataset, request,
+              Repeat::kSafe);
+}
+
+absl::StatusOr<v1::PreviewDatasetResponse> Client::PreviewDataset(const std::string& name, int rows) {
+  auto request = Named<v1::PreviewDatasetRequest>(name);
+  request.set_rows(rows);
+  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::PreviewDataset, request,
+              Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Dataset> Client::GetDataset(const std::string& name) {
+  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::GetDataset,
+              Named<v1::GetDatasetRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::ListDatasetsResponse> Client::ListDatasets() {
+  v1::ListDatasetsResponse all;
+  v1::ListDatasetsRequest request;
+  do {
+    ASSIGN_OR_RETURN(const v1::ListDatasetsResponse page,
+                     Call(*this, stubs_->datasets, &v1::DatasetService::Stub::ListDatasets, request,
+                          Repeat::kSafe));
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  return all;
+}
+
+absl::Status Client::DeleteDataset(const std::string& name) {
+  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::DeleteDataset,
+              Named<v1::DeleteDatasetRequest>(name), Repeat::kNever)
+      .status();
+}
+
+absl::StatusOr<v1::Model> Client::RegisterModel(const v1::RegisterModelRequest& request) {
+  return Call(*this, stubs_->models, &v1::ModelService::Stub::RegisterModel, request, Repeat::kNever);
+}
+
+absl::StatusOr<v1::Model> Client::GetModel(const std::string& name) {
+  return Call(*this, stubs_->models, &v1::ModelService::Stub::GetModel,
+              Named<v1::GetModelRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::ListModelsResponse> Client::ListModels() {
+  v1::ListModelsResponse all;
+  v1::ListModelsRequest request;
+  do {
+    ASSIGN_OR_RETURN(const v1::ListModelsResponse page,
+                     Call(*this, stubs_->models, &v1::ModelService::Stub::ListModels, request,
+                          Repeat::kSafe));
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  return all;
+}
+
+absl::Status Client::DeleteModel(const std::string& name) {
+  return Call(*this, stubs_->models, &v1::ModelService::Stub::DeleteModel,
+              Named<v1::DeleteModelRequest>(name), Repeat::kNever)
+      .status();
+}
+
+absl::StatusOr<v1::Adapter> Client::GetAdapter(const std::string& name) {
+  return Call(*this, stubs_->adapters, &v1::AdapterService::Stub::GetAdapter,
+              Named<v1::GetAdapterRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::ListAdaptersResponse> Client::ListAdapters() {
+  v1::ListAdaptersResponse all;
+  v1::ListAdaptersRequest request;
+  do {
+    ASSIGN_OR_RETURN(const v1::ListAdaptersResponse page,
+                     Call(*this, stubs_->adapters, &v1::AdapterService::Stub::ListAdapters, request,
+                          Repeat::kSafe));
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  return all;
+}
+
+absl::Status Client::DeleteAdapter(const std::string& name) {
+  return Call(*this, stubs_->adapters, &v1::AdapterService::Stub::DeleteAdapter,
+              Named<v1::DeleteAdapterRequest>(name), Repeat::kNever)
+      .status();
+}
+
+absl::StatusOr<v1::ListWorkersResponse> Client::ListWorkers() {
+  v1::ListWorkersResponse all;
+  v1::ListWorkersRequest request;
+  do {
+    ASSIGN_OR_RETURN(const v1::ListWorkersResponse page,
+                     Call(*this, stubs_->fleet, &v1::FleetService::Stub::ListWorkers, request,
+                          Repeat::kSafe));
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  return all;
+}
+
+absl::StatusOr<v1::Worker> Client::DrainWorker(const std::string& name) {
+  return Call(*this, stubs_->fleet, &v1::FleetService::Stub::DrainWorker,
+              Named<v1::DrainWorkerRequest>(name), Repeat::kSafe);
+}
+
+absl::StatusOr<v1::Worker> Client::UndrainWorker(const std::string& name) {
+  return Call(*this, stubs_->fleet, &v1::FleetService::Stub::UndrainWorker,
+              Named<v1::UndrainWorkerRequest>(name), Repeat::kSafe);
+}
+
+}  // namespace nibble::client

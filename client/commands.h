@@ -1,0 +1,99 @@
+// What each command does, apart from how its flags are spelled (main.cc). Each returns an exit code.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/client.h"
+#include "client/output.h"
+#include "client/submit.h"
+
+namespace nibble::client {
+
+struct Globals {
+  std::string server;          // as given; empty = found out
+  std::string token_file;
+  std::string ca_file;
+  std::string data_dir;
+  std::string output = "table";
+  bool quiet = false;
+  bool no_color = false;
+  int timeout_s = 30;
+  Terminal terminal;           // derived from the above
+};
+
+// --server, NIBBLE_SERVER, the address file of a running `nibble up`, 127.0.0.1:7070: in this order.
+std::string FindServer(const Globals& globals);
+std::string DataDir(const Globals& globals);
+absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals);
+// Runs `body` with a connection; prints whatever error comes out.
+template <typename Body>
+int WithClient(const Globals& g, const Body& body) {
+  const auto client = Open(g);
+  if (!client.ok()) return PrintError(g.terminal, client.status());
+  const absl::StatusOr<int> code = body(**client);
+  return code.ok() ? *code : PrintError(g.terminal, code.status());
+}
+
+// Jobs.
+int RunCommand(const Globals& g, const SubmitArgs& args, bool detach);
+int SubmitCommand(const Globals& g, const SubmitArgs& args);
+int ValidateCommand(const Globals& g, const SubmitArgs& args);
+int PlanCommand(const Globals& g, const SubmitArgs& args);
+int ListCommand(const Globals& g, bool all, const std::vector<std::string>& states, int limit);
+int GetCommand(const Globals& g, const std::string& job);
+int DescribeCommand(const Globals& g, const std::string& job);
+int WatchCommand(const Globals& g, const std::string& job);
+int EventsCommand(const Globals& g, const std::string& job, bool follow);
+struct MetricsArgs {
+  std::string job;
+  std::string names = "loss,eval_loss";
+  bool plot = false;
+  bool csv = false;
+  int max_points = 1000;
+};
+int MetricsCommand(const Globals& g, const MetricsArgs& args);
+enum class Verb { kCancel, kPause, kResume, kRemove };
+int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& jobs);
+int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state, int timeout_s);
+int CheckpointsCommand(const Globals& g, const std::string& job);
+int DownloadCommand(const Globals& g, const std::string& job, const std::string& directory);
+
+// Data sets, models, adapters, workers.
+int DatasetPush(const Globals& g, const std::string& file, const std::string& name);
+int DatasetList(const Globals& g);
+int DatasetGet(const Globals& g, const std::string& name);
+int DatasetPreview(const Globals& g, const std::string& name, int rows);
+int DatasetValidate(const Globals& g, const std::string& name, const std::string& model);
+int DatasetRemove(const Globals& g, const std::vector<std::string>& names);
+int ModelRegister(const Globals& g, const std::string& directory, const std::string& name);
+int ModelList(const Globals& g);
+int ModelGet(const Globals& g, const std::string& name);
+int ModelRemove(const Globals& g, const std::vector<std::string>& names);
+int AdapterList(const Globals& g);
+int AdapterGet(const Globals& g, const std::string& name);
+int AdapterRemove(const Globals& g, const std::vector<std::string>& names);
+int WorkerList(const Globals& g);
+int WorkerDrain(const Globals& g, const std::string& name, bool drain);
+
+// This machine.
+struct UpArgs {
+  std::string listen = "127.0.0.1:7070";
+  std::string http = "127.0.0.1:7071";
+  int threads = 0;
+  std::string memory;
+  bool no_worker = false;
+  bool detach = false;
+};
+int UpCommand(const Globals& g, const UpArgs& args);
+int DownCommand(const Globals& g);
+int DoctorCommand(const Globals& g);
+// Replace this process by a binary that lies beside it.
+int GenerateCommand(const Globals& g, const std::vector<std::string>& arguments);
+int TokenCommand(const Globals& g, const std::vector<std::string>& arguments);
+// Beside this binary, else on PATH.
+std::string SiblingBinary(const std::string& name);
+
+}  // namespace nibble::client

@@ -1,0 +1,232 @@
+#include <chrono>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/status.h"
+#include "client/commands.h"
+#include "client/follow.h"
+#include "client/report.h"
+
+namespace nibble::client {
+namespace {
+
+// A list in the form asked for: the message itself, names alone, or the table `rows` makes.
+template <typename Items>
+int PrintList(const Globals& g, const google::protobuf::Message& message, const Items& items,
+              std::vector<std::vector<std::string>> rows, const std::vector<int>& right) {
+  if (PrintMessage(g.terminal, message)) return kExitOk;
+  if (g.terminal.form == Form::kName || g.quiet) {
+    for (const auto& item : items) PrintOut(ShortName(item.name()) + "\n");
+    return kExitOk;
+  }
+  PrintOut(Table(rows, g.terminal.style, right));
+  return kExitOk;
+}
+
+int RemoveAllOf(const Globals& g, const char* collection, const std::vector<std::string>& names,
+                absl::Status (Client::*remove)(const std::string&)) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    int worst = kExitOk;
+    for (const std::string& name : names) {
+      const absl::Status status = (client.*remove)(FullName(collection, name));
+      if (!status.ok()) {
+        worst = std::max(worst, PrintError(g.terminal, status));
+      } else if (!g.quiet) {
+        PrintOut(absl::StrCat(ShortName(name), " removed\n"));
+      }
+    }
+    return worst;
+  });
+}
+
+int PrintDataset(const Globals& g, const v1::Dataset& d) {
+  if (PrintMessage(g.terminal, d)) return kExitOk;
+  if (g.terminal.form == Form::kName || g.quiet) {
+    PrintOut(ShortName(d.name()) + "\n");
+    return kExitOk;
+  }
+  PrintOut(absl::StrCat(ShortName(d.name()), "  ", d.rows(), " rows of ", d.format(), ", ", FormatBytes(d.size_bytes()),
+                        ", sha256 ", d.sha256(), "\n"));
+  return kExitOk;
+}
+
+int PrintModel(const Globals& g, const v1::Model& m) {
+  if (PrintMessage(g.terminal, m)) return kExitOk;
+  if (g.terminal.form == Form::kName || g.quiet) {
+    PrintOut(ShortName(m.name()) + "\n");
+    return kExitOk;
+  }
+  PrintOut(absl::StrCat(ShortName(m.name()), "  ", m.display_name(), "  ", m.model_type(), ", ",
+                        FormatCount(static_cast<double>(m.parameters())), " parameters",
+                        m.root_path().empty() ? "" : ", at " + m.root_path(), "\n"));
+  for (const auto& f : m.files()) PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "\n"));
+  return kExitOk;
+}
+
+std::string WorkerStateText(const Style& style, v1::WorkerState state) {
+  const std::string name = v1::WorkerState_IsValid(state) ? v1::WorkerState_Name(state) : absl::StrCat(state);
+  switch (state) {
+    case v1::IDLE: return Paint(style, Ink::kGreen, name);
+    case v1::BUSY: return Paint(style, Ink::kBlue, name);
+    case v1::LOST: return Paint(style, Ink::kRed, name);
+    default: return Paint(style, Ink::kYellow, name);
+  }
+}
+
+}  // namespace
+
+int DatasetPush(const Globals& g, const std::string& file, const std::string& name) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Dataset dataset, PushDataset(client, g.terminal, file, name));
+    return PrintDataset(g, dataset);
+  });
+}
+
+int DatasetList(const Globals& g) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::ListDatasetsResponse list, client.ListDatasets());
+    std::vector<std::vector<std::string>> rows = {{"NAME", "FILE", "ROWS", "FORMAT", "SIZE", "CREATED"}};
+    const int64_t now_us = RealClock::Get().NowUnixUs();
+    for (const auto& d : list.datasets()) {
+      rows.push_back({ShortName(d.name()), d.display_name(), absl::StrCat(d.rows()), d.format(),
+                      FormatBytes(d.size_bytes()), AgeText(d.create_time(), now_us)});
+    }
+    return PrintList(g, list, list.datasets(), std::move(rows), {2, 4});
+  });
+}
+
+int DatasetGet(const Globals& g, const std::string& name) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Dataset dataset, client.GetDataset(FullName("datasets", name)));
+    return PrintDataset(g, dataset);
+  });
+}
+
+int DatasetPreview(const Globals& g, const std::string& name, int rows) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::PreviewDatasetResponse preview, client.PreviewDataset(FullName("datasets", name), rows));
+    if (PrintMessage(g.terminal, preview)) return kExitOk;
+    for (const std::string& row : preview.rows()) PrintOut(row + "\n");
+    return kExitOk;
+  });
+}
+
+int DatasetValidate(const Globals& g, const std::string& name, const std::string& model) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    v1::ValidateDatasetRequest request;
+    request.set_name(FullName("datasets", name));
+    request.set_base_model(FullName("models", model));
+    InstallInterrupt();
+    while (!Interrupted()) {
+      ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
+      if (!report.pending()) {
+        if (g.terminal.form == Form::kJson) {
+          PrintOut(report.report_json() + "\n");
+        } else {
+          PrintOut(DataReportText(report.report_json(), g.terminal.style));
+        }
+        return kExitOk;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    }
+    return kExitInterrupted;
+  });
+}
+
+int DatasetRemove(const Globals& g, const std::vector<std::string>& names) {
+  return RemoveAllOf(g, "datasets", names, &Client::DeleteDataset);
+}
+
+int ModelRegister(const Globals& g, const std::string& directory, const std::string& name) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Model model, RegisterDirectory(client, g.terminal, directory, "", name));
+    return PrintModel(g, model);
+  });
+}
+
+int ModelList(const Globals& g) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::ListModelsResponse list, client.ListModels());
+    std::vector<std::vector<std::string>> rows = {{"NAME", "MODEL", "TYPE", "PARAMETERS", "CREATED"}};
+    const int64_t now_us = RealClock::Get().NowUnixUs();
+    for (const auto& m : list.models()) {
+      rows.push_back({ShortName(m.name()), m.display_name(), m.model_type(),
+                      FormatCount(static_cast<double>(m.parameters())), AgeText(m.create_time(), now_us)});
+    }
+    return PrintList(g, list, list.models(), std::move(rows), {3});
+  });
+}
+
+int ModelGet(const Globals& g, const std::string& name) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Model model, client.GetModel(FullName("models", name)));
+    return PrintModel(g, model);
+  });
+}
+
+int ModelRemove(const Globals& g, const std::vector<std::string>& names) {
+  return RemoveAllOf(g, "models", names, &Client::DeleteModel);
+}
+
+int AdapterList(const Globals& g) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::ListAdaptersResponse list, client.ListAdapters());
+    std::vector<std::vector<std::string>> rows = {{"NAME", "JOB", "BASE", "SIZE", "CREATED"}};
+    const int64_t now_us = RealClock::Get().NowUnixUs();
+    for (const auto& a : list.adapters()) {
+      int64_t bytes = 0;
+      for (const auto& f : a.files()) bytes += f.size_bytes();
+      rows.push_back({ShortName(a.name()), ShortName(a.job()), ShortName(a.base_model()), FormatBytes(bytes),
+                      AgeText(a.create_time(), now_us)});
+    }
+    return PrintList(g, list, list.adapters(), std::move(rows), {3});
+  });
+}
+
+int AdapterGet(const Globals& g, const std::string& name) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Adapter adapter, client.GetAdapter(FullName("adapters", name)));
+    if (PrintMessage(g.terminal, adapter)) return kExitOk;
+    PrintOut(absl::StrCat(ShortName(adapter.name()), "  of ", ShortName(adapter.job()), " on ", adapter.base_model(), "\n"));
+    for (const auto& f : adapter.files()) {
+      PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "  sha256 ", f.sha256(), "\n"));
+    }
+    return kExitOk;
+  });
+}
+
+int AdapterRemove(const Globals& g, const std::vector<std::string>& names) {
+  return RemoveAllOf(g, "adapters", names, &Client::DeleteAdapter);
+}
+
+int WorkerList(const Globals& g) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::ListWorkersResponse list, client.ListWorkers());
+    std::vector<std::vector<std::string>> rows = {
+        {"NAME", "STATE", "DEVICE", "BODY", "CAPACITY", "PLANNED", "USED", "JOBS", "SEEN"}};
+    const int64_t now_us = RealClock::Get().NowUnixUs();
+    for (const auto& w : list.workers()) {
+      const std::string state = WorkerStateText(g.terminal.style, w.state());
+      for (const auto& d : w.devices()) {
+        rows.push_back({ShortName(w.name()), state, d.id(), d.body(), FormatBytes(d.capacity_bytes()),
+                        FormatBytes(d.reserved_bytes()), FormatBytes(d.used_bytes()), absl::StrCat(d.jobs_size()),
+                        AgeText(w.last_seen_time(), now_us)});
+      }
+      if (w.devices_size() == 0) rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", AgeText(w.last_seen_time(), now_us)});
+    }
+    return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7});
+  });
+}
+
+int WorkerDrain(const Globals& g, const std::string& name, bool drain) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    const std::string full = FullName("workers", name);
+    ASSIGN_OR_RETURN(const v1::Worker worker, drain ? client.DrainWorker(full) : client.UndrainWorker(full));
+    if (PrintMessage(g.terminal, worker)) return kExitOk;
+    PrintOut(absl::StrCat(ShortName(worker.name()), " ", v1::WorkerState_Name(worker.state()), "\n"));
+    return kExitOk;
+  });
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,397 @@
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/status.h"
+#include "client/commands.h"
+#include "client/follow.h"
+#include "client/report.h"
+#include "client/transfer.h"
+#include "client/watch.h"
+
+namespace nibble::client {
+namespace {
+
+std::vector<std::string> JobRow(const Style& style, const v1::Job& job, int64_t now_us) {
+  const v1::JobProgress& p = job.progress();
+  std::string progress = "-";
+  if (p.planned_steps() > 0) {
+    progress = absl::StrCat(p.completed_steps(), "/", p.planned_steps());
+  } else if (p.completed_steps() > 0) {
+    progress = absl::StrCat(p.completed_steps());
+  }
+  return {ShortName(job.name()), StateText(style, job.state()), progress, p.has_loss() ? FormatLoss(p.loss()) : "-",
+          job.plan().total_bytes() > 0 ? FormatBytes(job.plan().total_bytes()) : "-",
+          job.worker().empty() ? "-" : ShortName(job.worker()), AgeText(job.create_time(), now_us)};
+}
+
+int PrintJobs(const Globals& g, const v1::ListJobsResponse& jobs) {
+  if (PrintMessage(g.terminal, jobs)) return kExitOk;
+  if (g.terminal.form == Form::kName || g.quiet) {
+    for (const auto& job : jobs.jobs()) PrintOut(ShortName(job.name()) + "\n");
+    return kExitOk;
+  }
+  std::vector<std::vector<std::string>> rows = {{"NAME", "STATE", "STEP", "LOSS", "MEMORY", "WORKER", "CREATED"}};
+  const int64_t now_us = RealClock::Get().NowUnixUs();
+  for (const auto& job : jobs.jobs()) rows.push_back(JobRow(g.terminal.style, job, now_us));
+  PrintOut(Table(rows, g.terminal.style, {2, 3, 4}));
+  if (jobs.jobs_size() == 0) PrintNote(g.terminal, "no jobs; `nibble ps -a` shows finished ones too");
+  return kExitOk;
+}
+
+std::string EventLine(const Style& style, const v1::JobEvent& event) {
+  return absl::StrCat(Paint(style, Ink::kDim, TimeText(ToUnixUs(event.time()))), "  ",
+                      absl::StrFormat("%-20s", event.type()), "  ", event.message(), "\n");
+}
+
+int PrintCreated(const Globals& g, const v1::Job& job) {
+  if (PrintMessage(g.terminal, job)) return kExitOk;
+  PrintOut(ShortName(job.name()) + "\n");
+  return kExitOk;
+}
+
+double MetricValue(const v1::MetricPoint& p, std::string_view name, bool& present) {
+  present = true;
+  if (name == "loss") {
+    present = p.step_time_us() > 0 || !p.has_eval_loss();
+    return p.loss();
+  }
+  if (name == "eval_loss") {
+    present = p.has_eval_loss();
+    return p.eval_loss();
+  }
+  if (name == "grad_norm") return p.gradient_norm();
+  if (name == "learning_rate") return p.learning_rate();
+  if (name == "tokens") return static_cast<double>(p.tokens());
+  if (name == "tokens_per_second") {
+    present = p.step_time_us() > 0;
+    return present ? static_cast<double>(p.tokens()) * 1e6 / static_cast<double>(p.step_time_us()) : 0;
+  }
+  if (name == "used_bytes") return static_cast<double>(p.used_bytes());
+  present = false;
+  return 0;
+}
+
+constexpr std::string_view kMetricNames[] = {"loss",   "eval_loss",         "grad_norm", "learning_rate",
+                                             "tokens", "tokens_per_second", "used_bytes"};
+
+absl::StatusOr<std::vector<std::string>> MetricNames(const std::string& text) {
+  std::vector<std::string> names = absl::StrSplit(text, ',', absl::SkipEmpty());
+  for (const std::string& name : names) {
+    if (std::find(std::begin(kMetricNames), std::end(kMetricNames), name) == std::end(kMetricNames)) {
+      return Error::Field(Reason::kSpecInvalid, "--name",
+                          absl::StrCat("has no \"", name, "\"; there are loss, eval_loss, grad_norm, "
+                                       "learning_rate, tokens, tokens_per_second, used_bytes"))
+          .ToStatus();
+    }
+  }
+  return names;
+}
+
+void PrintMetricRows(const Globals& g, const v1::QueryMetricsResponse& metrics,
+                     const std::vector<std::string>& names, bool csv) {
+  std::vector<std::vector<std::string>> rows = {{csv ? "step" : "STEP"}};
+  std::vector<int> right = {0};
+  for (const std::string& name : names) {
+    right.push_back(static_cast<int>(rows[0].size()));
+    rows[0].push_back(csv ? name : absl::AsciiStrToUpper(name));
+  }
+  for (const auto& point : metrics.points()) {
+    std::vector<std::string> row = {absl::StrCat(point.step())};
+    bool any = false;
+    for (const std::string& name : names) {
+      bool present = false;
+      const double value = MetricValue(point, name, present);
+      any |= present;
+      row.push_back(!present ? (csv ? "" : "-") : csv ? absl::StrFormat("%.9g", value) : absl::StrFormat("%.6g", value));
+    }
+    if (any) rows.push_back(std::move(row));
+  }
+  if (!csv) return PrintOut(Table(rows, g.terminal.style, right));
+  for (const auto& row : rows) PrintOut(absl::StrJoin(row, ",") + "\n");
+}
+
+absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::string& name, v1::JobState wanted,
+                               int64_t deadline_us) {
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::Job job, client.GetJob(name));
+    const bool reached = wanted == v1::JOB_STATE_UNSPECIFIED ? IsTerminal(job.state()) : job.state() == wanted;
+    if (reached || IsTerminal(job.state())) {
+      PrintOut(absl::StrCat(ShortName(name), " ", v1::JobState_Name(job.state()), "\n"));
+      if (wanted != v1::JOB_STATE_UNSPECIFIED) return reached ? kExitOk : std::max<int>(kExitError, ExitCodeOf(job.state()));
+      return ExitCodeOf(job.state());
+    }
+    if (Interrupted()) return kExitInterrupted;
+    if (deadline_us > 0 && RealClock::Get().NowMonotonicUs() >= deadline_us) {
+      PrintNote(g.terminal, absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state())));
+      return kExitTimeout;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  }
+}
+
+}  // namespace
+
+int RunCommand(const Globals& g, const SubmitArgs& args, bool detach) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Job job, Submit(client, g.terminal, args));
+    if (args.dry_run) {
+      if (!PrintMessage(g.terminal, job)) PrintOut(JobText(job, g.terminal.style));
+      return kExitOk;
+    }
+    PrintCreated(g, job);
+    if (detach) return kExitOk;
+    Terminal terminal = g.terminal;
+    // With a machine-readable form stdout holds the job alone.
+    if (terminal.form != Form::kTable) terminal.quiet = true;
+    return FollowJob(client, terminal, job.name());
+  });
+}
+
+int SubmitCommand(const Globals& g, const SubmitArgs& args) { return RunCommand(g, args, true); }
+
+int ValidateCommand(const Globals& g, const SubmitArgs& args) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    SubmitArgs dry = args;
+    dry.dry_run = true;
+    ASSIGN_OR_RETURN(const v1::Job job, Submit(client, g.terminal, dry));
+    if (PrintMessage(g.terminal, job)) return kExitOk;
+    PrintOut(JobText(job, g.terminal.style));
+    v1::ValidateDatasetRequest request;
+    request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset() : job.effective_spec().dataset());
+    request.set_base_model(job.spec().base_model());
+    const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
+    InstallInterrupt();
+    while (!Interrupted()) {
+      ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
+      if (!report.pending()) {
+        PrintOut(DataReportText(report.report_json(), g.terminal.style));
+        break;
+      }
+      if (RealClock::Get().NowMonotonicUs() > deadline_us) {
+        PrintNote(g.terminal, "the data report is still being made by a worker; ask again later");
+        break;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    }
+    PrintOut("the recipe is valid\n");
+    return kExitOk;
+  });
+}
+
+int PlanCommand(const Globals& g, const SubmitArgs& args) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const Recipe recipe, LoadRecipe(args.recipe, args.overrides));
+    v1::PlanJobRequest request;
+    ASSIGN_OR_RETURN(*request.mutable_spec(), PrepareSpec(client, g.terminal, recipe));
+    ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, client.PlanJob(request));
+    if (!PrintMessage(g.terminal, plan)) PrintOut(PlanText(plan, g.terminal.style));
+    const bool fits = plan.fits_size() == 0 || std::any_of(plan.fits().begin(), plan.fits().end(), [](const auto& f) {
+                        return f.verdict() != v1::DeviceFit::NEVER;
+                      });
+    return fits ? kExitOk : kExitInvalid;
+  });
+}
+
+int ListCommand(const Globals& g, bool all, const std::vector<std::string>& states, int limit) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    std::vector<v1::JobState> wanted;
+    for (const std::string& text : states) {
+      v1::JobState state;
+      if (!v1::JobState_Parse(absl::AsciiStrToUpper(text), &state)) {
+        return Error::Field(Reason::kSpecInvalid, "--state", absl::StrCat("has no \"", text, "\"; states are queued, "
+                            "starting, running, pausing, paused, cancelling, succeeded, failed, cancelled")).ToStatus();
+      }
+      wanted.push_back(state);
+    }
+    if (wanted.empty() && !all) {
+      wanted = {v1::QUEUED, v1::STARTING, v1::RUNNING, v1::PAUSING, v1::PAUSED, v1::CANCELLING};
+    }
+    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(wanted, limit));
+    return PrintJobs(g, jobs);
+  });
+}
+
+int GetCommand(const Globals& g, const std::string& job) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
+    if (PrintMessage(g.terminal, found)) return kExitOk;
+    v1::ListJobsResponse one;
+    *one.add_jobs() = found;
+    return PrintJobs(g, one);
+  });
+}
+
+int DescribeCommand(const Globals& g, const std::string& job) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    const std::string name = FullName("jobs", job);
+    ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(name));
+    if (PrintMessage(g.terminal, found)) return kExitOk;
+    PrintOut(JobText(found, g.terminal.style));
+    if (!found.dataset_report_json().empty()) PrintOut(DataReportText(found.dataset_report_json(), g.terminal.style));
+    ASSIGN_OR_RETURN(const v1::ListJobEventsResponse events, client.ListJobEvents(name));
+    PrintOut(Paint(g.terminal.style, Ink::kBold, "events") + "\n");
+    for (const auto& event : events.events()) PrintOut("  " + EventLine(g.terminal.style, event));
+    return kExitOk;
+  });
+}
+
+int WatchCommand(const Globals& g, const std::string& job) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    return FollowJob(client, g.terminal, FullName("jobs", job));
+  });
+}
+
+int EventsCommand(const Globals& g, const std::string& job, bool follow) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    const std::string name = FullName("jobs", job);
+    ASSIGN_OR_RETURN(const v1::ListJobEventsResponse events, client.ListJobEvents(name));
+    if (!follow && PrintMessage(g.terminal, events)) return kExitOk;
+    JobWatch::Options options;
+    for (const auto& event : events.events()) {
+      PrintOut(EventLine(g.terminal.style, event));
+      options.after_sequence = event.sequence();
+    }
+    if (!follow) return kExitOk;
+    RETURN_IF_ERROR(JobWatch(client, name, options).Run([&](const v1::WatchJobResponse& update) {
+      if (update.has_event()) PrintOut(EventLine(g.terminal.style, update.event()));
+      return true;
+    }));
+    return kExitOk;
+  });
+}
+
+int MetricsCommand(const Globals& g, const MetricsArgs& args) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const std::vector<std::string> names, MetricNames(args.names));
+    v1::QueryMetricsRequest request;
+    request.set_name(FullName("jobs", args.job));
+    request.set_max_points(args.max_points);
+    ASSIGN_OR_RETURN(const v1::QueryMetricsResponse metrics, client.QueryMetrics(request));
+    if (!args.plot && !args.csv && PrintMessage(g.terminal, metrics)) return kExitOk;
+    if (!args.plot) {
+      PrintMetricRows(g, metrics, names, args.csv);
+      return kExitOk;
+    }
+    std::vector<Series> series;
+    for (const std::string& name : names) {
+      Series s{name, {}, {}};
+      for (const auto& point : metrics.points()) {
+        bool present = false;
+        const double value = MetricValue(point, name, present);
+        if (!present) continue;
+        s.x.push_back(static_cast<double>(point.step()));
+        s.y.push_back(value);
+      }
+      if (!s.x.empty()) series.push_back(std::move(s));
+    }
+    const auto lines = Plot(series, std::min(g.terminal.columns, 100), 14, g.terminal.style);
+    if (lines.empty()) PrintNote(g.terminal, "nothing to plot yet");
+    for (const std::string& line : lines) PrintOut(line + "\n");
+    return kExitOk;
+  });
+}
+
+int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& jobs) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    int worst = kExitOk;
+    for (const std::string& text : jobs) {
+      const std::string name = FullName("jobs", text);
+      absl::StatusOr<v1::Job> job = v1::Job();
+      switch (verb) {
+        case Verb::kCancel: job = client.CancelJob(name); break;
+        case Verb::kPause: job = client.PauseJob(name); break;
+        case Verb::kResume: job = client.ResumeJob(name); break;
+        case Verb::kRemove: {
+          const absl::Status status = client.DeleteJob(name);
+          if (!status.ok()) job = status;
+          break;
+        }
+      }
+      if (!job.ok()) {
+        worst = std::max(worst, PrintError(g.terminal, job.status()));
+      } else if (!g.quiet) {
+        const std::string state = verb == Verb::kRemove ? "removed" : v1::JobState_Name(job->state());
+        PrintOut(absl::StrCat(ShortName(name), " ", state, "\n"));
+      }
+    }
+    return worst;
+  });
+}
+
+int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state, int timeout_s) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    v1::JobState wanted = v1::JOB_STATE_UNSPECIFIED;
+    const std::string name = absl::StartsWith(state, "state=") ? state.substr(6) : state;
+    if (!name.empty() && !v1::JobState_Parse(absl::AsciiStrToUpper(name), &wanted)) {
+      return Error::Field(Reason::kSpecInvalid, "--for", absl::StrCat("must be state=STATE, got \"", state, "\"")).ToStatus();
+    }
+    InstallInterrupt();
+    const int64_t deadline_us = timeout_s > 0 ? RealClock::Get().NowMonotonicUs() + int64_t{timeout_s} * 1'000'000 : 0;
+    int worst = kExitOk;
+    for (const std::string& job : jobs) {
+      ASSIGN_OR_RETURN(const int code, WaitForOne(client, g, FullName("jobs", job), wanted, deadline_us));
+      worst = std::max(worst, code);
+    }
+    return worst;
+  });
+}
+
+int CheckpointsCommand(const Globals& g, const std::string& job) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::ListCheckpointsResponse list, client.ListCheckpoints(FullName("jobs", job)));
+    if (PrintMessage(g.terminal, list)) return kExitOk;
+    std::vector<std::vector<std::string>> rows = {{"STEP", "ATTEMPT", "LOSS", "SIZE", "SAVED"}};
+    for (const auto& c : list.checkpoints()) {
+      rows.push_back({absl::StrCat(c.step()), absl::StrCat(c.epoch()), FormatLoss(c.loss()), FormatBytes(c.size_bytes()),
+                      TimeText(ToUnixUs(c.create_time()))});
+    }
+    PrintOut(Table(rows, g.terminal.style, {0, 1, 2, 3}));
+    return kExitOk;
+  });
+}
+
+int DownloadCommand(const Globals& g, const std::string& job, const std::string& directory) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    std::string adapter = job;
+    if (!absl::StartsWith(job, "adapters/")) {
+      ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
+      if (found.adapter().empty()) {
+        return Error(Reason::kArtifactNotReady,
+                     absl::StrCat(ShortName(found.name()), " is ", v1::JobState_Name(found.state()),
+                                  "; its adapter can be downloaded once it has SUCCEEDED (nibble wait ",
+                                  ShortName(found.name()), ")"))
+            .ToStatus();
+      }
+      adapter = found.adapter();
+    }
+    ASSIGN_OR_RETURN(const v1::Adapter found, client.GetAdapter(adapter));
+    const std::string target = directory.empty() ? ShortName(job) + "-adapter" : directory;
+    {
+      ByteProgress progress(g.terminal, absl::StrCat("downloading ", ShortName(adapter)));
+      RETURN_IF_ERROR(DownloadAdapter(client, found, target, [&](int64_t done, int64_t total) {
+        progress.Show(done, total);
+      }));
+    }
+    if (PrintMessage(g.terminal, found)) return kExitOk;
+    int64_t total = 0;
+    for (const auto& file : found.files()) total += file.size_bytes();
+    PrintOut(absl::StrCat(target, "\n"));
+    PrintNote(g.terminal, absl::StrCat(found.files_size(), " files, ", FormatBytes(total), ", digests verified"));
+    PrintNote(g.terminal, "try it:");
+    PrintNote(g.terminal, absl::StrCat("  nibble generate --base BASE_DIR --adapter ", target, " \"prompt\""));
+    PrintNote(g.terminal, absl::StrCat("  vllm serve BASE_DIR --enable-lora --lora-modules ", ShortName(adapter), "=", target));
+    PrintNote(g.terminal, absl::StrCat("  python convert_lora_to_gguf.py --base BASE_DIR ", target, "    (llama.cpp)"));
+    return kExitOk;
+  });
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,112 @@
+#include "client/follow.h"
+
+#include <csignal>
+#include <cstdio>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/mailbox.h"
+#include "client/run_view.h"
+#include "client/watch.h"
+
+namespace nibble::client {
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+constexpr int64_t kFrameUs = 100'000;
+constexpr int64_t kRefreshUs = 2'000'000;
+
+// Lines that stay, and under them the frame, redrawn in place.
+class Screen {
+ public:
+  explicit Screen(bool live) : live_(live) {}
+  void Draw(const std::vector<std::string>& lines, const std::vector<std::string>& frame) {
+    std::string out;
+    if (live_ && frame_rows_ > 0) absl::StrAppend(&out, "\x1b[", frame_rows_, "A");
+    if (live_) out += "\r\x1b[J";
+    for (const std::string& line : lines) absl::StrAppend(&out, line, "\n");
+    frame_rows_ = 0;
+    if (live_) {
+      for (const std::string& line : frame) absl::StrAppend(&out, line, "\n");
+      frame_rows_ = static_cast<int>(frame.size());
+    }
+    if (!out.empty()) PrintOut(out);
+  }
+
+ private:
+  const bool live_;
+  int frame_rows_ = 0;
+};
+
+}  // namespace
+
+void InstallInterrupt() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupted = 1; };
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+bool Interrupted() { return interrupted != 0; }
+
+int FollowJob(Client& client, const Terminal& terminal, const std::string& name) {
+  InstallInterrupt();
+  const Clock& clock = RealClock::Get();
+  Mailbox<v1::WatchJobResponse> updates(4096);
+  Mailbox<std::string> notices(16);
+  JobWatch::Options options;
+  options.on_cut = [&](const absl::Status& status) {
+    // A full mailbox only loses a remark about the connection.
+    if (!notices.Post(absl::StrCat("connection lost (", std::string(status.message()), "); reconnecting"))) return;
+  };
+  JobWatch watch(client, name, options);
+  absl::Status outcome;
+  std::thread reader([&] {
+    outcome = watch.Run([&](const v1::WatchJobResponse& update) {
+      auto copy = update;
+      while (!updates.Post(std::move(copy))) {
+        if (updates.closed()) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+      return true;
+    });
+    updates.Close();
+  });
+
+  RunView view(terminal.style, terminal.live);
+  Screen screen(terminal.live);
+  int64_t next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
+  while (!Interrupted()) {
+    const auto taken = updates.Take(1024, kFrameUs);
+    for (const auto& update : taken) view.Apply(update);
+    for (const auto& notice : notices.Take(16, 0)) view.AddLine(notice);
+    if (taken.empty() && updates.closed()) break;
+    if (clock.NowMonotonicUs() >= next_refresh_us && !updates.closed()) {
+      if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
+      next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
+    }
+    screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(),
+                terminal.quiet ? std::vector<std::string>{} : view.Frame(terminal.columns, clock.NowUnixUs()));
+  }
+  watch.Cancel();
+  updates.Close();
+  reader.join();
+  screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(), {});
+  if (Interrupted()) {
+    const std::string id = ShortName(name);
+    PrintNote(terminal, absl::StrCat("detached; ", id, " goes on. Look again: nibble watch ", id,
+                                     "   Stop it: nibble cancel ", id));
+    return kExitInterrupted;
+  }
+  if (!outcome.ok()) return PrintError(terminal, outcome);
+  if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
+  if (!terminal.quiet) {
+    for (const std::string& line : view.Summary()) PrintOut(line + "\n");
+  }
+  return ExitCodeOf(view.job().state());
+}
+
+}  // namespace nibble::client

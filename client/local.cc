@@ -1,0 +1,99 @@
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "client/commands.h"
+
+namespace nibble::client {
+namespace {
+
+int Become(const Globals& g, const std::string& binary, std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), binary);
+  std::vector<char*> argv;
+  for (std::string& a : arguments) argv.push_back(a.data());
+  argv.push_back(nullptr);
+  execv(binary.c_str(), argv.data());
+  return PrintError(g.terminal, ErrnoStatus(errno, "start " + binary));
+}
+
+void Verdict(const Globals& g, bool good, const std::string& what, const std::string& said) {
+  const Style& style = g.terminal.style;
+  const std::string mark = style.unicode ? (good ? "✓" : "✗") : (good ? "ok" : "!!");
+  PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said, "\n"));
+}
+
+}  // namespace
+
+std::string SiblingBinary(const std::string& name) {
+  if (const auto self = RealPath("/proc/self/exe"); self.ok()) {
+    const std::string beside = JoinPath(DirName(*self), name);
+    if (FileExists(beside)) return beside;
+  }
+  const char* path = std::getenv("PATH");
+  for (absl::string_view dir : absl::StrSplit(path ? path : "", ':', absl::SkipEmpty())) {
+    const std::string candidate = JoinPath(std::string_view(dir.data(), dir.size()), name);
+    if (access(candidate.c_str(), X_OK) == 0) return candidate;
+  }
+  return name;
+}
+
+int GenerateCommand(const Globals& g, const std::vector<std::string>& arguments) {
+  std::vector<std::string> all = {"generate"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  return Become(g, SiblingBinary("nibble-engine"), std::move(all));
+}
+
+int TokenCommand(const Globals& g, const std::vector<std::string>& arguments) {
+  std::vector<std::string> all = {"token"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  all.insert(all.end(), {"--data-dir", DataDir(g)});
+  return Become(g, SiblingBinary("nibble-server"), std::move(all));
+}
+
+int DoctorCommand(const Globals& g) {
+  bool good = true;
+  const auto check = [&](bool passed, const std::string& what, const std::string& said) {
+    Verdict(g, passed, what, said);
+    good &= passed;
+  };
+  for (const char* name : {"nibble-server", "nibble-worker", "nibble-engine"}) {
+    const std::string path = SiblingBinary(name);
+    check(FileExists(path), name, FileExists(path) ? path : "not beside this binary and not on PATH");
+  }
+  const std::string dir = DataDir(g);
+  const std::string existing = IsDirectory(dir) ? dir : "/";
+  if (const auto free = FreeDiskBytes(existing); free.ok()) {
+    check(*free > (int64_t{2} << 30), "disk", absl::StrCat(FormatBytes(*free), " free for ", dir));
+  }
+  const std::string server = FindServer(g);
+  const auto client = Open(g);
+  if (!client.ok()) {
+    check(false, "server", std::string(client.status().message()));
+    return kExitUnreachable;
+  }
+  const auto workers = (*client)->ListWorkers();
+  if (!workers.ok()) {
+    check(false, "server", absl::StrCat(server, ": ", std::string(workers.status().message())));
+    return ExitCodeOf(workers.status());
+  }
+  check(true, "server", server);
+  int ready = 0;
+  for (const auto& w : workers->workers()) {
+    const bool alive = w.state() == v1::IDLE || w.state() == v1::BUSY;
+    ready += alive;
+    for (const auto& d : w.devices()) {
+      Verdict(g, alive, "worker " + ShortName(w.name()),
+              absl::StrCat(v1::WorkerState_Name(w.state()), ", ", d.id(), " ", d.body(), ", ", FormatBytes(d.capacity_bytes()),
+                           w.version() == NIBBLE_VERSION ? "" : absl::StrCat(", version ", w.version(), " (this is ", NIBBLE_VERSION, ")")));
+    }
+  }
+  check(ready > 0, "workers", absl::StrCat(ready, " ready of ", workers->workers_size()));
+  return good ? kExitOk : kExitError;
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,232 @@
+#include "client/output.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include <yaml-cpp/emitter.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/error.h"
+
+namespace nibble::client {
+namespace {
+
+std::string Env(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+bool HasUtf8Locale() {
+  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    const std::string value = Env(name);
+    if (value.empty()) continue;
+    return value.find("UTF-8") != std::string::npos || value.find("utf8") != std::string::npos ||
+           value.find("UTF8") != std::string::npos;
+  }
+  // No locale at all is what containers have; every terminal in use shows UTF-8.
+  return true;
+}
+
+void Emit(YAML::Emitter& out, const nlohmann::ordered_json& value) {
+  if (value.is_object()) {
+    out << YAML::BeginMap;
+    for (const auto& [key, field] : value.items()) {
+      out << YAML::Key << key << YAML::Value;
+      Emit(out, field);
+    }
+    out << YAML::EndMap;
+  } else if (value.is_array()) {
+    out << YAML::BeginSeq;
+    for (const auto& item : value) Emit(out, item);
+    out << YAML::EndSeq;
+  } else if (value.is_string()) {
+    const auto& text = value.get_ref<const std::string&>();
+    // Quoted whenever a reader might take it for something else than text.
+    const bool plain = !text.empty() && text.find_first_not_of("0123456789.+-eE_") != std::string::npos &&
+                       text != "true" && text != "false" && text != "null";
+    if (plain) {
+      out << text;
+    } else {
+      out << YAML::DoubleQuoted << text;
+    }
+  } else {
+    out << value.dump();
+  }
+}
+
+}  // namespace
+
+int ExitCodeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk: return kExitOk;
+    case absl::StatusCode::kNotFound: return kExitNotFound;
+    case absl::StatusCode::kUnauthenticated:
+    case absl::StatusCode::kPermissionDenied: return kExitDenied;
+    case absl::StatusCode::kInvalidArgument: return kExitInvalid;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kUnimplemented: return kExitUnreachable;
+    case absl::StatusCode::kDeadlineExceeded: return kExitTimeout;
+    default: break;
+  }
+  switch (StatusReason(status)) {
+    case Reason::kUnsupportedArchitecture:
+    case Reason::kTokenizerUnsupported:
+    case Reason::kModelFileInvalid:
+    case Reason::kNoSupervisedTokens:
+    case Reason::kExceedsDeviceMemory: return kExitInvalid;
+    default: return kExitError;
+  }
+}
+
+int ExitCodeOf(v1::JobState state) {
+  switch (state) {
+    case v1::FAILED: return kExitJobFailed;
+    case v1::CANCELLED: return kExitJobCancelled;
+    default: return kExitOk;
+  }
+}
+
+Terminal DetectTerminal(bool no_color) {
+  Terminal terminal;
+  const bool dumb = Env("TERM") == "dumb";
+  terminal.live = isatty(STDOUT_FILENO) && !dumb;
+  terminal.live_errors = isatty(STDERR_FILENO) && !dumb;
+  terminal.style.color = terminal.live && !no_color && Env("NO_COLOR").empty();
+  terminal.style.unicode = HasUtf8Locale();
+  winsize size{};
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
+    terminal.columns = size.ws_col;
+  } else if (const int columns = std::atoi(Env("COLUMNS").c_str()); columns > 0) {
+    terminal.columns = columns;
+  }
+  return terminal;
+}
+
+void PrintOut(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+void PrintNote(const Terminal& terminal, std::string_view line) {
+  if (terminal.quiet) return;
+  std::fwrite(line.data(), 1, line.size(), stderr);
+  std::fputc('\n', stderr);
+}
+
+int PrintError(const Terminal& terminal, const absl::Status& status) {
+  Style style = terminal.style;
+  style.color = style.color && terminal.live_errors;
+  std::string text = absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", std::string(status.message()), "\n");
+  for (const FieldViolation& v : StatusViolations(status)) {
+    // Messages made of violations already say them.
+    if (status.message().find(v.description) == absl::string_view::npos) {
+      absl::StrAppend(&text, "  ", v.field, ": ", v.description, "\n");
+    }
+  }
+  if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
+    absl::StrAppend(&text, "Is a server running there? `nibble up` starts one on this machine; "
+                           "--server or NIBBLE_SERVER names another.\n");
+  } else if (StatusReason(status) != Reason::kUnspecified) {
+    absl::StrAppend(&text, Paint(style, Ink::kDim, absl::StrCat("(", std::string(ReasonName(StatusReason(status))), ")")), "\n");
+  }
+  std::fputs(text.c_str(), stderr);
+  return ExitCodeOf(status);
+}
+
+std::string ToJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = true;
+  std::string json;
+  const auto status = google::protobuf::util::MessageToJsonString(message, &json, options);
+  return status.ok() ? json : "{}\n";
+}
+
+std::string ToYaml(const google::protobuf::Message& message) {
+  const auto json = nlohmann::ordered_json::parse(ToJson(message), nullptr, false);
+  YAML::Emitter out;
+  Emit(out, json);
+  return absl::StrCat(out.c_str(), "\n");
+}
+
+bool PrintMessage(const Terminal& terminal, const google::protobuf::Message& message) {
+  if (terminal.form == Form::kJson) {
+    PrintOut(ToJson(message));
+  } else if (terminal.form == Form::kYaml) {
+    PrintOut(ToYaml(message));
+  } else {
+    return false;
+  }
+  return true;
+}
+
+std::string FullName(std::string_view collection, std::string_view text) {
+  const std::string prefix = std::string(collection) + "/";
+  if (text.substr(0, prefix.size()) == prefix) return std::string(text);
+  return prefix + std::string(text);
+}
+
+std::string ShortName(std::string_view name) {
+  const size_t slash = name.rfind('/');
+  return std::string(slash == std::string_view::npos ? name : name.substr(slash + 1));
+}
+
+std::string StateText(const Style& style, v1::JobState state) {
+  const std::string name = v1::JobState_IsValid(state) ? v1::JobState_Name(state) : absl::StrCat("STATE_", state);
+  switch (state) {
+    case v1::SUCCEEDED: return Paint(style, Ink::kGreen, name);
+    case v1::FAILED: return Paint(style, Ink::kRed, name);
+    case v1::RUNNING: return Paint(style, Ink::kBlue, name);
+    case v1::CANCELLED:
+    case v1::PAUSED: return Paint(style, Ink::kDim, name);
+    default: return Paint(style, Ink::kYellow, name);
+  }
+}
+
+int64_t ToUnixUs(const google::protobuf::Timestamp& time) {
+  return time.seconds() * 1'000'000 + time.nanos() / 1000;
+}
+
+std::string AgeText(const google::protobuf::Timestamp& time, int64_t now_us) {
+  if (time.seconds() == 0) return "-";
+  return absl::StrCat(FormatDuration(std::max<int64_t>(0, (now_us - ToUnixUs(time)) / 1'000'000)), " ago");
+}
+
+std::string TimeText(int64_t unix_us) {
+  if (unix_us == 0) return "-";
+  const time_t seconds = unix_us / 1'000'000;
+  tm parts{};
+  localtime_r(&seconds, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &parts);
+  return text;
+}
+
+void ByteProgress::Show(int64_t done, int64_t total) {
+  if (terminal_.quiet) return;
+  if (!terminal_.live_errors) {
+    if (!drawn_) std::fprintf(stderr, "%s (%s)\n", label_.c_str(), FormatBytes(total).c_str());
+    drawn_ = true;
+    return;
+  }
+  const int64_t now_us = RealClock::Get().NowMonotonicUs();
+  if (drawn_ && done < total && now_us - last_us_ < 100'000) return;
+  last_us_ = now_us;
+  drawn_ = true;
+  const double fraction = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
+  std::fprintf(stderr, "\r\x1b[2K%s  %s  %s of %s", label_.c_str(), Bar(fraction, 20, terminal_.style).c_str(),
+               FormatBytes(done).c_str(), FormatBytes(total).c_str());
+  std::fflush(stderr);
+}
+
+ByteProgress::~ByteProgress() {
+  if (drawn_ && terminal_.live_errors && !terminal_.quiet) std::fputs("\r\x1b[2K", stderr);
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,173 @@
+#include "client/report.h"
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "client/output.h"
+
+namespace nibble::client {
+namespace {
+
+void Line(std::string& out, std::string_view label, const std::string& value) {
+  if (!value.empty()) absl::StrAppend(&out, "  ", absl::StrFormat("%-22s", std::string(label)), value, "\n");
+}
+
+std::string Exact(int64_t bytes) { return absl::StrCat(FormatBytes(bytes), " (", bytes, " bytes)"); }
+
+void Heading(std::string& out, const Style& style, std::string_view text) {
+  absl::StrAppend(&out, Paint(style, Ink::kBold, text), "\n");
+}
+
+std::string OnOff(bool flag) { return flag ? "yes" : "no"; }
+
+std::string SpecText(const v1::JobSpec& spec) {
+  std::string out;
+  Line(out, "base model", spec.base_model());
+  Line(out, "data set", spec.dataset());
+  Line(out, "held-out set", spec.eval_dataset());
+  const auto& lora = spec.lora();
+  Line(out, "lora", absl::StrCat("r ", lora.r(), ", alpha ", lora.alpha(), ", dropout ", lora.dropout(),
+                                 lora.use_rslora() ? ", rsLoRA" : ""));
+  Line(out, "modules", absl::StrJoin(lora.target_modules(), " "));
+  Line(out, "base held as", absl::StrCat(spec.quantization().type(),
+                                         spec.quantization().double_quant() ? ", double quantization" : ""));
+  const auto& data = spec.data();
+  Line(out, "data", absl::StrCat(data.format(), ", ", data.sequence_len(), " tokens, packing ",
+                                 OnOff(data.sample_packing()), ", over-length rows: ", data.excess_length_strategy()));
+  const auto& o = spec.optimizer();
+  Line(out, "optimizer", absl::StrCat("AdamW, lr ", FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
+                                      o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps") : absl::StrCat(o.warmup_ratio()),
+                                      ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
+  const auto& t = spec.training();
+  Line(out, "batch", absl::StrCat(t.micro_batch_size(), " x ", t.gradient_accumulation_steps(), " sequences a step"));
+  Line(out, "length", t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps") : absl::StrCat(t.num_epochs(), " epochs"));
+  Line(out, "recomputation", OnOff(t.gradient_checkpointing()));
+  Line(out, "seed", absl::StrCat(t.seed()));
+  return out;
+}
+
+void Flatten(const nlohmann::ordered_json& value, const std::string& prefix, std::string& out) {
+  for (const auto& [key, field] : value.items()) {
+    const std::string name = prefix.empty() ? key : absl::StrCat(prefix, ".", key);
+    if (field.is_object()) {
+      Flatten(field, name, out);
+    } else if (field.is_string()) {
+      Line(out, name, field.get<std::string>());
+    } else if (!field.is_array() || field.size() <= 16) {
+      Line(out, name, field.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    }
+  }
+}
+
+}  // namespace
+
+std::string MemoryText(const v1::MemoryPlan& plan) {
+  std::string out;
+  Line(out, "total", Exact(plan.total_bytes()));
+  Line(out, "frozen base", Exact(plan.base_bytes()));
+  Line(out, "persistent", Exact(plan.persistent_bytes()));
+  Line(out, "step", Exact(plan.step_bytes()));
+  Line(out, "process", Exact(plan.fixed_bytes()));
+  if (plan.host_bytes()) Line(out, "host", Exact(plan.host_bytes()));
+  const auto& c = plan.by_category();
+  std::vector<std::string> parts;
+  const std::pair<const char*, int64_t> categories[] = {
+      {"base codes", c.base_codes()}, {"scales", c.base_scales()}, {"unquantized", c.base_unquantized()},
+      {"adapters", c.adapters()}, {"gradients", c.gradients()}, {"optimizer", c.optimizer()},
+      {"activations", c.activations()}, {"workspace", c.workspace()}};
+  for (const auto& [name, bytes] : categories) {
+    if (bytes > 0) parts.push_back(absl::StrCat(name, " ", FormatBytes(bytes)));
+  }
+  Line(out, "at the peak", absl::StrCat(absl::StrJoin(parts, ", "),
+                                        plan.peak_phase().empty() ? "" : absl::StrCat(" (", plan.peak_phase(), ")")));
+  return out;
+}
+
+std::string JobText(const v1::Job& job, const Style& style) {
+  std::string out;
+  Heading(out, style, job.name().empty() ? "job (not created)" : ShortName(job.name()));
+  if (!job.name().empty()) {
+    Line(out, "state", StateText(style, job.state()));
+    Line(out, "why", job.state_reason());
+    if (job.queue_position() > 0) Line(out, "place in the queue", absl::StrCat(job.queue_position()));
+    Line(out, "worker", job.worker());
+    Line(out, "adapter", job.adapter());
+    Line(out, "priority", absl::StrCat(job.priority()));
+    for (const auto& [key, value] : job.labels()) Line(out, "label " + key, value);
+    Line(out, "created", TimeText(ToUnixUs(job.create_time())));
+    if (job.has_start_time()) Line(out, "started", TimeText(ToUnixUs(job.start_time())));
+    if (job.has_end_time()) Line(out, "ended", TimeText(ToUnixUs(job.end_time())));
+    Line(out, "numerics", job.numerics_id());
+    if (job.has_error()) Line(out, "error", job.error().message());
+    Line(out, "stopped because", job.stop_reason());
+  }
+  const auto& p = job.progress();
+  if (p.completed_steps() > 0 || p.planned_steps() > 0) {
+    Heading(out, style, "progress");
+    Line(out, "steps", absl::StrCat(p.completed_steps(), " of ", p.planned_steps()));
+    Line(out, "tokens", FormatCount(static_cast<double>(p.trained_tokens())));
+    if (p.has_loss()) Line(out, "loss", FormatLoss(p.loss()));
+    if (p.has_eval_loss()) Line(out, "held-out loss", FormatLoss(p.eval_loss()));
+    if (p.tokens_per_second() > 0) Line(out, "speed", absl::StrCat(FormatCount(p.tokens_per_second()), " tokens/s"));
+  }
+  Heading(out, style, "spec");
+  out += SpecText(job.has_effective_spec() ? job.effective_spec() : job.spec());
+  if (job.has_plan()) {
+    Heading(out, style, "memory");
+    out += MemoryText(job.plan());
+    if (job.used_bytes() > 0) Line(out, "used", Exact(job.used_bytes()));
+  }
+  if (job.attempts_size() > 0) Heading(out, style, "attempts");
+  for (const auto& a : job.attempts()) {
+    absl::StrAppend(&out, "  #", a.epoch(), " ", a.state(), a.worker().empty() ? "" : " on " + ShortName(a.worker()),
+                    a.start_step() > 0 ? absl::StrCat(" from step ", a.start_step()) : "",
+                    a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
+  }
+  return out;
+}
+
+std::string PlanText(const v1::PlanJobResponse& plan, const Style& style) {
+  std::string out;
+  Heading(out, style, "spec");
+  out += SpecText(plan.effective_spec());
+  for (const std::string& notice : plan.notices()) absl::StrAppend(&out, "  note: ", notice, "\n");
+  if (plan.fits_size() > 0) {
+    Heading(out, style, "memory");
+    out += MemoryText(plan.fits(0).plan());
+    Heading(out, style, "devices");
+    std::vector<std::vector<std::string>> rows = {
+        {"WORKER", "DEVICE", "FITS", "NEEDS", "CAPACITY", "FREE", "LARGEST BATCH", "LONGEST SEQUENCE"}};
+    for (const auto& f : plan.fits()) {
+      std::string verdict = "unknown";
+      if (f.verdict() == v1::DeviceFit::FITS_NOW) verdict = Paint(style, Ink::kGreen, "now");
+      if (f.verdict() == v1::DeviceFit::FITS_ALONE) verdict = Paint(style, Ink::kYellow, "alone");
+      if (f.verdict() == v1::DeviceFit::NEVER) verdict = Paint(style, Ink::kRed, "never, short of " + FormatBytes(f.shortfall_bytes()));
+      rows.push_back({ShortName(f.worker()), f.device(), verdict, FormatBytes(f.plan().total_bytes()),
+                      FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
+                      f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
+                      f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"});
+    }
+    out += Table(rows, style, {3, 4, 5, 6, 7});
+  } else {
+    out += "no worker has registered yet, so there is no device to plan for\n";
+  }
+  if (plan.suggestions_size() > 0) Heading(out, style, "what would make it fit");
+  for (const auto& s : plan.suggestions()) {
+    absl::StrAppend(&out, "  ", s.field(), " = ", s.value(), "  needs ", FormatBytes(s.total_bytes()),
+                    s.description().empty() ? "" : absl::StrCat("  (", s.description(), ")"), "\n");
+  }
+  return out;
+}
+
+std::string DataReportText(const std::string& json, const Style& style) {
+  const auto report = nlohmann::ordered_json::parse(json, nullptr, false);
+  std::string out;
+  if (!report.is_object()) return out;
+  Heading(out, style, "data");
+  Flatten(report, "", out);
+  return out;
+}
+
+}  // namespace nibble::client

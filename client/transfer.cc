@@ -1,0 +1,262 @@
+#include "client/transfer.h"
+
+#include <fcntl.h>
+#include <grpcpp/channel.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "nibble/v1/adapter.grpc.pb.h"
+#include "nibble/v1/blob.grpc.pb.h"
+#include "proto/from_grpc.h"
+
+namespace nibble::client {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{1} << 20;
+// Tries in a row that bring nothing forward before giving up.
+constexpr int kFruitlessTries = 6;
+
+class File {
+ public:
+  File(const std::string& path, int flags) : fd_(open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
+  ~File() {
+    if (fd_ >= 0) close(fd_);
+  }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+bool CanResume(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsDeadlineExceeded(status) ||
+         absl::IsCancelled(status) || StatusReason(status) == Reason::kOffsetMismatch;
+}
+
+void Pause(const Client& client, int attempt) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(
+      BackoffMs(client.options().first_backoff_ms, attempt, SystemEntropy())));
+}
+
+// Sends from the committed offset to the end, or until the stream breaks.
+absl::Status SendOnce(const Client& client, v1::BlobService::Stub& stub, int fd,
+                      v1::UploadStatus& status, const OnBytes& on_bytes) {
+  grpc::ClientContext context;
+  client.Prepare(context, 0);
+  v1::UploadStatus answer;
+  const auto writer = stub.Upload(&context, &answer);
+  int64_t offset = status.committed_bytes();
+  std::string buffer(kChunkBytes, '\0');
+  bool first = true;
+  absl::Status local;
+  while (first || offset < status.size_bytes()) {
+    const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 || (got == 0 && offset < status.size_bytes())) {
+      local = got < 0 ? ErrnoStatus(errno, "read")
+                      : Error(Reason::kDigestMismatch, "the file became shorter while it was sent").ToStatus();
+      context.TryCancel();
+      break;
+    }
+    v1::UploadChunk chunk;
+    if (first) chunk.set_upload_id(status.upload_id());
+    chunk.set_offset(offset);
+    chunk.set_data(buffer.data(), static_cast<size_t>(got));
+    first = false;
+    if (!writer->Write(chunk)) break;
+    offset += got;
+    if (on_bytes) on_bytes(offset, status.size_bytes());
+  }
+  writer->WritesDone();
+  const absl::Status finished = FromGrpc(writer->Finish());
+  if (!local.ok()) return local;
+  if (finished.ok()) status = answer;
+  return finished;
+}
+
+absl::StatusOr<v1::UploadStatus> Begin(const Client& client, v1::BlobService::Stub& stub,
+                                       const v1::BeginUploadRequest& request) {
+  for (int attempt = 0;; ++attempt) {
+    grpc::ClientContext context;
+    client.Prepare(context, client.options().call_timeout_ms);
+    v1::UploadStatus status;
+    const absl::Status outcome = FromGrpc(stub.BeginUpload(&context, request, &status));
+    if (outcome.ok()) return status;
+    if (!absl::IsUnavailable(outcome) || attempt >= client.options().retries) return outcome;
+    Pause(client, attempt);
+  }
+}
+
+// The bytes of a partial download that are already there, hashed.
+absl::StatusOr<int64_t> HashExisting(int fd, int64_t limit, Sha256& hash) {
+  std::string buffer(kChunkBytes, '\0');
+  int64_t offset = 0;
+  while (true) {
+    const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, "read a partial download");
+    if (got == 0) break;
+    hash.Update(buffer.data(), static_cast<size_t>(got));
+    offset += got;
+  }
+  if (offset > limit) {
+    // Not ours, or of another adapter: start over.
+    if (ftruncate(fd, 0) != 0) return ErrnoStatus(errno, "truncate a partial download");
+    hash = Sha256();
+    return 0;
+  }
+  return offset;
+}
+
+absl::Status WriteAt(int fd, std::string_view data, int64_t offset) {
+  while (!data.empty()) {
+    const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return ErrnoStatus(errno, "write a download");
+    data.remove_prefix(static_cast<size_t>(wrote));
+    offset += wrote;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReceiveOnce(const Client& client, v1::AdapterService::Stub& stub,
+                         const v1::DownloadAdapterRequest& request, int fd, int64_t size,
+                         Sha256& hash, int64_t& offset, const OnBytes& on_bytes) {
+  grpc::ClientContext context;
+  client.Prepare(context, 0);
+  const auto reader = stub.DownloadAdapter(&context, request);
+  v1::DownloadAdapterResponse chunk;
+  absl::Status local;
+  while (local.ok() && reader->Read(&chunk)) {
+    if (chunk.offset() != offset || offset + static_cast<int64_t>(chunk.data().size()) > size) {
+      local = Error(Reason::kOffsetMismatch, absl::StrCat("the server sent bytes at ", chunk.offset(),
+                                                          ", expected ", offset)).ToStatus();
+    } else {
+      local = WriteAt(fd, chunk.data(), offset);
+    }
+    if (!local.ok()) break;
+    hash.Update(chunk.data());
+    offset += static_cast<int64_t>(chunk.data().size());
+    if (on_bytes) on_bytes(offset, size);
+  }
+  if (!local.ok()) context.TryCancel();
+  const absl::Status finished = FromGrpc(reader->Finish());
+  return local.ok() ? finished : local;
+}
+
+bool IsPlainName(const std::string& name) {
+  return !name.empty() && name.size() < 200 && name[0] != '.' && name.find('/') == std::string::npos &&
+         name.find('\0') == std::string::npos;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
+                                       const OnBytes& on_bytes) {
+  File file(path, O_RDONLY);
+  if (file.get() < 0) return ErrnoStatus(errno, "open " + path);
+  v1::BeginUploadRequest request;
+  ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(path));
+  ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(path));
+  request.set_size_bytes(size);
+  request.set_sha256(digest);
+  const auto stub = v1::BlobService::NewStub(client.channel());
+  ASSIGN_OR_RETURN(v1::UploadStatus status, Begin(client, *stub, request));
+  int fruitless = 0;
+  while (!status.complete()) {
+    const int64_t before = status.committed_bytes();
+    const absl::Status sent = SendOnce(client, *stub, file.get(), status, on_bytes);
+    if (sent.ok() && status.complete()) break;
+    if (!sent.ok() && !CanResume(sent)) return sent;
+    // Where the server stands decides where to go on; Begin answers that too, and finds an upload
+    // that was swept meanwhile.
+    ASSIGN_OR_RETURN(status, Begin(client, *stub, request));
+    fruitless = status.committed_bytes() > before ? 0 : fruitless + 1;
+    if (fruitless >= kFruitlessTries) {
+      return sent.ok() ? absl::UnavailableError("the server does not finish the upload of " + path) : sent;
+    }
+    Pause(client, fruitless);
+  }
+  if (on_bytes) on_bytes(size, size);
+  return digest;
+}
+
+absl::Status DownloadAdapterFile(Client& client, const std::string& adapter,
+                                 const v1::AdapterFile& file, const std::string& directory,
+                                 const OnBytes& on_bytes) {
+  if (!IsPlainName(file.name())) {
+    return Error(Reason::kNameInvalid,
+                 absl::StrCat("the server names a file \"", file.name().substr(0, 100),
+                              "\"; a plain file name was expected"))
+        .ToStatus();
+  }
+  const std::string target = JoinPath(directory, file.name());
+  if (FileExists(target)) {
+    const auto digest = Sha256HexOfFile(target);
+    if (digest.ok() && *digest == file.sha256()) return absl::OkStatus();
+  }
+  const std::string partial = JoinPath(directory, absl::StrCat(".", file.name(), ".part"));
+  const auto stub = v1::AdapterService::NewStub(client.channel());
+  // Twice: a partial file left by something else fails its digest and is then fetched from the start.
+  for (int round = 0; round < 2; ++round) {
+    File out(partial, O_RDWR | O_CREAT);
+    if (out.get() < 0) return ErrnoStatus(errno, "create " + partial);
+    Sha256 hash;
+    ASSIGN_OR_RETURN(int64_t offset, HashExisting(out.get(), file.size_bytes(), hash));
+    v1::DownloadAdapterRequest request;
+    request.set_name(adapter);
+    request.set_file(file.name());
+    int fruitless = 0;
+    while (offset < file.size_bytes()) {
+      const int64_t before = offset;
+      request.set_offset(offset);
+      const absl::Status got =
+          ReceiveOnce(client, *stub, request, out.get(), file.size_bytes(), hash, offset, on_bytes);
+      if (!got.ok() && !CanResume(got)) return got;
+      fruitless = offset > before ? 0 : fruitless + 1;
+      if (fruitless >= kFruitlessTries) return got.ok() ? absl::DataLossError("the server sends no bytes") : got;
+      if (offset < file.size_bytes()) Pause(client, fruitless);
+    }
+    if (hash.FinishHex() == file.sha256()) {
+      if (fsync(out.get()) != 0) return ErrnoStatus(errno, "fsync " + partial);
+      return Rename(partial, target);
+    }
+    RETURN_IF_ERROR(RemoveFile(partial));
+  }
+  return Error(Reason::kDigestMismatch,
+               absl::StrCat(target, ": the bytes received are not those of the manifest"))
+      .ToStatus();
+}
+
+absl::Status DownloadAdapter(Client& client, const v1::Adapter& adapter, const std::string& directory,
+                             const OnBytes& on_bytes) {
+  RETURN_IF_ERROR(MakeDirs(directory));
+  int64_t total = 0;
+  for (const auto& file : adapter.files()) total += file.size_bytes();
+  int64_t done = 0;
+  for (const auto& file : adapter.files()) {
+    RETURN_IF_ERROR(DownloadAdapterFile(client, adapter.name(), file, directory,
+                                        [&](int64_t bytes, int64_t) {
+                                          if (on_bytes) on_bytes(done + bytes, total);
+                                        }));
+    done += file.size_bytes();
+  }
+  if (on_bytes) on_bytes(total, total);
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::client
