@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "gmock/gmock.h"
-#include "gtest/gtest.h"
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 namespace nibble::client {
 namespace {

@@ -6,8 +6,8 @@
 #include "base/file.h"
 #include "client/recipe_keys.h"
 #include "client/yaml.h"
-#include "gmock/gmock.h"
-#include "gtest/gtest.h"
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 namespace nibble::client {
 namespace {
