@@ -53,12 +53,11 @@ def bare_counters(expression, counters):
     return bad
 
 
-def job_and_instance(expression):
-    """True when every selector in braces asks for the job and instance variables."""
-    selectors = re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(\{[^{}]*\})?", strip_keep(expression))
-    named = {name: braces for name, braces in selectors if name in metrics_of(expression)}
-    return all("$job" in braces and "$instance" in braces for braces in named.values())
-
-
-def strip_keep(expression):
-    return GROUPING.sub(" ", re.sub(r"\[[^\[\]]*\]", "", expression))
+def job_and_instance(expression, names):
+    """True when every use of the metrics `names` asks for the job and instance variables."""
+    text = GROUPING.sub(" ", expression)
+    for name in names:
+        uses = re.findall(rf"(?<![a-zA-Z0-9_:]){re.escape(name)}(?![a-zA-Z0-9_:])\s*(\{{[^{{}}]*\}})?", text)
+        if not all("$job" in braces and "$instance" in braces for braces in uses):
+            return False
+    return True

@@ -41,6 +41,7 @@ def nf4_inputs():
         "normal_bf16_48x128": (normal(48, 128) * 0.02).bfloat16(),
         "normal_f32_33x64": normal(33, 64),
         "straddling_rows_bf16_25x72": (normal(25, 72) * 0.3).bfloat16(),   # 72: a block crosses rows
+        "rows_of_one_block_and_a_half_bf16_22x96": (normal(22, 96) * 0.1).bfloat16(),
         "short_last_block_f32_13x37": normal(13, 37) * 3,                  # 481 = 7 * 64 + 33, odd
         "nested_blocks_bf16_280x64": (normal(280, 64) * torch.rand(280, 1) * 0.1).bfloat16(),
         "heavy_tails_f32_40x64": normal(40, 64) / (torch.rand(40, 64) + 1e-3),

@@ -24,15 +24,19 @@ def quantize(weight, quant_type="nf4", block=64):
 
 
 def dequantize(codes, state, dtype):
-    state.dtype = dtype
-    return bnb.dequantize_4bit(codes, state)
+    """As one long row: on rows that are a multiple of 16 but not of the block (K = 96), bitsandbytes
+    0.50.2's AVX-512 code takes the scale of a wrong block; its other bodies do not."""
+    shape, state.shape, state.dtype = state.shape, torch.Size([1, state.shape.numel()]), dtype
+    weight = bnb.dequantize_4bit(codes, state)
+    state.shape = shape
+    return weight.reshape(shape)
 
 
 def round_trip(weight, dtype, double_quant=True):
     """The weight a QLoRA base computes with: quantized, then decoded to `dtype`."""
     codes, state = bnb.quantize_4bit(
         weight.contiguous(), blocksize=64, quant_type="nf4", compress_statistics=double_quant)
-    return dequantize(codes, state, dtype).reshape(weight.shape)
+    return dequantize(codes, state, dtype)
 
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

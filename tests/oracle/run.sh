@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Sets up the pinned Python packages outside the tree, builds the probe, compares the engine with
+# bitsandbytes, transformers, PEFT and tokenizers, and prints a table of figures.
+#
+#   tests/oracle/run.sh [BUILD_DIR] [arguments of live.py]
+#
+# NIBBLE_ORACLE_VENV   where the packages go; default ~/.cache/nibble/oracle-venv (some GB)
+# NIBBLE_TEST_DATA     real checkpoints and tokenizers; without it demo/base alone is compared
+set -euo pipefail
+
+here="$(cd "$(dirname "$0")" && pwd)"
+root="$(cd "$here/../.." && pwd)"
+build="$root/build"
+if [[ $# -gt 0 && $1 != -* && -d $1 ]]; then
+  build="$(cd "$1" && pwd)"
+  shift
+fi
+venv="${NIBBLE_ORACLE_VENV:-$HOME/.cache/nibble/oracle-venv}"
+
+stamp="$venv/.requirements"
+if ! cmp -s "$here/requirements.txt" "$stamp"; then
+  echo "oracle: installing the pinned packages into $venv (once)"
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+  cp "$here/requirements.txt" "$stamp"
+fi
+
+cmake --build "$build" --target oracle_probe
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
+exec "$venv/bin/python" "$here/live.py" --probe "$build/tests/oracle_probe" "$@"
