@@ -1,0 +1,200 @@
+// nibble-bench-step: whole training steps at the shape of a known model, as one JSON line.
+//
+//   nibble-bench-step --shape 135m --seq 512 --micro-batch 1 --steps 3 --threads 2
+//   nibble-bench-step --base DIR ...    the model that peer.py exported, and its tokens: losses compare
+//
+// tokens_per_second is of the median step after one warm-up; peak_rss_bytes is VmHWM of this process, the
+// base included; planned_bytes is what the memory plan says of base, persistent and step regions.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "engine/base_model.h"
+#include "engine/device.h"
+#include "engine/kernel_executor.h"
+#include "engine/region.h"
+#include "engine/spec/compile_plan.h"
+#include "kernels/parallel.h"
+#include "tests/bench/random_base.h"
+
+namespace nibble::bench {
+namespace {
+
+using Flags = std::map<std::string, std::string>;
+
+int64_t Number(const Flags& flags, const std::string& name, int64_t otherwise) {
+  const auto found = flags.find(name);
+  return found == flags.end() ? otherwise : std::atoll(found->second.c_str());
+}
+
+std::string Text(const Flags& flags, const std::string& name, const std::string& otherwise) {
+  const auto found = flags.find(name);
+  return found == flags.end() ? otherwise : found->second;
+}
+
+int64_t PeakResidentBytes() {
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.rfind("VmHWM:", 0) == 0) return std::atoll(line.c_str() + 6) * 1024;
+  }
+  return 0;
+}
+
+engine::MicroBatch Batch(const std::vector<std::vector<int32_t>>& rows) {
+  engine::MicroBatch batch;
+  batch.starts.push_back(0);
+  for (const std::vector<int32_t>& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      batch.ids.push_back(row[i]);
+      batch.labels.push_back(i + 1 < row.size() ? row[i + 1] : -1);
+      batch.positions.push_back(static_cast<int32_t>(i));
+    }
+    batch.target_tokens += static_cast<int64_t>(row.size()) - 1;
+    batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));
+  }
+  return batch;
+}
+
+// Rows of {"input_ids": [...]} as peer.py wrote them.
+std::vector<std::vector<int32_t>> ReadRows(const std::string& path) {
+  std::vector<std::vector<int32_t>> rows;
+  std::ifstream file(path);
+  std::string line;
+  while (std::getline(file, line)) {
+    rows.push_back(nlohmann::json::parse(line)["input_ids"].get<std::vector<int32_t>>());
+  }
+  return rows;
+}
+
+std::vector<std::vector<int32_t>> RandomRows(int64_t count, int64_t length, int64_t vocab) {
+  Random random(7);
+  std::vector<std::vector<int32_t>> rows(static_cast<size_t>(count));
+  for (auto& row : rows) {
+    for (int64_t i = 0; i < length; ++i) {
+      row.push_back(static_cast<int32_t>(random.Below(static_cast<uint64_t>(vocab))));
+    }
+  }
+  return rows;
+}
+
+spec::TrainSpec Recipe(const Flags& flags) {
+  spec::TrainSpec spec;
+  spec.lora_r = static_cast<int32_t>(Number(flags, "rank", 16));
+  spec.lora_alpha = 2 * spec.lora_r;
+  spec.lora_dropout = 0;
+  spec.sequence_len = static_cast<int32_t>(Number(flags, "seq", 512));
+  spec.micro_batch_size = static_cast<int32_t>(Number(flags, "micro-batch", 1));
+  spec.gradient_accumulation_steps = 1;
+  spec.gradient_checkpointing = Number(flags, "checkpointing", 1) != 0;
+  if (Text(flags, "quant", "nf4") == "bf16") spec.quant = spec::QuantKind::kBF16;
+  return spec;
+}
+
+absl::Status Run(const Flags& flags) {
+  const int64_t steps = Number(flags, "steps", 3);
+  const int threads = static_cast<int>(Number(flags, "threads", 2));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* table, engine::FindTable(Text(flags, "device", "cpu")));
+  spec::DeviceProfile profile = engine::MeasureProfile(*table, threads);
+  const spec::TrainSpec asked = Recipe(flags);
+
+  std::unique_ptr<engine::BaseModel> opened;
+  RandomBase random_base;
+  engine::BaseView view;
+  spec::ModelConfig model;
+  std::vector<std::vector<int32_t>> rows;
+  const int64_t needed = (steps + 1) * asked.micro_batch_size;
+  const std::string directory = Text(flags, "base", "");
+  if (!directory.empty()) {
+    engine::BaseModelOptions options;
+    options.model_dir = directory;
+    options.cache_dir = JoinPath(directory, "cache");
+    options.threads = threads;
+    ASSIGN_OR_RETURN(opened, engine::BaseModel::Open(options));
+    view = engine::ViewOf(*opened);
+    model = opened->config();
+    rows = ReadRows(JoinPath(directory, "tokens.jsonl"));
+  } else {
+    model = NamedShape(Text(flags, "shape", "135m"), Number(flags, "layers", 0));
+    if (model.layers == 0) return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
+    ASSIGN_OR_RETURN(random_base, RandomBase::Make(model, asked.quant, asked.double_quant, 1));
+    view = random_base.view();
+    rows = RandomRows(needed, asked.sequence_len, model.vocab_size);
+  }
+  if (static_cast<int64_t>(rows.size()) < needed) return absl::InvalidArgumentError("too few rows of tokens");
+
+  ASSIGN_OR_RETURN(const spec::TrainSpec spec, spec::ResolveTrainSpec(asked, model));
+  ASSIGN_OR_RETURN(const spec::CompiledPlan plan, spec::CompileForEngine(model, spec, profile));
+  ASSIGN_OR_RETURN(engine::Region persistent, engine::Region::Reserve(plan.memory.persistent_bytes));
+  ASSIGN_OR_RETURN(engine::Region step, engine::Region::Reserve(plan.memory.step_bytes));
+  RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
+  RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
+  kernels::ThreadPool pool(threads);
+  kernels::Context context;
+  context.pool = &pool;
+  engine::KernelExecutor executor(*table, context, view, model, spec, plan, persistent.data());
+  executor.set_step_region(step.data());
+  const std::vector<float> rope = spec::RopeTable(model, spec.sequence_len);
+  std::memcpy(persistent.data() + plan.persistent.rope, rope.data(), rope.size() * sizeof(float));
+  engine::InitAdapters(plan, spec, table->real, persistent.data());
+  executor.RefreshCompute();
+
+  std::vector<double> losses, seconds;
+  int64_t tokens = 0;
+  for (int64_t i = 0; i <= steps; ++i) {
+    const auto first = rows.begin() + i * asked.micro_batch_size;
+    const engine::MicroBatch batch = Batch({first, first + asked.micro_batch_size});
+    const int64_t began_us = RealClock::Get().NowMonotonicUs();
+    executor.ZeroGradients();
+    const double count = static_cast<double>(batch.target_tokens);
+    const double loss = executor.Train(batch, 1.0 / count, i + 1, 0) / count;
+    executor.Optimize(spec.learning_rate, i + 1, loss);
+    seconds.push_back(static_cast<double>(RealClock::Get().NowMonotonicUs() - began_us) * 1e-6);
+    losses.push_back(loss);
+    tokens = batch.tokens();
+  }
+  std::vector<double> timed(seconds.begin() + 1, seconds.end());
+  std::sort(timed.begin(), timed.end());
+  const nlohmann::json line = {
+      {"shape", directory.empty() ? Text(flags, "shape", "135m") : directory},
+      {"layers", model.layers},
+      {"body", table->body},
+      {"threads", threads},
+      {"sequence_len", spec.sequence_len},
+      {"micro_batch_size", spec.micro_batch_size},
+      {"gradient_checkpointing", spec.gradient_checkpointing},
+      {"tokens_per_second", static_cast<double>(tokens) / timed[timed.size() / 2]},
+      {"step_seconds", seconds},
+      {"losses", losses},
+      {"planned_bytes", plan.memory.base_bytes + plan.memory.persistent_bytes + plan.memory.step_bytes},
+      {"peak_rss_bytes", PeakResidentBytes()},
+  };
+  std::printf("%s\n", line.dump().c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace nibble::bench
+
+int main(int argc, char** argv) {
+  nibble::bench::Flags flags;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i];
+    if (name.rfind("--", 0) == 0) flags[name.substr(2)] = argv[i + 1];
+  }
+  const absl::Status status = nibble::bench::Run(flags);
+  if (!status.ok()) std::fprintf(stderr, "nibble-bench-step: %s\n", status.ToString().c_str());
+  return status.ok() ? 0 : 1;
+}

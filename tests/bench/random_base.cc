@@ -1,0 +1,152 @@
+#include "tests/bench/random_base.h"
+
+#include <cstring>
+#include <map>
+
+#include "base/random.h"
+#include "base/status.h"
+#include "engine/spec/base_layout.h"
+#include "kernels/nf4.h"
+
+namespace nibble::bench {
+namespace {
+
+uint16_t Bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+void FillBf16(std::byte* at, int64_t bytes, Random& random, float center, float spread) {
+  auto* out = reinterpret_cast<uint16_t*>(at);
+  for (int64_t i = 0; i < bytes / 2; ++i) {
+    out[i] = Bf16(center + spread * static_cast<float>(2 * random.Unit() - 1));
+  }
+}
+
+void FillBytes(std::byte* at, int64_t bytes, Random& random) {
+  auto* out = reinterpret_cast<uint64_t*>(at);
+  for (int64_t i = 0; i < bytes / 8; ++i) out[i] = random.Next();
+}
+
+// The content of one entry; `spread` is the size of a weight.
+void FillEntry(const spec::BaseEntry& entry, std::byte* at, spec::QuantKind quant, float spread,
+               Random& random) {
+  using spec::BasePart;
+  switch (entry.part) {
+    case BasePart::kCodeBook:
+      std::memcpy(at, kernels::CodeBook(kernels::QuantType::kNF4), static_cast<size_t>(entry.size_bytes));
+      return;
+    case BasePart::kNestedMap:
+      std::memcpy(at, kernels::SignedDynamicMap(), static_cast<size_t>(entry.size_bytes));
+      return;
+    case BasePart::kOffsets:
+    case BasePart::kAbsmax:
+    case BasePart::kNestedAbsmax: {
+      const float value = entry.part == BasePart::kNestedAbsmax ? spread / 4 : spread;
+      auto* out = reinterpret_cast<float*>(at);
+      for (int64_t i = 0; i < entry.size_bytes / 4; ++i) out[i] = value;
+      return;
+    }
+    case BasePart::kCodes:
+      if (quant == spec::QuantKind::kBF16) {
+        FillBf16(at, entry.size_bytes, random, 0, spread);
+      } else {
+        FillBytes(at, entry.size_bytes, random);
+      }
+      return;
+    case BasePart::kAbsmaxCodes:
+      FillBytes(at, entry.size_bytes, random);
+      return;
+    case BasePart::kEmbedding:
+    case BasePart::kHead:
+      FillBf16(at, entry.size_bytes, random, 0, 0.04f);
+      return;
+    default:
+      FillBf16(at, entry.size_bytes, random, 1, 0.1f);  // norms
+  }
+}
+
+}  // namespace
+
+spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
+  struct Shape {
+    int64_t hidden, ffn, layers, heads, kv_heads, vocab;
+    bool tied;
+  };
+  static const std::map<std::string, Shape> kShapes = {
+      {"demo", {192, 512, 4, 6, 2, 1024, true}},
+      {"135m", {576, 1536, 30, 9, 3, 49152, true}},
+      {"1.1b", {2048, 5632, 22, 32, 4, 32000, false}},
+      {"7b", {4096, 11008, 32, 32, 32, 32000, false}},
+      {"13b", {5120, 13824, 40, 40, 40, 32000, false}},
+  };
+  spec::ModelConfig model;
+  const auto found = kShapes.find(name);
+  if (found == kShapes.end()) return model;
+  const Shape& s = found->second;
+  model.model_type = "llama";
+  model.hidden_size = s.hidden;
+  model.intermediate_size = s.ffn;
+  model.layers = layers > 0 ? layers : s.layers;
+  model.heads = s.heads;
+  model.kv_heads = s.kv_heads;
+  model.head_dim = s.hidden / s.heads;
+  model.vocab_size = s.vocab;
+  model.max_positions = 4096;
+  model.rms_norm_eps = 1e-5;
+  model.tie_word_embeddings = s.tied;
+  return model;
+}
+
+absl::StatusOr<RandomBase> RandomBase::Make(const spec::ModelConfig& model, spec::QuantKind quant,
+                                            bool double_quant, uint64_t seed) {
+  using spec::BasePart;
+  const spec::BaseLayout layout = spec::LayoutBase(model, quant, double_quant);
+  RandomBase base;
+  ASSIGN_OR_RETURN(base.region_, engine::Region::Reserve(layout.file_bytes));
+  RETURN_IF_ERROR(base.region_.Map(layout.file_bytes));
+  std::byte* const start = base.region_.data();
+  Random random(seed);
+  const float spread = 1.0f / static_cast<float>(model.hidden_size);
+  for (const spec::BaseEntry& entry : layout.entries) {
+    FillEntry(entry, start + entry.offset, quant, spread * 4, random);
+  }
+  const auto find = [&](BasePart part, int64_t layer = -1,
+                        spec::Module module = spec::Module::kQ) -> const std::byte* {
+    const spec::BaseEntry* entry = layout.Find(part, static_cast<int32_t>(layer), module);
+    return entry == nullptr ? nullptr : start + entry->offset;
+  };
+  const auto param = [&](const std::byte* at) {
+    return kernels::ParamView{at, kernels::DType::kBF16};
+  };
+  base.view_.layers.resize(static_cast<size_t>(model.layers));
+  const auto* offsets = reinterpret_cast<const float*>(find(BasePart::kOffsets));
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    engine::BaseView::Layer& view = base.view_.layers[static_cast<size_t>(layer)];
+    for (int m = 0; m < spec::kModuleCount; ++m) {
+      const auto module = static_cast<spec::Module>(m);
+      const spec::LinearShape shape = spec::ShapeOf(model, module);
+      kernels::WeightView& w = view.linear[m];
+      w.type = quant == spec::QuantKind::kBF16 ? kernels::QuantType::kBF16 : kernels::QuantType::kNF4;
+      w.n = shape.n;
+      w.k = shape.k;
+      w.data = find(BasePart::kCodes, layer, module);
+      w.absmax = reinterpret_cast<const float*>(find(BasePart::kAbsmax, layer, module));
+      w.absmax_codes = reinterpret_cast<const uint8_t*>(find(BasePart::kAbsmaxCodes, layer, module));
+      w.nested_absmax = reinterpret_cast<const float*>(find(BasePart::kNestedAbsmax, layer, module));
+      w.nested_map = reinterpret_cast<const float*>(find(BasePart::kNestedMap));
+      w.code_book = reinterpret_cast<const float*>(find(BasePart::kCodeBook));
+      if (offsets != nullptr) w.offset = offsets[layer * spec::kModuleCount + m];
+    }
+    view.input_norm = param(find(BasePart::kInputNorm, layer));
+    view.post_norm = param(find(BasePart::kPostNorm, layer));
+  }
+  base.view_.final_norm = param(find(BasePart::kFinalNorm));
+  base.view_.embedding = param(find(BasePart::kEmbedding));
+  const std::byte* head = find(BasePart::kHead);
+  base.view_.head = head == nullptr ? base.view_.embedding : param(head);
+  return base;
+}
+
+}  // namespace nibble::bench

@@ -1,0 +1,33 @@
+// A frozen base of a named shape with seeded random weights, straight in the cache layout: what a
+// benchmark needs of a model without making one. Quantized scales are small, so the loss stays finite.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/base_view.h"
+#include "engine/region.h"
+#include "engine/spec/model_config.h"
+#include "engine/spec/train_spec.h"
+
+namespace nibble::bench {
+
+// demo, 135m (SmolLM2), 1.1b (TinyLlama), 7b (Llama-2), 13b (Llama-2); nullopt-like empty model_type when
+// unknown. `layers` 0 = as published.
+spec::ModelConfig NamedShape(const std::string& name, int64_t layers);
+
+class RandomBase {
+ public:
+  static absl::StatusOr<RandomBase> Make(const spec::ModelConfig& model, spec::QuantKind quant,
+                                         bool double_quant, uint64_t seed);
+  const engine::BaseView& view() const { return view_; }
+  int64_t bytes() const { return region_.mapped_bytes(); }
+
+ private:
+  engine::Region region_;
+  engine::BaseView view_;
+};
+
+}  // namespace nibble::bench
