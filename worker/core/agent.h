@@ -24,6 +24,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct AgentOptions {
   int64_t retry_min_us = 1'000'000;          // calls, reports, fetches, uploads: doubling
   int64_t retry_max_us = 5'000'000;          // of calls and reports
   int64_t retry_disk_us = 30'000'000;        // when the disk is full
+  int64_t silence_us = 3'600'000'000;        // without trust for so long, devices are given back
   int32_t max_fetch_tries = 5;
   int64_t metrics_interval_us = 1'000'000;   // steps are sent in batches this often
   size_t max_pending_metrics = 4'096;        // per attempt; beyond it the oldest are dropped
@@ -185,19 +187,21 @@ class Agent {
   bool trusted(int64_t now_us) const { return now_us < trust_until_us_; }
 
  private:
+  // kFinishing: nothing is in an engine any more; uploads and last reports are. kReleased: nothing is left.
   enum class Stage { kFetching, kWaitingEngine, kAttached, kChecking, kDetaching, kFinishing, kReleased };
   struct PendingUpload {
-    int64_t id = 0;
+    int64_t id = 0;                          // 0 = not in flight
     std::string dir;
-    bool is_result = false;
-    ReportBody report;                       // files filled in when done
-    bool in_flight = false;
+    ReportBody report;                       // its files are filled in when they are up
     int64_t not_before_us = 0;
     int64_t backoff_us = 0;
   };
-  struct PendingReport {
-    ReportBody body;
+  struct SentReport {
+    Report report;
     bool last = false;                       // the attempt is over once it is answered
+    bool waiting = false;                    // for its answer
+    int64_t not_before_us = 0;
+    int64_t backoff_us = 0;
   };
   struct Local {
     Assignment assignment;
@@ -205,32 +209,31 @@ class Agent {
     Phase phase = Phase::kFetching;
     bool desired = true;                     // in the server's newest set
     bool abandoned = false;                  // nothing more is reported
-    bool fetching = false;
     bool paused = false;
-    int64_t engine = 0;
+    int64_t engine = 0;                      // 0 = none
     LocalFiles files;
     int64_t step = 0;
     int64_t used_bytes = 0;
+    bool fetching = false;
     int32_t fetch_tries = 0;
     int64_t fetch_not_before_us = 0;
+    int64_t fetch_backoff_us = 0;
     int64_t detach_deadline_us = 0;
-    bool release_pending = false;            // report Released when all uploads are done
-    bool last_queued = false;                // its last report is in the outbox or was answered
+    std::optional<ReportBody> last_body;     // sent when it is kFinishing and all uploads are done
+    bool last_queued = false;
     std::deque<StepMetric> metrics;          // not yet sent
-    std::vector<StepMetric> metrics_in_flight;
     int64_t metrics_since_us = 0;
-    std::deque<PendingUpload> uploads;       // at most one in flight
-    std::deque<PendingReport> outbox;        // front is in flight when report_id != 0
-    int64_t report_id = 0;
-    bool report_is_metrics = false;          // what is in flight carries metrics only
-    int64_t report_not_before_us = 0;
-    int64_t report_backoff_us = 0;
+    std::deque<PendingUpload> uploads;       // the first may be in flight
+    std::deque<ReportBody> outbox;           // not yet sent
+    std::optional<SentReport> sent;          // one at a time, again and again until answered
   };
   struct Engine {
     EngineGroup group;
     bool ready = false;
     bool stopping = false;
+    bool killed = false;
     int64_t start_us = 0;
+    int64_t stop_us = 0;
     int64_t idle_since_us = 0;               // 0 = in use
     int64_t base_bytes = 0;
     std::optional<AttemptKey> turn;
@@ -266,20 +269,35 @@ class Agent {
   void Obey(Local& local);
   void LetGo(Local& local, bool checkpoint);
   void Abandon(Local& local);
+  void AbandonAll();
   void Release(Local& local);
   void Fail(Local& local, FailedReport report);
+  void Finish(Local& local);
   void LeaveEngine(Local& local);
-  void AdvanceAttempts();
-  void AdvanceEngines();
+  void AdvanceFetch(Local& local);
   void AdvanceUploads(Local& local);
   void AdvanceReports(Local& local);
+  void AdvanceEngines();
+  void AttachOrStart(Local& local);
+  void StopEngine(int64_t id, Engine& engine);
+  void CheckTimeouts();
   void CheckTrust();
+  void Renew(int64_t sent_us);
   void EraseDone();
+  void Register();
   void Synchronize();
+  void RetryCall();
+  void End(std::string why, bool superseded);
+  bool IsWanted(const EngineGroup& group) const;
   std::vector<RunningAttempt> Listing() const;
-  Local* Find(const AttemptKey& key, int64_t engine);
-  AttemptKey FaultyOf(const Engine& engine) const;
-  int64_t Backoff(int64_t& backoff_us) const;
+  std::vector<DeviceStatus> Devices() const;
+  Local* Find(const AttemptKey& key);
+  // The attempt when it is in that engine; late messages of others are dropped.
+  Local* InEngine(const AttemptKey& key, int64_t engine);
+  std::optional<AttemptKey> FaultyOf(const Engine& engine) const;
+  int64_t NextBackoff(int64_t& backoff_us, int64_t max_us) const;
+  template <typename A>
+  void Do(A action) { actions_.push_back(Action(std::move(action))); }
 
   AgentOptions options_;
   int64_t now_us_ = 0;
@@ -292,18 +310,21 @@ class Agent {
   bool registered_ = false;
   bool register_in_flight_ = false;
   bool draining_ = false;
+  bool drain_told_ = false;                  // the server has answered a call that said so
   bool exited_ = false;
   std::string timeline_;
   int64_t generation_ = 0;
   int64_t revision_ = 0;                     // of the desired set adopted last
   int64_t lease_lost_us_ = 120'000'000;
+  int64_t register_sent_us_ = 0;
   int64_t trust_until_us_ = 0;
   bool distrusted_ = false;                  // attempts were paused for want of an answer
   int64_t sync_id_ = 0;                      // outstanding; 0 = none
   int64_t sync_sent_us_ = 0;
+  bool sync_draining_ = false;               // what the outstanding call said
+  std::set<std::pair<AttemptKey, bool>> sync_listed_;  // and whether released
   int64_t call_not_before_us_ = 0;
   int64_t call_backoff_us_ = 0;
-  std::vector<RunningAttempt> last_listing_; // what the newest call told
 };
 
 }  // namespace nibble::worker
