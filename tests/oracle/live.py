@@ -105,6 +105,7 @@ def compare_steps(table, options, scratch):
     for directory in checkpoints(options.data)[:2 if options.quick else 3]:
         if directory.name.endswith("sharded"):
             continue
+        check_peer(table, directory)
         adapter = pathlib.Path(scratch, f"start-{directory.name}")
         peer.new_adapter(adapter, peer.load_base(directory), directory.name, r=8, alpha=16, seed=5,
                          b_std=0.02)
@@ -122,6 +123,19 @@ def compare_steps(table, options, scratch):
         table.add(f"ten steps {directory.name}, bf16: gradient norm", worst(ours, bf16, "grad_norm"),
                   max(5e-2, 2 * own), f"the peer's own bf16 is {own:.2g} from its fp32")
         compare_adapter(table, options, directory, trained)
+
+
+def check_peer(table, directory):
+    """The dequantized base is what bitsandbytes' own Linear4bit computes with."""
+    model = peer.load_quantized(directory, torch.float32)
+    widths = {module.in_features for name, module in model.named_modules()
+              if name.split(".")[-1] in quantize.LINEARS}
+    if any(width % 16 == 0 and width % 64 != 0 for width in widths):
+        return   # there its CPU code is wrong; see quantize.dequantize
+    ids = list(range(3, 67))
+    theirs = peer.logits_and_nll(peer.load_linear4bit(directory, torch.float32), ids)[0]
+    table.add(f"peer {directory.name}: Linear4bit and the dequantized base",
+              peer.relative_l2(peer.logits_and_nll(model, ids)[0], theirs), 1e-6)
 
 
 def worst(ours, theirs, key):

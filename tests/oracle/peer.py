@@ -4,6 +4,7 @@ import json
 import pathlib
 import warnings
 
+import bitsandbytes
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -39,6 +40,22 @@ def load_quantized(directory, dtype=torch.float32, config=None):
     """The base as QLoRA sees it: linears through NF4 with double quantization, all else as stored."""
     model = load_base(directory, dtype, config)
     quantize_base(model, stored_weights(directory), dtype)
+    return model
+
+
+def load_linear4bit(directory, dtype=torch.float32):
+    """The same with bitsandbytes' own module in place of every linear, as a QLoRA script has it."""
+    model = load_base(directory, dtype)
+    for name, module in list(model.named_modules()):
+        if name.split(".")[-1] not in LINEARS or not isinstance(module, torch.nn.Linear):
+            continue
+        linear = bitsandbytes.nn.Linear4bit(
+            module.in_features, module.out_features, bias=module.bias is not None, compute_dtype=dtype,
+            compress_statistics=True, quant_type="nf4")
+        linear.weight = bitsandbytes.nn.Params4bit(
+            module.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
+        linear.bias = module.bias
+        model.set_submodule(name, linear.to("cpu"))
     return model
 
 
