@@ -9,7 +9,7 @@
 
 namespace nibble::engine {
 
-// Rows left out for one reason, with the first few row numbers (from 1, as editors count).
+// Rows left out for one reason, with the numbers of the first few (from 0, as in rows[12]).
 struct RejectedRows {
   std::string reason;               // "too_long", "nothing_to_learn", "empty"
   int64_t rows = 0;

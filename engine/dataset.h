@@ -41,8 +41,10 @@ struct Dataset {
 // `eval_path` may be empty; then val_set_size of `spec` splits rows off, keyed by seed and row number.
 // `spec` must be resolved. Errors: DATASET_SCHEMA_MISMATCH with violations, DATASET_EMPTY,
 // NO_SUPERVISED_TOKENS, CHAT_TEMPLATE_INVALID, REQUEST_TOO_LARGE.
+// With model_vocab > 0, a token the model has no row for is refused (TOKENIZER_UNSUPPORTED).
 absl::StatusOr<Dataset> LoadDataset(const std::string& path, const std::string& eval_path,
-                                    const Tokenizer& tokenizer, const spec::TrainSpec& spec);
+                                    const Tokenizer& tokenizer, const spec::TrainSpec& spec,
+                                    int64_t model_vocab = 0);
 
 // What `nibble-engine validate` does: loads the data set and writes the report as JSON, or, when the
 // data is bad, {"error": {reason, message, violations}}; the error is returned too.

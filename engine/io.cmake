@@ -1,7 +1,8 @@
 # What the engine reads and writes: checkpoints, tokenizers, data sets, adapters.
 nibble_library(nibble_engine_io
-  SRCS json.cc safetensors.cc text.cc tokenizer.cc tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc
-       tokenizer_pre.cc tokenizer_scan.cc tokenizer_text.cc
+  SRCS chat_template.cc data_report.cc dataset.cc dataset_format.cc dataset_rows.cc json.cc packing.cc
+       safetensors.cc text.cc tokenizer.cc tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc
+       tokenizer_pre.cc tokenizer_scan.cc tokenizer_text.cc validate.cc
   DEPS nibble_base nibble_spec)
 target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF8PROC
                                                nlohmann_json::nlohmann_json)
@@ -12,4 +13,6 @@ if(NIBBLE_BUILD_TESTS)
                 DEPS nibble_engine_io nlohmann_json::nlohmann_json)
 endif()
 nibble_test(tokenizer_test SRCS tokenizer_test.cc
+            DEPS nibble_engine_io nlohmann_json::nlohmann_json)
+nibble_test(dataset_test SRCS dataset_test.cc packing_test.cc
             DEPS nibble_engine_io nlohmann_json::nlohmann_json)

@@ -56,15 +56,12 @@ class StepSchedule {
   Step At(int64_t step);
 
  private:
-  struct EpochSpan {
-    int64_t first_step = 1;
-    int64_t steps = 0;
-  };
   const EpochRows& RowsOf(int64_t epoch);
+  int64_t StepsOf(int64_t epoch);
 
   std::vector<int32_t> lengths_;
   spec::TrainSpec spec_;
-  std::vector<EpochSpan> epochs_;
+  std::vector<int64_t> last_step_;   // of each epoch looked at, with packing
   int64_t total_steps_ = 0;
   int64_t steps_per_epoch_ = 0;
   int64_t cached_epoch_ = -1;

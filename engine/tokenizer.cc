@@ -125,7 +125,9 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const std::string& directory) {
   return Tokenizer(std::move(completed));
 }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special) const {
+const std::vector<int32_t>& Tokenizer::prefix() const { return pipeline_->prefix; }
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special, bool continues) const {
   const Pipeline& p = *pipeline_;
   std::vector<int32_t> ids;
   if (add_special) ids = p.prefix;
@@ -139,15 +141,17 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special) 
     }
     std::string_view part = text.substr(outer.begin, outer.end - outer.begin);
     if (!p.normalizer.empty()) {
-      part = arena.emplace_back(tokenizer::NormalizeText(p.normalizer, part));
+      const bool goes_on = continues && outer.begin == 0;
+      part = arena.emplace_back(tokenizer::NormalizeText(p.normalizer, part, goes_on));
     }
     for (const tokenizer::Segment& inner : p.normalized_tokens.Find(part)) {
       if (inner.id >= 0) {
         ids.push_back(inner.id);
         continue;
       }
+      const bool first = outer.begin == 0 && inner.begin == 0;
       const tokenizer::Piece whole{part.substr(inner.begin, inner.end - inner.begin),
-                                   outer.begin == 0 && inner.begin == 0};
+                                   first && !continues, first && continues};
       for (const tokenizer::Piece& piece : PreTokenize(p.pre_tokenizer, whole, arena)) {
         p.model.Encode(piece.text, ids);
       }

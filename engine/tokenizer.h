@@ -35,8 +35,11 @@ class Tokenizer {
                                             std::string_view chat_template = "");
 
   // Special tokens written out in `text` become their ids. add_special: also what the post-processor
-  // adds (usually BOS). Bytes that are not UTF-8 count as U+FFFD.
-  std::vector<int32_t> Encode(std::string_view text, bool add_special) const;
+  // adds (usually BOS). Bytes that are not UTF-8 count as U+FFFD. continues: the text goes on where
+  // other text ended, so no space is put in front of it as tokenizers like Llama 2's do at the start.
+  std::vector<int32_t> Encode(std::string_view text, bool add_special, bool continues = false) const;
+  // The ids Encode(text, true) puts in front of the text.
+  const std::vector<int32_t>& prefix() const;
   // Ids outside the vocabulary decode to nothing. skip_special leaves special tokens out. Byte-level
   // text that ends inside a character, or is no UTF-8 at all, shows U+FFFD there.
   std::string Decode(std::span<const int32_t> ids, bool skip_special) const;

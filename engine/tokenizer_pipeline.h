@@ -58,7 +58,9 @@ struct Pipeline {
   std::string digest;
 };
 
-std::string NormalizeText(const std::vector<NormalizeStep>& steps, std::string_view text);
+// continues: the text is no beginning, so nothing is prepended.
+std::string NormalizeText(const std::vector<NormalizeStep>& steps, std::string_view text,
+                          bool continues = false);
 std::string DecodeTokens(const std::vector<DecodeStep>& steps, bool join_with_spaces,
                          std::vector<std::string> tokens);
 

@@ -95,14 +95,14 @@ std::vector<Range> SplitRanges(const PreStep& step, std::string_view text) {
 
 Piece Change(const PreStep& step, Piece piece, std::deque<std::string>& arena) {
   if (step.change == PreStep::Change::kPrefixSpace) {
-    if (piece.text.front() != ' ') {
+    if (piece.text.front() != ' ' && !piece.continues) {
       piece.text = arena.emplace_back(std::string(" ").append(piece.text));
     }
   } else if (step.change == PreStep::Change::kMetaspace) {
     std::string text = ReplaceAll(piece.text, " ", step.replacement);
     const bool wanted = step.prepend == PrependScheme::kAlways ||
                         (step.prepend == PrependScheme::kFirst && piece.at_start);
-    if (wanted && !text.starts_with(step.replacement)) text.insert(0, step.replacement);
+    if (wanted && !piece.continues && !text.starts_with(step.replacement)) text.insert(0, step.replacement);
     piece.text = arena.emplace_back(std::move(text));
   }
   return piece;
@@ -137,7 +137,7 @@ std::vector<Piece> PreTokenize(const std::vector<PreStep>& steps, Piece text,
       }
       for (const Range& range : SplitRanges(step, piece.text)) {
         next.push_back({piece.text.substr(range.begin, range.end - range.begin),
-                        piece.at_start && range.begin == 0});
+                        piece.at_start && range.begin == 0, piece.continues && range.begin == 0});
       }
     }
     pieces = std::move(next);

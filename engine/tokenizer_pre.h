@@ -33,6 +33,7 @@ struct PreStep {
 struct Piece {
   std::string_view text;
   bool at_start = false;                            // begins where the whole input begins
+  bool continues = false;                           // goes on where other text ended
 };
 
 // Pieces point into `text` or into strings kept in `arena`; none is empty.

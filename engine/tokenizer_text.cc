@@ -119,13 +119,14 @@ std::vector<std::string> Apply(const DecodeStep& step, std::vector<std::string> 
 
 }  // namespace
 
-std::string NormalizeText(const std::vector<NormalizeStep>& steps, std::string_view text) {
+std::string NormalizeText(const std::vector<NormalizeStep>& steps, std::string_view text,
+                          bool continues) {
   std::string out(text);
   for (const NormalizeStep& step : steps) {
     switch (step.kind) {
       case NormalizeStep::Kind::kForm: out = Normalize(out, step.form); break;
       case NormalizeStep::Kind::kPrepend:
-        if (!out.empty()) out.insert(0, step.to);
+        if (!out.empty() && !continues) out.insert(0, step.to);
         break;
       case NormalizeStep::Kind::kReplace: out = ReplaceAll(out, step.from, step.to); break;
       case NormalizeStep::Kind::kStrip: out = StripSpaces(out, step.left, step.right); break;
