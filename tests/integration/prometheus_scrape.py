@@ -99,6 +99,8 @@ def run(stack, worker_http):
     targets = {"nibble": [stack.http], "nibble-worker": [worker_http]}
     prometheus = Prometheus(stack.root, targets)
     try:
+        # Prometheus takes some seconds to find its targets.
+        stack_module.wait_for("the targets", lambda: up(prometheus) == ["1", "1"], timeout=30)
         api = stack.api()
         model = api.add_model(stack_module.base_directory())
         dataset = api.add_dataset(stack_module.rows(128))
@@ -124,7 +126,7 @@ def run(stack, worker_http):
             assert api.state(api.get(job.name)) == "SUCCEEDED", api.get(job.name)
         check_exposition(stack.http)
         check_exposition(worker_http)
-        check_up(prometheus)
+        assert up(prometheus) == ["1", "1"], f"targets are down: {prometheus.query('up')}"
         check_rules(prometheus)
 
         allowed = check_monitoring.expected_empty()
@@ -152,9 +154,8 @@ def recording_rules(prometheus):
             if rule["type"] == "recording"]
 
 
-def check_up(prometheus):
-    down = [series for series in prometheus.query("up") if series["value"][1] != "1"]
-    assert not down, f"targets that are down: {down}"
+def up(prometheus):
+    return [series["value"][1] for series in prometheus.query("up")]
 
 
 def check_rules(prometheus):
