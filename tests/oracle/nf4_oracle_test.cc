@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/nf4.h"
+#include "kernels/tables.h"
 #include "tests/oracle/fixture.h"
 
 namespace nibble::oracle {
@@ -122,6 +123,38 @@ TEST_P(Nf4Oracle, DequantizedIsEqual) {
                 {.type = QuantType::kNF4, .data = codes.data(), .absmax = absmax.data()});
   ExpectDecodes(name, "fp4_dequant",
                 {.type = QuantType::kFP4, .data = fp4_codes.data(), .absmax = absmax.data()});
+}
+
+// Every cpu body this machine can run, whole matrices and a part.
+TEST_P(Nf4Oracle, EveryBodyDecodesEqually) {
+  const std::string& name = GetParam();
+  const std::vector<uint8_t> codes = Nf4().Bytes(name + ".codes");
+  const std::vector<uint8_t> absmax_codes = Nf4().Bytes(name + ".absmax_codes");
+  const std::vector<float> nested = Nf4().Floats(name + ".nested_absmax");
+  const std::vector<int64_t> shape = Nf4().Shape(name + ".input");
+  const kernels::WeightView w{.type = QuantType::kNF4,
+                              .n = shape[0],
+                              .k = shape[1],
+                              .data = codes.data(),
+                              .block = kBlock,
+                              .absmax_codes = absmax_codes.data(),
+                              .nested_absmax = nested.data(),
+                              .nested_map = kernels::SignedDynamicMap(),
+                              .offset = Nf4().Floats(name + ".offset")[0],
+                              .code_book = kernels::CodeBook(QuantType::kNF4)};
+  const std::vector<uint16_t> theirs = Nf4().BF16Bits(name + ".dequant_nested");
+  std::vector<std::byte> workspace(1 << 20);
+  kernels::Context context{.workspace = workspace.data(), .workspace_bytes = 1 << 20};
+  for (const std::string_view body : kernels::CpuBodies()) {
+    const kernels::KernelTable& table = *kernels::CpuTableFor(body);
+    ASSERT_EQ(table.act, kernels::DType::kBF16);
+    const int64_t first = w.n / 3;
+    for (const int64_t n0 : {int64_t{0}, first}) {
+      std::vector<uint16_t> decoded((w.n - n0) * w.k);
+      table.decode_weight(&context, decoded.data(), w, n0, w.n - n0);
+      EXPECT_THAT(decoded, testing::ElementsAreArray(theirs.begin() + n0 * w.k, theirs.end())) << body;
+    }
+  }
 }
 
 TEST_P(Nf4Oracle, DoubleQuantizedIsReadEqually) {
