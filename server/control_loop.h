@@ -100,6 +100,8 @@ class ControlLoop {
     Reply reply;                                          // of the command
     std::function<void(const Outcome&)> read;
     bool hold = false;                                    // a Synchronize
+    std::string worker_id;                                // whose
+    int64_t known_revision = 0;
   };
   struct Answer {
     Item item;
@@ -114,11 +116,14 @@ class ControlLoop {
 
   core::Now ReadClock() const { return {clock_->NowMonotonicUs(), clock_->NowUnixUs()}; }
   absl::StatusOr<std::string> Step(core::CommandBody body, std::vector<core::EventRecord>* records);
-  void Settle(std::vector<Answer> answers, std::vector<core::EventRecord> records);
-  absl::Status CommitBatch(const std::vector<core::EventRecord>& records);
+  std::vector<Item> TakeBatch(int64_t wait_us);
+  void Settle(std::vector<Answer>& answers, const std::vector<core::EventRecord>& records);
+  absl::Status Commit(const std::vector<core::EventRecord>& records);
   absl::Status Reload();
-  void ReleaseHeld(bool all);
   void AnswerOne(Answer& answer);
+  void Hold(Answer& answer);
+  void ReleaseHeld(bool all);
+  void Fatal(const absl::Status& status);
 
   Options options_;
   core::Core core_;

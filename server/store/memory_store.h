@@ -15,6 +15,9 @@
 
 namespace nibble::store {
 
+// The state as it would come back from a store: volatile fields at their defaults.
+core::State WithoutVolatile(core::State state);
+
 class MemoryStore : public Store {
  public:
   enum class Fault { kNone, kFailBefore, kFailAfter };

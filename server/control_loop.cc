@@ -1,0 +1,279 @@
+#include "server/control_loop.h"
+
+#include <algorithm>
+#include <future>
+#include <utility>
+
+#include "base/error.h"
+#include "base/status.h"
+#include "server/core/apply.h"
+
+namespace nibble {
+namespace {
+
+// What a reloaded state takes over from the one it replaces. Revisions go up, so that whatever workers
+// were told from now on counts as newer; attempts count as told from there on.
+void CarryOver(const core::State& old, const core::CoreOptions& options, const core::Now& now, core::State& fresh) {
+  fresh.rollback_suspected = old.rollback_suspected;
+  for (auto& [id, worker] : fresh.workers) {
+    const core::Worker* before = old.FindWorker(id);
+    worker.renewed_us = before != nullptr ? before->renewed_us : now.monotonic_us;
+    worker.last_seen_unix_us = before != nullptr ? before->last_seen_unix_us : now.unix_us;
+    worker.revision = (before != nullptr ? before->revision : fresh.generation << 32) + 1;
+    if (before == nullptr) continue;
+    for (auto& [device_id, device] : worker.devices) {
+      const auto was = before->devices.find(device_id);
+      if (was == before->devices.end()) continue;
+      device.used_bytes = was->second.used_bytes;
+      device.resident_bases = was->second.resident_bases;
+    }
+  }
+  for (auto& [id, job] : fresh.jobs) {
+    const core::Job* before = old.FindJob(id);
+    job.queued_us = before != nullptr ? before->queued_us : now.monotonic_us;
+    job.not_before_us = before != nullptr && before->state == job.state ? before->not_before_us : 0;
+    job.cancel_deadline_us = now.monotonic_us + options.cancel_force_us;
+    for (auto& [epoch, attempt] : job.attempts) {
+      const auto worker = fresh.workers.find(attempt.worker_id);
+      if (worker != fresh.workers.end()) attempt.assign_revision = worker->second.revision;
+      const core::Attempt* was = old.FindAttempt({id, epoch});
+      if (was != nullptr) attempt.start_us = was->start_us;
+    }
+  }
+  for (auto& [digest, blob] : fresh.blobs) blob.pin_until_us = now.monotonic_us + options.blob_pin_us;
+}
+
+absl::Status Unavailable() {
+  return Error(Reason::kStoreUnavailable, "the server's database cannot be written or read now; try again");
+}
+
+}  // namespace
+
+ControlLoop::ControlLoop(Options options, core::SpecFunctions functions, store::Store* store, WatchHub* hub,
+                         const Clock* clock)
+    : options_(std::move(options)),
+      core_{options_.core, core::Planner(std::move(functions))},
+      store_(store),
+      hub_(hub),
+      clock_(clock),
+      mailbox_(core::kMailboxCapacity) {}
+
+ControlLoop::~ControlLoop() { Stop(); }
+
+absl::Status ControlLoop::Start() {
+  now_ = ReadClock();
+  ASSIGN_OR_RETURN(state_, store_->Load());
+  std::vector<core::EventRecord> records;
+  RETURN_IF_ERROR(Step(core::ServerStart{options_.timeline, options_.new_timeline}, &records).status());
+  RETURN_IF_ERROR(store_->Commit(state_, records));
+  state_.touched = {};
+  if (options_.on_commit) options_.on_commit(records, state_);
+  next_tick_us_ = now_.monotonic_us + options_.tick_us;
+  serving_ = true;
+  return absl::OkStatus();
+}
+
+void ControlLoop::RunThread() {
+  thread_ = std::thread([this] {
+    while (!stopping_ || mailbox_.size() > 0) {
+      const int64_t wait_us = NextDueUs() - clock_->NowMonotonicUs();
+      RunOnce(std::clamp<int64_t>(wait_us, 0, 1'000'000));
+    }
+  });
+}
+
+void ControlLoop::Stop() {
+  stopping_ = true;
+  mailbox_.Close();
+  if (thread_.joinable()) thread_.join();
+  while (serving_ && mailbox_.size() > 0) RunOnce(0);
+  ReleaseHeld(true);
+}
+
+bool ControlLoop::Post(core::CommandBody body, Reply reply) {
+  Item item;
+  item.command = std::move(body);
+  item.reply = std::move(reply);
+  return mailbox_.Post(std::move(item));
+}
+
+bool ControlLoop::PostSynchronize(core::Synchronize request, Reply reply) {
+  Item item;
+  item.hold = true;
+  item.worker_id = request.worker_id;
+  item.known_revision = request.known_revision;
+  item.command = std::move(request);
+  item.reply = std::move(reply);
+  return mailbox_.Post(std::move(item));
+}
+
+bool ControlLoop::Read(std::function<void(const Outcome&)> read) {
+  Item item;
+  item.read = std::move(read);
+  return mailbox_.Post(std::move(item));
+}
+
+absl::StatusOr<std::string> ControlLoop::Call(core::CommandBody body) {
+  // Shared, so that an answer after the loop was destroyed would still find it.
+  auto promise = std::make_shared<std::promise<absl::StatusOr<std::string>>>();
+  auto future = promise->get_future();
+  const bool posted = Post(std::move(body), [promise](absl::Status status, const Outcome& outcome) {
+    if (status.ok()) {
+      promise->set_value(outcome.id);
+    } else {
+      promise->set_value(std::move(status));
+    }
+  });
+  if (posted) return future.get();
+  if (mailbox_.closed()) return Error(Reason::kShuttingDown, "the server is shutting down").ToStatus();
+  return Error(Reason::kQueueFull, "too many requests wait for the server; try again").ToStatus();
+}
+
+bool ControlLoop::ReadAndWait(const std::function<void(const Outcome&)>& read) {
+  auto promise = std::make_shared<std::promise<void>>();
+  auto future = promise->get_future();
+  if (!Read([promise, &read](const Outcome& outcome) {
+        read(outcome);
+        promise->set_value();
+      })) {
+    return false;
+  }
+  future.wait();
+  return true;
+}
+
+int64_t ControlLoop::NextDueUs() const {
+  int64_t due_us = next_tick_us_;
+  for (const auto& [worker, held] : held_) due_us = std::min(due_us, held.deadline_us);
+  return due_us;
+}
+
+absl::StatusOr<std::string> ControlLoop::Step(core::CommandBody body, std::vector<core::EventRecord>* records) {
+  ASSIGN_OR_RETURN(core::Decision decision, options_.decide(state_, {now_, std::move(body)}, core_));
+  for (const core::Event& event : decision.events) core::Apply(&state_, event, records);
+  return std::move(decision.id);
+}
+
+std::vector<ControlLoop::Item> ControlLoop::TakeBatch(int64_t wait_us) {
+  std::vector<Item> items = mailbox_.Take(core::kMaxBatchCommands, wait_us);
+  if (items.empty() || options_.batch_us <= 0 || items.size() >= core::kMaxBatchCommands) return items;
+  // A little company makes one transaction of many.
+  std::vector<Item> more = mailbox_.Take(core::kMaxBatchCommands - items.size(), options_.batch_us);
+  std::move(more.begin(), more.end(), std::back_inserter(items));
+  return items;
+}
+
+void ControlLoop::RunOnce(int64_t wait_us) {
+  std::vector<Item> items = TakeBatch(wait_us);
+  now_ = ReadClock();
+  if (!serving_) {
+    const absl::Status loaded = Reload();
+    serving_ = loaded.ok();
+  }
+  std::vector<core::EventRecord> records;
+  std::vector<Answer> answers;
+  answers.reserve(items.size());
+  for (Item& item : items) {
+    Answer answer;
+    if (item.command && serving_) {
+      absl::StatusOr<std::string> id = Step(std::move(*item.command), &records);
+      if (id.ok()) {
+        answer.id = *std::move(id);
+      } else {
+        answer.status = id.status();
+      }
+    } else if (item.command) {
+      answer.status = Unavailable();
+    }
+    answer.item = std::move(item);
+    answers.push_back(std::move(answer));
+  }
+  const bool ticks = now_.monotonic_us >= next_tick_us_;
+  if (serving_ && (ticks || !items.empty())) {
+    // Neither can be refused.
+    if (ticks) CHECK_OK(Step(core::Tick{}, &records).status());
+    CHECK_OK(Step(core::Place{}, &records).status());
+  }
+  if (ticks) next_tick_us_ = now_.monotonic_us + options_.tick_us;
+  Settle(answers, records);
+}
+
+void ControlLoop::Settle(std::vector<Answer>& answers, const std::vector<core::EventRecord>& records) {
+  const absl::Status committed = serving_ ? Commit(records) : absl::OkStatus();
+  if (!committed.ok()) {
+    for (Answer& answer : answers) {
+      if (answer.item.command) answer.status = committed;
+    }
+  }
+  for (Answer& answer : answers) AnswerOne(answer);
+  if (committed.ok() && !records.empty()) {
+    hub_->PublishEvents(records);
+    if (options_.on_commit) options_.on_commit(records, state_);
+  }
+  ReleaseHeld(false);
+}
+
+absl::Status ControlLoop::Commit(const std::vector<core::EventRecord>& records) {
+  if (records.empty() && state_.touched.Empty()) return absl::OkStatus();
+  absl::Status status = store_->Commit(state_, records);
+  if (status.ok()) {
+    state_.touched = {};
+    return status;
+  }
+  // Nobody knows what is on disk now.
+  const absl::Status loaded = Reload();
+  if (!loaded.ok()) {
+    serving_ = false;
+    Fatal(loaded);
+  }
+  return status;
+}
+
+absl::Status ControlLoop::Reload() {
+  ASSIGN_OR_RETURN(core::State fresh, store_->Load());
+  CarryOver(state_, options_.core, now_, fresh);
+  state_ = std::move(fresh);
+  return absl::OkStatus();
+}
+
+void ControlLoop::Fatal(const absl::Status& status) {
+  if (options_.on_fatal) options_.on_fatal(status);
+}
+
+void ControlLoop::AnswerOne(Answer& answer) {
+  const Outcome outcome{state_, core_, now_, answer.id};
+  if (answer.item.read) {
+    answer.item.read(outcome);
+  } else if (answer.item.hold && answer.status.ok()) {
+    Hold(answer);
+  } else if (answer.item.reply) {
+    answer.item.reply(answer.status, outcome);
+  }
+}
+
+void ControlLoop::Hold(Answer& answer) {
+  const Item& item = answer.item;
+  Held held{std::move(answer.item.reply), item.known_revision, now_.monotonic_us + options_.core.synchronize_hold_us};
+  const auto older = held_.find(item.worker_id);
+  if (older != held_.end()) {
+    // One call per worker: the older one was given up.
+    older->second.reply(absl::OkStatus(), {state_, core_, now_, item.worker_id});
+    held_.erase(older);
+  }
+  held_.emplace(item.worker_id, std::move(held));
+}
+
+void ControlLoop::ReleaseHeld(bool all) {
+  for (auto it = held_.begin(); it != held_.end();) {
+    const core::Worker* worker = state_.FindWorker(it->first);
+    const bool changed = worker == nullptr || worker->revision != it->second.known_revision;
+    if (!all && !changed && now_.monotonic_us < it->second.deadline_us) {
+      ++it;
+      continue;
+    }
+    it->second.reply(absl::OkStatus(), {state_, core_, now_, it->first});
+    it = held_.erase(it);
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,168 @@
+#include "server/store/memory_store.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "server/store/metric_read.h"
+
+namespace nibble::store {
+namespace {
+
+template <typename Key, typename Row>
+void CopyRows(const std::set<Key>& touched, const std::map<Key, Row>& from, std::map<Key, Row>& to) {
+  for (const Key& key : touched) {
+    const auto it = from.find(key);
+    if (it == from.end()) {
+      to.erase(key);
+    } else {
+      to[key] = it->second;
+    }
+  }
+}
+
+// Attempts are rows of their own; a job's row does not bring them along.
+void CopyJobs(const core::State& from, core::State& to) {
+  for (const std::string& id : from.touched.jobs) {
+    const core::Job* job = from.FindJob(id);
+    if (job == nullptr) {
+      to.jobs.erase(id);
+      continue;
+    }
+    auto attempts = std::move(to.jobs[id].attempts);
+    to.jobs[id] = *job;
+    to.jobs[id].attempts = std::move(attempts);
+  }
+  for (const core::AttemptKey& key : from.touched.attempts) {
+    const auto job = to.jobs.find(key.first);
+    const core::Attempt* attempt = from.FindAttempt(key);
+    if (job != to.jobs.end() && attempt != nullptr) job->second.attempts[key.second] = *attempt;
+  }
+}
+
+absl::Status Injected() { return Error(Reason::kStoreUnavailable, "the commit failed (injected)"); }
+
+}  // namespace
+
+core::State WithoutVolatile(core::State state) {
+  state.rollback_suspected = false;
+  state.touched = {};
+  for (auto& [id, job] : state.jobs) {
+    job.queued_us = job.not_before_us = job.cancel_deadline_us = 0;
+    job.plan_key.clear();
+    for (auto& [epoch, attempt] : job.attempts) {
+      attempt.start_us = attempt.assign_revision = 0;
+      attempt.phase = core::Phase::kUnspecified;
+    }
+  }
+  for (auto& [id, worker] : state.workers) {
+    worker.self_draining = false;
+    worker.renewed_us = worker.last_seen_unix_us = worker.revision = worker.known_revision = 0;
+    for (auto& [device_id, device] : worker.devices) {
+      device.used_bytes = 0;
+      device.resident_bases.clear();
+    }
+  }
+  for (auto& [digest, blob] : state.blobs) blob.pin_until_us = 0;
+  return state;
+}
+
+absl::StatusOr<core::State> MemoryStore::Load() {
+  core::State state = WithoutVolatile(rows_);
+  state.BuildIndexes();
+  return state;
+}
+
+absl::Status MemoryStore::Commit(const core::State& state, const std::vector<core::EventRecord>& records) {
+  const Fault fault = faults_ ? faults_() : Fault::kNone;
+  if (fault == Fault::kFailBefore) return Injected();
+  if (state.touched.meta) {
+    rows_.timeline = state.timeline;
+    rows_.generation = state.generation;
+    rows_.last_job_number = state.last_job_number;
+    rows_.last_event_number = state.last_event_number;
+  }
+  CopyJobs(state, rows_);
+  CopyRows(state.touched.workers, state.workers, rows_.workers);
+  CopyRows(state.touched.datasets, state.datasets, rows_.datasets);
+  CopyRows(state.touched.models, state.models, rows_.models);
+  CopyRows(state.touched.adapters, state.adapters, rows_.adapters);
+  CopyRows(state.touched.blobs, state.blobs, rows_.blobs);
+  CopyRows(state.touched.requests, state.requests, rows_.requests);
+  events_.insert(events_.end(), records.begin(), records.end());
+  std::erase_if(events_, [&](const core::EventRecord& record) {
+    return !record.job_id.empty() && state.touched.jobs.count(record.job_id) > 0 &&
+           state.FindJob(record.job_id) == nullptr;
+  });
+  return fault == Fault::kFailAfter ? Injected() : absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<core::EventRecord>> MemoryStore::ReadEvents(std::string_view job_id,
+                                                                       int64_t after_sequence, int64_t limit) {
+  std::vector<core::EventRecord> found;
+  for (const core::EventRecord& record : events_) {
+    if (static_cast<int64_t>(found.size()) >= limit) break;
+    if (record.job_id == job_id && record.sequence > after_sequence) found.push_back(record);
+  }
+  return found;
+}
+
+absl::Status MemoryMetricStore::Append(std::string_view job_id, const std::vector<StepMetric>& metrics) {
+  std::lock_guard lock(mutex_);
+  auto& rows = metrics_[std::string(job_id)];
+  for (const StepMetric& metric : metrics) {
+    const auto [it, fresh] = rows.emplace(std::make_pair(metric.step, metric.epoch), metric);
+    if (!fresh) Merge(metric, it->second);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<StepMetric>> MemoryMetricStore::Read(std::string_view job_id, int64_t after_step,
+                                                                int64_t until_step, int64_t max_points) {
+  std::lock_guard lock(mutex_);
+  std::vector<StepMetric> found;
+  const auto job = metrics_.find(job_id);
+  if (job == metrics_.end()) return found;
+  for (const auto& [key, metric] : job->second) {
+    if (metric.step <= after_step || (until_step > 0 && metric.step > until_step)) continue;
+    // Rows of a step come in order of their epochs: the last one stands.
+    if (!found.empty() && found.back().step == metric.step) found.pop_back();
+    found.push_back(metric);
+  }
+  return Thin(std::move(found), max_points);
+}
+
+absl::Status MemoryMetricStore::DeleteJob(std::string_view job_id) {
+  std::lock_guard lock(mutex_);
+  const auto it = metrics_.find(job_id);
+  if (it != metrics_.end()) metrics_.erase(it);
+  return absl::OkStatus();
+}
+
+absl::Status MemoryMetricStore::PutUpload(const Upload& upload) {
+  std::lock_guard lock(mutex_);
+  uploads_[upload.id] = upload;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<Upload>> MemoryMetricStore::GetUpload(std::string_view id) {
+  std::lock_guard lock(mutex_);
+  const auto it = uploads_.find(id);
+  if (it == uploads_.end()) return std::nullopt;
+  return it->second;
+}
+
+absl::StatusOr<std::vector<Upload>> MemoryMetricStore::ListUploads() {
+  std::lock_guard lock(mutex_);
+  std::vector<Upload> list;
+  for (const auto& [id, upload] : uploads_) list.push_back(upload);
+  return list;
+}
+
+absl::Status MemoryMetricStore::DeleteUpload(std::string_view id) {
+  std::lock_guard lock(mutex_);
+  const auto it = uploads_.find(id);
+  if (it != uploads_.end()) uploads_.erase(it);
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::store
