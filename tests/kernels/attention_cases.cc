@@ -91,7 +91,8 @@ Outcome RunBackward(const KernelTable& table, int threads, const AttentionShape&
   Ref64Table().attention_backward(ref.get(), want.dq.data(), want.dk.data(), want.dv.data(),
                                   want.dout.data(), ref_out.data(), ref_lse.data(), want.q.data(),
                                   want.k.data(), want.v.data(), want.args);
-  const double tolerance = ActTolerance(table);
+  // Probabilities and score gradients are rounded to bf16 before the last three products.
+  const double tolerance = (table.act == DType::kBF16 ? 3 : 1) * ActTolerance(table);
   Comparison result;
   result.Add("dq", got.dq, want.dq, tolerance);
   result.Add("dk", got.dk, want.dk, tolerance);
@@ -134,7 +135,7 @@ std::vector<Case> AttentionCases() {
       {{0, 100}, 1, 1, 256},
       {{0, 260}, 2, 1, 64, 50},
       {{0, 120, 330}, 4, 2, 24, 100},
-      {{0, 40}, 2, 1, 64, 1},
+      {{0, 40}, 2, 1, 64, 2},
       {{0, 33}, 2, 1, 6},
   };
   std::vector<Case> cases;

@@ -115,10 +115,6 @@ double ActTolerance(const KernelTable& table) {
   return table.act == DType::kBF16 ? 0x1p-7 : table.act == DType::kF32 ? 2e-5 : 1e-12;
 }
 
-double RealTolerance(const KernelTable& table) {
-  return table.act == DType::kBF16 ? 0x1p-7 : table.act == DType::kF32 ? 2e-5 : 1e-12;
-}
-
 std::vector<Case> AllCases() {
   std::vector<Case> all;
   for (auto part : {LinearCases(), AttentionCases(), ElementwiseCases(), LossCases()})

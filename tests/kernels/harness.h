@@ -85,7 +85,5 @@ class Comparison {
 // What an output of the table's act type may be off by: bf16 rounding of inputs' products and of the
 // result, or float's.
 double ActTolerance(const KernelTable& table);
-// The same for a result in the real type whose inputs were act intermediates.
-double RealTolerance(const KernelTable& table);
 
 }  // namespace nibble::kernels::check

@@ -1,0 +1,189 @@
+// Frozen weights to bf16: out[i] = bf16(code_book[code] * absmax), the product in fp32, nearest even. Every
+// body gives the same bits.
+//
+// 4-bit codes: the 16 entries of the code book are scaled and rounded once per block, and each weight is
+// then a table look-up of 16-bit values.
+#pragma once
+
+#include "kernels/counter.h"
+#include "kernels/cpu/body/simd.h"
+#include "kernels/kernel_table.h"
+
+namespace nibble::kernels::cpu::NIBBLE_BODY {
+
+NIBBLE_INLINE float BlockAbsmax(const WeightView& w, int64_t block) {
+  if (w.absmax != nullptr) return w.absmax[block];
+  const float nested = w.nested_map[w.absmax_codes[block]] * w.nested_absmax[block >> 8];
+  return nested + w.offset;
+}
+
+NIBBLE_INLINE uint32_t CodeAt(const WeightView& w, int64_t i) {
+  const auto* codes = static_cast<const uint8_t*>(w.data);
+  if (w.type == QuantType::kINT8) return codes[i];
+  return i & 1 ? codes[i >> 1] & 15u : codes[i >> 1] >> 4;
+}
+
+#if defined(__AVX512F__)
+
+// Rounding in integers: vcvtneps2bf16 would flush subnormal products to zero, and bodies must agree.
+NIBBLE_INLINE __m256i RoundTable(F32 products) {
+  const I32 bits = _mm512_castps_si512(products);
+  const I32 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16));
+}
+
+// The scaled table in both halves, so that the word permutation needs no masking of its 5-bit indices.
+struct NibbleTable {
+  explicit NIBBLE_INLINE NibbleTable(const float* code_book, float absmax) {
+    const __m256i half = RoundTable(Mul(Load(code_book), Set1(absmax)));
+    words = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
+  }
+  // 32 weights of 16 bytes.
+  NIBBLE_INLINE void Decode32(const uint8_t* codes, BF16* out) const {
+    const I32 bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
+    const I32 index = _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi16(index, words));
+  }
+  I32 words;
+};
+
+// 16 look-ups in an INT8 code book.
+NIBBLE_INLINE void DecodeBytes16(const uint8_t* codes, const float* code_book, float absmax, BF16* out) {
+  const I32 index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
+  const F32 products = Mul(_mm512_i32gather_ps(index, code_book, 4), Set1(absmax));
+  _mm256_storeu_si256((__m256i*)out, RoundTable(products));
+}
+
+#else
+
+NIBBLE_INLINE __m128i RoundTable(F32 products) {
+  const I32 bits = _mm256_castps_si256(products);
+  const I32 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const I32 words = _mm256_srli_epi32(
+      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+
+// The scaled table as one table of low and one of high bytes, for the byte shuffle.
+struct NibbleTable {
+  explicit NIBBLE_INLINE NibbleTable(const float* code_book, float absmax) {
+    const __m128i first = RoundTable(Mul(Load(code_book), Set1(absmax)));
+    const __m128i second = RoundTable(Mul(Load(code_book + 8), Set1(absmax)));
+    const __m128i low_mask = _mm_set1_epi16(0xFF);
+    low = _mm_packus_epi16(_mm_and_si128(first, low_mask), _mm_and_si128(second, low_mask));
+    high = _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8));
+  }
+  NIBBLE_INLINE void Decode32(const uint8_t* codes, BF16* out) const {
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)codes);
+    const __m128i nibble = _mm_set1_epi8(15);
+    const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
+    const __m128i odd = _mm_and_si128(bytes, nibble);
+    Look16(_mm_unpacklo_epi8(even, odd), out);
+    Look16(_mm_unpackhi_epi8(even, odd), out + 16);
+  }
+  NIBBLE_INLINE void Look16(__m128i index, BF16* out) const {
+    const __m128i l = _mm_shuffle_epi8(low, index), h = _mm_shuffle_epi8(high, index);
+    _mm_storeu_si128((__m128i*)out, _mm_unpacklo_epi8(l, h));
+    _mm_storeu_si128((__m128i*)(out + 8), _mm_unpackhi_epi8(l, h));
+  }
+  __m128i low, high;
+};
+
+NIBBLE_INLINE void DecodeBytes16(const uint8_t* codes, const float* code_book, float absmax, BF16* out) {
+  for (int half = 0; half < 16; half += 8) {
+    const I32 index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(codes + half)));
+    const F32 products = Mul(_mm256_i32gather_ps(code_book, index, 4), Set1(absmax));
+    _mm_storeu_si128((__m128i*)(out + half), RoundTable(products));
+  }
+}
+
+#endif
+
+// `count` elements inside one block.
+static void DecodeInBlock(const WeightView& w, float absmax, int64_t first, int64_t count, BF16* out) {
+  const auto* codes = static_cast<const uint8_t*>(w.data);
+  int64_t i = 0;
+  if (w.type == QuantType::kINT8) {
+    for (; i + 16 <= count; i += 16) DecodeBytes16(codes + first + i, w.code_book, absmax, out + i);
+  } else if (first % 2 == 0 && count >= 32) {
+    const NibbleTable table(w.code_book, absmax);
+    for (; i + 32 <= count; i += 32) table.Decode32(codes + (first + i) / 2, out + i);
+  }
+  for (; i < count; ++i) out[i] = ToBF16(w.code_book[CodeAt(w, first + i)] * absmax);
+}
+
+// Flat elements first .. first + count - 1.
+static void DecodeSpan(const WeightView& w, int64_t first, int64_t count, BF16* out) {
+  if (w.type == QuantType::kBF16) {
+    std::memcpy(out, static_cast<const BF16*>(w.data) + first, static_cast<size_t>(2 * count));
+    return;
+  }
+  if (w.type == QuantType::kF32) {
+    const float* values = static_cast<const float*>(w.data) + first;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) Store(out + i, Load(values + i));
+    for (; i < count; ++i) out[i] = ToBF16(values[i]);
+    return;
+  }
+  int64_t block = first / w.block;
+  int64_t in_block = first - block * w.block;
+  for (int64_t done = 0; done < count; ++block, in_block = 0) {
+    const int64_t left = w.block - in_block;
+    const int64_t part = left < count - done ? left : count - done;
+    DecodeInBlock(w, BlockAbsmax(w, block), first + done, part, out + done);
+    done += part;
+  }
+}
+
+// Dropout masks: which of 8 consecutive elements are kept. `threshold` is p in units of 2^-24, rounded up:
+// CounterKeep compares 24-bit integers.
+struct Dropout {
+  explicit Dropout(const DropoutKey& key)
+      : mixed(CounterMix(key.seed + 0x9E3779B97F4A7C15ull * (key.stream + 1))),
+        inverse(1.0f / (1.0f - key.p)) {
+    const double scaled = static_cast<double>(key.p) * 0x1p24;
+    threshold = static_cast<uint64_t>(scaled);
+    if (static_cast<double>(threshold) < scaled) ++threshold;
+  }
+  NIBBLE_INLINE uint32_t Keep8(uint64_t index) const {
+#if defined(__AVX512F__)
+    const auto mix = [](__m512i z, int shift, uint64_t factor) {
+      return _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, static_cast<unsigned>(shift))),
+                                _mm512_set1_epi64(static_cast<int64_t>(factor)));
+    };
+    const uint64_t step = 0x9E3779B97F4A7C15ull;
+    __m512i z = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(mixed + step * (index + 1))),
+                                 _mm512_mullo_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7),
+                                                    _mm512_set1_epi64(static_cast<int64_t>(step))));
+    z = mix(z, 30, 0xBF58476D1CE4E5B9ull);
+    z = mix(z, 27, 0x94D049BB133111EBull);
+    z = _mm512_xor_si512(z, _mm512_srli_epi64(z, 31));
+    return _mm512_cmpge_epu64_mask(_mm512_srli_epi64(z, 40),
+                                   _mm512_set1_epi64(static_cast<int64_t>(threshold)));
+#else
+    uint32_t keep = 0;
+    for (uint64_t i = 0; i < 8; ++i) {
+      const uint64_t bits = CounterMix(mixed + 0x9E3779B97F4A7C15ull * (index + i + 1));
+      keep |= (bits >> 40 >= threshold ? 1u : 0u) << i;
+    }
+    return keep;
+#endif
+  }
+  uint64_t mixed;
+  uint64_t threshold;
+  float inverse;
+};
+
+// Zeroes the dropped ones of `count` values whose first has this index.
+template <typename T>
+static void ZeroDropped(const Dropout& dropout, uint64_t index, int64_t count, T* values) {
+  for (int64_t i = 0; i < count; i += 8) {
+    const uint32_t keep = dropout.Keep8(index + static_cast<uint64_t>(i));
+    if (keep == 0xFF) continue;
+    for (int64_t j = 0; j < 8 && i + j < count; ++j)
+      if ((keep >> j & 1) == 0) values[i + j] = T{};
+  }
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_BODY

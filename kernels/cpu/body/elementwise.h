@@ -1,0 +1,248 @@
+// Norms, rotary embedding, gated activations, embedding, optimizer and other elementwise ops.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/cpu/body/simd.h"
+#include "kernels/kernel_table.h"
+#include "kernels/parallel.h"
+
+namespace nibble::kernels::cpu::NIBBLE_BODY {
+
+// Elements a piece covers: enough that handing it to a thread is cheap beside it.
+constexpr int64_t kPieceElements = 16384;
+
+// fn(first, last) over spans of `count`.
+template <typename F>
+static void RunSpans(Context* ctx, int64_t count, const F& fn) {
+  RunPieces(ctx->pool, (count + kPieceElements - 1) / kPieceElements, [&](int64_t piece, int) {
+    const int64_t first = piece * kPieceElements;
+    const int64_t last = first + kPieceElements;
+    fn(first, last < count ? last : count);
+  });
+}
+
+// fn(row) over rows of about `width` elements.
+template <typename F>
+static void RunRows(Context* ctx, int64_t rows, int64_t width, const F& fn) {
+  const int64_t rows_per_piece = kPieceElements / (width > 0 ? width : 1) + 1;
+  RunPieces(ctx->pool, (rows + rows_per_piece - 1) / rows_per_piece, [&](int64_t piece, int) {
+    const int64_t last = (piece + 1) * rows_per_piece;
+    for (int64_t row = piece * rows_per_piece; row < (last < rows ? last : rows); ++row) fn(row);
+  });
+}
+
+NIBBLE_INLINE F32 LoadParam(const ParamView& view, int64_t at, int64_t lanes) {
+  if (view.type == DType::kBF16) {
+    const BF16* p = static_cast<const BF16*>(view.data) + at;
+    return lanes >= kLanes ? Load(p) : Load(p, lanes);
+  }
+  const float* p = static_cast<const float*>(view.data) + at;
+  return lanes >= kLanes ? Load(p) : Load(p, lanes);
+}
+template <typename T>
+NIBBLE_INLINE F32 LoadSome(const T* p, int64_t lanes) {
+  return lanes >= kLanes ? Load(p) : Load(p, lanes);
+}
+template <typename T>
+NIBBLE_INLINE void StoreSome(T* p, F32 a, int64_t lanes) {
+  if (lanes >= kLanes)
+    Store(p, a);
+  else
+    Store(p, a, lanes);
+}
+
+static void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m,
+                           int64_t dim, float eps, float unit_offset) {
+  KERNEL_CHECK(m >= 0 && dim > 0 && w.type != DType::kF64);
+  RunRows(ctx, m, dim, [&](int64_t row) {
+    const BF16* in = static_cast<const BF16*>(x) + row * dim;
+    BF16* out = static_cast<BF16*>(y) + row * dim;
+    F32 squares = Zero();
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      const F32 v = LoadSome(in + i, dim - i);
+      squares = Fma(v, v, squares);
+    }
+    const float scale = 1.0f / std::sqrt(SumLanes(squares) / static_cast<float>(dim) + eps);
+    if (rstd != nullptr) static_cast<float*>(rstd)[row] = scale;
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      const F32 weight = Add(LoadParam(w, i, dim - i), Set1(unit_offset));
+      StoreSome(out + i, Mul(Mul(LoadSome(in + i, dim - i), Set1(scale)), weight), dim - i);
+    }
+  });
+}
+
+static void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
+                            ParamView w, const void* rstd, int64_t m, int64_t dim, float unit_offset) {
+  KERNEL_CHECK(m >= 0 && dim > 0 && w.type != DType::kF64);
+  RunRows(ctx, m, dim, [&](int64_t row) {
+    const BF16* in = static_cast<const BF16*>(x) + row * dim;
+    const BF16* gradient = static_cast<const BF16*>(dy) + row * dim;
+    BF16* out = static_cast<BF16*>(dx) + row * dim;
+    const float scale = static_cast<const float*>(rstd)[row];
+    const auto weighted = [&](int64_t i) {
+      return Mul(LoadSome(gradient + i, dim - i), Add(LoadParam(w, i, dim - i), Set1(unit_offset)));
+    };
+    F32 dot = Zero();
+    for (int64_t i = 0; i < dim; i += kLanes) dot = Fma(weighted(i), LoadSome(in + i, dim - i), dot);
+    const F32 mean = Set1(SumLanes(dot) * scale * scale / static_cast<float>(dim));
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      F32 value = Mul(Set1(scale), NegFma(LoadSome(in + i, dim - i), mean, weighted(i)));
+      if (accumulate) value = Add(value, LoadSome(out + i, dim - i));
+      StoreSome(out + i, value, dim - i);
+    }
+  });
+}
+
+static void AddArrays(Context* ctx, void* out, const void* a, const void* b, int64_t count) {
+  RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kLanes) {
+      const F32 sum = Add(LoadSome(static_cast<const BF16*>(a) + i, last - i),
+                          LoadSome(static_cast<const BF16*>(b) + i, last - i));
+      StoreSome(static_cast<BF16*>(out) + i, sum, last - i);
+    }
+  });
+}
+
+static void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
+                 int64_t heads, int64_t head_dim, bool inverse) {
+  KERNEL_CHECK(m >= 0 && heads > 0 && head_dim > 0 && head_dim % 2 == 0);
+  const int64_t half = head_dim / 2;
+  RunRows(ctx, m, heads * head_dim, [&](int64_t row) {
+    const float* angles = cos_sin + positions[row] * head_dim;
+    BF16* values = static_cast<BF16*>(x) + row * heads * head_dim;
+    for (int64_t i = 0; i < half; i += kLanes) {
+      const int64_t lanes = half - i < kLanes ? half - i : kLanes;
+      float cosines[kLanes] = {}, sines[kLanes] = {};
+      for (int64_t j = 0; j < lanes; ++j) {
+        cosines[j] = angles[2 * (i + j)];
+        sines[j] = inverse ? -angles[2 * (i + j) + 1] : angles[2 * (i + j) + 1];
+      }
+      const F32 c = Load(cosines), s = Load(sines);
+      for (int64_t head = 0; head < heads; ++head) {
+        BF16* low = values + head * head_dim + i;
+        const F32 a = LoadSome(low, lanes), b = LoadSome(low + half, lanes);
+        StoreSome(low, NegFma(b, s, Mul(a, c)), lanes);
+        StoreSome(low + half, Fma(a, s, Mul(b, c)), lanes);
+      }
+    }
+  });
+}
+
+// The activation's value and derivative.
+struct Activated {
+  F32 value, derivative;
+};
+NIBBLE_INLINE Activated Activate(F32 g, Activation activation) {
+  const F32 one = Set1(1.0f);
+  if (activation == Activation::kSilu) {
+    const F32 sigmoid = Div(one, Add(one, Exp(Sub(Zero(), g))));
+    return {Mul(g, sigmoid), Mul(sigmoid, Fma(g, Sub(one, sigmoid), one))};
+  }
+  // g sigmoid(2 z), z = c (g + a g^3): the tanh form without its cancellation.
+  const F32 c = Set1(0.7978845608028654f), a = Set1(0.044715f);
+  const F32 square = Mul(g, g);
+  const F32 z = Mul(Mul(c, g), Fma(a, square, one));
+  const F32 sigmoid = Div(one, Add(one, Exp(Mul(Set1(-2.0f), z))));
+  const F32 slope = Mul(Set1(2.0f), Mul(c, Fma(Mul(Set1(3.0f), a), square, one)));
+  return {Mul(g, sigmoid), Mul(sigmoid, Fma(Mul(g, slope), Sub(one, sigmoid), one))};
+}
+
+static void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
+                         Activation activation) {
+  RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kLanes) {
+      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + i, last - i), activation);
+      const F32 u = LoadSome(static_cast<const BF16*>(up) + i, last - i);
+      StoreSome(static_cast<BF16*>(out) + i, Mul(a.value, u), last - i);
+    }
+  });
+}
+
+static void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
+                          const void* up, int64_t count, Activation activation) {
+  RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kLanes) {
+      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + i, last - i), activation);
+      const F32 u = LoadSome(static_cast<const BF16*>(up) + i, last - i);
+      const F32 d = LoadSome(static_cast<const BF16*>(dout) + i, last - i);
+      StoreSome(static_cast<BF16*>(dgate) + i, Mul(Mul(d, u), a.derivative), last - i);
+      StoreSome(static_cast<BF16*>(dup) + i, Mul(d, a.value), last - i);
+    }
+  });
+}
+
+static void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m,
+                             int64_t dim, float scale) {
+  KERNEL_CHECK(table.type != DType::kF64);
+  RunRows(ctx, m, dim, [&](int64_t row) {
+    BF16* to = static_cast<BF16*>(out) + row * dim;
+    for (int64_t i = 0; i < dim; i += kLanes)
+      StoreSome(to + i, Mul(LoadParam(table, ids[row] * dim + i, dim - i), Set1(scale)), dim - i);
+  });
+}
+
+static void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const AdamWArgs& args) {
+  KERNEL_CHECK(args.step >= 1);
+  const auto steps = static_cast<double>(args.step);
+  const auto set = [](double value) { return Set1(static_cast<float>(value)); };
+  const F32 beta1 = set(args.beta1), beta2 = set(args.beta2);
+  const F32 rest1 = set(1 - args.beta1), rest2 = set(1 - args.beta2);
+  const F32 rate = set(args.learning_rate / (1 - std::pow(args.beta1, steps)));
+  const F32 correction = set(1 / (1 - std::pow(args.beta2, steps)));
+  const F32 decay = set(args.learning_rate * args.weight_decay);
+  const F32 epsilon = set(args.epsilon), clip = set(args.gradient_scale);
+  RunSpans(ctx, args.count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kLanes) {
+      const int64_t lanes = last - i;
+      float* const param = static_cast<float*>(p) + i;
+      float* const moment1 = static_cast<float*>(m) + i;
+      float* const moment2 = static_cast<float*>(v) + i;
+      const F32 gradient = Mul(LoadSome(static_cast<const float*>(g) + i, lanes), clip);
+      const F32 m1 = Fma(beta1, LoadSome(moment1, lanes), Mul(rest1, gradient));
+      const F32 m2 = Fma(beta2, LoadSome(moment2, lanes), Mul(Mul(rest2, gradient), gradient));
+      F32 value = LoadSome(param, lanes);
+      value = NegFma(decay, value, value);
+      value = Sub(value, Div(Mul(rate, m1), Add(Sqrt(Mul(m2, correction)), epsilon)));
+      StoreSome(moment1, m1, lanes);
+      StoreSome(moment2, m2, lanes);
+      StoreSome(param, value, lanes);
+    }
+  });
+}
+
+static double SumSquares(Context* ctx, const void* x, int64_t count) {
+  constexpr int64_t kPieces = 64;
+  double parts[kPieces] = {};
+  const auto* values = static_cast<const float*>(x);
+  const int64_t span = (count + kPieces - 1) / kPieces;
+  const int64_t pieces = count < kPieceElements ? 1 : kPieces;
+  RunPieces(ctx->pool, pieces, [&](int64_t group, int) {
+    for (int64_t piece = group * kPieces / pieces; piece < (group + 1) * kPieces / pieces; ++piece) {
+      const int64_t last = (piece + 1) * span < count ? (piece + 1) * span : count;
+      double sums[8] = {};
+      int64_t i = piece * span;
+      for (; i + 8 <= last; i += 8) {
+        for (int64_t j = 0; j < 8; ++j) {
+          const auto value = static_cast<double>(values[i + j]);
+          sums[j] += value * value;
+        }
+      }
+      for (; i < last; ++i) sums[0] += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+      for (const double sum : sums) parts[piece] += sum;
+    }
+  });
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
+static void ToAct(Context* ctx, void* out, const void* in, int64_t count) {
+  RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kLanes)
+      StoreSome(static_cast<BF16*>(out) + i, LoadSome(static_cast<const float*>(in) + i, last - i), last - i);
+  });
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_BODY

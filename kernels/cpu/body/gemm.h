@@ -1,0 +1,311 @@
+// Products: out[rows, columns] = lhs[rows, depth] * rhs[depth, columns], summed in fp32.
+//
+// The right-hand side, usually a quantized weight, is decoded a panel at a time (half a MiB, so it stays in
+// the second-level cache) and swept by all rows. Depth is cut into blocks only when it is very long; sums
+// then wait in a scratch of 64 columns. Every element is summed in one fixed order (branch first, then
+// depth ascending), however the work is cut, so results do not depend on the number of threads.
+#pragma once
+
+#include "kernels/check.h"
+#include "kernels/cpu/body/pack.h"
+#include "kernels/cpu/body/simd.h"
+#include "kernels/cpu/workspace.h"
+#include "kernels/parallel.h"
+
+namespace nibble::kernels::cpu::NIBBLE_BODY {
+
+#if defined(__AVX512F__)
+constexpr int64_t kTileRows = 12;  // x 2 registers of columns: 24 sums of the 32 registers
+#else
+constexpr int64_t kTileRows = 6;   // 12 sums of 16
+#endif
+constexpr int64_t kMaxDepth = kPairs ? 4096 : 2048;
+constexpr int64_t kPanelBytes = kThreadBytes / 2;
+constexpr int64_t kScratchColumns = 64;
+
+// c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
+template <int kRows, int kVectors>
+static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, int64_t steps, float* c,
+                        int64_t c_stride, bool accumulate) {
+  F32 sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      sums[r][v] = accumulate ? Load(c + r * c_stride + v * kLanes) : Zero();
+  // Four row pointers instead of twelve: the others are one or two strides away.
+  const char* rows[4];
+  for (int i = 0; i < 4; ++i) rows[i] = lhs + 3 * i * lhs_stride;
+  for (int64_t s = 0; s < steps; ++s) {
+    F32 columns[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) columns[v] = Load(tile + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      float value;
+      std::memcpy(&value, rows[r / 3] + (r % 3) * lhs_stride, 4);
+      const F32 a = Set1(value);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(a, columns[v], sums[r][v]);
+    }
+    tile += kTileColumns;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) rows[i] += 4;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) Store(c + r * c_stride + v * kLanes, sums[r][v]);
+}
+
+using MicroKernelFn = void (*)(const char*, int64_t, const float*, int64_t, float*, int64_t, bool);
+
+template <int... kIndex>
+struct MicroKernels {
+  static constexpr MicroKernelFn kTable[] = {&MicroKernel<kIndex / 2 + 1, kIndex % 2 + 1>...};
+};
+#if defined(__AVX512F__)
+using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+                                     20, 21, 22, 23>;
+#else
+using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11>;
+#endif
+
+// One tile: rows <= kTileRows, columns <= kTileColumns; c is written up to a multiple of kLanes columns.
+NIBBLE_INLINE void MultiplyTile(const void* lhs, int64_t lhs_stride_bytes, const float* tile, int64_t steps,
+                                int64_t rows, int64_t columns, float* c, int64_t c_stride,
+                                bool accumulate) {
+  const int64_t kernel = (rows - 1) * 2 + (columns > kLanes ? 1 : 0);
+  AllMicroKernels::kTable[kernel](static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, c,
+                                  c_stride, accumulate);
+}
+
+// Rows of one tile: full tiles would leave a thin last one, which is slow, so they are evened out.
+NIBBLE_INLINE int64_t EvenRows(int64_t rows) {
+  if (rows <= kTileRows) return rows > 0 ? rows : 1;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  return (rows + tiles - 1) / tiles;
+}
+
+// A whole small product on this thread: c[rows, columns] (+)= lhs * panel.
+static void MultiplyPanel(const void* lhs, int64_t lhs_stride_bytes, const float* panel, int64_t depth,
+                          int64_t rows, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
+  const int64_t steps = Steps(depth), tile_rows = EvenRows(rows);
+  for (int64_t i = 0; i < rows; i += tile_rows) {
+    const int64_t part = rows - i < tile_rows ? rows - i : tile_rows;
+    for (int64_t j = 0; j < columns; j += kTileColumns) {
+      MultiplyTile(static_cast<const char*>(lhs) + i * lhs_stride_bytes, lhs_stride_bytes,
+                   panel + j * steps, steps, part, columns - j, c + i * c_stride + j, c_stride,
+                   accumulate);
+    }
+  }
+}
+
+// The left-hand side: rows of bf16 as ops get them, or of operands we made.
+struct Lhs {
+  const void* data = nullptr;
+  int64_t stride = 0;                // in elements
+  bool operands = false;             // float in a float body; says nothing new in a bf16 body
+  const Dropout* dropout = nullptr;  // element (row, column) has index row * stride + column
+
+  NIBBLE_INLINE int64_t ElementBytes() const {
+    return operands ? static_cast<int64_t>(sizeof(Operand)) : 2;
+  }
+  // Whether the micro-kernel can read the rows where they are: already operands, whole steps, and no
+  // stride that maps all rows to one cache set.
+  NIBBLE_INLINE bool Direct(int64_t depth) const {
+    return (operands || kPairs) && dropout == nullptr && depth % kDepthPerStep == 0 &&
+           stride * ElementBytes() % 2048 != 0;
+  }
+};
+
+// Rows row .. row + rows - 1, columns first .. first + depth - 1 as operands; returns where, and the
+// stride in bytes. `copy` is used when they cannot stay where they are.
+struct PreparedRows {
+  const void* data;
+  int64_t stride_bytes;
+};
+static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64_t first, int64_t depth,
+                                Operand* copy) {
+  if (lhs.Direct(depth)) {
+    const int64_t bytes = lhs.ElementBytes();
+    return {static_cast<const char*>(lhs.data) + (row * lhs.stride + first) * bytes, lhs.stride * bytes};
+  }
+  // A little more than the depth, so that the rows spread over cache sets.
+  const int64_t stride = Steps(depth) * kDepthPerStep + 16;
+  for (int64_t i = 0; i < rows; ++i) {
+    Operand* out = copy + i * stride;
+    const int64_t at = (row + i) * lhs.stride + first;
+    if (lhs.operands) {
+      std::memcpy(out, static_cast<const Operand*>(lhs.data) + at,
+                  static_cast<size_t>(depth) * sizeof(Operand));
+    } else {
+      const BF16* in = static_cast<const BF16*>(lhs.data) + at;
+#if defined(__AVX512BF16__)
+      std::memcpy(out, in, static_cast<size_t>(2 * depth));
+#else
+      int64_t d = 0;
+      for (; d + kLanes <= depth; d += kLanes) Store(out + d, Load(in + d));
+      for (; d < depth; ++d) out[d] = ToFloat(in[d]);
+#endif
+      if (lhs.dropout != nullptr) ZeroDropped(*lhs.dropout, static_cast<uint64_t>(at), depth, out);
+    }
+    if (kPairs && depth % 2 != 0) out[depth] = Operand{};
+  }
+  return {copy, stride * static_cast<int64_t>(sizeof(Operand))};
+}
+
+// A second, short product whose scaled sum the main one starts from: the LoRA branch.
+//   start = scale * lhs * rhs, dropped elements zero
+template <typename Packer>
+struct Branch {
+  Lhs lhs;
+  int64_t depth = 0;                 // 0 = no branch
+  float scale = 1;
+  const Dropout* dropout = nullptr;  // on the result; index row * columns + column
+  Packer pack;                       // (first column, columns, first depth, depth, panel)
+};
+
+struct ThreadMemory {
+  float* panel;
+  float* branch_panel;
+  Operand* rows;
+  Operand* branch_rows;
+  float* scratch;
+};
+
+struct GemmShape {
+  int64_t rows = 0, columns = 0, depth = 0;
+};
+
+struct GemmPlan {
+  int64_t panel_columns, panels, row_chunks, chunk_rows, block_depth, blocks;
+};
+
+static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threads) {
+  GemmPlan plan;
+  plan.blocks = (shape.depth + kMaxDepth - 1) / kMaxDepth;
+  if (plan.blocks < 1) plan.blocks = 1;
+  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, 2);
+  const int64_t column_bytes = 4 * Steps(plan.block_depth + branch_depth + 2);
+  int64_t columns = kPanelBytes / column_bytes / kTileColumns * kTileColumns;
+  // Four panels per thread keep the threads even; wider panels read the rows less often.
+  const int64_t even = RoundUp((shape.columns + 4 * threads - 1) / (4 * threads), kTileColumns);
+  const int64_t widest = plan.blocks > 1 ? kScratchColumns : 256;
+  if (columns > widest) columns = widest;
+  if (columns > even) columns = even;
+  if (columns < kTileColumns) columns = kTileColumns;
+  // Few columns, many rows: one panel each, rows shared out.
+  if (shape.columns <= kScratchColumns && shape.rows > shape.columns)
+    columns = RoundUp(shape.columns, kTileColumns);
+  plan.panel_columns = columns;
+  plan.panels = (shape.columns + columns - 1) / columns;
+  plan.row_chunks = 1;
+  if (plan.panels < threads) plan.row_chunks = (threads + plan.panels - 1) / plan.panels;
+  plan.chunk_rows = RoundUp((shape.rows + plan.row_chunks - 1) / plan.row_chunks, kTileRows);
+  if (plan.chunk_rows < kTileRows) plan.chunk_rows = kTileRows;
+  plan.row_chunks = (shape.rows + plan.chunk_rows - 1) / plan.chunk_rows;
+  return plan;
+}
+
+// pack(first column, columns, first depth, depth, panel) fills a panel. finish(row, rows, column, columns,
+// sums, stride) gets every finished tile once. `reserved` bytes at the workspace's beginning are the op's.
+template <typename Packer, typename BranchPacker, typename Finish>
+static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
+                 const Packer& pack, const Branch<BranchPacker>& branch, const Finish& finish) {
+  if (shape.rows == 0 || shape.columns == 0) return;
+  const int threads = PoolThreads(ctx->pool);
+  const GemmPlan plan = PlanGemm(shape, branch.depth, threads);
+  const int64_t panel_floats = Steps(plan.block_depth) * plan.panel_columns;
+  const int64_t branch_floats = Steps(branch.depth) * plan.panel_columns;
+  const int64_t row_operands = kTileRows * (plan.block_depth + 18);
+  const int64_t branch_operands = kTileRows * (branch.depth + 18);
+  const int64_t scratch_floats = plan.blocks > 1 ? plan.chunk_rows * plan.panel_columns : 0;
+  const int64_t thread_bytes =
+      RoundUp(4 * panel_floats, 64) + RoundUp(4 * branch_floats, 64) +
+      RoundUp(static_cast<int64_t>(sizeof(Operand)) * row_operands, 64) +
+      RoundUp(static_cast<int64_t>(sizeof(Operand)) * branch_operands, 64) +
+      RoundUp(4 * scratch_floats, 64);
+  KERNEL_CHECK(reserved + threads * thread_bytes <= ctx->workspace_bytes);
+  const auto memory = [&](int thread) {
+    char* at = static_cast<char*>(ctx->workspace) + reserved + thread * thread_bytes;
+    const auto take = [&at](int64_t bytes) {
+      char* const taken = at;
+      at += RoundUp(bytes, 64);
+      return taken;
+    };
+    ThreadMemory m;
+    m.panel = reinterpret_cast<float*>(take(4 * panel_floats));
+    m.branch_panel = reinterpret_cast<float*>(take(4 * branch_floats));
+    m.rows = reinterpret_cast<Operand*>(take(static_cast<int64_t>(sizeof(Operand)) * row_operands));
+    m.branch_rows =
+        reinterpret_cast<Operand*>(take(static_cast<int64_t>(sizeof(Operand)) * branch_operands));
+    m.scratch = reinterpret_cast<float*>(take(4 * scratch_floats));
+    return m;
+  };
+
+  RunPieces(ctx->pool, plan.panels * plan.row_chunks, [&](int64_t piece, int thread) {
+    const ThreadMemory mem = memory(thread);
+    const int64_t column0 = piece / plan.row_chunks * plan.panel_columns;
+    const int64_t row0 = piece % plan.row_chunks * plan.chunk_rows;
+    const int64_t columns =
+        shape.columns - column0 < plan.panel_columns ? shape.columns - column0 : plan.panel_columns;
+    const int64_t end = shape.rows - row0 < plan.chunk_rows ? shape.rows : row0 + plan.chunk_rows;
+    const int64_t tile_rows = EvenRows(end - row0);
+    const int64_t branch_steps = Steps(branch.depth);
+    alignas(64) float local[kTileRows * kTileColumns];
+    if (branch.depth > 0) branch.pack(column0, columns, int64_t{0}, branch.depth, mem.branch_panel);
+
+    for (int64_t block = 0; block < plan.blocks; ++block) {
+      const int64_t first = block * plan.block_depth;
+      const int64_t depth =
+          shape.depth - first < plan.block_depth ? shape.depth - first : plan.block_depth;
+      const int64_t steps = Steps(depth);
+      pack(column0, columns, first, depth, mem.panel);
+      for (int64_t row = row0; row < end; row += tile_rows) {
+        const int64_t rows = end - row < tile_rows ? end - row : tile_rows;
+        const PreparedRows a = PrepareRows(lhs, row, rows, first, depth, mem.rows);
+        PreparedRows b{};
+        if (block == 0 && branch.depth > 0)
+          b = PrepareRows(branch.lhs, row, rows, 0, branch.depth, mem.branch_rows);
+        for (int64_t j = 0; j < columns; j += kTileColumns) {
+          const int64_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
+          float* tile = local;
+          int64_t stride = kTileColumns;
+          if (plan.blocks > 1) {
+            tile = mem.scratch + (row - row0) * plan.panel_columns + j;
+            stride = plan.panel_columns;
+          }
+          if (b.data != nullptr) {
+            MultiplyTile(b.data, b.stride_bytes, mem.branch_panel + j * branch_steps, branch_steps, rows,
+                         width, tile, stride, false);
+            for (int64_t r = 0; r < rows; ++r) {
+              float* sums = tile + r * stride;
+              if (branch.scale != 1)
+                for (int64_t v = 0; v < width; v += kLanes)
+                  Store(sums + v, Mul(Load(sums + v), Set1(branch.scale)));
+              if (branch.dropout != nullptr)
+                ZeroDropped(*branch.dropout,
+                            static_cast<uint64_t>((row + r) * shape.columns + column0 + j), width, sums);
+            }
+          }
+          MultiplyTile(a.data, a.stride_bytes, mem.panel + j * steps, steps, rows, width, tile, stride,
+                       block > 0 || b.data != nullptr);
+          if (block + 1 == plan.blocks) finish(row, rows, column0 + j, width, tile, stride);
+        }
+      }
+    }
+  });
+}
+
+struct NoPacker {
+  void operator()(int64_t, int64_t, int64_t, int64_t, float*) const {}
+};
+
+template <typename Packer, typename Finish>
+static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
+                 const Packer& pack, const Finish& finish) {
+  Gemm(ctx, reserved, shape, lhs, pack, Branch<NoPacker>{}, finish);
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_BODY

@@ -1,0 +1,137 @@
+// Cross-entropy over chunks of labelled tokens, and logits.
+//
+// Per chunk: gather the labelled rows, all their logits in fp32 (the only place where tokens x vocabulary
+// exists, for a chunk), softmax minus one-hot in place as operands, and the product with the head again.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/cpu/body/elementwise.h"
+#include "kernels/cpu/body/gemm.h"
+
+namespace nibble::kernels::cpu::NIBBLE_BODY {
+
+static WeightView HeadView(const ParamView& head, int64_t vocab, int64_t dim) {
+  KERNEL_CHECK(head.type != DType::kF64);
+  WeightView view;
+  view.type = head.type == DType::kBF16 ? QuantType::kBF16 : QuantType::kF32;
+  view.n = vocab;
+  view.k = dim;
+  view.data = head.data;
+  return view;
+}
+
+// out f32 rows of `out_stride`; whole vectors may be stored past `columns` when the rows are padded.
+static void LogitProduct(Context* ctx, int64_t reserved, float* out, int64_t out_stride, const BF16* h,
+                         const WeightView& head, int64_t rows) {
+  const WeightSource source{head};
+  Gemm(ctx, reserved, GemmShape{rows, head.n, head.k}, Lhs{h, head.k},
+       [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
+         PackRows(source, column, columns, first, depth, panel);
+       },
+       [&](int64_t row, int64_t count, int64_t column, int64_t width, const float* sums, int64_t stride) {
+         for (int64_t i = 0; i < count; ++i)
+           for (int64_t v = 0; v < width; v += kLanes)
+             StoreSome(out + (row + i) * out_stride + column + v, Load(sums + i * stride + v), width - v);
+       });
+}
+
+// -log softmax(row)[label]; the row becomes softmax - one-hot as operands, when wanted.
+static double SoftmaxRow(float* logits, int64_t vocab, int32_t label, bool gradient) {
+  F32 largest = Set1(-INFINITY);
+  int64_t i = 0;
+  for (; i + kLanes <= vocab; i += kLanes) largest = Max(largest, Load(logits + i));
+  float top = MaxLanes(largest);
+  for (; i < vocab; ++i) top = logits[i] > top ? logits[i] : top;
+  const F32 shift = Set1(top);
+  F32 sums = Zero();
+  for (i = 0; i < vocab; i += kLanes) {
+    const F32 e = Exp(Sub(LoadSome(logits + i, vocab - i), shift));
+    sums = Add(sums, vocab - i >= kLanes ? e : KeepLanes(e, 0, vocab - i, Zero()));
+  }
+  const float total = SumLanes(sums);
+  const float log_total = std::log(total);
+  const double loss =
+      static_cast<double>(top) + static_cast<double>(log_total) - static_cast<double>(logits[label]);
+  if (!gradient) return loss;
+  // In place: an operand is at most as wide as a float, so writing never overtakes reading.
+  auto* out = reinterpret_cast<Operand*>(logits);
+  const F32 inverse = Set1(1.0f / total);
+  const float label_logit = logits[label];
+  for (i = 0; i < vocab; i += kLanes)
+    StoreSome(out + i, Mul(Exp(Sub(LoadSome(logits + i, vocab - i), shift)), inverse), vocab - i);
+  float label_value[kLanes];
+  Store(label_value, Mul(Exp(Sub(Set1(label_logit), shift)), inverse));
+  out[label] = ToOperand(label_value[0] - 1.0f);
+  return loss;
+}
+
+static void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
+                         const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
+                         double gradient_scale) {
+  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
+  WorkspaceShape shape;
+  shape.m = m;
+  shape.k = dim;
+  shape.vocab = vocab;
+  shape.threads = PoolThreads(ctx->pool);
+  KERNEL_CHECK(ctx->workspace_bytes >= CrossEntropyWorkspaceBytes(shape));
+  const WeightView weights = HeadView(head, vocab, dim);
+  const int64_t chunk = CrossEntropyChunk(m, vocab);
+  const int64_t stride = RoundUp(vocab, 64);
+  auto* logits = static_cast<float*>(ctx->workspace);
+  auto* losses = reinterpret_cast<double*>(logits + chunk * stride);
+  auto* rows = reinterpret_cast<int64_t*>(losses + chunk);
+  auto* gathered = reinterpret_cast<BF16*>(rows + chunk);
+  const int64_t reserved =
+      RoundUp(chunk * (4 * stride + 16) + 2 * chunk * dim, 64);
+  auto* gradient = static_cast<BF16*>(dh);
+  const auto* hidden = static_cast<const BF16*>(h);
+
+  int64_t next = 0;
+  while (next < m) {
+    int64_t count = 0;
+    for (; next < m && count < chunk; ++next) {
+      if (labels[next] < 0) {
+        if (gradient != nullptr) std::memset(gradient + next * dim, 0, static_cast<size_t>(2 * dim));
+        continue;
+      }
+      KERNEL_CHECK(labels[next] < vocab);
+      rows[count] = next;
+      std::memcpy(gathered + count * dim, hidden + next * dim, static_cast<size_t>(2 * dim));
+      ++count;
+    }
+    if (count == 0) break;
+    LogitProduct(ctx, reserved, logits, stride, gathered, weights, count);
+    RunRows(ctx, count, vocab, [&](int64_t i) {
+      losses[i] = SoftmaxRow(logits + i * stride, vocab, labels[rows[i]], gradient != nullptr);
+    });
+    for (int64_t i = 0; i < count; ++i) *loss_sum += losses[i];
+    if (gradient == nullptr) continue;
+    const WeightSource source{weights};
+    const int64_t operand_stride = stride * 4 / static_cast<int64_t>(sizeof(Operand));
+    const F32 scale = Set1(static_cast<float>(gradient_scale));
+    Gemm(ctx, reserved, GemmShape{count, dim, vocab}, Lhs{logits, operand_stride, true},
+         [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
+           PackColumns(source, first, depth, column, columns, panel);
+         },
+         [&](int64_t row, int64_t tile_rows, int64_t column, int64_t width, const float* sums,
+             int64_t sums_stride) {
+           for (int64_t i = 0; i < tile_rows; ++i)
+             for (int64_t v = 0; v < width; v += kLanes)
+               StoreSome(gradient + rows[row + i] * dim + column + v,
+                         Mul(Load(sums + i * sums_stride + v), scale), width - v);
+         });
+  }
+}
+
+static void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
+                   int64_t vocab) {
+  WorkspaceShape shape;
+  shape.m = m;
+  shape.threads = PoolThreads(ctx->pool);
+  KERNEL_CHECK(ctx->workspace_bytes >= LogitsWorkspaceBytes(shape));
+  LogitProduct(ctx, 0, out, vocab, static_cast<const BF16*>(h), HeadView(head, vocab, dim), m);
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_BODY

@@ -1,0 +1,150 @@
+// Panels: the right-hand side of a product in the order the micro-kernel reads it.
+//
+// A panel holds `columns` columns and `depth` of the contracted dimension as tiles of kTileColumns columns;
+// a tile is [steps][kTileColumns] of four bytes: two bf16 consecutive in depth, or one float. What is
+// missing of the last step and of the last columns is zero.
+//
+// A source gives rows of bf16: Fetch(row, first, count, out). Columns of the product are rows of the
+// source (PackRows, for x W^T) or columns of it (PackColumns, for dy W).
+#pragma once
+
+#include "kernels/cpu/body/decode.h"
+#include "kernels/cpu/body/simd.h"
+#include "kernels/cpu/workspace.h"
+
+namespace nibble::kernels::cpu::NIBBLE_BODY {
+
+constexpr int64_t kTileColumns = 2 * kLanes;
+
+NIBBLE_INLINE int64_t Steps(int64_t depth) { return (depth + kDepthPerStep - 1) / kDepthPerStep; }
+
+struct WeightSource {
+  const WeightView& w;
+  void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
+    DecodeSpan(w, row * w.k + first, count, out);
+  }
+};
+
+struct MatrixSource {
+  const BF16* data;
+  int64_t stride;
+  void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
+    std::memcpy(out, data + row * stride + first, static_cast<size_t>(2 * count));
+  }
+};
+
+// A matrix with dropout, without the scaling.
+struct DroppedSource {
+  const BF16* data;
+  int64_t stride;
+  const Dropout& dropout;
+  void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
+    std::memcpy(out, data + row * stride + first, static_cast<size_t>(2 * count));
+    ZeroDropped(dropout, static_cast<uint64_t>(row * stride + first), count, out);
+  }
+};
+
+// Rows row0 .. row0 + columns - 1 of the source become columns; depth runs along its rows from first.
+template <typename Source>
+static void PackRows(const Source& source, int64_t row0, int64_t columns, int64_t first, int64_t depth,
+                     float* panel) {
+  constexpr int64_t kSpan = 256;  // of depth fetched at a time
+  const int64_t steps = Steps(depth);
+  alignas(64) BF16 rows[kLanes][kSpan];
+  for (int64_t column = 0; column < columns; column += kLanes) {
+    float* tile = panel + column / kTileColumns * steps * kTileColumns + column % kTileColumns;
+    const int64_t present = columns - column < kLanes ? columns - column : kLanes;
+    for (int64_t d = 0; d < depth; d += kSpan) {
+      const int64_t span = depth - d < kSpan ? depth - d : kSpan;
+      const int64_t padded = RoundUp(span, 2 * kLanes);
+      for (int64_t row = 0; row < present; ++row) {
+        source.Fetch(row0 + column + row, first + d, span, rows[row]);
+        std::memset(rows[row] + span, 0, static_cast<size_t>(2 * (padded - span)));
+      }
+      for (int64_t row = present; row < kLanes; ++row)
+        std::memset(rows[row], 0, static_cast<size_t>(2 * padded));
+      for (int64_t s = 0; s < span; s += 2 * kLanes) {
+        I32 pairs[kLanes];
+        for (int64_t row = 0; row < kLanes; ++row) pairs[row] = LoadInt(rows[row] + s);
+        Transpose(pairs);
+        float* out = tile + (d + s) / kDepthPerStep * kTileColumns;
+        const int64_t left = steps - (d + s) / kDepthPerStep;
+        if constexpr (kPairs) {
+          const int64_t valid = left < kLanes ? left : kLanes;
+          for (int64_t i = 0; i < valid; ++i) StoreInt(out + i * kTileColumns, pairs[i]);
+        } else {
+          const int64_t valid = left < 2 * kLanes ? left : 2 * kLanes;
+          for (int64_t i = 0; i < valid; ++i)
+            Store(out + i * kTileColumns, i % 2 == 0 ? FirstOfPairs(pairs[i / 2]) : SecondOfPairs(pairs[i / 2]));
+        }
+      }
+    }
+  }
+}
+
+// One step of a tile from one (float) or two (bf16) rows of kTileColumns values.
+NIBBLE_INLINE void InterleaveRows(const BF16* a, const BF16* b, float* out) {
+#if defined(__AVX512BF16__)
+  alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
+                                                      37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const I32 first = LoadInt(kFirst);
+  const I32 second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  const I32 x = LoadInt(a), y = LoadInt(b);
+  StoreInt(out, _mm512_permutex2var_epi16(x, first, y));
+  StoreInt(out + kLanes, _mm512_permutex2var_epi16(x, second, y));
+#else
+  (void)b;
+  Store(out, Load(a));
+  Store(out + kLanes, Load(a + kLanes));
+#endif
+}
+
+// Columns first .. first + columns - 1 of the source; depth runs over its rows from row0.
+template <typename Source>
+static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64_t first, int64_t columns,
+                        float* panel) {
+  constexpr int64_t kSpan = 256;  // columns fetched at a time
+  static_assert(kSpan % kTileColumns == 0);
+  const int64_t steps = Steps(depth);
+  alignas(64) BF16 rows[2][kSpan];
+  for (int64_t c = 0; c < columns; c += kSpan) {
+    const int64_t span = columns - c < kSpan ? columns - c : kSpan;
+    const int64_t padded = RoundUp(span, kTileColumns);
+    for (int64_t row = 0; row < 2; ++row)
+      std::memset(rows[row] + span, 0, static_cast<size_t>(2 * (padded - span)));
+    for (int64_t d = 0; d < depth; d += kDepthPerStep) {
+      source.Fetch(row0 + d, first + c, span, rows[0]);
+      if (kPairs) {
+        if (d + 1 < depth)
+          source.Fetch(row0 + d + 1, first + c, span, rows[1]);
+        else
+          std::memset(rows[1], 0, static_cast<size_t>(2 * span));
+      }
+      float* out = panel + (c / kTileColumns * steps + d / kDepthPerStep) * kTileColumns;
+      for (int64_t s = 0; s < span; s += kTileColumns, out += steps * kTileColumns)
+        InterleaveRows(rows[0] + s, rows[1] + s, out);
+    }
+  }
+}
+
+// The same from operands that are already here, `columns` of them readable up to a multiple of a tile.
+static void PackOperandColumns(const Operand* data, int64_t stride, int64_t depth, int64_t columns,
+                               float* panel) {
+  const int64_t steps = Steps(depth);
+  for (int64_t d = 0; d < depth; d += kDepthPerStep) {
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      float* out = panel + (c / kTileColumns * steps + d / kDepthPerStep) * kTileColumns;
+      const Operand* row = data + d * stride + c;
+#if defined(__AVX512BF16__)
+      alignas(64) static constexpr BF16 kZeros[kTileColumns] = {};
+      InterleaveRows(row, d + 1 < depth ? row + stride : kZeros, out);
+#else
+      Store(out, Load(row));
+      Store(out + kLanes, Load(row + kLanes));
+#endif
+    }
+  }
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_BODY
