@@ -1,14 +1,21 @@
 # The step, the jobs and nibble-engine.
 nibble_library(nibble_engine_step
-  SRCS kernel_executor.cc line.cc region.cc
+  SRCS kernel_executor.cc region.cc
   DEPS nibble_base nibble_spec nibble_kernels)
-target_link_libraries(nibble_engine_step PRIVATE nlohmann_json::nlohmann_json)
 
 nibble_library(nibble_engine_train
-  SRCS base_view.cc checkpoint.cc device.cc job.cc
+  SRCS base_view.cc checkpoint.cc decoder.cc device.cc flags.cc generate.cc generate_command.cc job.cc
+       line.cc output_ring.cc protocol.cc serve.cc train_command.cc turns.cc
   DEPS nibble_engine_step nibble_engine_io)
-target_compile_definitions(nibble_engine_train PRIVATE NIBBLE_VERSION="${PROJECT_VERSION}")
+target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
+
+if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/base_model.cc AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/adapter.cc)
+  nibble_binary(nibble-engine SRCS main.cc DEPS nibble_engine_train)
+  nibble_test(trainer_parts_test
+    SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
+    DEPS nibble_engine_train nlohmann_json::nlohmann_json)
+endif()
 
 nibble_library(nibble_engine_testing SRCS testing/tiny_model.cc DEPS nibble_engine_step)
 

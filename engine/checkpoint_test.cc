@@ -1,0 +1,134 @@
+#include "engine/checkpoint.h"
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace nibble::engine {
+namespace {
+
+struct State {
+  std::vector<float> master, moment1, moment2;
+  explicit State(size_t n, float start = 0) : master(n), moment1(n), moment2(n) {
+    for (size_t i = 0; i < n; ++i) {
+      master[i] = start + 0.5f * static_cast<float>(i);
+      moment1[i] = -master[i];
+      moment2[i] = master[i] * 1e-3f;
+    }
+  }
+  CheckpointArrays arrays() {
+    return {master.data(), moment1.data(), moment2.data(), static_cast<int64_t>(master.size())};
+  }
+};
+
+CheckpointHead Head(int64_t step) {
+  CheckpointHead head;
+  head.step = step;
+  head.updates = step - 1;
+  head.skipped_in_a_row = 1;
+  head.attempt = "job-1/2";
+  head.spec_digest = "s";
+  head.base_digest = "b";
+  head.data_digest = "d";
+  head.numerics_id = "n";
+  head.seed = std::numeric_limits<uint64_t>::max();
+  head.loss = 1.0 / 3;
+  return head;
+}
+
+std::vector<MetricRow> History() {
+  MetricRow row{.step = 1, .epoch = 0.1, .loss = 2.0 / 3, .grad_norm = 0.1, .learning_rate = 1e-300, .tokens = 5,
+                .target_tokens = 4, .step_time_us = 77};
+  MetricRow bad = row;
+  bad.step = 2;
+  bad.loss = std::numeric_limits<double>::quiet_NaN();
+  bad.grad_norm = std::numeric_limits<double>::infinity();
+  MetricRow eval = row;
+  eval.is_eval = true;
+  return {row, bad, eval};
+}
+
+TEST(Checkpoint, ComesBackBitForBit) {
+  TempDir dir;
+  State state(1000);
+  const auto saved = SaveCheckpoint(dir.path(), Head(7), state.arrays(), History());
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  EXPECT_EQ(saved->directory, dir.Join("step-7"));
+  EXPECT_EQ(NewestCheckpoint(dir.path()), saved->directory);
+  EXPECT_FALSE(FileExists(dir.Join("step-7.tmp")));
+  State other(1000, 9);
+  const auto loaded = LoadCheckpoint(saved->directory, other.arrays());
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(other.master, state.master);
+  EXPECT_EQ(other.moment1, state.moment1);
+  EXPECT_EQ(other.moment2, state.moment2);
+  EXPECT_EQ(loaded->head.step, 7);
+  EXPECT_EQ(loaded->head.updates, 6);
+  EXPECT_EQ(loaded->head.skipped_in_a_row, 1);
+  EXPECT_EQ(loaded->head.seed, Head(7).seed);
+  EXPECT_EQ(loaded->head.loss, 1.0 / 3);
+  ASSERT_EQ(loaded->history.size(), 3u);
+  EXPECT_EQ(loaded->history[0].loss, 2.0 / 3);
+  EXPECT_EQ(loaded->history[0].learning_rate, 1e-300);
+  EXPECT_TRUE(std::isnan(loaded->history[1].loss));
+  EXPECT_TRUE(std::isinf(loaded->history[1].grad_norm));
+  EXPECT_TRUE(loaded->history[2].is_eval);
+}
+
+TEST(Checkpoint, RefusesWhatIsNotFinite) {
+  TempDir dir;
+  State state(10);
+  state.moment2[9] = std::nanf("");
+  const auto saved = SaveCheckpoint(dir.path(), Head(1), state.arrays(), {});
+  EXPECT_EQ(StatusReason(saved.status()), Reason::kLossNotFinite);
+  EXPECT_EQ(NewestCheckpoint(dir.path()), "");
+}
+
+TEST(Checkpoint, DamageIsFound) {
+  TempDir dir;
+  State state(100);
+  const std::string path = SaveCheckpoint(dir.path(), Head(3), state.arrays(), History())->directory;
+  const std::string manifest = *ReadFile(JoinPath(path, "manifest.json"));
+  const auto load = [&] { return StatusReason(LoadCheckpoint(path, state.arrays()).status()); };
+  const std::string bytes = *ReadFile(JoinPath(path, "state.bin"));
+
+  std::string flipped = bytes;
+  flipped[700] ^= 1;
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "state.bin"), flipped).ok());
+  EXPECT_EQ(load(), Reason::kCheckpointInvalid);
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "state.bin"), bytes.substr(0, 500)).ok());
+  EXPECT_EQ(load(), Reason::kCheckpointInvalid);
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "state.bin"), bytes).ok());
+  EXPECT_EQ(load(), Reason::kUnspecified);
+
+  for (const char* text : {"", "[]", "{}", R"({"format":"nibble-checkpoint","version":2})"}) {
+    ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), text).ok());
+    EXPECT_EQ(load(), Reason::kCheckpointInvalid) << text;
+  }
+  std::string escape = manifest;
+  escape.replace(escape.find("state.bin"), 9, "../x/.bin");
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), escape).ok());
+  EXPECT_EQ(load(), Reason::kCheckpointInvalid);
+  State small(99);
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), manifest).ok());
+  EXPECT_FALSE(LoadCheckpoint(path, small.arrays()).ok());
+}
+
+TEST(Checkpoint, PruningKeepsTheNewest) {
+  TempDir dir;
+  State state(10);
+  for (const int step : {2, 10, 9, 100}) {
+    ASSERT_TRUE(SaveCheckpoint(dir.path(), Head(step), state.arrays(), {}).ok());
+  }
+  ASSERT_TRUE(MakeDirs(dir.Join("step-50.tmp")).ok());
+  ASSERT_TRUE(PruneCheckpoints(dir.path(), 2).ok());
+  EXPECT_THAT(*ListDir(dir.path()), testing::ElementsAre("step-10", "step-100"));
+  EXPECT_EQ(NewestCheckpoint(dir.path()), dir.Join("step-100"));
+}
+
+}  // namespace
+}  // namespace nibble::engine

@@ -1,0 +1,75 @@
+#include "engine/generate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/file.h"
+#include "kernels/counter.h"
+#include "nlohmann/json.hpp"
+
+namespace nibble::engine {
+
+int32_t Sample(std::span<const float> logits, double temperature, double top_p, double draw) {
+  const auto best = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  if (temperature <= 0) return best;
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  std::vector<double> weights(order.size());
+  double total = 0;
+  for (size_t i = 0; i < order.size(); ++i) {
+    weights[i] = std::exp((static_cast<double>(logits[order[i]]) - logits[best]) / temperature);
+    total += weights[i];
+  }
+  // The nucleus: the shortest head of the order with at least top_p of the weight.
+  double kept = 0;
+  size_t count = 0;
+  while (count < order.size() && (count == 0 || kept < top_p * total)) kept += weights[count++];
+  double left = draw * kept;
+  for (size_t i = 0; i < count; ++i) {
+    left -= weights[i];
+    if (left < 0) return order[i];
+  }
+  return order[count - 1];
+}
+
+std::vector<int32_t> Generate(Decoder& decoder, std::span<const int32_t> prompt,
+                              const std::set<int32_t>& stop_ids, const SamplingOptions& options,
+                              int64_t room_tokens) {
+  std::vector<int32_t> answer;
+  decoder.Reset();
+  std::span<const float> logits = decoder.Feed(prompt);
+  while (static_cast<int64_t>(answer.size()) < options.max_tokens) {
+    const double draw = kernels::CounterUniform(options.seed, options.stream, answer.size());
+    const int32_t next = Sample(logits, options.temperature, options.top_p, draw);
+    if (stop_ids.contains(next)) break;
+    answer.push_back(next);
+    if (decoder.length() >= room_tokens) break;
+    if (static_cast<int64_t>(answer.size()) < options.max_tokens) {
+      logits = decoder.Feed(std::span(&answer.back(), 1));
+    }
+  }
+  return answer;
+}
+
+std::set<int32_t> StopIds(const std::string& model_dir, const Tokenizer& tokenizer) {
+  std::set<int32_t> ids;
+  if (tokenizer.eos_id()) ids.insert(*tokenizer.eos_id());
+  if (tokenizer.bos_id()) ids.insert(*tokenizer.bos_id());
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    const auto text = ReadFile(JoinPath(model_dir, name), 1 << 20);
+    if (!text.ok()) continue;
+    const nlohmann::json config = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    if (!config.is_object() || !config.contains("eos_token_id")) continue;
+    const nlohmann::json& eos = config["eos_token_id"];
+    if (eos.is_number_integer()) ids.insert(eos.get<int32_t>());
+    if (!eos.is_array()) continue;
+    for (const nlohmann::json& id : eos) {
+      if (id.is_number_integer()) ids.insert(id.get<int32_t>());
+    }
+  }
+  return ids;
+}
+
+}  // namespace nibble::engine

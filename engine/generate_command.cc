@@ -1,0 +1,201 @@
+// nibble-engine generate: answers to one prompt or to a file of them, and how many are right.
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/chat_template.h"
+#include "engine/commands.h"
+#include "engine/generate.h"
+#include "engine/line.h"
+#include "nlohmann/json.hpp"
+
+namespace nibble::engine {
+namespace {
+
+using nlohmann::json;
+
+struct Prompt {
+  std::string text;
+  std::optional<std::string> expected;   // the row's completion
+};
+
+absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
+  std::vector<Prompt> prompts;
+  if (flags.Has("prompt")) prompts.push_back({flags.Text("prompt"), {}});
+  for (const std::string& text : flags.plain()) prompts.push_back({text, {}});
+  ASSIGN_OR_RETURN(const int64_t limit, flags.Integer("limit", -1));
+  if (flags.Has("prompts")) {
+    const std::string path = flags.Text("prompts");
+    std::ifstream file(path);
+    if (!file) return Error(Reason::kSpecInvalid, "--prompts " + path + " cannot be read");
+    int64_t number = 0;
+    for (std::string line; std::getline(file, line);) {
+      if (limit >= 0 && static_cast<int64_t>(prompts.size()) >= limit) break;
+      ++number;
+      if (line.empty()) continue;
+      const json row = json::parse(line, nullptr, /*allow_exceptions=*/false);
+      if (!row.is_object() || !row.contains("prompt") || !row["prompt"].is_string()) {
+        return Error(Reason::kDatasetSchemaMismatch,
+                     absl::StrCat("--prompts ", path, " line ", number, " has no prompt string"));
+      }
+      Prompt prompt{row["prompt"].get<std::string>(), {}};
+      if (row.contains("completion") && row["completion"].is_string()) {
+        prompt.expected = row["completion"].get<std::string>();
+      }
+      prompts.push_back(std::move(prompt));
+    }
+  }
+  if (prompts.empty()) return Error(Reason::kSpecInvalid, "give a prompt, --prompt TEXT or --prompts FILE");
+  return prompts;
+}
+
+std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const std::string& text,
+                                  const std::optional<ChatTemplate>& chat) {
+  if (!chat) {
+    std::vector<int32_t> ids = tokenizer.Encode(text, /*add_special=*/true);
+    // Some tokenizers end every text with EOS; an answer would never begin.
+    if (!ids.empty() && tokenizer.eos_id() && ids.back() == *tokenizer.eos_id()) ids.pop_back();
+    if (ids.empty() && tokenizer.bos_id()) ids.push_back(*tokenizer.bos_id());
+    return ids;
+  }
+  const ChatTurn turn{"user", text, false};
+  std::vector<int32_t> ids;
+  for (const TextPiece& piece : chat->Render(std::span(&turn, 1), /*generation_prompt=*/true)) {
+    const std::vector<int32_t> part = tokenizer.Encode(piece.text, /*add_special=*/false);
+    ids.insert(ids.end(), part.begin(), part.end());
+  }
+  return ids;
+}
+
+// Answers counted against the completions of the rows.
+class Score {
+ public:
+  void Count(const std::string& answer, const std::string& expected) {
+    ++rows_;
+    const auto clean = [](const std::string& s) { return std::string(absl::StripAsciiWhitespace(s)); };
+    exact_ += clean(answer) == clean(expected);
+    const json wanted = json::parse(expected, nullptr, false);
+    if (!wanted.is_object()) return;
+    records_ += 1;
+    const json got = json::parse(answer, nullptr, false);
+    if (!got.is_object()) {
+      fields_ += static_cast<int64_t>(wanted.size());
+      return;
+    }
+    valid_ += 1;
+    for (const auto& [key, value] : wanted.items()) {
+      ++fields_;
+      right_ += got.contains(key) && got[key] == value;
+    }
+  }
+  std::string Text() const {
+    const auto percent = [](int64_t part, int64_t whole) {
+      return 100.0 * static_cast<double>(part) / static_cast<double>(whole > 0 ? whole : 1);
+    };
+    std::string text = absl::StrFormat("exact match %.1f %%", percent(exact_, rows_));
+    if (records_ > 0) {
+      absl::StrAppend(&text, absl::StrFormat(", valid JSON %.1f %%, fields right %.1f %%",
+                                             percent(valid_, records_), percent(right_, fields_)));
+    }
+    return absl::StrCat(text, " of ", rows_, " answers");
+  }
+  std::string Json() const {
+    return Line()
+        .Integer("rows", rows_)
+        .Integer("exact", exact_)
+        .Integer("records", records_)
+        .Integer("valid_json", valid_)
+        .Integer("fields", fields_)
+        .Integer("fields_right", right_)
+        .Take();
+  }
+
+ private:
+  int64_t rows_ = 0, exact_ = 0, records_ = 0, valid_ = 0, fields_ = 0, right_ = 0;
+};
+
+absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
+  SamplingOptions sampling;
+  ASSIGN_OR_RETURN(sampling.max_tokens, flags.Integer("max-tokens", 128));
+  ASSIGN_OR_RETURN(sampling.temperature, flags.Number("temperature", 0));
+  ASSIGN_OR_RETURN(sampling.top_p, flags.Number("top-p", 1));
+  ASSIGN_OR_RETURN(const int64_t seed, flags.Integer("seed", 42));
+  sampling.seed = static_cast<uint64_t>(seed);
+  if (sampling.max_tokens < 1) return Error(Reason::kSpecInvalid, "--max-tokens must be at least 1");
+  if (!(sampling.temperature >= 0)) return Error(Reason::kSpecInvalid, "--temperature must be at least 0");
+  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
+    return Error(Reason::kSpecInvalid, "--top-p must be above 0 and at most 1");
+  }
+  return sampling;
+}
+
+}  // namespace
+
+absl::Status GenerateCommand(const Arguments& arguments) {
+  std::vector<std::string> valued = DeviceFlagNames();
+  for (const char* name : {"adapter", "prompt", "prompts", "limit", "max-tokens", "temperature", "top-p",
+                           "seed"}) {
+    valued.emplace_back(name);
+  }
+  ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued, {"json", "chat", "score"}));
+  ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(flags));
+  ASSIGN_OR_RETURN(SamplingOptions sampling, SamplingFrom(flags));
+  ASSIGN_OR_RETURN(const DeviceOptions options, DeviceOptionsFrom(flags));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options.device));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
+                   Device::Open(options, MeasureProfile(*table, options.threads)));
+  const Tokenizer& tokenizer = device->tokenizer();
+  std::optional<Adapter> adapter;
+  if (flags.Has("adapter")) {
+    ASSIGN_OR_RETURN(adapter, ImportAdapter(flags.Text("adapter"), device->model()));
+  }
+  std::optional<ChatTemplate> chat;
+  if (flags.Has("chat")) {
+    ASSIGN_OR_RETURN(chat, ChatTemplate::Select("tokenizer_default", tokenizer));
+  }
+  std::vector<std::vector<int32_t>> encoded;
+  int64_t longest = 1;
+  const int64_t positions = device->model().max_positions;
+  for (const Prompt& prompt : prompts) {
+    encoded.push_back(EncodePrompt(tokenizer, prompt.text, chat));
+    const auto length = static_cast<int64_t>(encoded.back().size());
+    if (length == 0 || length >= positions) {
+      return Error(Reason::kSpecInvalid, absl::StrCat("a prompt has ", length, " tokens; it must have 1 to ",
+                                                      positions - 1));
+    }
+    longest = std::max(longest, length);
+  }
+  const int64_t room = std::min(positions, longest + sampling.max_tokens);
+  Decoder decoder(*device, adapter ? &*adapter : nullptr, room, longest);
+  const std::set<int32_t> stop_ids = StopIds(options.base.model_dir, tokenizer);
+  const bool score_only = flags.Has("score");
+  Score score;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    sampling.stream = i;
+    const std::vector<int32_t> ids = Generate(decoder, encoded[i], stop_ids, sampling, room);
+    const std::string answer = tokenizer.Decode(ids, /*skip_special=*/true);
+    if (prompts[i].expected) score.Count(answer, *prompts[i].expected);
+    if (score_only) continue;
+    const std::string line = flags.Has("json") ? Line()
+                                                     .Text("prompt", prompts[i].text)
+                                                     .Text("text", answer)
+                                                     .Integer("prompt_tokens", static_cast<int64_t>(encoded[i].size()))
+                                                     .Integer("tokens", static_cast<int64_t>(ids.size()))
+                                                     .Take()
+                                               : answer;
+    std::printf("%s\n", line.c_str());
+    std::fflush(stdout);
+  }
+  if (score_only) std::printf("%s\n", flags.Has("json") ? score.Json().c_str() : score.Text().c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::engine

@@ -1,0 +1,130 @@
+// nibble-engine: trains adapters on a frozen base. See docs/engine-protocol.md.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "engine/commands.h"
+#include "engine/dataset.h"
+#include "engine/serve.h"
+
+namespace nibble::engine {
+
+absl::StatusOr<spec::QuantKind> QuantFromName(const std::string& name) {
+  if (name == "nf4") return spec::QuantKind::kNF4;
+  if (name == "fp4") return spec::QuantKind::kFP4;
+  if (name == "int4") return spec::QuantKind::kINT4;
+  if (name == "int8") return spec::QuantKind::kINT8;
+  if (name == "bf16") return spec::QuantKind::kBF16;
+  return Error(Reason::kSpecInvalid, "--quant is " + name + "; use nf4, fp4, int4, int8 or bf16");
+}
+
+std::vector<std::string> DeviceFlagNames() {
+  return {"base", "model-dir", "cache-dir", "quant", "double-quant", "device", "threads"};
+}
+
+absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
+  DeviceOptions options;
+  options.device = flags.Text("device", "cpu");
+  ASSIGN_OR_RETURN(const int64_t threads, flags.Integer("threads", 0));
+  if (threads < 0 || threads > 1024) {
+    return Error(Reason::kSpecInvalid, absl::StrCat("--threads is ", threads, "; use 0 (all cores) to 1024"));
+  }
+  options.threads = static_cast<int>(threads);
+  options.base.model_dir = flags.Text("model-dir", flags.Text("base"));
+  if (options.base.model_dir.empty()) {
+    return Error(Reason::kSpecInvalid, "--model-dir is missing");
+  }
+  const char* const cache = std::getenv("XDG_CACHE_HOME");
+  const char* const home = std::getenv("HOME");
+  const std::string caches = cache != nullptr ? cache : JoinPath(home != nullptr ? home : "/tmp", ".cache");
+  options.base.cache_dir = flags.Text("cache-dir", JoinPath(caches, "nibble"));
+  RETURN_IF_ERROR(MakeDirs(options.base.cache_dir));
+  ASSIGN_OR_RETURN(options.base.quant, QuantFromName(flags.Text("quant", "nf4")));
+  ASSIGN_OR_RETURN(options.base.double_quant, flags.Bool("double-quant", true));
+  return options;
+}
+
+namespace {
+
+constexpr char kUsage[] =
+    "nibble-engine: trains LoRA adapters on a frozen, quantized base model\n"
+    "\n"
+    "  serve     --model-dir DIR --cache-dir DIR [--fd 3] [--quant nf4] [--double-quant true]\n"
+    "            [--device cpu] [--threads N] [--lock FILE]      jobs of a worker, see docs/engine-protocol.md\n"
+    "  profile   [--device cpu] [--threads N]                    what this machine's device is, as JSON\n"
+    "  validate  --model-dir DIR --dataset FILE [--eval-dataset FILE] --spec FILE --out FILE\n"
+    "  generate  --model-dir DIR [--adapter DIR] [--prompt TEXT | --prompts FILE | TEXT...] [--chat] [--json]\n"
+    "            [--max-tokens 128] [--temperature 0] [--top-p 1] [--seed 42] [--limit N] [--score]\n"
+    "  train     --model-dir DIR --dataset FILE --out DIR [--spec FILE] [--eval-dataset FILE]\n"
+    "            [--resume DIR|latest] [--init-adapter DIR] [--stop-after STEP]    one job, here and now\n"
+    "  version\n";
+
+absl::Status ServeCommand(const Arguments& arguments) {
+  std::vector<std::string> valued = DeviceFlagNames();
+  valued.insert(valued.end(), {"fd", "lock"});
+  ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued));
+  ServeOptions options;
+  ASSIGN_OR_RETURN(const int64_t fd, flags.Integer("fd", 3));
+  options.fd = static_cast<int>(fd);
+  options.lock_path = flags.Text("lock");
+  ASSIGN_OR_RETURN(options.device, DeviceOptionsFrom(flags));
+  return Serve(options);
+}
+
+absl::Status ProfileCommand(const Arguments& arguments) {
+  ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, {"device", "threads"}));
+  ASSIGN_OR_RETURN(const int64_t threads, flags.Integer("threads", 0));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(flags.Text("device", "cpu")));
+  const spec::DeviceProfile profile = MeasureProfile(*table, static_cast<int>(threads));
+  std::printf("%s\n", spec::DeviceProfileToJson(profile).c_str());
+  return absl::OkStatus();
+}
+
+absl::Status ValidateCommand(const Arguments& arguments) {
+  ASSIGN_OR_RETURN(const Flags flags,
+                   Flags::Parse(arguments, {"model-dir", "dataset", "eval-dataset", "spec", "out"}));
+  ValidateOptions options;
+  ASSIGN_OR_RETURN(options.model_dir, flags.Needed("model-dir"));
+  ASSIGN_OR_RETURN(options.dataset, flags.Needed("dataset"));
+  ASSIGN_OR_RETURN(options.spec_path, flags.Needed("spec"));
+  ASSIGN_OR_RETURN(options.out_path, flags.Needed("out"));
+  options.eval_dataset = flags.Text("eval-dataset");
+  return RunValidate(options);
+}
+
+absl::Status Run(const std::string& command, const Arguments& arguments) {
+  if (command == "serve") return ServeCommand(arguments);
+  if (command == "profile") return ProfileCommand(arguments);
+  if (command == "validate") return ValidateCommand(arguments);
+  if (command == "generate") return GenerateCommand(arguments);
+  if (command == "train") return TrainCommand(arguments);
+  if (command == "version") {
+    std::printf("nibble-engine %s\n", NIBBLE_VERSION);
+    return absl::OkStatus();
+  }
+  return Error(Reason::kSpecInvalid, absl::StrCat("unknown command ", command, "; see nibble-engine help"));
+}
+
+}  // namespace
+}  // namespace nibble::engine
+
+int main(int argc, char** argv) {
+  nibble::InitLog("nibble-engine");
+  if (argc < 2 || std::string(argv[1]) == "help" || std::string(argv[1]) == "--help") {
+    std::fputs(nibble::engine::kUsage, argc < 2 ? stderr : stdout);
+    return argc < 2 ? 2 : 0;
+  }
+  const absl::Status status =
+      nibble::engine::Run(argv[1], std::vector<std::string>(argv + 2, argv + argc));
+  if (status.ok()) return 0;
+  const nibble::Reason reason = nibble::StatusReason(status);
+  std::fprintf(stderr, "nibble-engine: %s (%s)\n", std::string(status.message()).c_str(),
+               std::string(nibble::ReasonName(reason)).c_str());
+  return 1;
+}

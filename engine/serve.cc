@@ -1,0 +1,320 @@
+#include "engine/serve.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/mailbox.h"
+#include "base/status.h"
+#include "engine/output_ring.h"
+#include "engine/protocol.h"
+#include "engine/turns.h"
+
+namespace nibble::engine {
+namespace {
+
+constexpr size_t kRingLines = 1024;
+constexpr size_t kMailboxCommands = 256;
+constexpr int64_t kIdleUs = 1'000'000;
+
+// One engine per device, also across workers that die and start again.
+absl::Status TakeLock(const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoStatus(errno, "open " + path);
+  // The engine before us may still be on its way out.
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();   // held until the process ends
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  close(fd);
+  return Error(Reason::kResourceInUse, absl::StrCat("another engine holds ", path));
+}
+
+// Reads lines and posts them; ends the process at end of file.
+class LineReader {
+ public:
+  LineReader(int fd, Mailbox<std::string>& lines) : fd_(fd), lines_(lines) {}
+
+  void Run(const std::atomic<bool>& stop) {
+    std::string pending;
+    char buffer[16 << 10];
+    while (!stop) {
+      const ssize_t size = read(fd_, buffer, sizeof buffer);
+      if (size < 0 && errno == EINTR) continue;
+      if (size <= 0) {
+        if (stop) return;
+        LogInfo("engine.worker_gone");
+        std::_Exit(0);
+      }
+      pending.append(buffer, static_cast<size_t>(size));
+      size_t begin = 0;
+      for (size_t end; (end = pending.find('\n', begin)) != std::string::npos; begin = end + 1) {
+        Deliver(pending.substr(begin, end - begin));
+      }
+      pending.erase(0, begin);
+      if (pending.size() > kMaxLineBytes) {
+        LogError("engine.line_too_long", {{"bytes", static_cast<int64_t>(pending.size())}});
+        std::_Exit(1);
+      }
+    }
+  }
+
+ private:
+  void Deliver(std::string line) {
+    // A full mailbox means a worker that talks faster than turns end: it has to wait.
+    while (!lines_.Post(std::move(line)) && !lines_.closed()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+
+  const int fd_;
+  Mailbox<std::string>& lines_;
+};
+
+class Server {
+ public:
+  Server(const ServeOptions& options, Mailbox<std::string>& lines, OutputRing& out)
+      : options_(options), lines_(lines), out_(out), clock_(RealClock::Get()) {}
+
+  absl::Status Run() {
+    ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options_.device.device));
+    const spec::DeviceProfile profile = MeasureProfile(*table, options_.device.threads);
+    out_.Push(HelloLine(profile, NumericsId(*table)));
+    while (!stopping_) {
+      const std::string next = turns_.Next();
+      for (const std::string& line : lines_.Take(64, next.empty() ? kIdleUs : 0)) {
+        Handle(line, profile);
+        if (stopping_) break;
+      }
+      if (!stopping_) TakeTurn();
+    }
+    out_.Flush();
+    return absl::OkStatus();
+  }
+
+ private:
+  struct Attached {
+    std::unique_ptr<Job> job;
+    JobWork phase = JobWork::kNothing;   // last reported
+  };
+
+  void Handle(const std::string& line, const spec::DeviceProfile& profile) {
+    std::string attempt;
+    absl::StatusOr<Command> command = ParseCommand(line, attempt);
+    if (!command.ok()) {
+      LogError("engine.bad_command", {{"error", std::string(command.status().message())}});
+      if (!attempt.empty()) out_.Push(FailedLine(attempt, command.status()));
+      return;
+    }
+    switch (command->type) {
+      case CommandType::kShutdown:
+        stopping_ = true;
+        return;
+      case CommandType::kAttach: {
+        const absl::Status attached = Attach(*command, profile);
+        if (!attached.ok()) Fail(attempt, attached);
+        return;
+      }
+      case CommandType::kPause:
+        return SetPaused(attempt, true);
+      case CommandType::kResume:
+        return SetPaused(attempt, false);
+      case CommandType::kCheckpoint:
+        return WriteCheckpoint(attempt);
+      case CommandType::kDetach:
+        return Detach(attempt, command->checkpoint);
+    }
+  }
+
+  absl::Status OpenDevice(const spec::DeviceProfile& profile) {
+    if (device_ != nullptr) return absl::OkStatus();
+    const int64_t begin_us = clock_.NowMonotonicUs();
+    ASSIGN_OR_RETURN(device_, Device::Open(options_.device, profile));
+    const double seconds = static_cast<double>(clock_.NowMonotonicUs() - begin_us) * 1e-6;
+    LogInfo("base.mapped", {{"digest", device_->base().digest()},
+                            {"bytes", device_->base().bytes()},
+                            {"cached", device_->base().cached()},
+                            {"seconds", seconds}});
+    out_.Push(BaseLine(device_->base(), seconds));
+    return absl::OkStatus();
+  }
+
+  absl::Status Attach(const Command& command, const spec::DeviceProfile& profile) {
+    const std::string& attempt = command.attempt;
+    if (jobs_.contains(attempt)) return absl::OkStatus();   // a repeated line changes nothing
+    if (device_ == nullptr) out_.Push(PhaseLine(attempt, "LOADING_BASE"));
+    RETURN_IF_ERROR(OpenDevice(profile));
+    out_.Push(PhaseLine(attempt, "TOKENIZING"));
+    ASSIGN_OR_RETURN(std::unique_ptr<Job> job, Job::Open(*device_, command.job, clock_));
+    RETURN_IF_ERROR(CheckPlan(command, job->plan()));
+    RETURN_IF_ERROR(job->Start());
+    Attached& attached = jobs_[attempt];
+    attached.job = std::move(job);
+    const absl::Status fitted = FitStep();
+    if (!fitted.ok()) {
+      jobs_.erase(attempt);
+      return fitted;
+    }
+    turns_.Add(attempt);
+    LogInfo("job.attached", {{"attempt", attempt},
+                             {"step", attached.job->step()},
+                             {"planned_steps", attached.job->total_steps()}});
+    out_.Push(PlanLine(attempt, *attached.job));
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckPlan(const Command& command, const spec::MemoryPlan& plan) const {
+    const auto exceeds = [&](const char* what, int64_t needed, int64_t planned) {
+      return Error(Reason::kPlanExceeded, absl::StrCat("the job needs ", needed, " ", what,
+                                                       " bytes here, but was placed with ", planned))
+          .With("needed", std::to_string(needed))
+          .With("planned", std::to_string(planned))
+          .ToStatus();
+    };
+    const int64_t base = device_->base().bytes();
+    if (base > command.planned_base_bytes) return exceeds("base", base, command.planned_base_bytes);
+    if (plan.persistent_bytes > command.planned_persistent_bytes) {
+      return exceeds("persistent", plan.persistent_bytes, command.planned_persistent_bytes);
+    }
+    if (plan.step_bytes > command.planned_step_bytes) {
+      return exceeds("step", plan.step_bytes, command.planned_step_bytes);
+    }
+    return absl::OkStatus();
+  }
+
+  // The step region is as large as the neediest attached job's, no larger.
+  absl::Status FitStep() {
+    int64_t bytes = 0;
+    for (const auto& [unused, attached] : jobs_) bytes = std::max(bytes, attached.job->plan().step_bytes);
+    return device_->ResizeStep(bytes);
+  }
+
+  void Remove(const std::string& attempt) {
+    turns_.Remove(attempt);
+    if (jobs_.erase(attempt) > 0) FitStep().IgnoreError();   // shrinking
+  }
+
+  void Fail(const std::string& attempt, const absl::Status& status) {
+    LogError("job.failed", {{"attempt", attempt}, {"error", std::string(status.message())}});
+    Remove(attempt);
+    out_.Push(FailedLine(attempt, status));
+  }
+
+  void SetPaused(const std::string& attempt, bool paused) {
+    const auto it = jobs_.find(attempt);
+    if (it == jobs_.end()) return;
+    turns_.SetPaused(attempt, paused);
+    if (paused) out_.Push(StateLine("paused", attempt, it->second.job->step()));
+  }
+
+  // Between turns is a step boundary.
+  void WriteCheckpoint(const std::string& attempt) {
+    const auto it = jobs_.find(attempt);
+    if (it == jobs_.end() || it->second.job->finished()) return;
+    it->second.job->RequestCheckpoint();
+    AdvanceJob(attempt, it->second);
+  }
+
+  void Detach(const std::string& attempt, bool checkpoint) {
+    if (checkpoint) WriteCheckpoint(attempt);
+    const auto it = jobs_.find(attempt);   // a failed checkpoint has removed it
+    if (it == jobs_.end()) return;
+    const int64_t step = it->second.job->step();
+    Remove(attempt);
+    LogInfo("job.detached", {{"attempt", attempt}, {"step", step}});
+    out_.Push(StateLine("detached", attempt, step));
+  }
+
+  void TakeTurn() {
+    const std::string attempt = turns_.Next();
+    if (attempt.empty()) return;
+    AdvanceJob(attempt, jobs_.at(attempt));
+  }
+
+  void ReportPhase(const std::string& attempt, Attached& attached) {
+    const JobWork work = attached.job->NextWork();
+    if (work == attached.phase) return;
+    attached.phase = work;
+    if (work == JobWork::kStep) out_.Push(PhaseLine(attempt, "TRAINING"));
+    if (work == JobWork::kEvaluate) out_.Push(PhaseLine(attempt, "EVALUATING"));
+    if (work == JobWork::kCheckpoint) out_.Push(PhaseLine(attempt, "CHECKPOINTING"));
+  }
+
+  void AdvanceJob(const std::string& attempt, Attached& attached) {
+    ReportPhase(attempt, attached);
+    Job& job = *attached.job;
+    const int64_t begin_us = clock_.NowMonotonicUs();
+    absl::StatusOr<JobEvent> event = job.Advance();
+    turns_.Charge(attempt, clock_.NowMonotonicUs() - begin_us);
+    if (!event.ok()) return Fail(attempt, event.status());
+    const int64_t now_us = clock_.NowUnixUs();
+    if (const auto* step = std::get_if<StepDone>(&*event)) {
+      const int64_t every = job.spec().logging_steps;
+      if (step->row.step % every == 0 || step->row.step == 1 || step->row.step == job.total_steps()) {
+        out_.Push(StepLine(attempt, step->row, now_us, UsedBytes(attempt)), /*may_be_lost=*/true);
+      }
+    } else if (const auto* eval = std::get_if<EvalDone>(&*event)) {
+      out_.Push(EvalLine(attempt, eval->row, now_us));
+    } else if (const auto* checkpoint = std::get_if<CheckpointDone>(&*event)) {
+      LogInfo("checkpoint.saved", {{"attempt", attempt}, {"step", checkpoint->step}});
+      out_.Push(CheckpointLine(attempt, *checkpoint));
+    } else if (const auto* finish = std::get_if<FinishDone>(&*event)) {
+      LogInfo("job.finished", {{"attempt", attempt}, {"step", finish->step}});
+      out_.Push(FinishedLine(attempt, *finish));
+      Remove(attempt);
+    }
+  }
+
+  // What the process holds, less what only the neighbours need.
+  int64_t UsedBytes(const std::string& attempt) const {
+    int64_t bytes = ResidentBytes();
+    for (const auto& [other, attached] : jobs_) {
+      if (other != attempt) bytes -= attached.job->PersistentTouchedBytes();
+    }
+    return bytes;
+  }
+
+  const ServeOptions& options_;
+  Mailbox<std::string>& lines_;
+  OutputRing& out_;
+  const Clock& clock_;
+  std::unique_ptr<Device> device_;
+  std::map<std::string, Attached> jobs_;
+  TurnQueue turns_;
+  bool stopping_ = false;
+};
+
+}  // namespace
+
+absl::Status Serve(const ServeOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);
+  RETURN_IF_ERROR(TakeLock(options.lock_path));
+  Mailbox<std::string> lines(kMailboxCommands);
+  OutputRing out(options.fd, kRingLines);
+  std::atomic<bool> stop = false;
+  std::thread reader([&] { LineReader(options.fd, lines).Run(stop); });
+  const absl::Status status = Server(options, lines, out).Run();
+  if (!status.ok()) LogError("engine.stopped", {{"error", std::string(status.message())}});
+  stop = true;
+  lines.Close();
+  shutdown(options.fd, SHUT_RD);   // wakes the reader
+  reader.join();
+  return status;
+}
+
+}  // namespace nibble::engine

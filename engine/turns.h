@@ -1,0 +1,35 @@
+// Whose turn it is: the job that has had the least time for its weight, the older one when equal.
+//
+// A job that joins starts level with the neediest, so it neither waits nor takes over. Pure; one thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace nibble::engine {
+
+class TurnQueue {
+ public:
+  void Add(const std::string& id, double weight = 1);
+  void Remove(const std::string& id);
+  // A paused job keeps its place but gets no turn.
+  void SetPaused(const std::string& id, bool paused);
+  // Empty when nobody can run.
+  std::string Next() const;
+  // `id` used the device this long.
+  void Charge(const std::string& id, int64_t time_us);
+
+ private:
+  struct Entry {
+    std::string id;
+    double weight = 1;
+    double used = 0;               // time over weight
+    bool paused = false;
+  };
+  double Least() const;
+
+  std::vector<Entry> entries_;     // oldest first
+};
+
+}  // namespace nibble::engine

@@ -1,0 +1,64 @@
+#include "engine/turns.h"
+
+#include <map>
+
+#include "gtest/gtest.h"
+
+namespace nibble::engine {
+namespace {
+
+std::map<std::string, int64_t> RunTurns(TurnQueue& queue, int turns,
+                                        const std::map<std::string, int64_t>& cost) {
+  std::map<std::string, int64_t> used;
+  for (int i = 0; i < turns; ++i) {
+    const std::string id = queue.Next();
+    queue.Charge(id, cost.at(id));
+    used[id] += cost.at(id);
+  }
+  return used;
+}
+
+TEST(TurnQueue, SharesTimeNotTurns) {
+  TurnQueue queue;
+  EXPECT_EQ(queue.Next(), "");
+  queue.Add("a");
+  queue.Add("b");
+  EXPECT_EQ(queue.Next(), "a");
+  const auto used = RunTurns(queue, 400, {{"a", 10}, {"b", 30}});
+  EXPECT_NEAR(static_cast<double>(used.at("a")), static_cast<double>(used.at("b")), 30);
+}
+
+TEST(TurnQueue, WeightsCount) {
+  TurnQueue queue;
+  queue.Add("a", 1);
+  queue.Add("b", 3);
+  const auto used = RunTurns(queue, 400, {{"a", 10}, {"b", 10}});
+  EXPECT_NEAR(static_cast<double>(used.at("b")) / static_cast<double>(used.at("a")), 3, 0.1);
+}
+
+TEST(TurnQueue, ANewcomerNeitherWaitsNorTakesOver) {
+  TurnQueue queue;
+  queue.Add("a");
+  RunTurns(queue, 100, {{"a", 10}});
+  queue.Add("b");
+  const auto used = RunTurns(queue, 10, {{"a", 10}, {"b", 10}});
+  EXPECT_EQ(used.at("a"), 50);
+  EXPECT_EQ(used.at("b"), 50);
+}
+
+TEST(TurnQueue, PausedJobsSitOut) {
+  TurnQueue queue;
+  queue.Add("a");
+  queue.Add("b");
+  queue.SetPaused("a", true);
+  RunTurns(queue, 10, {{"b", 10}});
+  queue.SetPaused("a", false);
+  const auto used = RunTurns(queue, 10, {{"a", 10}, {"b", 10}});
+  EXPECT_EQ(used.at("a"), 50);
+  queue.Remove("a");
+  queue.SetPaused("b", true);
+  EXPECT_EQ(queue.Next(), "");
+}
+
+}  // namespace
+}  // namespace nibble::engine
