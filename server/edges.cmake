@@ -6,17 +6,31 @@ nibble_library(nibble_server_blobs
 nibble_test(blob_store_test SRCS blob_store_test.cc DEPS nibble_server_blobs)
 
 nibble_library(nibble_server_checks
-  SRCS dataset_check.cc row_splitter.cc
-  DEPS nibble_base nlohmann_json::nlohmann_json)
+  SRCS dataset_check.cc model_check.cc rooted_files.cc row_splitter.cc
+  DEPS nibble_base nibble_spec)
+target_link_libraries(nibble_server_checks PRIVATE nlohmann_json::nlohmann_json)
 nibble_test(dataset_check_test SRCS dataset_check_test.cc DEPS nibble_server_checks)
-
-nibble_library(nibble_server_convert
-  SRCS rpc/convert.cc rpc/convert_spec.cc rpc/page.cc rpc/status.cc
-  DEPS nibble_base nibble_proto nibble_spec nibble_core)
-target_compile_options(nibble_server_convert PRIVATE -O1)
+nibble_test(model_check_test SRCS model_check_test.cc DEPS nibble_server_checks)
 
 nibble_library(nibble_server_auth
   SRCS auth.cc tls_files.cc
   DEPS nibble_base)
 target_link_libraries(nibble_server_auth PRIVATE nlohmann_json::nlohmann_json OpenSSL::Crypto)
-nibble_test(auth_test SRCS auth_test.cc tls_files_test.cc DEPS nibble_server_auth nibble_proto OpenSSL::Crypto)
+nibble_test(auth_test
+  SRCS auth_test.cc tls_files_test.cc
+  DEPS nibble_server_auth nibble_proto OpenSSL::Crypto)
+
+# -O1: gRPC's templates are large and never hot here.
+nibble_library(nibble_server_convert
+  SRCS rpc/convert.cc rpc/convert_spec.cc rpc/job_request.cc rpc/page.cc rpc/status.cc
+       rpc/worker_convert.cc
+  DEPS nibble_base nibble_proto nibble_spec nibble_core)
+target_compile_options(nibble_server_convert PRIVATE -O1)
+
+nibble_library(nibble_server_rpc
+  SRCS io_pool.cc plan_desk.cc ticker.cc rpc/adapter_service.cc rpc/blob_service.cc rpc/call.cc
+       rpc/dataset_service.cc rpc/fleet_service.cc rpc/job_reads.cc rpc/job_service.cc
+       rpc/job_watch.cc rpc/model_service.cc rpc/upload.cc rpc/worker_service.cc
+  DEPS nibble_server_convert nibble_server_blobs nibble_server_checks nibble_server_auth
+       nibble_control)
+target_compile_options(nibble_server_rpc PRIVATE -O1)

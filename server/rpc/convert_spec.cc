@@ -1,7 +1,6 @@
 #include "server/rpc/convert_spec.h"
 
 #include <algorithm>
-#include <array>
 #include <string_view>
 #include <utility>
 
@@ -13,24 +12,26 @@ namespace {
 
 // The words of an enum, in one place for both directions.
 template <typename E>
-using Words = std::initializer_list<std::pair<std::string_view, E>>;
-
-constexpr std::initializer_list<std::pair<std::string_view, spec::QuantKind>> kQuantWords = {
-    {"nf4", spec::QuantKind::kNF4},   {"fp4", spec::QuantKind::kFP4},
-    {"int4", spec::QuantKind::kINT4}, {"int8", spec::QuantKind::kINT8},
-    {"bf16", spec::QuantKind::kBF16}};
-constexpr std::initializer_list<std::pair<std::string_view, spec::LrSchedule>> kScheduleWords = {
-    {"cosine", spec::LrSchedule::kCosine},
-    {"linear", spec::LrSchedule::kLinear},
-    {"constant", spec::LrSchedule::kConstant}};
-constexpr std::initializer_list<std::pair<std::string_view, spec::ExcessLength>> kExcessWords = {
-    {"drop", spec::ExcessLength::kDrop}, {"truncate", spec::ExcessLength::kTruncate}};
+struct Word {
+  std::string_view word;
+  E value;
+};
+constexpr Word<spec::QuantKind> kQuantWords[] = {{"nf4", spec::QuantKind::kNF4},
+                                                 {"fp4", spec::QuantKind::kFP4},
+                                                 {"int4", spec::QuantKind::kINT4},
+                                                 {"int8", spec::QuantKind::kINT8},
+                                                 {"bf16", spec::QuantKind::kBF16}};
+constexpr Word<spec::LrSchedule> kScheduleWords[] = {{"cosine", spec::LrSchedule::kCosine},
+                                                     {"linear", spec::LrSchedule::kLinear},
+                                                     {"constant", spec::LrSchedule::kConstant}};
+constexpr Word<spec::ExcessLength> kExcessWords[] = {{"drop", spec::ExcessLength::kDrop},
+                                                     {"truncate", spec::ExcessLength::kTruncate}};
 
 // Collects all that is wrong, so that a user sees it at once.
 class Problems {
  public:
-  template <typename E>
-  void Word(const char* path, std::string_view given, Words<E> words, E& out) {
+  template <typename E, size_t n>
+  void Read(const char* path, std::string_view given, const Word<E> (&words)[n], E& out) {
     std::string known;
     for (const auto& [word, value] : words) {
       if (word == given) {
@@ -56,8 +57,8 @@ class Problems {
   std::vector<FieldViolation> violations_;
 };
 
-template <typename E>
-std::string WordOf(E value, Words<E> words) {
+template <typename E, size_t n>
+std::string WordOf(E value, const Word<E> (&words)[n]) {
   for (const auto& [word, known] : words) {
     if (known == value) return std::string(word);
   }
@@ -87,7 +88,7 @@ void ReadLora(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
 
 void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   const v1::QuantizationSpec& quant = in.quantization();
-  if (quant.has_type()) problems.Word("quantization.type", quant.type(), kQuantWords, out.quant);
+  if (quant.has_type()) problems.Read("quantization.type", quant.type(), kQuantWords, out.quant);
   if (quant.has_double_quant()) out.double_quant = quant.double_quant();
   const v1::DataSpec& data = in.data();
   if (data.has_format()) out.format = data.format();
@@ -96,7 +97,7 @@ void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   if (data.has_sequence_len()) out.sequence_len = data.sequence_len();
   if (data.has_sample_packing()) out.sample_packing = data.sample_packing();
   if (data.has_excess_length_strategy()) {
-    problems.Word("data.excess_length_strategy", data.excess_length_strategy(), kExcessWords,
+    problems.Read("data.excess_length_strategy", data.excess_length_strategy(), kExcessWords,
                   out.excess_length);
   }
   if (data.has_val_set_size()) out.val_set_size = data.val_set_size();
@@ -106,7 +107,7 @@ void ReadOptimizer(const v1::JobSpec& in, spec::TrainSpec& out, Problems& proble
   const v1::OptimizerSpec& optimizer = in.optimizer();
   if (optimizer.has_learning_rate()) out.learning_rate = optimizer.learning_rate();
   if (optimizer.has_lr_scheduler()) {
-    problems.Word("optimizer.lr_scheduler", optimizer.lr_scheduler(), kScheduleWords, out.lr_schedule);
+    problems.Read("optimizer.lr_scheduler", optimizer.lr_scheduler(), kScheduleWords, out.lr_schedule);
   }
   if (optimizer.has_warmup_ratio()) out.warmup_ratio = optimizer.warmup_ratio();
   if (optimizer.has_warmup_steps()) out.warmup_steps = optimizer.warmup_steps();

@@ -1,0 +1,297 @@
+#include "server/model_check.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/status.h"
+
+namespace nibble::server {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
+constexpr int64_t kMaxIndexBytes = int64_t{16} << 20;
+constexpr int64_t kMaxHeaderBytes = int64_t{16} << 20;
+constexpr int64_t kMaxTokenizerBytes = int64_t{64} << 20;
+constexpr size_t kMaxTensors = 100'000;
+constexpr size_t kMaxRank = 8;
+constexpr size_t kMaxTensorName = 512;
+constexpr char kIndexName[] = "model.safetensors.index.json";
+
+absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
+
+absl::Status Bad(std::string_view file, std::string_view what, Reason reason = Reason::kModelFileInvalid) {
+  return Error(reason, absl::StrCat(View(file), ": ", View(what))).With("file", std::string(file));
+}
+
+const core::FileRef* Find(const ModelFiles& model, std::string_view name) {
+  for (const core::FileRef& file : model.files) {
+    if (file.name == name) return &file;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<std::string> ReadWhole(const ModelFiles& model, const std::string& name,
+                                      int64_t max_bytes) {
+  const core::FileRef* file = Find(model, name);
+  if (!file) return Bad(name, "is missing; a base model needs it");
+  if (file->size_bytes > max_bytes) {
+    return Bad(name, absl::StrCat("has ", file->size_bytes, " bytes; at most ", max_bytes, " are read"));
+  }
+  return model.read(*file, 0, file->size_bytes);
+}
+
+int64_t ElementBytes(std::string_view dtype) {
+  static const auto* sizes = new std::map<std::string_view, int64_t>{
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2},
+      {"F16", 2},  {"BF16", 2}, {"I32", 4}, {"U32", 4},     {"F32", 4},     {"F64", 8}, {"I64", 8},
+      {"U64", 8}};
+  const auto it = sizes->find(dtype);
+  return it == sizes->end() ? 0 : it->second;
+}
+
+struct Extent {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// One entry of a header; what is wrong with it, or "".
+std::string CheckTensor(const json& tensor, int64_t data_bytes, Extent& extent) {
+  if (!tensor.is_object()) return "is no object";
+  const auto dtype = tensor.find("dtype");
+  const auto shape = tensor.find("shape");
+  const auto offsets = tensor.find("data_offsets");
+  if (dtype == tensor.end() || !dtype->is_string() || shape == tensor.end() || !shape->is_array() ||
+      offsets == tensor.end() || !offsets->is_array() || offsets->size() != 2) {
+    return "lacks dtype, shape or data_offsets";
+  }
+  const int64_t element = ElementBytes(dtype->get_ref<const std::string&>());
+  if (element == 0) return "has a data type nobody knows";
+  if (shape->size() > kMaxRank) return "has too many dimensions";
+  __int128 bytes = element;
+  for (const json& size : *shape) {
+    if (!size.is_number_unsigned()) return "has a dimension that is no natural number";
+    bytes *= size.get<uint64_t>();
+    if (bytes > data_bytes) return "is larger than the file";
+  }
+  if (!(*offsets)[0].is_number_unsigned() || !(*offsets)[1].is_number_unsigned()) {
+    return "has offsets that are no natural numbers";
+  }
+  const uint64_t begin = (*offsets)[0].get<uint64_t>(), end = (*offsets)[1].get<uint64_t>();
+  if (begin > end || end > static_cast<uint64_t>(data_bytes)) {
+    return absl::StrCat("lies at ", begin, " to ", end, ", but the file holds ", data_bytes,
+                        " bytes of data; it is truncated or its header is wrong");
+  }
+  extent = {static_cast<int64_t>(begin), static_cast<int64_t>(end)};
+  if (static_cast<__int128>(end - begin) != bytes) return "has offsets that do not match its shape";
+  return "";
+}
+
+// Header of one shard, read and checked.
+absl::StatusOr<std::vector<std::string>> CheckShard(const ModelFiles& model, const core::FileRef& file) {
+  if (file.size_bytes < 8) return Bad(file.name, "is too short to be a safetensors file");
+  ASSIGN_OR_RETURN(const std::string prefix, model.read(file, 0, 8));
+  if (prefix.size() != 8) return Bad(file.name, "could not be read");
+  uint64_t header_bytes = 0;
+  for (int i = 7; i >= 0; --i) {
+    header_bytes = header_bytes << 8 | static_cast<unsigned char>(prefix[static_cast<size_t>(i)]);
+  }
+  if (header_bytes > static_cast<uint64_t>(std::min(kMaxHeaderBytes, file.size_bytes - 8))) {
+    return Bad(file.name, absl::StrCat("announces a header of ", header_bytes, " bytes in a file of ",
+                                       file.size_bytes, "; it is truncated or no safetensors file"));
+  }
+  const auto size = static_cast<int64_t>(header_bytes);
+  ASSIGN_OR_RETURN(const std::string header, model.read(file, 8, size));
+  if (static_cast<int64_t>(header.size()) != size) return Bad(file.name, "could not be read");
+  return CheckSafetensorsHeader(file.name, header, file.size_bytes - 8 - size);
+}
+
+// Tensor name -> shard, as the index says; empty without an index.
+absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const ModelFiles& model) {
+  std::map<std::string, std::string> where;
+  if (!Find(model, kIndexName)) return where;
+  ASSIGN_OR_RETURN(const std::string text, ReadWhole(model, kIndexName, kMaxIndexBytes));
+  const json index = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
+    return Bad(kIndexName, "has no weight_map");
+  }
+  for (const auto& [tensor, shard] : index["weight_map"].items()) {
+    if (!shard.is_string() || !IsModelFileName(shard.get_ref<const std::string&>())) {
+      return Bad(kIndexName, "names a shard that is no plain file name");
+    }
+    where[tensor] = shard.get<std::string>();
+  }
+  return where;
+}
+
+std::vector<std::string> RequiredTensors(const spec::ModelConfig& config) {
+  std::vector<std::string> names = {"model.embed_tokens.weight", "model.norm.weight"};
+  if (!config.tie_word_embeddings) names.push_back("lm_head.weight");
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+    for (const char* part : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj",
+                             "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+                             "mlp.up_proj", "mlp.down_proj"}) {
+      names.push_back(absl::StrCat(prefix, part, ".weight"));
+    }
+  }
+  return names;
+}
+
+absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& config) {
+  ASSIGN_OR_RETURN(const auto index, ReadIndex(model));
+  std::set<std::string> shards;
+  for (const auto& [tensor, shard] : index) shards.insert(shard);
+  if (index.empty()) shards.insert("model.safetensors");
+  std::map<std::string, std::set<std::string>> tensors;  // by shard
+  std::set<std::string> all;
+  for (const std::string& shard : shards) {
+    const core::FileRef* file = Find(model, shard);
+    if (!file) {
+      return index.empty()
+                 ? Bad(shard, "is missing, and there is no model.safetensors.index.json; weights must be in "
+                              "safetensors form")
+                 : Bad(shard, "is missing; the index names it as a shard");
+    }
+    ASSIGN_OR_RETURN(const auto names, CheckShard(model, *file));
+    tensors[shard].insert(names.begin(), names.end());
+    all.insert(names.begin(), names.end());
+  }
+  for (const auto& [tensor, shard] : index) {
+    if (!tensors[shard].contains(tensor)) {
+      return Bad(shard, absl::StrCat("does not hold ", tensor, ", which the index puts there"));
+    }
+  }
+  for (const std::string& name : RequiredTensors(config)) {
+    if (!all.contains(name)) {
+      return Bad("model.safetensors", absl::StrCat("no shard holds ", name, ", which config.json asks for"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenizer(const ModelFiles& model) {
+  constexpr char kName[] = "tokenizer.json";
+  if (!Find(model, kName)) {
+    return Bad(kName, "is missing; a tokenizer.model alone is not enough, save the fast tokenizer beside it",
+               Reason::kTokenizerUnsupported);
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadWhole(model, kName, kMaxTokenizerBytes));
+  const json tokenizer = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto bad = [&](std::string_view what) { return Bad(kName, what, Reason::kTokenizerUnsupported); };
+  if (!tokenizer.is_object()) return bad("is not valid JSON");
+  const auto bpe = tokenizer.find("model");
+  if (bpe == tokenizer.end() || !bpe->is_object()) return bad("has no model");
+  const auto type = bpe->find("type");
+  if (type != bpe->end() && *type != "BPE") return bad("is of another type than BPE");
+  const auto vocab = bpe->find("vocab");
+  if (vocab == bpe->end() || !vocab->is_object() || vocab->empty()) return bad("has no vocabulary");
+  const auto merges = bpe->find("merges");
+  if (merges == bpe->end() || !merges->is_array() || merges->empty()) {
+    return bad("has no merges; a BPE tokenizer cannot work without them");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view file,
+                                                                std::string_view header_json,
+                                                                int64_t data_bytes) {
+  // Depth first: a header is an object of objects of arrays, nothing deeper.
+  int depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < header_json.size(); ++i) {
+    const char c = header_json[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '{' || c == '[') {
+      if (++depth > 4) return Bad(file, "has a header nested too deep");
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  const json header = json::parse(header_json, nullptr, /*allow_exceptions=*/false);
+  if (!header.is_object()) return Bad(file, "has a header that is no JSON object");
+  if (header.size() > kMaxTensors) return Bad(file, "holds too many tensors");
+  std::vector<std::string> names;
+  std::vector<Extent> extents;
+  for (const auto& [name, tensor] : header.items()) {
+    if (name == "__metadata__") continue;
+    Extent extent;
+    std::string problem = name.size() > kMaxTensorName ? "has too long a name"
+                                                       : CheckTensor(tensor, data_bytes, extent);
+    if (!problem.empty()) return Bad(file, absl::StrCat("tensor ", name.substr(0, 64), " ", problem));
+    names.push_back(name);
+    extents.push_back(extent);
+  }
+  std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
+  int64_t at = 0;
+  for (const Extent& extent : extents) {
+    if (extent.begin != at) return Bad(file, "has tensors that overlap or leave a gap");
+    at = extent.end;
+  }
+  if (at != data_bytes) {
+    return Bad(file, absl::StrCat("holds ", data_bytes, " bytes of data where its tensors need ", at,
+                                  "; it is truncated or its header is wrong"));
+  }
+  return names;
+}
+
+absl::StatusOr<ModelFacts> CheckModel(const ModelFiles& model) {
+  std::set<std::string> names;
+  for (const core::FileRef& file : model.files) {
+    if (!IsModelFileName(file.name)) {
+      return Error::Field(Reason::kNameInvalid, "manifest.name",
+                          "must be a plain file name of letters, digits, '.', '_', '-' and '+'")
+          .ToStatus();
+    }
+    if (!names.insert(file.name).second) return Bad(file.name, "is in the manifest twice");
+  }
+  ModelFacts facts;
+  ASSIGN_OR_RETURN(facts.config_json, ReadWhole(model, "config.json", kMaxConfigBytes));
+  ASSIGN_OR_RETURN(facts.config, spec::ParseModelConfig(facts.config_json));
+  RETURN_IF_ERROR(CheckWeights(model, facts.config));
+  RETURN_IF_ERROR(CheckTokenizer(model));
+  return facts;
+}
+
+bool IsModelFileName(std::string_view name) {
+  if (name.empty() || name.size() > 128 || name.front() == '.') return false;
+  for (const char c : name) {
+    const bool ok = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                    c == '.' || c == '_' || c == '-' || c == '+';
+    if (!ok) return false;
+  }
+  return name.find("..") == std::string_view::npos;
+}
+
+bool BelongsToModel(std::string_view name) {
+  if (!IsModelFileName(name)) return false;
+  static const auto* exact = new std::set<std::string_view>{
+      "config.json",          "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+      "special_tokens_map.json", "added_tokens.json",   kIndexName,       "chat_template.jinja"};
+  return exact->contains(name) || name.ends_with(".safetensors");
+}
+
+std::string ManifestDigest(std::vector<core::FileRef> files) {
+  std::sort(files.begin(), files.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::string text;
+  for (const core::FileRef& file : files) {
+    absl::StrAppend(&text, file.name, "\n", file.size_bytes, "\n", file.sha256, "\n");
+  }
+  return Sha256Hex(text);
+}
+
+}  // namespace nibble::server

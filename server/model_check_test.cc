@@ -1,0 +1,184 @@
+#include "server/model_check.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+
+namespace nibble::server {
+namespace {
+
+std::string Shard(const std::string& header, int64_t data_bytes) {
+  std::string file;
+  for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i));
+  return file + header + std::string(static_cast<size_t>(data_bytes), '\0');
+}
+
+std::string Tensor(const std::string& name, int64_t begin, int64_t values) {
+  return absl::StrCat("\"", name, "\":{\"dtype\":\"F32\",\"shape\":[", values, "],\"data_offsets\":[", begin,
+                      ",", begin + 4 * values, "]}");
+}
+
+// A model of one layer; the values' shapes do not matter to the check.
+class ModelCheck : public testing::Test {
+ protected:
+  void SetUp() override {
+    files_["config.json"] = R"({"architectures":["LlamaForCausalLM"],"model_type":"llama",
+        "vocab_size":32,"hidden_size":8,"intermediate_size":16,"num_hidden_layers":1,
+        "num_attention_heads":2,"num_key_value_heads":1,"max_position_embeddings":64,
+        "rms_norm_eps":1e-5,"tie_word_embeddings":true,"hidden_act":"silu"})";
+    files_["tokenizer.json"] = R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
+    files_["model.safetensors"] = Shard(Header(Names()), 4 * static_cast<int64_t>(Names().size()));
+  }
+
+  static std::vector<std::string> Names() {
+    std::vector<std::string> names = {"model.embed_tokens.weight", "model.norm.weight"};
+    for (const char* part : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj",
+                             "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+                             "mlp.up_proj", "mlp.down_proj"}) {
+      names.push_back(absl::StrCat("model.layers.0.", part, ".weight"));
+    }
+    return names;
+  }
+  static std::string Header(const std::vector<std::string>& names) {
+    std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
+    for (size_t i = 0; i < names.size(); ++i) {
+      absl::StrAppend(&header, ",", Tensor(names[i], 4 * static_cast<int64_t>(i), 1));
+    }
+    return header + "}";
+  }
+
+  absl::Status Check() {
+    ModelFiles model;
+    for (const auto& [name, data] : files_) {
+      model.files.push_back({name, "", static_cast<int64_t>(data.size())});
+    }
+    model.read = [this](const core::FileRef& file, int64_t offset, int64_t max_bytes) {
+      return absl::StatusOr<std::string>(
+          files_.at(file.name).substr(static_cast<size_t>(offset), static_cast<size_t>(max_bytes)));
+    };
+    return CheckModel(model).status();
+  }
+  void ExpectRefused(Reason reason, std::string_view says) {
+    const absl::Status status = Check();
+    EXPECT_EQ(StatusReason(status), reason) << status;
+    EXPECT_NE(std::string(status.message()).find(says), std::string::npos) << status;
+  }
+
+  std::map<std::string, std::string> files_;
+};
+
+TEST_F(ModelCheck, AcceptsAWholeModel) { EXPECT_TRUE(Check().ok()) << Check(); }
+
+TEST_F(ModelCheck, AcceptsShards) {
+  auto names = Names();
+  const std::string last = names.back();
+  names.pop_back();
+  files_.erase("model.safetensors");
+  files_["a.safetensors"] = Shard(Header(names), 4 * static_cast<int64_t>(names.size()));
+  files_["b.safetensors"] = Shard(Header({last}), 4);
+  std::string map;
+  for (const auto& name : names) absl::StrAppend(&map, "\"", name, "\":\"a.safetensors\",");
+  files_["model.safetensors.index.json"] =
+      absl::StrCat("{\"weight_map\":{", map, "\"", last, "\":\"b.safetensors\"}}");
+  EXPECT_TRUE(Check().ok()) << Check();
+  const std::string shard = files_["b.safetensors"];
+  files_.erase("b.safetensors");
+  ExpectRefused(Reason::kModelFileInvalid, "b.safetensors: is missing");
+  files_["b.safetensors"] = Shard(Header({"other"}), 4);
+  ExpectRefused(Reason::kModelFileInvalid, "does not hold");
+  files_["b.safetensors"] = shard;
+  files_["model.safetensors.index.json"] = R"({"weight_map":{"x":"../../etc/passwd"}})";
+  ExpectRefused(Reason::kModelFileInvalid, "no plain file name");
+}
+
+TEST_F(ModelCheck, NamesWhatIsMissing) {
+  for (const auto& [name, reason] : {std::pair{"config.json", Reason::kModelFileInvalid},
+                                     {"model.safetensors", Reason::kModelFileInvalid},
+                                     {"tokenizer.json", Reason::kTokenizerUnsupported}}) {
+    const std::string data = files_[name];
+    files_.erase(name);
+    ExpectRefused(reason, name);
+    files_[name] = data;
+  }
+  auto names = Names();
+  names.pop_back();
+  files_["model.safetensors"] = Shard(Header(names), 4 * static_cast<int64_t>(names.size()));
+  ExpectRefused(Reason::kModelFileInvalid, "model.layers.0.mlp.down_proj.weight");
+}
+
+TEST_F(ModelCheck, RefusesUnknownArchitectures) {
+  files_["config.json"] = R"({"model_type":"mamba","architectures":["MambaForCausalLM"]})";
+  ExpectRefused(Reason::kUnsupportedArchitecture, "");
+}
+
+TEST_F(ModelCheck, RefusesTokenizersWithoutMerges) {
+  for (const char* text : {R"({"model":{"type":"BPE","vocab":{"a":0}}})",
+                           R"({"model":{"type":"BPE","vocab":{"a":0},"merges":[]}})"}) {
+    files_["tokenizer.json"] = text;
+    ExpectRefused(Reason::kTokenizerUnsupported, "merges");
+  }
+  files_["tokenizer.json"] = R"({"model":{"type":"Unigram","vocab":[["a",0]]}})";
+  ExpectRefused(Reason::kTokenizerUnsupported, "another type");
+  files_["tokenizer.json"] = "not json";
+  ExpectRefused(Reason::kTokenizerUnsupported, "JSON");
+}
+
+TEST_F(ModelCheck, RefusesTruncatedAndLyingShards) {
+  const std::string good = files_["model.safetensors"];
+  for (size_t size : {size_t{0}, size_t{7}, size_t{8}, size_t{100}, good.size() - 1}) {
+    files_["model.safetensors"] = good.substr(0, size);
+    ExpectRefused(Reason::kModelFileInvalid, "model.safetensors");
+  }
+  files_["model.safetensors"] = good + "x";
+  ExpectRefused(Reason::kModelFileInvalid, "truncated or its header is wrong");
+  files_["model.safetensors"] = std::string(7, '\xff') + '\x7f' + good.substr(8);
+  ExpectRefused(Reason::kModelFileInvalid, "announces a header");
+}
+
+TEST(CheckSafetensorsHeader, RefusesWhatDoesNotAddUp) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"[]", "no JSON object"},
+      {"{\"a\":7}", "no object"},
+      {R"({"a":{"dtype":"F32","shape":[1]}})", "lacks"},
+      {R"({"a":{"dtype":"X","shape":[1],"data_offsets":[0,4]}})", "data type"},
+      {R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", "natural number"},
+      {R"({"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,4]}})", "natural number"},
+      {R"({"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,4]}})", "larger"},
+      {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", "match its shape"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", "truncated"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", "truncated"},
+      {R"({"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}})", "dimensions"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+       "overlap"},
+      {R"({"a":[[[[[1]]]]]})", "deep"},
+      {R"({"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}})", "truncated"},
+  };
+  for (const auto& [header, says] : cases) {
+    const auto names = CheckSafetensorsHeader("f", header, 4);
+    ASSERT_FALSE(names.ok()) << header;
+    EXPECT_EQ(StatusReason(names.status()), Reason::kModelFileInvalid);
+    EXPECT_NE(std::string(names.status().message()).find(says), std::string::npos) << names.status();
+  }
+  EXPECT_TRUE(CheckSafetensorsHeader("f", R"({"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4).ok());
+}
+
+TEST(IsModelFileName, RefusesPaths) {
+  for (const char* good : {"config.json", "model-00001-of-00002.safetensors", "c++.txt"}) {
+    EXPECT_TRUE(IsModelFileName(good)) << good;
+  }
+  for (const char* bad : {"", ".", "..", "../x", "a/b", "a..b", ".hidden", "a b", "a\n"}) {
+    EXPECT_FALSE(IsModelFileName(bad)) << bad;
+  }
+}
+
+TEST(ManifestDigest, DependsOnContentNotOrder) {
+  const std::vector<core::FileRef> a = {{"x", "1", 1}, {"y", "2", 2}}, b = {{"y", "2", 2}, {"x", "1", 1}};
+  EXPECT_EQ(ManifestDigest(a), ManifestDigest(b));
+  EXPECT_NE(ManifestDigest(a), ManifestDigest({{"x", "1", 1}, {"y", "3", 2}}));
+}
+
+}  // namespace
+}  // namespace nibble::server

@@ -1,0 +1,78 @@
+#include "server/rpc/call.h"
+
+#include <string_view>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "grpcpp/security/auth_context.h"
+#include "grpcpp/server_context.h"
+#include "server/rpc/status.h"
+
+namespace nibble::server {
+
+void Done::operator()(const absl::Status& status) const {
+  if (StatusReason(status) == Reason::kUnspecified && !status.ok()) {
+    // Callers hear only INTERNAL: this line is where an operator finds what it was.
+    LogError("rpc.failed", {{"status", std::string(status.ToString())}});
+  }
+  reactor_->Finish(ToGrpcStatus(status));
+}
+
+absl::StatusOr<Caller> Authorize(const Edge& edge, grpc::CallbackServerContext* context,
+                                 const char* method) {
+  std::string_view authorization;
+  const auto header = context->client_metadata().find("authorization");
+  if (header != context->client_metadata().end()) {
+    authorization = std::string_view(header->second.data(), header->second.size());
+  }
+  std::string certificate_name;
+  const auto auth = context->auth_context();
+  if (edge.authorizer->required() && auth && auth->IsPeerAuthenticated()) {
+    for (const grpc::string_ref& name : auth->FindPropertyValues("x509_common_name")) {
+      certificate_name.assign(name.data(), name.size());
+    }
+  }
+  return edge.authorizer->Check(method, authorization, certificate_name);
+}
+
+absl::Status Busy(const Edge& edge) {
+  if (edge.draining) {
+    return Error(Reason::kShuttingDown, "the server is shutting down; try again when it is back");
+  }
+  return Error(Reason::kQueueFull, "the server has too much to do; try again in a moment");
+}
+
+grpc::ServerUnaryReactor* Unary(Edge& edge, grpc::CallbackServerContext* context, const char* method,
+                                const std::function<void(const Caller&, Done)>& body) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const Done done(reactor);
+  const auto caller = Authorize(edge, context, method);
+  if (!caller.ok()) {
+    done(caller.status());
+  } else {
+    body(*caller, done);
+  }
+  return reactor;
+}
+
+void ReadState(Edge& edge, Done done, std::function<absl::Status(const Outcome&)> read) {
+  if (!edge.loop->Read([done, read = std::move(read)](const Outcome& outcome) { done(read(outcome)); })) {
+    done(Busy(edge));
+  }
+}
+
+void Command(Edge& edge, Done done, core::CommandBody body,
+             std::function<absl::Status(const Outcome&)> answer) {
+  const bool posted = edge.loop->Post(
+      std::move(body), [done, answer = std::move(answer)](absl::Status status, const Outcome& outcome) {
+        done(status.ok() ? answer(outcome) : status);
+      });
+  if (!posted) done(Busy(edge));
+}
+
+void OnIo(Edge& edge, Done done, std::function<void()> work) {
+  if (!edge.io->Post(std::move(work))) done(Busy(edge));
+}
+
+}  // namespace nibble::server

@@ -1,0 +1,45 @@
+// How a unary call is answered: checked on the gRPC thread, worked on elsewhere, finished once.
+//
+// Nothing here blocks a gRPC thread. A Done is the promise to finish; copies share it, and it must be
+// called exactly once. Request and response live until then.
+#pragma once
+
+#include <functional>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "grpcpp/support/server_callback.h"
+#include "server/edge.h"
+
+namespace nibble::server {
+
+using Outcome = ControlLoop::Outcome;
+
+class Done {
+ public:
+  explicit Done(grpc::ServerUnaryReactor* reactor) : reactor_(reactor) {}
+  void operator()(const absl::Status& status) const;
+
+ private:
+  grpc::ServerUnaryReactor* reactor_;
+};
+
+// Who calls, or why they may not.
+absl::StatusOr<Caller> Authorize(const Edge& edge, grpc::CallbackServerContext* context,
+                                 const char* method);
+// What to tell a caller the loop or the pool has no room for.
+absl::Status Busy(const Edge& edge);
+
+// `body` runs on the gRPC thread if the caller may call `method`; it must arrange that Done is called.
+grpc::ServerUnaryReactor* Unary(Edge& edge, grpc::CallbackServerContext* context, const char* method,
+                                const std::function<void(const Caller&, Done)>& body);
+
+// Finishes with what `read` returns; it runs on the loop's thread and fills the response.
+void ReadState(Edge& edge, Done done, std::function<absl::Status(const Outcome&)> read);
+// Posts the command; when it was committed, finishes with what `answer` returns.
+void Command(Edge& edge, Done done, core::CommandBody body,
+             std::function<absl::Status(const Outcome&)> answer);
+// Runs `work` on the I/O pool; it must arrange that Done is called.
+void OnIo(Edge& edge, Done done, std::function<void()> work);
+
+}  // namespace nibble::server

@@ -1,0 +1,173 @@
+#include "server/rpc/job_service.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/id.h"
+#include "base/status.h"
+#include "server/rpc/call.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/job_request.h"
+#include "server/rpc/page.h"
+#include "server/rpc/services.h"
+
+namespace nibble::server {
+namespace {
+
+// Shows the job the command was about.
+std::function<absl::Status(const Outcome&)> ShowJob(v1::Job* response) {
+  return [response](const Outcome& outcome) -> absl::Status {
+    ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, outcome.id));
+    JobView view(outcome.state, outcome.core, outcome.now);
+    ToProto(view, *job, response);
+    return absl::OkStatus();
+  };
+}
+
+// Cancel, pause and resume: a name in, the job out.
+template <typename Verb>
+void RunVerb(Edge& edge, Done done, const std::string& name, v1::Job* response) {
+  auto id = ParseName(name, "jobs", "name");
+  if (!id.ok()) return done(id.status());
+  Command(edge, done, Verb{*std::move(id)}, ShowJob(response));
+}
+
+// What CreateJob would do, without doing it.
+absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& command, v1::Job* response) {
+  ASSIGN_OR_RETURN(const core::Decision decision,
+                   core::Decide(outcome.state, {outcome.now, command}, outcome.core));
+  for (const core::Event& event : decision.events) {
+    if (const auto* queued = std::get_if<core::JobQueued>(&event.body)) {
+      JobView view(outcome.state, outcome.core, outcome.now);
+      ToProto(view, queued->job, response);
+      // It has no name yet, unless the user chose one.
+      if (!command.job_id_given) response->clear_name();
+      response->clear_uid();
+      return absl::OkStatus();
+    }
+  }
+  ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, decision.id));
+  JobView view(outcome.state, outcome.core, outcome.now);
+  ToProto(view, *job, response);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<const core::Job*> FindJob(const core::State& state, const std::string& id) {
+  if (const core::Job* job = state.FindJob(id)) return job;
+  return Error(Reason::kJobNotFound, absl::StrCat("jobs/", id, " does not exist"))
+      .With("name", absl::StrCat("jobs/", id))
+      .ToStatus();
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::CreateJob(Context* context,
+                                                    const v1::CreateJobRequest* request,
+                                                    v1::Job* response) {
+  const auto body = [this, request, response](const Caller& caller, Done done) {
+    auto command = ReadCreateJob(*request, caller.tenant);
+    if (!command.ok()) return done(command.status());
+    if (request->validate_only()) {
+      return ReadState(edge_, done, [command = *std::move(command), response](const Outcome& outcome) {
+        return ValidateCreate(outcome, command, response);
+      });
+    }
+    Command(edge_, done, *std::move(command), ShowJob(response));
+  };
+  return Unary(edge_, context, "/nibble.v1.JobService/CreateJob", body);
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::GetJob(Context* context, const v1::GetJobRequest* request,
+                                                 v1::Job* response) {
+  return Unary(edge_, context, "/nibble.v1.JobService/GetJob", [=, this](const Caller&, Done done) {
+    auto id = ParseName(request->name(), "jobs", "name");
+    if (!id.ok()) return done(id.status());
+    ReadState(edge_, done, [response, id = *std::move(id)](const Outcome& outcome) -> absl::Status {
+      ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, id));
+      JobView view(outcome.state, outcome.core, outcome.now);
+      ToProto(view, *job, response);
+      return absl::OkStatus();
+    });
+  });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::ListJobs(Context* context, const v1::ListJobsRequest* request,
+                                                   v1::ListJobsResponse* response) {
+  const auto list = [request, response](const Outcome& outcome) -> absl::Status {
+    std::set<int> states(request->states().begin(), request->states().end());
+    std::string query = "jobs";
+    for (const int state : states) absl::StrAppend(&query, ",", state);
+    // Newest first: a key that sorts the other way round.
+    std::map<std::string, const core::Job*> jobs;
+    for (const auto& [id, job] : outcome.state.jobs) {
+      if (job.kind != core::JobKind::kTrain) continue;
+      if (!states.empty() && !states.contains(static_cast<int>(job.state))) continue;
+      jobs[absl::StrCat(absl::Dec(INT64_MAX - job.number, absl::kZeroPad19))] = &job;
+    }
+    JobView view(outcome.state, outcome.core, outcome.now);
+    ASSIGN_OR_RETURN(*response->mutable_next_page_token(),
+                     ListPage(jobs, query, request->page_size(), request->page_token(),
+                              [](const core::Job*) { return true; },
+                              [&](const core::Job* job) { ToProto(view, *job, response->add_jobs()); }));
+    return absl::OkStatus();
+  };
+  return Unary(edge_, context, "/nibble.v1.JobService/ListJobs",
+               [this, list](const Caller&, Done done) { ReadState(edge_, done, list); });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::UpdateJob(Context* context,
+                                                    const v1::UpdateJobRequest* request,
+                                                    v1::Job* response) {
+  return Unary(edge_, context, "/nibble.v1.JobService/UpdateJob", [=, this](const Caller&, Done done) {
+    auto command = ReadUpdateJob(*request);
+    if (!command.ok()) return done(command.status());
+    Command(edge_, done, *std::move(command), ShowJob(response));
+  });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::CancelJob(Context* context,
+                                                    const v1::CancelJobRequest* request,
+                                                    v1::Job* response) {
+  return Unary(edge_, context, "/nibble.v1.JobService/CancelJob", [=, this](const Caller&, Done done) {
+    RunVerb<core::CancelJob>(edge_, done, request->name(), response);
+  });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::PauseJob(Context* context, const v1::PauseJobRequest* request,
+                                                   v1::Job* response) {
+  return Unary(edge_, context, "/nibble.v1.JobService/PauseJob", [=, this](const Caller&, Done done) {
+    RunVerb<core::PauseJob>(edge_, done, request->name(), response);
+  });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::ResumeJob(Context* context,
+                                                    const v1::ResumeJobRequest* request,
+                                                    v1::Job* response) {
+  return Unary(edge_, context, "/nibble.v1.JobService/ResumeJob", [=, this](const Caller&, Done done) {
+    RunVerb<core::ResumeJob>(edge_, done, request->name(), response);
+  });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::DeleteJob(Context* context,
+                                                    const v1::DeleteJobRequest* request,
+                                                    v1::DeleteJobResponse*) {
+  return Unary(edge_, context, "/nibble.v1.JobService/DeleteJob", [=, this](const Caller&, Done done) {
+    auto id = ParseName(request->name(), "jobs", "name");
+    if (!id.ok()) return done(id.status());
+    Command(edge_, done, core::DeleteJob{*id}, [this, id = *id](const Outcome&) {
+      // Its metrics go with it; that they are gone is not worth a caller's waiting, and what fails here
+      // is found by nobody, since the job has no name any more.
+      (void)edge_.io->Post([this, id] { (void)edge_.metrics->DeleteJob(id); });
+      return absl::OkStatus();
+    });
+  });
+}
+
+std::unique_ptr<grpc::Service> NewJobService(Edge& edge) {
+  return std::make_unique<JobServiceImpl>(edge);
+}
+
+}  // namespace nibble::server

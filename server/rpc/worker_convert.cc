@@ -1,0 +1,213 @@
+#include "server/rpc/worker_convert.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/status.h"
+
+namespace nibble::server {
+namespace {
+
+namespace wv1 = worker::v1;
+
+template <typename Refs>
+std::vector<core::FileRef> ReadFiles(const Refs& refs) {
+  std::vector<core::FileRef> files;
+  for (const wv1::BlobRef& ref : refs) files.push_back({ref.name(), ref.sha256(), ref.size_bytes()});
+  return files;
+}
+
+void Fill(const core::FileRef& file, wv1::BlobRef* out) {
+  out->set_name(file.name);
+  out->set_sha256(file.sha256);
+  out->set_size_bytes(file.size_bytes);
+}
+
+// Keeps the average steady while single steps vary.
+double SmoothRate(double before, int64_t tokens, int64_t step_time_us) {
+  if (step_time_us <= 0) return before;
+  const double rate = static_cast<double>(tokens) * 1e6 / static_cast<double>(step_time_us);
+  return before > 0 ? 0.8 * before + 0.2 * rate : rate;
+}
+
+}  // namespace
+
+absl::StatusOr<core::RegisterWorker> ReadRegister(const wv1::RegisterRequest& in) {
+  core::RegisterWorker out;
+  out.worker_id = in.worker_id();
+  out.incarnation = in.incarnation();
+  out.version = in.version();
+  out.shares_file_system = in.shares_file_system();
+  out.generation_seen = in.generation_seen();
+  out.timeline_seen = in.timeline_seen();
+  for (int i = 0; i < in.devices_size(); ++i) {
+    const wv1::DeviceProfile& device = in.devices(i);
+    auto profile = spec::DeviceProfileFromJson(device.profile_json());
+    if (!profile.ok()) {
+      return Error::Field(Reason::kSpecInvalid, absl::StrCat("devices[", i, "].profile_json"),
+                          absl::StrCat("is no device profile: ", profile.status().message()))
+          .ToStatus();
+    }
+    core::Device& added = out.devices.emplace_back();
+    added.id = device.id();
+    added.backend = device.backend();
+    added.body = device.body();
+    added.description = device.description();
+    added.capacity_bytes = device.capacity_bytes();
+    added.profile = *std::move(profile);
+    added.profile_json = device.profile_json();
+  }
+  return out;
+}
+
+core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
+  core::Synchronize out;
+  out.worker_id = in.worker_id();
+  out.incarnation = in.incarnation();
+  out.generation_seen = in.generation_seen();
+  out.known_revision = in.known_revision();
+  out.draining = in.draining();
+  for (const wv1::RunningAttempt& attempt : in.attempts()) {
+    // A phase of a later release is a phase we know nothing about.
+    const core::Phase phase = wv1::AttemptPhase_IsValid(attempt.phase())
+                                  ? static_cast<core::Phase>(attempt.phase())
+                                  : core::Phase::kUnspecified;
+    out.attempts.push_back({attempt.job_id(), attempt.epoch(), attempt.device_id(), phase, attempt.step(),
+                            attempt.used_bytes()});
+  }
+  for (const wv1::DeviceStatus& device : in.devices()) {
+    out.devices.push_back({device.device_id(), device.used_bytes(),
+                           {device.resident_bases().begin(), device.resident_bases().end()}});
+  }
+  return out;
+}
+
+core::Fence ReadFence(const wv1::Fence& in) {
+  return {in.job_id(), in.epoch(), in.worker_id(), in.incarnation(), in.token()};
+}
+
+std::vector<store::StepMetric> ReadMetrics(const wv1::ReportProgressRequest& in) {
+  std::vector<store::StepMetric> out;
+  for (const wv1::StepMetric& metric : in.metrics()) {
+    store::StepMetric& added = out.emplace_back();
+    added.step = metric.step();
+    added.epoch = in.fence().epoch();
+    added.loss = metric.loss();
+    added.gradient_norm = metric.gradient_norm();
+    added.learning_rate = metric.learning_rate();
+    added.tokens = metric.tokens();
+    added.target_tokens = metric.target_tokens();
+    added.step_time_us = metric.step_time_us();
+    added.time_unix_us = metric.time_us();
+    if (metric.has_eval_loss()) added.eval_loss = metric.eval_loss();
+    added.used_bytes = metric.used_bytes();
+    added.epoch_fraction = metric.epoch_fraction();
+  }
+  return out;
+}
+
+core::Progress HeadAfter(const core::Progress& before, const std::vector<store::StepMetric>& metrics) {
+  core::Progress head = before;
+  const auto set = [](double value, std::optional<double>& field) {
+    if (std::isfinite(value)) field = value;
+  };
+  for (const store::StepMetric& metric : metrics) {
+    if (metric.eval_loss) set(*metric.eval_loss, head.eval_loss);
+    head.used_bytes = std::max(head.used_bytes, metric.used_bytes);
+    if (metric.step <= head.step) continue;
+    head.step = metric.step;
+    head.epoch = std::max(head.epoch, metric.epoch_fraction);
+    head.trained_tokens += metric.tokens;
+    head.step_time_us = metric.step_time_us;
+    head.tokens_per_second = SmoothRate(head.tokens_per_second, metric.tokens, metric.step_time_us);
+    set(metric.loss, head.loss);
+    set(metric.gradient_norm, head.gradient_norm);
+    set(metric.learning_rate, head.learning_rate);
+  }
+  return head;
+}
+
+std::optional<core::CommandBody> ReadReport(const wv1::ReportProgressRequest& in) {
+  const core::Fence fence = ReadFence(in.fence());
+  switch (in.report_case()) {
+    case wv1::ReportProgressRequest::kPlan:
+      return core::ReportPlan{fence, in.plan().planned_steps(), in.plan().plan_json(),
+                              in.plan().numerics_id()};
+    case wv1::ReportProgressRequest::kCheckpoint:
+      return core::ReportCheckpoint{fence, in.checkpoint().step(), ReadFiles(in.checkpoint().files()),
+                                    in.checkpoint().manifest_sha256(), in.checkpoint().loss()};
+    case wv1::ReportProgressRequest::kFinished:
+      return core::ReportFinished{fence, in.finished().step(), ReadFiles(in.finished().files()),
+                                  in.finished().stop_reason()};
+    case wv1::ReportProgressRequest::kFailed:
+      return core::ReportFailed{fence, in.failed().reason(), in.failed().message(),
+                                in.failed().infrastructure(), in.failed().neighbour_fault()};
+    case wv1::ReportProgressRequest::kCheck:
+      return core::ReportCheck{fence, in.check().report_json(), in.check().planned_steps()};
+    case wv1::ReportProgressRequest::kReleased:
+      return core::ReportReleased{fence, in.released().step()};
+    case wv1::ReportProgressRequest::REPORT_NOT_SET:
+      break;
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+void FillDataset(const core::Dataset* dataset, bool shares_file_system, wv1::BlobRef* blob,
+                 std::string* path) {
+  if (!dataset) return;
+  Fill({dataset->id, dataset->sha256, dataset->size_bytes}, blob);
+  if (shares_file_system) *path = dataset->path;
+}
+
+}  // namespace
+
+void ToProto(const core::Assignment& assignment, bool shares_file_system, wv1::Assignment* out) {
+  const core::Job& job = *assignment.job;
+  const core::Attempt& attempt = *assignment.attempt;
+  out->set_job_id(job.id);
+  out->set_epoch(attempt.epoch);
+  out->set_token(assignment.token);
+  out->set_device_id(attempt.device_id);
+  out->set_kind(static_cast<wv1::Assignment::Kind>(job.kind));
+  out->set_want(static_cast<wv1::Assignment::Want>(assignment.want));
+  out->set_spec_json(spec::TrainSpecToJson(job.spec));
+  if (const core::Model* model = assignment.model) {
+    out->set_base_digest(model->digest);
+    for (const core::FileRef& file : model->files) Fill(file, out->add_base_files());
+    if (shares_file_system) out->set_base_path(model->root_path);
+    out->set_base_display_name(model->display_name.empty() ? model->id : model->display_name);
+  }
+  FillDataset(assignment.dataset, shares_file_system, out->mutable_dataset(), out->mutable_dataset_path());
+  if (assignment.eval_dataset) {
+    FillDataset(assignment.eval_dataset, shares_file_system, out->mutable_eval_dataset(),
+                out->mutable_eval_dataset_path());
+  }
+  if (const core::Checkpoint* checkpoint = assignment.resume) {
+    for (const core::FileRef& file : checkpoint->files) Fill(file, out->add_checkpoint_files());
+    out->set_checkpoint_step(checkpoint->step);
+  }
+  out->set_planned_base_bytes(attempt.plan.base_bytes);
+  out->set_planned_persistent_bytes(attempt.plan.persistent_bytes);
+  out->set_planned_step_bytes(attempt.plan.step_bytes);
+  out->set_numerics_id(job.numerics_id);
+  out->set_run_alone(attempt.run_alone);
+  out->set_display_name(job.display_name.empty() ? job.id : job.display_name);
+}
+
+bool FenceHolds(const core::State& state, const core::CoreOptions& options, const core::Fence& fence) {
+  const core::Job* job = state.FindJob(fence.job_id);
+  const core::Attempt* attempt = job ? job->Current() : nullptr;
+  if (!attempt || attempt->epoch != fence.epoch || attempt->worker_id != fence.worker_id ||
+      attempt->incarnation != fence.incarnation) {
+    return false;
+  }
+  return fence.token == core::AttemptToken(options, state, fence.job_id, fence.epoch, fence.worker_id,
+                                           fence.incarnation);
+}
+
+}  // namespace nibble::server
