@@ -122,7 +122,7 @@ def check_expressions(check):
 
 
 def check_alerts(check):
-    runbook = (ROOT / "docs" / "operations.md")
+    runbook = (ROOT / "docs" / "alerts.md")
     headings = {re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").strip().lower()).replace(" ", "-")
                 for line in runbook.read_text().splitlines() if line.startswith("#")} \
         if runbook.exists() else set()
@@ -143,7 +143,7 @@ def check_alerts(check):
         check.expect(notes.get("dashboard", "").split("/")[-1] in uids, f"{name}: unknown dashboard")
         if headings:
             anchor = notes.get("runbook_url", "").partition("#")[2]
-            check.expect(anchor in headings, f"{name}: docs/operations.md has no heading #{anchor}")
+            check.expect(anchor in headings, f"{name}: docs/alerts.md has no heading #{anchor}")
         check.expect(name in fired, f"{name}: no test in which it fires")
         check.expect(name in quiet, f"{name}: no test in which it stays quiet")
 
