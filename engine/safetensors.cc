@@ -283,8 +283,9 @@ absl::Status SafetensorsFile::Read(const TensorInfo& tensor, int64_t begin, int6
   return ReadAt(path_, fd_, tensor.offset + begin, size, out);
 }
 
-absl::Status SafetensorsFile::ReadF32(const TensorInfo& tensor, float* out) const {
-  if (tensor.type == TensorType::kF32) return Read(tensor, 0, tensor.size_bytes, out);
+absl::Status SafetensorsFile::ReadF32(const TensorInfo& tensor, int64_t first, int64_t count,
+                                      float* out) const {
+  if (tensor.type == TensorType::kF32) return Read(tensor, first * 4, count * 4, out);
   if (tensor.type != TensorType::kF16 && tensor.type != TensorType::kBF16) {
     return BadTensor(path_, tensor.name,
                      absl::StrCat("has type ", View(TensorTypeName(tensor.type)),
@@ -292,9 +293,8 @@ absl::Status SafetensorsFile::ReadF32(const TensorInfo& tensor, float* out) cons
   }
   // The 16-bit values are read into the upper half of `out` and widened from the front: value i is
   // read before float i overwrites it.
-  const int64_t count = tensor.Elements();
   auto* half = reinterpret_cast<char*>(out) + count * 2;
-  RETURN_IF_ERROR(Read(tensor, 0, tensor.size_bytes, half));
+  RETURN_IF_ERROR(Read(tensor, first * 2, count * 2, half));
   const bool bf16 = tensor.type == TensorType::kBF16;
   for (int64_t i = 0; i < count; ++i) {
     uint16_t bits = 0;
@@ -358,8 +358,9 @@ absl::Status Checkpoint::Read(const TensorInfo& tensor, int64_t begin, int64_t s
   return files_[file_of_.find(tensor.name)->second]->Read(tensor, begin, size, out);
 }
 
-absl::Status Checkpoint::ReadF32(const TensorInfo& tensor, float* out) const {
-  return files_[file_of_.find(tensor.name)->second]->ReadF32(tensor, out);
+absl::Status Checkpoint::ReadF32(const TensorInfo& tensor, int64_t first, int64_t count,
+                                 float* out) const {
+  return files_[file_of_.find(tensor.name)->second]->ReadF32(tensor, first, count, out);
 }
 
 std::vector<std::string> Checkpoint::Names() const {

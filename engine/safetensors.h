@@ -49,8 +49,11 @@ class SafetensorsFile {
   const TensorInfo* Find(std::string_view name) const;
   // Bytes [begin, begin + size) of the tensor; out has room for them.
   absl::Status Read(const TensorInfo& tensor, int64_t begin, int64_t size, void* out) const;
-  // The whole tensor as fp32 (F32, F16, BF16 only); out holds Elements() floats.
-  absl::Status ReadF32(const TensorInfo& tensor, float* out) const;
+  // Elements first .. first + count - 1 as fp32 (F32, F16, BF16 only).
+  absl::Status ReadF32(const TensorInfo& tensor, int64_t first, int64_t count, float* out) const;
+  absl::Status ReadF32(const TensorInfo& tensor, float* out) const {
+    return ReadF32(tensor, 0, tensor.Elements(), out);
+  }
 
  private:
   SafetensorsFile() = default;
@@ -77,7 +80,10 @@ class Checkpoint {
 
   const TensorInfo* Find(std::string_view name) const;
   absl::Status Read(const TensorInfo& tensor, int64_t begin, int64_t size, void* out) const;
-  absl::Status ReadF32(const TensorInfo& tensor, float* out) const;
+  absl::Status ReadF32(const TensorInfo& tensor, int64_t first, int64_t count, float* out) const;
+  absl::Status ReadF32(const TensorInfo& tensor, float* out) const {
+    return ReadF32(tensor, 0, tensor.Elements(), out);
+  }
   // Names of all tensors, sorted.
   std::vector<std::string> Names() const;
   // The files, in order of name; for the digest.

@@ -1,0 +1,240 @@
+#include "engine/base_model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/base_cache.h"
+#include "engine/base_tensors.h"
+#include "engine/safetensors.h"
+#include "engine/spec/base_layout.h"
+#include "kernels/nf4.h"
+
+namespace nibble::engine {
+namespace {
+
+using kernels::DType;
+using kernels::ParamView;
+using kernels::QuantType;
+using kernels::WeightView;
+using spec::BaseEntry;
+using spec::BasePart;
+using spec::Module;
+
+constexpr int64_t kMaxConfigBytes = 1 << 20;
+
+QuantType TypeOf(spec::QuantKind quant) {
+  switch (quant) {
+    case spec::QuantKind::kNF4: return QuantType::kNF4;
+    case spec::QuantKind::kFP4: return QuantType::kFP4;
+    case spec::QuantKind::kINT4: return QuantType::kINT4;
+    case spec::QuantKind::kINT8: return QuantType::kINT8;
+    case spec::QuantKind::kBF16: break;
+  }
+  return QuantType::kBF16;
+}
+
+struct Layer {
+  WeightView linear[spec::kModuleCount];
+  ParamView bias[spec::kModuleCount];
+  ParamView input_norm, post_norm, q_norm, k_norm;
+};
+
+}  // namespace
+
+struct BaseModel::Impl {
+  spec::ModelConfig config;
+  std::string digest;
+  bool cached = false;
+  MappedFile file;
+  std::vector<std::vector<char>> arrays;     // exact: owned instead of mapped
+  std::vector<Layer> layers;
+  ParamView embedding, head, final_norm;
+
+  ParamView* Param(const BaseEntry& entry) {
+    switch (entry.part) {
+      case BasePart::kEmbedding: return &embedding;
+      case BasePart::kHead: return &head;
+      case BasePart::kFinalNorm: return &final_norm;
+      case BasePart::kInputNorm: return &layers[entry.layer].input_norm;
+      case BasePart::kPostNorm: return &layers[entry.layer].post_norm;
+      case BasePart::kQueryNorm: return &layers[entry.layer].q_norm;
+      case BasePart::kKeyNorm: return &layers[entry.layer].k_norm;
+      case BasePart::kBias: return &layers[entry.layer].bias[static_cast<int>(entry.module)];
+      default: return nullptr;
+    }
+  }
+
+  // Every linear's numbers that do not come from an array.
+  void Prepare(QuantType type) {
+    layers.resize(static_cast<size_t>(config.layers));
+    for (Layer& layer : layers) {
+      for (int m = 0; m < spec::kModuleCount; ++m) {
+        const spec::LinearShape shape = spec::ShapeOf(config, static_cast<Module>(m));
+        layer.linear[m].type = type;
+        layer.linear[m].n = shape.n;
+        layer.linear[m].k = shape.k;
+        layer.linear[m].block = spec::kQuantBlock;
+      }
+    }
+  }
+
+  // Points the views at the entries, whose bytes `at` gives.
+  template <typename At>
+  void Point(const spec::BaseLayout& layout, DType type, const At& at) {
+    const float* offsets = nullptr;
+    const float* code_book = nullptr;
+    const float* nested_map = nullptr;
+    for (const BaseEntry& entry : layout.entries) {
+      const void* data = at(entry);
+      if (ParamView* param = Param(entry)) {
+        *param = {data, type};
+        continue;
+      }
+      if (entry.part == BasePart::kCodeBook) code_book = static_cast<const float*>(data);
+      if (entry.part == BasePart::kNestedMap) nested_map = static_cast<const float*>(data);
+      if (entry.part == BasePart::kOffsets) offsets = static_cast<const float*>(data);
+      if (entry.layer < 0) continue;
+      WeightView& weight = layers[entry.layer].linear[static_cast<int>(entry.module)];
+      if (entry.part == BasePart::kCodes) weight.data = data;
+      if (entry.part == BasePart::kAbsmax) weight.absmax = static_cast<const float*>(data);
+      if (entry.part == BasePart::kAbsmaxCodes) weight.absmax_codes = static_cast<const uint8_t*>(data);
+      if (entry.part == BasePart::kNestedAbsmax) weight.nested_absmax = static_cast<const float*>(data);
+      weight.code_book = code_book;
+      weight.nested_map = nested_map;
+      if (offsets != nullptr) {
+        weight.offset = offsets[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)];
+      }
+    }
+    if (head.data == nullptr) head = embedding;
+  }
+
+  absl::Status Map(const std::string& path, const spec::BaseLayout& layout) {
+    ASSIGN_OR_RETURN(file, MappedFile::Open(path));
+    const std::string header = BaseCacheHeader(digest, layout);
+    if (static_cast<int64_t>(file.size()) != layout.file_bytes ||
+        !file.view().starts_with(header)) {
+      return Error(Reason::kModelFileInvalid,
+                   absl::StrCat(path, " is no quantized base of this layout (", file.size(), " bytes, ",
+                                layout.file_bytes, " expected); remove it and it is made anew"));
+    }
+    Point(layout, DType::kBF16,
+          [&](const BaseEntry& entry) -> const void* { return file.data() + entry.offset; });
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadExact(const BaseTensors& tensors, const spec::BaseLayout& layout, QuantType type,
+                         bool nested);
+};
+
+// Everything in memory, fp32 where it is not quantized; for small models.
+absl::Status BaseModel::Impl::LoadExact(const BaseTensors& tensors, const spec::BaseLayout& layout,
+                                        QuantType type, bool nested) {
+  const auto add = [&](int64_t bytes) {
+    arrays.emplace_back(static_cast<size_t>(bytes));
+    return arrays.back().data();
+  };
+  std::vector<const void*> data(layout.entries.size());
+  std::vector<float> absmax;
+  float* offsets = nullptr;
+  for (size_t i = 0; i < layout.entries.size(); ++i) {
+    const BaseEntry& entry = layout.entries[i];
+    const TensorInfo* tensor = tensors.Find(entry.part, entry.layer, entry.module);
+    if (tensor == nullptr) {
+      // Code books, maps, offsets and scales: sizes are the layout's; scales follow their codes.
+      char* to = add(entry.size_bytes);
+      data[i] = to;
+      const auto blocks = static_cast<int64_t>(absmax.size());
+      if (entry.part == BasePart::kCodeBook) std::memcpy(to, kernels::CodeBook(type), entry.size_bytes);
+      if (entry.part == BasePart::kNestedMap) std::memcpy(to, kernels::SignedDynamicMap(), entry.size_bytes);
+      if (entry.part == BasePart::kOffsets) offsets = reinterpret_cast<float*>(to);
+      if (entry.part == BasePart::kAbsmax) std::memcpy(to, absmax.data(), entry.size_bytes);
+      if (entry.part == BasePart::kAbsmaxCodes) {
+        std::vector<float> scales(static_cast<size_t>(kernels::NestedCount(blocks)));
+        kernels::QuantizeAbsmax(absmax.data(), blocks, reinterpret_cast<uint8_t*>(to), scales.data(),
+                                offsets + entry.layer * spec::kModuleCount + static_cast<int>(entry.module));
+        absmax = std::move(scales);
+      }
+      if (entry.part == BasePart::kNestedAbsmax) std::memcpy(to, absmax.data(), entry.size_bytes);
+      continue;
+    }
+    const int64_t count = tensor->Elements();
+    auto* values = reinterpret_cast<float*>(add(count * 4));
+    data[i] = values;
+    RETURN_IF_ERROR(tensors.Read(*tensor, 0, count, values));
+    if (entry.part != BasePart::kCodes || !kernels::IsQuantized(type)) continue;
+    auto* codes = reinterpret_cast<uint8_t*>(add(kernels::WeightBytes(type, count)));
+    absmax.assign(static_cast<size_t>(kernels::AbsmaxCount(count, spec::kQuantBlock)), 0);
+    kernels::QuantizeTensor(values, count, type, spec::kQuantBlock, codes, absmax.data(), nullptr);
+    data[i] = codes;
+    arrays.erase(arrays.end() - 2);
+  }
+  CHECK(!nested || offsets != nullptr);
+  Point(layout, DType::kF32, [&](const BaseEntry& entry) { return data[&entry - layout.entries.data()]; });
+  return absl::OkStatus();
+}
+
+BaseModel::BaseModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+BaseModel::~BaseModel() = default;
+
+absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  const std::string config_path = JoinPath(options.model_dir, "config.json");
+  if (!FileExists(config_path)) {
+    return Error(Reason::kModelFileInvalid, absl::StrCat(config_path, " is missing"));
+  }
+  ASSIGN_OR_RETURN(const std::string config_json, ReadFile(config_path, kMaxConfigBytes));
+  ASSIGN_OR_RETURN(impl->config, spec::ParseModelConfig(config_json));
+  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model_dir));
+  ASSIGN_OR_RETURN(const BaseTensors tensors, BaseTensors::Make(checkpoint.get(), impl->config));
+  const spec::BaseLayout layout = spec::LayoutBase(impl->config, options.quant, options.double_quant);
+  const bool nested = layout.Find(BasePart::kNestedMap) != nullptr;
+  RETURN_IF_ERROR(MakeDirs(options.cache_dir));
+  ASSIGN_OR_RETURN(impl->digest, BaseDigest(options.model_dir, options.cache_dir, *checkpoint,
+                                            options.quant, nested));
+  if (options.exact) {
+    impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32 : TypeOf(options.quant));
+    RETURN_IF_ERROR(impl->LoadExact(tensors, layout, impl->layers[0].linear[0].type, nested));
+    return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
+  }
+  BaseCacheRequest request;
+  request.cache_dir = options.cache_dir;
+  request.digest = impl->digest;
+  request.quant = options.quant;
+  request.nested = nested;
+  request.threads = std::max(options.threads, 1);
+  request.progress = options.progress;
+  ASSIGN_OR_RETURN(const BaseCacheFile file, EnsureBaseCache(request, tensors, layout));
+  impl->cached = file.found;
+  impl->Prepare(TypeOf(options.quant));
+  RETURN_IF_ERROR(impl->Map(file.path, layout));
+  return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
+}
+
+const spec::ModelConfig& BaseModel::config() const { return impl_->config; }
+const WeightView& BaseModel::Linear(int64_t layer, Module module) const {
+  return impl_->layers[layer].linear[static_cast<int>(module)];
+}
+ParamView BaseModel::Bias(int64_t layer, Module module) const {
+  return impl_->layers[layer].bias[static_cast<int>(module)];
+}
+ParamView BaseModel::InputNorm(int64_t layer) const { return impl_->layers[layer].input_norm; }
+ParamView BaseModel::PostNorm(int64_t layer) const { return impl_->layers[layer].post_norm; }
+ParamView BaseModel::QNorm(int64_t layer) const { return impl_->layers[layer].q_norm; }
+ParamView BaseModel::KNorm(int64_t layer) const { return impl_->layers[layer].k_norm; }
+ParamView BaseModel::FinalNorm() const { return impl_->final_norm; }
+ParamView BaseModel::Embedding() const { return impl_->embedding; }
+ParamView BaseModel::Head() const { return impl_->head; }
+const std::string& BaseModel::digest() const { return impl_->digest; }
+int64_t BaseModel::bytes() const {
+  int64_t bytes = static_cast<int64_t>(impl_->file.size());
+  for (const auto& array : impl_->arrays) bytes += static_cast<int64_t>(array.size());
+  return bytes;
+}
+bool BaseModel::cached() const { return impl_->cached; }
+
+}  // namespace nibble::engine

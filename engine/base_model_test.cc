@@ -1,0 +1,269 @@
+#include "engine/base_model.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "engine/base_tensors.h"
+#include "engine/floats.h"
+#include "engine/safetensors.h"
+#include "engine/spec/base_layout.h"
+#include "engine/spec/memory_plan.h"
+#include "kernels/nf4.h"
+
+namespace nibble::engine {
+namespace {
+
+using spec::BasePart;
+using spec::Module;
+using spec::QuantKind;
+using ::testing::HasSubstr;
+
+// A model of two layers with random weights, in HF layout.
+class BaseModelTest : public ::testing::Test {
+ protected:
+  BaseModelTest() { Write(true); }
+
+  void Write(bool tied, const std::string& leave_out = "", const std::string& wrong_shape = "") {
+    const std::string config = absl::StrCat(
+        R"({"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":32,)",
+        R"("intermediate_size":48,"num_hidden_layers":2,"num_attention_heads":4,)",
+        R"("num_key_value_heads":2,"vocab_size":20,"max_position_embeddings":64,)",
+        R"("rms_norm_eps":1e-5,"hidden_act":"silu","tie_word_embeddings":)", tied ? "true" : "false", "}");
+    CHECK_OK(WriteFileAtomic(model_.Join("config.json"), config));
+    auto parsed = spec::ParseModelConfig(config);
+    CHECK_OK(parsed.status());
+    config_ = *parsed;
+    tensors_.clear();
+    values_.clear();
+    Random random(4);
+    const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+      if (name == leave_out) return;
+      if (name == wrong_shape) shape[0] += 1;
+      int64_t count = 1;
+      for (const int64_t dim : shape) count *= dim;
+      auto& values = values_[name];
+      for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(random.Unit() - 0.5));
+      tensors_.push_back({name, TensorType::kF32, shape, values.data()});
+    };
+    add("model.embed_tokens.weight", {20, 32});
+    if (!tied) add("lm_head.weight", {20, 32});
+    add("model.norm.weight", {32});
+    for (int64_t layer = 0; layer < 2; ++layer) {
+      add(CheckpointName(BasePart::kInputNorm, layer, Module::kQ), {32});
+      add(CheckpointName(BasePart::kPostNorm, layer, Module::kQ), {32});
+      for (int m = 0; m < spec::kModuleCount; ++m) {
+        const spec::LinearShape shape = spec::ShapeOf(config_, static_cast<Module>(m));
+        add(CheckpointName(BasePart::kCodes, layer, static_cast<Module>(m)), {shape.n, shape.k});
+      }
+    }
+    Save();
+  }
+  void Save() {
+    CHECK_OK(WriteFileAtomic(model_.Join("model.safetensors"), SerializeSafetensors(tensors_, {})));
+  }
+  BaseModelOptions Options(QuantKind quant, bool double_quant = true) {
+    BaseModelOptions options;
+    options.model_dir = model_.path();
+    options.cache_dir = cache_.path();
+    options.quant = quant;
+    options.double_quant = double_quant;
+    options.threads = 2;
+    return options;
+  }
+  std::string Refused() {
+    const auto status = BaseModel::Open(Options(QuantKind::kNF4)).status();
+    EXPECT_EQ(StatusReason(status), Reason::kModelFileInvalid) << status;
+    return std::string(status.message());
+  }
+
+  TempDir model_, cache_;
+  spec::ModelConfig config_;
+  std::vector<TensorToWrite> tensors_;
+  std::map<std::string, std::vector<float>> values_;
+};
+
+TEST_F(BaseModelTest, CodesAreThoseOfTheKernels) {
+  auto base = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(base.ok()) << base.status();
+  EXPECT_FALSE((*base)->cached());
+  EXPECT_EQ((*base)->bytes(), spec::LayoutBase(config_, QuantKind::kNF4, true).file_bytes);
+  EXPECT_EQ((*base)->bytes(), spec::BaseBytes(config_, QuantKind::kNF4, true));
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    for (int m = 0; m < spec::kModuleCount; ++m) {
+      const auto module = static_cast<Module>(m);
+      const auto& source = values_[CheckpointName(BasePart::kCodes, layer, module)];
+      const auto count = static_cast<int64_t>(source.size());
+      const int64_t blocks = kernels::AbsmaxCount(count, 64);
+      std::vector<uint8_t> codes((count + 1) / 2), absmax_codes(blocks);
+      std::vector<float> absmax(blocks), nested(kernels::NestedCount(blocks));
+      float offset = 0;
+      kernels::QuantizeTensor(source.data(), count, kernels::QuantType::kNF4, 64, codes.data(),
+                              absmax.data(), nullptr);
+      kernels::QuantizeAbsmax(absmax.data(), blocks, absmax_codes.data(), nested.data(), &offset);
+      const kernels::WeightView& view = (*base)->Linear(layer, module);
+      EXPECT_EQ(std::memcmp(view.data, codes.data(), codes.size()), 0);
+      EXPECT_EQ(std::memcmp(view.absmax_codes, absmax_codes.data(), absmax_codes.size()), 0);
+      EXPECT_EQ(std::memcmp(view.nested_absmax, nested.data(), nested.size() * 4), 0);
+      EXPECT_EQ(view.offset, offset);
+      EXPECT_EQ(view.absmax, nullptr);
+      EXPECT_EQ(view.n * view.k, count);
+      std::vector<float> decoded(source.size());
+      kernels::DequantizeRange(view, 0, count, decoded.data());
+      for (size_t i = 0; i < source.size(); ++i) EXPECT_NEAR(decoded[i], source[i], 0.09);
+      EXPECT_EQ((*base)->Bias(layer, module).data, nullptr);
+    }
+  }
+  EXPECT_TRUE((*base)->tied());
+  const auto* embedding = static_cast<const uint16_t*>((*base)->Embedding().data);
+  EXPECT_EQ(embedding[7], Bf16FromFloat(values_["model.embed_tokens.weight"][7]));
+  const auto* norm = static_cast<const uint16_t*>((*base)->PostNorm(1).data);
+  EXPECT_EQ(norm[31], Bf16FromFloat(values_["model.layers.1.post_attention_layernorm.weight"][31]));
+}
+
+TEST_F(BaseModelTest, TheSecondOpenMapsTheSameFile) {
+  int64_t calls = 0;
+  BaseModelOptions options = Options(QuantKind::kNF4);
+  options.progress = [&](int64_t done, int64_t all) { calls += done <= all; };
+  auto first = BaseModel::Open(options);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_GT(calls, 10);
+  calls = 0;
+  auto second = BaseModel::Open(options);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_TRUE((*second)->cached());
+  EXPECT_EQ(calls, 0);
+  EXPECT_EQ((*first)->digest(), (*second)->digest());
+  // Other quantization, other weights: another base.
+  auto flat = BaseModel::Open(Options(QuantKind::kNF4, false));
+  ASSERT_TRUE(flat.ok()) << flat.status();
+  EXPECT_NE((*flat)->digest(), (*first)->digest());
+  EXPECT_NE((*flat)->Linear(0, Module::kQ).absmax, nullptr);
+  values_["model.norm.weight"][0] += 1;
+  Save();
+  auto changed = BaseModel::Open(options);
+  ASSERT_TRUE(changed.ok()) << changed.status();
+  EXPECT_NE((*changed)->digest(), (*first)->digest());
+  EXPECT_FALSE((*changed)->cached());
+}
+
+TEST_F(BaseModelTest, OtherKindsAndExactMode) {
+  Write(/*tied=*/false);
+  for (const QuantKind quant : {QuantKind::kFP4, QuantKind::kINT4, QuantKind::kINT8, QuantKind::kBF16}) {
+    auto base = BaseModel::Open(Options(quant));
+    ASSERT_TRUE(base.ok()) << base.status();
+    EXPECT_FALSE((*base)->tied());
+    const auto& source = values_["model.layers.1.mlp.down_proj.weight"];
+    std::vector<float> decoded(source.size());
+    const kernels::WeightView& view = (*base)->Linear(1, Module::kDown);
+    kernels::DequantizeRange(view, 0, static_cast<int64_t>(source.size()), decoded.data());
+    for (size_t i = 0; i < source.size(); ++i) EXPECT_NEAR(decoded[i], source[i], 0.11);
+  }
+  BaseModelOptions options = Options(QuantKind::kBF16);
+  options.exact = true;
+  auto exact = BaseModel::Open(options);
+  ASSERT_TRUE(exact.ok()) << exact.status();
+  EXPECT_EQ((*exact)->Embedding().type, kernels::DType::kF32);
+  EXPECT_EQ((*exact)->Linear(0, Module::kUp).type, kernels::QuantType::kF32);
+  EXPECT_EQ(static_cast<const float*>((*exact)->Linear(0, Module::kUp).data)[5],
+            values_["model.layers.0.mlp.up_proj.weight"][5]);
+  // Quantized exactly like the mapped file, with fp32 around it.
+  options = Options(QuantKind::kNF4);
+  auto mapped = BaseModel::Open(options);
+  options.exact = true;
+  exact = BaseModel::Open(options);
+  ASSERT_TRUE(mapped.ok() && exact.ok());
+  const auto& source = values_["model.layers.1.self_attn.v_proj.weight"];
+  std::vector<float> a(source.size()), b(source.size());
+  kernels::DequantizeRange((*mapped)->Linear(1, Module::kV), 0, static_cast<int64_t>(a.size()), a.data());
+  kernels::DequantizeRange((*exact)->Linear(1, Module::kV), 0, static_cast<int64_t>(b.size()), b.data());
+  EXPECT_EQ(a, b);
+}
+
+TEST_F(BaseModelTest, FaultsOfTheCheckpointAreNamed) {
+  Write(true, "model.layers.1.mlp.up_proj.weight");
+  EXPECT_THAT(Refused(), HasSubstr("'model.layers.1.mlp.up_proj.weight' is missing"));
+  Write(true, "", "model.layers.0.self_attn.k_proj.weight");
+  EXPECT_THAT(Refused(), HasSubstr("has shape [17, 32], config.json asks for [16, 32]"));
+  Write(false, "lm_head.weight");
+  EXPECT_THAT(Refused(), HasSubstr("'lm_head.weight' is missing"));
+  Write(true);
+  const float stray[4] = {};
+  tensors_.push_back({"model.layers.0.self_attn.q_proj.bias", TensorType::kF32, {4}, stray});
+  Save();
+  EXPECT_THAT(Refused(), HasSubstr("has no place"));
+  Write(true);
+  values_["model.layers.1.self_attn.o_proj.weight"][3] = std::numeric_limits<float>::infinity();
+  Save();
+  EXPECT_THAT(Refused(), HasSubstr("'model.layers.1.self_attn.o_proj.weight' holds inf at element 3"));
+  // Nothing half made is left behind.
+  auto names = ListDir(cache_.path());
+  ASSERT_TRUE(names.ok());
+  for (const std::string& name : *names) EXPECT_THAT(name, ::testing::StartsWith("digest-"));
+  CHECK_OK(RemoveFile(model_.Join("model.safetensors")));
+  EXPECT_THAT(Refused(), HasSubstr("neither model.safetensors"));
+  CHECK_OK(RemoveFile(model_.Join("config.json")));
+  EXPECT_THAT(Refused(), HasSubstr("config.json is missing"));
+}
+
+TEST_F(BaseModelTest, AKilledMakerLeavesNothingInTheWay) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    BaseModelOptions options = Options(QuantKind::kNF4);
+    options.threads = 1;
+    options.progress = [](int64_t done, int64_t) {
+      if (done == 12) ::_exit(9);   // half way: the temporary file stays
+    };
+    (void)BaseModel::Open(options);
+    ::_exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_EQ(WEXITSTATUS(status), 9);
+  auto base = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(base.ok()) << base.status();
+  EXPECT_FALSE((*base)->cached());
+}
+
+TEST_F(BaseModelTest, ADamagedCacheFileIsRefused) {
+  std::string digest;
+  {
+    auto base = BaseModel::Open(Options(QuantKind::kNF4));
+    ASSERT_TRUE(base.ok()) << base.status();
+    digest = (*base)->digest();
+  }
+  const std::string path = cache_.Join("base-" + digest);
+  ASSERT_EQ(::truncate(path.c_str(), 5000), 0);
+  EXPECT_THAT(Refused(), HasSubstr("remove it"));
+}
+
+TEST(RealBases, AreQuantized) {
+  const char* root = std::getenv("NIBBLE_TEST_DATA");
+  if (root == nullptr) GTEST_SKIP() << "NIBBLE_TEST_DATA names no folder with the collected models";
+  TempDir cache;
+  for (const char* name : {"stories260K", "stories260K-bf16-sharded", "babyllama-105"}) {
+    BaseModelOptions options;
+    options.model_dir = absl::StrCat(root, "/models/", name);
+    options.cache_dir = cache.path();
+    auto base = BaseModel::Open(options);
+    ASSERT_TRUE(base.ok()) << name << ": " << base.status();
+    EXPECT_TRUE((*base)->tied());
+    EXPECT_EQ((*base)->bytes(), spec::BaseBytes((*base)->config(), QuantKind::kNF4, true));
+  }
+}
+
+}  // namespace
+}  // namespace nibble::engine

@@ -1,0 +1,133 @@
+#include "engine/base_tensors.h"
+
+#include <cmath>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/error.h"
+#include "base/status.h"
+#include "engine/text.h"
+
+namespace nibble::engine {
+namespace {
+
+using spec::BasePart;
+using spec::Module;
+
+absl::Status Bad(std::string_view where, std::string_view what) {
+  return Error(Reason::kModelFileInvalid, absl::StrCat(View(where), " ", View(what)));
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+}  // namespace
+
+std::string CheckpointName(BasePart part, int64_t layer, Module module) {
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  const char* block = module <= Module::kO ? "self_attn." : "mlp.";
+  const std::string linear = absl::StrCat(prefix, block, View(spec::ModuleName(module)));
+  switch (part) {
+    case BasePart::kEmbedding: return "model.embed_tokens.weight";
+    case BasePart::kHead: return "lm_head.weight";
+    case BasePart::kFinalNorm: return "model.norm.weight";
+    case BasePart::kInputNorm: return prefix + "input_layernorm.weight";
+    case BasePart::kPostNorm: return prefix + "post_attention_layernorm.weight";
+    case BasePart::kQueryNorm: return prefix + "self_attn.q_norm.weight";
+    case BasePart::kKeyNorm: return prefix + "self_attn.k_norm.weight";
+    case BasePart::kBias: return linear + ".bias";
+    case BasePart::kCodes: return linear + ".weight";
+    default: return "";
+  }
+}
+
+absl::Status BaseTensors::Add(BasePart part, int64_t layer, Module module,
+                              const std::vector<int64_t>& shape) {
+  const std::string name = CheckpointName(part, layer, module);
+  const TensorInfo* tensor = checkpoint_->Find(name);
+  // Checkpoints saved from the inner model lack the prefix.
+  if (tensor == nullptr && absl::StartsWith(name, "model.")) tensor = checkpoint_->Find(name.substr(6));
+  if (tensor == nullptr) {
+    return Bad(absl::StrCat("tensor ", Quote(name)),
+               "is missing from the checkpoint, though config.json asks for it");
+  }
+  const std::string where = checkpoint_->Where(tensor->name);
+  if (tensor->type != TensorType::kF32 && tensor->type != TensorType::kF16 &&
+      tensor->type != TensorType::kBF16) {
+    return Bad(where, absl::StrCat("has type ", View(TensorTypeName(tensor->type)),
+                                   "; a base must be given in F32, F16 or BF16"));
+  }
+  if (tensor->shape != shape) {
+    return Bad(where, absl::StrCat("has shape ", ShapeText(tensor->shape), ", config.json asks for ",
+                                   ShapeText(shape)));
+  }
+  tensors_[{part, layer, module}] = tensor;
+  return absl::OkStatus();
+}
+
+absl::Status BaseTensors::AddLayer(const spec::ModelConfig& model, int64_t layer) {
+  RETURN_IF_ERROR(Add(BasePart::kInputNorm, layer, Module::kQ, {model.hidden_size}));
+  RETURN_IF_ERROR(Add(BasePart::kPostNorm, layer, Module::kQ, {model.hidden_size}));
+  if (model.qk_norm) {
+    RETURN_IF_ERROR(Add(BasePart::kQueryNorm, layer, Module::kQ, {model.head_dim}));
+    RETURN_IF_ERROR(Add(BasePart::kKeyNorm, layer, Module::kQ, {model.head_dim}));
+  }
+  for (int m = 0; m < spec::kModuleCount; ++m) {
+    const auto module = static_cast<Module>(m);
+    const spec::LinearShape shape = spec::ShapeOf(model, module);
+    RETURN_IF_ERROR(Add(BasePart::kCodes, layer, module, {shape.n, shape.k}));
+    if (model.qkv_bias && module <= Module::kV) {
+      RETURN_IF_ERROR(Add(BasePart::kBias, layer, module, {shape.n}));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BaseTensors::RefuseStrays(const spec::ModelConfig& model) const {
+  std::set<std::string> used;
+  for (const auto& [key, tensor] : tensors_) used.insert(tensor->name);
+  for (const std::string& name : checkpoint_->Names()) {
+    if (used.contains(name) || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
+    if (name == "lm_head.weight" && model.tie_word_embeddings) continue;   // the embedding again
+    return Bad(checkpoint_->Where(name),
+               absl::StrCat("has no place in a ", model.model_type, " model with ", model.layers,
+                            " layers; training would leave it out"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BaseTensors> BaseTensors::Make(const Checkpoint* checkpoint,
+                                              const spec::ModelConfig& model) {
+  BaseTensors base;
+  base.checkpoint_ = checkpoint;
+  const std::vector<int64_t> table = {model.vocab_size, model.hidden_size};
+  RETURN_IF_ERROR(base.Add(BasePart::kEmbedding, -1, Module::kQ, table));
+  if (!model.tie_word_embeddings) RETURN_IF_ERROR(base.Add(BasePart::kHead, -1, Module::kQ, table));
+  RETURN_IF_ERROR(base.Add(BasePart::kFinalNorm, -1, Module::kQ, {model.hidden_size}));
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    RETURN_IF_ERROR(base.AddLayer(model, layer));
+  }
+  RETURN_IF_ERROR(base.RefuseStrays(model));
+  return base;
+}
+
+const TensorInfo* BaseTensors::Find(BasePart part, int64_t layer, Module module) const {
+  const auto it = tensors_.find({part, layer, module});
+  return it == tensors_.end() ? nullptr : it->second;
+}
+
+absl::Status BaseTensors::Read(const TensorInfo& tensor, int64_t first, int64_t count,
+                               float* out) const {
+  RETURN_IF_ERROR(checkpoint_->ReadF32(tensor, first, count, out));
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isfinite(out[i])) [[likely]] continue;
+    return Bad(checkpoint_->Where(tensor.name),
+               absl::StrCat("holds ", out[i], " at element ", first + i, "; the file is damaged"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::engine

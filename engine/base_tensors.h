@@ -1,0 +1,47 @@
+// Which tensor of a Hugging Face checkpoint each part of the base is, and whether it fits.
+//
+// Pure apart from reading; a BaseTensors is immutable after Make and its reads are thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/safetensors.h"
+#include "engine/spec/base_layout.h"
+#include "engine/spec/model_config.h"
+
+namespace nibble::engine {
+
+class BaseTensors {
+ public:
+  // Checks that every tensor the model needs is there with the right shape, and that there is none the
+  // model has no place for (it would be left out in silence). MODEL_FILE_INVALID names the first fault.
+  static absl::StatusOr<BaseTensors> Make(const Checkpoint* checkpoint, const spec::ModelConfig& model);
+
+  // Null for parts that are no tensor of the checkpoint, or that this model does not have.
+  const TensorInfo* Find(spec::BasePart part, int64_t layer = -1,
+                         spec::Module module = spec::Module::kQ) const;
+
+  // Elements first .. first + count - 1 in fp32; a value that is not finite is an error.
+  absl::Status Read(const TensorInfo& tensor, int64_t first, int64_t count, float* out) const;
+
+ private:
+  absl::Status Add(spec::BasePart part, int64_t layer, spec::Module module,
+                   const std::vector<int64_t>& shape);
+  absl::Status AddLayer(const spec::ModelConfig& model, int64_t layer);
+  absl::Status RefuseStrays(const spec::ModelConfig& model) const;
+
+  using Key = std::tuple<spec::BasePart, int64_t, spec::Module>;
+  const Checkpoint* checkpoint_ = nullptr;
+  std::map<Key, const TensorInfo*> tensors_;
+};
+
+// The name transformers gives the tensor, e.g. "model.layers.3.self_attn.q_proj.weight".
+std::string CheckpointName(spec::BasePart part, int64_t layer, spec::Module module);
+
+}  // namespace nibble::engine
