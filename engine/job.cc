@@ -16,6 +16,9 @@ namespace nibble::engine {
 namespace {
 
 constexpr int kSkipsBeforeFailure = 3;
+// Bounds of the defaults: many short epochs should not be spent on saving and measuring.
+constexpr int64_t kDefaultSaves = 10;
+constexpr int64_t kDefaultEvaluations = 40;
 
 // Digest of what determines the result. What only says when to save or how to spend memory may differ
 // between the attempts of a job.
@@ -109,15 +112,20 @@ absl::Status Job::LoadData() {
   }
   data_digest_ = DataDigest(data_);
   schedule_ = std::make_unique<StepSchedule>(LengthsOf(data_.train), spec_);
-  save_interval_ = spec_.save_steps > 0 ? spec_.save_steps : schedule_->steps_per_epoch();
+  save_interval_ = spec_.save_steps > 0 ? spec_.save_steps : DefaultInterval(1, kDefaultSaves);
   PlanEvaluation();
   return absl::OkStatus();
 }
 
+int64_t Job::DefaultInterval(int64_t times_an_epoch, int64_t times_in_all) const {
+  const int64_t by_epoch = (schedule_->steps_per_epoch() + times_an_epoch - 1) / times_an_epoch;
+  const int64_t by_job = (total_steps() + times_in_all - 1) / times_in_all;
+  return std::max<int64_t>({1, by_epoch, by_job});
+}
+
 void Job::PlanEvaluation() {
   if (data_.eval.empty()) return;
-  eval_interval_ = spec_.eval_steps > 0 ? spec_.eval_steps
-                                        : std::max<int64_t>(1, (schedule_->steps_per_epoch() + 3) / 4);
+  eval_interval_ = spec_.eval_steps > 0 ? spec_.eval_steps : DefaultInterval(4, kDefaultEvaluations);
   const std::vector<int32_t> lengths = LengthsOf(data_.eval);
   std::vector<int32_t> order(lengths.size());
   std::iota(order.begin(), order.end(), 0);

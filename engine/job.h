@@ -98,6 +98,8 @@ class Job {
 
   absl::Status ChooseNumerics();
   absl::Status LoadData();
+  // Steps between what happens this often when the spec does not say.
+  int64_t DefaultInterval(int64_t times_an_epoch, int64_t times_in_all) const;
   void PlanEvaluation();
   absl::Status Resume();
   absl::Status ImportMasters();

@@ -15,6 +15,12 @@ if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/base_model.cc AND EXISTS ${CMAKE_CURRENT_S
   nibble_test(trainer_parts_test
     SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
     DEPS nibble_engine_train nlohmann_json::nlohmann_json)
+  nibble_library(nibble_engine_files_testing SRCS testing/tiny_directory.cc
+                 DEPS nibble_engine_io nibble_kernels)
+  target_link_libraries(nibble_engine_files_testing PRIVATE nlohmann_json::nlohmann_json)
+  nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
+  nibble_test(allocation_test SRCS allocation_test.cc
+              DEPS nibble_engine_train nibble_engine_files_testing)
 endif()
 
 nibble_library(nibble_engine_testing SRCS testing/tiny_model.cc DEPS nibble_engine_step)

@@ -60,8 +60,8 @@ struct TrainSpec {
   int64_t max_steps = -1;               // -1: by epochs
   bool gradient_checkpointing = true;
   int64_t logging_steps = 1;
-  int64_t eval_steps = -1;              // -1: four times an epoch
-  int64_t save_steps = -1;              // -1: once an epoch
+  int64_t eval_steps = -1;              // -1: four times an epoch, at most 40 times in all
+  int64_t save_steps = -1;              // -1: once an epoch, at most 10 times in all
   int64_t save_interval_seconds = 300;  // 0 = by steps only
   int32_t save_total_limit = 3;
   uint64_t seed = 42;

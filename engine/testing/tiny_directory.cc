@@ -1,0 +1,163 @@
+#include "engine/testing/tiny_directory.h"
+
+#include <deque>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "engine/safetensors.h"
+#include "kernels/counter.h"
+#include "nlohmann/json.hpp"
+
+namespace nibble::engine::testing {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kByteBase = 3;   // ids 0 to 2 are special
+
+// The byte-to-character table of byte-level tokenizers: printable bytes stand for themselves, the others
+// follow from U+0100 on.
+std::vector<std::string> ByteCharacters() {
+  std::vector<std::string> characters;
+  int next = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    const int code = printable ? byte : next++;
+    std::string text;
+    if (code < 128) {
+      text += static_cast<char>(code);
+    } else {
+      text += static_cast<char>(0xC0 | code >> 6);
+      text += static_cast<char>(0x80 | (code & 63));
+    }
+    characters.push_back(text);
+  }
+  return characters;
+}
+
+std::string TokenizerJson() {
+  json vocab = json::object();
+  const std::vector<std::string> characters = ByteCharacters();
+  json added = json::array();
+  const char* const specials[] = {"<s>", "</s>", "<pad>"};
+  for (int i = 0; i < 3; ++i) {
+    vocab[specials[i]] = i;
+    added.push_back({{"id", i}, {"content", specials[i]}, {"single_word", false}, {"lstrip", false},
+                     {"rstrip", false}, {"normalized", false}, {"special", true}});
+  }
+  for (int i = 0; i < 256; ++i) vocab[characters[static_cast<size_t>(i)]] = kByteBase + i;
+  const json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true},
+                           {"use_regex", true}};
+  const json bos = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
+  const json tokenizer = {
+      {"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added},
+      {"normalizer", nullptr}, {"pre_tokenizer", byte_level}, {"decoder", byte_level},
+      {"post_processor",
+       {{"type", "TemplateProcessing"},
+        {"single", {bos, {{"Sequence", {{"id", "A"}, {"type_id", 0}}}}}},
+        {"pair", json::array()},
+        {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", {0}}, {"tokens", {"<s>"}}}}}}}},
+      {"model",
+       {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}, {"fuse_unk", false},
+        {"byte_fallback", false}, {"ignore_merges", false}, {"vocab", vocab}, {"merges", json::array()}}}};
+  return tokenizer.dump();
+}
+
+class Weights {
+ public:
+  explicit Weights(uint64_t seed) : seed_(seed) {}
+  void Add(const std::string& name, std::vector<int64_t> shape, double scale, double offset = 0) {
+    int64_t count = 1;
+    for (const int64_t side : shape) count *= side;
+    std::vector<float>& values = arrays_.emplace_back(static_cast<size_t>(count));
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = static_cast<float>(offset + scale * (2.0 * kernels::CounterUniform(seed_, arrays_.size(), i) - 1));
+    }
+    tensors_.push_back({name, TensorType::kF32, std::move(shape), values.data()});
+  }
+  std::string Serialize() const { return SerializeSafetensors(tensors_, {{"format", "pt"}}); }
+
+ private:
+  uint64_t seed_;
+  std::deque<std::vector<float>> arrays_;
+  std::vector<TensorToWrite> tensors_;
+};
+
+}  // namespace
+
+spec::ModelConfig TinyDirectoryConfig() {
+  spec::ModelConfig model;
+  model.model_type = "llama";
+  model.vocab_size = 259;
+  model.hidden_size = 32;
+  model.intermediate_size = 64;
+  model.layers = 2;
+  model.heads = 4;
+  model.kv_heads = 2;
+  model.head_dim = 8;
+  model.max_positions = 128;
+  model.rms_norm_eps = 1e-5;
+  model.tie_word_embeddings = true;
+  return model;
+}
+
+void WriteTinyDirectory(const std::string& directory, uint64_t seed) {
+  const spec::ModelConfig m = TinyDirectoryConfig();
+  const json config = {{"model_type", m.model_type},
+                       {"vocab_size", m.vocab_size},
+                       {"hidden_size", m.hidden_size},
+                       {"intermediate_size", m.intermediate_size},
+                       {"num_hidden_layers", m.layers},
+                       {"num_attention_heads", m.heads},
+                       {"num_key_value_heads", m.kv_heads},
+                       {"max_position_embeddings", m.max_positions},
+                       {"rms_norm_eps", m.rms_norm_eps},
+                       {"tie_word_embeddings", true},
+                       {"torch_dtype", "float32"},
+                       {"bos_token_id", 0},
+                       {"eos_token_id", 1}};
+  Weights weights(seed);
+  weights.Add("model.embed_tokens.weight", {m.vocab_size, m.hidden_size}, 0.5);
+  weights.Add("model.norm.weight", {m.hidden_size}, 0.2, 1);
+  for (int64_t i = 0; i < m.layers; ++i) {
+    const std::string layer = absl::StrCat("model.layers.", i, ".");
+    const auto linear = [&](const char* name, int64_t n, int64_t k) {
+      weights.Add(layer + name + ".weight", {n, k}, 0.25);
+    };
+    linear("self_attn.q_proj", m.QueryWidth(), m.hidden_size);
+    linear("self_attn.k_proj", m.KeyValueWidth(), m.hidden_size);
+    linear("self_attn.v_proj", m.KeyValueWidth(), m.hidden_size);
+    linear("self_attn.o_proj", m.hidden_size, m.QueryWidth());
+    linear("mlp.gate_proj", m.intermediate_size, m.hidden_size);
+    linear("mlp.up_proj", m.intermediate_size, m.hidden_size);
+    linear("mlp.down_proj", m.hidden_size, m.intermediate_size);
+    weights.Add(layer + "input_layernorm.weight", {m.hidden_size}, 0.2, 1);
+    weights.Add(layer + "post_attention_layernorm.weight", {m.hidden_size}, 0.2, 1);
+  }
+  CHECK_OK(MakeDirs(directory));
+  CHECK_OK(WriteFileAtomic(JoinPath(directory, "config.json"), config.dump()));
+  CHECK_OK(WriteFileAtomic(JoinPath(directory, "model.safetensors"), weights.Serialize()));
+  CHECK_OK(WriteFileAtomic(JoinPath(directory, "tokenizer.json"), TokenizerJson()));
+  const json tokenizer_config = {{"bos_token", "<s>"}, {"eos_token", "</s>"}, {"pad_token", "<pad>"},
+                                 {"add_bos_token", true}};
+  CHECK_OK(WriteFileAtomic(JoinPath(directory, "tokenizer_config.json"), tokenizer_config.dump()));
+}
+
+void WriteTinyDataset(const std::string& path, int rows, uint64_t seed) {
+  Random random(seed);
+  std::string text;
+  for (int i = 0; i < rows; ++i) {
+    std::string word;
+    for (int64_t n = random.Between(2, 9); n > 0; --n) word += static_cast<char>('a' + random.Below(6));
+    const json row = {{"prompt", "upper " + word + ": "},
+                      {"completion", std::string(static_cast<size_t>(word.size()), word.front())}};
+    text += row.dump() + "\n";
+  }
+  CHECK_OK(WriteFileAtomic(path, text));
+}
+
+}  // namespace nibble::engine::testing

@@ -1,0 +1,18 @@
+// A random Hugging Face model directory and data files, written by tests.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "engine/spec/model_config.h"
+
+namespace nibble::engine::testing {
+
+// The numbers of the model below: byte-level tokenizer of 259 entries, 2 layers, GQA, tied head.
+spec::ModelConfig TinyDirectoryConfig();
+// config.json, model.safetensors (fp32), tokenizer.json, tokenizer_config.json.
+void WriteTinyDirectory(const std::string& directory, uint64_t seed);
+// `rows` lines of {"prompt","completion"} with a rule to learn.
+void WriteTinyDataset(const std::string& path, int rows, uint64_t seed);
+
+}  // namespace nibble::engine::testing
