@@ -204,7 +204,8 @@ std::vector<Case> ElementwiseCases() {
       return Gated(t, threads, count, Activation::kGeluTanh);
     });
     add("adamw" + shape, [=](const KernelTable& t, int threads) { return AdamW(t, threads, count); });
-    add("sum_squares" + shape, [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
+    add("sum_squares" + shape,
+        [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
     add("to_act" + shape, [=](const KernelTable& t, int threads) { return ToAct(t, threads, count); });
   }
   for (const int64_t dim : {2, 6, 32, 64, 100, 128}) {

@@ -75,7 +75,8 @@ static void PackRows(const Source& source, int64_t row0, int64_t columns, int64_
         } else {
           const int64_t valid = left < 2 * kLanes ? left : 2 * kLanes;
           for (int64_t i = 0; i < valid; ++i)
-            Store(out + i * kTileColumns, i % 2 == 0 ? FirstOfPairs(pairs[i / 2]) : SecondOfPairs(pairs[i / 2]));
+            Store(out + i * kTileColumns,
+                  i % 2 == 0 ? FirstOfPairs(pairs[i / 2]) : SecondOfPairs(pairs[i / 2]));
         }
       }
     }

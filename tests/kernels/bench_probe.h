@@ -1,0 +1,14 @@
+// What this machine can do at most, measured beside the kernels: products from registers, and copying.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace nibble::kernels::bench {
+
+// Floating-point operations per second of one thread doing nothing but the body's multiply-adds.
+double ProductRate(std::string_view body);
+// Bytes read plus written per second when one thread copies memory far larger than its caches.
+double CopyRate();
+
+}  // namespace nibble::kernels::bench
