@@ -1,0 +1,197 @@
+#include "engine/adapter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <tuple>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/safetensors.h"
+#include "engine/spec/base_layout.h"
+#include "engine/text.h"
+
+namespace nibble::engine {
+namespace {
+
+using nlohmann::json;
+using spec::Module;
+
+constexpr int64_t kMaxConfigBytes = 1 << 20;
+constexpr int64_t kMaxRank = 4096;
+
+absl::Status Bad(std::string_view what) {
+  return Error(Reason::kModelFileInvalid, absl::StrCat("adapter: ", View(what)));
+}
+
+bool IsEmpty(const json& value) { return value.is_null() || ((value.is_object() || value.is_array()) && value.empty()); }
+
+// Options that would change what the adapter computes and that we do not carry out.
+absl::Status RefuseOptions(const json& config) {
+  const auto get = [&](const char* key) { return config.value(key, json()); };
+  if (get("peft_type") != "LORA") return Bad("peft_type is not LORA");
+  for (const char* key : {"use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"}) {
+    if (get(key) == true) return Bad(absl::StrCat(key, " is not supported"));
+  }
+  if (const json bias = get("bias"); !bias.is_null() && bias != "none") return Bad("bias other than none is not supported");
+  for (const char* key : {"modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
+                          "layer_replication", "target_parameters", "trainable_token_indices"}) {
+    if (!IsEmpty(get(key))) return Bad(absl::StrCat(key, " is not supported"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {
+  std::set<Module> modules;
+  if (value == "all-linear") {
+    for (int m = 0; m < spec::kModuleCount; ++m) modules.insert(static_cast<Module>(m));
+  } else if (value.is_array()) {
+    for (const json& name : value) {
+      if (!name.is_string()) return Bad("target_modules holds something that is no name");
+      const auto module = spec::ModuleFromName(name.get_ref<const std::string&>());
+      if (!module.ok()) {
+        return Bad(absl::StrCat("target_modules has ", Quote(name.get_ref<const std::string&>()),
+                                "; only the linears of attention and MLP are supported"));
+      }
+      modules.insert(*module);
+    }
+  }
+  if (modules.empty()) return Bad("target_modules must be a list of names, or all-linear");
+  return std::vector<Module>(modules.begin(), modules.end());
+}
+
+absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path) {
+  if (!FileExists(path)) return Error(Reason::kAdapterNotFound, absl::StrCat(path, " is missing"));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  const json config = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return Bad("adapter_config.json is no JSON object");
+  RETURN_IF_ERROR(RefuseOptions(config));
+  AdapterConfig out;
+  // PEFT's own defaults for what an old file leaves out.
+  const json r = config.value("r", json(8)), alpha = config.value("lora_alpha", json(8)),
+             dropout = config.value("lora_dropout", json(0.0));
+  if (!r.is_number_integer() || r.get<int64_t>() < 1 || r.get<int64_t>() > kMaxRank) {
+    return Bad(absl::StrCat("r is ", r.dump(), ", must be 1 to ", kMaxRank));
+  }
+  if (!alpha.is_number() || !(alpha.get<double>() > 0) || !std::isfinite(alpha.get<double>())) {
+    return Bad(absl::StrCat("lora_alpha is ", alpha.dump(), ", must be above 0"));
+  }
+  out.r = static_cast<int32_t>(r.get<int64_t>());
+  out.alpha = alpha.get<double>();
+  if (dropout.is_number()) out.dropout = dropout.get<double>();
+  out.use_rslora = config.value("use_rslora", json()) == true;
+  if (const json name = config.value("base_model_name_or_path", json()); name.is_string()) {
+    out.base_model_name = name.get<std::string>();
+  }
+  ASSIGN_OR_RETURN(out.target_modules, ReadTargets(config.value("target_modules", json())));
+  return out;
+}
+
+struct MatrixName {
+  int64_t layer = 0;
+  Module module = Module::kQ;
+  bool is_b = false;
+
+  bool operator<(const MatrixName& o) const {
+    return std::tie(layer, module, is_b) < std::tie(o.layer, o.module, o.is_b);
+  }
+};
+
+// "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"
+absl::StatusOr<MatrixName> ParseName(const std::string& name) {
+  absl::string_view rest(name);
+  const auto unknown = [&] { return Bad(absl::StrCat("tensor ", Quote(name), " is none Nibble knows")); };
+  if (!absl::ConsumePrefix(&rest, "base_model.model.")) return unknown();
+  absl::ConsumePrefix(&rest, "model.");
+  const std::vector<std::string> parts = absl::StrSplit(rest, '.');
+  MatrixName out;
+  if (parts.size() != 6 || parts[0] != "layers" || parts[5] != "weight" ||
+      !absl::SimpleAtoi(parts[1], &out.layer) || (parts[4] != "lora_A" && parts[4] != "lora_B")) {
+    return unknown();
+  }
+  const auto module = spec::ModuleFromName(parts[3]);
+  if (!module.ok() || parts[2] != (*module <= Module::kO ? "self_attn" : "mlp")) return unknown();
+  out.module = *module;
+  out.is_b = parts[4] == "lora_B";
+  return out;
+}
+
+absl::StatusOr<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const TensorInfo& tensor,
+                                              std::vector<int64_t> shape) {
+  if (tensor.shape != shape) {
+    return Bad(absl::StrCat("tensor ", Quote(tensor.name), " does not have shape [", shape[0], ", ",
+                            shape[1], "]; it belongs to another base model or rank"));
+  }
+  std::vector<float> values(static_cast<size_t>(tensor.Elements()));
+  RETURN_IF_ERROR(file.ReadF32(tensor, values.data()));
+  if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+    return Bad(absl::StrCat("tensor ", Quote(tensor.name), " holds a value that is not finite"));
+  }
+  return values;
+}
+
+}  // namespace
+
+double AdapterConfig::Scale() const {
+  return use_rslora ? alpha / std::sqrt(static_cast<double>(r)) : alpha / r;
+}
+
+std::string ModulePath(int64_t layer, Module module) {
+  return absl::StrCat("model.layers.", layer, module <= Module::kO ? ".self_attn." : ".mlp.",
+                      View(spec::ModuleName(module)));
+}
+
+absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model) {
+  Adapter adapter;
+  ASSIGN_OR_RETURN(adapter.config, ReadConfig(JoinPath(directory, "adapter_config.json")));
+  const std::string path = JoinPath(directory, "adapter_model.safetensors");
+  if (!FileExists(path)) {
+    return Error(Reason::kAdapterNotFound,
+                 absl::StrCat(path, " is missing; adapters saved as .bin must be converted first"));
+  }
+  ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(path));
+  std::map<MatrixName, const TensorInfo*> found;
+  for (const auto& [name, tensor] : file->tensors()) {
+    ASSIGN_OR_RETURN(const MatrixName key, ParseName(name));
+    if (key.layer < 0 || key.layer >= model.layers) {
+      return Bad(absl::StrCat("tensor ", Quote(name), " is for a layer the model lacks; it has ",
+                              model.layers));
+    }
+    if (!found.emplace(key, &tensor).second) {
+      return Bad(absl::StrCat("tensor ", Quote(name), " is there under two names"));
+    }
+  }
+  const int64_t r = adapter.config.r;
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    for (const Module module : adapter.config.target_modules) {
+      const spec::LinearShape shape = spec::ShapeOf(model, module);
+      AdapterPair pair{layer, module, {}, {}};
+      for (const bool is_b : {false, true}) {
+        const auto it = found.find({layer, module, is_b});
+        if (it == found.end()) {
+          return Bad(absl::StrCat("lora_", is_b ? "B" : "A", " of ", ModulePath(layer, module),
+                                  " is missing from ", BaseName(path)));
+        }
+        ASSIGN_OR_RETURN((is_b ? pair.b : pair.a),
+                         ReadMatrix(*file, *it->second, is_b ? std::vector<int64_t>{shape.n, r}
+                                                             : std::vector<int64_t>{r, shape.k}));
+        found.erase(it);
+      }
+      adapter.pairs.push_back(std::move(pair));
+    }
+  }
+  if (!found.empty()) {
+    return Bad(absl::StrCat("tensor ", Quote(found.begin()->second->name),
+                            " is of a module that target_modules does not name"));
+  }
+  return adapter;
+}
+
+}  // namespace nibble::engine

@@ -1,0 +1,274 @@
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/digest.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/adapter.h"
+#include "engine/json.h"
+#include "engine/safetensors.h"
+#include "engine/spec/base_layout.h"
+#include "engine/text.h"
+
+namespace nibble::engine {
+namespace {
+
+using nlohmann::json;
+using spec::Module;
+
+// JSON has no number for what is not finite; the strings are those of the worker protocol.
+json Number(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  return value;
+}
+
+// Whole numbers without a fraction, as PEFT writes lora_alpha.
+json Plain(double value) {
+  if (value == std::floor(value) && std::abs(value) < 1e15) return static_cast<int64_t>(value);
+  return value;
+}
+
+std::string Pretty(const json& value) {
+  return value.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+json TargetNames(const AdapterConfig& config) {
+  json names = json::array();
+  for (const Module module : config.target_modules) names.push_back(std::string(spec::ModuleName(module)));
+  return names;
+}
+
+std::string ConfigJson(const AdapterConfig& config) {
+  const json null;
+  const json value = {{"alpha_pattern", json::object()},
+                      {"auto_mapping", null},
+                      {"base_model_name_or_path", config.base_model_name},
+                      {"bias", "none"},
+                      {"fan_in_fan_out", false},
+                      {"inference_mode", true},
+                      {"init_lora_weights", true},
+                      {"layer_replication", null},
+                      {"layers_pattern", null},
+                      {"layers_to_transform", null},
+                      {"loftq_config", json::object()},
+                      {"lora_alpha", Plain(config.alpha)},
+                      {"lora_dropout", config.dropout},
+                      {"megatron_config", null},
+                      {"megatron_core", "megatron.core"},
+                      {"modules_to_save", null},
+                      {"peft_type", "LORA"},
+                      {"r", config.r},
+                      {"rank_pattern", json::object()},
+                      {"revision", null},
+                      {"target_modules", TargetNames(config)},
+                      {"task_type", "CAUSAL_LM"},
+                      {"use_dora", false},
+                      {"use_rslora", config.use_rslora}};
+  return Pretty(value);
+}
+
+std::string Weights(const AdapterExport& adapter) {
+  std::vector<TensorToWrite> tensors;
+  const int64_t r = adapter.config.r;
+  for (const AdapterPairView& pair : adapter.pairs) {
+    const spec::LinearShape shape = spec::ShapeOf(adapter.model, pair.module);
+    const std::string path = absl::StrCat("base_model.model.", ModulePath(pair.layer, pair.module));
+    tensors.push_back({path + ".lora_A.weight", TensorType::kF32, {r, shape.k}, pair.a});
+    tensors.push_back({path + ".lora_B.weight", TensorType::kF32, {shape.n, r}, pair.b});
+  }
+  return SerializeSafetensors(tensors, {{"format", "pt"}});
+}
+
+std::string MetricsLines(const std::vector<MetricRow>& metrics) {
+  std::string out;
+  for (const MetricRow& row : metrics) {
+    json line = {{"step", row.step}, {"epoch", Number(row.epoch)}, {"tokens", row.tokens},
+                 {"time_us", row.step_time_us}};
+    line[row.is_eval ? "eval_loss" : "loss"] = Number(row.loss);
+    if (!row.is_eval) {
+      line["grad_norm"] = Number(row.grad_norm);
+      line["learning_rate"] = Number(row.learning_rate);
+      line["target_tokens"] = row.target_tokens;
+    }
+    absl::StrAppend(&out, line.dump(), "\n");
+  }
+  return out;
+}
+
+// The form transformers' Trainer leaves behind, which plotting tools read.
+std::string TrainerState(const AdapterExport& adapter) {
+  json history = json::array();
+  int64_t tokens = 0;
+  double epoch = 0;
+  for (const MetricRow& row : adapter.metrics) {
+    json entry = {{"epoch", Number(row.epoch)}, {"step", row.step}};
+    if (row.is_eval) {
+      entry["eval_loss"] = Number(row.loss);
+    } else {
+      entry["loss"] = Number(row.loss);
+      entry["grad_norm"] = Number(row.grad_norm);
+      entry["learning_rate"] = Number(row.learning_rate);
+      tokens += row.tokens;
+      epoch = row.epoch;
+    }
+    history.push_back(std::move(entry));
+  }
+  const json value = {{"best_metric", json()},
+                      {"best_model_checkpoint", json()},
+                      {"epoch", Number(epoch)},
+                      {"eval_steps", adapter.spec.eval_steps},
+                      {"global_step", adapter.step},
+                      {"is_hyper_param_search", false},
+                      {"is_local_process_zero", true},
+                      {"is_world_process_zero", true},
+                      {"log_history", history},
+                      {"logging_steps", adapter.spec.logging_steps},
+                      {"max_steps", adapter.total_steps},
+                      {"num_input_tokens_seen", tokens},
+                      {"num_train_epochs", Plain(adapter.spec.num_epochs)},
+                      {"save_steps", adapter.spec.save_steps},
+                      {"stateful_callbacks", json::object()},
+                      {"total_flos", 0},
+                      {"train_batch_size", adapter.spec.micro_batch_size},
+                      {"trial_name", json()},
+                      {"trial_params", json()}};
+  return Pretty(value);
+}
+
+std::string_view QuantTypeName(spec::QuantKind quant) {
+  constexpr std::string_view kNames[] = {"nf4", "fp4", "int4", "int8", "bf16"};
+  return kNames[static_cast<int>(quant)];
+}
+
+// The recipe with every default written out; feeding it to `nibble run` repeats the job.
+std::string Recipe(const AdapterExport& adapter) {
+  const spec::TrainSpec& s = adapter.spec;
+  std::string out = "# What this adapter was trained with, every default written out.\n";
+  const auto put = [&](std::string_view key, const json& value) {
+    absl::StrAppend(&out, View(key), ": ", value.dump(-1, ' ', false, json::error_handler_t::replace),
+                    "\n");
+  };
+  put("base_model", adapter.config.base_model_name);
+  put("adapter", s.quant == spec::QuantKind::kBF16 ? "lora" : "qlora");
+  if (s.quant != spec::QuantKind::kBF16) {
+    put("bnb_4bit_quant_type", std::string(QuantTypeName(s.quant)));
+    put("bnb_4bit_use_double_quant", s.double_quant);
+  }
+  put("lora_r", s.lora_r);
+  put("lora_alpha", Plain(s.lora_alpha));
+  put("lora_dropout", s.lora_dropout);
+  put("lora_target_modules", TargetNames(adapter.config));
+  put("peft_use_rslora", s.use_rslora);
+  put("chat_template", s.chat_template);
+  put("train_on_inputs", s.train_on_inputs);
+  put("sequence_len", s.sequence_len);
+  put("sample_packing", s.sample_packing);
+  put("excess_length_strategy", s.excess_length == spec::ExcessLength::kDrop ? "drop" : "truncate");
+  if (s.val_set_size >= 0) put("val_set_size", s.val_set_size);
+  put("learning_rate", s.learning_rate);
+  put("lr_scheduler", s.lr_schedule == spec::LrSchedule::kCosine   ? "cosine"
+                      : s.lr_schedule == spec::LrSchedule::kLinear ? "linear"
+                                                                   : "constant");
+  if (s.warmup_steps >= 0) {
+    put("warmup_steps", s.warmup_steps);
+  } else {
+    put("warmup_ratio", s.warmup_ratio);
+  }
+  put("weight_decay", s.weight_decay);
+  put("adam_beta1", s.adam_beta1);
+  put("adam_beta2", s.adam_beta2);
+  put("adam_epsilon", s.adam_epsilon);
+  put("max_grad_norm", s.max_grad_norm);
+  put("micro_batch_size", s.micro_batch_size);
+  put("gradient_accumulation_steps", s.gradient_accumulation_steps);
+  put("num_epochs", Plain(s.num_epochs));
+  if (s.max_steps > 0) put("max_steps", s.max_steps);
+  put("gradient_checkpointing", s.gradient_checkpointing);
+  put("logging_steps", s.logging_steps);
+  if (s.eval_steps > 0) put("eval_steps", s.eval_steps);
+  if (s.save_steps > 0) put("save_steps", s.save_steps);
+  put("save_total_limit", s.save_total_limit);
+  put("seed", s.seed);
+  return out;
+}
+
+std::string ModelCard(const AdapterExport& adapter) {
+  const AdapterConfig& config = adapter.config;
+  double first_loss = 0, last_loss = 0, eval_loss = 0;
+  bool has_loss = false, has_eval = false;
+  int64_t tokens = 0;
+  for (const MetricRow& row : adapter.metrics) {
+    if (row.is_eval) {
+      eval_loss = row.loss;
+      has_eval = true;
+      continue;
+    }
+    if (!has_loss) first_loss = row.loss;
+    last_loss = row.loss;
+    has_loss = true;
+    tokens += row.tokens;
+  }
+  std::string targets;
+  for (const Module module : config.target_modules) {
+    absl::StrAppend(&targets, targets.empty() ? "" : ", ", View(spec::ModuleName(module)));
+  }
+  std::string out = absl::StrCat("---\nbase_model: ", JsonString(config.base_model_name),
+                                 "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n"
+                                 "- nibble\n---\n\n# ",
+                                 adapter.job_name.empty() ? "LoRA adapter" : adapter.job_name, "\n\n");
+  absl::StrAppend(&out, "A LoRA adapter for `", config.base_model_name, "`, trained with Nibble.\n\n");
+  absl::StrAppend(&out, "| | |\n|---|---|\n| rank, alpha | ", config.r, ", ", Plain(config.alpha).dump(),
+                  config.use_rslora ? " (rsLoRA)" : "", " |\n| modules | ", targets, " |\n| frozen base | ",
+                  View(QuantTypeName(adapter.spec.quant)),
+                  adapter.spec.double_quant ? ", double quantization" : "", " |\n| optimizer steps | ",
+                  adapter.step, " of ", adapter.total_steps, " |\n| tokens | ", tokens, " |\n");
+  if (has_loss) {
+    absl::StrAppend(&out, "| loss, first and last step | ",
+                    absl::StrFormat("%.4f, %.4f", first_loss, last_loss), " |\n");
+  }
+  if (has_eval) absl::StrAppend(&out, "| held-out loss | ", absl::StrFormat("%.4f", eval_loss), " |\n");
+  absl::StrAppend(&out, "| base digest | `", adapter.base_digest, "` |\n| numerics | `", adapter.numerics_id,
+                  "` |\n\n");
+  absl::StrAppend(&out,
+                  "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                  "base = AutoModelForCausalLM.from_pretrained(", JsonString(config.base_model_name),
+                  ")\nmodel = PeftModel.from_pretrained(base, \"path/to/this/directory\")\n```\n\n"
+                  "`nibble_job.yaml` is the recipe with every default written out, `metrics.jsonl` and\n"
+                  "`trainer_state.json` the course of the run; `sha256sum -c checksums.txt` checks the files.\n");
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& directory,
+                                                        const AdapterExport& adapter) {
+  RETURN_IF_ERROR(MakeDirs(directory));
+  std::vector<std::pair<std::string, std::string>> contents;
+  contents.emplace_back("README.md", ModelCard(adapter));
+  contents.emplace_back("adapter_config.json", ConfigJson(adapter.config));
+  contents.emplace_back("adapter_model.safetensors", Weights(adapter));
+  contents.emplace_back("metrics.jsonl", MetricsLines(adapter.metrics));
+  contents.emplace_back("nibble_job.yaml", Recipe(adapter));
+  contents.emplace_back("trainer_state.json", TrainerState(adapter));
+  std::vector<ExportedFile> files;
+  std::string checksums;
+  const auto write = [&](const std::string& name, const std::string& data) -> absl::Status {
+    RETURN_IF_ERROR(WriteFileAtomic(JoinPath(directory, name), data));
+    files.push_back({name, static_cast<int64_t>(data.size()), Sha256Hex(data)});
+    return absl::OkStatus();
+  };
+  for (const auto& [name, data] : contents) {
+    RETURN_IF_ERROR(write(name, data));
+    absl::StrAppend(&checksums, files.back().sha256, "  ", name, "\n");
+  }
+  RETURN_IF_ERROR(write("checksums.txt", checksums));
+  RETURN_IF_ERROR(SyncDir(directory));
+  return files;
+}
+
+}  // namespace nibble::engine
