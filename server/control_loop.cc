@@ -220,7 +220,8 @@ absl::Status ControlLoop::Commit(const std::vector<core::EventRecord>& records) 
     state_.touched = {};
     return status;
   }
-  // Nobody knows what is on disk now.
+  // Nobody knows what is on disk now; events may be there that were never published.
+  hub_->CutAll();
   const absl::Status loaded = Reload();
   if (!loaded.ok()) {
     serving_ = false;

@@ -100,8 +100,15 @@ void WatchHub::PublishMetrics(std::string_view job_id, const std::vector<store::
 }
 
 void WatchHub::Close() {
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  CutAll();
+}
+
+void WatchHub::CutAll() {
   std::lock_guard lock(mutex_);
-  closed_ = true;
   for (auto& [key, queue] : queues_) {
     std::lock_guard queue_lock(queue->mutex);
     queue->Cut();

@@ -55,7 +55,9 @@ class WatchHub {
 
   void PublishEvents(const std::vector<core::EventRecord>& records);
   void PublishMetrics(std::string_view job_id, const std::vector<store::StepMetric>& metrics);
-  // Cuts everybody: the server is going down.
+  // Cuts everybody who watches now: after a failed commit nobody knows what they have missed.
+  void CutAll();
+  // The same for good: the server is going down.
   void Close();
   size_t subscribers() const;
 

@@ -1,0 +1,144 @@
+#include "tests/sim/checker.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace nibble::sim {
+
+using core::EventRecord;
+using core::Job;
+using core::JobState;
+
+void World::Print(std::string_view what) const {
+  std::printf("%12.6f  %.*s\n", static_cast<double>(now_us() % (100'000 * kSecond)) / kSecond,
+              static_cast<int>(what.size()), what.data());
+}
+
+void Checker::Fail(const std::string& what) {
+  if (violation_.empty()) violation_ = what;
+}
+
+void Checker::CreateAcked(const std::string& request_id, const std::string& job_id) {
+  const auto [it, fresh] = requests_.emplace(request_id, job_id);
+  if (!fresh && it->second != job_id) {
+    Fail("I8: request " + request_id + " made " + it->second + " and " + job_id);
+  }
+  acked_.insert(job_id);
+}
+
+void Checker::CancelAcked(const std::string& job_id) {
+  jobs_[job_id].cancelled = true;
+  if (jobs_[job_id].terminal == JobState::kSucceeded) Fail("P7: cancel of " + job_id + " was acknowledged after success");
+}
+
+void Checker::DeviceUsed(const std::string& host, int64_t bytes, int64_t capacity_bytes) {
+  if (bytes > capacity_bytes) {
+    Fail("device of " + host + " is over-committed: " + std::to_string(bytes) + " of " + std::to_string(capacity_bytes));
+  }
+}
+
+void Checker::Watched(const std::string& watcher, const EventRecord& record) {
+  int64_t& last = watched_[watcher + record.job_id];
+  if (record.sequence != last + 1) Fail("I7: watcher of " + record.job_id + " missed or repeated an event");
+  last = record.sequence;
+}
+
+void Checker::AuditEvent(const EventRecord& record) {
+  number_ = record.number;
+  if (record.job_id.empty()) return;
+  Audit& audit = jobs_[record.job_id];
+  if (record.sequence != ++audit.sequence) Fail("I7: events of " + record.job_id + " have a gap");
+  const auto field = [&](const char* name) {
+    const auto it = record.fields.find(name);
+    return it == record.fields.end() ? std::string() : it->second;
+  };
+  const auto epoch = [&] { return field("epoch").empty() ? 0 : std::stoll(field("epoch")); };
+  if (core::IsTerminal(audit.terminal) && record.state != audit.terminal) {
+    Fail("I4: " + record.job_id + " left its terminal state with " + record.type);
+  }
+  if (record.type == "attempt.assigned") {
+    if (audit.active) Fail("I2: " + record.job_id + " has two ACTIVE attempts");
+    if (epoch() <= audit.epoch) Fail("I2: epochs of " + record.job_id + " do not increase");
+    audit.epoch = epoch();
+    audit.active = true;
+  } else if (record.type == "attempt.ended") {
+    if (!audit.active || epoch() != audit.epoch) Fail("I5: an attempt of " + record.job_id + " ended that was not current");
+    audit.active = false;
+  } else if (record.type == "checkpoint.saved" || record.type == "attempt.started" || record.type == "attempt.planned") {
+    if (!audit.active || epoch() != audit.epoch) Fail("I5: " + record.type + " of " + record.job_id + " from a stale attempt");
+  }
+  if (core::IsTerminal(record.state)) audit.terminal = record.state;
+  if (audit.cancelled && record.state == JobState::kSucceeded) {
+    Fail("P7: " + record.job_id + " succeeded after its cancel was acknowledged");
+  }
+}
+
+void Checker::AuditEvents() {
+  const auto& events = disk_.events();
+  // Deleting a job takes its events along, so the place to go on is found by number.
+  auto it = std::upper_bound(events.begin(), events.end(), number_,
+                             [](int64_t number, const EventRecord& record) { return number < record.number; });
+  for (; it != events.end(); ++it) {
+    if (it->number <= number_) Fail("I7: event numbers do not increase");
+    AuditEvent(*it);
+    world_.Trace(it->type + " " + it->job_id + " " + it->message);
+  }
+}
+
+void Checker::CheckJobs(const core::State& state) {
+  for (const std::string& id : acked_) {
+    if (state.FindJob(id) == nullptr && deleted_.count(id) == 0) Fail("I1: acknowledged " + id + " is gone");
+  }
+  for (const auto& [id, job] : state.jobs) {
+    const auto audit = jobs_.find(id);
+    if (audit == jobs_.end()) {
+      Fail("I1: " + id + " is there without an event");
+      continue;
+    }
+    if (core::IsTerminal(audit->second.terminal) && job.state != audit->second.terminal) Fail("I4: row of " + id);
+    if (job.epoch != audit->second.epoch) Fail("I2: row of " + id + " has another epoch than its events");
+  }
+  for (const auto& [id, adapter] : state.adapters) {
+    const auto expected = results_.find(id);
+    for (const core::FileRef& file : adapter.files) {
+      const auto content = contents_.find(file.sha256);
+      if (content == contents_.end()) {
+        Fail("I6: adapter of " + id + " refers to bytes that are not there");
+      } else if (expected != results_.end() && content->second != expected->second) {
+        Fail("I6: adapter of " + id + " is " + content->second + ", not " + expected->second);
+      }
+    }
+  }
+}
+
+void Checker::CheckRows(const core::State& state) {
+  core::State rows = store::WithoutVolatile(disk_.rows());
+  core::State mine = store::WithoutVolatile(state);
+  const auto same = [&](const auto& a, const auto& b, const char* what) {
+    if (a != b) Fail(std::string("rows differ from the state: ") + what);
+  };
+  // Heads of metrics are written along with other changes only.
+  for (core::State* s : {&rows, &mine}) {
+    for (auto& [id, job] : s->jobs) {
+      job.progress = {};
+      job.plan_key.clear();
+    }
+  }
+  same(rows.jobs, mine.jobs, "jobs");
+  same(rows.workers, mine.workers, "workers");
+  same(rows.adapters, mine.adapters, "adapters");
+  same(rows.blobs, mine.blobs, "blobs");
+  same(rows.requests, mine.requests, "requests");
+  same(rows.models, mine.models, "models");
+  same(rows.datasets, mine.datasets, "datasets");
+  if (rows.last_event_number != mine.last_event_number) Fail("rows differ from the state: last_event_number");
+}
+
+void Checker::AfterTurn(const core::State& state) {
+  AuditEvents();
+  if (const absl::Status s = state.CheckInvariants(options_); !s.ok()) Fail(std::string(s.message()));
+  CheckJobs(state);
+  if (turns_++ % 16 == 0) CheckRows(state);
+}
+
+}  // namespace nibble::sim

@@ -1,0 +1,193 @@
+#include "tests/sim/mutants.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "server/core/schedule.h"
+
+namespace nibble::sim {
+namespace {
+
+using core::Command;
+using core::Core;
+using core::Decision;
+using core::Event;
+using core::State;
+
+struct Row {
+  Mutant mutant;
+  std::string_view name;
+};
+constexpr Row kRows[] = {
+    {Mutant::kNoFenceFinished, "no-fence-finished"},
+    {Mutant::kNoFenceCheckpoint, "no-fence-checkpoint"},
+    {Mutant::kNoFenceFailed, "no-fence-failed"},
+    {Mutant::kCancelLosesToFinish, "cancel-loses-to-finish"},
+    {Mutant::kCancelForgotten, "cancel-forgotten"},
+    {Mutant::kRequestIdIgnored, "request-id-ignored"},
+    {Mutant::kFreeAtEnd, "free-at-end"},
+    {Mutant::kAbsenceWithoutRevision, "absence-without-revision"},
+    {Mutant::kSecondAttempt, "second-attempt"},
+    {Mutant::kTerminalReopens, "terminal-reopens"},
+    {Mutant::kLossForgotten, "loss-forgotten"},
+    {Mutant::kOverCommit, "over-commit"},
+};
+
+// The fence the job's current attempt would have.
+void Forge(const State& state, const Core& core, core::Fence& fence) {
+  const core::Job* job = state.FindJob(fence.job_id);
+  const core::Attempt* current = job != nullptr ? job->Current() : nullptr;
+  if (current == nullptr) return;
+  fence.epoch = current->epoch;
+  fence.worker_id = current->worker_id;
+  fence.incarnation = current->incarnation;
+  fence.token = core::AttemptToken(core.options, state, job->id, current->epoch, current->worker_id,
+                                   current->incarnation);
+}
+
+template <typename C>
+absl::StatusOr<Decision> WithoutFence(const State& state, const Command& command, Core& core) {
+  Command forged = command;
+  if (auto* report = std::get_if<C>(&forged.body)) Forge(state, core, report->fence);
+  return core::Decide(state, forged, core);
+}
+
+absl::StatusOr<Decision> CancelLoses(const State& state, const Command& command, Core& core) {
+  const auto* report = std::get_if<core::ReportFinished>(&command.body);
+  if (report == nullptr || state.FindJob(report->fence.job_id) == nullptr) return core::Decide(state, command, core);
+  State lenient = state;
+  core::Job& job = lenient.jobs.at(report->fence.job_id);
+  if (job.state == core::JobState::kCancelling) job.state = core::JobState::kRunning;
+  return core::Decide(lenient, command, core);
+}
+
+absl::StatusOr<Decision> CancelForgotten(const State& state, const Command& command, Core& core) {
+  absl::StatusOr<Decision> decision = core::Decide(state, command, core);
+  if (decision.ok() && std::holds_alternative<core::CancelJob>(command.body)) decision->events.clear();
+  return decision;
+}
+
+absl::StatusOr<Decision> RequestIdIgnored(const State& state, const Command& command, Core& core) {
+  Command changed = command;
+  if (auto* create = std::get_if<core::CreateJob>(&changed.body)) create->request_id.clear();
+  return core::Decide(state, changed, core);
+}
+
+absl::StatusOr<Decision> FreeAtEnd(const State& state, const Command& command, Core& core) {
+  absl::StatusOr<Decision> decision = core::Decide(state, command, core);
+  if (!decision.ok()) return decision;
+  std::vector<Event> events;
+  for (Event& event : decision->events) {
+    if (std::holds_alternative<core::AttemptFreed>(event.body)) continue;
+    const auto* ended = std::get_if<core::AttemptEnded>(&event.body);
+    const core::AttemptFreed freed = ended ? core::AttemptFreed{ended->job_id, ended->epoch} : core::AttemptFreed{};
+    const core::Now now = event.now;
+    events.push_back(std::move(event));
+    if (!freed.job_id.empty()) events.push_back({now, freed});
+  }
+  decision->events = std::move(events);
+  return decision;
+}
+
+absl::StatusOr<Decision> AnyRevision(const State& state, const Command& command, Core& core) {
+  Command changed = command;
+  if (auto* call = std::get_if<core::Synchronize>(&changed.body)) {
+    call->known_revision = std::numeric_limits<int64_t>::max();
+  }
+  return core::Decide(state, changed, core);
+}
+
+absl::StatusOr<Decision> SecondAttempt(const State& state, const Command& command, Core& core) {
+  absl::StatusOr<Decision> decision = core::Decide(state, command, core);
+  if (!decision.ok() || !std::holds_alternative<core::Place>(command.body)) return decision;
+  for (const auto& [id, job] : state.jobs) {
+    const core::Attempt* current = job.Current();
+    if (job.state != core::JobState::kRunning || job.progress.step < 10 || current == nullptr) continue;
+    core::AttemptAssigned again;
+    again.job_id = id;
+    again.epoch = job.epoch + 1;
+    again.worker_id = current->worker_id;
+    again.incarnation = current->incarnation;
+    again.device_id = current->device_id;
+    decision->events.push_back({command.now, again});
+    break;
+  }
+  return decision;
+}
+
+absl::StatusOr<Decision> TerminalReopens(const State& state, const Command& command, Core& core) {
+  const auto* pause = std::get_if<core::PauseJob>(&command.body);
+  const core::Job* job = pause ? state.FindJob(pause->job_id) : nullptr;
+  if (job == nullptr || !core::IsTerminal(job->state)) return core::Decide(state, command, core);
+  return Decision{{{command.now, core::JobPaused{job->id}}}, job->id};
+}
+
+absl::StatusOr<Decision> LossForgotten(const State& state, const Command& command, Core& core) {
+  absl::StatusOr<Decision> decision = core::Decide(state, command, core);
+  if (!decision.ok() || !std::holds_alternative<core::RegisterWorker>(command.body)) return decision;
+  std::erase_if(decision->events, [](const Event& event) {
+    return std::holds_alternative<core::AttemptEnded>(event.body) ||
+           std::holds_alternative<core::AttemptFreed>(event.body) ||
+           std::holds_alternative<core::JobRequeued>(event.body) ||
+           std::holds_alternative<core::JobPaused>(event.body) || std::holds_alternative<core::JobFailed>(event.body) ||
+           std::holds_alternative<core::JobCancelled>(event.body);
+  });
+  return decision;
+}
+
+absl::StatusOr<Decision> OverCommit(const State& state, const Command& command, Core& core) {
+  if (!std::holds_alternative<core::Place>(command.body)) return core::Decide(state, command, core);
+  // Devices look larger than they are.
+  State larger = state;
+  for (auto& [id, worker] : larger.workers) {
+    for (auto& [device_id, device] : worker.devices) device.capacity_bytes += device.capacity_bytes / 2;
+  }
+  return core::Decide(larger, command, core);
+}
+
+}  // namespace
+
+std::string_view MutantName(Mutant mutant) {
+  for (const Row& row : kRows) {
+    if (row.mutant == mutant) return row.name;
+  }
+  return "none";
+}
+
+Mutant MutantFromName(std::string_view name) {
+  for (const Row& row : kRows) {
+    if (row.name == name) return row.mutant;
+  }
+  return Mutant::kNone;
+}
+
+const std::vector<Mutant>& AllMutants() {
+  static const auto* all = [] {
+    auto* mutants = new std::vector<Mutant>;
+    for (const Row& row : kRows) mutants->push_back(row.mutant);
+    return mutants;
+  }();
+  return *all;
+}
+
+std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> MutantDecide(Mutant mutant) {
+  switch (mutant) {
+    case Mutant::kNone: return core::Decide;
+    case Mutant::kNoFenceFinished: return WithoutFence<core::ReportFinished>;
+    case Mutant::kNoFenceCheckpoint: return WithoutFence<core::ReportCheckpoint>;
+    case Mutant::kNoFenceFailed: return WithoutFence<core::ReportFailed>;
+    case Mutant::kCancelLosesToFinish: return CancelLoses;
+    case Mutant::kCancelForgotten: return CancelForgotten;
+    case Mutant::kRequestIdIgnored: return RequestIdIgnored;
+    case Mutant::kFreeAtEnd: return FreeAtEnd;
+    case Mutant::kAbsenceWithoutRevision: return AnyRevision;
+    case Mutant::kSecondAttempt: return SecondAttempt;
+    case Mutant::kTerminalReopens: return TerminalReopens;
+    case Mutant::kLossForgotten: return LossForgotten;
+    case Mutant::kOverCommit: return OverCommit;
+  }
+  return core::Decide;
+}
+
+}  // namespace nibble::sim

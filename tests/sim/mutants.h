@@ -1,0 +1,36 @@
+// Faults planted on purpose, to see that the simulator finds them. They wrap Decide; the product knows
+// nothing of them.
+#pragma once
+
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/core/decide.h"
+
+namespace nibble::sim {
+
+enum class Mutant {
+  kNone,
+  kNoFenceFinished,        // a result is taken from whoever sends it
+  kNoFenceCheckpoint,
+  kNoFenceFailed,
+  kCancelLosesToFinish,    // CANCELLING does not stop a result
+  kCancelForgotten,        // acknowledged, not done
+  kRequestIdIgnored,       // a repeated create makes a second job
+  kFreeAtEnd,              // bytes are free when the attempt ends, not when the worker lets go
+  kAbsenceWithoutRevision, // a listing that is older than the assignment counts
+  kSecondAttempt,          // a RUNNING job is placed again
+  kTerminalReopens,        // pausing a finished job works
+  kLossForgotten,          // a lost worker keeps its attempts
+  kOverCommit,             // admission counts no step regions
+};
+std::string_view MutantName(Mutant mutant);
+Mutant MutantFromName(std::string_view name);   // kNone when unknown
+const std::vector<Mutant>& AllMutants();        // but kNone
+
+std::function<absl::StatusOr<core::Decision>(const core::State&, const core::Command&, core::Core&)> MutantDecide(
+    Mutant mutant);
+
+}  // namespace nibble::sim

@@ -1,0 +1,128 @@
+#include "tests/sim/server.h"
+
+#include <utility>
+
+namespace nibble::sim {
+
+core::SpecFunctions SimSpecFunctions() {
+  core::SpecFunctions functions;
+  functions.plan = [](const spec::ModelConfig& model, const spec::TrainSpec& spec,
+                      const spec::DeviceProfile& profile) -> absl::StatusOr<spec::MemoryPlan> {
+    spec::MemoryPlan plan;
+    plan.base_bytes = SimBaseBytes(model);
+    plan.persistent_bytes = spec.lora_r * kMB;
+    plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * kMB / 16;
+    plan.fixed_bytes = profile.fixed_bytes;
+    plan.lower_bound_bytes = plan.TotalBytes();
+    return plan;
+  };
+  functions.resolve = [](spec::TrainSpec spec, const spec::ModelConfig&) -> absl::StatusOr<spec::TrainSpec> {
+    return spec;
+  };
+  return functions;
+}
+
+int64_t SimBaseBytes(const spec::ModelConfig& model) { return model.layers * 100 * kMB; }
+
+Server::Server(World* world, Network* network, const Faults* faults, const core::CoreOptions& options, Mutant mutant)
+    : world_(*world),
+      network_(*network),
+      faults_(*faults),
+      options_(options),
+      mutant_(mutant),
+      checker_(world, options, &disk_) {
+  disk_.SetFaults([this] {
+    if (!world_.rng().Chance(faults_.commit_fails)) return store::MemoryStore::Fault::kNone;
+    return world_.rng().Chance(0.5) ? store::MemoryStore::Fault::kFailBefore : store::MemoryStore::Fault::kFailAfter;
+  });
+}
+
+void Server::Start() {
+  if (loop_ != nullptr) return;
+  ++life_;
+  world_.Trace("server starts");
+  ControlLoop::Options options;
+  options.core = options_;
+  options.batch_us = 0;
+  options.tick_us = kSecond;
+  options.timeline = "timeline-of-the-run";
+  options.decide = MutantDecide(mutant_);
+  hubs_.push_back(std::make_unique<WatchHub>(64, 64));
+  auto loop = std::make_unique<ControlLoop>(std::move(options), SimSpecFunctions(), &disk_, hub(), &world_.clock());
+  if (!loop->Start().ok()) {   // an injected commit failure; the supervisor starts it again
+    const int64_t life = life_;
+    world_.After(kSecond, [this, life] {
+      if (life == life_ && loop_ == nullptr) Start();
+    });
+    return;
+  }
+  loop_ = std::move(loop);
+  turn_at_us_ = 0;
+  checker_.AfterTurn(loop_->state());
+  ScheduleTurn(kSecond);
+}
+
+void Server::Crash() {
+  if (loop_ == nullptr) return;
+  world_.Trace("server crashes");
+  ++life_;
+  hub()->Close();
+  // What is left in the mailbox and in held calls dies with the process: no answers from its destructor.
+  loop_.reset();
+}
+
+void Server::Request(const std::string& peer, std::function<void()> handle) {
+  network_.Send(peer, [this, handle = std::move(handle)] {
+    if (loop_ == nullptr) return;
+    handle();
+    // Some company may come before the turn.
+    ScheduleTurn(world_.rng().Between(0, 2'000));
+  });
+}
+
+void Server::Reply(const std::string& peer, std::function<void()> deliver) {
+  network_.Send(peer, [this, life = life_, deliver = std::move(deliver)] {
+    if (life == life_) deliver();
+  });
+}
+
+void Server::Call(const std::string& peer, core::CommandBody body, std::function<void(const Answer&)> done) {
+  const int64_t life = life_;
+  const bool posted = loop_->Post(std::move(body), [this, peer, life, done](absl::Status status,
+                                                                           const ControlLoop::Outcome& outcome) {
+    if (life != life_) return;
+    Reply(peer, [done, answer = Answer{std::move(status), outcome.id}] { done(answer); });
+  });
+  if (!posted) checker_.Fail("the mailbox is full");
+}
+
+void Server::Synchronize(const std::string& peer, core::Synchronize request,
+                         std::function<void(const absl::Status&, const ControlLoop::Outcome&)> at_server) {
+  static_cast<void>(peer);
+  const int64_t life = life_;
+  const bool posted = loop_->PostSynchronize(
+      std::move(request), [this, life, at_server](absl::Status status, const ControlLoop::Outcome& outcome) {
+        if (life == life_) at_server(status, outcome);
+      });
+  if (!posted) checker_.Fail("the mailbox is full");
+}
+
+void Server::ScheduleTurn(int64_t delay_us) {
+  const int64_t at_us = world_.now_us() + delay_us;
+  if (turn_at_us_ != 0 && turn_at_us_ <= at_us) return;
+  turn_at_us_ = at_us;
+  world_.After(delay_us, [this, life = life_, at_us] {
+    if (life != life_ || turn_at_us_ != at_us) return;
+    turn_at_us_ = 0;
+    Turn();
+  });
+}
+
+void Server::Turn() {
+  loop_->RunOnce(0);
+  if (!loop_->serving()) return Crash();   // exit code 74; the supervisor starts it again
+  checker_.AfterTurn(loop_->state());
+  ScheduleTurn(std::max<int64_t>(1, loop_->NextDueUs() - world_.now_us()));
+}
+
+}  // namespace nibble::sim
