@@ -188,7 +188,7 @@ def main():
         return 77
     with stack_module.Stack(binaries) as stack:
         worker_http = f"127.0.0.1:{free_port()}"
-        stack.start_server().start_worker(flags=["--http-listen", worker_http])
+        stack.start_server().start_worker(flags=["--http", worker_http])
         run(stack, worker_http)
     return 0
 

@@ -112,7 +112,7 @@ class Stack:
     def start_worker(self, name="w1", threads=1, flags=()):
         self.workers[name] = self._spawn(f"worker-{name}.log", [
             self.binaries / "nibble-worker", "--server", self.address, "--data-dir", self.root / name,
-            "--name", name, "--threads", threads, *flags])
+            "--worker-id", name, "--threads", threads, "--memory", "1500MiB", *flags])
         return self.workers[name]
 
     def api(self):
