@@ -156,7 +156,7 @@ void WorkerProc::Turn(int64_t id) {
 void WorkerProc::Step(int64_t id, FakeEngine& engine, size_t index) {
   Attached& a = engine.attempts[index];
   const worker::AttemptKey key = a.assignment.key;
-  const spec::TrainSpec& spec = a.assignment.spec;
+  const spec::TrainSpec spec = a.assignment.spec;   // outlives the attempt below
   if (spec.lora_dropout == kPoisonDropout) {
     Feed(worker::EngineTurn{id, key});
     return EndEngine(id, "poisoned");

@@ -269,6 +269,7 @@ void WorkerProc::Perform(const worker::DoReport& action) {
       } else if (!answer.status.ok()) {
         reply.code = worker::ReportReply::Code::kRefused;
       }
+      if (reply.code != worker::ReportReply::Code::kOk) world_.Trace("report answered: " + reply.message);
       Feed(reply);
     });
   });
