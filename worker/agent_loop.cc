@@ -1,0 +1,283 @@
+#include "worker/agent_loop.h"
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "worker/check.h"
+#include "worker/engine_line.h"
+
+namespace nibble::worker {
+namespace {
+
+constexpr size_t kInboxCapacity = 16'384;
+constexpr size_t kBatch = 256;
+constexpr int64_t kMaxWaitUs = 1'000'000;
+constexpr size_t kTailBytes = 1'000;
+
+std::string Quant(spec::QuantKind kind) {
+  switch (kind) {
+    case spec::QuantKind::kNF4: return "nf4";
+    case spec::QuantKind::kFP4: return "fp4";
+    case spec::QuantKind::kINT4: return "int4";
+    case spec::QuantKind::kINT8: return "int8";
+    case spec::QuantKind::kBF16: return "bf16";
+  }
+  return "nf4";
+}
+
+std::string ReasonText(const absl::Status& status) {
+  const Reason reason = StatusReason(status);
+  return std::string(ReasonName(reason == Reason::kUnspecified ? Reason::kInternal : reason));
+}
+
+// An error that another try cannot mend.
+bool IsHopeless(const absl::Status& status) {
+  const Reason reason = StatusReason(status);
+  return reason == Reason::kNameInvalid || reason == Reason::kInternal;
+}
+
+template <typename Key, typename Map>
+auto Register(Map& map, const Key& key) {
+  auto flag = std::make_shared<std::atomic<bool>>(false);
+  map[key] = flag;
+  return flag;
+}
+
+template <typename Key, typename Map>
+void StopOne(Map& map, const Key& key) {
+  const auto it = map.find(key);
+  if (it == map.end()) return;
+  it->second->store(true);
+  map.erase(it);
+}
+
+}  // namespace
+
+AgentLoop::AgentLoop(AgentLoopOptions options, ServerLink& link, const Clock& clock)
+    : options_(std::move(options)),
+      link_(link),
+      clock_(clock),
+      agent_(options_.agent),
+      cache_(JoinPath(options_.work_dir, "cache"), options_.cache_max_bytes),
+      files_(options_.work_dir, options_.shares_file_system, cache_, link),
+      inbox_(kInboxCapacity) {}
+
+AgentLoop::~AgentLoop() {
+  for (auto* running : {&fetches_, &checks_}) {
+    for (auto& [key, cancel] : *running) cancel->store(true);
+  }
+  for (auto& [id, cancel] : uploads_) cancel->store(true);
+  inbox_.Close();
+  link_.Shutdown();
+  engines_.clear();
+}
+
+absl::Status AgentLoop::Run() {
+  for (const char* part : {"cache/base", "log", "lock"}) {
+    RETURN_IF_ERROR(MakeDirs(JoinPath(options_.work_dir, part)));
+  }
+  RETURN_IF_ERROR(files_.Clean());
+  RETURN_IF_ERROR(cache_.Open());
+  Handle(Start{});
+  while (!done_) {
+    const int64_t wait_us = std::clamp<int64_t>(agent_.NextDueUs() - clock_.NowMonotonicUs(), 0, kMaxWaitUs);
+    for (const Input& input : inbox_.Take(kBatch, wait_us)) {
+      if (done_) break;
+      Handle(input);
+    }
+    if (!done_ && clock_.NowMonotonicUs() >= agent_.NextDueUs()) Handle(Tick{});
+  }
+  return outcome_;
+}
+
+void AgentLoop::RequestDrain() { Deliver(Drain{}); }
+
+void AgentLoop::Deliver(Input input) {
+  while (!inbox_.Post(std::move(input))) {
+    if (inbox_.closed()) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+void AgentLoop::Handle(const Input& input) {
+  if (const auto* exited = std::get_if<EngineExited>(&input)) engines_.erase(exited->engine);
+  if (std::holds_alternative<EngineStep>(input)) ++counts_.steps;
+  for (const Action& action : agent_.Handle(input, clock_.NowMonotonicUs())) {
+    std::visit([this](const auto& a) { Do(a); }, action);
+  }
+  counts_.attempts = static_cast<int64_t>(agent_.attempts());
+  counts_.engines = static_cast<int64_t>(agent_.engines());
+  counts_.registered = agent_.registered();
+}
+
+void AgentLoop::Do(const DoRegister& a) {
+  call_pool_.Post([this, a] { Deliver(link_.Register(a)); });
+}
+
+void AgentLoop::Do(const DoSynchronize& a) {
+  link_.CancelSynchronizeBefore(a.request.id);
+  synchronize_pool_.Post([this, a] { Deliver(link_.Synchronize(a)); });
+}
+
+void AgentLoop::Do(const DoReport& a) {
+  call_pool_.Post([this, a] {
+    ReportReply reply = link_.Report(a);
+    ++counts_.reports;
+    if (reply.code != ReportReply::Code::kOk) {
+      ++counts_.reports_failed;
+      LogWarning("report.refused", {{"attempt", a.report.key.ToString()}, {"why", reply.message}});
+    }
+    Deliver(std::move(reply));
+  });
+}
+
+void AgentLoop::Do(const DoFetch& a) {
+  const AttemptKey key = a.assignment.key;
+  tokens_[key] = a.assignment.token;
+  const Cancel cancel = Register(fetches_, key);
+  LogInfo("attempt.fetch", {{"attempt", key.ToString()}});
+  fetch_pool_.Post([this, assignment = a.assignment, cancel] {
+    const auto files = files_.Fetch(assignment, [cancel] { return cancel->load(); });
+    if (cancel->load()) return;
+    if (files.ok()) return Deliver(Fetched{assignment.key, *files});
+    LogWarning("attempt.fetch_failed", {{"attempt", assignment.key.ToString()},
+                                        {"why", std::string(files.status().message())}});
+    Deliver(FetchFailed{assignment.key, ReasonText(files.status()), std::string(files.status().message()),
+                        !IsHopeless(files.status())});
+  });
+}
+
+void AgentLoop::Do(const StopFetch& a) { StopOne(fetches_, a.key); }
+
+void AgentLoop::Do(const StartEngine& a) {
+  const std::string log_file = JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
+  const std::vector<std::string> arguments = {
+      options_.engine_binary, "serve", "--fd", "3", "--model-dir", a.model_dir, "--cache-dir",
+      JoinPath(options_.work_dir, "cache/base"), "--quant", Quant(a.group.quant), "--double-quant",
+      a.group.double_quant ? "true" : "false", "--device", options_.device, "--threads",
+      absl::StrCat(options_.threads), "--lock", JoinPath(options_.work_dir, "lock/" + a.group.device_id)};
+  const auto nonsense = std::make_shared<std::string>();
+  EngineProcess::Callbacks callbacks;
+  callbacks.on_line = [this, engine = a.engine, nonsense](std::string_view line) {
+    auto input = ParseEngineLine(engine, line);
+    if (!input.ok()) {
+      *nonsense = std::string(input.status().message());
+      return false;
+    }
+    if (*input) Deliver(std::move(**input));
+    return true;
+  };
+  callbacks.on_exit = [this, engine = a.engine, log_file, nonsense](const ProcessExit& exit) {
+    OnEngineExit(engine, exit, log_file, *nonsense);
+  };
+  auto process = EngineProcess::Start(arguments, log_file, std::move(callbacks));
+  if (!process.ok()) {
+    LogError("engine.not_started", {{"engine", a.engine}, {"why", std::string(process.status().message())}});
+    return Deliver(EngineExited{a.engine, std::string(process.status().message()), false});
+  }
+  ++counts_.engines_started;
+  LogInfo("engine.started", {{"engine", a.engine}, {"pid", static_cast<int64_t>((*process)->pid())},
+                             {"model", a.model_dir}});
+  engines_[a.engine].process = std::move(*process);
+}
+
+void AgentLoop::OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,
+                             const std::string& nonsense) {
+  std::string message = absl::StrCat("the engine ", exit.message);
+  if (!nonsense.empty()) {
+    absl::StrAppend(&message, ": ", nonsense);
+  } else if (exit.code != 0) {
+    const std::string tail = TailOfFile(log_file, kTailBytes);
+    if (!tail.empty()) absl::StrAppend(&message, "; its log ends: ", tail);
+  }
+  if (exit.code == 0) {
+    LogInfo("engine.exited", {{"engine", engine}});
+  } else {
+    ++counts_.engines_lost;
+    LogWarning("engine.lost", {{"engine", engine}, {"how", exit.message}});
+  }
+  Deliver(EngineExited{engine, std::move(message), exit.out_of_memory});
+}
+
+void AgentLoop::Send(int64_t engine, const std::string& line) {
+  const auto it = engines_.find(engine);
+  if (it == engines_.end() || !it->second.process) return;
+  const absl::Status sent = it->second.process->Send(line);
+  if (sent.ok()) return;
+  // Whatever the cause, an engine that cannot be told anything is of no use; its exit follows.
+  LogWarning("engine.deaf", {{"engine", engine}, {"why", std::string(sent.message())}});
+  it->second.process->Kill();
+}
+
+std::string AgentLoop::DirOf(const AttemptKey& key) const {
+  const auto it = tokens_.find(key);
+  return files_.DirOf(key, it == tokens_.end() ? "" : it->second);
+}
+
+void AgentLoop::Do(const Attach& a) {
+  LogInfo("attempt.attach", {{"attempt", a.assignment.key.ToString()}, {"engine", a.engine}});
+  Send(a.engine, AttachLine(a.assignment, a.files, DirOf(a.assignment.key)));
+}
+
+void AgentLoop::Do(const PauseAttempt& a) { Send(a.engine, CommandLine("pause", a.key)); }
+void AgentLoop::Do(const ResumeAttempt& a) { Send(a.engine, CommandLine("resume", a.key)); }
+void AgentLoop::Do(const CheckpointAttempt& a) { Send(a.engine, CommandLine("checkpoint", a.key)); }
+void AgentLoop::Do(const Detach& a) { Send(a.engine, DetachLine(a.key, a.checkpoint)); }
+void AgentLoop::Do(const ShutdownEngine& a) { Send(a.engine, ShutdownLine()); }
+
+void AgentLoop::Do(const KillEngine& a) {
+  const auto it = engines_.find(a.engine);
+  if (it != engines_.end() && it->second.process) it->second.process->Kill();
+}
+
+void AgentLoop::Do(const StartCheck& a) {
+  const AttemptKey key = a.assignment.key;
+  const Cancel cancel = Register(checks_, key);
+  LogInfo("attempt.check", {{"attempt", key.ToString()}});
+  check_pool_.Post([this, a, cancel, dir = DirOf(key)] {
+    const CheckEnded ended = RunCheck({options_.engine_binary, dir, JoinPath(options_.work_dir, "log/check.log")},
+                                      a.assignment, a.files, [cancel] { return cancel->load(); });
+    if (!cancel->load()) Deliver(ended);
+  });
+}
+
+void AgentLoop::Do(const StopCheck& a) { StopOne(checks_, a.key); }
+
+void AgentLoop::Do(const DoUpload& a) {
+  const Cancel cancel = Register(uploads_, a.id);
+  upload_pool_.Post([this, a, cancel] {
+    const auto files = files_.Upload(a.key, a.token, a.dir, [cancel] { return cancel->load(); });
+    if (cancel->load()) return;
+    if (files.ok()) return Deliver(Uploaded{a.id, *files});
+    LogWarning("upload.failed", {{"attempt", a.key.ToString()}, {"why", std::string(files.status().message())}});
+    Deliver(UploadFailed{a.id, ReasonText(files.status()), std::string(files.status().message())});
+  });
+}
+
+void AgentLoop::Do(const StopUpload& a) { StopOne(uploads_, a.id); }
+
+void AgentLoop::Do(const Forget& a) {
+  StopOne(fetches_, a.key);
+  StopOne(checks_, a.key);
+  const auto it = tokens_.find(a.key);
+  if (it == tokens_.end()) return;
+  LogInfo("attempt.over", {{"attempt", a.key.ToString()}});
+  files_.Forget(a.key, it->second);
+  tokens_.erase(it);
+}
+
+void AgentLoop::Do(const Exit& a) {
+  done_ = true;
+  LogInfo("worker.exit", {{"why", a.why}});
+  if (a.superseded) outcome_ = Error(Reason::kStaleAttempt, a.why).ToStatus();
+}
+
+}  // namespace nibble::worker

@@ -1,0 +1,116 @@
+// The body around the agent: one thread that feeds it and does what it says.
+//
+// Replies, engine lines and outcomes of fetches and uploads come through one mailbox; each is handed to
+// the agent with the time, and the actions that come back are carried out: calls and transfers on small
+// pools, engines as child processes. Nothing here decides anything. Run from one thread; RequestDrain
+// and Wake from any.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mailbox.h"
+#include "worker/attempt_files.h"
+#include "worker/blob_cache.h"
+#include "worker/core/agent.h"
+#include "worker/engine_process.h"
+#include "worker/server_link.h"
+#include "worker/task_pool.h"
+
+namespace nibble::worker {
+
+struct AgentLoopOptions {
+  AgentOptions agent;
+  std::string work_dir;             // attempts/, cache/, log/, lock/ are made in it
+  std::string engine_binary;
+  std::string device = "cpu";
+  int threads = 1;
+  int64_t cache_max_bytes = int64_t{64} << 30;
+  bool shares_file_system = false;
+};
+
+// Counted for /metrics; read from any thread.
+struct LoopCounts {
+  std::atomic<int64_t> engines_started{0};
+  std::atomic<int64_t> engines_lost{0};      // ended without being told to
+  std::atomic<int64_t> reports{0};
+  std::atomic<int64_t> reports_failed{0};
+  std::atomic<int64_t> steps{0};
+  std::atomic<int64_t> attempts{0};
+  std::atomic<int64_t> engines{0};
+  std::atomic<bool> registered{false};
+};
+
+class AgentLoop {
+ public:
+  AgentLoop(AgentLoopOptions options, ServerLink& link, const Clock& clock = RealClock::Get());
+  ~AgentLoop();
+
+  // Cleans what an earlier process left, then works until the agent says Exit. OK after a drain;
+  // FAILED_PRECONDITION when another process has taken this worker's id.
+  absl::Status Run();
+  void RequestDrain();
+  const LoopCounts& counts() const { return counts_; }
+
+ private:
+  using Cancel = std::shared_ptr<std::atomic<bool>>;
+  struct Engine {
+    std::unique_ptr<EngineProcess> process;
+  };
+
+  void Deliver(Input input);          // into the mailbox, waiting for room: nothing is ever dropped
+  void Handle(const Input& input);
+  void Do(const DoRegister& a);
+  void Do(const DoSynchronize& a);
+  void Do(const DoReport& a);
+  void Do(const DoFetch& a);
+  void Do(const StopFetch& a);
+  void Do(const StartEngine& a);
+  void Do(const Attach& a);
+  void Do(const PauseAttempt& a);
+  void Do(const ResumeAttempt& a);
+  void Do(const CheckpointAttempt& a);
+  void Do(const Detach& a);
+  void Do(const ShutdownEngine& a);
+  void Do(const KillEngine& a);
+  void Do(const StartCheck& a);
+  void Do(const StopCheck& a);
+  void Do(const DoUpload& a);
+  void Do(const StopUpload& a);
+  void Do(const Forget& a);
+  void Do(const Exit& a);
+
+  void Send(int64_t engine, const std::string& line);
+  void OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file, const std::string& nonsense);
+  std::string DirOf(const AttemptKey& key) const;
+
+  const AgentLoopOptions options_;
+  ServerLink& link_;
+  const Clock& clock_;
+  Agent agent_;
+  BlobCache cache_;
+  AttemptFiles files_;
+  LoopCounts counts_;
+  Mailbox<Input> inbox_;
+  std::map<int64_t, Engine> engines_;
+  std::map<AttemptKey, std::string> tokens_;       // of attempts that have a directory
+  std::map<AttemptKey, Cancel> fetches_;
+  std::map<AttemptKey, Cancel> checks_;
+  std::map<int64_t, Cancel> uploads_;
+  bool done_ = false;
+  absl::Status outcome_;
+  // Last: their threads use everything above.
+  TaskPool synchronize_pool_{1};
+  TaskPool call_pool_{2};
+  TaskPool fetch_pool_{2};
+  TaskPool upload_pool_{2};
+  TaskPool check_pool_{1};
+};
+
+}  // namespace nibble::worker

@@ -1,0 +1,300 @@
+// The whole worker but the network: the real agent, loop, caches and processes, a fake engine, and a
+// server that is a map.
+#include "worker/agent_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <set>
+
+#include "base/digest.h"
+#include "base/file.h"
+
+namespace nibble::worker {
+namespace {
+
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class FakeServer : public ServerLink {
+ public:
+  RegisterReply Register(const DoRegister&) override {
+    std::lock_guard lock(mutex_);
+    ++registrations_;
+    return {true, false, "t", 1, 120'000'000};
+  }
+
+  SynchronizeReply Synchronize(const DoSynchronize& action) override {
+    std::unique_lock lock(mutex_);
+    listing_.clear();
+    for (const auto& a : action.request.attempts) listing_.insert(a.key);
+    changed_.notify_all();
+    changed_.wait_for(lock, std::chrono::milliseconds(200), [&] {
+      return down_ || action.request.draining || action.request.known_revision != revision_ ||
+             action.request.id < newest_;
+    });
+    SynchronizeReply reply;
+    reply.id = action.request.id;
+    if (down_ || action.request.id < newest_) {
+      reply.code = SynchronizeReply::Code::kUnavailable;
+      return reply;
+    }
+    // A worker that wants to go is let go.
+    if (action.request.draining) {
+      for (auto& [key, assignment] : wanted_) assignment.want = Want::kRelease;
+    }
+    reply.timeline = "t";
+    reply.generation = 1;
+    reply.revision = revision_;
+    for (const auto& [key, assignment] : wanted_) reply.assignments.push_back(assignment);
+    return reply;
+  }
+
+  void CancelSynchronizeBefore(int64_t id) override {
+    std::lock_guard lock(mutex_);
+    newest_ = id;
+    changed_.notify_all();
+  }
+
+  ReportReply Report(const DoReport& action) override {
+    std::lock_guard lock(mutex_);
+    const worker::Report& report = action.report;
+    for (const StepMetric& m : report.metrics) steps_[report.key].insert(m.step);
+    const auto it = wanted_.find(report.key);
+    if (it == wanted_.end()) return {report.id, ReportReply::Code::kStale, "stale"};
+    if (const auto* c = std::get_if<CheckpointReport>(&report.body)) {
+      checkpoints_[report.key.job_id] = *c;
+      for (const FileRef& file : c->files) EXPECT_TRUE(blobs_.contains(file.sha256)) << "reported before uploaded";
+    }
+    if (const auto* f = std::get_if<FinishedReport>(&report.body)) {
+      results_[report.key.job_id] = *f;
+      End(report.key);
+    }
+    if (const auto* f = std::get_if<FailedReport>(&report.body)) {
+      failures_.emplace_back(report.key, *f);
+      End(report.key);
+    }
+    if (const auto* c = std::get_if<CheckReport>(&report.body)) {
+      checks_[report.key.job_id] = c->report_json;
+      End(report.key);
+    }
+    if (std::holds_alternative<ReleasedReport>(report.body)) {
+      released_.insert(report.key);
+      End(report.key);
+    }
+    changed_.notify_all();
+    return {report.id, ReportReply::Code::kOk, ""};
+  }
+
+  absl::Status FetchBlob(const std::string& sha256, int64_t offset,
+                         const std::function<absl::Status(std::string_view)>& write,
+                         const std::function<bool()>&) override {
+    std::string content;
+    {
+      std::lock_guard lock(mutex_);
+      if (!blobs_.contains(sha256)) return absl::NotFoundError("no such blob");
+      content = blobs_[sha256];
+    }
+    return write(std::string_view(content).substr(static_cast<size_t>(offset)));
+  }
+
+  absl::Status PutBlob(const AttemptKey&, const std::string&, const FileRef& file, const std::string& path,
+                       const std::function<bool()>&) override {
+    const auto content = ReadFile(path);
+    if (!content.ok()) return content.status();
+    std::lock_guard lock(mutex_);
+    blobs_[file.sha256] = *content;
+    return absl::OkStatus();
+  }
+
+  void Shutdown() override {
+    std::lock_guard lock(mutex_);
+    down_ = true;
+    changed_.notify_all();
+  }
+
+  FileRef AddBlob(const std::string& name, const std::string& content) {
+    std::lock_guard lock(mutex_);
+    const std::string digest = Sha256Hex(content);
+    blobs_[digest] = content;
+    return {name, digest, static_cast<int64_t>(content.size())};
+  }
+
+  void Give(const Assignment& assignment) {
+    std::lock_guard lock(mutex_);
+    wanted_[assignment.key] = assignment;
+    ++revision_;
+    changed_.notify_all();
+  }
+  void Drop(const AttemptKey& key) {
+    std::lock_guard lock(mutex_);
+    End(key);
+  }
+
+  template <typename Condition>
+  bool WaitUntil(const Condition& condition) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), condition);
+  }
+
+  // Read inside WaitUntil, or when the loop has ended.
+  std::map<AttemptKey, std::set<int64_t>> steps_;
+  std::map<std::string, CheckpointReport> checkpoints_;
+  std::map<std::string, FinishedReport> results_;
+  std::vector<std::pair<AttemptKey, FailedReport>> failures_;
+  std::map<std::string, std::string> checks_;
+  std::set<AttemptKey> released_;
+  std::set<AttemptKey> listing_;
+  std::map<std::string, std::string> blobs_;
+  int registrations_ = 0;
+
+ private:
+  void End(const AttemptKey& key) {
+    wanted_.erase(key);
+    ++revision_;
+    changed_.notify_all();
+  }
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<AttemptKey, Assignment> wanted_;
+  int64_t revision_ = 1;
+  int64_t newest_ = 0;
+  bool down_ = false;
+};
+
+class AgentLoopTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    AgentLoopOptions options;
+    options.work_dir = dir_.Join("w");
+    options.engine_binary = NIBBLE_FAKE_ENGINE;
+    options.agent.metrics_interval_us = 10'000;
+    options.agent.retry_min_us = 10'000;
+    options.agent.retry_max_us = 50'000;
+    loop_ = std::make_unique<AgentLoop>(options, server_);
+    thread_ = std::thread([this] { outcome_ = loop_->Run(); });
+  }
+  void TearDown() override {
+    loop_->RequestDrain();
+    thread_.join();
+    EXPECT_TRUE(outcome_.ok()) << outcome_;
+    loop_.reset();
+  }
+  Assignment Job(const std::string& id, int64_t epoch, int64_t steps, const std::string& wish = "") {
+    Assignment a;
+    a.key = {id, epoch};
+    a.token = "token-of-" + id + std::to_string(epoch);
+    a.device_id = "cpu0";
+    a.spec.max_steps = steps;
+    a.spec.save_steps = 4;
+    a.spec_json = spec::TrainSpecToJson(a.spec);
+    a.base_digest = Sha256Hex("model");
+    a.base_files = {server_.AddBlob("config.json", "{}"), server_.AddBlob("model.safetensors", "weights")};
+    a.dataset = server_.AddBlob("../odd name.jsonl", "{\"text\":\"a\"}\n");
+    a.display_name = wish;
+    return a;
+  }
+  TempDir dir_;
+  FakeServer server_;
+  std::unique_ptr<AgentLoop> loop_;
+  std::thread thread_;
+  absl::Status outcome_;
+};
+
+TEST_F(AgentLoopTest, TrainsAJobToItsEnd) {
+  server_.Give(Job("a", 1, 10));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.results_.contains("a") && server_.listing_.empty(); }));
+  EXPECT_EQ((server_.steps_[{"a", 1}].size()), 10u);
+  EXPECT_EQ(server_.results_["a"].step, 10);
+  ASSERT_EQ(server_.results_["a"].files.size(), 2u);
+  EXPECT_EQ(server_.blobs_[server_.results_["a"].files[1].sha256], "adapter after 10");
+  EXPECT_GE(server_.checkpoints_["a"].step, 4);
+  EXPECT_TRUE(server_.failures_.empty());
+  EXPECT_FALSE(FileExists(dir_.Join("w/attempts/a")));
+}
+
+TEST_F(AgentLoopTest, JobsOfOneBaseShareAnEngine) {
+  server_.Give(Job("a", 1, 10));
+  server_.Give(Job("b", 1, 12));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.results_.size() == 2; }));
+  EXPECT_EQ(loop_->counts().engines_started, 1);
+}
+
+TEST_F(AgentLoopTest, AnEngineThatDiesFailsItsAttemptAndTheNextResumes) {
+  server_.Give(Job("a", 1, 10, "crash-at-6"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+  EXPECT_TRUE(server_.failures_[0].second.infrastructure);
+  EXPECT_THAT(server_.failures_[0].second.message, HasSubstr("signal 6"));
+  Assignment again = Job("a", 2, 10, "crash-at-6");
+  again.checkpoint_files = server_.checkpoints_["a"].files;
+  again.checkpoint_step = server_.checkpoints_["a"].step;
+  server_.Give(again);
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.results_.contains("a"); }));
+  EXPECT_THAT((server_.steps_[{"a", 2}]), ElementsAre(5, 6, 7, 8, 9, 10));
+  EXPECT_EQ(loop_->counts().engines_lost, 1);
+}
+
+TEST_F(AgentLoopTest, AnEngineThatTalksNonsenseIsEnded) {
+  server_.Give(Job("a", 1, 100, "nonsense-at-3"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+  EXPECT_THAT(server_.failures_[0].second.message, HasSubstr("hello there"));
+}
+
+TEST_F(AgentLoopTest, AFailedJobSaysWhy) {
+  server_.Give(Job("a", 1, 10, "fail-at-3"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+  EXPECT_EQ(server_.failures_[0].second.reason, "LOSS_NOT_FINITE");
+  EXPECT_FALSE(server_.failures_[0].second.infrastructure);
+}
+
+TEST_F(AgentLoopTest, WhatIsNoLongerWantedStops) {
+  server_.Give(Job("a", 1, 100'000, "slow"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.steps_[{"a", 1}].size() > 2; }));
+  server_.Drop({"a", 1});
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.listing_.empty(); }));
+}
+
+TEST_F(AgentLoopTest, ReleaseSavesFirst) {
+  Assignment a = Job("a", 1, 100'000, "slow");
+  server_.Give(a);
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.steps_[{"a", 1}].size() > 5; }));
+  a.want = Want::kRelease;
+  server_.Give(a);
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.released_.contains({"a", 1}); }));
+  EXPECT_GT(server_.checkpoints_["a"].step, 4);
+}
+
+TEST_F(AgentLoopTest, ChecksBringAReportOrARefusal) {
+  Assignment check = Job("c", 1, 10);
+  check.kind = Kind::kCheck;
+  server_.Give(check);
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.checks_.contains("c"); }));
+  EXPECT_THAT(server_.checks_["c"], HasSubstr("\"rows\":1"));
+  check = Job("d", 1, 10);
+  check.kind = Kind::kCheck;
+  check.dataset = server_.AddBlob("d", "{\"text\":\"nothing\"}\n");
+  server_.Give(check);
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+  EXPECT_EQ(server_.failures_[0].second.reason, "NO_SUPERVISED_TOKENS");
+}
+
+TEST_F(AgentLoopTest, AMissingBlobFailsTheAttempt) {
+  Assignment a = Job("a", 1, 10);
+  a.dataset->sha256 = Sha256Hex("never seen");
+  server_.Give(a);
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+}
+
+TEST_F(AgentLoopTest, DrainSavesAndLeaves) {
+  server_.Give(Job("a", 1, 100'000, "slow"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.steps_[{"a", 1}].size() > 5; }));
+  loop_->RequestDrain();
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.released_.contains({"a", 1}); }));
+  EXPECT_TRUE(server_.checkpoints_.contains("a"));
+}
+
+}  // namespace
+}  // namespace nibble::worker

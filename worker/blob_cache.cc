@@ -1,0 +1,239 @@
+#include "worker/blob_cache.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+
+namespace nibble::worker {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{1} << 20;
+
+class File {
+ public:
+  File(const std::string& path, int flags) : fd_(open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
+  ~File() {
+    if (fd_ >= 0) close(fd_);
+  }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+absl::StatusOr<int64_t> HashPrefix(int fd, Sha256& hash) {
+  std::string buffer(kChunkBytes, '\0');
+  int64_t offset = 0;
+  while (true) {
+    const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, "read a partial blob");
+    if (got == 0) return offset;
+    hash.Update(buffer.data(), static_cast<size_t>(got));
+    offset += got;
+  }
+}
+
+absl::Status WriteAt(int fd, std::string_view data, int64_t offset) {
+  while (!data.empty()) {
+    const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return ErrnoStatus(errno, "write a blob");
+    data.remove_prefix(static_cast<size_t>(wrote));
+    offset += wrote;
+  }
+  return absl::OkStatus();
+}
+
+// Used now: what the least-recently-used order goes by.
+void Touch(const std::string& path) { utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
+
+absl::Status LinkOrCopy(const std::string& from, const std::string& to) {
+  if (link(from.c_str(), to.c_str()) == 0 || errno == EEXIST) return absl::OkStatus();
+  if (errno != EXDEV && errno != EMLINK && errno != EPERM) return ErrnoStatus(errno, "link " + to);
+  if (symlink(from.c_str(), to.c_str()) == 0 || errno == EEXIST) return absl::OkStatus();
+  return ErrnoStatus(errno, "link " + to);
+}
+
+struct Entry {
+  std::string name;
+  int64_t used_us = 0;
+  int64_t bytes = 0;
+  bool linked = false;
+};
+
+std::vector<Entry> EntriesByAge(const std::string& directory) {
+  std::vector<Entry> entries;
+  const auto names = ListDir(directory);
+  if (!names.ok()) return entries;
+  for (const std::string& name : *names) {
+    struct stat info {};
+    if (stat(JoinPath(directory, name).c_str(), &info) != 0) continue;
+    entries.push_back({name, info.st_mtim.tv_sec * 1'000'000 + info.st_mtim.tv_nsec / 1000,
+                       static_cast<int64_t>(info.st_size), info.st_nlink > 1});
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.used_us < b.used_us; });
+  return entries;
+}
+
+}  // namespace
+
+bool IsPlainFileName(std::string_view name) {
+  return !name.empty() && name.size() <= 200 && name != "." && name != ".." &&
+         name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos;
+}
+
+absl::Status BlobCache::Open() {
+  for (const char* part : {"blobs", "partial", "models"}) {
+    RETURN_IF_ERROR(MakeDirs(JoinPath(directory_, part)));
+  }
+  // A model directory is renamed into place when it is whole; anything else is left from a crash.
+  ASSIGN_OR_RETURN(const std::vector<std::string> models, ListDir(JoinPath(directory_, "models")));
+  for (const std::string& name : models) {
+    if (!IsSha256Hex(name)) RETURN_IF_ERROR(RemoveAll(JoinPath(directory_, "models/" + name)));
+  }
+  return absl::OkStatus();
+}
+
+std::string BlobCache::BlobPath(const std::string& sha256) const {
+  return JoinPath(directory_, "blobs/" + sha256);
+}
+
+std::mutex& BlobCache::LockFor(const std::string& sha256) {
+  std::lock_guard lock(mutex_);
+  return fetching_[sha256];
+}
+
+void BlobCache::Pin(const std::string& owner, const std::string& what) {
+  std::lock_guard lock(mutex_);
+  pins_[owner].insert(what);
+}
+
+bool BlobCache::IsPinned(const std::string& what) {
+  std::lock_guard lock(mutex_);
+  return std::any_of(pins_.begin(), pins_.end(), [&](const auto& pin) { return pin.second.contains(what); });
+}
+
+void BlobCache::Unpin(const std::string& owner) {
+  std::lock_guard lock(mutex_);
+  pins_.erase(owner);
+}
+
+absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
+  const std::string partial = JoinPath(directory_, "partial/" + file.sha256);
+  File out(partial, O_RDWR | O_CREAT);
+  if (out.get() < 0) return ErrnoStatus(errno, "create " + partial);
+  Sha256 hash;
+  ASSIGN_OR_RETURN(int64_t offset, HashPrefix(out.get(), hash));
+  if (offset > file.size_bytes) {
+    if (ftruncate(out.get(), 0) != 0) return ErrnoStatus(errno, "truncate " + partial);
+    offset = 0;
+    hash = Sha256();
+  }
+  if (offset < file.size_bytes) {
+    RETURN_IF_ERROR(fetch(file.sha256, offset, [&](std::string_view data) -> absl::Status {
+      if (offset + static_cast<int64_t>(data.size()) > file.size_bytes) {
+        return Error(Reason::kDigestMismatch, absl::StrCat(file.name, " is longer than its manifest says")).ToStatus();
+      }
+      RETURN_IF_ERROR(WriteAt(out.get(), data, offset));
+      hash.Update(data);
+      offset += static_cast<int64_t>(data.size());
+      return absl::OkStatus();
+    }));
+  }
+  if (offset != file.size_bytes) {
+    return absl::UnavailableError(absl::StrCat(file.name, ": ", offset, " of ", file.size_bytes, " bytes came"));
+  }
+  if (hash.FinishHex() != file.sha256) {
+    RETURN_IF_ERROR(RemoveFile(partial));
+    return Error(Reason::kDigestMismatch, absl::StrCat(file.name, ": the bytes are not those of its digest")).ToStatus();
+  }
+  if (fchmod(out.get(), 0444) != 0 || fsync(out.get()) != 0) return ErrnoStatus(errno, "sync " + partial);
+  return Rename(partial, BlobPath(file.sha256));
+}
+
+absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileRef& file, const Fetch& fetch) {
+  if (!IsSha256Hex(file.sha256)) {
+    return Error(Reason::kInternal, absl::StrCat(file.name, " has no digest to fetch it by")).ToStatus();
+  }
+  Pin(owner, file.sha256);
+  std::lock_guard lock(LockFor(file.sha256));
+  const std::string path = BlobPath(file.sha256);
+  const auto size = FileSizeBytes(path);
+  if (size.ok() && *size == file.size_bytes) {
+    Touch(path);
+    return path;
+  }
+  RETURN_IF_ERROR(FetchToFile(file, fetch));
+  return path;
+}
+
+absl::Status BlobCache::LinkInto(const std::string& owner, const std::vector<FileRef>& files,
+                                 const std::string& directory, const Fetch& fetch) {
+  RETURN_IF_ERROR(MakeDirs(directory));
+  for (const FileRef& file : files) {
+    if (!IsPlainFileName(file.name)) {
+      return Error(Reason::kNameInvalid, absl::StrCat("the file name \"", file.name.substr(0, 100), "\" is not plain"))
+          .ToStatus();
+    }
+    ASSIGN_OR_RETURN(const std::string blob, Get(owner, file, fetch));
+    RETURN_IF_ERROR(LinkOrCopy(blob, JoinPath(directory, file.name)));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const std::string& digest,
+                                                const std::vector<FileRef>& files, const Fetch& fetch) {
+  if (!IsSha256Hex(digest)) return Error(Reason::kInternal, "a model without a digest").ToStatus();
+  Pin(owner, digest);
+  const std::string path = JoinPath(directory_, "models/" + digest);
+  std::lock_guard model_lock(LockFor("model " + digest));
+  if (IsDirectory(path)) {
+    Touch(path);
+    return path;
+  }
+  const std::string building = path + ".building";
+  RETURN_IF_ERROR(RemoveAll(building));
+  RETURN_IF_ERROR(LinkInto(owner, files, building, fetch));
+  RETURN_IF_ERROR(Rename(building, path));
+  return path;
+}
+
+int64_t BlobCache::Shrink() {
+  std::lock_guard lock(shrink_mutex_);
+  const std::string blobs = JoinPath(directory_, "blobs");
+  const std::string models = JoinPath(directory_, "models");
+  int64_t total = 0;
+  for (const Entry& entry : EntriesByAge(blobs)) total += entry.bytes;
+  // Model directories hold links: only without them do their blobs' bytes come back.
+  if (total > max_bytes_) {
+    for (const Entry& entry : EntriesByAge(models)) {
+      if (total <= max_bytes_) break;
+      if (IsPinned(entry.name) || !IsSha256Hex(entry.name)) continue;
+      if (!RemoveAll(JoinPath(models, entry.name)).ok()) continue;
+      for (const Entry& blob : EntriesByAge(blobs)) {
+        if (total <= max_bytes_ || blob.linked || IsPinned(blob.name)) continue;
+        if (RemoveFile(JoinPath(blobs, blob.name)).ok()) total -= blob.bytes;
+      }
+    }
+  }
+  for (const Entry& blob : EntriesByAge(blobs)) {
+    if (total <= max_bytes_) break;
+    if (blob.linked || IsPinned(blob.name)) continue;
+    if (RemoveFile(JoinPath(blobs, blob.name)).ok()) total -= blob.bytes;
+  }
+  return total;
+}
+
+}  // namespace nibble::worker

@@ -1,0 +1,111 @@
+#include "worker/engine_process.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <condition_variable>
+#include <mutex>
+
+#include "base/file.h"
+#include "worker/engine_line.h"
+
+namespace nibble::worker {
+namespace {
+
+// Collects what comes and lets a test wait for it.
+class Listener {
+ public:
+  EngineProcess::Callbacks callbacks() {
+    return {[this](std::string_view line) {
+              std::lock_guard lock(mutex_);
+              lines_.emplace_back(line);
+              changed_.notify_all();
+              return line.find("hello there") == std::string_view::npos;
+            },
+            [this](const ProcessExit& exit) {
+              std::lock_guard lock(mutex_);
+              exit_ = exit;
+              exited_ = true;
+              changed_.notify_all();
+            }};
+  }
+  bool WaitForLines(size_t count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return lines_.size() >= count; });
+  }
+  ProcessExit WaitForExit() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(20), [&] { return exited_; }));
+    return exit_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> lines_;
+  ProcessExit exit_;
+  bool exited_ = false;
+};
+
+class EngineProcessTest : public testing::Test {
+ protected:
+  std::unique_ptr<EngineProcess> StartEngine(std::vector<std::string> arguments) {
+    auto process = EngineProcess::Start(arguments, dir_.Join("log"), listener_.callbacks());
+    EXPECT_TRUE(process.ok()) << process.status();
+    return process.ok() ? std::move(*process) : nullptr;
+  }
+  TempDir dir_;
+  Listener listener_;
+};
+
+TEST_F(EngineProcessTest, SpeaksAndEndsWhenTold) {
+  const auto engine = StartEngine({NIBBLE_FAKE_ENGINE, "serve", "--fd", "3"});
+  ASSERT_TRUE(listener_.WaitForLines(2));
+  ASSERT_TRUE(engine->Send(ShutdownLine()).ok());
+  const ProcessExit exit = listener_.WaitForExit();
+  EXPECT_EQ(exit.code, 0);
+  EXPECT_EQ(exit.message, "ended with code 0");
+}
+
+TEST_F(EngineProcessTest, KillIsNoticedAndIsNotTakenForWantOfMemory) {
+  const auto engine = StartEngine({NIBBLE_FAKE_ENGINE, "serve", "--fd", "3"});
+  ASSERT_TRUE(listener_.WaitForLines(1));
+  engine->Kill();
+  const ProcessExit exit = listener_.WaitForExit();
+  EXPECT_EQ(exit.code, -1);
+  EXPECT_THAT(exit.message, testing::HasSubstr("signal 9"));
+  EXPECT_FALSE(exit.out_of_memory);
+  EXPECT_FALSE(engine->Send(ShutdownLine()).ok());
+}
+
+TEST_F(EngineProcessTest, DestructionEndsTheProcess) {
+  auto engine = StartEngine({NIBBLE_FAKE_ENGINE, "serve", "--fd", "3"});
+  ASSERT_TRUE(listener_.WaitForLines(1));
+  const pid_t pid = engine->pid();
+  engine.reset();
+  EXPECT_EQ(kill(pid, 0), -1);
+}
+
+TEST_F(EngineProcessTest, AMissingBinaryIsAnExit) {
+  const auto engine = StartEngine({"/nowhere/nibble-engine", "serve"});
+  EXPECT_EQ(listener_.WaitForExit().message, "could not be started");
+}
+
+TEST(RunHelperTest, OutputExitAndCancel) {
+  TempDir dir;
+  const auto echo = RunHelper({"/bin/sh", "-c", "echo out; echo err >&2; exit 3"}, dir.Join("log"), nullptr);
+  ASSERT_TRUE(echo.ok());
+  EXPECT_EQ(echo->output, "out\n");
+  EXPECT_EQ(echo->exit.code, 3);
+  EXPECT_EQ(TailOfFile(dir.Join("log"), 100), "err");
+  const auto bounded = RunHelper({"/bin/sh", "-c", "yes | head -c 100000"}, dir.Join("log"), nullptr, 100);
+  ASSERT_TRUE(bounded.ok());
+  EXPECT_EQ(bounded->output.size(), 100u);
+  const auto cancelled = RunHelper({"/bin/sh", "-c", "sleep 100"}, dir.Join("log"), [] { return true; });
+  ASSERT_TRUE(cancelled.ok());
+  EXPECT_TRUE(cancelled->cancelled);
+}
+
+}  // namespace
+}  // namespace nibble::worker

@@ -1,0 +1,237 @@
+// nibble-worker: trains what a server gives it.
+#include <pthread.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fcntl.h>
+#include <functional>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/id.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "worker/agent_loop.h"
+#include "worker/devices.h"
+#include "worker/metrics.h"
+#include "worker/server_client.h"
+
+namespace nibble::worker {
+namespace {
+
+constexpr char kUsage[] =
+    "nibble-worker: trains what a nibble-server gives it\n"
+    "\n"
+    "  --server HOST:PORT   of the server (NIBBLE_SERVER; default 127.0.0.1:7070)\n"
+    "  --data-dir DIR       caches, attempts, identity (default ./nibble-worker); --work-dir is the same\n"
+    "  --worker-id ID       stable name (default: made once, kept in the data directory)\n"
+    "  --engine PATH        nibble-engine (default: beside this binary)\n"
+    "  --device cpu         what to train on\n"
+    "  --threads N          of the engine (default: all it may use)\n"
+    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB)\n"
+    "  --cache-size SIZE    of fetched models and data (default 64GiB)\n"
+    "  --http HOST:PORT     serve /metrics there (default: not at all)\n"
+    "  --token-file FILE    access token (NIBBLE_TOKEN_FILE)\n"
+    "  --ca-file FILE       certificates to trust, for TLS (NIBBLE_CA_FILE)\n"
+    "  --shares-file-system the server's paths are valid here\n"
+    "  --log json|text\n"
+    "SIGTERM drains: checkpoint, release, exit. A second one exits at once.\n";
+
+struct Flags {
+  std::map<std::string, std::string> values;
+  bool shares_file_system = false;
+  std::string Get(const std::string& name, const char* variable, const std::string& otherwise) const {
+    const auto it = values.find(name);
+    if (it != values.end()) return it->second;
+    const char* env = variable ? std::getenv(variable) : nullptr;
+    return env && *env ? env : otherwise;
+  }
+};
+
+absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
+  static const std::vector<std::string> kNames = {"server", "data-dir", "work-dir", "worker-id", "engine", "device",
+                                                  "threads", "memory", "cache-size", "http", "token-file", "ca-file",
+                                                  "log"};
+  Flags flags;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--shares-file-system") {
+      flags.shares_file_system = true;
+      continue;
+    }
+    const size_t equals = argument.find('=');
+    const std::string name = argument.rfind("--", 0) == 0 ? argument.substr(2, equals - 2) : "";
+    if (std::find(kNames.begin(), kNames.end(), name) == kNames.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("unknown flag ", argument, "; --help lists them"));
+    }
+    if (equals != std::string::npos) {
+      flags.values[name] = argument.substr(equals + 1);
+    } else if (i + 1 < argc) {
+      flags.values[name] = argv[++i];
+    } else {
+      return absl::InvalidArgumentError(absl::StrCat(argument, " needs a value"));
+    }
+  }
+  return flags;
+}
+
+// One worker per data directory: two would clean each other's attempts away.
+absl::Status LockDirectory(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoStatus(errno, "open " + path);
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    close(fd);
+    return Error(Reason::kResourceInUse, absl::StrCat("another nibble-worker uses this data directory (", path, ")"))
+        .ToStatus();
+  }
+  return absl::OkStatus();   // held until the process ends
+}
+
+absl::StatusOr<std::string> WorkerId(const Flags& flags, const std::string& dir) {
+  const std::string given = flags.Get("worker-id", nullptr, "");
+  const std::string path = JoinPath(dir, "worker-id");
+  std::string id = given;
+  if (id.empty() && FileExists(path)) {
+    ASSIGN_OR_RETURN(const std::string kept, ReadFile(path, 200));
+    id = std::string(absl::StripAsciiWhitespace(kept));
+  }
+  if (id.empty()) id = NewId("w");
+  if (!IsValidId(id)) {
+    return Error::Field(Reason::kNameInvalid, "--worker-id",
+                        absl::StrCat("must be 1 to 63 characters of a-z, 0-9 and -, got \"", id, "\"")).ToStatus();
+  }
+  RETURN_IF_ERROR(WriteFileAtomic(path, id + "\n"));
+  return id;
+}
+
+std::string BesideThisBinary(const std::string& name) {
+  const auto self = RealPath("/proc/self/exe");
+  return self.ok() ? JoinPath(DirName(*self), name) : name;
+}
+
+absl::StatusOr<ServerClientOptions> ServerOptions(const Flags& flags) {
+  ServerClientOptions options;
+  options.server = flags.Get("server", "NIBBLE_SERVER", options.server);
+  options.ca_file = flags.Get("ca-file", "NIBBLE_CA_FILE", "");
+  const std::string token_file = flags.Get("token-file", "NIBBLE_TOKEN_FILE", "");
+  if (!token_file.empty()) {
+    ASSIGN_OR_RETURN(const std::string token, ReadFile(token_file, 4096));
+    options.token = std::string(absl::StripAsciiWhitespace(token));
+  }
+  return options;
+}
+
+absl::StatusOr<DeviceOptions> DeviceFlags(const Flags& flags, const std::string& dir) {
+  DeviceOptions options;
+  options.engine_binary = flags.Get("engine", "NIBBLE_ENGINE", BesideThisBinary("nibble-engine"));
+  options.device = flags.Get("device", nullptr, "cpu");
+  options.log_file = JoinPath(dir, "log/profile.log");
+  if (const std::string threads = flags.Get("threads", nullptr, ""); !threads.empty()) {
+    if (!absl::SimpleAtoi(threads, &options.threads) || options.threads < 1 || options.threads > 1024) {
+      return Error::Field(Reason::kSpecInvalid, "--threads", absl::StrCat("must be 1 to 1024, got ", threads)).ToStatus();
+    }
+  } else {
+    options.threads = AvailableThreads();
+  }
+  if (const std::string memory = flags.Get("memory", nullptr, ""); !memory.empty()) {
+    ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(memory, "--memory"));
+  }
+  return options;
+}
+
+// Signals are taken by one thread; the first asks for a drain, the second ends the process.
+void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<bool>& over) {
+  for (int count = 0; !over;) {
+    const timespec wait{0, 200'000'000};
+    const int signal = sigtimedwait(&signals, nullptr, &wait);
+    if (signal < 0) continue;
+    LogInfo("worker.signal", {{"signal", signal}});
+    if (++count > 1) _exit(1);
+    loop.RequestDrain();
+  }
+}
+
+absl::Status Work(const Flags& flags, const sigset_t& signals) {
+  std::string dir = flags.Get("data-dir", nullptr, flags.Get("work-dir", nullptr, "nibble-worker"));
+  RETURN_IF_ERROR(MakeDirs(JoinPath(dir, "log")));
+  ASSIGN_OR_RETURN(dir, RealPath(dir));
+  RETURN_IF_ERROR(LockDirectory(JoinPath(dir, "lock-worker")));
+  WorkerIdentity identity;
+  ASSIGN_OR_RETURN(identity.worker_id, WorkerId(flags, dir));
+  identity.incarnation = NewUuid();
+  identity.version = NIBBLE_VERSION;
+  identity.shares_file_system = flags.shares_file_system;
+  ASSIGN_OR_RETURN(const DeviceOptions device_options, DeviceFlags(flags, dir));
+  ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(device_options));
+  identity.devices.push_back(device);
+  LogInfo("worker.device", {{"worker", identity.worker_id}, {"device", device.id}, {"body", device.profile.body},
+                            {"capacity_bytes", device.profile.capacity_bytes},
+                            {"threads", static_cast<int64_t>(device.profile.threads)}});
+  ASSIGN_OR_RETURN(ServerClientOptions server, ServerOptions(flags));
+  ASSIGN_OR_RETURN(const auto link, ConnectToServer(std::move(server), identity));
+
+  AgentLoopOptions options;
+  options.work_dir = dir;
+  options.engine_binary = device_options.engine_binary;
+  options.device = device_options.device;
+  options.threads = device_options.threads;
+  options.shares_file_system = identity.shares_file_system;
+  if (const std::string size = flags.Get("cache-size", nullptr, ""); !size.empty()) {
+    ASSIGN_OR_RETURN(options.cache_max_bytes, ParseBytes(size, "--cache-size"));
+  }
+  AgentLoop loop(std::move(options), *link);
+  ASSIGN_OR_RETURN(const auto metrics, ServeMetrics(flags.Get("http", nullptr, ""), identity, loop.counts()));
+  std::atomic<bool> over{false};
+  std::thread signal_thread([&] { HandleSignals(signals, loop, over); });
+  const absl::Status status = loop.Run();
+  over = true;
+  signal_thread.join();
+  return status;
+}
+
+int Main(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--help" || std::string(argv[i]) == "-h") {
+      std::fputs(kUsage, stdout);
+      return 0;
+    }
+    if (std::string(argv[i]) == "--version") {
+      std::puts("nibble-worker " NIBBLE_VERSION);
+      return 0;
+    }
+  }
+  const auto flags = ParseFlags(argc, argv);
+  if (!flags.ok()) {
+    std::fprintf(stderr, "nibble-worker: %s\n", std::string(flags.status().message()).c_str());
+    return 2;
+  }
+  InitLog("nibble-worker", flags->Get("log", "NIBBLE_LOG_FORMAT", "text") == "json");
+  signal(SIGPIPE, SIG_IGN);
+  // Before any thread starts, so that all of them leave these signals to ours.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int s : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, s);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  const absl::Status status = Work(*flags, signals);
+  if (status.ok()) return 0;
+  LogError("worker.failed", {{"why", std::string(status.message())}});
+  return 1;
+}
+
+}  // namespace
+}  // namespace nibble::worker
+
+int main(int argc, char** argv) { return nibble::worker::Main(argc, argv); }

@@ -1,0 +1,91 @@
+#include "worker/metrics.h"
+
+#include <prometheus/collectable.h>
+#include <prometheus/exposer.h>
+#include <prometheus/metric_family.h>
+
+#include <exception>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+
+namespace nibble::worker {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+MetricFamily One(MetricType type, std::string name, std::string help, double value,
+                 std::vector<ClientMetric::Label> labels = {}) {
+  ClientMetric metric;
+  metric.label = std::move(labels);
+  if (type == MetricType::Counter) {
+    metric.counter.value = value;
+  } else {
+    metric.gauge.value = value;
+  }
+  return MetricFamily{std::move(name), std::move(help), type, {std::move(metric)}};
+}
+
+// Reads the loop's counts at every scrape: nothing to keep in step.
+class Counts : public prometheus::Collectable {
+ public:
+  Counts(const WorkerIdentity& identity, const LoopCounts& counts) : identity_(identity), counts_(counts) {}
+  std::vector<MetricFamily> Collect() const override {
+    constexpr auto kGauge = MetricType::Gauge;
+    constexpr auto kCounter = MetricType::Counter;
+    const auto value = [](const std::atomic<int64_t>& v) { return static_cast<double>(v.load()); };
+    std::vector<MetricFamily> families = {
+        One(kGauge, "nibble_build_info", "1, labelled with what runs here.", 1,
+            {{"component", "worker"}, {"version", identity_.version}}),
+        One(kGauge, "nibble_worker_registered", "1 while the server knows this process.", counts_.registered ? 1 : 0),
+        One(kGauge, "nibble_worker_attempts", "Attempts this worker holds.", value(counts_.attempts)),
+        One(kGauge, "nibble_worker_engines", "Engine processes running.", value(counts_.engines)),
+        One(kCounter, "nibble_worker_engines_started_total", "Engine processes started.", value(counts_.engines_started)),
+        One(kCounter, "nibble_worker_engines_lost_total", "Engine processes that ended by themselves.",
+            value(counts_.engines_lost)),
+        One(kCounter, "nibble_worker_steps_total", "Optimizer steps its engines reported.", value(counts_.steps)),
+        One(kCounter, "nibble_worker_reports_total", "Reports sent to the server.", value(counts_.reports)),
+        One(kCounter, "nibble_worker_reports_failed_total", "Reports the server did not take.",
+            value(counts_.reports_failed)),
+    };
+    for (const DeviceInfo& device : identity_.devices) {
+      families.push_back(One(kGauge, "nibble_worker_device_capacity_bytes", "Memory this worker offers.",
+                             static_cast<double>(device.profile.capacity_bytes), {{"device", device.id}}));
+    }
+    return families;
+  }
+
+ private:
+  const WorkerIdentity identity_;
+  const LoopCounts& counts_;
+};
+
+class Server : public MetricsServer {
+ public:
+  Server(const std::string& address, const WorkerIdentity& identity, const LoopCounts& counts)
+      : counts_(std::make_shared<Counts>(identity, counts)), exposer_(address, 1) {
+    exposer_.RegisterCollectable(counts_);
+  }
+
+ private:
+  std::shared_ptr<Counts> counts_;
+  prometheus::Exposer exposer_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address, const WorkerIdentity& identity,
+                                                            const LoopCounts& counts) {
+  if (address.empty()) return std::unique_ptr<MetricsServer>();
+  try {
+    return std::unique_ptr<MetricsServer>(std::make_unique<Server>(address, identity, counts));
+  } catch (const std::exception& e) {
+    return Error::Field(Reason::kSpecInvalid, "--http", absl::StrCat(address, " cannot be listened on: ", e.what()))
+        .ToStatus();
+  }
+}
+
+}  // namespace nibble::worker
