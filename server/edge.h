@@ -20,6 +20,7 @@
 
 namespace nibble::server {
 
+class Meter;
 class PlanDesk;
 
 struct Edge {
@@ -33,6 +34,7 @@ struct Edge {
   const Authorizer* authorizer = nullptr;
   const Clock* clock = nullptr;
   PlanDesk* plans = nullptr;
+  Meter* meter = nullptr;               // may be null
   std::string model_root;               // real path; "" = paths are refused
   core::CoreOptions core;               // lease times for workers
   int64_t heartbeat_us = 15'000'000;    // of quiet watch streams

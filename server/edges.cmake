@@ -28,9 +28,25 @@ nibble_library(nibble_server_convert
 target_compile_options(nibble_server_convert PRIVATE -O1)
 
 nibble_library(nibble_server_rpc
-  SRCS io_pool.cc plan_desk.cc ticker.cc rpc/adapter_service.cc rpc/blob_service.cc rpc/call.cc
+  SRCS io_pool.cc plan_desk.cc ticker.cc
+       rpc/adapter_service.cc rpc/blob_service.cc rpc/call.cc
        rpc/dataset_service.cc rpc/fleet_service.cc rpc/job_reads.cc rpc/job_service.cc
        rpc/job_watch.cc rpc/model_service.cc rpc/upload.cc rpc/worker_service.cc
   DEPS nibble_server_convert nibble_server_blobs nibble_server_checks nibble_server_auth
        nibble_control)
 target_compile_options(nibble_server_rpc PRIVATE -O1)
+
+nibble_library(nibble_server_meter
+  SRCS http.cc meter.cc meter_process.cc metered.cc
+  DEPS nibble_server_blobs nibble_server_auth nibble_control)
+target_link_libraries(nibble_server_meter PRIVATE prometheus-cpp::core civetweb)
+
+nibble_library(nibble_server_grpc
+  SRCS rpc/grpc_server.cc rpc/interceptor.cc
+  DEPS nibble_server_rpc nibble_server_meter grpc++_reflection)
+target_compile_options(nibble_server_grpc PRIVATE -O1)
+
+nibble_library(nibble_server_app
+  SRCS backup.cc data_dir.cc flags.cc keeper.cc memory_history.cc server.cc
+  DEPS nibble_server_grpc)
+nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)

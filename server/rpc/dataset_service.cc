@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "nibble/v1/dataset.grpc.pb.h"
 #include "server/dataset_check.h"
+#include "server/meter.h"
 #include "server/rooted_files.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
@@ -80,6 +81,7 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
       }
       OnIo(edge_, done, [=, this] {
         auto dataset = CheckRequest(edge_, *request, caller);
+        if (edge_.meter) edge_.meter->OnDatasetChecked(dataset.ok());
         if (!dataset.ok()) return done(dataset.status());
         Store(*std::move(dataset), done, response);
       });

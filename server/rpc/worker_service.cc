@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
+#include "server/meter.h"
 #include "server/rooted_files.h"
 #include "server/rpc/call.h"
 #include "server/rpc/download.h"
@@ -189,6 +190,7 @@ class WorkerServiceImpl final : public wv1::WorkerService::CallbackService {
       const absl::Status status = edge_.metrics->Append(request->fence().job_id(), metrics);
       if (!status.ok()) return done(status);
       edge_.hub->PublishMetrics(request->fence().job_id(), metrics);
+      if (edge_.meter) edge_.meter->OnProgress(request->fence().job_id());
       Report(request, response, done);
     });
   }

@@ -1,0 +1,91 @@
+#include "server/backup.h"
+
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "server/data_dir.h"
+#include "server/store/sqlite_store.h"
+
+namespace nibble::server {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::Status FromCode(const std::error_code& code, const std::string& what) {
+  return code ? ErrnoStatus(code.value(), what) : absl::OkStatus();
+}
+
+absl::Status CopyFile(const std::string& from, const std::string& to) {
+  if (!FileExists(from)) return absl::OkStatus();
+  std::error_code code;
+  fs::copy_file(from, to, code);
+  RETURN_IF_ERROR(FromCode(code, "copy " + from));
+  return SyncFile(to);
+}
+
+absl::Status CopyBlobs(const std::string& from, const std::string& to) {
+  RETURN_IF_ERROR(MakeDirs(to));
+  if (!IsDirectory(from)) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const auto prefixes, ListDir(from));
+  for (const std::string& prefix : prefixes) {
+    const std::string source = JoinPath(from, prefix), target = JoinPath(to, prefix);
+    RETURN_IF_ERROR(MakeDirs(target));
+    ASSIGN_OR_RETURN(const auto names, ListDir(source));
+    for (const std::string& name : names) {
+      std::error_code code;
+      fs::create_hard_link(JoinPath(source, name), JoinPath(target, name), code);
+      if (!code) continue;
+      RETURN_IF_ERROR(CopyFile(JoinPath(source, name), JoinPath(target, name)));
+    }
+    RETURN_IF_ERROR(SyncDir(target));
+  }
+  return SyncDir(to);
+}
+
+absl::Status CopyRest(const std::string& from, const std::string& to) {
+  for (const char* name : {"secret", "tokens.json"}) {
+    RETURN_IF_ERROR(CopyFile(JoinPath(from, name), JoinPath(to, name)));
+  }
+  RETURN_IF_ERROR(CopyBlobs(JoinPath(from, "blobs/cas"), JoinPath(to, "blobs/cas")));
+  return SyncDir(to);
+}
+
+absl::Status Missing(const char* flag, const char* what) {
+  return Error::Field(Reason::kSpecInvalid, flag, what);
+}
+
+}  // namespace
+
+absl::Status Backup(const std::string& data_dir, const std::string& to) {
+  if (to.empty()) return Missing("--to", "must name the directory to write");
+  if (!FileExists(JoinPath(data_dir, "state.db"))) return Missing("--data-dir", "holds no database");
+  if (FileExists(to)) {
+    ASSIGN_OR_RETURN(const auto names, ListDir(to));
+    if (!names.empty()) return Missing("--to", "is not empty; every backup gets a directory of its own");
+  }
+  RETURN_IF_ERROR(MakeDirs(to));
+  RETURN_IF_ERROR(store::BackupDatabases(data_dir, to));
+  return CopyRest(data_dir, to);
+}
+
+absl::Status Restore(const std::string& from, const std::string& data_dir) {
+  if (from.empty() || !FileExists(JoinPath(from, "state.db"))) {
+    return Missing("--from", "must name a directory that `backup` wrote");
+  }
+  ASSIGN_OR_RETURN(const auto lock, DataDirLock::Acquire(data_dir));
+  if (FileExists(JoinPath(data_dir, "state.db"))) {
+    return Missing("--data-dir", "holds a database already; restore into an empty directory");
+  }
+  // First, so that a restore that was cut is never started as if it were whole and current.
+  RETURN_IF_ERROR(MarkRestored(data_dir));
+  RETURN_IF_ERROR(CopyRest(from, data_dir));
+  RETURN_IF_ERROR(CopyFile(JoinPath(from, "metrics.db"), JoinPath(data_dir, "metrics.db")));
+  RETURN_IF_ERROR(CopyFile(JoinPath(from, "state.db"), JoinPath(data_dir, "state.db")));
+  return SyncDir(data_dir);
+}
+
+}  // namespace nibble::server

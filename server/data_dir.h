@@ -1,0 +1,39 @@
+// The data directory: one server at a time, its secret, and where a running one can be found.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace nibble::server {
+
+// An exclusive lock, held until destroyed, and dropped by the kernel when the process dies.
+class DataDirLock {
+ public:
+  // Makes the directory (mode 0700). RESOURCE_IN_USE when another server has it; PATH_NOT_ALLOWED on a
+  // network file system, where neither locks nor SQLite can be trusted.
+  static absl::StatusOr<std::unique_ptr<DataDirLock>> Acquire(const std::string& data_dir);
+  ~DataDirLock();
+  DataDirLock(const DataDirLock&) = delete;
+  DataDirLock& operator=(const DataDirLock&) = delete;
+
+ private:
+  explicit DataDirLock(int fd) : fd_(fd) {}
+  const int fd_;
+};
+
+// 64 hex digits, made at the first start; the key of attempt tokens.
+absl::StatusOr<std::string> LoadOrMakeSecret(const std::string& data_dir);
+
+// run/server.json: {"host", "port", "http_port", "pid"}, whole or not there at all.
+absl::Status WriteServerInfo(const std::string& data_dir, const std::string& host, int port, int http_port);
+void RemoveServerInfo(const std::string& data_dir);
+
+// What a restore leaves for the next start: it must begin a new timeline.
+bool WasRestored(const std::string& data_dir);
+absl::Status MarkRestored(const std::string& data_dir);
+void ClearRestored(const std::string& data_dir);
+
+}  // namespace nibble::server

@@ -1,0 +1,35 @@
+// House-keeping: blobs nobody refers to, uploads nobody goes on with, jobs past their retention.
+//
+// Runs on the ticker and the I/O pool. Order for a blob: unpinned in the store, forgotten by the state and
+// committed, only then deleted, and only if nobody has pinned it meanwhile.
+#pragma once
+
+#include <cstdint>
+
+#include "server/edge.h"
+
+namespace nibble::server {
+
+struct KeeperOptions {
+  int64_t collect_us = int64_t{600} * 1'000'000;  // between two rounds
+  int64_t retain_jobs_us = 0;                     // 0 = for ever
+};
+
+class Keeper {
+ public:
+  Keeper(Edge* edge, const KeeperOptions& options);
+  ~Keeper();
+  Keeper(const Keeper&) = delete;
+  Keeper& operator=(const Keeper&) = delete;
+  // One round, posted to the pool; for the ticker and for tests.
+  void Round();
+
+ private:
+  void ExpireJobs();
+
+  Edge* edge_;
+  const KeeperOptions options_;
+  const int64_t tick_;
+};
+
+}  // namespace nibble::server

@@ -1,0 +1,229 @@
+// nibble-server: the control plane, and the few commands an operator needs beside it.
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <iostream>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "server/auth.h"
+#include "server/backup.h"
+#include "server/flags.h"
+#include "server/server.h"
+#include "server/tls_files.h"
+#include "server/version.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr char kHelp[] = R"(nibble-server: takes fine-tuning jobs over gRPC and places them on workers.
+
+  nibble-server --data-dir DIR [flags]            serve
+  nibble-server init-tls --data-dir DIR --host NAME [--host NAME ...] [--client ROLE:NAME]
+  nibble-server token create --data-dir DIR --name NAME [--role client|worker|admin] [--expires-days N]
+  nibble-server token ls | revoke ID --data-dir DIR
+  nibble-server backup --data-dir DIR --to DIR    a consistent copy, also while a server runs
+  nibble-server restore --from DIR --data-dir DIR into an empty directory
+
+Flags of the server:
+  --data-dir DIR               everything it keeps (default ~/.local/share/nibble/server)
+  --listen HOST:PORT           gRPC (127.0.0.1:7070; port 0 = a free one, written to DIR/run/server.json)
+  --http-listen HOST:PORT      /metrics, /healthz, /readyz (127.0.0.1:7071; "" = none)
+  --model-root DIR             models and data sets may be named by path below it (off)
+  --tls-cert, --tls-key FILE   needed for any address that is not loopback, with a token or --client-ca
+  --client-ca FILE             accept client certificates of this authority (common name ROLE:NAME)
+  --reflection                 gRPC reflection off loopback too
+  --lease-seconds N            a silent worker is lost after this (120)
+  --metrics-job-linger N       seconds a job's series stay after its end (300)
+  --metrics-max-job-series N   jobs that get series of their own (100)
+  --min-free-mb N              uploads are refused when less would stay free (512)
+  --max-uploads N              unfinished uploads (64)
+  --retain-jobs-days N         finished jobs are deleted after this (0 = never)
+  --watch-heartbeat-seconds N  of quiet watch streams (15)
+  --json-log                   log lines as JSON
+  --in-memory                  keep no database (for tests)
+)";
+
+int Fail(const absl::Status& status) {
+  std::cerr << "nibble-server: " << status.message() << "\n";
+  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}
+
+std::string DefaultDataDir() {
+  const char* state = std::getenv("XDG_DATA_HOME");
+  const char* home = std::getenv("HOME");
+  const std::string root = state ? state : JoinPath(home ? home : "/var/lib", ".local/share");
+  return JoinPath(root, "nibble/server");
+}
+
+ServerOptions ReadServerOptions(Flags& flags) {
+  constexpr int64_t kSecondUs = 1'000'000;
+  ServerOptions options;
+  options.data_dir = flags.Text("data-dir", DefaultDataDir());
+  options.listen = flags.Text("listen", options.listen);
+  options.http_listen = flags.Text("http-listen", options.http_listen);
+  options.model_root = flags.Text("model-root");
+  options.tls_cert = flags.Text("tls-cert");
+  options.tls_key = flags.Text("tls-key");
+  options.client_ca = flags.Text("client-ca");
+  options.reflection = flags.Switch("reflection");
+  options.in_memory = flags.Switch("in-memory");
+  const int64_t lease_us = flags.Integer("lease-seconds", 120, 2, 3600) * kSecondUs;
+  SetLease(lease_us, &options.core);
+  options.tick_us = std::min<int64_t>(kSecondUs, lease_us / 10);
+  options.meter.job_linger_us = flags.Integer("metrics-job-linger", 300, 0, 86'400) * kSecondUs;
+  options.meter.max_job_series = static_cast<int32_t>(flags.Integer("metrics-max-job-series", 100, 0, 10'000));
+  options.blobs.min_free_bytes = flags.Integer("min-free-mb", 512, 0, 1 << 30) << 20;
+  options.blobs.max_uploads = static_cast<int32_t>(flags.Integer("max-uploads", 64, 1, 10'000));
+  options.retain_jobs_us = flags.Integer("retain-jobs-days", 0, 0, 36'500) * 86'400 * kSecondUs;
+  options.heartbeat_us = flags.Integer("watch-heartbeat-seconds", 15, 1, 3600) * kSecondUs;
+  return options;
+}
+
+int Serve(Flags& flags) {
+  ServerOptions options = ReadServerOptions(flags);
+  const bool json_log = flags.Switch("json-log");
+  if (!flags.words().empty()) {
+    return Fail(Error(Reason::kSpecInvalid, absl::StrCat("\"", flags.words()[0], "\" is no command; see --help")));
+  }
+  if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  InitLog("nibble-server", json_log);
+  // Blocked here and so in every thread: they are waited for below. A full pipe or file is an error code.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+  // The database is lost: what runs now must not answer anybody. 74 is EX_IOERR.
+  options.on_fatal = [] { std::_Exit(74); };
+  auto server = StartServer(std::move(options));
+  if (!server.ok()) return Fail(server.status());
+  int signal = 0;
+  sigwait(&signals, &signal);
+  std::thread([signals]() mutable {
+    int again = 0;
+    sigwait(&signals, &again);
+    std::_Exit(128 + again);  // a second one ends it at once; what was acknowledged is on disk
+  }).detach();
+  (*server)->Stop(/*grace_us=*/5'000'000);
+  server->reset();
+  return 0;
+}
+
+int InitTlsCommand(Flags& flags) {
+  const std::string directory = JoinPath(flags.Text("data-dir", DefaultDataDir()), "tls");
+  const auto hosts = flags.Texts("host");
+  const auto clients = flags.Texts("client");
+  if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  if (!hosts.empty() || clients.empty()) {
+    if (absl::Status status = InitTls(directory, hosts); !status.ok()) return Fail(status);
+    std::cout << "wrote " << directory << "/ca.crt, server.crt, server.key\nserve with --tls-cert " << directory
+              << "/server.crt --tls-key " << directory << "/server.key; clients trust ca.crt\n";
+  }
+  for (const std::string& client : clients) {
+    const size_t colon = client.find(':');
+    auto role = RoleFromName(client.substr(0, colon));
+    if (!role.ok() || colon == std::string::npos) {
+      return Fail(Error::Field(Reason::kSpecInvalid, "--client", "must be ROLE:NAME, e.g. worker:w1"));
+    }
+    const std::string name = client.substr(colon + 1);
+    if (absl::Status status = IssueClientCertificate(directory, *role, name); !status.ok()) return Fail(status);
+    std::cout << "wrote " << directory << "/" << RoleName(*role) << "-" << name << ".crt and .key\n";
+  }
+  return 0;
+}
+
+std::string Day(int64_t unix_us) {
+  if (unix_us == 0) return "never";
+  const std::time_t seconds = static_cast<std::time_t>(unix_us / 1'000'000);
+  struct tm utc;
+  gmtime_r(&seconds, &utc);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", &utc);
+  return text;
+}
+
+int TokenCommand(Flags& flags) {
+  const std::string data_dir = flags.Text("data-dir", DefaultDataDir());
+  const std::string name = flags.Text("name", "default");
+  const std::string role_name = flags.Text("role", "client");
+  const int64_t days = flags.Integer("expires-days", 0, 0, 36'500);
+  if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  const auto& words = flags.words();
+  const std::string verb = words.size() > 1 ? words[1] : "";
+  if (absl::Status status = MakeDirs(data_dir); !status.ok()) return Fail(status);
+  TokenFile tokens(JoinPath(data_dir, "tokens.json"));
+  if (absl::Status status = tokens.Refresh(); !status.ok()) return Fail(status);
+  const int64_t now_us = RealClock::Get().NowUnixUs();
+  if (verb == "create" && words.size() == 2) {
+    const auto role = RoleFromName(role_name);
+    if (!role.ok()) return Fail(role.status());
+    const auto token = tokens.Create(name, *role, days == 0 ? 0 : now_us + days * 86'400'000'000, now_us);
+    if (!token.ok()) return Fail(token.status());
+    std::cerr << "this is shown once; keep it like a password\n";
+    std::cout << *token << "\n";
+    return 0;
+  }
+  if (verb == "ls" && words.size() == 2) {
+    std::printf("%-10s %-20s %-8s %-12s %s\n", "ID", "NAME", "ROLE", "CREATED", "EXPIRES");
+    for (const TokenRecord& record : tokens.List()) {
+      std::printf("%-10s %-20s %-8s %-12s %s\n", record.id.c_str(), record.name.c_str(),
+                  std::string(RoleName(record.role)).c_str(), Day(record.create_unix_us).c_str(),
+                  Day(record.expire_unix_us).c_str());
+    }
+    return 0;
+  }
+  if (verb == "revoke" && words.size() == 3) {
+    if (absl::Status status = tokens.Revoke(words[2]); !status.ok()) return Fail(status);
+    std::cout << "revoked " << words[2] << "\n";
+    return 0;
+  }
+  return Fail(Error(Reason::kSpecInvalid, "token wants create, ls, or revoke ID; see --help"));
+}
+
+int BackupCommand(Flags& flags) {
+  const std::string data_dir = flags.Text("data-dir", DefaultDataDir());
+  const std::string to = flags.Text("to");
+  if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  if (absl::Status status = Backup(data_dir, to); !status.ok()) return Fail(status);
+  std::cout << "backed up to " << to << "\n";
+  return 0;
+}
+
+int RestoreCommand(Flags& flags) {
+  const std::string data_dir = flags.Text("data-dir", DefaultDataDir());
+  const std::string from = flags.Text("from");
+  if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  if (absl::Status status = Restore(from, data_dir); !status.ok()) return Fail(status);
+  std::cout << "restored to " << data_dir << "; attempts that ran when the backup was made start again\n";
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  Flags flags(argc, argv);
+  if (flags.Switch("help")) {
+    std::cout << kHelp;
+    return 0;
+  }
+  const std::string command = flags.words().empty() ? "" : flags.words()[0];
+  if (flags.Switch("version") || command == "version") {
+    std::cout << "nibble-server " << kVersion << "\n";
+    return 0;
+  }
+  if (command == "init-tls") return InitTlsCommand(flags);
+  if (command == "token") return TokenCommand(flags);
+  if (command == "backup") return BackupCommand(flags);
+  if (command == "restore") return RestoreCommand(flags);
+  return Serve(flags);
+}
+
+}  // namespace
+}  // namespace nibble::server
+
+int main(int argc, char** argv) { return nibble::server::Main(argc, argv); }

@@ -1,0 +1,17 @@
+// Stores that time their operations for a Meter and otherwise are the ones they wrap.
+#pragma once
+
+#include <memory>
+
+#include "server/blob_store.h"
+#include "server/meter.h"
+#include "server/store/store.h"
+
+namespace nibble::server {
+
+std::unique_ptr<store::Store> NewMeteredStore(std::unique_ptr<store::Store> store, Meter* meter);
+std::unique_ptr<store::MetricStore> NewMeteredMetricStore(std::unique_ptr<store::MetricStore> store,
+                                                          Meter* meter);
+std::unique_ptr<BlobStore> NewMeteredBlobStore(std::unique_ptr<BlobStore> store, Meter* meter);
+
+}  // namespace nibble::server

@@ -1,0 +1,33 @@
+// The gRPC server: credentials, limits, services, health, reflection.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "server/edge.h"
+#include "server/meter.h"
+
+namespace nibble::server {
+
+struct GrpcOptions {
+  std::string listen;
+  std::string tls_cert;     // PEM text; "" = no TLS
+  std::string tls_key;
+  std::string client_ca;    // "" = clients show no certificates
+  bool reflection = false;
+};
+
+class GrpcServer {
+ public:
+  virtual ~GrpcServer() = default;
+  virtual int port() const = 0;
+  // What health checks hear.
+  virtual void SetServing(bool serving) = 0;
+  virtual void Shutdown(int64_t grace_us) = 0;
+};
+
+// `edge` and `meter` must outlive it.
+absl::StatusOr<std::unique_ptr<GrpcServer>> StartGrpc(const GrpcOptions& options, Edge& edge, Meter* meter);
+
+}  // namespace nibble::server

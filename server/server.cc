@@ -1,0 +1,257 @@
+#include "server/server.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/id.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "server/auth.h"
+#include "server/control_loop.h"
+#include "server/data_dir.h"
+#include "server/edge.h"
+#include "server/http.h"
+#include "server/keeper.h"
+#include "server/memory_history.h"
+#include "server/metered.h"
+#include "server/plan_desk.h"
+#include "server/rpc/grpc_server.h"
+#include "server/store/memory_store.h"
+#include "server/store/sqlite_store.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr int kIoThreads = 4;
+constexpr size_t kIoQueue = 4096;
+constexpr int64_t kTokenRefreshUs = 1'000'000;
+
+std::string HostOf(const std::string& listen) {
+  const size_t colon = listen.rfind(':');
+  return colon == std::string::npos ? listen : listen.substr(0, colon);
+}
+
+absl::Status CheckExposure(const ServerOptions& options, const TokenFile& tokens) {
+  const bool tls = !options.tls_cert.empty();
+  if (tls != !options.tls_key.empty()) {
+    return Error::Field(Reason::kSpecInvalid, "--tls-cert", "and --tls-key must be given together");
+  }
+  if (!tls && !options.client_ca.empty()) {
+    return Error::Field(Reason::kSpecInvalid, "--client-ca", "needs --tls-cert and --tls-key");
+  }
+  if (tls && tokens.List().empty() && options.client_ca.empty()) {
+    return Error(Reason::kTokenInvalid,
+                 "with TLS every call needs a token, and there is none: make one with `nibble-server token "
+                 "create`, or name a --client-ca");
+  }
+  if (!tls && !IsLoopback(options.listen)) {
+    return Error::Field(Reason::kSpecInvalid, "--listen",
+                        absl::StrCat("is ", options.listen, ", which others can reach: that needs --tls-cert and "
+                                     "--tls-key (see `nibble-server init-tls`) and a token; without them only a "
+                                     "loopback address such as 127.0.0.1:7070 is served"));
+  }
+  return absl::OkStatus();
+}
+
+class ServerImpl : public Server {
+ public:
+  explicit ServerImpl(ServerOptions options)
+      : options_(std::move(options)),
+        tokens_(JoinPath(options_.data_dir, "tokens.json")),
+        meter_(options_.meter, &RealClock::Get()) {}
+  ~ServerImpl() override { Stop(0); }
+
+  absl::Status Start();
+  int port() const override { return grpc_ ? grpc_->port() : 0; }
+  int http_port() const override { return http_ ? http_->port() : 0; }
+  void Stop(int64_t grace_us) override;
+
+ private:
+  absl::Status OpenStores();
+  absl::Status StartLoop();
+  absl::Status OpenHistory();
+  absl::StatusOr<GrpcOptions> ReadGrpcOptions() const;
+  absl::Status StartServing();
+
+  ServerOptions options_;
+  std::unique_ptr<DataDirLock> lock_;
+  TokenFile tokens_;
+  Meter meter_;
+  std::unique_ptr<Authorizer> authorizer_;
+  std::unique_ptr<store::Store> store_;
+  std::unique_ptr<store::MetricStore> metrics_;
+  std::unique_ptr<BlobStore> blobs_;
+  WatchHub hub_;
+  std::unique_ptr<ControlLoop> loop_;
+  std::unique_ptr<store::History> history_;
+  std::unique_ptr<IoPool> io_;
+  std::unique_ptr<PlanDesk> plans_;
+  std::unique_ptr<Ticker> ticker_;
+  Edge edge_;
+  std::unique_ptr<Keeper> keeper_;
+  std::unique_ptr<GrpcServer> grpc_;
+  std::unique_ptr<HttpServer> http_;
+  bool stopped_ = false;
+};
+
+absl::Status ServerImpl::OpenStores() {
+  if (options_.in_memory) {
+    store_ = std::make_unique<store::MemoryStore>();
+    metrics_ = std::make_unique<store::MemoryMetricStore>();
+  } else {
+    ASSIGN_OR_RETURN(store_, store::OpenSqliteStore(options_.data_dir));
+    ASSIGN_OR_RETURN(metrics_, store::OpenSqliteMetricStore(options_.data_dir));
+  }
+  store_ = NewMeteredStore(std::move(store_), &meter_);
+  metrics_ = NewMeteredMetricStore(std::move(metrics_), &meter_);
+  ASSIGN_OR_RETURN(blobs_, OpenDirectoryBlobStore(JoinPath(options_.data_dir, "blobs"), options_.blobs,
+                                                  RealClock::Get()));
+  blobs_ = NewMeteredBlobStore(std::move(blobs_), &meter_);
+  return absl::OkStatus();
+}
+
+absl::Status ServerImpl::StartLoop() {
+  ControlLoop::Options options;
+  options.core = options_.core;
+  ASSIGN_OR_RETURN(options.core.token_secret, LoadOrMakeSecret(options_.data_dir));
+  options.tick_us = options_.tick_us;
+  options.timeline = NewUuid();
+  options.new_timeline = WasRestored(options_.data_dir);
+  options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
+    meter_.OnCommit(records, state);
+    for (const core::EventRecord& record : records) {
+      LogInfo(record.type, {{"job", record.job_id}, {"sequence", record.sequence}, {"message", record.message}});
+    }
+  };
+  options.on_fatal = [this](const absl::Status& status) {
+    LogError("store.lost", {{"status", std::string(status.ToString())}});
+    if (options_.on_fatal) options_.on_fatal();
+  };
+  options.decide = [this](const core::State& state, const core::Command& command, core::Core& core) {
+    if (!std::holds_alternative<core::Place>(command.body)) return core::Decide(state, command, core);
+    const int64_t begin_us = RealClock::Get().NowMonotonicUs();
+    auto decision = core::Decide(state, command, core);
+    meter_.OnPlacementPass(RealClock::Get().NowMonotonicUs() - begin_us);
+    return decision;
+  };
+  edge_.core = options.core;
+  loop_ = std::make_unique<ControlLoop>(std::move(options), core::RealSpecFunctions(), store_.get(), &hub_,
+                                        &RealClock::Get());
+  RETURN_IF_ERROR(loop_->Start());
+  ClearRestored(options_.data_dir);
+  return absl::OkStatus();
+}
+
+absl::Status ServerImpl::OpenHistory() {
+  if (options_.in_memory) {
+    history_ = NewMemoryHistory(loop_.get(), store_.get(), metrics_.get());
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(history_, store::OpenSqliteHistory(options_.data_dir));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<GrpcOptions> ServerImpl::ReadGrpcOptions() const {
+  GrpcOptions grpc;
+  grpc.listen = options_.listen;
+  grpc.reflection = options_.reflection || IsLoopback(options_.listen);
+  for (const auto& [path, text] : {std::pair{&options_.tls_cert, &grpc.tls_cert},
+                                   {&options_.tls_key, &grpc.tls_key},
+                                   {&options_.client_ca, &grpc.client_ca}}) {
+    if (path->empty()) continue;
+    ASSIGN_OR_RETURN(*text, ReadFile(*path, 1 << 20));
+  }
+  return grpc;
+}
+
+absl::Status ServerImpl::StartServing() {
+  ASSIGN_OR_RETURN(const GrpcOptions grpc, ReadGrpcOptions());
+  ASSIGN_OR_RETURN(grpc_, StartGrpc(grpc, edge_, &meter_));
+  if (!options_.http_listen.empty()) {
+    ASSIGN_OR_RETURN(http_, StartHttp(options_.http_listen, {[this] { return meter_.Scrape(); },
+                                                             [this] { return loop_->serving() && !edge_.draining; }}));
+  }
+  loop_->RunThread();
+  grpc_->SetServing(true);
+  RETURN_IF_ERROR(WriteServerInfo(options_.data_dir, HostOf(options_.listen), port(), http_port()));
+  LogInfo("server.serving", {{"listen", absl::StrCat(HostOf(options_.listen), ":", port())},
+                             {"http_port", http_port()},
+                             {"tls", !grpc.tls_cert.empty()}});
+  return absl::OkStatus();
+}
+
+absl::Status ServerImpl::Start() {
+  ASSIGN_OR_RETURN(lock_, DataDirLock::Acquire(options_.data_dir));
+  RemoveServerInfo(options_.data_dir);
+  RETURN_IF_ERROR(tokens_.Refresh());
+  RETURN_IF_ERROR(CheckExposure(options_, tokens_));
+  if (!options_.model_root.empty()) {
+    ASSIGN_OR_RETURN(options_.model_root, RealPath(options_.model_root));
+  }
+  RETURN_IF_ERROR(OpenStores());
+  RETURN_IF_ERROR(StartLoop());
+  RETURN_IF_ERROR(OpenHistory());
+  authorizer_ = std::make_unique<Authorizer>(!options_.tls_cert.empty(), &tokens_, &RealClock::Get());
+  io_ = std::make_unique<IoPool>(kIoThreads, kIoQueue);
+  plans_ = std::make_unique<PlanDesk>(edge_.core, core::RealSpecFunctions());
+  ticker_ = std::make_unique<Ticker>();
+  edge_.loop = loop_.get();
+  edge_.hub = &hub_;
+  edge_.history = history_.get();
+  edge_.metrics = metrics_.get();
+  edge_.blobs = blobs_.get();
+  edge_.io = io_.get();
+  edge_.ticker = ticker_.get();
+  edge_.authorizer = authorizer_.get();
+  edge_.clock = &RealClock::Get();
+  edge_.plans = plans_.get();
+  edge_.meter = &meter_;
+  edge_.model_root = options_.model_root;
+  edge_.heartbeat_us = options_.heartbeat_us;
+  meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir, options_.model_root});
+  ticker_->Add(kTokenRefreshUs, [this] {
+    if (absl::Status status = tokens_.Refresh(); !status.ok()) {
+      LogError("tokens.unreadable", {{"status", std::string(status.ToString())}});
+    }
+  });
+  keeper_ = std::make_unique<Keeper>(&edge_, KeeperOptions{options_.collect_us, options_.retain_jobs_us});
+  return StartServing();
+}
+
+void ServerImpl::Stop(int64_t grace_us) {
+  if (stopped_) return;
+  stopped_ = true;
+  LogInfo("server.stopping", {});
+  edge_.draining = true;
+  if (grpc_) grpc_->SetServing(false);
+  hub_.Close();
+  keeper_.reset();
+  if (loop_) loop_->Stop();
+  if (grpc_) grpc_->Shutdown(grace_us);
+  http_.reset();
+  if (ticker_) ticker_->Stop();
+  if (io_) io_->Stop();
+  grpc_.reset();
+  if (lock_) RemoveServerInfo(options_.data_dir);
+  LogInfo("server.stopped", {});
+}
+
+}  // namespace
+
+void SetLease(int64_t lease_us, core::CoreOptions* core) {
+  core->lease_lost_us = lease_us;
+  core->lease_suspect_us = lease_us / 3;
+  core->synchronize_hold_us = std::min<int64_t>(10'000'000, lease_us / 6);
+}
+
+absl::StatusOr<std::unique_ptr<Server>> StartServer(ServerOptions options) {
+  auto server = std::make_unique<ServerImpl>(std::move(options));
+  RETURN_IF_ERROR(server->Start());
+  return std::unique_ptr<Server>(std::move(server));
+}
+
+}  // namespace nibble::server
