@@ -32,14 +32,15 @@ constexpr size_t kMailboxCommands = 256;
 constexpr int64_t kIdleUs = 1'000'000;
 
 // One engine per device, also across workers that die and start again.
-absl::Status TakeLock(const std::string& path) {
+absl::Status TakeLock(const std::string& path, int wait_ms) {
   if (path.empty()) return absl::OkStatus();
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd < 0) return ErrnoStatus(errno, "open " + path);
-  // The engine before us may still be on its way out.
-  for (int attempt = 0; attempt < 100; ++attempt) {
+  constexpr int kPollMs = 50;
+  for (int waited_ms = 0;; waited_ms += kPollMs) {
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();   // held until the process ends
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    if (waited_ms >= wait_ms) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs));
   }
   close(fd);
   return Error(Reason::kResourceInUse, absl::StrCat("another engine holds ", path));
@@ -303,7 +304,7 @@ class Server {
 
 absl::Status Serve(const ServeOptions& options) {
   std::signal(SIGPIPE, SIG_IGN);
-  RETURN_IF_ERROR(TakeLock(options.lock_path));
+  RETURN_IF_ERROR(TakeLock(options.lock_path, options.lock_wait_ms));
   Mailbox<std::string> lines(kMailboxCommands);
   OutputRing out(options.fd, kRingLines);
   std::atomic<bool> stop = false;

@@ -10,18 +10,18 @@ nibble_library(nibble_engine_train
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
 
-if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/base_model.cc AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/adapter.cc)
-  nibble_binary(nibble-engine SRCS main.cc DEPS nibble_engine_train)
-  nibble_test(trainer_parts_test
-    SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
-    DEPS nibble_engine_train nlohmann_json::nlohmann_json)
-  nibble_library(nibble_engine_files_testing SRCS testing/tiny_directory.cc
-                 DEPS nibble_engine_io nibble_kernels)
-  target_link_libraries(nibble_engine_files_testing PRIVATE nlohmann_json::nlohmann_json)
-  nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
-  nibble_test(allocation_test SRCS allocation_test.cc
-              DEPS nibble_engine_train nibble_engine_files_testing)
-endif()
+nibble_binary(nibble-engine SRCS main.cc DEPS nibble_engine_train)
+nibble_test(trainer_parts_test
+  SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
+  DEPS nibble_engine_train nlohmann_json::nlohmann_json)
+nibble_library(nibble_engine_files_testing SRCS testing/tiny_directory.cc
+               DEPS nibble_engine_io nibble_kernels)
+target_link_libraries(nibble_engine_files_testing PRIVATE nlohmann_json::nlohmann_json)
+nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
+nibble_test(serve_test SRCS serve_test.cc
+            DEPS nibble_engine_train nibble_engine_files_testing nlohmann_json::nlohmann_json)
+nibble_test(allocation_test SRCS allocation_test.cc
+            DEPS nibble_engine_train nibble_engine_files_testing)
 
 nibble_library(nibble_engine_testing SRCS testing/tiny_model.cc DEPS nibble_engine_step)
 
