@@ -137,7 +137,7 @@ TEST_F(ServeTest, OneJobFromAttachToAdapter) {
   EXPECT_EQ(plan["planned_steps"], 12);
   EXPECT_EQ(plan["plan"]["base_bytes"], base["bytes"]);
   EXPECT_EQ(plan["numerics_id"], hello["numerics_id"]);
-  EXPECT_EQ(plan["report"]["rows"], 60);
+  EXPECT_EQ(plan["report"]["train_rows"], 60);
   const json finished = Until("finished", "job/1");
   EXPECT_EQ(CountSeen("step", "job/1"), 12);
   EXPECT_EQ(CountSeen("eval", "job/1"), 4);   // steps 0, 5, 10 and the end

@@ -28,3 +28,6 @@ nibble_library(nibble_engine_testing SRCS testing/tiny_model.cc DEPS nibble_engi
 nibble_test(step_test
   SRCS kernel_executor_test.cc region_test.cc workspace_test.cc
   DEPS nibble_engine_step nibble_engine_testing)
+
+nibble_test(reference_models_test SRCS reference_models_test.cc
+            DEPS nibble_engine_train nlohmann_json::nlohmann_json)
