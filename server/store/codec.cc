@@ -1,0 +1,152 @@
+#include "server/store/codec.h"
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/status.h"
+
+namespace nlohmann {
+
+// A missing optional is a missing or null value.
+template <typename T>
+struct adl_serializer<std::optional<T>> {
+  static void to_json(json& j, const std::optional<T>& value) {
+    if (value) {
+      j = *value;
+    } else {
+      j = nullptr;
+    }
+  }
+  static void from_json(const json& j, std::optional<T>& value) {
+    if (j.is_null()) {
+      value.reset();
+    } else {
+      value = j.get<T>();
+    }
+  }
+};
+
+}  // namespace nlohmann
+
+namespace nibble::spec {
+
+// In the canonical text form of engine/spec, as a string: one schema, kept there.
+void to_json(nlohmann::json& j, const TrainSpec& spec) { j = TrainSpecToJson(spec); }
+void from_json(const nlohmann::json& j, TrainSpec& spec) {
+  absl::StatusOr<TrainSpec> read = TrainSpecFromJson(j.get<std::string>());
+  if (!read.ok()) throw std::runtime_error(std::string(read.status().message()));
+  spec = *std::move(read);
+}
+void to_json(nlohmann::json& j, const DeviceProfile& profile) { j = DeviceProfileToJson(profile); }
+void from_json(const nlohmann::json& j, DeviceProfile& profile) {
+  absl::StatusOr<DeviceProfile> read = DeviceProfileFromJson(j.get<std::string>());
+  if (!read.ok()) throw std::runtime_error(std::string(read.status().message()));
+  profile = *std::move(read);
+}
+
+}  // namespace nibble::spec
+
+namespace nibble::core {
+
+using nlohmann::json;
+
+// States by name, so that the file can be read with the sqlite3 shell.
+void to_json(json& j, const JobState& state) { j = JobStateName(state); }
+void from_json(const json& j, JobState& state) { state = JobStateFromName(j.get<std::string>()); }
+void to_json(json& j, const AttemptState& state) { j = AttemptStateName(state); }
+void from_json(const json& j, AttemptState& state) { state = AttemptStateFromName(j.get<std::string>()); }
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(FileRef, name, sha256, size_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PlanBytes, base_bytes, persistent_bytes, step_bytes, fixed_bytes,
+                                                host_bytes, lower_bound_bytes, peak_phase, category_bytes, profile)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Progress, step, planned_steps, epoch, trained_tokens, step_time_us,
+                                                tokens_per_second, loss, eval_loss, gradient_norm, learning_rate,
+                                                used_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description, capacity_bytes, profile,
+                                                profile_json)
+
+// By hand for the loss, which need not be a number.
+void to_json(json& j, const Checkpoint& c) {
+  j = json{{"epoch", c.epoch}, {"step", c.step}, {"files", c.files}, {"manifest_sha256", c.manifest_sha256},
+           {"size_bytes", c.size_bytes}, {"loss", c.loss}, {"create_unix_us", c.create_unix_us}};
+}
+void from_json(const json& j, Checkpoint& c) {
+  c.epoch = j.value("epoch", c.epoch);
+  c.step = j.value("step", c.step);
+  c.files = j.value("files", c.files);
+  c.manifest_sha256 = j.value("manifest_sha256", c.manifest_sha256);
+  c.size_bytes = j.value("size_bytes", c.size_bytes);
+  if (j.contains("loss") && j["loss"].is_number()) c.loss = j["loss"].get<double>();
+  c.create_unix_us = j.value("create_unix_us", c.create_unix_us);
+}
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Dataset, id, tenant, display_name, sha256, size_bytes, rows, format,
+                                                path, create_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Adapter, id, tenant, job_id, model_id, base_digest, files, step,
+                                                create_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name, files, root_path, digest,
+                                                tokenizer_digest, config_json, create_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Attempt, job_id, epoch, worker_id, incarnation, device_id, state,
+                                                reason, message, plan, group, run_alone, resume_epoch, resume_step,
+                                                started, release_requested, release_reason, holds_bytes,
+                                                start_unix_us, end_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Worker, id, incarnation, past_incarnations, version, devices,
+                                                shares_file_system, draining, lost, register_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Job, id, uid, tenant, kind, number, display_name, labels, priority,
+                                                state, spec, model_id, dataset_id, eval_dataset_id, check_key,
+                                                request_id, body_sha256, epoch, checkpoints, infra_retries, faults,
+                                                poisoned_workers, run_alone, resume_requested, numerics_id,
+                                                numerics_class, plan, report_json, adapter_id, stop_reason,
+                                                error_reason, error_message, last_sequence, progress, create_unix_us,
+                                                queued_unix_us, start_unix_us, end_unix_us, update_unix_us)
+
+}  // namespace nibble::core
+
+namespace nibble::store {
+namespace {
+
+using nlohmann::json;
+
+// Texts of users and engines may be cut inside a character; the rest of the row must survive that.
+std::string Dump(const json& j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+template <typename T>
+absl::StatusOr<T> Decode(std::string_view text, const char* what) {
+  try {
+    return json::parse(text).get<T>();
+  } catch (const std::exception& e) {
+    return Error(Reason::kStoreUnavailable, absl::StrCat("a row of ", what, " cannot be read: ", e.what())).ToStatus();
+  }
+}
+
+}  // namespace
+
+std::string EncodeJob(const core::Job& job) { return Dump(json(job)); }
+absl::StatusOr<core::Job> DecodeJob(std::string_view text) { return Decode<core::Job>(text, "jobs"); }
+std::string EncodeAttempt(const core::Attempt& attempt) { return Dump(json(attempt)); }
+absl::StatusOr<core::Attempt> DecodeAttempt(std::string_view text) { return Decode<core::Attempt>(text, "attempts"); }
+std::string EncodeWorker(const core::Worker& worker) { return Dump(json(worker)); }
+absl::StatusOr<core::Worker> DecodeWorker(std::string_view text) { return Decode<core::Worker>(text, "workers"); }
+std::string EncodeDataset(const core::Dataset& dataset) { return Dump(json(dataset)); }
+absl::StatusOr<core::Dataset> DecodeDataset(std::string_view text) { return Decode<core::Dataset>(text, "datasets"); }
+std::string EncodeAdapter(const core::Adapter& adapter) { return Dump(json(adapter)); }
+absl::StatusOr<core::Adapter> DecodeAdapter(std::string_view text) { return Decode<core::Adapter>(text, "adapters"); }
+std::string EncodeModel(const core::Model& model) { return Dump(json(model)); }
+
+absl::StatusOr<core::Model> DecodeModel(std::string_view text) {
+  ASSIGN_OR_RETURN(core::Model model, Decode<core::Model>(text, "models"));
+  if (!model.config_json.empty()) {
+    ASSIGN_OR_RETURN(model.config, spec::ParseModelConfig(model.config_json));
+  }
+  return model;
+}
+
+std::string EncodeFields(const std::map<std::string, std::string>& fields) { return Dump(json(fields)); }
+absl::StatusOr<std::map<std::string, std::string>> DecodeFields(std::string_view text) {
+  return Decode<std::map<std::string, std::string>>(text, "events");
+}
+
+}  // namespace nibble::store
