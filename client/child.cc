@@ -60,9 +60,9 @@ bool Child::Running() {
   int status = 0;
   const pid_t got = waitpid(pid_, &status, WNOHANG);
   if (got == 0 || (got < 0 && errno == EINTR)) return true;
-  how_ = WIFSIGNALED(status)           ? absl::StrCat("was ended by signal ", WTERMSIG(status))
+  how_ = WIFSIGNALED(status)          ? absl::StrCat("was ended by signal ", WTERMSIG(status))
          : WEXITSTATUS(status) == 127 ? "could not be started"
-                                       : absl::StrCat("ended with code ", WEXITSTATUS(status));
+                                      : absl::StrCat("ended with code ", WEXITSTATUS(status));
   pid_ = -1;
   return false;
 }

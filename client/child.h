@@ -1,7 +1,7 @@
 // A child process of `nibble up`: started with its output in a log file, stopped with grace.
 //
-// Children die with this process (PR_SET_PDEATHSIG) and sit in process groups of their own, so that a
-// Ctrl-C reaches them once, through us. One thread.
+// Children die with this process (PR_SET_PDEATHSIG) and sit in process groups of their own, so that
+// a Ctrl-C reaches them once, through us. One thread.
 #pragma once
 
 #include <sys/types.h>

@@ -1,8 +1,8 @@
 #include "client/client.h"
 
+#include <grpcpp/channel.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
-#include <grpcpp/channel.h>
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
@@ -27,15 +27,17 @@ namespace nibble::client {
 namespace {
 
 enum class Repeat { kSafe, kNever };
+// For calls that make the server read files: a model of many GiB is hashed before the answer comes.
+constexpr int64_t kLongCallMs = 3'600'000;
 
 template <typename Stub, typename Request, typename Response>
 absl::StatusOr<Response> Call(const Client& client, Stub& stub,
                               grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                            Response*),
-                              const Request& request, Repeat repeat) {
+                              const Request& request, Repeat repeat, int64_t timeout_ms = 0) {
   for (int attempt = 0;; ++attempt) {
     grpc::ClientContext context;
-    client.Prepare(context, client.options().call_timeout_ms);
+    client.Prepare(context, timeout_ms ? timeout_ms : client.options().call_timeout_ms);
     Response response;
     const grpc::Status status = (stub.*method)(&context, request, &response);
     if (status.ok()) return response;
@@ -148,8 +150,9 @@ absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobS
   do {
     const int left = limit > 0 ? limit - all.jobs_size() : kPage;
     request.set_page_size(std::min(left, kPage));
-    ASSIGN_OR_RETURN(v1::ListJobsResponse page,
-                     Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobs, request, Repeat::kSafe));
+    ASSIGN_OR_RETURN(
+        v1::ListJobsResponse page,
+        Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobs, request, Repeat::kSafe));
     request.set_page_token(page.next_page_token());
     all.MergeFrom(page);
   } while (!request.page_token().empty() && (limit <= 0 || all.jobs_size() < limit));
@@ -184,16 +187,17 @@ absl::StatusOr<v1::ListJobEventsResponse> Client::ListJobEvents(const std::strin
   auto request = Named<v1::ListJobEventsRequest>(name);
   request.set_page_size(kPage);
   while (true) {
-    ASSIGN_OR_RETURN(const v1::ListJobEventsResponse page,
-                     Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobEvents, request,
-                          Repeat::kSafe));
+    ASSIGN_OR_RETURN(
+        const v1::ListJobEventsResponse page,
+        Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobEvents, request, Repeat::kSafe));
     all.MergeFrom(page);
     if (page.events_size() == 0 || page.events_size() < kPage) return all;
     request.set_after_sequence(page.events(page.events_size() - 1).sequence());
   }
 }
 
-absl::StatusOr<v1::QueryMetricsResponse> Client::QueryMetrics(const v1::QueryMetricsRequest& request) {
+absl::StatusOr<v1::QueryMetricsResponse> Client::QueryMetrics(
+    const v1::QueryMetricsRequest& request) {
   return Call(*this, stubs_->jobs, &v1::JobService::Stub::QueryMetrics, request, Repeat::kSafe);
 }
 
@@ -204,7 +208,7 @@ absl::StatusOr<v1::ListCheckpointsResponse> Client::ListCheckpoints(const std::s
 
 absl::StatusOr<v1::Dataset> Client::CreateDataset(const v1::CreateDatasetRequest& request) {
   return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::CreateDataset, request,
-              Repeat::kNever);
+              Repeat::kNever, kLongCallMs);
 }
 
 absl::StatusOr<v1::ValidateDatasetResponse> Client::ValidateDataset(
@@ -213,7 +217,8 @@ absl::StatusOr<v1::ValidateDatasetResponse> Client::ValidateDataset(
               Repeat::kSafe);
 }
 
-absl::StatusOr<v1::PreviewDatasetResponse> Client::PreviewDataset(const std::string& name, int rows) {
+absl::StatusOr<v1::PreviewDatasetResponse> Client::PreviewDataset(const std::string& name,
+                                                                  int rows) {
   auto request = Named<v1::PreviewDatasetRequest>(name);
   request.set_rows(rows);
   return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::PreviewDataset, request,
@@ -246,7 +251,8 @@ absl::Status Client::DeleteDataset(const std::string& name) {
 }
 
 absl::StatusOr<v1::Model> Client::RegisterModel(const v1::RegisterModelRequest& request) {
-  return Call(*this, stubs_->models, &v1::ModelService::Stub::RegisterModel, request, Repeat::kNever);
+  return Call(*this, stubs_->models, &v1::ModelService::Stub::RegisterModel, request,
+              Repeat::kNever, kLongCallMs);
 }
 
 absl::StatusOr<v1::Model> Client::GetModel(const std::string& name) {
@@ -258,9 +264,9 @@ absl::StatusOr<v1::ListModelsResponse> Client::ListModels() {
   v1::ListModelsResponse all;
   v1::ListModelsRequest request;
   do {
-    ASSIGN_OR_RETURN(const v1::ListModelsResponse page,
-                     Call(*this, stubs_->models, &v1::ModelService::Stub::ListModels, request,
-                          Repeat::kSafe));
+    ASSIGN_OR_RETURN(
+        const v1::ListModelsResponse page,
+        Call(*this, stubs_->models, &v1::ModelService::Stub::ListModels, request, Repeat::kSafe));
     request.set_page_token(page.next_page_token());
     all.MergeFrom(page);
   } while (!request.page_token().empty());
@@ -303,9 +309,9 @@ absl::StatusOr<v1::ListWorkersResponse> Client::ListWorkers() {
   v1::ListWorkersResponse all;
   v1::ListWorkersRequest request;
   do {
-    ASSIGN_OR_RETURN(const v1::ListWorkersResponse page,
-                     Call(*this, stubs_->fleet, &v1::FleetService::Stub::ListWorkers, request,
-                          Repeat::kSafe));
+    ASSIGN_OR_RETURN(
+        const v1::ListWorkersResponse page,
+        Call(*this, stubs_->fleet, &v1::FleetService::Stub::ListWorkers, request, Repeat::kSafe));
     request.set_page_token(page.next_page_token());
     all.MergeFrom(page);
   } while (!request.page_token().empty());

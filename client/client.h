@@ -27,12 +27,12 @@ class ClientContext;
 namespace nibble::client {
 
 struct ClientOptions {
-  std::string server = "127.0.0.1:7070";   // host:port; "https://host:port" asks for TLS
-  std::string token;                       // bearer token; empty on a loopback server
-  std::string ca_file;                     // PEM; implies TLS
+  std::string server = "127.0.0.1:7070";  // host:port; "https://host:port" asks for TLS
+  std::string token;                      // bearer token; empty on a loopback server
+  std::string ca_file;                    // PEM; implies TLS
   int64_t call_timeout_ms = 30'000;
-  int retries = 4;                         // of a retryable call
-  int64_t first_backoff_ms = 200;          // doubles, with jitter, up to 3 s
+  int retries = 4;                 // of a retryable call
+  int64_t first_backoff_ms = 200;  // doubles, with jitter, up to 3 s
 };
 
 class Client {
@@ -55,7 +55,8 @@ class Client {
   absl::StatusOr<v1::ListCheckpointsResponse> ListCheckpoints(const std::string& name);
 
   absl::StatusOr<v1::Dataset> CreateDataset(const v1::CreateDatasetRequest& request);
-  absl::StatusOr<v1::ValidateDatasetResponse> ValidateDataset(const v1::ValidateDatasetRequest& request);
+  absl::StatusOr<v1::ValidateDatasetResponse> ValidateDataset(
+      const v1::ValidateDatasetRequest& request);
   absl::StatusOr<v1::PreviewDatasetResponse> PreviewDataset(const std::string& name, int rows);
   absl::StatusOr<v1::Dataset> GetDataset(const std::string& name);
   absl::StatusOr<v1::ListDatasetsResponse> ListDatasets();

@@ -1,4 +1,5 @@
-// What each command does, apart from how its flags are spelled (main.cc). Each returns an exit code.
+// What each command does, apart from how its flags are spelled (main.cc). Each returns an exit
+// code.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 namespace nibble::client {
 
 struct Globals {
-  std::string server;          // as given; empty = found out
+  std::string server;  // as given; empty = found out
   std::string token_file;
   std::string ca_file;
   std::string data_dir;
@@ -21,12 +22,21 @@ struct Globals {
   bool quiet = false;
   bool no_color = false;
   int timeout_s = 30;
-  Terminal terminal;           // derived from the above
+  Terminal terminal;  // derived from the above
 };
 
-// --server, NIBBLE_SERVER, the address file of a running `nibble up`, 127.0.0.1:7070: in this order.
+// --server, NIBBLE_SERVER, the address file of a running `nibble up`, 127.0.0.1:7070: in this
+// order.
 std::string FindServer(const Globals& globals);
 std::string DataDir(const Globals& globals);
+// Where the server of `nibble up` keeps its things, and what it writes when it is ready.
+std::string ServerDir(const std::string& data_dir);
+std::string AddressFile(const std::string& data_dir);
+struct ServerAddress {
+  std::string grpc;  // "" when no server runs there
+  std::string http;
+};
+ServerAddress ReadAddress(const std::string& data_dir);
 absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals);
 // Runs `body` with a connection; prints whatever error comes out.
 template <typename Body>
@@ -57,7 +67,8 @@ struct MetricsArgs {
 int MetricsCommand(const Globals& g, const MetricsArgs& args);
 enum class Verb { kCancel, kPause, kResume, kRemove };
 int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& jobs);
-int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state, int timeout_s);
+int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state,
+                int timeout_s);
 int CheckpointsCommand(const Globals& g, const std::string& job);
 int DownloadCommand(const Globals& g, const std::string& job, const std::string& directory);
 

@@ -46,8 +46,8 @@ int PrintDataset(const Globals& g, const v1::Dataset& d) {
     PrintOut(ShortName(d.name()) + "\n");
     return kExitOk;
   }
-  PrintOut(absl::StrCat(ShortName(d.name()), "  ", d.rows(), " rows of ", d.format(), ", ", FormatBytes(d.size_bytes()),
-                        ", sha256 ", d.sha256(), "\n"));
+  PrintOut(absl::StrCat(ShortName(d.name()), "  ", d.rows(), " rows of ", d.format(), ", ",
+                        FormatBytes(d.size_bytes()), ", sha256 ", d.sha256(), "\n"));
   return kExitOk;
 }
 
@@ -60,17 +60,23 @@ int PrintModel(const Globals& g, const v1::Model& m) {
   PrintOut(absl::StrCat(ShortName(m.name()), "  ", m.display_name(), "  ", m.model_type(), ", ",
                         FormatCount(static_cast<double>(m.parameters())), " parameters",
                         m.root_path().empty() ? "" : ", at " + m.root_path(), "\n"));
-  for (const auto& f : m.files()) PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "\n"));
+  for (const auto& f : m.files())
+    PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "\n"));
   return kExitOk;
 }
 
 std::string WorkerStateText(const Style& style, v1::WorkerState state) {
-  const std::string name = v1::WorkerState_IsValid(state) ? v1::WorkerState_Name(state) : absl::StrCat(state);
+  const std::string name =
+      v1::WorkerState_IsValid(state) ? v1::WorkerState_Name(state) : absl::StrCat(state);
   switch (state) {
-    case v1::IDLE: return Paint(style, Ink::kGreen, name);
-    case v1::BUSY: return Paint(style, Ink::kBlue, name);
-    case v1::LOST: return Paint(style, Ink::kRed, name);
-    default: return Paint(style, Ink::kYellow, name);
+    case v1::IDLE:
+      return Paint(style, Ink::kGreen, name);
+    case v1::BUSY:
+      return Paint(style, Ink::kBlue, name);
+    case v1::LOST:
+      return Paint(style, Ink::kRed, name);
+    default:
+      return Paint(style, Ink::kYellow, name);
   }
 }
 
@@ -86,7 +92,8 @@ int DatasetPush(const Globals& g, const std::string& file, const std::string& na
 int DatasetList(const Globals& g) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::ListDatasetsResponse list, client.ListDatasets());
-    std::vector<std::vector<std::string>> rows = {{"NAME", "FILE", "ROWS", "FORMAT", "SIZE", "CREATED"}};
+    std::vector<std::vector<std::string>> rows = {
+        {"NAME", "FILE", "ROWS", "FORMAT", "SIZE", "CREATED"}};
     const int64_t now_us = RealClock::Get().NowUnixUs();
     for (const auto& d : list.datasets()) {
       rows.push_back({ShortName(d.name()), d.display_name(), absl::StrCat(d.rows()), d.format(),
@@ -105,7 +112,8 @@ int DatasetGet(const Globals& g, const std::string& name) {
 
 int DatasetPreview(const Globals& g, const std::string& name, int rows) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    ASSIGN_OR_RETURN(const v1::PreviewDatasetResponse preview, client.PreviewDataset(FullName("datasets", name), rows));
+    ASSIGN_OR_RETURN(const v1::PreviewDatasetResponse preview,
+                     client.PreviewDataset(FullName("datasets", name), rows));
     if (PrintMessage(g.terminal, preview)) return kExitOk;
     for (const std::string& row : preview.rows()) PrintOut(row + "\n");
     return kExitOk;
@@ -140,7 +148,8 @@ int DatasetRemove(const Globals& g, const std::vector<std::string>& names) {
 
 int ModelRegister(const Globals& g, const std::string& directory, const std::string& name) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    ASSIGN_OR_RETURN(const v1::Model model, RegisterDirectory(client, g.terminal, directory, "", name));
+    ASSIGN_OR_RETURN(const v1::Model model,
+                     RegisterDirectory(client, g.terminal, directory, "", name));
     return PrintModel(g, model);
   });
 }
@@ -148,11 +157,13 @@ int ModelRegister(const Globals& g, const std::string& directory, const std::str
 int ModelList(const Globals& g) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::ListModelsResponse list, client.ListModels());
-    std::vector<std::vector<std::string>> rows = {{"NAME", "MODEL", "TYPE", "PARAMETERS", "CREATED"}};
+    std::vector<std::vector<std::string>> rows = {
+        {"NAME", "MODEL", "TYPE", "PARAMETERS", "CREATED"}};
     const int64_t now_us = RealClock::Get().NowUnixUs();
     for (const auto& m : list.models()) {
       rows.push_back({ShortName(m.name()), m.display_name(), m.model_type(),
-                      FormatCount(static_cast<double>(m.parameters())), AgeText(m.create_time(), now_us)});
+                      FormatCount(static_cast<double>(m.parameters())),
+                      AgeText(m.create_time(), now_us)});
     }
     return PrintList(g, list, list.models(), std::move(rows), {3});
   });
@@ -177,8 +188,8 @@ int AdapterList(const Globals& g) {
     for (const auto& a : list.adapters()) {
       int64_t bytes = 0;
       for (const auto& f : a.files()) bytes += f.size_bytes();
-      rows.push_back({ShortName(a.name()), ShortName(a.job()), ShortName(a.base_model()), FormatBytes(bytes),
-                      AgeText(a.create_time(), now_us)});
+      rows.push_back({ShortName(a.name()), ShortName(a.job()), ShortName(a.base_model()),
+                      FormatBytes(bytes), AgeText(a.create_time(), now_us)});
     }
     return PrintList(g, list, list.adapters(), std::move(rows), {3});
   });
@@ -188,9 +199,11 @@ int AdapterGet(const Globals& g, const std::string& name) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::Adapter adapter, client.GetAdapter(FullName("adapters", name)));
     if (PrintMessage(g.terminal, adapter)) return kExitOk;
-    PrintOut(absl::StrCat(ShortName(adapter.name()), "  of ", ShortName(adapter.job()), " on ", adapter.base_model(), "\n"));
+    PrintOut(absl::StrCat(ShortName(adapter.name()), "  of ", ShortName(adapter.job()), " on ",
+                          adapter.base_model(), "\n"));
     for (const auto& f : adapter.files()) {
-      PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "  sha256 ", f.sha256(), "\n"));
+      PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "  sha256 ",
+                            f.sha256(), "\n"));
     }
     return kExitOk;
   });
@@ -209,11 +222,14 @@ int WorkerList(const Globals& g) {
     for (const auto& w : list.workers()) {
       const std::string state = WorkerStateText(g.terminal.style, w.state());
       for (const auto& d : w.devices()) {
-        rows.push_back({ShortName(w.name()), state, d.id(), d.body(), FormatBytes(d.capacity_bytes()),
-                        FormatBytes(d.reserved_bytes()), FormatBytes(d.used_bytes()), absl::StrCat(d.jobs_size()),
+        rows.push_back({ShortName(w.name()), state, d.id(), d.body(),
+                        FormatBytes(d.capacity_bytes()), FormatBytes(d.reserved_bytes()),
+                        FormatBytes(d.used_bytes()), absl::StrCat(d.jobs_size()),
                         AgeText(w.last_seen_time(), now_us)});
       }
-      if (w.devices_size() == 0) rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", AgeText(w.last_seen_time(), now_us)});
+      if (w.devices_size() == 0)
+        rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-",
+                        AgeText(w.last_seen_time(), now_us)});
     }
     return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7});
   });
@@ -222,9 +238,11 @@ int WorkerList(const Globals& g) {
 int WorkerDrain(const Globals& g, const std::string& name, bool drain) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     const std::string full = FullName("workers", name);
-    ASSIGN_OR_RETURN(const v1::Worker worker, drain ? client.DrainWorker(full) : client.UndrainWorker(full));
+    ASSIGN_OR_RETURN(const v1::Worker worker,
+                     drain ? client.DrainWorker(full) : client.UndrainWorker(full));
     if (PrintMessage(g.terminal, worker)) return kExitOk;
-    PrintOut(absl::StrCat(ShortName(worker.name()), " ", v1::WorkerState_Name(worker.state()), "\n"));
+    PrintOut(
+        absl::StrCat(ShortName(worker.name()), " ", v1::WorkerState_Name(worker.state()), "\n"));
     return kExitOk;
   });
 }

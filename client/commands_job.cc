@@ -28,9 +28,13 @@ std::vector<std::string> JobRow(const Style& style, const v1::Job& job, int64_t 
   } else if (p.completed_steps() > 0) {
     progress = absl::StrCat(p.completed_steps());
   }
-  return {ShortName(job.name()), StateText(style, job.state()), progress, p.has_loss() ? FormatLoss(p.loss()) : "-",
+  return {ShortName(job.name()),
+          StateText(style, job.state()),
+          progress,
+          p.has_loss() ? FormatLoss(p.loss()) : "-",
           job.plan().total_bytes() > 0 ? FormatBytes(job.plan().total_bytes()) : "-",
-          job.worker().empty() ? "-" : ShortName(job.worker()), AgeText(job.create_time(), now_us)};
+          job.worker().empty() ? "-" : ShortName(job.worker()),
+          AgeText(job.create_time(), now_us)};
 }
 
 int PrintJobs(const Globals& g, const v1::ListJobsResponse& jobs) {
@@ -39,11 +43,13 @@ int PrintJobs(const Globals& g, const v1::ListJobsResponse& jobs) {
     for (const auto& job : jobs.jobs()) PrintOut(ShortName(job.name()) + "\n");
     return kExitOk;
   }
-  std::vector<std::vector<std::string>> rows = {{"NAME", "STATE", "STEP", "LOSS", "MEMORY", "WORKER", "CREATED"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"NAME", "STATE", "STEP", "LOSS", "MEMORY", "WORKER", "CREATED"}};
   const int64_t now_us = RealClock::Get().NowUnixUs();
   for (const auto& job : jobs.jobs()) rows.push_back(JobRow(g.terminal.style, job, now_us));
   PrintOut(Table(rows, g.terminal.style, {2, 3, 4}));
-  if (jobs.jobs_size() == 0) PrintNote(g.terminal, "no jobs; `nibble ps -a` shows finished ones too");
+  if (jobs.jobs_size() == 0)
+    PrintNote(g.terminal, "no jobs; `nibble ps -a` shows finished ones too");
   return kExitOk;
 }
 
@@ -73,22 +79,25 @@ double MetricValue(const v1::MetricPoint& p, std::string_view name, bool& presen
   if (name == "tokens") return static_cast<double>(p.tokens());
   if (name == "tokens_per_second") {
     present = p.step_time_us() > 0;
-    return present ? static_cast<double>(p.tokens()) * 1e6 / static_cast<double>(p.step_time_us()) : 0;
+    return present ? static_cast<double>(p.tokens()) * 1e6 / static_cast<double>(p.step_time_us())
+                   : 0;
   }
   if (name == "used_bytes") return static_cast<double>(p.used_bytes());
   present = false;
   return 0;
 }
 
-constexpr std::string_view kMetricNames[] = {"loss",   "eval_loss",         "grad_norm", "learning_rate",
-                                             "tokens", "tokens_per_second", "used_bytes"};
+constexpr std::string_view kMetricNames[] = {
+    "loss", "eval_loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "used_bytes"};
 
 absl::StatusOr<std::vector<std::string>> MetricNames(const std::string& text) {
   std::vector<std::string> names = absl::StrSplit(text, ',', absl::SkipEmpty());
   for (const std::string& name : names) {
-    if (std::find(std::begin(kMetricNames), std::end(kMetricNames), name) == std::end(kMetricNames)) {
+    if (std::find(std::begin(kMetricNames), std::end(kMetricNames), name) ==
+        std::end(kMetricNames)) {
       return Error::Field(Reason::kSpecInvalid, "--name",
-                          absl::StrCat("has no \"", name, "\"; there are loss, eval_loss, grad_norm, "
+                          absl::StrCat("has no \"", name,
+                                       "\"; there are loss, eval_loss, grad_norm, "
                                        "learning_rate, tokens, tokens_per_second, used_bytes"))
           .ToStatus();
     }
@@ -111,7 +120,9 @@ void PrintMetricRows(const Globals& g, const v1::QueryMetricsResponse& metrics,
       bool present = false;
       const double value = MetricValue(point, name, present);
       any |= present;
-      row.push_back(!present ? (csv ? "" : "-") : csv ? absl::StrFormat("%.9g", value) : absl::StrFormat("%.6g", value));
+      row.push_back(!present ? (csv ? "" : "-")
+                    : csv    ? absl::StrFormat("%.9g", value)
+                             : absl::StrFormat("%.6g", value));
     }
     if (any) rows.push_back(std::move(row));
   }
@@ -119,19 +130,22 @@ void PrintMetricRows(const Globals& g, const v1::QueryMetricsResponse& metrics,
   for (const auto& row : rows) PrintOut(absl::StrJoin(row, ",") + "\n");
 }
 
-absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::string& name, v1::JobState wanted,
-                               int64_t deadline_us) {
+absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::string& name,
+                               v1::JobState wanted, int64_t deadline_us) {
   while (true) {
     ASSIGN_OR_RETURN(const v1::Job job, client.GetJob(name));
-    const bool reached = wanted == v1::JOB_STATE_UNSPECIFIED ? IsTerminal(job.state()) : job.state() == wanted;
+    const bool reached =
+        wanted == v1::JOB_STATE_UNSPECIFIED ? IsTerminal(job.state()) : job.state() == wanted;
     if (reached || IsTerminal(job.state())) {
       PrintOut(absl::StrCat(ShortName(name), " ", v1::JobState_Name(job.state()), "\n"));
-      if (wanted != v1::JOB_STATE_UNSPECIFIED) return reached ? kExitOk : std::max<int>(kExitError, ExitCodeOf(job.state()));
+      if (wanted != v1::JOB_STATE_UNSPECIFIED)
+        return reached ? kExitOk : std::max<int>(kExitError, ExitCodeOf(job.state()));
       return ExitCodeOf(job.state());
     }
     if (Interrupted()) return kExitInterrupted;
     if (deadline_us > 0 && RealClock::Get().NowMonotonicUs() >= deadline_us) {
-      PrintNote(g.terminal, absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state())));
+      PrintNote(g.terminal,
+                absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state())));
       return kExitTimeout;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(500));
@@ -166,9 +180,11 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
     if (PrintMessage(g.terminal, job)) return kExitOk;
     PrintOut(JobText(job, g.terminal.style));
     v1::ValidateDatasetRequest request;
-    request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset() : job.effective_spec().dataset());
+    request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset()
+                                                            : job.effective_spec().dataset());
     request.set_base_model(job.spec().base_model());
-    const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
+    const int64_t deadline_us =
+        RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
     InstallInterrupt();
     while (!Interrupted()) {
       ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
@@ -194,7 +210,8 @@ int PlanCommand(const Globals& g, const SubmitArgs& args) {
     ASSIGN_OR_RETURN(*request.mutable_spec(), PrepareSpec(client, g.terminal, recipe));
     ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, client.PlanJob(request));
     if (!PrintMessage(g.terminal, plan)) PrintOut(PlanText(plan, g.terminal.style));
-    const bool fits = plan.fits_size() == 0 || std::any_of(plan.fits().begin(), plan.fits().end(), [](const auto& f) {
+    const bool fits = plan.fits_size() == 0 ||
+                      std::any_of(plan.fits().begin(), plan.fits().end(), [](const auto& f) {
                         return f.verdict() != v1::DeviceFit::NEVER;
                       });
     return fits ? kExitOk : kExitInvalid;
@@ -207,8 +224,12 @@ int ListCommand(const Globals& g, bool all, const std::vector<std::string>& stat
     for (const std::string& text : states) {
       v1::JobState state;
       if (!v1::JobState_Parse(absl::AsciiStrToUpper(text), &state)) {
-        return Error::Field(Reason::kSpecInvalid, "--state", absl::StrCat("has no \"", text, "\"; states are queued, "
-                            "starting, running, pausing, paused, cancelling, succeeded, failed, cancelled")).ToStatus();
+        return Error::Field(Reason::kSpecInvalid, "--state",
+                            absl::StrCat("has no \"", text,
+                                         "\"; states are queued, "
+                                         "starting, running, pausing, paused, cancelling, "
+                                         "succeeded, failed, cancelled"))
+            .ToStatus();
       }
       wanted.push_back(state);
     }
@@ -236,7 +257,8 @@ int DescribeCommand(const Globals& g, const std::string& job) {
     ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(name));
     if (PrintMessage(g.terminal, found)) return kExitOk;
     PrintOut(JobText(found, g.terminal.style));
-    if (!found.dataset_report_json().empty()) PrintOut(DataReportText(found.dataset_report_json(), g.terminal.style));
+    if (!found.dataset_report_json().empty())
+      PrintOut(DataReportText(found.dataset_report_json(), g.terminal.style));
     ASSIGN_OR_RETURN(const v1::ListJobEventsResponse events, client.ListJobEvents(name));
     PrintOut(Paint(g.terminal.style, Ink::kBold, "events") + "\n");
     for (const auto& event : events.events()) PrintOut("  " + EventLine(g.terminal.style, event));
@@ -307,9 +329,15 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
       const std::string name = FullName("jobs", text);
       absl::StatusOr<v1::Job> job = v1::Job();
       switch (verb) {
-        case Verb::kCancel: job = client.CancelJob(name); break;
-        case Verb::kPause: job = client.PauseJob(name); break;
-        case Verb::kResume: job = client.ResumeJob(name); break;
+        case Verb::kCancel:
+          job = client.CancelJob(name);
+          break;
+        case Verb::kPause:
+          job = client.PauseJob(name);
+          break;
+        case Verb::kResume:
+          job = client.ResumeJob(name);
+          break;
         case Verb::kRemove: {
           const absl::Status status = client.DeleteJob(name);
           if (!status.ok()) job = status;
@@ -319,7 +347,8 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
       if (!job.ok()) {
         worst = std::max(worst, PrintError(g.terminal, job.status()));
       } else if (!g.quiet) {
-        const std::string state = verb == Verb::kRemove ? "removed" : v1::JobState_Name(job->state());
+        const std::string state =
+            verb == Verb::kRemove ? "removed" : v1::JobState_Name(job->state());
         PrintOut(absl::StrCat(ShortName(name), " ", state, "\n"));
       }
     }
@@ -327,18 +356,23 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
   });
 }
 
-int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state, int timeout_s) {
+int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state,
+                int timeout_s) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     v1::JobState wanted = v1::JOB_STATE_UNSPECIFIED;
     const std::string name = absl::StartsWith(state, "state=") ? state.substr(6) : state;
     if (!name.empty() && !v1::JobState_Parse(absl::AsciiStrToUpper(name), &wanted)) {
-      return Error::Field(Reason::kSpecInvalid, "--for", absl::StrCat("must be state=STATE, got \"", state, "\"")).ToStatus();
+      return Error::Field(Reason::kSpecInvalid, "--for",
+                          absl::StrCat("must be state=STATE, got \"", state, "\""))
+          .ToStatus();
     }
     InstallInterrupt();
-    const int64_t deadline_us = timeout_s > 0 ? RealClock::Get().NowMonotonicUs() + int64_t{timeout_s} * 1'000'000 : 0;
+    const int64_t deadline_us =
+        timeout_s > 0 ? RealClock::Get().NowMonotonicUs() + int64_t{timeout_s} * 1'000'000 : 0;
     int worst = kExitOk;
     for (const std::string& job : jobs) {
-      ASSIGN_OR_RETURN(const int code, WaitForOne(client, g, FullName("jobs", job), wanted, deadline_us));
+      ASSIGN_OR_RETURN(const int code,
+                       WaitForOne(client, g, FullName("jobs", job), wanted, deadline_us));
       worst = std::max(worst, code);
     }
     return worst;
@@ -347,12 +381,13 @@ int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const st
 
 int CheckpointsCommand(const Globals& g, const std::string& job) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    ASSIGN_OR_RETURN(const v1::ListCheckpointsResponse list, client.ListCheckpoints(FullName("jobs", job)));
+    ASSIGN_OR_RETURN(const v1::ListCheckpointsResponse list,
+                     client.ListCheckpoints(FullName("jobs", job)));
     if (PrintMessage(g.terminal, list)) return kExitOk;
     std::vector<std::vector<std::string>> rows = {{"STEP", "ATTEMPT", "LOSS", "SIZE", "SAVED"}};
     for (const auto& c : list.checkpoints()) {
-      rows.push_back({absl::StrCat(c.step()), absl::StrCat(c.epoch()), FormatLoss(c.loss()), FormatBytes(c.size_bytes()),
-                      TimeText(ToUnixUs(c.create_time()))});
+      rows.push_back({absl::StrCat(c.step()), absl::StrCat(c.epoch()), FormatLoss(c.loss()),
+                      FormatBytes(c.size_bytes()), TimeText(ToUnixUs(c.create_time()))});
     }
     PrintOut(Table(rows, g.terminal.style, {0, 1, 2, 3}));
     return kExitOk;
@@ -366,9 +401,10 @@ int DownloadCommand(const Globals& g, const std::string& job, const std::string&
       ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
       if (found.adapter().empty()) {
         return Error(Reason::kArtifactNotReady,
-                     absl::StrCat(ShortName(found.name()), " is ", v1::JobState_Name(found.state()),
-                                  "; its adapter can be downloaded once it has SUCCEEDED (nibble wait ",
-                                  ShortName(found.name()), ")"))
+                     absl::StrCat(
+                         ShortName(found.name()), " is ", v1::JobState_Name(found.state()),
+                         "; its adapter can be downloaded once it has SUCCEEDED (nibble wait ",
+                         ShortName(found.name()), ")"))
             .ToStatus();
       }
       adapter = found.adapter();
@@ -377,19 +413,22 @@ int DownloadCommand(const Globals& g, const std::string& job, const std::string&
     const std::string target = directory.empty() ? ShortName(job) + "-adapter" : directory;
     {
       ByteProgress progress(g.terminal, absl::StrCat("downloading ", ShortName(adapter)));
-      RETURN_IF_ERROR(DownloadAdapter(client, found, target, [&](int64_t done, int64_t total) {
-        progress.Show(done, total);
-      }));
+      RETURN_IF_ERROR(DownloadAdapter(
+          client, found, target, [&](int64_t done, int64_t total) { progress.Show(done, total); }));
     }
     if (PrintMessage(g.terminal, found)) return kExitOk;
     int64_t total = 0;
     for (const auto& file : found.files()) total += file.size_bytes();
     PrintOut(absl::StrCat(target, "\n"));
-    PrintNote(g.terminal, absl::StrCat(found.files_size(), " files, ", FormatBytes(total), ", digests verified"));
+    PrintNote(g.terminal, absl::StrCat(found.files_size(), " files, ", FormatBytes(total),
+                                       ", digests verified"));
     PrintNote(g.terminal, "try it:");
-    PrintNote(g.terminal, absl::StrCat("  nibble generate --base BASE_DIR --adapter ", target, " \"prompt\""));
-    PrintNote(g.terminal, absl::StrCat("  vllm serve BASE_DIR --enable-lora --lora-modules ", ShortName(adapter), "=", target));
-    PrintNote(g.terminal, absl::StrCat("  python convert_lora_to_gguf.py --base BASE_DIR ", target, "    (llama.cpp)"));
+    PrintNote(g.terminal,
+              absl::StrCat("  nibble generate --base BASE_DIR --adapter ", target, " \"prompt\""));
+    PrintNote(g.terminal, absl::StrCat("  vllm serve BASE_DIR --enable-lora --lora-modules ",
+                                       ShortName(adapter), "=", target));
+    PrintNote(g.terminal, absl::StrCat("  python convert_lora_to_gguf.py --base BASE_DIR ", target,
+                                       "    (llama.cpp)"));
     return kExitOk;
   });
 }

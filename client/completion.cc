@@ -8,16 +8,18 @@ namespace nibble::client {
 namespace {
 
 std::string Names(const std::vector<CommandShape>& commands) {
-  return absl::StrJoin(commands, " ", [](std::string* out, const CommandShape& c) { out->append(c.name); });
+  return absl::StrJoin(commands, " ",
+                       [](std::string* out, const CommandShape& c) { out->append(c.name); });
 }
 
 std::string Quoted(const std::string& text) { return absl::StrReplaceAll(text, {{"'", "'\\''"}}); }
 
 // One case per command path, "run" or "dataset push": what may follow it.
 void BashCases(const CommandShape& at, const std::string& path, std::string& out) {
-  absl::StrAppend(&out, "    \"", path, "\") words=\"", Names(at.commands), at.commands.empty() ? "" : " ",
-                  absl::StrJoin(at.flags, " "), "\" ;;\n");
-  for (const CommandShape& c : at.commands) BashCases(c, path.empty() ? c.name : path + " " + c.name, out);
+  absl::StrAppend(&out, "    \"", path, "\") words=\"", Names(at.commands),
+                  at.commands.empty() ? "" : " ", absl::StrJoin(at.flags, " "), "\" ;;\n");
+  for (const CommandShape& c : at.commands)
+    BashCases(c, path.empty() ? c.name : path + " " + c.name, out);
 }
 
 std::string Bash(const CommandShape& root) {
@@ -35,14 +37,16 @@ _nibble() {
     case "$word" in -*) continue ;; esac
     if [[ -z "$path" ]]; then
       path="$word"
-      case "$path" in )", groups, R"() ;; *) break ;; esac
+      case "$path" in )",
+                      groups, R"() ;; *) break ;; esac
     else
       path="$path $word"
       break
     fi
   done
   case "$path" in
-)", cases, R"(    *) words="" ;;
+)",
+                      cases, R"(    *) words="" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$cur"))
   if [[ "$cur" != -* && ( -z "$words" || ${#COMPREPLY[@]} -eq 0 ) ]]; then
@@ -54,13 +58,15 @@ complete -o filenames -F _nibble nibble
 }
 
 std::string Zsh(const CommandShape& root) {
-  return absl::StrCat("#compdef nibble\n# zsh completion for nibble; load with: source <(nibble completion zsh)\n",
-                      "autoload -U +X bashcompinit && bashcompinit\n", Bash(root));
+  return absl::StrCat(
+      "#compdef nibble\n# zsh completion for nibble; load with: source <(nibble completion zsh)\n",
+      "autoload -U +X bashcompinit && bashcompinit\n", Bash(root));
 }
 
 void FishLines(const CommandShape& at, const std::string& condition, std::string& out) {
   for (const CommandShape& c : at.commands) {
-    absl::StrAppend(&out, "complete -c nibble -f -n '", condition, "' -a '", c.name, "' -d '", Quoted(c.description), "'\n");
+    absl::StrAppend(&out, "complete -c nibble -f -n '", condition, "' -a '", c.name, "' -d '",
+                    Quoted(c.description), "'\n");
   }
   for (const std::string& flag : at.flags) {
     const bool is_long = flag.rfind("--", 0) == 0;
@@ -72,7 +78,8 @@ void FishLines(const CommandShape& at, const std::string& condition, std::string
 std::string Fish(const CommandShape& root) {
   std::string out = "# fish completion for nibble; load with: nibble completion fish | source\n";
   FishLines(root, "__fish_use_subcommand", out);
-  for (const CommandShape& c : root.commands) FishLines(c, "__fish_seen_subcommand_from " + c.name, out);
+  for (const CommandShape& c : root.commands)
+    FishLines(c, "__fish_seen_subcommand_from " + c.name, out);
   return out;
 }
 

@@ -7,9 +7,9 @@
 namespace nibble::client {
 
 struct CommandShape {
-  std::string name;                        // "" for the root
+  std::string name;  // "" for the root
   std::string description;
-  std::vector<std::string> flags;          // with their dashes
+  std::vector<std::string> flags;  // with their dashes
   std::vector<CommandShape> commands;
 };
 

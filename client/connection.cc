@@ -27,16 +27,31 @@ std::string DataDir(const Globals& globals) {
   return JoinPath(Env("HOME").empty() ? "/var/lib" : Env("HOME") + "/.local/share", "nibble");
 }
 
+ServerAddress ReadAddress(const std::string& data_dir) {
+  const auto text = ReadFile(AddressFile(data_dir), 64 << 10);
+  if (!text.ok()) return {};
+  const auto json = nlohmann::json::parse(*text, nullptr, false);
+  if (!json.is_object() || !json.contains("port") || !json["port"].is_number_integer()) return {};
+  const auto with_port = [&](const char* key) {
+    const int64_t port =
+        json.contains(key) && json[key].is_number_integer() ? json[key].get<int64_t>() : 0;
+    const bool named = json.contains("host") && json["host"].is_string();
+    return port > 0 ? absl::StrCat(named ? json["host"].get<std::string>() : "127.0.0.1", ":", port)
+                    : "";
+  };
+  return {with_port("port"), with_port("http_port")};
+}
+
+std::string ServerDir(const std::string& data_dir) { return JoinPath(data_dir, "server"); }
+std::string AddressFile(const std::string& data_dir) {
+  return JoinPath(ServerDir(data_dir), "run/server.json");
+}
+
 std::string FindServer(const Globals& globals) {
   if (!globals.server.empty()) return globals.server;
   if (!Env("NIBBLE_SERVER").empty()) return Env("NIBBLE_SERVER");
-  if (const auto text = ReadFile(JoinPath(DataDir(globals), "run/server.json"), 64 << 10); text.ok()) {
-    const auto json = nlohmann::json::parse(*text, nullptr, false);
-    if (json.is_object() && json.contains("grpc") && json["grpc"].is_string()) {
-      return json["grpc"].get<std::string>();
-    }
-  }
-  return "127.0.0.1:7070";
+  const ServerAddress running = ReadAddress(DataDir(globals));
+  return running.grpc.empty() ? "127.0.0.1:7070" : running.grpc;
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals) {
@@ -45,7 +60,8 @@ absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals) {
   options.ca_file = globals.ca_file.empty() ? Env("NIBBLE_CA_FILE") : globals.ca_file;
   options.call_timeout_ms = int64_t{globals.timeout_s} * 1000;
   options.token = Env("NIBBLE_TOKEN");
-  const std::string token_file = globals.token_file.empty() ? Env("NIBBLE_TOKEN_FILE") : globals.token_file;
+  const std::string token_file =
+      globals.token_file.empty() ? Env("NIBBLE_TOKEN_FILE") : globals.token_file;
   if (!token_file.empty()) {
     ASSIGN_OR_RETURN(const std::string token, ReadFile(token_file, 4096));
     options.token = std::string(absl::StripAsciiWhitespace(token));

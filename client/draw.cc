@@ -279,8 +279,7 @@ std::string Sparkline(const std::vector<double>& values, int width, const Style&
       continue;
     }
     const double span = range.high - range.low;
-    const int level =
-        span > 0 ? std::min(7, static_cast<int>((v - range.low) / span * 8)) : 3;
+    const int level = span > 0 ? std::min(7, static_cast<int>((v - range.low) / span * 8)) : 3;
     if (style.unicode) {
       out += kBlocks[level];
     } else {
@@ -349,7 +348,8 @@ std::string Table(const std::vector<std::vector<std::string>>& rows, const Style
     for (size_t c = 0; c < rows[r].size(); ++c) {
       const std::string cell = r == 0 ? Paint(style, Ink::kBold, rows[r][c]) : rows[r][c];
       const int gap = widths[c] - DisplayWidth(cell);
-      const bool to_right = std::find(right.begin(), right.end(), static_cast<int>(c)) != right.end();
+      const bool to_right =
+          std::find(right.begin(), right.end(), static_cast<int>(c)) != right.end();
       if (c) line += "  ";
       if (to_right) line.append(static_cast<size_t>(gap), ' ');
       line += cell;

@@ -1,7 +1,8 @@
 // Drawing for a terminal, as pure functions: numbers in, text out.
 //
-// Text is UTF-8; one character cell per code point (nothing here draws wide characters). A Style says
-// what the terminal can do; with everything off the same functions make plain ASCII for pipes and logs.
+// Text is UTF-8; one character cell per code point (nothing here draws wide characters). A Style
+// says what the terminal can do; with everything off the same functions make plain ASCII for pipes
+// and logs.
 #pragma once
 
 #include <cstdint>
@@ -33,14 +34,15 @@ std::string FormatRate(double value);
 
 // Cells a text takes; escape sequences take none.
 int DisplayWidth(std::string_view text);
-// At most `width` cells, the last one "…" (or ".") if something was cut. Escape sequences survive whole.
+// At most `width` cells, the last one "…" (or ".") if something was cut. Escape sequences survive
+// whole.
 std::string Ellipsize(std::string_view text, int width);
 
 // A bar of `width` cells, filled to `fraction` (clamped to 0..1) in eighths of a cell.
 std::string Bar(double fraction, int width, const Style& style);
 
-// One line of at most `width` cells; longer series are averaged in buckets, non-finite values are gaps.
-// Low is low: the smallest value is the lowest block.
+// One line of at most `width` cells; longer series are averaged in buckets, non-finite values are
+// gaps. Low is low: the smallest value is the lowest block.
 std::string Sparkline(const std::vector<double>& values, int width, const Style& style);
 
 struct Series {
@@ -48,13 +50,14 @@ struct Series {
   std::vector<double> x;
   std::vector<double> y;
 };
-// A braille plot (2 x 4 dots a cell) with axes: `height` rows of plot, one of ticks, one of legend when
-// there is more than one series. Non-finite points are left out. Empty when nothing can be drawn.
+// A braille plot (2 x 4 dots a cell) with axes: `height` rows of plot, one of ticks, one of legend
+// when there is more than one series. Non-finite points are left out. Empty when nothing can be
+// drawn.
 std::vector<std::string> Plot(const std::vector<Series>& series, int width, int height,
                               const Style& style);
 
-// Columns padded to their widest cell and parted by two spaces; the first row is the header. Columns
-// named in `right` are aligned to the right.
+// Columns padded to their widest cell and parted by two spaces; the first row is the header.
+// Columns named in `right` are aligned to the right.
 std::string Table(const std::vector<std::vector<std::string>>& rows, const Style& style,
                   const std::vector<int>& right = {});
 

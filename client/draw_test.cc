@@ -1,10 +1,10 @@
 #include "client/draw.h"
 
-#include <cmath>
-#include <limits>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
 
 namespace nibble::client {
 namespace {

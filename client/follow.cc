@@ -60,7 +60,9 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
   JobWatch::Options options;
   options.on_cut = [&](const absl::Status& status) {
     // A full mailbox only loses a remark about the connection.
-    if (!notices.Post(absl::StrCat("connection lost (", std::string(status.message()), "); reconnecting"))) return;
+    if (!notices.Post(
+            absl::StrCat("connection lost (", std::string(status.message()), "); reconnecting")))
+      return;
   };
   JobWatch watch(client, name, options);
   absl::Status outcome;
@@ -89,7 +91,8 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
       next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
     }
     screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(),
-                terminal.quiet ? std::vector<std::string>{} : view.Frame(terminal.columns, clock.NowUnixUs()));
+                terminal.quiet ? std::vector<std::string>{}
+                               : view.Frame(terminal.columns, clock.NowUnixUs()));
   }
   watch.Cancel();
   updates.Close();

@@ -24,7 +24,8 @@ int Become(const Globals& g, const std::string& binary, std::vector<std::string>
 void Verdict(const Globals& g, bool good, const std::string& what, const std::string& said) {
   const Style& style = g.terminal.style;
   const std::string mark = style.unicode ? (good ? "✓" : "✗") : (good ? "ok" : "!!");
-  PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said, "\n"));
+  PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said,
+                        "\n"));
 }
 
 }  // namespace
@@ -51,7 +52,7 @@ int GenerateCommand(const Globals& g, const std::vector<std::string>& arguments)
 int TokenCommand(const Globals& g, const std::vector<std::string>& arguments) {
   std::vector<std::string> all = {"token"};
   all.insert(all.end(), arguments.begin(), arguments.end());
-  all.insert(all.end(), {"--data-dir", DataDir(g)});
+  all.insert(all.end(), {"--data-dir", ServerDir(DataDir(g))});
   return Become(g, SiblingBinary("nibble-server"), std::move(all));
 }
 
@@ -63,7 +64,8 @@ int DoctorCommand(const Globals& g) {
   };
   for (const char* name : {"nibble-server", "nibble-worker", "nibble-engine"}) {
     const std::string path = SiblingBinary(name);
-    check(FileExists(path), name, FileExists(path) ? path : "not beside this binary and not on PATH");
+    check(FileExists(path), name,
+          FileExists(path) ? path : "not beside this binary and not on PATH");
   }
   const std::string dir = DataDir(g);
   const std::string existing = IsDirectory(dir) ? dir : "/";
@@ -88,8 +90,12 @@ int DoctorCommand(const Globals& g) {
     ready += alive;
     for (const auto& d : w.devices()) {
       Verdict(g, alive, "worker " + ShortName(w.name()),
-              absl::StrCat(v1::WorkerState_Name(w.state()), ", ", d.id(), " ", d.body(), ", ", FormatBytes(d.capacity_bytes()),
-                           w.version() == NIBBLE_VERSION ? "" : absl::StrCat(", version ", w.version(), " (this is ", NIBBLE_VERSION, ")")));
+              absl::StrCat(v1::WorkerState_Name(w.state()), ", ", d.id(), " ", d.body(), ", ",
+                           FormatBytes(d.capacity_bytes()),
+                           w.version() == NIBBLE_VERSION
+                               ? ""
+                               : absl::StrCat(", version ", w.version(), " (this is ",
+                                              NIBBLE_VERSION, ")")));
     }
   }
   check(ready > 0, "workers", absl::StrCat(ready, " ready of ", workers->workers_size()));

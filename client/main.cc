@@ -35,8 +35,8 @@ struct Commands {
 };
 
 // A subcommand that runs `body` when it was the one asked for.
-CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& description, Commands& c,
-              std::function<int()> body) {
+CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& description,
+              Commands& c, std::function<int()> body) {
   CLI::App* command = parent->add_subcommand(name, description);
   if (body) command->callback([&c, body = std::move(body)] { c.chosen = body; });
   return command;
@@ -44,31 +44,44 @@ CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& desc
 
 void AddRecipeFlags(CLI::App* command, Commands& c) {
   command->add_option("recipe", c.submit.recipe, "recipe in YAML")->required();
-  command->add_option("override", c.submit.overrides, "key=value, e.g. learning_rate=1e-4 base_model=DIR datasets=FILE");
+  command->add_option("override", c.submit.overrides,
+                      "key=value, e.g. learning_rate=1e-4 base_model=DIR datasets=FILE");
 }
 
 void AddSubmitFlags(CLI::App* command, Commands& c) {
   AddRecipeFlags(command, c);
-  command->add_option("--name", c.submit.name, "the job's name (default: nibble.name of the recipe)");
-  command->add_option("--label", c.submit.labels, "key=value; may be repeated")->allow_extra_args(false);
+  command->add_option("--name", c.submit.name,
+                      "the job's name (default: nibble.name of the recipe)");
+  command->add_option("--label", c.submit.labels, "key=value; may be repeated")
+      ->allow_extra_args(false);
   command->add_option("--priority", c.submit.priority, "higher runs first");
-  command->add_option("--request-id", c.submit.request_id, "a UUID; submitting it again gives the first job");
+  command->add_option("--request-id", c.submit.request_id,
+                      "a UUID; submitting it again gives the first job");
   command->add_flag("-n,--dry-run", c.submit.dry_run, "check everything, create nothing");
 }
 
 void AddJobCommands(CLI::App& app, Commands& c) {
-  auto* run = Add(&app, "run", "Submit a recipe and follow the job", c, [&c] { return RunCommand(c.g, c.submit, c.detach); });
+  auto* run = Add(&app, "run", "Submit a recipe and follow the job", c,
+                  [&c] { return RunCommand(c.g, c.submit, c.detach); });
   AddSubmitFlags(run, c);
   run->add_flag("-d,--detach", c.detach, "do not follow");
-  AddSubmitFlags(Add(&app, "submit", "Submit a recipe and print the job's name", c, [&c] { return SubmitCommand(c.g, c.submit); }), c);
-  AddRecipeFlags(Add(&app, "validate", "Check a recipe, its data and its memory plan", c, [&c] { return ValidateCommand(c.g, c.submit); }), c);
-  AddRecipeFlags(Add(&app, "plan", "Show what a recipe would need and where it would fit", c, [&c] { return PlanCommand(c.g, c.submit); }), c);
-  auto* list = Add(&app, "ps", "List jobs that are not finished", c, [&c] { return ListCommand(c.g, c.all, c.states, c.limit); });
+  AddSubmitFlags(Add(&app, "submit", "Submit a recipe and print the job's name", c,
+                     [&c] { return SubmitCommand(c.g, c.submit); }),
+                 c);
+  AddRecipeFlags(Add(&app, "validate", "Check a recipe, its data and its memory plan", c,
+                     [&c] { return ValidateCommand(c.g, c.submit); }),
+                 c);
+  AddRecipeFlags(Add(&app, "plan", "Show what a recipe would need and where it would fit", c,
+                     [&c] { return PlanCommand(c.g, c.submit); }),
+                 c);
+  auto* list = Add(&app, "ps", "List jobs that are not finished", c,
+                   [&c] { return ListCommand(c.g, c.all, c.states, c.limit); });
   list->alias("list")->alias("ls");
   list->add_flag("-a,--all", c.all, "finished ones too");
   list->add_option("--state", c.states, "only jobs in these states");
   list->add_option("--limit", c.limit, "at most so many; 0 = all");
-  const auto one = [&](const std::string& name, const std::string& description, int (*body)(const Globals&, const std::string&)) {
+  const auto one = [&](const std::string& name, const std::string& description,
+                       int (*body)(const Globals&, const std::string&)) {
     CLI::App* command = Add(&app, name, description, c, [&c, body] { return body(c.g, c.job); });
     command->add_option("job", c.job, "the job's name")->required();
     return command;
@@ -77,29 +90,38 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   one("describe", "Show everything about a job", DescribeCommand);
   one("watch", "Follow a job live", WatchCommand);
   one("checkpoints", "List a job's checkpoints", CheckpointsCommand);
-  auto* events = Add(&app, "events", "List what happened to a job", c, [&c] { return EventsCommand(c.g, c.job, c.follow); });
+  auto* events = Add(&app, "events", "List what happened to a job", c,
+                     [&c] { return EventsCommand(c.g, c.job, c.follow); });
   events->alias("logs");
   events->add_option("job", c.job, "the job's name")->required();
   events->add_flag("-f,-w,--follow,--watch", c.follow, "go on until the job ends");
-  auto* metrics = Add(&app, "metrics", "Show a job's loss and other series", c, [&c] { return MetricsCommand(c.g, c.metrics); });
+  auto* metrics = Add(&app, "metrics", "Show a job's loss and other series", c,
+                      [&c] { return MetricsCommand(c.g, c.metrics); });
   metrics->add_option("job", c.metrics.job, "the job's name")->required();
-  metrics->add_option("--name", c.metrics.names, "loss,eval_loss,grad_norm,learning_rate,tokens,tokens_per_second,used_bytes")->capture_default_str();
+  metrics
+      ->add_option("--name", c.metrics.names,
+                   "loss,eval_loss,grad_norm,learning_rate,tokens,tokens_per_second,used_bytes")
+      ->capture_default_str();
   metrics->add_flag("--plot", c.metrics.plot, "draw it");
   metrics->add_flag("--csv", c.metrics.csv, "comma separated");
-  metrics->add_option("--points", c.metrics.max_points, "down-sample to at most so many")->capture_default_str();
+  metrics->add_option("--points", c.metrics.max_points, "down-sample to at most so many")
+      ->capture_default_str();
   const auto verb = [&](const std::string& name, const std::string& description, Verb which) {
     Add(&app, name, description, c, [&c, which] { return VerbCommand(c.g, which, c.names); })
-        ->add_option("jobs", c.names, "names of jobs")->required();
+        ->add_option("jobs", c.names, "names of jobs")
+        ->required();
   };
   verb("cancel", "Stop jobs for good", Verb::kCancel);
   verb("pause", "Checkpoint jobs and free their memory", Verb::kPause);
   verb("resume", "Queue paused jobs again", Verb::kResume);
   verb("rm", "Remove finished jobs", Verb::kRemove);
-  auto* wait = Add(&app, "wait", "Wait until jobs have ended", c, [&c] { return WaitCommand(c.g, c.names, c.wait_for, c.wait_timeout_s); });
+  auto* wait = Add(&app, "wait", "Wait until jobs have ended", c,
+                   [&c] { return WaitCommand(c.g, c.names, c.wait_for, c.wait_timeout_s); });
   wait->add_option("jobs", c.names, "names of jobs")->required();
   wait->add_option("--for", c.wait_for, "state=STATE instead of the end");
   wait->add_option("--timeout", c.wait_timeout_s, "seconds; 0 = no limit");
-  auto* download = Add(&app, "download", "Fetch a job's adapter, verified; resumes when cut", c, [&c] { return DownloadCommand(c.g, c.job, c.directory); });
+  auto* download = Add(&app, "download", "Fetch a job's adapter, verified; resumes when cut", c,
+                       [&c] { return DownloadCommand(c.g, c.job, c.directory); });
   download->add_option("job", c.job, "the job's name, or adapters/{id}")->required();
   download->add_option("-o,--out", c.directory, "directory (default: JOB-adapter)");
 }
@@ -112,32 +134,42 @@ CLI::App* AddGroup(CLI::App& app, const std::string& name, const std::string& de
 
 void AddNamed(CLI::App* group, const std::string& name, const std::string& description, Commands& c,
               int (*body)(const Globals&, const std::string&)) {
-  Add(group, name, description, c, [&c, body] { return body(c.g, c.name); })->add_option("name", c.name, "its name")->required();
+  Add(group, name, description, c, [&c, body] { return body(c.g, c.name); })
+      ->add_option("name", c.name, "its name")
+      ->required();
 }
 
-void AddRemove(CLI::App* group, Commands& c, int (*body)(const Globals&, const std::vector<std::string>&)) {
-  Add(group, "rm", "Remove", c, [&c, body] { return body(c.g, c.names); })->add_option("names", c.names, "their names")->required();
+void AddRemove(CLI::App* group, Commands& c,
+               int (*body)(const Globals&, const std::vector<std::string>&)) {
+  Add(group, "rm", "Remove", c, [&c, body] { return body(c.g, c.names); })
+      ->add_option("names", c.names, "their names")
+      ->required();
 }
 
 void AddThings(CLI::App& app, Commands& c) {
   CLI::App* dataset = AddGroup(app, "dataset", "Data sets on the server");
-  auto* push = Add(dataset, "push", "Upload a JSONL file and check it", c, [&c] { return DatasetPush(c.g, c.file, c.name); });
+  auto* push = Add(dataset, "push", "Upload a JSONL file and check it", c,
+                   [&c] { return DatasetPush(c.g, c.file, c.name); });
   push->add_option("file", c.file, "JSONL file")->required();
   push->add_option("--name", c.name, "its name (default: chosen by the server)");
   Add(dataset, "ls", "List", c, [&c] { return DatasetList(c.g); })->alias("list");
   AddNamed(dataset, "get", "Show one", c, DatasetGet);
-  auto* preview = Add(dataset, "preview", "Show the first rows", c, [&c] { return DatasetPreview(c.g, c.name, c.rows); });
+  auto* preview = Add(dataset, "preview", "Show the first rows", c,
+                      [&c] { return DatasetPreview(c.g, c.name, c.rows); });
   preview->add_option("name", c.name, "its name")->required();
   preview->add_option("--rows", c.rows, "how many")->capture_default_str();
-  auto* validate = Add(dataset, "validate", "Count tokens with a model's tokenizer", c, [&c] { return DatasetValidate(c.g, c.name, c.model); });
+  auto* validate = Add(dataset, "validate", "Count tokens with a model's tokenizer", c,
+                       [&c] { return DatasetValidate(c.g, c.name, c.model); });
   validate->add_option("name", c.name, "its name")->required();
   validate->add_option("--model", c.model, "models/{id}")->required();
   AddRemove(dataset, c, DatasetRemove);
 
   CLI::App* model = AddGroup(app, "model", "Base models on the server");
-  auto* reg = Add(model, "register", "Register a directory in Hugging Face layout", c, [&c] { return ModelRegister(c.g, c.directory, c.name); });
+  auto* reg = Add(model, "register", "Register a directory in Hugging Face layout", c,
+                  [&c] { return ModelRegister(c.g, c.directory, c.name); });
   reg->alias("add");
-  reg->add_option("directory", c.directory, "with config.json, *.safetensors, tokenizer.json")->required();
+  reg->add_option("directory", c.directory, "with config.json, *.safetensors, tokenizer.json")
+      ->required();
   reg->add_option("--name", c.name, "its name (default: chosen by the server)");
   Add(model, "ls", "List", c, [&c] { return ModelList(c.g); })->alias("list");
   AddNamed(model, "get", "Show one", c, ModelGet);
@@ -152,8 +184,11 @@ void AddThings(CLI::App& app, Commands& c) {
   CLI::App* worker = AddGroup(app, "worker", "Workers");
   Add(worker, "ls", "List", c, [&c] { return WorkerList(c.g); })->alias("list");
   for (const bool drain : {true, false}) {
-    Add(worker, drain ? "drain" : "undrain", drain ? "Let its jobs move elsewhere" : "Give it jobs again", c,
-        [&c, drain] { return WorkerDrain(c.g, c.name, drain); })->add_option("name", c.name, "its name")->required();
+    Add(worker, drain ? "drain" : "undrain",
+        drain ? "Let its jobs move elsewhere" : "Give it jobs again", c,
+        [&c, drain] { return WorkerDrain(c.g, c.name, drain); })
+        ->add_option("name", c.name, "its name")
+        ->required();
   }
 }
 
@@ -170,47 +205,52 @@ CommandShape ShapeOf(const CLI::App& app) {
 }
 
 void AddMachine(CLI::App& app, Commands& c) {
-  auto* up = Add(&app, "up", "Start a server and a worker on this machine", c, [&c] { return UpCommand(c.g, c.up); });
-  up->add_option("--listen", c.up.listen, "gRPC address; port 0 chooses one")->capture_default_str();
+  auto* up = Add(&app, "up", "Start a server and a worker on this machine", c,
+                 [&c] { return UpCommand(c.g, c.up); });
+  up->add_option("--listen", c.up.listen, "gRPC address; port 0 chooses one")
+      ->capture_default_str();
   up->add_option("--http", c.up.http, "address of /metrics and health")->capture_default_str();
   up->add_option("--threads", c.up.threads, "of the engine (default: all)");
-  up->add_option("--memory", c.up.memory, "what the worker offers, e.g. 8GiB (default: what is free less 1 GiB)");
+  up->add_option("--memory", c.up.memory,
+                 "what the worker offers, e.g. 8GiB (default: what is free less 1 GiB)");
   up->add_flag("--no-worker", c.up.no_worker, "the server alone");
   up->add_flag("-d,--detach", c.up.detach, "in the background; nibble down stops it");
   Add(&app, "down", "Stop a nibble up in the background", c, [&c] { return DownCommand(c.g); });
   Add(&app, "doctor", "Check what nibble needs here", c, [&c] { return DoctorCommand(c.g); });
   Add(&app, "version", "Show the version", c, [&c] {
-    PrintOut(c.g.output == "json" ? "{\"version\": \"" NIBBLE_VERSION "\"}\n" : "nibble " NIBBLE_VERSION "\n");
+    PrintOut(c.g.output == "json" ? "{\"version\": \"" NIBBLE_VERSION "\"}\n"
+                                  : "nibble " NIBBLE_VERSION "\n");
     return static_cast<int>(kExitOk);
   });
-  auto* generate = app.add_subcommand("generate", "Generate text on this machine, with or without an adapter");
-  generate->add_option("--base", c.base, "base model directory")->required();
+  auto* generate =
+      app.add_subcommand("generate", "Generate text on this machine, with or without an adapter");
+  generate->prefix_command();
+  generate->add_option("--base", c.base, "base model directory");
   generate->add_option("--adapter", c.adapter, "adapter directory");
-  generate->allow_extras();
-  generate->footer("Further flags (--max-tokens, --temperature, --top-p, --seed, --prompts) go to nibble-engine generate.");
+  generate->footer(
+      "Then the prompt, and flags of nibble-engine generate: --max-tokens N, --temperature T, "
+      "--top-p P, --seed N,\n"
+      "--chat, --json, --prompts FILE, --score, --threads N.");
   generate->callback([&c, generate] {
-    std::vector<std::string> arguments = {"--model-dir", c.base};
+    std::vector<std::string> arguments;
+    if (!c.base.empty()) arguments.insert(arguments.end(), {"--base", c.base});
     if (!c.adapter.empty()) arguments.insert(arguments.end(), {"--adapter", c.adapter});
-    const std::vector<std::string> rest = generate->remaining();
-    for (size_t i = 0; i < rest.size(); ++i) {
-      // A flag takes the next word along unless it has its value after "="; any other word is the prompt.
-      if (rest[i].rfind("--", 0) == 0) {
-        arguments.push_back(rest[i]);
-        if (rest[i].find('=') == std::string::npos && i + 1 < rest.size()) arguments.push_back(rest[++i]);
-      } else {
-        arguments.insert(arguments.end(), {"--prompt", rest[i]});
-      }
-    }
+    for (const std::string& word : generate->remaining()) arguments.push_back(word);
     c.chosen = [&c, arguments] { return GenerateCommand(c.g, arguments); };
   });
-  auto* token = app.add_subcommand("token", "Make, list and revoke access tokens of the server on this machine");
+  auto* token = app.add_subcommand(
+      "token", "Make, list and revoke access tokens of the server on this machine");
   token->prefix_command();
-  token->callback([&c, token] { c.chosen = [&c, rest = token->remaining()] { return TokenCommand(c.g, rest); }; });
+  token->callback([&c, token] {
+    c.chosen = [&c, rest = token->remaining()] { return TokenCommand(c.g, rest); };
+  });
   auto* completion = Add(&app, "completion", "Print a completion script", c, [&c, &app] {
     PrintOut(CompletionScript(ShapeOf(app), c.shell));
     return static_cast<int>(kExitOk);
   });
-  completion->add_option("shell", c.shell, "bash, zsh or fish")->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  completion->add_option("shell", c.shell, "bash, zsh or fish")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
 }
 
 // The command that was meant by a word that is none.
@@ -236,11 +276,15 @@ int Main(int argc, char** argv) {
   app.name("nibble");
   app.require_subcommand(1);
   app.fallthrough();
-  app.add_option("--server", c.g.server, "host:port (NIBBLE_SERVER; default: the nibble up on this machine)");
-  app.add_option("--data-dir", c.g.data_dir, "of nibble up (NIBBLE_DATA_DIR; default ~/.local/share/nibble)");
+  app.add_option("--server", c.g.server,
+                 "host:port (NIBBLE_SERVER; default: the nibble up on this machine)");
+  app.add_option("--data-dir", c.g.data_dir,
+                 "of nibble up (NIBBLE_DATA_DIR; default ~/.local/share/nibble)");
   app.add_option("--token-file", c.g.token_file, "access token (NIBBLE_TOKEN_FILE, NIBBLE_TOKEN)");
   app.add_option("--ca-file", c.g.ca_file, "certificates to trust, for TLS (NIBBLE_CA_FILE)");
-  app.add_option("-o,--output", c.g.output, "table, json, yaml or name")->check(CLI::IsMember({"table", "json", "yaml", "name"}))->envname("NIBBLE_OUTPUT");
+  app.add_option("-o,--output", c.g.output, "table, json, yaml or name")
+      ->check(CLI::IsMember({"table", "json", "yaml", "name"}))
+      ->envname("NIBBLE_OUTPUT");
   app.add_flag("-q,--quiet", c.g.quiet, "names and results only");
   app.add_flag("--no-color", c.g.no_color, "plain text (NO_COLOR)");
   app.add_option("--call-timeout", c.g.timeout_s, "seconds a call may take")->capture_default_str();

@@ -49,7 +49,8 @@ void Emit(YAML::Emitter& out, const nlohmann::ordered_json& value) {
   } else if (value.is_string()) {
     const auto& text = value.get_ref<const std::string&>();
     // Quoted whenever a reader might take it for something else than text.
-    const bool plain = !text.empty() && text.find_first_not_of("0123456789.+-eE_") != std::string::npos &&
+    const bool plain = !text.empty() &&
+                       text.find_first_not_of("0123456789.+-eE_") != std::string::npos &&
                        text != "true" && text != "false" && text != "null";
     if (plain) {
       out << text;
@@ -65,31 +66,43 @@ void Emit(YAML::Emitter& out, const nlohmann::ordered_json& value) {
 
 int ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
-    case absl::StatusCode::kOk: return kExitOk;
-    case absl::StatusCode::kNotFound: return kExitNotFound;
+    case absl::StatusCode::kOk:
+      return kExitOk;
+    case absl::StatusCode::kNotFound:
+      return kExitNotFound;
     case absl::StatusCode::kUnauthenticated:
-    case absl::StatusCode::kPermissionDenied: return kExitDenied;
-    case absl::StatusCode::kInvalidArgument: return kExitInvalid;
+    case absl::StatusCode::kPermissionDenied:
+      return kExitDenied;
+    case absl::StatusCode::kInvalidArgument:
+      return kExitInvalid;
     case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kUnimplemented: return kExitUnreachable;
-    case absl::StatusCode::kDeadlineExceeded: return kExitTimeout;
-    default: break;
+    case absl::StatusCode::kUnimplemented:
+      return kExitUnreachable;
+    case absl::StatusCode::kDeadlineExceeded:
+      return kExitTimeout;
+    default:
+      break;
   }
   switch (StatusReason(status)) {
     case Reason::kUnsupportedArchitecture:
     case Reason::kTokenizerUnsupported:
     case Reason::kModelFileInvalid:
     case Reason::kNoSupervisedTokens:
-    case Reason::kExceedsDeviceMemory: return kExitInvalid;
-    default: return kExitError;
+    case Reason::kExceedsDeviceMemory:
+      return kExitInvalid;
+    default:
+      return kExitError;
   }
 }
 
 int ExitCodeOf(v1::JobState state) {
   switch (state) {
-    case v1::FAILED: return kExitJobFailed;
-    case v1::CANCELLED: return kExitJobCancelled;
-    default: return kExitOk;
+    case v1::FAILED:
+      return kExitJobFailed;
+    case v1::CANCELLED:
+      return kExitJobCancelled;
+    default:
+      return kExitOk;
   }
 }
 
@@ -123,7 +136,8 @@ void PrintNote(const Terminal& terminal, std::string_view line) {
 int PrintError(const Terminal& terminal, const absl::Status& status) {
   Style style = terminal.style;
   style.color = style.color && terminal.live_errors;
-  std::string text = absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", std::string(status.message()), "\n");
+  std::string text =
+      absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", std::string(status.message()), "\n");
   for (const FieldViolation& v : StatusViolations(status)) {
     // Messages made of violations already say them.
     if (status.message().find(v.description) == absl::string_view::npos) {
@@ -131,10 +145,14 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
     }
   }
   if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
-    absl::StrAppend(&text, "Is a server running there? `nibble up` starts one on this machine; "
-                           "--server or NIBBLE_SERVER names another.\n");
+    absl::StrAppend(&text,
+                    "Is a server running there? `nibble up` starts one on this machine; "
+                    "--server or NIBBLE_SERVER names another.\n");
   } else if (StatusReason(status) != Reason::kUnspecified) {
-    absl::StrAppend(&text, Paint(style, Ink::kDim, absl::StrCat("(", std::string(ReasonName(StatusReason(status))), ")")), "\n");
+    absl::StrAppend(&text,
+                    Paint(style, Ink::kDim,
+                          absl::StrCat("(", std::string(ReasonName(StatusReason(status))), ")")),
+                    "\n");
   }
   std::fputs(text.c_str(), stderr);
   return ExitCodeOf(status);
@@ -178,14 +196,20 @@ std::string ShortName(std::string_view name) {
 }
 
 std::string StateText(const Style& style, v1::JobState state) {
-  const std::string name = v1::JobState_IsValid(state) ? v1::JobState_Name(state) : absl::StrCat("STATE_", state);
+  const std::string name =
+      v1::JobState_IsValid(state) ? v1::JobState_Name(state) : absl::StrCat("STATE_", state);
   switch (state) {
-    case v1::SUCCEEDED: return Paint(style, Ink::kGreen, name);
-    case v1::FAILED: return Paint(style, Ink::kRed, name);
-    case v1::RUNNING: return Paint(style, Ink::kBlue, name);
+    case v1::SUCCEEDED:
+      return Paint(style, Ink::kGreen, name);
+    case v1::FAILED:
+      return Paint(style, Ink::kRed, name);
+    case v1::RUNNING:
+      return Paint(style, Ink::kBlue, name);
     case v1::CANCELLED:
-    case v1::PAUSED: return Paint(style, Ink::kDim, name);
-    default: return Paint(style, Ink::kYellow, name);
+    case v1::PAUSED:
+      return Paint(style, Ink::kDim, name);
+    default:
+      return Paint(style, Ink::kYellow, name);
   }
 }
 
@@ -195,7 +219,8 @@ int64_t ToUnixUs(const google::protobuf::Timestamp& time) {
 
 std::string AgeText(const google::protobuf::Timestamp& time, int64_t now_us) {
   if (time.seconds() == 0) return "-";
-  return absl::StrCat(FormatDuration(std::max<int64_t>(0, (now_us - ToUnixUs(time)) / 1'000'000)), " ago");
+  return absl::StrCat(FormatDuration(std::max<int64_t>(0, (now_us - ToUnixUs(time)) / 1'000'000)),
+                      " ago");
 }
 
 std::string TimeText(int64_t unix_us) {
@@ -220,8 +245,9 @@ void ByteProgress::Show(int64_t done, int64_t total) {
   last_us_ = now_us;
   drawn_ = true;
   const double fraction = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
-  std::fprintf(stderr, "\r\x1b[2K%s  %s  %s of %s", label_.c_str(), Bar(fraction, 20, terminal_.style).c_str(),
-               FormatBytes(done).c_str(), FormatBytes(total).c_str());
+  std::fprintf(stderr, "\r\x1b[2K%s  %s  %s of %s", label_.c_str(),
+               Bar(fraction, 20, terminal_.style).c_str(), FormatBytes(done).c_str(),
+               FormatBytes(total).c_str());
   std::fflush(stderr);
 }
 

@@ -1,7 +1,7 @@
 // What the command prints: where text goes, in which form, and with which exit code it ends.
 //
-// Results go to stdout, everything said about the work to stderr. JSON is protobuf's own mapping, so it
-// is as stable as the protos. One thread.
+// Results go to stdout, everything said about the work to stderr. JSON is protobuf's own mapping,
+// so it is as stable as the protos. One thread.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,16 @@ class Message;
 namespace nibble::client {
 
 enum ExitCode {
-  kExitOk = 0, kExitError = 1, kExitUsage = 2, kExitNotFound = 3, kExitDenied = 4, kExitInvalid = 5,
-  kExitUnreachable = 6, kExitJobFailed = 10, kExitJobCancelled = 11, kExitTimeout = 12,
+  kExitOk = 0,
+  kExitError = 1,
+  kExitUsage = 2,
+  kExitNotFound = 3,
+  kExitDenied = 4,
+  kExitInvalid = 5,
+  kExitUnreachable = 6,
+  kExitJobFailed = 10,
+  kExitJobCancelled = 11,
+  kExitTimeout = 12,
   kExitInterrupted = 130,
 };
 int ExitCodeOf(const absl::Status& status);
@@ -32,16 +40,16 @@ enum class Form { kTable, kJson, kYaml, kName };
 struct Terminal {
   Form form = Form::kTable;
   bool quiet = false;
-  Style style;             // of stdout
-  bool live = false;       // stdout is a terminal that understands cursor movements
+  Style style;               // of stdout
+  bool live = false;         // stdout is a terminal that understands cursor movements
   bool live_errors = false;  // and stderr
   int columns = 80;
 };
 // From the descriptors, TERM, NO_COLOR, COLUMNS and the locale.
 Terminal DetectTerminal(bool no_color);
 
-void PrintOut(std::string_view text);      // stdout, as it is
-void PrintNote(const Terminal& terminal, std::string_view line);   // stderr, unless quiet
+void PrintOut(std::string_view text);                             // stdout, as it is
+void PrintNote(const Terminal& terminal, std::string_view line);  // stderr, unless quiet
 // The message, the fields it names, and what to do about it; returns the exit code.
 int PrintError(const Terminal& terminal, const absl::Status& status);
 
@@ -65,7 +73,8 @@ std::string TimeText(int64_t unix_us);
 // One line on stderr that shows bytes moving: redrawn in place on a terminal, else said once.
 class ByteProgress {
  public:
-  ByteProgress(const Terminal& terminal, std::string label) : terminal_(terminal), label_(std::move(label)) {}
+  ByteProgress(const Terminal& terminal, std::string label)
+      : terminal_(terminal), label_(std::move(label)) {}
   ~ByteProgress();
   void Show(int64_t done, int64_t total);
 

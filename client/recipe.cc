@@ -29,7 +29,8 @@ std::string Quote(const Yaml& value) {
 }
 
 bool OneOf(std::string_view text, std::string_view choices) {
-  for (absl::string_view choice : absl::StrSplit(absl::string_view(choices.data(), choices.size()), '|')) {
+  for (absl::string_view choice :
+       absl::StrSplit(absl::string_view(choices.data(), choices.size()), '|')) {
     if (std::string_view(choice.data(), choice.size()) == text) return true;
   }
   return false;
@@ -51,7 +52,7 @@ bool ReadFlag(const Yaml& value, bool& out) {
 bool ReadInteger(const Yaml& value, int64_t& out) {
   if (!value.IsScalar()) return false;
   if (absl::SimpleAtoi(value.text, &out)) return true;
-  double number = 0;   // 1e3 and 4.0 are whole numbers too
+  double number = 0;  // 1e3 and 4.0 are whole numbers too
   if (!absl::SimpleAtod(value.text, &number) || number != std::floor(number) ||
       std::abs(number) > 9e15) {
     return false;
@@ -129,7 +130,8 @@ class Reader {
 
   void Set(std::string_view path, json value) {
     json* at = &spec_;
-    for (absl::string_view part : absl::StrSplit(absl::string_view(path.data(), path.size()), '.')) {
+    for (absl::string_view part :
+         absl::StrSplit(absl::string_view(path.data(), path.size()), '.')) {
       at = &(*at)[std::string(part)];
     }
     *at = std::move(value);
@@ -140,7 +142,8 @@ class Reader {
     if (!rule) {
       const std::string close = ClosestKey(key, KnownKeys());
       Refuse(Reason::kUnknownField, key, value,
-             close.empty() ? "is not a key we know" : absl::StrCat("is not a key we know; did you mean ", close, "?"));
+             close.empty() ? "is not a key we know"
+                           : absl::StrCat("is not a key we know; did you mean ", close, "?"));
       return;
     }
     if (value.IsEmpty()) return;
@@ -184,11 +187,13 @@ class Reader {
       case KeyAction::kIgnored:
         if (IsNeutral(value) || (value.IsScalar() && OneOf(value.text, rule.path))) return;
         return Notice(key, rule.note);
-      case KeyAction::kMustBe: return MustBe(rule, key, value);
+      case KeyAction::kMustBe:
+        return MustBe(rule, key, value);
       case KeyAction::kRefused:
         if (!IsNeutral(value)) Unsupported(key, value, rule.note);
         return;
-      case KeyAction::kSpecial: return Special(rule, key, value);
+      case KeyAction::kSpecial:
+        return Special(rule, key, value);
     }
   }
 
@@ -238,10 +243,12 @@ class Reader {
 
   void ReadOptimizer(const std::string& key, const Yaml& value) {
     if (OneOf(value.text, "adamw|adamw_torch|adamw_torch_fused|adamw_hf|adamw_apex_fused")) return;
-    if (OneOf(value.text, "adamw_bnb_8bit|adamw_8bit|paged_adamw_8bit|paged_adamw_32bit|paged_adamw|"
-                          "adamw_torch_8bit|adamw_torch_4bit|adamw_anyprecision")) {
-      recipe_.notices.push_back(absl::StrCat(
-          key, " ", value.text, ": AdamW with 32-bit moments is used; for an adapter they are small"));
+    if (OneOf(value.text,
+              "adamw_bnb_8bit|adamw_8bit|paged_adamw_8bit|paged_adamw_32bit|paged_adamw|"
+              "adamw_torch_8bit|adamw_torch_4bit|adamw_anyprecision")) {
+      recipe_.notices.push_back(
+          absl::StrCat(key, " ", value.text,
+                       ": AdamW with 32-bit moments is used; for an adapter they are small"));
       return;
     }
     Unsupported(key, value, "use adamw");
@@ -277,8 +284,9 @@ class Reader {
           targets_.push_back(name.text);
         }
       } else {
-        Unsupported(key, name, "modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
-                               "down_proj; patterns are not matched");
+        Unsupported(key, name,
+                    "modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+                    "down_proj; patterns are not matched");
       }
     }
   }
@@ -302,7 +310,8 @@ class Reader {
     const std::string singular = collection.substr(0, collection.size() - 1) + ":";
     if (text.rfind(singular, 0) == 0) {
       const std::string name = absl::StrCat(collection, "/", text.substr(singular.size()));
-      if (!ParseName(name, collection, key).ok()) Wrong(key, value, "a name like " + singular + "my-id");
+      if (!ParseName(name, collection, key).ok())
+        Wrong(key, value, "a name like " + singular + "my-id");
       return name;
     }
     if (text.find("://") != std::string::npos) {
@@ -317,8 +326,8 @@ class Reader {
     const std::string path = value.line && !directory_.empty() ? JoinPath(directory_, text) : text;
     if (!FileExists(path) && ParseName(text, collection, key).ok()) return text;
     // org/name stays as it is: the hub's cache knows it, the recipe's directory does not.
-    if (collection == "models" && !FileExists(path) && std::count(text.begin(), text.end(), '/') == 1 &&
-        text[0] != '.') {
+    if (collection == "models" && !FileExists(path) &&
+        std::count(text.begin(), text.end(), '/') == 1 && text[0] != '.') {
       return text;
     }
     return path;
@@ -343,7 +352,8 @@ class Reader {
     if (!entry->IsMap()) return Wrong(key, *entry, "a path, or a map with path");
     std::string format;
     for (const auto& [name, field] : entry->fields) {
-      if (!field.IsEmpty()) ReadDatasetField(absl::StrCat(key, "[0].", name), name, field, out, format);
+      if (!field.IsEmpty())
+        ReadDatasetField(absl::StrCat(key, "[0].", name), name, field, out, format);
     }
     if (out.empty()) Refuse(Reason::kSpecInvalid, key + "[0].path", *entry, "is required");
     if (training && !format.empty()) Set("data.format", format);
@@ -375,7 +385,8 @@ class Reader {
         // share no field, so the rows themselves say which it is.
         format = "auto";
       } else {
-        Unsupported(path, value, "types are chat_template, sharegpt, alpaca, completion, text, auto");
+        Unsupported(path, value,
+                    "types are chat_template, sharegpt, alpaca, completion, text, auto");
       }
     } else if (name == "field_messages") {
       if (text == "conversations") {
@@ -398,12 +409,14 @@ class Reader {
       } else if (!OneOf(text, "role|content")) {
         Unsupported(path, value, "rename the fields to role and content");
       }
-    } else if (name == "train_on_eos" ? OneOf(text, "turn|all") : name == "roles_to_train" && text == "assistant") {
+    } else if (name == "train_on_eos" ? OneOf(text, "turn|all")
+                                      : name == "roles_to_train" && text == "assistant") {
       return;
-    } else if (OneOf(name, "trust_remote_code|conversation|name|shards|preprocess_shards|revision|"
-                           "train_on_eos|train_on_eot|roles_to_train|train_on_split|input_format|"
-                           "input_transform|message_field_training|message_field_training_detail|"
-                           "drop_system_message|split_thinking|field_tools|field_thinking")) {
+    } else if (OneOf(name,
+                     "trust_remote_code|conversation|name|shards|preprocess_shards|revision|"
+                     "train_on_eos|train_on_eot|roles_to_train|train_on_split|input_format|"
+                     "input_transform|message_field_training|message_field_training_detail|"
+                     "drop_system_message|split_thinking|field_tools|field_thinking")) {
       if (!IsNeutral(value)) Unsupported(path, value, "");
     } else {
       Refuse(Reason::kUnknownField, path, value, "is not a key we know");
@@ -437,15 +450,26 @@ class Reader {
   }
 
   void ReadNibble(const Yaml& value) {
-    static const std::vector<std::string_view> kKeys = {
-        "name", "priority", "labels", "queue", "resources", "max_run_time", "retries", "retention",
-        "report_to", "secrets", "quantization_type", "save_interval_seconds", "allow_numerics_change"};
+    static const std::vector<std::string_view> kKeys = {"name",
+                                                        "priority",
+                                                        "labels",
+                                                        "queue",
+                                                        "resources",
+                                                        "max_run_time",
+                                                        "retries",
+                                                        "retention",
+                                                        "report_to",
+                                                        "secrets",
+                                                        "quantization_type",
+                                                        "save_interval_seconds",
+                                                        "allow_numerics_change"};
     if (!value.IsMap()) return Wrong("nibble", value, "a map");
     for (const auto& [name, field] : value.fields) {
       if (std::find(kKeys.begin(), kKeys.end(), name) == kKeys.end()) {
         const std::string close = ClosestKey(name, kKeys);
         Refuse(Reason::kUnknownField, "nibble." + name, field,
-               close.empty() ? "is not a key we know" : absl::StrCat("is not a key we know; did you mean ", close, "?"));
+               close.empty() ? "is not a key we know"
+                             : absl::StrCat("is not a key we know; did you mean ", close, "?"));
       } else if (!field.IsEmpty()) {
         ReadNibbleField("nibble." + name, name, field);
       }
@@ -481,7 +505,8 @@ class Reader {
       if (!ReadFlag(value, flag)) return Wrong(key, value, "true or false");
       Set("training.allowNumericsChange", flag);
     } else if (name == "queue") {
-      if (value.text != "default") Unsupported(key, value, "there is one queue, default; use priority");
+      if (value.text != "default")
+        Unsupported(key, value, "there is one queue, default; use priority");
     } else if (name == "resources" || name == "retention" || name == "report_to") {
       Notice(key, "the server decides by its memory plan and its own settings");
     } else {
@@ -499,12 +524,14 @@ class Reader {
     }
     if (!all_linear_ && !targets_.empty()) Set("lora.targetModules", targets_);
     // Plain "constant" means no warm-up unless the recipe itself asks for one.
-    if (constant_without_warmup_ && !used_.contains("warmup_ratio") && !used_.contains("warmup_steps")) {
+    if (constant_without_warmup_ && !used_.contains("warmup_ratio") &&
+        !used_.contains("warmup_steps")) {
       Set("optimizer.warmupSteps", 0);
     }
     const bool has_type = spec_.contains("quantization") && spec_["quantization"].contains("type");
     if (adapter_ == "qlora" && four_bit_ == 0) {
-      Refuse(Reason::kSpecInvalid, "load_in_4bit", root, "is false, but adapter: qlora means 4 bit");
+      Refuse(Reason::kSpecInvalid, "load_in_4bit", root,
+             "is false, but adapter: qlora means 4 bit");
     } else if (!has_type && four_bit_ != 1 && (adapter_ == "lora" || four_bit_ == 0)) {
       Set("quantization.type", "bf16");
     }
@@ -521,7 +548,7 @@ class Reader {
   std::vector<Fault> faults_;
   std::map<std::string_view, std::string> used_;
   std::string adapter_;
-  int four_bit_ = -1;   // -1: not said
+  int four_bit_ = -1;  // -1: not said
   bool all_linear_ = false;
   bool constant_without_warmup_ = false;
   std::vector<std::string> targets_;
@@ -539,7 +566,8 @@ absl::StatusOr<Recipe> ReadRecipe(std::string_view text, const std::string& sour
     std::string key = text_override.substr(0, equals);
     if (equals == std::string::npos || key.empty()) {
       return Error(Reason::kSpecInvalid,
-                   absl::StrCat("\"", text_override, "\" is not key=value; overrides come after the "
+                   absl::StrCat("\"", text_override,
+                                "\" is not key=value; overrides come after the "
                                 "recipe, like learning_rate=1e-4"))
           .ToStatus();
     }
@@ -550,7 +578,8 @@ absl::StatusOr<Recipe> ReadRecipe(std::string_view text, const std::string& sour
       Yaml entry{Yaml::Kind::kMap};
       entry.fields.emplace_back("path", *before);
       for (auto& [name, field] : root.fields) {
-        if (name == list) field = Yaml{Yaml::Kind::kList, "", false, before->line, before->column, {entry}, {}};
+        if (name == list)
+          field = Yaml{Yaml::Kind::kList, "", false, before->line, before->column, {entry}, {}};
       }
     }
     RETURN_IF_ERROR(ApplyOverride(root, key, text_override.substr(equals + 1)));

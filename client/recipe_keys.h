@@ -1,8 +1,8 @@
 // The compatibility promise as data: every recipe key we know, and what becomes of it.
 //
-// A key is honoured (it lands in the JobSpec), ignored with a notice (it cannot change the result), or
-// refused by name (it would change the result and we cannot do it). Names are Axolotl's; aliases are
-// LLaMA-Factory's and Hugging Face's. Pure and constant.
+// A key is honoured (it lands in the JobSpec), ignored with a notice (it cannot change the result),
+// or refused by name (it would change the result and we cannot do it). Names are Axolotl's; aliases
+// are LLaMA-Factory's and Hugging Face's. Pure and constant.
 #pragma once
 
 #include <string>
@@ -12,20 +12,23 @@
 namespace nibble::client {
 
 enum class KeyAction {
-  kText, kInteger, kNumber, kFlag,   // honoured: goes to `path` in the JobSpec, as that type
-  kInverseFlag,                      // honoured, negated
-  kSpecial,                          // honoured by code of its own in recipe.cc
-  kIgnored,                          // no effect on the result; a notice, unless the value is in `path`
-  kMustBe,                           // only the value in `path` (several parted by |) is supported
-  kRefused,                          // unsupported unless unset, false, 0 or "none"
+  kText,
+  kInteger,
+  kNumber,
+  kFlag,         // honoured: goes to `path` in the JobSpec, as that type
+  kInverseFlag,  // honoured, negated
+  kSpecial,      // honoured by code of its own in recipe.cc
+  kIgnored,      // no effect on the result; a notice, unless the value is in `path`
+  kMustBe,       // only the value in `path` (several parted by |) is supported
+  kRefused,      // unsupported unless unset, false, 0 or "none"
 };
 
 struct KeyRule {
   std::string_view key;
-  std::string_view aliases;          // parted by spaces
+  std::string_view aliases;  // parted by spaces
   KeyAction action;
-  std::string_view path;             // in JobSpec's JSON form, e.g. "lora.useRslora"; or values
-  std::string_view note;             // why ignored, or what to do instead
+  std::string_view path;  // in JobSpec's JSON form, e.g. "lora.useRslora"; or values
+  std::string_view note;  // why ignored, or what to do instead
 };
 
 const std::vector<KeyRule>& KeyRules();

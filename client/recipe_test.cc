@@ -1,13 +1,14 @@
 #include "client/recipe.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "client/recipe_keys.h"
 #include "client/yaml.h"
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
 namespace nibble::client {
 namespace {
@@ -20,14 +21,15 @@ using testing::SizeIs;
 
 constexpr char kHead[] = "base_model: /m\ndatasets: [{path: /d.jsonl}]\n";
 
-absl::StatusOr<Recipe> Read(const std::string& text, const std::vector<std::string>& overrides = {}) {
+absl::StatusOr<Recipe> Read(const std::string& text,
+                            const std::vector<std::string>& overrides = {}) {
   return ReadRecipe(text, "r.yaml", "/recipes", overrides);
 }
 
 struct Row {
   std::string text;
-  std::string spec;    // expected spec_json, or ""
-  std::string error;   // expected part of the message, or ""
+  std::string spec;   // expected spec_json, or ""
+  std::string error;  // expected part of the message, or ""
   Reason reason = Reason::kUnspecified;
   size_t notices = 0;
 };
@@ -58,10 +60,10 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"", "{}"}, Row{"lora_r: 8", R"({"lora":{"r":8}})"},
         Row{"lora_rank: 8", R"({"lora":{"r":8}})"},
         Row{"learning_rate: 2e-4", R"({"optimizer":{"learningRate":2e-4}})"},
-        Row{"cutoff_len: 512", R"({"data":{"sequenceLen":512}})"},
-        Row{"lora_alpha:", "{}"}, Row{"lora_target_modules: []", "{}"},
-        Row{"lora_target_linear: true", "{}"},
-        Row{"lora_target_modules: [v_proj, q_proj]", R"({"lora":{"targetModules":["v_proj","q_proj"]}})"},
+        Row{"cutoff_len: 512", R"({"data":{"sequenceLen":512}})"}, Row{"lora_alpha:", "{}"},
+        Row{"lora_target_modules: []", "{}"}, Row{"lora_target_linear: true", "{}"},
+        Row{"lora_target_modules: [v_proj, q_proj]",
+            R"({"lora":{"targetModules":["v_proj","q_proj"]}})"},
         Row{"lora_target: q_proj, k_proj", R"({"lora":{"targetModules":["q_proj","k_proj"]}})"},
         Row{"lora_target: all", "{}"},
         Row{"lora_target_linear: true\nlora_target_modules: [q_proj]", "{}"},
@@ -71,15 +73,18 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"adapter: lora\nload_in_8bit: false", R"({"quantization":{"type":"bf16"}})"},
         Row{"finetuning_type: lora\nquantization_bit: 4", "{}"},
         Row{"bnb_4bit_quant_type: fp4", R"({"quantization":{"type":"fp4"}})"},
-        Row{"disable_gradient_checkpointing: true", R"({"training":{"gradientCheckpointing":false}})"},
+        Row{"disable_gradient_checkpointing: true",
+            R"({"training":{"gradientCheckpointing":false}})"},
         Row{"max_steps: -1", "{}"}, Row{"max_steps: 20", R"({"training":{"maxSteps":20}})"},
         Row{"optimizer: adamw_torch_fused", "{}"},
         Row{"optimizer: paged_adamw_8bit", "{}", "", Reason::kUnspecified, 1},
         Row{"lr_scheduler: constant_with_warmup", R"({"optimizer":{"lrScheduler":"constant"}})"},
-        Row{"lr_scheduler: constant", R"({"optimizer":{"lrScheduler":"constant","warmupSteps":0}})"},
+        Row{"lr_scheduler: constant",
+            R"({"optimizer":{"lrScheduler":"constant","warmupSteps":0}})"},
         Row{"lr_scheduler: constant\nwarmup_steps: 5",
             R"({"optimizer":{"lrScheduler":"constant","warmupSteps":5}})"},
-        Row{"val_set_size: 0.1\nsample_packing: no", R"({"data":{"valSetSize":0.1,"samplePacking":false}})"},
+        Row{"val_set_size: 0.1\nsample_packing: no",
+            R"({"data":{"valSetSize":0.1,"samplePacking":false}})"},
         Row{"num_epochs: 3", R"({"training":{"numEpochs":3}})"},
         Row{"seed: 1e3", R"({"training":{"seed":1000}})"},
         Row{"nibble: {quantization_type: int8, save_interval_seconds: 5}",
@@ -116,7 +121,8 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"stage: dpo", "", "supervised", kUnsupported},
         Row{"plugins: [axolotl.integrations.kd.KDPlugin]", "", "plugins", kUnsupported},
         Row{"nibble: {retries: 2}", "", "nibble.retries", kUnsupported},
-        Row{"lora_rr: 8", "", "r.yaml:3:10: lora_rr is not a key we know; did you mean lora_r?", kUnknown},
+        Row{"lora_rr: 8", "", "r.yaml:3:10: lora_rr is not a key we know; did you mean lora_r?",
+            kUnknown},
         Row{"lerning_rate: 1", "", "did you mean learning_rate?", kUnknown},
         Row{"xyzzy_plugh: 1", "", "is not a key we know", kUnknown},
         Row{"nibble: {nmae: x}", "", "did you mean name?", kUnknown},
@@ -133,7 +139,8 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(RecipeDataTest, DatasetEntries) {
   const auto spec = [](const std::string& entry) {
     const auto recipe = Read("base_model: /m\ndatasets:\n  - " + entry);
-    return recipe.ok() ? recipe->dataset + " " + recipe->spec_json : std::string(recipe.status().message());
+    return recipe.ok() ? recipe->dataset + " " + recipe->spec_json
+                       : std::string(recipe.status().message());
   };
   EXPECT_EQ(spec("{path: d.jsonl}"), "/recipes/d.jsonl {}");
   EXPECT_EQ(spec("d.jsonl"), "/recipes/d.jsonl {}");
@@ -146,7 +153,8 @@ TEST(RecipeDataTest, DatasetEntries) {
   EXPECT_EQ(spec("{path: datasets/support}"), "datasets/support {}");
   EXPECT_THAT(spec("{path: hf://a/b}"), HasSubstr("download it first"));
   EXPECT_THAT(spec("{path: /d, ds_type: parquet}"), HasSubstr("convert the data to JSONL"));
-  EXPECT_THAT(spec("{path: /d, field_instruction: q}"), HasSubstr("rename the field to instruction"));
+  EXPECT_THAT(spec("{path: /d, field_instruction: q}"),
+              HasSubstr("rename the field to instruction"));
   EXPECT_THAT(spec("{path: /d, typ: alpaca}"), HasSubstr("not a key we know"));
   EXPECT_THAT(spec("{type: alpaca}"), HasSubstr("datasets[0].path is required"));
   EXPECT_THAT(spec("{path: /a}\n  - {path: /b}"), HasSubstr("join the files"));
@@ -185,9 +193,10 @@ TEST(RecipeDataTest, OverridesComeLastAndAreRelativeToHere) {
 }
 
 TEST(RecipeDataTest, NibbleBlock) {
-  const auto recipe = Read(std::string(kHead) +
-                           "nibble:\n  name: support-bot\n  priority: -3\n  labels: {team: support}\n"
-                           "  queue: default\n  resources: {gpus: 1}\n");
+  const auto recipe =
+      Read(std::string(kHead) +
+           "nibble:\n  name: support-bot\n  priority: -3\n  labels: {team: support}\n"
+           "  queue: default\n  resources: {gpus: 1}\n");
   ASSERT_TRUE(recipe.ok()) << recipe.status();
   EXPECT_EQ(recipe->name, "support-bot");
   EXPECT_EQ(recipe->priority, -3);

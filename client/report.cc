@@ -11,10 +11,13 @@ namespace nibble::client {
 namespace {
 
 void Line(std::string& out, std::string_view label, const std::string& value) {
-  if (!value.empty()) absl::StrAppend(&out, "  ", absl::StrFormat("%-22s", std::string(label)), value, "\n");
+  if (!value.empty())
+    absl::StrAppend(&out, "  ", absl::StrFormat("%-22s", std::string(label)), value, "\n");
 }
 
-std::string Exact(int64_t bytes) { return absl::StrCat(FormatBytes(bytes), " (", bytes, " bytes)"); }
+std::string Exact(int64_t bytes) {
+  return absl::StrCat(FormatBytes(bytes), " (", bytes, " bytes)");
+}
 
 void Heading(std::string& out, const Style& style, std::string_view text) {
   absl::StrAppend(&out, Paint(style, Ink::kBold, text), "\n");
@@ -28,21 +31,32 @@ std::string SpecText(const v1::JobSpec& spec) {
   Line(out, "data set", spec.dataset());
   Line(out, "held-out set", spec.eval_dataset());
   const auto& lora = spec.lora();
-  Line(out, "lora", absl::StrCat("r ", lora.r(), ", alpha ", lora.alpha(), ", dropout ", lora.dropout(),
-                                 lora.use_rslora() ? ", rsLoRA" : ""));
+  Line(out, "lora",
+       absl::StrCat("r ", lora.r(), ", alpha ", lora.alpha(), ", dropout ", lora.dropout(),
+                    lora.use_rslora() ? ", rsLoRA" : ""));
   Line(out, "modules", absl::StrJoin(lora.target_modules(), " "));
-  Line(out, "base held as", absl::StrCat(spec.quantization().type(),
-                                         spec.quantization().double_quant() ? ", double quantization" : ""));
+  Line(out, "base held as",
+       absl::StrCat(spec.quantization().type(),
+                    spec.quantization().double_quant() ? ", double quantization" : ""));
   const auto& data = spec.data();
-  Line(out, "data", absl::StrCat(data.format(), ", ", data.sequence_len(), " tokens, packing ",
-                                 OnOff(data.sample_packing()), ", over-length rows: ", data.excess_length_strategy()));
+  Line(out, "data",
+       absl::StrCat(data.format(), ", ", data.sequence_len(), " tokens, packing ",
+                    OnOff(data.sample_packing()),
+                    ", over-length rows: ", data.excess_length_strategy()));
   const auto& o = spec.optimizer();
-  Line(out, "optimizer", absl::StrCat("AdamW, lr ", FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
-                                      o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps") : absl::StrCat(o.warmup_ratio()),
-                                      ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
+  Line(
+      out, "optimizer",
+      absl::StrCat("AdamW, lr ", FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
+                   o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
+                                        : absl::StrCat(o.warmup_ratio()),
+                   ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
   const auto& t = spec.training();
-  Line(out, "batch", absl::StrCat(t.micro_batch_size(), " x ", t.gradient_accumulation_steps(), " sequences a step"));
-  Line(out, "length", t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps") : absl::StrCat(t.num_epochs(), " epochs"));
+  Line(out, "batch",
+       absl::StrCat(t.micro_batch_size(), " x ", t.gradient_accumulation_steps(),
+                    " sequences a step"));
+  Line(out, "length",
+       t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps")
+                         : absl::StrCat(t.num_epochs(), " epochs"));
   Line(out, "recomputation", OnOff(t.gradient_checkpointing()));
   Line(out, "seed", absl::StrCat(t.seed()));
   return out;
@@ -74,14 +88,16 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
   const auto& c = plan.by_category();
   std::vector<std::string> parts;
   const std::pair<const char*, int64_t> categories[] = {
-      {"base codes", c.base_codes()}, {"scales", c.base_scales()}, {"unquantized", c.base_unquantized()},
-      {"adapters", c.adapters()}, {"gradients", c.gradients()}, {"optimizer", c.optimizer()},
-      {"activations", c.activations()}, {"workspace", c.workspace()}};
+      {"base codes", c.base_codes()},        {"scales", c.base_scales()},
+      {"unquantized", c.base_unquantized()}, {"adapters", c.adapters()},
+      {"gradients", c.gradients()},          {"optimizer", c.optimizer()},
+      {"activations", c.activations()},      {"workspace", c.workspace()}};
   for (const auto& [name, bytes] : categories) {
     if (bytes > 0) parts.push_back(absl::StrCat(name, " ", FormatBytes(bytes)));
   }
-  Line(out, "at the peak", absl::StrCat(absl::StrJoin(parts, ", "),
-                                        plan.peak_phase().empty() ? "" : absl::StrCat(" (", plan.peak_phase(), ")")));
+  Line(out, "at the peak",
+       absl::StrCat(absl::StrJoin(parts, ", "),
+                    plan.peak_phase().empty() ? "" : absl::StrCat(" (", plan.peak_phase(), ")")));
   return out;
 }
 
@@ -91,7 +107,8 @@ std::string JobText(const v1::Job& job, const Style& style) {
   if (!job.name().empty()) {
     Line(out, "state", StateText(style, job.state()));
     Line(out, "why", job.state_reason());
-    if (job.queue_position() > 0) Line(out, "place in the queue", absl::StrCat(job.queue_position()));
+    if (job.queue_position() > 0)
+      Line(out, "place in the queue", absl::StrCat(job.queue_position()));
     Line(out, "worker", job.worker());
     Line(out, "adapter", job.adapter());
     Line(out, "priority", absl::StrCat(job.priority()));
@@ -110,7 +127,8 @@ std::string JobText(const v1::Job& job, const Style& style) {
     Line(out, "tokens", FormatCount(static_cast<double>(p.trained_tokens())));
     if (p.has_loss()) Line(out, "loss", FormatLoss(p.loss()));
     if (p.has_eval_loss()) Line(out, "held-out loss", FormatLoss(p.eval_loss()));
-    if (p.tokens_per_second() > 0) Line(out, "speed", absl::StrCat(FormatCount(p.tokens_per_second()), " tokens/s"));
+    if (p.tokens_per_second() > 0)
+      Line(out, "speed", absl::StrCat(FormatCount(p.tokens_per_second()), " tokens/s"));
   }
   Heading(out, style, "spec");
   out += SpecText(job.has_effective_spec() ? job.effective_spec() : job.spec());
@@ -121,7 +139,8 @@ std::string JobText(const v1::Job& job, const Style& style) {
   }
   if (job.attempts_size() > 0) Heading(out, style, "attempts");
   for (const auto& a : job.attempts()) {
-    absl::StrAppend(&out, "  #", a.epoch(), " ", a.state(), a.worker().empty() ? "" : " on " + ShortName(a.worker()),
+    absl::StrAppend(&out, "  #", a.epoch(), " ", a.state(),
+                    a.worker().empty() ? "" : " on " + ShortName(a.worker()),
                     a.start_step() > 0 ? absl::StrCat(" from step ", a.start_step()) : "",
                     a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
   }
@@ -137,17 +156,19 @@ std::string PlanText(const v1::PlanJobResponse& plan, const Style& style) {
     Heading(out, style, "memory");
     out += MemoryText(plan.fits(0).plan());
     Heading(out, style, "devices");
-    std::vector<std::vector<std::string>> rows = {
-        {"WORKER", "DEVICE", "FITS", "NEEDS", "CAPACITY", "FREE", "LARGEST BATCH", "LONGEST SEQUENCE"}};
+    std::vector<std::vector<std::string>> rows = {{"WORKER", "DEVICE", "FITS", "NEEDS", "CAPACITY",
+                                                   "FREE", "LARGEST BATCH", "LONGEST SEQUENCE"}};
     for (const auto& f : plan.fits()) {
       std::string verdict = "unknown";
       if (f.verdict() == v1::DeviceFit::FITS_NOW) verdict = Paint(style, Ink::kGreen, "now");
       if (f.verdict() == v1::DeviceFit::FITS_ALONE) verdict = Paint(style, Ink::kYellow, "alone");
-      if (f.verdict() == v1::DeviceFit::NEVER) verdict = Paint(style, Ink::kRed, "never, short of " + FormatBytes(f.shortfall_bytes()));
-      rows.push_back({ShortName(f.worker()), f.device(), verdict, FormatBytes(f.plan().total_bytes()),
-                      FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
-                      f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
-                      f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"});
+      if (f.verdict() == v1::DeviceFit::NEVER)
+        verdict = Paint(style, Ink::kRed, "never, short of " + FormatBytes(f.shortfall_bytes()));
+      rows.push_back(
+          {ShortName(f.worker()), f.device(), verdict, FormatBytes(f.plan().total_bytes()),
+           FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
+           f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
+           f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"});
     }
     out += Table(rows, style, {3, 4, 5, 6, 7});
   } else {
@@ -155,7 +176,8 @@ std::string PlanText(const v1::PlanJobResponse& plan, const Style& style) {
   }
   if (plan.suggestions_size() > 0) Heading(out, style, "what would make it fit");
   for (const auto& s : plan.suggestions()) {
-    absl::StrAppend(&out, "  ", s.field(), " = ", s.value(), "  needs ", FormatBytes(s.total_bytes()),
+    absl::StrAppend(&out, "  ", s.field(), " = ", s.value(), "  needs ",
+                    FormatBytes(s.total_bytes()),
                     s.description().empty() ? "" : absl::StrCat("  (", s.description(), ")"), "\n");
   }
   return out;

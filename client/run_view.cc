@@ -11,7 +11,7 @@ namespace nibble::client {
 namespace {
 
 constexpr size_t kRecentSteps = 20;
-constexpr int kPlainStepLines = 20;   // over the whole run, in a pipe
+constexpr int kPlainStepLines = 20;  // over the whole run, in a pipe
 
 int64_t StepTimeUs(const std::deque<v1::MetricPoint>& points) {
   int64_t sum = 0;
@@ -33,11 +33,16 @@ std::string_view PhaseText(std::string_view phase) {
 
 void RunView::Apply(const v1::WatchJobResponse& update) {
   switch (update.update_case()) {
-    case v1::WatchJobResponse::kSnapshot: return Refresh(update.snapshot());
-    case v1::WatchJobResponse::kEvent: return OnEvent(update.event());
-    case v1::WatchJobResponse::kMetric: return OnMetric(update.metric());
-    case v1::WatchJobResponse::kHeartbeat: return;
-    case v1::WatchJobResponse::UPDATE_NOT_SET: return;
+    case v1::WatchJobResponse::kSnapshot:
+      return Refresh(update.snapshot());
+    case v1::WatchJobResponse::kEvent:
+      return OnEvent(update.event());
+    case v1::WatchJobResponse::kMetric:
+      return OnMetric(update.metric());
+    case v1::WatchJobResponse::kHeartbeat:
+      return;
+    case v1::WatchJobResponse::UPDATE_NOT_SET:
+      return;
   }
 }
 
@@ -65,8 +70,10 @@ void RunView::OnMetric(const v1::MetricPoint& point) {
   if (point.has_eval_loss()) {
     eval_loss_ = point.eval_loss();
     has_eval_ = true;
-    if (point.step_time_us() == 0) {   // an evaluation alone, not a step with one
-      if (!live_) lines_.push_back(absl::StrCat("step ", point.step(), "  held-out loss ", FormatLoss(eval_loss_)));
+    if (point.step_time_us() == 0) {  // an evaluation alone, not a step with one
+      if (!live_)
+        lines_.push_back(
+            absl::StrCat("step ", point.step(), "  held-out loss ", FormatLoss(eval_loss_)));
       return;
     }
   }
@@ -112,9 +119,11 @@ std::string RunView::StepLine(const v1::MetricPoint& point) const {
   const int64_t planned = job_.progress().planned_steps();
   std::string line = absl::StrCat("step ", point.step());
   if (planned > 0) absl::StrAppend(&line, "/", planned);
-  absl::StrAppend(&line, "  loss ", FormatLoss(point.loss()), "  lr ", FormatRate(point.learning_rate()), "  ",
-                  FormatCount(TokensPerSecond()), " tok/s");
-  if (const int64_t left = RemainingSeconds(); left >= 0) absl::StrAppend(&line, "  eta ", FormatDuration(left));
+  absl::StrAppend(&line, "  loss ", FormatLoss(point.loss()), "  lr ",
+                  FormatRate(point.learning_rate()), "  ", FormatCount(TokensPerSecond()),
+                  " tok/s");
+  if (const int64_t left = RemainingSeconds(); left >= 0)
+    absl::StrAppend(&line, "  eta ", FormatDuration(left));
   return line;
 }
 
@@ -128,15 +137,18 @@ std::vector<std::string> RunView::Frame(int columns, int64_t now_unix_us) const 
   if (!has_job_ || IsTerminal(job_.state())) return {};
   std::vector<std::string> lines;
   const int64_t planned = job_.progress().planned_steps();
-  const double fraction = planned > 0 ? static_cast<double>(step()) / static_cast<double>(planned) : 0;
-  std::string head = absl::StrCat(Paint(style_, Ink::kBold, ShortName(job_.name())), "  ", StateText(style_, job_.state()));
+  const double fraction =
+      planned > 0 ? static_cast<double>(step()) / static_cast<double>(planned) : 0;
+  std::string head = absl::StrCat(Paint(style_, Ink::kBold, ShortName(job_.name())), "  ",
+                                  StateText(style_, job_.state()));
   if (planned > 0) {
     const int64_t left = RemainingSeconds();
     absl::StrAppend(&head, "  ", Bar(fraction, std::clamp(columns - 60, 10, 40), style_), "  ",
                     static_cast<int>(fraction * 100), " %  step ", step(), "/", planned,
                     left >= 0 ? absl::StrCat("  eta ", FormatDuration(left)) : "");
   } else if (job_.has_start_time()) {
-    absl::StrAppend(&head, "  ", FormatDuration((now_unix_us - ToUnixUs(job_.start_time())) / 1'000'000));
+    absl::StrAppend(&head, "  ",
+                    FormatDuration((now_unix_us - ToUnixUs(job_.start_time())) / 1'000'000));
   }
   const std::string_view phase = PhaseText(job_.progress().phase());
   if (!phase.empty() && (planned == 0 || job_.progress().phase() != "TRAINING")) {
@@ -147,11 +159,15 @@ std::vector<std::string> RunView::Frame(int columns, int64_t now_unix_us) const 
     lines.push_back(Ellipsize(absl::StrCat("  ", job_.state_reason()), columns));
   }
   if (has_loss_) {
-    std::string line = absl::StrCat("  loss ", FormatLoss(losses_.empty() ? first_loss_ : losses_.back()), "  ",
-                                    Paint(style_, Ink::kBlue, Sparkline(losses_, std::clamp(columns - 60, 10, 48), style_)));
+    std::string line = absl::StrCat(
+        "  loss ", FormatLoss(losses_.empty() ? first_loss_ : losses_.back()), "  ",
+        Paint(style_, Ink::kBlue, Sparkline(losses_, std::clamp(columns - 60, 10, 48), style_)));
     if (has_eval_) absl::StrAppend(&line, "  held-out ", FormatLoss(eval_loss_));
-    absl::StrAppend(&line, "  ", FormatCount(TokensPerSecond()), " tok/s  lr ", FormatRate(learning_rate_));
-    if (checkpoints_) absl::StrAppend(&line, "  ", checkpoints_, checkpoints_ == 1 ? " checkpoint" : " checkpoints");
+    absl::StrAppend(&line, "  ", FormatCount(TokensPerSecond()), " tok/s  lr ",
+                    FormatRate(learning_rate_));
+    if (checkpoints_)
+      absl::StrAppend(&line, "  ", checkpoints_,
+                      checkpoints_ == 1 ? " checkpoint" : " checkpoints");
     lines.push_back(Ellipsize(line, columns));
   }
   return lines;
@@ -162,8 +178,9 @@ std::vector<std::string> RunView::Summary() const {
   std::vector<std::string> lines;
   std::string head = absl::StrCat(id, " ", StateText(style_, job_.state()));
   if (job_.has_end_time() && job_.has_start_time()) {
-    absl::StrAppend(&head, " after ",
-                    FormatDuration((ToUnixUs(job_.end_time()) - ToUnixUs(job_.start_time())) / 1'000'000));
+    absl::StrAppend(
+        &head, " after ",
+        FormatDuration((ToUnixUs(job_.end_time()) - ToUnixUs(job_.start_time())) / 1'000'000));
   }
   if (job_.progress().completed_steps() > 0) {
     absl::StrAppend(&head, ": ", job_.progress().completed_steps(), " steps, ",
@@ -171,14 +188,15 @@ std::vector<std::string> RunView::Summary() const {
   }
   lines.push_back(head);
   if (has_loss_ && !losses_.empty()) {
-    std::string loss = absl::StrCat("  loss      ", FormatLoss(first_loss_), " -> ", FormatLoss(losses_.back()),
-                                    "  ", Sparkline(losses_, 40, style_));
+    std::string loss =
+        absl::StrCat("  loss      ", FormatLoss(first_loss_), " -> ", FormatLoss(losses_.back()),
+                     "  ", Sparkline(losses_, 40, style_));
     if (has_eval_) absl::StrAppend(&loss, "  held-out ", FormatLoss(eval_loss_));
     lines.push_back(loss);
   }
   if (job_.used_bytes() > 0) {
-    lines.push_back(absl::StrCat("  memory    ", FormatBytes(job_.plan().total_bytes()), " planned, ",
-                                 FormatBytes(job_.used_bytes()), " used"));
+    lines.push_back(absl::StrCat("  memory    ", FormatBytes(job_.plan().total_bytes()),
+                                 " planned, ", FormatBytes(job_.used_bytes()), " used"));
   }
   if (job_.state() == v1::SUCCEEDED) {
     lines.push_back(absl::StrCat("  adapter   ", job_.adapter()));

@@ -1,7 +1,7 @@
 // The picture of a running job, built from the updates of a watch. Pure: time is handed in.
 //
-// On a terminal a few lines are redrawn in place (Frame) under the lines that stay (TakeLines); in a
-// pipe there are only lines that stay, with a step now and then. One thread.
+// On a terminal a few lines are redrawn in place (Frame) under the lines that stay (TakeLines); in
+// a pipe there are only lines that stay, with a step now and then. One thread.
 #pragma once
 
 #include <cstdint>
@@ -47,13 +47,13 @@ class RunView {
   bool has_job_ = false;
   int64_t last_sequence_ = 0;
   int64_t last_step_ = 0;
-  std::vector<double> losses_;             // by step
+  std::vector<double> losses_;  // by step
   double first_loss_ = 0;
   bool has_loss_ = false;
   double eval_loss_ = 0;
   bool has_eval_ = false;
   double learning_rate_ = 0;
-  std::deque<v1::MetricPoint> recent_;     // for speed and ETA
+  std::deque<v1::MetricPoint> recent_;  // for speed and ETA
   int checkpoints_ = 0;
   std::vector<std::string> lines_;
 };

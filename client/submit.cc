@@ -21,7 +21,8 @@ namespace {
 
 bool IsLocal(const Client& client) {
   std::string server = client.options().server;
-  if (const size_t scheme = server.find("://"); scheme != std::string::npos) server.erase(0, scheme + 3);
+  if (const size_t scheme = server.find("://"); scheme != std::string::npos)
+    server.erase(0, scheme + 3);
   return absl::StartsWith(server, "127.") || absl::StartsWith(server, "localhost:") ||
          absl::StartsWith(server, "[::1]:") || absl::StartsWith(server, "unix:");
 }
@@ -30,45 +31,52 @@ bool IsLocal(const Client& client) {
 bool ShouldUploadInstead(const absl::Status& status) {
   switch (StatusReason(status)) {
     case Reason::kPathNotAllowed:
-    case Reason::kUnsupportedOption: return true;
-    default: return absl::IsUnimplemented(status);
+    case Reason::kUnsupportedOption:
+      return true;
+    default:
+      return absl::IsUnimplemented(status);
   }
 }
 
-absl::StatusOr<std::string> ResolveModel(Client& client, const Terminal& terminal, const Recipe& recipe) {
+absl::StatusOr<std::string> ResolveModel(Client& client, const Terminal& terminal,
+                                         const Recipe& recipe) {
   const std::string& text = recipe.base_model;
   if (absl::StartsWith(text, "models/") && !IsDirectory(text)) return text;
   std::string directory = text;
   std::string display_name = BaseName(text);
   if (!IsDirectory(directory)) {
     if (FileExists(directory)) {
-      return Error::Field(Reason::kSpecInvalid, "base_model",
-                          absl::StrCat("must be a directory in Hugging Face layout, got the file ", text))
+      return Error::Field(
+                 Reason::kSpecInvalid, "base_model",
+                 absl::StrCat("must be a directory in Hugging Face layout, got the file ", text))
           .ToStatus();
     }
     ASSIGN_OR_RETURN(directory, FindInHubCache(text, recipe.base_revision));
     display_name = text;
   }
-  ASSIGN_OR_RETURN(const v1::Model model, RegisterDirectory(client, terminal, directory, display_name, ""));
+  ASSIGN_OR_RETURN(const v1::Model model,
+                   RegisterDirectory(client, terminal, directory, display_name, ""));
   return model.name();
 }
 
-absl::StatusOr<std::string> ResolveDataset(Client& client, const Terminal& terminal, const std::string& text) {
+absl::StatusOr<std::string> ResolveDataset(Client& client, const Terminal& terminal,
+                                           const std::string& text) {
   if (text.empty() || (absl::StartsWith(text, "datasets/") && !FileExists(text))) return text;
   ASSIGN_OR_RETURN(const v1::Dataset dataset, PushDataset(client, terminal, text, ""));
   return dataset.name();
 }
 
 absl::StatusOr<v1::Model> UploadDirectory(Client& client, const Terminal& terminal,
-                                          const std::string& directory, v1::RegisterModelRequest request) {
+                                          const std::string& directory,
+                                          v1::RegisterModelRequest request) {
   ASSIGN_OR_RETURN(const std::vector<std::string> files, ModelFiles(directory));
   request.clear_path();
   for (const std::string& name : files) {
     const std::string path = JoinPath(directory, name);
     ByteProgress progress(terminal, absl::StrCat("uploading ", name));
-    ASSIGN_OR_RETURN(const std::string digest, UploadFile(client, path, [&](int64_t done, int64_t total) {
-                       progress.Show(done, total);
-                     }));
+    ASSIGN_OR_RETURN(
+        const std::string digest,
+        UploadFile(client, path, [&](int64_t done, int64_t total) { progress.Show(done, total); }));
     ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(path));
     auto* file = request.add_manifest();
     file->set_name(name);
@@ -84,7 +92,8 @@ absl::StatusOr<v1::Job> CreateWithFreeName(Client& client, v1::CreateJobRequest 
   const std::string wished = request.job_id();
   for (int i = 1;; ++i) {
     if (i > 1) {
-      const std::string suffix = i < kTries ? absl::StrCat("-", i) : absl::StrCat("-", SystemEntropy() % 1'000'000);
+      const std::string suffix =
+          i < kTries ? absl::StrCat("-", i) : absl::StrCat("-", SystemEntropy() % 1'000'000);
       request.set_job_id(wished.substr(0, 63 - suffix.size()) + suffix);
       request.set_request_id(NewUuid());
     }
@@ -99,22 +108,26 @@ absl::StatusOr<std::vector<std::string>> ModelFiles(const std::string& directory
   ASSIGN_OR_RETURN(const std::vector<std::string> all, ListDir(directory));
   std::vector<std::string> files;
   for (const std::string& name : all) {
-    const bool weights = absl::EndsWith(name, ".safetensors") && !absl::StartsWith(name, "adapter_");
+    const bool weights =
+        absl::EndsWith(name, ".safetensors") && !absl::StartsWith(name, "adapter_");
     const bool known = name == "config.json" || name == "model.safetensors.index.json" ||
                        name == "generation_config.json" || name == "special_tokens_map.json" ||
-                       name == "chat_template.jinja" || name == "added_tokens.json" || name == "vocab.json" ||
-                       name == "merges.txt" || name == "LICENSE" || name == "README.md" ||
-                       absl::StartsWith(name, "tokenizer");
+                       name == "chat_template.jinja" || name == "added_tokens.json" ||
+                       name == "vocab.json" || name == "merges.txt" || name == "LICENSE" ||
+                       name == "README.md" || absl::StartsWith(name, "tokenizer");
     if ((weights || known) && !IsDirectory(JoinPath(directory, name))) files.push_back(name);
   }
   const auto has = [&](std::string_view suffix) {
-    return std::any_of(files.begin(), files.end(), [&](const std::string& f) { return f.ends_with(suffix); });
+    return std::any_of(files.begin(), files.end(),
+                       [&](const std::string& f) { return f.ends_with(suffix); });
   };
   for (const char* needed : {"config.json", ".safetensors", "tokenizer.json"}) {
     if (has(needed)) continue;
     return Error(Reason::kModelFileInvalid,
-                 absl::StrCat(directory, " has no ", needed, "; a base model is a directory in Hugging Face "
-                              "layout with config.json, model.safetensors (or shards) and tokenizer.json"))
+                 absl::StrCat(
+                     directory, " has no ", needed,
+                     "; a base model is a directory in Hugging Face "
+                     "layout with config.json, model.safetensors (or shards) and tokenizer.json"))
         .ToStatus();
   }
   return files;
@@ -127,16 +140,20 @@ absl::StatusOr<std::string> FindInHubCache(const std::string& model, const std::
   };
   std::string cache = env("HF_HUB_CACHE");
   if (cache.empty() && !env("HF_HOME").empty()) cache = JoinPath(env("HF_HOME"), "hub");
-  if (cache.empty() && !env("XDG_CACHE_HOME").empty()) cache = JoinPath(env("XDG_CACHE_HOME"), "huggingface/hub");
+  if (cache.empty() && !env("XDG_CACHE_HOME").empty())
+    cache = JoinPath(env("XDG_CACHE_HOME"), "huggingface/hub");
   if (cache.empty()) cache = JoinPath(env("HOME"), ".cache/huggingface/hub");
   const auto missing = [&] {
     return Error(Reason::kBaseModelNotFound,
-                 absl::StrCat("base_model ", model, ": no such directory, and not in the cache ", cache,
-                              "; download it first (huggingface-cli download ", model, ") or give a directory"))
+                 absl::StrCat("base_model ", model, ": no such directory, and not in the cache ",
+                              cache, "; download it first (huggingface-cli download ", model,
+                              ") or give a directory"))
         .ToStatus();
   };
-  if (std::count(model.begin(), model.end(), '/') != 1 || absl::StrContains(model, "..")) return missing();
-  const std::string folder = JoinPath(cache, "models--" + absl::StrReplaceAll(model, {{"/", "--"}}));
+  if (std::count(model.begin(), model.end(), '/') != 1 || absl::StrContains(model, ".."))
+    return missing();
+  const std::string folder =
+      JoinPath(cache, "models--" + absl::StrReplaceAll(model, {{"/", "--"}}));
   const std::string wanted = revision.empty() ? "main" : revision;
   if (absl::StrContains(wanted, "..")) return missing();
   std::string commit = wanted;
@@ -148,13 +165,15 @@ absl::StatusOr<std::string> FindInHubCache(const std::string& model, const std::
 }
 
 absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& terminal,
-                                            const std::string& directory, const std::string& display_name,
+                                            const std::string& directory,
+                                            const std::string& display_name,
                                             const std::string& model_id) {
   RETURN_IF_ERROR(ModelFiles(directory).status());
   ASSIGN_OR_RETURN(const std::string path, RealPath(directory));
   v1::RegisterModelRequest request;
   request.set_model_id(model_id);
-  request.set_display_name(display_name.empty() || display_name == "." ? BaseName(path) : display_name);
+  request.set_display_name(display_name.empty() || display_name == "." ? BaseName(path)
+                                                                       : display_name);
   if (IsLocal(client)) {
     request.set_path(path);
     const auto model = client.RegisterModel(request);
@@ -163,10 +182,11 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
   return UploadDirectory(client, terminal, directory, request);
 }
 
-absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal, const std::string& path,
-                                        const std::string& dataset_id) {
+absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal,
+                                        const std::string& path, const std::string& dataset_id) {
   if (!FileExists(path) || IsDirectory(path)) {
-    return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file")).ToStatus();
+    return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file"))
+        .ToStatus();
   }
   std::string digest;
   {
@@ -188,26 +208,32 @@ absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal
   return client.CreateDataset(request);
 }
 
-absl::StatusOr<v1::JobSpec> PrepareSpec(Client& client, const Terminal& terminal, const Recipe& recipe) {
+absl::StatusOr<v1::JobSpec> PrepareSpec(Client& client, const Terminal& terminal,
+                                        const Recipe& recipe) {
   v1::JobSpec spec;
   const auto parsed = google::protobuf::util::JsonStringToMessage(recipe.spec_json, &spec);
   if (!parsed.ok()) {
-    return Error(Reason::kSpecInvalid, absl::StrCat("the recipe does not fit the job schema: ", parsed.ToString()))
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("the recipe does not fit the job schema: ", parsed.ToString()))
         .ToStatus();
   }
-  for (const std::string& notice : recipe.notices) PrintNote(terminal, absl::StrCat("note: ", notice));
+  for (const std::string& notice : recipe.notices)
+    PrintNote(terminal, absl::StrCat("note: ", notice));
   ASSIGN_OR_RETURN(*spec.mutable_base_model(), ResolveModel(client, terminal, recipe));
   ASSIGN_OR_RETURN(*spec.mutable_dataset(), ResolveDataset(client, terminal, recipe.dataset));
-  ASSIGN_OR_RETURN(*spec.mutable_eval_dataset(), ResolveDataset(client, terminal, recipe.eval_dataset));
+  ASSIGN_OR_RETURN(*spec.mutable_eval_dataset(),
+                   ResolveDataset(client, terminal, recipe.eval_dataset));
   return spec;
 }
 
-absl::StatusOr<std::map<std::string, std::string>> ParseLabels(const std::vector<std::string>& labels) {
+absl::StatusOr<std::map<std::string, std::string>> ParseLabels(
+    const std::vector<std::string>& labels) {
   std::map<std::string, std::string> parsed;
   for (const std::string& label : labels) {
     const size_t equals = label.find('=');
     if (equals == 0 || equals == std::string::npos) {
-      return Error::Field(Reason::kSpecInvalid, "--label", absl::StrCat("must be key=value, got \"", label, "\""))
+      return Error::Field(Reason::kSpecInvalid, "--label",
+                          absl::StrCat("must be key=value, got \"", label, "\""))
           .ToStatus();
     }
     parsed[label.substr(0, equals)] = label.substr(equals + 1);
@@ -228,7 +254,8 @@ absl::StatusOr<v1::Job> Submit(Client& client, const Terminal& terminal, const S
   for (const auto& [key, value] : recipe.labels) (*request.mutable_labels())[key] = value;
   for (const auto& [key, value] : labels) (*request.mutable_labels())[key] = value;
   // A name said on the command line, or a request that may be repeated, is meant to the letter.
-  const bool literal = !args.name.empty() || !args.request_id.empty() || args.dry_run || recipe.name.empty();
+  const bool literal =
+      !args.name.empty() || !args.request_id.empty() || args.dry_run || recipe.name.empty();
   return literal ? client.CreateJob(request) : CreateWithFreeName(client, std::move(request));
 }
 

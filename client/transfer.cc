@@ -43,8 +43,9 @@ class File {
 };
 
 bool CanResume(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsDeadlineExceeded(status) ||
-         absl::IsCancelled(status) || StatusReason(status) == Reason::kOffsetMismatch;
+  return absl::IsUnavailable(status) || absl::IsAborted(status) ||
+         absl::IsDeadlineExceeded(status) || absl::IsCancelled(status) ||
+         StatusReason(status) == Reason::kOffsetMismatch;
 }
 
 void Pause(const Client& client, int attempt) {
@@ -68,7 +69,8 @@ absl::Status SendOnce(const Client& client, v1::BlobService::Stub& stub, int fd,
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 || (got == 0 && offset < status.size_bytes())) {
       local = got < 0 ? ErrnoStatus(errno, "read")
-                      : Error(Reason::kDigestMismatch, "the file became shorter while it was sent").ToStatus();
+                      : Error(Reason::kDigestMismatch, "the file became shorter while it was sent")
+                            .ToStatus();
       context.TryCancel();
       break;
     }
@@ -143,8 +145,9 @@ absl::Status ReceiveOnce(const Client& client, v1::AdapterService::Stub& stub,
   absl::Status local;
   while (local.ok() && reader->Read(&chunk)) {
     if (chunk.offset() != offset || offset + static_cast<int64_t>(chunk.data().size()) > size) {
-      local = Error(Reason::kOffsetMismatch, absl::StrCat("the server sent bytes at ", chunk.offset(),
-                                                          ", expected ", offset)).ToStatus();
+      local = Error(Reason::kOffsetMismatch, absl::StrCat("the server sent bytes at ",
+                                                          chunk.offset(), ", expected ", offset))
+                  .ToStatus();
     } else {
       local = WriteAt(fd, chunk.data(), offset);
     }
@@ -159,8 +162,8 @@ absl::Status ReceiveOnce(const Client& client, v1::AdapterService::Stub& stub,
 }
 
 bool IsPlainName(const std::string& name) {
-  return !name.empty() && name.size() < 200 && name[0] != '.' && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
+  return !name.empty() && name.size() < 200 && name[0] != '.' &&
+         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
 }  // namespace
@@ -187,7 +190,8 @@ absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
     ASSIGN_OR_RETURN(status, Begin(client, *stub, request));
     fruitless = status.committed_bytes() > before ? 0 : fruitless + 1;
     if (fruitless >= kFruitlessTries) {
-      return sent.ok() ? absl::UnavailableError("the server does not finish the upload of " + path) : sent;
+      return sent.ok() ? absl::UnavailableError("the server does not finish the upload of " + path)
+                       : sent;
     }
     Pause(client, fruitless);
   }
@@ -211,7 +215,8 @@ absl::Status DownloadAdapterFile(Client& client, const std::string& adapter,
   }
   const std::string partial = JoinPath(directory, absl::StrCat(".", file.name(), ".part"));
   const auto stub = v1::AdapterService::NewStub(client.channel());
-  // Twice: a partial file left by something else fails its digest and is then fetched from the start.
+  // Twice: a partial file left by something else fails its digest and is then fetched from the
+  // start.
   for (int round = 0; round < 2; ++round) {
     File out(partial, O_RDWR | O_CREAT);
     if (out.get() < 0) return ErrnoStatus(errno, "create " + partial);
@@ -228,7 +233,8 @@ absl::Status DownloadAdapterFile(Client& client, const std::string& adapter,
           ReceiveOnce(client, *stub, request, out.get(), file.size_bytes(), hash, offset, on_bytes);
       if (!got.ok() && !CanResume(got)) return got;
       fruitless = offset > before ? 0 : fruitless + 1;
-      if (fruitless >= kFruitlessTries) return got.ok() ? absl::DataLossError("the server sends no bytes") : got;
+      if (fruitless >= kFruitlessTries)
+        return got.ok() ? absl::DataLossError("the server sends no bytes") : got;
       if (offset < file.size_bytes()) Pause(client, fruitless);
     }
     if (hash.FinishHex() == file.sha256()) {
@@ -242,17 +248,17 @@ absl::Status DownloadAdapterFile(Client& client, const std::string& adapter,
       .ToStatus();
 }
 
-absl::Status DownloadAdapter(Client& client, const v1::Adapter& adapter, const std::string& directory,
-                             const OnBytes& on_bytes) {
+absl::Status DownloadAdapter(Client& client, const v1::Adapter& adapter,
+                             const std::string& directory, const OnBytes& on_bytes) {
   RETURN_IF_ERROR(MakeDirs(directory));
   int64_t total = 0;
   for (const auto& file : adapter.files()) total += file.size_bytes();
   int64_t done = 0;
   for (const auto& file : adapter.files()) {
-    RETURN_IF_ERROR(DownloadAdapterFile(client, adapter.name(), file, directory,
-                                        [&](int64_t bytes, int64_t) {
-                                          if (on_bytes) on_bytes(done + bytes, total);
-                                        }));
+    RETURN_IF_ERROR(
+        DownloadAdapterFile(client, adapter.name(), file, directory, [&](int64_t bytes, int64_t) {
+          if (on_bytes) on_bytes(done + bytes, total);
+        }));
     done += file.size_bytes();
   }
   if (on_bytes) on_bytes(total, total);

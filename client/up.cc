@@ -35,8 +35,8 @@ void InstallStop() {
 
 void SleepMs(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
-// Held as long as this `nibble up` runs, so that a second one on the same directory is told so, and so
-// that a pid file left by a crash is never believed.
+// Held as long as this `nibble up` runs, so that a second one on the same directory is told so, and
+// so that a pid file left by a crash is never believed.
 class PidLock {
  public:
   ~PidLock() {
@@ -51,12 +51,15 @@ class PidLock {
     if (fd < 0) return ErrnoStatus(errno, "open " + path);
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       close(fd);
-      return Error(Reason::kResourceInUse, absl::StrCat("nibble up already runs on this data directory (", path,
-                                                        "); stop it with nibble down")).ToStatus();
+      return Error(Reason::kResourceInUse,
+                   absl::StrCat("nibble up already runs on this data directory (", path,
+                                "); stop it with nibble down"))
+          .ToStatus();
     }
     fd_ = fd;
     const std::string pid = absl::StrCat(getpid(), "\n");
-    if (ftruncate(fd, 0) != 0 || pwrite(fd, pid.data(), pid.size(), 0) < 0) return ErrnoStatus(errno, "write " + path);
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, pid.data(), pid.size(), 0) < 0)
+      return ErrnoStatus(errno, "write " + path);
     return absl::OkStatus();
   }
 
@@ -98,23 +101,31 @@ class House {
     ASSIGN_OR_RETURN(dir_, RealPath(dir_));
     RETURN_IF_ERROR(lock_.Take(JoinPath(dir_, "run/up.pid")));
     // An address file of an earlier run would look like readiness.
-    if (FileExists(AddressFile())) RETURN_IF_ERROR(RemoveFile(AddressFile()));
-    RETURN_IF_ERROR(server_.Start({SiblingBinary("nibble-server"), "--data-dir", dir_, "--listen", args_.listen,
-                                   "--http", args_.http, "--model-root", "/"}, ServerLog()));
-    RETURN_IF_ERROR(WaitFor("nibble-server", server_, ServerLog(), [this] { return FileExists(AddressFile()); }));
-    Globals own = g_;
-    own.data_dir = dir_;
-    own.server.clear();
-    unsetenv("NIBBLE_SERVER");
-    address_ = FindServer(own);
+    const std::string address_file = AddressFile(dir_);
+    if (FileExists(address_file)) RETURN_IF_ERROR(RemoveFile(address_file));
+    // The user of this machine may name any file of theirs: the server runs as them.
+    RETURN_IF_ERROR(
+        server_.Start({SiblingBinary("nibble-server"), "--data-dir", ServerDir(dir_), "--listen",
+                       args_.listen, "--http-listen", args_.http, "--model-root", "/"},
+                      ServerLog()));
+    RETURN_IF_ERROR(
+        WaitFor("nibble-server", server_, ServerLog(), [&] { return FileExists(address_file); }));
+    address_ = ReadAddress(dir_);
     if (args_.no_worker) return absl::OkStatus();
-    std::vector<std::string> arguments = {SiblingBinary("nibble-worker"), "--server", address_, "--data-dir",
-                                          JoinPath(dir_, "worker"), "--engine", SiblingBinary("nibble-engine"),
+    std::vector<std::string> arguments = {SiblingBinary("nibble-worker"),
+                                          "--server",
+                                          address_.grpc,
+                                          "--data-dir",
+                                          JoinPath(dir_, "worker"),
+                                          "--engine",
+                                          SiblingBinary("nibble-engine"),
                                           "--shares-file-system"};
-    if (args_.threads > 0) arguments.insert(arguments.end(), {"--threads", absl::StrCat(args_.threads)});
+    if (args_.threads > 0)
+      arguments.insert(arguments.end(), {"--threads", absl::StrCat(args_.threads)});
     if (!args_.memory.empty()) arguments.insert(arguments.end(), {"--memory", args_.memory});
     RETURN_IF_ERROR(worker_.Start(arguments, WorkerLog()));
-    own.server = address_;
+    Globals own = g_;
+    own.server = address_.grpc;
     ASSIGN_OR_RETURN(const auto client, Open(own));
     return WaitFor("nibble-worker", worker_, WorkerLog(), [&] {
       const auto workers = client->ListWorkers();
@@ -127,8 +138,10 @@ class House {
   }
 
   void Announce() const {
-    PrintOut(absl::StrCat("nibble is up\n  gRPC        ", address_, "\n  Prometheus  http://", args_.http, "/metrics\n",
-                          "  data        ", dir_, "\n  logs        ", JoinPath(dir_, "log"), "\n"));
+    PrintOut(absl::StrCat(
+        "nibble is up\n  gRPC        ", address_.grpc, "\n  Prometheus  ",
+        address_.http.empty() ? "off" : absl::StrCat("http://", address_.http, "/metrics"), "\n",
+        "  data        ", dir_, "\n  logs        ", JoinPath(dir_, "log"), "\n"));
     if (!args_.detach) PrintOut("Ctrl-C stops it.\n");
   }
 
@@ -136,7 +149,8 @@ class House {
   int Serve() {
     while (stop_signals == 0) {
       if (!server_.Running()) return Lost("nibble-server", server_.how(), ServerLog());
-      if (!args_.no_worker && !worker_.Running()) return Lost("nibble-worker", worker_.how(), WorkerLog());
+      if (!args_.no_worker && !worker_.Running())
+        return Lost("nibble-worker", worker_.how(), WorkerLog());
       SleepMs(100);
     }
     return kExitOk;
@@ -151,20 +165,22 @@ class House {
   }
 
  private:
-  std::string AddressFile() const { return JoinPath(dir_, "run/server.json"); }
   std::string ServerLog() const { return JoinPath(dir_, "log/server.log"); }
   std::string WorkerLog() const { return JoinPath(dir_, "log/worker.log"); }
 
   template <typename Ready>
-  absl::Status WaitFor(const std::string& what, Child& child, const std::string& log, const Ready& ready) {
+  absl::Status WaitFor(const std::string& what, Child& child, const std::string& log,
+                       const Ready& ready) {
     const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + kReadyTimeoutUs;
     while (!ready()) {
       if (!child.Running()) {
-        return absl::InternalError(absl::StrCat(what, " ", child.how(), "; the end of ", log, ":\n", LogTail(log)));
+        return absl::InternalError(
+            absl::StrCat(what, " ", child.how(), "; the end of ", log, ":\n", LogTail(log)));
       }
       if (stop_signals > 0) return absl::CancelledError("stopped while starting");
       if (RealClock::Get().NowMonotonicUs() > deadline_us) {
-        return absl::DeadlineExceededError(absl::StrCat(what, " is not ready after 60 s; see ", log));
+        return absl::DeadlineExceededError(
+            absl::StrCat(what, " is not ready after 60 s; see ", log));
       }
       SleepMs(30);
     }
@@ -172,7 +188,8 @@ class House {
   }
 
   int Lost(const std::string& what, const std::string& how, const std::string& log) const {
-    return PrintError(g_.terminal, absl::InternalError(absl::StrCat(what, " ", how, "; the end of ", log, ":\n", LogTail(log))));
+    return PrintError(g_.terminal, absl::InternalError(absl::StrCat(what, " ", how, "; the end of ",
+                                                                    log, ":\n", LogTail(log))));
   }
 
   inline static std::sig_atomic_t hurry_from_ = 0;
@@ -182,7 +199,7 @@ class House {
   PidLock lock_;
   Child server_;
   Child worker_;
-  std::string address_;
+  ServerAddress address_;
 };
 
 // The background copy tells the foreground, through a pipe, what to print and how to exit.
@@ -204,7 +221,8 @@ int UpInBackground(const Globals& g, const UpArgs& args) {
   signal(SIGHUP, SIG_IGN);
   House house(g, args);
   const absl::Status started = house.Start();
-  const char code = static_cast<char>(started.ok() ? static_cast<int>(kExitOk) : PrintError(g.terminal, started));
+  const char code =
+      static_cast<char>(started.ok() ? static_cast<int>(kExitOk) : PrintError(g.terminal, started));
   if (started.ok()) house.Announce();
   const int null = open("/dev/null", O_RDWR);
   for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null, fd);
@@ -241,11 +259,13 @@ int DownCommand(const Globals& g) {
     PrintNote(g.terminal, absl::StrCat("no nibble up runs on ", DataDir(g)));
     return kExitOk;
   }
-  if (kill(pid, SIGTERM) != 0) return PrintError(g.terminal, ErrnoStatus(errno, absl::StrCat("signal process ", pid)));
+  if (kill(pid, SIGTERM) != 0)
+    return PrintError(g.terminal, ErrnoStatus(errno, absl::StrCat("signal process ", pid)));
   const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + (2 * kGraceMs + 5'000) * 1000;
   while (HolderOf(path) == pid) {
     if (RealClock::Get().NowMonotonicUs() > deadline_us) {
-      return PrintError(g.terminal, absl::DeadlineExceededError(absl::StrCat("process ", pid, " does not end")));
+      return PrintError(
+          g.terminal, absl::DeadlineExceededError(absl::StrCat("process ", pid, " does not end")));
     }
     SleepMs(50);
   }

@@ -1,11 +1,11 @@
 #include "client/watch.h"
 
+#include <grpcpp/channel.h>
+
 #include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
-
-#include <grpcpp/channel.h>
 
 #include "base/clock.h"
 #include "base/error.h"

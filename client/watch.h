@@ -1,9 +1,9 @@
 // Watching a job across restarts of the server.
 //
 // Run blocks, hands every update to the callback in order of sequence, and reconnects from the last
-// sequence seen when the stream breaks. It ends when the job is terminal, when the callback says stop,
-// on Cancel, or when the server stays away longer than `patience_ms`. Run from one thread; Cancel from
-// any.
+// sequence seen when the stream breaks. It ends when the job is terminal, when the callback says
+// stop, on Cancel, or when the server stays away longer than `patience_ms`. Run from one thread;
+// Cancel from any.
 #pragma once
 
 #include <atomic>
@@ -26,7 +26,7 @@ class JobWatch {
     int64_t after_sequence = 0;
     int64_t after_step = 0;
     int64_t patience_ms = 300'000;
-    std::function<void(const absl::Status&)> on_cut;   // the stream broke; a new try follows
+    std::function<void(const absl::Status&)> on_cut;  // the stream broke; a new try follows
   };
   // Returns false to stop.
   using OnUpdate = std::function<bool(const v1::WatchJobResponse&)>;
@@ -47,7 +47,7 @@ class JobWatch {
   int64_t last_step_;
   bool terminal_ = false;
   std::atomic<bool> cancelled_{false};
-  std::mutex mutex_;                       // guards context_
+  std::mutex mutex_;  // guards context_
   grpc::ClientContext* context_ = nullptr;
 };
 

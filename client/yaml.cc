@@ -66,7 +66,8 @@ class TreeBuilder : public YAML::EventHandler {
     // yaml-cpp gives plain scalars the tag "?", quoted ones "!".
     static constexpr std::string_view kCore = "tag:yaml.org,2002:";
     const bool quoted = tag == "!" || tag == std::string(kCore) + "str";
-    const bool core = tag.rfind(kCore, 0) == 0 && tag.find_first_of("/:.", kCore.size()) == std::string::npos;
+    const bool core =
+        tag.rfind(kCore, 0) == 0 && tag.find_first_of("/:.", kCore.size()) == std::string::npos;
     if (!quoted && tag != "?" && !tag.empty() && !core) {
       throw Refusal{absl::StrCat("the tag ", tag, " is not supported"), mark};
     }
@@ -106,7 +107,8 @@ class TreeBuilder : public YAML::EventHandler {
     values_ += more;
     if (values_ > limits_.max_values) {
       throw Refusal{absl::StrCat("more than ", limits_.max_values,
-                                 " values, aliases expanded; a recipe needs far fewer"), mark};
+                                 " values, aliases expanded; a recipe needs far fewer"),
+                    mark};
     }
   }
   void CheckDepth(int below, const YAML::Mark& mark) {
@@ -245,8 +247,10 @@ const Yaml* Yaml::Find(std::string_view key) const {
 
 bool Yaml::IsEmpty() const {
   switch (kind) {
-    case Kind::kNull: return true;
-    case Kind::kScalar: return text.empty();
+    case Kind::kNull:
+      return true;
+    case Kind::kScalar:
+      return text.empty();
     case Kind::kList:
       return std::all_of(items.begin(), items.end(), [](const Yaml& y) { return y.IsEmpty(); });
     case Kind::kMap:

@@ -1,8 +1,8 @@
 // YAML as a plain tree that remembers where everything stood.
 //
-// The parser below it is yaml-cpp; what this adds is what an untrusted recipe needs: bounds on size,
-// depth and number of values (aliases are counted as what they expand to, so an alias bomb is refused
-// while it is small), duplicate keys refused, and line:column in every message. Pure.
+// The parser below it is yaml-cpp; what this adds is what an untrusted recipe needs: bounds on
+// size, depth and number of values (aliases are counted as what they expand to, so an alias bomb is
+// refused while it is small), duplicate keys refused, and line:column in every message. Pure.
 #pragma once
 
 #include <string>
@@ -17,12 +17,12 @@ namespace nibble::client {
 struct Yaml {
   enum class Kind { kNull, kScalar, kList, kMap };
   Kind kind = Kind::kNull;
-  std::string text;       // of a scalar
-  bool quoted = false;    // "12" is text, 12 may be a number
-  int line = 0;           // from 1; 0: given on the command line
+  std::string text;     // of a scalar
+  bool quoted = false;  // "12" is text, 12 may be a number
+  int line = 0;         // from 1; 0: given on the command line
   int column = 0;
   std::vector<Yaml> items;
-  std::vector<std::pair<std::string, Yaml>> fields;   // in order of appearance
+  std::vector<std::pair<std::string, Yaml>> fields;  // in order of appearance
 
   const Yaml* Find(std::string_view key) const;
   // Null, an empty list, an empty map or an empty text: written down but saying nothing.

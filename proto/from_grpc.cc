@@ -29,9 +29,8 @@ absl::Status FromGrpc(const grpc::Status& status) {
   const absl::Status built = error.ToStatus();
   // The server's code stands, also for a reason newer than this client.
   absl::Status result(code, message);
-  built.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
-    result.SetPayload(url, payload);
-  });
+  built.ForEachPayload(
+      [&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
   return result;
 }
 

@@ -24,11 +24,16 @@ constexpr size_t kTailBytes = 1'000;
 
 std::string Quant(spec::QuantKind kind) {
   switch (kind) {
-    case spec::QuantKind::kNF4: return "nf4";
-    case spec::QuantKind::kFP4: return "fp4";
-    case spec::QuantKind::kINT4: return "int4";
-    case spec::QuantKind::kINT8: return "int8";
-    case spec::QuantKind::kBF16: return "bf16";
+    case spec::QuantKind::kNF4:
+      return "nf4";
+    case spec::QuantKind::kFP4:
+      return "fp4";
+    case spec::QuantKind::kINT4:
+      return "int4";
+    case spec::QuantKind::kINT8:
+      return "int8";
+    case spec::QuantKind::kBF16:
+      return "bf16";
   }
   return "nf4";
 }
@@ -88,7 +93,8 @@ absl::Status AgentLoop::Run() {
   RETURN_IF_ERROR(cache_.Open());
   Handle(Start{});
   while (!done_) {
-    const int64_t wait_us = std::clamp<int64_t>(agent_.NextDueUs() - clock_.NowMonotonicUs(), 0, kMaxWaitUs);
+    const int64_t wait_us =
+        std::clamp<int64_t>(agent_.NextDueUs() - clock_.NowMonotonicUs(), 0, kMaxWaitUs);
     for (const Input& input : inbox_.Take(kBatch, wait_us)) {
       if (done_) break;
       Handle(input);
@@ -109,7 +115,7 @@ void AgentLoop::Deliver(Input input) {
 
 void AgentLoop::Handle(const Input& input) {
   if (const auto* exited = std::get_if<EngineExited>(&input)) engines_.erase(exited->engine);
-  if (std::holds_alternative<EngineStep>(input)) ++counts_.steps;
+  counts_.train.Count(input, clock_.NowMonotonicUs());
   for (const Action& action : agent_.Handle(input, clock_.NowMonotonicUs())) {
     std::visit([this](const auto& a) { Do(a); }, action);
   }
@@ -150,20 +156,35 @@ void AgentLoop::Do(const DoFetch& a) {
     if (files.ok()) return Deliver(Fetched{assignment.key, *files});
     LogWarning("attempt.fetch_failed", {{"attempt", assignment.key.ToString()},
                                         {"why", std::string(files.status().message())}});
-    Deliver(FetchFailed{assignment.key, ReasonText(files.status()), std::string(files.status().message()),
-                        !IsHopeless(files.status())});
+    Deliver(FetchFailed{assignment.key, ReasonText(files.status()),
+                        std::string(files.status().message()), !IsHopeless(files.status())});
   });
 }
 
 void AgentLoop::Do(const StopFetch& a) { StopOne(fetches_, a.key); }
 
 void AgentLoop::Do(const StartEngine& a) {
-  const std::string log_file = JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
+  const std::string log_file =
+      JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
   const std::vector<std::string> arguments = {
-      options_.engine_binary, "serve", "--fd", "3", "--model-dir", a.model_dir, "--cache-dir",
-      JoinPath(options_.work_dir, "cache/base"), "--quant", Quant(a.group.quant), "--double-quant",
-      a.group.double_quant ? "true" : "false", "--device", options_.device, "--threads",
-      absl::StrCat(options_.threads), "--lock", JoinPath(options_.work_dir, "lock/" + a.group.device_id)};
+      options_.engine_binary,
+      "serve",
+      "--fd",
+      "3",
+      "--model-dir",
+      a.model_dir,
+      "--cache-dir",
+      JoinPath(options_.work_dir, "cache/base"),
+      "--quant",
+      Quant(a.group.quant),
+      "--double-quant",
+      a.group.double_quant ? "true" : "false",
+      "--device",
+      options_.device,
+      "--threads",
+      absl::StrCat(options_.threads),
+      "--lock",
+      JoinPath(options_.work_dir, "lock/" + a.group.device_id)};
   const auto nonsense = std::make_shared<std::string>();
   EngineProcess::Callbacks callbacks;
   callbacks.on_line = [this, engine = a.engine, nonsense](std::string_view line) {
@@ -180,11 +201,13 @@ void AgentLoop::Do(const StartEngine& a) {
   };
   auto process = EngineProcess::Start(arguments, log_file, std::move(callbacks));
   if (!process.ok()) {
-    LogError("engine.not_started", {{"engine", a.engine}, {"why", std::string(process.status().message())}});
+    LogError("engine.not_started",
+             {{"engine", a.engine}, {"why", std::string(process.status().message())}});
     return Deliver(EngineExited{a.engine, std::string(process.status().message()), false});
   }
   ++counts_.engines_started;
-  LogInfo("engine.started", {{"engine", a.engine}, {"pid", static_cast<int64_t>((*process)->pid())},
+  LogInfo("engine.started", {{"engine", a.engine},
+                             {"pid", static_cast<int64_t>((*process)->pid())},
                              {"model", a.model_dir}});
   engines_[a.engine].process = std::move(*process);
 }
@@ -243,8 +266,8 @@ void AgentLoop::Do(const StartCheck& a) {
   const Cancel cancel = Register(checks_, key);
   LogInfo("attempt.check", {{"attempt", key.ToString()}});
   check_pool_.Post([this, a, cancel, dir = DirOf(key)] {
-    const CheckEnded ended = RunCheck({options_.engine_binary, dir, JoinPath(options_.work_dir, "log/check.log")},
-                                      a.assignment, a.files, [cancel] { return cancel->load(); });
+    const CheckEnded ended = RunCheck({options_.engine_binary, dir}, a.assignment, a.files,
+                                      [cancel] { return cancel->load(); });
     if (!cancel->load()) Deliver(ended);
   });
 }
@@ -257,7 +280,8 @@ void AgentLoop::Do(const DoUpload& a) {
     const auto files = files_.Upload(a.key, a.token, a.dir, [cancel] { return cancel->load(); });
     if (cancel->load()) return;
     if (files.ok()) return Deliver(Uploaded{a.id, *files});
-    LogWarning("upload.failed", {{"attempt", a.key.ToString()}, {"why", std::string(files.status().message())}});
+    LogWarning("upload.failed",
+               {{"attempt", a.key.ToString()}, {"why", std::string(files.status().message())}});
     Deliver(UploadFailed{a.id, ReasonText(files.status()), std::string(files.status().message())});
   });
 }

@@ -1,9 +1,9 @@
 // The body around the agent: one thread that feeds it and does what it says.
 //
-// Replies, engine lines and outcomes of fetches and uploads come through one mailbox; each is handed to
-// the agent with the time, and the actions that come back are carried out: calls and transfers on small
-// pools, engines as child processes. Nothing here decides anything. Run from one thread; RequestDrain
-// and Wake from any.
+// Replies, engine lines and outcomes of fetches and uploads come through one mailbox; each is
+// handed to the agent with the time, and the actions that come back are carried out: calls and
+// transfers on small pools, engines as child processes. Nothing here decides anything. Run from one
+// thread; RequestDrain and Wake from any.
 #pragma once
 
 #include <atomic>
@@ -22,12 +22,13 @@
 #include "worker/engine_process.h"
 #include "worker/server_link.h"
 #include "worker/task_pool.h"
+#include "worker/train_counts.h"
 
 namespace nibble::worker {
 
 struct AgentLoopOptions {
   AgentOptions agent;
-  std::string work_dir;             // attempts/, cache/, log/, lock/ are made in it
+  std::string work_dir;  // attempts/, cache/, log/, lock/ are made in it
   std::string engine_binary;
   std::string device = "cpu";
   int threads = 1;
@@ -38,10 +39,10 @@ struct AgentLoopOptions {
 // Counted for /metrics; read from any thread.
 struct LoopCounts {
   std::atomic<int64_t> engines_started{0};
-  std::atomic<int64_t> engines_lost{0};      // ended without being told to
+  std::atomic<int64_t> engines_lost{0};  // ended without being told to
   std::atomic<int64_t> reports{0};
   std::atomic<int64_t> reports_failed{0};
-  std::atomic<int64_t> steps{0};
+  TrainCounts train;
   std::atomic<int64_t> attempts{0};
   std::atomic<int64_t> engines{0};
   std::atomic<bool> registered{false};
@@ -64,7 +65,7 @@ class AgentLoop {
     std::unique_ptr<EngineProcess> process;
   };
 
-  void Deliver(Input input);          // into the mailbox, waiting for room: nothing is ever dropped
+  void Deliver(Input input);  // into the mailbox, waiting for room: nothing is ever dropped
   void Handle(const Input& input);
   void Do(const DoRegister& a);
   void Do(const DoSynchronize& a);
@@ -87,7 +88,8 @@ class AgentLoop {
   void Do(const Exit& a);
 
   void Send(int64_t engine, const std::string& line);
-  void OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file, const std::string& nonsense);
+  void OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,
+                    const std::string& nonsense);
   std::string DirOf(const AttemptKey& key) const;
 
   const AgentLoopOptions options_;
@@ -99,7 +101,7 @@ class AgentLoop {
   LoopCounts counts_;
   Mailbox<Input> inbox_;
   std::map<int64_t, Engine> engines_;
-  std::map<AttemptKey, std::string> tokens_;       // of attempts that have a directory
+  std::map<AttemptKey, std::string> tokens_;  // of attempts that have a directory
   std::map<AttemptKey, Cancel> fetches_;
   std::map<AttemptKey, Cancel> checks_;
   std::map<int64_t, Cancel> uploads_;

@@ -1,5 +1,5 @@
-// The whole worker but the network: the real agent, loop, caches and processes, a fake engine, and a
-// server that is a map.
+// The whole worker but the network: the real agent, loop, caches and processes, a fake engine, and
+// a server that is a map.
 #include "worker/agent_loop.h"
 
 #include <gmock/gmock.h>
@@ -67,7 +67,8 @@ class FakeServer : public ServerLink {
     if (it == wanted_.end()) return {report.id, ReportReply::Code::kStale, "stale"};
     if (const auto* c = std::get_if<CheckpointReport>(&report.body)) {
       checkpoints_[report.key.job_id] = *c;
-      for (const FileRef& file : c->files) EXPECT_TRUE(blobs_.contains(file.sha256)) << "reported before uploaded";
+      for (const FileRef& file : c->files)
+        EXPECT_TRUE(blobs_.contains(file.sha256)) << "reported before uploaded";
     }
     if (const auto* f = std::get_if<FinishedReport>(&report.body)) {
       results_[report.key.job_id] = *f;
@@ -101,8 +102,8 @@ class FakeServer : public ServerLink {
     return write(std::string_view(content).substr(static_cast<size_t>(offset)));
   }
 
-  absl::Status PutBlob(const AttemptKey&, const std::string&, const FileRef& file, const std::string& path,
-                       const std::function<bool()>&) override {
+  absl::Status PutBlob(const AttemptKey&, const std::string&, const FileRef& file,
+                       const std::string& path, const std::function<bool()>&) override {
     const auto content = ReadFile(path);
     if (!content.ok()) return content.status();
     std::lock_guard lock(mutex_);
@@ -183,7 +184,8 @@ class AgentLoopTest : public testing::Test {
     EXPECT_TRUE(outcome_.ok()) << outcome_;
     loop_.reset();
   }
-  Assignment Job(const std::string& id, int64_t epoch, int64_t steps, const std::string& wish = "") {
+  Assignment Job(const std::string& id, int64_t epoch, int64_t steps,
+                 const std::string& wish = "") {
     Assignment a;
     a.key = {id, epoch};
     a.token = "token-of-" + id + std::to_string(epoch);
@@ -192,7 +194,8 @@ class AgentLoopTest : public testing::Test {
     a.spec.save_steps = 4;
     a.spec_json = spec::TrainSpecToJson(a.spec);
     a.base_digest = Sha256Hex("model");
-    a.base_files = {server_.AddBlob("config.json", "{}"), server_.AddBlob("model.safetensors", "weights")};
+    a.base_files = {server_.AddBlob("config.json", "{}"),
+                    server_.AddBlob("model.safetensors", "weights")};
     a.dataset = server_.AddBlob("../odd name.jsonl", "{\"text\":\"a\"}\n");
     a.display_name = wish;
     return a;
@@ -206,7 +209,8 @@ class AgentLoopTest : public testing::Test {
 
 TEST_F(AgentLoopTest, TrainsAJobToItsEnd) {
   server_.Give(Job("a", 1, 10));
-  ASSERT_TRUE(server_.WaitUntil([&] { return server_.results_.contains("a") && server_.listing_.empty(); }));
+  ASSERT_TRUE(server_.WaitUntil(
+      [&] { return server_.results_.contains("a") && server_.listing_.empty(); }));
   EXPECT_EQ((server_.steps_[{"a", 1}].size()), 10u);
   EXPECT_EQ(server_.results_["a"].step, 10);
   ASSERT_EQ(server_.results_["a"].files.size(), 2u);

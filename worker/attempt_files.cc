@@ -17,11 +17,12 @@ absl::Status AttemptFiles::Clean() const {
 }
 
 std::string AttemptFiles::DirOf(const AttemptKey& key, const std::string& token) const {
-  return JoinPath(work_dir_, absl::StrCat("attempts/", key.job_id, "/", key.epoch, "-", token.substr(0, 8)));
+  return JoinPath(work_dir_,
+                  absl::StrCat("attempts/", key.job_id, "/", key.epoch, "-", token.substr(0, 8)));
 }
 
-absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment, const FileRef& file,
-                                                    const std::string& folder,
+absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment,
+                                                    const FileRef& file, const std::string& folder,
                                                     const BlobCache::Fetch& fetch) const {
   // Under a name of our own: what users call their files is no business of a path here.
   const FileRef named{"rows.jsonl", file.sha256, file.size_bytes};
@@ -30,8 +31,10 @@ absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment
   return JoinPath(directory, named.name);
 }
 
-absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a, const IsCancelled& cancelled) const {
-  const BlobCache::Fetch fetch = [&](const std::string& sha256, int64_t offset, const BlobCache::Write& write) {
+absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
+                                               const IsCancelled& cancelled) const {
+  const BlobCache::Fetch fetch = [&](const std::string& sha256, int64_t offset,
+                                     const BlobCache::Write& write) {
     return link_.FetchBlob(sha256, offset, write, cancelled);
   };
   const std::string owner = a.key.ToString();
@@ -67,7 +70,8 @@ absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a, const IsCanc
   return files;
 }
 
-absl::StatusOr<std::vector<FileRef>> AttemptFiles::Upload(const AttemptKey& key, const std::string& token,
+absl::StatusOr<std::vector<FileRef>> AttemptFiles::Upload(const AttemptKey& key,
+                                                          const std::string& token,
                                                           const std::string& directory,
                                                           const IsCancelled& cancelled) const {
   ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDir(directory));
@@ -89,7 +93,8 @@ void AttemptFiles::Forget(const AttemptKey& key, const std::string& token) const
   cache_.Unpin(key.ToString());
   const absl::Status removed = RemoveAll(DirOf(key, token));
   if (!removed.ok()) {
-    LogWarning("attempt.not_removed", {{"attempt", key.ToString()}, {"why", std::string(removed.message())}});
+    LogWarning("attempt.not_removed",
+               {{"attempt", key.ToString()}, {"why", std::string(removed.message())}});
   }
   // Of the job's folder only if this was its last attempt here.
   rmdir(JoinPath(work_dir_, "attempts/" + key.job_id).c_str());

@@ -83,7 +83,8 @@ std::vector<Entry> EntriesByAge(const std::string& directory) {
     entries.push_back({name, info.st_mtim.tv_sec * 1'000'000 + info.st_mtim.tv_nsec / 1000,
                        static_cast<int64_t>(info.st_size), info.st_nlink > 1});
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.used_us < b.used_us; });
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry& a, const Entry& b) { return a.used_us < b.used_us; });
   return entries;
 }
 
@@ -122,7 +123,8 @@ void BlobCache::Pin(const std::string& owner, const std::string& what) {
 
 bool BlobCache::IsPinned(const std::string& what) {
   std::lock_guard lock(mutex_);
-  return std::any_of(pins_.begin(), pins_.end(), [&](const auto& pin) { return pin.second.contains(what); });
+  return std::any_of(pins_.begin(), pins_.end(),
+                     [&](const auto& pin) { return pin.second.contains(what); });
 }
 
 void BlobCache::Unpin(const std::string& owner) {
@@ -144,7 +146,9 @@ absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
   if (offset < file.size_bytes) {
     RETURN_IF_ERROR(fetch(file.sha256, offset, [&](std::string_view data) -> absl::Status {
       if (offset + static_cast<int64_t>(data.size()) > file.size_bytes) {
-        return Error(Reason::kDigestMismatch, absl::StrCat(file.name, " is longer than its manifest says")).ToStatus();
+        return Error(Reason::kDigestMismatch,
+                     absl::StrCat(file.name, " is longer than its manifest says"))
+            .ToStatus();
       }
       RETURN_IF_ERROR(WriteAt(out.get(), data, offset));
       hash.Update(data);
@@ -153,19 +157,25 @@ absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
     }));
   }
   if (offset != file.size_bytes) {
-    return absl::UnavailableError(absl::StrCat(file.name, ": ", offset, " of ", file.size_bytes, " bytes came"));
+    return absl::UnavailableError(
+        absl::StrCat(file.name, ": ", offset, " of ", file.size_bytes, " bytes came"));
   }
   if (hash.FinishHex() != file.sha256) {
     RETURN_IF_ERROR(RemoveFile(partial));
-    return Error(Reason::kDigestMismatch, absl::StrCat(file.name, ": the bytes are not those of its digest")).ToStatus();
+    return Error(Reason::kDigestMismatch,
+                 absl::StrCat(file.name, ": the bytes are not those of its digest"))
+        .ToStatus();
   }
-  if (fchmod(out.get(), 0444) != 0 || fsync(out.get()) != 0) return ErrnoStatus(errno, "sync " + partial);
+  if (fchmod(out.get(), 0444) != 0 || fsync(out.get()) != 0)
+    return ErrnoStatus(errno, "sync " + partial);
   return Rename(partial, BlobPath(file.sha256));
 }
 
-absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileRef& file, const Fetch& fetch) {
+absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileRef& file,
+                                           const Fetch& fetch) {
   if (!IsSha256Hex(file.sha256)) {
-    return Error(Reason::kInternal, absl::StrCat(file.name, " has no digest to fetch it by")).ToStatus();
+    return Error(Reason::kInternal, absl::StrCat(file.name, " has no digest to fetch it by"))
+        .ToStatus();
   }
   Pin(owner, file.sha256);
   std::lock_guard lock(LockFor(file.sha256));
@@ -184,7 +194,8 @@ absl::Status BlobCache::LinkInto(const std::string& owner, const std::vector<Fil
   RETURN_IF_ERROR(MakeDirs(directory));
   for (const FileRef& file : files) {
     if (!IsPlainFileName(file.name)) {
-      return Error(Reason::kNameInvalid, absl::StrCat("the file name \"", file.name.substr(0, 100), "\" is not plain"))
+      return Error(Reason::kNameInvalid,
+                   absl::StrCat("the file name \"", file.name.substr(0, 100), "\" is not plain"))
           .ToStatus();
     }
     ASSIGN_OR_RETURN(const std::string blob, Get(owner, file, fetch));
@@ -194,7 +205,8 @@ absl::Status BlobCache::LinkInto(const std::string& owner, const std::vector<Fil
 }
 
 absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const std::string& digest,
-                                                const std::vector<FileRef>& files, const Fetch& fetch) {
+                                                const std::vector<FileRef>& files,
+                                                const Fetch& fetch) {
   if (!IsSha256Hex(digest)) return Error(Reason::kInternal, "a model without a digest").ToStatus();
   Pin(owner, digest);
   const std::string path = JoinPath(directory_, "models/" + digest);

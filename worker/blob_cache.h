@@ -5,7 +5,8 @@
 //   models/<digest>/<name>      a model directory made of hard links to blobs
 //
 // What an attempt uses is pinned while it runs; beyond `max_bytes` the least recently used model
-// directories go first, then blobs nobody links. Thread-safe; fetches of one digest wait for each other.
+// directories go first, then blobs nobody links. Thread-safe; fetches of one digest wait for each
+// other.
 #pragma once
 
 #include <cstdint>
@@ -24,17 +25,20 @@ namespace nibble::worker {
 
 class BlobCache {
  public:
-  // Writes the blob from `offset` on; called with increasing offsets until it returns. Returns when all
-  // bytes were handed over or with an error; what was handed over before an error is kept.
+  // Writes the blob from `offset` on; called with increasing offsets until it returns. Returns when
+  // all bytes were handed over or with an error; what was handed over before an error is kept.
   using Write = std::function<absl::Status(std::string_view data)>;
-  using Fetch = std::function<absl::Status(const std::string& sha256, int64_t offset, const Write& write)>;
+  using Fetch =
+      std::function<absl::Status(const std::string& sha256, int64_t offset, const Write& write)>;
 
-  BlobCache(std::string directory, int64_t max_bytes) : directory_(std::move(directory)), max_bytes_(max_bytes) {}
+  BlobCache(std::string directory, int64_t max_bytes)
+      : directory_(std::move(directory)), max_bytes_(max_bytes) {}
   // Makes the directories; removes what is not whole.
   absl::Status Open();
 
   // The path of the verified blob, fetched if need be; pinned for `owner` until Unpin.
-  absl::StatusOr<std::string> Get(const std::string& owner, const FileRef& file, const Fetch& fetch);
+  absl::StatusOr<std::string> Get(const std::string& owner, const FileRef& file,
+                                  const Fetch& fetch);
   // A directory with these files by name, pinned likewise. `digest` names it.
   absl::StatusOr<std::string> GetModel(const std::string& owner, const std::string& digest,
                                        const std::vector<FileRef>& files, const Fetch& fetch);
@@ -54,10 +58,10 @@ class BlobCache {
 
   const std::string directory_;
   const int64_t max_bytes_;
-  std::mutex mutex_;                               // guards the two below
-  std::map<std::string, std::set<std::string>> pins_;   // owner -> digests of blobs and models
+  std::mutex mutex_;                                   // guards the two below
+  std::map<std::string, std::set<std::string>> pins_;  // owner -> digests of blobs and models
   std::map<std::string, std::mutex> fetching_;
-  std::mutex shrink_mutex_;                        // no eviction while a model directory is assembled
+  std::mutex shrink_mutex_;  // no eviction while a model directory is assembled
 };
 
 // A plain file name: what a manifest from the server may put into a path of ours.

@@ -22,7 +22,8 @@ struct Server {
   int calls = 0;
   size_t break_after = SIZE_MAX;
   int64_t last_offset = -1;
-  BlobCache::Fetch fetch = [this](const std::string& sha256, int64_t offset, const BlobCache::Write& write) {
+  BlobCache::Fetch fetch = [this](const std::string& sha256, int64_t offset,
+                                  const BlobCache::Write& write) {
     ++calls;
     last_offset = offset;
     const std::string& content = blobs[sha256];
@@ -76,13 +77,15 @@ TEST_F(BlobCacheTest, WrongBytesAreRefusedAndForgotten) {
   const auto path = cache_.Get("job/1", ref, server_.fetch);
   EXPECT_EQ(StatusReason(path.status()), Reason::kDigestMismatch);
   server_.blobs[ref.sha256] = "hello world and more";
-  EXPECT_EQ(StatusReason(cache_.Get("job/1", ref, server_.fetch).status()), Reason::kDigestMismatch);
+  EXPECT_EQ(StatusReason(cache_.Get("job/1", ref, server_.fetch).status()),
+            Reason::kDigestMismatch);
   ref.sha256 = "../../etc/passwd";
   EXPECT_FALSE(cache_.Get("job/1", ref, server_.fetch).ok());
 }
 
 TEST_F(BlobCacheTest, ModelsAreDirectoriesOfLinks) {
-  const std::vector<FileRef> files = {server_.Add("config.json", "{}"), server_.Add("model.safetensors", "weights")};
+  const std::vector<FileRef> files = {server_.Add("config.json", "{}"),
+                                      server_.Add("model.safetensors", "weights")};
   const std::string digest = Sha256Hex("manifest");
   const auto path = cache_.GetModel("job/1", digest, files, server_.fetch);
   ASSERT_TRUE(path.ok()) << path.status();
@@ -112,7 +115,10 @@ TEST_F(BlobCacheTest, ShrinksTheLeastRecentlyUsedButNotWhatIsPinned) {
 }
 
 TEST_F(BlobCacheTest, ShrinkTakesUnusedModelsApart) {
-  ASSERT_TRUE(cache_.GetModel("job/1", Sha256Hex("m"), {server_.Add("w", std::string(200, 'w'))}, server_.fetch).ok());
+  ASSERT_TRUE(cache_
+                  .GetModel("job/1", Sha256Hex("m"), {server_.Add("w", std::string(200, 'w'))},
+                            server_.fetch)
+                  .ok());
   EXPECT_EQ(cache_.Shrink(), 200);
   cache_.Unpin("job/1");
   EXPECT_EQ(cache_.Shrink(), 0);

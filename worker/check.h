@@ -10,8 +10,7 @@ namespace nibble::worker {
 
 struct CheckSetup {
   std::string engine_binary;
-  std::string dir;                // the attempt's own
-  std::string log_file;
+  std::string dir;  // the attempt's own
 };
 
 CheckEnded RunCheck(const CheckSetup& setup, const Assignment& assignment, const LocalFiles& files,

@@ -8,7 +8,9 @@
 namespace nibble::worker {
 namespace {
 
-FileRef FromBlob(const v1::BlobRef& blob) { return {blob.name(), blob.sha256(), blob.size_bytes()}; }
+FileRef FromBlob(const v1::BlobRef& blob) {
+  return {blob.name(), blob.sha256(), blob.size_bytes()};
+}
 
 void ToBlob(const FileRef& file, v1::BlobRef* blob) {
   blob->set_name(file.name);
@@ -146,7 +148,8 @@ absl::StatusOr<Assignment> FromProto(const v1::Assignment& in) {
   a.token = in.token();
   a.device_id = in.device_id();
   a.kind = in.kind() == v1::Assignment::CHECK ? Kind::kCheck : Kind::kTrain;
-  a.want = in.want() == v1::Assignment::WANT_UNSPECIFIED ? Want::kRun : static_cast<Want>(in.want());
+  a.want =
+      in.want() == v1::Assignment::WANT_UNSPECIFIED ? Want::kRun : static_cast<Want>(in.want());
   ASSIGN_OR_RETURN(a.spec, spec::TrainSpecFromJson(in.spec_json()));
   a.spec_json = in.spec_json();
   a.base_digest = in.base_digest();
@@ -171,7 +174,8 @@ absl::StatusOr<Assignment> FromProto(const v1::Assignment& in) {
 SynchronizeReply FromProto(int64_t id, const v1::SynchronizeResponse& response) {
   SynchronizeReply reply;
   reply.id = id;
-  reply.code = response.register_again() ? SynchronizeReply::Code::kRegisterAgain : SynchronizeReply::Code::kOk;
+  reply.code = response.register_again() ? SynchronizeReply::Code::kRegisterAgain
+                                         : SynchronizeReply::Code::kOk;
   reply.timeline = response.timeline();
   reply.generation = response.generation();
   reply.revision = response.revision();
@@ -180,7 +184,8 @@ SynchronizeReply FromProto(int64_t id, const v1::SynchronizeResponse& response) 
     if (read.ok()) {
       reply.assignments.push_back(std::move(*read));
     } else {
-      LogError("assignment.unreadable", {{"job", assignment.job_id()}, {"epoch", assignment.epoch()},
+      LogError("assignment.unreadable", {{"job", assignment.job_id()},
+                                         {"epoch", assignment.epoch()},
                                          {"why", std::string(read.status().message())}});
     }
   }

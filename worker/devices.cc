@@ -30,7 +30,8 @@ std::string ProcessorName() {
   for (std::string line; std::getline(in, line);) {
     if (line.rfind("model name", 0) != 0) continue;
     const size_t colon = line.find(':');
-    if (colon != std::string::npos) return std::string(absl::StripAsciiWhitespace(line.substr(colon + 1)));
+    if (colon != std::string::npos)
+      return std::string(absl::StripAsciiWhitespace(line.substr(colon + 1)));
   }
   return "CPU";
 }
@@ -63,12 +64,14 @@ int64_t AvailableMemoryBytes() {
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field) {
   const auto bad = [&] {
     return Error::Field(Reason::kSpecInvalid, std::string(field),
-                        absl::StrCat("must be a size like 8GiB or 512MiB, got \"", std::string(text.substr(0, 40)), "\""))
+                        absl::StrCat("must be a size like 8GiB or 512MiB, got \"",
+                                     std::string(text.substr(0, 40)), "\""))
         .ToStatus();
   };
   const size_t end = text.find_first_not_of("0123456789.");
   const std::string number(text.substr(0, end));
-  std::string unit = end == std::string_view::npos ? "" : absl::AsciiStrToLower(std::string(text.substr(end)));
+  std::string unit =
+      end == std::string_view::npos ? "" : absl::AsciiStrToLower(std::string(text.substr(end)));
   unit = std::string(absl::StripAsciiWhitespace(unit));
   double value = 0;
   if (!absl::SimpleAtod(number, &value)) return bad();
@@ -86,20 +89,23 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field
 absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options) {
   const int threads = options.threads > 0 ? options.threads : AvailableThreads();
   ASSIGN_OR_RETURN(const HelperResult result,
-                   RunHelper({options.engine_binary, "profile", "--device", options.device, "--threads",
-                              absl::StrCat(threads)}, options.log_file, nullptr));
+                   RunHelper({options.engine_binary, "profile", "--device", options.device,
+                              "--threads", absl::StrCat(threads)},
+                             options.log_file, nullptr));
   if (result.exit.code != 0) {
-    return Error(Reason::kEngineFailed, absl::StrCat(options.engine_binary, " profile ", result.exit.message, "; see ",
-                                                     options.log_file)).ToStatus();
+    return Error(Reason::kEngineFailed,
+                 absl::StrCat(options.engine_binary, " profile ", result.exit.message, "; see ",
+                              options.log_file))
+        .ToStatus();
   }
   DeviceInfo device;
   const std::string text(absl::StripAsciiWhitespace(result.output));
   ASSIGN_OR_RETURN(device.profile, spec::DeviceProfileFromJson(text));
   device.id = options.device + "0";
   device.description = ProcessorName();
-  device.profile.capacity_bytes = options.memory_bytes > 0
-                                      ? options.memory_bytes
-                                      : std::max<int64_t>(0, AvailableMemoryBytes() - kReserveBytes);
+  device.profile.capacity_bytes =
+      options.memory_bytes > 0 ? options.memory_bytes
+                               : std::max<int64_t>(0, AvailableMemoryBytes() - kReserveBytes);
   if (device.profile.capacity_bytes <= device.profile.fixed_bytes) {
     return Error(Reason::kOutOfMemory,
                  absl::StrCat("this worker would offer ", device.profile.capacity_bytes,

@@ -13,8 +13,8 @@ namespace nibble::worker {
 struct DeviceOptions {
   std::string engine_binary;
   std::string device = "cpu";
-  int threads = 0;                // 0: all this process may use
-  int64_t memory_bytes = 0;       // offered; 0: what is available now less 1 GiB
+  int threads = 0;           // 0: all this process may use
+  int64_t memory_bytes = 0;  // offered; 0: what is available now less 1 GiB
   std::string log_file;
 };
 

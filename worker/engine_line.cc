@@ -15,8 +15,8 @@ namespace {
 using nlohmann::json;
 
 absl::Status Bad(std::string_view line, const std::string& what) {
-  return Error(Reason::kEngineFailed,
-               absl::StrCat("the engine sent a line that ", what, ": ", std::string(line.substr(0, 200))))
+  return Error(Reason::kEngineFailed, absl::StrCat("the engine sent a line that ", what, ": ",
+                                                   std::string(line.substr(0, 200))))
       .ToStatus();
 }
 
@@ -47,7 +47,9 @@ double Number(const json& object, const char* key) {
   return std::numeric_limits<double>::quiet_NaN();
 }
 
-std::string Dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
+std::string Dump(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
 
 Phase PhaseFromName(const std::string& name) {
   if (name == "LOADING_BASE") return Phase::kLoadingBase;
@@ -78,27 +80,31 @@ EnginePlan PlanFrom(int64_t engine, AttemptKey key, const json& o) {
   json both = json::object();
   if (const auto it = o.find("report"); it != o.end() && it->is_object()) both = *it;
   if (const auto it = o.find("plan"); it != o.end()) both["plan"] = *it;
-  return EnginePlan{engine, std::move(key), Integer(o, "planned_steps"), Dump(both), Text(o, "numerics_id")};
+  return EnginePlan{engine, std::move(key), Integer(o, "planned_steps"), Dump(both),
+                    Text(o, "numerics_id")};
 }
 
 // Lines that speak of one attempt.
-absl::StatusOr<std::optional<Input>> ParseAttemptLine(int64_t engine, const std::string& type, const json& o,
-                                                      std::string_view line) {
+absl::StatusOr<std::optional<Input>> ParseAttemptLine(int64_t engine, const std::string& type,
+                                                      const json& o, std::string_view line) {
   ASSIGN_OR_RETURN(AttemptKey key, ParseAttempt(Text(o, "attempt")));
   const int64_t step = Integer(o, "step");
   if (type == "turn") return Input(EngineTurn{engine, std::move(key)});
-  if (type == "phase") return Input(EnginePhase{engine, std::move(key), PhaseFromName(Text(o, "phase"))});
+  if (type == "phase")
+    return Input(EnginePhase{engine, std::move(key), PhaseFromName(Text(o, "phase"))});
   if (type == "plan") return Input(PlanFrom(engine, std::move(key), o));
   if (type == "step") return Input(EngineStep{engine, std::move(key), StepFrom(o)});
   if (type == "eval") {
-    return Input(EngineEval{engine, std::move(key), step, Number(o, "loss"), Integer(o, "time_us")});
+    return Input(
+        EngineEval{engine, std::move(key), step, Number(o, "loss"), Integer(o, "time_us")});
   }
   if (type == "checkpoint") {
-    return Input(EngineCheckpoint{engine, std::move(key), step, Text(o, "dir"), Text(o, "manifest_sha256"),
-                                  Number(o, "loss")});
+    return Input(EngineCheckpoint{engine, std::move(key), step, Text(o, "dir"),
+                                  Text(o, "manifest_sha256"), Number(o, "loss")});
   }
   if (type == "finished") {
-    return Input(EngineFinished{engine, std::move(key), step, Text(o, "dir"), Text(o, "stop_reason")});
+    return Input(
+        EngineFinished{engine, std::move(key), step, Text(o, "dir"), Text(o, "stop_reason")});
   }
   if (type == "detached") return Input(EngineDetached{engine, std::move(key), step});
   if (type == "failed") {
@@ -119,7 +125,8 @@ absl::StatusOr<AttemptKey> ParseAttempt(std::string_view text) {
   const size_t slash = text.rfind('/');
   AttemptKey key;
   if (slash == std::string_view::npos || slash == 0 ||
-      !absl::SimpleAtoi(absl::string_view(text.data() + slash + 1, text.size() - slash - 1), &key.epoch)) {
+      !absl::SimpleAtoi(absl::string_view(text.data() + slash + 1, text.size() - slash - 1),
+                        &key.epoch)) {
     return Bad(text, "names no attempt");
   }
   key.job_id = std::string(text.substr(0, slash));
@@ -132,7 +139,8 @@ absl::StatusOr<std::optional<Input>> ParseEngineLine(int64_t engine, std::string
   if (!o.is_object()) return Bad(line, "is no JSON object");
   const std::string type = Text(o, "type");
   if (type == "hello") {
-    if (Integer(o, "version") != kProtocolVersion) return Bad(line, "speaks another version of the protocol");
+    if (Integer(o, "version") != kProtocolVersion)
+      return Bad(line, "speaks another version of the protocol");
     return Input(EngineHello{engine, Text(o, "numerics_id")});
   }
   if (type == "base") return Input(EngineBase{engine, Integer(o, "bytes")});

@@ -22,7 +22,8 @@ absl::StatusOr<std::optional<Input>> ParseEngineLine(int64_t engine, std::string
 absl::StatusOr<AttemptKey> ParseAttempt(std::string_view text);
 
 // Lines to the engine, each with its newline. `dir` is the attempt's own directory.
-std::string AttachLine(const Assignment& assignment, const LocalFiles& files, const std::string& dir);
+std::string AttachLine(const Assignment& assignment, const LocalFiles& files,
+                       const std::string& dir);
 // pause, resume, checkpoint.
 std::string CommandLine(std::string_view type, const AttemptKey& key);
 std::string DetachLine(const AttemptKey& key, bool checkpoint);

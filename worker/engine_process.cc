@@ -39,12 +39,14 @@ ProcessExit ExitOf(int status, int64_t kernel_kills_before) {
   ProcessExit exit;
   if (WIFSIGNALED(status)) {
     exit.code = -1;
-    exit.message = absl::StrCat("was ended by signal ", WTERMSIG(status), " (", strsignal(WTERMSIG(status)), ")");
+    exit.message = absl::StrCat("was ended by signal ", WTERMSIG(status), " (",
+                                strsignal(WTERMSIG(status)), ")");
     exit.out_of_memory = WTERMSIG(status) == SIGKILL && kernel_kills_before >= 0 &&
                          KernelKills() > kernel_kills_before;
   } else {
     exit.code = WEXITSTATUS(status);
-    exit.message = exit.code == 127 ? "could not be started" : absl::StrCat("ended with code ", exit.code);
+    exit.message =
+        exit.code == 127 ? "could not be started" : absl::StrCat("ended with code ", exit.code);
   }
   return exit;
 }
@@ -60,7 +62,7 @@ struct Descriptors {
   int in = -1;
   int out = -1;
   int err = -1;
-  int three = -1;   // -1: none
+  int three = -1;  // -1: none
 };
 
 // Between fork and exec: only async-signal-safe calls. Descriptors above 3 are all close-on-exec.
@@ -140,11 +142,11 @@ class Forker {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(const std::vector<std::string>& arguments,
-                                                                    const std::string& log_file,
-                                                                    Callbacks callbacks) {
+absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(
+    const std::vector<std::string>& arguments, const std::string& log_file, Callbacks callbacks) {
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return ErrnoStatus(errno, "socketpair");
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+    return ErrnoStatus(errno, "socketpair");
   Descriptors fds;
   fds.in = open("/dev/null", O_RDONLY | O_CLOEXEC);
   fds.out = open(log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -246,8 +248,10 @@ void EngineProcess::ReadLoop() {
   callbacks_.on_exit(Reap());
 }
 
-absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments, const std::string& log_file,
-                                       const std::function<bool()>& cancelled, size_t max_output_bytes) {
+absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments,
+                                       const std::string& log_file,
+                                       const std::function<bool()>& cancelled,
+                                       size_t max_output_bytes) {
   int out[2];
   if (pipe2(out, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   Descriptors fds;
@@ -289,7 +293,8 @@ std::string TailOfFile(const std::string& path, size_t max_bytes) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) return "";
   const auto size = static_cast<std::streamoff>(in.tellg());
-  const std::streamoff begin = std::max<std::streamoff>(0, size - static_cast<std::streamoff>(max_bytes));
+  const std::streamoff begin =
+      std::max<std::streamoff>(0, size - static_cast<std::streamoff>(max_bytes));
   in.seekg(begin);
   std::string text(static_cast<size_t>(size - begin), '\0');
   in.read(text.data(), static_cast<std::streamsize>(text.size()));

@@ -1,9 +1,10 @@
 // One nibble-engine process: started on a socket pair, read line by line, ended with certainty.
 //
-// The engine gets one end of the pair as fd 3, /dev/null as its input, a log file as its output, and a
-// process group of its own. It dies with this process (PR_SET_PDEATHSIG), also when we are killed -9:
-// end of file on the socket says the same. A reader thread hands over lines and, last, the exit, after
-// the process was reaped; callbacks come from that thread only. Other methods are thread-safe.
+// The engine gets one end of the pair as fd 3, /dev/null as its input, a log file as its output,
+// and a process group of its own. It dies with this process (PR_SET_PDEATHSIG), also when we are
+// killed -9: end of file on the socket says the same. A reader thread hands over lines and, last,
+// the exit, after the process was reaped; callbacks come from that thread only. Other methods are
+// thread-safe.
 #pragma once
 
 #include <sys/types.h>
@@ -24,9 +25,9 @@
 namespace nibble::worker {
 
 struct ProcessExit {
-  std::string message;            // "ended with code 3", "was ended by signal 9"
-  bool out_of_memory = false;     // killed, while the kernel's own count of such kills went up
-  int code = 0;                   // exit code; -1 when ended by a signal
+  std::string message;         // "ended with code 3", "was ended by signal 9"
+  bool out_of_memory = false;  // killed, while the kernel's own count of such kills went up
+  int code = 0;                // exit code; -1 when ended by a signal
 };
 
 class EngineProcess {
@@ -38,9 +39,8 @@ class EngineProcess {
   };
 
   // `arguments[0]` is the binary. "--fd 3" must be among them.
-  static absl::StatusOr<std::unique_ptr<EngineProcess>> Start(const std::vector<std::string>& arguments,
-                                                              const std::string& log_file,
-                                                              Callbacks callbacks);
+  static absl::StatusOr<std::unique_ptr<EngineProcess>> Start(
+      const std::vector<std::string>& arguments, const std::string& log_file, Callbacks callbacks);
   // Kills if need be and waits for the reader.
   ~EngineProcess();
   EngineProcess(const EngineProcess&) = delete;
@@ -64,18 +64,19 @@ class EngineProcess {
   const int64_t kernel_kills_before_;
   std::mutex send_mutex_;
   std::atomic<bool> reaped_{false};
-  std::mutex reap_mutex_;         // no signal to a pid that was given back
+  std::mutex reap_mutex_;  // no signal to a pid that was given back
   std::thread reader_;
 };
 
-// Runs a helper (profile, validate) to its end, its output in `log_file`; `cancelled` is asked now and
-// then, and kills it. Its standard output comes back, at most `max_output_bytes` of it.
+// Runs a helper (profile, validate) to its end, its output in `log_file`; `cancelled` is asked now
+// and then, and kills it. Its standard output comes back, at most `max_output_bytes` of it.
 struct HelperResult {
   ProcessExit exit;
   std::string output;
   bool cancelled = false;
 };
-absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments, const std::string& log_file,
+absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments,
+                                       const std::string& log_file,
                                        const std::function<bool()>& cancelled,
                                        size_t max_output_bytes = size_t{4} << 20);
 

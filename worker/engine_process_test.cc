@@ -32,7 +32,8 @@ class Listener {
   }
   bool WaitForLines(size_t count) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return lines_.size() >= count; });
+    return changed_.wait_for(lock, std::chrono::seconds(20),
+                             [&] { return lines_.size() >= count; });
   }
   ProcessExit WaitForExit() {
     std::unique_lock lock(mutex_);
@@ -94,15 +95,18 @@ TEST_F(EngineProcessTest, AMissingBinaryIsAnExit) {
 
 TEST(RunHelperTest, OutputExitAndCancel) {
   TempDir dir;
-  const auto echo = RunHelper({"/bin/sh", "-c", "echo out; echo err >&2; exit 3"}, dir.Join("log"), nullptr);
+  const auto echo =
+      RunHelper({"/bin/sh", "-c", "echo out; echo err >&2; exit 3"}, dir.Join("log"), nullptr);
   ASSERT_TRUE(echo.ok());
   EXPECT_EQ(echo->output, "out\n");
   EXPECT_EQ(echo->exit.code, 3);
   EXPECT_EQ(TailOfFile(dir.Join("log"), 100), "err");
-  const auto bounded = RunHelper({"/bin/sh", "-c", "yes | head -c 100000"}, dir.Join("log"), nullptr, 100);
+  const auto bounded =
+      RunHelper({"/bin/sh", "-c", "yes | head -c 100000"}, dir.Join("log"), nullptr, 100);
   ASSERT_TRUE(bounded.ok());
   EXPECT_EQ(bounded->output.size(), 100u);
-  const auto cancelled = RunHelper({"/bin/sh", "-c", "sleep 100"}, dir.Join("log"), [] { return true; });
+  const auto cancelled =
+      RunHelper({"/bin/sh", "-c", "sleep 100"}, dir.Join("log"), [] { return true; });
   ASSERT_TRUE(cancelled.ok());
   EXPECT_TRUE(cancelled->cancelled);
 }

@@ -1,4 +1,5 @@
 // nibble-worker: trains what a server gives it.
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -9,7 +10,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <fcntl.h>
 #include <functional>
 #include <map>
 #include <string>
@@ -36,7 +36,8 @@ constexpr char kUsage[] =
     "nibble-worker: trains what a nibble-server gives it\n"
     "\n"
     "  --server HOST:PORT   of the server (NIBBLE_SERVER; default 127.0.0.1:7070)\n"
-    "  --data-dir DIR       caches, attempts, identity (default ./nibble-worker); --work-dir is the same\n"
+    "  --data-dir DIR       caches, attempts, identity (default ./nibble-worker); --work-dir is "
+    "the same\n"
     "  --worker-id ID       stable name (default: made once, kept in the data directory)\n"
     "  --engine PATH        nibble-engine (default: beside this binary)\n"
     "  --device cpu         what to train on\n"
@@ -53,7 +54,8 @@ constexpr char kUsage[] =
 struct Flags {
   std::map<std::string, std::string> values;
   bool shares_file_system = false;
-  std::string Get(const std::string& name, const char* variable, const std::string& otherwise) const {
+  std::string Get(const std::string& name, const char* variable,
+                  const std::string& otherwise) const {
     const auto it = values.find(name);
     if (it != values.end()) return it->second;
     const char* env = variable ? std::getenv(variable) : nullptr;
@@ -62,9 +64,9 @@ struct Flags {
 };
 
 absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
-  static const std::vector<std::string> kNames = {"server", "data-dir", "work-dir", "worker-id", "engine", "device",
-                                                  "threads", "memory", "cache-size", "http", "token-file", "ca-file",
-                                                  "log"};
+  static const std::vector<std::string> kNames = {
+      "server", "data-dir",   "work-dir", "worker-id",  "engine",  "device", "threads",
+      "memory", "cache-size", "http",     "token-file", "ca-file", "log"};
   Flags flags;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -75,7 +77,8 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
     const size_t equals = argument.find('=');
     const std::string name = argument.rfind("--", 0) == 0 ? argument.substr(2, equals - 2) : "";
     if (std::find(kNames.begin(), kNames.end(), name) == kNames.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("unknown flag ", argument, "; --help lists them"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown flag ", argument, "; --help lists them"));
     }
     if (equals != std::string::npos) {
       flags.values[name] = argument.substr(equals + 1);
@@ -94,10 +97,11 @@ absl::Status LockDirectory(const std::string& path) {
   if (fd < 0) return ErrnoStatus(errno, "open " + path);
   if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
     close(fd);
-    return Error(Reason::kResourceInUse, absl::StrCat("another nibble-worker uses this data directory (", path, ")"))
+    return Error(Reason::kResourceInUse,
+                 absl::StrCat("another nibble-worker uses this data directory (", path, ")"))
         .ToStatus();
   }
-  return absl::OkStatus();   // held until the process ends
+  return absl::OkStatus();  // held until the process ends
 }
 
 absl::StatusOr<std::string> WorkerId(const Flags& flags, const std::string& dir) {
@@ -110,8 +114,10 @@ absl::StatusOr<std::string> WorkerId(const Flags& flags, const std::string& dir)
   }
   if (id.empty()) id = NewId("w");
   if (!IsValidId(id)) {
-    return Error::Field(Reason::kNameInvalid, "--worker-id",
-                        absl::StrCat("must be 1 to 63 characters of a-z, 0-9 and -, got \"", id, "\"")).ToStatus();
+    return Error::Field(
+               Reason::kNameInvalid, "--worker-id",
+               absl::StrCat("must be 1 to 63 characters of a-z, 0-9 and -, got \"", id, "\""))
+        .ToStatus();
   }
   RETURN_IF_ERROR(WriteFileAtomic(path, id + "\n"));
   return id;
@@ -140,8 +146,11 @@ absl::StatusOr<DeviceOptions> DeviceFlags(const Flags& flags, const std::string&
   options.device = flags.Get("device", nullptr, "cpu");
   options.log_file = JoinPath(dir, "log/profile.log");
   if (const std::string threads = flags.Get("threads", nullptr, ""); !threads.empty()) {
-    if (!absl::SimpleAtoi(threads, &options.threads) || options.threads < 1 || options.threads > 1024) {
-      return Error::Field(Reason::kSpecInvalid, "--threads", absl::StrCat("must be 1 to 1024, got ", threads)).ToStatus();
+    if (!absl::SimpleAtoi(threads, &options.threads) || options.threads < 1 ||
+        options.threads > 1024) {
+      return Error::Field(Reason::kSpecInvalid, "--threads",
+                          absl::StrCat("must be 1 to 1024, got ", threads))
+          .ToStatus();
     }
   } else {
     options.threads = AvailableThreads();
@@ -177,7 +186,9 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
   ASSIGN_OR_RETURN(const DeviceOptions device_options, DeviceFlags(flags, dir));
   ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(device_options));
   identity.devices.push_back(device);
-  LogInfo("worker.device", {{"worker", identity.worker_id}, {"device", device.id}, {"body", device.profile.body},
+  LogInfo("worker.device", {{"worker", identity.worker_id},
+                            {"device", device.id},
+                            {"body", device.profile.body},
                             {"capacity_bytes", device.profile.capacity_bytes},
                             {"threads", static_cast<int64_t>(device.profile.threads)}});
   ASSIGN_OR_RETURN(ServerClientOptions server, ServerOptions(flags));
@@ -193,7 +204,8 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
     ASSIGN_OR_RETURN(options.cache_max_bytes, ParseBytes(size, "--cache-size"));
   }
   AgentLoop loop(std::move(options), *link);
-  ASSIGN_OR_RETURN(const auto metrics, ServeMetrics(flags.Get("http", nullptr, ""), identity, loop.counts()));
+  ASSIGN_OR_RETURN(const auto metrics,
+                   ServeMetrics(flags.Get("http", nullptr, ""), identity, loop.counts()));
   std::atomic<bool> over{false};
   std::thread signal_thread([&] { HandleSignals(signals, loop, over); });
   const absl::Status status = loop.Run();

@@ -5,6 +5,7 @@
 #include <prometheus/metric_family.h>
 
 #include <exception>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,10 +30,43 @@ MetricFamily One(MetricType type, std::string name, std::string help, double val
   return MetricFamily{std::move(name), std::move(help), type, {std::move(metric)}};
 }
 
+MetricFamily Distribution(std::string name, std::string help, const DurationCounts& counts) {
+  ClientMetric metric;
+  uint64_t cumulative = 0;
+  for (size_t i = 0; i <= DurationCounts::kBounds.size(); ++i) {
+    cumulative += static_cast<uint64_t>(counts.bucket(i));
+    const double bound = i < DurationCounts::kBounds.size() ? DurationCounts::kBounds[i]
+                                                            : std::numeric_limits<double>::infinity();
+    metric.histogram.bucket.push_back({cumulative, bound});
+  }
+  metric.histogram.sample_count = cumulative;
+  metric.histogram.sample_sum = counts.sum_seconds();
+  return MetricFamily{std::move(name), std::move(help), MetricType::Histogram, {std::move(metric)}};
+}
+
+void AddTraining(std::vector<MetricFamily>& families, const TrainCounts& train) {
+  constexpr auto kCounter = MetricType::Counter;
+  const auto value = [](const std::atomic<int64_t>& v) { return static_cast<double>(v.load()); };
+  families.push_back(One(kCounter, "nibble_train_steps_total", "Optimizer steps.", value(train.steps)));
+  families.push_back(One(kCounter, "nibble_train_steps_skipped_total", "Optimizer steps whose update was left out.",
+                         value(train.nonfinite_steps), {{"reason", "nonfinite"}}));
+  MetricFamily tokens = One(kCounter, "nibble_train_tokens_total", "Tokens processed.", value(train.target_tokens),
+                            {{"kind", "target"}});
+  tokens.metric.push_back(One(kCounter, "", "", value(train.context_tokens), {{"kind", "context"}}).metric[0]);
+  families.push_back(std::move(tokens));
+  families.push_back(
+      Distribution("nibble_train_step_duration_seconds", "Time of an optimizer step.", train.step_time));
+  families.push_back(Distribution("nibble_checkpoint_duration_seconds",
+                                  "Time from a checkpoint's start to its report.", train.checkpoint_time));
+  families.push_back(One(kCounter, "nibble_checkpoint_failures_total", "Checkpoints and adapters that failed to upload.",
+                         value(train.upload_failures)));
+}
+
 // Reads the loop's counts at every scrape: nothing to keep in step.
 class Counts : public prometheus::Collectable {
  public:
-  Counts(const WorkerIdentity& identity, const LoopCounts& counts) : identity_(identity), counts_(counts) {}
+  Counts(const WorkerIdentity& identity, const LoopCounts& counts)
+      : identity_(identity), counts_(counts) {}
   std::vector<MetricFamily> Collect() const override {
     constexpr auto kGauge = MetricType::Gauge;
     constexpr auto kCounter = MetricType::Counter;
@@ -40,20 +74,27 @@ class Counts : public prometheus::Collectable {
     std::vector<MetricFamily> families = {
         One(kGauge, "nibble_build_info", "1, labelled with what runs here.", 1,
             {{"component", "worker"}, {"version", identity_.version}}),
-        One(kGauge, "nibble_worker_registered", "1 while the server knows this process.", counts_.registered ? 1 : 0),
-        One(kGauge, "nibble_worker_attempts", "Attempts this worker holds.", value(counts_.attempts)),
+        One(kGauge, "nibble_worker_registered", "1 while the server knows this process.",
+            counts_.registered ? 1 : 0),
+        One(kGauge, "nibble_worker_attempts", "Attempts this worker holds.",
+            value(counts_.attempts)),
         One(kGauge, "nibble_worker_engines", "Engine processes running.", value(counts_.engines)),
-        One(kCounter, "nibble_worker_engines_started_total", "Engine processes started.", value(counts_.engines_started)),
-        One(kCounter, "nibble_worker_engines_lost_total", "Engine processes that ended by themselves.",
-            value(counts_.engines_lost)),
-        One(kCounter, "nibble_worker_steps_total", "Optimizer steps its engines reported.", value(counts_.steps)),
-        One(kCounter, "nibble_worker_reports_total", "Reports sent to the server.", value(counts_.reports)),
+        One(kCounter, "nibble_worker_engines_started_total", "Engine processes started.",
+            value(counts_.engines_started)),
+        One(kCounter, "nibble_worker_engines_lost_total",
+            "Engine processes that ended by themselves.", value(counts_.engines_lost)),
+        One(kCounter, "nibble_worker_steps_total", "Optimizer steps its engines reported.",
+            value(counts_.steps)),
+        One(kCounter, "nibble_worker_reports_total", "Reports sent to the server.",
+            value(counts_.reports)),
         One(kCounter, "nibble_worker_reports_failed_total", "Reports the server did not take.",
             value(counts_.reports_failed)),
     };
+    AddTraining(families, counts_.train);
     for (const DeviceInfo& device : identity_.devices) {
-      families.push_back(One(kGauge, "nibble_worker_device_capacity_bytes", "Memory this worker offers.",
-                             static_cast<double>(device.profile.capacity_bytes), {{"device", device.id}}));
+      families.push_back(
+          One(kGauge, "nibble_worker_device_capacity_bytes", "Memory this worker offers.",
+              static_cast<double>(device.profile.capacity_bytes), {{"device", device.id}}));
     }
     return families;
   }
@@ -77,13 +118,15 @@ class Server : public MetricsServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address, const WorkerIdentity& identity,
+absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address,
+                                                            const WorkerIdentity& identity,
                                                             const LoopCounts& counts) {
   if (address.empty()) return std::unique_ptr<MetricsServer>();
   try {
     return std::unique_ptr<MetricsServer>(std::make_unique<Server>(address, identity, counts));
   } catch (const std::exception& e) {
-    return Error::Field(Reason::kSpecInvalid, "--http", absl::StrCat(address, " cannot be listened on: ", e.what()))
+    return Error::Field(Reason::kSpecInvalid, "--http",
+                        absl::StrCat(address, " cannot be listened on: ", e.what()))
         .ToStatus();
   }
 }

@@ -16,7 +16,8 @@ class MetricsServer {
 };
 
 // Serves until destroyed; `address` "" serves nothing. `counts` must outlive it.
-absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address, const WorkerIdentity& identity,
+absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address,
+                                                            const WorkerIdentity& identity,
                                                             const LoopCounts& counts);
 
 }  // namespace nibble::worker

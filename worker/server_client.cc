@@ -41,20 +41,24 @@ bool IsFinal(const absl::Status& status) {
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kAlreadyExists:
-    case absl::StatusCode::kUnimplemented: return true;
-    default: return false;
+    case absl::StatusCode::kUnimplemented:
+      return true;
+    default:
+      return false;
   }
 }
 
 class ServerClient : public ServerLink {
  public:
-  ServerClient(ServerClientOptions options, WorkerIdentity identity, std::shared_ptr<grpc::Channel> channel)
+  ServerClient(ServerClientOptions options, WorkerIdentity identity,
+               std::shared_ptr<grpc::Channel> channel)
       : options_(std::move(options)), identity_(std::move(identity)), stub_(std::move(channel)) {}
 
   RegisterReply Register(const DoRegister& action) override {
     Call call(*this, options_.call_timeout_ms);
     v1::RegisterResponse response;
-    const absl::Status status = FromGrpc(stub_.Register(&call.context, ToProto(identity_, action), &response));
+    const absl::Status status =
+        FromGrpc(stub_.Register(&call.context, ToProto(identity_, action), &response));
     if (status.ok()) return FromProto(response);
     RegisterReply reply;
     reply.superseded = absl::IsAborted(status) || StatusReason(status) == Reason::kStaleAttempt;
@@ -81,7 +85,8 @@ class ServerClient : public ServerLink {
     reply.id = action.request.id;
     reply.code = SynchronizeReply::Code::kUnavailable;
     if (absl::IsNotFound(status)) reply.code = SynchronizeReply::Code::kRegisterAgain;
-    if (StatusReason(status) == Reason::kStaleAttempt) reply.code = SynchronizeReply::Code::kSuperseded;
+    if (StatusReason(status) == Reason::kStaleAttempt)
+      reply.code = SynchronizeReply::Code::kSuperseded;
     return reply;
   }
 
@@ -122,8 +127,9 @@ class ServerClient : public ServerLink {
     absl::Status local;
     while (local.ok() && reader->Read(&chunk)) {
       if (chunk.offset() != offset) {
-        local = Error(Reason::kOffsetMismatch,
-                      absl::StrCat("the server sent bytes at ", chunk.offset(), ", expected ", offset)).ToStatus();
+        local = Error(Reason::kOffsetMismatch, absl::StrCat("the server sent bytes at ",
+                                                            chunk.offset(), ", expected ", offset))
+                    .ToStatus();
       } else if (cancelled()) {
         local = absl::CancelledError("no longer wanted");
       } else {
@@ -142,8 +148,8 @@ class ServerClient : public ServerLink {
     *begin.mutable_fence() = FenceOf(identity_, key, token);
     begin.set_sha256(file.sha256);
     begin.set_size_bytes(file.size_bytes);
-    // A cut stream is resumed here as long as it brings bytes forward; beyond that the agent decides
-    // when to try again.
+    // A cut stream is resumed here as long as it brings bytes forward; beyond that the agent
+    // decides when to try again.
     int64_t before = -1;
     while (true) {
       v1::BlobStatus status;
@@ -156,7 +162,8 @@ class ServerClient : public ServerLink {
       const absl::Status sent = SendFrom(status, file, path, cancelled);
       if (sent.ok() && status.complete()) return sent;
       if (!sent.ok() && (IsFinal(sent) || status.committed_bytes() <= before)) return sent;
-      if (sent.ok() && status.committed_bytes() <= before) return absl::UnavailableError("the upload does not end");
+      if (sent.ok() && status.committed_bytes() <= before)
+        return absl::UnavailableError("the upload does not end");
       before = status.committed_bytes();
     }
   }
@@ -172,9 +179,11 @@ class ServerClient : public ServerLink {
   struct Call {
     Call(ServerClient& owner_in, int64_t timeout_ms) : owner(owner_in) {
       if (timeout_ms > 0) {
-        context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms));
+        context.set_deadline(std::chrono::system_clock::now() +
+                             std::chrono::milliseconds(timeout_ms));
       }
-      if (!owner.options_.token.empty()) context.AddMetadata("authorization", "Bearer " + owner.options_.token);
+      if (!owner.options_.token.empty())
+        context.AddMetadata("authorization", "Bearer " + owner.options_.token);
       std::lock_guard lock(owner.mutex_);
       owner.open_.insert(&context);
       if (owner.down_) context.TryCancel();
@@ -199,7 +208,8 @@ class ServerClient : public ServerLink {
     absl::Status local;
     for (bool first = true; first || offset < file.size_bytes; first = false) {
       const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
-      if (got < 0 || (got == 0 && offset < file.size_bytes)) local = absl::DataLossError("cannot read " + path);
+      if (got < 0 || (got == 0 && offset < file.size_bytes))
+        local = absl::DataLossError("cannot read " + path);
       if (cancelled()) local = absl::CancelledError("no longer wanted");
       if (!local.ok()) {
         call.context.TryCancel();
@@ -222,7 +232,7 @@ class ServerClient : public ServerLink {
   const ServerClientOptions options_;
   const WorkerIdentity identity_;
   v1::WorkerService::Stub stub_;
-  std::mutex mutex_;                            // guards what follows
+  std::mutex mutex_;  // guards what follows
   std::set<grpc::ClientContext*> open_;
   grpc::ClientContext* synchronizing_ = nullptr;
   int64_t synchronizing_id_ = 0;
@@ -232,7 +242,8 @@ class ServerClient : public ServerLink {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions options, WorkerIdentity identity) {
+absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions options,
+                                                            WorkerIdentity identity) {
   std::string target = options.server;
   bool tls = !options.ca_file.empty();
   if (TakePrefix(target, "https://") || TakePrefix(target, "grpcs://")) {
@@ -259,8 +270,9 @@ absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions 
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(16 << 20);
-  return std::unique_ptr<ServerLink>(std::make_unique<ServerClient>(
-      std::move(options), std::move(identity), grpc::CreateCustomChannel(target, credentials, arguments)));
+  return std::unique_ptr<ServerLink>(
+      std::make_unique<ServerClient>(std::move(options), std::move(identity),
+                                     grpc::CreateCustomChannel(target, credentials, arguments)));
 }
 
 }  // namespace nibble::worker

@@ -17,14 +17,14 @@
 namespace nibble::worker {
 
 struct DeviceInfo {
-  std::string id;                 // "cpu0"
+  std::string id;  // "cpu0"
   std::string description;
-  spec::DeviceProfile profile;    // with the capacity offered
+  spec::DeviceProfile profile;  // with the capacity offered
 };
 
 struct WorkerIdentity {
-  std::string worker_id;          // stable
-  std::string incarnation;        // of this process
+  std::string worker_id;    // stable
+  std::string incarnation;  // of this process
   std::string version;
   std::vector<DeviceInfo> devices;
   bool shares_file_system = false;

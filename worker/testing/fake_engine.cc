@@ -1,8 +1,8 @@
 // Speaks the line protocol and trains nothing: for tests of the worker without an engine.
 //
-// Its loss falls with the step, its checkpoint holds the step, its adapter the step it ended with. What
-// goes wrong is asked for in the job's display name: "crash-at-N" (only when not resumed), "fail-at-N",
-// "nonsense-at-N", "slow" (20 ms a step).
+// Its loss falls with the step, its checkpoint holds the step, its adapter the step it ended with.
+// What goes wrong is asked for in the job's display name: "crash-at-N" (only when not resumed),
+// "fail-at-N", "nonsense-at-N", "slow" (20 ms a step).
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -53,8 +53,9 @@ void WriteText(const fs::path& path, const std::string& text) {
   out << text;
 }
 
-const json kProfile = {{"backend", "cpu"},   {"body", "fake"},          {"build", "fake"},   {"threads", 1},
-                       {"act_bytes", 2},     {"fixed_bytes", 1 << 20}, {"capacity_bytes", 0}};
+const json kProfile = {{"backend", "cpu"},   {"body", "fake"}, {"build", "fake"},
+                       {"threads", 1},       {"act_bytes", 2}, {"fixed_bytes", 1 << 20},
+                       {"capacity_bytes", 0}};
 
 long WishedStep(const Job& job, const std::string& what) {
   const size_t at = job.wish.find(what + "-at-");
@@ -66,8 +67,13 @@ void SaveCheckpoint(Job& job) {
   fs::create_directories(dir);
   WriteText(dir / "state.txt", std::to_string(job.step));
   WriteText(dir / "manifest.json", "{\"step\":" + std::to_string(job.step) + "}");
-  Say({{"type", "checkpoint"}, {"attempt", job.name}, {"step", job.step}, {"dir", dir.string()}, {"bytes", 10},
-       {"manifest_sha256", std::string(64, 'a')}, {"loss", 1.0 / static_cast<double>(job.step)}});
+  Say({{"type", "checkpoint"},
+       {"attempt", job.name},
+       {"step", job.step},
+       {"dir", dir.string()},
+       {"bytes", 10},
+       {"manifest_sha256", std::string(64, 'a')},
+       {"loss", 1.0 / static_cast<double>(job.step)}});
 }
 
 Job Attach(const json& o) {
@@ -85,8 +91,12 @@ Job Attach(const json& o) {
     job.resumed = true;
   }
   Say({{"type", "phase"}, {"attempt", job.name}, {"phase", "TRAINING"}});
-  Say({{"type", "plan"}, {"attempt", job.name}, {"plan", {{"base_bytes", 1}}}, {"planned_steps", job.planned},
-       {"report", {{"rows", 3}}}, {"numerics_id", "fake/cpu/fake"}});
+  Say({{"type", "plan"},
+       {"attempt", job.name},
+       {"plan", {{"base_bytes", 1}}},
+       {"planned_steps", job.planned},
+       {"report", {{"rows", 3}}},
+       {"numerics_id", "fake/cpu/fake"}});
   return job;
 }
 
@@ -99,21 +109,37 @@ bool Turn(Job& job) {
     return true;
   }
   if (job.step == WishedStep(job, "fail")) {
-    Say({{"type", "failed"}, {"attempt", job.name}, {"reason", "LOSS_NOT_FINITE"}, {"message", "the loss is nan"},
+    Say({{"type", "failed"},
+         {"attempt", job.name},
+         {"reason", "LOSS_NOT_FINITE"},
+         {"message", "the loss is nan"},
          {"infrastructure", false}});
     return false;
   }
-  Say({{"type", "step"}, {"attempt", job.name}, {"step", job.step}, {"loss", 1.0 / static_cast<double>(job.step)},
-       {"grad_norm", 0.5}, {"learning_rate", 1e-4}, {"tokens", 100}, {"target_tokens", 50}, {"step_time_us", 1000},
-       {"time_us", job.step}, {"epoch", 0.1}, {"used_bytes", 1000}});
+  Say({{"type", "step"},
+       {"attempt", job.name},
+       {"step", job.step},
+       {"loss", 1.0 / static_cast<double>(job.step)},
+       {"grad_norm", 0.5},
+       {"learning_rate", 1e-4},
+       {"tokens", 100},
+       {"target_tokens", 50},
+       {"step_time_us", 1000},
+       {"time_us", job.step},
+       {"epoch", 0.1},
+       {"used_bytes", 1000}});
   if (job.wish.find("slow") != std::string::npos) usleep(20'000);
   if (job.step >= job.planned) {
     const fs::path dir = fs::path(job.dir) / "adapter";
     fs::create_directories(dir);
     WriteText(dir / "adapter_model.safetensors", "adapter after " + std::to_string(job.step));
     WriteText(dir / "adapter_config.json", "{}");
-    Say({{"type", "finished"}, {"attempt", job.name}, {"step", job.step}, {"dir", dir.string()},
-         {"files", json::array()}, {"stop_reason", "completed"}});
+    Say({{"type", "finished"},
+         {"attempt", job.name},
+         {"step", job.step},
+         {"dir", dir.string()},
+         {"files", json::array()},
+         {"stop_reason", "completed"}});
     return false;
   }
   if (job.checkpoint_asked || job.step % job.save_steps == 0) SaveCheckpoint(job);
@@ -155,8 +181,16 @@ void Turns(std::map<std::string, Job>& jobs) {
 }
 
 int Serve() {
-  Say({{"type", "hello"}, {"version", 1}, {"build", "fake"}, {"numerics_id", "fake/cpu/fake"}, {"profile", kProfile}});
-  Say({{"type", "base"}, {"digest", std::string(64, 'b')}, {"bytes", 1000}, {"seconds", 0.1}, {"cached", false}});
+  Say({{"type", "hello"},
+       {"version", 1},
+       {"build", "fake"},
+       {"numerics_id", "fake/cpu/fake"},
+       {"profile", kProfile}});
+  Say({{"type", "base"},
+       {"digest", std::string(64, 'b')},
+       {"bytes", 1000},
+       {"seconds", 0.1},
+       {"cached", false}});
   std::map<std::string, Job> jobs;
   std::string buffer;
   while (true) {
@@ -182,7 +216,7 @@ int Validate(int argc, char** argv) {
   for (std::string line; std::getline(in, line);) {
     ++rows;
     if (line.find("nothing") != std::string::npos) {
-      std::printf("{\"reason\":\"NO_SUPERVISED_TOKENS\",\"message\":\"nothing to learn\"}\n");
+      std::fprintf(stderr, "nibble-engine: nothing to learn (NO_SUPERVISED_TOKENS)\n");
       return 1;
     }
   }

@@ -1,0 +1,220 @@
+// The command's pure and local parts: the live view, reports, exit codes, where things are found.
+#include "client/commands.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "client/completion.h"
+#include "client/report.h"
+#include "client/run_view.h"
+
+namespace nibble::client {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+v1::WatchJobResponse Snapshot(v1::JobState state, int64_t planned) {
+  v1::WatchJobResponse update;
+  auto* job = update.mutable_snapshot();
+  job->set_name("jobs/bot");
+  job->set_state(state);
+  job->mutable_progress()->set_planned_steps(planned);
+  return update;
+}
+
+v1::WatchJobResponse Step(int64_t step, double loss) {
+  v1::WatchJobResponse update;
+  auto* metric = update.mutable_metric();
+  metric->set_step(step);
+  metric->set_loss(loss);
+  metric->set_learning_rate(2e-4);
+  metric->set_tokens(1000);
+  metric->set_step_time_us(500'000);
+  return update;
+}
+
+TEST(RunViewTest, FrameShowsProgressSpeedAndLoss) {
+  RunView view({false, true}, true);
+  EXPECT_THAT(view.Frame(100, 0), IsEmpty());
+  view.Apply(Snapshot(v1::RUNNING, 100));
+  for (int i = 1; i <= 50; ++i) view.Apply(Step(i, 4.0 / i));
+  const auto frame = view.Frame(100, 0);
+  ASSERT_EQ(frame.size(), 2u);
+  EXPECT_THAT(frame[0], HasSubstr("bot  RUNNING"));
+  EXPECT_THAT(frame[0], HasSubstr("50 %  step 50/100  eta 25s"));
+  EXPECT_THAT(frame[1], HasSubstr("loss 0.0800"));
+  EXPECT_THAT(frame[1], HasSubstr("2.0k tok/s  lr 2.0e-04"));
+  for (const auto& line : view.Frame(40, 0)) EXPECT_LE(DisplayWidth(line), 40);
+  EXPECT_THAT(view.TakeLines(), IsEmpty()) << "a terminal shows steps in the frame alone";
+}
+
+TEST(RunViewTest, APipeGetsAStepNowAndThen) {
+  RunView view({false, true}, false);
+  view.Apply(Snapshot(v1::RUNNING, 100));
+  for (int i = 1; i <= 100; ++i) view.Apply(Step(i, 1));
+  const auto lines = view.TakeLines();
+  EXPECT_EQ(lines.size(), 21u);
+  EXPECT_THAT(lines[1], HasSubstr("step 5/100  loss 1.0000  lr 2.0e-04  2.0k tok/s  eta 47s"));
+}
+
+TEST(RunViewTest, AResumedRunTakesItsRepeatedStepsBack) {
+  RunView view({false, true}, true);
+  view.Apply(Snapshot(v1::RUNNING, 10));
+  for (int i = 1; i <= 6; ++i) view.Apply(Step(i, 6 - i));
+  view.Apply(Step(5, 3));
+  EXPECT_THAT(view.Frame(100, 0)[0], HasSubstr("step 5/10"));
+  EXPECT_THAT(view.Frame(100, 0)[1], HasSubstr("loss 3.0000"));
+}
+
+TEST(RunViewTest, AWaitingJobSaysWhy) {
+  RunView view({false, true}, false);
+  auto update = Snapshot(v1::QUEUED, 0);
+  update.mutable_snapshot()->set_state_reason("needs 5 GiB");
+  view.Apply(update);
+  view.Apply(update);
+  EXPECT_THAT(view.TakeLines(), ElementsAre("waiting: needs 5 GiB"));
+}
+
+TEST(RunViewTest, SummaryTellsWhatIsNext) {
+  RunView view({false, true}, false);
+  auto update = Snapshot(v1::SUCCEEDED, 10);
+  update.mutable_snapshot()->set_adapter("adapters/bot");
+  update.mutable_snapshot()->mutable_progress()->set_completed_steps(10);
+  view.Apply(Step(1, 4));
+  view.Apply(update);
+  const std::string text = testing::PrintToString(view.Summary());
+  EXPECT_THAT(text, HasSubstr("nibble download bot -o bot-adapter"));
+  EXPECT_THAT(view.Frame(80, 0), IsEmpty());
+  update.mutable_snapshot()->set_state(v1::FAILED);
+  update.mutable_snapshot()->mutable_error()->set_message("the loss is nan");
+  view.Apply(update);
+  EXPECT_THAT(testing::PrintToString(view.Summary()), HasSubstr("the loss is nan"));
+}
+
+TEST(OutputTest, ExitCodesAreStable) {
+  EXPECT_EQ(ExitCodeOf(absl::OkStatus()), 0);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kJobNotFound, "x").ToStatus()), 3);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kTokenInvalid, "x").ToStatus()), 4);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kSpecInvalid, "x").ToStatus()), 5);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kExceedsDeviceMemory, "x").ToStatus()), 5);
+  EXPECT_EQ(ExitCodeOf(absl::UnavailableError("x")), 6);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kJobNotPausable, "x").ToStatus()), 1);
+  EXPECT_EQ(ExitCodeOf(v1::FAILED), 10);
+  EXPECT_EQ(ExitCodeOf(v1::CANCELLED), 11);
+  EXPECT_EQ(ExitCodeOf(v1::SUCCEEDED), 0);
+}
+
+TEST(OutputTest, NamesJsonAndYaml) {
+  EXPECT_EQ(FullName("jobs", "a"), "jobs/a");
+  EXPECT_EQ(FullName("jobs", "jobs/a"), "jobs/a");
+  EXPECT_EQ(ShortName("jobs/a"), "a");
+  v1::Job job;
+  job.set_name("jobs/a");
+  job.set_display_name("1.5");
+  job.mutable_progress()->set_completed_steps(3);
+  EXPECT_THAT(ToJson(job), HasSubstr("\"completedSteps\": \"3\""));
+  const std::string yaml = ToYaml(job);
+  EXPECT_THAT(yaml, HasSubstr("name: jobs/a"));
+  EXPECT_THAT(yaml, HasSubstr("displayName: \"1.5\""));
+}
+
+TEST(ReportTest, PlanSaysWhatIsMissing) {
+  v1::PlanJobResponse plan;
+  auto* fit = plan.add_fits();
+  fit->set_worker("workers/w1");
+  fit->set_verdict(v1::DeviceFit::NEVER);
+  fit->set_shortfall_bytes(int64_t{1} << 30);
+  fit->mutable_plan()->set_total_bytes(int64_t{5} << 30);
+  auto* suggestion = plan.add_suggestions();
+  suggestion->set_field("training.micro_batch_size");
+  suggestion->set_value("1");
+  const std::string text = PlanText(plan, {false, true});
+  EXPECT_THAT(text, HasSubstr("never, short of 1.0 GiB"));
+  EXPECT_THAT(text, HasSubstr("5.0 GiB (5368709120 bytes)"));
+  EXPECT_THAT(text, HasSubstr("training.micro_batch_size = 1"));
+  EXPECT_THAT(PlanText({}, {false, true}), HasSubstr("no worker has registered"));
+  EXPECT_THAT(DataReportText(R"({"rows":3,"length":{"max":9}})", {false, true}),
+              HasSubstr("length.max"));
+  EXPECT_EQ(DataReportText("nonsense", {false, true}), "");
+}
+
+TEST(SubmitTest, ModelFilesAreThoseOfAModel) {
+  TempDir dir;
+  EXPECT_EQ(StatusReason(ModelFiles(dir.path()).status()), Reason::kModelFileInvalid);
+  for (const char* name :
+       {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "pytorch_model.bin", "adapter_model.safetensors", ".gitattributes"}) {
+    ASSERT_TRUE(WriteFileAtomic(dir.Join(name), "{}").ok());
+  }
+  const auto files = ModelFiles(dir.path());
+  ASSERT_TRUE(files.ok()) << files.status();
+  EXPECT_THAT(*files, ElementsAre("config.json", "model.safetensors", "tokenizer.json",
+                                  "tokenizer_config.json"));
+}
+
+TEST(SubmitTest, TheHubCacheIsFound) {
+  TempDir dir;
+  setenv("HF_HUB_CACHE", dir.path().c_str(), 1);
+  const std::string folder = dir.Join("models--org--tiny");
+  ASSERT_TRUE(MakeDirs(folder + "/refs").ok());
+  ASSERT_TRUE(MakeDirs(folder + "/snapshots/abc").ok());
+  ASSERT_TRUE(WriteFileAtomic(folder + "/refs/main", "abc\n").ok());
+  EXPECT_EQ(*FindInHubCache("org/tiny", ""), folder + "/snapshots/abc");
+  EXPECT_EQ(*FindInHubCache("org/tiny", "abc"), folder + "/snapshots/abc");
+  EXPECT_EQ(StatusReason(FindInHubCache("org/tiny", "def").status()), Reason::kBaseModelNotFound);
+  EXPECT_FALSE(FindInHubCache("org/../tiny", "").ok());
+  EXPECT_FALSE(FindInHubCache("tiny", "").ok());
+  unsetenv("HF_HUB_CACHE");
+}
+
+TEST(SubmitTest, Labels) {
+  EXPECT_EQ(ParseLabels({"a=b", "c=d=e"})->at("c"), "d=e");
+  EXPECT_FALSE(ParseLabels({"a"}).ok());
+  EXPECT_FALSE(ParseLabels({"=a"}).ok());
+}
+
+TEST(ConnectionTest, TheServerIsFoundInOrder) {
+  TempDir dir;
+  unsetenv("NIBBLE_SERVER");
+  Globals g;
+  g.data_dir = dir.path();
+  EXPECT_EQ(FindServer(g), "127.0.0.1:7070");
+  ASSERT_TRUE(MakeDirs(dir.Join("server/run")).ok());
+  ASSERT_TRUE(WriteFileAtomic(AddressFile(dir.path()),
+                              R"({"host":"127.0.0.1","port":4711,"http_port":4712})")
+                  .ok());
+  EXPECT_EQ(FindServer(g), "127.0.0.1:4711");
+  EXPECT_EQ(ReadAddress(dir.path()).http, "127.0.0.1:4712");
+  setenv("NIBBLE_SERVER", "there:1", 1);
+  EXPECT_EQ(FindServer(g), "there:1");
+  g.server = "here:2";
+  EXPECT_EQ(FindServer(g), "here:2");
+  unsetenv("NIBBLE_SERVER");
+  ASSERT_TRUE(WriteFileAtomic(AddressFile(dir.path()), "nonsense").ok());
+  g.server.clear();
+  EXPECT_EQ(FindServer(g), "127.0.0.1:7070");
+}
+
+TEST(CompletionTest, EveryShellKnowsTheCommands) {
+  const CommandShape root{"",
+                          "",
+                          {"--server"},
+                          {{"run", "Submit it's job", {"--detach", "-d"}, {}},
+                           {"dataset", "Data", {}, {{"push", "Upload", {"--name"}, {}}}}}};
+  const std::string bash = CompletionScript(root, "bash");
+  EXPECT_THAT(bash, HasSubstr("\"run\") words=\"--detach -d\""));
+  EXPECT_THAT(bash, HasSubstr("\"dataset push\") words=\"--name\""));
+  EXPECT_THAT(CompletionScript(root, "zsh"), HasSubstr("#compdef nibble"));
+  EXPECT_THAT(CompletionScript(root, "fish"), HasSubstr("-a 'run' -d 'Submit it'\\''s job'"));
+  EXPECT_EQ(CompletionScript(root, "tcsh"), "");
+}
+
+}  // namespace
+}  // namespace nibble::client
