@@ -4,7 +4,8 @@
 // a tile is [steps][kTileColumns] of four bytes: two bf16 consecutive in depth, or one float. What is
 // missing of the last step and of the last columns is zero.
 //
-// A source gives rows of bf16: Fetch(row, first, count, out). Columns of the product are rows of the
+// A source gives rows of bf16: Fetch(row, first, count, out), and Prefetch(row, first) announces one: a
+// weight's rows are too far apart for the processor to guess. Columns of the product are rows of the
 // source (PackRows, for x W^T) or columns of it (PackColumns, for dy W).
 #pragma once
 
@@ -18,16 +19,32 @@ constexpr int64_t kTileColumns = 2 * kLanes;
 
 NIBBLE_INLINE int64_t Steps(int64_t depth) { return (depth + kDepthPerStep - 1) / kDepthPerStep; }
 
+// Ahead of use; an address outside of the array does no harm.
+NIBBLE_INLINE void FetchLines(const void* address) {
+  __builtin_prefetch(address);
+  __builtin_prefetch(static_cast<const char*>(address) + 64);
+}
+
 struct WeightSource {
   const WeightView& w;
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     DecodeSpan(w, row * w.k + first, count, out);
+  }
+  void Prefetch(int64_t row, int64_t first) const {
+    if (row >= w.n || first >= w.k) return;
+    const int64_t at = row * w.k + first;
+    const int64_t bytes = w.type == QuantType::kF32    ? 4 * at
+                          : w.type == QuantType::kBF16 ? 2 * at
+                          : w.type == QuantType::kINT8 ? at
+                                                       : at / 2;
+    FetchLines(static_cast<const char*>(w.data) + bytes);
   }
 };
 
 struct MatrixSource {
   const BF16* data;
   int64_t stride;
+  void Prefetch(int64_t row, int64_t first) const { FetchLines(data + row * stride + first); }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     std::memcpy(out, data + row * stride + first, static_cast<size_t>(2 * count));
   }
@@ -38,6 +55,7 @@ struct DroppedSource {
   const BF16* data;
   int64_t stride;
   const Dropout& dropout;
+  void Prefetch(int64_t row, int64_t first) const { FetchLines(data + row * stride + first); }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     std::memcpy(out, data + row * stride + first, static_cast<size_t>(2 * count));
     ZeroDropped(dropout, static_cast<uint64_t>(row * stride + first), count, out);
@@ -58,6 +76,7 @@ static void PackRows(const Source& source, int64_t row0, int64_t columns, int64_
       const int64_t span = depth - d < kSpan ? depth - d : kSpan;
       const int64_t padded = RoundUp(span, 2 * kLanes);
       for (int64_t row = 0; row < present; ++row) {
+        source.Prefetch(row0 + column + row, first + d + kSpan);
         source.Fetch(row0 + column + row, first + d, span, rows[row]);
         std::memset(rows[row] + span, 0, static_cast<size_t>(2 * (padded - span)));
       }
@@ -115,6 +134,7 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
     for (int64_t row = 0; row < 2; ++row)
       std::memset(rows[row] + span, 0, static_cast<size_t>(2 * (padded - span)));
     for (int64_t d = 0; d < depth; d += kDepthPerStep) {
+      for (int64_t i = 0; i < kDepthPerStep; ++i) source.Prefetch(row0 + d + 16 + i, first + c);
       source.Fetch(row0 + d, first + c, span, rows[0]);
       if (kPairs) {
         if (d + 1 < depth)
