@@ -50,3 +50,8 @@ nibble_library(nibble_server_app
   SRCS backup.cc data_dir.cc flags.cc keeper.cc memory_history.cc server.cc
   DEPS nibble_server_grpc)
 nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)
+
+nibble_test(server_test SRCS server_test.cc DEPS nibble_server_app)
+if(TARGET server_test)
+  target_compile_options(server_test PRIVATE -O0)
+endif()

@@ -29,7 +29,27 @@ absl::Status Missing(const char* field, const char* collection) {
                       absl::StrCat("is missing; name one as ", collection, "/<id>"));
 }
 
+bool IsOfSpec(const std::string& field) {
+  for (const char* part : {"lora.", "quantization.", "data.", "optimizer.", "training."}) {
+    if (field.starts_with(part)) return true;
+  }
+  return false;
+}
+
 }  // namespace
+
+absl::Status UnderSpec(const absl::Status& status) {
+  const Reason reason = StatusReason(status);
+  if (status.ok() || reason == Reason::kUnspecified) return status;
+  std::string message(status.message());
+  if (IsOfSpec(message)) message.insert(0, "spec.");
+  Error error(reason, std::move(message));
+  for (const auto& [key, value] : StatusMetadata(status)) error.With(key, value);
+  for (const FieldViolation& v : StatusViolations(status)) {
+    error.Violation(IsOfSpec(v.field) ? "spec." + v.field : v.field, v.description);
+  }
+  return error.ToStatus();
+}
 
 absl::StatusOr<JobParts> ReadJobSpec(const v1::JobSpec& spec) {
   if (spec.base_model().empty()) return Missing("spec.base_model", "models");
@@ -41,7 +61,9 @@ absl::StatusOr<JobParts> ReadJobSpec(const v1::JobSpec& spec) {
     ASSIGN_OR_RETURN(parts.eval_dataset_id,
                      ParseName(spec.eval_dataset(), "datasets", "spec.eval_dataset"));
   }
-  ASSIGN_OR_RETURN(parts.spec, ToTrainSpec(spec));
+  auto train = ToTrainSpec(spec);
+  if (!train.ok()) return UnderSpec(train.status());
+  parts.spec = *std::move(train);
   return parts;
 }
 

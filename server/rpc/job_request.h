@@ -14,6 +14,9 @@ struct JobParts {
   std::string eval_dataset_id;
 };
 absl::StatusOr<JobParts> ReadJobSpec(const v1::JobSpec& spec);
+// The same error with paths as the request has them: what is wrong in the spec is found by code that knows
+// JobSpec alone ("lora.r"), and users see "spec.lora.r".
+absl::Status UnderSpec(const absl::Status& status);
 absl::StatusOr<core::CreateJob> ReadCreateJob(const v1::CreateJobRequest& request,
                                               const std::string& tenant);
 absl::StatusOr<core::UpdateJob> ReadUpdateJob(const v1::UpdateJobRequest& request);

@@ -72,10 +72,15 @@ grpc::ServerUnaryReactor* JobServiceImpl::CreateJob(Context* context,
     if (!command.ok()) return done(command.status());
     if (request->validate_only()) {
       return ReadState(edge_, done, [command = *std::move(command), response](const Outcome& outcome) {
-        return ValidateCreate(outcome, command, response);
+        return UnderSpec(ValidateCreate(outcome, command, response));
       });
     }
-    Command(edge_, done, *std::move(command), ShowJob(response));
+    const auto show = ShowJob(response);
+    const bool posted = edge_.loop->Post(
+        *std::move(command), [done, show](const absl::Status& status, const Outcome& outcome) {
+          done(status.ok() ? show(outcome) : UnderSpec(status));
+        });
+    if (!posted) done(Busy(edge_));
   };
   return Unary(edge_, context, "/nibble.v1.JobService/CreateJob", body);
 }

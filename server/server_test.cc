@@ -1,0 +1,433 @@
+// The server in this process, over real gRPC: what a client sees of every service. What needs a second
+// process (restart, TLS, signals, promtool) is in tests/integration/server_alone.py.
+#include "server/server.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/file.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "grpcpp/grpcpp.h"
+#include "nibble/v1/adapter.grpc.pb.h"
+#include "nibble/v1/blob.grpc.pb.h"
+#include "nibble/v1/dataset.grpc.pb.h"
+#include "nibble/v1/fleet.grpc.pb.h"
+#include "nibble/v1/job.grpc.pb.h"
+#include "nibble/v1/model.grpc.pb.h"
+#include "nibble/worker/v1/worker.grpc.pb.h"
+
+namespace nibble::server {
+namespace {
+
+namespace wv1 = worker::v1;
+
+constexpr char kConfig[] = R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","vocab_size":64,
+    "hidden_size":32,"intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,
+    "num_key_value_heads":1,"max_position_embeddings":256,"rms_norm_eps":1e-5,"rope_theta":10000.0,
+    "tie_word_embeddings":true,"hidden_act":"silu"})";
+constexpr char kTokenizer[] = R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
+constexpr char kProfile[] = R"({"act_bytes":2,"backend":"cpu","body":"avx2","build":"test",
+    "capacity_bytes":1073741824,"fixed_bytes":1048576,"threads":1})";
+
+// All tensors the config asks for, one float each: the server checks headers, not shapes.
+std::string Weights() {
+  std::string header = "{";
+  int64_t at = 0;
+  const auto add = [&](const std::string& name) {
+    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name, "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[",
+                    at, ",", at + 4, "]}");
+    at += 4;
+  };
+  add("model.embed_tokens.weight");
+  add("model.norm.weight");
+  for (const char* part : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
+                           "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+    add(absl::StrCat("model.layers.0.", part, ".weight"));
+  }
+  header += "}";
+  std::string file;
+  for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i));
+  return file + header + std::string(static_cast<size_t>(at), '\0');
+}
+
+std::string ReasonOf(const grpc::Status& status) {
+  google::rpc::Status rich;
+  google::rpc::ErrorInfo info;
+  if (status.ok() || !rich.ParseFromString(status.error_details())) return status.ok() ? "OK" : "no details";
+  EXPECT_EQ(rich.code(), static_cast<int>(status.error_code()));
+  EXPECT_FALSE(rich.message().empty());
+  for (const auto& detail : rich.details()) {
+    if (detail.UnpackTo(&info)) {
+      EXPECT_EQ(info.domain(), "nibble");
+      return info.reason();
+    }
+  }
+  return "no ErrorInfo";
+}
+
+std::string FieldOf(const grpc::Status& status) {
+  google::rpc::Status rich;
+  google::rpc::BadRequest bad;
+  rich.ParseFromString(status.error_details());
+  for (const auto& detail : rich.details()) {
+    if (detail.UnpackTo(&bad)) return bad.field_violations(0).field();
+  }
+  return "";
+}
+
+class ServerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ServerOptions options;
+    options.data_dir = directory_.Join("data");
+    options.listen = "127.0.0.1:0";
+    options.http_listen = "";
+    options.in_memory = true;
+    options.model_root = directory_.Join("models");
+    options.blobs.min_free_bytes = 0;
+    options.heartbeat_us = 1'000'000;
+    SetLease(6'000'000, &options.core);
+    ASSERT_TRUE(MakeDirs(options.model_root).ok());
+    auto server = StartServer(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials());
+    jobs_ = v1::JobService::NewStub(channel_);
+    datasets_ = v1::DatasetService::NewStub(channel_);
+    models_ = v1::ModelService::NewStub(channel_);
+    workers_ = wv1::WorkerService::NewStub(channel_);
+  }
+
+  std::string Upload(const std::string& data) {
+    const auto blobs = v1::BlobService::NewStub(channel_);
+    v1::BeginUploadRequest begin;
+    begin.set_sha256(Sha256Hex(data));
+    begin.set_size_bytes(static_cast<int64_t>(data.size()));
+    v1::UploadStatus state;
+    grpc::ClientContext begin_context, context;
+    EXPECT_EQ(ReasonOf(blobs->BeginUpload(&begin_context, begin, &state)), "OK");
+    if (state.complete()) return state.sha256();
+    auto stream = blobs->Upload(&context, &state);
+    v1::UploadChunk chunk;
+    chunk.set_upload_id(begin.sha256() + absl::StrCat("-", data.size()));
+    chunk.set_data(data);
+    stream->Write(chunk);
+    stream->WritesDone();
+    EXPECT_EQ(ReasonOf(stream->Finish()), "OK");
+    EXPECT_TRUE(state.complete());
+    return state.sha256();
+  }
+
+  v1::Dataset MakeDataset() {
+    v1::CreateDatasetRequest request;
+    request.set_sha256(Upload("{\"text\":\"a b\"}\n{\"text\":\"b a\"}\n"));
+    v1::Dataset dataset;
+    grpc::ClientContext context;
+    EXPECT_EQ(ReasonOf(datasets_->CreateDataset(&context, request, &dataset)), "OK");
+    return dataset;
+  }
+
+  v1::Model MakeModel() {
+    v1::RegisterModelRequest request;
+    for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", kConfig},
+                                     {"tokenizer.json", kTokenizer}, {"model.safetensors", Weights()}}) {
+      v1::ModelFile* file = request.add_manifest();
+      file->set_name(name);
+      file->set_size_bytes(static_cast<int64_t>(data.size()));
+      file->set_sha256(Upload(data));
+    }
+    v1::Model model;
+    grpc::ClientContext context;
+    EXPECT_EQ(ReasonOf(models_->RegisterModel(&context, request, &model)), "OK");
+    return model;
+  }
+
+  v1::CreateJobRequest JobRequest() {
+    v1::CreateJobRequest request;
+    request.mutable_spec()->set_base_model(MakeModel().name());
+    request.mutable_spec()->set_dataset(MakeDataset().name());
+    request.mutable_spec()->mutable_data()->set_sequence_len(64);
+    return request;
+  }
+
+  grpc::Status Create(const v1::CreateJobRequest& request, v1::Job* job) {
+    grpc::ClientContext context;
+    return jobs_->CreateJob(&context, request, job);
+  }
+
+  wv1::SynchronizeResponse Synchronize(int64_t known_revision) {
+    wv1::SynchronizeRequest request;
+    request.set_worker_id("w1");
+    request.set_incarnation("one");
+    request.set_known_revision(known_revision);
+    for (const auto& attempt : running_) *request.add_attempts() = attempt;
+    wv1::SynchronizeResponse response;
+    grpc::ClientContext context;
+    EXPECT_EQ(ReasonOf(workers_->Synchronize(&context, request, &response)), "OK");
+    return response;
+  }
+
+  // Registers, and synchronizes until the job is assigned; CHECKs on the way are answered.
+  wv1::Assignment TakeJob(const std::string& job_id) {
+    wv1::RegisterRequest request;
+    request.set_worker_id("w1");
+    request.set_incarnation("one");
+    wv1::DeviceProfile* device = request.add_devices();
+    device->set_id("cpu0");
+    device->set_backend("cpu");
+    device->set_capacity_bytes(int64_t{1} << 30);
+    device->set_profile_json(kProfile);
+    wv1::RegisterResponse response;
+    grpc::ClientContext context;
+    EXPECT_EQ(ReasonOf(workers_->Register(&context, request, &response)), "OK");
+    EXPECT_EQ(response.lease_lost_ms(), 6000);
+    int64_t revision = 0;
+    for (int round = 0; round < 20; ++round) {
+      const auto answer = Synchronize(revision);
+      revision = answer.revision();
+      running_.clear();
+      for (const wv1::Assignment& a : answer.assignments()) {
+        if (a.job_id() == job_id) return a;
+        wv1::ReportProgressRequest report;
+        *report.mutable_fence() = FenceOf(a);
+        report.mutable_check()->set_report_json("{}");
+        report.mutable_check()->set_planned_steps(3);
+        EXPECT_EQ(ReasonOf(Report(report)), "OK");
+      }
+    }
+    ADD_FAILURE() << "the job was never assigned";
+    return {};
+  }
+
+  static wv1::Fence FenceOf(const wv1::Assignment& a) {
+    wv1::Fence fence;
+    fence.set_job_id(a.job_id());
+    fence.set_epoch(a.epoch());
+    fence.set_worker_id("w1");
+    fence.set_incarnation("one");
+    fence.set_token(a.token());
+    return fence;
+  }
+
+  grpc::Status Report(const wv1::ReportProgressRequest& request) {
+    wv1::ReportProgressResponse response;
+    grpc::ClientContext context;
+    return workers_->ReportProgress(&context, request, &response);
+  }
+
+  TempDir directory_;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::JobService::Stub> jobs_;
+  std::unique_ptr<v1::DatasetService::Stub> datasets_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+  std::unique_ptr<wv1::WorkerService::Stub> workers_;
+  std::vector<wv1::RunningAttempt> running_;
+};
+
+TEST_F(ServerTest, RepeatedRequestIdsMakeOneJob) {
+  v1::CreateJobRequest request = JobRequest();
+  request.set_request_id("4c7b8b1e-0000-4000-8000-000000000001");
+  v1::Job first, second;
+  ASSERT_EQ(ReasonOf(Create(request, &first)), "OK");
+  EXPECT_EQ(first.state(), v1::QUEUED);
+  EXPECT_EQ(first.effective_spec().lora().r(), 16);
+  EXPECT_FALSE(first.spec().lora().has_r());
+  ASSERT_EQ(ReasonOf(Create(request, &second)), "OK");
+  EXPECT_EQ(second.name(), first.name());
+  request.set_priority(3);
+  EXPECT_EQ(ReasonOf(Create(request, &second)), "REQUEST_ID_REUSED");
+}
+
+TEST_F(ServerTest, ErrorsNameReasonAndField) {
+  const v1::CreateJobRequest good = JobRequest();
+  v1::Job job;
+  v1::CreateJobRequest bad = good;
+  bad.mutable_spec()->mutable_lora()->set_r(0);
+  grpc::Status status = Create(bad, &job);
+  EXPECT_EQ(ReasonOf(status), "SPEC_INVALID");
+  EXPECT_EQ(FieldOf(status), "spec.lora.r");
+  bad = good;
+  bad.mutable_spec()->set_base_model("models/none");
+  EXPECT_EQ(ReasonOf(Create(bad, &job)), "BASE_MODEL_NOT_FOUND");
+  bad.mutable_spec()->set_base_model("models/../x");
+  EXPECT_EQ(ReasonOf(Create(bad, &job)), "NAME_INVALID");
+  bad = good;
+  bad.set_job_id("Not A Name");
+  status = Create(bad, &job);
+  EXPECT_EQ(ReasonOf(status), "NAME_INVALID");
+  EXPECT_EQ(FieldOf(status), "job_id");
+  bad = good;
+  bad.set_validate_only(true);
+  EXPECT_EQ(ReasonOf(Create(bad, &job)), "OK");
+  EXPECT_EQ(job.name(), "");
+
+  v1::RegisterModelRequest escape;
+  escape.set_path("../..");
+  v1::Model model;
+  grpc::ClientContext context;
+  EXPECT_EQ(ReasonOf(models_->RegisterModel(&context, escape, &model)), "PATH_NOT_ALLOWED");
+}
+
+TEST_F(ServerTest, ModelsAndDataSetsByPath) {
+  ASSERT_TRUE(MakeDirs(directory_.Join("models/tiny")).ok());
+  for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", kConfig},
+                                   {"tokenizer.json", kTokenizer}, {"model.safetensors", Weights()},
+                                   {"README.md", "not part of it"}, {"rows.jsonl", "{\"text\":\"a\"}\n"}}) {
+    ASSERT_TRUE(WriteFileAtomic(directory_.Join("models/tiny/" + name), data).ok());
+  }
+  v1::RegisterModelRequest request;
+  request.set_path("tiny");
+  v1::Model model;
+  grpc::ClientContext context, again, data_context;
+  ASSERT_EQ(ReasonOf(models_->RegisterModel(&context, request, &model)), "OK");
+  EXPECT_EQ(model.files_size(), 3);
+  EXPECT_EQ(model.display_name(), "tiny");
+  v1::Model same;
+  ASSERT_EQ(ReasonOf(models_->RegisterModel(&again, request, &same)), "OK");
+  EXPECT_EQ(same.name(), model.name());
+  v1::CreateDatasetRequest rows;
+  rows.set_path(directory_.Join("models/tiny/rows.jsonl"));
+  v1::Dataset dataset;
+  ASSERT_EQ(ReasonOf(datasets_->CreateDataset(&data_context, rows, &dataset)), "OK");
+  EXPECT_EQ(dataset.rows(), 1);
+}
+
+TEST_F(ServerTest, PagesAreBoundToTheirFilter) {
+  v1::CreateJobRequest request = JobRequest();
+  v1::Job job;
+  for (int i = 0; i < 3; ++i) ASSERT_EQ(ReasonOf(Create(request, &job)), "OK");
+  v1::ListJobsRequest list;
+  list.set_page_size(2);
+  v1::ListJobsResponse page;
+  grpc::ClientContext first, second, third;
+  ASSERT_EQ(ReasonOf(jobs_->ListJobs(&first, list, &page)), "OK");
+  ASSERT_EQ(page.jobs_size(), 2);
+  EXPECT_EQ(page.jobs(0).name(), job.name()) << "newest first";
+  list.set_page_token(page.next_page_token());
+  ASSERT_EQ(ReasonOf(jobs_->ListJobs(&second, list, &page)), "OK");
+  EXPECT_EQ(page.jobs_size(), 1);
+  EXPECT_EQ(page.next_page_token(), "");
+  list.add_states(v1::QUEUED);
+  EXPECT_EQ(ReasonOf(jobs_->ListJobs(&third, list, &page)), "PAGE_TOKEN_INVALID");
+}
+
+TEST_F(ServerTest, AWatchShowsTheJobToItsEndAndResumes) {
+  v1::Job job;
+  ASSERT_EQ(ReasonOf(Create(JobRequest(), &job)), "OK");
+  grpc::ClientContext watch_context;
+  v1::WatchJobRequest request;
+  request.set_name(job.name());
+  auto watch = jobs_->WatchJob(&watch_context, request);
+  v1::WatchJobResponse update;
+  ASSERT_TRUE(watch->Read(&update));
+  EXPECT_EQ(update.snapshot().name(), job.name());
+  const wv1::Assignment assignment = TakeJob(job.name().substr(5));
+  wv1::ReportProgressRequest report;
+  *report.mutable_fence() = FenceOf(assignment);
+  for (int step = 1; step <= 3; ++step) {
+    wv1::StepMetric* metric = report.add_metrics();
+    metric->set_step(step);
+    metric->set_loss(1.0 / step);
+    metric->set_tokens(10);
+  }
+  ASSERT_EQ(ReasonOf(Report(report)), "OK");
+  report.clear_metrics();
+  report.mutable_failed()->set_reason("LOSS_NOT_FINITE");
+  report.mutable_failed()->set_message("at step 4");
+  ASSERT_EQ(ReasonOf(Report(report)), "OK");
+  std::vector<int64_t> steps, sequences;
+  std::string last_type;
+  while (watch->Read(&update)) {
+    if (update.has_metric()) steps.push_back(update.metric().step());
+    if (update.has_event()) {
+      sequences.push_back(update.event().sequence());
+      last_type = update.event().type();
+    }
+  }
+  EXPECT_EQ(ReasonOf(watch->Finish()), "OK");
+  EXPECT_EQ(steps, (std::vector<int64_t>{1, 2, 3}));
+  EXPECT_EQ(last_type, "job.failed");
+  for (size_t i = 1; i < sequences.size(); ++i) EXPECT_EQ(sequences[i], sequences[i - 1] + 1);
+
+  // From the middle: exactly what is after it.
+  request.set_after_sequence(sequences[0]);
+  request.set_after_step(2);
+  grpc::ClientContext again_context;
+  auto again = jobs_->WatchJob(&again_context, request);
+  std::vector<int64_t> again_steps, again_sequences;
+  while (again->Read(&update)) {
+    if (update.has_metric()) again_steps.push_back(update.metric().step());
+    if (update.has_event()) again_sequences.push_back(update.event().sequence());
+  }
+  EXPECT_EQ(ReasonOf(again->Finish()), "OK");
+  EXPECT_EQ(again_steps, std::vector<int64_t>{3});
+  EXPECT_EQ(again_sequences, std::vector<int64_t>(sequences.begin() + 1, sequences.end()));
+
+  request.set_after_sequence(1000);
+  grpc::ClientContext late_context;
+  auto late = jobs_->WatchJob(&late_context, request);
+  EXPECT_FALSE(late->Read(&update));
+  EXPECT_EQ(ReasonOf(late->Finish()), "SEQUENCE_EXPIRED");
+
+  grpc::ClientContext get_context;
+  v1::GetJobRequest get;
+  get.set_name(job.name());
+  ASSERT_EQ(ReasonOf(jobs_->GetJob(&get_context, get, &job)), "OK");
+  EXPECT_EQ(job.state(), v1::FAILED);
+  google::rpc::ErrorInfo info;
+  ASSERT_TRUE(job.error().details(0).UnpackTo(&info));
+  EXPECT_EQ(info.reason(), "LOSS_NOT_FINITE");
+  // The attempt is over: what comes late is refused.
+  report.Clear();
+  *report.mutable_fence() = FenceOf(assignment);
+  report.add_metrics()->set_step(4);
+  EXPECT_EQ(ReasonOf(Report(report)), "STALE_ATTEMPT");
+}
+
+TEST_F(ServerTest, StoppingEndsWatchesWithWhereToGoOn) {
+  v1::Job job;
+  ASSERT_EQ(ReasonOf(Create(JobRequest(), &job)), "OK");
+  grpc::ClientContext context;
+  v1::WatchJobRequest request;
+  request.set_name(job.name());
+  auto watch = jobs_->WatchJob(&context, request);
+  v1::WatchJobResponse update;
+  ASSERT_TRUE(watch->Read(&update));
+  std::thread stopper([this] { server_->Stop(5'000'000); });
+  while (watch->Read(&update)) {
+  }
+  EXPECT_EQ(ReasonOf(watch->Finish()), "SHUTTING_DOWN");
+  stopper.join();
+}
+
+TEST(StartServer, RefusesToBeReachedWithoutTls) {
+  TempDir directory;
+  ServerOptions options;
+  options.data_dir = directory.path();
+  options.in_memory = true;
+  options.listen = "0.0.0.0:0";
+  const auto server = StartServer(options);
+  ASSERT_FALSE(server.ok());
+  EXPECT_NE(std::string(server.status().message()).find("--tls-cert"), std::string::npos) << server.status();
+}
+
+TEST(StartServer, ADirectoryHasOneServer) {
+  TempDir directory;
+  ServerOptions options;
+  options.data_dir = directory.path();
+  options.in_memory = true;
+  options.listen = "127.0.0.1:0";
+  options.http_listen = "127.0.0.1:0";
+  const auto first = StartServer(options);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_GT((*first)->http_port(), 0);
+  EXPECT_FALSE(StartServer(options).ok());
+}
+
+}  // namespace
+}  // namespace nibble::server
