@@ -114,12 +114,19 @@ inline constexpr MetricRow kMetricTable[] = {
      "Optimizer steps whose update was left out."},
     {"nibble_train_tokens_total", MetricType::kCounter, "kind", "Tokens processed."},
     {"nibble_train_step_duration_seconds", MetricType::kHistogram, "", "Time of an optimizer step."},
-    {"nibble_train_phase_seconds_total", MetricType::kCounter, "phase", "Time spent in a phase."},
     {"nibble_checkpoint_duration_seconds", MetricType::kHistogram, "",
      "Time from a checkpoint's start to its report."},
-    {"nibble_checkpoint_bytes_total", MetricType::kCounter, "", "Bytes of checkpoints written."},
-    {"nibble_checkpoint_failures_total", MetricType::kCounter, "", "Checkpoints that failed."},
-    {"nibble_memory_bytes", MetricType::kGauge, "pool,device", "Bytes held by pool."},
+    {"nibble_checkpoint_failures_total", MetricType::kCounter, "",
+     "Checkpoints and adapters that failed to upload."},
+    {"nibble_worker_registered", MetricType::kGauge, "", "1 while the server knows this process."},
+    {"nibble_worker_attempts", MetricType::kGauge, "", "Attempts this worker holds."},
+    {"nibble_worker_engines", MetricType::kGauge, "", "Engine processes running."},
+    {"nibble_worker_engines_started_total", MetricType::kCounter, "", "Engine processes started."},
+    {"nibble_worker_engines_lost_total", MetricType::kCounter, "",
+     "Engine processes that ended by themselves."},
+    {"nibble_worker_reports_total", MetricType::kCounter, "", "Reports sent to the server."},
+    {"nibble_worker_reports_failed_total", MetricType::kCounter, "", "Reports the server did not take."},
+    {"nibble_worker_device_capacity_bytes", MetricType::kGauge, "device", "Memory this worker offers."},
 };
 
 // At compile time: names a table does not have do not compile.

@@ -83,8 +83,6 @@ class Counts : public prometheus::Collectable {
             value(counts_.engines_started)),
         One(kCounter, "nibble_worker_engines_lost_total",
             "Engine processes that ended by themselves.", value(counts_.engines_lost)),
-        One(kCounter, "nibble_worker_steps_total", "Optimizer steps its engines reported.",
-            value(counts_.steps)),
         One(kCounter, "nibble_worker_reports_total", "Reports sent to the server.",
             value(counts_.reports)),
         One(kCounter, "nibble_worker_reports_failed_total", "Reports the server did not take.",

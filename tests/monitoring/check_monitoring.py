@@ -3,7 +3,7 @@
 
 The dashboards are what make_dashboards.py makes; every panel has title, description and unit; every query
 carries the job and instance variables, uses counters only over a range, names only metrics that
-server/metrics_table.h lists or a rule records, and parses; rules pass promtool's check and their tests.
+server/metrics_table.h lists or a rule records, and parses; the table lists what code exports; rules pass promtool's check and their tests.
 Where promtool is missing the last two are skipped, and said so.
 """
 
@@ -120,6 +120,18 @@ def check_expressions(check):
                          f"{where}: a query without the job and instance variables")
 
 
+def check_table(check):
+    """The table lists what code exports, no more and no less."""
+    code = "".join(path.read_text() for room in ("server", "worker") for path in (ROOT / room).glob("meter*"))
+    code += "".join(path.read_text() for path in (ROOT / "worker").glob("metrics.cc"))
+    exported = set(metric_table.NAME.findall(code))
+    listed = set(metric_table.base_names())
+    for name in sorted(listed - exported):
+        check.expect(False, f"server/metrics_table.h lists {name}, which nobody exports")
+    for name in sorted(exported - listed):
+        check.expect(False, f"{name} is exported, but not in server/metrics_table.h")
+
+
 def check_alerts(check):
     runbook = (ROOT / "docs" / "alerts.md")
     headings = {re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").strip().lower()).replace(" ", "-")
@@ -180,6 +192,7 @@ def main():
     check = Check()
     check_boards(check)
     check_expressions(check)
+    check_table(check)
     check_alerts(check)
     check_with_promtool(check)
     for finding in check.findings:
