@@ -26,14 +26,17 @@ import client
 from foreign_client import expect_error
 
 PROFILE = json.dumps({"backend": "cpu", "body": "avx2", "build": "test", "threads": 1, "act_bytes": 2,
-                      "fixed_bytes": 50 << 20, "capacity_bytes": 2 << 30})
+                      "fixed_bytes": 50 << 20, "capacity_bytes": 300 << 20})
 ROWS = b"".join(b'{"prompt": "q%d", "completion": "a%d"}\n' % (i, i) for i in range(40))
 
 
 class Server:
     """nibble-server on ephemeral ports in a directory of its own."""
 
+    started = []
+
     def __init__(self, binary, *flags):
+        Server.started.append(self)
         self.binary = binary
         self.flags = flags
         self.data = pathlib.Path(tempfile.mkdtemp(prefix="nibble-alone-"))
@@ -81,7 +84,7 @@ class PlayedWorker:
         return self.stub.Register(self.pb.RegisterRequest(
             worker_id=self.name, incarnation=self.incarnation, version="test", shares_file_system=True,
             devices=[self.pb.DeviceProfile(id="cpu0", backend="cpu", body="avx2", description="test CPU",
-                                           capacity_bytes=2 << 30, profile_json=PROFILE)]))
+                                           capacity_bytes=300 << 20, profile_json=PROFILE)]))
 
     def synchronize(self):
         answer = self.stub.Synchronize(self.pb.SynchronizeRequest(
@@ -124,8 +127,9 @@ class PlayedWorker:
         begun = self.stub.BeginBlob(self.pb.BeginBlobRequest(
             fence=self.fence(assignment), sha256=digest, size_bytes=len(data)))
         if not begun.complete:
-            done = self.stub.PutBlob(iter([self.pb.BlobChunk(
-                upload_id=begun.upload_id, offset=begun.committed_bytes, data=data)]))
+            done = self.stub.PutBlob(iter([
+                self.pb.BlobChunk(upload_id=begun.upload_id, offset=at, data=data[at:at + client.CHUNK])
+                for at in range(begun.committed_bytes, len(data), client.CHUNK)]))
             assert done.complete, done
         return self.pb.BlobRef(name=name, sha256=digest, size_bytes=len(data))
 
@@ -429,8 +433,9 @@ def check_training(server, api, job):
 
 def check_fleet(api, worker):
     pb = api.pb.fleet
+    worker.synchronize()
     shown = api.fleet.ListWorkers(pb.ListWorkersRequest()).workers
-    assert [w.name for w in shown] == ["workers/w1"] and shown[0].devices[0].capacity_bytes == 2 << 30
+    assert [w.name for w in shown] == ["workers/w1"] and shown[0].devices[0].capacity_bytes == 300 << 20
     drained = api.fleet.DrainWorker(pb.DrainWorkerRequest(name="workers/w1"))
     assert pb.WorkerState.Name(drained.state) == "DRAINING", drained
     api.fleet.UndrainWorker(pb.UndrainWorkerRequest(name="workers/w1"))
@@ -542,6 +547,15 @@ def call(channel, path, method, bearer):
 
 
 def main():
+    try:
+        return run()
+    finally:
+        for server in Server.started:
+            if server.process is not None and server.process.poll() is None:
+                server.process.kill()
+
+
+def run():
     why = client.missing()
     binary = pathlib.Path(os.environ.get("NIBBLE_BIN_DIR", client.ROOT / "build" / "bin")) / "nibble-server"
     if why is None and not binary.is_file():
