@@ -80,14 +80,16 @@ absl::StatusOr<std::string> LoadOrMakeSecret(const std::string& data_dir) {
 absl::Status WriteServerInfo(const std::string& data_dir, const std::string& host, int port, int http_port) {
   RETURN_IF_ERROR(MakeDirs(JoinPath(data_dir, "run")));
   return WriteFileAtomic(InfoPath(data_dir),
-                         absl::StrCat("{\"host\":\"", host, "\",\"port\":", port, ",\"http_port\":", http_port,
-                                      ",\"pid\":", getpid(), "}\n"));
+                         absl::StrCat("{\"host\":\"", host, "\",\"port\":", port,
+                                      ",\"http_port\":", http_port, ",\"pid\":", getpid(), "}\n"));
 }
 
 void RemoveServerInfo(const std::string& data_dir) { (void)RemoveFile(InfoPath(data_dir)); }
 
 bool WasRestored(const std::string& data_dir) { return FileExists(RestoredPath(data_dir)); }
-absl::Status MarkRestored(const std::string& data_dir) { return WriteFileAtomic(RestoredPath(data_dir), "1\n"); }
+absl::Status MarkRestored(const std::string& data_dir) {
+  return WriteFileAtomic(RestoredPath(data_dir), "1\n");
+}
 void ClearRestored(const std::string& data_dir) { (void)RemoveFile(RestoredPath(data_dir)); }
 
 }  // namespace nibble::server

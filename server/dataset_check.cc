@@ -64,7 +64,8 @@ MaybeProblem CheckTurns(const json& row, const char* list, const char* role, con
     for (const char* key : {role, text}) {
       // A turn that only calls tools has no content.
       const bool optional = key == text && turns[i].contains("tool_calls");
-      if (auto problem = CheckText(turns[i], key, optional)) return Problem{entry + problem->path, problem->what};
+      if (auto problem = CheckText(turns[i], key, optional))
+        return Problem{entry + problem->path, problem->what};
     }
   }
   return std::nullopt;

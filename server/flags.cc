@@ -56,8 +56,9 @@ int64_t Flags::Integer(const std::string& name, int64_t otherwise, int64_t at_le
       value <= at_most) {
     return value;
   }
-  problem_ = Error::Field(Reason::kSpecInvalid, "--" + name,
-                          absl::StrCat("is \"", text, "\"; must be a whole number from ", at_least, " to ", at_most));
+  problem_ = Error::Field(
+      Reason::kSpecInvalid, "--" + name,
+      absl::StrCat("is \"", text, "\"; must be a whole number from ", at_least, " to ", at_most));
   return otherwise;
 }
 
@@ -73,7 +74,8 @@ absl::Status Flags::Check() const {
   if (!problem_.ok()) return problem_;
   for (const auto& [name, values] : values_) {
     if (!asked_.contains(name)) {
-      return Error(Reason::kUnknownField, absl::StrCat("--", name, " is no flag of this command; see --help"));
+      return Error(Reason::kUnknownField,
+                   absl::StrCat("--", name, " is no flag of this command; see --help"));
     }
   }
   return absl::OkStatus();

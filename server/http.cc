@@ -59,7 +59,9 @@ class CivetHttp : public HttpServer {
     return Answer(connection, 200, "text/plain; version=0.0.4; charset=utf-8",
                   static_cast<CivetHttp*>(self)->handlers_.metrics());
   }
-  static int Health(mg_connection* connection, void*) { return Answer(connection, 200, "text/plain", "ok\n"); }
+  static int Health(mg_connection* connection, void*) {
+    return Answer(connection, 200, "text/plain", "ok\n");
+  }
   static int Ready(mg_connection* connection, void* self) {
     const bool ready = static_cast<CivetHttp*>(self)->handlers_.ready();
     return Answer(connection, ready ? 200 : 503, "text/plain", ready ? "ready\n" : "not ready\n");
@@ -78,7 +80,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const std::string& listen,
   auto server = std::make_unique<CivetHttp>(std::move(handlers));
   if (!server->Start(listen)) {
     return Error::Field(Reason::kSpecInvalid, "--http-listen",
-                        absl::StrCat("is ", listen, ", where this process cannot listen; choose another port, "
+                        absl::StrCat("is ", listen,
+                                     ", where this process cannot listen; choose another port, "
                                      "or 0 for a free one"))
         .ToStatus();
   }

@@ -52,15 +52,18 @@ void Keeper::Round() {
 }
 
 void Keeper::ExpireJobs() {
-  (void)edge_->loop->Read([edge = edge_, retain_us = options_.retain_jobs_us](const ControlLoop::Outcome& outcome) {
-    for (const auto& [id, job] : outcome.state.jobs) {
-      if (!core::IsTerminal(job.state) || job.end_unix_us + retain_us > outcome.now.unix_us) continue;
-      (void)edge->loop->Post(core::DeleteJob{id}, [edge, id = id](absl::Status status, const ControlLoop::Outcome&) {
-        if (!status.ok()) return;
-        (void)edge->io->Post([edge, id] { (void)edge->metrics->DeleteJob(id); });
+  (void)edge_->loop->Read(
+      [edge = edge_, retain_us = options_.retain_jobs_us](const ControlLoop::Outcome& outcome) {
+        for (const auto& [id, job] : outcome.state.jobs) {
+          if (!core::IsTerminal(job.state) || job.end_unix_us + retain_us > outcome.now.unix_us)
+            continue;
+          (void)edge->loop->Post(core::DeleteJob{id}, [edge, id = id](absl::Status status,
+                                                                      const ControlLoop::Outcome&) {
+            if (!status.ok()) return;
+            (void)edge->io->Post([edge, id] { (void)edge->metrics->DeleteJob(id); });
+          });
+        }
       });
-    }
-  });
 }
 
 }  // namespace nibble::server

@@ -1,10 +1,11 @@
 // nibble-server: the control plane, and the few commands an operator needs beside it.
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <iostream>
 #include <string>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -76,7 +77,8 @@ ServerOptions ReadServerOptions(Flags& flags) {
   SetLease(lease_us, &options.core);
   options.tick_us = std::min<int64_t>(kSecondUs, lease_us / 10);
   options.meter.job_linger_us = flags.Integer("metrics-job-linger", 300, 0, 86'400) * kSecondUs;
-  options.meter.max_job_series = static_cast<int32_t>(flags.Integer("metrics-max-job-series", 100, 0, 10'000));
+  options.meter.max_job_series =
+      static_cast<int32_t>(flags.Integer("metrics-max-job-series", 100, 0, 10'000));
   options.blobs.min_free_bytes = flags.Integer("min-free-mb", 512, 0, 1 << 30) << 20;
   options.blobs.max_uploads = static_cast<int32_t>(flags.Integer("max-uploads", 64, 1, 10'000));
   options.retain_jobs_us = flags.Integer("retain-jobs-days", 0, 0, 36'500) * 86'400 * kSecondUs;
@@ -88,7 +90,8 @@ int Serve(Flags& flags) {
   ServerOptions options = ReadServerOptions(flags);
   const bool json_log = flags.Switch("json-log");
   if (!flags.words().empty()) {
-    return Fail(Error(Reason::kSpecInvalid, absl::StrCat("\"", flags.words()[0], "\" is no command; see --help")));
+    return Fail(Error(Reason::kSpecInvalid,
+                      absl::StrCat("\"", flags.words()[0], "\" is no command; see --help")));
   }
   if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
   InitLog("nibble-server", json_log);
@@ -106,11 +109,8 @@ int Serve(Flags& flags) {
   if (!server.ok()) return Fail(server.status());
   int signal = 0;
   sigwait(&signals, &signal);
-  std::thread([signals]() mutable {
-    int again = 0;
-    sigwait(&signals, &again);
-    std::_Exit(128 + again);  // a second one ends it at once; what was acknowledged is on disk
-  }).detach();
+  // A second one ends the process at once: what was acknowledged is on disk.
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   (*server)->Stop(/*grace_us=*/5'000'000);
   server->reset();
   return 0;
@@ -123,8 +123,9 @@ int InitTlsCommand(Flags& flags) {
   if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
   if (!hosts.empty() || clients.empty()) {
     if (absl::Status status = InitTls(directory, hosts); !status.ok()) return Fail(status);
-    std::cout << "wrote " << directory << "/ca.crt, server.crt, server.key\nserve with --tls-cert " << directory
-              << "/server.crt --tls-key " << directory << "/server.key; clients trust ca.crt\n";
+    std::cout << "wrote " << directory << "/ca.crt, server.crt, server.key\nserve with --tls-cert "
+              << directory << "/server.crt --tls-key " << directory
+              << "/server.key; clients trust ca.crt\n";
   }
   for (const std::string& client : clients) {
     const size_t colon = client.find(':');
@@ -133,7 +134,8 @@ int InitTlsCommand(Flags& flags) {
       return Fail(Error::Field(Reason::kSpecInvalid, "--client", "must be ROLE:NAME, e.g. worker:w1"));
     }
     const std::string name = client.substr(colon + 1);
-    if (absl::Status status = IssueClientCertificate(directory, *role, name); !status.ok()) return Fail(status);
+    if (absl::Status status = IssueClientCertificate(directory, *role, name); !status.ok())
+      return Fail(status);
     std::cout << "wrote " << directory << "/" << RoleName(*role) << "-" << name << ".crt and .key\n";
   }
   return 0;

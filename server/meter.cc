@@ -36,17 +36,24 @@ constexpr auto kScrapeTimeout = std::chrono::seconds(2);
 const Histogram::BucketBoundaries kCallBuckets = {0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60};
 const Histogram::BucketBoundaries kFastBuckets = {0.0001, 0.0005, 0.0025, 0.01, 0.05, 0.25, 1, 5};
 const Histogram::BucketBoundaries kWaitBuckets = {1, 3, 10, 30, 100, 300, 1000, 3600, 14'400, 43'200, 86'400};
-const Histogram::BucketBoundaries kRunBuckets = {10, 30, 100, 300, 1000, 3600, 14'400, 43'200, 86'400, 259'200};
+const Histogram::BucketBoundaries kRunBuckets = {10,   30,     100,    300,    1000,
+                                                 3600, 14'400, 43'200, 86'400, 259'200};
 
 double Seconds(int64_t us) { return static_cast<double>(us) / 1e6; }
 
 Family<Counter>& CounterFamily(prometheus::Registry& registry, std::string_view name) {
   const MetricRow& row = MetricOf(name);
-  return prometheus::BuildCounter().Name(std::string(row.name)).Help(std::string(row.help)).Register(registry);
+  return prometheus::BuildCounter()
+      .Name(std::string(row.name))
+      .Help(std::string(row.help))
+      .Register(registry);
 }
 Family<Histogram>& HistogramFamily(prometheus::Registry& registry, std::string_view name) {
   const MetricRow& row = MetricOf(name);
-  return prometheus::BuildHistogram().Name(std::string(row.name)).Help(std::string(row.help)).Register(registry);
+  return prometheus::BuildHistogram()
+      .Name(std::string(row.name))
+      .Help(std::string(row.help))
+      .Register(registry);
 }
 
 std::string ServiceOf(std::string_view method) {
@@ -56,7 +63,9 @@ std::string ServiceOf(std::string_view method) {
 std::string NameOf(std::string_view method) { return BaseName(method); }
 
 prometheus::Labels CallLabels(std::string_view type, std::string_view method) {
-  return {{"grpc_type", std::string(type)}, {"grpc_service", ServiceOf(method)}, {"grpc_method", NameOf(method)}};
+  return {{"grpc_type", std::string(type)},
+          {"grpc_service", ServiceOf(method)},
+          {"grpc_method", NameOf(method)}};
 }
 
 void AddVolume(Families& families, const char* volume, const std::string& path) {
@@ -167,7 +176,8 @@ void Meter::Impl::OnRecord(const core::EventRecord& record, const core::State& s
     attempts.Add({{"reason", AttemptReason(*job)}}).Increment();
     last_dispatch_unix_us = record.unix_us;
     if (job->epoch == 1) {
-      queue_wait.Add({{"queue", kQueue}}, kWaitBuckets).Observe(Seconds(record.unix_us - job->create_unix_us));
+      queue_wait.Add({{"queue", kQueue}}, kWaitBuckets)
+          .Observe(Seconds(record.unix_us - job->create_unix_us));
     }
   } else if (record.state == job->state && core::IsTerminal(record.state)) {
     const std::string outcome(core::JobStateName(record.state));
@@ -195,7 +205,8 @@ void Meter::OnPlacementPass(int64_t duration_us) {
 }
 
 void Meter::OnDatabase(std::string_view operation, int64_t duration_us) {
-  impl_->database_time.Add({{"operation", std::string(operation)}}, kFastBuckets).Observe(Seconds(duration_us));
+  impl_->database_time.Add({{"operation", std::string(operation)}}, kFastBuckets)
+      .Observe(Seconds(duration_us));
 }
 
 void Meter::OnArtifact(std::string_view operation, int64_t duration_us, bool failed) {
@@ -232,7 +243,8 @@ void Meter::Impl::CollectJob(Families& families, const core::Job& job, const Con
                 {"adapter", job.adapter_id}, {"queue", kQueue}, {"user", job.tenant},
                 {"worker", attempt ? attempt->worker_id : ""}},
                1);
-  families.Add("nibble_job_state", {{"job_id", id}, {"state", std::string(core::JobStateName(job.state))}}, 1);
+  families.Add("nibble_job_state",
+               {{"job_id", id}, {"state", std::string(core::JobStateName(job.state))}}, 1);
   const auto time = [&](std::string_view name, int64_t unix_us) {
     if (unix_us > 0) families.Add(name, {{"job_id", id}}, Seconds(unix_us));
   };
@@ -248,24 +260,29 @@ void Meter::Impl::CollectJob(Families& families, const core::Job& job, const Con
     families.Add("nibble_job_planned_steps", {{"job_id", id}}, static_cast<double>(progress.planned_steps));
   }
   if (progress.loss) families.Add("nibble_job_loss", {{"job_id", id}, {"split", "train"}}, *progress.loss);
-  if (progress.eval_loss) families.Add("nibble_job_loss", {{"job_id", id}, {"split", "eval"}}, *progress.eval_loss);
-  if (progress.learning_rate) families.Add("nibble_job_learning_rate", {{"job_id", id}}, *progress.learning_rate);
-  if (progress.gradient_norm) families.Add("nibble_job_gradient_norm", {{"job_id", id}}, *progress.gradient_norm);
-  families.Add("nibble_job_trained_tokens_total", {{"job_id", id}}, static_cast<double>(progress.trained_tokens));
+  if (progress.eval_loss)
+    families.Add("nibble_job_loss", {{"job_id", id}, {"split", "eval"}}, *progress.eval_loss);
+  if (progress.learning_rate)
+    families.Add("nibble_job_learning_rate", {{"job_id", id}}, *progress.learning_rate);
+  if (progress.gradient_norm)
+    families.Add("nibble_job_gradient_norm", {{"job_id", id}}, *progress.gradient_norm);
+  families.Add("nibble_job_trained_tokens_total", {{"job_id", id}},
+               static_cast<double>(progress.trained_tokens));
   const int64_t planned_bytes = job.plan.TotalBytes();
   if (planned_bytes > 0) {
-    families.Add("nibble_job_memory_bytes", {{"job_id", id}, {"kind", "planned"}}, static_cast<double>(planned_bytes));
+    families.Add("nibble_job_memory_bytes", {{"job_id", id}, {"kind", "planned"}},
+                 static_cast<double>(planned_bytes));
   }
   if (progress.used_bytes > 0) {
     families.Add("nibble_job_memory_bytes", {{"job_id", id}, {"kind", "used"}},
                  static_cast<double>(progress.used_bytes));
   }
-  if (!attempt) return;
-  const core::Worker* worker = outcome.state.FindWorker(attempt->worker_id);
-  const auto device = worker ? worker->devices.find(attempt->device_id) : std::map<std::string, core::Device>::const_iterator();
-  if (worker && device != worker->devices.end() && device->second.backend == "cuda") {
-    families.Add("nibble_job_gpu_info", {{"job_id", id}, {"gpu_uuid", attempt->device_id}, {"worker", worker->id}}, 1);
-  }
+  const core::Worker* worker = attempt ? outcome.state.FindWorker(attempt->worker_id) : nullptr;
+  if (!worker) return;
+  const auto device = worker->devices.find(attempt->device_id);
+  if (device == worker->devices.end() || device->second.backend != "cuda") return;
+  families.Add("nibble_job_gpu_info",
+               {{"job_id", id}, {"gpu_uuid", attempt->device_id}, {"worker", worker->id}}, 1);
 }
 
 void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& outcome) {
@@ -324,13 +341,15 @@ void Meter::Impl::CollectWorkers(Families& families, const ControlLoop::Outcome&
     }
   }
   for (const auto& [key, count] : counts) {
-    families.Add("nibble_workers", {{"state", key.first}, {"backend", key.second}}, static_cast<double>(count));
+    families.Add("nibble_workers", {{"state", key.first}, {"backend", key.second}},
+                 static_cast<double>(count));
   }
 }
 
 void Meter::Impl::CollectState(Families& families, const ControlLoop::Outcome& outcome) {
   std::map<core::JobState, int64_t> counts;
-  for (int i = 1; i <= static_cast<int>(core::JobState::kCancelled); ++i) counts[static_cast<core::JobState>(i)] = 0;
+  for (int i = 1; i <= static_cast<int>(core::JobState::kCancelled); ++i)
+    counts[static_cast<core::JobState>(i)] = 0;
   int64_t oldest_unix_us = 0;
   for (const auto& [id, job] : outcome.state.jobs) {
     if (job.kind != core::JobKind::kTrain) continue;
@@ -343,7 +362,8 @@ void Meter::Impl::CollectState(Families& families, const ControlLoop::Outcome& o
                  static_cast<double>(count));
   }
   if (oldest_unix_us > 0) {
-    families.Add("nibble_queue_oldest_pending_timestamp_seconds", {{"queue", kQueue}}, Seconds(oldest_unix_us));
+    families.Add("nibble_queue_oldest_pending_timestamp_seconds", {{"queue", kQueue}},
+                 Seconds(oldest_unix_us));
   }
   CollectJobs(families, outcome);
   CollectWorkers(families, outcome);

@@ -89,7 +89,8 @@ class MeteredBlobStore : public BlobStore {
   }
 
  public:
-  MeteredBlobStore(std::unique_ptr<BlobStore> inner, Meter* meter) : inner_(std::move(inner)), meter_(meter) {}
+  MeteredBlobStore(std::unique_ptr<BlobStore> inner, Meter* meter)
+      : inner_(std::move(inner)), meter_(meter) {}
 
   absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes) override {
     return inner_->Begin(sha256, size_bytes);

@@ -146,12 +146,14 @@ TEST(CheckSafetensorsHeader, RefusesWhatDoesNotAddUp) {
       {R"({"a":{"dtype":"X","shape":[1],"data_offsets":[0,4]}})", "data type"},
       {R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", "natural number"},
       {R"({"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,4]}})", "natural number"},
-      {R"({"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,4]}})", "larger"},
+      {R"({"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,4]}})",
+       "larger"},
       {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", "match its shape"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", "truncated"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", "truncated"},
       {R"({"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}})", "dimensions"},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+           "b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
        "overlap"},
       {R"({"a":[[[[[1]]]]]})", "deep"},
       {R"({"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}})", "truncated"},
@@ -162,7 +164,9 @@ TEST(CheckSafetensorsHeader, RefusesWhatDoesNotAddUp) {
     EXPECT_EQ(StatusReason(names.status()), Reason::kModelFileInvalid);
     EXPECT_NE(std::string(names.status().message()).find(says), std::string::npos) << names.status();
   }
-  EXPECT_TRUE(CheckSafetensorsHeader("f", R"({"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4).ok());
+  EXPECT_TRUE(
+      CheckSafetensorsHeader("f", R"({"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4)
+          .ok());
 }
 
 TEST(IsModelFileName, RefusesPaths) {

@@ -49,10 +49,12 @@ absl::Status CheckExposure(const ServerOptions& options, const TokenFile& tokens
                  "create`, or name a --client-ca");
   }
   if (!tls && !IsLoopback(options.listen)) {
-    return Error::Field(Reason::kSpecInvalid, "--listen",
-                        absl::StrCat("is ", options.listen, ", which others can reach: that needs --tls-cert and "
-                                     "--tls-key (see `nibble-server init-tls`) and a token; without them only a "
-                                     "loopback address such as 127.0.0.1:7070 is served"));
+    return Error::Field(
+        Reason::kSpecInvalid, "--listen",
+        absl::StrCat("is ", options.listen,
+                     ", which others can reach: that needs --tls-cert and "
+                     "--tls-key (see `nibble-server init-tls`) and a token; without them only a "
+                     "loopback address such as 127.0.0.1:7070 is served"));
   }
   return absl::OkStatus();
 }
@@ -73,6 +75,7 @@ class ServerImpl : public Server {
  private:
   absl::Status OpenStores();
   absl::Status StartLoop();
+  void CheckBlobs();
   absl::Status OpenHistory();
   absl::StatusOr<GrpcOptions> ReadGrpcOptions() const;
   absl::Status StartServing();
@@ -124,7 +127,8 @@ absl::Status ServerImpl::StartLoop() {
   options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
     meter_.OnCommit(records, state);
     for (const core::EventRecord& record : records) {
-      LogInfo(record.type, {{"job", record.job_id}, {"sequence", record.sequence}, {"message", record.message}});
+      LogInfo(record.type,
+              {{"job", record.job_id}, {"sequence", record.sequence}, {"message", record.message}});
     }
   };
   options.on_fatal = [this](const absl::Status& status) {
@@ -144,6 +148,17 @@ absl::Status ServerImpl::StartLoop() {
   RETURN_IF_ERROR(loop_->Start());
   ClearRestored(options_.data_dir);
   return absl::OkStatus();
+}
+
+// Every blob the state knows must be there in full. What is not is for an operator to restore: the rest
+// works on, and whoever needs it hears BLOB_NOT_FOUND.
+void ServerImpl::CheckBlobs() {
+  for (const auto& [sha256, blob] : loop_->state().blobs) {
+    const auto size = blobs_->SizeBytes(sha256);
+    if (size.ok() && *size == blob.size_bytes) continue;
+    LogError("blob.damaged",
+             {{"sha256", sha256}, {"size_bytes", blob.size_bytes}, {"found", size.value_or(-1)}});
+  }
 }
 
 absl::Status ServerImpl::OpenHistory() {
@@ -172,8 +187,9 @@ absl::Status ServerImpl::StartServing() {
   ASSIGN_OR_RETURN(const GrpcOptions grpc, ReadGrpcOptions());
   ASSIGN_OR_RETURN(grpc_, StartGrpc(grpc, edge_, &meter_));
   if (!options_.http_listen.empty()) {
-    ASSIGN_OR_RETURN(http_, StartHttp(options_.http_listen, {[this] { return meter_.Scrape(); },
-                                                             [this] { return loop_->serving() && !edge_.draining; }}));
+    ASSIGN_OR_RETURN(http_, StartHttp(options_.http_listen,
+                                      {[this] { return meter_.Scrape(); },
+                                       [this] { return loop_->serving() && !edge_.draining; }}));
   }
   loop_->RunThread();
   grpc_->SetServing(true);
@@ -194,6 +210,7 @@ absl::Status ServerImpl::Start() {
   }
   RETURN_IF_ERROR(OpenStores());
   RETURN_IF_ERROR(StartLoop());
+  CheckBlobs();
   RETURN_IF_ERROR(OpenHistory());
   authorizer_ = std::make_unique<Authorizer>(!options_.tls_cert.empty(), &tokens_, &RealClock::Get());
   io_ = std::make_unique<IoPool>(kIoThreads, kIoQueue);
@@ -212,7 +229,8 @@ absl::Status ServerImpl::Start() {
   edge_.meter = &meter_;
   edge_.model_root = options_.model_root;
   edge_.heartbeat_us = options_.heartbeat_us;
-  meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir, options_.model_root});
+  meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir,
+                     options_.model_root});
   ticker_->Add(kTokenRefreshUs, [this] {
     if (absl::Status status = tokens_.Refresh(); !status.ok()) {
       LogError("tokens.unreadable", {{"status", std::string(status.ToString())}});

@@ -38,14 +38,16 @@ std::string Weights() {
   std::string header = "{";
   int64_t at = 0;
   const auto add = [&](const std::string& name) {
-    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name, "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[",
-                    at, ",", at + 4, "]}");
+    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name,
+                    "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[", at, ",", at + 4,
+                    "]}");
     at += 4;
   };
   add("model.embed_tokens.weight");
   add("model.norm.weight");
-  for (const char* part : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-                           "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+  for (const char* part :
+       {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
+        "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
     add(absl::StrCat("model.layers.0.", part, ".weight"));
   }
   header += "}";
@@ -95,7 +97,8 @@ class ServerTest : public testing::Test {
     auto server = StartServer(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
-    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials());
+    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()),
+                                   grpc::InsecureChannelCredentials());
     jobs_ = v1::JobService::NewStub(channel_);
     datasets_ = v1::DatasetService::NewStub(channel_);
     models_ = v1::ModelService::NewStub(channel_);

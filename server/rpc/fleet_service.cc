@@ -55,7 +55,8 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
 
   Reactor* DrainWorker(Context* context, const v1::DrainWorkerRequest* request,
                        v1::Worker* response) override {
-    return RunVerb<core::DrainWorker>(context, "/nibble.v1.FleetService/DrainWorker", request->name(), response);
+    return RunVerb<core::DrainWorker>(context, "/nibble.v1.FleetService/DrainWorker",
+                                      request->name(), response);
   }
   Reactor* UndrainWorker(Context* context, const v1::UndrainWorkerRequest* request,
                          v1::Worker* response) override {
@@ -69,7 +70,8 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
     return Unary(edge_, context, method, [=, this, &name](const Caller&, Done done) {
       auto id = ParseName(name, "workers", "name");
       if (!id.ok()) return done(id.status());
-      Command(edge_, done, Verb{*id}, [id = *id, response](const Outcome& o) { return Show(o, id, response); });
+      Command(edge_, done, Verb{*id},
+              [id = *id, response](const Outcome& o) { return Show(o, id, response); });
     });
   }
 

@@ -93,10 +93,12 @@ class GrpcServerImpl : public GrpcServer {
     builder.experimental().SetInterceptorCreators(std::move(interceptors));
     server_ = builder.BuildAndStart();
     if (server_ && port_ != 0) return absl::OkStatus();
-    return Error::Field(Reason::kSpecInvalid, "--listen",
-                        absl::StrCat("is ", options.listen, ", where this process cannot listen; is another "
-                                     "server there? Choose another port, or 0 for a free one. With TLS, check "
-                                     "that certificate and key belong together"));
+    return Error::Field(
+        Reason::kSpecInvalid, "--listen",
+        absl::StrCat("is ", options.listen,
+                     ", where this process cannot listen; is another "
+                     "server there? Choose another port, or 0 for a free one. With TLS, check "
+                     "that certificate and key belong together"));
   }
 
   ~GrpcServerImpl() override { Shutdown(0); }

@@ -18,7 +18,8 @@ namespace nibble::server {
 namespace {
 
 constexpr int64_t kDefaultPoints = 1000;
-constexpr int64_t kMaxPoints = 100'000;
+// As many as fit a message of 4 MiB, which is what clients take unless told otherwise.
+constexpr int64_t kMaxPoints = 30'000;
 
 // What a plan is made of, copied out of the loop.
 struct PlanInput {

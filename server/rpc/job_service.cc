@@ -116,7 +116,11 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobs(Context* context, const v1::L
     ASSIGN_OR_RETURN(*response->mutable_next_page_token(),
                      ListPage(jobs, query, request->page_size(), request->page_token(),
                               [](const core::Job*) { return true; },
-                              [&](const core::Job* job) { ToProto(view, *job, response->add_jobs()); }));
+                              [&](const core::Job* job) {
+                                ToProto(view, *job, response->add_jobs());
+                                // Reports can be long; a page of them would not fit a message.
+                                response->mutable_jobs()->rbegin()->clear_dataset_report_json();
+                              }));
     return absl::OkStatus();
   };
   return Unary(edge_, context, "/nibble.v1.JobService/ListJobs",
