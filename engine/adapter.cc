@@ -31,7 +31,9 @@ absl::Status Bad(std::string_view what) {
   return Error(Reason::kModelFileInvalid, absl::StrCat("adapter: ", View(what)));
 }
 
-bool IsEmpty(const json& value) { return value.is_null() || ((value.is_object() || value.is_array()) && value.empty()); }
+bool IsEmpty(const json& value) {
+  return value.is_null() || ((value.is_object() || value.is_array()) && value.empty());
+}
 
 // Options that would change what the adapter computes and that we do not carry out.
 absl::Status RefuseOptions(const json& config) {
@@ -40,7 +42,8 @@ absl::Status RefuseOptions(const json& config) {
   for (const char* key : {"use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"}) {
     if (get(key) == true) return Bad(absl::StrCat(key, " is not supported"));
   }
-  if (const json bias = get("bias"); !bias.is_null() && bias != "none") return Bad("bias other than none is not supported");
+  if (const json bias = get("bias"); !bias.is_null() && bias != "none")
+    return Bad("bias other than none is not supported");
   for (const char* key : {"modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
                           "layer_replication", "target_parameters", "trainable_token_indices"}) {
     if (!IsEmpty(get(key))) return Bad(absl::StrCat(key, " is not supported"));
@@ -107,7 +110,9 @@ struct MatrixName {
 // "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"
 absl::StatusOr<MatrixName> ParseName(const std::string& name) {
   absl::string_view rest(name);
-  const auto unknown = [&] { return Bad(absl::StrCat("tensor ", Quote(name), " is none Nibble knows")); };
+  const auto unknown = [&] {
+    return Bad(absl::StrCat("tensor ", Quote(name), " is none Nibble knows"));
+  };
   if (!absl::ConsumePrefix(&rest, "base_model.model.")) return unknown();
   absl::ConsumePrefix(&rest, "model.");
   const std::vector<std::string> parts = absl::StrSplit(rest, '.');
@@ -148,7 +153,8 @@ std::string ModulePath(int64_t layer, Module module) {
                       View(spec::ModuleName(module)));
 }
 
-absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model) {
+absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
+                                      const spec::ModelConfig& model) {
   Adapter adapter;
   ASSIGN_OR_RETURN(adapter.config, ReadConfig(JoinPath(directory, "adapter_config.json")));
   const std::string path = JoinPath(directory, "adapter_model.safetensors");
@@ -179,9 +185,10 @@ absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::
           return Bad(absl::StrCat("lora_", is_b ? "B" : "A", " of ", ModulePath(layer, module),
                                   " is missing from ", BaseName(path)));
         }
-        ASSIGN_OR_RETURN((is_b ? pair.b : pair.a),
-                         ReadMatrix(*file, *it->second, is_b ? std::vector<int64_t>{shape.n, r}
-                                                             : std::vector<int64_t>{r, shape.k}));
+        ASSIGN_OR_RETURN(
+            (is_b ? pair.b : pair.a),
+            ReadMatrix(*file, *it->second,
+                       is_b ? std::vector<int64_t>{shape.n, r} : std::vector<int64_t>{r, shape.k}));
         found.erase(it);
       }
       adapter.pairs.push_back(std::move(pair));

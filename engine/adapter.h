@@ -1,8 +1,8 @@
 // The adapter in the form PEFT reads and writes.
 //
-// Directory: adapter_config.json, adapter_model.safetensors (fp32, names without the adapter's own),
-// README.md, trainer_state.json, metrics.jsonl, nibble_job.yaml, checksums.txt. The first two are equal
-// byte for byte for equal weights and configuration; times stand only in the others.
+// Directory: adapter_config.json, adapter_model.safetensors (fp32, names without the adapter's
+// own), README.md, trainer_state.json, metrics.jsonl, nibble_job.yaml, checksums.txt. The first two
+// are equal byte for byte for equal weights and configuration; times stand only in the others.
 //
 // Pure apart from the files; thread-safe.
 #pragma once
@@ -24,10 +24,10 @@ struct AdapterConfig {
   double alpha = 32;
   double dropout = 0;
   bool use_rslora = false;
-  std::vector<spec::Module> target_modules;   // in Module order
-  std::string base_model_name;                // hub id or directory name; never a cache path
+  std::vector<spec::Module> target_modules;  // in Module order
+  std::string base_model_name;               // hub id or directory name; never a cache path
 
-  double Scale() const;                       // alpha / r, or alpha / sqrt(r)
+  double Scale() const;  // alpha / r, or alpha / sqrt(r)
 };
 
 // One module of one layer: A [r, in], B [out, r], row-major fp32.
@@ -40,7 +40,7 @@ struct AdapterPair {
 
 struct Adapter {
   AdapterConfig config;
-  std::vector<AdapterPair> pairs;             // by layer, then module
+  std::vector<AdapterPair> pairs;  // by layer, then module
 };
 
 // As above, but the weights stay where they are (in the persistent region).
@@ -71,8 +71,8 @@ struct AdapterExport {
   AdapterConfig config;
   std::vector<AdapterPairView> pairs;
   spec::ModelConfig model;
-  spec::TrainSpec spec;                       // resolved; becomes nibble_job.yaml
-  std::string job_name;                       // title of the model card
+  spec::TrainSpec spec;  // resolved; becomes nibble_job.yaml
+  std::string job_name;  // title of the model card
   std::string base_digest;
   std::string numerics_id;
   int64_t step = 0;
@@ -90,8 +90,9 @@ struct ExportedFile {
 absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& directory,
                                                         const AdapterExport& adapter);
 
-// Reads an adapter made by Nibble or PEFT. LoRA on the seven linears only; anything else in it (DoRA,
-// modules_to_save, biases, rank patterns, other tensors, layers the model lacks) is refused by name.
+// Reads an adapter made by Nibble or PEFT. LoRA on the seven linears only; anything else in it
+// (DoRA, modules_to_save, biases, rank patterns, other tensors, layers the model lacks) is refused
+// by name.
 absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model);
 
 }  // namespace nibble::engine

@@ -39,7 +39,8 @@ std::string Pretty(const json& value) {
 
 json TargetNames(const AdapterConfig& config) {
   json names = json::array();
-  for (const Module module : config.target_modules) names.push_back(std::string(spec::ModuleName(module)));
+  for (const Module module : config.target_modules)
+    names.push_back(std::string(spec::ModuleName(module)));
   return names;
 }
 
@@ -87,7 +88,9 @@ std::string Weights(const AdapterExport& adapter) {
 std::string MetricsLines(const std::vector<MetricRow>& metrics) {
   std::string out;
   for (const MetricRow& row : metrics) {
-    json line = {{"step", row.step}, {"epoch", Number(row.epoch)}, {"tokens", row.tokens},
+    json line = {{"step", row.step},
+                 {"epoch", Number(row.epoch)},
+                 {"tokens", row.tokens},
                  {"time_us", row.step_time_us}};
     line[row.is_eval ? "eval_loss" : "loss"] = Number(row.loss);
     if (!row.is_eval) {
@@ -150,8 +153,8 @@ std::string Recipe(const AdapterExport& adapter) {
   const spec::TrainSpec& s = adapter.spec;
   std::string out = "# What this adapter was trained with, every default written out.\n";
   const auto put = [&](std::string_view key, const json& value) {
-    absl::StrAppend(&out, View(key), ": ", value.dump(-1, ' ', false, json::error_handler_t::replace),
-                    "\n");
+    absl::StrAppend(&out, View(key), ": ",
+                    value.dump(-1, ' ', false, json::error_handler_t::replace), "\n");
   };
   put("base_model", adapter.config.base_model_name);
   put("adapter", s.quant == spec::QuantKind::kBF16 ? "lora" : "qlora");
@@ -217,29 +220,36 @@ std::string ModelCard(const AdapterExport& adapter) {
   for (const Module module : config.target_modules) {
     absl::StrAppend(&targets, targets.empty() ? "" : ", ", View(spec::ModuleName(module)));
   }
-  std::string out = absl::StrCat("---\nbase_model: ", JsonString(config.base_model_name),
-                                 "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n"
-                                 "- nibble\n---\n\n# ",
-                                 adapter.job_name.empty() ? "LoRA adapter" : adapter.job_name, "\n\n");
-  absl::StrAppend(&out, "A LoRA adapter for `", config.base_model_name, "`, trained with Nibble.\n\n");
-  absl::StrAppend(&out, "| | |\n|---|---|\n| rank, alpha | ", config.r, ", ", Plain(config.alpha).dump(),
-                  config.use_rslora ? " (rsLoRA)" : "", " |\n| modules | ", targets, " |\n| frozen base | ",
-                  View(QuantTypeName(adapter.spec.quant)),
-                  adapter.spec.double_quant ? ", double quantization" : "", " |\n| optimizer steps | ",
-                  adapter.step, " of ", adapter.total_steps, " |\n| tokens | ", tokens, " |\n");
+  std::string out =
+      absl::StrCat("---\nbase_model: ", JsonString(config.base_model_name),
+                   "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n"
+                   "- nibble\n---\n\n# ",
+                   adapter.job_name.empty() ? "LoRA adapter" : adapter.job_name, "\n\n");
+  absl::StrAppend(&out, "A LoRA adapter for `", config.base_model_name,
+                  "`, trained with Nibble.\n\n");
+  absl::StrAppend(
+      &out, "| | |\n|---|---|\n| rank, alpha | ", config.r, ", ", Plain(config.alpha).dump(),
+      config.use_rslora ? " (rsLoRA)" : "", " |\n| modules | ", targets, " |\n| frozen base | ",
+      View(QuantTypeName(adapter.spec.quant)),
+      adapter.spec.double_quant ? ", double quantization" : "", " |\n| optimizer steps | ",
+      adapter.step, " of ", adapter.total_steps, " |\n| tokens | ", tokens, " |\n");
   if (has_loss) {
     absl::StrAppend(&out, "| loss, first and last step | ",
                     absl::StrFormat("%.4f, %.4f", first_loss, last_loss), " |\n");
   }
-  if (has_eval) absl::StrAppend(&out, "| held-out loss | ", absl::StrFormat("%.4f", eval_loss), " |\n");
-  absl::StrAppend(&out, "| base digest | `", adapter.base_digest, "` |\n| numerics | `", adapter.numerics_id,
-                  "` |\n\n");
-  absl::StrAppend(&out,
-                  "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-                  "base = AutoModelForCausalLM.from_pretrained(", JsonString(config.base_model_name),
-                  ")\nmodel = PeftModel.from_pretrained(base, \"path/to/this/directory\")\n```\n\n"
-                  "`nibble_job.yaml` is the recipe with every default written out, `metrics.jsonl` and\n"
-                  "`trainer_state.json` the course of the run; `sha256sum -c checksums.txt` checks the files.\n");
+  if (has_eval)
+    absl::StrAppend(&out, "| held-out loss | ", absl::StrFormat("%.4f", eval_loss), " |\n");
+  absl::StrAppend(&out, "| base digest | `", adapter.base_digest, "` |\n| numerics | `",
+                  adapter.numerics_id, "` |\n\n");
+  absl::StrAppend(
+      &out,
+      "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+      "base = AutoModelForCausalLM.from_pretrained(",
+      JsonString(config.base_model_name),
+      ")\nmodel = PeftModel.from_pretrained(base, \"path/to/this/directory\")\n```\n\n"
+      "`nibble_job.yaml` is the recipe with every default written out, `metrics.jsonl` and\n"
+      "`trainer_state.json` the course of the run; `sha256sum -c checksums.txt` checks the "
+      "files.\n");
   return out;
 }
 

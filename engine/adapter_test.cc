@@ -106,15 +106,19 @@ TEST_F(AdapterTest, FilesHaveTheFormOthersRead) {
     EXPECT_EQ(file.size_bytes, *FileSizeBytes(dir_.Join(file.name)));
   }
   EXPECT_THAT(names, ElementsAre("README.md", "adapter_config.json", "adapter_model.safetensors",
-                                 "metrics.jsonl", "nibble_job.yaml", "trainer_state.json", "checksums.txt"));
+                                 "metrics.jsonl", "nibble_job.yaml", "trainer_state.json",
+                                 "checksums.txt"));
   const std::string text = *ReadFile(dir_.Join("adapter_config.json"));
   EXPECT_THAT(text, HasSubstr("{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n"));
   EXPECT_THAT(text, HasSubstr("\"lora_alpha\": 8,\n  \"lora_dropout\": 0.05,"));
-  EXPECT_THAT(text, HasSubstr("\"target_modules\": [\n    \"q_proj\",\n    \"v_proj\",\n    \"down_proj\"\n  ]"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("\"target_modules\": [\n    \"q_proj\",\n    \"v_proj\",\n    \"down_proj\"\n  ]"));
   const auto weights = SafetensorsFile::Open(dir_.Join("adapter_model.safetensors"));
   ASSERT_TRUE(weights.ok()) << weights.status();
   EXPECT_EQ((*weights)->metadata().at("format"), "pt");
-  const TensorInfo* b = (*weights)->Find("base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
+  const TensorInfo* b =
+      (*weights)->Find("base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
   ASSERT_NE(b, nullptr);
   EXPECT_THAT(b->shape, ElementsAre(8, 4));
   const json state = ReadJson("trainer_state.json");
@@ -152,8 +156,10 @@ TEST_F(AdapterTest, WhatWeDoNotCarryOutIsRefused) {
   EXPECT_THAT(RefusedWith("target_modules", {"q_proj"}), HasSubstr("does not name"));
   CHECK_OK(ExportAdapter(dir_.path(), export_).status());
   const float one = 1;
-  CHECK_OK(WriteFileAtomic(dir_.Join("adapter_model.safetensors"),
-                           SerializeSafetensors({{"base_model.model.lm_head.weight", TensorType::kF32, {1}, &one}}, {})));
+  CHECK_OK(
+      WriteFileAtomic(dir_.Join("adapter_model.safetensors"),
+                      SerializeSafetensors(
+                          {{"base_model.model.lm_head.weight", TensorType::kF32, {1}, &one}}, {})));
   EXPECT_THAT(std::string(ImportAdapter(dir_.path(), export_.model).status().message()),
               HasSubstr("none Nibble knows"));
   EXPECT_EQ(StatusReason(ImportAdapter(dir_.Join("none"), export_.model).status()),
@@ -169,7 +175,8 @@ TEST_F(AdapterTest, DamagedAdaptersNeverBreakTheReader) {
     for (uint64_t edits = 1 + random.Below(3); edits > 0; --edits) {
       bytes[random.Below(bytes.size())] = static_cast<char>(random.Below(256));
     }
-    std::ofstream(dir_.Join("adapter_config.json"), std::ios::binary) << bytes;   // hundreds: no fsync
+    std::ofstream(dir_.Join("adapter_config.json"), std::ios::binary)
+        << bytes;  // hundreds: no fsync
     const auto adapter = ImportAdapter(dir_.path(), export_.model);
     if (!adapter.ok()) {
       EXPECT_EQ(StatusReason(adapter.status()), Reason::kModelFileInvalid);

@@ -29,26 +29,36 @@ using spec::BasePart;
 
 // Changes whenever the bytes of a file for the same input would.
 constexpr int kLayoutVersion = 1;
-constexpr int64_t kChunkElements = 4 << 20;       // a multiple of every block
+constexpr int64_t kChunkElements = 4 << 20;  // a multiple of every block
 
 std::string_view QuantName(spec::QuantKind quant) {
   switch (quant) {
-    case spec::QuantKind::kNF4: return "nf4";
-    case spec::QuantKind::kFP4: return "fp4";
-    case spec::QuantKind::kINT4: return "int4";
-    case spec::QuantKind::kINT8: return "int8";
-    case spec::QuantKind::kBF16: return "bf16";
+    case spec::QuantKind::kNF4:
+      return "nf4";
+    case spec::QuantKind::kFP4:
+      return "fp4";
+    case spec::QuantKind::kINT4:
+      return "int4";
+    case spec::QuantKind::kINT8:
+      return "int8";
+    case spec::QuantKind::kBF16:
+      return "bf16";
   }
   return "";
 }
 
 kernels::QuantType TypeOf(spec::QuantKind quant) {
   switch (quant) {
-    case spec::QuantKind::kNF4: return kernels::QuantType::kNF4;
-    case spec::QuantKind::kFP4: return kernels::QuantType::kFP4;
-    case spec::QuantKind::kINT4: return kernels::QuantType::kINT4;
-    case spec::QuantKind::kINT8: return kernels::QuantType::kINT8;
-    case spec::QuantKind::kBF16: break;
+    case spec::QuantKind::kNF4:
+      return kernels::QuantType::kNF4;
+    case spec::QuantKind::kFP4:
+      return kernels::QuantType::kFP4;
+    case spec::QuantKind::kINT4:
+      return kernels::QuantType::kINT4;
+    case spec::QuantKind::kINT8:
+      return kernels::QuantType::kINT8;
+    case spec::QuantKind::kBF16:
+      break;
   }
   return kernels::QuantType::kBF16;
 }
@@ -94,7 +104,8 @@ class LockedFile {
       }
       // Renamed or unlinked while we waited: the lock is on a file of another name.
       struct stat ours = {}, named = {};
-      if (::fstat(fd, &ours) == 0 && ::stat(path.c_str(), &named) == 0 && ours.st_ino == named.st_ino) {
+      if (::fstat(fd, &ours) == 0 && ::stat(path.c_str(), &named) == 0 &&
+          ours.st_ino == named.st_ino) {
         file->fd_ = fd;
         return file;
       }
@@ -143,7 +154,11 @@ class Maker {
  public:
   Maker(const BaseCacheRequest& request, const BaseTensors& tensors, const spec::BaseLayout& layout,
         LockedFile& file)
-      : request_(request), tensors_(tensors), layout_(layout), file_(file), pool_(request.threads) {}
+      : request_(request),
+        tensors_(tensors),
+        layout_(layout),
+        file_(file),
+        pool_(request.threads) {}
 
   absl::Status Make() {
     RETURN_IF_ERROR(file_.Resize(layout_.file_bytes));
@@ -165,20 +180,22 @@ class Maker {
   absl::Status MakeEntry(const BaseEntry& entry) {
     switch (entry.part) {
       case BasePart::kCodeBook:
-        return file_.Write(entry.offset, kernels::CodeBook(TypeOf(request_.quant)), entry.size_bytes);
+        return file_.Write(entry.offset, kernels::CodeBook(TypeOf(request_.quant)),
+                           entry.size_bytes);
       case BasePart::kNestedMap:
         return file_.Write(entry.offset, kernels::SignedDynamicMap(), entry.size_bytes);
       case BasePart::kOffsets:
         offsets_.assign(static_cast<size_t>(entry.size_bytes / 4), 0);
-        return absl::OkStatus();   // written when all are known
+        return absl::OkStatus();  // written when all are known
       case BasePart::kCodes:
         if (request_.quant != spec::QuantKind::kBF16) return Quantize(entry);
         return CopyAsBf16(entry);
       case BasePart::kAbsmax:
       case BasePart::kAbsmaxCodes:
       case BasePart::kNestedAbsmax:
-        return absl::OkStatus();   // written with the codes
-      default: return CopyAsBf16(entry);
+        return absl::OkStatus();  // written with the codes
+      default:
+        return CopyAsBf16(entry);
     }
   }
 
@@ -215,7 +232,8 @@ class Maker {
       codes.resize(static_cast<size_t>(bytes));
       kernels::QuantizeTensor(values_.data(), size, type, spec::kQuantBlock, codes.data(),
                               absmax.data() + first / spec::kQuantBlock, &pool_);
-      RETURN_IF_ERROR(file_.Write(entry.offset + kernels::WeightBytes(type, first), codes.data(), bytes));
+      RETURN_IF_ERROR(
+          file_.Write(entry.offset + kernels::WeightBytes(type, first), codes.data(), bytes));
     }
     return WriteScales(entry, absmax);
   }
@@ -259,8 +277,9 @@ class Maker {
 absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::string& cache_dir,
                                        const Checkpoint& checkpoint, spec::QuantKind quant,
                                        bool double_quant) {
-  std::string text = absl::StrCat("nibble base, layout ", kLayoutVersion, "\n", View(QuantName(quant)),
-                                  " ", double_quant ? "nested" : "flat", "\n");
+  std::string text =
+      absl::StrCat("nibble base, layout ", kLayoutVersion, "\n", View(QuantName(quant)), " ",
+                   double_quant ? "nested" : "flat", "\n");
   ASSIGN_OR_RETURN(const std::string config, Sha256HexOfFile(JoinPath(model_dir, "config.json")));
   absl::StrAppend(&text, config, "\n");
   for (const std::string& path : checkpoint.Paths()) {
@@ -285,7 +304,7 @@ absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
   result.found = FileExists(result.path);
   if (result.found) return result;
   ASSIGN_OR_RETURN(const auto file, LockedFile::Open(absl::StrCat(result.path, ".tmp")));
-  result.found = FileExists(result.path);   // another process made it while we waited
+  result.found = FileExists(result.path);  // another process made it while we waited
   if (result.found) return result;
   RETURN_IF_ERROR(Maker(request, tensors, layout, *file).Make());
   RETURN_IF_ERROR(file->Commit(result.path));

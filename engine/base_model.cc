@@ -29,11 +29,16 @@ constexpr int64_t kMaxConfigBytes = 1 << 20;
 
 QuantType TypeOf(spec::QuantKind quant) {
   switch (quant) {
-    case spec::QuantKind::kNF4: return QuantType::kNF4;
-    case spec::QuantKind::kFP4: return QuantType::kFP4;
-    case spec::QuantKind::kINT4: return QuantType::kINT4;
-    case spec::QuantKind::kINT8: return QuantType::kINT8;
-    case spec::QuantKind::kBF16: break;
+    case spec::QuantKind::kNF4:
+      return QuantType::kNF4;
+    case spec::QuantKind::kFP4:
+      return QuantType::kFP4;
+    case spec::QuantKind::kINT4:
+      return QuantType::kINT4;
+    case spec::QuantKind::kINT8:
+      return QuantType::kINT8;
+    case spec::QuantKind::kBF16:
+      break;
   }
   return QuantType::kBF16;
 }
@@ -51,21 +56,30 @@ struct BaseModel::Impl {
   std::string digest;
   bool cached = false;
   MappedFile file;
-  std::vector<std::vector<char>> arrays;     // exact: owned instead of mapped
+  std::vector<std::vector<char>> arrays;  // exact: owned instead of mapped
   std::vector<Layer> layers;
   ParamView embedding, head, final_norm;
 
   ParamView* Param(const BaseEntry& entry) {
     switch (entry.part) {
-      case BasePart::kEmbedding: return &embedding;
-      case BasePart::kHead: return &head;
-      case BasePart::kFinalNorm: return &final_norm;
-      case BasePart::kInputNorm: return &layers[entry.layer].input_norm;
-      case BasePart::kPostNorm: return &layers[entry.layer].post_norm;
-      case BasePart::kQueryNorm: return &layers[entry.layer].q_norm;
-      case BasePart::kKeyNorm: return &layers[entry.layer].k_norm;
-      case BasePart::kBias: return &layers[entry.layer].bias[static_cast<int>(entry.module)];
-      default: return nullptr;
+      case BasePart::kEmbedding:
+        return &embedding;
+      case BasePart::kHead:
+        return &head;
+      case BasePart::kFinalNorm:
+        return &final_norm;
+      case BasePart::kInputNorm:
+        return &layers[entry.layer].input_norm;
+      case BasePart::kPostNorm:
+        return &layers[entry.layer].post_norm;
+      case BasePart::kQueryNorm:
+        return &layers[entry.layer].q_norm;
+      case BasePart::kKeyNorm:
+        return &layers[entry.layer].k_norm;
+      case BasePart::kBias:
+        return &layers[entry.layer].bias[static_cast<int>(entry.module)];
+      default:
+        return nullptr;
     }
   }
 
@@ -102,8 +116,10 @@ struct BaseModel::Impl {
       WeightView& weight = layers[entry.layer].linear[static_cast<int>(entry.module)];
       if (entry.part == BasePart::kCodes) weight.data = data;
       if (entry.part == BasePart::kAbsmax) weight.absmax = static_cast<const float*>(data);
-      if (entry.part == BasePart::kAbsmaxCodes) weight.absmax_codes = static_cast<const uint8_t*>(data);
-      if (entry.part == BasePart::kNestedAbsmax) weight.nested_absmax = static_cast<const float*>(data);
+      if (entry.part == BasePart::kAbsmaxCodes)
+        weight.absmax_codes = static_cast<const uint8_t*>(data);
+      if (entry.part == BasePart::kNestedAbsmax)
+        weight.nested_absmax = static_cast<const float*>(data);
       weight.code_book = code_book;
       weight.nested_map = nested_map;
       if (offsets != nullptr) {
@@ -118,9 +134,10 @@ struct BaseModel::Impl {
     const std::string header = BaseCacheHeader(digest, layout);
     if (static_cast<int64_t>(file.size()) != layout.file_bytes ||
         !file.view().starts_with(header)) {
-      return Error(Reason::kModelFileInvalid,
-                   absl::StrCat(path, " is no quantized base of this layout (", file.size(), " bytes, ",
-                                layout.file_bytes, " expected); remove it and it is made anew"));
+      return Error(
+          Reason::kModelFileInvalid,
+          absl::StrCat(path, " is no quantized base of this layout (", file.size(), " bytes, ",
+                       layout.file_bytes, " expected); remove it and it is made anew"));
     }
     Point(layout, DType::kBF16,
           [&](const BaseEntry& entry) -> const void* { return file.data() + entry.offset; });
@@ -149,14 +166,17 @@ absl::Status BaseModel::Impl::LoadExact(const BaseTensors& tensors, const spec::
       char* to = add(entry.size_bytes);
       data[i] = to;
       const auto blocks = static_cast<int64_t>(absmax.size());
-      if (entry.part == BasePart::kCodeBook) std::memcpy(to, kernels::CodeBook(type), entry.size_bytes);
-      if (entry.part == BasePart::kNestedMap) std::memcpy(to, kernels::SignedDynamicMap(), entry.size_bytes);
+      if (entry.part == BasePart::kCodeBook)
+        std::memcpy(to, kernels::CodeBook(type), entry.size_bytes);
+      if (entry.part == BasePart::kNestedMap)
+        std::memcpy(to, kernels::SignedDynamicMap(), entry.size_bytes);
       if (entry.part == BasePart::kOffsets) offsets = reinterpret_cast<float*>(to);
       if (entry.part == BasePart::kAbsmax) std::memcpy(to, absmax.data(), entry.size_bytes);
       if (entry.part == BasePart::kAbsmaxCodes) {
         std::vector<float> scales(static_cast<size_t>(kernels::NestedCount(blocks)));
-        kernels::QuantizeAbsmax(absmax.data(), blocks, reinterpret_cast<uint8_t*>(to), scales.data(),
-                                offsets + entry.layer * spec::kModuleCount + static_cast<int>(entry.module));
+        kernels::QuantizeAbsmax(
+            absmax.data(), blocks, reinterpret_cast<uint8_t*>(to), scales.data(),
+            offsets + entry.layer * spec::kModuleCount + static_cast<int>(entry.module));
         absmax = std::move(scales);
       }
       if (entry.part == BasePart::kNestedAbsmax) std::memcpy(to, absmax.data(), entry.size_bytes);
@@ -174,7 +194,8 @@ absl::Status BaseModel::Impl::LoadExact(const BaseTensors& tensors, const spec::
     arrays.erase(arrays.end() - 2);
   }
   CHECK(!nested || offsets != nullptr);
-  Point(layout, DType::kF32, [&](const BaseEntry& entry) { return data[&entry - layout.entries.data()]; });
+  Point(layout, DType::kF32,
+        [&](const BaseEntry& entry) { return data[&entry - layout.entries.data()]; });
   return absl::OkStatus();
 }
 
@@ -191,13 +212,15 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   ASSIGN_OR_RETURN(impl->config, spec::ParseModelConfig(config_json));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model_dir));
   ASSIGN_OR_RETURN(const BaseTensors tensors, BaseTensors::Make(checkpoint.get(), impl->config));
-  const spec::BaseLayout layout = spec::LayoutBase(impl->config, options.quant, options.double_quant);
+  const spec::BaseLayout layout =
+      spec::LayoutBase(impl->config, options.quant, options.double_quant);
   const bool nested = layout.Find(BasePart::kNestedMap) != nullptr;
   RETURN_IF_ERROR(MakeDirs(options.cache_dir));
   ASSIGN_OR_RETURN(impl->digest, BaseDigest(options.model_dir, options.cache_dir, *checkpoint,
                                             options.quant, nested));
   if (options.exact) {
-    impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32 : TypeOf(options.quant));
+    impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32
+                                                          : TypeOf(options.quant));
     RETURN_IF_ERROR(impl->LoadExact(tensors, layout, impl->layers[0].linear[0].type, nested));
     return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
   }

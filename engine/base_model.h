@@ -1,9 +1,10 @@
 // The frozen base: quantized linears, and everything else as 16-bit floats.
 //
 // Open reads a Hugging Face directory (config.json, safetensors shards), quantizes the linears with
-// kernels/nf4, and writes one cache file laid out by engine/spec/base_layout.h; then, and at once on
-// every later Open, it maps that file read-only. The file's name is the digest of what went into it:
-// config, weights, quantization, layout version. While quantizing, one tensor is in memory at a time.
+// kernels/nf4, and writes one cache file laid out by engine/spec/base_layout.h; then, and at once
+// on every later Open, it maps that file read-only. The file's name is the digest of what went into
+// it: config, weights, quantization, layout version. While quantizing, one tensor is in memory at a
+// time.
 //
 // Immutable after Open; views point into the mapping and live as long as the object.
 #pragma once
@@ -26,8 +27,8 @@ struct BaseModelOptions {
   std::string cache_dir;
   spec::QuantKind quant = spec::QuantKind::kNF4;
   bool double_quant = true;
-  // Keeps what is not quantized (with kBF16 the linears too) in fp32 when the files have fp32; for tests
-  // that compare logits. Not what memory plans count.
+  // Keeps what is not quantized (with kBF16 the linears too) in fp32 when the files have fp32; for
+  // tests that compare logits. Not what memory plans count.
   bool exact = false;
   int threads = 1;
   // (tensors done, tensors in all) while quantizing; may be empty.
@@ -48,11 +49,11 @@ class BaseModel {
   kernels::ParamView QNorm(int64_t layer) const;
   kernels::ParamView KNorm(int64_t layer) const;
   kernels::ParamView FinalNorm() const;
-  kernels::ParamView Embedding() const;         // [vocab, hidden]
-  kernels::ParamView Head() const;              // [vocab, hidden]; the embedding when tied
-  const std::string& digest() const;            // 64 hex digits
-  int64_t bytes() const;                        // of the mapped file
-  bool cached() const;                          // true when Open found the file
+  kernels::ParamView Embedding() const;  // [vocab, hidden]
+  kernels::ParamView Head() const;       // [vocab, hidden]; the embedding when tied
+  const std::string& digest() const;     // 64 hex digits
+  int64_t bytes() const;                 // of the mapped file
+  bool cached() const;                   // true when Open found the file
   bool tied() const { return Head().data == Embedding().data; }
 
  private:

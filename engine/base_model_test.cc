@@ -41,7 +41,8 @@ class BaseModelTest : public ::testing::Test {
         R"({"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":32,)",
         R"("intermediate_size":48,"num_hidden_layers":2,"num_attention_heads":4,)",
         R"("num_key_value_heads":2,"vocab_size":20,"max_position_embeddings":64,)",
-        R"("rms_norm_eps":1e-5,"hidden_act":"silu","tie_word_embeddings":)", tied ? "true" : "false", "}");
+        R"("rms_norm_eps":1e-5,"hidden_act":"silu","tie_word_embeddings":)",
+        tied ? "true" : "false", "}");
     CHECK_OK(WriteFileAtomic(model_.Join("config.json"), config));
     auto parsed = spec::ParseModelConfig(config);
     CHECK_OK(parsed.status());
@@ -161,7 +162,8 @@ TEST_F(BaseModelTest, TheSecondOpenMapsTheSameFile) {
 
 TEST_F(BaseModelTest, OtherKindsAndExactMode) {
   Write(/*tied=*/false);
-  for (const QuantKind quant : {QuantKind::kFP4, QuantKind::kINT4, QuantKind::kINT8, QuantKind::kBF16}) {
+  for (const QuantKind quant :
+       {QuantKind::kFP4, QuantKind::kINT4, QuantKind::kINT8, QuantKind::kBF16}) {
     auto base = BaseModel::Open(Options(quant));
     ASSERT_TRUE(base.ok()) << base.status();
     EXPECT_FALSE((*base)->tied());
@@ -187,8 +189,10 @@ TEST_F(BaseModelTest, OtherKindsAndExactMode) {
   ASSERT_TRUE(mapped.ok() && exact.ok());
   const auto& source = values_["model.layers.1.self_attn.v_proj.weight"];
   std::vector<float> a(source.size()), b(source.size());
-  kernels::DequantizeRange((*mapped)->Linear(1, Module::kV), 0, static_cast<int64_t>(a.size()), a.data());
-  kernels::DequantizeRange((*exact)->Linear(1, Module::kV), 0, static_cast<int64_t>(b.size()), b.data());
+  kernels::DequantizeRange((*mapped)->Linear(1, Module::kV), 0, static_cast<int64_t>(a.size()),
+                           a.data());
+  kernels::DequantizeRange((*exact)->Linear(1, Module::kV), 0, static_cast<int64_t>(b.size()),
+                           b.data());
   EXPECT_EQ(a, b);
 }
 
@@ -207,7 +211,8 @@ TEST_F(BaseModelTest, FaultsOfTheCheckpointAreNamed) {
   Write(true);
   values_["model.layers.1.self_attn.o_proj.weight"][3] = std::numeric_limits<float>::infinity();
   Save();
-  EXPECT_THAT(Refused(), HasSubstr("'model.layers.1.self_attn.o_proj.weight' holds inf at element 3"));
+  EXPECT_THAT(Refused(),
+              HasSubstr("'model.layers.1.self_attn.o_proj.weight' holds inf at element 3"));
   // Nothing half made is left behind.
   auto names = ListDir(cache_.path());
   ASSERT_TRUE(names.ok());
@@ -225,7 +230,7 @@ TEST_F(BaseModelTest, AKilledMakerLeavesNothingInTheWay) {
     BaseModelOptions options = Options(QuantKind::kNF4);
     options.threads = 1;
     options.progress = [](int64_t done, int64_t) {
-      if (done == 12) ::_exit(9);   // half way: the temporary file stays
+      if (done == 12) ::_exit(9);  // half way: the temporary file stays
     };
     (void)BaseModel::Open(options);
     ::_exit(0);

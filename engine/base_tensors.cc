@@ -31,16 +31,26 @@ std::string CheckpointName(BasePart part, int64_t layer, Module module) {
   const char* block = module <= Module::kO ? "self_attn." : "mlp.";
   const std::string linear = absl::StrCat(prefix, block, View(spec::ModuleName(module)));
   switch (part) {
-    case BasePart::kEmbedding: return "model.embed_tokens.weight";
-    case BasePart::kHead: return "lm_head.weight";
-    case BasePart::kFinalNorm: return "model.norm.weight";
-    case BasePart::kInputNorm: return prefix + "input_layernorm.weight";
-    case BasePart::kPostNorm: return prefix + "post_attention_layernorm.weight";
-    case BasePart::kQueryNorm: return prefix + "self_attn.q_norm.weight";
-    case BasePart::kKeyNorm: return prefix + "self_attn.k_norm.weight";
-    case BasePart::kBias: return linear + ".bias";
-    case BasePart::kCodes: return linear + ".weight";
-    default: return "";
+    case BasePart::kEmbedding:
+      return "model.embed_tokens.weight";
+    case BasePart::kHead:
+      return "lm_head.weight";
+    case BasePart::kFinalNorm:
+      return "model.norm.weight";
+    case BasePart::kInputNorm:
+      return prefix + "input_layernorm.weight";
+    case BasePart::kPostNorm:
+      return prefix + "post_attention_layernorm.weight";
+    case BasePart::kQueryNorm:
+      return prefix + "self_attn.q_norm.weight";
+    case BasePart::kKeyNorm:
+      return prefix + "self_attn.k_norm.weight";
+    case BasePart::kBias:
+      return linear + ".bias";
+    case BasePart::kCodes:
+      return linear + ".weight";
+    default:
+      return "";
   }
 }
 
@@ -49,7 +59,8 @@ absl::Status BaseTensors::Add(BasePart part, int64_t layer, Module module,
   const std::string name = CheckpointName(part, layer, module);
   const TensorInfo* tensor = checkpoint_->Find(name);
   // Checkpoints saved from the inner model lack the prefix.
-  if (tensor == nullptr && absl::StartsWith(name, "model.")) tensor = checkpoint_->Find(name.substr(6));
+  if (tensor == nullptr && absl::StartsWith(name, "model."))
+    tensor = checkpoint_->Find(name.substr(6));
   if (tensor == nullptr) {
     return Bad(absl::StrCat("tensor ", Quote(name)),
                "is missing from the checkpoint, though config.json asks for it");
@@ -61,8 +72,8 @@ absl::Status BaseTensors::Add(BasePart part, int64_t layer, Module module,
                                    "; a base must be given in F32, F16 or BF16"));
   }
   if (tensor->shape != shape) {
-    return Bad(where, absl::StrCat("has shape ", ShapeText(tensor->shape), ", config.json asks for ",
-                                   ShapeText(shape)));
+    return Bad(where, absl::StrCat("has shape ", ShapeText(tensor->shape),
+                                   ", config.json asks for ", ShapeText(shape)));
   }
   tensors_[{part, layer, module}] = tensor;
   return absl::OkStatus();
@@ -91,7 +102,7 @@ absl::Status BaseTensors::RefuseStrays(const spec::ModelConfig& model) const {
   for (const auto& [key, tensor] : tensors_) used.insert(tensor->name);
   for (const std::string& name : checkpoint_->Names()) {
     if (used.contains(name) || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
-    if (name == "lm_head.weight" && model.tie_word_embeddings) continue;   // the embedding again
+    if (name == "lm_head.weight" && model.tie_word_embeddings) continue;  // the embedding again
     return Bad(checkpoint_->Where(name),
                absl::StrCat("has no place in a ", model.model_type, " model with ", model.layers,
                             " layers; training would leave it out"));
@@ -123,7 +134,8 @@ absl::Status BaseTensors::Read(const TensorInfo& tensor, int64_t first, int64_t 
                                float* out) const {
   RETURN_IF_ERROR(checkpoint_->ReadF32(tensor, first, count, out));
   for (int64_t i = 0; i < count; ++i) {
-    if (std::isfinite(out[i])) [[likely]] continue;
+    if (std::isfinite(out[i])) [[likely]]
+      continue;
     return Bad(checkpoint_->Where(tensor.name),
                absl::StrCat("holds ", out[i], " at element ", first + i, "; the file is damaged"));
   }

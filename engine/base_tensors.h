@@ -19,9 +19,11 @@ namespace nibble::engine {
 
 class BaseTensors {
  public:
-  // Checks that every tensor the model needs is there with the right shape, and that there is none the
-  // model has no place for (it would be left out in silence). MODEL_FILE_INVALID names the first fault.
-  static absl::StatusOr<BaseTensors> Make(const Checkpoint* checkpoint, const spec::ModelConfig& model);
+  // Checks that every tensor the model needs is there with the right shape, and that there is none
+  // the model has no place for (it would be left out in silence). MODEL_FILE_INVALID names the
+  // first fault.
+  static absl::StatusOr<BaseTensors> Make(const Checkpoint* checkpoint,
+                                          const spec::ModelConfig& model);
 
   // Null for parts that are no tensor of the checkpoint, or that this model does not have.
   const TensorInfo* Find(spec::BasePart part, int64_t layer = -1,

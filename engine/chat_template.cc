@@ -82,9 +82,10 @@ struct ChatTemplateTable {
     const std::string bos = content(tokenizer.bos_id()), eos = content(tokenizer.eos_id());
     const auto fill = [&](std::string_view text) {
       std::string out(text);
-      for (const auto& [mark, token] : {std::pair<std::string_view, const std::string&>{"{bos}", bos},
-                                        {"{eos}", eos}}) {
-        if (const size_t at = out.find(mark); at != std::string::npos) out.replace(at, mark.size(), token);
+      for (const auto& [mark, token] :
+           {std::pair<std::string_view, const std::string&>{"{bos}", bos}, {"{eos}", eos}}) {
+        if (const size_t at = out.find(mark); at != std::string::npos)
+          out.replace(at, mark.size(), token);
       }
       return out;
     };
@@ -105,7 +106,8 @@ struct ChatTemplateTable {
     return made;
   }
 
-  static void SetSystem(ChatTemplate& made, std::string_view preamble, std::string_view default_text) {
+  static void SetSystem(ChatTemplate& made, std::string_view preamble,
+                        std::string_view default_text) {
     made.system_preamble_ = std::string(preamble);
     made.default_system_ = std::string(default_text);
   }
@@ -115,8 +117,9 @@ namespace {
 
 absl::Status Invalid(std::string_view what) {
   return Error::Field(Reason::kChatTemplateInvalid, "data.chat_template",
-                      absl::StrCat(View(what), "; `chat_template: chatml` works with any tokenizer, and "
-                                               "data as prompt and completion or text needs none"));
+                      absl::StrCat(View(what),
+                                   "; `chat_template: chatml` works with any tokenizer, and "
+                                   "data as prompt and completion or text needs none"));
 }
 
 const ChatTemplateTable::Row* FindRow(std::string_view name) {
@@ -126,8 +129,8 @@ const ChatTemplateTable::Row* FindRow(std::string_view name) {
   return nullptr;
 }
 
-// The literal default system prompt of a ChatML template: what stands between these marks in a string of
-// the template, where a line feed is written as backslash n. Empty when there is none.
+// The literal default system prompt of a ChatML template: what stands between these marks in a
+// string of the template, where a line feed is written as backslash n. Empty when there is none.
 std::string DefaultSystemOf(std::string_view text) {
   constexpr std::string_view kOpen = "<|im_start|>system\\n";
   for (size_t at = text.find(kOpen); at != std::string_view::npos; at = text.find(kOpen, at + 1)) {
@@ -142,7 +145,8 @@ std::string DefaultSystemOf(std::string_view text) {
 
 // Constructs that make a template more than frames around contents.
 std::string_view Surprise(std::string_view text) {
-  for (const std::string_view word : {"<think>", "reasoning_content", "strftime_now", "date_string"}) {
+  for (const std::string_view word :
+       {"<think>", "reasoning_content", "strftime_now", "date_string"}) {
     if (text.find(word) != std::string_view::npos) return word;
   }
   return "";
@@ -150,12 +154,14 @@ std::string_view Surprise(std::string_view text) {
 
 }  // namespace
 
-absl::StatusOr<ChatTemplate> ChatTemplate::Select(std::string_view name, const Tokenizer& tokenizer) {
+absl::StatusOr<ChatTemplate> ChatTemplate::Select(std::string_view name,
+                                                  const Tokenizer& tokenizer) {
   if (name != "tokenizer_default") {
     const auto* row = FindRow(name);
     if (row != nullptr) return ChatTemplateTable::Make(*row, tokenizer);
-    return Invalid(absl::StrCat(Quote(name), " is none of tokenizer_default, chatml, llama3, llama2, "
-                                             "mistral, gemma, zephyr"));
+    return Invalid(absl::StrCat(Quote(name),
+                                " is none of tokenizer_default, chatml, llama3, llama2, "
+                                "mistral, gemma, zephyr"));
   }
   const std::string& text = tokenizer.chat_template();
   if (text.empty()) return Invalid("the model's tokenizer has no chat template");
@@ -198,11 +204,14 @@ std::vector<TextPiece> ChatTemplate::Render(std::span<const ChatTurn> turns,
   put(start_, false);
   const bool has_system = !turns.empty() && turns.front().role == "system";
   if (!has_system && (!default_system_.empty() || !system_preamble_.empty())) {
-    put(absl::StrCat(system_.before, system_preamble_, default_system_, system_.end, system_.after), false);
+    put(absl::StrCat(system_.before, system_preamble_, default_system_, system_.end, system_.after),
+        false);
   }
-  std::string held_system;      // waits for the user turn it stands in
+  std::string held_system;  // waits for the user turn it stands in
   for (const ChatTurn& turn : turns) {
-    const Frame& frame = turn.role == "assistant" ? assistant_ : turn.role == "user" ? user_ : system_;
+    const Frame& frame = turn.role == "assistant" ? assistant_
+                         : turn.role == "user"    ? user_
+                                                  : system_;
     if (turn.role == "system" && system_in_user_) {
       held_system = absl::StrCat(system_.before, content(turn.content), system_.end);
       continue;

@@ -17,7 +17,8 @@ constexpr size_t kShortWarningBytes = 500;
 json ToJson(const DataReport& r) {
   json rejected = json::array();
   for (const RejectedRows& rows : r.rejected) {
-    rejected.push_back({{"reason", rows.reason}, {"rows", rows.rows}, {"first_rows", rows.first_rows}});
+    rejected.push_back(
+        {{"reason", rows.reason}, {"rows", rows.rows}, {"first_rows", rows.first_rows}});
   }
   return {{"format", r.format},
           {"rows", r.rows},
@@ -83,23 +84,27 @@ std::string DataReportToText(const DataReport& r) {
       "tokens per row: min %d, p5 %d, median %d, mean %.1f, p95 %d, max %d\n"
       "optimizer steps: %d packed (%.0f %% full), %d unpacked (%.0f %% full)\n",
       r.rows, r.format, r.usable_rows, r.train_rows, r.eval_rows, r.tokens, r.trained_tokens,
-      100.0 * static_cast<double>(r.trained_tokens) / static_cast<double>(std::max<int64_t>(r.tokens, 1)),
+      100.0 * static_cast<double>(r.trained_tokens) /
+          static_cast<double>(std::max<int64_t>(r.tokens, 1)),
       r.length.min, r.length.p5, r.length.p50, r.length.mean, r.length.p95, r.length.max,
       r.steps_packed, 100 * r.fill_packed, r.steps_unpacked, 100 * r.fill_unpacked);
   if (r.truncated_rows > 0) {
-    absl::StrAppend(&out, r.truncated_rows, " rows truncated, ", r.truncated_tokens, " tokens lost\n");
+    absl::StrAppend(&out, r.truncated_rows, " rows truncated, ", r.truncated_tokens,
+                    " tokens lost\n");
   }
-  if (r.duplicate_rows > 0) absl::StrAppend(&out, r.duplicate_rows, " rows repeat an earlier one\n");
+  if (r.duplicate_rows > 0)
+    absl::StrAppend(&out, r.duplicate_rows, " rows repeat an earlier one\n");
   for (const RejectedRows& rows : r.rejected) {
     absl::StrAppend(&out, rows.rows, " rows left out: ", rows.reason, " (first: rows[",
                     rows.first_rows.front(), "])\n");
   }
   for (const std::string& warning : r.warnings) absl::StrAppend(&out, "warning: ", warning, "\n");
   for (const ReportSample& sample : r.samples) {
-    absl::StrAppend(&out, "\nrows[", sample.row, "], ", sample.tokens, " tokens, ", sample.trained_tokens,
-                    " trained; what is learned stands in brackets:\n");
+    absl::StrAppend(&out, "\nrows[", sample.row, "], ", sample.tokens, " tokens, ",
+                    sample.trained_tokens, " trained; what is learned stands in brackets:\n");
     for (const auto& piece : sample.pieces) {
-      absl::StrAppend(&out, piece.trained ? "\u27E6" : "", piece.text, piece.trained ? "\u27E7" : "");
+      absl::StrAppend(&out, piece.trained ? "\u27E6" : "", piece.text,
+                      piece.trained ? "\u27E7" : "");
     }
     out += '\n';
   }

@@ -1,4 +1,5 @@
-// What is in a data set, in tokens: the answer of a CHECK and part of the `plan` line of an attempt.
+// What is in a data set, in tokens: the answer of a CHECK and part of the `plan` line of an
+// attempt.
 //
 // A value. JSON and text forms hold the same figures.
 #pragma once
@@ -11,7 +12,7 @@ namespace nibble::engine {
 
 // Rows left out for one reason, with the numbers of the first few (from 0, as in rows[12]).
 struct RejectedRows {
-  std::string reason;               // "too_long", "nothing_to_learn", "empty"
+  std::string reason;  // "too_long", "nothing_to_learn", "empty"
   int64_t rows = 0;
   std::vector<int64_t> first_rows;  // at most 10
 };
@@ -28,7 +29,7 @@ struct ReportSample {
   std::vector<Piece> pieces;
 };
 
-struct LengthStats {                // tokens per usable row
+struct LengthStats {  // tokens per usable row
   int64_t min = 0;
   int64_t p5 = 0;
   int64_t p50 = 0;
@@ -38,22 +39,22 @@ struct LengthStats {                // tokens per usable row
 };
 
 struct DataReport {
-  std::string format;               // the detected or named one
+  std::string format;  // the detected or named one
   int64_t rows = 0;
   int64_t usable_rows = 0;
   int64_t train_rows = 0;
   int64_t eval_rows = 0;
   std::vector<RejectedRows> rejected;
-  int64_t tokens = 0;               // of usable rows
-  int64_t trained_tokens = 0;       // those with a label
+  int64_t tokens = 0;          // of usable rows
+  int64_t trained_tokens = 0;  // those with a label
   int64_t truncated_rows = 0;
-  int64_t truncated_tokens = 0;     // what truncation cut off
-  int64_t duplicate_rows = 0;       // equal token for token to an earlier one
-  int64_t rows_without_eos = 0;     // nothing in them teaches the model to stop
+  int64_t truncated_tokens = 0;  // what truncation cut off
+  int64_t duplicate_rows = 0;    // equal token for token to an earlier one
+  int64_t rows_without_eos = 0;  // nothing in them teaches the model to stop
   LengthStats length;
-  int64_t steps_packed = 0;         // optimizer steps of the whole job with packing
-  int64_t steps_unpacked = 0;       // and without
-  double fill_packed = 0;           // share of a full batch that is tokens
+  int64_t steps_packed = 0;    // optimizer steps of the whole job with packing
+  int64_t steps_unpacked = 0;  // and without
+  double fill_packed = 0;      // share of a full batch that is tokens
   double fill_unpacked = 0;
   std::vector<std::string> warnings;
   std::vector<ReportSample> samples;  // at most 3

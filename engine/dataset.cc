@@ -24,7 +24,7 @@ constexpr size_t kMaxViolations = 100;
 constexpr size_t kMaxFirstRows = 10;
 constexpr size_t kMaxSamples = 3;
 constexpr size_t kMaxSampleBytes = 4000;
-constexpr uint64_t kSplitStream = 0x73706C6974000000ull;   // of CounterBits; only for the eval split
+constexpr uint64_t kSplitStream = 0x73706C6974000000ull;  // of CounterBits; only for the eval split
 constexpr int64_t kRowsForDefaultSplit = 200;
 constexpr double kDefaultSplit = 0.05;
 
@@ -56,7 +56,8 @@ class Violations {
 // Rows of one file become examples; the report grows with them.
 class Loader {
  public:
-  Loader(const Tokenizer& tokenizer, const spec::TrainSpec& spec, int64_t model_vocab, DataReport& report)
+  Loader(const Tokenizer& tokenizer, const spec::TrainSpec& spec, int64_t model_vocab,
+         DataReport& report)
       : tokenizer_(tokenizer), spec_(spec), model_vocab_(model_vocab), report_(report) {}
 
   absl::StatusOr<std::vector<Example>> Load(const std::string& path, const std::string& label) {
@@ -64,16 +65,17 @@ class Loader {
     RowReader reader(RowFormatFromName(spec_.format), spec_.train_on_inputs);
     std::vector<Example> examples;
     int64_t rows = 0;
-    RETURN_IF_ERROR(ForEachRow(path, label, [&](int64_t row, std::string_view text) -> absl::Status {
-      ++rows;
-      ParsedRow parsed;
-      if (auto problem = reader.Read(text, parsed)) {
-        violations.Add(row, *problem);
-        return absl::OkStatus();
-      }
-      if (!violations.empty()) return absl::OkStatus();   // only looking for more faults now
-      return Accept(row, *reader.format(), parsed, examples);
-    }));
+    RETURN_IF_ERROR(
+        ForEachRow(path, label, [&](int64_t row, std::string_view text) -> absl::Status {
+          ++rows;
+          ParsedRow parsed;
+          if (auto problem = reader.Read(text, parsed)) {
+            violations.Add(row, *problem);
+            return absl::OkStatus();
+          }
+          if (!violations.empty()) return absl::OkStatus();  // only looking for more faults now
+          return Accept(row, *reader.format(), parsed, examples);
+        }));
     report_.rows += rows;
     if (rows == 0) return Error(Reason::kDatasetEmpty, "the data set has no rows");
     if (!violations.empty()) return violations.ToStatus(rows);
@@ -84,15 +86,17 @@ class Loader {
   void Finish(DataReport& report) {
     for (auto& [reason, rejected] : rejected_) report.rejected.push_back(std::move(rejected));
     if (report.rows_without_eos > 0 && report.rows_without_eos == report.usable_rows) {
-      report.warnings.push_back("no row teaches the model to stop: the tokenizer names no EOS token, or "
-                                "no trained text ends with one");
+      report.warnings.push_back(
+          "no row teaches the model to stop: the tokenizer names no EOS token, or "
+          "no trained text ends with one");
     }
     if (empty_answers_ > 0) {
       report.warnings.push_back(absl::StrCat(empty_answers_, " rows have an empty answer"));
     }
     if (double_bos_ > 0) {
-      report.warnings.push_back(absl::StrCat(double_bos_, " rows begin with BOS twice; it stands in the "
-                                                          "text and is added as well"));
+      report.warnings.push_back(absl::StrCat(double_bos_,
+                                             " rows begin with BOS twice; it stands in the "
+                                             "text and is added as well"));
     }
     if (template_ && !template_->unknown_tokens().empty()) {
       report.warnings.push_back(absl::StrCat(
@@ -104,7 +108,7 @@ class Loader {
  private:
   struct Encoded {
     std::vector<int32_t> ids;
-    std::vector<bool> trained;    // per token
+    std::vector<bool> trained;  // per token
 
     void Append(const std::vector<int32_t>& more, bool learn) {
       ids.insert(ids.end(), more.begin(), more.end());
@@ -112,7 +116,8 @@ class Loader {
     }
   };
 
-  absl::Status Accept(int64_t row, RowFormat format, ParsedRow& parsed, std::vector<Example>& examples) {
+  absl::Status Accept(int64_t row, RowFormat format, ParsedRow& parsed,
+                      std::vector<Example>& examples) {
     const bool chat = format == RowFormat::kMessages || format == RowFormat::kShareGpt;
     if (chat) {
       RETURN_IF_ERROR(SelectTemplate());
@@ -149,7 +154,8 @@ class Loader {
       ++double_bos_;
     }
     const auto eos = tokenizer_.eos_id();
-    if (!chat && eos && (encoded.ids.empty() || encoded.ids.back() != *eos)) encoded.Append({*eos}, true);
+    if (!chat && eos && (encoded.ids.empty() || encoded.ids.back() != *eos))
+      encoded.Append({*eos}, true);
     return encoded;
   }
 
@@ -157,10 +163,11 @@ class Loader {
     if (model_vocab_ == 0) return absl::OkStatus();
     for (const int32_t id : encoded.ids) {
       if (id < model_vocab_) continue;
-      return Error(Reason::kTokenizerUnsupported,
-                   absl::StrCat("rows[", row, "] has token ", Quote(tokenizer_.TokenContent(id)), " with id ",
-                                id, ", but the model has embeddings for ", model_vocab_,
-                                " tokens only; this tokenizer does not belong to this model"));
+      return Error(
+          Reason::kTokenizerUnsupported,
+          absl::StrCat("rows[", row, "] has token ", Quote(tokenizer_.TokenContent(id)),
+                       " with id ", id, ", but the model has embeddings for ", model_vocab_,
+                       " tokens only; this tokenizer does not belong to this model"));
     }
     return absl::OkStatus();
   }
@@ -270,7 +277,8 @@ std::vector<Example> SplitOff(std::vector<Example>& train, const spec::TrainSpec
 
 std::vector<int32_t> LengthsOf(const std::vector<Example>& examples) {
   std::vector<int32_t> lengths;
-  for (const Example& example : examples) lengths.push_back(static_cast<int32_t>(example.ids.size()));
+  for (const Example& example : examples)
+    lengths.push_back(static_cast<int32_t>(example.ids.size()));
   return lengths;
 }
 
@@ -288,9 +296,10 @@ void Measure(const Dataset& data, spec::TrainSpec spec, DataReport& report) {
   std::sort(lengths.begin(), lengths.end());
   int64_t total = 0;
   for (const int32_t length : lengths) total += length;
-  report.length = {lengths.front(), Percentile(lengths, 0.05), Percentile(lengths, 0.5),
-                   Percentile(lengths, 0.95), lengths.back(),
-                   static_cast<double>(total) / static_cast<double>(lengths.size())};
+  report.length = {
+      lengths.front(),          Percentile(lengths, 0.05),
+      Percentile(lengths, 0.5), Percentile(lengths, 0.95),
+      lengths.back(),           static_cast<double>(total) / static_cast<double>(lengths.size())};
   int64_t train_tokens = 0;
   for (const int32_t length : train_lengths) train_tokens += length;
   const auto order = EpochOrder(spec.seed, 0, static_cast<int64_t>(train_lengths.size()));

@@ -1,12 +1,13 @@
 // Rows of a file to token ids and labels.
 //
-// Formats: messages, sharegpt, alpaca, completion, text; named, or detected from the first row. Files:
-// JSON lines or one JSON array. Reading is streaming and bounded (line <= 4 MiB, rows <= 10 million,
-// depth <= 32, strict UTF-8); every bad row is reported by path ("rows[12].messages[0].role", counted
-// from 0), up to 100 of them, and nothing is trained on a file with a bad row.
+// Formats: messages, sharegpt, alpaca, completion, text; named, or detected from the first row.
+// Files: JSON lines or one JSON array. Reading is streaming and bounded (line <= 4 MiB, rows <= 10
+// million, depth <= 32, strict UTF-8); every bad row is reported by path
+// ("rows[12].messages[0].role", counted from 0), up to 100 of them, and nothing is trained on a
+// file with a bad row.
 //
-// Labels are next-token aligned: labels[i] is what position i must predict, -1 = nothing; the last is
-// always -1, so examples packed behind each other never predict across their border.
+// Labels are next-token aligned: labels[i] is what position i must predict, -1 = nothing; the last
+// is always -1, so examples packed behind each other never predict across their border.
 //
 // Pure functions of their arguments; an Example is a value.
 #pragma once
@@ -27,32 +28,32 @@ inline constexpr int32_t kNoLabel = -1;
 
 struct Example {
   std::vector<int32_t> ids;
-  std::vector<int32_t> labels;   // as long as ids
+  std::vector<int32_t> labels;  // as long as ids
 
   bool operator==(const Example&) const = default;
 };
 
 struct Dataset {
-  std::vector<Example> train;    // in file order
+  std::vector<Example> train;  // in file order
   std::vector<Example> eval;
   DataReport report;
 };
 
-// `eval_path` may be empty; then val_set_size of `spec` splits rows off, keyed by seed and row number.
-// `spec` must be resolved. Errors: DATASET_SCHEMA_MISMATCH with violations, DATASET_EMPTY,
+// `eval_path` may be empty; then val_set_size of `spec` splits rows off, keyed by seed and row
+// number. `spec` must be resolved. Errors: DATASET_SCHEMA_MISMATCH with violations, DATASET_EMPTY,
 // NO_SUPERVISED_TOKENS, CHAT_TEMPLATE_INVALID, REQUEST_TOO_LARGE.
 // With model_vocab > 0, a token the model has no row for is refused (TOKENIZER_UNSUPPORTED).
 absl::StatusOr<Dataset> LoadDataset(const std::string& path, const std::string& eval_path,
                                     const Tokenizer& tokenizer, const spec::TrainSpec& spec,
                                     int64_t model_vocab = 0);
 
-// What `nibble-engine validate` does: loads the data set and writes the report as JSON, or, when the
-// data is bad, {"error": {reason, message, violations}}; the error is returned too.
+// What `nibble-engine validate` does: loads the data set and writes the report as JSON, or, when
+// the data is bad, {"error": {reason, message, violations}}; the error is returned too.
 struct ValidateOptions {
   std::string model_dir;
   std::string dataset;
-  std::string eval_dataset;      // may be empty
-  std::string spec_path;         // TrainSpec as JSON
+  std::string eval_dataset;  // may be empty
+  std::string spec_path;     // TrainSpec as JSON
   std::string out_path;
 };
 absl::Status RunValidate(const ValidateOptions& options);

@@ -19,23 +19,25 @@ using MaybeProblem = std::optional<RowProblem>;
 
 // The wording Alpaca data is trained and asked with everywhere.
 constexpr std::string_view kAlpacaWithInput =
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. "
     "Write a response that appropriately completes the request.\n\n";
 constexpr std::string_view kAlpacaWithoutInput =
-    "Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the "
     "request.\n\n";
 
 constexpr std::pair<RowFormat, std::string_view> kNames[] = {
-    {RowFormat::kMessages, "messages"},     {RowFormat::kShareGpt, "sharegpt"},
-    {RowFormat::kAlpaca, "alpaca"},         {RowFormat::kCompletion, "completion"},
+    {RowFormat::kMessages, "messages"}, {RowFormat::kShareGpt, "sharegpt"},
+    {RowFormat::kAlpaca, "alpaca"},     {RowFormat::kCompletion, "completion"},
     {RowFormat::kText, "text"},
 };
 
 // A row that has the key is of the format; the first match counts.
 constexpr std::pair<std::string_view, RowFormat> kDetection[] = {
-    {"messages", RowFormat::kMessages},  {"conversations", RowFormat::kShareGpt},
-    {"instruction", RowFormat::kAlpaca}, {"prompt", RowFormat::kCompletion},
-    {"text", RowFormat::kText},          {"input", RowFormat::kCompletion},
+    {"messages", RowFormat::kMessages},   {"conversations", RowFormat::kShareGpt},
+    {"instruction", RowFormat::kAlpaca},  {"prompt", RowFormat::kCompletion},
+    {"text", RowFormat::kText},           {"input", RowFormat::kCompletion},
     {"question", RowFormat::kCompletion},
 };
 
@@ -70,8 +72,9 @@ MaybeProblem ReadContent(object turn, std::string_view key, std::string& out) {
     std::string_view type, text;
     if (part["type"].get(type) != simdjson::SUCCESS || type != "text" ||
         part["text"].get(text) != simdjson::SUCCESS) {
-      return RowProblem{absl::StrCat(".", View(key), "[", i, "]"),
-                        "must be {\"type\": \"text\", \"text\": ...}; nothing else can be trained on"};
+      return RowProblem{
+          absl::StrCat(".", View(key), "[", i, "]"),
+          "must be {\"type\": \"text\", \"text\": ...}; nothing else can be trained on"};
     }
     out += text;
     ++i;
@@ -81,10 +84,14 @@ MaybeProblem ReadContent(object turn, std::string_view key, std::string& out) {
 
 // The role as templates know it, or nothing.
 std::string RoleOf(std::string_view name) {
-  for (const auto& [from, to] :
-       {std::pair<std::string_view, const char*>{"system", "system"}, {"developer", "system"},
-        {"user", "user"}, {"human", "user"}, {"assistant", "assistant"}, {"gpt", "assistant"},
-        {"model", "assistant"}, {"chatgpt", "assistant"}}) {
+  for (const auto& [from, to] : {std::pair<std::string_view, const char*>{"system", "system"},
+                                 {"developer", "system"},
+                                 {"user", "user"},
+                                 {"human", "user"},
+                                 {"assistant", "assistant"},
+                                 {"gpt", "assistant"},
+                                 {"model", "assistant"},
+                                 {"chatgpt", "assistant"}}) {
     if (name == from) return to;
   }
   return "";
@@ -150,11 +157,14 @@ MaybeProblem ReadAlpaca(object row, bool train_on_inputs, ParsedRow& out) {
   std::string instruction, input, output, system;
   for (const auto& [key, text, required] :
        {std::tuple<std::string_view, std::string*, bool>{"instruction", &instruction, true},
-        {"input", &input, false}, {"output", &output, true}, {"system", &system, false}}) {
+        {"input", &input, false},
+        {"output", &output, true},
+        {"system", &system, false}}) {
     if (auto problem = ReadText(row, key, *text, required)) return problem;
   }
-  std::string prompt = system.empty() ? std::string(input.empty() ? kAlpacaWithoutInput : kAlpacaWithInput)
-                                      : absl::StrCat(system, "\n\n");
+  std::string prompt = system.empty()
+                           ? std::string(input.empty() ? kAlpacaWithoutInput : kAlpacaWithInput)
+                           : absl::StrCat(system, "\n\n");
   absl::StrAppend(&prompt, "### Instruction:\n", instruction, "\n\n");
   if (!input.empty()) absl::StrAppend(&prompt, "### Input:\n", input, "\n\n");
   prompt += "### Response:\n";
@@ -204,8 +214,8 @@ struct RowReader::Parser {
       return absl::InvalidArgumentError("");
     };
     if (ParseObject(parser, text, kMaxRowDepth, root, fail).ok()) return std::nullopt;
-    // A number beyond 64 bits stops this parser, though JSON allows it. The other one reads it, and only
-    // then may it be slow.
+    // A number beyond 64 bits stops this parser, though JSON allows it. The other one reads it, and
+    // only then may it be slow.
     if (what.find("number") != std::string::npos || what.find("NUMBER") != std::string::npos) {
       const auto value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
       if (value.is_object()) {
@@ -232,8 +242,10 @@ std::optional<RowProblem> RowReader::Read(std::string_view text, ParsedRow& row)
       break;
     }
     if (!format_) {
-      return RowProblem{"", "has none of the known keys; a row needs \"messages\", \"conversations\", "
-                            "\"instruction\" and \"output\", \"prompt\" and \"completion\", or \"text\""};
+      return RowProblem{
+          "",
+          "has none of the known keys; a row needs \"messages\", \"conversations\", "
+          "\"instruction\" and \"output\", \"prompt\" and \"completion\", or \"text\""};
     }
   }
   switch (*format_) {
@@ -241,9 +253,12 @@ std::optional<RowProblem> RowReader::Read(std::string_view text, ParsedRow& row)
       return ReadTurns(root, "messages", "role", "content", train_on_inputs_, row);
     case RowFormat::kShareGpt:
       return ReadTurns(root, "conversations", "from", "value", train_on_inputs_, row);
-    case RowFormat::kAlpaca: return ReadAlpaca(root, train_on_inputs_, row);
-    case RowFormat::kCompletion: return ReadCompletion(root, train_on_inputs_, row);
-    case RowFormat::kText: break;
+    case RowFormat::kAlpaca:
+      return ReadAlpaca(root, train_on_inputs_, row);
+    case RowFormat::kCompletion:
+      return ReadCompletion(root, train_on_inputs_, row);
+    case RowFormat::kText:
+      break;
   }
   row.pieces = {{"", true}};
   return ReadText(root, "text", row.pieces[0].text);

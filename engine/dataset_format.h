@@ -15,12 +15,12 @@ namespace nibble::engine {
 
 enum class RowFormat { kMessages, kShareGpt, kAlpaca, kCompletion, kText };
 std::string_view RowFormatName(RowFormat format);
-std::optional<RowFormat> RowFormatFromName(std::string_view name);   // none for "auto"
+std::optional<RowFormat> RowFormatFromName(std::string_view name);  // none for "auto"
 
 // A row before it meets the tokenizer: pieces of text in order.
 struct ParsedRow {
-  std::vector<ChatTurn> turns;      // messages and sharegpt; the pieces come from the template
-  std::vector<TextPiece> pieces;    // the others
+  std::vector<ChatTurn> turns;    // messages and sharegpt; the pieces come from the template
+  std::vector<TextPiece> pieces;  // the others
 };
 
 // What is wrong with a row; path is relative to it, e.g. ".messages[0].role".

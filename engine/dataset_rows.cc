@@ -22,7 +22,8 @@ bool IsBlank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
 class Splitter {
  public:
-  Splitter(std::string_view label, const std::function<absl::Status(int64_t, std::string_view)>& on_row)
+  Splitter(std::string_view label,
+           const std::function<absl::Status(int64_t, std::string_view)>& on_row)
       : label_(label), on_row_(on_row) {}
 
   absl::Status Feed(std::string_view data) {
@@ -55,7 +56,7 @@ class Splitter {
   }
 
   absl::Status FeedArray(std::string_view data) {
-    size_t begin = 0;     // of the part of this chunk that belongs to the row
+    size_t begin = 0;  // of the part of this chunk that belongs to the row
     for (size_t i = 0; i < data.size(); ++i) {
       const char c = data[i];
       if (mode_ == Mode::kArrayDone) {
@@ -94,9 +95,9 @@ class Splitter {
 
   absl::Status Append(std::string_view part) {
     if (static_cast<int64_t>(row_.size() + part.size()) > kMaxRowBytes) {
-      return Error::Field(Reason::kRequestTooLarge, absl::StrCat(label_, "[", rows_, "]"),
-                          absl::StrCat("is longer than ", kMaxRowBytes,
-                                       " bytes; split it into several rows"));
+      return Error::Field(
+          Reason::kRequestTooLarge, absl::StrCat(label_, "[", rows_, "]"),
+          absl::StrCat("is longer than ", kMaxRowBytes, " bytes; split it into several rows"));
     }
     row_.append(part);
     return absl::OkStatus();
@@ -136,7 +137,8 @@ class Splitter {
 
 absl::Status ForEachRow(const std::string& path, std::string_view label,
                         const std::function<absl::Status(int64_t, std::string_view)>& on_row) {
-  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"), &std::fclose);
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"),
+                                                       &std::fclose);
   if (file == nullptr) {
     if (errno == ENOENT) {
       return Error(Reason::kDatasetNotFound, absl::StrCat("there is no data set file ", path));

@@ -1,7 +1,9 @@
-// A data file as a stream of JSON texts: the lines of JSON lines, or the elements of one JSON array.
+// A data file as a stream of JSON texts: the lines of JSON lines, or the elements of one JSON
+// array.
 //
-// Bounded: at most one row and one chunk are in memory, and a row is refused as soon as it is longer than
-// kMaxRowBytes. Only brackets and strings are looked at here; whether a row is JSON is for the caller.
+// Bounded: at most one row and one chunk are in memory, and a row is refused as soon as it is
+// longer than kMaxRowBytes. Only brackets and strings are looked at here; whether a row is JSON is
+// for the caller.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +19,8 @@ inline constexpr int64_t kMaxRowBytes = 4 << 20;
 inline constexpr int64_t kMaxRows = 10'000'000;
 inline constexpr int kMaxRowDepth = 32;
 
-// Calls on_row(row from 0, text) for every row; blank lines are no rows. Stops at the first error of
-// on_row. `label` names the rows in errors: "rows", or "eval_rows".
+// Calls on_row(row from 0, text) for every row; blank lines are no rows. Stops at the first error
+// of on_row. `label` names the rows in errors: "rows", or "eval_rows".
 absl::Status ForEachRow(const std::string& path, std::string_view label,
                         const std::function<absl::Status(int64_t, std::string_view)>& on_row);
 

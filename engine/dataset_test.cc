@@ -31,7 +31,8 @@ class DatasetTest : public ::testing::Test {
  protected:
   // A byte-level tokenizer with ChatML tokens and EOS; with BOS when asked.
   static Tokenizer Make(const std::string& name, const std::string& config) {
-    auto text = ReadFile(absl::StrCat(SourceDir(), "/engine/testdata/tokenizers/", name, "/tokenizer.json"));
+    auto text = ReadFile(
+        absl::StrCat(SourceDir(), "/engine/testdata/tokenizers/", name, "/tokenizer.json"));
     CHECK_OK(text.status());
     auto tokenizer = Tokenizer::FromJson(*text, config);
     CHECK_OK(tokenizer.status());
@@ -69,11 +70,14 @@ class DatasetTest : public ::testing::Test {
   spec::TrainSpec spec_;
   const Tokenizer qwen_ = Make("qwen2", R"({"eos_token":"<|im_end|>","chat_template":
       "{% for m in messages %}{{ '<|im_start|>' + m.role }}...<|im_end|>{% endfor %}"})");
-  const Tokenizer llama3_ = Make("llama3", R"({"bos_token":"<|begin_of_text|>","eos_token":"<|end_of_text|>"})");
+  const Tokenizer llama3_ =
+      Make("llama3", R"({"bos_token":"<|begin_of_text|>","eos_token":"<|end_of_text|>"})");
 };
 
 TEST_F(DatasetTest, CompletionLearnsTheAnswerAndTheEnd) {
-  auto data = Load("{\"prompt\":\"Say hi.\\n\",\"completion\":\"hi\"}\n\n{\"prompt\":\"p\",\"completion\":\"q\"}");
+  auto data = Load(
+      "{\"prompt\":\"Say "
+      "hi.\\n\",\"completion\":\"hi\"}\n\n{\"prompt\":\"p\",\"completion\":\"q\"}");
   ASSERT_TRUE(data.ok()) << data.status();
   ASSERT_EQ(data->train.size(), 2u);
   EXPECT_EQ(Shown(data->train[0], qwen_), "Say hi.\n[hi<|im_end|>]");
@@ -113,10 +117,12 @@ TEST_F(DatasetTest, AlpacaUsesTheUsualWording) {
                    "\n"
                    R"({"instruction":"Sing.","input":"","output":"la"})");
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], qwen_),
-            "Below is an instruction that describes a task, paired with an input that provides further "
-            "context. Write a response that appropriately completes the request.\n\n### Instruction:\nAdd."
-            "\n\n### Input:\n1 2\n\n### Response:\n[3<|im_end|>]");
+  EXPECT_EQ(
+      Shown(data->train[0], qwen_),
+      "Below is an instruction that describes a task, paired with an input that provides further "
+      "context. Write a response that appropriately completes the request.\n\n### "
+      "Instruction:\nAdd."
+      "\n\n### Input:\n1 2\n\n### Response:\n[3<|im_end|>]");
   EXPECT_THAT(Shown(data->train[1], qwen_), HasSubstr("Sing.\n\n### Response:\n[la<|im_end|>]"));
 }
 
@@ -134,34 +140,40 @@ TEST_F(DatasetTest, MessagesLearnAssistantTurnsOnly) {
             "<|im_start|>assistant\n[hi<|im_end|>]\n<|im_start|>user\nbye<|im_end|>\n"
             "<|im_start|>assistant\nlater<|im_end|>\n");
   spec_.chat_template = "llama3";
-  data = Load(R"({"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":" b "}]})", llama3_);
+  data = Load(R"({"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":" b "}]})",
+              llama3_);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], llama3_),
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|><|start_header_id|>"
-            "assistant<|end_header_id|>\n\n[b<|eot_id|>]");
+  EXPECT_EQ(
+      Shown(data->train[0], llama3_),
+      "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|><|start_header_id|>"
+      "assistant<|end_header_id|>\n\n[b<|eot_id|>]");
   EXPECT_EQ(data->report.format, "sharegpt");
   EXPECT_THAT(data->report.warnings, ElementsAre(HasSubstr("<|start_header_id|>")));
 }
 
 TEST_F(DatasetTest, TemplatesThatAreNotRecognisedAreRefused) {
-  const std::string row = R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})";
+  const std::string row =
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})";
   auto data = Load(row, llama3_);
   EXPECT_EQ(StatusReason(data.status()), Reason::kChatTemplateInvalid);
   EXPECT_THAT(std::string(data.status().message()), HasSubstr("chat_template: chatml"));
   spec_.chat_template = "klingon";
   EXPECT_EQ(StatusReason(Load(row).status()), Reason::kChatTemplateInvalid);
   spec_.chat_template = "tokenizer_default";
-  const Tokenizer thinking = Make("qwen2", R"({"chat_template":"<|im_start|> <|im_end|> <think>"})");
+  const Tokenizer thinking =
+      Make("qwen2", R"({"chat_template":"<|im_start|> <|im_end|> <think>"})");
   EXPECT_EQ(StatusReason(Load(row, thinking).status()), Reason::kChatTemplateInvalid);
   const Tokenizer kind = Make("qwen2", R"({"chat_template":
       "{{ '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}"})");
   data = Load(row, kind);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_THAT(Shown(data->train[0], kind), HasSubstr("<|im_start|>system\nYou are kind.<|im_end|>\n"));
+  EXPECT_THAT(Shown(data->train[0], kind),
+              HasSubstr("<|im_start|>system\nYou are kind.<|im_end|>\n"));
 }
 
 TEST_F(DatasetTest, EveryBadRowIsNamed) {
-  const auto data = Load(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}
+  const auto data =
+      Load(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}
 not json
 {"messages":[]}
 {"messages":[{"role":"pope","content":"a"}]}
@@ -170,13 +182,15 @@ not json
 {"messages":[{"role":"user","content":"a"},{"role":"system","content":"b"}]}
 {"messages":[{"role":"user","content":[{"type":"image"}]}]}
 {"messages":[{"role":"assistant","content":"a","weight":2}]}
-)" "{\"messages\":\"\xFF\"}\n");
+)"
+           "{\"messages\":\"\xFF\"}\n");
   EXPECT_EQ(StatusReason(data.status()), Reason::kDatasetSchemaMismatch);
   std::vector<std::string> fields;
   for (const FieldViolation& v : StatusViolations(data.status())) fields.push_back(v.field);
   EXPECT_THAT(fields, ElementsAre("rows[1]", "rows[2].messages", "rows[3].messages[0].role",
-                                  "rows[4].messages[0].content", "rows[5]", "rows[6].messages[1].role",
-                                  "rows[7].messages[0].content[0]", "rows[8].messages[0].weight", "rows[9]"));
+                                  "rows[4].messages[0].content", "rows[5]",
+                                  "rows[6].messages[1].role", "rows[7].messages[0].content[0]",
+                                  "rows[8].messages[0].weight", "rows[9]"));
   EXPECT_EQ(StatusMetadata(data.status())["bad_rows"], "9");
   std::string many = "{\"text\":\"a\"}\n";
   for (int i = 0; i < 250; ++i) many += "{}\n";
@@ -186,7 +200,9 @@ not json
 }
 
 TEST_F(DatasetTest, BadFiles) {
-  const auto reason = [&](const std::string& content) { return StatusReason(Load(content).status()); };
+  const auto reason = [&](const std::string& content) {
+    return StatusReason(Load(content).status());
+  };
   EXPECT_EQ(reason(""), Reason::kDatasetEmpty);
   EXPECT_EQ(reason("\xEF\xBB\xBF \n\n"), Reason::kDatasetEmpty);
   EXPECT_EQ(reason("[]"), Reason::kDatasetEmpty);
@@ -253,7 +269,7 @@ TEST_F(DatasetTest, TheSplitIsKeyedAndReported) {
   spec_.val_set_size = 0;
   EXPECT_EQ(Load(content)->train.size(), 300u);
   EXPECT_GT(data->report.steps_unpacked, data->report.steps_packed);
-  EXPECT_EQ(data->report.steps_unpacked, 72);   // 285 rows, 4 a step
+  EXPECT_EQ(data->report.steps_unpacked, 72);  // 285 rows, 4 a step
   const json report = json::parse(DataReportToJson(data->report));
   EXPECT_EQ(report["samples"].size(), 3u);
   EXPECT_EQ(report["samples"][0]["pieces"][1]["trained"], true);
@@ -272,7 +288,8 @@ TEST_F(DatasetTest, TokensTheModelLacksAreRefused) {
 
 // Damaged files end in a report of rows or an error, never anything else.
 TEST_F(DatasetTest, MutatedFilesNeverBreakTheReader) {
-  std::string good = R"([{"messages":[{"role":"user","content":"a\u00e9\n"},{"role":"assistant","content":"b"}]},
+  std::string good =
+      R"([{"messages":[{"role":"user","content":"a\u00e9\n"},{"role":"assistant","content":"b"}]},
 {"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"yy","weight":1}]}])";
   Random random(9);
   int accepted = 0;
@@ -281,9 +298,15 @@ TEST_F(DatasetTest, MutatedFilesNeverBreakTheReader) {
     for (uint64_t edits = 1 + random.Below(3); edits > 0; --edits) {
       const size_t at = random.Below(bytes.size());
       switch (random.Below(3)) {
-        case 0: bytes[at] = static_cast<char>(random.Below(256)); break;
-        case 1: bytes.erase(at, 1 + random.Below(5)); break;
-        default: bytes.insert(at, 1, "[]{},:\"\\\n0"[random.Below(10)]); break;
+        case 0:
+          bytes[at] = static_cast<char>(random.Below(256));
+          break;
+        case 1:
+          bytes.erase(at, 1 + random.Below(5));
+          break;
+        default:
+          bytes.insert(at, 1, "[]{},:\"\\\n0"[random.Below(10)]);
+          break;
       }
     }
     const auto data = Load(bytes);
@@ -304,7 +327,8 @@ TEST_F(DatasetTest, ValidateWritesAReportOrAnError) {
   std::ofstream(dir_.Join("spec.json")) << spec::TrainSpecToJson(spec_);
   std::ofstream(dir_.Join("good.jsonl")) << R"({"prompt":"a","completion":"b"})";
   std::ofstream(dir_.Join("bad.jsonl")) << "{";
-  ValidateOptions options{dir_.path(), dir_.Join("good.jsonl"), "", dir_.Join("spec.json"), dir_.Join("out")};
+  ValidateOptions options{dir_.path(), dir_.Join("good.jsonl"), "", dir_.Join("spec.json"),
+                          dir_.Join("out")};
   ASSERT_TRUE(RunValidate(options).ok());
   EXPECT_EQ(json::parse(*ReadFile(options.out_path))["usable_rows"], 1);
   options.dataset = dir_.Join("bad.jsonl");
@@ -316,7 +340,8 @@ TEST_F(DatasetTest, ValidateWritesAReportOrAnError) {
 
 TEST_F(DatasetTest, CollectedDataSets) {
   const char* root = std::getenv("NIBBLE_TEST_DATA");
-  if (root == nullptr) GTEST_SKIP() << "NIBBLE_TEST_DATA names no folder with the collected data sets";
+  if (root == nullptr)
+    GTEST_SKIP() << "NIBBLE_TEST_DATA names no folder with the collected data sets";
   const auto tokenizer = Tokenizer::Load(absl::StrCat(root, "/tokenizers/llama-2"));
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   spec_.chat_template = "llama2";
@@ -324,13 +349,15 @@ TEST_F(DatasetTest, CollectedDataSets) {
                                                   {"gsm8k/train.jsonl", 7473},
                                                   {"alpaca-demo/alpaca_en_demo.jsonl", 999}};
   for (const auto& [name, rows] : sets) {
-    const auto data = LoadDataset(absl::StrCat(root, "/datasets/", name), "", *tokenizer, spec_, 32000);
+    const auto data =
+        LoadDataset(absl::StrCat(root, "/datasets/", name), "", *tokenizer, spec_, 32000);
     ASSERT_TRUE(data.ok()) << name << ": " << data.status();
     EXPECT_EQ(data->report.rows, rows);
     EXPECT_GT(data->report.usable_rows, rows * 9 / 10);
   }
-  const auto chats = LoadDataset(absl::StrCat(root, "/datasets/sharegpt-dummy/dummy_conversation.json"), "",
-                                 *tokenizer, spec_, 32000);
+  const auto chats =
+      LoadDataset(absl::StrCat(root, "/datasets/sharegpt-dummy/dummy_conversation.json"), "",
+                  *tokenizer, spec_, 32000);
   ASSERT_TRUE(chats.ok()) << chats.status();
   EXPECT_EQ(chats->report.format, "sharegpt");
 }

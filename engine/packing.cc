@@ -50,7 +50,7 @@ EpochRows PackRows(std::span<const int32_t> lengths, std::span<const int32_t> or
     int32_t room;
   };
   std::vector<std::vector<int32_t>> packed;
-  std::vector<OpenRow> open;    // in order of opening
+  std::vector<OpenRow> open;  // in order of opening
   for (const int32_t example : order) {
     const int32_t length = lengths[example];
     CHECK(length <= sequence_len);
@@ -114,10 +114,11 @@ int64_t StepSchedule::StepsOf(int64_t epoch) {
 StepSchedule::Step StepSchedule::At(int64_t step) {
   CHECK(step >= 1 && step <= total_steps_);
   Step result;
-  int64_t first = 1;    // step of the epoch
+  int64_t first = 1;  // step of the epoch
   if (spec_.sample_packing) {
     while (last_step_.back() < step) StepsOf(static_cast<int64_t>(last_step_.size()));
-    result.epoch = std::lower_bound(last_step_.begin(), last_step_.end(), step) - last_step_.begin();
+    result.epoch =
+        std::lower_bound(last_step_.begin(), last_step_.end(), step) - last_step_.begin();
     if (result.epoch > 0) first = last_step_[result.epoch - 1] + 1;
   } else {
     result.epoch = (step - 1) / steps_per_epoch_;
@@ -125,8 +126,9 @@ StepSchedule::Step StepSchedule::At(int64_t step) {
   }
   const EpochRows& rows = RowsOf(result.epoch);
   const int64_t in_epoch = step - first;
-  result.epoch_done = static_cast<double>(result.epoch) +
-                      static_cast<double>(in_epoch + 1) / static_cast<double>(StepsOf(result.epoch));
+  result.epoch_done =
+      static_cast<double>(result.epoch) +
+      static_cast<double>(in_epoch + 1) / static_cast<double>(StepsOf(result.epoch));
   const int64_t begin = in_epoch * RowsPerStep(spec_);
   const int64_t end = std::min(begin + RowsPerStep(spec_), rows.count());
   for (int64_t row = begin; row < end; ++row) {

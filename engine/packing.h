@@ -1,12 +1,12 @@
 // In which order, and in which company, examples are trained on.
 //
-// All of it is a pure function of (examples' lengths, spec): the permutation of an epoch is keyed by
-// (seed, epoch), so a resumed job needs nothing but its step number.
+// All of it is a pure function of (examples' lengths, spec): the permutation of an epoch is keyed
+// by (seed, epoch), so a resumed job needs nothing but its step number.
 //
 // A row is what fills one place of a micro-batch: one example, or with packing as many as fit into
 // sequence_len tokens. An optimizer step takes gradient_accumulation_steps micro-batches of
-// micro_batch_size rows; the last step of an epoch takes what is left. StepSchedule keeps one epoch in
-// memory and is used by one thread.
+// micro_batch_size rows; the last step of an epoch takes what is left. StepSchedule keeps one epoch
+// in memory and is used by one thread.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ struct EpochRows {
   }
 };
 
-// Greedy first fit in the given order with at most kOpenRows unfinished rows; rows come out in the order
-// in which they were opened. Lengths are tokens, each <= sequence_len.
+// Greedy first fit in the given order with at most kOpenRows unfinished rows; rows come out in the
+// order in which they were opened. Lengths are tokens, each <= sequence_len.
 inline constexpr int kOpenRows = 64;
 EpochRows PackRows(std::span<const int32_t> lengths, std::span<const int32_t> order,
                    int32_t sequence_len, bool packing);
@@ -48,9 +48,9 @@ class StepSchedule {
   int64_t steps_per_epoch() const { return steps_per_epoch_; }
 
   struct Step {
-    int64_t epoch = 0;                                        // from 0
-    double epoch_done = 0;                                    // epochs finished after it, e.g. 0.25
-    std::vector<std::vector<std::vector<int32_t>>> batches;   // micro-batch, row, example index
+    int64_t epoch = 0;                                       // from 0
+    double epoch_done = 0;                                   // epochs finished after it, e.g. 0.25
+    std::vector<std::vector<std::vector<int32_t>>> batches;  // micro-batch, row, example index
   };
   // Step `step`, from 1 to total_steps().
   Step At(int64_t step);
@@ -61,7 +61,7 @@ class StepSchedule {
 
   std::vector<int32_t> lengths_;
   spec::TrainSpec spec_;
-  std::vector<int64_t> last_step_;   // of each epoch looked at, with packing
+  std::vector<int64_t> last_step_;  // of each epoch looked at, with packing
   int64_t total_steps_ = 0;
   int64_t steps_per_epoch_ = 0;
   int64_t cached_epoch_ = -1;

@@ -70,8 +70,9 @@ absl::StatusOr<std::vector<int64_t>> ReadShape(std::string_view file, std::strin
   simdjson::dom::array dims;
   if (field.get(dims) != simdjson::SUCCESS) return BadTensor(file, name, "shape is no list");
   if (dims.size() > kMaxRank) {
-    return BadTensor(file, name, absl::StrCat("has ", dims.size(), " dimensions, at most ",
-                                              kMaxRank, " are allowed"));
+    return BadTensor(
+        file, name,
+        absl::StrCat("has ", dims.size(), " dimensions, at most ", kMaxRank, " are allowed"));
   }
   std::vector<int64_t> shape;
   for (const auto dim : dims) {
@@ -84,7 +85,8 @@ absl::StatusOr<std::vector<int64_t>> ReadShape(std::string_view file, std::strin
   return shape;
 }
 
-// The fields of one tensor, each exactly once; what we do not know is passed over, as the reference does.
+// The fields of one tensor, each exactly once; what we do not know is passed over, as the reference
+// does.
 absl::StatusOr<TensorInfo> ReadTensor(std::string_view file, std::string_view name,
                                       simdjson::dom::element value) {
   simdjson::dom::object object;
@@ -134,8 +136,9 @@ absl::StatusOr<TensorInfo> ReadTensor(std::string_view file, std::string_view na
     }
   }
   if (bytes != end - begin) {
-    return BadTensor(file, name, absl::StrCat("shape and dtype need ", bytes,
-                                              " bytes, data_offsets give ", end - begin));
+    return BadTensor(
+        file, name,
+        absl::StrCat("shape and dtype need ", bytes, " bytes, data_offsets give ", end - begin));
   }
   tensor.offset = begin;
   tensor.size_bytes = bytes;
@@ -169,11 +172,11 @@ absl::Status CheckLayout(std::string_view file, const SafetensorsHeader& header,
   int64_t at = 0;
   for (const TensorInfo* tensor : order) {
     if (tensor->offset != at) {
-      return BadTensor(file, tensor->name,
-                       absl::StrCat("begins at byte ", tensor->offset, " of the data, ",
-                                    tensor->offset < at ? "overlapping what ends at "
-                                                        : "leaving a hole after ",
-                                    at));
+      return BadTensor(
+          file, tensor->name,
+          absl::StrCat("begins at byte ", tensor->offset, " of the data, ",
+                       tensor->offset < at ? "overlapping what ends at " : "leaving a hole after ",
+                       at));
     }
     if (tensor->size_bytes > data_bytes - at) {
       return BadTensor(file, tensor->name,
@@ -215,8 +218,9 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view file,
       continue;
     }
     if (field.key.size() > kMaxNameBytes) {
-      return BadTensor(file, field.key, absl::StrCat("the name has ", field.key.size(),
-                                                     " bytes, at most ", kMaxNameBytes));
+      return BadTensor(
+          file, field.key,
+          absl::StrCat("the name has ", field.key.size(), " bytes, at most ", kMaxNameBytes));
     }
     ASSIGN_OR_RETURN(TensorInfo tensor, ReadTensor(file, field.key, field.value));
     if (!result.tensors.emplace(tensor.name, std::move(tensor)).second) {
@@ -309,19 +313,21 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   auto checkpoint = std::make_unique<Checkpoint>();
   const std::string single = JoinPath(directory, "model.safetensors");
   const std::string index = JoinPath(directory, "model.safetensors.index.json");
-  std::map<std::string, std::string, std::less<>> shard_of;   // tensor to file name
+  std::map<std::string, std::string, std::less<>> shard_of;  // tensor to file name
   std::set<std::string> names;
   if (FileExists(index)) {
     ASSIGN_OR_RETURN(shard_of, ReadShardIndex(index));
     for (const auto& [tensor, name] : shard_of) names.insert(name);
-    if (names.size() > kMaxShards) return Bad(index, absl::StrCat("names more than ", kMaxShards, " files"));
+    if (names.size() > kMaxShards)
+      return Bad(index, absl::StrCat("names more than ", kMaxShards, " files"));
   } else if (FileExists(single)) {
     names.insert("model.safetensors");
   } else {
     return Error(Reason::kModelFileInvalid,
-                 absl::StrCat(directory, " holds neither model.safetensors nor "
-                                         "model.safetensors.index.json; other weight formats (.bin, "
-                                         ".gguf) must be converted first"));
+                 absl::StrCat(directory,
+                              " holds neither model.safetensors nor "
+                              "model.safetensors.index.json; other weight formats (.bin, "
+                              ".gguf) must be converted first"));
   }
   for (const std::string& name : names) {
     auto file = SafetensorsFile::Open(JoinPath(directory, name));

@@ -1,10 +1,11 @@
 // Reading and writing safetensors files, alone or as the shards of a checkpoint.
 //
-// The rules of the reference implementation, enforced before a byte of data is looked at: the header is
-// a JSON object without duplicate keys; tensors sorted by offset start at 0, touch each other without
-// holes or overlap, and end at the end of the file; every size is shape times type, computed without
-// overflow. Tighter bounds are ours: header <= 16 MiB, 100,000 tensors, rank <= 8, names <= 512 bytes.
-// Data is read with pread, never mapped, so a file cut short under us is an error and not a signal.
+// The rules of the reference implementation, enforced before a byte of data is looked at: the
+// header is a JSON object without duplicate keys; tensors sorted by offset start at 0, touch each
+// other without holes or overlap, and end at the end of the file; every size is shape times type,
+// computed without overflow. Tighter bounds are ours: header <= 16 MiB, 100,000 tensors, rank <= 8,
+// names <= 512 bytes. Data is read with pread, never mapped, so a file cut short under us is an
+// error and not a signal.
 //
 // A SafetensorsFile and a Checkpoint are immutable after Open; reads are thread-safe.
 #pragma once
@@ -22,14 +23,14 @@
 namespace nibble::engine {
 
 enum class TensorType : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
-std::string_view TensorTypeName(TensorType type);   // "F32", ...
+std::string_view TensorTypeName(TensorType type);  // "F32", ...
 int64_t TensorTypeBytes(TensorType type);
 
 struct TensorInfo {
   std::string name;
   TensorType type = TensorType::kF32;
   std::vector<int64_t> shape;
-  int64_t offset = 0;                // of the first byte in its file
+  int64_t offset = 0;  // of the first byte in its file
   int64_t size_bytes = 0;
 
   int64_t Elements() const { return size_bytes / TensorTypeBytes(type); }
@@ -63,8 +64,8 @@ class SafetensorsFile {
   std::map<std::string, std::string, std::less<>> metadata_;
 };
 
-// Checks the bytes of a header (without the eight length bytes) for a file of `data_bytes` data bytes;
-// `file` only names it in errors. Offsets come back relative to the data.
+// Checks the bytes of a header (without the eight length bytes) for a file of `data_bytes` data
+// bytes; `file` only names it in errors. Offsets come back relative to the data.
 struct SafetensorsHeader {
   std::map<std::string, TensorInfo, std::less<>> tensors;
   std::map<std::string, std::string, std::less<>> metadata;
@@ -102,7 +103,8 @@ struct TensorToWrite {
   std::vector<int64_t> shape;
   const void* data = nullptr;
 };
-// The bytes of a file; tensors sorted by name, header padded to 8 bytes: the same input, the same bytes.
+// The bytes of a file; tensors sorted by name, header padded to 8 bytes: the same input, the same
+// bytes.
 std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,
                                  const std::map<std::string, std::string>& metadata);
 

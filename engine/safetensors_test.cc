@@ -30,8 +30,8 @@ std::string FileOf(std::string_view header, std::string_view data) {
 std::string TwoTensors() {
   static const float a[6] = {1, 2, 3, 4, 5, 6};
   static const uint16_t b[2] = {0x3F80, 0xC000};
-  return SerializeSafetensors({{"b", TensorType::kBF16, {2}, b}, {"a", TensorType::kF32, {2, 3}, a}},
-                              {{"format", "pt"}});
+  return SerializeSafetensors(
+      {{"b", TensorType::kBF16, {2}, b}, {"a", TensorType::kF32, {2, 3}, a}}, {{"format", "pt"}});
 }
 
 absl::Status OpenBytes(const std::string& bytes) {
@@ -79,8 +79,8 @@ TEST(Safetensors, HalfPrecisionIsWidenedExactly) {
 
 TEST(Floats, Bf16RoundsToNearestEven) {
   EXPECT_EQ(Bf16FromFloat(1.0f), 0x3F80);
-  EXPECT_EQ(Bf16FromFloat(1.00390625f), 0x3F80);     // half way, to even
-  EXPECT_EQ(Bf16FromFloat(1.01171875f), 0x3F82);     // half way, to even, upwards
+  EXPECT_EQ(Bf16FromFloat(1.00390625f), 0x3F80);  // half way, to even
+  EXPECT_EQ(Bf16FromFloat(1.01171875f), 0x3F82);  // half way, to even, upwards
   EXPECT_EQ(Bf16FromFloat(std::numeric_limits<float>::max()), 0x7F80);
   EXPECT_TRUE(std::isnan(FloatFromBf16(Bf16FromFloat(std::nanf("")))));
 }
@@ -104,11 +104,12 @@ TEST(Safetensors, BadHeadersAreRefusedByName) {
       {"too long", R"({"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})", four, "truncated"},
       {"left over", R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", four, "take 2"},
       {"size", R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", four, "need 8 bytes"},
-      {"overflow",
-       R"({"a":{"dtype":"F32","shape":[9223372036854775807,2],"data_offsets":[0,4]}})", four,
-       "more than 2^63"},
-      {"negative", R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", four, "whole number"},
-      {"backwards", R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", four, "begin <= end"},
+      {"overflow", R"({"a":{"dtype":"F32","shape":[9223372036854775807,2],"data_offsets":[0,4]}})",
+       four, "more than 2^63"},
+      {"negative", R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", four,
+       "whole number"},
+      {"backwards", R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", four,
+       "begin <= end"},
       {"dtype", R"({"a":{"dtype":"F9","shape":[1],"data_offsets":[0,4]}})", four, "'F9'"},
       {"twice",
        R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[0],"data_offsets":[4,4]}})",
@@ -132,7 +133,8 @@ TEST(Safetensors, BadHeadersAreRefusedByName) {
 
 TEST(Safetensors, LyingLengthsAreRefusedBeforeAnythingIsAllocated) {
   EXPECT_THAT(std::string(OpenBytes("1234").message()), HasSubstr("has 4 bytes"));
-  EXPECT_THAT(std::string(OpenBytes(std::string(8, '\xFF') + "{}").message()), HasSubstr("bound is"));
+  EXPECT_THAT(std::string(OpenBytes(std::string(8, '\xFF') + "{}").message()),
+              HasSubstr("bound is"));
   std::string truncated = TwoTensors();
   truncated.resize(20);
   EXPECT_THAT(std::string(OpenBytes(truncated).message()), HasSubstr("truncated"));
@@ -154,14 +156,22 @@ TEST(Safetensors, MutatedFilesNeverBreakTheReader) {
     for (int e = 0; e < edits; ++e) {
       const size_t at = random.Below(bytes.size());
       switch (random.Below(4)) {
-        case 0: bytes[at] = static_cast<char>(random.Below(256)); break;
-        case 1: bytes.erase(at, 1 + random.Below(4)); break;
-        case 2: bytes.insert(at, 1, "0123456789[]{},:\""[random.Below(17)]); break;
-        default: bytes[at] = static_cast<char>(bytes[at] ^ (1 << random.Below(8))); break;
+        case 0:
+          bytes[at] = static_cast<char>(random.Below(256));
+          break;
+        case 1:
+          bytes.erase(at, 1 + random.Below(4));
+          break;
+        case 2:
+          bytes.insert(at, 1, "0123456789[]{},:\""[random.Below(17)]);
+          break;
+        default:
+          bytes[at] = static_cast<char>(bytes[at] ^ (1 << random.Below(8)));
+          break;
       }
       if (bytes.empty()) bytes = "x";
     }
-    std::ofstream(path, std::ios::binary) << bytes;   // no fsync: hundreds of them
+    std::ofstream(path, std::ios::binary) << bytes;  // no fsync: hundreds of them
     auto file = SafetensorsFile::Open(path);
     if (!file.ok()) {
       EXPECT_EQ(StatusReason(file.status()), Reason::kModelFileInvalid) << file.status();
@@ -173,7 +183,7 @@ TEST(Safetensors, MutatedFilesNeverBreakTheReader) {
       EXPECT_TRUE((*file)->Read(tensor, 0, tensor.size_bytes, out.data()).ok());
     }
   }
-  EXPECT_GT(accepted, 0);   // edits of data bytes leave a valid file
+  EXPECT_GT(accepted, 0);  // edits of data bytes leave a valid file
   EXPECT_LT(accepted, 600);
 }
 
@@ -185,8 +195,9 @@ TEST(Checkpoint, ShardsAndTheirFaults) {
     CHECK_OK(WriteFileAtomic(dir.Join(name), bytes));
   };
   write("m-1.safetensors", SerializeSafetensors({{"a", TensorType::kF32, {1}, &one}}, {}));
-  write("model.safetensors.index.json",
-        R"({"metadata":{"total_size":8},"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}})");
+  write(
+      "model.safetensors.index.json",
+      R"({"metadata":{"total_size":8},"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}})");
   auto opened = Checkpoint::Open(dir.path());
   EXPECT_EQ(StatusReason(opened.status()), Reason::kModelFileInvalid);
   EXPECT_THAT(std::string(opened.status().message()), HasSubstr("m-2.safetensors: is missing"));

@@ -14,8 +14,8 @@ namespace nibble::engine {
 
 inline absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
 
-// 'text' with control characters and bytes that are not UTF-8 escaped, cut after `limit` bytes: what may
-// stand in an error message.
+// 'text' with control characters and bytes that are not UTF-8 escaped, cut after `limit` bytes:
+// what may stand in an error message.
 std::string Quote(std::string_view text, size_t limit = 80);
 
 bool IsValidUtf8(std::string_view text);
@@ -35,11 +35,11 @@ inline int CharBytes(char lead) {
   return b < 0x80 ? 1 : b < 0xE0 ? 2 : b < 0xF0 ? 3 : 4;
 }
 
-bool IsLetter(char32_t c);        // \p{L}
-bool IsNumber(char32_t c);        // \p{N}
-bool IsPunctuation(char32_t c);   // \p{P}
-bool IsSpace(char32_t c);         // the White_Space property, \s
-bool IsWord(char32_t c);          // \w: letters, marks, decimal digits, connectors
+bool IsLetter(char32_t c);       // \p{L}
+bool IsNumber(char32_t c);       // \p{N}
+bool IsPunctuation(char32_t c);  // \p{P}
+bool IsSpace(char32_t c);        // the White_Space property, \s
+bool IsWord(char32_t c);         // \w: letters, marks, decimal digits, connectors
 // Lower case of one character, at most two characters long.
 void AppendLower(std::string& out, char32_t c);
 

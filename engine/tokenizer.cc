@@ -104,8 +104,9 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const std::string& directory) {
   const std::string path = JoinPath(directory, "tokenizer.json");
   if (!FileExists(path)) {
     return Error(Reason::kTokenizerUnsupported,
-                 absl::StrCat(path, " is missing; other tokenizer files (tokenizer.model, vocab.json) "
-                                    "must be converted to tokenizer.json first"));
+                 absl::StrCat(path,
+                              " is missing; other tokenizer files (tokenizer.model, vocab.json) "
+                              "must be converted to tokenizer.json first"));
   }
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxTokenizerBytes));
   ASSIGN_OR_RETURN(std::string config,
@@ -127,7 +128,8 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const std::string& directory) {
 
 const std::vector<int32_t>& Tokenizer::prefix() const { return pipeline_->prefix; }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special, bool continues) const {
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special,
+                                       bool continues) const {
   const Pipeline& p = *pipeline_;
   std::vector<int32_t> ids;
   if (add_special) ids = p.prefix;

@@ -1,9 +1,10 @@
 // Text to token ids and back, as the model's own tokenizer.json says.
 //
 // Load reads tokenizer.json (BPE, byte-level or with byte fallback) and, when it is there,
-// tokenizer_config.json (special tokens, chat template). Every component is one of a fixed list written
-// here by hand; a regular expression in the file is recognised by its text, never executed; anything
-// unknown is refused by name (TOKENIZER_UNSUPPORTED). Ids equal those of the Hugging Face library.
+// tokenizer_config.json (special tokens, chat template). Every component is one of a fixed list
+// written here by hand; a regular expression in the file is recognised by its text, never executed;
+// anything unknown is refused by name (TOKENIZER_UNSUPPORTED). Ids equal those of the Hugging Face
+// library.
 //
 // Immutable after Load and safe to use from any thread. Copies share one body.
 #pragma once
@@ -26,22 +27,24 @@ struct Pipeline;
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a model directory; the last
-  // two may be missing.
+  // Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a model directory; the
+  // last two may be missing.
   static absl::StatusOr<Tokenizer> Load(const std::string& directory);
   // `config_json` and `chat_template` may be empty.
   static absl::StatusOr<Tokenizer> FromJson(std::string_view tokenizer_json,
                                             std::string_view config_json,
                                             std::string_view chat_template = "");
 
-  // Special tokens written out in `text` become their ids. add_special: also what the post-processor
-  // adds (usually BOS). Bytes that are not UTF-8 count as U+FFFD. continues: the text goes on where
-  // other text ended, so no space is put in front of it as tokenizers like Llama 2's do at the start.
-  std::vector<int32_t> Encode(std::string_view text, bool add_special, bool continues = false) const;
+  // Special tokens written out in `text` become their ids. add_special: also what the
+  // post-processor adds (usually BOS). Bytes that are not UTF-8 count as U+FFFD. continues: the
+  // text goes on where other text ended, so no space is put in front of it as tokenizers like Llama
+  // 2's do at the start.
+  std::vector<int32_t> Encode(std::string_view text, bool add_special,
+                              bool continues = false) const;
   // The ids Encode(text, true) puts in front of the text.
   const std::vector<int32_t>& prefix() const;
-  // Ids outside the vocabulary decode to nothing. skip_special leaves special tokens out. Byte-level
-  // text that ends inside a character, or is no UTF-8 at all, shows U+FFFD there.
+  // Ids outside the vocabulary decode to nothing. skip_special leaves special tokens out.
+  // Byte-level text that ends inside a character, or is no UTF-8 at all, shows U+FFFD there.
   std::string Decode(std::span<const int32_t> ids, bool skip_special) const;
 
   // From tokenizer_config.json or special_tokens_map.json; bos also from the post-processor.

@@ -39,7 +39,7 @@ void AddedTokenSet::Add(const AddedToken& token, std::string_view pattern) {
     }
     node = next;
   }
-  if (token_of_node_[node] >= 0) return;   // the first of two with one pattern counts
+  if (token_of_node_[node] >= 0) return;  // the first of two with one pattern counts
   token_of_node_[node] = static_cast<int32_t>(tokens_.size());
   tokens_.push_back(token);
 }
@@ -47,15 +47,14 @@ void AddedTokenSet::Add(const AddedToken& token, std::string_view pattern) {
 bool AddedTokenSet::Accept(const AddedToken& token, std::string_view text, size_t begin,
                            size_t end) const {
   if (!token.single_word) return true;
-  const bool free_before =
-      begin == 0 || !IsWord(DecodeAt(text, PreviousChar(text, begin)).value);
+  const bool free_before = begin == 0 || !IsWord(DecodeAt(text, PreviousChar(text, begin)).value);
   const bool free_after = end == text.size() || !IsWord(DecodeAt(text, end).value);
   return free_before && free_after;
 }
 
 std::vector<Segment> AddedTokenSet::Find(std::string_view text) const {
   std::vector<Segment> segments;
-  size_t done = 0;      // everything before it is in segments
+  size_t done = 0;  // everything before it is in segments
   for (size_t pos = 0; pos < text.size();) {
     int32_t found = -1;
     size_t end = pos;

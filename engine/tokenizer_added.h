@@ -28,7 +28,7 @@ struct AddedToken {
 struct Segment {
   size_t begin = 0;
   size_t end = 0;
-  int32_t id = -1;          // -1 = text
+  int32_t id = -1;  // -1 = text
 };
 
 class AddedTokenSet {
@@ -46,7 +46,7 @@ class AddedTokenSet {
 
   std::array<int32_t, 256> root_;
   absl::flat_hash_map<uint64_t, int32_t> edges_;
-  std::vector<int32_t> token_of_node_{-1};    // index into tokens_
+  std::vector<int32_t> token_of_node_{-1};  // index into tokens_
   std::vector<AddedToken> tokens_;
 };
 

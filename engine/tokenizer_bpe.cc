@@ -13,7 +13,7 @@
 namespace nibble::engine::tokenizer {
 namespace {
 
-constexpr size_t kShortPiece = 48;   // symbols; above it the quadratic search loses to the heap
+constexpr size_t kShortPiece = 48;  // symbols; above it the quadratic search loses to the heap
 
 absl::Status Unsupported(std::string_view what) {
   return Error(Reason::kTokenizerUnsupported, absl::StrCat("tokenizer.json: ", View(what)));
@@ -66,7 +66,8 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
       return Unsupported(absl::StrCat("model.vocab has ", Quote(content), " twice"));
     }
     if (!ids.insert(id).second) {
-      return Unsupported(absl::StrCat("model.vocab gives id ", id, " twice, also to ", Quote(content)));
+      return Unsupported(
+          absl::StrCat("model.vocab gives id ", id, " twice, also to ", Quote(content)));
     }
     if (!config.byte_level) {
       bpe.vocab_.emplace(content, id);
@@ -86,7 +87,9 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
     if (a < 0 || b < 0 || merged < 0) {
       return Unsupported(absl::StrCat("model.merges[", rank, "] joins ", Quote(left), " and ",
                                       Quote(right), ", but the vocabulary lacks ",
-                                      a < 0 ? "the first" : b < 0 ? "the second" : "the result"));
+                                      a < 0   ? "the first"
+                                      : b < 0 ? "the second"
+                                              : "the result"));
     }
     bpe.merges_[static_cast<uint64_t>(a) << 32 | static_cast<uint32_t>(b)] = {
         static_cast<int32_t>(rank), merged};
@@ -94,7 +97,8 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
   for (int b = 0; b < 256; ++b) {
     char name[8];
     std::snprintf(name, sizeof(name), "<0x%02X>", b);
-    const auto it = bpe.vocab_.find(config.byte_level ? std::string(1, static_cast<char>(b)) : name);
+    const auto it =
+        bpe.vocab_.find(config.byte_level ? std::string(1, static_cast<char>(b)) : name);
     bpe.byte_ids_[b] = it == bpe.vocab_.end() ? -1 : it->second;
   }
   for (int c = 0; c < 128; ++c) {
@@ -104,8 +108,8 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
   if (!config.unk_token.empty()) {
     bpe.unk_id_ = find(config.unk_token);
     if (bpe.unk_id_ < 0) {
-      return Unsupported(absl::StrCat("model.unk_token ", Quote(config.unk_token),
-                                      " is not in the vocabulary"));
+      return Unsupported(
+          absl::StrCat("model.unk_token ", Quote(config.unk_token), " is not in the vocabulary"));
     }
   }
   return bpe;
@@ -132,8 +136,8 @@ void Bpe::Encode(std::string_view piece, std::vector<int32_t>& ids) const {
 
 void Bpe::Split(std::string_view piece, std::vector<int32_t>& symbols) const {
   symbols.reserve(piece.size());
-  // An unknown run ends when a known symbol comes; bytes of a fallback do not end it. That is how the
-  // reference library has it.
+  // An unknown run ends when a known symbol comes; bytes of a fallback do not end it. That is how
+  // the reference library has it.
   bool unknown_pending = false;
   for (size_t pos = 0; pos < piece.size();) {
     const int bytes = byte_level_ ? 1 : CharBytes(piece[pos]);
@@ -162,15 +166,14 @@ void Bpe::Split(std::string_view piece, std::vector<int32_t>& symbols) const {
 void Bpe::SplitUnknown(std::string_view character, std::vector<int32_t>& symbols,
                        bool& unknown_pending) const {
   if (byte_fallback_) {
-    const bool all = std::all_of(character.begin(), character.end(), [&](char b) {
-      return byte_ids_[static_cast<uint8_t>(b)] >= 0;
-    });
+    const bool all = std::all_of(character.begin(), character.end(),
+                                 [&](char b) { return byte_ids_[static_cast<uint8_t>(b)] >= 0; });
     if (all) {
       for (const char b : character) symbols.push_back(byte_ids_[static_cast<uint8_t>(b)]);
       return;
     }
   }
-  if (unk_id_ < 0) return;   // dropped, as the library does
+  if (unk_id_ < 0) return;  // dropped, as the library does
   if (unknown_pending && !fuse_unk_) symbols.push_back(unk_id_);
   unknown_pending = true;
 }
@@ -185,7 +188,7 @@ void Bpe::MergeShort(std::vector<int32_t>& symbols) const {
   constexpr int32_t kNone = std::numeric_limits<int32_t>::max();
   size_t count = symbols.size();
   if (count < 2) return;
-  std::array<Merge, kShortPiece> pairs;   // of symbols i and i + 1
+  std::array<Merge, kShortPiece> pairs;  // of symbols i and i + 1
   const auto look = [&](size_t i) {
     const Merge* merge = FindMerge(symbols[i], symbols[i + 1]);
     pairs[i] = merge ? *merge : Merge{kNone, -1};
@@ -222,7 +225,7 @@ void Bpe::MergeLong(std::vector<int32_t>& symbols) const {
     int32_t left;
     int32_t right;
     int32_t merged;
-    bool operator<(const Candidate& other) const {   // the queue's top is its largest
+    bool operator<(const Candidate& other) const {  // the queue's top is its largest
       return std::pair(rank, at) > std::pair(other.rank, other.at);
     }
   };

@@ -1,8 +1,8 @@
 // The BPE model of tokenizer.json: pieces of text to ids by merge ranks.
 //
-// Byte level: symbols are bytes; the file's printable stand-ins for bytes are translated once, at load.
-// Otherwise symbols are characters, with byte fallback and an unknown token where the file says so.
-// Immutable; thread-safe.
+// Byte level: symbols are bytes; the file's printable stand-ins for bytes are translated once, at
+// load. Otherwise symbols are characters, with byte fallback and an unknown token where the file
+// says so. Immutable; thread-safe.
 #pragma once
 
 #include <array>
@@ -25,9 +25,9 @@ const std::array<char32_t, 256>& ByteAlphabet();
 std::optional<std::string> BytesOfToken(std::string_view token);
 
 struct BpeConfig {
-  std::vector<std::pair<std::string, int32_t>> vocab;          // content, id
-  std::vector<std::pair<std::string, std::string>> merges;     // by rank
-  std::string unk_token;                                       // empty = none
+  std::vector<std::pair<std::string, int32_t>> vocab;       // content, id
+  std::vector<std::pair<std::string, std::string>> merges;  // by rank
+  std::string unk_token;                                    // empty = none
   bool byte_level = false;
   bool byte_fallback = false;
   bool ignore_merges = false;
@@ -55,11 +55,11 @@ class Bpe {
 
   absl::flat_hash_map<std::string, int32_t> vocab_;
   absl::flat_hash_map<uint64_t, Merge> merges_;
-  std::array<int32_t, 256> byte_ids_{};      // byte level: id of a byte; else id of <0xXX>; -1 = none
+  std::array<int32_t, 256> byte_ids_{};  // byte level: id of a byte; else id of <0xXX>; -1 = none
   std::array<int32_t, 128> ascii_ids_{};
   int32_t unk_id_ = -1;
   bool byte_level_ = false;
-  bool byte_fallback_ = false;               // all 256 byte tokens need not be there
+  bool byte_fallback_ = false;  // all 256 byte tokens need not be there
   bool ignore_merges_ = false;
   bool fuse_unk_ = false;
 };

@@ -1,5 +1,6 @@
-// tokenizer_check DIR CASES.jsonl: runs the cases that tests/oracle/make_tokenizer_fixtures.py wrote
-// through the tokenizer of DIR; prints the first differences and the speed; exits 1 when any differs.
+// tokenizer_check DIR CASES.jsonl: runs the cases that tests/oracle/make_tokenizer_fixtures.py
+// wrote through the tokenizer of DIR; prints the first differences and the speed; exits 1 when any
+// differs.
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -41,13 +42,14 @@ int main(int argc, char** argv) {
     for (const auto& [key, value] : got.items()) {
       if (!expected.contains(key) || expected[key] == value) continue;
       if (++wrong <= 10) {
-        std::printf("text     %s\n%s\n  expected %s\n  got      %s\n", expected["text"].dump().c_str(),
-                    key.c_str(), expected[key].dump().c_str(), value.dump().c_str());
+        std::printf("text     %s\n%s\n  expected %s\n  got      %s\n",
+                    expected["text"].dump().c_str(), key.c_str(), expected[key].dump().c_str(),
+                    value.dump().c_str());
       }
       break;
     }
   }
-  std::printf("%ld cases, %ld differ, %.1f MB/s\n", static_cast<long>(cases), static_cast<long>(wrong),
-              static_cast<double>(bytes) / spent.count() / 1e6);
+  std::printf("%ld cases, %ld differ, %.1f MB/s\n", static_cast<long>(cases),
+              static_cast<long>(wrong), static_cast<double>(bytes) / spent.count() / 1e6);
   return wrong == 0 && cases > 0 ? 0 : 1;
 }

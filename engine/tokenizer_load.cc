@@ -1,5 +1,5 @@
-// tokenizer.json to a Pipeline. Every component is looked up in a fixed list; what is not in it, or has
-// an option we do not honour, is refused with its place in the file.
+// tokenizer.json to a Pipeline. Every component is looked up in a fixed list; what is not in it, or
+// has an option we do not honour, is refused with its place in the file.
 #include <algorithm>
 #include <utility>
 
@@ -58,7 +58,7 @@ class Fields {
   }
   element Raw(const char* key) const {
     element value;
-    CHECK(fields_[key].get(value) == simdjson::SUCCESS);   // asked with Has
+    CHECK(fields_[key].get(value) == simdjson::SUCCESS);  // asked with Has
     return value;
   }
   absl::Status status() const { return status_; }
@@ -86,13 +86,15 @@ absl::StatusOr<Fields> ObjectAt(std::string where, element value) {
   return Fields(std::move(where), fields);
 }
 
-// The components under `value`: itself, or those listed under `list_key` of a Sequence (nested or not).
+// The components under `value`: itself, or those listed under `list_key` of a Sequence (nested or
+// not).
 absl::Status Flatten(const std::string& where, element value, const char* list_key,
                      std::vector<Fields>& out) {
   ASSIGN_OR_RETURN(Fields fields, ObjectAt(where, value));
   if (fields.Text("type") != "Sequence") {
     out.push_back(std::move(fields));
-    if (out.size() > kMaxSteps) return Refuse(where, absl::StrCat("has more than ", kMaxSteps, " steps"));
+    if (out.size() > kMaxSteps)
+      return Refuse(where, absl::StrCat("has more than ", kMaxSteps, " steps"));
     return absl::OkStatus();
   }
   array list;
@@ -101,12 +103,14 @@ absl::Status Flatten(const std::string& where, element value, const char* list_k
   }
   size_t i = 0;
   for (const element entry : list) {
-    RETURN_IF_ERROR(Flatten(absl::StrCat(where, ".", list_key, "[", i++, "]"), entry, list_key, out));
+    RETURN_IF_ERROR(
+        Flatten(absl::StrCat(where, ".", list_key, "[", i++, "]"), entry, list_key, out));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Fields>> Components(Fields& root, const char* key, const char* list_key) {
+absl::StatusOr<std::vector<Fields>> Components(Fields& root, const char* key,
+                                               const char* list_key) {
   std::vector<Fields> out;
   if (root.Has(key)) RETURN_IF_ERROR(Flatten(key, root.Raw(key), list_key, out));
   return out;
@@ -135,9 +139,10 @@ absl::StatusOr<NormalizeStep> ReadNormalizer(Fields& fields) {
   using Kind = NormalizeStep::Kind;
   const std::string type = fields.Text("type");
   NormalizeStep step;
-  constexpr std::pair<std::string_view, NormalForm> kForms[] = {
-      {"NFC", NormalForm::kNfc}, {"NFD", NormalForm::kNfd},
-      {"NFKC", NormalForm::kNfkc}, {"NFKD", NormalForm::kNfkd}};
+  constexpr std::pair<std::string_view, NormalForm> kForms[] = {{"NFC", NormalForm::kNfc},
+                                                                {"NFD", NormalForm::kNfd},
+                                                                {"NFKC", NormalForm::kNfkc},
+                                                                {"NFKD", NormalForm::kNfkd}};
   for (const auto& [name, form] : kForms) {
     if (type != name) continue;
     step.form = form;
@@ -179,7 +184,8 @@ absl::StatusOr<Behavior> ReadBehavior(Fields& fields, std::string_view fallback)
   for (const auto& [known, behavior] : kBehaviors) {
     if (name == known) return behavior;
   }
-  return Refuse(fields.where(), absl::StrCat("has behavior ", Quote(name), ", which is not supported"));
+  return Refuse(fields.where(),
+                absl::StrCat("has behavior ", Quote(name), ", which is not supported"));
 }
 
 absl::Status ReadSplit(Fields& fields, PreStep& step) {
@@ -228,8 +234,8 @@ absl::StatusOr<PreStep> ReadPreStep(Fields& fields, bool& byte_level) {
     RETURN_IF_ERROR(ReadSplit(fields, step));
   } else if (type == "Digits") {
     step.scanner = ScanDigit;
-    step.behavior = fields.Flag("individual_digits", false) ? Behavior::kIsolated
-                                                            : Behavior::kContiguous;
+    step.behavior =
+        fields.Flag("individual_digits", false) ? Behavior::kIsolated : Behavior::kContiguous;
   } else if (type == "Metaspace") {
     RETURN_IF_ERROR(ReadMetaspace(fields, step));
   } else if (type == "Punctuation") {
@@ -259,7 +265,8 @@ absl::StatusOr<DecodeStep> ReadDecoder(Fields& fields) {
     step.kind = Kind::kReplace;
     std::string regex;
     RETURN_IF_ERROR(ReadPattern(fields, step.from, regex));
-    if (!regex.empty()) return Refuse(fields.where(), "replaces by a pattern, which is not supported");
+    if (!regex.empty())
+      return Refuse(fields.where(), "replaces by a pattern, which is not supported");
     step.to = fields.Text("content");
   } else if (type == "ByteFallback") {
     step.kind = Kind::kByteFallback;
@@ -330,7 +337,7 @@ absl::Status ReadPostProcessor(Fields& root, Pipeline& pipeline) {
   ASSIGN_OR_RETURN(std::vector<Fields> parts, Components(root, "post_processor", "processors"));
   for (Fields& fields : parts) {
     const std::string type = fields.Text("type");
-    if (type == "ByteLevel") continue;   // moves offsets only
+    if (type == "ByteLevel") continue;  // moves offsets only
     if (type != "TemplateProcessing") return UnknownType(fields);
     RETURN_IF_ERROR(ReadTemplate(fields, pipeline));
   }
@@ -345,12 +352,12 @@ absl::Status ReadVocab(Fields& model, BpeConfig& config) {
   for (const auto entry : vocab) {
     uint64_t id = 0;
     if (entry.key.size() > kMaxTokenBytes) {
-      return Refuse("model.vocab", absl::StrCat("has a token of ", entry.key.size(), " bytes, at most ",
-                                                kMaxTokenBytes));
+      return Refuse("model.vocab", absl::StrCat("has a token of ", entry.key.size(),
+                                                " bytes, at most ", kMaxTokenBytes));
     }
     if (entry.value.get(id) != simdjson::SUCCESS || id >= kMaxVocab) {
-      return Refuse("model.vocab", absl::StrCat("gives ", Quote(entry.key), " an id that is no number below ",
-                                                kMaxVocab));
+      return Refuse("model.vocab", absl::StrCat("gives ", Quote(entry.key),
+                                                " an id that is no number below ", kMaxVocab));
     }
     config.vocab.emplace_back(entry.key, static_cast<int32_t>(id));
     if (config.vocab.size() > kMaxVocab) {
@@ -364,11 +371,13 @@ absl::Status ReadVocab(Fields& model, BpeConfig& config) {
 absl::Status ReadMerges(Fields& model, BpeConfig& config) {
   array merges;
   if (!model.Has("merges") || model.Raw("merges").get(merges) != simdjson::SUCCESS) {
-    return Refuse("model.merges", "is missing or no list; a BPE tokenizer without merges cannot be used");
+    return Refuse("model.merges",
+                  "is missing or no list; a BPE tokenizer without merges cannot be used");
   }
   for (const element entry : merges) {
     const size_t rank = config.merges.size();
-    if (rank >= kMaxMerges) return Refuse("model.merges", absl::StrCat("has more than ", kMaxMerges));
+    if (rank >= kMaxMerges)
+      return Refuse("model.merges", absl::StrCat("has more than ", kMaxMerges));
     std::string_view left, right, both;
     array pair;
     bool ok = false;
@@ -380,7 +389,8 @@ absl::Status ReadMerges(Fields& model, BpeConfig& config) {
       ok = pair.size() == 2 && pair.at(0).get(left) == simdjson::SUCCESS &&
            pair.at(1).get(right) == simdjson::SUCCESS;
     }
-    if (!ok) return Refuse(absl::StrCat("model.merges[", rank, "]"), "is neither \"a b\" nor [a, b]");
+    if (!ok)
+      return Refuse(absl::StrCat("model.merges[", rank, "]"), "is neither \"a b\" nor [a, b]");
     config.merges.emplace_back(left, right);
   }
   return absl::OkStatus();
@@ -399,7 +409,8 @@ absl::Status ReadModel(Fields& root, bool byte_level, BpeConfig& config) {
     }
   }
   double dropout = 0;
-  if (model.Has("dropout") && (model.Raw("dropout").get(dropout) != simdjson::SUCCESS || dropout != 0)) {
+  if (model.Has("dropout") &&
+      (model.Raw("dropout").get(dropout) != simdjson::SUCCESS || dropout != 0)) {
     return Refuse("model.dropout", "must be null or 0");
   }
   config.unk_token = model.Text("unk_token");
@@ -434,14 +445,15 @@ absl::StatusOr<AddedToken> ReadAddedToken(std::string where, element value) {
   return token;
 }
 
-// One table of all tokens, by id and by content. A token may be in the vocabulary and added, with one id.
+// One table of all tokens, by id and by content. A token may be in the vocabulary and added, with
+// one id.
 absl::Status Enter(Pipeline& pipeline, const std::string& content, int32_t id) {
   if (static_cast<size_t>(id) >= pipeline.contents.size()) pipeline.contents.resize(id + 1);
   std::string& slot = pipeline.contents[id];
   const auto [it, fresh] = pipeline.ids.emplace(content, id);
   if (it->second != id || (!slot.empty() && slot != content)) {
-    return Refuse("added_tokens", absl::StrCat("and model.vocab disagree about ", Quote(content),
-                                               " and id ", id));
+    return Refuse("added_tokens",
+                  absl::StrCat("and model.vocab disagree about ", Quote(content), " and id ", id));
   }
   slot = content;
   return absl::OkStatus();
@@ -450,10 +462,12 @@ absl::Status Enter(Pipeline& pipeline, const std::string& content, int32_t id) {
 absl::Status ReadAddedTokens(Fields& root, Pipeline& pipeline) {
   if (!root.Has("added_tokens")) return absl::OkStatus();
   array list;
-  if (root.Raw("added_tokens").get(list) != simdjson::SUCCESS) return Refuse("added_tokens", "is no list");
+  if (root.Raw("added_tokens").get(list) != simdjson::SUCCESS)
+    return Refuse("added_tokens", "is no list");
   size_t i = 0;
   for (const element value : list) {
-    ASSIGN_OR_RETURN(const AddedToken token, ReadAddedToken(absl::StrCat("added_tokens[", i++, "]"), value));
+    ASSIGN_OR_RETURN(const AddedToken token,
+                     ReadAddedToken(absl::StrCat("added_tokens[", i++, "]"), value));
     RETURN_IF_ERROR(Enter(pipeline, token.content, token.id));
     if (token.special) pipeline.special.insert(token.id);
     if (token.normalized) {
@@ -469,13 +483,15 @@ absl::Status ReadAddedTokens(Fields& root, Pipeline& pipeline) {
 
 absl::StatusOr<Pipeline> LoadPipeline(std::string_view tokenizer_json) {
   if (tokenizer_json.size() > kMaxFileBytes) {
-    return Refuse("file", absl::StrCat("has ", tokenizer_json.size(), " bytes, at most ", kMaxFileBytes));
+    return Refuse("file",
+                  absl::StrCat("has ", tokenizer_json.size(), " bytes, at most ", kMaxFileBytes));
   }
   simdjson::dom::parser parser;
   object root_object;
-  RETURN_IF_ERROR(ParseObject(parser, tokenizer_json, kMaxDepth, root_object, [](std::string_view what) {
-    return Refuse("file", absl::StrCat("is not valid JSON: ", View(what)));
-  }));
+  RETURN_IF_ERROR(
+      ParseObject(parser, tokenizer_json, kMaxDepth, root_object, [](std::string_view what) {
+        return Refuse("file", absl::StrCat("is not valid JSON: ", View(what)));
+      }));
   Fields root("tokenizer", root_object);
   Pipeline pipeline;
   ASSIGN_OR_RETURN(auto normalizers, Components(root, "normalizer", "normalizers"));

@@ -23,20 +23,20 @@ struct NormalizeStep {
   enum class Kind { kForm, kPrepend, kReplace, kStrip, kLowercase };
   Kind kind = Kind::kForm;
   NormalForm form = NormalForm::kNfc;
-  std::string from;             // replace
-  std::string to;               // replace, prepend
-  bool left = false;            // strip
+  std::string from;   // replace
+  std::string to;     // replace, prepend
+  bool left = false;  // strip
   bool right = false;
 };
 
 struct DecodeStep {
   enum class Kind { kByteLevel, kReplace, kByteFallback, kFuse, kStrip, kMetaspace };
   Kind kind = Kind::kFuse;
-  std::string from;             // replace, strip (the character), metaspace (the replacement)
+  std::string from;  // replace, strip (the character), metaspace (the replacement)
   std::string to;
-  int64_t start = 0;            // strip: at most so many from the front, and from the back
+  int64_t start = 0;  // strip: at most so many from the front, and from the back
   int64_t stop = 0;
-  bool drop_first = false;      // metaspace: the first token's replacement goes
+  bool drop_first = false;  // metaspace: the first token's replacement goes
 };
 
 struct Pipeline {
@@ -45,12 +45,12 @@ struct Pipeline {
   AddedTokenSet normalized_tokens;
   std::vector<PreStep> pre_tokenizer;
   Bpe model;
-  std::vector<int32_t> prefix;              // ids the post-processor puts around a text
+  std::vector<int32_t> prefix;  // ids the post-processor puts around a text
   std::vector<int32_t> suffix;
   std::vector<DecodeStep> decoder;
-  bool join_with_spaces = false;            // the file has no decoder
+  bool join_with_spaces = false;  // the file has no decoder
 
-  std::vector<std::string> contents;        // by id; empty = no such token
+  std::vector<std::string> contents;  // by id; empty = no such token
   absl::flat_hash_map<std::string, int32_t> ids;
   absl::flat_hash_set<int32_t> special;
   std::optional<int32_t> bos, eos, pad;

@@ -82,13 +82,17 @@ std::vector<Range> MergeContiguous(const std::vector<Range>& ranges) {
 std::vector<Range> SplitRanges(const PreStep& step, std::string_view text) {
   std::vector<Range> ranges = FindMatches(step, text);
   switch (step.behavior) {
-    case Behavior::kIsolated: return ranges;
+    case Behavior::kIsolated:
+      return ranges;
     case Behavior::kRemoved:
       std::erase_if(ranges, [](const Range& range) { return range.match; });
       return ranges;
-    case Behavior::kContiguous: return MergeContiguous(ranges);
-    case Behavior::kMergedWithPrevious: return MergeWithPrevious(ranges);
-    case Behavior::kMergedWithNext: return MergeWithNext(ranges);
+    case Behavior::kContiguous:
+      return MergeContiguous(ranges);
+    case Behavior::kMergedWithPrevious:
+      return MergeWithPrevious(ranges);
+    case Behavior::kMergedWithNext:
+      return MergeWithNext(ranges);
   }
   return ranges;
 }
@@ -102,7 +106,8 @@ Piece Change(const PreStep& step, Piece piece, std::deque<std::string>& arena) {
     std::string text = ReplaceAll(piece.text, " ", step.replacement);
     const bool wanted = step.prepend == PrependScheme::kAlways ||
                         (step.prepend == PrependScheme::kFirst && piece.at_start);
-    if (wanted && !piece.continues && !text.starts_with(step.replacement)) text.insert(0, step.replacement);
+    if (wanted && !piece.continues && !text.starts_with(step.replacement))
+      text.insert(0, step.replacement);
     piece.text = arena.emplace_back(std::move(text));
   }
   return piece;

@@ -1,7 +1,7 @@
 // Pre-tokenizers: text cut into the pieces BPE works on.
 //
-// A pre-tokenizer is a list of steps applied one after the other to every piece. Immutable values; Run
-// is thread-safe.
+// A pre-tokenizer is a list of steps applied one after the other to every piece. Immutable values;
+// Run is thread-safe.
 #pragma once
 
 #include <deque>
@@ -20,20 +20,20 @@ struct PreStep {
   // Before the split: nothing, a space in front (byte level), or spaces replaced (Metaspace).
   enum class Change { kNone, kPrefixSpace, kMetaspace };
   Change change = Change::kNone;
-  std::string replacement;                          // Metaspace
-  PrependScheme prepend = PrependScheme::kAlways;   // Metaspace
+  std::string replacement;                         // Metaspace
+  PrependScheme prepend = PrependScheme::kAlways;  // Metaspace
 
   bool split = false;
-  Scanner scanner = nullptr;                        // matches of this, or
-  std::string literal;                              // of this text
+  Scanner scanner = nullptr;  // matches of this, or
+  std::string literal;        // of this text
   Behavior behavior = Behavior::kIsolated;
-  bool invert = false;                              // what does not match is the delimiter
+  bool invert = false;  // what does not match is the delimiter
 };
 
 struct Piece {
   std::string_view text;
-  bool at_start = false;                            // begins where the whole input begins
-  bool continues = false;                           // goes on where other text ended
+  bool at_start = false;   // begins where the whole input begins
+  bool continues = false;  // goes on where other text ended
 };
 
 // Pieces point into `text` or into strings kept in `arena`; none is empty.

@@ -31,7 +31,8 @@ bool IsCjkOrHangul(char32_t c) {
   return (c >= 0x0800 && c <= 0x9FA5) || (c >= 0xAC00 && c <= 0xD7FF);
 }
 
-// \s+(?!\S)|\s+ : a run of spaces, without its last when something follows it; 0 when none begins here.
+// \s+(?!\S)|\s+ : a run of spaces, without its last when something follows it; 0 when none begins
+// here.
 size_t SpaceRun(std::string_view text, size_t pos) {
   size_t last = pos;
   size_t end = pos;

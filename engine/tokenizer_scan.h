@@ -16,9 +16,9 @@ using Scanner = size_t (*)(std::string_view text, size_t pos);
 Scanner ScannerForPattern(std::string_view pattern);
 
 size_t ScanGpt2(std::string_view text, size_t pos);
-size_t ScanDigit(std::string_view text, size_t pos);            // one \p{N}
-size_t ScanPunctuation(std::string_view text, size_t pos);      // one, ASCII symbols included
-size_t ScanSpace(std::string_view text, size_t pos);            // one \s
-size_t ScanWordOrSymbols(std::string_view text, size_t pos);    // \w+|[^\w\s]+
+size_t ScanDigit(std::string_view text, size_t pos);          // one \p{N}
+size_t ScanPunctuation(std::string_view text, size_t pos);    // one, ASCII symbols included
+size_t ScanSpace(std::string_view text, size_t pos);          // one \s
+size_t ScanWordOrSymbols(std::string_view text, size_t pos);  // \w+|[^\w\s]+
 
 }  // namespace nibble::engine::tokenizer

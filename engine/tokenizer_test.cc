@@ -67,11 +67,12 @@ INSTANTIATE_TEST_SUITE_P(All, CommittedFixture,
 
 TEST(RealTokenizers, EveryCollectedCase) {
   const char* root = std::getenv("NIBBLE_TEST_DATA");
-  if (root == nullptr) GTEST_SKIP() << "NIBBLE_TEST_DATA names no folder with the collected tokenizers";
+  if (root == nullptr)
+    GTEST_SKIP() << "NIBBLE_TEST_DATA names no folder with the collected tokenizers";
   int cases = 0;
-  for (const char* name : {"tokenizers/deepseek-coder", "tokenizers/gpt-2", "tokenizers/llama-2",
-                           "tokenizers/llama-3", "tokenizers/starcoder", "models/babyllama-105",
-                           "models/stories260K"}) {
+  for (const char* name :
+       {"tokenizers/deepseek-coder", "tokenizers/gpt-2", "tokenizers/llama-2", "tokenizers/llama-3",
+        "tokenizers/starcoder", "models/babyllama-105", "models/stories260K"}) {
     const std::string folder = absl::StrCat(root, "/", name);
     const auto tokenizer = Tokenizer::Load(folder);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
@@ -161,21 +162,30 @@ TEST(Tokenizer, WhatIsUnknownIsRefusedByName) {
   EXPECT_THAT(refused([](json& f) { f["model"]["type"] = "Unigram"; }), HasSubstr("'Unigram'"));
   EXPECT_THAT(refused([](json& f) { f.erase("model"); }), HasSubstr("model is missing"));
   EXPECT_THAT(refused([](json& f) { f["model"]["merges"] = {"a"}; }), HasSubstr("model.merges[0]"));
-  EXPECT_THAT(refused([](json& f) { f["model"]["merges"] = {"a c"}; }), HasSubstr("lacks the result"));
+  EXPECT_THAT(refused([](json& f) { f["model"]["merges"] = {"a c"}; }),
+              HasSubstr("lacks the result"));
   EXPECT_THAT(refused([](json& f) { f["model"]["vocab"]["x x"] = 7; }), HasSubstr("id 7 twice"));
   EXPECT_THAT(refused([](json& f) { f["model"]["vocab"]["xx"] = 1'000'000; }), HasSubstr("below"));
   EXPECT_THAT(refused([](json& f) { f["model"]["dropout"] = 0.1; }), HasSubstr("model.dropout"));
   EXPECT_THAT(refused([](json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }),
               HasSubstr("end_of_word_suffix"));
-  EXPECT_THAT(refused([](json& f) { f["model"]["byte_fallback"] = "yes"; }), HasSubstr("true or false"));
-  EXPECT_THAT(refused([](json& f) { f["normalizer"] = {{"type", "Precompiled"}}; }),
+  EXPECT_THAT(refused([](json& f) { f["model"]["byte_fallback"] = "yes"; }),
+              HasSubstr("true or false"));
+  EXPECT_THAT(refused([](json& f) {
+                f["normalizer"] = {{"type", "Precompiled"}};
+              }),
               HasSubstr("'Precompiled'"));
   EXPECT_THAT(refused([](json& f) {
                 f["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "(a+)+$"}}}};
               }),
               HasSubstr("(a+)+$"));
-  EXPECT_THAT(refused([](json& f) { f["decoder"] = {{"type", "WordPiece"}}; }), HasSubstr("decoder"));
-  EXPECT_THAT(refused([](json& f) { f["post_processor"] = {{"type", "BertProcessing"}}; }),
+  EXPECT_THAT(refused([](json& f) {
+                f["decoder"] = {{"type", "WordPiece"}};
+              }),
+              HasSubstr("decoder"));
+  EXPECT_THAT(refused([](json& f) {
+                f["post_processor"] = {{"type", "BertProcessing"}};
+              }),
               HasSubstr("post_processor"));
   EXPECT_THAT(refused([](json& f) { f["added_tokens"][0]["id"] = 5; }), HasSubstr("disagree"));
   EXPECT_THAT(refused([](json& f) { f["added_tokens"][0]["content"] = std::string(5000, 'x'); }),
@@ -207,9 +217,15 @@ TEST(Tokenizer, MutatedFilesNeverBreakTheLoader) {
       const size_t range = random.Chance(0.5) ? 1500 : bytes.size();
       const size_t at = random.Below(std::min(range, bytes.size()));
       switch (random.Below(3)) {
-        case 0: bytes[at] = static_cast<char>(random.Below(256)); break;
-        case 1: bytes.erase(at, 1 + random.Below(8)); break;
-        default: bytes.insert(at, 1, "0123456789[]{},:\"_tf"[random.Below(20)]); break;
+        case 0:
+          bytes[at] = static_cast<char>(random.Below(256));
+          break;
+        case 1:
+          bytes.erase(at, 1 + random.Below(8));
+          break;
+        default:
+          bytes.insert(at, 1, "0123456789[]{},:\"_tf"[random.Below(20)]);
+          break;
       }
     }
     const auto tokenizer = Tokenizer::FromJson(bytes, "");
@@ -218,7 +234,8 @@ TEST(Tokenizer, MutatedFilesNeverBreakTheLoader) {
       continue;
     }
     ++accepted;
-    for (const int32_t id : tokenizer->Encode("Hello w\xC3\xB6rld <s> 123\n \xF0\x9F\x98\x80", true)) {
+    for (const int32_t id :
+         tokenizer->Encode("Hello w\xC3\xB6rld <s> 123\n \xF0\x9F\x98\x80", true)) {
       EXPECT_GE(id, 0);
       EXPECT_LT(id, tokenizer->vocab_size());
     }
@@ -229,7 +246,8 @@ TEST(Tokenizer, MutatedFilesNeverBreakTheLoader) {
 TEST(Tokenizer, SpecialIdsFromTheConfigs) {
   TempDir dir;
   CHECK_OK(WriteFileAtomic(dir.Join("tokenizer.json"), ByteLevelJson().dump()));
-  CHECK_OK(WriteFileAtomic(dir.Join("config.json"), R"({"eos_token_id":[259,3],"bos_token_id":4})"));
+  CHECK_OK(
+      WriteFileAtomic(dir.Join("config.json"), R"({"eos_token_id":[259,3],"bos_token_id":4})"));
   auto tokenizer = Tokenizer::Load(dir.path());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ(tokenizer->eos_id(), 259);

@@ -53,7 +53,7 @@ std::vector<std::string> DecodeByteLevel(const std::vector<std::string>& tokens)
   std::string bytes;
   for (const std::string& token : tokens) {
     const auto own = BytesOfToken(token);
-    bytes += own ? *own : token;      // an added token may hold anything; it stands for itself
+    bytes += own ? *own : token;  // an added token may hold anything; it stands for itself
   }
   return {RepairUtf8(bytes)};
 }
@@ -97,8 +97,10 @@ std::string StripToken(std::string_view token, const DecodeStep& step) {
 std::vector<std::string> Apply(const DecodeStep& step, std::vector<std::string> tokens) {
   using Kind = DecodeStep::Kind;
   switch (step.kind) {
-    case Kind::kByteLevel: return DecodeByteLevel(tokens);
-    case Kind::kByteFallback: return DecodeByteFallback(tokens);
+    case Kind::kByteLevel:
+      return DecodeByteLevel(tokens);
+    case Kind::kByteFallback:
+      return DecodeByteFallback(tokens);
     case Kind::kReplace:
       for (std::string& token : tokens) token = ReplaceAll(token, step.from, step.to);
       return tokens;
@@ -110,7 +112,8 @@ std::vector<std::string> Apply(const DecodeStep& step, std::vector<std::string> 
         tokens[i] = ReplaceAll(tokens[i], step.from, i == 0 && step.drop_first ? "" : " ");
       }
       return tokens;
-    case Kind::kFuse: break;
+    case Kind::kFuse:
+      break;
   }
   std::string all;
   for (const std::string& token : tokens) all += token;
@@ -124,13 +127,21 @@ std::string NormalizeText(const std::vector<NormalizeStep>& steps, std::string_v
   std::string out(text);
   for (const NormalizeStep& step : steps) {
     switch (step.kind) {
-      case NormalizeStep::Kind::kForm: out = Normalize(out, step.form); break;
+      case NormalizeStep::Kind::kForm:
+        out = Normalize(out, step.form);
+        break;
       case NormalizeStep::Kind::kPrepend:
         if (!out.empty() && !continues) out.insert(0, step.to);
         break;
-      case NormalizeStep::Kind::kReplace: out = ReplaceAll(out, step.from, step.to); break;
-      case NormalizeStep::Kind::kStrip: out = StripSpaces(out, step.left, step.right); break;
-      case NormalizeStep::Kind::kLowercase: out = Lowercase(out); break;
+      case NormalizeStep::Kind::kReplace:
+        out = ReplaceAll(out, step.from, step.to);
+        break;
+      case NormalizeStep::Kind::kStrip:
+        out = StripSpaces(out, step.left, step.right);
+        break;
+      case NormalizeStep::Kind::kLowercase:
+        out = Lowercase(out);
+        break;
     }
   }
   return out;

@@ -32,7 +32,8 @@ std::string ErrorToJson(const absl::Status& status) {
   }
   const Reason reason = StatusReason(status);
   const json error = {
-      {"reason", std::string(ReasonName(reason == Reason::kUnspecified ? Reason::kInternal : reason))},
+      {"reason",
+       std::string(ReasonName(reason == Reason::kUnspecified ? Reason::kInternal : reason))},
       {"message", std::string(status.message())},
       {"metadata", StatusMetadata(status)},
       {"violations", violations}};
@@ -43,8 +44,8 @@ std::string ErrorToJson(const absl::Status& status) {
 
 absl::Status RunValidate(const ValidateOptions& options) {
   const auto report = Validate(options);
-  RETURN_IF_ERROR(WriteFileAtomic(options.out_path, report.ok() ? DataReportToJson(*report)
-                                                               : ErrorToJson(report.status())));
+  RETURN_IF_ERROR(WriteFileAtomic(
+      options.out_path, report.ok() ? DataReportToJson(*report) : ErrorToJson(report.status())));
   return report.status();
 }
 
