@@ -28,7 +28,7 @@ std::atomic<int64_t> library_calls = 0;
 #ifdef NIBBLE_COUNTS_ALLOCATIONS
 void Count(void* caller) {
   if (!counting.load(std::memory_order_relaxed)) return;
-  counting = false;   // dladdr may allocate itself
+  counting = false;  // dladdr may allocate itself
   Dl_info info;
   const bool library = dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
                        std::strstr(info.dli_fname, "libdnnl") != nullptr;

@@ -1,5 +1,5 @@
-// The frozen base as the executor reads it: one pointer per array. Points into a BaseModel, or in tests
-// into arrays of their own; immutable while anybody runs on it.
+// The frozen base as the executor reads it: one pointer per array. Points into a BaseModel, or in
+// tests into arrays of their own; immutable while anybody runs on it.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ class BaseModel;
 struct BaseView {
   struct Layer {
     kernels::WeightView linear[spec::kModuleCount];
-    kernels::ParamView bias[spec::kModuleCount];   // data null = none
+    kernels::ParamView bias[spec::kModuleCount];  // data null = none
     kernels::ParamView input_norm, post_norm, q_norm, k_norm;
   };
   std::vector<Layer> layers;

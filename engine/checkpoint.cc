@@ -120,10 +120,14 @@ bool ReadNumber(const json& object, const char* key, double& value) {
     value = it->get<double>();
     return true;
   }
-  if (*it == "nan") value = std::numeric_limits<double>::quiet_NaN();
-  else if (*it == "inf") value = std::numeric_limits<double>::infinity();
-  else if (*it == "-inf") value = -std::numeric_limits<double>::infinity();
-  else return false;
+  if (*it == "nan")
+    value = std::numeric_limits<double>::quiet_NaN();
+  else if (*it == "inf")
+    value = std::numeric_limits<double>::infinity();
+  else if (*it == "-inf")
+    value = -std::numeric_limits<double>::infinity();
+  else
+    return false;
   return true;
 }
 
@@ -143,7 +147,8 @@ bool ReadText(const json& object, const char* key, std::string& value) {
 
 bool RowFromJson(const std::string& line, MetricRow& row) {
   const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object() || !object.contains("is_eval") || !object["is_eval"].is_boolean()) return false;
+  if (!object.is_object() || !object.contains("is_eval") || !object["is_eval"].is_boolean())
+    return false;
   row.is_eval = object["is_eval"].get<bool>();
   return ReadInteger(object, "step", row.step) && ReadNumber(object, "epoch", row.epoch) &&
          ReadNumber(object, "loss", row.loss) && ReadNumber(object, "grad_norm", row.grad_norm) &&
@@ -154,10 +159,15 @@ bool RowFromJson(const std::string& line, MetricRow& row) {
 }
 
 std::string FileEntry(const char* name, const HashedFile& file) {
-  return Line().Text("name", name).Integer("size", file.bytes()).Text("sha256", file.digest()).Take();
+  return Line()
+      .Text("name", name)
+      .Integer("size", file.bytes())
+      .Text("sha256", file.digest())
+      .Take();
 }
 
-std::string ManifestText(const CheckpointHead& head, const HashedFile& state, const HashedFile& history) {
+std::string ManifestText(const CheckpointHead& head, const HashedFile& state,
+                         const HashedFile& history) {
   const std::string files =
       absl::StrCat("[", FileEntry(kStateFile, state), ",", FileEntry(kHistoryFile, history), "]");
   return Line()
@@ -224,8 +234,9 @@ std::vector<std::string> CompleteCheckpoints(const std::string& checkpoints) {
   for (const std::string& name : *listed) {
     if (StepOfName(name) >= 0) names.push_back(name);
   }
-  std::sort(names.begin(), names.end(),
-            [](const std::string& a, const std::string& b) { return StepOfName(a) < StepOfName(b); });
+  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+    return StepOfName(a) < StepOfName(b);
+  });
   return names;
 }
 
@@ -244,10 +255,12 @@ absl::Status VerifyFiles(const std::string& directory, const json& manifest) {
     const std::string path = JoinPath(directory, name);
     const auto actual = FileSizeBytes(path);
     if (!actual.ok() || *actual != size) {
-      return Invalid(directory, absl::StrCat(name, " is missing or does not have ", size, " bytes"));
+      return Invalid(directory,
+                     absl::StrCat(name, " is missing or does not have ", size, " bytes"));
     }
     ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(path));
-    if (digest != sha256) return Invalid(directory, absl::StrCat(name, " does not have its digest"));
+    if (digest != sha256)
+      return Invalid(directory, absl::StrCat(name, " does not have its digest"));
   }
   return absl::OkStatus();
 }
@@ -259,17 +272,21 @@ absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
   CheckpointHead head;
   std::string format, seed;
   int64_t version = 0;
-  if (!manifest.is_object() || !ReadText(manifest, "format", format) || format != "nibble-checkpoint" ||
-      !ReadInteger(manifest, "version", version) || version != kFormatVersion) {
+  if (!manifest.is_object() || !ReadText(manifest, "format", format) ||
+      format != "nibble-checkpoint" || !ReadInteger(manifest, "version", version) ||
+      version != kFormatVersion) {
     return Invalid(directory, "manifest.json is not that of a checkpoint of this version");
   }
-  if (!ReadInteger(manifest, "step", head.step) || !ReadInteger(manifest, "updates", head.updates) ||
+  if (!ReadInteger(manifest, "step", head.step) ||
+      !ReadInteger(manifest, "updates", head.updates) ||
       !ReadInteger(manifest, "skipped_in_a_row", head.skipped_in_a_row) ||
-      !ReadText(manifest, "attempt", head.attempt) || !ReadText(manifest, "spec_digest", head.spec_digest) ||
+      !ReadText(manifest, "attempt", head.attempt) ||
+      !ReadText(manifest, "spec_digest", head.spec_digest) ||
       !ReadText(manifest, "base_digest", head.base_digest) ||
       !ReadText(manifest, "data_digest", head.data_digest) ||
       !ReadText(manifest, "numerics_id", head.numerics_id) || !ReadText(manifest, "seed", seed) ||
-      !absl::SimpleAtoi(seed, &head.seed) || !ReadNumber(manifest, "loss", head.loss) || head.step < 0) {
+      !absl::SimpleAtoi(seed, &head.seed) || !ReadNumber(manifest, "loss", head.loss) ||
+      head.step < 0) {
     return Invalid(directory, "manifest.json lacks a field or has a wrong one");
   }
   RETURN_IF_ERROR(VerifyFiles(directory, manifest));
@@ -289,8 +306,9 @@ absl::Status ReadState(const std::string& directory, int64_t step, const Checkpo
   }
   if (header.elements != arrays.elements || header.step != step ||
       file.size() != sizeof header + 3 * bytes) {
-    return Invalid(directory, absl::StrCat("state.bin holds ", header.elements, " elements at step ",
-                                           header.step, ", not ", arrays.elements, " at ", step));
+    return Invalid(directory,
+                   absl::StrCat("state.bin holds ", header.elements, " elements at step ",
+                                header.step, ", not ", arrays.elements, " at ", step));
   }
   const uint8_t* at = file.data() + sizeof header;
   for (float* array : {arrays.master, arrays.moment1, arrays.moment2}) {

@@ -1,12 +1,13 @@
 // A job's state on disk: enough to go on as if nothing had happened, bit for bit.
 //
-// <checkpoints>/step-<n>/ holds state.bin (masters and moments as they are in memory), history.jsonl
-// (every metric row so far) and manifest.json (what it belongs to, and size and SHA-256 of the others).
-// There is no hidden state: data order and dropout are functions of the step.
+// <checkpoints>/step-<n>/ holds state.bin (masters and moments as they are in memory),
+// history.jsonl (every metric row so far) and manifest.json (what it belongs to, and size and
+// SHA-256 of the others). There is no hidden state: data order and dropout are functions of the
+// step.
 //
-// It is written beside (step-<n>.tmp), fsynced, renamed, and only then reported. A checkpoint with a
-// non-finite value is refused. Nothing in it is trusted when it is read. Functions; one thread per
-// directory.
+// It is written beside (step-<n>.tmp), fsynced, renamed, and only then reported. A checkpoint with
+// a non-finite value is refused. Nothing in it is trusted when it is read. Functions; one thread
+// per directory.
 #pragma once
 
 #include <cstdint>
@@ -20,16 +21,16 @@
 namespace nibble::engine {
 
 struct CheckpointHead {
-  int64_t step = 0;                 // optimizer steps done
-  int64_t updates = 0;              // of them, those that changed the parameters
+  int64_t step = 0;     // optimizer steps done
+  int64_t updates = 0;  // of them, those that changed the parameters
   int64_t skipped_in_a_row = 0;
   std::string attempt;
-  std::string spec_digest;          // of what determines the result
+  std::string spec_digest;  // of what determines the result
   std::string base_digest;
   std::string data_digest;
   std::string numerics_id;
   uint64_t seed = 0;
-  double loss = 0;                  // of the last step
+  double loss = 0;  // of the last step
 };
 
 // The three flat arrays of a job, all `elements` long.
@@ -46,7 +47,8 @@ struct SavedCheckpoint {
   std::string manifest_sha256;
 };
 
-// LOSS_NOT_FINITE for non-finite values, STORAGE_FULL when the disk is full; nothing is left behind then.
+// LOSS_NOT_FINITE for non-finite values, STORAGE_FULL when the disk is full; nothing is left behind
+// then.
 absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
                                                const CheckpointHead& head,
                                                const CheckpointArrays& arrays,

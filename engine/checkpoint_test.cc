@@ -41,8 +41,14 @@ CheckpointHead Head(int64_t step) {
 }
 
 std::vector<MetricRow> History() {
-  MetricRow row{.step = 1, .epoch = 0.1, .loss = 2.0 / 3, .grad_norm = 0.1, .learning_rate = 1e-300, .tokens = 5,
-                .target_tokens = 4, .step_time_us = 77};
+  MetricRow row{.step = 1,
+                .epoch = 0.1,
+                .loss = 2.0 / 3,
+                .grad_norm = 0.1,
+                .learning_rate = 1e-300,
+                .tokens = 5,
+                .target_tokens = 4,
+                .step_time_us = 77};
   MetricRow bad = row;
   bad.step = 2;
   bad.loss = std::numeric_limits<double>::quiet_NaN();
@@ -91,7 +97,8 @@ TEST(Checkpoint, RefusesWhatIsNotFinite) {
 TEST(Checkpoint, DamageIsFound) {
   TempDir dir;
   State state(100);
-  const std::string path = SaveCheckpoint(dir.path(), Head(3), state.arrays(), History())->directory;
+  const std::string path =
+      SaveCheckpoint(dir.path(), Head(3), state.arrays(), History())->directory;
   const std::string manifest = *ReadFile(JoinPath(path, "manifest.json"));
   const auto load = [&] { return StatusReason(LoadCheckpoint(path, state.arrays()).status()); };
   const std::string bytes = *ReadFile(JoinPath(path, "state.bin"));

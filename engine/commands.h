@@ -1,4 +1,5 @@
-// The subcommands of nibble-engine that run without a worker. Each takes the arguments after its name.
+// The subcommands of nibble-engine that run without a worker. Each takes the arguments after its
+// name.
 #pragma once
 
 #include <string>

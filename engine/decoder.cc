@@ -26,10 +26,12 @@ Decoder::Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int
     scale_ = adapter->config.Scale();
     rank_ = adapter->config.r;
     for (const AdapterPair& pair : adapter->pairs) {
-      Pair& mine = adapter_[static_cast<size_t>(pair.layer * spec::kModuleCount + static_cast<int>(pair.module))];
+      Pair& mine = adapter_[static_cast<size_t>(pair.layer * spec::kModuleCount +
+                                                static_cast<int>(pair.module))];
       const auto convert = [&](const std::vector<float>& from, Buffer& to) {
         to.resize(from.size() * static_cast<size_t>(act));
-        table_.to_act(&device_.context(), to.data(), from.data(), static_cast<int64_t>(from.size()));
+        table_.to_act(&device_.context(), to.data(), from.data(),
+                      static_cast<int64_t>(from.size()));
       };
       mine.present = true;
       convert(pair.a, mine.a);
@@ -63,7 +65,8 @@ Decoder::Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int
                             .vocab = model_.vocab_size,
                             .longest_document = max_prompt_};
   int64_t workspace = 0;
-  for (const spec::Op op : {spec::Op::kLinearForward, spec::Op::kAttentionForward, spec::Op::kCrossEntropy}) {
+  for (const spec::Op op :
+       {spec::Op::kLinearForward, spec::Op::kAttentionForward, spec::Op::kCrossEntropy}) {
     workspace = std::max(workspace, spec::WorkspaceBytes(op, shape, device.profile()));
   }
   workspace_.resize(static_cast<size_t>(workspace) + 64);
@@ -93,7 +96,8 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
   std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(length_));
 
   const int64_t hidden = model_.hidden_size;
-  table_.embedding_forward(&context, x_.data(), ids.data(), device_.view().embedding, m, hidden, 1.0f);
+  table_.embedding_forward(&context, x_.data(), ids.data(), device_.view().embedding, m, hidden,
+                           1.0f);
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
     const BaseView::Layer& of = device_.view().layers[static_cast<size_t>(layer)];
     Norm(h_, x_, of.input_norm, m, hidden);
@@ -106,8 +110,8 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
     Norm(h_, x_, of.post_norm, m, hidden);
     Linear(gate_, h_, layer, Module::kGate, m);
     Linear(up_, h_, layer, Module::kUp, m);
-    table_.gated_forward(&context, gate_.data(), gate_.data(), up_.data(), m * model_.intermediate_size,
-                         kernels::Activation::kSilu);
+    table_.gated_forward(&context, gate_.data(), gate_.data(), up_.data(),
+                         m * model_.intermediate_size, kernels::Activation::kSilu);
     Linear(h_, gate_, layer, Module::kDown, m);
     table_.add(&context, x_.data(), x_.data(), h_.data(), m * hidden);
   }
@@ -122,13 +126,17 @@ void Decoder::Attend(int64_t layer, int64_t m) {
     Norm(q_, q_, of.q_norm, m * model_.heads, model_.head_dim);
     Norm(k_, k_, of.k_norm, m * model_.kv_heads, model_.head_dim);
   }
-  table_.rope(&context, q_.data(), positions_.data(), rope_.data(), m, model_.heads, model_.head_dim, false);
-  table_.rope(&context, k_.data(), positions_.data(), rope_.data(), m, model_.kv_heads, model_.head_dim, false);
+  table_.rope(&context, q_.data(), positions_.data(), rope_.data(), m, model_.heads,
+              model_.head_dim, false);
+  table_.rope(&context, k_.data(), positions_.data(), rope_.data(), m, model_.kv_heads,
+              model_.head_dim, false);
   const auto row = static_cast<size_t>(model_.KeyValueWidth() * kernels::DTypeBytes(table_.act));
   Buffer& keys = key_cache_[static_cast<size_t>(layer)];
   Buffer& values = value_cache_[static_cast<size_t>(layer)];
-  std::memcpy(keys.data() + static_cast<size_t>(length_) * row, k_.data(), static_cast<size_t>(m) * row);
-  std::memcpy(values.data() + static_cast<size_t>(length_) * row, v_.data(), static_cast<size_t>(m) * row);
+  std::memcpy(keys.data() + static_cast<size_t>(length_) * row, k_.data(),
+              static_cast<size_t>(m) * row);
+  std::memcpy(values.data() + static_cast<size_t>(length_) * row, v_.data(),
+              static_cast<size_t>(m) * row);
   const int32_t starts[] = {0, static_cast<int32_t>(m)};
   const kernels::AttentionArgs args{.m = m,
                                     .heads = model_.heads,
@@ -139,9 +147,11 @@ void Decoder::Attend(int64_t layer, int64_t m) {
                                     .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
                                     .window = model_.sliding_window};
   if (m == 1) {
-    table_.attention_decode(&context, o_.data(), q_.data(), keys.data(), values.data(), length_ + 1, args);
+    table_.attention_decode(&context, o_.data(), q_.data(), keys.data(), values.data(), length_ + 1,
+                            args);
   } else {
-    table_.attention_forward(&context, o_.data(), lse_.data(), q_.data(), k_.data(), v_.data(), args);
+    table_.attention_forward(&context, o_.data(), lse_.data(), q_.data(), k_.data(), v_.data(),
+                             args);
   }
 }
 
@@ -161,7 +171,8 @@ void Decoder::Linear(Buffer& y, const Buffer& x, int64_t layer, Module module, i
   table_.linear_forward(&device_.context(), y.data(), x.data(), args);
 }
 
-void Decoder::Norm(Buffer& y, const Buffer& x, kernels::ParamView weight, int64_t rows, int64_t dim) {
+void Decoder::Norm(Buffer& y, const Buffer& x, kernels::ParamView weight, int64_t rows,
+                   int64_t dim) {
   table_.rmsnorm_forward(&device_.context(), y.data(), rstd_.data(), x.data(), weight, rows, dim,
                          static_cast<float>(model_.rms_norm_eps), 0.0f);
 }
@@ -169,11 +180,12 @@ void Decoder::Norm(Buffer& y, const Buffer& x, kernels::ParamView weight, int64_
 std::span<const float> Decoder::Head(int64_t first_row, int64_t rows) {
   const auto act = static_cast<size_t>(kernels::DTypeBytes(table_.act));
   const std::byte* from = x_.data() + static_cast<size_t>(first_row * model_.hidden_size) * act;
-  table_.rmsnorm_forward(&device_.context(), h_.data(), rstd_.data(), from, device_.view().final_norm, rows,
-                         model_.hidden_size, static_cast<float>(model_.rms_norm_eps), 0.0f);
+  table_.rmsnorm_forward(&device_.context(), h_.data(), rstd_.data(), from,
+                         device_.view().final_norm, rows, model_.hidden_size,
+                         static_cast<float>(model_.rms_norm_eps), 0.0f);
   logits_.resize(static_cast<size_t>(rows * model_.vocab_size));
-  table_.logits(&device_.context(), logits_.data(), h_.data(), device_.view().head, rows, model_.hidden_size,
-                model_.vocab_size);
+  table_.logits(&device_.context(), logits_.data(), h_.data(), device_.view().head, rows,
+                model_.hidden_size, model_.vocab_size);
   return logits_;
 }
 

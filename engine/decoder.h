@@ -1,7 +1,7 @@
 // The frozen base with or without an adapter as a generator of text: logits of the next token.
 //
-// Keeps keys and values of what it has seen. Memory is taken when it is made, for at most `max_tokens`
-// tokens. One thread drives it; Device outlives it.
+// Keeps keys and values of what it has seen. Memory is taken when it is made, for at most
+// `max_tokens` tokens. One thread drives it; Device outlives it.
 #pragma once
 
 #include <cstddef>
@@ -17,14 +17,14 @@ namespace nibble::engine {
 
 class Decoder {
  public:
-  // `adapter` may be null. `max_tokens`: of prompt and answer together; at most max_prompt of them come
-  // at once.
+  // `adapter` may be null. `max_tokens`: of prompt and answer together; at most max_prompt of them
+  // come at once.
   Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int64_t max_prompt);
 
   // Forgets everything seen.
   void Reset() { length_ = 0; }
-  // Takes in more tokens and returns the logits [vocab] after the last. Several tokens only right after
-  // Reset.
+  // Takes in more tokens and returns the logits [vocab] after the last. Several tokens only right
+  // after Reset.
   std::span<const float> Feed(std::span<const int32_t> ids);
   // Logits [ids, vocab] after every token, from the start. For tests and scores.
   std::vector<float> AllLogits(std::span<const int32_t> ids);
@@ -34,7 +34,7 @@ class Decoder {
   using Buffer = std::vector<std::byte>;
   struct Pair {
     bool present = false;
-    Buffer a, b;                  // in the activation type
+    Buffer a, b;  // in the activation type
   };
 
   void Blocks(std::span<const int32_t> ids);
@@ -50,11 +50,11 @@ class Decoder {
   const int64_t max_prompt_;
   double scale_ = 0;
   int64_t rank_ = 0;
-  std::vector<Pair> adapter_;     // by layer * 7 + module
+  std::vector<Pair> adapter_;  // by layer * 7 + module
   std::vector<float> rope_;
   std::vector<int32_t> positions_;
   Buffer x_, h_, q_, k_, v_, o_, gate_, up_, u_, rstd_, lse_, workspace_;
-  std::vector<Buffer> key_cache_, value_cache_;   // by layer
+  std::vector<Buffer> key_cache_, value_cache_;  // by layer
   std::vector<float> logits_;
   int64_t length_ = 0;
 };

@@ -16,8 +16,9 @@
 namespace nibble::engine {
 namespace {
 
-// Room for what libraries set up on first use: code they generate, caches, thread stacks.
-constexpr int64_t kLibraryBytes = int64_t{24} << 20;
+// Room for what is set up on first use: thread stacks, buffers of the C library, code not yet
+// touched.
+constexpr int64_t kLateBytes = int64_t{8} << 20;
 // Address space, not memory.
 constexpr int64_t kStepCapacityBytes = int64_t{1} << 40;
 
@@ -50,8 +51,9 @@ absl::StatusOr<const kernels::KernelTable*> FindTable(const std::string& device)
   }
   std::string bodies;
   for (const std::string_view body : kernels::CpuBodies()) bodies.append(" cpu:").append(body);
-  return Error(Reason::kUnsupportedOption,
-               absl::StrCat("--device ", device, " is not there; this machine has: cpu", bodies, " ref"));
+  return Error(
+      Reason::kUnsupportedOption,
+      absl::StrCat("--device ", device, " is not there; this machine has: cpu", bodies, " ref"));
 }
 
 std::string NumericsId(const kernels::KernelTable& table) {
@@ -86,9 +88,10 @@ spec::DeviceProfile MeasureProfile(const kernels::KernelTable& table, int thread
   profile.backend = table.name;
   profile.body = table.body;
   profile.build = NIBBLE_VERSION;
-  profile.threads = threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  profile.threads =
+      threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   profile.act_bytes = static_cast<int32_t>(kernels::DTypeBytes(table.act));
-  profile.fixed_bytes = ResidentBytes() + kLibraryBytes;
+  profile.fixed_bytes = ResidentBytes() + kLateBytes;
   profile.capacity_bytes = std::max<int64_t>(0, MemInfoBytes("MemAvailable") - (int64_t{1} << 30));
   return profile;
 }
@@ -112,7 +115,8 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
 absl::Status Device::ResizeStep(int64_t bytes) {
   if (bytes == step_.mapped_bytes()) return absl::OkStatus();
   if (bytes > step_.capacity_bytes()) {
-    return Error(Reason::kExceedsDeviceMemory, absl::StrCat("a step region of ", bytes, " bytes is too large"));
+    return Error(Reason::kExceedsDeviceMemory,
+                 absl::StrCat("a step region of ", bytes, " bytes is too large"));
   }
   return step_.Map(bytes);
 }

@@ -1,5 +1,5 @@
-// What an engine process has for its jobs: one device's kernels, one frozen base, its tokenizer, and the
-// step region that jobs use in turn.
+// What an engine process has for its jobs: one device's kernels, one frozen base, its tokenizer,
+// and the step region that jobs use in turn.
 //
 // Opened once; afterwards only the step region changes, between turns. One thread drives it.
 #pragma once
@@ -34,7 +34,7 @@ int64_t ResidentBytes();
 
 struct DeviceOptions {
   std::string device = "cpu";
-  int threads = 0;                  // 0 = one per core
+  int threads = 0;  // 0 = one per core
   BaseModelOptions base;
 };
 

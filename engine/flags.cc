@@ -25,8 +25,8 @@ absl::StatusOr<Flags> Flags::Parse(const std::vector<std::string>& arguments,
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string& argument = arguments[i];
     if (argument == "--") {
-      flags.plain_.insert(flags.plain_.end(), arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1,
-                          arguments.end());
+      flags.plain_.insert(flags.plain_.end(),
+                          arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1, arguments.end());
       break;
     }
     if (!argument.starts_with("--")) {
@@ -58,14 +58,16 @@ std::string Flags::Text(const std::string& name, const std::string& fallback) co
 absl::StatusOr<int64_t> Flags::Integer(const std::string& name, int64_t fallback) const {
   if (!Has(name)) return fallback;
   int64_t value = 0;
-  if (!absl::SimpleAtoi(Text(name), &value)) return Wrong(name, "is " + Text(name) + ", not a whole number");
+  if (!absl::SimpleAtoi(Text(name), &value))
+    return Wrong(name, "is " + Text(name) + ", not a whole number");
   return value;
 }
 
 absl::StatusOr<double> Flags::Number(const std::string& name, double fallback) const {
   if (!Has(name)) return fallback;
   double value = 0;
-  if (!absl::SimpleAtod(Text(name), &value)) return Wrong(name, "is " + Text(name) + ", not a number");
+  if (!absl::SimpleAtod(Text(name), &value))
+    return Wrong(name, "is " + Text(name) + ", not a number");
   return value;
 }
 

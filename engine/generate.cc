@@ -11,11 +11,13 @@
 namespace nibble::engine {
 
 int32_t Sample(std::span<const float> logits, double temperature, double top_p, double draw) {
-  const auto best = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  const auto best =
+      static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   if (temperature <= 0) return best;
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
   std::vector<double> weights(order.size());
   double total = 0;
   for (size_t i = 0; i < order.size(); ++i) {

@@ -14,11 +14,11 @@
 namespace nibble::engine {
 
 struct SamplingOptions {
-  int64_t max_tokens = 128;       // new ones
-  double temperature = 0;         // 0 = the likeliest token
-  double top_p = 1;               // of what is left, the likeliest tokens that make up this share
+  int64_t max_tokens = 128;  // new ones
+  double temperature = 0;    // 0 = the likeliest token
+  double top_p = 1;          // of what is left, the likeliest tokens that make up this share
   uint64_t seed = 42;
-  uint64_t stream = 0;            // e.g. the prompt's number
+  uint64_t stream = 0;  // e.g. the prompt's number
 };
 
 // The new tokens, without the stop token. Stops also when the decoder is full.

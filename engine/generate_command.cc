@@ -24,7 +24,7 @@ using nlohmann::json;
 
 struct Prompt {
   std::string text;
-  std::optional<std::string> expected;   // the row's completion
+  std::optional<std::string> expected;  // the row's completion
 };
 
 absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
@@ -53,7 +53,8 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
       prompts.push_back(std::move(prompt));
     }
   }
-  if (prompts.empty()) return Error(Reason::kSpecInvalid, "give a prompt, --prompt TEXT or --prompts FILE");
+  if (prompts.empty())
+    return Error(Reason::kSpecInvalid, "give a prompt, --prompt TEXT or --prompts FILE");
   return prompts;
 }
 
@@ -80,7 +81,9 @@ class Score {
  public:
   void Count(const std::string& answer, const std::string& expected) {
     ++rows_;
-    const auto clean = [](const std::string& s) { return std::string(absl::StripAsciiWhitespace(s)); };
+    const auto clean = [](const std::string& s) {
+      return std::string(absl::StripAsciiWhitespace(s));
+    };
     exact_ += clean(answer) == clean(expected);
     const json wanted = json::parse(expected, nullptr, false);
     if (!wanted.is_object()) return;
@@ -129,8 +132,10 @@ absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
   ASSIGN_OR_RETURN(sampling.top_p, flags.Number("top-p", 1));
   ASSIGN_OR_RETURN(const int64_t seed, flags.Integer("seed", 42));
   sampling.seed = static_cast<uint64_t>(seed);
-  if (sampling.max_tokens < 1) return Error(Reason::kSpecInvalid, "--max-tokens must be at least 1");
-  if (!(sampling.temperature >= 0)) return Error(Reason::kSpecInvalid, "--temperature must be at least 0");
+  if (sampling.max_tokens < 1)
+    return Error(Reason::kSpecInvalid, "--max-tokens must be at least 1");
+  if (!(sampling.temperature >= 0))
+    return Error(Reason::kSpecInvalid, "--temperature must be at least 0");
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
     return Error(Reason::kSpecInvalid, "--top-p must be above 0 and at most 1");
   }
@@ -141,8 +146,8 @@ absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
 
 absl::Status GenerateCommand(const Arguments& arguments) {
   std::vector<std::string> valued = DeviceFlagNames();
-  for (const char* name : {"adapter", "prompt", "prompts", "limit", "max-tokens", "temperature", "top-p",
-                           "seed"}) {
+  for (const char* name :
+       {"adapter", "prompt", "prompts", "limit", "max-tokens", "temperature", "top-p", "seed"}) {
     valued.emplace_back(name);
   }
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued, {"json", "chat", "score"}));
@@ -168,8 +173,9 @@ absl::Status GenerateCommand(const Arguments& arguments) {
     encoded.push_back(EncodePrompt(tokenizer, prompt.text, chat));
     const auto length = static_cast<int64_t>(encoded.back().size());
     if (length == 0 || length >= positions) {
-      return Error(Reason::kSpecInvalid, absl::StrCat("a prompt has ", length, " tokens; it must have 1 to ",
-                                                      positions - 1));
+      return Error(
+          Reason::kSpecInvalid,
+          absl::StrCat("a prompt has ", length, " tokens; it must have 1 to ", positions - 1));
     }
     longest = std::max(longest, length);
   }
@@ -184,17 +190,19 @@ absl::Status GenerateCommand(const Arguments& arguments) {
     const std::string answer = tokenizer.Decode(ids, /*skip_special=*/true);
     if (prompts[i].expected) score.Count(answer, *prompts[i].expected);
     if (score_only) continue;
-    const std::string line = flags.Has("json") ? Line()
-                                                     .Text("prompt", prompts[i].text)
-                                                     .Text("text", answer)
-                                                     .Integer("prompt_tokens", static_cast<int64_t>(encoded[i].size()))
-                                                     .Integer("tokens", static_cast<int64_t>(ids.size()))
-                                                     .Take()
-                                               : answer;
+    const std::string line =
+        flags.Has("json") ? Line()
+                                .Text("prompt", prompts[i].text)
+                                .Text("text", answer)
+                                .Integer("prompt_tokens", static_cast<int64_t>(encoded[i].size()))
+                                .Integer("tokens", static_cast<int64_t>(ids.size()))
+                                .Take()
+                          : answer;
     std::printf("%s\n", line.c_str());
     std::fflush(stdout);
   }
-  if (score_only) std::printf("%s\n", flags.Has("json") ? score.Json().c_str() : score.Text().c_str());
+  if (score_only)
+    std::printf("%s\n", flags.Has("json") ? score.Json().c_str() : score.Text().c_str());
   return absl::OkStatus();
 }
 

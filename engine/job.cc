@@ -1,7 +1,6 @@
 #include "engine/job.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -15,13 +14,12 @@
 namespace nibble::engine {
 namespace {
 
-constexpr int kSkipsBeforeFailure = 3;
 // Bounds of the defaults: many short epochs should not be spent on saving and measuring.
 constexpr int64_t kDefaultSaves = 10;
 constexpr int64_t kDefaultEvaluations = 40;
 
-// Digest of what determines the result. What only says when to save or how to spend memory may differ
-// between the attempts of a job.
+// Digest of what determines the result. What only says when to save or how to spend memory may
+// differ between the attempts of a job.
 std::string SpecDigest(spec::TrainSpec spec) {
   const spec::TrainSpec defaults;
   spec.gradient_checkpointing = defaults.gradient_checkpointing;
@@ -54,7 +52,8 @@ std::string DataDigest(const Dataset& data) {
 std::vector<int32_t> LengthsOf(const std::vector<Example>& examples) {
   std::vector<int32_t> lengths;
   lengths.reserve(examples.size());
-  for (const Example& example : examples) lengths.push_back(static_cast<int32_t>(example.ids.size()));
+  for (const Example& example : examples)
+    lengths.push_back(static_cast<int32_t>(example.ids.size()));
   return lengths;
 }
 
@@ -67,12 +66,14 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, c
   ASSIGN_OR_RETURN(job->spec_, spec::ResolveTrainSpec(job->input_.spec, device.model()));
   const bool nested = job->spec_.double_quant;
   if (job->spec_.quant != device.quant() || (nested != device.double_quant() && nested)) {
-    return Error(Reason::kInternal, "the job wants another quantization than this engine's base has");
+    return Error(Reason::kInternal,
+                 "the job wants another quantization than this engine's base has");
   }
   job->spec_digest_ = SpecDigest(job->spec_);
   RETURN_IF_ERROR(job->ChooseNumerics());
   RETURN_IF_ERROR(job->LoadData());
-  ASSIGN_OR_RETURN(job->plan_, spec::CompileForEngine(device.model(), job->spec_, device.profile()));
+  ASSIGN_OR_RETURN(job->plan_,
+                   spec::CompileForEngine(device.model(), job->spec_, device.profile()));
   return job;
 }
 
@@ -88,16 +89,19 @@ absl::Status Job::ChooseNumerics() {
     return absl::OkStatus();
   }
   if (spec_.allow_numerics_change) {
-    LogWarning("job.numerics_changed", {{"attempt", input_.attempt}, {"from", wanted}, {"to", numerics_id_}});
+    LogWarning("job.numerics_changed",
+               {{"attempt", input_.attempt}, {"from", wanted}, {"to", numerics_id_}});
     return absl::OkStatus();
   }
-  return Error(Reason::kNumericsChanged,
-               absl::StrCat("the job began under numerics ", wanted, ", this engine has ", numerics_id_,
-                            "; set training.allow_numerics_change to go on with other rounding"));
+  return Error(
+      Reason::kNumericsChanged,
+      absl::StrCat("the job began under numerics ", wanted, ", this engine has ", numerics_id_,
+                   "; set training.allow_numerics_change to go on with other rounding"));
 }
 
 absl::Status Job::LoadData() {
-  ASSIGN_OR_RETURN(data_, LoadDataset(input_.dataset, input_.eval_dataset, device_.tokenizer(), spec_));
+  ASSIGN_OR_RETURN(data_,
+                   LoadDataset(input_.dataset, input_.eval_dataset, device_.tokenizer(), spec_));
   const int64_t vocab = device_.model().vocab_size;
   for (const std::vector<Example>* part : {&data_.train, &data_.eval}) {
     for (const Example& example : *part) {
@@ -125,7 +129,8 @@ int64_t Job::DefaultInterval(int64_t times_an_epoch, int64_t times_in_all) const
 
 void Job::PlanEvaluation() {
   if (data_.eval.empty()) return;
-  eval_interval_ = spec_.eval_steps > 0 ? spec_.eval_steps : DefaultInterval(4, kDefaultEvaluations);
+  eval_interval_ =
+      spec_.eval_steps > 0 ? spec_.eval_steps : DefaultInterval(4, kDefaultEvaluations);
   const std::vector<int32_t> lengths = LengthsOf(data_.eval);
   std::vector<int32_t> order(lengths.size());
   std::iota(order.begin(), order.end(), 0);
@@ -143,8 +148,8 @@ absl::Status Job::Start() {
   std::byte* const region = persistent_.data();
   const std::vector<float> rope = spec::RopeTable(device_.model(), spec_.sequence_len);
   std::memcpy(region + plan_.persistent.rope, rope.data(), rope.size() * sizeof(float));
-  executor_ = std::make_unique<KernelExecutor>(*table_, device_.context(), device_.view(), device_.model(),
-                                               spec_, plan_, region);
+  executor_ = std::make_unique<KernelExecutor>(*table_, device_.context(), device_.view(),
+                                               device_.model(), spec_, plan_, region);
   InitAdapters(plan_, spec_, table_->real, region);
   if (!input_.init_adapter.empty()) RETURN_IF_ERROR(ImportMasters());
   if (!input_.resume.empty()) RETURN_IF_ERROR(Resume());
@@ -158,13 +163,15 @@ absl::Status Job::ImportMasters() {
   ASSIGN_OR_RETURN(const Adapter adapter, ImportAdapter(input_.init_adapter, device_.model()));
   float* const master = Arrays().master;
   if (adapter.config.r != spec_.lora_r || adapter.pairs.size() != plan_.adapters.matrices.size()) {
-    return Error(Reason::kSpecInvalid, absl::StrCat("the adapter to start from has r ", adapter.config.r,
-                                                    " or other modules than the job"));
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("the adapter to start from has r ", adapter.config.r,
+                              " or other modules than the job"));
   }
   for (const AdapterPair& pair : adapter.pairs) {
     const spec::AdapterMatrix* matrix =
         plan_.adapters.Find(static_cast<int32_t>(pair.layer), pair.module);
-    if (matrix == nullptr) return Error(Reason::kSpecInvalid, "the adapter to start from has other modules");
+    if (matrix == nullptr)
+      return Error(Reason::kSpecInvalid, "the adapter to start from has other modules");
     std::copy(pair.a.begin(), pair.a.end(), master + matrix->a);
     std::copy(pair.b.begin(), pair.b.end(), master + matrix->b);
   }
@@ -193,8 +200,8 @@ absl::Status Job::Resume() {
   if (head.step > total_steps()) return differs("number of steps");
   if (head.numerics_id != numerics_id_ && !spec_.allow_numerics_change) {
     return Error(Reason::kNumericsChanged,
-                 absl::StrCat("checkpoint ", input_.resume, " was made under numerics ", head.numerics_id,
-                              ", the job runs under ", numerics_id_,
+                 absl::StrCat("checkpoint ", input_.resume, " was made under numerics ",
+                              head.numerics_id, ", the job runs under ", numerics_id_,
                               "; set training.allow_numerics_change to go on with other rounding"));
   }
   step_ = head.step;
@@ -204,199 +211,6 @@ absl::Status Job::Resume() {
   last_saved_step_ = head.step;
   history_ = std::move(loaded.history);
   return absl::OkStatus();
-}
-
-bool Job::EvaluationDue() const {
-  if (eval_interval_ == 0) return false;
-  // At the start for comparison, at every interval, and at the end.
-  if (step_ % eval_interval_ != 0 && step_ != total_steps()) return false;
-  for (auto row = history_.rbegin(); row != history_.rend() && row->step == step_; ++row) {
-    if (row->is_eval) return false;
-  }
-  return true;
-}
-
-bool Job::CheckpointDue() const {
-  if (checkpoint_requested_) return true;
-  if (step_ == 0 || step_ == last_saved_step_ || step_ == total_steps()) return false;
-  if (step_ % save_interval_ == 0) return true;
-  return spec_.save_interval_seconds > 0 &&
-         clock_.NowMonotonicUs() - last_saved_us_ >= spec_.save_interval_seconds * 1'000'000;
-}
-
-JobWork Job::NextWork() const {
-  if (finished_) return JobWork::kNothing;
-  // A checkpoint holds the evaluation of its step, except when it is asked for in the middle of one.
-  if (checkpoint_requested_) return JobWork::kCheckpoint;
-  if (EvaluationDue()) return JobWork::kEvaluate;
-  if (CheckpointDue()) return JobWork::kCheckpoint;
-  return step_ == total_steps() ? JobWork::kFinish : JobWork::kStep;
-}
-
-absl::StatusOr<JobEvent> Job::Advance() {
-  executor_->set_step_region(device_.step().data());
-  switch (NextWork()) {
-    case JobWork::kNothing:
-      return JobEvent{};
-    case JobWork::kEvaluate: {
-      std::optional<EvalDone> done = EvaluateSome();
-      if (!done) return JobEvent{};
-      return JobEvent{*done};
-    }
-    case JobWork::kCheckpoint: {
-      ASSIGN_OR_RETURN(CheckpointDone done, Checkpoint());
-      return JobEvent{std::move(done)};
-    }
-    case JobWork::kFinish: {
-      ASSIGN_OR_RETURN(FinishDone done, Finish());
-      return JobEvent{std::move(done)};
-    }
-    case JobWork::kStep:
-      break;
-  }
-  PrepareStep();
-  const StepDone done = ComputeStep();
-  history_.push_back(done.row);
-  if (skipped_in_a_row_ >= kSkipsBeforeFailure) {
-    return Error(Reason::kLossNotFinite,
-                 absl::StrCat("loss or gradient norm was not finite in ", skipped_in_a_row_,
-                              " steps in a row, the last of them step ", step_,
-                              "; a lower learning rate or clipping may help"));
-  }
-  return JobEvent{done};
-}
-
-void Job::Fill(const std::vector<std::vector<int32_t>>& rows, const std::vector<Example>& examples,
-               MicroBatch& batch) const {
-  batch.ids.clear();
-  batch.labels.clear();
-  batch.positions.clear();
-  batch.starts.assign(1, 0);
-  batch.target_tokens = 0;
-  for (const std::vector<int32_t>& row : rows) {
-    for (const int32_t index : row) {
-      const Example& example = examples[static_cast<size_t>(index)];
-      batch.ids.insert(batch.ids.end(), example.ids.begin(), example.ids.end());
-      batch.labels.insert(batch.labels.end(), example.labels.begin(), example.labels.end());
-      for (size_t p = 0; p < example.ids.size(); ++p) {
-        batch.positions.push_back(static_cast<int32_t>(p));
-        batch.target_tokens += example.labels[p] != kNoLabel;
-      }
-      batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));
-    }
-  }
-}
-
-void Job::PrepareStep() {
-  const StepSchedule::Step step = schedule_->At(step_ + 1);
-  batch_count_ = step.batches.size();
-  if (batches_.size() < batch_count_) batches_.resize(batch_count_);
-  for (size_t i = 0; i < batch_count_; ++i) Fill(step.batches[i], data_.train, batches_[i]);
-  epoch_done_ = step.epoch_done;
-}
-
-StepDone Job::ComputeStep() {
-  const int64_t begin_us = clock_.NowMonotonicUs();
-  const int64_t step = step_ + 1;
-  MetricRow row;
-  row.step = step;
-  row.epoch = epoch_done_;
-  for (size_t i = 0; i < batch_count_; ++i) {
-    row.tokens += batches_[i].tokens();
-    row.target_tokens += batches_[i].target_tokens;
-  }
-  // One divisor for the whole step, known before its first forward.
-  const double scale = row.target_tokens > 0 ? 1.0 / static_cast<double>(row.target_tokens) : 0;
-  double loss_sum = 0;
-  executor_->ZeroGradients();
-  for (size_t i = 0; i < batch_count_; ++i) {
-    loss_sum += executor_->Train(batches_[i], scale, step, static_cast<int64_t>(i));
-  }
-  row.loss = loss_sum * scale;
-  row.learning_rate = spec::LearningRateAt(spec_, step, total_steps());
-  const KernelExecutor::Update update = executor_->Optimize(row.learning_rate, updates_ + 1, row.loss);
-  row.grad_norm = update.grad_norm;
-  updates_ += update.applied;
-  skipped_in_a_row_ = update.applied ? 0 : skipped_in_a_row_ + 1;
-  step_ = step;
-  last_loss_ = row.loss;
-  row.step_time_us = clock_.NowMonotonicUs() - begin_us;
-  return {row, update.applied};
-}
-
-std::optional<EvalDone> Job::EvaluateSome() {
-  const int64_t begin_us = clock_.NowMonotonicUs();
-  const auto share = static_cast<size_t>(spec_.gradient_accumulation_steps);
-  for (size_t i = 0; i < share && eval_next_ < eval_batches_.size(); ++i, ++eval_next_) {
-    Fill(eval_batches_[eval_next_], data_.eval, eval_batch_);
-    eval_loss_sum_ += executor_->Evaluate(eval_batch_);
-    eval_targets_ += eval_batch_.target_tokens;
-    eval_tokens_ += eval_batch_.tokens();
-  }
-  eval_time_us_ += clock_.NowMonotonicUs() - begin_us;
-  if (eval_next_ < eval_batches_.size()) return std::nullopt;
-  MetricRow row;
-  row.is_eval = true;
-  row.step = step_;
-  row.epoch = history_.empty() ? 0 : history_.back().epoch;
-  row.loss = eval_loss_sum_ / static_cast<double>(std::max<int64_t>(1, eval_targets_));
-  row.tokens = eval_tokens_;
-  row.target_tokens = eval_targets_;
-  row.step_time_us = eval_time_us_;
-  history_.push_back(row);
-  eval_next_ = 0;
-  eval_loss_sum_ = 0;
-  eval_targets_ = eval_tokens_ = eval_time_us_ = 0;
-  return EvalDone{row};
-}
-
-absl::StatusOr<CheckpointDone> Job::Checkpoint() {
-  CheckpointHead head;
-  head.step = step_;
-  head.updates = updates_;
-  head.skipped_in_a_row = skipped_in_a_row_;
-  head.attempt = input_.attempt;
-  head.spec_digest = spec_digest_;
-  head.base_digest = device_.base().digest();
-  head.data_digest = data_digest_;
-  head.numerics_id = numerics_id_;
-  head.seed = spec_.seed;
-  head.loss = last_loss_;
-  const std::string directory = JoinPath(input_.dir, "checkpoints");
-  CheckpointDone done{step_, last_loss_, {}};
-  ASSIGN_OR_RETURN(done.saved, SaveCheckpoint(directory, head, Arrays(), history_));
-  // The newest but one stays in any case: the newest may turn out to be unreadable.
-  RETURN_IF_ERROR(PruneCheckpoints(directory, std::max(2, spec_.save_total_limit)));
-  checkpoint_requested_ = false;
-  last_saved_step_ = step_;
-  last_saved_us_ = clock_.NowMonotonicUs();
-  return done;
-}
-
-absl::StatusOr<FinishDone> Job::Finish() {
-  AdapterExport adapter;
-  adapter.config = {.r = spec_.lora_r,
-                    .alpha = spec_.lora_alpha,
-                    .dropout = spec_.lora_dropout,
-                    .use_rslora = spec_.use_rslora,
-                    .target_modules = spec_.target_modules,
-                    .base_model_name = input_.base_name};
-  const float* const master = Arrays().master;
-  for (const spec::AdapterMatrix& matrix : plan_.adapters.matrices) {
-    adapter.pairs.push_back({matrix.layer, matrix.module, master + matrix.a, master + matrix.b});
-  }
-  adapter.model = device_.model();
-  adapter.spec = spec_;
-  adapter.job_name = input_.display_name;
-  adapter.base_digest = device_.base().digest();
-  adapter.numerics_id = numerics_id_;
-  adapter.step = step_;
-  adapter.total_steps = total_steps();
-  adapter.metrics = history_;
-  FinishDone done{step_, JoinPath(input_.dir, "adapter"), {}};
-  ASSIGN_OR_RETURN(done.files, ExportAdapter(done.directory, adapter));
-  finished_ = true;
-  return done;
 }
 
 }  // namespace nibble::engine

@@ -1,9 +1,9 @@
 // One attached job: its data, its plan, its persistent region, and the work that is due next.
 //
-// Advance does one piece of work: an optimizer step, a share of an evaluation, a checkpoint or the final
-// adapter. What is due follows from the number of steps done and the history alone, so a job that was
-// interrupted anywhere comes out with the same bytes. Between Open and Start it has no region; inside a
-// step it allocates nothing. One thread drives it; Device outlives it.
+// Advance does one piece of work: an optimizer step, a share of an evaluation, a checkpoint or the
+// final adapter. What is due follows from the number of steps done and the history alone, so a job
+// that was interrupted anywhere comes out with the same bytes. Between Open and Start it has no
+// region; inside a step it allocates nothing. One thread drives it; Device outlives it.
 #pragma once
 
 #include <cstdint>
@@ -26,15 +26,15 @@
 namespace nibble::engine {
 
 struct JobInput {
-  std::string attempt;            // "<job>/<epoch>"
-  std::string dir;                // of this attempt alone
-  spec::TrainSpec spec;           // as given
+  std::string attempt;   // "<job>/<epoch>"
+  std::string dir;       // of this attempt alone
+  spec::TrainSpec spec;  // as given
   std::string dataset;
-  std::string eval_dataset;       // may be empty
-  std::string resume;             // checkpoint directory; empty = from the start
-  std::string init_adapter;       // PEFT directory to start from; empty = fresh
-  std::string numerics_id;        // empty = this engine's
-  std::string base_name;          // for adapter_config.json
+  std::string eval_dataset;  // may be empty
+  std::string resume;        // checkpoint directory; empty = from the start
+  std::string init_adapter;  // PEFT directory to start from; empty = fresh
+  std::string numerics_id;   // empty = this engine's
+  std::string base_name;     // for adapter_config.json
   std::string display_name;
 };
 
@@ -42,7 +42,7 @@ enum class JobWork { kStep, kEvaluate, kCheckpoint, kFinish, kNothing };
 
 struct StepDone {
   MetricRow row;
-  bool applied = true;            // false: not finite, parameters unchanged
+  bool applied = true;  // false: not finite, parameters unchanged
 };
 struct EvalDone {
   MetricRow row;
@@ -63,7 +63,8 @@ using JobEvent = std::variant<std::monostate, StepDone, EvalDone, CheckpointDone
 class Job {
  public:
   // Reads and tokenizes the data and compiles the plan.
-  static absl::StatusOr<std::unique_ptr<Job>> Open(Device& device, JobInput input, const Clock& clock);
+  static absl::StatusOr<std::unique_ptr<Job>> Open(Device& device, JobInput input,
+                                                   const Clock& clock);
   ~Job();
 
   // Maps the persistent region; loads the checkpoint or begins afresh.
@@ -72,11 +73,11 @@ class Job {
   JobWork NextWork() const;
   // Does it. The device's step region must be at least plan().step_bytes.
   absl::StatusOr<JobEvent> Advance();
-  // Asks for a checkpoint at the next boundary, also if one was just written.
+  // Asks for a checkpoint at the next boundary; one of the same step is reported again.
   void RequestCheckpoint() { checkpoint_requested_ = true; }
 
-  // What Advance does for a step, in two halves: the first may allocate, the second (the turn proper)
-  // does not.
+  // What Advance does for a step, in two halves: the first may allocate, the second (the turn
+  // proper) does not.
   void PrepareStep();
   StepDone ComputeStep();
 
@@ -127,7 +128,7 @@ class Job {
   Region persistent_;
   std::unique_ptr<KernelExecutor> executor_;
 
-  int64_t step_ = 0;                  // done
+  int64_t step_ = 0;  // done
   int64_t updates_ = 0;
   int64_t skipped_in_a_row_ = 0;
   double last_loss_ = 0;
@@ -139,8 +140,8 @@ class Job {
   size_t batch_count_ = 0;
   double epoch_done_ = 0;
 
-  int64_t eval_interval_ = 0;         // 0 = no evaluation
-  int64_t save_interval_ = 0;         // steps; 0 = none
+  int64_t eval_interval_ = 0;  // 0 = no evaluation
+  int64_t save_interval_ = 0;  // steps; 0 = none
   std::vector<std::vector<std::vector<int32_t>>> eval_batches_;
   MicroBatch eval_batch_;
   size_t eval_next_ = 0;
@@ -150,7 +151,8 @@ class Job {
   int64_t eval_time_us_ = 0;
 
   bool checkpoint_requested_ = false;
-  int64_t last_saved_step_ = -1;
+  int64_t last_saved_step_ = -1;              // also of the checkpoint resumed from
+  std::optional<CheckpointDone> last_saved_;  // of this attempt
   int64_t last_saved_us_ = 0;
 };
 

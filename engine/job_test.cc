@@ -1,4 +1,5 @@
-// Jobs from the first step to the adapter: whatever interrupts or accompanies them, the bytes are the same.
+// Jobs from the first step to the adapter: whatever interrupts or accompanies them, the bytes are
+// the same.
 #include "engine/job.h"
 
 #include <cmath>
@@ -82,8 +83,8 @@ class JobTest : public ::testing::TestWithParam<const char*> {
     result.weights = *ReadFile(JoinPath(adapter, "adapter_model.safetensors"));
     result.config = *ReadFile(JoinPath(adapter, "adapter_config.json"));
     for (const MetricRow& row : job.history()) {
-      result.rows.push_back({static_cast<double>(row.step) + (row.is_eval ? 0.5 : 0), row.loss, row.grad_norm,
-                             row.learning_rate, static_cast<double>(row.tokens)});
+      result.rows.push_back({static_cast<double>(row.step) + (row.is_eval ? 0.5 : 0), row.loss,
+                             row.grad_norm, row.learning_rate, static_cast<double>(row.tokens)});
     }
     return result;
   }
@@ -118,7 +119,7 @@ TEST_P(JobTest, LearnsEvaluatesAndExports) {
   }
   EXPECT_EQ(steps, 40);
   ASSERT_GE(evals.size(), 3u);
-  EXPECT_TRUE(history.front().is_eval);   // before the first step, for comparison
+  EXPECT_TRUE(history.front().is_eval);  // before the first step, for comparison
   EXPECT_TRUE(history.back().is_eval);
   EXPECT_LT(evals.back(), 0.8 * evals.front());
   EXPECT_TRUE(FileExists(JoinPath(input.dir, "adapter/adapter_model.safetensors")));
@@ -250,8 +251,9 @@ void WriteOverflowingAdapter(const std::string& directory, int32_t r) {
   CHECK_OK(MakeDirs(directory));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "adapter_model.safetensors"),
                            SerializeSafetensors(tensors, {{"format", "pt"}})));
-  CHECK_OK(WriteFileAtomic(JoinPath(directory, "adapter_config.json"),
-                           R"({"peft_type":"LORA","task_type":"CAUSAL_LM","r":4,"lora_alpha":32,"target_modules":
+  CHECK_OK(WriteFileAtomic(
+      JoinPath(directory, "adapter_config.json"),
+      R"({"peft_type":"LORA","task_type":"CAUSAL_LM","r":4,"lora_alpha":32,"target_modules":
                                ["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]})"));
 }
 

@@ -13,9 +13,10 @@ using kernels::Context;
 using spec::Module;
 using spec::Slot;
 
-KernelExecutor::KernelExecutor(const kernels::KernelTable& table, Context& context, const BaseView& base,
-                               const spec::ModelConfig& model, const spec::TrainSpec& spec,
-                               const spec::CompiledPlan& plan, std::byte* persistent)
+KernelExecutor::KernelExecutor(const kernels::KernelTable& table, Context& context,
+                               const BaseView& base, const spec::ModelConfig& model,
+                               const spec::TrainSpec& spec, const spec::CompiledPlan& plan,
+                               std::byte* persistent)
     : table_(table),
       context_(context),
       base_(base),
@@ -25,8 +26,8 @@ KernelExecutor::KernelExecutor(const kernels::KernelTable& table, Context& conte
       persistent_(persistent),
       adapter_of_(static_cast<size_t>(model.layers * spec::kModuleCount), nullptr) {
   for (const spec::AdapterMatrix& matrix : plan.adapters.matrices) {
-    adapter_of_[static_cast<size_t>(matrix.layer * spec::kModuleCount + static_cast<int>(matrix.module))] =
-        &matrix;
+    adapter_of_[static_cast<size_t>(matrix.layer * spec::kModuleCount +
+                                    static_cast<int>(matrix.module))] = &matrix;
   }
 }
 
@@ -38,7 +39,8 @@ double KernelExecutor::Train(const MicroBatch& batch, double gradient_scale, int
   gradient_scale_ = gradient_scale;
   loss_sum_ = 0;
   // 14 bits are left for layer and module, 17 for the micro-batch: see the bounds of the two.
-  dropout_stream_ = (static_cast<uint64_t>(step) << 31) | (static_cast<uint64_t>(micro_batch) << 14);
+  dropout_stream_ =
+      (static_cast<uint64_t>(step) << 31) | (static_cast<uint64_t>(micro_batch) << 14);
   spec::TrainMicroBatch(*this, model_, spec_);
   CHECK(op_ == static_cast<size_t>(plan_.optimizer_op));
   return loss_sum_;
@@ -104,11 +106,16 @@ KernelExecutor::NormArgs KernelExecutor::NormOf(spec::Norm norm, int32_t layer) 
   const int64_t m = batch_->tokens();
   const BaseView::Layer& of = base_.layers[static_cast<size_t>(layer)];
   switch (norm) {
-    case spec::Norm::kInput: return {of.input_norm, m, model_.hidden_size};
-    case spec::Norm::kPost: return {of.post_norm, m, model_.hidden_size};
-    case spec::Norm::kQuery: return {of.q_norm, m * model_.heads, model_.head_dim};
-    case spec::Norm::kKey: return {of.k_norm, m * model_.kv_heads, model_.head_dim};
-    case spec::Norm::kFinal: break;
+    case spec::Norm::kInput:
+      return {of.input_norm, m, model_.hidden_size};
+    case spec::Norm::kPost:
+      return {of.post_norm, m, model_.hidden_size};
+    case spec::Norm::kQuery:
+      return {of.q_norm, m * model_.heads, model_.head_dim};
+    case spec::Norm::kKey:
+      return {of.k_norm, m * model_.kv_heads, model_.head_dim};
+    case spec::Norm::kFinal:
+      break;
   }
   return {base_.final_norm, m, model_.hidden_size};
 }
@@ -144,9 +151,10 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
           .da = gradient + matrix->a * real,
           .db = gradient + matrix->b * real};
   if (training_) {
-    lora.dropout = {.seed = spec_.seed,
-                    .stream = dropout_stream_ | (static_cast<uint64_t>(layer) << 3 | static_cast<uint64_t>(m)),
-                    .p = static_cast<float>(spec_.lora_dropout)};
+    lora.dropout = {
+        .seed = spec_.seed,
+        .stream = dropout_stream_ | (static_cast<uint64_t>(layer) << 3 | static_cast<uint64_t>(m)),
+        .p = static_cast<float>(spec_.lora_dropout)};
   }
   args.lora = &lora;
   return args;
@@ -188,8 +196,8 @@ void KernelExecutor::Add(Tensor out, Tensor a, Tensor b) {
 
 void KernelExecutor::Rope(Tensor x, int64_t heads, bool inverse) {
   table_.rope(NextOp(), x, reinterpret_cast<const int32_t*>(At({Slot::kPositions})),
-              reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope), batch_->tokens(), heads,
-              model_.head_dim, inverse);
+              reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope), batch_->tokens(),
+              heads, model_.head_dim, inverse);
 }
 
 void KernelExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
@@ -207,8 +215,8 @@ void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
 }
 
 void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
-  table_.gated_backward(NextOp(), dgate, dup, dout, gate, up, batch_->tokens() * model_.intermediate_size,
-                        kernels::Activation::kSilu);
+  table_.gated_backward(NextOp(), dgate, dup, dout, gate, up,
+                        batch_->tokens() * model_.intermediate_size, kernels::Activation::kSilu);
 }
 
 void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
@@ -223,22 +231,23 @@ void KernelExecutor::SumSquares() {
   apply_ = apply_ && std::isfinite(sum_squares_);
   const double norm = std::sqrt(sum_squares_);
   if (spec_.max_grad_norm > 0 && norm > spec_.max_grad_norm) {
-    adamw_.gradient_scale = spec_.max_grad_norm / (norm + 1e-6);   // torch's clip_grad_norm_
+    adamw_.gradient_scale = spec_.max_grad_norm / (norm + 1e-6);  // torch's clip_grad_norm_
   }
 }
 
 void KernelExecutor::AdamW() {
   Context* context = NextOp();
   if (!apply_) return;
-  table_.adamw(context, persistent_ + plan_.persistent.master, persistent_ + plan_.persistent.gradient,
-               persistent_ + plan_.persistent.moment1, persistent_ + plan_.persistent.moment2, adamw_);
+  table_.adamw(context, persistent_ + plan_.persistent.master,
+               persistent_ + plan_.persistent.gradient, persistent_ + plan_.persistent.moment1,
+               persistent_ + plan_.persistent.moment2, adamw_);
 }
 
 void KernelExecutor::ToAct() {
   Context* context = NextOp();
   if (!apply_) return;
-  table_.to_act(context, persistent_ + plan_.persistent.compute, persistent_ + plan_.persistent.master,
-                plan_.adapters.elements);
+  table_.to_act(context, persistent_ + plan_.persistent.compute,
+                persistent_ + plan_.persistent.master, plan_.adapters.elements);
 }
 
 namespace {
@@ -250,8 +259,8 @@ template <typename T>
 void InitMasters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, T* master) {
   std::fill(master, master + plan.adapters.elements, T{0});
   for (const spec::AdapterMatrix& matrix : plan.adapters.matrices) {
-    const uint64_t stream =
-        kInitStream | static_cast<uint64_t>(matrix.layer) << 3 | static_cast<uint64_t>(matrix.module);
+    const uint64_t stream = kInitStream | static_cast<uint64_t>(matrix.layer) << 3 |
+                            static_cast<uint64_t>(matrix.module);
     const float bound = 1.0f / std::sqrt(static_cast<float>(matrix.in));
     for (int64_t i = 0; i < spec.lora_r * matrix.in; ++i) {
       const float unit = kernels::CounterUniform(spec.seed, stream, static_cast<uint64_t>(i));

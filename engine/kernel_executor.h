@@ -1,8 +1,10 @@
-// Runs the written-out step (engine/spec/step.h) on a KernelTable, at the offsets of a compiled plan.
+// Runs the written-out step (engine/spec/step.h) on a KernelTable, at the offsets of a compiled
+// plan.
 //
-// Nothing is allocated here: every tensor and every operation's workspace is an address in one of the two
-// regions. The executor counts operations just as the plan did, so the two cannot get out of step
-// unnoticed. One thread drives it; it may be made before the regions are mapped, but not run.
+// Nothing is allocated here: every tensor and every operation's workspace is an address in one of
+// the two regions. The executor counts operations just as the plan did, so the two cannot get out
+// of step unnoticed. One thread drives it; it may be made before the regions are mapped, but not
+// run.
 #pragma once
 
 #include <cstddef>
@@ -20,10 +22,10 @@ namespace nibble::engine {
 // One micro-batch: documents one behind the other, no padding.
 struct MicroBatch {
   std::vector<int32_t> ids;
-  std::vector<int32_t> labels;      // -1 = none
-  std::vector<int32_t> positions;   // from 0 in each document
-  std::vector<int32_t> starts;      // documents + 1
-  int64_t target_tokens = 0;        // labels that are not -1
+  std::vector<int32_t> labels;     // -1 = none
+  std::vector<int32_t> positions;  // from 0 in each document
+  std::vector<int32_t> starts;     // documents + 1
+  int64_t target_tokens = 0;       // labels that are not -1
 
   int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
 };
@@ -39,14 +41,15 @@ class KernelExecutor {
 
   void set_step_region(std::byte* step) { step_ = step; }
 
-  // Forward and backward of one micro-batch. Gradients are scaled by gradient_scale and added. Returns the
-  // sum of the target tokens' losses. `step` (from 1) and `micro_batch` key the dropout.
+  // Forward and backward of one micro-batch. Gradients are scaled by gradient_scale and added.
+  // Returns the sum of the target tokens' losses. `step` (from 1) and `micro_batch` key the
+  // dropout.
   double Train(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
   // Loss only, without dropout.
   double Evaluate(const MicroBatch& batch);
   void ZeroGradients();
-  // The global norm is clipped to spec.max_grad_norm and the parameters are updated, unless the norm or
-  // `loss` is not finite. `update` counts updates from 1. Returns the norm before clipping.
+  // The global norm is clipped to spec.max_grad_norm and the parameters are updated, unless the
+  // norm or `loss` is not finite. `update` counts updates from 1. Returns the norm before clipping.
   struct Update {
     double grad_norm = 0;
     bool applied = false;
@@ -63,16 +66,16 @@ class KernelExecutor {
   void Phase(spec::Phase, int32_t) {}
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer);
-  void RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd, spec::Norm norm,
-                       int32_t layer);
+  void RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd,
+                       spec::Norm norm, int32_t layer);
   void Linear(Tensor y, Tensor x, Tensor u, int32_t layer, spec::Module module);
   void LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u, int32_t layer,
                       spec::Module module);
   void Add(Tensor out, Tensor a, Tensor b);
   void Rope(Tensor x, int64_t heads, bool inverse);
   void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v);
-  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
-                         Tensor k, Tensor v);
+  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
+                         Tensor q, Tensor k, Tensor v);
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);
@@ -107,7 +110,7 @@ class KernelExecutor {
   const spec::CompiledPlan& plan_;
   std::byte* const persistent_;
   std::byte* step_ = nullptr;
-  std::vector<const spec::AdapterMatrix*> adapter_of_;   // by layer * 7 + module; null = none
+  std::vector<const spec::AdapterMatrix*> adapter_of_;  // by layer * 7 + module; null = none
 
   // Of the micro-batch or update under way.
   const MicroBatch* batch_ = nullptr;
@@ -121,7 +124,8 @@ class KernelExecutor {
   bool apply_ = false;
 };
 
-// Fresh masters: A uniform in +-1/sqrt(in), B zero, as PEFT begins; keyed by the seed, layer and module.
+// Fresh masters: A uniform in +-1/sqrt(in), B zero, as PEFT begins; keyed by the seed, layer and
+// module.
 void InitAdapters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, kernels::DType real,
                   std::byte* persistent);
 

@@ -70,7 +70,8 @@ TEST_P(WholeModelGradient, IsTheSlopeOfTheLoss) {
         rig.WriteMaster(first + i, value - kStep);
         const double below = loss();
         rig.WriteMaster(first + i, value);
-        EXPECT_NEAR(gradient[static_cast<size_t>(first + i)], (above - below) / (2 * kStep), 1e-6 * norm + 1e-8)
+        EXPECT_NEAR(gradient[static_cast<size_t>(first + i)], (above - below) / (2 * kStep),
+                    1e-6 * norm + 1e-8)
             << matrix.layer << ModuleName(matrix.module) << which << i;
       }
     };
@@ -94,7 +95,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"OneLayer", {.layers = 1}, {Module::kGate, Module::kK}, true}),
     [](const auto& info) { return info.param.name; });
 
-std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& batches, double scale) {
+std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& batches,
+                                double scale) {
   rig.executor().ZeroGradients();
   for (size_t i = 0; i < batches.size(); ++i) {
     rig.executor().Train(batches[i], scale, 1, static_cast<int64_t>(i));
@@ -211,7 +213,7 @@ TEST(Plan, OldContentsDoNotMatter) {
   for (const kernels::KernelTable* table : kTables) {
     const TinyModel model({.qk_norm = true});
     std::vector<std::vector<double>> gradients;
-    for (const int fill : {0x00, 0xFF}) {   // 0xFF bytes are NaN in every type
+    for (const int fill : {0x00, 0xFF}) {  // 0xFF bytes are NaN in every type
       StepRig rig(*table, model, SmallSpec());
       rig.Randomize(5);
       std::memset(rig.step().data(), fill, static_cast<size_t>(rig.plan().memory.step_bytes));
@@ -245,7 +247,8 @@ TEST(Optimize, ClipsSkipsAndSteps) {
   const std::vector<double> m = rig.Read(rig.plan().persistent.moment1);
   for (size_t i = 0; i < g.size(); ++i) EXPECT_NEAR(m[i], 0.1 * g[i] * 1e-3 / norm, 1e-9);
 
-  auto* gradient = reinterpret_cast<float*>(rig.persistent().data() + rig.plan().persistent.gradient);
+  auto* gradient =
+      reinterpret_cast<float*>(rig.persistent().data() + rig.plan().persistent.gradient);
   gradient[5] = INFINITY;
   EXPECT_FALSE(rig.executor().Optimize(1e-2, 2, loss).applied);
 }

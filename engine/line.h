@@ -1,7 +1,7 @@
 // Builds one JSON object, key by key: lines of the worker protocol, rows of files.
 //
-// Numbers are in shortest round-trip form; non-finite ones become the strings "nan", "inf", "-inf", which
-// JSON has no numbers for. A builder is used once.
+// Numbers are in shortest round-trip form; non-finite ones become the strings "nan", "inf", "-inf",
+// which JSON has no numbers for. A builder is used once.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace nibble::engine {
 
 std::string JsonNumber(double value);
-std::string JsonText(std::string_view text);   // quoted and escaped
+std::string JsonText(std::string_view text);  // quoted and escaped
 
 class Line {
  public:

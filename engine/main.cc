@@ -33,7 +33,8 @@ absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
   options.device = flags.Text("device", "cpu");
   ASSIGN_OR_RETURN(const int64_t threads, flags.Integer("threads", 0));
   if (threads < 0 || threads > 1024) {
-    return Error(Reason::kSpecInvalid, absl::StrCat("--threads is ", threads, "; use 0 (all cores) to 1024"));
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("--threads is ", threads, "; use 0 (all cores) to 1024"));
   }
   options.threads = static_cast<int>(threads);
   options.base.model_dir = flags.Text("model-dir", flags.Text("base"));
@@ -42,7 +43,8 @@ absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
   }
   const char* const cache = std::getenv("XDG_CACHE_HOME");
   const char* const home = std::getenv("HOME");
-  const std::string caches = cache != nullptr ? cache : JoinPath(home != nullptr ? home : "/tmp", ".cache");
+  const std::string caches =
+      cache != nullptr ? cache : JoinPath(home != nullptr ? home : "/tmp", ".cache");
   options.base.cache_dir = flags.Text("cache-dir", JoinPath(caches, "nibble"));
   RETURN_IF_ERROR(MakeDirs(options.base.cache_dir));
   ASSIGN_OR_RETURN(options.base.quant, QuantFromName(flags.Text("quant", "nf4")));
@@ -56,13 +58,18 @@ constexpr char kUsage[] =
     "nibble-engine: trains LoRA adapters on a frozen, quantized base model\n"
     "\n"
     "  serve     --model-dir DIR --cache-dir DIR [--fd 3] [--quant nf4] [--double-quant true]\n"
-    "            [--device cpu] [--threads N] [--lock FILE]      jobs of a worker, see docs/engine-protocol.md\n"
-    "  profile   [--device cpu] [--threads N]                    what this machine's device is, as JSON\n"
+    "            [--device cpu] [--threads N] [--lock FILE]      jobs of a worker, see "
+    "docs/engine-protocol.md\n"
+    "  profile   [--device cpu] [--threads N]                    what this machine's device is, as "
+    "JSON\n"
     "  validate  --model-dir DIR --dataset FILE [--eval-dataset FILE] --spec FILE --out FILE\n"
-    "  generate  --model-dir DIR [--adapter DIR] [--prompt TEXT | --prompts FILE | TEXT...] [--chat] [--json]\n"
-    "            [--max-tokens 128] [--temperature 0] [--top-p 1] [--seed 42] [--limit N] [--score]\n"
+    "  generate  --model-dir DIR [--adapter DIR] [--prompt TEXT | --prompts FILE | TEXT...] "
+    "[--chat] [--json]\n"
+    "            [--max-tokens 128] [--temperature 0] [--top-p 1] [--seed 42] [--limit N] "
+    "[--score]\n"
     "  train     --model-dir DIR --dataset FILE --out DIR [--spec FILE] [--eval-dataset FILE]\n"
-    "            [--resume DIR|latest] [--init-adapter DIR] [--stop-after STEP]    one job, here and now\n"
+    "            [--resume DIR|latest] [--init-adapter DIR] [--stop-after STEP]    one job, here "
+    "and now\n"
     "  version\n";
 
 absl::Status ServeCommand(const Arguments& arguments) {
@@ -87,8 +94,8 @@ absl::Status ProfileCommand(const Arguments& arguments) {
 }
 
 absl::Status ValidateCommand(const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const Flags flags,
-                   Flags::Parse(arguments, {"model-dir", "dataset", "eval-dataset", "spec", "out"}));
+  ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, {"model-dir", "dataset",
+                                                               "eval-dataset", "spec", "out"}));
   ValidateOptions options;
   ASSIGN_OR_RETURN(options.model_dir, flags.Needed("model-dir"));
   ASSIGN_OR_RETURN(options.dataset, flags.Needed("dataset"));
@@ -108,7 +115,8 @@ absl::Status Run(const std::string& command, const Arguments& arguments) {
     std::printf("nibble-engine %s\n", NIBBLE_VERSION);
     return absl::OkStatus();
   }
-  return Error(Reason::kSpecInvalid, absl::StrCat("unknown command ", command, "; see nibble-engine help"));
+  return Error(Reason::kSpecInvalid,
+               absl::StrCat("unknown command ", command, "; see nibble-engine help"));
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Lines on their way to the worker: bounded, so that a slow reader never stalls a step.
 //
-// Push never blocks. When the ring is full the oldest line that may be lost (a `step` line) makes room,
-// and a `dropped` line counts them before the next line that goes out. Lines that may not be lost are
-// few and are always taken. A thread of its own writes to the descriptor. Thread-safe.
+// Push never blocks. When the ring is full the oldest line that may be lost (a `step` line) makes
+// room, and a `dropped` line counts them before the next line that goes out. Lines that may not be
+// lost are few and are always taken. A thread of its own writes to the descriptor. Thread-safe.
 #pragma once
 
 #include <condition_variable>

@@ -15,7 +15,8 @@ namespace {
 std::string ReadAll(int fd) {
   std::string text;
   char buffer[4096];
-  for (ssize_t size; (size = read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(size));
+  for (ssize_t size; (size = read(fd, buffer, sizeof buffer)) > 0;)
+    text.append(buffer, static_cast<size_t>(size));
   return text;
 }
 

@@ -83,9 +83,9 @@ absl::StatusOr<Command> ParseCommand(std::string_view line, std::string& attempt
   std::string type;
   RETURN_IF_ERROR(TakeText(object, "type", true, type));
   static const std::map<std::string, CommandType> kTypes = {
-      {"attach", CommandType::kAttach},         {"pause", CommandType::kPause},
-      {"resume", CommandType::kResume},         {"checkpoint", CommandType::kCheckpoint},
-      {"detach", CommandType::kDetach},         {"shutdown", CommandType::kShutdown}};
+      {"attach", CommandType::kAttach}, {"pause", CommandType::kPause},
+      {"resume", CommandType::kResume}, {"checkpoint", CommandType::kCheckpoint},
+      {"detach", CommandType::kDetach}, {"shutdown", CommandType::kShutdown}};
   const auto known = kTypes.find(type);
   if (known == kTypes.end()) return Bad(absl::StrCat("has the unknown type ", type));
   Command command;

@@ -21,12 +21,12 @@ enum class CommandType { kAttach, kPause, kResume, kCheckpoint, kDetach, kShutdo
 
 struct Command {
   CommandType type = CommandType::kShutdown;
-  std::string attempt;              // of all but shutdown
-  JobInput job;                     // attach
+  std::string attempt;  // of all but shutdown
+  JobInput job;         // attach
   int64_t planned_base_bytes = 0;
   int64_t planned_persistent_bytes = 0;
   int64_t planned_step_bytes = 0;
-  bool checkpoint = false;          // detach
+  bool checkpoint = false;  // detach
 };
 
 // An attach whose spec is bad still names its attempt: see `attempt` out parameter.

@@ -40,9 +40,11 @@ TEST(ParseCommand, ReadsAttach) {
 
 TEST(ParseCommand, ReadsTheShortOnes) {
   std::string attempt;
-  EXPECT_EQ(ParseCommand(R"({"type":"pause","attempt":"a/1"})", attempt)->type, CommandType::kPause);
+  EXPECT_EQ(ParseCommand(R"({"type":"pause","attempt":"a/1"})", attempt)->type,
+            CommandType::kPause);
   EXPECT_EQ(attempt, "a/1");
-  EXPECT_TRUE(ParseCommand(R"({"type":"detach","attempt":"a/1","checkpoint":true})", attempt)->checkpoint);
+  EXPECT_TRUE(
+      ParseCommand(R"({"type":"detach","attempt":"a/1","checkpoint":true})", attempt)->checkpoint);
   EXPECT_EQ(ParseCommand(R"({"type":"shutdown"})", attempt)->type, CommandType::kShutdown);
 }
 
@@ -62,8 +64,8 @@ TEST(ParseCommand, ABadAttachStillNamesItsAttempt) {
 
 TEST(ParseCommand, RefusesGarbage) {
   std::string attempt;
-  for (const char* line : {"", "x", "[]", "{}", R"({"type":"fly","attempt":"a"})", R"({"type":"pause"})",
-                           R"({"type":3})"}) {
+  for (const char* line : {"", "x", "[]", "{}", R"({"type":"fly","attempt":"a"})",
+                           R"({"type":"pause"})", R"({"type":3})"}) {
     EXPECT_FALSE(ParseCommand(line, attempt).ok()) << line;
   }
 }
@@ -80,7 +82,8 @@ TEST(Lines, AreJsonAndRoundTrip) {
   EXPECT_EQ(failed["reason"], "STORAGE_FULL");
   EXPECT_EQ(failed["infrastructure"], true);
   EXPECT_LT(failed.dump().size(), kMaxLineBytes);
-  EXPECT_EQ(json::parse(FailedLine("a/1", Error(Reason::kLossNotFinite, "")))["infrastructure"], false);
+  EXPECT_EQ(json::parse(FailedLine("a/1", Error(Reason::kLossNotFinite, "")))["infrastructure"],
+            false);
   FinishDone done{5, "/d", {{"a", 1, "h"}, {"b", 2, "i"}}};
   const json finished = json::parse(FinishedLine("a/1", done));
   EXPECT_EQ(finished["files"].size(), 2u);

@@ -1,4 +1,5 @@
-// Real checkpoints: logits, losses and greedy text against what an independent forward pass computed.
+// Real checkpoints: logits, losses and greedy text against what an independent forward pass
+// computed.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -17,9 +18,9 @@ using nlohmann::json;
 struct Case {
   const char* model;
   const char* device;
-  double logits_tolerance;    // relative L2
-  double loss_tolerance;      // mean per token
-  bool greedy;                // text must be the same
+  double logits_tolerance;  // relative L2
+  double loss_tolerance;    // mean per token
+  bool greedy;              // text must be the same
 };
 
 class ReferenceModel : public ::testing::TestWithParam<Case> {};

@@ -20,7 +20,9 @@ int64_t PageBytes() {
   static const int64_t bytes = sysconf(_SC_PAGESIZE);
   return bytes;
 }
-int64_t RoundUpToPage(int64_t bytes) { return (bytes + PageBytes() - 1) / PageBytes() * PageBytes(); }
+int64_t RoundUpToPage(int64_t bytes) {
+  return (bytes + PageBytes() - 1) / PageBytes() * PageBytes();
+}
 
 }  // namespace
 
@@ -40,11 +42,12 @@ Region& Region::operator=(Region&& other) noexcept {
 absl::StatusOr<Region> Region::Reserve(int64_t capacity_bytes) {
   Region region;
   region.capacity_bytes_ = RoundUpToPage(std::max<int64_t>(1, capacity_bytes));
-  void* address = mmap(nullptr, static_cast<size_t>(region.capacity_bytes_ + PageBytes()), PROT_NONE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* address = mmap(nullptr, static_cast<size_t>(region.capacity_bytes_ + PageBytes()),
+                       PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) {
-    return Error(Reason::kOutOfMemory, absl::StrCat("cannot reserve ", capacity_bytes,
-                                                    " bytes of address space: ", std::strerror(errno)));
+    return Error(Reason::kOutOfMemory,
+                 absl::StrCat("cannot reserve ", capacity_bytes,
+                              " bytes of address space: ", std::strerror(errno)));
   }
   region.data_ = static_cast<std::byte*>(address);
   return region;
@@ -73,7 +76,7 @@ void Region::Unmap() {
 }
 
 int64_t Region::TouchedBytes(int64_t limit) const {
-  std::array<unsigned char, 4096> resident;   // one byte a page; no allocation inside a turn
+  std::array<unsigned char, 4096> resident;  // one byte a page; no allocation inside a turn
   const int64_t window = static_cast<int64_t>(resident.size()) * PageBytes();
   const int64_t end = std::min(RoundUpToPage(limit), mapped_bytes_);
   int64_t pages = 0;

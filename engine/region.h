@@ -1,8 +1,8 @@
 // A piece of memory that exists only as long as a plan says so.
 //
-// Address space is reserved once and kept without memory behind it; Map puts exactly the planned bytes
-// at its start, Unmap gives them back to the system. Nothing else lies in the reservation, so a write
-// behind the plan faults at once. Not thread-safe.
+// Address space is reserved once and kept without memory behind it; Map puts exactly the planned
+// bytes at its start, Unmap gives them back to the system. Nothing else lies in the reservation, so
+// a write behind the plan faults at once. Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -30,8 +30,8 @@ class Region {
   std::byte* data() const { return data_; }
   int64_t mapped_bytes() const { return mapped_bytes_; }
   int64_t capacity_bytes() const { return capacity_bytes_; }
-  // Bytes of the first `limit` mapped bytes that have memory behind them because someone touched them.
-  // Asks the kernel, not the plan.
+  // Bytes of the first `limit` mapped bytes that have memory behind them because someone touched
+  // them. Asks the kernel, not the plan.
   int64_t TouchedBytes(int64_t limit) const;
   int64_t TouchedBytes() const { return TouchedBytes(mapped_bytes_); }
 

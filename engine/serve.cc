@@ -7,8 +7,8 @@
 
 #include <atomic>
 #include <cerrno>
-#include <csignal>
 #include <chrono>
+#include <csignal>
 #include <map>
 #include <memory>
 #include <thread>
@@ -38,7 +38,7 @@ absl::Status TakeLock(const std::string& path, int wait_ms) {
   if (fd < 0) return ErrnoStatus(errno, "open " + path);
   constexpr int kPollMs = 50;
   for (int waited_ms = 0;; waited_ms += kPollMs) {
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();   // held until the process ends
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();  // held until the process ends
     if (waited_ms >= wait_ms) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs));
   }
@@ -111,7 +111,7 @@ class Server {
  private:
   struct Attached {
     std::unique_ptr<Job> job;
-    JobWork phase = JobWork::kNothing;   // last reported
+    JobWork phase = JobWork::kNothing;  // last reported
   };
 
   void Handle(const std::string& line, const spec::DeviceProfile& profile) {
@@ -157,7 +157,7 @@ class Server {
 
   absl::Status Attach(const Command& command, const spec::DeviceProfile& profile) {
     const std::string& attempt = command.attempt;
-    if (jobs_.contains(attempt)) return absl::OkStatus();   // a repeated line changes nothing
+    if (jobs_.contains(attempt)) return absl::OkStatus();  // a repeated line changes nothing
     if (device_ == nullptr) out_.Push(PhaseLine(attempt, "LOADING_BASE"));
     RETURN_IF_ERROR(OpenDevice(profile));
     out_.Push(PhaseLine(attempt, "TOKENIZING"));
@@ -181,8 +181,9 @@ class Server {
 
   absl::Status CheckPlan(const Command& command, const spec::MemoryPlan& plan) const {
     const auto exceeds = [&](const char* what, int64_t needed, int64_t planned) {
-      return Error(Reason::kPlanExceeded, absl::StrCat("the job needs ", needed, " ", what,
-                                                       " bytes here, but was placed with ", planned))
+      return Error(Reason::kPlanExceeded,
+                   absl::StrCat("the job needs ", needed, " ", what,
+                                " bytes here, but was placed with ", planned))
           .With("needed", std::to_string(needed))
           .With("planned", std::to_string(planned))
           .ToStatus();
@@ -201,13 +202,14 @@ class Server {
   // The step region is as large as the neediest attached job's, no larger.
   absl::Status FitStep() {
     int64_t bytes = 0;
-    for (const auto& [unused, attached] : jobs_) bytes = std::max(bytes, attached.job->plan().step_bytes);
+    for (const auto& [unused, attached] : jobs_)
+      bytes = std::max(bytes, attached.job->plan().step_bytes);
     return device_->ResizeStep(bytes);
   }
 
   void Remove(const std::string& attempt) {
     turns_.Remove(attempt);
-    if (jobs_.erase(attempt) > 0) FitStep().IgnoreError();   // shrinking
+    if (jobs_.erase(attempt) > 0) FitStep().IgnoreError();  // shrinking
   }
 
   void Fail(const std::string& attempt, const absl::Status& status) {
@@ -233,7 +235,7 @@ class Server {
 
   void Detach(const std::string& attempt, bool checkpoint) {
     if (checkpoint) WriteCheckpoint(attempt);
-    const auto it = jobs_.find(attempt);   // a failed checkpoint has removed it
+    const auto it = jobs_.find(attempt);  // a failed checkpoint has removed it
     if (it == jobs_.end()) return;
     const int64_t step = it->second.job->step();
     Remove(attempt);
@@ -266,7 +268,8 @@ class Server {
     const int64_t now_us = clock_.NowUnixUs();
     if (const auto* step = std::get_if<StepDone>(&*event)) {
       const int64_t every = job.spec().logging_steps;
-      if (step->row.step % every == 0 || step->row.step == 1 || step->row.step == job.total_steps()) {
+      if (step->row.step % every == 0 || step->row.step == 1 ||
+          step->row.step == job.total_steps()) {
         out_.Push(StepLine(attempt, step->row, now_us, UsedBytes(attempt)), /*may_be_lost=*/true);
       }
     } else if (const auto* eval = std::get_if<EvalDone>(&*event)) {
@@ -287,7 +290,9 @@ class Server {
     for (const auto& [other, attached] : jobs_) {
       if (other != attempt) bytes -= attached.job->PersistentTouchedBytes();
     }
-    return bytes;
+    const Region& step = device_->step();
+    return bytes -
+           (step.TouchedBytes() - step.TouchedBytes(jobs_.at(attempt).job->plan().step_bytes));
   }
 
   const ServeOptions& options_;
@@ -313,7 +318,7 @@ absl::Status Serve(const ServeOptions& options) {
   if (!status.ok()) LogError("engine.stopped", {{"error", std::string(status.message())}});
   stop = true;
   lines.Close();
-  shutdown(options.fd, SHUT_RD);   // wakes the reader
+  shutdown(options.fd, SHUT_RD);  // wakes the reader
   reader.join();
   return status;
 }

@@ -75,7 +75,8 @@ class ServeTest : public ::testing::Test {
       json line = Next();
       if (line.empty()) return line;
       seen_.push_back(line);
-      if (line["type"] == type && (attempt.empty() || line.value("attempt", "") == attempt)) return line;
+      if (line["type"] == type && (attempt.empty() || line.value("attempt", "") == attempt))
+        return line;
       // A failure nobody waits for would otherwise hang the test.
       if (line["type"] == "failed" && line["attempt"] == attempt) {
         ADD_FAILURE() << line.dump();
@@ -85,7 +86,8 @@ class ServeTest : public ::testing::Test {
   }
   int CountSeen(const std::string& type, const std::string& attempt) const {
     int count = 0;
-    for (const json& line : seen_) count += line["type"] == type && line.value("attempt", "") == attempt;
+    for (const json& line : seen_)
+      count += line["type"] == type && line.value("attempt", "") == attempt;
     return count;
   }
 
@@ -110,7 +112,8 @@ class ServeTest : public ::testing::Test {
             {"numerics_id", ""},
             {"base_name", "tiny"},
             {"display_name", name},
-            {"planned", {{"base_bytes", 1 << 30}, {"persistent_bytes", 1 << 30}, {"step_bytes", 1 << 30}}}};
+            {"planned",
+             {{"base_bytes", 1 << 30}, {"persistent_bytes", 1 << 30}, {"step_bytes", 1 << 30}}}};
   }
   std::string Weights(const std::string& name) {
     return *ReadFile(dir_.Join(name + "/adapter/adapter_model.safetensors"));
@@ -140,11 +143,12 @@ TEST_F(ServeTest, OneJobFromAttachToAdapter) {
   EXPECT_EQ(plan["report"]["train_rows"], 60);
   const json finished = Until("finished", "job/1");
   EXPECT_EQ(CountSeen("step", "job/1"), 12);
-  EXPECT_EQ(CountSeen("eval", "job/1"), 4);   // steps 0, 5, 10 and the end
+  EXPECT_EQ(CountSeen("eval", "job/1"), 4);  // steps 0, 5, 10 and the end
   EXPECT_EQ(finished["step"], 12);
   EXPECT_THAT(finished["files"].dump(), ::testing::HasSubstr("adapter_model.safetensors"));
   for (const json& file : finished["files"]) {
-    const std::string path = JoinPath(finished["dir"].get<std::string>(), file["name"].get<std::string>());
+    const std::string path =
+        JoinPath(finished["dir"].get<std::string>(), file["name"].get<std::string>());
     EXPECT_EQ(*FileSizeBytes(path), file["size"].get<int64_t>());
   }
   for (const json& line : seen_) {

@@ -16,11 +16,14 @@ namespace {
 void Print(const JobEvent& event, const Job& job) {
   if (const auto* step = std::get_if<StepDone>(&event)) {
     const MetricRow& row = step->row;
-    std::printf("step %lld/%lld  epoch %.3f  loss %.4f  grad_norm %.4f  lr %.3e  %lld tokens  %.0f tok/s%s\n",
-                static_cast<long long>(row.step), static_cast<long long>(job.total_steps()), row.epoch,
-                row.loss, row.grad_norm, row.learning_rate, static_cast<long long>(row.tokens),
-                static_cast<double>(row.tokens) * 1e6 / static_cast<double>(std::max<int64_t>(1, row.step_time_us)),
-                step->applied ? "" : "  skipped");
+    std::printf(
+        "step %lld/%lld  epoch %.3f  loss %.4f  grad_norm %.4f  lr %.3e  %lld tokens  %.0f "
+        "tok/s%s\n",
+        static_cast<long long>(row.step), static_cast<long long>(job.total_steps()), row.epoch,
+        row.loss, row.grad_norm, row.learning_rate, static_cast<long long>(row.tokens),
+        static_cast<double>(row.tokens) * 1e6 /
+            static_cast<double>(std::max<int64_t>(1, row.step_time_us)),
+        step->applied ? "" : "  skipped");
   } else if (const auto* eval = std::get_if<EvalDone>(&event)) {
     std::printf("eval at step %lld  loss %.4f  %.2f s\n", static_cast<long long>(eval->row.step),
                 eval->row.loss, static_cast<double>(eval->row.step_time_us) * 1e-6);
@@ -55,8 +58,8 @@ absl::StatusOr<JobInput> InputFrom(const Flags& flags) {
 
 absl::Status TrainCommand(const Arguments& arguments) {
   std::vector<std::string> valued = DeviceFlagNames();
-  for (const char* name : {"spec", "dataset", "eval-dataset", "out", "resume", "init-adapter", "numerics-id",
-                           "base-name", "name", "stop-after"}) {
+  for (const char* name : {"spec", "dataset", "eval-dataset", "out", "resume", "init-adapter",
+                           "numerics-id", "base-name", "name", "stop-after"}) {
     valued.emplace_back(name);
   }
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued));
@@ -68,8 +71,10 @@ absl::Status TrainCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options.device));
   const spec::DeviceProfile profile = MeasureProfile(*table, options.threads);
   ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, Device::Open(options, profile));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Job> job, Job::Open(*device, std::move(input), RealClock::Get()));
-  std::printf("%s%s", DataReportToText(job->report()).c_str(), spec::MemoryPlanToText(job->plan()).c_str());
+  ASSIGN_OR_RETURN(const std::unique_ptr<Job> job,
+                   Job::Open(*device, std::move(input), RealClock::Get()));
+  std::printf("%s%s", DataReportToText(job->report()).c_str(),
+              spec::MemoryPlanToText(job->plan()).c_str());
   RETURN_IF_ERROR(job->Start());
   RETURN_IF_ERROR(device->ResizeStep(job->plan().step_bytes));
   while (!job->finished()) {
@@ -82,9 +87,10 @@ absl::Status TrainCommand(const Arguments& arguments) {
     ASSIGN_OR_RETURN(const JobEvent event, job->Advance());
     Print(event, *job);
   }
-  std::printf("memory: planned %s, resident now %s\n",
-              absl::StrFormat("%.1f MB", static_cast<double>(job->plan().TotalBytes()) * 1e-6).c_str(),
-              absl::StrFormat("%.1f MB", static_cast<double>(ResidentBytes()) * 1e-6).c_str());
+  std::printf(
+      "memory: planned %s, resident now %s\n",
+      absl::StrFormat("%.1f MB", static_cast<double>(job->plan().TotalBytes()) * 1e-6).c_str(),
+      absl::StrFormat("%.1f MB", static_cast<double>(ResidentBytes()) * 1e-6).c_str());
   return absl::OkStatus();
 }
 

@@ -12,7 +12,9 @@ double TurnQueue::Least() const {
   return least == nullptr ? 0 : least->used;
 }
 
-void TurnQueue::Add(const std::string& id, double weight) { entries_.push_back({id, weight, Least()}); }
+void TurnQueue::Add(const std::string& id, double weight) {
+  entries_.push_back({id, weight, Least()});
+}
 
 void TurnQueue::Remove(const std::string& id) {
   std::erase_if(entries_, [&](const Entry& entry) { return entry.id == id; });

@@ -1,6 +1,7 @@
 // Whose turn it is: the job that has had the least time for its weight, the older one when equal.
 //
-// A job that joins starts level with the neediest, so it neither waits nor takes over. Pure; one thread.
+// A job that joins starts level with the neediest, so it neither waits nor takes over. Pure; one
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,12 @@ class TurnQueue {
   struct Entry {
     std::string id;
     double weight = 1;
-    double used = 0;               // time over weight
+    double used = 0;  // time over weight
     bool paused = false;
   };
   double Least() const;
 
-  std::vector<Entry> entries_;     // oldest first
+  std::vector<Entry> entries_;  // oldest first
 };
 
 }  // namespace nibble::engine

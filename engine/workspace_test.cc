@@ -28,8 +28,10 @@ TEST(WorkspaceBytes, AreTheKernels) {
                                                    .longest_document = document,
                                                    .threads = threads,
                                                    .act_bytes = act_bytes};
-              EXPECT_EQ(WorkspaceBytes(Op::kLinearForward, ours, profile), LinearWorkspaceBytes(theirs));
-              EXPECT_EQ(WorkspaceBytes(Op::kLinearBackward, ours, profile), LinearWorkspaceBytes(theirs));
+              EXPECT_EQ(WorkspaceBytes(Op::kLinearForward, ours, profile),
+                        LinearWorkspaceBytes(theirs));
+              EXPECT_EQ(WorkspaceBytes(Op::kLinearBackward, ours, profile),
+                        LinearWorkspaceBytes(theirs));
               EXPECT_EQ(WorkspaceBytes(Op::kAttentionForward, ours, profile),
                         AttentionForwardWorkspaceBytes(theirs));
               EXPECT_EQ(WorkspaceBytes(Op::kAttentionBackward, ours, profile),

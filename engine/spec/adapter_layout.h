@@ -1,7 +1,9 @@
-// Where each LoRA matrix lies in the flat arrays of a job (masters, gradients, moments, compute copies).
+// Where each LoRA matrix lies in the flat arrays of a job (masters, gradients, moments, compute
+// copies).
 //
 // All matrices stand behind each other, by layer and module, A before B, each at a multiple of 32
-// elements; the gaps hold zeros and stay zero under AdamW. Elements, not bytes: the same for every type.
+// elements; the gaps hold zeros and stay zero under AdamW. Elements, not bytes: the same for every
+// type.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +19,14 @@ struct AdapterMatrix {
   Module module = Module::kQ;
   int64_t in = 0;
   int64_t out = 0;
-  int64_t a = 0;              // first element of A [r, in]
-  int64_t b = 0;              // first element of B [out, r]
+  int64_t a = 0;  // first element of A [r, in]
+  int64_t b = 0;  // first element of B [out, r]
 };
 
 struct AdapterLayout {
-  std::vector<AdapterMatrix> matrices;   // by layer, then module
-  int64_t elements = 0;                  // with gaps
-  int64_t parameters = 0;                // without
+  std::vector<AdapterMatrix> matrices;  // by layer, then module
+  int64_t elements = 0;                 // with gaps
+  int64_t parameters = 0;               // without
 
   // Null when the module has no adapter.
   const AdapterMatrix* Find(int32_t layer, Module module) const;

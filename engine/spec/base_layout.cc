@@ -44,21 +44,36 @@ class Builder {
 
 std::string_view PartName(BasePart part) {
   switch (part) {
-    case BasePart::kCodeBook: return "code_book";
-    case BasePart::kNestedMap: return "nested_map";
-    case BasePart::kOffsets: return "offsets";
-    case BasePart::kEmbedding: return "embedding";
-    case BasePart::kHead: return "head";
-    case BasePart::kFinalNorm: return "final_norm";
-    case BasePart::kInputNorm: return "input_norm";
-    case BasePart::kPostNorm: return "post_norm";
-    case BasePart::kQueryNorm: return "q_norm";
-    case BasePart::kKeyNorm: return "k_norm";
-    case BasePart::kBias: return "bias";
-    case BasePart::kCodes: return "codes";
-    case BasePart::kAbsmax: return "absmax";
-    case BasePart::kAbsmaxCodes: return "absmax_codes";
-    case BasePart::kNestedAbsmax: return "nested_absmax";
+    case BasePart::kCodeBook:
+      return "code_book";
+    case BasePart::kNestedMap:
+      return "nested_map";
+    case BasePart::kOffsets:
+      return "offsets";
+    case BasePart::kEmbedding:
+      return "embedding";
+    case BasePart::kHead:
+      return "head";
+    case BasePart::kFinalNorm:
+      return "final_norm";
+    case BasePart::kInputNorm:
+      return "input_norm";
+    case BasePart::kPostNorm:
+      return "post_norm";
+    case BasePart::kQueryNorm:
+      return "q_norm";
+    case BasePart::kKeyNorm:
+      return "k_norm";
+    case BasePart::kBias:
+      return "bias";
+    case BasePart::kCodes:
+      return "codes";
+    case BasePart::kAbsmax:
+      return "absmax";
+    case BasePart::kAbsmaxCodes:
+      return "absmax_codes";
+    case BasePart::kNestedAbsmax:
+      return "nested_absmax";
   }
   return "";
 }
@@ -88,13 +103,18 @@ void AddLinear(Builder& builder, const ModelConfig& model, QuantKind quant, bool
 LinearShape ShapeOf(const ModelConfig& model, Module module) {
   const int64_t hidden = model.hidden_size;
   switch (module) {
-    case Module::kQ: return {model.QueryWidth(), hidden};
+    case Module::kQ:
+      return {model.QueryWidth(), hidden};
     case Module::kK:
-    case Module::kV: return {model.KeyValueWidth(), hidden};
-    case Module::kO: return {hidden, model.QueryWidth()};
+    case Module::kV:
+      return {model.KeyValueWidth(), hidden};
+    case Module::kO:
+      return {hidden, model.QueryWidth()};
     case Module::kGate:
-    case Module::kUp: return {model.intermediate_size, hidden};
-    case Module::kDown: return {hidden, model.intermediate_size};
+    case Module::kUp:
+      return {model.intermediate_size, hidden};
+    case Module::kDown:
+      return {hidden, model.intermediate_size};
   }
   return {};
 }
@@ -133,8 +153,7 @@ BaseLayout LayoutBase(const ModelConfig& model, QuantKind quant, bool double_qua
 
 const BaseEntry* BaseLayout::Find(BasePart part, int32_t layer, Module module) const {
   for (const BaseEntry& entry : entries) {
-    if (entry.part == part && entry.layer == layer &&
-        (!OfLinear(part) || entry.module == module)) {
+    if (entry.part == part && entry.layer == layer && (!OfLinear(part) || entry.module == module)) {
       return &entry;
     }
   }

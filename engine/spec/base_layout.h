@@ -1,9 +1,9 @@
-// Where every array of a quantized base lies in its cache file. The file is this layout, so the plan's
-// base bytes are the file's size.
+// Where every array of a quantized base lies in its cache file. The file is this layout, so the
+// plan's base bytes are the file's size.
 //
-// The file: a header page of 4096 bytes (written by engine/base_model), then the entries below in order,
-// each at a multiple of 64 bytes, the whole padded to a multiple of 4096. 16-bit parts are bf16.
-// Pure functions of the model's numbers; values.
+// The file: a header page of 4096 bytes (written by engine/base_model), then the entries below in
+// order, each at a multiple of 64 bytes, the whole padded to a multiple of 4096. 16-bit parts are
+// bf16. Pure functions of the model's numbers; values.
 #pragma once
 
 #include <cstdint>
@@ -18,37 +18,37 @@ namespace nibble::spec {
 
 inline constexpr int64_t kBaseHeaderBytes = 4096;
 inline constexpr int64_t kBaseEntryAlignment = 64;
-inline constexpr int64_t kQuantBlock = 64;         // weights per absmax
-inline constexpr int64_t kNestedBlock = 256;       // absmax codes per nested absmax
+inline constexpr int64_t kQuantBlock = 64;    // weights per absmax
+inline constexpr int64_t kNestedBlock = 256;  // absmax codes per nested absmax
 
 enum class BasePart {
-  kCodeBook,        // f32 [16], or [256] for INT8; not for BF16
-  kNestedMap,       // f32 [256]; double quantization only
-  kOffsets,         // f32 [layers * 7]: mean absmax of each linear; double quantization only
-  kEmbedding,       // bf16 [vocab, hidden]
-  kHead,            // bf16 [vocab, hidden]; absent when tied
-  kFinalNorm,       // bf16 [hidden]
-  kInputNorm,       // bf16 [hidden], per layer
-  kPostNorm,        // bf16 [hidden]: post_attention_layernorm
-  kQueryNorm,       // bf16 [head_dim]; qwen3
+  kCodeBook,   // f32 [16], or [256] for INT8; not for BF16
+  kNestedMap,  // f32 [256]; double quantization only
+  kOffsets,    // f32 [layers * 7]: mean absmax of each linear; double quantization only
+  kEmbedding,  // bf16 [vocab, hidden]
+  kHead,       // bf16 [vocab, hidden]; absent when tied
+  kFinalNorm,  // bf16 [hidden]
+  kInputNorm,  // bf16 [hidden], per layer
+  kPostNorm,   // bf16 [hidden]: post_attention_layernorm
+  kQueryNorm,  // bf16 [head_dim]; qwen3
   kKeyNorm,
-  kBias,            // bf16 [n], of q, k, v; qwen2
-  kCodes,           // packed codes of a linear; the bf16 values for BF16
-  kAbsmax,          // f32 [blocks]; without double quantization
-  kAbsmaxCodes,     // u8 [blocks]; with
-  kNestedAbsmax,    // f32 [ceil(blocks / 256)]; with
+  kBias,          // bf16 [n], of q, k, v; qwen2
+  kCodes,         // packed codes of a linear; the bf16 values for BF16
+  kAbsmax,        // f32 [blocks]; without double quantization
+  kAbsmaxCodes,   // u8 [blocks]; with
+  kNestedAbsmax,  // f32 [ceil(blocks / 256)]; with
 };
 
 struct BaseEntry {
   BasePart part;
-  int32_t layer = -1;                 // -1: not of a layer
-  Module module = Module::kQ;         // kBias, kCodes and the scales only
-  int64_t offset = 0;                 // from the start of the file
+  int32_t layer = -1;          // -1: not of a layer
+  Module module = Module::kQ;  // kBias, kCodes and the scales only
+  int64_t offset = 0;          // from the start of the file
   int64_t size_bytes = 0;
 };
 
 struct BaseLayout {
-  std::vector<BaseEntry> entries;     // by offset
+  std::vector<BaseEntry> entries;  // by offset
   int64_t file_bytes = 0;
 
   // Null when the base has no such part.

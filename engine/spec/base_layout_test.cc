@@ -58,13 +58,15 @@ TEST(LayoutBase, SizesAreTheFormats) {
   EXPECT_EQ(LayoutBase(tied, QuantKind::kNF4, true).Find(BasePart::kHead), nullptr);
   const BaseLayout plain = LayoutBase(Model(), QuantKind::kNF4, false);
   EXPECT_EQ(plain.Find(BasePart::kAbsmax, 1, Module::kGate)->size_bytes, 94 * 4);
-  EXPECT_EQ(LayoutBase(Model(), QuantKind::kBF16, true).Find(BasePart::kCodes, 0, Module::kQ)->size_bytes,
-            60 * 60 * 2);
+  EXPECT_EQ(
+      LayoutBase(Model(), QuantKind::kBF16, true).Find(BasePart::kCodes, 0, Module::kQ)->size_bytes,
+      60 * 60 * 2);
 }
 
 TEST(LayoutBase, NamesAreReadable) {
   const BaseLayout layout = LayoutBase(Model(), QuantKind::kNF4, true);
-  EXPECT_EQ(BaseEntryName(*layout.Find(BasePart::kCodes, 1, Module::kDown)), "layers.1.down_proj.codes");
+  EXPECT_EQ(BaseEntryName(*layout.Find(BasePart::kCodes, 1, Module::kDown)),
+            "layers.1.down_proj.codes");
   EXPECT_EQ(BaseEntryName(*layout.Find(BasePart::kEmbedding)), "embedding");
 }
 

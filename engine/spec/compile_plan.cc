@@ -40,44 +40,78 @@ Category CategoryOf(BasePart part) {
 
 std::string_view SlotName(Slot slot) {
   switch (slot) {
-    case Slot::kIds: return "ids";
-    case Slot::kLabels: return "labels";
-    case Slot::kPositions: return "positions";
-    case Slot::kStarts: return "starts";
-    case Slot::kX: return "x";
-    case Slot::kH1: return "h1";
-    case Slot::kRstd1: return "rstd1";
-    case Slot::kQRaw: return "q_raw";
-    case Slot::kRstdQ: return "rstd_q";
-    case Slot::kKRaw: return "k_raw";
-    case Slot::kRstdK: return "rstd_k";
-    case Slot::kQ: return "q";
-    case Slot::kK: return "k";
-    case Slot::kV: return "v";
-    case Slot::kO: return "o";
-    case Slot::kLse: return "lse";
-    case Slot::kX2: return "x2";
-    case Slot::kH2: return "h2";
-    case Slot::kRstd2: return "rstd2";
-    case Slot::kGate: return "gate";
-    case Slot::kUp: return "up";
-    case Slot::kAct: return "act";
-    case Slot::kFinal: return "final";
-    case Slot::kRstdFinal: return "rstd_final";
-    case Slot::kGrad: return "grad";
-    case Slot::kDAct: return "dact";
-    case Slot::kDH2: return "dh2";
-    case Slot::kDO: return "do";
-    case Slot::kDQ: return "dq";
-    case Slot::kDK: return "dk";
-    case Slot::kDV: return "dv";
-    case Slot::kDH1: return "dh1";
-    default: return "u";
+    case Slot::kIds:
+      return "ids";
+    case Slot::kLabels:
+      return "labels";
+    case Slot::kPositions:
+      return "positions";
+    case Slot::kStarts:
+      return "starts";
+    case Slot::kX:
+      return "x";
+    case Slot::kH1:
+      return "h1";
+    case Slot::kRstd1:
+      return "rstd1";
+    case Slot::kQRaw:
+      return "q_raw";
+    case Slot::kRstdQ:
+      return "rstd_q";
+    case Slot::kKRaw:
+      return "k_raw";
+    case Slot::kRstdK:
+      return "rstd_k";
+    case Slot::kQ:
+      return "q";
+    case Slot::kK:
+      return "k";
+    case Slot::kV:
+      return "v";
+    case Slot::kO:
+      return "o";
+    case Slot::kLse:
+      return "lse";
+    case Slot::kX2:
+      return "x2";
+    case Slot::kH2:
+      return "h2";
+    case Slot::kRstd2:
+      return "rstd2";
+    case Slot::kGate:
+      return "gate";
+    case Slot::kUp:
+      return "up";
+    case Slot::kAct:
+      return "act";
+    case Slot::kFinal:
+      return "final";
+    case Slot::kRstdFinal:
+      return "rstd_final";
+    case Slot::kGrad:
+      return "grad";
+    case Slot::kDAct:
+      return "dact";
+    case Slot::kDH2:
+      return "dh2";
+    case Slot::kDO:
+      return "do";
+    case Slot::kDQ:
+      return "dq";
+    case Slot::kDK:
+      return "dk";
+    case Slot::kDV:
+      return "dv";
+    case Slot::kDH1:
+      return "dh1";
+    default:
+      return "u";
   }
 }
 
 bool OfLayer(Slot slot) {
-  return slot > Slot::kStarts && slot != Slot::kFinal && slot != Slot::kRstdFinal && slot != Slot::kGrad;
+  return slot > Slot::kStarts && slot != Slot::kFinal && slot != Slot::kRstdFinal &&
+         slot != Slot::kGrad;
 }
 
 std::string TensorName(const TensorKey& key) {
@@ -96,12 +130,18 @@ std::string TensorName(const TensorKey& key) {
 
 std::string PhaseText(const CountedOp& op) {
   switch (op.phase) {
-    case Phase::kForward: return absl::StrCat("forward layer ", op.layer);
-    case Phase::kHead: return "loss";
-    case Phase::kRecompute: return absl::StrCat("recompute layer ", op.layer);
-    case Phase::kBackward: return absl::StrCat("backward layer ", op.layer);
-    case Phase::kOptimizer: return "optimizer";
-    case Phase::kEvaluate: return absl::StrCat("evaluate layer ", op.layer);
+    case Phase::kForward:
+      return absl::StrCat("forward layer ", op.layer);
+    case Phase::kHead:
+      return "loss";
+    case Phase::kRecompute:
+      return absl::StrCat("recompute layer ", op.layer);
+    case Phase::kBackward:
+      return absl::StrCat("backward layer ", op.layer);
+    case Phase::kOptimizer:
+      return "optimizer";
+    case Phase::kEvaluate:
+      return absl::StrCat("evaluate layer ", op.layer);
   }
   return "";
 }
@@ -120,12 +160,13 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
     return offset;
   };
   plan.persistent.master = place("adapters.master", Category::kAdapters, count * real);
-  plan.persistent.compute = place("adapters.compute", Category::kAdapters, count * profile.act_bytes);
+  plan.persistent.compute =
+      place("adapters.compute", Category::kAdapters, count * profile.act_bytes);
   plan.persistent.gradient = place("gradients", Category::kGradients, count * real);
   plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * real);
   plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * real);
-  plan.persistent.rope =
-      place("rope", Category::kActivations, int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
+  plan.persistent.rope = place("rope", Category::kActivations,
+                               int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
   plan.memory.persistent_bytes = RoundUp(next, kPage);
 }
 
@@ -138,8 +179,8 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
     const CountedTensor& t = counted.tensors()[static_cast<size_t>(key.Index(model.layers))];
     if (t.first_use < 0) continue;
     live.push_back({t.size_bytes + red_zone, t.first_use, t.last_use});
-    named.push_back({TensorName(key), Category::kActivations, Region::kStep, key.Index(model.layers),
-                     t.size_bytes, t.first_use, t.last_use});
+    named.push_back({TensorName(key), Category::kActivations, Region::kStep,
+                     key.Index(model.layers), t.size_bytes, t.first_use, t.last_use});
   }
   const size_t tensors = live.size();
   for (size_t op = 0; op < counted.ops().size(); ++op) {
@@ -147,8 +188,8 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
     const auto use = static_cast<int32_t>(op);
     if (bytes == 0) continue;
     live.push_back({bytes + red_zone, use, use});
-    named.push_back({absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use, bytes,
-                     use, use});
+    named.push_back({absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use,
+                     bytes, use, use});
   }
   const OffsetPlan placed = PlanOffsets(live, kAlignment);
 
@@ -157,7 +198,7 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
   plan.workspace_bytes.assign(counted.ops().size(), 0);
   for (size_t i = 0; i < named.size(); ++i) {
     PlannedBuffer& buffer = named[i];
-    const auto index = static_cast<size_t>(buffer.offset);   // key index or operation number
+    const auto index = static_cast<size_t>(buffer.offset);  // key index or operation number
     if (i < tensors) {
       plan.tensor_offset[index] = placed.offsets[i];
     } else {
@@ -175,9 +216,10 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
   return placed.lower_bound_bytes;
 }
 
-// What a job keeps on the host besides its regions: the tokenizer's tables, the token store's window,
-// staging of checkpoints and lines.
-int64_t HostBytes(const ModelConfig& model) { return (int64_t{24} << 20) + 320 * model.vocab_size; }
+// What a job keeps on the host besides its regions: the tokenizer's tables (660 bytes an entry is
+// the most seen among the published ones), tokens of about a million positions, staging of
+// checkpoints and lines.
+int64_t HostBytes(const ModelConfig& model) { return (int64_t{12} << 20) + 660 * model.vocab_size; }
 
 }  // namespace
 
@@ -189,8 +231,8 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
                                               const DeviceProfile& profile,
                                               const CompileOptions& options) {
   if (profile.act_bytes != 2 && profile.act_bytes != 4 && profile.act_bytes != 8) {
-    return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ", profile.act_bytes,
-                                                 "; it must be 2, 4 or 8"));
+    return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
+                                                 profile.act_bytes, "; it must be 2, 4 or 8"));
   }
   if (spec.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");

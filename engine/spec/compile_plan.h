@@ -1,7 +1,7 @@
 // The plan as the engine runs it: offsets by tensor key and by operation number.
 //
-// MemoryPlan is what people and the scheduler see of it; this is the same plan with the tables that the
-// engine's executor looks up without strings. A value; pure.
+// MemoryPlan is what people and the scheduler see of it; this is the same plan with the tables that
+// the engine's executor looks up without strings. A value; pure.
 #pragma once
 
 #include <cstdint>
@@ -15,27 +15,27 @@ namespace nibble::spec {
 
 // Offsets in the persistent region, bytes.
 struct PersistentLayout {
-  int64_t master = 0;             // real [elements]
-  int64_t compute = 0;            // act [elements]
-  int64_t gradient = 0;           // real [elements]
-  int64_t moment1 = 0;            // real [elements]
+  int64_t master = 0;    // real [elements]
+  int64_t compute = 0;   // act [elements]
+  int64_t gradient = 0;  // real [elements]
+  int64_t moment1 = 0;   // real [elements]
   int64_t moment2 = 0;
-  int64_t rope = 0;               // f32 [sequence_len, head_dim / 2, 2]
+  int64_t rope = 0;  // f32 [sequence_len, head_dim / 2, 2]
 };
 
 struct CompiledPlan {
   MemoryPlan memory;
   AdapterLayout adapters;
   PersistentLayout persistent;
-  std::vector<int64_t> tensor_offset;      // in the step region, by TensorKey::Index; -1 = unused
-  std::vector<int64_t> workspace_offset;   // by operation number
+  std::vector<int64_t> tensor_offset;     // in the step region, by TensorKey::Index; -1 = unused
+  std::vector<int64_t> workspace_offset;  // by operation number
   std::vector<int64_t> workspace_bytes;
-  int32_t optimizer_op = 0;                // number of the optimizer's first operation; training is 0
+  int32_t optimizer_op = 0;  // number of the optimizer's first operation; training is 0
   int32_t evaluate_op = 0;
 };
 
 struct CompileOptions {
-  int64_t red_zone_bytes = 0;              // tests: untouched bytes behind every buffer; multiple of 64
+  int64_t red_zone_bytes = 0;  // tests: untouched bytes behind every buffer; multiple of 64
 };
 
 absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const TrainSpec& spec,

@@ -52,20 +52,23 @@ void CountingExecutor::Run(Op op, const OpShape& shape, std::initializer_list<Te
 }
 
 OpShape CountingExecutor::LinearShapeOf(Module module) const {
-  return {.m = tokens_, .k = ShapeOf(model_, module).k, .r = spec_.Targets(module) ? spec_.lora_r : 0};
+  return {
+      .m = tokens_, .k = ShapeOf(model_, module).k, .r = spec_.Targets(module) ? spec_.lora_r : 0};
 }
 
 void CountingExecutor::Embedding(Tensor out) {
   // All of the batch is staged before the first operation.
   Run(Op::kEmbedding, {.m = tokens_},
-      {out, Staged(Slot::kIds), Staged(Slot::kLabels), Staged(Slot::kPositions), Staged(Slot::kStarts)});
+      {out, Staged(Slot::kIds), Staged(Slot::kLabels), Staged(Slot::kPositions),
+       Staged(Slot::kStarts)});
 }
 
 void CountingExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, Norm, int32_t) {
   Run(Op::kRmsNormForward, {.m = tokens_}, {y, rstd, x});
 }
 
-void CountingExecutor::RmsNormBackward(Tensor dx, bool, Tensor dy, Tensor x, Tensor rstd, Norm, int32_t) {
+void CountingExecutor::RmsNormBackward(Tensor dx, bool, Tensor dy, Tensor x, Tensor rstd, Norm,
+                                       int32_t) {
   Run(Op::kRmsNormBackward, {.m = tokens_}, {dx, dy, x, rstd});
 }
 
@@ -78,7 +81,9 @@ void CountingExecutor::LinearBackward(Tensor dx, bool, Tensor dy, Tensor x, Tens
   Run(Op::kLinearBackward, LinearShapeOf(module), {dx, dy, x, u});
 }
 
-void CountingExecutor::Add(Tensor out, Tensor a, Tensor b) { Run(Op::kAdd, {.m = tokens_}, {out, a, b}); }
+void CountingExecutor::Add(Tensor out, Tensor a, Tensor b) {
+  Run(Op::kAdd, {.m = tokens_}, {out, a, b});
+}
 
 void CountingExecutor::Rope(Tensor x, int64_t, bool) {
   Run(Op::kRope, {.m = tokens_}, {x, Staged(Slot::kPositions)});
@@ -101,7 +106,8 @@ void CountingExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
   Run(Op::kGatedForward, {.m = tokens_}, {out, gate, up});
 }
 
-void CountingExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
+void CountingExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate,
+                                     Tensor up) {
   Run(Op::kGatedBackward, {.m = tokens_}, {dgate, dup, dout, gate, up});
 }
 

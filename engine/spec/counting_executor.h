@@ -1,8 +1,8 @@
 // Runs the step without running it: notes every tensor's size and lifetime and every operation's
 // workspace.
 //
-// One counter of operations runs through training, optimizer and evaluation, so what one of them leaves
-// behind the next may overwrite. Used once, by one thread.
+// One counter of operations runs through training, optimizer and evaluation, so what one of them
+// leaves behind the next may overwrite. Used once, by one thread.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace nibble::spec {
 
 struct CountedTensor {
   int64_t size_bytes = 0;
-  int32_t first_use = -1;       // -1: named but never used
+  int32_t first_use = -1;  // -1: named but never used
   int32_t last_use = -1;
 };
 
@@ -30,7 +30,7 @@ struct CountedOp {
 
 class CountingExecutor {
  public:
-  using Tensor = int64_t;       // index of its key
+  using Tensor = int64_t;  // index of its key
 
   CountingExecutor(const ModelConfig& model, const TrainSpec& spec, const DeviceProfile& profile);
 
@@ -50,8 +50,8 @@ class CountingExecutor {
   void Add(Tensor out, Tensor a, Tensor b);
   void Rope(Tensor x, int64_t heads, bool inverse);
   void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v);
-  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
-                         Tensor k, Tensor v);
+  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
+                         Tensor q, Tensor k, Tensor v);
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);
@@ -59,7 +59,7 @@ class CountingExecutor {
   void AdamW();
   void ToAct();
 
-  const std::vector<CountedTensor>& tensors() const { return tensors_; }   // by TensorKey::Index
+  const std::vector<CountedTensor>& tensors() const { return tensors_; }  // by TensorKey::Index
   const std::vector<CountedOp>& ops() const { return ops_; }
   // Keys in the order in which they were first named.
   const std::vector<TensorKey>& keys() const { return keys_; }

@@ -7,8 +7,8 @@ namespace nibble::spec {
 
 std::string_view CategoryName(Category category) {
   constexpr std::string_view kNames[kCategoryCount] = {
-      "base_codes", "base_scales", "base_unquantized", "adapters", "gradients",
-      "optimizer", "activations", "workspace"};
+      "base_codes", "base_scales", "base_unquantized", "adapters",
+      "gradients",  "optimizer",   "activations",      "workspace"};
   return kNames[static_cast<int>(category)];
 }
 

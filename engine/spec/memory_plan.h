@@ -1,11 +1,12 @@
 // What a job needs, to the byte: the estimate and the layout are one thing.
 //
-// CompilePlan walks the very step template the engine runs (step.h) with a counting executor and places
-// every buffer. Pure, deterministic, byte-identical everywhere for equal inputs.
+// CompilePlan walks the very step template the engine runs (step.h) with a counting executor and
+// places every buffer. Pure, deterministic, byte-identical everywhere for equal inputs.
 //
-// A job's plan has two regions: persistent (adapters, gradients, moments: as long as it is attached) and
-// step (activations, workspace, I/O staging: only during its turn). Jobs of one base on one device
-// together need   fixed + base + sum(persistent) + max(step).   The base is the quantized weights.
+// A job's plan has two regions: persistent (adapters, gradients, moments: as long as it is
+// attached) and step (activations, workspace, I/O staging: only during its turn). Jobs of one base
+// on one device together need   fixed + base + sum(persistent) + max(step).   The base is the
+// quantized weights.
 #pragma once
 
 #include <array>
@@ -22,21 +23,27 @@ namespace nibble::spec {
 
 // The same eight everywhere.
 enum class Category {
-  kBaseCodes, kBaseScales, kBaseUnquantized, kAdapters, kGradients, kOptimizer, kActivations,
+  kBaseCodes,
+  kBaseScales,
+  kBaseUnquantized,
+  kAdapters,
+  kGradients,
+  kOptimizer,
+  kActivations,
   kWorkspace,
 };
 inline constexpr int kCategoryCount = 8;
-std::string_view CategoryName(Category category);   // "base_codes", ...
+std::string_view CategoryName(Category category);  // "base_codes", ...
 
 // What a plan depends on besides model and spec; measured by the engine when a worker starts.
 struct DeviceProfile {
-  std::string backend = "cpu";          // cpu, ref
-  std::string body = "avx512_bf16";     // chosen kernel bodies; part of the numerics_id
-  std::string build;                    // version of the engine
+  std::string backend = "cpu";       // cpu, ref
+  std::string body = "avx512_bf16";  // chosen kernel bodies; part of the numerics_id
+  std::string build;                 // version of the engine
   int32_t threads = 1;
-  int32_t act_bytes = 2;                // of the activation type
-  int64_t fixed_bytes = 0;              // process, code and libraries
-  int64_t capacity_bytes = 0;           // what the worker offers in all
+  int32_t act_bytes = 2;       // of the activation type
+  int64_t fixed_bytes = 0;     // process, code and libraries
+  int64_t capacity_bytes = 0;  // what the worker offers in all
 
   bool operator==(const DeviceProfile&) const = default;
 };
@@ -46,12 +53,12 @@ absl::StatusOr<DeviceProfile> DeviceProfileFromJson(std::string_view json);
 enum class Region { kPersistent, kStep };
 
 struct PlannedBuffer {
-  std::string name;                     // e.g. "layer3.q", "optimizer.m"
+  std::string name;  // e.g. "layer3.q", "optimizer.m"
   Category category;
   Region region;
-  int64_t offset = 0;                   // in its region; multiple of 64
+  int64_t offset = 0;  // in its region; multiple of 64
   int64_t size_bytes = 0;
-  int32_t first_use = 0;                // operation numbers, inclusive
+  int32_t first_use = 0;  // operation numbers, inclusive
   int32_t last_use = 0;
 };
 
@@ -59,15 +66,18 @@ struct MemoryPlan {
   int64_t base_bytes = 0;
   int64_t persistent_bytes = 0;
   int64_t step_bytes = 0;
-  int64_t fixed_bytes = 0;              // from the profile
-  int64_t host_bytes = 0;               // tokenizer, token store, checkpoint staging
-  int64_t lower_bound_bytes = 0;        // of the total: largest live set instead of step_bytes
-  std::string peak_phase;               // e.g. "backward layer 0"
-  // At the peak. They sum to total - fixed - host - waste (alignment, and gaps no order could fill).
+  int64_t fixed_bytes = 0;        // from the profile
+  int64_t host_bytes = 0;         // tokenizer, token store, checkpoint staging
+  int64_t lower_bound_bytes = 0;  // of the total: largest live set instead of step_bytes
+  std::string peak_phase;         // e.g. "backward layer 0"
+  // At the peak. They sum to total - fixed - host - waste (alignment, and gaps no order could
+  // fill).
   std::array<int64_t, kCategoryCount> category_bytes{};
-  std::vector<PlannedBuffer> buffers;   // in order of creation
+  std::vector<PlannedBuffer> buffers;  // in order of creation
 
-  int64_t TotalBytes() const { return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes; }
+  int64_t TotalBytes() const {
+    return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes;
+  }
 };
 
 // `spec` must be resolved.

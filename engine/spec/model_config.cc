@@ -106,7 +106,8 @@ absl::Status ReadRope(const json& config, ModelConfig& model) {
   model.rope_original_positions =
       rope.Integer("original_max_position_embeddings", 8192, 1, int64_t{1} << 30);
   if (model.rope_high_freq_factor <= model.rope_low_freq_factor) {
-    return Invalid(absl::StrCat("config.json: ", key, ".high_freq_factor must be above low_freq_factor"));
+    return Invalid(
+        absl::StrCat("config.json: ", key, ".high_freq_factor must be above low_freq_factor"));
   }
   return rope.status();
 }
@@ -116,17 +117,20 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
   Fields fields(config);
   const std::string act = fields.Text("hidden_act", "silu");
   if (act != "silu") {
-    return Unsupported(absl::StrCat("config.json: hidden_act \"", act, "\" is not supported; supported: silu"));
+    return Unsupported(
+        absl::StrCat("config.json: hidden_act \"", act, "\" is not supported; supported: silu"));
   }
   const bool qkv_bias = fields.Flag("attention_bias", false);
   if (qkv_bias) return Unsupported("config.json: attention_bias true is not supported");
-  if (fields.Flag("mlp_bias", false)) return Unsupported("config.json: mlp_bias true is not supported");
+  if (fields.Flag("mlp_bias", false))
+    return Unsupported("config.json: mlp_bias true is not supported");
   if (fields.Has("partial_rotary_factor") && fields.Number("partial_rotary_factor", 1) != 1) {
     return Unsupported("config.json: partial_rotary_factor other than 1 is not supported");
   }
-  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping", "num_local_experts",
-                          "num_experts"}) {
-    if (fields.Has(key)) return Unsupported(absl::StrCat("config.json: ", key, " is not supported"));
+  for (const char* key :
+       {"attn_logit_softcapping", "final_logit_softcapping", "num_local_experts", "num_experts"}) {
+    if (fields.Has(key))
+      return Unsupported(absl::StrCat("config.json: ", key, " is not supported"));
   }
   if (fields.Has("attention_dropout") && config["attention_dropout"].is_number() &&
       config["attention_dropout"].get<double>() != 0) {
@@ -134,7 +138,8 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
   }
   if (fields.Has("quantization_config")) {
     return Unsupported(
-        "config.json: quantization_config is set; give the unquantized model, it is quantized here");
+        "config.json: quantization_config is set; give the unquantized model, it is quantized "
+        "here");
   }
   if (model.head_dim % 2 != 0) {
     return Unsupported(absl::StrCat("config.json: head_dim ", model.head_dim, " is odd"));
@@ -167,8 +172,9 @@ absl::StatusOr<ModelConfig> FromJson(const json& config) {
   model.model_type = fields.Text("model_type", "");
   static const std::set<std::string> kKnown = {"llama", "mistral", "qwen2", "qwen3"};
   if (!kKnown.contains(model.model_type)) {
-    return Unsupported(absl::StrCat("config.json: model_type \"", model.model_type,
-                                    "\" is not supported; supported: llama, mistral, qwen2, qwen3"));
+    return Unsupported(
+        absl::StrCat("config.json: model_type \"", model.model_type,
+                     "\" is not supported; supported: llama, mistral, qwen2, qwen3"));
   }
   model.vocab_size = fields.Needed("vocab_size", 1 << 24);
   model.hidden_size = fields.Needed("hidden_size", 1 << 17);

@@ -16,7 +16,7 @@ namespace nibble::spec {
 enum class RopeKind { kDefault, kLinear, kLlama3 };
 
 struct ModelConfig {
-  std::string model_type;               // llama, mistral, qwen2, qwen3
+  std::string model_type;  // llama, mistral, qwen2, qwen3
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
@@ -29,20 +29,20 @@ struct ModelConfig {
   double rope_theta = 10000;
   RopeKind rope = RopeKind::kDefault;
   double rope_factor = 1;
-  double rope_low_freq_factor = 1;      // llama3
+  double rope_low_freq_factor = 1;  // llama3
   double rope_high_freq_factor = 4;
   int64_t rope_original_positions = 8192;
   bool tie_word_embeddings = false;
-  bool qkv_bias = false;                // qwen2
-  bool qk_norm = false;                 // qwen3
-  int64_t sliding_window = 0;           // 0 = none
+  bool qkv_bias = false;       // qwen2
+  bool qk_norm = false;        // qwen3
+  int64_t sliding_window = 0;  // 0 = none
   std::string hidden_act = "silu";
 
   bool operator==(const ModelConfig&) const = default;
 
   int64_t QueryWidth() const { return heads * head_dim; }
   int64_t KeyValueWidth() const { return kv_heads * head_dim; }
-  int64_t LinearParameters() const;     // of the quantized linears
+  int64_t LinearParameters() const;  // of the quantized linears
   int64_t TotalParameters() const;
 };
 

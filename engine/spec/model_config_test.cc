@@ -28,7 +28,8 @@ TEST(ParseModelConfig, ReadsALlama) {
 }
 
 TEST(ParseModelConfig, ReadsBothSpellingsOfRope) {
-  const auto old_form = ParseModelConfig(With(R"(,"rope_theta":500000.0,"rope_scaling":{"factor":8.0,
+  const auto old_form =
+      ParseModelConfig(With(R"(,"rope_theta":500000.0,"rope_scaling":{"factor":8.0,
       "low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192,
       "type":"llama3"})"));
   const auto new_form = ParseModelConfig(With(R"(,"dtype":"bfloat16","rope_parameters":{
@@ -41,7 +42,9 @@ TEST(ParseModelConfig, ReadsBothSpellingsOfRope) {
 }
 
 TEST(ParseModelConfig, RefusesByName) {
-  const auto why = [](const std::string& json) { return std::string(ParseModelConfig(json).status().message()); };
+  const auto why = [](const std::string& json) {
+    return std::string(ParseModelConfig(json).status().message());
+  };
   EXPECT_THAT(why(R"({"model_type":"gemma2"})"), HasSubstr("gemma2"));
   EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"yarn","factor":4})")), HasSubstr("yarn"));
   EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
@@ -54,7 +57,9 @@ TEST(ParseModelConfig, RefusesByName) {
 }
 
 TEST(ParseModelConfig, RefusesBadFiles) {
-  const auto reason = [](const std::string& json) { return StatusReason(ParseModelConfig(json).status()); };
+  const auto reason = [](const std::string& json) {
+    return StatusReason(ParseModelConfig(json).status());
+  };
   EXPECT_EQ(reason("{"), Reason::kModelFileInvalid);
   EXPECT_EQ(reason("[]"), Reason::kModelFileInvalid);
   EXPECT_EQ(reason(R"({"model_type":"llama"})"), Reason::kModelFileInvalid);
@@ -98,7 +103,9 @@ TEST(RopeTable, Llama3StretchesLowFrequenciesOnly) {
   model.rope = RopeKind::kLlama3;
   model.rope_factor = 8;
   const auto stretched = RopeTable(model, 2);
-  const auto angle = [](const std::vector<float>& t, int i) { return std::asin(t[(64 + i) * 2 + 1]); };
+  const auto angle = [](const std::vector<float>& t, int i) {
+    return std::asin(t[(64 + i) * 2 + 1]);
+  };
   EXPECT_EQ(stretched[64 * 2 + 1], plain[64 * 2 + 1]);
   EXPECT_NEAR(angle(stretched, 63) / angle(plain, 63), 1.0 / 8, 1e-4);
 }

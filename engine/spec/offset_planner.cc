@@ -24,7 +24,7 @@ struct Placed {
 // Lowest-offset-first in the given order.
 int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<int32_t>& order,
                      int64_t alignment, std::vector<int64_t>& offsets) {
-  std::vector<Placed> placed;   // by begin
+  std::vector<Placed> placed;  // by begin
   placed.reserve(buffers.size());
   int64_t total = 0;
   for (const int32_t i : order) {
@@ -39,9 +39,10 @@ int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<i
     offsets[i] = begin;
     total = std::max(total, begin + size);
     const Placed mine{begin, begin + size, buffer.first_use, buffer.last_use};
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), mine,
-                                   [](const Placed& a, const Placed& b) { return a.begin < b.begin; }),
-                  mine);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), mine,
+                         [](const Placed& a, const Placed& b) { return a.begin < b.begin; }),
+        mine);
   }
   return total;
 }

@@ -1,8 +1,8 @@
 // Places buffers with known lifetimes in one region: like a heap, but with the future known.
 //
 // Pure and deterministic: equal input, equal offsets, on every machine. Not optimal (that is
-// NP-complete): the best of a few greedy orders, each putting a buffer at the lowest offset where nothing
-// that lives at the same time stands.
+// NP-complete): the best of a few greedy orders, each putting a buffer at the lowest offset where
+// nothing that lives at the same time stands.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +12,15 @@ namespace nibble::spec {
 
 struct LiveBuffer {
   int64_t size_bytes = 0;
-  int32_t first_use = 0;       // operation numbers, inclusive
+  int32_t first_use = 0;  // operation numbers, inclusive
   int32_t last_use = 0;
 };
 
 struct OffsetPlan {
-  std::vector<int64_t> offsets;     // one per buffer, multiples of `alignment`
+  std::vector<int64_t> offsets;  // one per buffer, multiples of `alignment`
   int64_t total_bytes = 0;
-  int64_t lower_bound_bytes = 0;    // the most that is alive at once
-  int32_t peak_use = 0;             // an operation where that is so: the first
+  int64_t lower_bound_bytes = 0;  // the most that is alive at once
+  int32_t peak_use = 0;           // an operation where that is so: the first
 };
 
 OffsetPlan PlanOffsets(const std::vector<LiveBuffer>& buffers, int64_t alignment);

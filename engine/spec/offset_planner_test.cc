@@ -22,8 +22,8 @@ TEST(PlanOffsets, RandomPlansAreValidAndTight) {
     std::vector<LiveBuffer> buffers;
     for (int i = 0; i < 120; ++i) {
       const auto first = static_cast<int32_t>(random.Below(100));
-      buffers.push_back({random.Between(1, 5000), first,
-                         first + static_cast<int32_t>(random.Below(12))});
+      buffers.push_back(
+          {random.Between(1, 5000), first, first + static_cast<int32_t>(random.Below(12))});
     }
     const OffsetPlan plan = PlanOffsets(buffers, 64);
     EXPECT_GE(plan.total_bytes, plan.lower_bound_bytes);
@@ -32,7 +32,8 @@ TEST(PlanOffsets, RandomPlansAreValidAndTight) {
       EXPECT_EQ(plan.offsets[i] % 64, 0);
       EXPECT_LE(plan.offsets[i] + buffers[i].size_bytes, plan.total_bytes);
       for (size_t j = 0; j < i; ++j) {
-        if (buffers[i].last_use < buffers[j].first_use || buffers[j].last_use < buffers[i].first_use) {
+        if (buffers[i].last_use < buffers[j].first_use ||
+            buffers[j].last_use < buffers[i].first_use) {
           continue;
         }
         EXPECT_TRUE(plan.offsets[i] + buffers[i].size_bytes <= plan.offsets[j] ||

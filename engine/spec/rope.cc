@@ -29,8 +29,8 @@ std::vector<float> RopeTable(const ModelConfig& model, int64_t positions) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(model.head_dim);
     const float theta = static_cast<float>(model.rope_theta);
     // std::pow(float, float) in double, rounded once: what a correctly rounded powf gives.
-    float frequency =
-        1.0f / static_cast<float>(std::pow(static_cast<double>(theta), static_cast<double>(exponent)));
+    float frequency = 1.0f / static_cast<float>(std::pow(static_cast<double>(theta),
+                                                         static_cast<double>(exponent)));
     if (model.rope == RopeKind::kLinear) frequency /= static_cast<float>(model.rope_factor);
     if (model.rope == RopeKind::kLlama3) frequency = StretchLlama3(model, frequency);
     for (int64_t p = 0; p < positions; ++p) {

@@ -1,19 +1,21 @@
 // The training step, written out once: forward from top to bottom, backward from bottom to top.
 //
-// A template over an Executor, which knows operations and names of tensors but shows no pointers. The
-// server runs it with CountingExecutor to learn what a job needs; the engine runs it with one that calls
-// the kernels at the offsets of that very plan. So the estimate and the run cannot drift apart.
+// A template over an Executor, which knows operations and names of tensors but shows no pointers.
+// The server runs it with CountingExecutor to learn what a job needs; the engine runs it with one
+// that calls the kernels at the offsets of that very plan. So the estimate and the run cannot drift
+// apart.
 //
 // An Executor has
 //   Tensor            a handle; None() is "no tensor"
 //   Act(key, width), Real(key, width)   [tokens, width] in the activation / accumulation type
 //   Phase(phase, layer)                 where we are, for people
-// and one method per operation, with outputs before inputs. A tensor lives from its first to its last
-// mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's own.
+// and one method per operation, with outputs before inputs. A tensor lives from its first to its
+// last mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's
+// own.
 //
-// With gradient checkpointing a block keeps only its input x and the adapter product of its last linear
-// (u of down_proj: r numbers a token, and with it backward need not repeat the widest product). The top
-// block is kept whole either way: its backward follows at once.
+// With gradient checkpointing a block keeps only its input x and the adapter product of its last
+// linear (u of down_proj: r numbers a token, and with it backward need not repeat the widest
+// product). The top block is kept whole either way: its backward follows at once.
 #pragma once
 
 #include <array>
@@ -25,22 +27,50 @@
 namespace nibble::spec {
 
 enum class Slot : uint8_t {
-  kIds, kLabels, kPositions, kStarts,                       // i32 staging
-  kX, kH1, kRstd1, kQRaw, kRstdQ, kKRaw, kRstdK, kQ, kK, kV, kO, kLse, kX2, kH2, kRstd2, kGate, kUp,
-  kAct, kU,                                                 // kU .. kU + 6: by module
-  kFinal = kU + kModuleCount, kRstdFinal,
-  kGrad, kDAct, kDH2, kDO, kDQ, kDK, kDV, kDH1,
+  kIds,
+  kLabels,
+  kPositions,
+  kStarts,  // i32 staging
+  kX,
+  kH1,
+  kRstd1,
+  kQRaw,
+  kRstdQ,
+  kKRaw,
+  kRstdK,
+  kQ,
+  kK,
+  kV,
+  kO,
+  kLse,
+  kX2,
+  kH2,
+  kRstd2,
+  kGate,
+  kUp,
+  kAct,
+  kU,  // kU .. kU + 6: by module
+  kFinal = kU + kModuleCount,
+  kRstdFinal,
+  kGrad,
+  kDAct,
+  kDH2,
+  kDO,
+  kDQ,
+  kDK,
+  kDV,
+  kDH1,
   kCount
 };
 
-// Which walk a tensor belongs to. kKept: from forward to backward (or recomputed for it); kPassing: dies
-// within its block; kEval: of the evaluation, which never meets the others.
+// Which walk a tensor belongs to. kKept: from forward to backward (or recomputed for it); kPassing:
+// dies within its block; kEval: of the evaluation, which never meets the others.
 enum class Walk : uint8_t { kKept, kPassing, kEval, kCount };
 
 struct TensorKey {
   Slot slot;
   Walk walk = Walk::kKept;
-  int32_t layer = 0;                                        // kX has layers + 1 of them
+  int32_t layer = 0;  // kX has layers + 1 of them
 
   int64_t Index(int64_t layers) const {
     const int64_t kind = static_cast<int64_t>(walk) * static_cast<int64_t>(Slot::kCount) +
@@ -65,7 +95,8 @@ struct Block {
   std::array<Tensor, kModuleCount> u;
 };
 
-// Names the tensors of a block in walk `walk`. Only kKept ones stay apart where backward needs both.
+// Names the tensors of a block in walk `walk`. Only kKept ones stay apart where backward needs
+// both.
 template <class Exec>
 Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, int32_t layer,
                       Walk walk) {
@@ -136,20 +167,23 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
   e.Add(next, next, b.x2);
 }
 
-// `d` holds the gradient of the block's output and then of its input. In the lowest block it stops where
-// no adapter is left below.
+// `d` holds the gradient of the block's output and then of its input. In the lowest block it stops
+// where no adapter is left below.
 template <class Exec>
 void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, const Block<Exec>& b,
                    typename Exec::Tensor d) {
   using Tensor = typename Exec::Tensor;
   const int32_t layer = b.layer;
   const bool below = layer > 0;
-  const bool any_qkv = spec.Targets(Module::kQ) || spec.Targets(Module::kK) || spec.Targets(Module::kV);
+  const bool any_qkv =
+      spec.Targets(Module::kQ) || spec.Targets(Module::kK) || spec.Targets(Module::kV);
   const bool need_qkv = below || any_qkv;
   const bool need_attention = need_qkv || spec.Targets(Module::kO);
   const bool need_gate_up =
       need_attention || spec.Targets(Module::kGate) || spec.Targets(Module::kUp);
-  const auto grad = [&](Slot slot, int64_t width) { return e.Act({slot, Walk::kKept, layer}, width); };
+  const auto grad = [&](Slot slot, int64_t width) {
+    return e.Act({slot, Walk::kKept, layer}, width);
+  };
   const auto linear = [&](Tensor dx, bool accumulate, Tensor dy, Tensor x, Module module) {
     const bool lora = spec.Targets(module);
     if (e.IsNone(dx) && !lora) return;
@@ -192,7 +226,9 @@ template <class Exec>
 void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   using Tensor = typename Exec::Tensor;
   const auto top = static_cast<int32_t>(model.layers) - 1;
-  const auto x = [&](int32_t layer) { return e.Act({Slot::kX, Walk::kKept, layer}, model.hidden_size); };
+  const auto x = [&](int32_t layer) {
+    return e.Act({Slot::kX, Walk::kKept, layer}, model.hidden_size);
+  };
   const auto recomputed = [&](int32_t layer) { return spec.gradient_checkpointing && layer < top; };
 
   e.Phase(Phase::kForward, 0);
@@ -236,7 +272,9 @@ void OptimizerStep(Exec& e) {
 template <class Exec>
 void EvalMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   using Tensor = typename Exec::Tensor;
-  const auto x = [&](int32_t layer) { return e.Act({Slot::kX, Walk::kEval, layer}, model.hidden_size); };
+  const auto x = [&](int32_t layer) {
+    return e.Act({Slot::kX, Walk::kEval, layer}, model.hidden_size);
+  };
   e.Phase(Phase::kEvaluate, 0);
   e.Embedding(x(0));
   const auto layers = static_cast<int32_t>(model.layers);

@@ -18,18 +18,18 @@ constexpr std::string_view kModuleNames[kModuleCount] = {
 class Checker {
  public:
   void Range(const char* field, double value, double low, double high, const char* remedy) {
-    if (value >= low && value <= high) return;   // false for NaN
+    if (value >= low && value <= high) return;  // false for NaN
     Add(field, absl::StrCat("is ", value, ", outside ", low, " to ", high, "; ", remedy));
   }
   void Below(const char* field, double value, double low, double bound, const char* remedy) {
     if (value >= low && value < bound) return;
-    Add(field, absl::StrCat("is ", value, ", must be at least ", low, " and below ", bound, "; ",
-                            remedy));
+    Add(field,
+        absl::StrCat("is ", value, ", must be at least ", low, " and below ", bound, "; ", remedy));
   }
   void Above(const char* field, double value, double bound, double high, const char* remedy) {
     if (value > bound && value <= high) return;
-    Add(field, absl::StrCat("is ", value, ", must be above ", bound, " and at most ", high, "; ",
-                            remedy));
+    Add(field,
+        absl::StrCat("is ", value, ", must be above ", bound, " and at most ", high, "; ", remedy));
   }
   void Add(const char* field, std::string description) {
     violations_.push_back({field, std::move(description)});
@@ -58,10 +58,12 @@ void CheckLora(const TrainSpec& spec, Checker& check) {
 }
 
 void CheckData(const TrainSpec& spec, const ModelConfig& model, Checker& check) {
-  constexpr std::string_view kFormats[] = {"auto", "messages", "sharegpt", "alpaca", "completion", "text"};
+  constexpr std::string_view kFormats[] = {"auto",   "messages",   "sharegpt",
+                                           "alpaca", "completion", "text"};
   if (std::find(std::begin(kFormats), std::end(kFormats), spec.format) == std::end(kFormats)) {
-    check.Add("data.format", absl::StrCat("is \"", spec.format,
-              "\"; use one of auto, messages, sharegpt, alpaca, completion, text"));
+    check.Add("data.format",
+              absl::StrCat("is \"", spec.format,
+                           "\"; use one of auto, messages, sharegpt, alpaca, completion, text"));
   }
   check.Range("data.sequence_len", spec.sequence_len, 8, static_cast<double>(model.max_positions),
               "the upper bound is the model's max_position_embeddings");
@@ -83,7 +85,8 @@ void CheckOptimizer(const TrainSpec& spec, Checker& check) {
 }
 
 void CheckLoop(const TrainSpec& spec, Checker& check) {
-  check.Range("training.micro_batch_size", spec.micro_batch_size, 1, 4096, "1 needs the least memory");
+  check.Range("training.micro_batch_size", spec.micro_batch_size, 1, 4096,
+              "1 needs the least memory");
   check.Range("training.gradient_accumulation_steps", spec.gradient_accumulation_steps, 1, 65536,
               "4 is a good start");
   if (spec.max_steps < 0) {
@@ -95,7 +98,8 @@ void CheckLoop(const TrainSpec& spec, Checker& check) {
   steps("training.max_steps", spec.max_steps);
   steps("training.eval_steps", spec.eval_steps);
   steps("training.save_steps", spec.save_steps);
-  check.Range("training.logging_steps", static_cast<double>(spec.logging_steps), 1, 1e9, "1 logs every step");
+  check.Range("training.logging_steps", static_cast<double>(spec.logging_steps), 1, 1e9,
+              "1 logs every step");
   check.Range("training.save_interval_seconds", static_cast<double>(spec.save_interval_seconds), 0,
               1e9, "0 saves by steps only");
   check.Range("training.save_total_limit", spec.save_total_limit, 1, 1000, "3 is a good start");
@@ -156,7 +160,8 @@ double LearningRateAt(const TrainSpec& spec, int64_t step, int64_t total_steps) 
   const int64_t current = step - 1;
   const int64_t warmup = WarmupSteps(spec, total_steps);
   if (current < warmup) {
-    return spec.learning_rate * (static_cast<double>(current) / static_cast<double>(std::max<int64_t>(1, warmup)));
+    return spec.learning_rate *
+           (static_cast<double>(current) / static_cast<double>(std::max<int64_t>(1, warmup)));
   }
   const double rest = static_cast<double>(std::max<int64_t>(1, total_steps - warmup));
   switch (spec.lr_schedule) {

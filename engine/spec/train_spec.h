@@ -1,7 +1,8 @@
 // Everything that determines the result of a job, every default resolved: the effective spec.
 //
-// A value; pure functions; no I/O. The proto JobSpec is the schema users see, this is what the cores
-// and the engine work with. Its JSON form is what travels to the engine and stands in checkpoints.
+// A value; pure functions; no I/O. The proto JobSpec is the schema users see, this is what the
+// cores and the engine work with. Its JSON form is what travels to the engine and stands in
+// checkpoints.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ enum class ExcessLength { kDrop, kTruncate };
 // The order in which modules of a layer appear everywhere (plans, checkpoints, adapters).
 enum class Module { kQ, kK, kV, kO, kGate, kUp, kDown };
 inline constexpr int kModuleCount = 7;
-std::string_view ModuleName(Module module);   // "q_proj", ...
+std::string_view ModuleName(Module module);  // "q_proj", ...
 absl::StatusOr<Module> ModuleFromName(std::string_view name);
 
 struct TrainSpec {
@@ -30,34 +31,35 @@ struct TrainSpec {
   int32_t lora_r = 16;
   double lora_alpha = 32;
   double lora_dropout = 0.05;
-  std::vector<Module> target_modules;   // sorted, no duplicates; Resolve fills in all seven when empty
+  std::vector<Module>
+      target_modules;  // sorted, no duplicates; Resolve fills in all seven when empty
   bool use_rslora = false;
   // Frozen base
   QuantKind quant = QuantKind::kNF4;
   bool double_quant = true;
   // Data
-  std::string format = "auto";          // auto, messages, sharegpt, alpaca, completion, text
+  std::string format = "auto";  // auto, messages, sharegpt, alpaca, completion, text
   std::string chat_template = "tokenizer_default";
   bool train_on_inputs = false;
-  int32_t sequence_len = 2048;          // tokens
+  int32_t sequence_len = 2048;  // tokens
   bool sample_packing = true;
   ExcessLength excess_length = ExcessLength::kDrop;
-  double val_set_size = -1;             // share of rows; -1: 0.05 when the data set has > 200 rows, else 0
+  double val_set_size = -1;  // share of rows; -1: 0.05 when the data set has > 200 rows, else 0
   // Optimizer
   double learning_rate = 2e-4;
   LrSchedule lr_schedule = LrSchedule::kCosine;
   double warmup_ratio = 0.1;
-  int64_t warmup_steps = -1;            // -1: by ratio
+  int64_t warmup_steps = -1;  // -1: by ratio
   double weight_decay = 0;
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
-  double max_grad_norm = 1.0;           // 0 = no clipping
+  double max_grad_norm = 1.0;  // 0 = no clipping
   // Loop
-  int32_t micro_batch_size = 1;         // sequences
+  int32_t micro_batch_size = 1;  // sequences
   int32_t gradient_accumulation_steps = 4;
   double num_epochs = 1;
-  int64_t max_steps = -1;               // -1: by epochs
+  int64_t max_steps = -1;  // -1: by epochs
   bool gradient_checkpointing = true;
   int64_t logging_steps = 1;
   int64_t eval_steps = -1;              // -1: four times an epoch, at most 40 times in all
@@ -69,16 +71,17 @@ struct TrainSpec {
 
   bool operator==(const TrainSpec&) const = default;
 
-  double LoraScale() const;             // alpha / r, or alpha / sqrt(r)
+  double LoraScale() const;  // alpha / r, or alpha / sqrt(r)
   bool Targets(Module module) const;
 };
 
-// Fills in what depends on the model and checks every field against its bounds. All violations are in
-// the returned error, by path ("lora.r", "data.sequence_len"); messages name value, bound and remedy.
+// Fills in what depends on the model and checks every field against its bounds. All violations are
+// in the returned error, by path ("lora.r", "data.sequence_len"); messages name value, bound and
+// remedy.
 absl::StatusOr<TrainSpec> ResolveTrainSpec(TrainSpec spec, const ModelConfig& model);
 
-std::string TrainSpecToJson(const TrainSpec& spec);                       // canonical: sorted keys
-absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view json);      // unknown keys refused
+std::string TrainSpecToJson(const TrainSpec& spec);                  // canonical: sorted keys
+absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view json);  // unknown keys refused
 
 // Learning rate of optimizer step `step` (from 1) of `total_steps`; the schedule of transformers.
 double LearningRateAt(const TrainSpec& spec, int64_t step, int64_t total_steps);

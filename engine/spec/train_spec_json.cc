@@ -17,8 +17,10 @@ struct EnumName {
   Enum value;
   const char* name;
 };
-constexpr EnumName<QuantKind> kQuantNames[] = {{QuantKind::kNF4, "nf4"}, {QuantKind::kFP4, "fp4"},
-                                               {QuantKind::kINT4, "int4"}, {QuantKind::kINT8, "int8"},
+constexpr EnumName<QuantKind> kQuantNames[] = {{QuantKind::kNF4, "nf4"},
+                                               {QuantKind::kFP4, "fp4"},
+                                               {QuantKind::kINT4, "int4"},
+                                               {QuantKind::kINT8, "int8"},
                                                {QuantKind::kBF16, "bf16"}};
 constexpr EnumName<LrSchedule> kScheduleNames[] = {{LrSchedule::kCosine, "cosine"},
                                                    {LrSchedule::kLinear, "linear"},
@@ -126,34 +128,51 @@ class Reader {
 
 std::string TrainSpecToJson(const TrainSpec& spec) {
   json modules = json::array();
-  for (const Module module : spec.target_modules) modules.push_back(std::string(ModuleName(module)));
-  const json object = {  // nlohmann's objects are sorted by key
-      {"lora_r", spec.lora_r}, {"lora_alpha", spec.lora_alpha}, {"lora_dropout", spec.lora_dropout},
-      {"target_modules", modules}, {"use_rslora", spec.use_rslora},
-      {"quant", NameOf(kQuantNames, spec.quant)}, {"double_quant", spec.double_quant},
-      {"format", spec.format}, {"chat_template", spec.chat_template},
-      {"train_on_inputs", spec.train_on_inputs}, {"sequence_len", spec.sequence_len},
-      {"sample_packing", spec.sample_packing},
-      {"excess_length", NameOf(kExcessNames, spec.excess_length)},
-      {"val_set_size", spec.val_set_size}, {"learning_rate", spec.learning_rate},
-      {"lr_schedule", NameOf(kScheduleNames, spec.lr_schedule)},
-      {"warmup_ratio", spec.warmup_ratio}, {"warmup_steps", spec.warmup_steps},
-      {"weight_decay", spec.weight_decay}, {"adam_beta1", spec.adam_beta1},
-      {"adam_beta2", spec.adam_beta2}, {"adam_epsilon", spec.adam_epsilon},
-      {"max_grad_norm", spec.max_grad_norm}, {"micro_batch_size", spec.micro_batch_size},
-      {"gradient_accumulation_steps", spec.gradient_accumulation_steps},
-      {"num_epochs", spec.num_epochs}, {"max_steps", spec.max_steps},
-      {"gradient_checkpointing", spec.gradient_checkpointing},
-      {"logging_steps", spec.logging_steps}, {"eval_steps", spec.eval_steps},
-      {"save_steps", spec.save_steps}, {"save_interval_seconds", spec.save_interval_seconds},
-      {"save_total_limit", spec.save_total_limit}, {"seed", spec.seed},
-      {"allow_numerics_change", spec.allow_numerics_change}};
+  for (const Module module : spec.target_modules)
+    modules.push_back(std::string(ModuleName(module)));
+  const json object = {// nlohmann's objects are sorted by key
+                       {"lora_r", spec.lora_r},
+                       {"lora_alpha", spec.lora_alpha},
+                       {"lora_dropout", spec.lora_dropout},
+                       {"target_modules", modules},
+                       {"use_rslora", spec.use_rslora},
+                       {"quant", NameOf(kQuantNames, spec.quant)},
+                       {"double_quant", spec.double_quant},
+                       {"format", spec.format},
+                       {"chat_template", spec.chat_template},
+                       {"train_on_inputs", spec.train_on_inputs},
+                       {"sequence_len", spec.sequence_len},
+                       {"sample_packing", spec.sample_packing},
+                       {"excess_length", NameOf(kExcessNames, spec.excess_length)},
+                       {"val_set_size", spec.val_set_size},
+                       {"learning_rate", spec.learning_rate},
+                       {"lr_schedule", NameOf(kScheduleNames, spec.lr_schedule)},
+                       {"warmup_ratio", spec.warmup_ratio},
+                       {"warmup_steps", spec.warmup_steps},
+                       {"weight_decay", spec.weight_decay},
+                       {"adam_beta1", spec.adam_beta1},
+                       {"adam_beta2", spec.adam_beta2},
+                       {"adam_epsilon", spec.adam_epsilon},
+                       {"max_grad_norm", spec.max_grad_norm},
+                       {"micro_batch_size", spec.micro_batch_size},
+                       {"gradient_accumulation_steps", spec.gradient_accumulation_steps},
+                       {"num_epochs", spec.num_epochs},
+                       {"max_steps", spec.max_steps},
+                       {"gradient_checkpointing", spec.gradient_checkpointing},
+                       {"logging_steps", spec.logging_steps},
+                       {"eval_steps", spec.eval_steps},
+                       {"save_steps", spec.save_steps},
+                       {"save_interval_seconds", spec.save_interval_seconds},
+                       {"save_total_limit", spec.save_total_limit},
+                       {"seed", spec.seed},
+                       {"allow_numerics_change", spec.allow_numerics_change}};
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object()) return Error(Reason::kSpecInvalid, "the training spec is no JSON object");
+  if (!object.is_object())
+    return Error(Reason::kSpecInvalid, "the training spec is no JSON object");
   TrainSpec spec;
   Reader read(object);
   read.Number("lora_r", spec.lora_r);

@@ -56,7 +56,8 @@ TEST(TrainSpecJson, RoundTripsAndRefusesUnknownKeys) {
   EXPECT_EQ(*back, spec);
   EXPECT_EQ(StatusReason(TrainSpecFromJson(R"({"lora_rank":3})").status()), Reason::kUnknownField);
   EXPECT_EQ(StatusReason(TrainSpecFromJson(R"({"lora_r":"3"})").status()), Reason::kSpecInvalid);
-  EXPECT_EQ(StatusReason(TrainSpecFromJson(R"({"lora_r":99999999999})").status()), Reason::kSpecInvalid);
+  EXPECT_EQ(StatusReason(TrainSpecFromJson(R"({"lora_r":99999999999})").status()),
+            Reason::kSpecInvalid);
   EXPECT_FALSE(TrainSpecFromJson(R"({"quant":"nf5"})").ok());
   EXPECT_FALSE(TrainSpecFromJson("null").ok());
 }
@@ -75,7 +76,7 @@ TEST(LearningRateAt, IsTransformersSchedule) {
   spec.learning_rate = 1e-3;
   spec.warmup_ratio = 0.1;
   const int64_t total = 105;
-  const int64_t warmup = 11;   // ceil
+  const int64_t warmup = 11;  // ceil
   for (const LrSchedule kind : {LrSchedule::kConstant, LrSchedule::kLinear, LrSchedule::kCosine}) {
     spec.lr_schedule = kind;
     for (int64_t step = 1; step <= total; ++step) {

@@ -11,8 +11,7 @@ constexpr int64_t kAttentionBlock = 96;
 constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 int64_t AttentionForward(const OpShape& s, int64_t threads) {
-  return threads *
-         (kAttentionBlock * (24 * RoundUp(s.head_dim, 32) + 16 * kAttentionBlock) + 4096);
+  return threads * (kAttentionBlock * (24 * RoundUp(s.head_dim, 32) + 16 * kAttentionBlock) + 4096);
 }
 
 int64_t AttentionBackward(const OpShape& s, int64_t threads) {
@@ -43,7 +42,7 @@ int64_t WorkspaceBytes(Op op, const OpShape& s, const DeviceProfile& profile) {
     case Op::kCrossEntropy:
       return CrossEntropy(s, threads, profile.act_bytes);
     default:
-      return 0;   // elementwise
+      return 0;  // elementwise
   }
 }
 

@@ -16,15 +16,16 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kByteBase = 3;   // ids 0 to 2 are special
+constexpr int kByteBase = 3;  // ids 0 to 2 are special
 
-// The byte-to-character table of byte-level tokenizers: printable bytes stand for themselves, the others
-// follow from U+0100 on.
+// The byte-to-character table of byte-level tokenizers: printable bytes stand for themselves, the
+// others follow from U+0100 on.
 std::vector<std::string> ByteCharacters() {
   std::vector<std::string> characters;
   int next = 256;
   for (int byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    const bool printable =
+        (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
     const int code = printable ? byte : next++;
     std::string text;
     if (code < 128) {
@@ -45,25 +46,44 @@ std::string TokenizerJson() {
   const char* const specials[] = {"<s>", "</s>", "<pad>"};
   for (int i = 0; i < 3; ++i) {
     vocab[specials[i]] = i;
-    added.push_back({{"id", i}, {"content", specials[i]}, {"single_word", false}, {"lstrip", false},
-                     {"rstrip", false}, {"normalized", false}, {"special", true}});
+    added.push_back({{"id", i},
+                     {"content", specials[i]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
   }
   for (int i = 0; i < 256; ++i) vocab[characters[static_cast<size_t>(i)]] = kByteBase + i;
-  const json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true},
+  const json byte_level = {{"type", "ByteLevel"},
+                           {"add_prefix_space", false},
+                           {"trim_offsets", true},
                            {"use_regex", true}};
   const json bos = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
   const json tokenizer = {
-      {"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added},
-      {"normalizer", nullptr}, {"pre_tokenizer", byte_level}, {"decoder", byte_level},
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", added},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", byte_level},
+      {"decoder", byte_level},
       {"post_processor",
        {{"type", "TemplateProcessing"},
         {"single", {bos, {{"Sequence", {{"id", "A"}, {"type_id", 0}}}}}},
         {"pair", json::array()},
         {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", {0}}, {"tokens", {"<s>"}}}}}}}},
       {"model",
-       {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr},
-        {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}, {"fuse_unk", false},
-        {"byte_fallback", false}, {"ignore_merges", false}, {"vocab", vocab}, {"merges", json::array()}}}};
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"ignore_merges", false},
+        {"vocab", vocab},
+        {"merges", json::array()}}}};
   return tokenizer.dump();
 }
 
@@ -75,7 +95,8 @@ class Weights {
     for (const int64_t side : shape) count *= side;
     std::vector<float>& values = arrays_.emplace_back(static_cast<size_t>(count));
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = static_cast<float>(offset + scale * (2.0 * kernels::CounterUniform(seed_, arrays_.size(), i) - 1));
+      values[i] = static_cast<float>(
+          offset + scale * (2.0 * kernels::CounterUniform(seed_, arrays_.size(), i) - 1));
     }
     tensors_.push_back({name, TensorType::kF32, std::move(shape), values.data()});
   }
@@ -142,8 +163,8 @@ void WriteTinyDirectory(const std::string& directory, uint64_t seed) {
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "config.json"), config.dump()));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "model.safetensors"), weights.Serialize()));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "tokenizer.json"), TokenizerJson()));
-  const json tokenizer_config = {{"bos_token", "<s>"}, {"eos_token", "</s>"}, {"pad_token", "<pad>"},
-                                 {"add_bos_token", true}};
+  const json tokenizer_config = {
+      {"bos_token", "<s>"}, {"eos_token", "</s>"}, {"pad_token", "<pad>"}, {"add_bos_token", true}};
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "tokenizer_config.json"), tokenizer_config.dump()));
 }
 
@@ -152,7 +173,8 @@ void WriteTinyDataset(const std::string& path, int rows, uint64_t seed) {
   std::string text;
   for (int i = 0; i < rows; ++i) {
     std::string word;
-    for (int64_t n = random.Between(2, 9); n > 0; --n) word += static_cast<char>('a' + random.Below(6));
+    for (int64_t n = random.Between(2, 9); n > 0; --n)
+      word += static_cast<char>('a' + random.Below(6));
     const json row = {{"prompt", "upper " + word + ": "},
                       {"completion", std::string(static_cast<size_t>(word.size()), word.front())}};
     text += row.dump() + "\n";

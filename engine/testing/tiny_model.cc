@@ -26,7 +26,8 @@ TinyModel::TinyModel(const TinyOptions& options) : seed_(options.seed) {
     return kernels::ParamView{Fill(count, scale, offset), DType::kF32};
   };
   const auto linear = [&](int64_t n, int64_t k) {
-    return kernels::WeightView{.type = kernels::QuantType::kF32, .n = n, .k = k, .data = Fill(n * k, 0.3)};
+    return kernels::WeightView{
+        .type = kernels::QuantType::kF32, .n = n, .k = k, .data = Fill(n * k, 0.3)};
   };
   const int64_t hidden = config_.hidden_size;
   const int64_t q = config_.QueryWidth();
@@ -70,7 +71,8 @@ MicroBatch RandomBatch(const std::vector<int>& documents, int64_t vocab, uint64_
       batch.ids.push_back(static_cast<int32_t>(bits % static_cast<uint64_t>(vocab)));
       batch.positions.push_back(p);
       const bool labelled = p + 1 < length && (bits >> 40) % 4 != 0;
-      batch.labels.push_back(labelled ? static_cast<int32_t>((bits >> 20) % static_cast<uint64_t>(vocab)) : -1);
+      batch.labels.push_back(
+          labelled ? static_cast<int32_t>((bits >> 20) % static_cast<uint64_t>(vocab)) : -1);
       batch.target_tokens += labelled;
     }
     batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));
@@ -78,8 +80,8 @@ MicroBatch RandomBatch(const std::vector<int>& documents, int64_t vocab, uint64_
   return batch;
 }
 
-StepRig::StepRig(const kernels::KernelTable& table, const TinyModel& model, const spec::TrainSpec& spec,
-                 int threads, int64_t red_zone_bytes)
+StepRig::StepRig(const kernels::KernelTable& table, const TinyModel& model,
+                 const spec::TrainSpec& spec, int threads, int64_t red_zone_bytes)
     : table_(table), config_(model.config()), pool_(threads) {
   auto resolved = spec::ResolveTrainSpec(spec, config_);
   CHECK_OK(resolved.status());
@@ -97,8 +99,8 @@ StepRig::StepRig(const kernels::KernelTable& table, const TinyModel& model, cons
   const std::vector<float> rope = spec::RopeTable(config_, spec_.sequence_len);
   std::memcpy(persistent_.data() + plan_.persistent.rope, rope.data(), rope.size() * sizeof(float));
   context_.pool = &pool_;
-  executor_ = std::make_unique<KernelExecutor>(table_, context_, model.view(), config_, spec_, plan_,
-                                               persistent_.data());
+  executor_ = std::make_unique<KernelExecutor>(table_, context_, model.view(), config_, spec_,
+                                               plan_, persistent_.data());
   executor_->set_step_region(step_.data());
   InitAdapters(plan_, spec_, table_.real, persistent_.data());
   executor_->RefreshCompute();

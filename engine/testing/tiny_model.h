@@ -1,4 +1,5 @@
-// A random model of a few thousand weights and random documents, for tests of the step. Not thread-safe.
+// A random model of a few thousand weights and random documents, for tests of the step. Not
+// thread-safe.
 #pragma once
 
 #include <cstdint>
