@@ -51,8 +51,16 @@ int GenerateCommand(const Globals& g, const std::vector<std::string>& arguments)
 
 int TokenCommand(const Globals& g, const std::vector<std::string>& arguments) {
   std::vector<std::string> all = {"token"};
-  all.insert(all.end(), arguments.begin(), arguments.end());
-  all.insert(all.end(), {"--data-dir", ServerDir(DataDir(g))});
+  std::string data_dir = DataDir(g);
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    // Our data directory holds the server's own.
+    if (arguments[i] == "--data-dir" && i + 1 < arguments.size()) {
+      data_dir = arguments[++i];
+    } else {
+      all.push_back(arguments[i]);
+    }
+  }
+  all.insert(all.end(), {"--data-dir", ServerDir(data_dir)});
   return Become(g, SiblingBinary("nibble-server"), std::move(all));
 }
 

@@ -222,28 +222,18 @@ void AddMachine(CLI::App& app, Commands& c) {
                                   : "nibble " NIBBLE_VERSION "\n");
     return static_cast<int>(kExitOk);
   });
+  // Both take words of their own, which Main hands on; here they are named for help and completion.
   auto* generate =
       app.add_subcommand("generate", "Generate text on this machine, with or without an adapter");
-  generate->prefix_command();
-  generate->add_option("--base", c.base, "base model directory");
+  generate->add_option("--base", c.base, "base model directory")->required();
   generate->add_option("--adapter", c.adapter, "adapter directory");
-  generate->footer(
-      "Then the prompt, and flags of nibble-engine generate: --max-tokens N, --temperature T, "
-      "--top-p P, --seed N,\n"
-      "--chat, --json, --prompts FILE, --score, --threads N.");
-  generate->callback([&c, generate] {
-    std::vector<std::string> arguments;
-    if (!c.base.empty()) arguments.insert(arguments.end(), {"--base", c.base});
-    if (!c.adapter.empty()) arguments.insert(arguments.end(), {"--adapter", c.adapter});
-    for (const std::string& word : generate->remaining()) arguments.push_back(word);
-    c.chosen = [&c, arguments] { return GenerateCommand(c.g, arguments); };
-  });
-  auto* token = app.add_subcommand(
-      "token", "Make, list and revoke access tokens of the server on this machine");
-  token->prefix_command();
-  token->callback([&c, token] {
-    c.chosen = [&c, rest = token->remaining()] { return TokenCommand(c.g, rest); };
-  });
+  generate->add_option("prompt", c.file, "the text to go on from");
+  for (const char* flag : {"--max-tokens", "--temperature", "--top-p", "--seed", "--prompts",
+                           "--limit", "--threads"}) {
+    generate->add_option(flag);
+  }
+  for (const char* flag : {"--chat", "--json", "--score"}) generate->add_flag(flag);
+  app.add_subcommand("token", "create, ls or revoke access tokens of the server on this machine");
   auto* completion = Add(&app, "completion", "Print a completion script", c, [&c, &app] {
     PrintOut(CompletionScript(ShapeOf(app), c.shell));
     return static_cast<int>(kExitOk);
@@ -270,8 +260,21 @@ std::string Suggestion(const CLI::App& app, int argc, char** argv) {
   return "";
 }
 
+// `nibble generate ...` and `nibble token ...` are other binaries' commands under our name.
+bool IsHandedOn(int argc, char** argv) {
+  if (argc < 3) return false;
+  const std::string command = argv[1];
+  const std::string first = argv[2];
+  return (command == "generate" || command == "token") && first != "-h" && first != "--help";
+}
+
 int Main(int argc, char** argv) {
   Commands c;
+  if (IsHandedOn(argc, argv)) {
+    c.g.terminal = DetectTerminal(false);
+    const std::vector<std::string> words(argv + 2, argv + argc);
+    return std::string(argv[1]) == "token" ? TokenCommand(c.g, words) : GenerateCommand(c.g, words);
+  }
   CLI::App app{"Fine-tune language models: QLoRA jobs on a server of your own."};
   app.name("nibble");
   app.require_subcommand(1);

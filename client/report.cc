@@ -11,8 +11,8 @@ namespace nibble::client {
 namespace {
 
 void Line(std::string& out, std::string_view label, const std::string& value) {
-  if (!value.empty())
-    absl::StrAppend(&out, "  ", absl::StrFormat("%-22s", std::string(label)), value, "\n");
+  if (value.empty()) return;
+  absl::StrAppend(&out, "  ", absl::StrFormat("%-21s ", std::string(label)), value, "\n");
 }
 
 std::string Exact(int64_t bytes) {
@@ -184,9 +184,11 @@ std::string PlanText(const v1::PlanJobResponse& plan, const Style& style) {
 }
 
 std::string DataReportText(const std::string& json, const Style& style) {
-  const auto report = nlohmann::ordered_json::parse(json, nullptr, false);
+  auto report = nlohmann::ordered_json::parse(json, nullptr, false);
   std::string out;
   if (!report.is_object()) return out;
+  // The plan that stands beside it is shown as the job's memory.
+  report.erase("plan");
   Heading(out, style, "data");
   Flatten(report, "", out);
   return out;

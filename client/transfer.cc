@@ -179,6 +179,7 @@ absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
   request.set_sha256(digest);
   const auto stub = v1::BlobService::NewStub(client.channel());
   ASSIGN_OR_RETURN(v1::UploadStatus status, Begin(client, *stub, request));
+  if (status.complete()) return digest;
   int fruitless = 0;
   while (!status.complete()) {
     const int64_t before = status.committed_bytes();

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -47,6 +48,15 @@ std::string ReasonText(const absl::Status& status) {
 bool IsHopeless(const absl::Status& status) {
   const Reason reason = StatusReason(status);
   return reason == Reason::kNameInvalid || reason == Reason::kInternal;
+}
+
+// What an engine said last, if that was a complaint: its file goes on over many engines, and most
+// of its lines only tell what went well.
+std::string LastWords(const std::string& log_file) {
+  const std::string tail = TailOfFile(log_file, kTailBytes);
+  const size_t newline = tail.rfind('\n');
+  const std::string line = newline == std::string::npos ? tail : tail.substr(newline + 1);
+  return absl::StrContains(line, " I nibble-engine ") ? "" : line;
 }
 
 template <typename Key, typename Map>
@@ -215,17 +225,14 @@ void AgentLoop::Do(const StartEngine& a) {
 void AgentLoop::OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,
                              const std::string& nonsense) {
   std::string message = absl::StrCat("the engine ", exit.message);
-  if (!nonsense.empty()) {
-    absl::StrAppend(&message, ": ", nonsense);
-  } else if (exit.code != 0) {
-    const std::string tail = TailOfFile(log_file, kTailBytes);
-    if (!tail.empty()) absl::StrAppend(&message, "; its log ends: ", tail);
-  }
+  const std::string last_words =
+      nonsense.empty() && exit.code != 0 ? LastWords(log_file) : nonsense;
+  if (!last_words.empty()) absl::StrAppend(&message, ": ", last_words);
   if (exit.code == 0) {
     LogInfo("engine.exited", {{"engine", engine}});
   } else {
     ++counts_.engines_lost;
-    LogWarning("engine.lost", {{"engine", engine}, {"how", exit.message}});
+    LogWarning("engine.lost", {{"engine", engine}, {"how", message}});
   }
   Deliver(EngineExited{engine, std::move(message), exit.out_of_memory});
 }
