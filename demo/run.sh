@@ -10,18 +10,17 @@ keep=0
 [ "${2:-}" = "--keep" ] && keep=1
 nibble=$bin/nibble
 data=${NIBBLE_DEMO_DIR:-$here/.run}
+export NIBBLE_DATA_DIR=$data/nibble   # where every nibble command below looks for the server
 
 bold() { if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
 
 rm -rf "$data"
 mkdir -p "$data"
-stop() { "$nibble" down --data-dir "$data/server" >/dev/null 2>&1 || true; }
+stop() { "$nibble" down >/dev/null 2>&1 || true; }
 trap stop EXIT
 
 bold "1. Start Nibble here: a server, one worker, everything under one folder"
-"$nibble" up --data-dir "$data/server" --detach
-NIBBLE_SERVER=$(sed -n 's/.*"address": *"\([^"]*\)".*/\1/p' "$data/server/run/server.json")
-export NIBBLE_SERVER
+"$nibble" up --listen 127.0.0.1:0 --http 127.0.0.1:0 --detach
 
 prompt=$(head -n 1 "$here/data/heldout.jsonl" | sed 's/^{"prompt": *"\(.*\)", *"completion".*$/\1/; s/\\n/\n/g; s/\\"/"/g')
 bold "2. The base model, before: one report it has never seen"
@@ -50,16 +49,17 @@ printf 'before: '
 printf 'after:  '
 "$nibble" generate --base "$here/base" --adapter "$data/adapter" --prompts "$here/data/heldout.jsonl" --limit 200 --max-tokens 60 --temperature 0 --score
 
-http=$(sed -n 's/.*"http_address": *"\([^"]*\)".*/\1/p' "$data/server/run/server.json")
+http_port=$(sed -n 's/.*"http_port": *\([0-9]*\).*/\1/p' "$NIBBLE_DATA_DIR/server/run/server.json")
 bold "Next"
 cat <<TEXT
-Your own model and data:   $nibble run demo/recipe.yaml base_model=DIR datasets=FILE.jsonl
-                           (start the server first: $nibble up)
-Loss curve of this job:    $nibble metrics $job --plot    (while a server runs on $data/server)
-Prometheus:                http://$http/metrics; rules and dashboards are in deploy/monitoring
+Your own model and data:   $nibble run $here/recipe.yaml base_model=DIR datasets=FILE.jsonl
+                           (start a server first: $nibble up)
+Loss curve of this job:    NIBBLE_DATA_DIR=$NIBBLE_DATA_DIR $nibble metrics $job --plot
+                           (demo/run.sh $bin --keep leaves the server running)
+Prometheus:                scrape 127.0.0.1:$http_port/metrics; rules and dashboards: deploy/monitoring
 The adapter:               $data/adapter loads in PEFT, vLLM and llama.cpp's converter
 TEXT
 if [ $keep -eq 1 ]; then
   trap - EXIT
-  printf '\nStill running: %s down --data-dir %s stops it.\n' "$nibble" "$data/server"
+  printf '\nStill running; stop it with: NIBBLE_DATA_DIR=%s %s down\n' "$NIBBLE_DATA_DIR" "$nibble"
 fi
