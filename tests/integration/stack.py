@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -53,6 +54,8 @@ class Stack:
         self._apis = []
 
     def __enter__(self):
+        # A test runner that loses patience sends SIGTERM; what was started must not outlive us.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         return self
 
     def __exit__(self, kind, value, trace):
