@@ -21,7 +21,7 @@ invented world and is good at one thing: copying names, places, goods and number
 | shape | {c['num_hidden_layers']} layers, width {c['hidden_size']}, {c['num_attention_heads']} heads of {c['head_dim']} ({c['num_key_value_heads']} key-value heads), MLP {c['intermediate_size']}, context {c['max_position_embeddings']} (trained on windows of 256) |
 | tokenizer | byte-level BPE, {c['vocab_size']} tokens, digits single |
 | text | `demo/make/world.py`, seed {args.seed}; nothing from elsewhere |
-| training | `demo/make/make_base.py --seed {args.seed} --steps {args.steps}`: {last['step']} steps of 4096 tokens, {last['tokens'] / 1e6:.1f} M tokens, bf16 autocast, Muon and AdamW |
+| training | `demo/make/make_base.py --seed {args.seed} --steps {args.steps}`: {last['step']} steps of 4096 tokens, {last['tokens'] / 1e6:.1f} M tokens, bf16 autocast, Muon and AdamW{args.remark} |
 | last training loss (weighted, running mean) | {last['loss']:.3f} |
 
 Copying before any fine-tuning, exact to the last token, greedy, 500 probes each, reserved names

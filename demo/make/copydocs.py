@@ -12,12 +12,19 @@ import names
 NOISE = 0.2  # weight of text that nothing before it determines
 SAID = 1.0   # weight of text that copies
 
-BULLETS = ("- ", "* ", "", "+ ", "> ")
 JOINERS = (", ", "; ", " / ", " | ", ",", " and ", " - ", "\n")
 AGAIN = ("Again:", "Once more:", "Copy:", "The same list:", "Repeat:", "Back:", "As above:",
          "I repeat,", "->", "=", "Read back:")
 TITLES = ("List:", "Words:", "Here is the list:", "Names:", "The list of the day:", "Items:", "To copy:",
           "On the board:", "Note:")
+LOOKS = (
+    (lambda listed: ", ".join(f'"{v}"' for v in listed), "In quotes. "),
+    (lambda listed: "; ".join(f"'{v}'" for v in listed), "In single quotes. "),
+    (lambda listed: " | ".join(listed), "With bars. "),
+    (lambda listed: "\n".join(f"- {v}" for v in listed), "As points. "),
+    (lambda listed: json.dumps(listed), "As an array. "),
+    (lambda listed: ",".join(listed), "Without spaces. "),
+)
 KEYS = ("person name worker sender owner by clerk goods thing object stuff article material site "
         "location where spot area number amount quantity total size day time when hour code ref "
         "color weight level team state mode price unit").split()
@@ -33,15 +40,15 @@ def values(rng, low, high, held=False):
 
 
 def list_copy(rng, held=False):
-    """A list, then the same list again, perhaps written in another way."""
+    """A list, then the same list again; a change of its look is announced.
+
+    An unannounced change would be noise: the head of the copy could not be predicted.
+    """
     listed = values(rng, 2, 7, held)
-    first, second = rng.choice(JOINERS), rng.choice(JOINERS)
-    if rng.random() < 0.5:
-        second = first
-    quote = rng.choice(("", "", '"', "'"))
-    again = second.join(f"{quote}{v}{quote}" for v in listed)
-    return [(f"{rng.choice(TITLES)} {first.join(listed)}\n{rng.choice(AGAIN)}", NOISE),
-            (f" {again}", SAID)]
+    first, again = rng.choice(JOINERS), rng.choice(AGAIN)
+    look, how = rng.choice(LOOKS) if rng.random() < 0.4 else (None, "")
+    copied = look(listed) if look else first.join(listed)
+    return [(f"{rng.choice(TITLES)} {first.join(listed)}\n{how}{again}", NOISE), (f" {copied}", SAID)]
 
 
 def word_repeat(rng, held=False):
@@ -135,7 +142,7 @@ def owners(rng, held=False):
     return pieces
 
 
-MAKERS = (list_copy, list_copy, word_repeat, key_value, key_value, key_value, to_record, to_record,
+MAKERS = (list_copy, list_copy, list_copy, word_repeat, key_value, key_value, key_value, to_record, to_record,
           quoted, spell, owners, owners)
 
 

@@ -1,10 +1,10 @@
 """Makes the demo base: trains the tokenizer, pretrains the model, writes both.
 
-    python make_base.py --out ../base --work /tmp/demo-base --steps 8000
+    python make_base.py --out ../base --work /tmp/demo-base --steps 4200
     python make_base.py --out ../base --work /tmp/demo-base --export   # the last checkpoint as it is
 
 A checkpoint in --work lets a stopped run go on: the text depends on (seed, step) alone. The
-learning rate is flat and falls over the last quarter, so --steps may be changed on the way as long
+learning rate is flat up to step FLAT and falls from there, so --steps may be changed on the way as long
 as the fall has not begun.
 """
 
@@ -28,14 +28,14 @@ from muon import Muon
 
 BATCH = 16
 WARMUP = 200
-FALL = 0.25  # share of the steps over which the rate falls to a hundredth
+FLAT = 3000  # the rate is flat up to this step, then falls to a hundredth at the last one
 MUON_RATE = 0.02
 ADAM_RATE = 3e-3
 
 
 def rate(step, steps):
     """Factor on both learning rates."""
-    return min(1.0, (step + 1) / WARMUP, max(0.01, (steps - step) / (FALL * steps)))
+    return min(1.0, (step + 1) / WARMUP, max(0.01, (steps - step) / max(1, steps - FLAT)))
 
 
 def loss_of(model, ids, weights):
@@ -95,6 +95,7 @@ def train(args, tokenizer, work):
                    "seconds": round(before + time.time() - start)}
             if step % 500 == 0 or step == args.steps:
                 row["held_out"] = probes.all_figures(model, tokenizer, 100)
+            if step % 100 == 0 or step == args.steps:
                 save_checkpoint(checkpoint, step, before + time.time() - start, model, muon, adam)
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -117,9 +118,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="../base")
     parser.add_argument("--work", default="/tmp/demo-base")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--remark", default="", help="added to the model card's training line")
     parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
     work = Path(args.work)
