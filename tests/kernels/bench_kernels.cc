@@ -152,7 +152,8 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   bench.Line("linear+lora bwd", shape, main + 3 * branch, true, [&] {
     bench.table().linear_backward(bench.context(), x.data(), false, y.data(), x.data(), args);
   });
-  bench.Line("decode", shape, 2.5 * static_cast<double>(k * n), false, [&, out = Activations(k * n)]() mutable {
+  auto out = Activations(k * n);
+  bench.Line("decode", shape, 2.5 * static_cast<double>(k * n), false, [&] {
     bench.table().decode_weight(bench.context(), out.data(), weight.view, 0, n);
   });
 }
@@ -175,7 +176,8 @@ void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64
                             std::to_string(kv_heads) + " d" + std::to_string(dim);
   const double product = static_cast<double>(m * (m + 1) * heads * dim);  // the causal half
   bench.Line("attention fwd", shape, 2 * product, true, [&] {
-    bench.table().attention_forward(bench.context(), out.data(), lse.data(), q.data(), k.data(), v.data(), args);
+    bench.table().attention_forward(bench.context(), out.data(), lse.data(), q.data(), k.data(),
+                                    v.data(), args);
   });
   bench.Line("attention bwd", shape, 5 * product, true, [&] {
     bench.table().attention_backward(bench.context(), dq.data(), dk.data(), dv.data(), out.data(),
@@ -203,7 +205,8 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
   std::vector<float> rstd(static_cast<size_t>(m));
   const std::string shape = model + " " + std::to_string(m) + "x" + std::to_string(dim);
   const std::string wide = model + " " + std::to_string(m) + "x" + std::to_string(intermediate);
-  const auto bytes = 2.0 * static_cast<double>(m * dim), wide_bytes = 2.0 * static_cast<double>(m * intermediate);
+  const auto bytes = 2.0 * static_cast<double>(m * dim);
+  const auto wide_bytes = 2.0 * static_cast<double>(m * intermediate);
   bench.Line("rmsnorm fwd", shape, 2 * bytes, false, [&] {
     bench.table().rmsnorm_forward(bench.context(), y.data(), rstd.data(), x.data(),
                                   {w.data(), DType::kBF16}, m, dim, 1e-5f, 0);

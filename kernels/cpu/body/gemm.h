@@ -2,7 +2,7 @@
 //
 // The right-hand side, usually a quantized weight, is decoded a panel at a time (half a MiB, so it stays in
 // the second-level cache) and swept by all rows. Depth is cut into blocks only when it is very long; sums
-// then wait in a scratch of 64 columns. Every element is summed in one fixed order (branch first, then
+// then wait in a scratch. Every element is summed in one fixed order (branch first, then
 // depth ascending), however the work is cut, so results do not depend on the number of threads.
 #pragma once
 
@@ -21,7 +21,8 @@ constexpr int64_t kTileRows = 6;   // 12 sums of 16
 #endif
 constexpr int64_t kMaxDepth = kPairs ? 4096 : 2048;
 constexpr int64_t kPanelBytes = kThreadBytes / 2;
-constexpr int64_t kScratchColumns = 64;
+constexpr int64_t kScratchBytes = kThreadBytes / 4;  // besides 256 per row
+constexpr int64_t kMaxColumns = 256;
 
 // c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
 // `next`, of the same stride, is what will be multiplied soon: it is fetched into the second-level cache on
@@ -64,7 +65,8 @@ static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, 
     for (int v = 0; v < kVectors; ++v) Store(c + r * c_stride + v * kLanes, sums[r][v]);
 }
 
-using MicroKernelFn = void (*)(const char*, int64_t, const float*, int64_t, float*, int64_t, bool, const char*);
+using MicroKernelFn = void (*)(const char*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                               const char*);
 
 template <int... kIndex>
 struct MicroKernels {
@@ -191,27 +193,37 @@ struct GemmPlan {
 };
 
 static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threads) {
-  GemmPlan plan;
-  plan.blocks = (shape.depth + kMaxDepth - 1) / kMaxDepth;
-  if (plan.blocks < 1) plan.blocks = 1;
-  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, 2);
-  const int64_t column_bytes = 4 * Steps(plan.block_depth + branch_depth + 2);
-  int64_t columns = kPanelBytes / column_bytes / kTileColumns * kTileColumns;
   // Four panels per thread keep the threads even; wider panels read the rows less often.
-  const int64_t even = RoundUp((shape.columns + 4 * threads - 1) / (4 * threads), kTileColumns);
-  const int64_t widest = plan.blocks > 1 ? kScratchColumns : 256;
-  if (columns > widest) columns = widest;
-  if (columns > even) columns = even;
-  if (columns < kTileColumns) columns = kTileColumns;
+  int64_t columns = RoundUp((shape.columns + 4 * threads - 1) / (4 * threads), kTileColumns);
   // Few columns, many rows: one panel each, rows shared out.
-  if (shape.columns <= kScratchColumns && shape.rows > shape.columns)
+  if (shape.columns <= 2 * kTileColumns && shape.rows > shape.columns)
     columns = RoundUp(shape.columns, kTileColumns);
+  if (columns > kMaxColumns) columns = kMaxColumns;
+  const bool split = shape.depth > kMaxDepth;
+  if (split) {
+    // As wide as the sums of all rows find room in the scratch.
+    const int64_t fit = (kScratchBytes + 256 * shape.rows) / (4 * RoundUp(shape.rows, kTileRows));
+    if (columns > fit / kTileColumns * kTileColumns) columns = fit / kTileColumns * kTileColumns;
+  }
+  const auto depth_of = [&](int64_t width) {
+    return kPanelBytes / (4 * width) * kDepthPerStep - RoundUp(branch_depth, 2);
+  };
+  GemmPlan plan{};
+  plan.blocks = 1;
+  if (split) {
+    if (columns < kTileColumns) columns = kTileColumns;
+    int64_t budget = depth_of(columns) < kMaxDepth ? depth_of(columns) : kMaxDepth;
+    if (budget < 512) budget = 512;
+    plan.blocks = (shape.depth + budget - 1) / budget;
+  } else {
+    while (columns > kTileColumns && depth_of(columns) < shape.depth) columns -= kTileColumns;
+  }
+  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, 2);
   plan.panel_columns = columns;
   plan.panels = (shape.columns + columns - 1) / columns;
-  plan.row_chunks = 1;
-  if (plan.panels < threads) plan.row_chunks = (threads + plan.panels - 1) / plan.panels;
-  plan.chunk_rows = RoundUp((shape.rows + plan.row_chunks - 1) / plan.row_chunks, kTileRows);
-  if (plan.chunk_rows < kTileRows) plan.chunk_rows = kTileRows;
+  int64_t chunks = 1;
+  if (plan.panels < threads) chunks = (threads + plan.panels - 1) / plan.panels;
+  plan.chunk_rows = RoundUp((shape.rows + chunks - 1) / chunks, kTileRows);
   plan.row_chunks = (shape.rows + plan.chunk_rows - 1) / plan.chunk_rows;
   return plan;
 }
