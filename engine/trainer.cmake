@@ -20,6 +20,7 @@ target_link_libraries(nibble_engine_files_testing PRIVATE nlohmann_json::nlohman
 nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
 nibble_test(serve_test SRCS serve_test.cc
             DEPS nibble_engine_train nibble_engine_files_testing nlohmann_json::nlohmann_json)
+nibble_test(decoder_test SRCS decoder_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
 nibble_test(allocation_test SRCS allocation_test.cc
             DEPS nibble_engine_train nibble_engine_files_testing)
 

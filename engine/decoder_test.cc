@@ -1,0 +1,124 @@
+// The generator against the trainer: the same adapter over the same base means the same
+// probabilities.
+#include "engine/decoder.h"
+
+#include <cmath>
+
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/flags.h"
+#include "engine/job.h"
+#include "engine/testing/tiny_directory.h"
+#include "gtest/gtest.h"
+
+namespace nibble::engine {
+namespace {
+
+class DecoderTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    testing::WriteTinyDirectory(dir_.Join("model"), 3);
+    testing::WriteTinyDataset(dir_.Join("train.jsonl"), 40, 4);
+    testing::WriteTinyDataset(dir_.Join("eval.jsonl"), 10, 5);
+    DeviceOptions options;
+    options.device = GetParam();
+    options.base.model_dir = dir_.Join("model");
+    options.base.cache_dir = dir_.path();
+    auto device = Device::Open(options, MeasureProfile(**FindTable(options.device), 1));
+    CHECK_OK(device.status());
+    device_ = *std::move(device);
+  }
+  // Relative to how coarse the activations are.
+  double Tolerance() const { return std::string(GetParam()) == "ref" ? 1e-5 : 2e-2; }
+
+  TempDir dir_;
+  std::unique_ptr<Device> device_;
+};
+
+double LossSum(std::span<const float> logits, const Example& example, int64_t vocab) {
+  double sum = 0;
+  for (size_t i = 0; i < example.ids.size(); ++i) {
+    if (example.labels[i] == kNoLabel) continue;
+    const auto row = logits.subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
+    double total = 0;
+    for (const float x : row) total += std::exp(static_cast<double>(x));
+    sum += std::log(total) - row[static_cast<size_t>(example.labels[i])];
+  }
+  return sum;
+}
+
+TEST_P(DecoderTest, GivesTheTrainersLoss) {
+  JobInput input;
+  input.attempt = "job/1";
+  input.dir = dir_.Join("job");
+  input.dataset = dir_.Join("train.jsonl");
+  input.eval_dataset = dir_.Join("eval.jsonl");
+  input.spec.lora_r = 4;
+  input.spec.sequence_len = 64;
+  input.spec.learning_rate = 1e-2;
+  input.spec.max_steps = 10;
+  auto job = Job::Open(*device_, input, RealClock::Get());
+  CHECK_OK(job.status());
+  CHECK_OK((*job)->Start());
+  CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
+  while (!(*job)->finished()) CHECK_OK((*job)->Advance().status());
+  const double trainers = (*job)->history().back().loss;
+  ASSERT_TRUE((*job)->history().back().is_eval);
+
+  const auto adapter = ImportAdapter(JoinPath(input.dir, "adapter"), device_->model());
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  const auto data =
+      LoadDataset(input.dataset, input.eval_dataset, device_->tokenizer(), (*job)->spec());
+  ASSERT_TRUE(data.ok());
+  Decoder decoder(*device_, &*adapter, 64, 64);
+  Decoder bare(*device_, nullptr, 64, 64);
+  double sum = 0, bare_sum = 0;
+  int64_t targets = 0;
+  for (const Example& example : data->eval) {
+    const int64_t vocab = device_->model().vocab_size;
+    sum += LossSum(decoder.AllLogits(example.ids), example, vocab);
+    bare_sum += LossSum(bare.AllLogits(example.ids), example, vocab);
+    for (const int32_t label : example.labels) targets += label != kNoLabel;
+  }
+  EXPECT_NEAR(sum / static_cast<double>(targets), trainers, Tolerance());
+  EXPECT_GT(bare_sum, sum);
+}
+
+TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
+  const std::vector<int32_t> ids = {0, 70, 81, 90, 100, 75, 70, 70, 99};
+  const int64_t vocab = device_->model().vocab_size;
+  Decoder decoder(*device_, nullptr, 16, 16);
+  const std::vector<float> at_once = decoder.AllLogits(ids);
+  decoder.Reset();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const auto logits = decoder.Feed(std::span(&ids[i], 1));
+    double difference = 0, norm = 0;
+    for (int64_t v = 0; v < vocab; ++v) {
+      const double wanted = at_once[i * static_cast<size_t>(vocab) + static_cast<size_t>(v)];
+      difference += std::pow(logits[static_cast<size_t>(v)] - wanted, 2);
+      norm += wanted * wanted;
+    }
+    EXPECT_LT(std::sqrt(difference / norm), Tolerance());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::Values("ref", "cpu"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Flags, ReadValuesSwitchesAndPlainArguments) {
+  const auto flags =
+      Flags::Parse({"--a", "1", "text", "--b=x=y", "--s", "--", "--c"}, {"a", "b"}, {"s"});
+  ASSERT_TRUE(flags.ok()) << flags.status();
+  EXPECT_EQ(*flags->Integer("a", 7), 1);
+  EXPECT_EQ(*flags->Integer("missing", 7), 7);
+  EXPECT_EQ(flags->Text("b"), "x=y");
+  EXPECT_TRUE(flags->Has("s"));
+  EXPECT_EQ(flags->plain(), (std::vector<std::string>{"text", "--c"}));
+  EXPECT_FALSE(flags->Integer("b", 0).ok());
+  EXPECT_FALSE(flags->Needed("c").ok());
+  EXPECT_FALSE(Flags::Parse({"--unknown", "1"}, {"a"}).ok());
+  EXPECT_FALSE(Flags::Parse({"--a"}, {"a"}).ok());
+}
+
+}  // namespace
+}  // namespace nibble::engine
