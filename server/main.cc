@@ -39,7 +39,7 @@ Flags of the server:
   --client-ca FILE             accept client certificates of this authority (common name ROLE:NAME)
   --reflection                 gRPC reflection off loopback too
   --lease-seconds N            a silent worker is lost after this (120)
-  --metrics-job-linger N       seconds a job's series stay after its end (300)
+  --metrics-job-linger-seconds N  a job's series stay so long after its end (300)
   --metrics-max-job-series N   jobs that get series of their own (100)
   --min-free-mb N              uploads are refused when less would stay free (512)
   --max-uploads N              unfinished uploads (64)
@@ -76,7 +76,9 @@ ServerOptions ReadServerOptions(Flags& flags) {
   const int64_t lease_us = flags.Integer("lease-seconds", 120, 2, 3600) * kSecondUs;
   SetLease(lease_us, &options.core);
   options.tick_us = std::min<int64_t>(kSecondUs, lease_us / 10);
-  options.meter.job_linger_us = flags.Integer("metrics-job-linger", 300, 0, 86'400) * kSecondUs;
+  const int64_t linger = flags.Integer("metrics-job-linger", 300, 0, 86'400);
+  options.meter.job_linger_us =
+      flags.Integer("metrics-job-linger-seconds", linger, 0, 86'400) * kSecondUs;
   options.meter.max_job_series =
       static_cast<int32_t>(flags.Integer("metrics-max-job-series", 100, 0, 10'000));
   options.blobs.min_free_bytes = flags.Integer("min-free-mb", 512, 0, 1 << 30) << 20;

@@ -179,7 +179,8 @@ void Meter::Impl::OnRecord(const core::EventRecord& record, const core::State& s
       queue_wait.Add({{"queue", kQueue}}, kWaitBuckets)
           .Observe(Seconds(record.unix_us - job->create_unix_us));
     }
-  } else if (record.state == job->state && core::IsTerminal(record.state)) {
+  } else if (record.type == "job.succeeded" || record.type == "job.failed" ||
+             record.type == "job.cancelled") {
     const std::string outcome(core::JobStateName(record.state));
     finished.Add({{"queue", kQueue}, {"outcome", outcome}, {"reason", job->error_reason}}).Increment();
     if (job->start_unix_us > 0) {

@@ -176,6 +176,63 @@ absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& conf
   return absl::OkStatus();
 }
 
+// Looks at three things of a tokenizer.json without building it: documents of 64 MiB would take a
+// gigabyte as a tree.
+class TokenizerScan : public json::json_sax_t {
+ public:
+  bool has_model = false;
+  bool other_type = false;
+  int64_t vocab = 0;
+  int64_t merges = 0;
+
+  bool null() override { return Value(); }
+  bool boolean(bool) override { return Value(); }
+  bool number_integer(json::number_integer_t) override { return Value(); }
+  bool number_unsigned(json::number_unsigned_t) override { return Value(); }
+  bool number_float(json::number_float_t, const std::string&) override { return Value(); }
+  bool binary(json::binary_t&) override { return Value(); }
+  bool string(std::string& text) override {
+    if (path_.size() == 2 && path_[0] == "model" && path_[1] == "type") other_type = text != "BPE";
+    return Value();
+  }
+  bool key(std::string& name) override {
+    // Deeper keys are not looked at, and there may be very many.
+    if (depth_ <= 2) {
+      path_.resize(static_cast<size_t>(depth_ - 1));
+      path_.push_back(name);
+    }
+    return true;
+  }
+  bool start_object(size_t) override { return Open(); }
+  bool start_array(size_t) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+  bool parse_error(size_t, const std::string&, const json::exception&) override { return false; }
+
+ private:
+  // An entry right below model.vocab or model.merges.
+  bool Value() {
+    if (depth_ == 3 && path_.size() == 2 && path_[0] == "model") {
+      if (path_[1] == "vocab") ++vocab;
+      if (path_[1] == "merges") ++merges;
+    }
+    return true;
+  }
+  bool Open() {
+    Value();
+    if (depth_ == 1 && path_.size() == 1 && path_[0] == "model") has_model = true;
+    return ++depth_ <= 16;
+  }
+  bool Close() {
+    --depth_;
+    if (depth_ < static_cast<int>(path_.size())) path_.resize(static_cast<size_t>(depth_));
+    return true;
+  }
+
+  int depth_ = 0;
+  std::vector<std::string> path_;  // keys of the two outermost objects
+};
+
 absl::Status CheckTokenizer(const ModelFiles& model) {
   constexpr char kName[] = "tokenizer.json";
   if (!Find(model, kName)) {
@@ -183,19 +240,13 @@ absl::Status CheckTokenizer(const ModelFiles& model) {
                Reason::kTokenizerUnsupported);
   }
   ASSIGN_OR_RETURN(const std::string text, ReadWhole(model, kName, kMaxTokenizerBytes));
-  const json tokenizer = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  TokenizerScan scan;
   const auto bad = [&](std::string_view what) { return Bad(kName, what, Reason::kTokenizerUnsupported); };
-  if (!tokenizer.is_object()) return bad("is not valid JSON");
-  const auto bpe = tokenizer.find("model");
-  if (bpe == tokenizer.end() || !bpe->is_object()) return bad("has no model");
-  const auto type = bpe->find("type");
-  if (type != bpe->end() && *type != "BPE") return bad("is of another type than BPE");
-  const auto vocab = bpe->find("vocab");
-  if (vocab == bpe->end() || !vocab->is_object() || vocab->empty()) return bad("has no vocabulary");
-  const auto merges = bpe->find("merges");
-  if (merges == bpe->end() || !merges->is_array() || merges->empty()) {
-    return bad("has no merges; a BPE tokenizer cannot work without them");
-  }
+  if (!json::sax_parse(text, &scan)) return bad("is not valid JSON, or nested too deep");
+  if (!scan.has_model) return bad("has no model");
+  if (scan.other_type) return bad("is of another type than BPE");
+  if (scan.vocab == 0) return bad("has no vocabulary");
+  if (scan.merges == 0) return bad("has no merges; a BPE tokenizer cannot work without them");
   return absl::OkStatus();
 }
 

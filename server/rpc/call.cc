@@ -3,6 +3,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "grpcpp/security/auth_context.h"
@@ -34,6 +35,13 @@ absl::StatusOr<Caller> Authorize(const Edge& edge, grpc::CallbackServerContext* 
     }
   }
   return edge.authorizer->Check(method, authorization, certificate_name);
+}
+
+absl::Status CheckDisplayName(const std::string& display_name) {
+  if (display_name.size() <= core::kMaxDisplayNameBytes) return absl::OkStatus();
+  return Error::Field(Reason::kSpecInvalid, "display_name",
+                      absl::StrCat("has ", display_name.size(), " bytes; at most ",
+                                   core::kMaxDisplayNameBytes));
 }
 
 absl::Status Busy(const Edge& edge) {

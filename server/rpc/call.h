@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,6 +28,8 @@ class Done {
 // Who calls, or why they may not.
 absl::StatusOr<Caller> Authorize(const Edge& edge, grpc::CallbackServerContext* context,
                                  const char* method);
+// Names for people are bounded, because they travel with every answer.
+absl::Status CheckDisplayName(const std::string& display_name);
 // What to tell a caller the loop or the pool has no room for.
 absl::Status Busy(const Edge& edge);
 

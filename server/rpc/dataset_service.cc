@@ -43,7 +43,8 @@ absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRe
   core::Dataset dataset;
   dataset.id = request.dataset_id();
   dataset.tenant = caller.tenant;
-  dataset.display_name = request.display_name().substr(0, 256);
+  RETURN_IF_ERROR(CheckDisplayName(request.display_name()));
+  dataset.display_name = request.display_name();
   if (request.sha256().empty() == request.path().empty()) {
     return Error::Field(Reason::kSpecInvalid, "sha256", "or path must be given, and not both").ToStatus();
   }
@@ -54,7 +55,6 @@ absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRe
     }
     dataset.path = file.path;
     dataset.size_bytes = file.size_bytes;
-    ASSIGN_OR_RETURN(dataset.sha256, Sha256HexOfFile(file.path));
   } else {
     RETURN_IF_ERROR(edge.blobs->Pin(request.sha256()));
     dataset.sha256 = request.sha256();
@@ -63,6 +63,10 @@ absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRe
   ASSIGN_OR_RETURN(const DatasetFacts facts, CheckDataset(ReaderOf(edge, dataset)));
   dataset.rows = facts.rows;
   dataset.format = facts.format;
+  // After the check, which stops early at what is no data set.
+  if (!dataset.path.empty()) {
+    ASSIGN_OR_RETURN(dataset.sha256, Sha256HexOfFile(dataset.path));
+  }
   return dataset;
 }
 

@@ -108,8 +108,10 @@ void JobWatch::Load() {
 
 void JobWatch::Drain() {
   std::unique_lock lock(mutex_);
+  if (draining_) drain_again_ = true;
   if (loading_ || draining_ || final_ || !subscription_ || out_.size() >= kMaxBuffered) return;
   draining_ = true;
+  drain_again_ = false;
   auto subscription = subscription_;
   lock.unlock();
   WatchHub::Taken taken = subscription->Take();
@@ -121,6 +123,7 @@ void JobWatch::Drain() {
   if (ends) PushMetricsAfter(last_metric_.second, lock);
   TakeNew(std::move(taken));
   draining_ = false;
+  if (drain_again_) PostDrain();
   if (cut && !final_) {
     if (edge_.draining) {
       End(Error(Reason::kShuttingDown, "the server is shutting down; watch again from resume_sequence")

@@ -65,7 +65,8 @@ class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
   bool writing_ = false;
   bool finished_ = false;            // Finish was called
   bool loading_ = true;              // History is not read yet
-  bool draining_ = false;            // one Drain at a time
+  bool draining_ = false;            // one Drain at a time,
+  bool drain_again_ = false;         // and another when it was asked for meanwhile
   bool terminal_ = false;            // the job is over; what is left is in History
   int64_t last_sequence_ = 0;
   std::pair<int64_t, int64_t> last_metric_{0, 0};  // epoch, step

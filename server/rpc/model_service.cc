@@ -92,7 +92,8 @@ absl::StatusOr<core::Model> CheckRequest(Edge& edge, const v1::RegisterModelRequ
   core::Model model;
   model.id = request.model_id();
   model.tenant = caller.tenant;
-  model.display_name = request.display_name().substr(0, 256);
+  RETURN_IF_ERROR(CheckDisplayName(request.display_name()));
+  model.display_name = request.display_name();
   ModelFiles files;
   RealPaths paths;
   if (request.path().empty()) {

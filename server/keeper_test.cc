@@ -1,0 +1,183 @@
+// Keeper and Meter over a loop in memory.
+#include "server/keeper.h"
+
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "server/http.h"
+#include "server/meter.h"
+#include "server/metrics_table.h"
+#include "server/store/memory_store.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr int64_t kHourUs = int64_t{3600} * 1'000'000;
+constexpr char kConfig[] = R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","vocab_size":64,
+    "hidden_size":32,"intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,
+    "num_key_value_heads":1,"max_position_embeddings":4096,"rms_norm_eps":1e-5,"rope_theta":10000.0,
+    "tie_word_embeddings":true,"hidden_act":"silu"})";
+
+class KeeperTest : public testing::Test {
+ protected:
+  KeeperTest() : blobs_(NewMemoryBlobStore({}, clock_)), meter_({0, 2}, &clock_) {
+    ControlLoop::Options options;
+    options.timeline = "t";
+    options.batch_us = 0;
+    options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
+      meter_.OnCommit(records, state);
+    };
+    loop_ = std::make_unique<ControlLoop>(std::move(options), core::RealSpecFunctions(), &store_, &hub_, &clock_);
+    EXPECT_TRUE(loop_->Start().ok());
+    loop_->RunThread();
+    edge_.loop = loop_.get();
+    edge_.hub = &hub_;
+    edge_.metrics = &metrics_;
+    edge_.blobs = blobs_.get();
+    edge_.io = &io_;
+    edge_.ticker = &ticker_;
+    edge_.clock = &clock_;
+    meter_.SetSources({loop_.get(), &hub_, blobs_.get(), nullptr, "", ""});
+  }
+  ~KeeperTest() override {
+    io_.Stop();
+    loop_->Stop();
+  }
+
+  std::string Put(const std::string& data) {
+    const auto begun = blobs_->Begin(Sha256Hex(data), static_cast<int64_t>(data.size()));
+    EXPECT_TRUE(blobs_->Append(begun->upload_id, 0, data).ok());
+    EXPECT_TRUE(blobs_->Finish(begun->upload_id)->complete);
+    return begun->sha256;
+  }
+  void Record(const std::string& sha256) {
+    EXPECT_TRUE(loop_->Call(core::RecordBlob{sha256, blobs_->SizeBytes(sha256).value()}).ok());
+  }
+  // One round is: pool, loop, pool. Each barrier waits for what was posted before it.
+  void RoundAndWait(Keeper& keeper) {
+    keeper.Round();
+    for (int i = 0; i < 3; ++i) {
+      std::promise<void> done;
+      ASSERT_TRUE(io_.Post([&] { done.set_value(); }));
+      done.get_future().wait();
+      ASSERT_TRUE(loop_->ReadAndWait([](const ControlLoop::Outcome&) {}));
+    }
+  }
+  std::string MakeJob() {
+    core::Model model;
+    model.id = "m";
+    model.root_path = "/models/m";
+    model.files = {{"config.json", std::string(64, 'a'), 1}};
+    model.digest = std::string(64, 'b');
+    model.config_json = kConfig;
+    model.config = spec::ParseModelConfig(kConfig).value();
+    EXPECT_TRUE(loop_->Call(core::RegisterModel{model}).ok());
+    core::Dataset dataset;
+    dataset.id = "d";
+    dataset.path = "/models/d.jsonl";
+    EXPECT_TRUE(loop_->Call(core::CreateDataset{dataset}).ok());
+    core::CreateJob create;
+    create.job_id = absl::StrCat("job-", ++jobs_);
+    create.model_id = "m";
+    create.dataset_id = "d";
+    const auto id = loop_->Call(create);
+    EXPECT_TRUE(id.ok()) << id.status();
+    return id.value_or("");
+  }
+
+  SimClock clock_;
+  std::unique_ptr<BlobStore> blobs_;
+  Meter meter_;
+  store::MemoryStore store_;
+  store::MemoryMetricStore metrics_;
+  WatchHub hub_;
+  std::unique_ptr<ControlLoop> loop_;
+  IoPool io_{1, 100};
+  Ticker ticker_;
+  Edge edge_;
+  int jobs_ = 0;
+};
+
+TEST_F(KeeperTest, CollectsWhatNobodyRefersTo) {
+  Keeper keeper(&edge_, {});
+  const std::string used = Put("{\"text\":\"a\"}");
+  const std::string known = Put("known to the state");
+  const std::string stray = Put("left by a crash before it was recorded");
+  Record(used);
+  Record(known);
+  core::Dataset dataset;
+  dataset.id = "d";
+  dataset.sha256 = used;
+  dataset.size_bytes = 12;
+  ASSERT_TRUE(loop_->Call(core::CreateDataset{dataset}).ok());
+  RoundAndWait(keeper);
+  EXPECT_TRUE(blobs_->SizeBytes(known).ok()) << "pinned";
+  clock_.AdvanceUs(25 * kHourUs);
+  RoundAndWait(keeper);
+  EXPECT_TRUE(blobs_->SizeBytes(used).ok());
+  EXPECT_FALSE(blobs_->SizeBytes(known).ok());
+  EXPECT_FALSE(blobs_->SizeBytes(stray).ok());
+  const auto again = loop_->Call(core::CreateDataset{{"e", "", "", known, 18, 1, "text", "", 0}});
+  EXPECT_EQ(StatusReason(again.status()), Reason::kBlobNotFound) << "forgotten before it was deleted";
+}
+
+TEST_F(KeeperTest, DeletesJobsPastTheirRetention) {
+  Keeper keeper(&edge_, {.retain_jobs_us = kHourUs});
+  const std::string ended = MakeJob(), waiting = MakeJob();
+  ASSERT_TRUE(loop_->Call(core::CancelJob{ended}).ok());
+  RoundAndWait(keeper);
+  ASSERT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& o) { EXPECT_TRUE(o.state.FindJob(ended)); }));
+  clock_.AdvanceUs(2 * kHourUs);
+  RoundAndWait(keeper);
+  ASSERT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& o) {
+    EXPECT_FALSE(o.state.FindJob(ended));
+    EXPECT_TRUE(o.state.FindJob(waiting));
+  }));
+}
+
+TEST_F(KeeperTest, JobsHaveSeriesWhileTheyLive) {
+  const std::string first = MakeJob(), second = MakeJob(), third = MakeJob();
+  std::string text = meter_.Scrape();
+  const auto has = [&](const std::string& part) { return text.find(part) != std::string::npos; };
+  EXPECT_TRUE(has("nibble_jobs{state=\"QUEUED\",queue=\"default\"} 3")) << text;
+  EXPECT_TRUE(has("nibble_job_state{job_id=\"job-1\",state=\"QUEUED\"} 1")) << text;
+  EXPECT_TRUE(has("job_id=\"job-2\""));
+  EXPECT_FALSE(has("job_id=\"job-3\"")) << "beyond max_job_series";
+  EXPECT_TRUE(has("nibble_job_series_dropped_total 1"));
+  EXPECT_TRUE(has("nibble_queue_oldest_pending_timestamp_seconds"));
+  ASSERT_TRUE(loop_->Call(core::CancelJob{first}).ok());
+  text = meter_.Scrape();
+  EXPECT_FALSE(has("job_id=\"job-1\"")) << "no linger: gone with its end";
+  EXPECT_TRUE(has("job_id=\"job-3\"")) << "its place is free";
+  EXPECT_TRUE(has("nibble_job_series_dropped_total 1")) << "counted once";
+  EXPECT_TRUE(has("nibble_jobs_finished_total{outcome=\"CANCELLED\",queue=\"default\",reason=\"\"} 1")) << text;
+}
+
+TEST_F(KeeperTest, ServesHttp) {
+  bool ready = true;
+  auto http = StartHttp("127.0.0.1:0", {[] { return std::string("x 1\n"); }, [&] { return ready; }});
+  ASSERT_TRUE(http.ok()) << http.status();
+  EXPECT_GT((*http)->port(), 0);
+  EXPECT_FALSE(StartHttp("203.0.113.1:1", {}).ok());
+}
+
+TEST(MetricTable, KeepsTheConventions) {
+  for (const MetricRow& row : kMetricTable) {
+    const std::string_view name = row.name;
+    EXPECT_EQ(row.type == MetricType::kCounter, name.ends_with("_total")) << name;
+    EXPECT_FALSE(row.help.empty()) << name;
+    if (row.type == MetricType::kHistogram) {
+      EXPECT_TRUE(name.ends_with("_seconds")) << name;
+    }
+    int same = 0;
+    for (const MetricRow& other : kMetricTable) same += other.name == name;
+    EXPECT_EQ(same, 1) << name;
+  }
+}
+
+}  // namespace
+}  // namespace nibble::server

@@ -1,0 +1,168 @@
+// The small parts of the server: flags, data directory, rooted files, pool, ticker.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <future>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "server/data_dir.h"
+#include "server/flags.h"
+#include "server/io_pool.h"
+#include "server/rooted_files.h"
+#include "server/ticker.h"
+
+namespace nibble::server {
+namespace {
+
+Flags Parse(std::vector<const char*> words) {
+  words.insert(words.begin(), "nibble-server");
+  return Flags(static_cast<int>(words.size()), words.data());
+}
+
+TEST(Flags, ReadsValuesSwitchesAndWords) {
+  Flags flags = Parse({"token", "--name", "a", "create", "--days=3", "--host", "x", "--host=y", "--json-log"});
+  EXPECT_EQ(flags.Text("name"), "a");
+  EXPECT_EQ(flags.Text("other", "default"), "default");
+  EXPECT_EQ(flags.Integer("days", 0, 0, 10), 3);
+  EXPECT_EQ(flags.Texts("host"), (std::vector<std::string>{"x", "y"}));
+  EXPECT_TRUE(flags.Switch("json-log"));
+  EXPECT_FALSE(flags.Switch("in-memory"));
+  EXPECT_EQ(flags.words(), (std::vector<std::string>{"token", "create"}));
+  EXPECT_TRUE(flags.Check().ok()) << flags.Check();
+}
+
+TEST(Flags, RefusesWhatItDoesNotKnow) {
+  Flags unknown = Parse({"--lissen", "x"});
+  (void)unknown.Text("listen");
+  EXPECT_EQ(StatusReason(unknown.Check()), Reason::kUnknownField);
+  EXPECT_FALSE(Parse({"--listen"}).Check().ok()) << "a value is missing";
+  for (const char* bad : {"--n=x", "--n=1x", "--n=11", "--n=-1", "--n= 1"}) {
+    Flags flags = Parse({bad});
+    EXPECT_EQ(flags.Integer("n", 5, 0, 10), 5);
+    EXPECT_EQ(StatusReason(flags.Check()), Reason::kSpecInvalid) << bad;
+  }
+  Flags flags = Parse({"--json-log=maybe"});
+  (void)flags.Switch("json-log");
+  EXPECT_FALSE(flags.Check().ok());
+}
+
+TEST(DataDir, OneAtATime) {
+  TempDir directory;
+  auto first = DataDirLock::Acquire(directory.Join("data"));
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(StatusReason(DataDirLock::Acquire(directory.Join("data")).status()), Reason::kResourceInUse);
+  first->reset();
+  EXPECT_TRUE(DataDirLock::Acquire(directory.Join("data")).ok());
+  struct stat info;
+  ASSERT_EQ(stat(directory.Join("data").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 077, 0u);
+}
+
+TEST(DataDir, KeepsItsSecret) {
+  TempDir directory;
+  const auto secret = LoadOrMakeSecret(directory.path());
+  ASSERT_TRUE(secret.ok());
+  EXPECT_EQ(secret->size(), 64u);
+  EXPECT_EQ(LoadOrMakeSecret(directory.path()).value(), *secret);
+  EXPECT_FALSE(WasRestored(directory.path()));
+  ASSERT_TRUE(MarkRestored(directory.path()).ok());
+  EXPECT_TRUE(WasRestored(directory.path()));
+  ClearRestored(directory.path());
+  EXPECT_FALSE(WasRestored(directory.path()));
+}
+
+TEST(DataDir, SaysWhereTheServerIs) {
+  TempDir directory;
+  ASSERT_TRUE(WriteServerInfo(directory.path(), "127.0.0.1", 7, 8).ok());
+  const std::string text = ReadFile(directory.Join("run/server.json")).value();
+  EXPECT_EQ(text, "{\"host\":\"127.0.0.1\",\"port\":7,\"http_port\":8,\"pid\":" + std::to_string(getpid()) + "}\n");
+  RemoveServerInfo(directory.path());
+  EXPECT_FALSE(FileExists(directory.Join("run/server.json")));
+}
+
+class RootedFilesTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(MakeDirs(directory_.Join("root/model")).ok());
+    ASSERT_TRUE(WriteFileAtomic(directory_.Join("root/model/file"), "inside").ok());
+    ASSERT_TRUE(WriteFileAtomic(directory_.Join("secret"), "outside").ok());
+    ASSERT_EQ(symlink("../../secret", directory_.Join("root/model/link").c_str()), 0);
+    ASSERT_EQ(symlink("file", directory_.Join("root/model/inner").c_str()), 0);
+    root_ = directory_.Join("root");
+  }
+  Reason Refusal(const std::string& path) {
+    return StatusReason(OpenBelowRoot(root_, path, "path").status());
+  }
+  TempDir directory_;
+  std::string root_;
+};
+
+TEST_F(RootedFilesTest, StayBelowTheRoot) {
+  EXPECT_EQ(OpenBelowRoot(root_, "model/file", "path")->size_bytes, 6);
+  EXPECT_EQ(OpenBelowRoot(root_, root_ + "/model/file", "path")->size_bytes, 6);
+  EXPECT_EQ(OpenBelowRoot(root_, "model/inner", "path")->size_bytes, 6) << "a link that stays inside";
+  EXPECT_TRUE(OpenBelowRoot(root_, "model", "path")->is_directory);
+  for (const std::string& bad : {std::string("../secret"), directory_.Join("secret"), std::string("/etc/passwd"),
+                                 std::string("model/link"), std::string("model/../../secret"),
+                                 std::string("nothing"), root_ + "2/x"}) {
+    EXPECT_EQ(Refusal(bad), Reason::kPathNotAllowed) << bad;
+  }
+  root_.clear();
+  EXPECT_EQ(Refusal("model/file"), Reason::kPathNotAllowed) << "no root, no paths";
+}
+
+TEST_F(RootedFilesTest, ReadsInPieces) {
+  const auto read = RootedReader(OpenBelowRoot(root_, "model/file", "path")->path);
+  EXPECT_EQ(read(0, 3).value(), "ins");
+  EXPECT_EQ(read(3, 100).value(), "ide");
+  EXPECT_EQ(read(6, 100).value(), "");
+}
+
+TEST(IoPool, RunsWhatIsQueuedBeforeItStops) {
+  std::atomic<int> ran{0};
+  IoPool pool(2, 100);
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(pool.Post([&] { ++ran; }));
+  pool.Stop();
+  EXPECT_EQ(ran, 50);
+  EXPECT_FALSE(pool.Post([] {}));
+}
+
+TEST(IoPool, RefusesBeyondItsCapacity) {
+  std::promise<void> hold;
+  auto held = hold.get_future().share();
+  std::promise<void> started;
+  IoPool pool(1, 1);
+  ASSERT_TRUE(pool.Post([&] {
+    started.set_value();
+    held.wait();
+  }));
+  started.get_future().wait();
+  EXPECT_TRUE(pool.Post([] {}));
+  EXPECT_FALSE(pool.Post([] {}));
+  hold.set_value();
+}
+
+TEST(Ticker, CallsUntilRemoved) {
+  Ticker ticker(/*resolution_us=*/1000);
+  std::promise<void> third;
+  std::atomic<int> calls{0};
+  const int64_t handle = ticker.Add(1000, [&] {
+    if (++calls == 3) third.set_value();
+  });
+  third.get_future().wait();
+  ticker.Remove(handle);
+  const int after = calls;
+  std::promise<void> later;
+  std::atomic<int> others{0};
+  ticker.Add(1000, [&] {
+    if (++others == 3) later.set_value();
+  });
+  later.get_future().wait();
+  EXPECT_EQ(calls, after);
+}
+
+}  // namespace
+}  // namespace nibble::server

@@ -1,0 +1,206 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <map>
+
+#include "base/error.h"
+#include "google/rpc/error_details.pb.h"
+#include "server/rpc/convert_spec.h"
+#include "server/rpc/job_request.h"
+#include "server/rpc/page.h"
+#include "server/rpc/status.h"
+#include "server/rpc/worker_convert.h"
+
+namespace nibble::server {
+namespace {
+
+TEST(ConvertSpec, UnsetKeepsTheDefaults) {
+  const auto spec = ToTrainSpec(v1::JobSpec());
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(*spec, spec::TrainSpec());
+}
+
+TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
+  spec::TrainSpec in;
+  in.lora_r = 8;
+  in.lora_alpha = 4;
+  in.lora_dropout = 0.5;
+  in.target_modules = {spec::Module::kQ, spec::Module::kDown};
+  in.use_rslora = true;
+  in.quant = spec::QuantKind::kINT8;
+  in.double_quant = false;
+  in.format = "alpaca";
+  in.chat_template = "chatml";
+  in.train_on_inputs = true;
+  in.sequence_len = 77;
+  in.sample_packing = false;
+  in.excess_length = spec::ExcessLength::kTruncate;
+  in.val_set_size = 0.25;
+  in.learning_rate = 1e-3;
+  in.lr_schedule = spec::LrSchedule::kLinear;
+  in.warmup_ratio = 0.2;
+  in.warmup_steps = 5;
+  in.weight_decay = 0.1;
+  in.adam_beta1 = 0.8;
+  in.adam_beta2 = 0.95;
+  in.adam_epsilon = 1e-6;
+  in.max_grad_norm = 0;
+  in.micro_batch_size = 2;
+  in.gradient_accumulation_steps = 3;
+  in.num_epochs = 2.5;
+  in.max_steps = 9;
+  in.gradient_checkpointing = false;
+  in.logging_steps = 2;
+  in.eval_steps = 3;
+  in.save_steps = 4;
+  in.save_interval_seconds = 0;
+  in.save_total_limit = 7;
+  in.seed = std::numeric_limits<uint64_t>::max();
+  in.allow_numerics_change = true;
+  const auto out = ToTrainSpec(ToJobSpec(in));
+  ASSERT_TRUE(out.ok()) << out.status();
+  EXPECT_EQ(*out, in);
+}
+
+TEST(ConvertSpec, EveryFieldOfTheProtoIsWritten) {
+  // A field added to the proto and forgotten here would stay unset.
+  spec::TrainSpec in;
+  in.target_modules = {spec::Module::kQ};
+  in.val_set_size = 0.1;
+  in.warmup_steps = in.max_steps = in.eval_steps = in.save_steps = 1;
+  const v1::JobSpec out = ToJobSpec(in);
+  for (const google::protobuf::Message* part :
+       std::initializer_list<const google::protobuf::Message*>{
+           &out.lora(), &out.quantization(), &out.data(), &out.optimizer(), &out.training()}) {
+    const auto* descriptor = part->GetDescriptor();
+    std::vector<const google::protobuf::FieldDescriptor*> set;
+    part->GetReflection()->ListFields(*part, &set);
+    EXPECT_EQ(static_cast<int>(set.size()), descriptor->field_count()) << descriptor->name();
+  }
+}
+
+TEST(ConvertSpec, NamesAllThatIsWrong) {
+  v1::JobSpec spec;
+  spec.mutable_quantization()->set_type("nf5");
+  spec.mutable_optimizer()->set_lr_scheduler("zigzag");
+  spec.mutable_lora()->add_target_modules("q_proj");
+  spec.mutable_lora()->add_target_modules("nose");
+  const auto out = ToTrainSpec(spec);
+  ASSERT_FALSE(out.ok());
+  EXPECT_EQ(StatusReason(out.status()), Reason::kSpecInvalid);
+  const auto violations = StatusViolations(UnderSpec(out.status()));
+  ASSERT_EQ(violations.size(), 3u);
+  EXPECT_EQ(violations[0].field, "spec.lora.target_modules[1]");
+  EXPECT_EQ(violations[1].field, "spec.quantization.type");
+  EXPECT_EQ(violations[2].field, "spec.optimizer.lr_scheduler");
+}
+
+TEST(CreateJobRequest, BodyDigestIgnoresTheRequestIdAndTheOrderOfLabels) {
+  v1::CreateJobRequest a, b;
+  for (v1::CreateJobRequest* request : {&a, &b}) {
+    request->mutable_spec()->set_base_model("models/m");
+    request->mutable_spec()->set_dataset("datasets/d");
+  }
+  for (int i = 0; i < 20; ++i) (*a.mutable_labels())[std::to_string(i)] = "x";
+  for (int i = 20; i-- > 0;) (*b.mutable_labels())[std::to_string(i)] = "x";
+  a.set_request_id("one");
+  b.set_request_id("two");
+  const auto first = ReadCreateJob(a, "t"), second = ReadCreateJob(b, "t");
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->body_sha256, second->body_sha256);
+  EXPECT_NE(first->job_id, second->job_id);
+  b.set_priority(1);
+  EXPECT_NE(ReadCreateJob(b, "t")->body_sha256, first->body_sha256);
+}
+
+TEST(ToRpcStatus, EveryErrorCarriesAReason) {
+  for (int code = 1; code <= 16; ++code) {
+    const absl::Status plain(static_cast<absl::StatusCode>(code), "/secret/path");
+    const google::rpc::Status rich = ToRpcStatus(plain);
+    google::rpc::ErrorInfo info;
+    ASSERT_GE(rich.details_size(), 1);
+    ASSERT_TRUE(rich.details(0).UnpackTo(&info));
+    EXPECT_EQ(info.domain(), "nibble");
+    const Reason reason = ReasonFromName(info.reason());
+    EXPECT_NE(reason, Reason::kUnspecified) << info.reason();
+    EXPECT_EQ(rich.code(), static_cast<int>(ReasonCode(reason)));
+    if (reason == Reason::kInternal) {
+      EXPECT_EQ(rich.message().find("/secret"), std::string::npos);
+    }
+  }
+  EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
+}
+
+TEST(ToRpcStatus, KeepsMetadataAndViolations) {
+  const absl::Status status =
+      Error::Field(Reason::kSpecInvalid, "spec.lora.r", "is 0").With("bound", "1").ToStatus();
+  const grpc::Status out = ToGrpcStatus(status);
+  EXPECT_EQ(out.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  google::rpc::Status rich;
+  ASSERT_TRUE(rich.ParseFromString(out.error_details()));
+  google::rpc::ErrorInfo info;
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(rich.details(0).UnpackTo(&info));
+  ASSERT_TRUE(rich.details(1).UnpackTo(&bad));
+  EXPECT_EQ(info.metadata().at("bound"), "1");
+  EXPECT_EQ(bad.field_violations(0).field(), "spec.lora.r");
+}
+
+TEST(Pages, GoOnWhereTheLastOneEnded) {
+  const std::map<std::string, std::string> items = {{"a", "a"}, {"b", "b"}, {"c", "c"}, {"d", "d"}};
+  std::string seen;
+  const auto keep = [](const std::string& item) { return item != "c"; };
+  const auto visit = [&](const std::string& item) { seen += item; };
+  auto token = ListPage(items, "q", 2, "", keep, visit);
+  ASSERT_TRUE(token.ok());
+  EXPECT_EQ(seen, "ab");
+  ASSERT_NE(*token, "");
+  const std::string first = *token;
+  token = ListPage(items, "q", 2, first, keep, visit);
+  EXPECT_EQ(seen, "abd");
+  EXPECT_EQ(*token, "");
+  EXPECT_EQ(StatusReason(ListPage(items, "other", 2, first, keep, visit).status()),
+            Reason::kPageTokenInvalid);
+  EXPECT_EQ(StatusReason(ListPage(items, "q", 2, "nonsense", keep, visit).status()),
+            Reason::kPageTokenInvalid);
+  EXPECT_EQ(StatusReason(ListPage(items, "q", -1, "", keep, visit).status()), Reason::kSpecInvalid);
+  EXPECT_EQ(PageSize(0).value(), kDefaultPageSize);
+  EXPECT_EQ(PageSize(1 << 30).value(), kMaxPageSize);
+}
+
+TEST(HeadAfter, CountsEveryStepOnce) {
+  core::Progress before;
+  before.step = 2;
+  before.trained_tokens = 20;
+  std::vector<store::StepMetric> metrics(3);
+  for (int i = 0; i < 3; ++i) {
+    metrics[static_cast<size_t>(i)].step = i + 2;
+    metrics[static_cast<size_t>(i)].tokens = 10;
+    metrics[static_cast<size_t>(i)].step_time_us = 1'000'000;
+    metrics[static_cast<size_t>(i)].loss = 1.0 / (i + 2);
+  }
+  metrics[2].eval_loss = 0.5;
+  metrics[2].gradient_norm = std::numeric_limits<double>::quiet_NaN();
+  metrics[1].gradient_norm = 2;
+  const core::Progress head = HeadAfter(before, metrics);
+  EXPECT_EQ(head.step, 4);
+  EXPECT_EQ(head.trained_tokens, 40) << "step 2 was counted before";
+  EXPECT_EQ(head.loss, 0.25);
+  EXPECT_EQ(head.eval_loss, 0.5);
+  EXPECT_EQ(head.gradient_norm, 2) << "the last finite one";
+  EXPECT_DOUBLE_EQ(head.tokens_per_second, 10);
+}
+
+TEST(ReadSynchronize, TakesPhasesItDoesNotKnow) {
+  worker::v1::SynchronizeRequest request;
+  request.set_worker_id("w");
+  request.add_attempts()->set_phase(worker::v1::TRAINING);
+  request.add_attempts()->set_phase(static_cast<worker::v1::AttemptPhase>(99));
+  const core::Synchronize out = ReadSynchronize(request);
+  ASSERT_EQ(out.attempts.size(), 2u);
+  EXPECT_EQ(out.attempts[0].phase, core::Phase::kTraining);
+  EXPECT_EQ(out.attempts[1].phase, core::Phase::kUnspecified);
+}
+
+}  // namespace
+}  // namespace nibble::server
