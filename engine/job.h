@@ -75,6 +75,8 @@ class Job {
   absl::StatusOr<JobEvent> Advance();
   // Asks for a checkpoint at the next boundary; one of the same step is reported again.
   void RequestCheckpoint() { checkpoint_requested_ = true; }
+  // False before the first step, and right after a resume: there is nothing a checkpoint would add.
+  bool WorthSaving() const { return step_ > 0 && (step_ != last_saved_step_ || last_saved_); }
 
   // What Advance does for a step, in two halves: the first may allocate, the second (the turn
   // proper) does not.

@@ -228,7 +228,7 @@ class Server {
   // Between turns is a step boundary.
   void WriteCheckpoint(const std::string& attempt) {
     const auto it = jobs_.find(attempt);
-    if (it == jobs_.end() || it->second.job->finished()) return;
+    if (it == jobs_.end() || !it->second.job->WorthSaving()) return;
     it->second.job->RequestCheckpoint();
     AdvanceJob(attempt, it->second);
   }

@@ -179,13 +179,22 @@ TEST_F(ServeTest, NeighboursPausesAndDetachmentsChangeNoByte) {
   json rest = Attach("c/2", 12);
   rest["resume"] = checkpoint["dir"];
   Send(rest);
-  Until("finished", "c/2");
+  Until("plan", "c/2");
+  Send({{"type", "detach"}, {"attempt", "c/2"}, {"checkpoint", true}});
+  Until("detached", "c/2");
+  rest["attempt"] = "c/3";
+  rest["dir"] = dir_.Join("c-3");
+  if (CountSeen("step", "c/2") == 0) {
+    EXPECT_EQ(CountSeen("checkpoint", "c/2"), 0);
+  }
+  Send(rest);
+  Until("finished", "c/3");
   EXPECT_EQ(*Sha256HexOfFile(JoinPath(checkpoint["dir"].get<std::string>(), "manifest.json")),
             checkpoint["manifest_sha256"].get<std::string>());
   const std::string weights = Weights("alone-1");
   EXPECT_TRUE(Weights("a-1") == weights);
   EXPECT_TRUE(Weights("b-1") == weights);
-  EXPECT_TRUE(Weights("c-2") == weights);
+  EXPECT_TRUE(Weights("c-3") == weights);
 }
 
 TEST_F(ServeTest, RefusalsNameTheirReasonAndHarmNobody) {
