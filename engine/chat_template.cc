@@ -6,6 +6,9 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/status.h"
+#include "engine/jinja_eval.h"
+#include "engine/jinja_parse.h"
 #include "engine/text.h"
 
 namespace nibble::engine {
@@ -92,7 +95,7 @@ struct ChatTemplateTable {
     const auto frame = [&](const ChatTemplate::Frame& f) {
       return ChatTemplate::Frame{fill(f.before), fill(f.end), fill(f.after)};
     };
-    ChatTemplate made;
+    ChatTemplate made(tokenizer);
     made.name_ = std::string(row.name);
     made.start_ = fill(row.start);
     made.system_ = frame(row.system);
@@ -104,12 +107,6 @@ struct ChatTemplateTable {
       if (!tokenizer.TokenId(marker)) made.unknown_tokens_.emplace_back(marker);
     }
     return made;
-  }
-
-  static void SetSystem(ChatTemplate& made, std::string_view preamble,
-                        std::string_view default_text) {
-    made.system_preamble_ = std::string(preamble);
-    made.default_system_ = std::string(default_text);
   }
 };
 
@@ -129,27 +126,11 @@ const ChatTemplateTable::Row* FindRow(std::string_view name) {
   return nullptr;
 }
 
-// The literal default system prompt of a ChatML template: what stands between these marks in a
-// string of the template, where a line feed is written as backslash n. Empty when there is none.
-std::string DefaultSystemOf(std::string_view text) {
-  constexpr std::string_view kOpen = "<|im_start|>system\\n";
-  for (size_t at = text.find(kOpen); at != std::string_view::npos; at = text.find(kOpen, at + 1)) {
-    const std::string_view rest = text.substr(at + kOpen.size());
-    const size_t end = rest.find_first_of("'\"{<");
-    if (end != 0 && end != std::string_view::npos && rest.substr(end).starts_with("<|im_end|>")) {
-      return std::string(rest.substr(0, end));
-    }
-  }
-  return "";
-}
+constexpr size_t kMaxSpecialTokenBytes = 64;
 
-// Constructs that make a template more than frames around contents.
-std::string_view Surprise(std::string_view text) {
-  for (const std::string_view word :
-       {"<think>", "reasoning_content", "strftime_now", "date_string"}) {
-    if (text.find(word) != std::string_view::npos) return word;
-  }
-  return "";
+std::string_view StripRight(std::string_view text) {
+  const absl::string_view stripped = absl::StripTrailingAsciiWhitespace(View(text));
+  return {stripped.data(), stripped.size()};
 }
 
 }  // namespace
@@ -165,30 +146,100 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Select(std::string_view name,
   }
   const std::string& text = tokenizer.chat_template();
   if (text.empty()) return Invalid("the model's tokenizer has no chat template");
-  if (const std::string_view word = Surprise(text); !word.empty()) {
-    return Invalid(absl::StrCat("the model's own chat template uses ", Quote(word),
-                                ", which Nibble does not carry out"));
-  }
-  const auto has = [&](std::string_view part) { return text.find(part) != std::string::npos; };
-  if (has("<|im_start|>") && has("<|im_end|>")) {
-    ChatTemplate made = ChatTemplateTable::Make(*FindRow("chatml"), tokenizer);
-    ChatTemplateTable::SetSystem(made, "", DefaultSystemOf(text));
-    return made;
-  }
-  if (has("<|start_header_id|>") && has("<|eot_id|>") && !has("Cutting Knowledge Date")) {
-    return ChatTemplateTable::Make(*FindRow("llama3"), tokenizer);
-  }
-  if (has("<start_of_turn>") && has("<end_of_turn>")) {
-    return ChatTemplateTable::Make(*FindRow("gemma"), tokenizer);
-  }
-  if (has("<|user|>") && has("<|assistant|>") && has("eos_token") && !has("<|end|>")) {
-    return ChatTemplateTable::Make(*FindRow("zephyr"), tokenizer);
-  }
-  return Invalid("the model's own chat template is none of the forms Nibble recognises");
+  auto program = jinja::Parse(text);
+  if (!program.ok()) return Invalid(absl::StrCat("cannot be used: ", program.status().message()));
+  ChatTemplate made(tokenizer);
+  made.name_ = "tokenizer_default";
+  made.program_ = std::move(*program);
+  return made;
 }
 
-std::vector<TextPiece> ChatTemplate::Render(std::span<const ChatTurn> turns,
-                                            bool generation_prompt) const {
+absl::StatusOr<std::string> ChatTemplate::RenderText(std::span<const ChatTurn> turns,
+                                                     bool generation_prompt) const {
+  using jinja::Value;
+  jinja::List messages;
+  for (const ChatTurn& turn : turns) {
+    messages.push_back(
+        Value::Of(jinja::Dict{{"role", Value(turn.role)}, {"content", Value(turn.content)}}));
+  }
+  const auto token = [&](std::optional<int32_t> id) {
+    return Value(id ? std::string(tokenizer_.TokenContent(*id)) : std::string());
+  };
+  return jinja::Render(*program_, {{"messages", Value::Of(std::move(messages))},
+                                   {"add_generation_prompt", Value(generation_prompt)},
+                                   {"bos_token", token(tokenizer_.bos_id())},
+                                   {"eos_token", token(tokenizer_.eos_id())},
+                                   {"pad_token", token(tokenizer_.pad_id())},
+                                   {"tools", Value(jinja::None{})},
+                                   {"documents", Value(jinja::None{})}});
+}
+
+std::string ChatTemplate::ClosingToken(std::string_view text) const {
+  text = StripRight(text);
+  for (size_t length = std::min(kMaxSpecialTokenBytes, text.size()); length > 0; --length) {
+    const std::string_view tail = text.substr(text.size() - length);
+    const auto id = tokenizer_.TokenId(tail);
+    if (id && tokenizer_.IsSpecial(*id)) return std::string(tail);
+  }
+  return "";
+}
+
+absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn> turns,
+                                                        size_t index, std::string_view text) const {
+  const bool assistant = turns[index].role == "assistant";
+  Span span;
+  // A turn begins where a prompt for it would end. Some templates cannot render no turns at all.
+  const auto before = RenderText(turns.first(index), assistant);
+  if (before.ok() && text.starts_with(*before)) {
+    span.begin = before->size();
+  } else if (index > 0 || assistant) {
+    return Error::Field(Reason::kChatTemplateInvalid, "data.chat_template",
+                        absl::StrCat("(the model's own) does not show where turn ", index,
+                                     " begins; `chat_template: chatml` does"));
+  }
+  const auto through = RenderText(turns.first(index + 1), false);
+  if (through.ok() && text.starts_with(*through) && through->size() >= span.begin) {
+    span.end = through->size();
+  } else {
+    // What follows changes how this turn is rendered (reasoning that is left out, for example): it
+    // ends with the token that closes it when it is the last.
+    const std::string closing = through.ok() ? ClosingToken(*through) : "";
+    const size_t at = closing.empty() ? std::string_view::npos : text.find(closing, span.begin);
+    if (at == std::string_view::npos) {
+      return Error::Field(Reason::kChatTemplateInvalid, "data.chat_template",
+                          absl::StrCat("(the model's own) does not show where turn ", index,
+                                       " ends; `chat_template: chatml` does"));
+    }
+    span.end = at + closing.size();
+  }
+  // White space behind the closing token is never said by the model.
+  const std::string_view said = text.substr(span.begin, span.end - span.begin);
+  if (!ClosingToken(said).empty()) span.end = span.begin + StripRight(said).size();
+  return span;
+}
+
+absl::StatusOr<std::vector<TextPiece>> ChatTemplate::Render(std::span<const ChatTurn> turns,
+                                                            bool generation_prompt) const {
+  if (program_ == nullptr) return RenderFrames(turns, generation_prompt);
+  ASSIGN_OR_RETURN(const std::string text, RenderText(turns, generation_prompt));
+  std::vector<TextPiece> pieces;
+  size_t done = 0;
+  const auto put = [&](size_t end, bool trained) {
+    if (end > done) pieces.push_back({text.substr(done, end - done), trained});
+    done = std::max(done, end);
+  };
+  for (size_t i = 0; i < turns.size(); ++i) {
+    if (!turns[i].trained) continue;
+    ASSIGN_OR_RETURN(const Span span, Locate(turns, i, text));
+    put(span.begin, false);
+    put(span.end, true);
+  }
+  put(text.size(), false);
+  return pieces;
+}
+
+std::vector<TextPiece> ChatTemplate::RenderFrames(std::span<const ChatTurn> turns,
+                                                  bool generation_prompt) const {
   std::vector<TextPiece> pieces;
   const auto put = [&](std::string_view text, bool trained) {
     if (text.empty()) return;
@@ -202,11 +253,6 @@ std::vector<TextPiece> ChatTemplate::Render(std::span<const ChatTurn> turns,
     return trim_ ? std::string(absl::StripAsciiWhitespace(text)) : text;
   };
   put(start_, false);
-  const bool has_system = !turns.empty() && turns.front().role == "system";
-  if (!has_system && (!default_system_.empty() || !system_preamble_.empty())) {
-    put(absl::StrCat(system_.before, system_preamble_, default_system_, system_.end, system_.after),
-        false);
-  }
   std::string held_system;  // waits for the user turn it stands in
   for (const ChatTurn& turn : turns) {
     const Frame& frame = turn.role == "assistant" ? assistant_
@@ -218,7 +264,6 @@ std::vector<TextPiece> ChatTemplate::Render(std::span<const ChatTurn> turns,
     }
     put(frame.before, false);
     if (turn.role == "user") put(std::exchange(held_system, ""), false);
-    if (turn.role == "system") put(system_preamble_, false);
     put(content(turn.content), turn.trained);
     put(frame.end, turn.trained);
     put(frame.after, false);

@@ -1,12 +1,13 @@
 // Chat templates: turns of a conversation to the text a model was, or will be, trained on.
 //
-// Named templates are built in. `tokenizer_default` is the model's own: its template text is not
-// executed but recognised, by the well-known form it has; a template we do not recognise is refused
-// (CHAT_TEMPLATE_INVALID) rather than guessed at.
+// Named templates are built in. `tokenizer_default` is the model's own, from its tokenizer files,
+// run by a bounded interpreter (jinja_eval.h); what that does not understand is refused
+// (CHAT_TEMPLATE_INVALID).
 //
 // Immutable; thread-safe.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,19 +30,24 @@ struct TextPiece {
   bool trained = false;
 };
 
+namespace jinja {
+struct Node;
+}
+
 class ChatTemplate {
  public:
   // `name`: tokenizer_default, chatml, llama3, llama2, mistral, gemma, zephyr.
   static absl::StatusOr<ChatTemplate> Select(std::string_view name, const Tokenizer& tokenizer);
 
   // The whole conversation; special tokens, BOS too, are written out, so the pieces are encoded
-  // without adding any. generation_prompt: ends where the assistant would begin to speak.
-  std::vector<TextPiece> Render(std::span<const ChatTurn> turns, bool generation_prompt) const;
+  // without adding any. generation_prompt: ends where the assistant would begin to speak. The
+  // model's own template may refuse a conversation, e.g. because its roles do not alternate.
+  absl::StatusOr<std::vector<TextPiece>> Render(std::span<const ChatTurn> turns,
+                                                bool generation_prompt) const;
 
-  // The built-in form it came down to, e.g. "chatml".
   const std::string& name() const { return name_; }
-  // Marker tokens of the template that the tokenizer does not have as tokens; they will be spelled
-  // out.
+  // Marker tokens of a built-in template that the tokenizer does not have as tokens; they will be
+  // spelled out.
   const std::vector<std::string>& unknown_tokens() const { return unknown_tokens_; }
 
  private:
@@ -53,10 +59,25 @@ class ChatTemplate {
   };
   friend struct ChatTemplateTable;
 
+  explicit ChatTemplate(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  std::vector<TextPiece> RenderFrames(std::span<const ChatTurn> turns,
+                                      bool generation_prompt) const;
+  absl::StatusOr<std::string> RenderText(std::span<const ChatTurn> turns,
+                                         bool generation_prompt) const;
+  // Where turn `index` stands in `text`, the rendered whole.
+  struct Span {
+    size_t begin = 0;
+    size_t end = 0;
+  };
+  absl::StatusOr<Span> Locate(std::span<const ChatTurn> turns, size_t index,
+                              std::string_view text) const;
+  // The special token at the end of the text, white space aside; empty when it ends with none.
+  std::string ClosingToken(std::string_view text) const;
+
+  Tokenizer tokenizer_;
   std::string name_;
-  std::string start_;            // of the conversation
-  std::string default_system_;   // when the conversation has none
-  std::string system_preamble_;  // always in front of the system's content
+  std::shared_ptr<const jinja::Node> program_;  // the model's own; null for the built-in ones
+  std::string start_;                           // of the conversation
   Frame system_;
   Frame user_;
   Frame assistant_;

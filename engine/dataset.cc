@@ -74,7 +74,7 @@ class Loader {
             return absl::OkStatus();
           }
           if (!violations.empty()) return absl::OkStatus();  // only looking for more faults now
-          return Accept(row, *reader.format(), parsed, examples);
+          return Accept(row, *reader.format(), parsed, examples, violations);
         }));
     report_.rows += rows;
     if (rows == 0) return Error(Reason::kDatasetEmpty, "the data set has no rows");
@@ -117,11 +117,18 @@ class Loader {
   };
 
   absl::Status Accept(int64_t row, RowFormat format, ParsedRow& parsed,
-                      std::vector<Example>& examples) {
+                      std::vector<Example>& examples, Violations& violations) {
     const bool chat = format == RowFormat::kMessages || format == RowFormat::kShareGpt;
     if (chat) {
       RETURN_IF_ERROR(SelectTemplate());
-      parsed.pieces = template_->Render(parsed.turns, /*generation_prompt=*/false);
+      auto pieces = template_->Render(parsed.turns, /*generation_prompt=*/false);
+      if (!pieces.ok()) {
+        const char* list = format == RowFormat::kMessages ? ".messages" : ".conversations";
+        violations.Add(row,
+                       {list, absl::StrCat("cannot be rendered: ", pieces.status().message())});
+        return absl::OkStatus();
+      }
+      parsed.pieces = std::move(*pieces);
     }
     const bool no_text = std::all_of(parsed.pieces.begin(), parsed.pieces.end(),
                                      [](const TextPiece& piece) { return piece.text.empty(); });

@@ -68,8 +68,13 @@ class DatasetTest : public ::testing::Test {
 
   TempDir dir_;
   spec::TrainSpec spec_;
-  const Tokenizer qwen_ = Make("qwen2", R"({"eos_token":"<|im_end|>","chat_template":
-      "{% for m in messages %}{{ '<|im_start|>' + m.role }}...<|im_end|>{% endfor %}"})");
+  const Tokenizer qwen_ = Make(
+      "qwen2", json{{"eos_token", "<|im_end|>"},
+                    {"chat_template",
+                     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+                     "{{ '<|im_end|>\n' }}{% endfor %}"
+                     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"}}
+                   .dump());
   const Tokenizer llama3_ =
       Make("llama3", R"({"bos_token":"<|begin_of_text|>","eos_token":"<|end_of_text|>"})");
 };
@@ -160,15 +165,40 @@ TEST_F(DatasetTest, TemplatesThatAreNotRecognisedAreRefused) {
   spec_.chat_template = "klingon";
   EXPECT_EQ(StatusReason(Load(row).status()), Reason::kChatTemplateInvalid);
   spec_.chat_template = "tokenizer_default";
-  const Tokenizer thinking =
-      Make("qwen2", R"({"chat_template":"<|im_start|> <|im_end|> <think>"})");
-  EXPECT_EQ(StatusReason(Load(row, thinking).status()), Reason::kChatTemplateInvalid);
-  const Tokenizer kind = Make("qwen2", R"({"chat_template":
-      "{{ '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}"})");
-  data = Load(row, kind);
+  const Tokenizer broken = Make("qwen2", R"({"chat_template":"{% include 'x' %}"})");
+  data = Load(row, broken);
+  EXPECT_EQ(StatusReason(data.status()), Reason::kChatTemplateInvalid);
+  EXPECT_THAT(std::string(data.status().message()), HasSubstr("'include' is not supported"));
+  // What the template refuses is a fault of the row.
+  const Tokenizer strict =
+      Make("qwen2", R"({"chat_template":"{{ raise_exception('user first') }}"})");
+  data = Load(R"({"messages":[{"role":"assistant","content":"b"}]})", strict);
+  EXPECT_EQ(StatusReason(data.status()), Reason::kDatasetSchemaMismatch);
+  EXPECT_EQ(StatusViolations(data.status()).at(0).field, "rows[0].messages");
+  EXPECT_THAT(std::string(data.status().message()), HasSubstr("user first"));
+}
+
+TEST_F(DatasetTest, TheModelsOwnTemplateIsRun) {
+  // A default system prompt; answers are stripped; all but the last answer lose their reasoning.
+  const std::string source =
+      "{%- if messages and messages[0].role != 'system' %}"
+      "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+      "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
+      "{%- if m.role == 'assistant' and not loop.last %}{{- m.content.split('</t>')[-1] | trim }}"
+      "{%- else %}{{- m.content | trim }}{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}"
+      "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}";
+  const Tokenizer own =
+      Make("qwen2", json{{"eos_token", "<|im_end|>"}, {"chat_template", source}}.dump());
+  auto data = Load(
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"<t>w</t> b "},)"
+      R"({"role":"user","content":"c"},{"role":"assistant","content":"<t>x</t> d"}]})",
+      own);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_THAT(Shown(data->train[0], kind),
-              HasSubstr("<|im_start|>system\nYou are kind.<|im_end|>\n"));
+  EXPECT_EQ(Shown(data->train[0], own),
+            "<|im_start|>system\nBe "
+            "kind.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+            "[b<|im_end|>]\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[<t>x</t> "
+            "d<|im_end|>]\n");
 }
 
 TEST_F(DatasetTest, EveryBadRowIsNamed) {

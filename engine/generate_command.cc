@@ -58,8 +58,9 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
   return prompts;
 }
 
-std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const std::string& text,
-                                  const std::optional<ChatTemplate>& chat) {
+absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Tokenizer& tokenizer,
+                                                  const std::string& text,
+                                                  const std::optional<ChatTemplate>& chat) {
   if (!chat) {
     std::vector<int32_t> ids = tokenizer.Encode(text, /*add_special=*/true);
     // Some tokenizers end every text with EOS; an answer would never begin.
@@ -69,7 +70,9 @@ std::vector<int32_t> EncodePrompt(const Tokenizer& tokenizer, const std::string&
   }
   const ChatTurn turn{"user", text, false};
   std::vector<int32_t> ids;
-  for (const TextPiece& piece : chat->Render(std::span(&turn, 1), /*generation_prompt=*/true)) {
+  ASSIGN_OR_RETURN(const std::vector<TextPiece> pieces,
+                   chat->Render(std::span(&turn, 1), /*generation_prompt=*/true));
+  for (const TextPiece& piece : pieces) {
     const std::vector<int32_t> part = tokenizer.Encode(piece.text, /*add_special=*/false);
     ids.insert(ids.end(), part.begin(), part.end());
   }
@@ -170,7 +173,8 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   int64_t longest = 1;
   const int64_t positions = device->model().max_positions;
   for (const Prompt& prompt : prompts) {
-    encoded.push_back(EncodePrompt(tokenizer, prompt.text, chat));
+    ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodePrompt(tokenizer, prompt.text, chat));
+    encoded.push_back(std::move(ids));
     const auto length = static_cast<int64_t>(encoded.back().size());
     if (length == 0 || length >= positions) {
       return Error(

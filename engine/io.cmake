@@ -1,7 +1,8 @@
 # What the engine reads and writes: checkpoints, tokenizers, data sets, adapters.
 nibble_library(nibble_engine_io
   SRCS adapter.cc adapter_export.cc base_cache.cc base_model.cc base_tensors.cc chat_template.cc
-       data_report.cc dataset.cc dataset_format.cc dataset_rows.cc json.cc packing.cc safetensors.cc text.cc tokenizer.cc
+       data_report.cc dataset.cc dataset_format.cc dataset_rows.cc jinja_builtin.cc jinja_eval.cc
+       jinja_lex.cc jinja_parse.cc jinja_value.cc json.cc packing.cc safetensors.cc text.cc tokenizer.cc
        tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc tokenizer_pre.cc tokenizer_scan.cc
        tokenizer_text.cc validate.cc
   DEPS nibble_base nibble_spec nibble_kernels)
@@ -19,3 +20,4 @@ nibble_test(dataset_test SRCS dataset_test.cc packing_test.cc
             DEPS nibble_engine_io nlohmann_json::nlohmann_json)
 nibble_test(base_model_test SRCS base_model_test.cc DEPS nibble_engine_io)
 nibble_test(adapter_test SRCS adapter_test.cc DEPS nibble_engine_io nlohmann_json::nlohmann_json)
+nibble_test(jinja_test SRCS jinja_test.cc DEPS nibble_engine_io nlohmann_json::nlohmann_json)

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""What Jinja makes of chat templates, as cases for Nibble's own bounded interpreter.
+
+Writes engine/testdata/chat_templates.jsonl: one line per (template, conversation) with the rendered text,
+or with an error where the template refuses the conversation. The templates are ours; between them they
+use every construct of the language subset. The environment is set up as transformers sets up its own.
+`--template FILE` renders another template instead and prints the cases to stdout.
+
+Needs: pip install jinja2.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+CHATML = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+ALTERNATING = """{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set preface = \
+messages[0]['content'] %}{% else %}{% set rest = messages %}{% set preface = false %}{% endif %}\
+{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must \
+alternate') }}{% endif %}{% if loop.index0 == 0 and preface != false %}{% set text = '[S]' + preface + '[/S] ' \
++ m['content'] %}{% else %}{% set text = m['content'] %}{% endif %}{% if m['role'] == 'user' %}{{ bos_token + \
+'[Q] ' + text.strip() + ' [/Q]' }}{% elif m['role'] == 'assistant' %}{{ ' ' + text | trim + ' ' + eos_token }}\
+{% endif %}{% endfor %}"""
+
+NAMESPACED = """{#- The last question decides what reasoning is shown. -#}
+{%- set ns = namespace(open=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.open and message.role == "user" %}
+        {%- set ns.open = false %}
+        {%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and '</r>' in content %}
+        {%- set reason = content.split('</r>')[0].split('<r>')[-1].strip('\\n') %}
+        {%- set content = content.split('</r>')[-1].lstrip('\\n') %}
+        {%- if loop.index0 > ns.last and (loop.last or reason) %}
+            {{- '(' ~ reason ~ ')' }}
+        {%- endif %}
+    {%- endif %}
+    {{- message.role | capitalize + ': ' + content + '\\n' }}
+{%- else %}
+nothing
+{%- endfor %}
+"""
+
+TRIMMED = """{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>
+' + message['content'] + eos_token }}
+    {% elif message['role'] == 'system' %}
+{{ '<|system|>
+' + message['content'] + eos_token }}
+  {% else %}
+{{ '<|assistant|>
+'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}
+"""
+
+EVERYTHING = """{#- comment -#}
+  {% macro show(x, y=2, z='q') %}[{{ x }}|{{ y }}|{{ z }}]{% endmacro %}
+{{ show(1) }}{{ show('a', z=3) }}{{ show() }}
+    {% for m in messages if m.role != 'system' -%}
+  {{ loop.index }}/{{ loop.length }} {{ loop.first }} {{ m.content | upper | trim }} {{ loop.revindex0 }}
+    {%- if loop.index == 2 %}{% break %}{% endif %}
+    {% else %}none{% endfor %}
+{% for i in range(4) %}{% if i is even %}{% continue %}{% endif %}{{ i }}{% endfor %}
+{% set block %}
+ x {{ 1 + 2 * 3 }} {{ 7 // 2 }} {{ 7 % 3 }} {{ -7 // 2 }} {{ 7 / 2 }} {{ 2 * 1.5 }} {{ 10 - 2 - 3 }}
+{% endset %}
+{{ block | trim }}  {{ [1, 'a', none, true] }} {{ {'k': 'v', 'n': [1, {}]} | tojson }}
+{{ {'k': 'v', 'n': [1, {}]} | tojson(indent=2) }}
+{{ 'abcdef'[1:4] }} {{ 'abcdef'[::-1] }} {{ 'abcdef'[-2:] }} {{ [1, 2, 3][::2] }} {{ 'x' in 'xyz' }}
+{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k ~ '=' ~ v }};{% endfor %}
+{% for k, v in {'a': 1, 'b': 2} | items %}{{ k }}{{ v }}{% endfor %}
+{{ messages | map(attribute='role') | join(', ') }}
+{{ messages | selectattr('role', 'equalto', 'user') | list | length }}
+{{ messages | rejectattr('role', '==', 'user') | map(attribute='content') | list }}
+{{ ['a', 'b', 'a'] | unique | join('/') }} {{ ['a', 'b'] | reject('equalto', 'a') | first }}
+{{ 'a' if messages else 'b' }} {{ missing is defined }} {{ missing | default('dflt') }} {{ none is none }}
+{{ 'Hello World'.split(' ')[1].lower() }} {{ "tab\\there" }} {{ 'don\\'t' }} {{ '\\u00e9' }}
+{{ messages[-1].content[:3] }} {{ (1, 2) | last }} {{ 3 == 3.0 }} {{ 'b' > 'a' }} {{ not false and true }}
+{{ messages | length > 1 }} {{ missing }} {{ '' or 'x' }} {{ 'y' and 'z' }} {{ 1 is number }} {{ 'a' is string }}
+{% generation %}said {{ messages[0]['content'] | tojson }}{% endgeneration %}
+ {%+ if true %}keep{% endif +%}
+
+end {{ 'x\\u00e9y'[1] }} {{ 'a,b,c'.split(',', 1) }} {{ '  x '.rstrip() ~ '|' }} {{ 'Title case'.title() }}
+{{ "x" "y" }} {{ 5 is odd }} {{ 'a-b'.replace('-', '+') }} {{ 'abc'.startswith('ab') }} {{ range(3) | list }}
+{{ {'a': 1}.get('b', 'none') }} {{ {'a': 1}['a'] }} {{ [3, 4] | length }} {{ 'a' not in ['b'] }} {{ 'x y' | replace('x', 'z') }}
+{%- set a, b = [1, 2] %}{{ a }}{{ b }}{{ 'line\\nline' | indent(2) }}{{ dict(x=1).x }}{{ '%' ~ 5 }}
+"""
+
+TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING]
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+CONVERSATIONS = [
+    [turn("user", "hi")],
+    [turn("user", " hi \n"), turn("assistant", "  yo  ")],
+    [turn("system", "Be \u00e9."), turn("user", "a"), turn("assistant", "b"), turn("user", "c\n\n"),
+     turn("assistant", "<r>\nhm\n</r>\n\nd")],
+    [turn("user", "a"), turn("user", "b")],
+    [turn("assistant", "x")],
+    [turn("user", "tool \"q\" <b>&'\\"), turn("assistant", "<r>z</r>1"), turn("user", "2")],
+]
+
+
+class Generation(Extension):
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
+def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)
+
+
+def refuse(message):
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def environment():
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                        extensions=[Generation, loopcontrols])
+    env.filters["tojson"] = to_json
+    env.globals["raise_exception"] = refuse
+    return env
+
+
+def cases(templates):
+    env = environment()
+    for template in templates:
+        for messages in CONVERSATIONS:
+            for prompt in (False, True):
+                values = {"messages": messages, "add_generation_prompt": prompt, "bos_token": "<s>",
+                          "eos_token": "</s>", "tools": None}
+                case = {"template": template, "values": values}
+                try:
+                    case["text"] = env.from_string(template).render(**values)
+                except jinja2.exceptions.TemplateError as error:
+                    case["error"] = str(error)
+                yield json.dumps(case)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--template", type=pathlib.Path)
+    args = parser.parse_args()
+    if args.template:
+        for line in cases([args.template.read_text(encoding="utf-8")]):
+            print(line)
+        return 0
+    out = ROOT / "engine" / "testdata" / "chat_templates.jsonl"
+    out.write_text("".join(line + "\n" for line in cases(TEMPLATES)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
