@@ -11,9 +11,10 @@
 namespace nibble {
 namespace {
 
-// What a reloaded state takes over from the one it replaces. Revisions go up, so that whatever workers
-// were told from now on counts as newer; attempts count as told from there on.
-void CarryOver(const core::State& old, const core::CoreOptions& options, const core::Now& now, core::State& fresh) {
+// What a reloaded state takes over from the one it replaces. Revisions go up, so that whatever
+// workers were told from now on counts as newer; attempts count as told from there on.
+void CarryOver(const core::State& old, const core::CoreOptions& options, const core::Now& now,
+               core::State& fresh) {
   fresh.rollback_suspected = old.rollback_suspected;
   for (auto& [id, worker] : fresh.workers) {
     const core::Worker* before = old.FindWorker(id);
@@ -40,17 +41,19 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
       if (was != nullptr) attempt.start_us = was->start_us;
     }
   }
-  for (auto& [digest, blob] : fresh.blobs) blob.pin_until_us = now.monotonic_us + options.blob_pin_us;
+  for (auto& [digest, blob] : fresh.blobs)
+    blob.pin_until_us = now.monotonic_us + options.blob_pin_us;
 }
 
 absl::Status Unavailable() {
-  return Error(Reason::kStoreUnavailable, "the server's database cannot be written or read now; try again");
+  return Error(Reason::kStoreUnavailable,
+               "the server's database cannot be written or read now; try again");
 }
 
 }  // namespace
 
-ControlLoop::ControlLoop(Options options, core::SpecFunctions functions, store::Store* store, WatchHub* hub,
-                         const Clock* clock)
+ControlLoop::ControlLoop(Options options, core::SpecFunctions functions, store::Store* store,
+                         WatchHub* hub, const Clock* clock)
     : options_(std::move(options)),
       core_{options_.core, core::Planner(std::move(functions))},
       store_(store),
@@ -64,7 +67,8 @@ absl::Status ControlLoop::Start() {
   now_ = ReadClock();
   ASSIGN_OR_RETURN(state_, store_->Load());
   std::vector<core::EventRecord> records;
-  RETURN_IF_ERROR(Step(core::ServerStart{options_.timeline, options_.new_timeline}, &records).status());
+  RETURN_IF_ERROR(
+      Step(core::ServerStart{options_.timeline, options_.new_timeline}, &records).status());
   RETURN_IF_ERROR(store_->Commit(state_, records));
   state_.touched = {};
   if (options_.on_commit) options_.on_commit(records, state_);
@@ -101,6 +105,7 @@ bool ControlLoop::PostSynchronize(core::Synchronize request, Reply reply) {
   Item item;
   item.hold = true;
   item.worker_id = request.worker_id;
+  item.incarnation = request.incarnation;
   item.known_revision = request.known_revision;
   item.command = std::move(request);
   item.reply = std::move(reply);
@@ -125,7 +130,8 @@ absl::StatusOr<std::string> ControlLoop::Call(core::CommandBody body) {
     }
   });
   if (posted) return future.get();
-  if (mailbox_.closed()) return Error(Reason::kShuttingDown, "the server is shutting down").ToStatus();
+  if (mailbox_.closed())
+    return Error(Reason::kShuttingDown, "the server is shutting down").ToStatus();
   return Error(Reason::kQueueFull, "too many requests wait for the server; try again").ToStatus();
 }
 
@@ -148,15 +154,18 @@ int64_t ControlLoop::NextDueUs() const {
   return due_us;
 }
 
-absl::StatusOr<std::string> ControlLoop::Step(core::CommandBody body, std::vector<core::EventRecord>* records) {
-  ASSIGN_OR_RETURN(core::Decision decision, options_.decide(state_, {now_, std::move(body)}, core_));
+absl::StatusOr<std::string> ControlLoop::Step(core::CommandBody body,
+                                              std::vector<core::EventRecord>* records) {
+  ASSIGN_OR_RETURN(core::Decision decision,
+                   options_.decide(state_, {now_, std::move(body)}, core_));
   for (const core::Event& event : decision.events) core::Apply(&state_, event, records);
   return std::move(decision.id);
 }
 
 std::vector<ControlLoop::Item> ControlLoop::TakeBatch(int64_t wait_us) {
   std::vector<Item> items = mailbox_.Take(core::kMaxBatchCommands, wait_us);
-  if (items.empty() || options_.batch_us <= 0 || items.size() >= core::kMaxBatchCommands) return items;
+  if (items.empty() || options_.batch_us <= 0 || items.size() >= core::kMaxBatchCommands)
+    return items;
   // A little company makes one transaction of many.
   std::vector<Item> more = mailbox_.Take(core::kMaxBatchCommands - items.size(), options_.batch_us);
   std::move(more.begin(), more.end(), std::back_inserter(items));
@@ -198,7 +207,8 @@ void ControlLoop::RunOnce(int64_t wait_us) {
   Settle(answers, records);
 }
 
-void ControlLoop::Settle(std::vector<Answer>& answers, const std::vector<core::EventRecord>& records) {
+void ControlLoop::Settle(std::vector<Answer>& answers,
+                         const std::vector<core::EventRecord>& records) {
   const absl::Status committed = serving_ ? Commit(records) : absl::OkStatus();
   if (!committed.ok()) {
     for (Answer& answer : answers) {
@@ -254,14 +264,25 @@ void ControlLoop::AnswerOne(Answer& answer) {
 
 void ControlLoop::Hold(Answer& answer) {
   const Item& item = answer.item;
-  Held held{std::move(answer.item.reply), item.known_revision, now_.monotonic_us + options_.core.synchronize_hold_us};
+  Held held{std::move(answer.item.reply), item.incarnation, item.known_revision,
+            now_.monotonic_us + options_.core.synchronize_hold_us};
   const auto older = held_.find(item.worker_id);
   if (older != held_.end()) {
     // One call per worker: the older one was given up.
-    older->second.reply(absl::OkStatus(), {state_, core_, now_, item.worker_id});
+    AnswerHeld(item.worker_id, older->second);
     held_.erase(older);
   }
   held_.emplace(item.worker_id, std::move(held));
+}
+
+void ControlLoop::AnswerHeld(const std::string& worker_id, const Held& held) {
+  const core::Worker* worker = state_.FindWorker(worker_id);
+  absl::Status status;
+  if (worker == nullptr || worker->incarnation != held.incarnation) {
+    // What the worker should run now is none of this process's business.
+    status = Error(Reason::kStaleAttempt, "another process has registered as workers/" + worker_id);
+  }
+  held.reply(status, {state_, core_, now_, worker_id});
 }
 
 void ControlLoop::ReleaseHeld(bool all) {
@@ -272,7 +293,7 @@ void ControlLoop::ReleaseHeld(bool all) {
       ++it;
       continue;
     }
-    it->second.reply(absl::OkStatus(), {state_, core_, now_, it->first});
+    AnswerHeld(it->first, it->second);
     it = held_.erase(it);
   }
 }

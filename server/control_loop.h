@@ -1,12 +1,13 @@
 // The single writer: the only thread that owns the state.
 //
-// One turn: take a batch of commands, Decide and Apply each, place what can be placed, Commit it all in
-// one transaction, and only then answer, run effects and publish. A command that is refused changes
-// nothing. When a Commit fails the state is thrown away and loaded again before anybody is answered.
+// One turn: take a batch of commands, Decide and Apply each, place what can be placed, Commit it
+// all in one transaction, and only then answer, run effects and publish. A command that is refused
+// changes nothing. When a Commit fails the state is thrown away and loaded again before anybody is
+// answered.
 //
-// Post, Call and Read are thread-safe. Replies and Read closures run on the loop's thread: they may look
-// at the State they are given, and must return soon. RunOnce is a whole turn and can be driven by a test
-// or the simulator without any thread.
+// Post, Call and Read are thread-safe. Replies and Read closures run on the loop's thread: they may
+// look at the State they are given, and must return soon. RunOnce is a whole turn and can be driven
+// by a test or the simulator without any thread.
 #pragma once
 
 #include <atomic>
@@ -34,8 +35,8 @@ namespace nibble {
 
 class ControlLoop {
  public:
-  // What was committed; `state` is valid during the callback only. For CreateJob and the like `id` names
-  // the resource. The loop's Core is there for the views.
+  // What was committed; `state` is valid during the callback only. For CreateJob and the like `id`
+  // names the resource. The loop's Core is there for the views.
   struct Outcome {
     const core::State& state;
     core::Core& core;
@@ -46,17 +47,18 @@ class ControlLoop {
 
   struct Options {
     core::CoreOptions core;
-    int64_t batch_us = 2'000;           // waits this long for company once a command is there
+    int64_t batch_us = 2'000;  // waits this long for company once a command is there
     int64_t tick_us = 1'000'000;
-    std::string timeline;               // a fresh UUID, for a new database
-    bool new_timeline = false;          // after a restore
+    std::string timeline;       // a fresh UUID, for a new database
+    bool new_timeline = false;  // after a restore
     // After each commit, on the loop's thread: logs, metrics.
     std::function<void(const std::vector<core::EventRecord>&, const core::State&)> on_commit;
     // Called when neither Commit nor Load works: the process should end (exit code 74).
     std::function<void(absl::Status)> on_fatal;
     // What decides; the simulator wraps it to plant faults.
     std::function<absl::StatusOr<core::Decision>(const core::State&, const core::Command&,
-                                                 core::Core&)> decide = core::Decide;
+                                                 core::Core&)>
+        decide = core::Decide;
   };
 
   ControlLoop(Options options, core::SpecFunctions functions, store::Store* store, WatchHub* hub,
@@ -79,9 +81,9 @@ class ControlLoop {
   [[nodiscard]] bool Read(std::function<void(const Outcome&)> read);
   // Read and wait; false when the loop is full or closed.
   bool ReadAndWait(const std::function<void(const Outcome&)>& read);
-  // A worker's Synchronize: renews the lease at once; `reply` is held until the worker's desired set has
-  // another revision than known_revision, or synchronize_hold_us have passed, or the loop stops. A newer
-  // Synchronize of the same worker answers the older one at once.
+  // A worker's Synchronize: renews the lease at once; `reply` is held until the worker's desired
+  // set has another revision than known_revision, or synchronize_hold_us have passed, or the loop
+  // stops. A newer Synchronize of the same worker answers the older one at once.
   [[nodiscard]] bool PostSynchronize(core::Synchronize request, Reply reply);
 
   // One turn: up to kMaxBatchCommands, ticking when due. Waits at most wait_us for the first.
@@ -89,18 +91,19 @@ class ControlLoop {
   // When RunOnce has something to do without a command: the next tick or the end of a hold.
   int64_t NextDueUs() const;
 
-  const core::State& state() const { return state_; }   // of the driving thread only
+  const core::State& state() const { return state_; }  // of the driving thread only
   core::Core& core() { return core_; }
   size_t mailbox_size() const { return mailbox_.size(); }
-  bool serving() const { return serving_.load(); }      // false after a fatal store error
+  bool serving() const { return serving_.load(); }  // false after a fatal store error
 
  private:
   struct Item {
     std::optional<core::CommandBody> command;
-    Reply reply;                                          // of the command
+    Reply reply;  // of the command
     std::function<void(const Outcome&)> read;
-    bool hold = false;                                    // a Synchronize
-    std::string worker_id;                                // whose
+    bool hold = false;      // a Synchronize
+    std::string worker_id;  // whose
+    std::string incarnation;
     int64_t known_revision = 0;
   };
   struct Answer {
@@ -110,6 +113,7 @@ class ControlLoop {
   };
   struct Held {
     Reply reply;
+    std::string incarnation;
     int64_t known_revision = 0;
     int64_t deadline_us = 0;
   };
@@ -122,6 +126,7 @@ class ControlLoop {
   absl::Status Reload();
   void AnswerOne(Answer& answer);
   void Hold(Answer& answer);
+  void AnswerHeld(const std::string& worker_id, const Held& held);
   void ReleaseHeld(bool all);
   void Fatal(const absl::Status& status);
 
@@ -132,8 +137,8 @@ class ControlLoop {
   const Clock* clock_;
   core::State state_;
   Mailbox<Item> mailbox_;
-  std::map<std::string, Held> held_;                      // by worker
-  core::Now now_;                                         // of the current turn
+  std::map<std::string, Held> held_;  // by worker
+  core::Now now_;                     // of the current turn
   int64_t next_tick_us_ = 0;
   std::atomic<bool> serving_{false};
   std::atomic<bool> stopping_{false};

@@ -8,7 +8,7 @@ namespace nibble {
 struct WatchHub::Subscription::Queue {
   std::mutex mutex;
   std::string job_id;
-  std::function<void()> wake;           // empty once the subscriber has gone
+  std::function<void()> wake;  // empty once the subscriber has gone
   Taken waiting;
 
   // Under `mutex`; wakes when there was nothing before.
@@ -39,7 +39,8 @@ WatchHub::Taken WatchHub::Subscription::Take() {
   return taken;
 }
 
-std::unique_ptr<WatchHub::Subscription> WatchHub::Subscribe(std::string job_id, std::function<void()> wake) {
+std::unique_ptr<WatchHub::Subscription> WatchHub::Subscribe(std::string job_id,
+                                                            std::function<void()> wake) {
   auto queue = std::make_shared<Subscription::Queue>();
   queue->job_id = job_id;
   queue->wake = std::move(wake);
@@ -80,7 +81,8 @@ void WatchHub::PublishEvents(const std::vector<core::EventRecord>& records) {
   });
 }
 
-void WatchHub::PublishMetrics(std::string_view job_id, const std::vector<store::StepMetric>& metrics) {
+void WatchHub::PublishMetrics(std::string_view job_id,
+                              const std::vector<store::StepMetric>& metrics) {
   if (metrics.empty()) return;
   std::lock_guard lock(mutex_);
   const auto [begin, end] = queues_.equal_range(std::string(job_id));

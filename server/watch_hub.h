@@ -1,10 +1,11 @@
 // Fan-out of what was committed to those who watch: job events, and step metrics beside them.
 //
-// A subscription is a bounded queue with a wake-up callback. Events reach it in sequence order, without
-// gaps, from the moment it was made; what was before, the subscriber reads from History (subscribe first,
-// then read, then drop sequences already seen). A queue that overflows is cut: `cut` is set, nothing more
-// is added, and the watcher goes on from its last sequence with a new subscription. Nobody waits for a
-// slow watcher. Thread-safe; the callback runs on the publisher's thread and must only post.
+// A subscription is a bounded queue with a wake-up callback. Events reach it in sequence order,
+// without gaps, from the moment it was made; what was before, the subscriber reads from History
+// (subscribe first, then read, then drop sequences already seen). A queue that overflows is cut:
+// `cut` is set, nothing more is added, and the watcher goes on from its last sequence with a new
+// subscription. Nobody waits for a slow watcher. Thread-safe; the callback runs on the publisher's
+// thread and must only post.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,8 @@ class WatchHub {
    private:
     friend class WatchHub;
     struct Queue;
-    Subscription(WatchHub* hub, std::shared_ptr<Queue> queue) : hub_(hub), queue_(std::move(queue)) {}
+    Subscription(WatchHub* hub, std::shared_ptr<Queue> queue)
+        : hub_(hub), queue_(std::move(queue)) {}
     WatchHub* hub_;
     std::shared_ptr<Queue> queue_;
   };
@@ -49,8 +51,9 @@ class WatchHub {
   explicit WatchHub(size_t max_events = 256, size_t max_metrics = 1024)
       : max_events_(max_events), max_metrics_(max_metrics) {}
 
-  // `wake` is called after something was added to an empty queue, and when the queue is cut. job_id ""
-  // subscribes to the events of all jobs and of the fleet, without metrics. The hub must outlive it.
+  // `wake` is called after something was added to an empty queue, and when the queue is cut. job_id
+  // "" subscribes to the events of all jobs and of the fleet, without metrics. The hub must outlive
+  // it.
   std::unique_ptr<Subscription> Subscribe(std::string job_id, std::function<void()> wake);
 
   void PublishEvents(const std::vector<core::EventRecord>& records);

@@ -361,7 +361,8 @@ void Applier::operator()(const LeaseRenewed& e) {
 
 void Applier::operator()(const WorkerRegistered& e) {
   const auto it = state_.workers.find(e.worker.id);
-  const int64_t revision = it == state_.workers.end() ? state_.generation << 32 : it->second.revision;
+  const int64_t revision =
+      it == state_.workers.end() ? state_.generation << 32 : it->second.revision;
   Worker worker = e.worker;
   worker.renewed_us = now_.monotonic_us;
   worker.last_seen_unix_us = now_.unix_us;
@@ -419,7 +420,8 @@ void Applier::operator()(const RequestExpired& e) {
 
 void Applier::operator()(const BlobPinned& e) {
   const auto it = state_.blobs.find(e.sha256);
-  if (it != state_.blobs.end()) it->second.pin_until_us = std::max(it->second.pin_until_us, e.pin_until_us);
+  if (it != state_.blobs.end())
+    it->second.pin_until_us = std::max(it->second.pin_until_us, e.pin_until_us);
 }
 
 Keep KeepOf(const EventBody& body) {

@@ -8,8 +8,8 @@
 
 namespace nibble::core {
 
-// Marks the rows it changes in state->touched, and appends what is to be kept to *records (which may be
-// nullptr).
+// Marks the rows it changes in state->touched, and appends what is to be kept to *records (which
+// may be nullptr).
 void Apply(State* state, const Event& event, std::vector<EventRecord>* records);
 
 // Type, message and fields of an event, without number and sequence.

@@ -33,8 +33,10 @@ void Retry(Turn& turn, const Job& job, const AttemptEnded& ended, const std::str
   const auto limit = static_cast<size_t>(turn.options().poison_workers);
   if (poisoned.size() >= limit) {
     turn.Emit(JobFailed{job.id, std::string(ReasonName(Reason::kPoison)),
-                        absl::StrCat("it took down ", poisoned.size(), " different workers soon after its start; "
-                                     "last: ", ended.reason, ": ", ended.message)});
+                        absl::StrCat("it took down ", poisoned.size(),
+                                     " different workers soon after its start; "
+                                     "last: ",
+                                     ended.reason, ": ", ended.message)});
     return;
   }
   if (job.infra_retries >= turn.options().max_infra_retries) {
@@ -81,11 +83,11 @@ absl::StatusOr<Decision> Decide(const State& state, const Command& command, Core
         if constexpr (kIsOneOf<C, CreateJob, UpdateJob, CancelJob, PauseJob, ResumeJob, DeleteJob,
                                ValidateDataset>) {
           return DecideJob(turn, c);
-        } else if constexpr (kIsOneOf<C, ReportPlan, ReportProgress, ReportCheckpoint, ReportFinished,
-                                      ReportFailed, ReportCheck, ReportReleased>) {
+        } else if constexpr (kIsOneOf<C, ReportPlan, ReportProgress, ReportCheckpoint,
+                                      ReportFinished, ReportFailed, ReportCheck, ReportReleased>) {
           return DecideReport(turn, c);
-        } else if constexpr (kIsOneOf<C, RegisterWorker, Synchronize, DrainWorker, UndrainWorker, Tick,
-                                      Place, ServerStart>) {
+        } else if constexpr (kIsOneOf<C, RegisterWorker, Synchronize, DrainWorker, UndrainWorker,
+                                      Tick, Place, ServerStart>) {
           return DecideFleet(turn, c);
         } else {
           return DecideThing(turn, c);

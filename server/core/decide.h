@@ -1,7 +1,8 @@
 // (State, Command) -> what happens. Pure but for the planner's memory.
 //
-// Decide checks and answers; it changes nothing. An error means nothing happened. The caller applies the
-// events in order before it decides the next command. Fences, states and transitions: docs/lifecycle.md.
+// Decide checks and answers; it changes nothing. An error means nothing happened. The caller
+// applies the events in order before it decides the next command. Fences, states and transitions:
+// docs/lifecycle.md.
 #pragma once
 
 #include <string>
@@ -21,8 +22,8 @@ struct Core {
 };
 
 struct Decision {
-  std::vector<Event> events;            // empty: it is already so
-  std::string id;                       // of the resource meant; a repeated create names the first job
+  std::vector<Event> events;  // empty: it is already so
+  std::string id;             // of the resource meant; a repeated create names the first job
 };
 
 absl::StatusOr<Decision> Decide(const State& state, const Command& command, Core& core);

@@ -42,23 +42,26 @@ void RequestReleases(Turn& turn, const std::string& worker_id, const std::string
 
 absl::Status CheckRegister(const State& state, const RegisterWorker& c) {
   if (!IsValidId(c.worker_id)) {
-    return Error::Field(Reason::kNameInvalid, "worker_id", "must be 1 to 63 of a-z, 0-9 and inner '-'");
+    return Error::Field(Reason::kNameInvalid, "worker_id",
+                        "must be 1 to 63 of a-z, 0-9 and inner '-'");
   }
   if (c.incarnation.empty() || c.incarnation.size() > kMaxRequestIdBytes) {
     return Error::Field(Reason::kSpecInvalid, "incarnation", "must be given");
   }
   if (c.devices.empty() || c.devices.size() > kMaxDevicesPerWorker) {
     return Error::Field(Reason::kSpecInvalid, "devices",
-                        absl::StrCat("has ", c.devices.size(), " entries; 1 to ", kMaxDevicesPerWorker,
-                                     " are allowed"));
+                        absl::StrCat("has ", c.devices.size(), " entries; 1 to ",
+                                     kMaxDevicesPerWorker, " are allowed"));
   }
   for (const Device& device : c.devices) {
     if (!device.id.empty() && device.capacity_bytes > 0) continue;
-    return Error::Field(Reason::kSpecInvalid, absl::StrCat("devices[", device.id, "]"),
-                        absl::StrCat("must have an id and a capacity, got ", device.capacity_bytes, " bytes"));
+    return Error::Field(
+        Reason::kSpecInvalid, absl::StrCat("devices[", device.id, "]"),
+        absl::StrCat("must have an id and a capacity, got ", device.capacity_bytes, " bytes"));
   }
   if (state.FindWorker(c.worker_id) == nullptr && state.workers.size() >= kMaxWorkers) {
-    return Error(Reason::kQuotaExceeded, absl::StrCat("there are ", kMaxWorkers, " workers already"));
+    return Error(Reason::kQuotaExceeded,
+                 absl::StrCat("there are ", kMaxWorkers, " workers already"));
   }
   return absl::OkStatus();
 }
@@ -72,9 +75,10 @@ absl::Status Superseded(const std::string& worker_id, const std::string& incarna
 
 // What the arrival of a listing says about one attempt that holds bytes.
 void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attempt& attempt) {
-  const auto listed = std::find_if(c.attempts.begin(), c.attempts.end(), [&](const ListedAttempt& l) {
-    return l.job_id == attempt.job_id && l.epoch == attempt.epoch;
-  });
+  const auto listed =
+      std::find_if(c.attempts.begin(), c.attempts.end(), [&](const ListedAttempt& l) {
+        return l.job_id == attempt.job_id && l.epoch == attempt.epoch;
+      });
   const bool gone = listed == c.attempts.end();
   // An absence counts only once the worker has seen a set that had the attempt in it.
   if (gone && c.known_revision < attempt.assign_revision) return;
@@ -85,7 +89,7 @@ void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attemp
     if (job.state == JobState::kCancelling) {
       EndAttempt(turn, job, attempt, {AttemptState::kCancelled, "cancelled", ""});
     } else if (released) {
-      return;   // its last report is on the way
+      return;  // its last report is on the way
     } else if (job.state == JobState::kPausing || attempt.release_requested) {
       Ending ending;
       ending.state = AttemptState::kReleased;
@@ -165,7 +169,8 @@ Answer DecideFleet(Turn& turn, const RegisterWorker& c) {
 Answer DecideFleet(Turn& turn, const Synchronize& c) {
   const Worker* worker = turn.state.FindWorker(c.worker_id);
   if (worker == nullptr) {
-    return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", c.worker_id, " is not registered; register first"))
+    return Error(Reason::kWorkerNotFound,
+                 absl::StrCat("workers/", c.worker_id, " is not registered; register first"))
         .ToStatus();
   }
   if (worker->incarnation != c.incarnation) {
@@ -182,10 +187,11 @@ Answer DecideFleet(Turn& turn, const Synchronize& c) {
   for (const Attempt* attempt : HeldBy(turn.state, worker->id)) Settle(turn, *worker, c, *attempt);
   if (c.draining) {
     for (const Attempt* attempt : HeldBy(turn.state, worker->id)) {
-      const bool ended = std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
-        const auto* e = std::get_if<AttemptEnded>(&event.body);
-        return e != nullptr && e->job_id == attempt->job_id && e->epoch == attempt->epoch;
-      });
+      const bool ended =
+          std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
+            const auto* e = std::get_if<AttemptEnded>(&event.body);
+            return e != nullptr && e->job_id == attempt->job_id && e->epoch == attempt->epoch;
+          });
       if (ended || attempt->state != AttemptState::kActive || attempt->release_requested) continue;
       turn.Emit(AttemptReleaseRequested{attempt->job_id, attempt->epoch, "its worker goes"});
     }
@@ -196,7 +202,8 @@ Answer DecideFleet(Turn& turn, const Synchronize& c) {
 Answer DecideFleet(Turn& turn, const DrainWorker& c) {
   const Worker* worker = turn.state.FindWorker(c.worker_id);
   if (worker == nullptr) {
-    return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", c.worker_id, " does not exist")).ToStatus();
+    return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", c.worker_id, " does not exist"))
+        .ToStatus();
   }
   if (worker->draining) return c.worker_id;
   turn.Emit(WorkerDraining{c.worker_id});
@@ -207,7 +214,8 @@ Answer DecideFleet(Turn& turn, const DrainWorker& c) {
 Answer DecideFleet(Turn& turn, const UndrainWorker& c) {
   const Worker* worker = turn.state.FindWorker(c.worker_id);
   if (worker == nullptr) {
-    return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", c.worker_id, " does not exist")).ToStatus();
+    return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", c.worker_id, " does not exist"))
+        .ToStatus();
   }
   if (worker->draining) turn.Emit(WorkerUndrained{c.worker_id});
   return c.worker_id;
@@ -216,18 +224,23 @@ Answer DecideFleet(Turn& turn, const UndrainWorker& c) {
 Answer DecideFleet(Turn& turn, const Tick&) {
   const State& state = turn.state;
   for (const auto& [worker_id, worker] : state.workers) {
-    if (worker.lost || HealthOf(worker, turn.options(), turn.now.monotonic_us) != WorkerHealth::kLost) continue;
+    if (worker.lost ||
+        HealthOf(worker, turn.options(), turn.now.monotonic_us) != WorkerHealth::kLost)
+      continue;
     turn.Emit(WorkerLost{worker_id});
-    LoseAttempts(turn, worker_id, absl::StrCat("workers/", worker_id, " has not renewed its lease for ",
-                                               turn.options().lease_lost_us / kSecondUs, " s"));
+    LoseAttempts(turn, worker_id,
+                 absl::StrCat("workers/", worker_id, " has not renewed its lease for ",
+                              turn.options().lease_lost_us / kSecondUs, " s"));
   }
   for (const std::string& id : state.live_jobs) {
     const Job& job = state.jobs.at(id);
-    if (job.state != JobState::kCancelling || turn.now.monotonic_us < job.cancel_deadline_us) continue;
-    const bool ending = std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
-      const auto* e = std::get_if<AttemptEnded>(&event.body);
-      return e != nullptr && e->job_id == id;
-    });
+    if (job.state != JobState::kCancelling || turn.now.monotonic_us < job.cancel_deadline_us)
+      continue;
+    const bool ending =
+        std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
+          const auto* e = std::get_if<AttemptEnded>(&event.body);
+          return e != nullptr && e->job_id == id;
+        });
     if (ending) continue;
     EndAttempt(turn, job, *job.Current(),
                {AttemptState::kCancelled, "cancelled", "its worker did not let go in time"});

@@ -29,10 +29,11 @@ struct Ending {
   // What happens to the job unless it is being paused or cancelled.
   enum class Then { kRequeue, kRetry, kFail } then = Then::kRequeue;
   bool own_fault = false;
-  bool may_poison = false;              // counts against the job when it is young
-  int64_t backoff_us = 0;               // of kRequeue
+  bool may_poison = false;  // counts against the job when it is young
+  int64_t backoff_us = 0;   // of kRequeue
 };
-// The attempt's end and all that follows from it for the job: requeued, paused, cancelled or failed.
+// The attempt's end and all that follows from it for the job: requeued, paused, cancelled or
+// failed.
 void EndAttempt(Turn& turn, const Job& job, const Attempt& attempt, Ending ending);
 
 // Each returns the id of the resource it is about; see messages.h for what they mean.
@@ -72,6 +73,7 @@ Answer DecideThing(Turn& turn, const RecordBlob& c);
 Answer DecideThing(Turn& turn, const ForgetBlobs& c);
 
 // Every file's blob is recorded with its size; BLOB_NOT_FOUND names the first that is not.
-absl::Status CheckBlobs(const State& state, const std::vector<FileRef>& files, std::string_view what);
+absl::Status CheckBlobs(const State& state, const std::vector<FileRef>& files,
+                        std::string_view what);
 
 }  // namespace nibble::core

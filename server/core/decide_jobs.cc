@@ -19,14 +19,17 @@ constexpr absl::string_view kCheckPrefix = "check-";
 absl::StatusOr<const Job*> FindJob(const State& state, const std::string& id) {
   const Job* job = state.FindJob(id);
   if (job == nullptr) {
-    return Error(Reason::kJobNotFound, absl::StrCat("jobs/", id, " does not exist")).With("job", id).ToStatus();
+    return Error(Reason::kJobNotFound, absl::StrCat("jobs/", id, " does not exist"))
+        .With("job", id)
+        .ToStatus();
   }
   return job;
 }
 
 absl::Status WrongState(Reason reason, const Job& job, std::string_view verb) {
   const std::string state(JobStateName(job.state));
-  return Error(reason, absl::StrCat("jobs/", job.id, " is ", state, " and cannot be ", std::string(verb)))
+  return Error(reason,
+               absl::StrCat("jobs/", job.id, " is ", state, " and cannot be ", std::string(verb)))
       .With("job", job.id)
       .With("state", state);
 }
@@ -48,12 +51,14 @@ absl::Status CheckLabels(const std::map<std::string, std::string>& labels) {
 
 absl::Status CheckText(const std::string& display_name, int32_t priority) {
   if (display_name.size() > kMaxDisplayNameBytes) {
-    return Error::Field(Reason::kSpecInvalid, "display_name",
-                        absl::StrCat("has ", display_name.size(), " bytes; at most ", kMaxDisplayNameBytes));
+    return Error::Field(
+        Reason::kSpecInvalid, "display_name",
+        absl::StrCat("has ", display_name.size(), " bytes; at most ", kMaxDisplayNameBytes));
   }
   if (priority < -kMaxPriority || priority > kMaxPriority) {
-    return Error::Field(Reason::kSpecInvalid, "priority",
-                        absl::StrCat("must be between ", -kMaxPriority, " and ", kMaxPriority, ", got ", priority));
+    return Error::Field(
+        Reason::kSpecInvalid, "priority",
+        absl::StrCat("must be between ", -kMaxPriority, " and ", kMaxPriority, ", got ", priority));
   }
   return absl::OkStatus();
 }
@@ -70,16 +75,19 @@ absl::StatusOr<Parts> FindParts(const State& state, const std::string& model_id,
   Parts parts;
   const auto model = state.models.find(model_id);
   if (model == state.models.end()) {
-    return Error::Field(Reason::kBaseModelNotFound, "spec.base_model",
-                        absl::StrCat("names models/", model_id, ", which does not exist; register it first"))
+    return Error::Field(
+               Reason::kBaseModelNotFound, "spec.base_model",
+               absl::StrCat("names models/", model_id, ", which does not exist; register it first"))
         .ToStatus();
   }
   parts.model = &model->second;
-  const auto find = [&](const std::string& id, const char* field) -> absl::StatusOr<const Dataset*> {
+  const auto find = [&](const std::string& id,
+                        const char* field) -> absl::StatusOr<const Dataset*> {
     const auto it = state.datasets.find(id);
     if (it != state.datasets.end()) return &it->second;
-    return Error::Field(Reason::kDatasetNotFound, field,
-                        absl::StrCat("names datasets/", id, ", which does not exist; create it first"))
+    return Error::Field(
+               Reason::kDatasetNotFound, field,
+               absl::StrCat("names datasets/", id, ", which does not exist; create it first"))
         .ToStatus();
   };
   ASSIGN_OR_RETURN(parts.dataset, find(dataset_id, "spec.dataset"));
@@ -118,11 +126,12 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
       absl::StrAppend(&help, i == 0 ? "" : ", or with ", suggestions[i].description);
     }
   }
-  Error error(Reason::kExceedsDeviceMemory,
-              absl::StrCat("needs ", HumanBytes(total_bytes), " (", total_bytes,
-                           " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
-                           HumanBytes(nearest->capacity_bytes), " (", nearest->capacity_bytes,
-                           " bytes), ", shortfall_bytes, " bytes too few", help));
+  Error error(
+      Reason::kExceedsDeviceMemory,
+      absl::StrCat("needs ", HumanBytes(total_bytes), " (", total_bytes,
+                   " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
+                   HumanBytes(nearest->capacity_bytes), " (", nearest->capacity_bytes, " bytes), ",
+                   shortfall_bytes, " bytes too few", help));
   error.With("needed_bytes", absl::StrCat(total_bytes))
       .With("capacity_bytes", absl::StrCat(nearest->capacity_bytes))
       .With("shortfall_bytes", absl::StrCat(shortfall_bytes))
@@ -164,12 +173,14 @@ absl::Status CheckCreate(const State& state, const CreateJob& c) {
                         "must be 1 to 63 of a-z, 0-9 and inner '-', and not begin with check-");
   }
   if (state.FindJob(c.job_id) != nullptr || state.adapters.count(c.job_id) > 0) {
-    return Error(Reason::kJobExists, absl::StrCat("jobs/", c.job_id, " exists, or its adapter does"));
+    return Error(Reason::kJobExists,
+                 absl::StrCat("jobs/", c.job_id, " exists, or its adapter does"));
   }
   if (state.live_jobs.size() >= kMaxLiveJobs || state.jobs.size() >= kMaxJobs) {
-    return Error(Reason::kQueueFull, absl::StrCat("there are ", state.live_jobs.size(), " unfinished jobs of at most ",
-                                                  kMaxLiveJobs, " and ", state.jobs.size(), " in all of at most ",
-                                                  kMaxJobs, "; wait, or delete some"));
+    return Error(Reason::kQueueFull,
+                 absl::StrCat("there are ", state.live_jobs.size(), " unfinished jobs of at most ",
+                              kMaxLiveJobs, " and ", state.jobs.size(), " in all of at most ",
+                              kMaxJobs, "; wait, or delete some"));
   }
   return absl::OkStatus();
 }
@@ -178,8 +189,9 @@ absl::Status CheckCreate(const State& state, const CreateJob& c) {
 absl::StatusOr<std::optional<std::string>> FindRepeat(const State& state, const CreateJob& c) {
   if (c.request_id.empty()) return std::nullopt;
   if (c.request_id.size() > kMaxRequestIdBytes) {
-    return Error::Field(Reason::kSpecInvalid, "request_id",
-                        absl::StrCat("has ", c.request_id.size(), " bytes; at most ", kMaxRequestIdBytes))
+    return Error::Field(
+               Reason::kSpecInvalid, "request_id",
+               absl::StrCat("has ", c.request_id.size(), " bytes; at most ", kMaxRequestIdBytes))
         .ToStatus();
   }
   const auto it = state.requests.find({c.tenant, c.request_id});
@@ -201,7 +213,8 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   ASSIGN_OR_RETURN(const std::optional<std::string> repeat, FindRepeat(turn.state, c));
   if (repeat) return *repeat;
   RETURN_IF_ERROR(CheckCreate(turn.state, c));
-  ASSIGN_OR_RETURN(const Parts parts, FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
+  ASSIGN_OR_RETURN(const Parts parts,
+                   FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   job.id = c.job_id;
@@ -228,12 +241,13 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
 Answer DecideJob(Turn& turn, const UpdateJob& c) {
   ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
   if (!c.etag.empty() && c.etag != Etag(*job)) {
-    return Error(Reason::kEtagMismatch, absl::StrCat("jobs/", c.job_id, " has changed: its etag is ", Etag(*job),
-                                                     ", not ", c.etag, "; read it again"))
+    return Error(Reason::kEtagMismatch,
+                 absl::StrCat("jobs/", c.job_id, " has changed: its etag is ", Etag(*job), ", not ",
+                              c.etag, "; read it again"))
         .ToStatus();
   }
-  JobUpdated updated{job->id, c.display_name.value_or(job->display_name), c.labels.value_or(job->labels),
-                     c.priority.value_or(job->priority)};
+  JobUpdated updated{job->id, c.display_name.value_or(job->display_name),
+                     c.labels.value_or(job->labels), c.priority.value_or(job->priority)};
   RETURN_IF_ERROR(CheckText(updated.display_name, updated.priority));
   RETURN_IF_ERROR(CheckLabels(updated.labels));
   if (updated.display_name != job->display_name || updated.labels != job->labels ||
@@ -304,8 +318,9 @@ Answer DecideJob(Turn& turn, const ResumeJob& c) {
 Answer DecideJob(Turn& turn, const DeleteJob& c) {
   ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
   if (!IsTerminal(job->state)) {
-    return Error(Reason::kJobNotTerminal, absl::StrCat("jobs/", job->id, " is ", std::string(JobStateName(job->state)),
-                                                       "; cancel it first"))
+    return Error(Reason::kJobNotTerminal,
+                 absl::StrCat("jobs/", job->id, " is ", std::string(JobStateName(job->state)),
+                              "; cancel it first"))
         .ToStatus();
   }
   for (const auto& [epoch, attempt] : job->attempts) {
@@ -320,7 +335,8 @@ Answer DecideJob(Turn& turn, const DeleteJob& c) {
 }
 
 Answer DecideJob(Turn& turn, const ValidateDataset& c) {
-  ASSIGN_OR_RETURN(const Parts parts, FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
+  ASSIGN_OR_RETURN(const Parts parts,
+                   FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   job.tenant = parts.dataset->tenant;
@@ -329,7 +345,8 @@ Answer DecideJob(Turn& turn, const ValidateDataset& c) {
   job.eval_dataset_id = c.eval_dataset_id;
   job.check_key = CheckKey(*parts.dataset, parts.eval_dataset, *parts.model, job.spec);
   const Job* known = FindCheck(turn.state, job.check_key);
-  if (known != nullptr && known->state != JobState::kFailed && known->state != JobState::kCancelled) {
+  if (known != nullptr && known->state != JobState::kFailed &&
+      known->state != JobState::kCancelled) {
     return known->id;
   }
   QueueCheck(turn, job);

@@ -16,8 +16,9 @@ struct Fenced {
 };
 
 absl::Status Stale(const Fence& fence, std::string_view why) {
-  return Error(Reason::kStaleAttempt, absl::StrCat("attempt ", fence.job_id, "/", fence.epoch, " of ", fence.worker_id,
-                                                   " may not write: ", std::string(why)))
+  return Error(Reason::kStaleAttempt,
+               absl::StrCat("attempt ", fence.job_id, "/", fence.epoch, " of ", fence.worker_id,
+                            " may not write: ", std::string(why)))
       .With("job", fence.job_id)
       .With("epoch", absl::StrCat(fence.epoch));
 }
@@ -41,8 +42,9 @@ absl::StatusOr<Fenced> Identify(const Turn& turn, const Fence& fence) {
 
 absl::Status CheckCurrent(const Fence& fence, const Fenced& fenced) {
   if (fenced.attempt->state != AttemptState::kActive) {
-    return Stale(fence, absl::StrCat("it is ", std::string(AttemptStateName(fenced.attempt->state)),
-                                     fenced.attempt->reason.empty() ? "" : ", ", fenced.attempt->reason));
+    return Stale(fence,
+                 absl::StrCat("it is ", std::string(AttemptStateName(fenced.attempt->state)),
+                              fenced.attempt->reason.empty() ? "" : ", ", fenced.attempt->reason));
   }
   if (fenced.job->epoch != fence.epoch) return Stale(fence, "a later attempt has begun");
   return absl::OkStatus();
@@ -56,14 +58,17 @@ absl::StatusOr<Fenced> CheckFence(const Turn& turn, const Fence& fence) {
 
 absl::Status CheckKind(const Job& job, JobKind kind) {
   if (job.kind == kind) return absl::OkStatus();
-  return Error(Reason::kSpecInvalid, absl::StrCat("jobs/", job.id, " is of kind ", std::string(JobKindName(job.kind)),
-                                                  ", which does not report that"));
+  return Error(Reason::kSpecInvalid,
+               absl::StrCat("jobs/", job.id, " is of kind ", std::string(JobKindName(job.kind)),
+                            ", which does not report that"));
 }
 
-absl::Status CheckManifest(const State& state, const std::vector<FileRef>& files, std::string_view what) {
+absl::Status CheckManifest(const State& state, const std::vector<FileRef>& files,
+                           std::string_view what) {
   if (files.empty() || files.size() > kMaxFilesPerManifest) {
-    return Error::Field(Reason::kSpecInvalid, std::string(what),
-                        absl::StrCat("has ", files.size(), " files; 1 to ", kMaxFilesPerManifest, " are allowed"));
+    return Error::Field(
+        Reason::kSpecInvalid, std::string(what),
+        absl::StrCat("has ", files.size(), " files; 1 to ", kMaxFilesPerManifest, " are allowed"));
   }
   return CheckBlobs(state, files, what);
 }
@@ -81,13 +86,15 @@ std::string ClassOf(const Turn& turn, const Attempt& attempt) {
 // Keeps the newest; never fewer than two, so that there is one to fall back to.
 void DropOldCheckpoints(Turn& turn, const Job& job) {
   const auto keep = static_cast<size_t>(std::max(2, job.spec.save_total_limit));
-  const size_t have = job.checkpoints.size() + 1;   // with the one just saved
+  const size_t have = job.checkpoints.size() + 1;  // with the one just saved
   for (size_t i = 0; i + keep < have; ++i) {
-    turn.Emit(CheckpointDropped{job.id, job.checkpoints[i].epoch, job.checkpoints[i].step, "newer ones are kept"});
+    turn.Emit(CheckpointDropped{job.id, job.checkpoints[i].epoch, job.checkpoints[i].step,
+                                "newer ones are kept"});
   }
 }
 
-// Reasons that lie in the data or the model: every job that waits with the same data would fail too.
+// Reasons that lie in the data or the model: every job that waits with the same data would fail
+// too.
 bool IsAboutData(Reason reason) {
   return reason == Reason::kNoSupervisedTokens || reason == Reason::kDatasetEmpty ||
          reason == Reason::kDatasetSchemaMismatch || reason == Reason::kChatTemplateInvalid ||
@@ -106,13 +113,14 @@ std::vector<const Job*> WaitingOn(const State& state, const Job& check) {
 
 }  // namespace
 
-absl::Status CheckBlobs(const State& state, const std::vector<FileRef>& files, std::string_view what) {
+absl::Status CheckBlobs(const State& state, const std::vector<FileRef>& files,
+                        std::string_view what) {
   for (const FileRef& file : files) {
     const auto blob = state.blobs.find(file.sha256);
     if (blob == state.blobs.end() || blob->second.size_bytes != file.size_bytes) {
       return Error(Reason::kBlobNotFound,
-                   absl::StrCat(std::string(what), ": the bytes of ", file.name, " (", file.sha256, ", ",
-                                file.size_bytes, " bytes) are not here; upload them first"))
+                   absl::StrCat(std::string(what), ": the bytes of ", file.name, " (", file.sha256,
+                                ", ", file.size_bytes, " bytes) are not here; upload them first"))
           .With("sha256", file.sha256);
     }
   }
@@ -123,18 +131,21 @@ Answer DecideReport(Turn& turn, const ReportPlan& c) {
   ASSIGN_OR_RETURN(const Fenced fenced, CheckFence(turn, c.fence));
   const Job& job = *fenced.job;
   if (c.report_json.size() > kMaxReportBytes) {
-    return Error(Reason::kRequestTooLarge, absl::StrCat("a plan report has at most ", kMaxReportBytes, " bytes"))
+    return Error(Reason::kRequestTooLarge,
+                 absl::StrCat("a plan report has at most ", kMaxReportBytes, " bytes"))
         .ToStatus();
   }
-  const bool moved = !job.numerics_id.empty() && !c.numerics_id.empty() && c.numerics_id != job.numerics_id;
+  const bool moved =
+      !job.numerics_id.empty() && !c.numerics_id.empty() && c.numerics_id != job.numerics_id;
   if (moved && !job.spec.allow_numerics_change) {
     return Error(Reason::kNumericsChanged,
-                 absl::StrCat("jobs/", job.id, " began with numerics ", job.numerics_id, " and cannot go on with ",
-                              c.numerics_id, " unless training.allow_numerics_change is set"))
+                 absl::StrCat("jobs/", job.id, " began with numerics ", job.numerics_id,
+                              " and cannot go on with ", c.numerics_id,
+                              " unless training.allow_numerics_change is set"))
         .ToStatus();
   }
-  const bool known = c.planned_steps == job.progress.planned_steps && c.report_json == job.report_json &&
-                     c.numerics_id == job.numerics_id;
+  const bool known = c.planned_steps == job.progress.planned_steps &&
+                     c.report_json == job.report_json && c.numerics_id == job.numerics_id;
   if (!known) {
     turn.Emit(AttemptPlanned{job.id, c.fence.epoch, c.planned_steps, c.report_json, c.numerics_id,
                              ClassOf(turn, *fenced.attempt)});
@@ -156,8 +167,9 @@ Answer DecideReport(Turn& turn, const ReportCheckpoint& c) {
   ASSIGN_OR_RETURN(const Fenced fenced, Identify(turn, c.fence));
   const Job& job = *fenced.job;
   for (const Checkpoint& known : job.checkpoints) {
-    if (known.epoch == c.fence.epoch && known.step == c.step && known.manifest_sha256 == c.manifest_sha256) {
-      return job.id;   // a repeat
+    if (known.epoch == c.fence.epoch && known.step == c.step &&
+        known.manifest_sha256 == c.manifest_sha256) {
+      return job.id;  // a repeat
     }
   }
   RETURN_IF_ERROR(CheckCurrent(c.fence, fenced));
@@ -165,11 +177,12 @@ Answer DecideReport(Turn& turn, const ReportCheckpoint& c) {
   RETURN_IF_ERROR(CheckManifest(turn.state, c.files, "checkpoint"));
   const int64_t last_step = job.checkpoints.empty() ? 0 : job.checkpoints.back().step;
   if (c.step <= last_step) {
-    return Error(Reason::kCheckpointInvalid, absl::StrCat("a checkpoint of step ", c.step, " comes after that of step ",
-                                                          last_step))
+    return Error(Reason::kCheckpointInvalid, absl::StrCat("a checkpoint of step ", c.step,
+                                                          " comes after that of step ", last_step))
         .ToStatus();
   }
-  Checkpoint checkpoint{c.fence.epoch, c.step, c.files, c.manifest_sha256, 0, c.loss, turn.now.unix_us};
+  Checkpoint checkpoint{c.fence.epoch, c.step,          c.files, c.manifest_sha256, 0,
+                        c.loss,        turn.now.unix_us};
   for (const FileRef& file : c.files) checkpoint.size_bytes += file.size_bytes;
   turn.Emit(CheckpointSaved{job.id, std::move(checkpoint)});
   DropOldCheckpoints(turn, job);
@@ -183,12 +196,14 @@ Answer DecideReport(Turn& turn, const ReportFinished& c) {
   RETURN_IF_ERROR(CheckKind(job, JobKind::kTrain));
   if (attempt.state == AttemptState::kDone && job.epoch == c.fence.epoch) {
     const auto adapter = turn.state.adapters.find(job.adapter_id);
-    if (adapter == turn.state.adapters.end() || adapter->second.files == c.files) return job.id;  // a repeat
+    if (adapter == turn.state.adapters.end() || adapter->second.files == c.files)
+      return job.id;  // a repeat
   }
   RETURN_IF_ERROR(CheckCurrent(c.fence, fenced));
   RETURN_IF_ERROR(CheckManifest(turn.state, c.files, "result"));
   if (job.state == JobState::kCancelling) {
-    EndAttempt(turn, job, attempt, {AttemptState::kCancelled, "cancelled", "it finished after the cancel"});
+    EndAttempt(turn, job, attempt,
+               {AttemptState::kCancelled, "cancelled", "it finished after the cancel"});
     return job.id;
   }
   Adapter adapter;
@@ -214,7 +229,8 @@ Answer DecideReport(Turn& turn, const ReportFailed& c) {
   const Reason reason = ReasonFromName(c.reason);
   Ending ending;
   ending.state = AttemptState::kFailed;
-  ending.reason = std::string(ReasonName(reason == Reason::kUnspecified ? Reason::kInternal : reason));
+  ending.reason =
+      std::string(ReasonName(reason == Reason::kUnspecified ? Reason::kInternal : reason));
   ending.message = c.message.substr(0, kMaxReportBytes);
   if (c.neighbour_fault) {
     ending.then = Ending::Then::kRequeue;
@@ -228,11 +244,13 @@ Answer DecideReport(Turn& turn, const ReportFailed& c) {
   }
   if (reason == Reason::kCheckpointInvalid && attempt.resume_step > 0) {
     // The one before it, or the beginning, will do.
-    const bool known = std::any_of(job.checkpoints.begin(), job.checkpoints.end(), [&](const Checkpoint& k) {
-      return k.epoch == attempt.resume_epoch && k.step == attempt.resume_step;
-    });
+    const bool known =
+        std::any_of(job.checkpoints.begin(), job.checkpoints.end(), [&](const Checkpoint& k) {
+          return k.epoch == attempt.resume_epoch && k.step == attempt.resume_step;
+        });
     if (known) {
-      turn.Emit(CheckpointDropped{job.id, attempt.resume_epoch, attempt.resume_step, "it could not be resumed from"});
+      turn.Emit(CheckpointDropped{job.id, attempt.resume_epoch, attempt.resume_step,
+                                  "it could not be resumed from"});
     }
     ending.then = Ending::Then::kRetry;
   }
@@ -253,7 +271,8 @@ Answer DecideReport(Turn& turn, const ReportCheck& c) {
   RETURN_IF_ERROR(CheckCurrent(c.fence, fenced));
   RETURN_IF_ERROR(CheckKind(job, JobKind::kCheck));
   if (c.report_json.size() > kMaxReportBytes) {
-    return Error(Reason::kRequestTooLarge, absl::StrCat("a check report has at most ", kMaxReportBytes, " bytes"))
+    return Error(Reason::kRequestTooLarge,
+                 absl::StrCat("a check report has at most ", kMaxReportBytes, " bytes"))
         .ToStatus();
   }
   turn.Emit(JobChecked{job.id, c.report_json, c.planned_steps});
@@ -264,7 +283,8 @@ Answer DecideReport(Turn& turn, const ReportCheck& c) {
     turn.Emit(JobSucceeded{job.id, {}, "checked", 0});
   }
   for (const Job* waiting : WaitingOn(turn.state, job)) {
-    if (waiting->progress.planned_steps == 0) turn.Emit(JobChecked{waiting->id, c.report_json, c.planned_steps});
+    if (waiting->progress.planned_steps == 0)
+      turn.Emit(JobChecked{waiting->id, c.report_json, c.planned_steps});
   }
   return job.id;
 }

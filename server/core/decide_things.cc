@@ -12,11 +12,12 @@ namespace {
 
 absl::Status CheckId(const std::string& id, std::string field) {
   if (IsValidId(id)) return absl::OkStatus();
-  return Error::Field(Reason::kNameInvalid, std::move(field), "must be 1 to 63 of a-z, 0-9 and inner '-'");
+  return Error::Field(Reason::kNameInvalid, std::move(field),
+                      "must be 1 to 63 of a-z, 0-9 and inner '-'");
 }
 
-absl::Status CheckUnused(const std::map<std::string, std::set<std::string>>& users, const std::string& id,
-                         std::string_view what) {
+absl::Status CheckUnused(const std::map<std::string, std::set<std::string>>& users,
+                         const std::string& id, std::string_view what) {
   const auto it = users.find(id);
   if (it == users.end() || it->second.empty()) return absl::OkStatus();
   return Error(Reason::kResourceInUse,
@@ -32,15 +33,20 @@ Answer DecideThing(Turn& turn, const CreateDataset& c) {
   const auto known = turn.state.datasets.find(dataset.id);
   if (known != turn.state.datasets.end()) {
     const Dataset& d = known->second;
-    if (d.sha256 == dataset.sha256 && d.path == dataset.path && d.tenant == dataset.tenant) return dataset.id;
-    return Error(Reason::kDatasetExists, absl::StrCat("datasets/", dataset.id, " exists with other content")).ToStatus();
+    if (d.sha256 == dataset.sha256 && d.path == dataset.path && d.tenant == dataset.tenant)
+      return dataset.id;
+    return Error(Reason::kDatasetExists,
+                 absl::StrCat("datasets/", dataset.id, " exists with other content"))
+        .ToStatus();
   }
   if (turn.state.datasets.size() >= kMaxDatasets) {
-    return Error(Reason::kQuotaExceeded, absl::StrCat("there are ", kMaxDatasets, " data sets already; delete some"))
+    return Error(Reason::kQuotaExceeded,
+                 absl::StrCat("there are ", kMaxDatasets, " data sets already; delete some"))
         .ToStatus();
   }
   if (dataset.path.empty()) {
-    RETURN_IF_ERROR(CheckBlobs(turn.state, {{dataset.id, dataset.sha256, dataset.size_bytes}}, "dataset"));
+    RETURN_IF_ERROR(
+        CheckBlobs(turn.state, {{dataset.id, dataset.sha256, dataset.size_bytes}}, "dataset"));
   }
   DatasetCreated created{dataset};
   created.dataset.create_unix_us = turn.now.unix_us;
@@ -50,7 +56,9 @@ Answer DecideThing(Turn& turn, const CreateDataset& c) {
 
 Answer DecideThing(Turn& turn, const DeleteDataset& c) {
   if (turn.state.datasets.count(c.dataset_id) == 0) {
-    return Error(Reason::kDatasetNotFound, absl::StrCat("datasets/", c.dataset_id, " does not exist")).ToStatus();
+    return Error(Reason::kDatasetNotFound,
+                 absl::StrCat("datasets/", c.dataset_id, " does not exist"))
+        .ToStatus();
   }
   RETURN_IF_ERROR(CheckUnused(turn.state.dataset_users, c.dataset_id, "datasets"));
   turn.Emit(DatasetDeleted{c.dataset_id});
@@ -63,17 +71,21 @@ Answer DecideThing(Turn& turn, const RegisterModel& c) {
   const auto known = turn.state.models.find(model.id);
   if (known != turn.state.models.end()) {
     const Model& m = known->second;
-    if (m.digest == model.digest && m.root_path == model.root_path && m.tenant == model.tenant) return model.id;
-    return Error(Reason::kModelExists, absl::StrCat("models/", model.id, " exists with other files")).ToStatus();
+    if (m.digest == model.digest && m.root_path == model.root_path && m.tenant == model.tenant)
+      return model.id;
+    return Error(Reason::kModelExists,
+                 absl::StrCat("models/", model.id, " exists with other files"))
+        .ToStatus();
   }
   if (turn.state.models.size() >= kMaxModels) {
-    return Error(Reason::kQuotaExceeded, absl::StrCat("there are ", kMaxModels, " models already; delete some"))
+    return Error(Reason::kQuotaExceeded,
+                 absl::StrCat("there are ", kMaxModels, " models already; delete some"))
         .ToStatus();
   }
   if (model.files.empty() || model.files.size() > kMaxFilesPerManifest) {
     return Error::Field(Reason::kModelFileInvalid, "manifest",
-                        absl::StrCat("has ", model.files.size(), " files; 1 to ", kMaxFilesPerManifest,
-                                     " are allowed"))
+                        absl::StrCat("has ", model.files.size(), " files; 1 to ",
+                                     kMaxFilesPerManifest, " are allowed"))
         .ToStatus();
   }
   if (model.root_path.empty()) RETURN_IF_ERROR(CheckBlobs(turn.state, model.files, "model"));
@@ -85,7 +97,8 @@ Answer DecideThing(Turn& turn, const RegisterModel& c) {
 
 Answer DecideThing(Turn& turn, const DeleteModel& c) {
   if (turn.state.models.count(c.model_id) == 0) {
-    return Error(Reason::kBaseModelNotFound, absl::StrCat("models/", c.model_id, " does not exist")).ToStatus();
+    return Error(Reason::kBaseModelNotFound, absl::StrCat("models/", c.model_id, " does not exist"))
+        .ToStatus();
   }
   RETURN_IF_ERROR(CheckUnused(turn.state.model_users, c.model_id, "models"));
   turn.Emit(ModelDeleted{c.model_id});
@@ -94,7 +107,9 @@ Answer DecideThing(Turn& turn, const DeleteModel& c) {
 
 Answer DecideThing(Turn& turn, const DeleteAdapter& c) {
   if (turn.state.adapters.count(c.adapter_id) == 0) {
-    return Error(Reason::kAdapterNotFound, absl::StrCat("adapters/", c.adapter_id, " does not exist")).ToStatus();
+    return Error(Reason::kAdapterNotFound,
+                 absl::StrCat("adapters/", c.adapter_id, " does not exist"))
+        .ToStatus();
   }
   turn.Emit(AdapterDeleted{c.adapter_id});
   return c.adapter_id;
@@ -102,15 +117,17 @@ Answer DecideThing(Turn& turn, const DeleteAdapter& c) {
 
 Answer DecideThing(Turn& turn, const RecordBlob& c) {
   if (!IsSha256Hex(c.sha256) || c.size_bytes < 0) {
-    return Error::Field(Reason::kSpecInvalid, "sha256", "must be 64 lower-case hex digits").ToStatus();
+    return Error::Field(Reason::kSpecInvalid, "sha256", "must be 64 lower-case hex digits")
+        .ToStatus();
   }
   const int64_t pin_until_us = turn.now.monotonic_us + turn.options().blob_pin_us;
   const auto known = turn.state.blobs.find(c.sha256);
   if (known == turn.state.blobs.end()) {
     turn.Emit(BlobRecorded{c.sha256, c.size_bytes, pin_until_us});
   } else if (known->second.size_bytes != c.size_bytes) {
-    return Error(Reason::kDigestMismatch, absl::StrCat("blob ", c.sha256, " has ", known->second.size_bytes,
-                                                       " bytes, not ", c.size_bytes))
+    return Error(Reason::kDigestMismatch,
+                 absl::StrCat("blob ", c.sha256, " has ", known->second.size_bytes, " bytes, not ",
+                              c.size_bytes))
         .ToStatus();
   } else {
     turn.Emit(BlobPinned{c.sha256, pin_until_us});

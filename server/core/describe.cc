@@ -39,13 +39,16 @@ struct Describer {
   void operator()(const JobPaused&) { Say("paused; nothing of it is on a device"); }
   void operator()(const JobResumed&) { Say("resumed"); }
   void operator()(const JobRequeued& e) {
-    Say(e.backoff_us > 0 ? absl::StrCat("back in the queue after ", e.why, "; waits ", Seconds(e.backoff_us))
-                         : absl::StrCat("back in the queue: ", e.why),
+    Say(e.backoff_us > 0
+            ? absl::StrCat("back in the queue after ", e.why, "; waits ", Seconds(e.backoff_us))
+            : absl::StrCat("back in the queue: ", e.why),
         {{"why", e.why}, {"backoff_us", absl::StrCat(e.backoff_us)}});
   }
   void operator()(const JobSucceeded& e) {
     Say(e.adapter.id.empty() ? "succeeded" : absl::StrCat("succeeded: adapters/", e.adapter.id),
-        {{"adapter", e.adapter.id}, {"step", absl::StrCat(e.step)}, {"stop_reason", e.stop_reason}});
+        {{"adapter", e.adapter.id},
+         {"step", absl::StrCat(e.step)},
+         {"stop_reason", e.stop_reason}});
   }
   void operator()(const JobFailed& e) {
     Say(absl::StrCat(e.reason, ": ", e.message), {{"reason", e.reason}});
@@ -76,7 +79,8 @@ struct Describer {
   }
   void operator()(const AttemptEnded& e) {
     const std::string state(AttemptStateName(e.state));
-    Say(absl::StrCat("attempt ", e.epoch, " is ", state, e.reason.empty() ? "" : absl::StrCat(": ", e.reason),
+    Say(absl::StrCat("attempt ", e.epoch, " is ", state,
+                     e.reason.empty() ? "" : absl::StrCat(": ", e.reason),
                      e.message.empty() ? "" : absl::StrCat(": ", e.message)),
         {{"epoch", absl::StrCat(e.epoch)},
          {"state", state},
@@ -84,14 +88,16 @@ struct Describer {
          {"spends_retry", e.spends_retry ? "true" : "false"}});
   }
   void operator()(const AttemptReleaseRequested& e) {
-    Say(absl::StrCat("asked to save and let go: ", e.why), {{"epoch", absl::StrCat(e.epoch)}, {"why", e.why}});
+    Say(absl::StrCat("asked to save and let go: ", e.why),
+        {{"epoch", absl::StrCat(e.epoch)}, {"why", e.why}});
   }
   void operator()(const AttemptFreed& e) {
     Say(absl::StrCat(e.job_id, "/", e.epoch, " holds no bytes any more"),
         {{"job", e.job_id}, {"epoch", absl::StrCat(e.epoch)}});
   }
   void operator()(const CheckpointSaved& e) {
-    Say(absl::StrCat("checkpoint at step ", e.checkpoint.step, ", ", HumanBytes(e.checkpoint.size_bytes)),
+    Say(absl::StrCat("checkpoint at step ", e.checkpoint.step, ", ",
+                     HumanBytes(e.checkpoint.size_bytes)),
         {{"epoch", absl::StrCat(e.checkpoint.epoch)},
          {"step", absl::StrCat(e.checkpoint.step)},
          {"size_bytes", absl::StrCat(e.checkpoint.size_bytes)},
@@ -104,8 +110,11 @@ struct Describer {
   void operator()(const ProgressUpdated&) {}
   void operator()(const LeaseRenewed&) {}
   void operator()(const WorkerRegistered& e) {
-    Say(absl::StrCat("workers/", e.worker.id, " registered with ", e.worker.devices.size(), " devices"),
-        {{"worker", e.worker.id}, {"incarnation", e.worker.incarnation}, {"version", e.worker.version}});
+    Say(absl::StrCat("workers/", e.worker.id, " registered with ", e.worker.devices.size(),
+                     " devices"),
+        {{"worker", e.worker.id},
+         {"incarnation", e.worker.incarnation},
+         {"version", e.worker.version}});
   }
   void operator()(const WorkerLost& e) { OfWorker(e.worker_id, "lost: its lease ran out"); }
   void operator()(const WorkerReturned& e) { OfWorker(e.worker_id, "is back"); }
@@ -128,7 +137,9 @@ struct Describer {
     Say(absl::StrCat("data checked: ", e.planned_steps, " optimizer steps"),
         {{"planned_steps", absl::StrCat(e.planned_steps)}});
   }
-  void operator()(const RequestExpired& e) { Say("request id expired", {{"request_id", e.request_id}}); }
+  void operator()(const RequestExpired& e) {
+    Say("request id expired", {{"request_id", e.request_id}});
+  }
   void operator()(const BlobPinned&) {}
   void operator()(const RollbackSuspected&) {}
 };
@@ -160,12 +171,12 @@ EventRecord Describe(const Event& event) {
 
 std::string_view CommandName(const CommandBody& body) {
   constexpr std::string_view kNames[] = {
-      "ServerStart",     "CreateJob",      "UpdateJob",        "CancelJob",      "PauseJob",
-      "ResumeJob",       "DeleteJob",      "CreateDataset",    "DeleteDataset",  "ValidateDataset",
-      "RegisterModel",   "DeleteModel",    "DeleteAdapter",    "RecordBlob",     "ForgetBlobs",
-      "RegisterWorker",  "Synchronize",    "ReportPlan",       "ReportProgress", "ReportCheckpoint",
-      "ReportFinished",  "ReportFailed",   "ReportCheck",      "ReportReleased", "DrainWorker",
-      "UndrainWorker",   "Tick",           "Place"};
+      "ServerStart",    "CreateJob",    "UpdateJob",     "CancelJob",      "PauseJob",
+      "ResumeJob",      "DeleteJob",    "CreateDataset", "DeleteDataset",  "ValidateDataset",
+      "RegisterModel",  "DeleteModel",  "DeleteAdapter", "RecordBlob",     "ForgetBlobs",
+      "RegisterWorker", "Synchronize",  "ReportPlan",    "ReportProgress", "ReportCheckpoint",
+      "ReportFinished", "ReportFailed", "ReportCheck",   "ReportReleased", "DrainWorker",
+      "UndrainWorker",  "Tick",         "Place"};
   static_assert(std::size(kNames) == std::variant_size_v<CommandBody>);
   return kNames[body.index()];
 }

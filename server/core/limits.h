@@ -6,7 +6,8 @@
 
 namespace nibble::core {
 
-// Jobs that are not terminal. A job costs some KB of memory and one row; the schedule pass is linear.
+// Jobs that are not terminal. A job costs some KB of memory and one row; the schedule pass is
+// linear.
 inline constexpr size_t kMaxLiveJobs = 10'000;
 // Terminal jobs stay until they are deleted or retention takes them; ListJobs pages over all.
 inline constexpr size_t kMaxJobs = 100'000;
@@ -24,7 +25,8 @@ inline constexpr int32_t kMaxPriority = 1'000;
 inline constexpr size_t kMaxFilesPerManifest = 1'000;
 // A report of CHECK or of a plan is shown whole.
 inline constexpr size_t kMaxReportBytes = 64 * 1024;
-// Superseded incarnations a worker row remembers, so that a late Register of a dead process is refused.
+// Superseded incarnations a worker row remembers, so that a late Register of a dead process is
+// refused.
 inline constexpr size_t kMaxPastIncarnations = 32;
 // Commands in one turn of the control loop: bounds the reply delay and the size of a transaction.
 inline constexpr size_t kMaxBatchCommands = 256;

@@ -1,8 +1,8 @@
 // What can be asked (Command) and what can have happened (Event).
 //
-// Commands are made at the edge: they carry ids, digests and `now`; the core invents nothing. Events are
-// facts: append-only, numbered, never renumbered. A few are volatile: applied, but neither stored nor
-// watched (their loss at a restart heals by itself).
+// Commands are made at the edge: they carry ids, digests and `now`; the core invents nothing.
+// Events are facts: append-only, numbered, never renumbered. A few are volatile: applied, but
+// neither stored nor watched (their loss at a restart heals by itself).
 #pragma once
 
 #include <cstdint>
@@ -17,26 +17,27 @@
 
 namespace nibble::core {
 
-// ---- Commands -------------------------------------------------------------------------------------
+// ---- Commands
+// -------------------------------------------------------------------------------------
 
 // Once, first, at every start. Raises the generation; all deadlines begin anew.
 struct ServerStart {
-  std::string timeline;                 // fresh UUID; used only when the state has none yet
-  bool new_timeline = false;            // after a restore: adopt `timeline` and lose all attempts
+  std::string timeline;       // fresh UUID; used only when the state has none yet
+  bool new_timeline = false;  // after a restore: adopt `timeline` and lose all attempts
 };
 
 struct CreateJob {
-  std::string job_id;                   // chosen by the user or fresh
-  bool job_id_given = false;            // by the user: a clash is JOB_EXISTS
+  std::string job_id;         // chosen by the user or fresh
+  bool job_id_given = false;  // by the user: a clash is JOB_EXISTS
   std::string uid;
   std::string tenant;
-  std::string request_id;               // "" = none
-  std::string body_sha256;              // of the request without request_id
+  std::string request_id;   // "" = none
+  std::string body_sha256;  // of the request without request_id
   std::string display_name;
   std::map<std::string, std::string> labels;
   int32_t priority = 0;
-  std::string user_spec;                // opaque
-  spec::TrainSpec spec;                 // as given; Decide resolves it
+  std::string user_spec;  // opaque
+  spec::TrainSpec spec;   // as given; Decide resolves it
   std::string model_id;
   std::string dataset_id;
   std::string eval_dataset_id;
@@ -46,15 +47,27 @@ struct UpdateJob {
   std::optional<std::string> display_name;
   std::optional<std::map<std::string, std::string>> labels;
   std::optional<int32_t> priority;
-  std::string etag;                     // "" = don't care; else Etag(job)
+  std::string etag;  // "" = don't care; else Etag(job)
 };
-struct CancelJob { std::string job_id; };
-struct PauseJob { std::string job_id; };
-struct ResumeJob { std::string job_id; };
-struct DeleteJob { std::string job_id; };
+struct CancelJob {
+  std::string job_id;
+};
+struct PauseJob {
+  std::string job_id;
+};
+struct ResumeJob {
+  std::string job_id;
+};
+struct DeleteJob {
+  std::string job_id;
+};
 
-struct CreateDataset { Dataset dataset; };    // its blob must have been recorded, unless it has a path
-struct DeleteDataset { std::string dataset_id; };
+struct CreateDataset {
+  Dataset dataset;
+};  // its blob must have been recorded, unless it has a path
+struct DeleteDataset {
+  std::string dataset_id;
+};
 // Starts a CHECK unless its result is known; the decision's id is the check job's.
 struct ValidateDataset {
   std::string dataset_id;
@@ -62,15 +75,26 @@ struct ValidateDataset {
   std::string model_id;
   spec::TrainSpec spec;
 };
-struct RegisterModel { Model model; };
-struct DeleteModel { std::string model_id; };
-struct DeleteAdapter { std::string adapter_id; };
+struct RegisterModel {
+  Model model;
+};
+struct DeleteModel {
+  std::string model_id;
+};
+struct DeleteAdapter {
+  std::string adapter_id;
+};
 
 // A blob is durable: hashed, fsynced, renamed to its digest. Idempotent; renews the pin.
-struct RecordBlob { std::string sha256; int64_t size_bytes = 0; };
-// The collector's: forgets those that are unreferenced and unpinned now; unlink after the reply, and only
-// what the BlobForgotten events name.
-struct ForgetBlobs { std::vector<std::string> sha256s; };
+struct RecordBlob {
+  std::string sha256;
+  int64_t size_bytes = 0;
+};
+// The collector's: forgets those that are unreferenced and unpinned now; unlink after the reply,
+// and only what the BlobForgotten events name.
+struct ForgetBlobs {
+  std::vector<std::string> sha256s;
+};
 
 struct RegisterWorker {
   std::string worker_id;
@@ -96,8 +120,8 @@ struct DeviceUse {
   std::set<std::string> resident_bases;
   bool operator==(const DeviceUse&) const = default;
 };
-// Renews the lease. NOT_FOUND (WORKER_NOT_FOUND) = register again; STALE_ATTEMPT = another process has
-// registered under this worker id: stop everything and exit.
+// Renews the lease. NOT_FOUND (WORKER_NOT_FOUND) = register again; STALE_ATTEMPT = another process
+// has registered under this worker id: stop everything and exit.
 struct Synchronize {
   std::string worker_id;
   std::string incarnation;
@@ -114,7 +138,10 @@ struct ReportPlan {
   std::string report_json;
   std::string numerics_id;
 };
-struct ReportProgress { Fence fence; Progress head; };   // planned_steps of the head is ignored
+struct ReportProgress {
+  Fence fence;
+  Progress head;
+};  // planned_steps of the head is ignored
 struct ReportCheckpoint {
   Fence fence;
   int64_t step = 0;
@@ -135,11 +162,22 @@ struct ReportFailed {
   bool infrastructure = false;
   bool neighbour_fault = false;
 };
-struct ReportCheck { Fence fence; std::string report_json; int64_t planned_steps = 0; };
-struct ReportReleased { Fence fence; int64_t step = 0; };
+struct ReportCheck {
+  Fence fence;
+  std::string report_json;
+  int64_t planned_steps = 0;
+};
+struct ReportReleased {
+  Fence fence;
+  int64_t step = 0;
+};
 
-struct DrainWorker { std::string worker_id; };
-struct UndrainWorker { std::string worker_id; };
+struct DrainWorker {
+  std::string worker_id;
+};
+struct UndrainWorker {
+  std::string worker_id;
+};
 
 // Leases, forced cancels, expiries. Sent by the loop's own timer.
 struct Tick {};
@@ -156,27 +194,32 @@ struct Command {
   Now now;
   CommandBody body;
 };
-std::string_view CommandName(const CommandBody& body);   // "CreateJob"
+std::string_view CommandName(const CommandBody& body);  // "CreateJob"
 
-// ---- Events ---------------------------------------------------------------------------------------
+// ---- Events
+// ---------------------------------------------------------------------------------------
 
 // How an event is kept. kJob: in the job's numbered sequence. kFleet: recorded without a job.
 // kVolatile: not at all.
 enum class Keep { kJob, kFleet, kVolatile };
 
-#define NIBBLE_EVENT(number, type, keep)                  \
-  static constexpr int kNumber = number;                  \
-  static constexpr std::string_view kType = type;         \
+#define NIBBLE_EVENT(number, type, keep)          \
+  static constexpr int kNumber = number;          \
+  static constexpr std::string_view kType = type; \
   static constexpr Keep kKeep = Keep::keep
 
 struct ServerStarted {
   NIBBLE_EVENT(1, "server.started", kFleet);
   std::string timeline;
   int64_t generation = 0;
-  int64_t cancel_deadline_us = 0;       // deadlines begin anew
+  int64_t cancel_deadline_us = 0;  // deadlines begin anew
   int64_t pin_until_us = 0;
 };
-struct JobQueued { NIBBLE_EVENT(2, "job.queued", kJob); std::string job_id; Job job; };
+struct JobQueued {
+  NIBBLE_EVENT(2, "job.queued", kJob);
+  std::string job_id;
+  Job job;
+};
 struct JobUpdated {
   NIBBLE_EVENT(3, "job.updated", kJob);
   std::string job_id;
@@ -189,11 +232,23 @@ struct JobCancelling {
   std::string job_id;
   int64_t deadline_us = 0;
 };
-struct JobCancelled { NIBBLE_EVENT(5, "job.cancelled", kJob); std::string job_id; };
-struct JobPausing { NIBBLE_EVENT(6, "job.pausing", kJob); std::string job_id; };
-struct JobPaused { NIBBLE_EVENT(7, "job.paused", kJob); std::string job_id; };
+struct JobCancelled {
+  NIBBLE_EVENT(5, "job.cancelled", kJob);
+  std::string job_id;
+};
+struct JobPausing {
+  NIBBLE_EVENT(6, "job.pausing", kJob);
+  std::string job_id;
+};
+struct JobPaused {
+  NIBBLE_EVENT(7, "job.paused", kJob);
+  std::string job_id;
+};
 // From PAUSED: QUEUED. From PAUSING: QUEUED once released.
-struct JobResumed { NIBBLE_EVENT(8, "job.resumed", kJob); std::string job_id; };
+struct JobResumed {
+  NIBBLE_EVENT(8, "job.resumed", kJob);
+  std::string job_id;
+};
 struct JobRequeued {
   NIBBLE_EVENT(9, "job.requeued", kJob);
   std::string job_id;
@@ -204,7 +259,7 @@ struct JobRequeued {
 struct JobSucceeded {
   NIBBLE_EVENT(10, "job.succeeded", kJob);
   std::string job_id;
-  Adapter adapter;                      // id "" for CHECK jobs
+  Adapter adapter;  // id "" for CHECK jobs
   std::string stop_reason;
   int64_t step = 0;
 };
@@ -214,7 +269,10 @@ struct JobFailed {
   std::string reason;
   std::string message;
 };
-struct JobDeleted { NIBBLE_EVENT(12, "job.deleted", kFleet); std::string job_id; };
+struct JobDeleted {
+  NIBBLE_EVENT(12, "job.deleted", kFleet);
+  std::string job_id;
+};
 
 struct AttemptAssigned {
   NIBBLE_EVENT(13, "attempt.assigned", kJob);
@@ -239,7 +297,11 @@ struct AttemptPlanned {
   std::string numerics_id;
   std::string numerics_class;
 };
-struct AttemptStarted { NIBBLE_EVENT(15, "attempt.started", kJob); std::string job_id; int64_t epoch = 0; };
+struct AttemptStarted {
+  NIBBLE_EVENT(15, "attempt.started", kJob);
+  std::string job_id;
+  int64_t epoch = 0;
+};
 struct AttemptEnded {
   NIBBLE_EVENT(16, "attempt.ended", kJob);
   std::string job_id;
@@ -248,9 +310,9 @@ struct AttemptEnded {
   std::string reason;
   std::string message;
   bool spends_retry = false;
-  bool own_fault = false;               // the engine died in this job's turn
-  bool poisons = false;                 // ended within the window of its start
-  bool runs_alone = false;              // from now on
+  bool own_fault = false;   // the engine died in this job's turn
+  bool poisons = false;     // ended within the window of its start
+  bool runs_alone = false;  // from now on
 };
 struct AttemptReleaseRequested {
   NIBBLE_EVENT(17, "attempt.release_requested", kJob);
@@ -259,7 +321,11 @@ struct AttemptReleaseRequested {
   std::string why;
 };
 // The worker no longer lists it: its bytes are free.
-struct AttemptFreed { NIBBLE_EVENT(18, "attempt.freed", kFleet); std::string job_id; int64_t epoch = 0; };
+struct AttemptFreed {
+  NIBBLE_EVENT(18, "attempt.freed", kFleet);
+  std::string job_id;
+  int64_t epoch = 0;
+};
 struct CheckpointSaved {
   NIBBLE_EVENT(19, "checkpoint.saved", kJob);
   std::string job_id;
@@ -286,23 +352,56 @@ struct LeaseRenewed {
   std::vector<DeviceUse> devices;
   bool draining = false;
 };
-struct WorkerRegistered { NIBBLE_EVENT(23, "worker.registered", kFleet); Worker worker; };
-struct WorkerLost { NIBBLE_EVENT(24, "worker.lost", kFleet); std::string worker_id; };
-struct WorkerReturned { NIBBLE_EVENT(25, "worker.returned", kFleet); std::string worker_id; };
-struct WorkerDraining { NIBBLE_EVENT(26, "worker.draining", kFleet); std::string worker_id; };
-struct WorkerUndrained { NIBBLE_EVENT(27, "worker.undrained", kFleet); std::string worker_id; };
-struct DatasetCreated { NIBBLE_EVENT(28, "dataset.created", kFleet); Dataset dataset; };
-struct DatasetDeleted { NIBBLE_EVENT(29, "dataset.deleted", kFleet); std::string dataset_id; };
-struct ModelRegistered { NIBBLE_EVENT(30, "model.registered", kFleet); Model model; };
-struct ModelDeleted { NIBBLE_EVENT(31, "model.deleted", kFleet); std::string model_id; };
-struct AdapterDeleted { NIBBLE_EVENT(32, "adapter.deleted", kFleet); std::string adapter_id; };
+struct WorkerRegistered {
+  NIBBLE_EVENT(23, "worker.registered", kFleet);
+  Worker worker;
+};
+struct WorkerLost {
+  NIBBLE_EVENT(24, "worker.lost", kFleet);
+  std::string worker_id;
+};
+struct WorkerReturned {
+  NIBBLE_EVENT(25, "worker.returned", kFleet);
+  std::string worker_id;
+};
+struct WorkerDraining {
+  NIBBLE_EVENT(26, "worker.draining", kFleet);
+  std::string worker_id;
+};
+struct WorkerUndrained {
+  NIBBLE_EVENT(27, "worker.undrained", kFleet);
+  std::string worker_id;
+};
+struct DatasetCreated {
+  NIBBLE_EVENT(28, "dataset.created", kFleet);
+  Dataset dataset;
+};
+struct DatasetDeleted {
+  NIBBLE_EVENT(29, "dataset.deleted", kFleet);
+  std::string dataset_id;
+};
+struct ModelRegistered {
+  NIBBLE_EVENT(30, "model.registered", kFleet);
+  Model model;
+};
+struct ModelDeleted {
+  NIBBLE_EVENT(31, "model.deleted", kFleet);
+  std::string model_id;
+};
+struct AdapterDeleted {
+  NIBBLE_EVENT(32, "adapter.deleted", kFleet);
+  std::string adapter_id;
+};
 struct BlobRecorded {
   NIBBLE_EVENT(33, "blob.recorded", kFleet);
   std::string sha256;
   int64_t size_bytes = 0;
   int64_t pin_until_us = 0;
 };
-struct BlobForgotten { NIBBLE_EVENT(34, "blob.forgotten", kFleet); std::string sha256; };
+struct BlobForgotten {
+  NIBBLE_EVENT(34, "blob.forgotten", kFleet);
+  std::string sha256;
+};
 // The data of this job has been read by a CHECK.
 struct JobChecked {
   NIBBLE_EVENT(35, "job.checked", kJob);
@@ -321,7 +420,10 @@ struct BlobPinned {
   int64_t pin_until_us = 0;
 };
 // A worker has seen a later generation than ours: the database was rolled back. Placement stops.
-struct RollbackSuspected { NIBBLE_EVENT(38, "rollback.suspected", kVolatile); std::string worker_id; };
+struct RollbackSuspected {
+  NIBBLE_EVENT(38, "rollback.suspected", kVolatile);
+  std::string worker_id;
+};
 
 #undef NIBBLE_EVENT
 
@@ -341,12 +443,12 @@ struct Event {
 
 // An event that was kept, as watchers and the audit trail see it.
 struct EventRecord {
-  int64_t number = 0;                   // dense over all, from 1
-  std::string job_id;                   // "" for fleet events
-  int64_t sequence = 0;                 // dense per job, from 1; 0 for fleet events
+  int64_t number = 0;    // dense over all, from 1
+  std::string job_id;    // "" for fleet events
+  int64_t sequence = 0;  // dense per job, from 1; 0 for fleet events
   int64_t unix_us = 0;
-  std::string type;                     // "job.queued"
-  std::string message;                  // for people
+  std::string type;                         // "job.queued"
+  std::string message;                      // for people
   JobState state = JobState::kUnspecified;  // the job's, after the event
   std::map<std::string, std::string> fields;
   bool operator==(const EventRecord&) const = default;

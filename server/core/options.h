@@ -1,6 +1,7 @@
 // What an operator may tune in the core; every interval, so that tests can run in seconds.
 //
-// A value, fixed for the life of a server process. Durations are microseconds of the monotonic clock.
+// A value, fixed for the life of a server process. Durations are microseconds of the monotonic
+// clock.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,9 @@ inline constexpr int64_t kSecondUs = 1'000'000;
 
 struct CoreOptions {
   // Leases. A worker trusts a renewal until lost - margin; lost >= 4 x interval + margin.
-  int64_t synchronize_hold_us = 10 * kSecondUs;   // how long an unchanged Synchronize is held
-  int64_t lease_suspect_us = 40 * kSecondUs;      // shown as SUSPECT, gets no new work
-  int64_t lease_lost_us = 120 * kSecondUs;        // its attempts are LOST
+  int64_t synchronize_hold_us = 10 * kSecondUs;  // how long an unchanged Synchronize is held
+  int64_t lease_suspect_us = 40 * kSecondUs;     // shown as SUSPECT, gets no new work
+  int64_t lease_lost_us = 120 * kSecondUs;       // its attempts are LOST
   // A cancelled job whose worker does not let go is CANCELLED anyway after this long.
   int64_t cancel_force_us = 60 * kSecondUs;
   // Infrastructure retries: doubling from min to max.
@@ -29,7 +30,8 @@ struct CoreOptions {
   // Waiting this long is worth one point of priority.
   int64_t aging_us = 600 * kSecondUs;
   int32_t max_attempts_per_device = 8;
-  // Engines of different bases would compete for the same threads, so one base at a time by default.
+  // Engines of different bases would compete for the same threads, so one base at a time by
+  // default.
   int32_t max_bases_per_device = 1;
   int32_t max_checks_per_worker = 1;
   // How long (tenant, request_id) is remembered after its job is gone.

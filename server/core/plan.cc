@@ -58,7 +58,8 @@ void AddLengths(const spec::TrainSpec& spec, std::vector<Candidate>& out) {
 
 void AddRanks(const spec::TrainSpec& spec, std::vector<Candidate>& out) {
   for (int32_t r = spec.lora_r / 2; r >= 4; r /= 2) {
-    Candidate c{"lora.r", absl::StrCat(r), absl::StrCat("lora.r ", r, " (a smaller adapter)"), spec};
+    Candidate c{"lora.r", absl::StrCat(r), absl::StrCat("lora.r ", r, " (a smaller adapter)"),
+                spec};
     c.spec.lora_r = r;
     out.push_back(std::move(c));
   }
@@ -91,8 +92,10 @@ absl::StatusOr<PlanBytes> Planner::Plan(const Model& model, const spec::TrainSpe
 }
 
 std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSpec& spec,
-                                         const spec::DeviceProfile& profile, int64_t capacity_bytes) {
-  std::vector<std::vector<Candidate>> ladders(4);   // of each, the smallest change that fits is offered
+                                         const spec::DeviceProfile& profile,
+                                         int64_t capacity_bytes) {
+  std::vector<std::vector<Candidate>> ladders(
+      4);  // of each, the smallest change that fits is offered
   AddBatches(spec, ladders[0]);
   if (!spec.gradient_checkpointing) {
     Candidate c{"training.gradient_checkpointing", "true",
@@ -128,8 +131,8 @@ std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSp
     const absl::StatusOr<PlanBytes> plan = Plan(model, c.spec, profile);
     if (!plan.ok() || plan->TotalBytes() > capacity_bytes) continue;
     if (c.field == "data.sequence_len") {
-      c.description = absl::StrCat("micro_batch_size 1, gradient_checkpointing true and sequence_len ",
-                                   c.value);
+      c.description = absl::StrCat(
+          "micro_batch_size 1, gradient_checkpointing true and sequence_len ", c.value);
     }
     suggestions.push_back({std::move(c.field), std::move(c.value), plan->TotalBytes(),
                            absl::StrCat(c.description, ": ", HumanBytes(plan->TotalBytes())),

@@ -1,4 +1,5 @@
-// Plans: compiled once per (model, spec, device profile) and remembered; and what would make a job fit.
+// Plans: compiled once per (model, spec, device profile) and remembered; and what would make a job
+// fit.
 //
 // Used from one thread at a time (the loop's, or one that has its own Planner).
 #pragma once
@@ -30,11 +31,11 @@ SpecFunctions RealSpecFunctions();
 
 // One change to the spec and what the job would need then.
 struct Suggestion {
-  std::string field;                    // path in JobSpec, e.g. "training.micro_batch_size"
+  std::string field;  // path in JobSpec, e.g. "training.micro_batch_size"
   std::string value;
   int64_t total_bytes = 0;
   std::string description;
-  spec::TrainSpec spec;                 // with the change made
+  spec::TrainSpec spec;  // with the change made
 };
 
 class Planner {
@@ -46,12 +47,14 @@ class Planner {
   // The same for a job whose plan_key is known; the usual case, and cheap.
   const absl::StatusOr<PlanBytes>& PlanOf(const Job& job, const Model& model,
                                           const spec::DeviceProfile& profile);
-  absl::StatusOr<spec::TrainSpec> Resolve(spec::TrainSpec spec, const spec::ModelConfig& model) const {
+  absl::StatusOr<spec::TrainSpec> Resolve(spec::TrainSpec spec,
+                                          const spec::ModelConfig& model) const {
     return functions_.resolve(std::move(spec), model);
   }
-  // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the result
-  // first: micro_batch_size (accumulating more, the same batch), gradient_checkpointing, sequence_len,
-  // lora_r. Each candidate is planned again. Empty when the job fits already or nothing helps.
+  // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the
+  // result first: micro_batch_size (accumulating more, the same batch), gradient_checkpointing,
+  // sequence_len, lora_r. Each candidate is planned again. Empty when the job fits already or
+  // nothing helps.
   std::vector<Suggestion> Suggest(const Model& model, const spec::TrainSpec& spec,
                                   const spec::DeviceProfile& profile, int64_t capacity_bytes);
 
@@ -60,7 +63,8 @@ class Planner {
                                     const spec::DeviceProfile& profile);
 
   SpecFunctions functions_;
-  std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>> plans_;  // by plan, profile
+  std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>>
+      plans_;  // by plan, profile
 };
 
 }  // namespace nibble::core

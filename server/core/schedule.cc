@@ -33,8 +33,8 @@ int64_t DeviceLoad::Added(const std::string& group, const PlanBytes& plan) const
   return with.TotalBytes() - TotalBytes();
 }
 
-bool DeviceLoad::Fits(int64_t capacity_bytes, const std::string& group, const PlanBytes& plan, bool alone,
-                      const CoreOptions& options) const {
+bool DeviceLoad::Fits(int64_t capacity_bytes, const std::string& group, const PlanBytes& plan,
+                      bool alone, const CoreOptions& options) const {
   if (attempts >= options.max_attempts_per_device) return false;
   const auto mine = groups.find(group);
   if (mine == groups.end()) {
@@ -82,7 +82,8 @@ int64_t ExpectedEndUs(const Job& job, int64_t now_us) {
   return now_us + std::max<int64_t>(0, p.planned_steps - p.step) * p.step_time_us;
 }
 
-std::vector<DeviceView> LiveDevices(const State& state, const CoreOptions& options, int64_t now_us) {
+std::vector<DeviceView> LiveDevices(const State& state, const CoreOptions& options,
+                                    int64_t now_us) {
   std::vector<DeviceView> devices;
   for (const auto& [worker_id, worker] : state.workers) {
     if (worker.draining || worker.self_draining) continue;
@@ -111,8 +112,8 @@ bool NumericsAllow(const Job& job, const Device& device) {
          job.numerics_class == NumericsClass(device.profile);
 }
 
-std::optional<Reservation> Reserve(const Job& job, const Model& model, const std::vector<DeviceView>& devices,
-                                   Core& core) {
+std::optional<Reservation> Reserve(const Job& job, const Model& model,
+                                   const std::vector<DeviceView>& devices, Core& core) {
   std::optional<Reservation> best;
   for (size_t i = 0; i < devices.size(); ++i) {
     const DeviceView& view = devices[i];
@@ -134,7 +135,8 @@ std::optional<Reservation> Reserve(const Job& job, const Model& model, const std
       r.rest = view.Rest(r.gone);
     }
     if (!r.rest.Fits(view.device->capacity_bytes, r.group, r.plan, r.alone, core.options)) continue;
-    if (!best || std::tie(r.start_us, ended) < std::make_tuple(best->start_us, best->gone.size())) best = r;
+    if (!best || std::tie(r.start_us, ended) < std::make_tuple(best->start_us, best->gone.size()))
+      best = r;
   }
   return best;
 }
@@ -142,7 +144,8 @@ std::optional<Reservation> Reserve(const Job& job, const Model& model, const std
 DeviceLoad DeviceView::Rest(const std::set<const Attempt*>& gone) const {
   DeviceLoad rest;
   for (const HeldAttempt& h : held) {
-    if (gone.count(h.attempt) == 0) rest.Add(h.attempt->group, h.attempt->plan, h.attempt->run_alone);
+    if (gone.count(h.attempt) == 0)
+      rest.Add(h.attempt->group, h.attempt->plan, h.attempt->run_alone);
   }
   for (const Admitted& a : admitted) rest.Add(a.group, a.plan, a.alone);
   return rest;
@@ -150,14 +153,17 @@ DeviceLoad DeviceView::Rest(const std::set<const Attempt*>& gone) const {
 
 namespace {
 
-// Smaller is better: not where it failed before, an idle device before a shared one (sharing means taking
-// turns), where the base already is, the tightest fit, names.
+// Smaller is better: not where it failed before, an idle device before a shared one (sharing means
+// taking turns), where the base already is, the tightest fit, names.
 using Rank = std::tuple<bool, int32_t, bool, int64_t, std::string, std::string>;
 
 class Pass {
  public:
   Pass(const State& state, int64_t now_us, Core& core)
-      : state_(state), now_us_(now_us), core_(core), devices_(LiveDevices(state, core.options, now_us)) {}
+      : state_(state),
+        now_us_(now_us),
+        core_(core),
+        devices_(LiveDevices(state, core.options, now_us)) {}
 
   Schedule Run() {
     std::set<std::string> keys;
@@ -166,7 +172,8 @@ class Pass {
       if (model == nullptr) continue;
       const bool placed = job->not_before_us <= now_us_ && Place(*job, *model);
       if (placed) continue;
-      if (!reserved_ && job->not_before_us <= now_us_) reserved_ = Reserve(*job, *model, devices_, core_);
+      if (!reserved_ && job->not_before_us <= now_us_)
+        reserved_ = Reserve(*job, *model, devices_, core_);
       if (job->progress.planned_steps == 0 && job->report_json.empty() && WantsCheck(*job) &&
           keys.insert(job->check_key).second) {
         result_.wanting_checks.push_back(job->id);
@@ -191,15 +198,22 @@ class Pass {
     for (size_t i = 0; i < devices_.size(); ++i) {
       DeviceView& view = devices_[i];
       if (!NumericsAllow(job, *view.device)) continue;
-      const absl::StatusOr<PlanBytes>& plan = core_.planner.PlanOf(job, model, view.device->profile);
+      const absl::StatusOr<PlanBytes>& plan =
+          core_.planner.PlanOf(job, model, view.device->profile);
       if (!plan.ok()) continue;
-      if (!view.load.Fits(view.device->capacity_bytes, group, *plan, job.run_alone, core_.options)) continue;
+      if (!view.load.Fits(view.device->capacity_bytes, group, *plan, job.run_alone, core_.options))
+        continue;
       if (Delays(i, group, *plan, job.run_alone)) continue;
-      const bool resident = view.load.groups.count(group) > 0 || view.device->resident_bases.count(model.digest) > 0;
+      const bool resident =
+          view.load.groups.count(group) > 0 || view.device->resident_bases.count(model.digest) > 0;
       const int64_t left_bytes =
           view.device->capacity_bytes - view.load.TotalBytes() - view.load.Added(group, *plan);
-      Rank rank{job.poisoned_workers.count(view.worker->id) > 0, view.load.attempts, !resident, left_bytes,
-                view.worker->id, view.device->id};
+      Rank rank{job.poisoned_workers.count(view.worker->id) > 0,
+                view.load.attempts,
+                !resident,
+                left_bytes,
+                view.worker->id,
+                view.device->id};
       if (best != nullptr && rank >= best_rank) continue;
       best = &view;
       best_rank = rank;
@@ -220,15 +234,16 @@ class Pass {
     const DeviceView& view = devices_[device];
     DeviceLoad then = view.Rest(reserved_->gone);
     then.Add(group, plan, alone);
-    return !then.Fits(view.device->capacity_bytes, reserved_->group, reserved_->plan, reserved_->alone,
-                      core_.options);
+    return !then.Fits(view.device->capacity_bytes, reserved_->group, reserved_->plan,
+                      reserved_->alone, core_.options);
   }
 
   // CHECKs hold no device bytes; they go to the worker with the fewest.
   void PlaceChecks() {
     std::map<std::string, int32_t> running;
     for (const auto& [worker_id, held] : state_.holding) {
-      for (const AttemptKey& key : held) running[worker_id] += state_.jobs.at(key.first).kind == JobKind::kCheck;
+      for (const AttemptKey& key : held)
+        running[worker_id] += state_.jobs.at(key.first).kind == JobKind::kCheck;
     }
     for (const std::string& id : state_.queued_jobs) {
       const Job& job = state_.jobs.at(id);
@@ -240,7 +255,8 @@ class Pass {
       }
       if (best == nullptr) return;
       ++running[best->worker->id];
-      result_.placements.push_back({job.id, best->worker->id, best->device->id, "", {}, "reads the data"});
+      result_.placements.push_back(
+          {job.id, best->worker->id, best->device->id, "", {}, "reads the data"});
     }
   }
 
@@ -254,6 +270,8 @@ class Pass {
 
 }  // namespace
 
-Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) { return Pass(state, now_us, core).Run(); }
+Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
+  return Pass(state, now_us, core).Run();
+}
 
 }  // namespace nibble::core

@@ -1,9 +1,11 @@
 // Which waiting job starts where, and why the others wait. Pure but for the planner's memory.
 //
-// Order: priority, raised by waiting (CoreOptions.aging_us), then age. A job is admitted to a device when
-//   sum over the bases on it of (fixed + base + sum(persistent) + sum(host) + max(step))  <=  capacity.
-// The first job that must wait gets a reservation (EASY): nothing behind it may take bytes on that device
-// that it would need once the attempts it waits for have ended.
+// Order: priority, raised by waiting (CoreOptions.aging_us), then age. A job is admitted to a
+// device when
+//   sum over the bases on it of (fixed + base + sum(persistent) + sum(host) + max(step))  <=
+//   capacity.
+// The first job that must wait gets a reservation (EASY): nothing behind it may take bytes on that
+// device that it would need once the attempts it waits for have ended.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +25,7 @@ struct Placement {
   std::string device_id;
   std::string group;
   PlanBytes plan;
-  std::string why;                      // "base resident; 1.20 GiB left"
+  std::string why;  // "base resident; 1.20 GiB left"
 };
 struct Schedule {
   std::vector<Placement> placements;
@@ -36,9 +38,9 @@ struct DeviceLoad {
   struct Group {
     int64_t fixed_bytes = 0;
     int64_t base_bytes = 0;
-    int64_t persistent_bytes = 0;       // sum
-    int64_t host_bytes = 0;             // sum
-    int64_t step_bytes = 0;             // max
+    int64_t persistent_bytes = 0;  // sum
+    int64_t host_bytes = 0;        // sum
+    int64_t step_bytes = 0;        // max
     int32_t attempts = 0;
     bool alone = false;
     int64_t TotalBytes() const {

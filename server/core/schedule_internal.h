@@ -30,7 +30,7 @@ struct Admitted {
 struct DeviceView {
   const Worker* worker = nullptr;
   const Device* device = nullptr;
-  DeviceLoad load;                      // held and admitted
+  DeviceLoad load;  // held and admitted
   std::vector<HeldAttempt> held;
   std::vector<Admitted> admitted;
   DeviceLoad Rest(const std::set<const Attempt*>& gone) const;
@@ -41,17 +41,17 @@ bool NumericsAllow(const Job& job, const Device& device);
 
 // Where and when the first waiting job will start.
 struct Reservation {
-  size_t device = 0;                    // index into the views
+  size_t device = 0;  // index into the views
   std::string group;
   PlanBytes plan;
   bool alone = false;
-  DeviceLoad rest;                      // what is there when it starts
-  int64_t start_us = 0;                 // 0 = now; kNever when nobody knows
+  DeviceLoad rest;       // what is there when it starts
+  int64_t start_us = 0;  // 0 = now; kNever when nobody knows
   const Job* job = nullptr;
-  std::set<const Attempt*> gone;        // those it waits for
+  std::set<const Attempt*> gone;  // those it waits for
 };
 // nullopt when no live device could ever hold it.
-std::optional<Reservation> Reserve(const Job& job, const Model& model, const std::vector<DeviceView>& devices,
-                                   Core& core);
+std::optional<Reservation> Reserve(const Job& job, const Model& model,
+                                   const std::vector<DeviceView>& devices, Core& core);
 
 }  // namespace nibble::core

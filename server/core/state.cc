@@ -23,27 +23,32 @@ absl::Status CheckAttempts(const Job& job) {
   int64_t previous = 0;
   for (const auto& [epoch, attempt] : job.attempts) {
     if (attempt.epoch != epoch || attempt.job_id != job.id) return Broken(job.id + " attempt key");
-    if (epoch != previous + 1) return Broken(absl::StrCat(job.id, " epochs are not dense at ", epoch));
+    if (epoch != previous + 1)
+      return Broken(absl::StrCat(job.id, " epochs are not dense at ", epoch));
     previous = epoch;
     if (attempt.state == AttemptState::kActive) {
       ++active;
-      if (epoch != job.epoch) return Broken(absl::StrCat(job.id, " has an old ACTIVE attempt ", epoch));
+      if (epoch != job.epoch)
+        return Broken(absl::StrCat(job.id, " has an old ACTIVE attempt ", epoch));
       if (!attempt.holds_bytes) return Broken(absl::StrCat(job.id, " ACTIVE without bytes"));
     }
   }
-  if (previous != job.epoch) return Broken(absl::StrCat(job.id, " epoch is not that of its last attempt"));
+  if (previous != job.epoch)
+    return Broken(absl::StrCat(job.id, " epoch is not that of its last attempt"));
   if (active != (HasActiveAttempt(job.state) ? 1 : 0)) {
-    return Broken(absl::StrCat(job.id, " is ", std::string(JobStateName(job.state)), " with ", active,
-                               " ACTIVE attempts"));
+    return Broken(absl::StrCat(job.id, " is ", std::string(JobStateName(job.state)), " with ",
+                               active, " ACTIVE attempts"));
   }
   return absl::OkStatus();
 }
 
-absl::Status CheckFiles(const State& state, const std::vector<FileRef>& files, const std::string& owner) {
+absl::Status CheckFiles(const State& state, const std::vector<FileRef>& files,
+                        const std::string& owner) {
   for (const FileRef& file : files) {
     const auto blob = state.blobs.find(file.sha256);
     if (blob == state.blobs.end()) return Broken(absl::StrCat(owner, " refers to a missing blob"));
-    if (blob->second.size_bytes != file.size_bytes) return Broken(absl::StrCat(owner, " blob size"));
+    if (blob->second.size_bytes != file.size_bytes)
+      return Broken(absl::StrCat(owner, " blob size"));
   }
   return absl::OkStatus();
 }
@@ -52,7 +57,8 @@ absl::Status CheckJob(const State& state, const Job& job) {
   if (absl::Status s = CheckAttempts(job); !s.ok()) return s;
   const bool succeeded = job.state == JobState::kSucceeded;
   if (job.kind == JobKind::kTrain && succeeded != !job.adapter_id.empty()) {
-    return Broken(absl::StrCat(job.id, " SUCCEEDED without a result, or a result without SUCCEEDED"));
+    return Broken(
+        absl::StrCat(job.id, " SUCCEEDED without a result, or a result without SUCCEEDED"));
   }
   if (succeeded && job.attempts.at(job.epoch).state != AttemptState::kDone) {
     return Broken(absl::StrCat(job.id, " SUCCEEDED but its last attempt is not DONE"));
@@ -70,14 +76,15 @@ absl::Status CheckDevices(const State& state, const Worker& worker, const CoreOp
   for (const auto& [device_id, device] : worker.devices) {
     const DeviceLoad load = LoadOf(state, worker, device_id);
     if (load.TotalBytes() > device.capacity_bytes) {
-      return Broken(absl::StrCat(worker.id, "/", device_id, " is over-committed: ", load.TotalBytes(),
-                                 " of ", device.capacity_bytes));
+      return Broken(absl::StrCat(worker.id, "/", device_id, " is over-committed: ",
+                                 load.TotalBytes(), " of ", device.capacity_bytes));
     }
     if (load.attempts > options.max_attempts_per_device) {
       return Broken(absl::StrCat(worker.id, "/", device_id, " has too many attempts"));
     }
     for (const auto& [key, group] : load.groups) {
-      if (group.alone && group.attempts > 1) return Broken(absl::StrCat(worker.id, " run_alone shared"));
+      if (group.alone && group.attempts > 1)
+        return Broken(absl::StrCat(worker.id, " run_alone shared"));
     }
   }
   return absl::OkStatus();
@@ -145,7 +152,8 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
   }
   for (const auto& [key, record] : requests) {
     const Job* job = FindJob(record.job_id);
-    if (job != nullptr && (job->request_id != record.request_id || job->body_sha256 != record.body_sha256)) {
+    if (job != nullptr &&
+        (job->request_id != record.request_id || job->body_sha256 != record.body_sha256)) {
       return Broken(absl::StrCat("request ", record.request_id, " names a job made by another"));
     }
   }

@@ -1,7 +1,8 @@
 // All the server knows, and the indexes derived from it.
 //
-// Ordered containers only; copied by value in tests. Changed by Apply alone, read by everyone on the
-// loop's thread. `touched` names the rows that changed since it was last taken: what Commit writes.
+// Ordered containers only; copied by value in tests. Changed by Apply alone, read by everyone on
+// the loop's thread. `touched` names the rows that changed since it was last taken: what Commit
+// writes.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@
 
 namespace nibble::core {
 
-using AttemptKey = std::pair<std::string, int64_t>;          // job, epoch
-using RequestKey = std::pair<std::string, std::string>;      // tenant, request_id
+using AttemptKey = std::pair<std::string, int64_t>;      // job, epoch
+using RequestKey = std::pair<std::string, std::string>;  // tenant, request_id
 
 // Keys of rows to write again, or to remove when the state no longer has them.
 struct Touched {
@@ -48,12 +49,12 @@ struct State {
   std::map<RequestKey, RequestRecord> requests;
 
   // Derived; BuildIndexes makes them from the rows.
-  std::set<std::string> live_jobs;                              // not terminal
+  std::set<std::string> live_jobs;  // not terminal
   std::set<std::string> queued_jobs;
-  std::map<std::string, std::set<AttemptKey>> holding;          // worker -> attempts that hold bytes
-  std::map<std::string, std::string> checks;                    // CheckKey -> newest check job
-  std::map<std::string, std::set<std::string>> model_users;     // model -> live jobs
-  std::map<std::string, std::set<std::string>> dataset_users;   // data set -> live jobs
+  std::map<std::string, std::set<AttemptKey>> holding;         // worker -> attempts that hold bytes
+  std::map<std::string, std::string> checks;                   // CheckKey -> newest check job
+  std::map<std::string, std::set<std::string>> model_users;    // model -> live jobs
+  std::map<std::string, std::set<std::string>> dataset_users;  // data set -> live jobs
 
   // Volatile.
   bool rollback_suspected = false;

@@ -26,10 +26,10 @@ constexpr Name<AttemptState> kAttemptStates[] = {
     {AttemptState::kCancelled, "CANCELLED"}, {AttemptState::kReleased, "RELEASED"},
 };
 constexpr Name<Phase> kPhases[] = {
-    {Phase::kFetching, "FETCHING"},           {Phase::kLoadingBase, "LOADING_BASE"},
-    {Phase::kTokenizing, "TOKENIZING"},       {Phase::kTraining, "TRAINING"},
-    {Phase::kEvaluating, "EVALUATING"},       {Phase::kCheckpointing, "CHECKPOINTING"},
-    {Phase::kUploading, "UPLOADING"},         {Phase::kPausedDisk, "PAUSED_DISK"},
+    {Phase::kFetching, "FETCHING"},     {Phase::kLoadingBase, "LOADING_BASE"},
+    {Phase::kTokenizing, "TOKENIZING"}, {Phase::kTraining, "TRAINING"},
+    {Phase::kEvaluating, "EVALUATING"}, {Phase::kCheckpointing, "CHECKPOINTING"},
+    {Phase::kUploading, "UPLOADING"},   {Phase::kPausedDisk, "PAUSED_DISK"},
     {Phase::kReleased, "RELEASED"},
 };
 
@@ -88,16 +88,18 @@ std::string CheckKey(const Dataset& dataset, const Dataset* eval_dataset, const 
 }
 
 std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
-  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g", model.digest,
-                         model.id, spec.lora_r, Targets(spec), spec.lora_dropout,
+  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g",
+                         model.digest, model.id, spec.lora_r, Targets(spec), spec.lora_dropout,
                          static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
-                         spec.sample_packing, spec.micro_batch_size, spec.gradient_accumulation_steps,
-                         spec.gradient_checkpointing, spec.val_set_size, spec.train_on_inputs,
+                         spec.sample_packing, spec.micro_batch_size,
+                         spec.gradient_accumulation_steps, spec.gradient_checkpointing,
+                         spec.val_set_size, spec.train_on_inputs,
                          static_cast<int>(spec.excess_length), spec.max_grad_norm);
 }
 
 std::string GroupKey(const Model& model, const spec::TrainSpec& spec) {
-  return absl::StrCat(model.digest, "/", static_cast<int>(spec.quant), "/", spec.double_quant ? 1 : 0);
+  return absl::StrCat(model.digest, "/", static_cast<int>(spec.quant), "/",
+                      spec.double_quant ? 1 : 0);
 }
 
 std::string HumanBytes(int64_t bytes) {

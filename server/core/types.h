@@ -30,23 +30,37 @@ struct Now {
 
 // Values are those of the proto and of the store; append-only.
 enum class JobState {
-  kUnspecified = 0, kQueued = 1, kStarting = 2, kRunning = 3, kPausing = 4, kPaused = 5,
-  kCancelling = 6, kSucceeded = 7, kFailed = 8, kCancelled = 9,
+  kUnspecified = 0,
+  kQueued = 1,
+  kStarting = 2,
+  kRunning = 3,
+  kPausing = 4,
+  kPaused = 5,
+  kCancelling = 6,
+  kSucceeded = 7,
+  kFailed = 8,
+  kCancelled = 9,
 };
-std::string_view JobStateName(JobState state);        // "QUEUED"
-JobState JobStateFromName(std::string_view name);     // kUnspecified when unknown
+std::string_view JobStateName(JobState state);     // "QUEUED"
+JobState JobStateFromName(std::string_view name);  // kUnspecified when unknown
 inline bool IsTerminal(JobState s) {
   return s == JobState::kSucceeded || s == JobState::kFailed || s == JobState::kCancelled;
 }
 
 enum class AttemptState {
-  kUnspecified = 0, kActive = 1, kDone = 2, kFailed = 3, kLost = 4, kCancelled = 5, kReleased = 6,
+  kUnspecified = 0,
+  kActive = 1,
+  kDone = 2,
+  kFailed = 3,
+  kLost = 4,
+  kCancelled = 5,
+  kReleased = 6,
 };
 std::string_view AttemptStateName(AttemptState state);
 AttemptState AttemptStateFromName(std::string_view name);
 
-// TRAIN is what users create. CHECK reads the data with the tokenizer and reports counts; it is a job
-// of its own (so it has attempts, fences and retries), hidden from users' lists.
+// TRAIN is what users create. CHECK reads the data with the tokenizer and reports counts; it is a
+// job of its own (so it has attempts, fences and retries), hidden from users' lists.
 enum class JobKind { kTrain = 1, kCheck = 2 };
 std::string_view JobKindName(JobKind kind);
 
@@ -55,8 +69,16 @@ enum class Want { kRun = 1, kPause = 2, kRelease = 3, kStop = 4 };
 
 // Numbered as AttemptPhase of worker.proto.
 enum class Phase {
-  kUnspecified = 0, kFetching = 1, kLoadingBase = 2, kTokenizing = 3, kTraining = 4, kEvaluating = 5,
-  kCheckpointing = 6, kUploading = 7, kPausedDisk = 8, kReleased = 9,
+  kUnspecified = 0,
+  kFetching = 1,
+  kLoadingBase = 2,
+  kTokenizing = 3,
+  kTraining = 4,
+  kEvaluating = 5,
+  kCheckpointing = 6,
+  kUploading = 7,
+  kPausedDisk = 8,
+  kReleased = 9,
 };
 std::string_view PhaseName(Phase phase);
 
@@ -78,7 +100,7 @@ struct PlanBytes {
   int64_t lower_bound_bytes = 0;
   std::string peak_phase;
   std::array<int64_t, spec::kCategoryCount> category_bytes{};
-  std::string profile;                  // ProfileKey of the device it was compiled for
+  std::string profile;  // ProfileKey of the device it was compiled for
 
   int64_t TotalBytes() const {
     return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes;
@@ -88,28 +110,28 @@ struct PlanBytes {
 
 struct Attempt {
   std::string job_id;
-  int64_t epoch = 0;                    // from 1, strictly increasing per job, never reused
+  int64_t epoch = 0;  // from 1, strictly increasing per job, never reused
   std::string worker_id;
   std::string incarnation;
   std::string device_id;
   AttemptState state = AttemptState::kActive;
-  std::string reason;                   // of base/error.h, or a word: "paused", "drained"
+  std::string reason;  // of base/error.h, or a word: "paused", "drained"
   std::string message;
-  PlanBytes plan;                       // what was admitted
-  std::string group;                    // GroupKey: the frozen base it shares
+  PlanBytes plan;     // what was admitted
+  std::string group;  // GroupKey: the frozen base it shares
   bool run_alone = false;
-  int64_t resume_epoch = 0;             // the checkpoint it starts from; 0 = from the beginning
+  int64_t resume_epoch = 0;  // the checkpoint it starts from; 0 = from the beginning
   int64_t resume_step = 0;
-  bool started = false;                 // its first optimizer step was reported
-  bool release_requested = false;       // drain or preemption: want RELEASE
+  bool started = false;            // its first optimizer step was reported
+  bool release_requested = false;  // drain or preemption: want RELEASE
   std::string release_reason;
-  bool holds_bytes = true;              // until its worker no longer lists it
+  bool holds_bytes = true;  // until its worker no longer lists it
   int64_t start_unix_us = 0;
   int64_t end_unix_us = 0;
 
-  int64_t start_us = 0;                 // volatile; 0 after a restart
-  int64_t assign_revision = 0;          // volatile; of the worker's desired set that first had it
-  Phase phase = Phase::kUnspecified;    // volatile; as the worker last said
+  int64_t start_us = 0;               // volatile; 0 after a restart
+  int64_t assign_revision = 0;        // volatile; of the worker's desired set that first had it
+  Phase phase = Phase::kUnspecified;  // volatile; as the worker last said
   bool operator==(const Attempt&) const = default;
 };
 
@@ -127,16 +149,16 @@ struct Checkpoint {
 // The head of a job's metrics. Volatile: stored only along with other changes of the job.
 struct Progress {
   int64_t step = 0;
-  int64_t planned_steps = 0;            // 0 until the data has been read
-  double epoch = 0;                     // of the data
+  int64_t planned_steps = 0;  // 0 until the data has been read
+  double epoch = 0;           // of the data
   int64_t trained_tokens = 0;
-  int64_t step_time_us = 0;             // of the last step
+  int64_t step_time_us = 0;  // of the last step
   double tokens_per_second = 0;
   std::optional<double> loss;
   std::optional<double> eval_loss;
   std::optional<double> gradient_norm;
   std::optional<double> learning_rate;
-  int64_t used_bytes = 0;               // high water
+  int64_t used_bytes = 0;  // high water
   bool operator==(const Progress&) const = default;
 };
 
@@ -145,17 +167,17 @@ struct Job {
   std::string uid;
   std::string tenant;
   JobKind kind = JobKind::kTrain;
-  int64_t number = 0;                   // order of creation
+  int64_t number = 0;  // order of creation
   std::string display_name;
   std::map<std::string, std::string> labels;
   int32_t priority = 0;
   JobState state = JobState::kQueued;
-  std::string user_spec;                // as given, serialized by the edge; opaque here
-  spec::TrainSpec spec;                 // effective
+  std::string user_spec;  // as given, serialized by the edge; opaque here
+  spec::TrainSpec spec;   // effective
   std::string model_id;
   std::string dataset_id;
-  std::string eval_dataset_id;          // "" = split
-  std::string check_key;                // of the CHECK result this job's data has
+  std::string eval_dataset_id;  // "" = split
+  std::string check_key;        // of the CHECK result this job's data has
   std::string request_id;
   std::string body_sha256;
 
@@ -163,19 +185,19 @@ struct Job {
   std::map<int64_t, Attempt> attempts;  // by epoch
   std::vector<Checkpoint> checkpoints;  // newest last
   int32_t infra_retries = 0;
-  int32_t faults = 0;                   // engine deaths during its own turn
+  int32_t faults = 0;  // engine deaths during its own turn
   std::set<std::string> poisoned_workers;
   bool run_alone = false;
-  bool resume_requested = false;        // while PAUSING: go back to QUEUED once released
-  std::string numerics_id;              // fixed by the first attempt's plan report
-  std::string numerics_class;           // NumericsClass of that device
-  PlanBytes plan;                       // of the latest attempt; zero before
-  std::string report_json;              // data report: of CHECK or of the engine's plan
+  bool resume_requested = false;  // while PAUSING: go back to QUEUED once released
+  std::string numerics_id;        // fixed by the first attempt's plan report
+  std::string numerics_class;     // NumericsClass of that device
+  PlanBytes plan;                 // of the latest attempt; zero before
+  std::string report_json;        // data report: of CHECK or of the engine's plan
   std::string adapter_id;
   std::string stop_reason;
-  std::string error_reason;             // of base/error.h, when FAILED
+  std::string error_reason;  // of base/error.h, when FAILED
   std::string error_message;
-  int64_t last_sequence = 0;            // of its events
+  int64_t last_sequence = 0;  // of its events
   Progress progress;
 
   int64_t create_unix_us = 0;
@@ -184,30 +206,31 @@ struct Job {
   int64_t end_unix_us = 0;
   int64_t update_unix_us = 0;
 
-  std::string plan_key;                 // volatile; what its plans are remembered under
-  int64_t queued_us = 0;                // volatile; age in the queue
-  int64_t not_before_us = 0;            // volatile; backoff
-  int64_t cancel_deadline_us = 0;       // volatile; CANCELLING becomes CANCELLED
+  std::string plan_key;            // volatile; what its plans are remembered under
+  int64_t queued_us = 0;           // volatile; age in the queue
+  int64_t not_before_us = 0;       // volatile; backoff
+  int64_t cancel_deadline_us = 0;  // volatile; CANCELLING becomes CANCELLED
 
   // The attempt that may write, or nullptr.
   const Attempt* Current() const {
     const auto it = attempts.find(epoch);
-    return it != attempts.end() && it->second.state == AttemptState::kActive ? &it->second : nullptr;
+    return it != attempts.end() && it->second.state == AttemptState::kActive ? &it->second
+                                                                             : nullptr;
   }
   bool operator==(const Job&) const = default;
 };
 
 struct Device {
-  std::string id;                       // "cpu0"
+  std::string id;  // "cpu0"
   std::string backend;
   std::string body;
   std::string description;
   int64_t capacity_bytes = 0;
   spec::DeviceProfile profile;
-  std::string profile_json;             // as the engine reported it
+  std::string profile_json;  // as the engine reported it
 
-  int64_t used_bytes = 0;               // volatile; measured
-  std::set<std::string> resident_bases; // volatile; digests
+  int64_t used_bytes = 0;                // volatile; measured
+  std::set<std::string> resident_bases;  // volatile; digests
   bool operator==(const Device&) const = default;
 };
 
@@ -220,15 +243,15 @@ struct Worker {
   std::string version;
   std::map<std::string, Device> devices;
   bool shares_file_system = false;
-  bool draining = false;                // asked for by an operator
-  bool lost = false;                    // its lease ran out and it has not come back
+  bool draining = false;  // asked for by an operator
+  bool lost = false;      // its lease ran out and it has not come back
   int64_t register_unix_us = 0;
 
-  bool self_draining = false;           // volatile; the worker wants to go
-  int64_t renewed_us = 0;               // volatile; when its lease was last renewed
+  bool self_draining = false;  // volatile; the worker wants to go
+  int64_t renewed_us = 0;      // volatile; when its lease was last renewed
   int64_t last_seen_unix_us = 0;
-  int64_t revision = 0;                 // volatile; of its desired set; generation << 32 at least
-  int64_t known_revision = 0;           // volatile; the newest it said it has
+  int64_t revision = 0;        // volatile; of its desired set; generation << 32 at least
+  int64_t known_revision = 0;  // volatile; the newest it said it has
   bool operator==(const Worker&) const = default;
 };
 
@@ -240,7 +263,7 @@ struct Dataset {
   int64_t size_bytes = 0;
   int64_t rows = 0;
   std::string format;
-  std::string path;                     // when it lies under the model root; else a blob
+  std::string path;  // when it lies under the model root; else a blob
   int64_t create_unix_us = 0;
   bool operator==(const Dataset&) const = default;
 };
@@ -250,17 +273,17 @@ struct Model {
   std::string tenant;
   std::string display_name;
   std::vector<FileRef> files;
-  std::string root_path;                // when registered by path
-  std::string digest;                   // over the manifest; a base's identity
+  std::string root_path;  // when registered by path
+  std::string digest;     // over the manifest; a base's identity
   std::string tokenizer_digest;
   std::string config_json;
-  spec::ModelConfig config;             // config_json, parsed
+  spec::ModelConfig config;  // config_json, parsed
   int64_t create_unix_us = 0;
   bool operator==(const Model&) const = default;
 };
 
 struct Adapter {
-  std::string id;                       // the job's id
+  std::string id;  // the job's id
   std::string tenant;
   std::string job_id;
   std::string model_id;

@@ -28,7 +28,8 @@ std::string ExpectedText(int64_t start_us, int64_t now_us) {
 }
 
 // Where a queued job that does not fit now would come nearest to fitting.
-std::string WhyItWaits(const State& state, const Job& job, const Model& model, int64_t now_us, Core& core) {
+std::string WhyItWaits(const State& state, const Job& job, const Model& model, int64_t now_us,
+                       Core& core) {
   const std::vector<DeviceView> devices = LiveDevices(state, core.options, now_us);
   if (devices.empty()) {
     return state.workers.empty() ? "waits for a worker: none is registered"
@@ -45,7 +46,8 @@ std::string WhyItWaits(const State& state, const Job& job, const Model& model, i
     any_numerics = true;
     const absl::StatusOr<PlanBytes>& p = core.planner.PlanOf(job, model, view.device->profile);
     if (!p.ok()) continue;
-    fits_now = fits_now || view.load.Fits(view.device->capacity_bytes, group, *p, job.run_alone, core.options);
+    fits_now = fits_now ||
+               view.load.Fits(view.device->capacity_bytes, group, *p, job.run_alone, core.options);
     const int64_t free_bytes = view.device->capacity_bytes - view.load.TotalBytes();
     if (freest != nullptr && free_bytes <= most_free_bytes) continue;
     freest = &view;
@@ -53,21 +55,24 @@ std::string WhyItWaits(const State& state, const Job& job, const Model& model, i
     plan = *p;
   }
   if (!any_numerics) {
-    return absl::StrCat("waits for a device with numerics ", job.numerics_class,
-                        ", where it began; training.allow_numerics_change would let it go on elsewhere");
+    return absl::StrCat(
+        "waits for a device with numerics ", job.numerics_class,
+        ", where it began; training.allow_numerics_change would let it go on elsewhere");
   }
   if (freest == nullptr) return "its memory plan cannot be compiled for any live device";
   const std::string where = absl::StrCat(freest->worker->id, "/", freest->device->id);
   if (fits_now) return "fits now; starts next, or makes room for a job before it";
   const std::optional<Reservation> reservation = Reserve(job, model, devices, core);
   if (!reservation) {
-    return absl::StrCat("needs ", Bytes(plan.TotalBytes()), "; no live device offers that: the largest free is ",
+    return absl::StrCat("needs ", Bytes(plan.TotalBytes()),
+                        "; no live device offers that: the largest free is ",
                         Bytes(most_free_bytes), " on ", where);
   }
   const DeviceView& at = devices[reservation->device];
   const std::string holders = HeldByText(at);
-  return absl::StrCat("needs ", Bytes(plan.TotalBytes()), job.run_alone ? " alone" : "", "; largest free ",
-                      Bytes(most_free_bytes), " on ", where, "; waits for ", at.worker->id, "/", at.device->id,
+  return absl::StrCat("needs ", Bytes(plan.TotalBytes()), job.run_alone ? " alone" : "",
+                      "; largest free ", Bytes(most_free_bytes), " on ", where, "; waits for ",
+                      at.worker->id, "/", at.device->id,
                       holders.empty() ? "" : absl::StrCat(", held by ", holders),
                       ExpectedText(reservation->start_us, now_us));
 }
@@ -76,23 +81,29 @@ std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const 
   const Attempt* attempt = job.Current();
   if (attempt == nullptr) return "";
   const Worker* worker = state.FindWorker(attempt->worker_id);
-  const bool late = worker != nullptr && HealthOf(*worker, core.options, now_us) != WorkerHealth::kAlive;
-  const std::string silent = late ? absl::StrCat("; workers/", attempt->worker_id, " is late with its renewal") : "";
+  const bool late =
+      worker != nullptr && HealthOf(*worker, core.options, now_us) != WorkerHealth::kAlive;
+  const std::string silent =
+      late ? absl::StrCat("; workers/", attempt->worker_id, " is late with its renewal") : "";
   switch (job.state) {
     case JobState::kPausing:
-      return absl::StrCat("waits for workers/", attempt->worker_id, " to save a checkpoint and let go",
+      return absl::StrCat("waits for workers/", attempt->worker_id,
+                          " to save a checkpoint and let go",
                           job.resume_requested ? "; then goes back to the queue" : "", silent);
     case JobState::kCancelling:
       return absl::StrCat("waits for workers/", attempt->worker_id, " to let go", silent);
     case JobState::kStarting:
-      return absl::StrCat("workers/", attempt->worker_id, ": ", std::string(PhaseName(attempt->phase)), silent);
+      return absl::StrCat("workers/", attempt->worker_id, ": ",
+                          std::string(PhaseName(attempt->phase)), silent);
     default:
-      if (attempt->release_requested) return absl::StrCat("moves on: ", attempt->release_reason, silent);
+      if (attempt->release_requested)
+        return absl::StrCat("moves on: ", attempt->release_reason, silent);
       return silent.empty() ? "" : silent.substr(2);
   }
 }
 
-int32_t LargestThatFits(int32_t low, int32_t high, int32_t unit, const std::function<bool(int32_t)>& fits) {
+int32_t LargestThatFits(int32_t low, int32_t high, int32_t unit,
+                        const std::function<bool(int32_t)>& fits) {
   if (high < low || !fits(low * unit)) return 0;
   while (low < high) {
     const int32_t middle = low + (high - low + 1) / 2;
@@ -119,12 +130,12 @@ void FindLargest(const Model& model, const spec::TrainSpec& spec, const Device& 
     return fits(s);
   });
   const int64_t positions = std::min<int64_t>(model.config.max_positions, 1 << 20);
-  fit.largest_sequence_len = LargestThatFits(
-      1, static_cast<int32_t>(positions / kLengthUnit), kLengthUnit, [&](int32_t length) {
-        spec::TrainSpec s = spec;
-        s.sequence_len = length;
-        return fits(s);
-      });
+  fit.largest_sequence_len = LargestThatFits(1, static_cast<int32_t>(positions / kLengthUnit),
+                                             kLengthUnit, [&](int32_t length) {
+                                               spec::TrainSpec s = spec;
+                                               s.sequence_len = length;
+                                               return fits(s);
+                                             });
 }
 
 Want WantOf(const Job& job, const Attempt& attempt) {
@@ -145,12 +156,13 @@ std::string StateReason(const State& state, const Job& job, int64_t now_us, Core
   if (job.state == JobState::kPaused) return "paused; resume it to go on";
   if (job.state != JobState::kQueued) return OfAttempt(state, job, now_us, core);
   if (state.rollback_suspected) {
-    return "nothing is placed: a worker has seen a later generation than this server's, so the database seems to have "
+    return "nothing is placed: a worker has seen a later generation than this server's, so the "
+           "database seems to have "
            "been rolled back";
   }
   if (job.not_before_us > now_us) {
-    return absl::StrCat("waits ", (job.not_before_us - now_us) / kSecondUs + 1, " s before retry ", job.infra_retries,
-                        " of ", core.options.max_infra_retries);
+    return absl::StrCat("waits ", (job.not_before_us - now_us) / kSecondUs + 1, " s before retry ",
+                        job.infra_retries, " of ", core.options.max_infra_retries);
   }
   const Model* model = state.ModelOf(job);
   if (model == nullptr) return "its base model is gone";
@@ -179,7 +191,8 @@ DesiredSet DesiredFor(const State& state, const Worker& worker, const CoreOption
   for (const AttemptKey& key : held->second) {
     const Job& job = state.jobs.at(key.first);
     const Attempt& attempt = job.attempts.at(key.second);
-    if (attempt.state != AttemptState::kActive || attempt.incarnation != worker.incarnation) continue;
+    if (attempt.state != AttemptState::kActive || attempt.incarnation != worker.incarnation)
+      continue;
     Assignment a;
     a.job = &job;
     a.attempt = &attempt;
@@ -187,7 +200,8 @@ DesiredSet DesiredFor(const State& state, const Worker& worker, const CoreOption
     a.dataset = FindDataset(state, job.dataset_id);
     if (!job.eval_dataset_id.empty()) a.eval_dataset = FindDataset(state, job.eval_dataset_id);
     for (const Checkpoint& checkpoint : job.checkpoints) {
-      if (checkpoint.epoch == attempt.resume_epoch && checkpoint.step == attempt.resume_step) a.resume = &checkpoint;
+      if (checkpoint.epoch == attempt.resume_epoch && checkpoint.step == attempt.resume_step)
+        a.resume = &checkpoint;
     }
     a.want = WantOf(job, attempt);
     a.token = AttemptToken(options, state, job.id, attempt.epoch, worker.id, worker.incarnation);
@@ -196,7 +210,8 @@ DesiredSet DesiredFor(const State& state, const Worker& worker, const CoreOption
   return desired;
 }
 
-absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const spec::TrainSpec& spec, Core& core) {
+absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model,
+                                 const spec::TrainSpec& spec, Core& core) {
   FitReport report;
   const DeviceFit* nearest = nullptr;
   const Device* nearest_device = nullptr;
@@ -236,7 +251,8 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const s
   return report;
 }
 
-int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options, int64_t now_us) {
+int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options,
+                          int64_t now_us) {
   constexpr int32_t kIdle = 1, kBusy = 2, kDraining = 3, kSuspect = 4, kLost = 5;
   const WorkerHealth health = HealthOf(worker, options, now_us);
   if (health == WorkerHealth::kLost) return kLost;

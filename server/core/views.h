@@ -29,8 +29,8 @@ struct Assignment {
   const Attempt* attempt = nullptr;
   const Model* model = nullptr;
   const Dataset* dataset = nullptr;
-  const Dataset* eval_dataset = nullptr;     // nullptr = split
-  const Checkpoint* resume = nullptr;        // nullptr = from the start
+  const Dataset* eval_dataset = nullptr;  // nullptr = split
+  const Checkpoint* resume = nullptr;     // nullptr = from the start
   Want want = Want::kRun;
   std::string token;
 };
@@ -54,11 +54,12 @@ struct DeviceFit {
   int32_t largest_sequence_len = 0;
 };
 struct FitReport {
-  std::vector<DeviceFit> fits;               // all devices of workers that are not lost
-  std::vector<Suggestion> suggestions;       // for the device with the smallest shortfall; empty if it fits
+  std::vector<DeviceFit> fits;  // all devices of workers that are not lost
+  std::vector<Suggestion>
+      suggestions;  // for the device with the smallest shortfall; empty if it fits
 };
-absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const spec::TrainSpec& spec,
-                                 Core& core);
+absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model,
+                                 const spec::TrainSpec& spec, Core& core);
 
 // IDLE, BUSY, DRAINING, SUSPECT, LOST: numbered as WorkerState of fleet.proto.
 int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options,

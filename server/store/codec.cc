@@ -57,21 +57,30 @@ using nlohmann::json;
 void to_json(json& j, const JobState& state) { j = JobStateName(state); }
 void from_json(const json& j, JobState& state) { state = JobStateFromName(j.get<std::string>()); }
 void to_json(json& j, const AttemptState& state) { j = AttemptStateName(state); }
-void from_json(const json& j, AttemptState& state) { state = AttemptStateFromName(j.get<std::string>()); }
+void from_json(const json& j, AttemptState& state) {
+  state = AttemptStateFromName(j.get<std::string>());
+}
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(FileRef, name, sha256, size_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PlanBytes, base_bytes, persistent_bytes, step_bytes, fixed_bytes,
-                                                host_bytes, lower_bound_bytes, peak_phase, category_bytes, profile)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Progress, step, planned_steps, epoch, trained_tokens, step_time_us,
-                                                tokens_per_second, loss, eval_loss, gradient_norm, learning_rate,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PlanBytes, base_bytes, persistent_bytes, step_bytes,
+                                                fixed_bytes, host_bytes, lower_bound_bytes,
+                                                peak_phase, category_bytes, profile)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Progress, step, planned_steps, epoch,
+                                                trained_tokens, step_time_us, tokens_per_second,
+                                                loss, eval_loss, gradient_norm, learning_rate,
                                                 used_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description, capacity_bytes, profile,
-                                                profile_json)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description,
+                                                capacity_bytes, profile, profile_json)
 
 // By hand for the loss, which need not be a number.
 void to_json(json& j, const Checkpoint& c) {
-  j = json{{"epoch", c.epoch}, {"step", c.step}, {"files", c.files}, {"manifest_sha256", c.manifest_sha256},
-           {"size_bytes", c.size_bytes}, {"loss", c.loss}, {"create_unix_us", c.create_unix_us}};
+  j = json{{"epoch", c.epoch},
+           {"step", c.step},
+           {"files", c.files},
+           {"manifest_sha256", c.manifest_sha256},
+           {"size_bytes", c.size_bytes},
+           {"loss", c.loss},
+           {"create_unix_us", c.create_unix_us}};
 }
 void from_json(const json& j, Checkpoint& c) {
   c.epoch = j.value("epoch", c.epoch);
@@ -83,25 +92,28 @@ void from_json(const json& j, Checkpoint& c) {
   c.create_unix_us = j.value("create_unix_us", c.create_unix_us);
 }
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Dataset, id, tenant, display_name, sha256, size_bytes, rows, format,
-                                                path, create_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Adapter, id, tenant, job_id, model_id, base_digest, files, step,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Dataset, id, tenant, display_name, sha256,
+                                                size_bytes, rows, format, path, create_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Adapter, id, tenant, job_id, model_id, base_digest,
+                                                files, step, create_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name, files, root_path,
+                                                digest, tokenizer_digest, config_json,
                                                 create_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name, files, root_path, digest,
-                                                tokenizer_digest, config_json, create_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Attempt, job_id, epoch, worker_id, incarnation, device_id, state,
-                                                reason, message, plan, group, run_alone, resume_epoch, resume_step,
-                                                started, release_requested, release_reason, holds_bytes,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Attempt, job_id, epoch, worker_id, incarnation,
+                                                device_id, state, reason, message, plan, group,
+                                                run_alone, resume_epoch, resume_step, started,
+                                                release_requested, release_reason, holds_bytes,
                                                 start_unix_us, end_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Worker, id, incarnation, past_incarnations, version, devices,
-                                                shares_file_system, draining, lost, register_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Job, id, uid, tenant, kind, number, display_name, labels, priority,
-                                                state, spec, model_id, dataset_id, eval_dataset_id, check_key,
-                                                request_id, body_sha256, epoch, checkpoints, infra_retries, faults,
-                                                poisoned_workers, run_alone, resume_requested, numerics_id,
-                                                numerics_class, plan, report_json, adapter_id, stop_reason,
-                                                error_reason, error_message, last_sequence, progress, create_unix_us,
-                                                queued_unix_us, start_unix_us, end_unix_us, update_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Worker, id, incarnation, past_incarnations, version,
+                                                devices, shares_file_system, draining, lost,
+                                                register_unix_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(
+    Job, id, uid, tenant, kind, number, display_name, labels, priority, state, spec, model_id,
+    dataset_id, eval_dataset_id, check_key, request_id, body_sha256, epoch, checkpoints,
+    infra_retries, faults, poisoned_workers, run_alone, resume_requested, numerics_id,
+    numerics_class, plan, report_json, adapter_id, stop_reason, error_reason, error_message,
+    last_sequence, progress, create_unix_us, queued_unix_us, start_unix_us, end_unix_us,
+    update_unix_us)
 
 }  // namespace nibble::core
 
@@ -118,22 +130,34 @@ absl::StatusOr<T> Decode(std::string_view text, const char* what) {
   try {
     return json::parse(text).get<T>();
   } catch (const std::exception& e) {
-    return Error(Reason::kStoreUnavailable, absl::StrCat("a row of ", what, " cannot be read: ", e.what())).ToStatus();
+    return Error(Reason::kStoreUnavailable,
+                 absl::StrCat("a row of ", what, " cannot be read: ", e.what()))
+        .ToStatus();
   }
 }
 
 }  // namespace
 
 std::string EncodeJob(const core::Job& job) { return Dump(json(job)); }
-absl::StatusOr<core::Job> DecodeJob(std::string_view text) { return Decode<core::Job>(text, "jobs"); }
+absl::StatusOr<core::Job> DecodeJob(std::string_view text) {
+  return Decode<core::Job>(text, "jobs");
+}
 std::string EncodeAttempt(const core::Attempt& attempt) { return Dump(json(attempt)); }
-absl::StatusOr<core::Attempt> DecodeAttempt(std::string_view text) { return Decode<core::Attempt>(text, "attempts"); }
+absl::StatusOr<core::Attempt> DecodeAttempt(std::string_view text) {
+  return Decode<core::Attempt>(text, "attempts");
+}
 std::string EncodeWorker(const core::Worker& worker) { return Dump(json(worker)); }
-absl::StatusOr<core::Worker> DecodeWorker(std::string_view text) { return Decode<core::Worker>(text, "workers"); }
+absl::StatusOr<core::Worker> DecodeWorker(std::string_view text) {
+  return Decode<core::Worker>(text, "workers");
+}
 std::string EncodeDataset(const core::Dataset& dataset) { return Dump(json(dataset)); }
-absl::StatusOr<core::Dataset> DecodeDataset(std::string_view text) { return Decode<core::Dataset>(text, "datasets"); }
+absl::StatusOr<core::Dataset> DecodeDataset(std::string_view text) {
+  return Decode<core::Dataset>(text, "datasets");
+}
 std::string EncodeAdapter(const core::Adapter& adapter) { return Dump(json(adapter)); }
-absl::StatusOr<core::Adapter> DecodeAdapter(std::string_view text) { return Decode<core::Adapter>(text, "adapters"); }
+absl::StatusOr<core::Adapter> DecodeAdapter(std::string_view text) {
+  return Decode<core::Adapter>(text, "adapters");
+}
 std::string EncodeModel(const core::Model& model) { return Dump(json(model)); }
 
 absl::StatusOr<core::Model> DecodeModel(std::string_view text) {
@@ -144,7 +168,9 @@ absl::StatusOr<core::Model> DecodeModel(std::string_view text) {
   return model;
 }
 
-std::string EncodeFields(const std::map<std::string, std::string>& fields) { return Dump(json(fields)); }
+std::string EncodeFields(const std::map<std::string, std::string>& fields) {
+  return Dump(json(fields));
+}
 absl::StatusOr<std::map<std::string, std::string>> DecodeFields(std::string_view text) {
   return Decode<std::map<std::string, std::string>>(text, "events");
 }

@@ -1,5 +1,5 @@
-// Rows as JSON text and back: what the `body` columns hold. Volatile fields are left out; unknown keys are
-// ignored and missing ones keep their defaults, so that an older row can be read.
+// Rows as JSON text and back: what the `body` columns hold. Volatile fields are left out; unknown
+// keys are ignored and missing ones keep their defaults, so that an older row can be read.
 #pragma once
 
 #include <map>

@@ -32,27 +32,36 @@ absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(Statement& rows) {
 }  // namespace
 
 absl::StatusOr<std::vector<core::EventRecord>> ReadJobEvents(Database& db, std::string_view job_id,
-                                                             int64_t after_sequence, int64_t limit) {
-  ASSIGN_OR_RETURN(Statement rows, db.Prepare("SELECT number, job_id, sequence, unix_us, type, message, state, fields "
-                                              "FROM events WHERE job_id=?1 AND job_id<>'' AND sequence>?2 "
-                                              "ORDER BY sequence LIMIT ?3"));
+                                                             int64_t after_sequence,
+                                                             int64_t limit) {
+  ASSIGN_OR_RETURN(
+      Statement rows,
+      db.Prepare("SELECT number, job_id, sequence, unix_us, type, message, state, fields "
+                 "FROM events WHERE job_id=?1 AND job_id<>'' AND sequence>?2 "
+                 "ORDER BY sequence LIMIT ?3"));
   rows.Bind(1, job_id).Bind(2, after_sequence).Bind(3, limit);
   return ReadEvents(rows);
 }
 
-absl::StatusOr<std::vector<core::EventRecord>> ReadAllEvents(Database& db, int64_t after_number, int64_t limit) {
-  ASSIGN_OR_RETURN(Statement rows, db.Prepare("SELECT number, job_id, sequence, unix_us, type, message, state, fields "
-                                              "FROM events WHERE number>?1 ORDER BY number LIMIT ?2"));
+absl::StatusOr<std::vector<core::EventRecord>> ReadAllEvents(Database& db, int64_t after_number,
+                                                             int64_t limit) {
+  ASSIGN_OR_RETURN(
+      Statement rows,
+      db.Prepare("SELECT number, job_id, sequence, unix_us, type, message, state, fields "
+                 "FROM events WHERE number>?1 ORDER BY number LIMIT ?2"));
   rows.Bind(1, after_number).Bind(2, limit);
   return ReadEvents(rows);
 }
 
-absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_view job_id, int64_t after_step,
-                                                    int64_t until_step, int64_t max_points) {
-  ASSIGN_OR_RETURN(Statement rows,
-                   db.Prepare("SELECT step, epoch, loss, gradient_norm, learning_rate, tokens, target_tokens, "
-                              "step_time_us, time_unix_us, eval_loss, has_eval, used_bytes, epoch_fraction "
-                              "FROM step_metrics WHERE job_id=?1 AND step>?2 AND step<=?3 ORDER BY step, epoch"));
+absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_view job_id,
+                                                    int64_t after_step, int64_t until_step,
+                                                    int64_t max_points) {
+  ASSIGN_OR_RETURN(
+      Statement rows,
+      db.Prepare(
+          "SELECT step, epoch, loss, gradient_norm, learning_rate, tokens, target_tokens, "
+          "step_time_us, time_unix_us, eval_loss, has_eval, used_bytes, epoch_fraction "
+          "FROM step_metrics WHERE job_id=?1 AND step>?2 AND step<=?3 ORDER BY step, epoch"));
   rows.Bind(1, job_id).Bind(2, after_step);
   rows.Bind(3, until_step > 0 ? until_step : std::numeric_limits<int64_t>::max());
   std::vector<StepMetric> metrics;

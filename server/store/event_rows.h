@@ -14,9 +14,11 @@ namespace nibble::store {
 
 absl::StatusOr<std::vector<core::EventRecord>> ReadJobEvents(Database& db, std::string_view job_id,
                                                              int64_t after_sequence, int64_t limit);
-absl::StatusOr<std::vector<core::EventRecord>> ReadAllEvents(Database& db, int64_t after_number, int64_t limit);
+absl::StatusOr<std::vector<core::EventRecord>> ReadAllEvents(Database& db, int64_t after_number,
+                                                             int64_t limit);
 // Per step the row of the highest epoch, thinned.
-absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_view job_id, int64_t after_step,
-                                                    int64_t until_step, int64_t max_points);
+absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_view job_id,
+                                                    int64_t after_step, int64_t until_step,
+                                                    int64_t max_points);
 
 }  // namespace nibble::store

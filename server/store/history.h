@@ -1,5 +1,5 @@
-// Read-only questions about the past, for the RPC layer: events, metrics. Its own connections, opened
-// read-only, so that a long read never holds up the writer. Thread-safe.
+// Read-only questions about the past, for the RPC layer: events, metrics. Its own connections,
+// opened read-only, so that a long read never holds up the writer. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ namespace nibble::store {
 class History {
  public:
   virtual ~History() = default;
-  // Events of a job with sequence > after, oldest first, at most `limit`. SEQUENCE_EXPIRED when events
-  // after `after` have been pruned.
+  // Events of a job with sequence > after, oldest first, at most `limit`. SEQUENCE_EXPIRED when
+  // events after `after` have been pruned.
   virtual absl::StatusOr<std::vector<core::EventRecord>> Events(std::string_view job_id,
                                                                 int64_t after_sequence,
                                                                 int64_t limit) = 0;
@@ -26,8 +26,9 @@ class History {
   virtual absl::StatusOr<std::vector<core::EventRecord>> AllEvents(int64_t after_number,
                                                                    int64_t limit) = 0;
   // As MetricStore::Read.
-  virtual absl::StatusOr<std::vector<StepMetric>> Metrics(std::string_view job_id, int64_t after_step,
-                                                          int64_t until_step, int64_t max_points) = 0;
+  virtual absl::StatusOr<std::vector<StepMetric>> Metrics(std::string_view job_id,
+                                                          int64_t after_step, int64_t until_step,
+                                                          int64_t max_points) = 0;
 };
 
 // Over the two database files of a data directory, which must exist.

@@ -9,7 +9,8 @@ namespace nibble::store {
 namespace {
 
 template <typename Key, typename Row>
-void CopyRows(const std::set<Key>& touched, const std::map<Key, Row>& from, std::map<Key, Row>& to) {
+void CopyRows(const std::set<Key>& touched, const std::map<Key, Row>& from,
+              std::map<Key, Row>& to) {
   for (const Key& key : touched) {
     const auto it = from.find(key);
     if (it == from.end()) {
@@ -72,7 +73,8 @@ absl::StatusOr<core::State> MemoryStore::Load() {
   return state;
 }
 
-absl::Status MemoryStore::Commit(const core::State& state, const std::vector<core::EventRecord>& records) {
+absl::Status MemoryStore::Commit(const core::State& state,
+                                 const std::vector<core::EventRecord>& records) {
   const Fault fault = faults_ ? faults_() : Fault::kNone;
   if (fault == Fault::kFailBefore) return Injected();
   if (state.touched.meta) {
@@ -97,7 +99,8 @@ absl::Status MemoryStore::Commit(const core::State& state, const std::vector<cor
 }
 
 absl::StatusOr<std::vector<core::EventRecord>> MemoryStore::ReadEvents(std::string_view job_id,
-                                                                       int64_t after_sequence, int64_t limit) {
+                                                                       int64_t after_sequence,
+                                                                       int64_t limit) {
   std::vector<core::EventRecord> found;
   for (const core::EventRecord& record : events_) {
     if (static_cast<int64_t>(found.size()) >= limit) break;
@@ -106,7 +109,8 @@ absl::StatusOr<std::vector<core::EventRecord>> MemoryStore::ReadEvents(std::stri
   return found;
 }
 
-absl::Status MemoryMetricStore::Append(std::string_view job_id, const std::vector<StepMetric>& metrics) {
+absl::Status MemoryMetricStore::Append(std::string_view job_id,
+                                       const std::vector<StepMetric>& metrics) {
   std::lock_guard lock(mutex_);
   auto& rows = metrics_[std::string(job_id)];
   for (const StepMetric& metric : metrics) {
@@ -116,8 +120,10 @@ absl::Status MemoryMetricStore::Append(std::string_view job_id, const std::vecto
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<StepMetric>> MemoryMetricStore::Read(std::string_view job_id, int64_t after_step,
-                                                                int64_t until_step, int64_t max_points) {
+absl::StatusOr<std::vector<StepMetric>> MemoryMetricStore::Read(std::string_view job_id,
+                                                                int64_t after_step,
+                                                                int64_t until_step,
+                                                                int64_t max_points) {
   std::lock_guard lock(mutex_);
   std::vector<StepMetric> found;
   const auto job = metrics_.find(job_id);

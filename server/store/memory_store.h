@@ -1,7 +1,7 @@
 // The fakes: stores that live as long as the process, for tests and as the simulator's disk.
 //
-// A MemoryStore survives the control loop that uses it, so a server restart can be simulated. Faults can
-// be asked for: fail a Commit before or after it took effect.
+// A MemoryStore survives the control loop that uses it, so a server restart can be simulated.
+// Faults can be asked for: fail a Commit before or after it took effect.
 #pragma once
 
 #include <functional>

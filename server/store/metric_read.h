@@ -8,10 +8,11 @@
 
 namespace nibble::store {
 
-// A repeat of (job, epoch, step): only an evaluation it brings is new, or the step's own figures when
-// what is there came from an evaluation alone.
+// A repeat of (job, epoch, step): only an evaluation it brings is new, or the step's own figures
+// when what is there came from an evaluation alone.
 void Merge(const StepMetric& repeat, StepMetric& row);
-// At most about max_points: the first, the last and every evaluation stay, the others evenly. 0 = all.
+// At most about max_points: the first, the last and every evaluation stay, the others evenly. 0 =
+// all.
 std::vector<StepMetric> Thin(std::vector<StepMetric> metrics, int64_t max_points);
 
 }  // namespace nibble::store

@@ -8,9 +8,9 @@
 namespace nibble::store {
 namespace {
 
-// Columns are what is looked up or must be unique; `body` is the rest of the row as JSON. The indexes
-// repeat promises of the core where SQLite can hold them too: one ACTIVE attempt, one result, one job per
-// request, dense sequences.
+// Columns are what is looked up or must be unique; `body` is the rest of the row as JSON. The
+// indexes repeat promises of the core where SQLite can hold them too: one ACTIVE attempt, one
+// result, one job per request, dense sequences.
 constexpr std::string_view kState1 = R"sql(
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE jobs (
@@ -64,11 +64,13 @@ absl::Status Migrate(Database& db, const std::string& path, const Schema& schema
   ASSIGN_OR_RETURN(const int64_t tables, db.QueryInt("SELECT count(*) FROM sqlite_schema"));
   const auto newest = static_cast<int64_t>(schema.migrations.size());
   if (tables > 0 && application != schema.application_id) {
-    return Error(Reason::kStoreUnavailable, absl::StrCat(path, " is not a ", std::string(schema.name), " database of Nibble"));
+    return Error(Reason::kStoreUnavailable,
+                 absl::StrCat(path, " is not a ", std::string(schema.name), " database of Nibble"));
   }
   if (version > newest) {
-    return Error(Reason::kStoreUnavailable, absl::StrCat(path, " is of version ", version, "; this server knows up to ",
-                                                         newest, ": start the newer one"));
+    return Error(Reason::kStoreUnavailable,
+                 absl::StrCat(path, " is of version ", version, "; this server knows up to ",
+                              newest, ": start the newer one"));
   }
   if (version < newest && version > 0) {
     const std::string copy = absl::StrCat(path, ".v", version);
@@ -78,8 +80,8 @@ absl::Status Migrate(Database& db, const std::string& path, const Schema& schema
   for (int64_t v = version; v < newest; ++v) {
     ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(&db));
     RETURN_IF_ERROR(db.Execute(schema.migrations[static_cast<size_t>(v)]));
-    RETURN_IF_ERROR(db.Execute(absl::StrCat("PRAGMA user_version=", v + 1, "; PRAGMA application_id=",
-                                            schema.application_id)));
+    RETURN_IF_ERROR(db.Execute(absl::StrCat("PRAGMA user_version=", v + 1,
+                                            "; PRAGMA application_id=", schema.application_id)));
     RETURN_IF_ERROR(transaction.Commit());
   }
   return absl::OkStatus();

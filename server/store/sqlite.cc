@@ -14,9 +14,11 @@ namespace nibble::store {
 
 absl::Status SqliteError(sqlite3* db, std::string_view what) {
   const int code = sqlite3_errcode(db);
-  const std::string text = absl::StrCat(std::string(what), ": ", sqlite3_errmsg(db), " (", sqlite3_extended_errcode(db), ")");
+  const std::string text = absl::StrCat(std::string(what), ": ", sqlite3_errmsg(db), " (",
+                                        sqlite3_extended_errcode(db), ")");
   if ((code & 0xff) == SQLITE_FULL) {
-    return Error(Reason::kStorageFull, absl::StrCat("the server's disk is full; free some space: ", text));
+    return Error(Reason::kStorageFull,
+                 absl::StrCat("the server's disk is full; free some space: ", text));
   }
   return Error(Reason::kStoreUnavailable, text);
 }
@@ -29,8 +31,8 @@ Statement& Statement::operator=(Statement&& other) noexcept {
 }
 
 Statement& Statement::Bind(int index, std::string_view text) {
-  CHECK(sqlite3_bind_text64(stmt_, index, text.data() != nullptr ? text.data() : "", text.size(), SQLITE_TRANSIENT,
-                            SQLITE_UTF8) == SQLITE_OK);
+  CHECK(sqlite3_bind_text64(stmt_, index, text.data() != nullptr ? text.data() : "", text.size(),
+                            SQLITE_TRANSIENT, SQLITE_UTF8) == SQLITE_OK);
   return *this;
 }
 Statement& Statement::Bind(int index, int64_t value) {
@@ -80,13 +82,17 @@ std::string Statement::Text(int column) const {
   // Bytes and length work for text and blobs alike.
   const void* data = sqlite3_column_blob(stmt_, column);
   const int size = sqlite3_column_bytes(stmt_, column);
-  return data == nullptr ? std::string() : std::string(static_cast<const char*>(data), static_cast<size_t>(size));
+  return data == nullptr ? std::string()
+                         : std::string(static_cast<const char*>(data), static_cast<size_t>(size));
 }
 int64_t Statement::Int(int column) const { return sqlite3_column_int64(stmt_, column); }
 double Statement::Real(int column) const {
-  return IsNull(column) ? std::numeric_limits<double>::quiet_NaN() : sqlite3_column_double(stmt_, column);
+  return IsNull(column) ? std::numeric_limits<double>::quiet_NaN()
+                        : sqlite3_column_double(stmt_, column);
 }
-bool Statement::IsNull(int column) const { return sqlite3_column_type(stmt_, column) == SQLITE_NULL; }
+bool Statement::IsNull(int column) const {
+  return sqlite3_column_type(stmt_, column) == SQLITE_NULL;
+}
 
 Database::~Database() { sqlite3_close_v2(db_); }
 Database::Database(Database&& other) noexcept : db_(std::exchange(other.db_, nullptr)) {}
@@ -97,28 +103,31 @@ Database& Database::operator=(Database&& other) noexcept {
 
 absl::StatusOr<Database> Database::Open(const std::string& path, Mode mode) {
   sqlite3* raw = nullptr;
-  const int flags = mode == Mode::kReadWrite ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY;
+  const int flags =
+      mode == Mode::kReadWrite ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY;
   const int code = sqlite3_open_v2(path.c_str(), &raw, flags | SQLITE_OPEN_NOMUTEX, nullptr);
   Database db(raw);
   if (code != SQLITE_OK) return SqliteError(raw, absl::StrCat("cannot open ", path));
   sqlite3_db_config(raw, SQLITE_DBCONFIG_DEFENSIVE, 1, nullptr);
   sqlite3_busy_timeout(raw, 5'000);
-  RETURN_IF_ERROR(db.Execute("PRAGMA foreign_keys=ON; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; "
-                             "PRAGMA mmap_size=0;"));
+  RETURN_IF_ERROR(
+      db.Execute("PRAGMA foreign_keys=ON; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; "
+                 "PRAGMA mmap_size=0;"));
   if (mode == Mode::kReadOnly) RETURN_IF_ERROR(db.Execute("PRAGMA query_only=ON;"));
   return db;
 }
 
 absl::Status Database::Execute(std::string_view sql) {
   const std::string text(sql);
-  if (sqlite3_exec(db_, text.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK) return absl::OkStatus();
+  if (sqlite3_exec(db_, text.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK)
+    return absl::OkStatus();
   return SqliteError(db_, text.substr(0, 80));
 }
 
 absl::StatusOr<Statement> Database::Prepare(std::string_view sql) {
   sqlite3_stmt* stmt = nullptr;
-  if (sqlite3_prepare_v3(db_, sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT, &stmt, nullptr) !=
-      SQLITE_OK) {
+  if (sqlite3_prepare_v3(db_, sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT,
+                         &stmt, nullptr) != SQLITE_OK) {
     return SqliteError(db_, sql);
   }
   return Statement(stmt);

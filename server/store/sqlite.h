@@ -29,7 +29,7 @@ class Statement {
   // Parameters from 1; reset by Run and by the end of a Step loop.
   Statement& Bind(int index, std::string_view text);
   Statement& Bind(int index, int64_t value);
-  Statement& Bind(int index, double value);      // not a number becomes NULL
+  Statement& Bind(int index, double value);  // not a number becomes NULL
   Statement& BindNull(int index);
   Statement& BindBlob(int index, std::string_view bytes);
   // One that returns no rows.
@@ -41,7 +41,7 @@ class Statement {
   // Columns from 0, of the current row.
   std::string Text(int column) const;
   int64_t Int(int column) const;
-  double Real(int column) const;                 // NULL becomes not a number
+  double Real(int column) const;  // NULL becomes not a number
   bool IsNull(int column) const;
 
  private:
@@ -57,7 +57,7 @@ class Database {
   Database& operator=(Database&& other) noexcept;
 
   static absl::StatusOr<Database> Open(const std::string& path, Mode mode);
-  absl::Status Execute(std::string_view sql);    // any number of statements
+  absl::Status Execute(std::string_view sql);  // any number of statements
   absl::StatusOr<Statement> Prepare(std::string_view sql);
   absl::StatusOr<int64_t> QueryInt(std::string_view sql);
   absl::StatusOr<std::string> QueryText(std::string_view sql);

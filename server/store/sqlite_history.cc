@@ -14,28 +14,33 @@ namespace {
 
 class SqliteHistory : public History {
  public:
-  SqliteHistory(Database state, Database metrics) : state_(std::move(state)), metrics_(std::move(metrics)) {}
+  SqliteHistory(Database state, Database metrics)
+      : state_(std::move(state)), metrics_(std::move(metrics)) {}
 
-  absl::StatusOr<std::vector<core::EventRecord>> Events(std::string_view job_id, int64_t after_sequence,
+  absl::StatusOr<std::vector<core::EventRecord>> Events(std::string_view job_id,
+                                                        int64_t after_sequence,
                                                         int64_t limit) override {
     std::lock_guard lock(state_mutex_);
-    ASSIGN_OR_RETURN(std::vector<core::EventRecord> events, ReadJobEvents(state_, job_id, after_sequence, limit));
+    ASSIGN_OR_RETURN(std::vector<core::EventRecord> events,
+                     ReadJobEvents(state_, job_id, after_sequence, limit));
     if (!events.empty() && events.front().sequence > after_sequence + 1) {
       return Error(Reason::kSequenceExpired,
-                   absl::StrCat("events of jobs/", std::string(job_id), " before ", events.front().sequence,
+                   absl::StrCat("events of jobs/", std::string(job_id), " before ",
+                                events.front().sequence,
                                 " are no longer kept; begin at 0 with a snapshot"))
           .ToStatus();
     }
     return events;
   }
 
-  absl::StatusOr<std::vector<core::EventRecord>> AllEvents(int64_t after_number, int64_t limit) override {
+  absl::StatusOr<std::vector<core::EventRecord>> AllEvents(int64_t after_number,
+                                                           int64_t limit) override {
     std::lock_guard lock(state_mutex_);
     return ReadAllEvents(state_, after_number, limit);
   }
 
-  absl::StatusOr<std::vector<StepMetric>> Metrics(std::string_view job_id, int64_t after_step, int64_t until_step,
-                                                  int64_t max_points) override {
+  absl::StatusOr<std::vector<StepMetric>> Metrics(std::string_view job_id, int64_t after_step,
+                                                  int64_t until_step, int64_t max_points) override {
     std::lock_guard lock(metrics_mutex_);
     return ReadMetrics(metrics_, job_id, after_step, until_step, max_points);
   }
@@ -50,8 +55,10 @@ class SqliteHistory : public History {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<History>> OpenSqliteHistory(const std::string& data_dir) {
-  ASSIGN_OR_RETURN(Database state, Database::Open(JoinPath(data_dir, "state.db"), Database::Mode::kReadOnly));
-  ASSIGN_OR_RETURN(Database metrics, Database::Open(JoinPath(data_dir, "metrics.db"), Database::Mode::kReadOnly));
+  ASSIGN_OR_RETURN(Database state,
+                   Database::Open(JoinPath(data_dir, "state.db"), Database::Mode::kReadOnly));
+  ASSIGN_OR_RETURN(Database metrics,
+                   Database::Open(JoinPath(data_dir, "metrics.db"), Database::Mode::kReadOnly));
   return std::make_unique<SqliteHistory>(std::move(state), std::move(metrics));
 }
 

@@ -33,8 +33,8 @@ class SqliteMetricStore : public MetricStore {
 
   absl::Status Start();
   absl::Status Append(std::string_view job_id, const std::vector<StepMetric>& metrics) override;
-  absl::StatusOr<std::vector<StepMetric>> Read(std::string_view job_id, int64_t after_step, int64_t until_step,
-                                               int64_t max_points) override {
+  absl::StatusOr<std::vector<StepMetric>> Read(std::string_view job_id, int64_t after_step,
+                                               int64_t until_step, int64_t max_points) override {
     std::lock_guard lock(reader_mutex_);
     return ReadMetrics(reader_, job_id, after_step, until_step, max_points);
   }
@@ -46,7 +46,7 @@ class SqliteMetricStore : public MetricStore {
 
  private:
   struct Operation {
-    std::function<absl::Status()> write;   // on the writing thread, inside a transaction
+    std::function<absl::Status()> write;  // on the writing thread, inside a transaction
     std::shared_ptr<std::promise<absl::Status>> done;
   };
 
@@ -55,7 +55,7 @@ class SqliteMetricStore : public MetricStore {
   absl::Status WriteBatch(const std::vector<Operation>& batch);
   absl::Status WriteMetric(const std::string& job_id, const StepMetric& metric);
 
-  Database writer_;                        // of the thread
+  Database writer_;  // of the thread
   std::mutex reader_mutex_;
   Database reader_;
   Statement put_metric_, put_upload_, delete_upload_, delete_job_;
@@ -64,25 +64,29 @@ class SqliteMetricStore : public MetricStore {
 };
 
 absl::Status SqliteMetricStore::Start() {
-  // A repeat keeps what is there but takes an evaluation; a row that came from an evaluation alone takes
-  // the step's own figures. As Merge has it.
+  // A repeat keeps what is there but takes an evaluation; a row that came from an evaluation alone
+  // takes the step's own figures. As Merge has it.
   ASSIGN_OR_RETURN(
       put_metric_,
-      writer_.Prepare("INSERT INTO step_metrics VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14) "
-                      "ON CONFLICT(job_id,step,epoch) DO UPDATE SET "
-                      "loss=CASE WHEN tokens=0 AND ?7>0 THEN ?4 ELSE loss END, "
-                      "gradient_norm=CASE WHEN tokens=0 AND ?7>0 THEN ?5 ELSE gradient_norm END, "
-                      "learning_rate=CASE WHEN tokens=0 AND ?7>0 THEN ?6 ELSE learning_rate END, "
-                      "target_tokens=CASE WHEN tokens=0 AND ?7>0 THEN ?8 ELSE target_tokens END, "
-                      "step_time_us=CASE WHEN tokens=0 AND ?7>0 THEN ?9 ELSE step_time_us END, "
-                      "time_unix_us=CASE WHEN tokens=0 AND ?7>0 THEN ?10 ELSE time_unix_us END, "
-                      "used_bytes=CASE WHEN tokens=0 AND ?7>0 THEN ?13 ELSE used_bytes END, "
-                      "epoch_fraction=CASE WHEN tokens=0 AND ?7>0 THEN ?14 ELSE epoch_fraction END, "
-                      "eval_loss=CASE WHEN has_eval=0 OR (tokens=0 AND ?7>0 AND ?12=1) THEN ?11 ELSE eval_loss END, "
-                      "has_eval=max(has_eval, ?12), "
-                      "tokens=CASE WHEN tokens=0 AND ?7>0 THEN ?7 ELSE tokens END"));
-  ASSIGN_OR_RETURN(put_upload_, writer_.Prepare("INSERT INTO uploads VALUES(?1,?2,?3,?4,?5) ON CONFLICT(id) DO UPDATE "
-                                                "SET committed_bytes=?4"));
+      writer_.Prepare(
+          "INSERT INTO step_metrics VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14) "
+          "ON CONFLICT(job_id,step,epoch) DO UPDATE SET "
+          "loss=CASE WHEN tokens=0 AND ?7>0 THEN ?4 ELSE loss END, "
+          "gradient_norm=CASE WHEN tokens=0 AND ?7>0 THEN ?5 ELSE gradient_norm END, "
+          "learning_rate=CASE WHEN tokens=0 AND ?7>0 THEN ?6 ELSE learning_rate END, "
+          "target_tokens=CASE WHEN tokens=0 AND ?7>0 THEN ?8 ELSE target_tokens END, "
+          "step_time_us=CASE WHEN tokens=0 AND ?7>0 THEN ?9 ELSE step_time_us END, "
+          "time_unix_us=CASE WHEN tokens=0 AND ?7>0 THEN ?10 ELSE time_unix_us END, "
+          "used_bytes=CASE WHEN tokens=0 AND ?7>0 THEN ?13 ELSE used_bytes END, "
+          "epoch_fraction=CASE WHEN tokens=0 AND ?7>0 THEN ?14 ELSE epoch_fraction END, "
+          "eval_loss=CASE WHEN has_eval=0 OR (tokens=0 AND ?7>0 AND ?12=1) THEN ?11 ELSE eval_loss "
+          "END, "
+          "has_eval=max(has_eval, ?12), "
+          "tokens=CASE WHEN tokens=0 AND ?7>0 THEN ?7 ELSE tokens END"));
+  ASSIGN_OR_RETURN(
+      put_upload_,
+      writer_.Prepare("INSERT INTO uploads VALUES(?1,?2,?3,?4,?5) ON CONFLICT(id) DO UPDATE "
+                      "SET committed_bytes=?4"));
   ASSIGN_OR_RETURN(delete_upload_, writer_.Prepare("DELETE FROM uploads WHERE id=?1"));
   ASSIGN_OR_RETURN(delete_job_, writer_.Prepare("DELETE FROM step_metrics WHERE job_id=?1"));
   thread_ = std::thread([this] { RunWriter(); });
@@ -118,19 +122,29 @@ absl::Status SqliteMetricStore::Write(std::function<absl::Status()> write) {
 }
 
 absl::Status SqliteMetricStore::WriteMetric(const std::string& job_id, const StepMetric& m) {
-  put_metric_.Bind(1, job_id).Bind(2, m.step).Bind(3, m.epoch).Bind(4, m.loss).Bind(5, m.gradient_norm);
-  put_metric_.Bind(6, m.learning_rate).Bind(7, m.tokens).Bind(8, m.target_tokens).Bind(9, m.step_time_us);
+  put_metric_.Bind(1, job_id)
+      .Bind(2, m.step)
+      .Bind(3, m.epoch)
+      .Bind(4, m.loss)
+      .Bind(5, m.gradient_norm);
+  put_metric_.Bind(6, m.learning_rate)
+      .Bind(7, m.tokens)
+      .Bind(8, m.target_tokens)
+      .Bind(9, m.step_time_us);
   put_metric_.Bind(10, m.time_unix_us);
   if (m.eval_loss) {
     put_metric_.Bind(11, *m.eval_loss);
   } else {
     put_metric_.BindNull(11);
   }
-  put_metric_.Bind(12, int64_t{m.eval_loss.has_value()}).Bind(13, m.used_bytes).Bind(14, m.epoch_fraction);
+  put_metric_.Bind(12, int64_t{m.eval_loss.has_value()})
+      .Bind(13, m.used_bytes)
+      .Bind(14, m.epoch_fraction);
   return put_metric_.Run();
 }
 
-absl::Status SqliteMetricStore::Append(std::string_view job_id, const std::vector<StepMetric>& metrics) {
+absl::Status SqliteMetricStore::Append(std::string_view job_id,
+                                       const std::vector<StepMetric>& metrics) {
   if (metrics.empty()) return absl::OkStatus();
   return Write([this, id = std::string(job_id), &metrics]() -> absl::Status {
     for (const StepMetric& metric : metrics) RETURN_IF_ERROR(WriteMetric(id, metric));
@@ -155,8 +169,10 @@ absl::Status SqliteMetricStore::DeleteUpload(std::string_view id) {
 
 absl::StatusOr<std::vector<Upload>> SqliteMetricStore::ListUploads() {
   std::lock_guard lock(reader_mutex_);
-  ASSIGN_OR_RETURN(Statement rows,
-                   reader_.Prepare("SELECT id, sha256, size_bytes, committed_bytes, create_unix_us FROM uploads"));
+  ASSIGN_OR_RETURN(
+      Statement rows,
+      reader_.Prepare(
+          "SELECT id, sha256, size_bytes, committed_bytes, create_unix_us FROM uploads"));
   std::vector<Upload> uploads;
   ASSIGN_OR_RETURN(bool row, rows.Step());
   while (row) {
@@ -168,9 +184,10 @@ absl::StatusOr<std::vector<Upload>> SqliteMetricStore::ListUploads() {
 
 absl::StatusOr<std::optional<Upload>> SqliteMetricStore::GetUpload(std::string_view id) {
   std::lock_guard lock(reader_mutex_);
-  ASSIGN_OR_RETURN(Statement rows,
-                   reader_.Prepare("SELECT id, sha256, size_bytes, committed_bytes, create_unix_us FROM uploads "
-                                   "WHERE id=?1"));
+  ASSIGN_OR_RETURN(
+      Statement rows,
+      reader_.Prepare("SELECT id, sha256, size_bytes, committed_bytes, create_unix_us FROM uploads "
+                      "WHERE id=?1"));
   rows.Bind(1, id);
   ASSIGN_OR_RETURN(const bool row, rows.Step());
   if (!row) return std::nullopt;

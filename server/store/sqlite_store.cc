@@ -31,8 +31,10 @@ class SqliteStore : public Store {
 
   absl::Status Prepare();
   absl::StatusOr<core::State> Load() override;
-  absl::Status Commit(const core::State& state, const std::vector<core::EventRecord>& records) override;
-  absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id, int64_t after_sequence,
+  absl::Status Commit(const core::State& state,
+                      const std::vector<core::EventRecord>& records) override;
+  absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id,
+                                                            int64_t after_sequence,
                                                             int64_t limit) override {
     return ReadJobEvents(db_, job_id, after_sequence, limit);
   }
@@ -57,32 +59,41 @@ absl::Status SqliteStore::Prepare() {
     ASSIGN_OR_RETURN(statement, db_.Prepare(sql));
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(prepare(s_.put_meta, "INSERT INTO meta VALUES(?1,?2) ON CONFLICT(key) DO UPDATE SET value=?2"));
+  RETURN_IF_ERROR(prepare(
+      s_.put_meta, "INSERT INTO meta VALUES(?1,?2) ON CONFLICT(key) DO UPDATE SET value=?2"));
   RETURN_IF_ERROR(prepare(s_.generation, "SELECT value FROM meta WHERE key='generation'"));
-  RETURN_IF_ERROR(prepare(s_.put_job,
-                          "INSERT INTO jobs VALUES(?1,?2,?3,?4,?5,?6,?7) ON CONFLICT(id) DO UPDATE SET "
-                          "state=?4, epoch=?5, user_spec=?6, body=?7"));
+  RETURN_IF_ERROR(
+      prepare(s_.put_job,
+              "INSERT INTO jobs VALUES(?1,?2,?3,?4,?5,?6,?7) ON CONFLICT(id) DO UPDATE SET "
+              "state=?4, epoch=?5, user_spec=?6, body=?7"));
   RETURN_IF_ERROR(prepare(s_.delete_job, "DELETE FROM jobs WHERE id=?1"));
   RETURN_IF_ERROR(prepare(s_.delete_job_attempts, "DELETE FROM attempts WHERE job_id=?1"));
   RETURN_IF_ERROR(prepare(s_.delete_job_events, "DELETE FROM events WHERE job_id=?1"));
-  RETURN_IF_ERROR(prepare(s_.put_attempt,
-                          "INSERT INTO attempts VALUES(?1,?2,?3,?4,?5,?6) ON CONFLICT(job_id,epoch) DO UPDATE SET "
-                          "state=?5, body=?6"));
-  RETURN_IF_ERROR(prepare(s_.put_worker, "INSERT INTO workers VALUES(?1,?2) ON CONFLICT(id) DO UPDATE SET body=?2"));
+  RETURN_IF_ERROR(prepare(
+      s_.put_attempt,
+      "INSERT INTO attempts VALUES(?1,?2,?3,?4,?5,?6) ON CONFLICT(job_id,epoch) DO UPDATE SET "
+      "state=?5, body=?6"));
+  RETURN_IF_ERROR(prepare(
+      s_.put_worker, "INSERT INTO workers VALUES(?1,?2) ON CONFLICT(id) DO UPDATE SET body=?2"));
   RETURN_IF_ERROR(prepare(s_.delete_worker, "DELETE FROM workers WHERE id=?1"));
-  RETURN_IF_ERROR(prepare(s_.put_dataset,
-                          "INSERT INTO datasets VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET sha256=?2, body=?3"));
+  RETURN_IF_ERROR(prepare(
+      s_.put_dataset,
+      "INSERT INTO datasets VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET sha256=?2, body=?3"));
   RETURN_IF_ERROR(prepare(s_.delete_dataset, "DELETE FROM datasets WHERE id=?1"));
-  RETURN_IF_ERROR(prepare(s_.put_model,
-                          "INSERT INTO models VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET digest=?2, body=?3"));
+  RETURN_IF_ERROR(prepare(
+      s_.put_model,
+      "INSERT INTO models VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET digest=?2, body=?3"));
   RETURN_IF_ERROR(prepare(s_.delete_model, "DELETE FROM models WHERE id=?1"));
-  RETURN_IF_ERROR(prepare(s_.put_adapter,
-                          "INSERT INTO adapters VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET body=?3"));
+  RETURN_IF_ERROR(
+      prepare(s_.put_adapter,
+              "INSERT INTO adapters VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET body=?3"));
   RETURN_IF_ERROR(prepare(s_.delete_adapter, "DELETE FROM adapters WHERE id=?1"));
-  RETURN_IF_ERROR(prepare(s_.put_blob, "INSERT INTO blobs VALUES(?1,?2) ON CONFLICT(sha256) DO NOTHING"));
+  RETURN_IF_ERROR(
+      prepare(s_.put_blob, "INSERT INTO blobs VALUES(?1,?2) ON CONFLICT(sha256) DO NOTHING"));
   RETURN_IF_ERROR(prepare(s_.delete_blob, "DELETE FROM blobs WHERE sha256=?1"));
   RETURN_IF_ERROR(prepare(s_.put_request, "INSERT INTO requests VALUES(?1,?2,?3,?4,?5)"));
-  RETURN_IF_ERROR(prepare(s_.delete_request, "DELETE FROM requests WHERE tenant=?1 AND request_id=?2"));
+  RETURN_IF_ERROR(
+      prepare(s_.delete_request, "DELETE FROM requests WHERE tenant=?1 AND request_id=?2"));
   return prepare(s_.put_event, "INSERT INTO events VALUES(?1,?2,?3,?4,?5,?6,?7,?8)");
 }
 
@@ -118,7 +129,9 @@ absl::Status SqliteStore::LoadJobs(core::State& state) {
     ASSIGN_OR_RETURN(core::Attempt attempt, DecodeAttempt(attempts.Text(0)));
     const auto job = state.jobs.find(attempt.job_id);
     if (job == state.jobs.end()) {
-      return Error(Reason::kStoreUnavailable, absl::StrCat("an attempt of a missing job: ", attempt.job_id)).ToStatus();
+      return Error(Reason::kStoreUnavailable,
+                   absl::StrCat("an attempt of a missing job: ", attempt.job_id))
+          .ToStatus();
     }
     job->second.attempts[attempt.epoch] = std::move(attempt);
     ASSIGN_OR_RETURN(row, attempts.Step());
@@ -148,12 +161,13 @@ absl::Status SqliteStore::LoadThings(core::State& state) {
     state.blobs[blobs.Text(0)] = {blobs.Text(0), blobs.Int(1), 0};
     ASSIGN_OR_RETURN(row, blobs.Step());
   }
-  ASSIGN_OR_RETURN(Statement requests,
-                   db_.Prepare("SELECT tenant, request_id, job_id, body_sha256, create_unix_us FROM requests"));
+  ASSIGN_OR_RETURN(
+      Statement requests,
+      db_.Prepare("SELECT tenant, request_id, job_id, body_sha256, create_unix_us FROM requests"));
   ASSIGN_OR_RETURN(row, requests.Step());
   while (row) {
-    state.requests[{requests.Text(0), requests.Text(1)}] = {requests.Text(0), requests.Text(1), requests.Text(2),
-                                                            requests.Text(3), requests.Int(4)};
+    state.requests[{requests.Text(0), requests.Text(1)}] = {
+        requests.Text(0), requests.Text(1), requests.Text(2), requests.Text(3), requests.Int(4)};
     ASSIGN_OR_RETURN(row, requests.Step());
   }
   return absl::OkStatus();
@@ -175,9 +189,9 @@ absl::Status SqliteStore::CheckGeneration(const core::State& state) {
   const int64_t generation = row ? std::stoll(s_.generation.Text(0)) : 0;
   s_.generation.Reset();
   if (generation <= state.generation) return absl::OkStatus();
-  return Error(Reason::kStoreUnavailable,
-               absl::StrCat("another server of generation ", generation, " writes to this database; this one is of ",
-                            state.generation, " and must stop"));
+  return Error(Reason::kStoreUnavailable, absl::StrCat("another server of generation ", generation,
+                                                       " writes to this database; this one is of ",
+                                                       state.generation, " and must stop"));
 }
 
 absl::Status SqliteStore::WriteMeta(const core::State& state) {
@@ -200,8 +214,12 @@ absl::Status SqliteStore::WriteJobs(const core::State& state) {
       RETURN_IF_ERROR(s_.delete_job.Bind(1, id).Run());
       continue;
     }
-    s_.put_job.Bind(1, id).Bind(2, job->number).Bind(3, job->tenant).Bind(4, core::JobStateName(job->state));
-    RETURN_IF_ERROR(s_.put_job.Bind(5, job->epoch).BindBlob(6, job->user_spec).Bind(7, EncodeJob(*job)).Run());
+    s_.put_job.Bind(1, id)
+        .Bind(2, job->number)
+        .Bind(3, job->tenant)
+        .Bind(4, core::JobStateName(job->state));
+    RETURN_IF_ERROR(
+        s_.put_job.Bind(5, job->epoch).BindBlob(6, job->user_spec).Bind(7, EncodeJob(*job)).Run());
   }
   return absl::OkStatus();
 }
@@ -212,7 +230,10 @@ absl::Status SqliteStore::WriteAttempts(const core::State& state) {
     for (const core::AttemptKey& key : state.touched.attempts) {
       const core::Attempt* attempt = state.FindAttempt(key);
       if (attempt == nullptr || (attempt->state == core::AttemptState::kActive) != active) continue;
-      s_.put_attempt.Bind(1, key.first).Bind(2, key.second).Bind(3, attempt->worker_id).Bind(4, attempt->incarnation);
+      s_.put_attempt.Bind(1, key.first)
+          .Bind(2, key.second)
+          .Bind(3, attempt->worker_id)
+          .Bind(4, attempt->incarnation);
       s_.put_attempt.Bind(5, core::AttemptStateName(attempt->state));
       RETURN_IF_ERROR(s_.put_attempt.Bind(6, EncodeAttempt(*attempt)).Run());
     }
@@ -223,31 +244,39 @@ absl::Status SqliteStore::WriteAttempts(const core::State& state) {
 absl::Status SqliteStore::WriteThings(const core::State& state) {
   for (const std::string& id : state.touched.workers) {
     const auto it = state.workers.find(id);
-    RETURN_IF_ERROR(it == state.workers.end() ? s_.delete_worker.Bind(1, id).Run()
-                                              : s_.put_worker.Bind(1, id).Bind(2, EncodeWorker(it->second)).Run());
+    RETURN_IF_ERROR(it == state.workers.end()
+                        ? s_.delete_worker.Bind(1, id).Run()
+                        : s_.put_worker.Bind(1, id).Bind(2, EncodeWorker(it->second)).Run());
   }
   for (const std::string& id : state.touched.datasets) {
     const auto it = state.datasets.find(id);
-    RETURN_IF_ERROR(it == state.datasets.end()
-                        ? s_.delete_dataset.Bind(1, id).Run()
-                        : s_.put_dataset.Bind(1, id).Bind(2, it->second.sha256).Bind(3, EncodeDataset(it->second)).Run());
+    RETURN_IF_ERROR(it == state.datasets.end() ? s_.delete_dataset.Bind(1, id).Run()
+                                               : s_.put_dataset.Bind(1, id)
+                                                     .Bind(2, it->second.sha256)
+                                                     .Bind(3, EncodeDataset(it->second))
+                                                     .Run());
   }
   for (const std::string& id : state.touched.models) {
     const auto it = state.models.find(id);
-    RETURN_IF_ERROR(it == state.models.end()
-                        ? s_.delete_model.Bind(1, id).Run()
-                        : s_.put_model.Bind(1, id).Bind(2, it->second.digest).Bind(3, EncodeModel(it->second)).Run());
+    RETURN_IF_ERROR(it == state.models.end() ? s_.delete_model.Bind(1, id).Run()
+                                             : s_.put_model.Bind(1, id)
+                                                   .Bind(2, it->second.digest)
+                                                   .Bind(3, EncodeModel(it->second))
+                                                   .Run());
   }
   for (const std::string& id : state.touched.adapters) {
     const auto it = state.adapters.find(id);
-    RETURN_IF_ERROR(it == state.adapters.end()
-                        ? s_.delete_adapter.Bind(1, id).Run()
-                        : s_.put_adapter.Bind(1, id).Bind(2, it->second.job_id).Bind(3, EncodeAdapter(it->second)).Run());
+    RETURN_IF_ERROR(it == state.adapters.end() ? s_.delete_adapter.Bind(1, id).Run()
+                                               : s_.put_adapter.Bind(1, id)
+                                                     .Bind(2, it->second.job_id)
+                                                     .Bind(3, EncodeAdapter(it->second))
+                                                     .Run());
   }
   for (const std::string& sha256 : state.touched.blobs) {
     const auto it = state.blobs.find(sha256);
-    RETURN_IF_ERROR(it == state.blobs.end() ? s_.delete_blob.Bind(1, sha256).Run()
-                                            : s_.put_blob.Bind(1, sha256).Bind(2, it->second.size_bytes).Run());
+    RETURN_IF_ERROR(it == state.blobs.end()
+                        ? s_.delete_blob.Bind(1, sha256).Run()
+                        : s_.put_blob.Bind(1, sha256).Bind(2, it->second.size_bytes).Run());
   }
   for (const core::RequestKey& key : state.touched.requests) {
     RETURN_IF_ERROR(s_.delete_request.Bind(1, key.first).Bind(2, key.second).Run());
@@ -262,14 +291,21 @@ absl::Status SqliteStore::WriteThings(const core::State& state) {
 
 absl::Status SqliteStore::WriteEvents(const std::vector<core::EventRecord>& records) {
   for (const core::EventRecord& r : records) {
-    s_.put_event.Bind(1, r.number).Bind(2, r.job_id).Bind(3, r.sequence).Bind(4, r.unix_us).Bind(5, r.type);
-    s_.put_event.Bind(6, r.message).Bind(7, core::JobStateName(r.state)).Bind(8, EncodeFields(r.fields));
+    s_.put_event.Bind(1, r.number)
+        .Bind(2, r.job_id)
+        .Bind(3, r.sequence)
+        .Bind(4, r.unix_us)
+        .Bind(5, r.type);
+    s_.put_event.Bind(6, r.message)
+        .Bind(7, core::JobStateName(r.state))
+        .Bind(8, EncodeFields(r.fields));
     RETURN_IF_ERROR(s_.put_event.Run());
   }
   return absl::OkStatus();
 }
 
-absl::Status SqliteStore::Commit(const core::State& state, const std::vector<core::EventRecord>& records) {
+absl::Status SqliteStore::Commit(const core::State& state,
+                                 const std::vector<core::EventRecord>& records) {
   ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(&db_));
   RETURN_IF_ERROR(CheckGeneration(state));
   RETURN_IF_ERROR(WriteMeta(state));
@@ -288,7 +324,9 @@ absl::StatusOr<std::unique_ptr<Store>> OpenSqliteStore(const std::string& data_d
   RETURN_IF_ERROR(db.Execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"));
   ASSIGN_OR_RETURN(const std::string check, db.QueryText("PRAGMA quick_check(1)"));
   if (check != "ok") {
-    return Error(Reason::kStoreUnavailable, absl::StrCat(path, " is damaged: ", check, "; restore a backup")).ToStatus();
+    return Error(Reason::kStoreUnavailable,
+                 absl::StrCat(path, " is damaged: ", check, "; restore a backup"))
+        .ToStatus();
   }
   RETURN_IF_ERROR(Migrate(db, path, StateSchema()));
   auto store = std::make_unique<SqliteStore>(std::move(db));
@@ -303,7 +341,9 @@ absl::Status BackupDatabases(const std::string& data_dir, const std::string& tar
     const std::string target = JoinPath(target_dir, name);
     if (!FileExists(source)) continue;
     if (FileExists(target)) {
-      return Error(Reason::kPathNotAllowed, absl::StrCat(target, " exists; choose an empty directory")).ToStatus();
+      return Error(Reason::kPathNotAllowed,
+                   absl::StrCat(target, " exists; choose an empty directory"))
+          .ToStatus();
     }
     ASSIGN_OR_RETURN(Database db, Database::Open(source, Database::Mode::kReadOnly));
     RETURN_IF_ERROR(db.BackupTo(target));

@@ -1,11 +1,11 @@
 // The durable twin of core::State, and the data plane beside it.
 //
-// Store holds what the control loop decides: one Commit is one transaction, with the events and every row
-// they changed. It is used by the loop's thread alone. After a failed Commit nobody knows what is on disk:
-// the caller must Load again before it answers anybody.
+// Store holds what the control loop decides: one Commit is one transaction, with the events and
+// every row they changed. It is used by the loop's thread alone. After a failed Commit nobody knows
+// what is on disk: the caller must Load again before it answers anybody.
 //
-// MetricStore holds step metrics and upload offsets. It never takes part in a Commit; its writes may lose
-// the last moments at a power cut, which workers heal by sending again. Thread-safe.
+// MetricStore holds step metrics and upload offsets. It never takes part in a Commit; its writes
+// may lose the last moments at a power cut, which workers heal by sending again. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ class Store {
 // One optimizer step of one attempt.
 struct StepMetric {
   int64_t step = 0;
-  int64_t epoch = 0;                    // of the attempt that wrote it
+  int64_t epoch = 0;  // of the attempt that wrote it
   double loss = 0;
   double gradient_norm = 0;
   double learning_rate = 0;
@@ -50,7 +50,7 @@ struct StepMetric {
   int64_t time_unix_us = 0;
   std::optional<double> eval_loss;
   int64_t used_bytes = 0;
-  double epoch_fraction = 0;            // of the data
+  double epoch_fraction = 0;  // of the data
   bool operator==(const StepMetric&) const = default;
 };
 
@@ -66,8 +66,8 @@ struct Upload {
 class MetricStore {
  public:
   virtual ~MetricStore() = default;
-  // Repeats of (job, epoch, step) are dropped, but a repeat that brings an eval_loss adds it. Returns when
-  // written. The caller has had the fence checked.
+  // Repeats of (job, epoch, step) are dropped, but a repeat that brings an eval_loss adds it.
+  // Returns when written. The caller has had the fence checked.
   virtual absl::Status Append(std::string_view job_id, const std::vector<StepMetric>& metrics) = 0;
   // Steps in (after, until], until 0 = no bound; per step the row of the highest epoch. More than
   // max_points are thinned evenly, keeping the first, the last and every evaluation. 0 = all.

@@ -103,12 +103,14 @@ TEST_P(StoreTest, BringsBackAWholeLife) {
   driver.Must(progress);
   driver.Must(core::ReportCheckpoint{driver.FenceOf("job-1"), 3, driver.Upload("a"), "m", 0.5});
   ASSERT_TRUE(Commit(driver).ok());
-  driver.Must(core::ReportFailed{driver.FenceOf("job-1"), "ENGINE_FAILED", "cut \xc3", true, false});
+  driver.Must(
+      core::ReportFailed{driver.FenceOf("job-1"), "ENGINE_FAILED", "cut \xc3", true, false});
   driver.Advance(60 * core::kSecondUs);
   driver.Must(core::Synchronize(driver.SyncOf("w1")));
   driver.Place();
   ASSERT_TRUE(Commit(driver).ok());
-  driver.Must(core::ReportFinished{driver.FenceOf("job-1"), 40, driver.Upload("adapter"), "completed"});
+  driver.Must(
+      core::ReportFinished{driver.FenceOf("job-1"), 40, driver.Upload("adapter"), "completed"});
   ASSERT_TRUE(Commit(driver).ok());
   const core::State state = store_->Load().value();
   EXPECT_EQ(state.jobs.at("job-1").state, core::JobState::kSucceeded);
@@ -152,7 +154,7 @@ TEST_P(StoreTest, MetricsKeepTheHighestEpochAndTakeLateEvaluations) {
   m.epoch = 2;
   m.loss = 30;
   ASSERT_TRUE(metrics->Append("job", {m}).ok());
-  m.loss = 99;   // a repeat changes nothing
+  m.loss = 99;  // a repeat changes nothing
   ASSERT_TRUE(metrics->Append("job", {m}).ok());
   StepMetric eval;
   eval.step = 3;
@@ -191,7 +193,8 @@ TEST_P(StoreTest, ThinningKeepsTheEndsAndEvaluations) {
   EXPECT_GE(rows.size(), 50u);
   EXPECT_EQ(rows.front().step, 1);
   EXPECT_EQ(rows.back().step, 1'000);
-  EXPECT_TRUE(std::any_of(rows.begin(), rows.end(), [](const StepMetric& m) { return m.step == 556; }));
+  EXPECT_TRUE(
+      std::any_of(rows.begin(), rows.end(), [](const StepMetric& m) { return m.step == 556; }));
 }
 
 TEST_P(StoreTest, UploadsAreRemembered) {
@@ -217,9 +220,13 @@ std::shared_ptr<Store> OpenMemory(const std::string& dir) {
 INSTANTIATE_TEST_SUITE_P(
     Twins, StoreTest,
     ::testing::Values(Twin{"memory", OpenMemory,
-                           [](const std::string&) { return std::make_shared<MemoryMetricStore>(); }},
+                           [](const std::string&) {
+                             return std::make_shared<MemoryMetricStore>();
+                           }},
                       Twin{"sqlite",
-                           [](const std::string& dir) -> std::shared_ptr<Store> { return OpenSqliteStore(dir).value(); },
+                           [](const std::string& dir) -> std::shared_ptr<Store> {
+                             return OpenSqliteStore(dir).value();
+                           },
                            [](const std::string& dir) -> std::shared_ptr<MetricStore> {
                              return OpenSqliteMetricStore(dir).value();
                            }}),
@@ -264,7 +271,8 @@ TEST(SqliteStore, AnOlderServerCannotWriteAnyMore) {
   newer.touched.meta = true;
   ASSERT_TRUE(store->Commit(newer, {}).ok());
   old_server.Must(Driver::JobOf("job-1"));
-  EXPECT_EQ(StatusReason(store->Commit(old_server.state(), old_server.TakeRecords())), Reason::kStoreUnavailable);
+  EXPECT_EQ(StatusReason(store->Commit(old_server.state(), old_server.TakeRecords())),
+            Reason::kStoreUnavailable);
   EXPECT_TRUE(store->Load().value().jobs.empty());
 }
 
@@ -320,11 +328,12 @@ TEST(SqliteMetricStore, ManyWritersOneThread) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  for (int t = 0; t < 4; ++t) EXPECT_EQ(metrics->Read("job-" + std::to_string(t), 0, 0, 0).value().size(), 50u);
+  for (int t = 0; t < 4; ++t)
+    EXPECT_EQ(metrics->Read("job-" + std::to_string(t), 0, 0, 0).value().size(), 50u);
 }
 
-// The child commits jobs and says so only afterwards; it is killed at a random moment. What it said must
-// be there.
+// The child commits jobs and says so only afterwards; it is killed at a random moment. What it said
+// must be there.
 TEST(SqliteStore, KilledInTheMiddleLosesNothingAcknowledged) {
   TempDir dir;
   Random random(SystemEntropy());

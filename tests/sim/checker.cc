@@ -28,18 +28,41 @@ void Checker::CreateAcked(const std::string& request_id, const std::string& job_
 
 void Checker::CancelAcked(const std::string& job_id) {
   jobs_[job_id].cancelled = true;
-  if (jobs_[job_id].terminal == JobState::kSucceeded) Fail("P7: cancel of " + job_id + " was acknowledged after success");
+  if (jobs_[job_id].terminal == JobState::kSucceeded)
+    Fail("P7: cancel of " + job_id + " was acknowledged after success");
+}
+
+void Checker::ReportAccepted(const std::string& job_id, int64_t epoch, const std::string& kind,
+                             int64_t step) {
+  const auto it = jobs_.find(job_id);
+  if (it == jobs_.end())
+    return Fail("I5: a report about " + job_id + ", which there never was, was accepted");
+  const Audit& audit = it->second;
+  if (audit.active && audit.epoch == epoch) return;
+  // Else it can only be the repeat of one that counted.
+  const auto ended = audit.ended.find(epoch);
+  const std::string how = ended == audit.ended.end() ? "" : ended->second;
+  const bool repeat = (kind == "failed" && how == "FAILED") ||
+                      (kind == "finished" && how == "DONE") || (kind == "check" && how == "DONE") ||
+                      (kind == "released" && how == "RELEASED") ||
+                      (kind == "checkpoint" && audit.saved.count({epoch, step}) > 0);
+  if (!repeat) {
+    Fail("I5: " + kind + " of the stale attempt " + job_id + "/" + std::to_string(epoch) + " (" +
+         how + ") was accepted");
+  }
 }
 
 void Checker::DeviceUsed(const std::string& host, int64_t bytes, int64_t capacity_bytes) {
   if (bytes > capacity_bytes) {
-    Fail("device of " + host + " is over-committed: " + std::to_string(bytes) + " of " + std::to_string(capacity_bytes));
+    Fail("device of " + host + " is over-committed: " + std::to_string(bytes) + " of " +
+         std::to_string(capacity_bytes));
   }
 }
 
 void Checker::Watched(const std::string& watcher, const EventRecord& record) {
   int64_t& last = watched_[watcher + record.job_id];
-  if (record.sequence != last + 1) Fail("I7: watcher of " + record.job_id + " missed or repeated an event");
+  if (record.sequence != last + 1)
+    Fail("I7: watcher of " + record.job_id + " missed or repeated an event");
   last = record.sequence;
 }
 
@@ -62,10 +85,15 @@ void Checker::AuditEvent(const EventRecord& record) {
     audit.epoch = epoch();
     audit.active = true;
   } else if (record.type == "attempt.ended") {
-    if (!audit.active || epoch() != audit.epoch) Fail("I5: an attempt of " + record.job_id + " ended that was not current");
+    if (!audit.active || epoch() != audit.epoch)
+      Fail("I5: an attempt of " + record.job_id + " ended that was not current");
     audit.active = false;
-  } else if (record.type == "checkpoint.saved" || record.type == "attempt.started" || record.type == "attempt.planned") {
-    if (!audit.active || epoch() != audit.epoch) Fail("I5: " + record.type + " of " + record.job_id + " from a stale attempt");
+    audit.ended[epoch()] = field("state");
+  } else if (record.type == "checkpoint.saved" || record.type == "attempt.started" ||
+             record.type == "attempt.planned") {
+    if (!audit.active || epoch() != audit.epoch)
+      Fail("I5: " + record.type + " of " + record.job_id + " from a stale attempt");
+    if (record.type == "checkpoint.saved") audit.saved.insert({epoch(), std::stoll(field("step"))});
   }
   if (core::IsTerminal(record.state)) audit.terminal = record.state;
   if (audit.cancelled && record.state == JobState::kSucceeded) {
@@ -76,8 +104,9 @@ void Checker::AuditEvent(const EventRecord& record) {
 void Checker::AuditEvents() {
   const auto& events = disk_.events();
   // Deleting a job takes its events along, so the place to go on is found by number.
-  auto it = std::upper_bound(events.begin(), events.end(), number_,
-                             [](int64_t number, const EventRecord& record) { return number < record.number; });
+  auto it = std::upper_bound(
+      events.begin(), events.end(), number_,
+      [](int64_t number, const EventRecord& record) { return number < record.number; });
   for (; it != events.end(); ++it) {
     if (it->number <= number_) Fail("I7: event numbers do not increase");
     AuditEvent(*it);
@@ -87,7 +116,8 @@ void Checker::AuditEvents() {
 
 void Checker::CheckJobs(const core::State& state) {
   for (const std::string& id : acked_) {
-    if (state.FindJob(id) == nullptr && deleted_.count(id) == 0) Fail("I1: acknowledged " + id + " is gone");
+    if (state.FindJob(id) == nullptr && deleted_.count(id) == 0)
+      Fail("I1: acknowledged " + id + " is gone");
   }
   for (const auto& [id, job] : state.jobs) {
     const auto audit = jobs_.find(id);
@@ -95,8 +125,10 @@ void Checker::CheckJobs(const core::State& state) {
       Fail("I1: " + id + " is there without an event");
       continue;
     }
-    if (core::IsTerminal(audit->second.terminal) && job.state != audit->second.terminal) Fail("I4: row of " + id);
-    if (job.epoch != audit->second.epoch) Fail("I2: row of " + id + " has another epoch than its events");
+    if (core::IsTerminal(audit->second.terminal) && job.state != audit->second.terminal)
+      Fail("I4: row of " + id);
+    if (job.epoch != audit->second.epoch)
+      Fail("I2: row of " + id + " has another epoch than its events");
   }
   for (const auto& [id, adapter] : state.adapters) {
     const auto expected = results_.find(id);
@@ -131,12 +163,14 @@ void Checker::CheckRows(const core::State& state) {
   same(rows.requests, mine.requests, "requests");
   same(rows.models, mine.models, "models");
   same(rows.datasets, mine.datasets, "datasets");
-  if (rows.last_event_number != mine.last_event_number) Fail("rows differ from the state: last_event_number");
+  if (rows.last_event_number != mine.last_event_number)
+    Fail("rows differ from the state: last_event_number");
 }
 
 void Checker::AfterTurn(const core::State& state) {
   AuditEvents();
-  if (const absl::Status s = state.CheckInvariants(options_); !s.ok()) Fail(std::string(s.message()));
+  if (const absl::Status s = state.CheckInvariants(options_); !s.ok())
+    Fail(std::string(s.message()));
   CheckJobs(state);
   if (turns_++ % 16 == 0) CheckRows(state);
 }

@@ -1,13 +1,14 @@
 // The auditor: what must hold, judged from the outside.
 //
-// It knows what was acknowledged to users and reads the committed events and rows; it does not share code
-// with the core but for CheckInvariants. The first violation ends the run.
+// It knows what was acknowledged to users and reads the committed events and rows; it does not
+// share code with the core but for CheckInvariants. The first violation ends the run.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "server/core/options.h"
 #include "server/core/state.h"
@@ -28,13 +29,21 @@ class Checker {
   void CancelAcked(const std::string& job_id);
   void DeleteSent(const std::string& job_id) { deleted_.insert(job_id); }
   // Bytes that are durable in the blob store.
-  void BlobStored(const std::string& sha256, const std::string& content) { contents_[sha256] = content; }
+  void BlobStored(const std::string& sha256, const std::string& content) {
+    contents_[sha256] = content;
+  }
+  void BlobForgotten(const std::string& sha256) { contents_.erase(sha256); }
+  // The server answered OK to a worker's report. Judged by the events up to the turn before.
+  void ReportAccepted(const std::string& job_id, int64_t epoch, const std::string& kind,
+                      int64_t step);
   // What is really on a device.
   void DeviceUsed(const std::string& host, int64_t bytes, int64_t capacity_bytes);
   // A watcher has seen this event.
   void Watched(const std::string& watcher, const core::EventRecord& record);
   // Content of an adapter must be that of the last step.
-  void ExpectResult(const std::string& job_id, const std::string& content) { results_[job_id] = content; }
+  void ExpectResult(const std::string& job_id, const std::string& content) {
+    results_[job_id] = content;
+  }
 
   bool failed() const { return !violation_.empty(); }
   const std::string& violation() const { return violation_; }
@@ -45,8 +54,10 @@ class Checker {
     int64_t sequence = 0;
     int64_t epoch = 0;
     bool active = false;
-    bool cancelled = false;             // a cancel was acknowledged
+    bool cancelled = false;  // a cancel was acknowledged
     core::JobState terminal = core::JobState::kUnspecified;
+    std::map<int64_t, std::string> ended;         // epoch -> how
+    std::set<std::pair<int64_t, int64_t>> saved;  // checkpoints: epoch, step
   };
   void AuditEvents();
   void AuditEvent(const core::EventRecord& record);
@@ -58,7 +69,7 @@ class Checker {
   const store::MemoryStore& disk_;
   std::string violation_;
   std::map<std::string, Audit> jobs_;
-  std::map<std::string, std::string> requests_;   // request id -> job
+  std::map<std::string, std::string> requests_;  // request id -> job
   std::set<std::string> acked_;
   std::set<std::string> deleted_;
   std::map<std::string, std::string> contents_;

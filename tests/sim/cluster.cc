@@ -43,14 +43,15 @@ Cluster::Cluster(uint64_t seed, Mutant mutant, bool verbose)
   const int64_t count = rng.Between(1, 4);
   for (int64_t i = 0; i < count; ++i) {
     // The smallest device holds the largest job; two builds, so that numerics matter.
-    hosts_.push_back({"host-" + std::to_string(i), "worker-" + std::to_string(i), rng.Chance(0.7) ? "build-1" : "build-2",
-                      rng.Between(480, 900) * kMB});
+    hosts_.push_back({"host-" + std::to_string(i), "worker-" + std::to_string(i),
+                      rng.Chance(0.7) ? "build-1" : "build-2", rng.Between(480, 900) * kMB});
   }
   workers_.resize(hosts_.size());
   to_create_ = rng.Between(4, 12);
 }
 
-void Cluster::CallUntilAnswered(core::CommandBody body, std::function<void(const Server::Answer&)> done) {
+void Cluster::CallUntilAnswered(core::CommandBody body,
+                                std::function<void(const Server::Answer&)> done) {
   auto call = std::make_shared<UserCall>();
   call->peer = kUser;
   call->body = std::move(body);
@@ -100,7 +101,8 @@ void Cluster::SetUp() {
 
 void Cluster::StartWorker(size_t index) {
   const std::string incarnation = hosts_[index].worker_id + "-" + std::to_string(++incarnations_);
-  workers_[index] = std::make_shared<WorkerProc>(&world_, &network_, &server_, &faults_, hosts_[index], incarnation);
+  workers_[index] = std::make_shared<WorkerProc>(&world_, &network_, &server_, &faults_,
+                                                 hosts_[index], incarnation);
   workers_[index]->Start();
 }
 
@@ -118,20 +120,24 @@ core::CreateJob Cluster::DrawJob(int64_t number) {
   create.spec.max_steps = rng.Between(10, 80);
   create.spec.save_steps = rng.Between(3, 12);
   create.spec.lora_r = static_cast<int32_t>(rng.Between(5, 60));
-  create.spec.sequence_len = static_cast<int32_t>(16 * rng.Between(20, 160));   // 20 to 160 MB
+  create.spec.sequence_len = static_cast<int32_t>(16 * rng.Between(20, 160));  // 20 to 160 MB
   create.spec.micro_batch_size = 1;
   create.spec.allow_numerics_change = rng.Chance(0.5);
   create.spec.seed = static_cast<uint64_t>(number);
-  if (rng.Chance(faults_.poison_job)) create.spec.lora_dropout = kPoisonDropout;
-  else if (rng.Chance(faults_.bad_job)) create.spec.lora_dropout = kBadDropout;
-  else if (rng.Chance(faults_.bad_job)) create.spec.format = kEmptyFormat;
+  if (rng.Chance(faults_.poison_job))
+    create.spec.lora_dropout = kPoisonDropout;
+  else if (rng.Chance(faults_.bad_job))
+    create.spec.lora_dropout = kBadDropout;
+  else if (rng.Chance(faults_.bad_job))
+    create.spec.format = kEmptyFormat;
   return create;
 }
 
 void Cluster::CreateJob() {
   const int64_t number = static_cast<int64_t>(jobs_.size()) + 1;
   core::CreateJob create = DrawJob(number);
-  server_.checker().ExpectResult(create.job_id, ResultContent(create.job_id, create.spec.max_steps));
+  server_.checker().ExpectResult(create.job_id,
+                                 ResultContent(create.job_id, create.spec.max_steps));
   jobs_.push_back(create.job_id);
   const std::string request_id = create.request_id;
   const auto acked = [this, request_id](const Server::Answer& answer) {
@@ -148,7 +154,8 @@ void Cluster::CreateJob() {
     // The same request again, from a client that lost its first answer and has drawn another id.
     core::CreateJob again = create;
     again.job_id += "-again";
-    world_.After(rng.Between(0, 30) * kSecond, [this, again, acked] { CallUntilAnswered(again, acked); });
+    world_.After(rng.Between(0, 30) * kSecond,
+                 [this, again, acked] { CallUntilAnswered(again, acked); });
   }
   if (rng.Chance(0.1)) {
     core::CreateJob other = create;
@@ -156,14 +163,17 @@ void Cluster::CreateJob() {
     other.body_sha256 = Sha256Hex("another body");
     world_.After(60 * kSecond, [this, other] {
       CallUntilAnswered(other, [this](const Server::Answer& answer) {
-        if (answer.status.ok()) server_.checker().Fail("P2: another body under the same request_id was accepted");
+        if (answer.status.ok())
+          server_.checker().Fail("P2: another body under the same request_id was accepted");
         marks_.insert("request id reused");
       });
     });
   }
 }
 
-std::string Cluster::AnyJob() { return jobs_.empty() ? "" : jobs_[world_.rng().Below(jobs_.size())]; }
+std::string Cluster::AnyJob() {
+  return jobs_.empty() ? "" : jobs_[world_.rng().Below(jobs_.size())];
+}
 
 void Cluster::UserAction() {
   Random& rng = world_.rng();
@@ -195,10 +205,30 @@ void Cluster::UserAction() {
     default: {
       const std::string worker = hosts_[rng.Below(hosts_.size())].worker_id;
       CallUntilAnswered(core::DrainWorker{worker}, ignore);
-      world_.After(rng.Between(2, 20) * kSecond,
-                   [this, worker, ignore] { CallUntilAnswered(core::UndrainWorker{worker}, ignore); });
+      world_.After(rng.Between(2, 20) * kSecond, [this, worker, ignore] {
+        CallUntilAnswered(core::UndrainWorker{worker}, ignore);
+      });
     }
   }
+}
+
+// A cancel that races the last step.
+void Cluster::CancelAtTheEnd() {
+  for (const auto& [id, job] : server_.state().jobs) {
+    if (job.state != core::JobState::kRunning || job.progress.step + 4 < job.spec.max_steps)
+      continue;
+    CallUntilAnswered(core::CancelJob{id}, [this, id = id](const Server::Answer& answer) {
+      if (answer.status.ok()) server_.checker().CancelAcked(id);
+    });
+    return;
+  }
+}
+
+// The collector asks about everything that is there, referenced or not.
+void Cluster::CollectGarbage() {
+  core::ForgetBlobs forget;
+  for (const auto& [sha256, content] : server_.blobs()) forget.sha256s.push_back(sha256);
+  CallUntilAnswered(forget, [](const Server::Answer&) {});
 }
 
 // Once a simulated second of chaos.
@@ -210,6 +240,8 @@ void Cluster::FaultTick() {
     world_.After(rng.Between(100, 8'000) * kMs, [this] { server_.Start(); });
   }
   if (rng.Chance(faults_.user_action)) UserAction();
+  if (rng.Chance(faults_.user_action / 4) && server_.up()) CancelAtTheEnd();
+  if (rng.Chance(0.05)) CollectGarbage();
   for (size_t i = 0; i < hosts_.size(); ++i) {
     WorkerProc& worker = *workers_[i];
     if (rng.Chance(faults_.partition)) network_.Cut(hosts_[i].name, rng.Between(1, 40) * kSecond);
@@ -224,8 +256,9 @@ void Cluster::FaultTick() {
     if (rng.Chance(faults_.second_process)) {
       Host elsewhere = hosts_[i];
       elsewhere.name += "-elsewhere";
-      strangers_.push_back(std::make_shared<WorkerProc>(&world_, &network_, &server_, &faults_, elsewhere,
-                                                        elsewhere.worker_id + "-" + std::to_string(++incarnations_)));
+      strangers_.push_back(std::make_shared<WorkerProc>(
+          &world_, &network_, &server_, &faults_, elsewhere,
+          elsewhere.worker_id + "-" + std::to_string(++incarnations_)));
       strangers_.back()->Start();
     }
   }
@@ -249,7 +282,8 @@ void Cluster::Watch(const std::string& job_id) {
       if (*hub != server_.hub()) {
         *hub = server_.hub();
         *subscription = server_.hub()->Subscribe(job_id, nullptr);
-        const std::vector<core::EventRecord> before = server_.disk().ReadEvents(job_id, seen_[key], 1'000).value();
+        const std::vector<core::EventRecord> before =
+            server_.disk().ReadEvents(job_id, seen_[key], 1'000).value();
         for (const core::EventRecord& record : before) {
           server_.checker().Watched(key, record);
           seen_[key] = record.sequence;
@@ -313,7 +347,8 @@ std::string Cluster::WhatHangs() const {
   const core::State& state = server_.state();
   for (const std::string& id : state.live_jobs) {
     const core::Job& job = state.jobs.at(id);
-    return id + " is " + std::string(core::JobStateName(job.state)) + " in attempt " + std::to_string(job.epoch) +
+    return id + " is " + std::string(core::JobStateName(job.state)) + " in attempt " +
+           std::to_string(job.epoch) +
            (job.Current() != nullptr ? " on " + job.Current()->worker_id : "");
   }
   for (const auto& [worker, held] : state.holding) {
@@ -330,10 +365,13 @@ void Cluster::CollectMarks(RunResult& result) {
       const auto it = record.fields.find(name);
       return it == record.fields.end() ? std::string() : it->second;
     };
-    if (record.type == "attempt.ended") result.marks.insert("attempt " + field("state") + " " + field("reason"));
+    if (record.type == "attempt.ended")
+      result.marks.insert("attempt " + field("state") + " " + field("reason"));
     if (record.type == "job.failed") result.marks.insert("failed " + field("reason"));
-    if (record.type == "attempt.assigned" && field("resume_step") != "0") result.marks.insert("resumed from a checkpoint");
-    if (record.type == "attempt.assigned" && field("run_alone") == "true") result.marks.insert("runs alone");
+    if (record.type == "attempt.assigned" && field("resume_step") != "0")
+      result.marks.insert("resumed from a checkpoint");
+    if (record.type == "attempt.assigned" && field("run_alone") == "true")
+      result.marks.insert("runs alone");
   }
 }
 

@@ -23,7 +23,7 @@ struct RunResult {
   uint64_t hash = 0;
   int64_t steps = 0;
   int64_t jobs = 0;
-  std::set<std::string> marks;          // what was reached
+  std::set<std::string> marks;  // what was reached
 };
 
 class Cluster {
@@ -48,6 +48,8 @@ class Cluster {
   void CreateJob();
   core::CreateJob DrawJob(int64_t number);
   void UserAction();
+  void CancelAtTheEnd();
+  void CollectGarbage();
   std::string AnyJob();
   void FaultTick();
   void Watch(const std::string& job_id);
@@ -62,10 +64,10 @@ class Cluster {
   Network network_;
   Server server_;
   std::vector<Host> hosts_;
-  std::vector<std::shared_ptr<WorkerProc>> workers_;     // by host
-  std::vector<std::shared_ptr<WorkerProc>> strangers_;   // second processes
+  std::vector<std::shared_ptr<WorkerProc>> workers_;    // by host
+  std::vector<std::shared_ptr<WorkerProc>> strangers_;  // second processes
   std::vector<std::string> jobs_;
-  std::map<std::string, int64_t> seen_;                  // by watcher: last sequence
+  std::map<std::string, int64_t> seen_;  // by watcher: last sequence
   std::set<std::string> marks_;
   int64_t incarnations_ = 0;
   int64_t to_create_ = 0;

@@ -43,7 +43,8 @@ void WorkerProc::Perform(const worker::Attach& action) {
   const std::string& resume = action.files.resume_dir;
   if (!resume.empty()) {
     attached.step = std::stoll(resume.substr(resume.rfind(' ') + 1));
-    if (resume != CheckpointContent(action.assignment.key.job_id, action.assignment.checkpoint_step)) {
+    if (resume !=
+        CheckpointContent(action.assignment.key.job_id, action.assignment.checkpoint_step)) {
       server_.checker().Fail("an attempt resumes from the wrong bytes: " + resume);
     }
   }
@@ -54,10 +55,13 @@ void WorkerProc::Perform(const worker::Attach& action) {
   Later(world_.rng().Between(50, 500) * kMs, [this, id = action.engine, key, spec] {
     Attached* a = FindAttached(id, key);
     if (a == nullptr) return;
-    const bool moved = !a->assignment.numerics_id.empty() && a->assignment.numerics_id != host_.build;
+    const bool moved =
+        !a->assignment.numerics_id.empty() && a->assignment.numerics_id != host_.build;
     if (spec.format == kEmptyFormat || (moved && !spec.allow_numerics_change)) {
-      std::erase_if(engines_[id].attempts, [&](const Attached& x) { return x.assignment.key == key; });
-      Feed(worker::EngineFailed{id, key, moved ? "NUMERICS_CHANGED" : "NO_SUPERVISED_TOKENS", "refused", false});
+      std::erase_if(engines_[id].attempts,
+                    [&](const Attached& x) { return x.assignment.key == key; });
+      Feed(worker::EngineFailed{id, key, moved ? "NUMERICS_CHANGED" : "NO_SUPERVISED_TOKENS",
+                                "refused", false});
       return;
     }
     Feed(worker::EnginePlan{id, key, spec.max_steps, "{\"rows\":1}", host_.build});
@@ -93,9 +97,11 @@ void WorkerProc::Perform(const worker::CheckpointAttempt& action) {
 
 void WorkerProc::Perform(const worker::Detach& action) {
   Attached* a = FindAttached(action.engine, action.key);
-  if (a == nullptr) return;   // it has finished in the meantime; the agent hears of that
+  if (a == nullptr) return;  // it has finished in the meantime; the agent hears of that
   a->detaching = true;
   a->detach_checkpoint = action.checkpoint;
+  // The turn that runs may be a long one.
+  a->detach_at_us = world_.now_us() + world_.rng().Between(0, 3'000) * kMs;
   a->hangs = world_.rng().Chance(faults_.engine_hang);
 }
 
@@ -103,7 +109,8 @@ void WorkerProc::Perform(const worker::ShutdownEngine& action) {
   const auto it = engines_.find(action.engine);
   if (it == engines_.end()) return;
   it->second.shutdown = true;
-  Later(world_.rng().Between(10, 1'000) * kMs, [this, id = action.engine] { EndEngine(id, "shut down"); });
+  Later(world_.rng().Between(10, 1'000) * kMs,
+        [this, id = action.engine] { EndEngine(id, "shut down"); });
 }
 
 void WorkerProc::Perform(const worker::KillEngine& action) {
@@ -137,7 +144,8 @@ void WorkerProc::Turn(int64_t id) {
   if (it == engines_.end()) return;
   FakeEngine& engine = it->second;
   for (size_t i = 0; i < engine.attempts.size(); ++i) {
-    if (!engine.attempts[i].detaching || engine.attempts[i].hangs) continue;
+    const Attached& a = engine.attempts[i];
+    if (!a.detaching || a.hangs || world_.now_us() < a.detach_at_us) continue;
     FinishDetach(id, engine, i);
     break;
   }
@@ -156,7 +164,7 @@ void WorkerProc::Turn(int64_t id) {
 void WorkerProc::Step(int64_t id, FakeEngine& engine, size_t index) {
   Attached& a = engine.attempts[index];
   const worker::AttemptKey key = a.assignment.key;
-  const spec::TrainSpec spec = a.assignment.spec;   // outlives the attempt below
+  const spec::TrainSpec spec = a.assignment.spec;  // outlives the attempt below
   if (spec.lora_dropout == kPoisonDropout) {
     Feed(worker::EngineTurn{id, key});
     return EndEngine(id, "poisoned");
@@ -174,7 +182,8 @@ void WorkerProc::Step(int64_t id, FakeEngine& engine, size_t index) {
   const int64_t step = a.step;
   const bool saves = spec.save_steps > 0 && a.step % spec.save_steps == 0;
   const Attached copy = a;
-  if (step >= spec.max_steps) engine.attempts.erase(engine.attempts.begin() + static_cast<int64_t>(index));
+  if (step >= spec.max_steps)
+    engine.attempts.erase(engine.attempts.begin() + static_cast<int64_t>(index));
   Feed(worker::EngineStep{id, key, metric});
   if (step >= spec.max_steps) {
     Feed(worker::EngineFinished{id, key, step, ResultContent(key.job_id, step), "completed"});

@@ -1,5 +1,5 @@
-// What can go wrong in a run. The seed draws which kinds exist and how often they come (swarm testing):
-// a run without loss finds other faults than one that never gets a message through.
+// What can go wrong in a run. The seed draws which kinds exist and how often they come (swarm
+// testing): a run without loss finds other faults than one that never gets a message through.
 #pragma once
 
 #include <cstdint>
@@ -18,16 +18,17 @@ struct Faults {
   double server_crash = 0;
   double worker_crash = 0;
   double worker_freeze = 0;
-  double worker_drain = 0;              // SIGTERM
-  double second_process = 0;            // another process starts under the same worker id
+  double worker_drain = 0;    // SIGTERM
+  double second_process = 0;  // another process starts under the same worker id
   double engine_crash = 0;
-  // Per detach, per commit.
+  // Per detach, per fetch of a checkpoint, per commit.
   double engine_hang = 0;
+  double bad_fetch = 0;
   double commit_fails = 0;
   // Users.
-  double user_action = 0.2;             // per second: cancel, pause, resume, delete, drain
-  double bad_job = 0.05;                // jobs that fail for a reason of their own
-  double poison_job = 0.05;             // jobs that kill every engine
+  double user_action = 0.2;  // per second: cancel, pause, resume, delete, drain
+  double bad_job = 0.05;     // jobs that fail for a reason of their own
+  double poison_job = 0.05;  // jobs that kill every engine
 
   static Faults Draw(Random& rng) {
     Faults f;
@@ -45,6 +46,7 @@ struct Faults {
     f.second_process = rng.Chance(0.2) ? 0.005 : 0;
     f.engine_crash = some(0.005, 0.05);
     f.engine_hang = some(0.05, 0.5);
+    f.bad_fetch = some(0.02, 0.3);
     f.commit_fails = some(0.005, 0.1);
     f.user_action = 0.05 + rng.Unit() * 0.5;
     f.bad_job = some(0.05, 0.3);
@@ -54,7 +56,7 @@ struct Faults {
   // The faults of the outside world end; what a job is stays.
   void Heal() {
     loss = duplicate = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
-    second_process = engine_crash = engine_hang = commit_fails = user_action = 0;
+    second_process = engine_crash = engine_hang = bad_fetch = commit_fails = user_action = 0;
     max_delay_us = 20'000;
   }
 };

@@ -30,7 +30,8 @@ constexpr Row kRows[] = {
     {Mutant::kAbsenceWithoutRevision, "absence-without-revision"},
     {Mutant::kSecondAttempt, "second-attempt"},
     {Mutant::kTerminalReopens, "terminal-reopens"},
-    {Mutant::kLossForgotten, "loss-forgotten"},
+    {Mutant::kNeverFreed, "never-freed"},
+    {Mutant::kCommitForgotten, "commit-forgotten"},
     {Mutant::kOverCommit, "over-commit"},
 };
 
@@ -55,7 +56,8 @@ absl::StatusOr<Decision> WithoutFence(const State& state, const Command& command
 
 absl::StatusOr<Decision> CancelLoses(const State& state, const Command& command, Core& core) {
   const auto* report = std::get_if<core::ReportFinished>(&command.body);
-  if (report == nullptr || state.FindJob(report->fence.job_id) == nullptr) return core::Decide(state, command, core);
+  if (report == nullptr || state.FindJob(report->fence.job_id) == nullptr)
+    return core::Decide(state, command, core);
   State lenient = state;
   core::Job& job = lenient.jobs.at(report->fence.job_id);
   if (job.state == core::JobState::kCancelling) job.state = core::JobState::kRunning;
@@ -64,7 +66,8 @@ absl::StatusOr<Decision> CancelLoses(const State& state, const Command& command,
 
 absl::StatusOr<Decision> CancelForgotten(const State& state, const Command& command, Core& core) {
   absl::StatusOr<Decision> decision = core::Decide(state, command, core);
-  if (decision.ok() && std::holds_alternative<core::CancelJob>(command.body)) decision->events.clear();
+  if (decision.ok() && std::holds_alternative<core::CancelJob>(command.body))
+    decision->events.clear();
   return decision;
 }
 
@@ -81,7 +84,8 @@ absl::StatusOr<Decision> FreeAtEnd(const State& state, const Command& command, C
   for (Event& event : decision->events) {
     if (std::holds_alternative<core::AttemptFreed>(event.body)) continue;
     const auto* ended = std::get_if<core::AttemptEnded>(&event.body);
-    const core::AttemptFreed freed = ended ? core::AttemptFreed{ended->job_id, ended->epoch} : core::AttemptFreed{};
+    const core::AttemptFreed freed =
+        ended ? core::AttemptFreed{ended->job_id, ended->epoch} : core::AttemptFreed{};
     const core::Now now = event.now;
     events.push_back(std::move(event));
     if (!freed.job_id.empty()) events.push_back({now, freed});
@@ -103,7 +107,8 @@ absl::StatusOr<Decision> SecondAttempt(const State& state, const Command& comman
   if (!decision.ok() || !std::holds_alternative<core::Place>(command.body)) return decision;
   for (const auto& [id, job] : state.jobs) {
     const core::Attempt* current = job.Current();
-    if (job.state != core::JobState::kRunning || job.progress.step < 10 || current == nullptr) continue;
+    if (job.state != core::JobState::kRunning || job.progress.step < 10 || current == nullptr)
+      continue;
     core::AttemptAssigned again;
     again.job_id = id;
     again.epoch = job.epoch + 1;
@@ -123,15 +128,11 @@ absl::StatusOr<Decision> TerminalReopens(const State& state, const Command& comm
   return Decision{{{command.now, core::JobPaused{job->id}}}, job->id};
 }
 
-absl::StatusOr<Decision> LossForgotten(const State& state, const Command& command, Core& core) {
+absl::StatusOr<Decision> NeverFreed(const State& state, const Command& command, Core& core) {
   absl::StatusOr<Decision> decision = core::Decide(state, command, core);
-  if (!decision.ok() || !std::holds_alternative<core::RegisterWorker>(command.body)) return decision;
+  if (!decision.ok()) return decision;
   std::erase_if(decision->events, [](const Event& event) {
-    return std::holds_alternative<core::AttemptEnded>(event.body) ||
-           std::holds_alternative<core::AttemptFreed>(event.body) ||
-           std::holds_alternative<core::JobRequeued>(event.body) ||
-           std::holds_alternative<core::JobPaused>(event.body) || std::holds_alternative<core::JobFailed>(event.body) ||
-           std::holds_alternative<core::JobCancelled>(event.body);
+    return std::holds_alternative<core::AttemptFreed>(event.body);
   });
   return decision;
 }
@@ -141,7 +142,8 @@ absl::StatusOr<Decision> OverCommit(const State& state, const Command& command, 
   // Devices look larger than they are.
   State larger = state;
   for (auto& [id, worker] : larger.workers) {
-    for (auto& [device_id, device] : worker.devices) device.capacity_bytes += device.capacity_bytes / 2;
+    for (auto& [device_id, device] : worker.devices)
+      device.capacity_bytes += device.capacity_bytes / 2;
   }
   return core::Decide(larger, command, core);
 }
@@ -171,21 +173,37 @@ const std::vector<Mutant>& AllMutants() {
   return *all;
 }
 
-std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> MutantDecide(Mutant mutant) {
+std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> MutantDecide(
+    Mutant mutant) {
   switch (mutant) {
-    case Mutant::kNone: return core::Decide;
-    case Mutant::kNoFenceFinished: return WithoutFence<core::ReportFinished>;
-    case Mutant::kNoFenceCheckpoint: return WithoutFence<core::ReportCheckpoint>;
-    case Mutant::kNoFenceFailed: return WithoutFence<core::ReportFailed>;
-    case Mutant::kCancelLosesToFinish: return CancelLoses;
-    case Mutant::kCancelForgotten: return CancelForgotten;
-    case Mutant::kRequestIdIgnored: return RequestIdIgnored;
-    case Mutant::kFreeAtEnd: return FreeAtEnd;
-    case Mutant::kAbsenceWithoutRevision: return AnyRevision;
-    case Mutant::kSecondAttempt: return SecondAttempt;
-    case Mutant::kTerminalReopens: return TerminalReopens;
-    case Mutant::kLossForgotten: return LossForgotten;
-    case Mutant::kOverCommit: return OverCommit;
+    case Mutant::kNone:
+      return core::Decide;
+    case Mutant::kNoFenceFinished:
+      return WithoutFence<core::ReportFinished>;
+    case Mutant::kNoFenceCheckpoint:
+      return WithoutFence<core::ReportCheckpoint>;
+    case Mutant::kNoFenceFailed:
+      return WithoutFence<core::ReportFailed>;
+    case Mutant::kCancelLosesToFinish:
+      return CancelLoses;
+    case Mutant::kCancelForgotten:
+      return CancelForgotten;
+    case Mutant::kRequestIdIgnored:
+      return RequestIdIgnored;
+    case Mutant::kFreeAtEnd:
+      return FreeAtEnd;
+    case Mutant::kAbsenceWithoutRevision:
+      return AnyRevision;
+    case Mutant::kSecondAttempt:
+      return SecondAttempt;
+    case Mutant::kTerminalReopens:
+      return TerminalReopens;
+    case Mutant::kNeverFreed:
+      return NeverFreed;
+    case Mutant::kCommitForgotten:
+      return core::Decide;  // the store does it
+    case Mutant::kOverCommit:
+      return OverCommit;
   }
   return core::Decide;
 }

@@ -1,5 +1,5 @@
-// Faults planted on purpose, to see that the simulator finds them. They wrap Decide; the product knows
-// nothing of them.
+// Faults planted on purpose, to see that the simulator finds them. They wrap Decide; the product
+// knows nothing of them.
 #pragma once
 
 #include <functional>
@@ -13,24 +13,25 @@ namespace nibble::sim {
 
 enum class Mutant {
   kNone,
-  kNoFenceFinished,        // a result is taken from whoever sends it
+  kNoFenceFinished,  // a result is taken from whoever sends it
   kNoFenceCheckpoint,
   kNoFenceFailed,
-  kCancelLosesToFinish,    // CANCELLING does not stop a result
-  kCancelForgotten,        // acknowledged, not done
-  kRequestIdIgnored,       // a repeated create makes a second job
-  kFreeAtEnd,              // bytes are free when the attempt ends, not when the worker lets go
-  kAbsenceWithoutRevision, // a listing that is older than the assignment counts
-  kSecondAttempt,          // a RUNNING job is placed again
-  kTerminalReopens,        // pausing a finished job works
-  kLossForgotten,          // a lost worker keeps its attempts
-  kOverCommit,             // admission counts no step regions
+  kCancelLosesToFinish,     // CANCELLING does not stop a result
+  kCancelForgotten,         // acknowledged, not done
+  kRequestIdIgnored,        // a repeated create makes a second job
+  kFreeAtEnd,               // bytes are free when the attempt ends, not when the worker lets go
+  kAbsenceWithoutRevision,  // a listing that is older than the assignment counts
+  kSecondAttempt,           // a RUNNING job is placed again
+  kTerminalReopens,         // pausing a finished job works
+  kNeverFreed,              // bytes of an attempt that has gone stay counted
+  kCommitForgotten,         // answered, but not on disk
+  kOverCommit,              // admission counts no step regions
 };
 std::string_view MutantName(Mutant mutant);
-Mutant MutantFromName(std::string_view name);   // kNone when unknown
-const std::vector<Mutant>& AllMutants();        // but kNone
+Mutant MutantFromName(std::string_view name);  // kNone when unknown
+const std::vector<Mutant>& AllMutants();       // but kNone
 
-std::function<absl::StatusOr<core::Decision>(const core::State&, const core::Command&, core::Core&)> MutantDecide(
-    Mutant mutant);
+std::function<absl::StatusOr<core::Decision>(const core::State&, const core::Command&, core::Core&)>
+MutantDecide(Mutant mutant);
 
 }  // namespace nibble::sim

@@ -23,7 +23,9 @@ class Network {
     const int copies = rng.Chance(faults_.duplicate) ? 2 : 1;
     for (int i = 0; i < copies; ++i) world_.After(Delay(), deliver);
   }
-  void Cut(const std::string& peer, int64_t duration_us) { cut_until_us_[peer] = world_.now_us() + duration_us; }
+  void Cut(const std::string& peer, int64_t duration_us) {
+    cut_until_us_[peer] = world_.now_us() + duration_us;
+  }
   void Heal() { cut_until_us_.clear(); }
 
  private:

@@ -16,7 +16,8 @@ core::SpecFunctions SimSpecFunctions() {
     plan.lower_bound_bytes = plan.TotalBytes();
     return plan;
   };
-  functions.resolve = [](spec::TrainSpec spec, const spec::ModelConfig&) -> absl::StatusOr<spec::TrainSpec> {
+  functions.resolve = [](spec::TrainSpec spec,
+                         const spec::ModelConfig&) -> absl::StatusOr<spec::TrainSpec> {
     return spec;
   };
   return functions;
@@ -24,16 +25,19 @@ core::SpecFunctions SimSpecFunctions() {
 
 int64_t SimBaseBytes(const spec::ModelConfig& model) { return model.layers * 100 * kMB; }
 
-Server::Server(World* world, Network* network, const Faults* faults, const core::CoreOptions& options, Mutant mutant)
+Server::Server(World* world, Network* network, const Faults* faults,
+               const core::CoreOptions& options, Mutant mutant)
     : world_(*world),
       network_(*network),
       faults_(*faults),
       options_(options),
       mutant_(mutant),
+      disk_(world, mutant),
       checker_(world, options, &disk_) {
   disk_.SetFaults([this] {
     if (!world_.rng().Chance(faults_.commit_fails)) return store::MemoryStore::Fault::kNone;
-    return world_.rng().Chance(0.5) ? store::MemoryStore::Fault::kFailBefore : store::MemoryStore::Fault::kFailAfter;
+    return world_.rng().Chance(0.5) ? store::MemoryStore::Fault::kFailBefore
+                                    : store::MemoryStore::Fault::kFailAfter;
   });
 }
 
@@ -47,9 +51,19 @@ void Server::Start() {
   options.tick_us = kSecond;
   options.timeline = "timeline-of-the-run";
   options.decide = MutantDecide(mutant_);
+  options.on_commit = [this](const std::vector<core::EventRecord>& records,
+                             const core::State& state) {
+    for (const core::EventRecord& record : records) {
+      if (record.type != "blob.forgotten" || state.blobs.count(record.fields.at("id")) > 0)
+        continue;
+      blobs_.erase(record.fields.at("id"));
+      checker_.BlobForgotten(record.fields.at("id"));
+    }
+  };
   hubs_.push_back(std::make_unique<WatchHub>(64, 64));
-  auto loop = std::make_unique<ControlLoop>(std::move(options), SimSpecFunctions(), &disk_, hub(), &world_.clock());
-  if (!loop->Start().ok()) {   // an injected commit failure; the supervisor starts it again
+  auto loop = std::make_unique<ControlLoop>(std::move(options), SimSpecFunctions(), &disk_, hub(),
+                                            &world_.clock());
+  if (!loop->Start().ok()) {  // an injected commit failure; the supervisor starts it again
     const int64_t life = life_;
     world_.After(kSecond, [this, life] {
       if (life == life_ && loop_ == nullptr) Start();
@@ -67,7 +81,8 @@ void Server::Crash() {
   world_.Trace("server crashes");
   ++life_;
   hub()->Close();
-  // What is left in the mailbox and in held calls dies with the process: no answers from its destructor.
+  // What is left in the mailbox and in held calls dies with the process: no answers from its
+  // destructor.
   loop_.reset();
 }
 
@@ -86,22 +101,28 @@ void Server::Reply(const std::string& peer, std::function<void()> deliver) {
   });
 }
 
-void Server::Call(const std::string& peer, core::CommandBody body, std::function<void(const Answer&)> done) {
+void Server::Call(const std::string& peer, core::CommandBody body,
+                  std::function<void(const Answer&)> done,
+                  std::function<void(const absl::Status&)> at_server) {
   const int64_t life = life_;
-  const bool posted = loop_->Post(std::move(body), [this, peer, life, done](absl::Status status,
-                                                                           const ControlLoop::Outcome& outcome) {
-    if (life != life_) return;
-    Reply(peer, [done, answer = Answer{std::move(status), outcome.id}] { done(answer); });
-  });
+  const bool posted =
+      loop_->Post(std::move(body), [this, peer, life, done, at_server](
+                                       absl::Status status, const ControlLoop::Outcome& outcome) {
+        if (life != life_) return;
+        if (at_server) at_server(status);
+        Reply(peer, [done, answer = Answer{std::move(status), outcome.id}] { done(answer); });
+      });
   if (!posted) checker_.Fail("the mailbox is full");
 }
 
-void Server::Synchronize(const std::string& peer, core::Synchronize request,
-                         std::function<void(const absl::Status&, const ControlLoop::Outcome&)> at_server) {
+void Server::Synchronize(
+    const std::string& peer, core::Synchronize request,
+    std::function<void(const absl::Status&, const ControlLoop::Outcome&)> at_server) {
   static_cast<void>(peer);
   const int64_t life = life_;
   const bool posted = loop_->PostSynchronize(
-      std::move(request), [this, life, at_server](absl::Status status, const ControlLoop::Outcome& outcome) {
+      std::move(request),
+      [this, life, at_server](absl::Status status, const ControlLoop::Outcome& outcome) {
         if (life == life_) at_server(status, outcome);
       });
   if (!posted) checker_.Fail("the mailbox is full");
@@ -120,7 +141,7 @@ void Server::ScheduleTurn(int64_t delay_us) {
 
 void Server::Turn() {
   loop_->RunOnce(0);
-  if (!loop_->serving()) return Crash();   // exit code 74; the supervisor starts it again
+  if (!loop_->serving()) return Crash();  // exit code 74; the supervisor starts it again
   checker_.AfterTurn(loop_->state());
   ScheduleTurn(std::max<int64_t>(1, loop_->NextDueUs() - world_.now_us()));
 }

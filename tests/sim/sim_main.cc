@@ -1,7 +1,9 @@
-// nibble-sim --seed=N [--runs=K] [--replay-every=M] [--verbose] [--mutant=NAME | --mutants] [--reach]
+// nibble-sim --seed=N [--runs=K] [--replay-every=M] [--verbose] [--mutant=NAME | --mutants]
+// [--reach]
 //
-// Drives the real cores through seeded runs with crashes, lost and repeated messages, and checks the
-// promises. Exit codes: 0 fine, 1 usage, 2 safety, 3 liveness, 4 nondeterminism, 5 reach, 6 a mutant lived.
+// Drives the real cores through seeded runs with crashes, lost and repeated messages, and checks
+// the promises. Exit codes: 0 fine, 1 usage, 2 safety, 3 liveness, 4 nondeterminism, 5 reach, 6 a
+// mutant lived.
 #include <cstdio>
 #include <cstdlib>
 #include <set>
@@ -16,7 +18,7 @@ namespace {
 struct Flags {
   uint64_t seed = 1;
   int64_t runs = 1;
-  int64_t replay_every = 0;             // 0 = never
+  int64_t replay_every = 0;  // 0 = never
   bool verbose = false;
   bool reach = false;
   bool mutants = false;
@@ -25,18 +27,51 @@ struct Flags {
 
 // What a batch of runs must have seen; a fault nobody reaches is not tested.
 constexpr const char* kMustReach[] = {
-    "job.queued", "job.requeued", "job.cancelling", "job.cancelled", "job.pausing", "job.paused", "job.resumed",
-    "job.succeeded", "job.failed", "job.checked", "job.updated", "job.deleted", "attempt.assigned", "attempt.planned",
-    "attempt.started", "attempt.release_requested", "attempt.freed", "checkpoint.saved", "checkpoint.dropped",
-    "worker.registered", "worker.lost", "worker.returned", "worker.draining", "worker.undrained",
-    "attempt DONE finished", "attempt LOST WORKER_LOST", "attempt CANCELLED cancelled", "attempt RELEASED paused",
-    "attempt FAILED ENGINE_FAILED", "attempt FAILED LOSS_NOT_FINITE", "failed LOSS_NOT_FINITE",
-    "failed NO_SUPERVISED_TOKENS", "failed POISON", "resumed from a checkpoint", "runs alone", "request id reused",
-    "answer twice", "watcher cut",
+    "job.queued",
+    "job.requeued",
+    "job.cancelling",
+    "job.cancelled",
+    "job.pausing",
+    "job.paused",
+    "job.resumed",
+    "job.succeeded",
+    "job.failed",
+    "job.checked",
+    "job.updated",
+    "job.deleted",
+    "attempt.assigned",
+    "attempt.planned",
+    "attempt.started",
+    "attempt.release_requested",
+    "attempt.freed",
+    "checkpoint.saved",
+    "checkpoint.dropped",
+    "worker.registered",
+    "worker.lost",
+    "worker.returned",
+    "worker.draining",
+    "worker.undrained",
+    "attempt DONE finished",
+    "attempt LOST WORKER_LOST",
+    "attempt CANCELLED cancelled",
+    "attempt RELEASED paused",
+    "attempt FAILED ENGINE_FAILED",
+    "attempt FAILED LOSS_NOT_FINITE",
+    "failed LOSS_NOT_FINITE",
+    "failed NO_SUPERVISED_TOKENS",
+    "failed POISON",
+    "resumed from a checkpoint",
+    "runs alone",
+    "request id reused",
+    "attempt FAILED CHECKPOINT_INVALID",
+    "blob.forgotten",
+    "answer twice",
+    "watcher cut",
 };
 
 bool ReadFlag(std::string_view argument, std::string_view name, std::string& value) {
-  if (argument.substr(0, name.size()) != name || argument.size() <= name.size() || argument[name.size()] != '=') {
+  if (argument.substr(0, name.size()) != name || argument.size() <= name.size() ||
+      argument[name.size()] != '=') {
     return false;
   }
   value = std::string(argument.substr(name.size() + 1));
@@ -79,7 +114,8 @@ int Report(const RunResult& result, uint64_t seed, Mutant mutant) {
   if (result.verdict == RunResult::Verdict::kOk) return 0;
   const bool safety = result.verdict == RunResult::Verdict::kSafety;
   std::printf("seed %llu: %s violated: %s\nreplay: %s\n", static_cast<unsigned long long>(seed),
-              safety ? "safety" : "liveness", result.message.c_str(), ReplayCommand(seed, mutant).c_str());
+              safety ? "safety" : "liveness", result.message.c_str(),
+              ReplayCommand(seed, mutant).c_str());
   return safety ? 2 : 3;
 }
 
@@ -93,7 +129,8 @@ int RunSeeds(const Flags& flags) {
     if (const int code = Report(result, seed, flags.mutant); code != 0) return code;
     if (flags.replay_every > 0 && i % flags.replay_every == 0) {
       if (Cluster(seed, flags.mutant, false).Run().hash != result.hash) {
-        std::printf("seed %llu: two runs differ\nreplay: %s\n", static_cast<unsigned long long>(seed),
+        std::printf("seed %llu: two runs differ\nreplay: %s\n",
+                    static_cast<unsigned long long>(seed),
                     ReplayCommand(seed, flags.mutant).c_str());
         return 4;
       }
@@ -101,10 +138,12 @@ int RunSeeds(const Flags& flags) {
     marks.insert(result.marks.begin(), result.marks.end());
     steps += result.steps;
     jobs += result.jobs;
-    if (flags.runs == 1) std::printf("trace %016llx\n", static_cast<unsigned long long>(result.hash));
+    if (flags.runs == 1)
+      std::printf("trace %016llx\n", static_cast<unsigned long long>(result.hash));
   }
-  std::printf("%lld runs, %lld jobs, %lld events: no promise broken\n", static_cast<long long>(flags.runs),
-              static_cast<long long>(jobs), static_cast<long long>(steps));
+  std::printf("%lld runs, %lld jobs, %lld events: no promise broken\n",
+              static_cast<long long>(flags.runs), static_cast<long long>(jobs),
+              static_cast<long long>(steps));
   int code = 0;
   for (const char* mark : kMustReach) {
     if (!flags.reach || marks.count(mark) > 0) continue;
@@ -128,10 +167,11 @@ int RunMutants(const Flags& flags) {
     }
     const std::string name(MutantName(mutant));
     if (found_after > 0) {
-      std::printf("mutant %s: found after %lld runs: %s\n", name.c_str(), static_cast<long long>(found_after),
-                  message.c_str());
+      std::printf("mutant %s: found after %lld runs: %s\n", name.c_str(),
+                  static_cast<long long>(found_after), message.c_str());
     } else {
-      std::printf("mutant %s: NOT FOUND in %lld runs\n", name.c_str(), static_cast<long long>(flags.runs));
+      std::printf("mutant %s: NOT FOUND in %lld runs\n", name.c_str(),
+                  static_cast<long long>(flags.runs));
       ++alive;
     }
   }
@@ -144,9 +184,10 @@ int RunMutants(const Flags& flags) {
 int main(int argc, char** argv) {
   nibble::sim::Flags flags;
   if (!nibble::sim::Parse(argc, argv, flags)) {
-    std::fprintf(stderr,
-                 "usage: nibble-sim [--seed=N] [--runs=K] [--replay-every=M] [--reach] [--verbose]\n"
-                 "                  [--mutant=NAME | --mutants]\n");
+    std::fprintf(
+        stderr,
+        "usage: nibble-sim [--seed=N] [--runs=K] [--replay-every=M] [--reach] [--verbose]\n"
+        "                  [--mutant=NAME | --mutants]\n");
     return 1;
   }
   return flags.mutants ? nibble::sim::RunMutants(flags) : nibble::sim::RunSeeds(flags);

@@ -63,8 +63,8 @@ std::string ResultContent(const std::string& job_id, int64_t step) {
   return "result " + job_id + " " + std::to_string(step);
 }
 
-WorkerProc::WorkerProc(World* world, Network* network, Server* server, const Faults* faults, Host host,
-                       std::string incarnation)
+WorkerProc::WorkerProc(World* world, Network* network, Server* server, const Faults* faults,
+                       Host host, std::string incarnation)
     : world_(*world),
       network_(*network),
       server_(*server),
@@ -173,8 +173,8 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
   request.known_revision = action.request.known_revision;
   request.draining = action.request.draining;
   for (const worker::RunningAttempt& a : action.request.attempts) {
-    request.attempts.push_back(
-        {a.key.job_id, a.key.epoch, a.device_id, static_cast<core::Phase>(a.phase), a.step, a.used_bytes});
+    request.attempts.push_back({a.key.job_id, a.key.epoch, a.device_id,
+                                static_cast<core::Phase>(a.phase), a.step, a.used_bytes});
   }
   for (const worker::DeviceStatus& d : action.request.devices) {
     request.devices.push_back({d.device_id, d.used_bytes, d.resident_bases});
@@ -182,33 +182,37 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
   const auto self = weak_from_this();
   const int64_t id = action.request.id;
   server_.Request(host_.name, [this, self, request, id] {
-    server_.Synchronize(host_.name, request, [this, self, id](const absl::Status& status,
-                                                             const ControlLoop::Outcome& outcome) {
-      worker::SynchronizeReply reply;
-      reply.id = id;
-      const core::Worker* worker = outcome.state.FindWorker(host_.worker_id);
-      const Reason reason = StatusReason(status);
-      if (reason == Reason::kStaleAttempt) {
-        reply.code = worker::SynchronizeReply::Code::kSuperseded;
-      } else if (reason == Reason::kWorkerNotFound || worker == nullptr || worker->incarnation != incarnation_) {
-        reply.code = worker::SynchronizeReply::Code::kRegisterAgain;
-      } else if (!status.ok()) {
-        reply.code = worker::SynchronizeReply::Code::kUnavailable;
-      } else {
-        const core::DesiredSet desired = core::DesiredFor(outcome.state, *worker, outcome.core.options);
-        reply.timeline = outcome.state.timeline;
-        reply.generation = outcome.state.generation;
-        reply.revision = desired.revision;
-        for (const core::Assignment& a : desired.assignments) reply.assignments.push_back(ToWorker(a));
-      }
-      server_.Reply(host_.name, [this, self, reply] {
-        if (const auto alive = self.lock()) Feed(reply);
-      });
-    });
+    server_.Synchronize(
+        host_.name, request,
+        [this, self, id](const absl::Status& status, const ControlLoop::Outcome& outcome) {
+          worker::SynchronizeReply reply;
+          reply.id = id;
+          const core::Worker* worker = outcome.state.FindWorker(host_.worker_id);
+          const Reason reason = StatusReason(status);
+          if (reason == Reason::kStaleAttempt) {
+            reply.code = worker::SynchronizeReply::Code::kSuperseded;
+          } else if (reason == Reason::kWorkerNotFound || worker == nullptr ||
+                     worker->incarnation != incarnation_) {
+            reply.code = worker::SynchronizeReply::Code::kRegisterAgain;
+          } else if (!status.ok()) {
+            reply.code = worker::SynchronizeReply::Code::kUnavailable;
+          } else {
+            const core::DesiredSet desired =
+                core::DesiredFor(outcome.state, *worker, outcome.core.options);
+            reply.timeline = outcome.state.timeline;
+            reply.generation = outcome.state.generation;
+            reply.revision = desired.revision;
+            for (const core::Assignment& a : desired.assignments)
+              reply.assignments.push_back(ToWorker(a));
+          }
+          server_.Reply(host_.name, [this, self, reply] {
+            if (const auto alive = self.lock()) Feed(reply);
+          });
+        });
   });
   Later(kCallTimeoutUs + server_.options().synchronize_hold_us, [this, id] {
     worker::SynchronizeReply reply;
-    reply.id = id;   // ignored when it has been answered
+    reply.id = id;  // ignored when it has been answered
     reply.code = worker::SynchronizeReply::Code::kUnavailable;
     Feed(reply);
   });
@@ -219,9 +223,17 @@ core::Fence WorkerProc::FenceOf(const worker::Report& report) const {
 }
 
 // Runs at the server: metrics first, then the body, as two commands.
-void WorkerProc::PostReport(const worker::Report& report, std::function<void(const Server::Answer&)> done) {
+void WorkerProc::PostReport(const worker::Report& report,
+                            std::function<void(const Server::Answer&)> done) {
   const core::Fence fence = FenceOf(report);
-  const bool only_metrics = std::holds_alternative<std::monostate>(report.body);
+  const auto post = [&](core::CommandBody body, std::function<void(const Server::Answer&)> answer,
+                        const char* kind, int64_t step) {
+    server_.Call(host_.name, std::move(body), std::move(answer),
+                 [this, kind, step, key = report.key](const absl::Status& status) {
+                   if (status.ok())
+                     server_.checker().ReportAccepted(key.job_id, key.epoch, kind, step);
+                 });
+  };
   if (!report.metrics.empty()) {
     core::ReportProgress progress;
     progress.fence = fence;
@@ -229,23 +241,28 @@ void WorkerProc::PostReport(const worker::Report& report, std::function<void(con
     progress.head.loss = report.metrics.back().loss;
     progress.head.step_time_us = report.metrics.back().step_time_us;
     progress.head.used_bytes = report.metrics.back().used_bytes;
-    server_.Call(host_.name, progress, only_metrics ? done : [](const Server::Answer&) {});
+    const bool alone = std::holds_alternative<std::monostate>(report.body);
+    post(
+        progress, alone ? done : [](const Server::Answer&) {}, "progress", 0);
   }
   if (const auto* plan = std::get_if<worker::PlanReport>(&report.body)) {
-    server_.Call(host_.name, core::ReportPlan{fence, plan->planned_steps, plan->plan_json, plan->numerics_id}, done);
+    post(core::ReportPlan{fence, plan->planned_steps, plan->plan_json, plan->numerics_id}, done,
+         "plan", 0);
   } else if (const auto* c = std::get_if<worker::CheckpointReport>(&report.body)) {
-    server_.Call(host_.name, core::ReportCheckpoint{fence, c->step, ToCore(c->files), c->manifest_sha256, c->loss},
-                 done);
+    post(core::ReportCheckpoint{fence, c->step, ToCore(c->files), c->manifest_sha256, c->loss},
+         done, "checkpoint", c->step);
   } else if (const auto* finished = std::get_if<worker::FinishedReport>(&report.body)) {
-    server_.Call(host_.name,
-                 core::ReportFinished{fence, finished->step, ToCore(finished->files), finished->stop_reason}, done);
+    post(
+        core::ReportFinished{fence, finished->step, ToCore(finished->files), finished->stop_reason},
+        done, "finished", 0);
   } else if (const auto* failed = std::get_if<worker::FailedReport>(&report.body)) {
-    server_.Call(host_.name, core::ReportFailed{fence, failed->reason, failed->message, failed->infrastructure,
-                                                failed->neighbour_fault}, done);
+    post(core::ReportFailed{fence, failed->reason, failed->message, failed->infrastructure,
+                            failed->neighbour_fault},
+         done, "failed", 0);
   } else if (const auto* check = std::get_if<worker::CheckReport>(&report.body)) {
-    server_.Call(host_.name, core::ReportCheck{fence, check->report_json, check->planned_steps}, done);
+    post(core::ReportCheck{fence, check->report_json, check->planned_steps}, done, "check", 0);
   } else if (const auto* released = std::get_if<worker::ReleasedReport>(&report.body)) {
-    server_.Call(host_.name, core::ReportReleased{fence, released->step}, done);
+    post(core::ReportReleased{fence, released->step}, done, "released", 0);
   }
 }
 
@@ -269,7 +286,8 @@ void WorkerProc::Perform(const worker::DoReport& action) {
       } else if (!answer.status.ok()) {
         reply.code = worker::ReportReply::Code::kRefused;
       }
-      if (reply.code != worker::ReportReply::Code::kOk) world_.Trace("report answered: " + reply.message);
+      if (reply.code != worker::ReportReply::Code::kOk)
+        world_.Trace("report answered: " + reply.message);
       Feed(reply);
     });
   });
@@ -286,7 +304,15 @@ void WorkerProc::Perform(const worker::DoFetch& action) {
   const worker::Assignment assignment = action.assignment;
   worker::LocalFiles files{"models", "data", "", ""};
   if (assignment.checkpoint_files.empty()) {
-    Later(world_.rng().Between(10, 500) * kMs, [this, assignment, files] { Feed(worker::Fetched{assignment.key, files}); });
+    Later(world_.rng().Between(10, 500) * kMs, [this, assignment, files] {
+      Feed(worker::Fetched{assignment.key, files});
+    });
+    return;
+  }
+  if (world_.rng().Chance(faults_.bad_fetch)) {
+    Later(50 * kMs, [this, key = assignment.key] {
+      Feed(worker::FetchFailed{key, "CHECKPOINT_INVALID", "digests differ", false});
+    });
     return;
   }
   const std::string sha256 = assignment.checkpoint_files[0].sha256;
@@ -300,7 +326,8 @@ void WorkerProc::Perform(const worker::DoFetch& action) {
       worker::LocalFiles fetched = files;
       fetched.resume_dir = content;
       if (content.empty()) {
-        Feed(worker::FetchFailed{assignment.key, "CHECKPOINT_INVALID", "the bytes are gone", false});
+        Feed(
+            worker::FetchFailed{assignment.key, "CHECKPOINT_INVALID", "the bytes are gone", false});
       } else {
         Feed(worker::Fetched{assignment.key, fetched});
       }
@@ -316,11 +343,11 @@ void WorkerProc::Perform(const worker::DoFetch& action) {
 void WorkerProc::Perform(const worker::DoUpload& action) {
   const auto self = weak_from_this();
   const auto done = std::make_shared<bool>(false);
-  const std::string content = action.dir;   // the fake directory is its content
+  const std::string content = action.dir;  // the fake directory is its content
   server_.Request(host_.name, [this, self, done, content, id = action.id] {
     const std::string sha256 = Sha256Hex(content);
     const auto size_bytes = static_cast<int64_t>(content.size());
-    server_.blobs()[sha256] = content;      // durable before it is recorded
+    server_.blobs()[sha256] = content;  // durable before it is recorded
     server_.checker().BlobStored(sha256, content);
     server_.Call(host_.name, core::RecordBlob{sha256, size_bytes},
                  [this, self, done, id, sha256, size_bytes](const Server::Answer& answer) {

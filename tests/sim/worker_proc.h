@@ -1,8 +1,9 @@
-// One process of a worker in a run: the real agent, fake engines, and calls over the faulty network.
+// One process of a worker in a run: the real agent, fake engines, and calls over the faulty
+// network.
 //
-// Engines take turns of whole steps among their attempts, write checkpoints and results whose content
-// names the job and the step, and can crash or hang. The bytes they really hold are checked against the
-// device at every change.
+// Engines take turns of whole steps among their attempts, write checkpoints and results whose
+// content names the job and the step, and can crash or hang. The bytes they really hold are checked
+// against the device at every change.
 #pragma once
 
 #include <functional>
@@ -24,19 +25,20 @@ inline constexpr int64_t kStepTimeUs = 300 * kMs;
 struct Host {
   std::string name;
   std::string worker_id;
-  std::string build;                    // decides its numerics
+  std::string build;  // decides its numerics
   int64_t capacity_bytes = 0;
 };
 
 class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
  public:
-  WorkerProc(World* world, Network* network, Server* server, const Faults* faults, Host host, std::string incarnation);
+  WorkerProc(World* world, Network* network, Server* server, const Faults* faults, Host host,
+             std::string incarnation);
 
   void Start();
-  void Kill();                          // the process and, by end of file, its engines
+  void Kill();  // the process and, by end of file, its engines
   void Freeze(int64_t duration_us) { frozen_until_us_ = world_.now_us() + duration_us; }
-  void Terminate();                     // SIGTERM
-  void CrashEngine();                   // one of them
+  void Terminate();    // SIGTERM
+  void CrashEngine();  // one of them
   bool alive() const { return alive_; }
   bool superseded() const { return superseded_; }
   const Host& host() const { return host_; }
@@ -49,6 +51,7 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
     bool paused = false;
     bool detaching = false;
     bool detach_checkpoint = false;
+    int64_t detach_at_us = 0;
     bool hangs = false;
   };
   struct FakeEngine {
@@ -60,7 +63,7 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
   };
 
   void Feed(worker::Input input);
-  void Later(int64_t delay_us, std::function<void()> what);   // unless the process has died
+  void Later(int64_t delay_us, std::function<void()> what);  // unless the process has died
   void ScheduleTick();
 
   void Perform(const worker::DoRegister& action);
@@ -112,8 +115,8 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
 std::string CheckpointContent(const std::string& job_id, int64_t step);
 std::string ResultContent(const std::string& job_id, int64_t step);
 // Marks in a spec by which fake engines know what kind of job it is.
-inline constexpr double kPoisonDropout = 0.25;   // kills every engine
-inline constexpr double kBadDropout = 0.5;       // its loss is not finite
+inline constexpr double kPoisonDropout = 0.25;       // kills every engine
+inline constexpr double kBadDropout = 0.5;           // its loss is not finite
 inline constexpr const char* kEmptyFormat = "text";  // its data has nothing to learn
 
 }  // namespace nibble::sim

@@ -1,7 +1,8 @@
 // One clock, one generator, one queue of things to come: all there is of time and chance in a run.
 //
-// Everything that happens is a function called at a simulated time; equal times run in the order they
-// were asked for. `Trace` folds what happened into a hash, so that two runs of a seed can be compared.
+// Everything that happens is a function called at a simulated time; equal times run in the order
+// they were asked for. `Trace` folds what happened into a hash, so that two runs of a seed can be
+// compared.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,8 @@ class World {
   Random& rng() { return rng_; }
 
   void After(int64_t delay_us, std::function<void()> what) {
-    queue_.emplace(std::make_pair(now_us() + (delay_us > 0 ? delay_us : 0), next_++), std::move(what));
+    queue_.emplace(std::make_pair(now_us() + (delay_us > 0 ? delay_us : 0), next_++),
+                   std::move(what));
   }
   // Runs what is due until `until_us`, or until `stop` says so; false when it said so.
   bool RunUntil(int64_t until_us, const std::function<bool()>& stop) {

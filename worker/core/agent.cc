@@ -32,9 +32,11 @@ int64_t Agent::NextDueUs() const {
   if (!distrusted_ && trust_until_us_ > 0) at(trust_until_us_);
   for (const auto& [key, local] : attempts_) {
     if (local.stage == Stage::kFetching && !local.fetching) at(local.fetch_not_before_us);
-    if (!local.metrics.empty() && !local.sent) at(local.metrics_since_us + options_.metrics_interval_us);
+    if (!local.metrics.empty() && !local.sent)
+      at(local.metrics_since_us + options_.metrics_interval_us);
     if (local.sent && !local.sent->waiting) at(local.sent->not_before_us);
-    if (!local.uploads.empty() && local.uploads.front().id == 0) at(local.uploads.front().not_before_us);
+    if (!local.uploads.empty() && local.uploads.front().id == 0)
+      at(local.uploads.front().not_before_us);
   }
   return due_us;
 }
@@ -62,7 +64,7 @@ void Agent::On(const RegisterReply& reply) {
 }
 
 void Agent::On(const SynchronizeReply& reply) {
-  if (reply.id != sync_id_) return;   // of a call that was given up
+  if (reply.id != sync_id_) return;  // of a call that was given up
   sync_id_ = 0;
   switch (reply.code) {
     case SynchronizeReply::Code::kSuperseded:
@@ -156,7 +158,9 @@ void Agent::CheckTrust() {
   if (now_us_ >= trust_until_us_ + options_.silence_us) AbandonAll();
 }
 
-void Agent::RetryCall() { call_not_before_us_ = now_us_ + NextBackoff(call_backoff_us_, options_.retry_max_us); }
+void Agent::RetryCall() {
+  call_not_before_us_ = now_us_ + NextBackoff(call_backoff_us_, options_.retry_max_us);
+}
 
 void Agent::Register() {
   if (registered_ || register_in_flight_ || now_us_ < call_not_before_us_) return;
@@ -226,7 +230,8 @@ void Agent::Finish(Local& local) {
 void Agent::Abandon(Local& local) {
   if (local.abandoned) return;
   local.abandoned = true;
-  if (!local.uploads.empty() && local.uploads.front().id != 0) Do(StopUpload{local.uploads.front().id});
+  if (!local.uploads.empty() && local.uploads.front().id != 0)
+    Do(StopUpload{local.uploads.front().id});
   local.uploads.clear();
   local.outbox.clear();
   local.metrics.clear();
@@ -275,7 +280,7 @@ void Agent::Release(Local& local) {
     case Stage::kDetaching:
     case Stage::kFinishing:
     case Stage::kReleased:
-      return;   // it goes already
+      return;  // it goes already
   }
   local.last_body = ReleasedReport{local.assignment.checkpoint_step};
   Finish(local);
@@ -283,17 +288,19 @@ void Agent::Release(Local& local) {
 
 void Agent::Fail(Local& local, FailedReport report) {
   if (!local.abandoned) {
-    if (!local.uploads.empty() && local.uploads.front().id != 0) Do(StopUpload{local.uploads.front().id});
+    if (!local.uploads.empty() && local.uploads.front().id != 0)
+      Do(StopUpload{local.uploads.front().id});
     local.uploads.clear();
     local.last_body = std::move(report);
   }
   if (local.engine != 0 && local.stage == Stage::kAttached) return LetGo(local, false);
-  if (local.engine != 0 && local.stage == Stage::kDetaching) return;   // it is being let go
+  if (local.engine != 0 && local.stage == Stage::kDetaching) return;  // it is being let go
   Finish(local);
 }
 
 void Agent::AdvanceFetch(Local& local) {
-  if (local.stage != Stage::kFetching || local.fetching || now_us_ < local.fetch_not_before_us) return;
+  if (local.stage != Stage::kFetching || local.fetching || now_us_ < local.fetch_not_before_us)
+    return;
   local.fetching = true;
   local.phase = Phase::kFetching;
   Do(DoFetch{local.assignment});
@@ -324,7 +331,8 @@ void Agent::On(const FetchFailed& in) {
     return;
   }
   if (in.again && ++local->fetch_tries < options_.max_fetch_tries) {
-    local->fetch_not_before_us = now_us_ + NextBackoff(local->fetch_backoff_us, options_.retry_disk_us);
+    local->fetch_not_before_us =
+        now_us_ + NextBackoff(local->fetch_backoff_us, options_.retry_disk_us);
     return;
   }
   Fail(*local, Infrastructure(in.reason, in.message));
@@ -398,12 +406,14 @@ void Agent::On(const UploadFailed& in) {
 
 void Agent::AdvanceReports(Local& local) {
   if (local.abandoned) return;
-  if (local.stage == Stage::kFinishing && local.uploads.empty() && local.last_body && !local.last_queued) {
+  if (local.stage == Stage::kFinishing && local.uploads.empty() && local.last_body &&
+      !local.last_queued) {
     local.outbox.push_back(std::move(*local.last_body));
     local.last_queued = true;
   }
   if (!local.sent) {
-    const bool due = !local.metrics.empty() && now_us_ >= local.metrics_since_us + options_.metrics_interval_us;
+    const bool due =
+        !local.metrics.empty() && now_us_ >= local.metrics_since_us + options_.metrics_interval_us;
     if (local.outbox.empty() && !due) return;
     SentReport sent;
     sent.report.id = next_id_++;
@@ -450,14 +460,17 @@ void Agent::On(const ReportReply& in) {
   }
   const ReportBody body = std::move(sent.report.body);
   local.sent.reset();
-  if (std::holds_alternative<std::monostate>(body) || std::holds_alternative<CheckpointReport>(body)) return;
+  if (std::holds_alternative<std::monostate>(body) ||
+      std::holds_alternative<CheckpointReport>(body))
+    return;
   if (std::holds_alternative<FailedReport>(body) || std::holds_alternative<ReleasedReport>(body)) {
     return Abandon(local);
   }
   local.last_queued = false;
   local.outbox.clear();
   const bool plan = std::holds_alternative<PlanReport>(body);
-  Fail(local, {plan ? "NUMERICS_CHANGED" : "INTERNAL", "the server refused a report: " + in.message, !plan, false});
+  Fail(local, {plan ? "NUMERICS_CHANGED" : "INTERNAL", "the server refused a report: " + in.message,
+               !plan, false});
 }
 
 // ---- The turn ----------------------------------------------------------------------------------
@@ -472,7 +485,8 @@ void Agent::Reconcile() {
     AdvanceReports(local);
   }
   EraseDone();
-  if (draining_ && drain_told_ && attempts_.empty() && engines_.empty()) return End("drained", false);
+  if (draining_ && drain_told_ && attempts_.empty() && engines_.empty())
+    return End("drained", false);
   Register();
   Synchronize();
 }

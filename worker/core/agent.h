@@ -1,20 +1,24 @@
-// A worker's mind: desired set (the server's last answer) against running set (engines and attempts).
+// A worker's mind: desired set (the server's last answer) against running set (engines and
+// attempts).
 //
-// Pure: Handle takes one input and `now`, and returns what the edge is to do. No clock, I/O, threads,
-// randomness. The edge performs the actions in order, asynchronously where they take time, and feeds
-// every outcome back as an input. Not thread-safe: one thread drives it.
+// Pure: Handle takes one input and `now`, and returns what the edge is to do. No clock, I/O,
+// threads, randomness. The edge performs the actions in order, asynchronously where they take time,
+// and feeds every outcome back as an input. Not thread-safe: one thread drives it.
 //
 // What it keeps:
 //  * An engine process has one base on one device; attempts attach to it. An idle engine stays for
 //    `engine_idle_us`, and is gone before an engine of another group starts on its device.
-//  * An attempt is listed from the moment the server asked for it until nothing of it is left here, its
+//  * An attempt is listed from the moment the server asked for it until nothing of it is left here,
+//  its
 //    last report was answered, and the server no longer asks for it.
 //  * A checkpoint or result is reported only after its files were uploaded.
-//  * Renewals are trusted until send time + lease_lost - trust_margin; then attempts are saved locally
+//  * Renewals are trusted until send time + lease_lost - trust_margin; then attempts are saved
+//  locally
 //    and paused until the server answers.
 //  * When an engine dies, the attempt whose turn it was is at fault; its neighbours say so.
 //  * Reports of an attempt go out one at a time, in order, again and again until answered.
-//  * A restart of the worker starts with an empty agent under a new incarnation: engines end with the
+//  * A restart of the worker starts with an empty agent under a new incarnation: engines end with
+//  the
 //    process that started them (end of file), and the server gives the attempts away again.
 #pragma once
 
@@ -34,26 +38,28 @@ namespace nibble::worker {
 
 struct AgentOptions {
   int64_t trust_margin_us = 15'000'000;
-  int64_t engine_idle_us = 60'000'000;       // how long an engine without attempts keeps its base
-  int64_t engine_start_timeout_us = 1'800'000'000;  // until `hello`; quantizing a large base takes long
-  int64_t detach_timeout_us = 300'000'000;   // then the engine is killed
-  int64_t retry_min_us = 1'000'000;          // calls, reports, fetches, uploads: doubling
-  int64_t retry_max_us = 5'000'000;          // of calls and reports
-  int64_t retry_disk_us = 30'000'000;        // when the disk is full
-  int64_t silence_us = 3'600'000'000;        // without trust for so long, devices are given back
+  int64_t engine_idle_us = 60'000'000;  // how long an engine without attempts keeps its base
+  int64_t engine_start_timeout_us =
+      1'800'000'000;                        // until `hello`; quantizing a large base takes long
+  int64_t detach_timeout_us = 300'000'000;  // then the engine is killed
+  int64_t retry_min_us = 1'000'000;         // calls, reports, fetches, uploads: doubling
+  int64_t retry_max_us = 5'000'000;         // of calls and reports
+  int64_t retry_disk_us = 30'000'000;       // when the disk is full
+  int64_t silence_us = 3'600'000'000;       // without trust for so long, devices are given back
   int32_t max_fetch_tries = 5;
-  int64_t metrics_interval_us = 1'000'000;   // steps are sent in batches this often
-  size_t max_pending_metrics = 4'096;        // per attempt; beyond it the oldest are dropped
+  int64_t metrics_interval_us = 1'000'000;  // steps are sent in batches this often
+  size_t max_pending_metrics = 4'096;       // per attempt; beyond it the oldest are dropped
 };
 
-// ---- Inputs ---------------------------------------------------------------------------------------
+// ---- Inputs
+// ---------------------------------------------------------------------------------------
 
-struct Start {};                             // once, first
-struct Tick {};                              // at least as often as NextDueUs says
-struct Drain {};                             // SIGTERM: let everything go, then exit
+struct Start {};  // once, first
+struct Tick {};   // at least as often as NextDueUs says
+struct Drain {};  // SIGTERM: let everything go, then exit
 struct RegisterReply {
-  bool ok = false;                           // else: tried again later
-  bool superseded = false;                   // another process has this worker id
+  bool ok = false;          // else: tried again later
+  bool superseded = false;  // another process has this worker id
   std::string timeline;
   int64_t generation = 0;
   int64_t lease_lost_us = 0;
@@ -72,42 +78,79 @@ struct ReportReply {
   enum class Code { kOk, kUnavailable, kStale, kRefused } code = Code::kOk;
   std::string message;
 };
-struct Fetched { AttemptKey key; LocalFiles files; };
+struct Fetched {
+  AttemptKey key;
+  LocalFiles files;
+};
 struct FetchFailed {
   AttemptKey key;
-  std::string reason;                        // of base/error.h
+  std::string reason;  // of base/error.h
   std::string message;
-  bool again = true;                         // worth another try
+  bool again = true;  // worth another try
 };
-struct Uploaded { int64_t id = 0; std::vector<FileRef> files; };
-struct UploadFailed { int64_t id = 0; std::string reason; std::string message; };
+struct Uploaded {
+  int64_t id = 0;
+  std::vector<FileRef> files;
+};
+struct UploadFailed {
+  int64_t id = 0;
+  std::string reason;
+  std::string message;
+};
 // The validate process of a CHECK ended.
 struct CheckEnded {
   AttemptKey key;
   bool ok = false;
   std::string report_json;
   int64_t planned_steps = 0;
-  std::string reason;                        // when not ok
+  std::string reason;  // when not ok
   std::string message;
   bool infrastructure = false;
 };
 
-struct EngineHello { int64_t engine = 0; std::string numerics_id; };
+struct EngineHello {
+  int64_t engine = 0;
+  std::string numerics_id;
+};
 // The process has been reaped: nothing of it is on the device any more.
-struct EngineExited { int64_t engine = 0; std::string message; bool out_of_memory = false; };
-struct EngineBase { int64_t engine = 0; int64_t bytes = 0; };
+struct EngineExited {
+  int64_t engine = 0;
+  std::string message;
+  bool out_of_memory = false;
+};
+struct EngineBase {
+  int64_t engine = 0;
+  int64_t bytes = 0;
+};
 // A turn of that attempt begins; engines may leave it out.
-struct EngineTurn { int64_t engine = 0; AttemptKey key; };
-struct EnginePhase { int64_t engine = 0; AttemptKey key; Phase phase = Phase::kUnspecified; };
+struct EngineTurn {
+  int64_t engine = 0;
+  AttemptKey key;
+};
+struct EnginePhase {
+  int64_t engine = 0;
+  AttemptKey key;
+  Phase phase = Phase::kUnspecified;
+};
 struct EnginePlan {
   int64_t engine = 0;
   AttemptKey key;
   int64_t planned_steps = 0;
-  std::string plan_json;                     // plan and data report, for the server
+  std::string plan_json;  // plan and data report, for the server
   std::string numerics_id;
 };
-struct EngineStep { int64_t engine = 0; AttemptKey key; StepMetric metric; };
-struct EngineEval { int64_t engine = 0; AttemptKey key; int64_t step = 0; double loss = 0; int64_t time_us = 0; };
+struct EngineStep {
+  int64_t engine = 0;
+  AttemptKey key;
+  StepMetric metric;
+};
+struct EngineEval {
+  int64_t engine = 0;
+  AttemptKey key;
+  int64_t step = 0;
+  double loss = 0;
+  int64_t time_us = 0;
+};
 struct EngineCheckpoint {
   int64_t engine = 0;
   AttemptKey key;
@@ -124,7 +167,11 @@ struct EngineFinished {
   std::string dir;
   std::string stop_reason;
 };
-struct EngineDetached { int64_t engine = 0; AttemptKey key; int64_t step = 0; };
+struct EngineDetached {
+  int64_t engine = 0;
+  AttemptKey key;
+  int64_t step = 0;
+};
 struct EngineFailed {
   int64_t engine = 0;
   AttemptKey key;
@@ -134,43 +181,101 @@ struct EngineFailed {
 };
 
 using Input =
-    std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply, Fetched, FetchFailed,
-                 Uploaded, UploadFailed, CheckEnded, EngineHello, EngineExited, EngineBase, EngineTurn,
-                 EnginePhase, EnginePlan, EngineStep, EngineEval, EngineCheckpoint, EngineFinished,
-                 EngineDetached, EngineFailed>;
+    std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply, Fetched,
+                 FetchFailed, Uploaded, UploadFailed, CheckEnded, EngineHello, EngineExited,
+                 EngineBase, EngineTurn, EnginePhase, EnginePlan, EngineStep, EngineEval,
+                 EngineCheckpoint, EngineFinished, EngineDetached, EngineFailed>;
 
-// ---- Actions --------------------------------------------------------------------------------------
+// ---- Actions
+// --------------------------------------------------------------------------------------
 
-struct DoRegister { std::string timeline_seen; int64_t generation_seen = 0; };
+struct DoRegister {
+  std::string timeline_seen;
+  int64_t generation_seen = 0;
+};
 // Abandons an outstanding call.
-struct DoSynchronize { SynchronizeRequest request; int64_t generation_seen = 0; };
-struct DoReport { Report report; int64_t generation_seen = 0; };
+struct DoSynchronize {
+  SynchronizeRequest request;
+  int64_t generation_seen = 0;
+};
+struct DoReport {
+  Report report;
+  int64_t generation_seen = 0;
+};
 // Model, data and checkpoint onto this machine; ends with Fetched or FetchFailed.
-struct DoFetch { Assignment assignment; };
-struct StopFetch { AttemptKey key; };
-struct StartEngine { int64_t engine = 0; EngineGroup group; std::string model_dir; };
+struct DoFetch {
+  Assignment assignment;
+};
+struct StopFetch {
+  AttemptKey key;
+};
+struct StartEngine {
+  int64_t engine = 0;
+  EngineGroup group;
+  std::string model_dir;
+};
 // As soon as the engine has said hello.
-struct Attach { int64_t engine = 0; Assignment assignment; LocalFiles files; };
-struct PauseAttempt { int64_t engine = 0; AttemptKey key; };
-struct ResumeAttempt { int64_t engine = 0; AttemptKey key; };
-struct CheckpointAttempt { int64_t engine = 0; AttemptKey key; };
-struct Detach { int64_t engine = 0; AttemptKey key; bool checkpoint = false; };
-struct ShutdownEngine { int64_t engine = 0; };   // after the current turn
-struct KillEngine { int64_t engine = 0; };       // now
-struct StartCheck { Assignment assignment; LocalFiles files; };
-struct StopCheck { AttemptKey key; };
+struct Attach {
+  int64_t engine = 0;
+  Assignment assignment;
+  LocalFiles files;
+};
+struct PauseAttempt {
+  int64_t engine = 0;
+  AttemptKey key;
+};
+struct ResumeAttempt {
+  int64_t engine = 0;
+  AttemptKey key;
+};
+struct CheckpointAttempt {
+  int64_t engine = 0;
+  AttemptKey key;
+};
+struct Detach {
+  int64_t engine = 0;
+  AttemptKey key;
+  bool checkpoint = false;
+};
+struct ShutdownEngine {
+  int64_t engine = 0;
+};  // after the current turn
+struct KillEngine {
+  int64_t engine = 0;
+};  // now
+struct StartCheck {
+  Assignment assignment;
+  LocalFiles files;
+};
+struct StopCheck {
+  AttemptKey key;
+};
 // All files of the directory, as blobs; ends with Uploaded or UploadFailed unless stopped.
-struct DoUpload { int64_t id = 0; AttemptKey key; std::string token; std::string dir; };
-struct StopUpload { int64_t id = 0; };
+struct DoUpload {
+  int64_t id = 0;
+  AttemptKey key;
+  std::string token;
+  std::string dir;
+};
+struct StopUpload {
+  int64_t id = 0;
+};
 // The attempt is over here: its directory may be removed.
-struct Forget { AttemptKey key; };
-struct Exit { std::string why; bool superseded = false; };
+struct Forget {
+  AttemptKey key;
+};
+struct Exit {
+  std::string why;
+  bool superseded = false;
+};
 
-using Action = std::variant<DoRegister, DoSynchronize, DoReport, DoFetch, StopFetch, StartEngine, Attach,
-                            PauseAttempt, ResumeAttempt, CheckpointAttempt, Detach, ShutdownEngine,
-                            KillEngine, StartCheck, StopCheck, DoUpload, StopUpload, Forget, Exit>;
+using Action =
+    std::variant<DoRegister, DoSynchronize, DoReport, DoFetch, StopFetch, StartEngine, Attach,
+                 PauseAttempt, ResumeAttempt, CheckpointAttempt, Detach, ShutdownEngine, KillEngine,
+                 StartCheck, StopCheck, DoUpload, StopUpload, Forget, Exit>;
 
-// ---- The agent ------------------------------------------------------------------------------------
+// ---- The agent
+// ------------------------------------------------------------------------------------
 
 class Agent {
  public:
@@ -187,19 +292,28 @@ class Agent {
   bool trusted(int64_t now_us) const { return now_us < trust_until_us_; }
 
  private:
-  // kFinishing: nothing is in an engine any more; uploads and last reports are. kReleased: nothing is left.
-  enum class Stage { kFetching, kWaitingEngine, kAttached, kChecking, kDetaching, kFinishing, kReleased };
+  // kFinishing: nothing is in an engine any more; uploads and last reports are. kReleased: nothing
+  // is left.
+  enum class Stage {
+    kFetching,
+    kWaitingEngine,
+    kAttached,
+    kChecking,
+    kDetaching,
+    kFinishing,
+    kReleased
+  };
   struct PendingUpload {
-    int64_t id = 0;                          // 0 = not in flight
+    int64_t id = 0;  // 0 = not in flight
     std::string dir;
-    ReportBody report;                       // its files are filled in when they are up
+    ReportBody report;  // its files are filled in when they are up
     int64_t not_before_us = 0;
     int64_t backoff_us = 0;
   };
   struct SentReport {
     Report report;
-    bool last = false;                       // the attempt is over once it is answered
-    bool waiting = false;                    // for its answer
+    bool last = false;     // the attempt is over once it is answered
+    bool waiting = false;  // for its answer
     int64_t not_before_us = 0;
     int64_t backoff_us = 0;
   };
@@ -207,10 +321,10 @@ class Agent {
     Assignment assignment;
     Stage stage = Stage::kFetching;
     Phase phase = Phase::kFetching;
-    bool desired = true;                     // in the server's newest set
-    bool abandoned = false;                  // nothing more is reported
+    bool desired = true;     // in the server's newest set
+    bool abandoned = false;  // nothing more is reported
     bool paused = false;
-    int64_t engine = 0;                      // 0 = none
+    int64_t engine = 0;  // 0 = none
     LocalFiles files;
     int64_t step = 0;
     int64_t used_bytes = 0;
@@ -219,13 +333,13 @@ class Agent {
     int64_t fetch_not_before_us = 0;
     int64_t fetch_backoff_us = 0;
     int64_t detach_deadline_us = 0;
-    std::optional<ReportBody> last_body;     // sent when it is kFinishing and all uploads are done
+    std::optional<ReportBody> last_body;  // sent when it is kFinishing and all uploads are done
     bool last_queued = false;
-    std::deque<StepMetric> metrics;          // not yet sent
+    std::deque<StepMetric> metrics;  // not yet sent
     int64_t metrics_since_us = 0;
-    std::deque<PendingUpload> uploads;       // the first may be in flight
-    std::deque<ReportBody> outbox;           // not yet sent
-    std::optional<SentReport> sent;          // one at a time, again and again until answered
+    std::deque<PendingUpload> uploads;  // the first may be in flight
+    std::deque<ReportBody> outbox;      // not yet sent
+    std::optional<SentReport> sent;     // one at a time, again and again until answered
   };
   struct Engine {
     EngineGroup group;
@@ -234,10 +348,10 @@ class Agent {
     bool killed = false;
     int64_t start_us = 0;
     int64_t stop_us = 0;
-    int64_t idle_since_us = 0;               // 0 = in use
+    int64_t idle_since_us = 0;  // 0 = in use
     int64_t base_bytes = 0;
     std::optional<AttemptKey> turn;
-    std::vector<AttemptKey> order;           // attached, in order of attachment
+    std::vector<AttemptKey> order;  // attached, in order of attachment
   };
 
   void On(const Start&);
@@ -264,7 +378,7 @@ class Agent {
   void On(const EngineDetached&);
   void On(const EngineFailed&);
 
-  void Reconcile();                          // what follows from everything known now
+  void Reconcile();  // what follows from everything known now
   void AdoptDesired(const SynchronizeReply& reply);
   void Obey(Local& local);
   void LetGo(Local& local, bool checkpoint);
@@ -297,31 +411,33 @@ class Agent {
   std::optional<AttemptKey> FaultyOf(const Engine& engine) const;
   int64_t NextBackoff(int64_t& backoff_us, int64_t max_us) const;
   template <typename A>
-  void Do(A action) { actions_.push_back(Action(std::move(action))); }
+  void Do(A action) {
+    actions_.push_back(Action(std::move(action)));
+  }
 
   AgentOptions options_;
   int64_t now_us_ = 0;
   std::vector<Action> actions_;
   std::map<AttemptKey, Local> attempts_;
   std::map<int64_t, Engine> engines_;
-  int64_t next_id_ = 1;                      // engines, reports, uploads, calls
+  int64_t next_id_ = 1;  // engines, reports, uploads, calls
 
   bool started_ = false;
   bool registered_ = false;
   bool register_in_flight_ = false;
   bool draining_ = false;
-  bool drain_told_ = false;                  // the server has answered a call that said so
+  bool drain_told_ = false;  // the server has answered a call that said so
   bool exited_ = false;
   std::string timeline_;
   int64_t generation_ = 0;
-  int64_t revision_ = 0;                     // of the desired set adopted last
+  int64_t revision_ = 0;  // of the desired set adopted last
   int64_t lease_lost_us_ = 120'000'000;
   int64_t register_sent_us_ = 0;
   int64_t trust_until_us_ = 0;
-  bool distrusted_ = false;                  // attempts were paused for want of an answer
-  int64_t sync_id_ = 0;                      // outstanding; 0 = none
+  bool distrusted_ = false;  // attempts were paused for want of an answer
+  int64_t sync_id_ = 0;      // outstanding; 0 = none
   int64_t sync_sent_us_ = 0;
-  bool sync_draining_ = false;               // what the outstanding call said
+  bool sync_draining_ = false;                         // what the outstanding call said
   std::set<std::pair<AttemptKey, bool>> sync_listed_;  // and whether released
   int64_t call_not_before_us_ = 0;
   int64_t call_backoff_us_ = 0;

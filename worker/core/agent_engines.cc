@@ -7,7 +7,8 @@ namespace nibble::worker {
 namespace {
 
 EngineGroup GroupOf(const Assignment& assignment) {
-  return {assignment.device_id, assignment.base_digest, assignment.spec.quant, assignment.spec.double_quant};
+  return {assignment.device_id, assignment.base_digest, assignment.spec.quant,
+          assignment.spec.double_quant};
 }
 
 }  // namespace
@@ -86,7 +87,8 @@ void Agent::AdvanceEngines() {
       continue;
     }
     if (engine.idle_since_us == 0) engine.idle_since_us = now_us_;
-    if (draining_ || now_us_ >= engine.idle_since_us + options_.engine_idle_us) StopEngine(id, engine);
+    if (draining_ || now_us_ >= engine.idle_since_us + options_.engine_idle_us)
+      StopEngine(id, engine);
   }
 }
 
@@ -98,24 +100,26 @@ void Agent::CheckTimeouts() {
     Do(KillEngine{id});
   };
   for (auto& [id, engine] : engines_) {
-    if (!engine.ready && now_us_ >= engine.start_us + options_.engine_start_timeout_us) kill(id, engine);
+    if (!engine.ready && now_us_ >= engine.start_us + options_.engine_start_timeout_us)
+      kill(id, engine);
     if (engine.stopping && now_us_ >= engine.stop_us + options_.detach_timeout_us) kill(id, engine);
   }
   for (auto& [key, local] : attempts_) {
     if (local.stage != Stage::kDetaching || now_us_ < local.detach_deadline_us) continue;
     const auto it = engines_.find(local.engine);
     if (it == engines_.end() || it->second.killed) continue;
-    it->second.turn = key;   // it does not end its turn
+    it->second.turn = key;  // it does not end its turn
     it->second.stop_us = now_us_;
     kill(it->first, it->second);
   }
 }
 
-// The one whose turn it was: as the engine said, else the only one, else the one after that which was
-// heard of last, for turns go round in order of attachment.
+// The one whose turn it was: as the engine said, else the only one, else the one after that which
+// was heard of last, for turns go round in order of attachment.
 std::optional<AttemptKey> Agent::FaultyOf(const Engine& engine) const {
   if (engine.order.empty()) return std::nullopt;
-  if (engine.turn && std::find(engine.order.begin(), engine.order.end(), *engine.turn) != engine.order.end()) {
+  if (engine.turn &&
+      std::find(engine.order.begin(), engine.order.end(), *engine.turn) != engine.order.end()) {
     return engine.turn;
   }
   return engine.order.front();
@@ -144,7 +148,8 @@ void Agent::On(const EngineExited& in) {
     local->engine = 0;
     local->used_bytes = 0;
     const bool own = faulty == key;
-    Fail(*local, {reason, own ? in.message : "the engine died in the turn of " + faulty->ToString(), true, !own});
+    Fail(*local, {reason, own ? in.message : "the engine died in the turn of " + faulty->ToString(),
+                  true, !own});
   }
   if (engine.ready || (engine.stopping && !engine.killed)) return;
   // It never came up: whoever waited for it would wait for the next in vain.
@@ -197,7 +202,7 @@ void Agent::On(const EngineEval& in) {
     local->metrics.back().eval_loss = in.loss;
     return;
   }
-  StepMetric metric;   // the step itself has gone up before
+  StepMetric metric;  // the step itself has gone up before
   metric.step = in.step;
   metric.time_us = in.time_us;
   metric.eval_loss = in.loss;
@@ -221,7 +226,7 @@ void Agent::On(const EngineFinished& in) {
   if (local == nullptr) return;
   LeaveEngine(*local);
   local->step = in.step;
-  local->last_body.reset();   // of a release that came too late
+  local->last_body.reset();  // of a release that came too late
   if (!local->abandoned) {
     while (!local->uploads.empty() && local->uploads.back().id == 0) local->uploads.pop_back();
     PendingUpload upload;

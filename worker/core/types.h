@@ -32,8 +32,16 @@ enum class Kind { kTrain = 1, kCheck = 2 };
 // RELEASE: checkpoint, report it, let go. STOP: let go without.
 enum class Want { kRun = 1, kPause = 2, kRelease = 3, kStop = 4 };
 enum class Phase {
-  kUnspecified = 0, kFetching = 1, kLoadingBase = 2, kTokenizing = 3, kTraining = 4, kEvaluating = 5,
-  kCheckpointing = 6, kUploading = 7, kPausedDisk = 8, kReleased = 9,
+  kUnspecified = 0,
+  kFetching = 1,
+  kLoadingBase = 2,
+  kTokenizing = 3,
+  kTraining = 4,
+  kEvaluating = 5,
+  kCheckpointing = 6,
+  kUploading = 7,
+  kPausedDisk = 8,
+  kReleased = 9,
 };
 
 // As the server sent it.
@@ -43,7 +51,7 @@ struct Assignment {
   std::string device_id;
   Kind kind = Kind::kTrain;
   Want want = Want::kRun;
-  spec::TrainSpec spec;                 // parsed by the edge
+  spec::TrainSpec spec;  // parsed by the edge
   std::string spec_json;
   std::string base_digest;
   std::vector<FileRef> base_files;
@@ -67,8 +75,8 @@ struct Assignment {
 struct LocalFiles {
   std::string model_dir;
   std::string dataset_path;
-  std::string eval_dataset_path;        // "" = none
-  std::string resume_dir;               // "" = from the start
+  std::string eval_dataset_path;  // "" = none
+  std::string resume_dir;         // "" = from the start
 };
 
 // What an engine process is for: jobs with the same group share it.
@@ -94,24 +102,38 @@ struct StepMetric {
   double epoch_fraction = 0;
 };
 
-// ---- What is told to the server about an attempt --------------------------------------------------
+// ---- What is told to the server about an attempt
+// --------------------------------------------------
 
-struct PlanReport { int64_t planned_steps = 0; std::string plan_json; std::string numerics_id; };
+struct PlanReport {
+  int64_t planned_steps = 0;
+  std::string plan_json;
+  std::string numerics_id;
+};
 struct CheckpointReport {
   int64_t step = 0;
-  std::vector<FileRef> files;           // uploaded before
+  std::vector<FileRef> files;  // uploaded before
   std::string manifest_sha256;
   double loss = 0;
 };
-struct FinishedReport { std::vector<FileRef> files; int64_t step = 0; std::string stop_reason; };
+struct FinishedReport {
+  std::vector<FileRef> files;
+  int64_t step = 0;
+  std::string stop_reason;
+};
 struct FailedReport {
-  std::string reason;                   // of base/error.h
+  std::string reason;  // of base/error.h
   std::string message;
   bool infrastructure = false;
   bool neighbour_fault = false;
 };
-struct CheckReport { std::string report_json; int64_t planned_steps = 0; };
-struct ReleasedReport { int64_t step = 0; };
+struct CheckReport {
+  std::string report_json;
+  int64_t planned_steps = 0;
+};
+struct ReleasedReport {
+  int64_t step = 0;
+};
 // monostate: metrics only.
 using ReportBody = std::variant<std::monostate, PlanReport, CheckpointReport, FinishedReport,
                                 FailedReport, CheckReport, ReleasedReport>;
@@ -137,7 +159,7 @@ struct DeviceStatus {
   std::set<std::string> resident_bases;
 };
 struct SynchronizeRequest {
-  int64_t id = 0;                       // local; comes back with the answer
+  int64_t id = 0;  // local; comes back with the answer
   int64_t known_revision = 0;
   std::vector<RunningAttempt> attempts;
   std::vector<DeviceStatus> devices;

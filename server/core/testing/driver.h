@@ -29,11 +29,13 @@ inline SpecFunctions CheapSpecFunctions() {
     spec::MemoryPlan plan;
     plan.base_bytes = 100 * kMB;
     plan.persistent_bytes = spec.lora_r * kMB;
-    plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * 1'000 * (spec.gradient_checkpointing ? 1 : 4);
+    plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * 1'000 *
+                      (spec.gradient_checkpointing ? 1 : 4);
     plan.fixed_bytes = profile.fixed_bytes;
     return plan;
   };
-  functions.resolve = [](spec::TrainSpec spec, const spec::ModelConfig&) -> absl::StatusOr<spec::TrainSpec> {
+  functions.resolve = [](spec::TrainSpec spec,
+                         const spec::ModelConfig&) -> absl::StatusOr<spec::TrainSpec> {
     return spec;
   };
   return functions;
@@ -41,7 +43,8 @@ inline SpecFunctions CheapSpecFunctions() {
 
 class Driver {
  public:
-  explicit Driver(CoreOptions options = {}) : core_{std::move(options), Planner(CheapSpecFunctions())} {
+  explicit Driver(CoreOptions options = {})
+      : core_{std::move(options), Planner(CheapSpecFunctions())} {
     core_.options.token_secret = "secret";
     Must(ServerStart{"timeline-1"});
     RegisterBase("base");
@@ -77,7 +80,8 @@ class Driver {
     return *id;
   }
 
-  static RegisterWorker WorkerOf(const std::string& id, const std::string& incarnation, int64_t capacity_bytes) {
+  static RegisterWorker WorkerOf(const std::string& id, const std::string& incarnation,
+                                 int64_t capacity_bytes) {
     RegisterWorker request;
     request.worker_id = id;
     request.incarnation = incarnation;
@@ -90,7 +94,8 @@ class Driver {
     request.devices = {device};
     return request;
   }
-  void AddWorker(const std::string& id, int64_t capacity_bytes = 1'000 * kMB, const std::string& incarnation = "i1") {
+  void AddWorker(const std::string& id, int64_t capacity_bytes = 1'000 * kMB,
+                 const std::string& incarnation = "i1") {
     Must(WorkerOf(id, incarnation, capacity_bytes));
   }
   // r 10 and 1,000 tokens: 10 + 100 + 10 + 1 MB alone.
@@ -113,7 +118,8 @@ class Driver {
     const Job& job = state_.jobs.at(job_id);
     const Attempt& attempt = job.attempts.at(job.epoch);
     return {job_id, job.epoch, attempt.worker_id, attempt.incarnation,
-            AttemptToken(core_.options, state_, job_id, job.epoch, attempt.worker_id, attempt.incarnation)};
+            AttemptToken(core_.options, state_, job_id, job.epoch, attempt.worker_id,
+                         attempt.incarnation)};
   }
   // A Synchronize that has seen everything and lists all attempts it should.
   Synchronize SyncOf(const std::string& worker_id) const {
@@ -123,7 +129,8 @@ class Driver {
     request.incarnation = worker.incarnation;
     request.known_revision = worker.revision;
     for (const Assignment& a : DesiredFor(state_, worker, core_.options).assignments) {
-      request.attempts.push_back({a.job->id, a.attempt->epoch, a.attempt->device_id, Phase::kTraining, 0, 0});
+      request.attempts.push_back(
+          {a.job->id, a.attempt->epoch, a.attempt->device_id, Phase::kTraining, 0, 0});
     }
     return request;
   }

@@ -1,0 +1,218 @@
+// The single writer over a store that fails on request, and the hub behind it.
+#include "server/control_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "base/error.h"
+#include "server/core/testing/driver.h"
+#include "server/store/memory_store.h"
+
+namespace nibble {
+namespace {
+
+using core::testing::Driver;
+
+class ControlLoopTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Open(); }
+  void Open() {
+    loop_.reset();
+    ControlLoop::Options options;
+    options.core.token_secret = "secret";
+    options.batch_us = 0;
+    options.timeline = "t";
+    loop_ = std::make_unique<ControlLoop>(options, core::testing::CheapSpecFunctions(), &store_,
+                                          &hub_, &clock_);
+    ASSERT_TRUE(loop_->Start().ok());
+  }
+  void Post(core::CommandBody body) {
+    ASSERT_TRUE(loop_->Post(std::move(body),
+                            [this](absl::Status status, const ControlLoop::Outcome& outcome) {
+                              statuses_.push_back(std::move(status));
+                              ids_.push_back(outcome.id);
+                            }));
+  }
+  void AddThings() {
+    core::RegisterModel model;
+    model.model.id = "base";
+    model.model.digest = "d";
+    model.model.root_path = "/base";
+    model.model.files = {{"config.json", std::string(64, 'c'), 1}};
+    Post(model);
+    core::CreateDataset dataset;
+    dataset.dataset.id = "data";
+    dataset.dataset.path = "/data";
+    Post(dataset);
+    Post(Driver::WorkerOf("w1", "i1", 1'000 * core::testing::kMB));
+    loop_->RunOnce(0);
+    statuses_.clear();
+    ids_.clear();
+  }
+  void PostSync(int64_t known_revision, const std::string& incarnation = "i1") {
+    core::Synchronize sync;
+    sync.worker_id = "w1";
+    sync.incarnation = incarnation;
+    sync.known_revision = known_revision;
+    ASSERT_TRUE(loop_->PostSynchronize(
+        sync, [this](absl::Status status, const ControlLoop::Outcome& outcome) {
+          syncs_.push_back(std::move(status));
+          revision_ = outcome.state.workers.at("w1").revision;
+        }));
+    loop_->RunOnce(0);
+  }
+
+  SimClock clock_;
+  store::MemoryStore store_;
+  WatchHub hub_{4, 4};
+  std::unique_ptr<ControlLoop> loop_;
+  std::vector<absl::Status> statuses_;
+  std::vector<std::string> ids_;
+  std::vector<absl::Status> syncs_;
+  int64_t revision_ = 0;
+};
+
+TEST_F(ControlLoopTest, AnswersAfterTheCommitAndARefusalTouchesNothing) {
+  AddThings();
+  Post(Driver::JobOf("a"));
+  Post(Driver::JobOf("a"));
+  EXPECT_TRUE(statuses_.empty());
+  loop_->RunOnce(0);
+  ASSERT_EQ(statuses_.size(), 2u);
+  EXPECT_TRUE(statuses_[0].ok());
+  EXPECT_EQ(ids_[0], "a");
+  EXPECT_EQ(StatusReason(statuses_[1]), Reason::kJobExists);
+  // Placed in the same turn, and on disk.
+  EXPECT_EQ(store_.rows().jobs.at("a").state, core::JobState::kStarting);
+}
+
+TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
+  AddThings();
+  for (const auto fault :
+       {store::MemoryStore::Fault::kFailBefore, store::MemoryStore::Fault::kFailAfter}) {
+    const std::string id = fault == store::MemoryStore::Fault::kFailBefore ? "before" : "after";
+    int commits = 0;
+    store_.SetFaults([&] { return commits++ == 0 ? fault : store::MemoryStore::Fault::kNone; });
+    const int64_t revision = loop_->state().workers.at("w1").revision;
+    auto watcher = hub_.Subscribe(id, nullptr);
+    statuses_.clear();
+    Post(Driver::JobOf(id));
+    loop_->RunOnce(0);
+    ASSERT_EQ(statuses_.size(), 1u);
+    EXPECT_EQ(StatusReason(statuses_[0]), Reason::kStoreUnavailable);
+    EXPECT_EQ(loop_->state().jobs.count(id),
+              fault == store::MemoryStore::Fault::kFailAfter ? 1u : 0u);
+    EXPECT_GT(loop_->state().workers.at("w1").revision, revision);
+    EXPECT_EQ(loop_->state().workers.at("w1").renewed_us, clock_.NowMonotonicUs());
+    EXPECT_TRUE(watcher->Take().cut);
+    store_.SetFaults(nullptr);
+  }
+  EXPECT_TRUE(loop_->serving());
+}
+
+TEST_F(ControlLoopTest, HoldsASynchronizeUntilSomethingChanges) {
+  AddThings();
+  PostSync(0);
+  ASSERT_EQ(syncs_.size(), 1u);  // it knew an older set
+  PostSync(revision_);
+  EXPECT_EQ(syncs_.size(), 1u);
+  clock_.AdvanceUs(9'000'000);
+  loop_->RunOnce(0);
+  EXPECT_EQ(syncs_.size(), 1u);
+  clock_.AdvanceUs(1'000'000);
+  loop_->RunOnce(0);
+  EXPECT_EQ(syncs_.size(), 2u);
+  PostSync(revision_);
+  Post(Driver::JobOf("a"));
+  loop_->RunOnce(0);
+  ASSERT_EQ(syncs_.size(), 3u);
+  // A newer call answers the older one.
+  PostSync(revision_);
+  PostSync(revision_);
+  EXPECT_EQ(syncs_.size(), 4u);
+  loop_->Stop();
+  EXPECT_EQ(syncs_.size(), 5u);
+  for (const absl::Status& status : syncs_) EXPECT_TRUE(status.ok());
+}
+
+TEST_F(ControlLoopTest, AHeldCallOfASupersededProcessLearnsNothing) {
+  AddThings();
+  PostSync(0);
+  PostSync(revision_);
+  Post(Driver::WorkerOf("w1", "i2", 1'000 * core::testing::kMB));
+  loop_->RunOnce(0);
+  ASSERT_EQ(syncs_.size(), 2u);
+  EXPECT_EQ(StatusReason(syncs_[1]), Reason::kStaleAttempt);
+}
+
+TEST_F(ControlLoopTest, ARestartGoesOnFromTheStore) {
+  AddThings();
+  Post(Driver::JobOf("a"));
+  loop_->RunOnce(0);
+  Open();
+  EXPECT_EQ(loop_->state().generation, 2);
+  EXPECT_EQ(loop_->state().jobs.at("a").state, core::JobState::kStarting);
+  EXPECT_TRUE(loop_->state().CheckInvariants(loop_->core().options).ok());
+}
+
+TEST_F(ControlLoopTest, ManyThreadsCall) {
+  AddThings();
+  loop_->RunThread();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 25; ++i) {
+        const std::string id = "job-" + std::to_string(t) + "-" + std::to_string(i);
+        EXPECT_EQ(loop_->Call(Driver::JobOf(id)).value(), id);
+        bool found = false;
+        EXPECT_TRUE(loop_->ReadAndWait(
+            [&](const ControlLoop::Outcome& o) { found = o.state.FindJob(id) != nullptr; }));
+        EXPECT_TRUE(found);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  loop_->Stop();
+  EXPECT_EQ(loop_->state().jobs.size(), 100u + loop_->state().checks.size());
+  EXPECT_EQ(StatusReason(loop_->Call(core::Tick{}).status()), Reason::kShuttingDown);
+}
+
+TEST(WatchHub, DeliversInOrderAndCutsTheSlow) {
+  WatchHub hub(3, 2);
+  int wakes = 0;
+  auto watcher = hub.Subscribe("a", [&] { ++wakes; });
+  auto everything = hub.Subscribe("", nullptr);
+  const auto record = [](const std::string& job, int64_t sequence) {
+    core::EventRecord r;
+    r.job_id = job;
+    r.sequence = sequence;
+    return r;
+  };
+  hub.PublishEvents({record("a", 1), record("b", 1), record("a", 2)});
+  EXPECT_EQ(wakes, 1);
+  WatchHub::Taken taken = watcher->Take();
+  ASSERT_EQ(taken.events.size(), 2u);
+  EXPECT_EQ(taken.events[1].sequence, 2);
+  EXPECT_FALSE(taken.cut);
+  EXPECT_EQ(everything->Take().events.size(), 3u);
+  for (int64_t s = 3; s < 9; ++s) hub.PublishEvents({record("a", s)});
+  taken = watcher->Take();
+  EXPECT_TRUE(taken.cut);
+  EXPECT_EQ(taken.events.size(), 3u);
+  hub.PublishEvents({record("a", 9)});
+  EXPECT_TRUE(watcher->Take().events.empty());
+  auto again = hub.Subscribe("a", nullptr);
+  store::StepMetric m;
+  for (m.step = 1; m.step <= 5; ++m.step) hub.PublishMetrics("a", {m});
+  taken = again->Take();
+  ASSERT_EQ(taken.metrics.size(), 2u);
+  EXPECT_EQ(taken.metrics.back().step, 5);
+  hub.Close();
+  EXPECT_TRUE(again->Take().cut);
+  EXPECT_TRUE(hub.Subscribe("a", nullptr)->Take().cut);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,206 @@
+// Who starts where, who waits, and what it says about it.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "server/core/testing/driver.h"
+
+namespace nibble::core {
+namespace {
+
+using testing::Driver;
+using ::testing::HasSubstr;
+using testing::kMB;
+
+std::string WorkerOfJob(const Driver& d, const std::string& id) {
+  const Job& job = d.job(id);
+  return job.Current() == nullptr ? "" : job.Current()->worker_id;
+}
+
+// persistent r MB, step tokens / 1000 MB; with base 100 MB and fixed 10 MB.
+CreateJob Sized(const std::string& id, int32_t r, int32_t tokens) {
+  CreateJob create = Driver::JobOf(id);
+  create.spec.lora_r = r;
+  create.spec.sequence_len = tokens;
+  return create;
+}
+
+TEST(DeviceLoad, CountsTheBaseOnceAndTheLargestStep) {
+  DeviceLoad load;
+  PlanBytes plan;
+  plan.fixed_bytes = 10;
+  plan.base_bytes = 100;
+  plan.persistent_bytes = 7;
+  plan.step_bytes = 30;
+  load.Add("g", plan, false);
+  EXPECT_EQ(load.TotalBytes(), 147);
+  plan.step_bytes = 20;
+  EXPECT_EQ(load.Added("g", plan), 7);
+  plan.step_bytes = 50;
+  EXPECT_EQ(load.Added("g", plan), 27);
+  EXPECT_EQ(load.Added("other", plan), 167);
+  load.Add("g", plan, false);
+  EXPECT_EQ(load.TotalBytes(), 10 + 100 + 14 + 50);
+}
+
+TEST(Schedule, SharesABaseWhileItFitsToTheByte) {
+  Driver d;
+  d.AddWorker("w1", (10 + 100 + 20 + 20 + 30) * kMB);  // two jobs of 20, the larger step 30
+  d.Must(Sized("a", 20, 30'000));
+  d.Must(Sized("b", 20, 10'000));
+  d.Must(Sized("c", 1, 1'000));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
+  EXPECT_EQ(WorkerOfJob(d, "b"), "w1");
+  EXPECT_EQ(WorkerOfJob(d, "c"), "");
+}
+
+TEST(Schedule, OneByteTooFewWaits) {
+  Driver d;
+  d.AddWorker("w1", (10 + 100 + 20 + 20 + 30) * kMB - 1);
+  d.Must(Sized("a", 20, 30'000));
+  d.Must(Sized("b", 20, 10'000));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
+  EXPECT_EQ(WorkerOfJob(d, "b"), "");
+  const std::string why = StateReason(d.state(), d.job("b"), d.Now().monotonic_us, d.core());
+  EXPECT_THAT(why, HasSubstr("140000000 bytes"));
+  EXPECT_THAT(why, HasSubstr("(19999999 bytes) on w1/cpu0"));
+  EXPECT_THAT(why, HasSubstr("held by a"));
+}
+
+TEST(Schedule, PrefersAnIdleDeviceThenTheOneWithTheBase) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("a"));
+  d.Place();
+  d.AddWorker("w2");
+  d.Must(Driver::JobOf("b"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "b"), "w2");
+  d.AddWorker("w3");
+  d.AddWorker("w4");
+  Synchronize sync = d.SyncOf("w4");
+  sync.devices = {{"cpu0", 0, {"digest-of-base"}}};
+  d.Must(sync);
+  d.Must(Driver::JobOf("c"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "c"), "w4");
+}
+
+TEST(Schedule, OneBaseAtATimeOnADevice) {
+  Driver d;
+  d.RegisterBase("other");
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("a"));
+  CreateJob b = Driver::JobOf("b");
+  b.model_id = "other";
+  d.Must(b);
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "b"), "");
+  d.core().options.max_bases_per_device = 2;
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "b"), "w1");
+}
+
+TEST(Schedule, PriorityFirstThenAgeAndAgeCatchesUp) {
+  Driver d;
+  d.Must(Driver::JobOf("old"));
+  d.Advance(kSecondUs);
+  CreateJob urgent = Driver::JobOf("urgent");
+  urgent.priority = 1;
+  d.Must(urgent);
+  auto order = QueueOrder(d.state(), d.core().options);
+  EXPECT_EQ(order[0]->id, "urgent");
+  EXPECT_EQ(QueuePositions(d.state(), d.core().options).at("old"), 2);
+  d.Advance(d.core().options.aging_us);
+  CreateJob later = Driver::JobOf("later");
+  later.priority = 1;
+  d.Must(later);
+  order = QueueOrder(d.state(), d.core().options);
+  EXPECT_EQ(order[1]->id, "old");
+  EXPECT_EQ(order[2]->id, "later");
+}
+
+TEST(Schedule, TheFirstThatMustWaitIsNotStarvedByThoseBehindIt) {
+  Driver d;
+  d.AddWorker("w1", 200 * kMB);
+  d.Must(Sized("a", 20, 20'000));  // 150 of 200
+  d.Place();
+  d.Must(Sized("big", 60, 20'000));   // 190 alone
+  d.Must(Sized("small", 15, 5'000));  // would fit beside a, but not beside big
+  d.Must(Sized("tiny", 5, 5'000));    // fits beside both: 10 + 100 + 60 + 5 + 20
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "big"), "");
+  EXPECT_EQ(WorkerOfJob(d, "small"), "");
+  EXPECT_EQ(WorkerOfJob(d, "tiny"), "w1");
+  d.Must(CancelJob{"a"});
+  Synchronize gone = d.SyncOf("w1");
+  std::erase_if(gone.attempts, [](const ListedAttempt& l) { return l.job_id == "a"; });
+  d.Must(gone);
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "big"), "w1");
+  EXPECT_EQ(WorkerOfJob(d, "small"), "");
+}
+
+TEST(Schedule, BackfillsElsewhere) {
+  Driver d;
+  d.AddWorker("w1", 200 * kMB);
+  d.Must(Sized("a", 60, 20'000));
+  d.Place();
+  d.AddWorker("w2", 140 * kMB);
+  d.Must(Sized("big", 60, 20'000));  // only ever fits w1
+  d.Must(Sized("small", 5, 5'000));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "big"), "");
+  EXPECT_EQ(WorkerOfJob(d, "small"), "w2");
+}
+
+TEST(Schedule, WhoMustRunAloneWaitsForAnEmptyDevice) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("a"));
+  d.Place();
+  d.Must(Driver::JobOf("b"));
+  d.mutable_state().jobs.at("b").run_alone = true;
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "b"), "");
+  d.Must(Driver::JobOf("c"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "c"), "");  // would keep b from its turn
+}
+
+TEST(Schedule, NothingGoesToWorkersThatDrainOrAreLate) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(DrainWorker{"w1"});
+  d.Must(Driver::JobOf("a"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "");
+  d.Must(UndrainWorker{"w1"});
+  d.Advance(50 * kSecondUs);
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "");
+  EXPECT_THAT(StateReason(d.state(), d.job("a"), d.Now().monotonic_us, d.core()),
+              HasSubstr("none of those"));
+  d.Must(Synchronize(d.SyncOf("w1")));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
+}
+
+TEST(Fits, SaysPerDeviceHowMuchAndWhatWouldFit) {
+  Driver d;
+  d.AddWorker("large", 500 * kMB);
+  d.AddWorker("small", 118 * kMB);
+  const Model& model = d.state().models.at("base");
+  const FitReport report = FitsOf(d.state(), model, Driver::JobOf("x").spec, d.core()).value();
+  ASSERT_EQ(report.fits.size(), 2u);
+  EXPECT_EQ(report.fits[0].verdict, DeviceFit::Verdict::kFitsNow);
+  EXPECT_EQ(report.fits[0].largest_micro_batch_size, 256);
+  EXPECT_EQ(report.fits[0].largest_sequence_len, 4096);
+  EXPECT_EQ(report.fits[1].verdict, DeviceFit::Verdict::kNever);
+  EXPECT_EQ(report.fits[1].shortfall_bytes, 3 * kMB);
+  EXPECT_TRUE(report.suggestions.empty());
+}
+
+}  // namespace
+}  // namespace nibble::core

@@ -1,0 +1,294 @@
+// The agent, one input at a time.
+#include "worker/core/agent.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <utility>
+
+namespace nibble::worker {
+namespace {
+
+constexpr int64_t kSecondUs = 1'000'000;
+
+class AgentTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    Feed(Start{});
+    ASSERT_NE(Find<DoRegister>(), nullptr);
+    Feed(RegisterReply{true, false, "t1", 1, 120 * kSecondUs});
+    ASSERT_NE(Find<DoSynchronize>(), nullptr);
+  }
+  void Feed(const Input& input) {
+    last_ = agent_.Handle(input, now_us_);
+    for (const Action& action : last_) {
+      if (const auto* sync = std::get_if<DoSynchronize>(&action)) sync_ = sync->request;
+      if (const auto* report = std::get_if<DoReport>(&action)) reports_.push_back(report->report);
+    }
+  }
+  void Advance(int64_t us) {
+    now_us_ += us;
+    Feed(Tick{});
+  }
+  template <typename A>
+  const A* Find() const {
+    for (const Action& action : last_) {
+      if (const auto* a = std::get_if<A>(&action)) return a;
+    }
+    return nullptr;
+  }
+  static Assignment AssignmentOf(const std::string& job, const std::string& base = "base",
+                                 Want want = Want::kRun) {
+    Assignment a;
+    a.key = {job, 1};
+    a.token = "token-" + job;
+    a.device_id = "cpu0";
+    a.base_digest = base;
+    a.want = want;
+    return a;
+  }
+  void Desire(std::vector<Assignment> assignments) {
+    SynchronizeReply reply;
+    reply.id = sync_.id;
+    reply.timeline = "t1";
+    reply.generation = 1;
+    reply.revision = ++revision_;
+    reply.assignments = std::move(assignments);
+    Feed(reply);
+  }
+  // Up to attached; the engine's number.
+  int64_t Run(const std::string& job, std::vector<Assignment> desired) {
+    Desire(std::move(desired));
+    Feed(Fetched{{job, 1}, {"model", "data", "", ""}});
+    if (const auto* start = Find<StartEngine>()) {
+      engine_ = start->engine;
+      Feed(EngineHello{engine_, "numerics"});
+    }
+    EXPECT_NE(Find<Attach>(), nullptr);
+    return engine_;
+  }
+  void Answer(ReportReply::Code code) { Feed(ReportReply{reports_.back().id, code, "no"}); }
+  std::vector<std::string> Listed() const {
+    std::vector<std::string> keys;
+    for (const RunningAttempt& a : sync_.attempts) keys.push_back(a.key.ToString());
+    return keys;
+  }
+  EngineStep StepOf(const std::string& job, int64_t step) const {
+    EngineStep in{engine_, {job, 1}, {}};
+    in.metric.step = step;
+    in.metric.tokens = 10;
+    return in;
+  }
+
+  Agent agent_{AgentOptions{}};
+  int64_t now_us_ = 1'000 * kSecondUs;
+  std::vector<Action> last_;
+  SynchronizeRequest sync_;
+  std::vector<Report> reports_;
+  int64_t revision_ = 0;
+  int64_t engine_ = 0;
+};
+
+TEST_F(AgentTest, FetchesStartsAttachesAndLists) {
+  Desire({AssignmentOf("a")});
+  ASSERT_NE(Find<DoFetch>(), nullptr);
+  EXPECT_THAT(Listed(),
+              testing::ElementsAre("a/1"));  // told at once: the call was replaced or sent anew
+  Feed(Fetched{{"a", 1}, {"model", "data", "", ""}});
+  const auto* start = Find<StartEngine>();
+  ASSERT_NE(start, nullptr);
+  EXPECT_EQ(start->model_dir, "model");
+  EXPECT_EQ(Find<Attach>(), nullptr);  // not before it says hello
+  Feed(EngineHello{start->engine, "n"});
+  ASSERT_NE(Find<Attach>(), nullptr);
+}
+
+TEST_F(AgentTest, JobsOfOneBaseShareTheEngine) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  EXPECT_EQ(Run("b", {AssignmentOf("a"), AssignmentOf("b")}), engine);
+  EXPECT_EQ(agent_.engines(), 1u);
+}
+
+TEST_F(AgentTest, AnIdleEngineIsGoneBeforeAnotherBaseComes) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(EngineFailed{engine, {"a", 1}, "LOSS_NOT_FINITE", "nan", false});
+  Answer(ReportReply::Code::kOk);
+  Desire({AssignmentOf("b", "other")});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  EXPECT_NE(Find<ShutdownEngine>(), nullptr);
+  EXPECT_EQ(Find<StartEngine>(), nullptr);
+  Feed(EngineExited{engine, "shut down", false});
+  EXPECT_NE(Find<StartEngine>(), nullptr);
+}
+
+TEST_F(AgentTest, AResultIsReportedOnlyAfterItsUploadAndListedUntilTheServerHasSeenIt) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(EngineFinished{engine, {"a", 1}, 9, "/adapter", "completed"});
+  const auto* upload = Find<DoUpload>();
+  ASSERT_NE(upload, nullptr);
+  EXPECT_TRUE(reports_.empty());
+  Feed(Uploaded{upload->id, {{"adapter", "sha", 5}}});
+  ASSERT_EQ(reports_.size(), 1u);
+  EXPECT_EQ(std::get<FinishedReport>(reports_[0].body).files.size(), 1u);
+  Answer(ReportReply::Code::kUnavailable);
+  Advance(5 * kSecondUs);
+  ASSERT_EQ(reports_.size(), 2u);
+  EXPECT_EQ(reports_[1].id, reports_[0].id);  // the same, again
+  Answer(ReportReply::Code::kOk);
+  EXPECT_EQ(agent_.attempts(), 1u);
+  EXPECT_EQ(sync_.attempts[0].phase, Phase::kReleased);
+  Desire({});
+  EXPECT_EQ(agent_.attempts(), 0u);
+  EXPECT_NE(Find<Forget>(), nullptr);
+}
+
+TEST_F(AgentTest, ReleaseSavesUploadsReportsInThatOrder) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Desire({AssignmentOf("a", "base", Want::kRelease)});
+  const auto* detach = Find<Detach>();
+  ASSERT_NE(detach, nullptr);
+  EXPECT_TRUE(detach->checkpoint);
+  Feed(EngineCheckpoint{engine, {"a", 1}, 4, "/c", "m", 0.5});
+  const auto* found = Find<DoUpload>();
+  ASSERT_NE(found, nullptr);
+  const DoUpload upload = *found;
+  Feed(EngineDetached{engine, {"a", 1}, 4});
+  EXPECT_TRUE(reports_.empty());
+  Feed(Uploaded{upload.id, {{"c", "sha", 5}}});
+  EXPECT_TRUE(std::holds_alternative<CheckpointReport>(reports_.back().body));
+  Answer(ReportReply::Code::kOk);
+  EXPECT_EQ(std::get<ReleasedReport>(reports_.back().body).step, 4);
+}
+
+TEST_F(AgentTest, WhatIsNoLongerDesiredIsStoppedWithoutAWord) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(StepOf("a", 1));
+  Desire({});
+  const auto* detach = Find<Detach>();
+  ASSERT_NE(detach, nullptr);
+  EXPECT_FALSE(detach->checkpoint);
+  EXPECT_THAT(Listed(), testing::ElementsAre("a/1"));  // its bytes are still there
+  Advance(2 * kSecondUs);
+  Feed(EngineDetached{engine, {"a", 1}, 1});
+  EXPECT_EQ(agent_.attempts(), 0u);
+  EXPECT_TRUE(reports_.empty());
+  EXPECT_TRUE(sync_.attempts.empty());
+}
+
+TEST_F(AgentTest, AStaleAnswerEndsTheAttempt) {
+  Run("a", {AssignmentOf("a")});
+  Feed(StepOf("a", 1));
+  Advance(2 * kSecondUs);
+  ASSERT_EQ(reports_.size(), 1u);
+  EXPECT_EQ(reports_[0].metrics.size(), 1u);
+  Answer(ReportReply::Code::kStale);
+  EXPECT_NE(Find<Detach>(), nullptr);
+}
+
+TEST_F(AgentTest, TrustIsAnchoredAtSendTimeAndItsEndSavesAndPauses) {
+  Run("a", {AssignmentOf("a")});
+  const int64_t sent_us = now_us_;
+  Desire({AssignmentOf("a")});  // answers a call that was sent earlier
+  now_us_ = sent_us + 104 * kSecondUs;
+  Feed(Tick{});
+  EXPECT_EQ(Find<PauseAttempt>(), nullptr);
+  now_us_ = sent_us + 106 * kSecondUs;
+  Feed(Tick{});
+  EXPECT_NE(Find<CheckpointAttempt>(), nullptr);
+  EXPECT_NE(Find<PauseAttempt>(), nullptr);
+  // A call of now, answered: it goes on.
+  Feed(SynchronizeReply{sync_.id, SynchronizeReply::Code::kUnavailable, "", 0, 0, {}});
+  Advance(10 * kSecondUs);
+  Desire({AssignmentOf("a")});
+  EXPECT_NE(Find<ResumeAttempt>(), nullptr);
+}
+
+TEST_F(AgentTest, TheTurnThatKilledTheEngineIsAtFault) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EngineTurn{engine, {"b", 1}});
+  Feed(EngineExited{engine, "signal 9", false});
+  ASSERT_EQ(reports_.size(), 2u);
+  EXPECT_EQ(reports_[0].key.job_id, "a");
+  EXPECT_TRUE(std::get<FailedReport>(reports_[0].body).neighbour_fault);
+  EXPECT_FALSE(std::get<FailedReport>(reports_[1].body).neighbour_fault);
+  EXPECT_TRUE(std::get<FailedReport>(reports_[1].body).infrastructure);
+}
+
+TEST_F(AgentTest, AnEngineThatDoesNotLetGoIsKilledAndItsNeighboursSaySo) {
+  Run("a", {AssignmentOf("a")});
+  const int64_t engine = Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Desire({AssignmentOf("a"), AssignmentOf("b", "base", Want::kStop)});
+  Advance(301 * kSecondUs);
+  EXPECT_NE(Find<KillEngine>(), nullptr);
+  Feed(EngineExited{engine, "killed", false});
+  ASSERT_FALSE(reports_.empty());
+  EXPECT_EQ(reports_.back().key.job_id, "a");
+  EXPECT_TRUE(std::get<FailedReport>(reports_.back().body).neighbour_fault);
+}
+
+TEST_F(AgentTest, ALateAnswerOfAnAbandonedCallIsIgnored) {
+  SynchronizeReply late;
+  late.id = sync_.id;
+  late.timeline = "t1";
+  late.revision = 99;
+  Feed(Drain{});  // the call is replaced by one that says so
+  late.assignments = {AssignmentOf("a")};
+  Feed(late);
+  EXPECT_EQ(agent_.attempts(), 0u);
+  EXPECT_TRUE(sync_.draining);
+}
+
+TEST_F(AgentTest, DrainsThenExits) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(Drain{});
+  EXPECT_TRUE(sync_.draining);
+  Desire({AssignmentOf("a", "base", Want::kRelease)});
+  Feed(EngineDetached{engine, {"a", 1}, 0});
+  EXPECT_NE(Find<ShutdownEngine>(), nullptr);
+  Answer(ReportReply::Code::kOk);
+  Desire({});
+  EXPECT_EQ(Find<Exit>(), nullptr);
+  Feed(EngineExited{engine, "", false});
+  ASSERT_NE(Find<Exit>(), nullptr);
+  EXPECT_FALSE(Find<Exit>()->superseded);
+}
+
+TEST_F(AgentTest, SupersededStopsEverything) {
+  Run("a", {AssignmentOf("a")});
+  Feed(SynchronizeReply{sync_.id, SynchronizeReply::Code::kSuperseded, "", 0, 0, {}});
+  EXPECT_NE(Find<KillEngine>(), nullptr);
+  ASSERT_NE(Find<Exit>(), nullptr);
+  EXPECT_TRUE(Find<Exit>()->superseded);
+}
+
+TEST_F(AgentTest, AChecksReportGoesUp) {
+  Assignment check = AssignmentOf("c");
+  check.kind = Kind::kCheck;
+  Desire({check});
+  Feed(Fetched{{"c", 1}, {"model", "data", "", ""}});
+  ASSERT_NE(Find<StartCheck>(), nullptr);
+  CheckEnded ended;
+  ended.key = {"c", 1};
+  ended.ok = true;
+  ended.planned_steps = 12;
+  Feed(ended);
+  EXPECT_EQ(std::get<CheckReport>(reports_.back().body).planned_steps, 12);
+}
+
+TEST_F(AgentTest, FetchesAreTriedAgainUntilTheyAreHopeless) {
+  Desire({AssignmentOf("a")});
+  for (int i = 0; i < 4; ++i) {
+    Feed(FetchFailed{{"a", 1}, "STORE_UNAVAILABLE", "", true});
+    EXPECT_TRUE(reports_.empty());
+    Advance(60 * kSecondUs);
+    ASSERT_NE(Find<DoFetch>(), nullptr) << i;
+    Desire({AssignmentOf("a")});
+  }
+  Feed(FetchFailed{{"a", 1}, "STORE_UNAVAILABLE", "", true});
+  ASSERT_EQ(reports_.size(), 1u);
+  EXPECT_TRUE(std::get<FailedReport>(reports_[0].body).infrastructure);
+}
+
+}  // namespace
+}  // namespace nibble::worker
