@@ -8,5 +8,6 @@ namespace nibble::kernels::cpu {
 const KernelTable& Avx2Table();
 const KernelTable& Avx512Table();
 const KernelTable& Avx512Bf16Table();
+const KernelTable& AmxTable();
 
 }  // namespace nibble::kernels::cpu

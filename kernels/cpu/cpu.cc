@@ -8,7 +8,8 @@ namespace {
 
 using cpu::Isa;
 
-constexpr Isa kBestFirst[] = {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
+constexpr Isa kBestFirst[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2,
+                               Isa::kPortable};
 
 // The reference ops with bf16 activations: correct everywhere, fast nowhere.
 const KernelTable& PortableTable() {
@@ -20,6 +21,7 @@ const KernelTable& PortableTable() {
 const KernelTable& TableOf(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
+    case Isa::kAmx: return cpu::AmxTable();
     case Isa::kAvx512Bf16: return cpu::Avx512Bf16Table();
     case Isa::kAvx512: return cpu::Avx512Table();
     case Isa::kAvx2: return cpu::Avx2Table();

@@ -1,18 +1,19 @@
 // Which instructions the cpu bodies may use on this machine.
 //
-// A body is named by its weakest requirement: "amx" (reserved), "avx512_bf16", "avx512", "avx2", "portable".
-// The environment variable NIBBLE_CPU_ISA=<body> lowers the choice, never raises it; a word that names no
-// body is ignored.
+// A body is named by its weakest requirement: "amx", "avx512_bf16", "avx512", "avx2", "portable". The
+// environment variable NIBBLE_CPU_ISA=<body> chooses another one that the machine has; a word that names
+// none is ignored.
 #pragma once
 
 #include <string_view>
 
 namespace nibble::kernels::cpu {
 
-enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 constexpr std::string_view IsaName(Isa isa) {
   switch (isa) {
+    case Isa::kAmx: return "amx";
     case Isa::kAvx512Bf16: return "avx512_bf16";
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx2: return "avx2";
@@ -21,9 +22,11 @@ constexpr std::string_view IsaName(Isa isa) {
   return "portable";
 }
 
-// What the processor and the operating system support.
+// The most that the processor and the operating system support; every lesser one works, too. Asks the
+// system for AMX's tile registers where there are any.
 Isa DetectIsa();
-// DetectIsa, lowered by NIBBLE_CPU_ISA.
+// The fastest, or what NIBBLE_CPU_ISA says. Not always the most: Intel's processors do bf16 dot products at
+// half the rate of fp32 multiply-adds, so without AMX they run avx512.
 Isa ChosenIsa();
 
 }  // namespace nibble::kernels::cpu

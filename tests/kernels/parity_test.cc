@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/tables.h"
+#include "tests/kernels/emulated_amx.h"
 #include "tests/kernels/harness.h"
 
 namespace nibble::kernels::check {
@@ -22,6 +23,13 @@ void RunAll(const KernelTable& table) {
 }
 
 TEST(Parity, Ref) { RunAll(RefTable()); }
+
+#if defined(__x86_64__)
+TEST(Parity, EmulatedAmx) {
+  if (CpuTableFor("avx512_bf16") == nullptr) GTEST_SKIP() << "this machine has no AVX-512 bf16";
+  RunAll(EmulatedAmxTable());
+}
+#endif
 
 class CpuParity : public testing::TestWithParam<std::string_view> {};
 

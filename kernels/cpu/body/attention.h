@@ -63,11 +63,11 @@ struct OperandRows {
 static OperandRows AsOperands(const BF16* data, int64_t stride, int64_t rows, int64_t depth,
                               Operand* copy) {
 #if defined(__AVX512BF16__)
-  if (depth % 2 == 0) return {data, stride};
-  const int64_t copy_stride = RoundUp(depth, 2);
+  if (depth % kDepthUnit == 0) return {data, stride};
+  const int64_t copy_stride = RoundUp(depth, kDepthUnit);
   for (int64_t i = 0; i < rows; ++i) {
     std::memcpy(copy + i * copy_stride, data + i * stride, static_cast<size_t>(2 * depth));
-    copy[i * copy_stride + depth] = BF16{};
+    for (int64_t d = depth; d < copy_stride; ++d) copy[i * copy_stride + d] = BF16{};
   }
   return {copy, copy_stride};
 #else
@@ -130,7 +130,7 @@ static void AttentionForwardBlock(const BF16* q, const BF16* k, const BF16* v, B
   float* scores = arena.Take<float>(kBlock * kBlock);
   Operand* weights = arena.Take<Operand>(kBlock * kBlock);
   float* sums = arena.Take<float>(kBlock * padded);
-  Operand* copy = arena.Take<Operand>(kBlock * (dim + 1));
+  Operand* copy = arena.Take<Operand>(kBlock * RoundUp(dim, kDepthUnit));
   float top[kBlock], total[kBlock];
   for (int64_t i = 0; i < queries; ++i) {
     top[i] = -INFINITY;
@@ -270,13 +270,14 @@ static void AttentionBackwardDocument(const AttentionTensors& t, const Attention
                                       int64_t length, int64_t kv, Arena arena) {
   const int64_t dim = args.head_dim, padded = RoundUp(dim, kTileColumns);
   const int64_t kv_width = args.kv_heads * dim, group = args.heads / args.kv_heads;
-  const int64_t across = RoundUp(length, 2);
+  const int64_t across = RoundUp(length, kDepthUnit);
   const auto operand_bytes = static_cast<int64_t>(sizeof(Operand));
   float* dk = arena.Take<float>(length * padded);
   float* dv = arena.Take<float>(length * padded);
   Operand* keys_across = arena.Take<Operand>(dim * across);
-  Operand* key_copy = arena.Take<Operand>(kPairs && dim % 2 == 0 ? 0 : length * (dim + 1));
-  Operand* value_copy = arena.Take<Operand>(kPairs && dim % 2 == 0 ? 0 : length * (dim + 1));
+  const int64_t copied = kPairs && dim % kDepthUnit == 0 ? 0 : length * RoundUp(dim, kDepthUnit);
+  Operand* key_copy = arena.Take<Operand>(copied);
+  Operand* value_copy = arena.Take<Operand>(copied);
   QueryBlock block;
   block.query_panel = arena.Take<float>(kBlock * Steps(dim));
   block.gradient_panel = arena.Take<float>(kBlock * Steps(dim));
@@ -299,8 +300,8 @@ static void AttentionBackwardDocument(const AttentionTensors& t, const Attention
     for (int64_t d = 0; d < dim; ++d)
       keys_across[d * across + key] = ToOperand(k[key * kv_width + d]);
   }
-  if (across > length)
-    for (int64_t d = 0; d < dim; ++d) keys_across[d * across + length] = Operand{};
+  for (int64_t key = length; key < across; ++key)
+    for (int64_t d = 0; d < dim; ++d) keys_across[d * across + key] = Operand{};
 
   for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
     for (int64_t query0 = 0; query0 < length; query0 += kBlock) {

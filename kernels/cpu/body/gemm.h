@@ -7,6 +7,9 @@
 #pragma once
 
 #include "kernels/check.h"
+#if defined(NIBBLE_AMX)
+#include "kernels/cpu/body/amx.h"
+#endif
 #include "kernels/cpu/body/pack.h"
 #include "kernels/cpu/body/simd.h"
 #include "kernels/cpu/workspace.h"
@@ -14,15 +17,19 @@
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
-#if defined(__AVX512F__)
+#if defined(NIBBLE_AMX)
+constexpr int64_t kTileRows = 32;
+#elif defined(__AVX512F__)
 constexpr int64_t kTileRows = 12;  // x 2 registers of columns: 24 sums of the 32 registers
 #else
 constexpr int64_t kTileRows = 6;   // 12 sums of 16
 #endif
-constexpr int64_t kMaxDepth = kPairs ? 4096 : 2048;
+constexpr int64_t kMaxDepth = kPairs && kTileRows < 32 ? 4096 : 2048;
 constexpr int64_t kPanelBytes = kThreadBytes / 2;
 constexpr int64_t kScratchBytes = kThreadBytes / 4;  // besides 256 per row
 constexpr int64_t kMaxColumns = 256;
+
+#if !defined(NIBBLE_AMX)
 
 // c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
 // `next`, of the same stride, is what will be multiplied soon: it is fetched into the second-level cache on
@@ -79,18 +86,28 @@ using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1
 using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11>;
 #endif
 
+#endif
+
 // One tile: rows <= kTileRows, columns <= kTileColumns; c is written up to a multiple of kLanes columns.
 NIBBLE_INLINE void MultiplyTile(const void* lhs, int64_t lhs_stride_bytes, const float* tile, int64_t steps,
                                 int64_t rows, int64_t columns, float* c, int64_t c_stride,
                                 bool accumulate, const void* next = nullptr) {
+#if defined(NIBBLE_AMX)
+  (void)next;
+  MultiplyWithTiles(static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, rows, columns, c,
+                    c_stride, accumulate);
+#else
   const int64_t kernel = (rows - 1) * 2 + (columns > kLanes ? 1 : 0);
   AllMicroKernels::kTable[kernel](static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, c,
                                   c_stride, accumulate,
                                   static_cast<const char*>(next != nullptr ? next : lhs));
+#endif
 }
 
-// Rows of one tile: full tiles would leave a thin last one, which is slow, so they are evened out.
+// Rows of one tile: full tiles would leave a thin last one, which is slow in registers, so they are
+// evened out.
 NIBBLE_INLINE int64_t EvenRows(int64_t rows) {
+  if (kTileRows == 32) return kTileRows;
   if (rows <= kTileRows) return rows > 0 ? rows : 1;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   return (rows + tiles - 1) / tiles;
@@ -122,7 +139,7 @@ struct Lhs {
   }
   // Whether the micro-kernel can read the rows where they are: operands already, and whole steps.
   NIBBLE_INLINE bool Direct(int64_t depth) const {
-    return (operands || kPairs) && dropout == nullptr && depth % kDepthPerStep == 0;
+    return (operands || kPairs) && dropout == nullptr && depth % kDepthUnit == 0;
   }
 };
 
@@ -133,6 +150,8 @@ struct PreparedRows {
   int64_t stride_bytes;
   const void* next;  // the rows behind them, or null when these are a copy
 };
+// A little more than the depth, so that the rows spread over cache sets.
+NIBBLE_INLINE int64_t CopyStride(int64_t depth) { return Steps(depth) * kDepthPerStep + 32; }
 static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64_t first, int64_t depth,
                                 Operand* copy) {
   if (lhs.Direct(depth)) {
@@ -141,8 +160,7 @@ static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64
         static_cast<const char*>(lhs.data) + row * stride_bytes + first * lhs.ElementBytes();
     return {data, stride_bytes, data + rows * stride_bytes};
   }
-  // A little more than the depth, so that the rows spread over cache sets.
-  const int64_t stride = Steps(depth) * kDepthPerStep + 16;
+  const int64_t stride = CopyStride(depth);
   for (int64_t i = 0; i < rows; ++i) {
     Operand* out = copy + i * stride;
     const int64_t at = (row + i) * lhs.stride + first;
@@ -160,7 +178,7 @@ static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64
 #endif
       if (lhs.dropout != nullptr) ZeroDropped(*lhs.dropout, static_cast<uint64_t>(at), depth, out);
     }
-    if (kPairs && depth % 2 != 0) out[depth] = Operand{};
+    for (int64_t d = depth; d < Steps(depth) * kDepthPerStep; ++d) out[d] = Operand{};
   }
   return {copy, stride * static_cast<int64_t>(sizeof(Operand)), nullptr};
 }
@@ -206,7 +224,7 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
     if (columns > fit / kTileColumns * kTileColumns) columns = fit / kTileColumns * kTileColumns;
   }
   const auto depth_of = [&](int64_t width) {
-    return kPanelBytes / (4 * width) * kDepthPerStep - RoundUp(branch_depth, 2);
+    return kPanelBytes / (4 * width) * kDepthPerStep - RoundUp(branch_depth, 32);
   };
   GemmPlan plan{};
   plan.blocks = 1;
@@ -218,7 +236,8 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
   } else {
     while (columns > kTileColumns && depth_of(columns) < shape.depth) columns -= kTileColumns;
   }
-  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, 2);
+  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, 32);
+  plan.blocks = (shape.depth + plan.block_depth - 1) / plan.block_depth;
   plan.panel_columns = columns;
   plan.panels = (shape.columns + columns - 1) / columns;
   int64_t chunks = 1;
@@ -233,13 +252,13 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
 template <typename Packer, typename BranchPacker, typename Finish>
 static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
                  const Packer& pack, const Branch<BranchPacker>& branch, const Finish& finish) {
-  if (shape.rows == 0 || shape.columns == 0) return;
+  if (shape.rows == 0 || shape.columns == 0 || shape.depth == 0) return;
   const int threads = PoolThreads(ctx->pool);
   const GemmPlan plan = PlanGemm(shape, branch.depth, threads);
   const int64_t panel_floats = Steps(plan.block_depth) * plan.panel_columns;
   const int64_t branch_floats = Steps(branch.depth) * plan.panel_columns;
-  const int64_t row_operands = kTileRows * (plan.block_depth + 18);
-  const int64_t branch_operands = kTileRows * (branch.depth + 18);
+  const int64_t row_operands = kTileRows * CopyStride(plan.block_depth);
+  const int64_t branch_operands = kTileRows * CopyStride(branch.depth);
   const int64_t scratch_floats = plan.blocks > 1 ? plan.chunk_rows * plan.panel_columns : 0;
   const int64_t thread_bytes =
       RoundUp(4 * panel_floats, 64) + RoundUp(4 * branch_floats, 64) +

@@ -2,7 +2,7 @@
 //
 // A panel holds `columns` columns and `depth` of the contracted dimension as tiles of kTileColumns columns;
 // a tile is [steps][kTileColumns] of four bytes: two bf16 consecutive in depth, or one float. What is
-// missing of the last step and of the last columns is zero.
+// missing of the last steps is zero.
 //
 // A source gives rows of bf16: Fetch(row, first, count, out), and Prefetch(row, first) announces one: a
 // weight's rows are too far apart for the processor to guess. Columns of the product are rows of the
@@ -17,7 +17,17 @@ namespace nibble::kernels::cpu::NIBBLE_BODY {
 
 constexpr int64_t kTileColumns = 2 * kLanes;
 
-NIBBLE_INLINE int64_t Steps(int64_t depth) { return (depth + kDepthPerStep - 1) / kDepthPerStep; }
+NIBBLE_INLINE int64_t Steps(int64_t depth) {
+  return (depth + kDepthUnit - 1) / kDepthUnit * kStepUnit;
+}
+
+// Steps of a packed panel from `first` on are zero.
+static void ZeroSteps(float* panel, int64_t first, int64_t steps, int64_t columns) {
+  if (first == steps) return;
+  for (int64_t c = 0; c < columns; c += kTileColumns)
+    std::memset(panel + (c / kTileColumns * steps + first) * kTileColumns, 0,
+                static_cast<size_t>((steps - first) * kTileColumns * 4));
+}
 
 // Ahead of use; an address outside of the array does no harm.
 NIBBLE_INLINE void FetchLines(const void* address) {
@@ -147,6 +157,7 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
         InterleaveRows(rows[0] + s, rows[1] + s, out);
     }
   }
+  ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);
 }
 
 // The same from operands that are already here, `columns` of them readable up to a multiple of a tile.
@@ -166,6 +177,7 @@ static void PackOperandColumns(const Operand* data, int64_t stride, int64_t dept
 #endif
     }
   }
+  ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

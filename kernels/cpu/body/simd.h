@@ -34,6 +34,13 @@ NIBBLE_INLINE Operand ToOperand(BF16 a) { return ToFloat(a); }
 NIBBLE_INLINE Operand ToOperand(float a) { return a; }
 #endif
 constexpr int64_t kDepthPerStep = kPairs ? 2 : 1;
+#if defined(NIBBLE_AMX)
+constexpr int64_t kStepUnit = 16;  // a tile instruction takes 16 steps
+#else
+constexpr int64_t kStepUnit = 1;
+#endif
+// Depth is padded with zeros to a multiple of this.
+constexpr int64_t kDepthUnit = kStepUnit * kDepthPerStep;
 
 #if defined(__AVX512F__)
 
