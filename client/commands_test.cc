@@ -140,8 +140,17 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   EXPECT_THAT(text, HasSubstr("5.0 GiB (5368709120 bytes)"));
   EXPECT_THAT(text, HasSubstr("training.micro_batch_size = 1"));
   EXPECT_THAT(PlanText({}, {false, true}), HasSubstr("no worker has registered"));
-  EXPECT_THAT(DataReportText(R"({"rows":3,"length":{"max":9}})", {false, true}),
-              HasSubstr("length.max"));
+  const std::string data = DataReportText(
+      R"({"rows":3,"usable_rows":2,"tokens":10,"trained_tokens":4,"length":{"max":9},
+          "rejected":[{"reason":"too_long","rows":1,"first_rows":[2]}],
+          "samples":[{"row":0,"tokens":5,"trained_tokens":2,
+                      "pieces":[{"text":"ask","trained":false},{"text":"say","trained":true}]}]})",
+      {false, true});
+  EXPECT_THAT(data, HasSubstr("2 usable of 3"));
+  EXPECT_THAT(data, HasSubstr("10, of which 4 are trained on (40 %)"));
+  EXPECT_THAT(data, HasSubstr("1 rows: too_long (rows 2, ...)"));
+  EXPECT_THAT(data, HasSubstr("ask>>say<<"));
+  EXPECT_NE(DataReportText(R"({"samples":[3],"rejected":7,"length":[]})", {false, true}), "");
   EXPECT_EQ(DataReportText("nonsense", {false, true}), "");
 }
 

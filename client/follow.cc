@@ -24,21 +24,22 @@ class Screen {
  public:
   explicit Screen(bool live) : live_(live) {}
   void Draw(const std::vector<std::string>& lines, const std::vector<std::string>& frame) {
+    if (lines.empty() && frame == frame_) return;
     std::string out;
-    if (live_ && frame_rows_ > 0) absl::StrAppend(&out, "\x1b[", frame_rows_, "A");
+    if (live_ && !frame_.empty()) absl::StrAppend(&out, "\x1b[", frame_.size(), "A");
     if (live_) out += "\r\x1b[J";
     for (const std::string& line : lines) absl::StrAppend(&out, line, "\n");
-    frame_rows_ = 0;
+    frame_.clear();
     if (live_) {
       for (const std::string& line : frame) absl::StrAppend(&out, line, "\n");
-      frame_rows_ = static_cast<int>(frame.size());
+      frame_ = frame;
     }
     if (!out.empty()) PrintOut(out);
   }
 
  private:
   const bool live_;
-  int frame_rows_ = 0;
+  std::vector<std::string> frame_;
 };
 
 }  // namespace

@@ -62,16 +62,73 @@ std::string SpecText(const v1::JobSpec& spec) {
   return out;
 }
 
-void Flatten(const nlohmann::ordered_json& value, const std::string& prefix, std::string& out) {
-  for (const auto& [key, field] : value.items()) {
-    const std::string name = prefix.empty() ? key : absl::StrCat(prefix, ".", key);
-    if (field.is_object()) {
-      Flatten(field, name, out);
-    } else if (field.is_string()) {
-      Line(out, name, field.get<std::string>());
-    } else if (!field.is_array() || field.size() <= 16) {
-      Line(out, name, field.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+using Json = nlohmann::ordered_json;
+
+int64_t Count(const Json& o, const char* key) {
+  const auto it = o.find(key);
+  return it != o.end() && it->is_number() ? it->get<int64_t>() : 0;
+}
+
+double Share(const Json& o, const char* key) {
+  const auto it = o.find(key);
+  return it != o.end() && it->is_number() ? it->get<double>() : 0;
+}
+
+std::string Text(const Json& o, const char* key) {
+  const auto it = o.find(key);
+  return it != o.end() && it->is_string() ? it->get<std::string>() : "";
+}
+
+bool Flag(const Json& o, const char* key) {
+  const auto it = o.find(key);
+  return it != o.end() && it->is_boolean() && it->get<bool>();
+}
+
+const Json& Items(const Json& o, const char* key) {
+  static const Json* const kNone = new Json(Json::array());
+  const auto it = o.find(key);
+  return it != o.end() && it->is_array() ? *it : *kNone;
+}
+
+// The first rows a model would see, what is trained on set apart.
+void Samples(std::string& out, const Json& report, const Style& style) {
+  for (const Json& sample : Items(report, "samples")) {
+    if (!sample.is_object()) continue;
+    absl::StrAppend(&out, Paint(style, Ink::kBold, absl::StrCat("row ", Count(sample, "row"))),
+                    ", ", Count(sample, "tokens"), " tokens, ", Count(sample, "trained_tokens"),
+                    " trained on (", style.color ? "green" : "between >> and <<", ")\n");
+    for (const Json& piece : Items(sample, "pieces")) {
+      const bool trained = Flag(piece, "trained");
+      const std::string text = piece.is_object() ? Text(piece, "text") : "";
+      out += !trained      ? text
+             : style.color ? Paint(style, Ink::kGreen, text)
+                           : absl::StrCat(">>", text, "<<");
     }
+    out += "\n";
+  }
+}
+
+void Troubles(std::string& out, const Json& report) {
+  for (const Json& rejected : Items(report, "rejected")) {
+    if (!rejected.is_object()) continue;
+    std::vector<std::string> first;
+    for (const Json& row : Items(rejected, "first_rows")) first.push_back(row.dump());
+    Line(out, "left out",
+         absl::StrCat(Count(rejected, "rows"), " rows: ", Text(rejected, "reason"), " (rows ",
+                      absl::StrJoin(first, ", "), ", ...)"));
+  }
+  if (const int64_t rows = Count(report, "truncated_rows"); rows > 0) {
+    Line(out, "truncated",
+         absl::StrCat(rows, " rows lose ", Count(report, "truncated_tokens"), " tokens"));
+  }
+  if (const int64_t rows = Count(report, "duplicate_rows"); rows > 0) {
+    Line(out, "duplicates", absl::StrCat(rows, " rows"));
+  }
+  if (const int64_t rows = Count(report, "rows_without_eos"); rows > 0) {
+    Line(out, "without an end", absl::StrCat(rows, " rows"));
+  }
+  for (const Json& warning : Items(report, "warnings")) {
+    if (warning.is_string()) Line(out, "warning", warning.get<std::string>());
   }
 }
 
@@ -103,8 +160,8 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
 
 std::string JobText(const v1::Job& job, const Style& style) {
   std::string out;
-  Heading(out, style, job.name().empty() ? "job (not created)" : ShortName(job.name()));
-  if (!job.name().empty()) {
+  Heading(out, style, job.has_create_time() ? ShortName(job.name()) : "job (not created)");
+  if (job.has_create_time()) {
     Line(out, "state", StateText(style, job.state()));
     Line(out, "why", job.state_reason());
     if (job.queue_position() > 0)
@@ -184,13 +241,34 @@ std::string PlanText(const v1::PlanJobResponse& plan, const Style& style) {
 }
 
 std::string DataReportText(const std::string& json, const Style& style) {
-  auto report = nlohmann::ordered_json::parse(json, nullptr, false);
+  const Json report = Json::parse(json, nullptr, false);
   std::string out;
   if (!report.is_object()) return out;
-  // The plan that stands beside it is shown as the job's memory.
-  report.erase("plan");
   Heading(out, style, "data");
-  Flatten(report, "", out);
+  Line(out, "rows",
+       absl::StrCat(Count(report, "usable_rows"), " usable of ", Count(report, "rows"), "; ",
+                    Count(report, "train_rows"), " to train on, ", Count(report, "eval_rows"),
+                    " held out"));
+  Line(out, "format", Text(report, "format"));
+  const int64_t tokens = Count(report, "tokens");
+  const int64_t trained = Count(report, "trained_tokens");
+  Line(out, "tokens",
+       absl::StrCat(tokens, ", of which ", trained, " are trained on (",
+                    tokens > 0 ? trained * 100 / tokens : 0, " %)"));
+  if (const auto it = report.find("length"); it != report.end() && it->is_object()) {
+    Line(out, "tokens a row",
+         absl::StrCat("min ", Count(*it, "min"), ", p5 ", Count(*it, "p5"), ", median ",
+                      Count(*it, "p50"), ", p95 ", Count(*it, "p95"), ", max ", Count(*it, "max")));
+  }
+  const auto fill = [&](const char* key) {
+    return static_cast<int>(Share(report, key) * 100 + 0.5);
+  };
+  Line(out, "steps",
+       absl::StrCat(Count(report, "steps_packed"), " packed (", fill("fill_packed"), " % full), ",
+                    Count(report, "steps_unpacked"), " unpacked (", fill("fill_unpacked"),
+                    " % full)"));
+  Troubles(out, report);
+  Samples(out, report, style);
   return out;
 }
 

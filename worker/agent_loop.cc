@@ -149,7 +149,9 @@ void AgentLoop::Do(const DoReport& a) {
     ++counts_.reports;
     if (reply.code != ReportReply::Code::kOk) {
       ++counts_.reports_failed;
-      LogWarning("report.refused", {{"attempt", a.report.key.ToString()}, {"why", reply.message}});
+      LogWarning(
+          reply.code == ReportReply::Code::kUnavailable ? "report.unanswered" : "report.refused",
+          {{"attempt", a.report.key.ToString()}, {"why", reply.message}});
     }
     Deliver(std::move(reply));
   });

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
 #include "proto/from_grpc.h"
@@ -59,6 +60,7 @@ class ServerClient : public ServerLink {
     v1::RegisterResponse response;
     const absl::Status status =
         FromGrpc(stub_.Register(&call.context, ToProto(identity_, action), &response));
+    Note("register", status);
     if (status.ok()) return FromProto(response);
     RegisterReply reply;
     reply.superseded = absl::IsAborted(status) || StatusReason(status) == Reason::kStaleAttempt;
@@ -80,6 +82,8 @@ class ServerClient : public ServerLink {
       std::lock_guard lock(mutex_);
       synchronizing_ = nullptr;
     }
+    // A call given up for a newer one says nothing about the server.
+    if (!absl::IsCancelled(status)) Note("synchronize", status);
     if (status.ok()) return FromProto(action.request.id, response);
     SynchronizeReply reply;
     reply.id = action.request.id;
@@ -196,6 +200,15 @@ class ServerClient : public ServerLink {
     grpc::ClientContext context;
   };
 
+  // Says when the link goes down, for another reason than before, or comes back.
+  void Note(std::string_view call, const absl::Status& status) {
+    std::lock_guard lock(mutex_);
+    if (status.code() == link_code_ || down_) return;
+    link_code_ = status.code();
+    if (status.ok()) return LogInfo("server.reached", {{"call", call}});
+    LogWarning("server.unreachable", {{"call", call}, {"why", std::string(status.message())}});
+  }
+
   absl::Status SendFrom(v1::BlobStatus& status, const FileRef& file, const std::string& path,
                         const std::function<bool()>& cancelled) {
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -237,6 +250,7 @@ class ServerClient : public ServerLink {
   grpc::ClientContext* synchronizing_ = nullptr;
   int64_t synchronizing_id_ = 0;
   int64_t newest_id_ = 0;
+  absl::StatusCode link_code_ = absl::StatusCode::kOk;
   bool down_ = false;
 };
 
