@@ -88,14 +88,16 @@ def error_details(error):
 class Api:
     """All public services over one channel, and the few steps that need more than one call."""
 
-    def __init__(self, address):
+    def __init__(self, address, credentials=None):
         import grpc
         s = stubs()
         self.pb = s
         # Reconnect at once: tests kill servers.
-        self.channel = grpc.insecure_channel(address, options=[
+        options = [
             ("grpc.max_receive_message_length", 64 << 20), ("grpc.min_reconnect_backoff_ms", 200),
-            ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)])
+            ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
+        self.channel = (grpc.secure_channel(address, credentials, options) if credentials
+                        else grpc.insecure_channel(address, options))
         self.jobs = s.job_grpc.JobServiceStub(self.channel)
         self.blobs = s.blob_grpc.BlobServiceStub(self.channel)
         self.datasets = s.dataset_grpc.DatasetServiceStub(self.channel)

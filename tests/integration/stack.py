@@ -41,7 +41,7 @@ def wait_for(what, condition, timeout=30.0, process=None):
 
 class Stack:
     # Leases of seconds, so that a killed worker is noticed within a test.
-    SERVER_FLAGS = ["--lease-seconds", "3", "--metrics-job-linger", "4"]
+    SERVER_FLAGS = ["--lease-seconds", "8", "--metrics-job-linger", "4"]
 
     def __init__(self, binaries, server_flags=(), keep=False):
         self.binaries = pathlib.Path(binaries)
