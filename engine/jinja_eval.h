@@ -17,7 +17,7 @@
 
 namespace nibble::engine::jinja {
 
-inline constexpr int64_t kMaxSteps = 2'000'000;
+inline constexpr int64_t kMaxSteps = 500'000;
 inline constexpr int kMaxCallDepth = 50;
 inline constexpr size_t kMaxTextBytes = 16 << 20;
 inline constexpr int64_t kMaxWeight = 4'000'000;  // of one value

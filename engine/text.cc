@@ -121,6 +121,18 @@ bool IsLetter(char32_t c) {
   return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
 }
 
+bool IsUpperCase(char32_t c) {
+  const int category = Category(c);
+  return category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LT;
+}
+
+bool IsLowerCase(char32_t c) { return Category(c) == UTF8PROC_CATEGORY_LL; }
+
+bool IsMark(char32_t c) {
+  const int category = Category(c);
+  return category >= UTF8PROC_CATEGORY_MN && category <= UTF8PROC_CATEGORY_ME;
+}
+
 bool IsNumber(char32_t c) {
   if (c < 0x80) return c >= '0' && c <= '9';
   const int category = Category(c);

@@ -36,6 +36,9 @@ inline int CharBytes(char lead) {
 }
 
 bool IsLetter(char32_t c);       // \p{L}
+bool IsUpperCase(char32_t c);    // \p{Lu}, \p{Lt}
+bool IsLowerCase(char32_t c);    // \p{Ll}
+bool IsMark(char32_t c);         // \p{M}
 bool IsNumber(char32_t c);       // \p{N}
 bool IsPunctuation(char32_t c);  // \p{P}
 bool IsSpace(char32_t c);        // the White_Space property, \s

@@ -100,6 +100,65 @@ size_t ScanLlama3(std::string_view text, size_t pos) {
   return SpaceRun(text, pos);
 }
 
+// [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and [\p{Ll}\p{Lm}\p{Lo}\p{M}]: letters without case and marks are
+// both.
+bool IsUpperish(char32_t c) { return IsMark(c) || (IsLetter(c) && !IsLowerCase(c)); }
+bool IsLowerish(char32_t c) { return IsMark(c) || (IsLetter(c) && !IsUpperCase(c)); }
+
+// Uppers* lowers+ from `pos`, as a regex engine with backtracking matches it; 0 = not at all.
+size_t CasedWord(std::string_view text, size_t pos) {
+  const size_t uppers = RunEnd(text, pos, IsUpperish);
+  const size_t end = RunEnd(text, uppers, IsLowerish);
+  if (end > uppers) return end - pos;
+  // Gives back characters of the upper run until one of them is lowerish as well.
+  size_t last = 0;
+  for (size_t at = pos; at < uppers; at += CharBytes(text[at])) {
+    if (Is(text, at, IsLowerish)) last = at + CharBytes(text[at]);
+  }
+  return last == 0 ? 0 : last - pos;
+}
+
+// [^\r\n\p{L}\p{N}]?uppers*lowers+|[^\r\n\p{L}\p{N}]?uppers+lowers*
+size_t WordByCase(std::string_view text, size_t pos) {
+  const CodePoint first = DecodeAt(text, pos);
+  const bool prefix = !IsNewline(first.value) && !IsLetter(first.value) && !IsNumber(first.value);
+  const size_t behind = pos + first.bytes;
+  if (prefix && behind < text.size()) {
+    if (const size_t match = CasedWord(text, behind)) return first.bytes + match;
+  }
+  if (const size_t match = CasedWord(text, pos)) return match;
+  for (const size_t start : {behind, pos}) {
+    if (start == behind && !prefix) continue;
+    const size_t uppers = RunEnd(text, start, IsUpperish);
+    if (uppers > start) return RunEnd(text, uppers, IsLowerish) - pos;
+  }
+  return 0;
+}
+
+bool IsNewlineOrSlash(char32_t c) { return IsNewline(c) || c == '/'; }
+
+// The pattern of Mistral's newer tokenizers (one digit, no contractions) and of GPT-4o (three,
+// with).
+template <int kDigits, bool kContractions>
+size_t ScanByCase(std::string_view text, size_t pos) {
+  if (const size_t word = WordByCase(text, pos)) {
+    const size_t end = pos + word;
+    return kContractions && end < text.size() ? word + Contraction<true>(text, end) : word;
+  }
+  const CodePoint first = DecodeAt(text, pos);
+  if (IsNumber(first.value)) {
+    size_t end = pos + first.bytes;
+    for (int i = 1; i < kDigits && Is(text, end, IsNumber); ++i) end += CharBytes(text[end]);
+    return end - pos;
+  }
+  const size_t symbols = first.value == ' ' ? pos + 1 : pos;
+  if (Is(text, symbols, IsOther)) {
+    return RunEnd(text, RunEnd(text, symbols, IsOther), IsNewlineOrSlash) - pos;
+  }
+  if (const size_t match = SpaceRunToNewline(text, pos)) return match;
+  return SpaceRun(text, pos);
+}
+
 // An optional space character and a run of `is`.
 template <Class is>
 size_t ScanSpaceAndRun(std::string_view text, size_t pos) {
@@ -135,6 +194,11 @@ constexpr std::pair<std::string_view, Scanner> kPatterns[] = {
     // Qwen 2, 2.5, 3.
     {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
      ScanLlama3<1>},
+    // Mistral Nemo and later ("Tekken"), and GPT-4o.
+    {R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
+     ScanByCase<1, false>},
+    {R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
+     ScanByCase<3, true>},
     // The five steps of DeepSeek-Coder.
     {R"([\r\n])", ScanOne<IsNewline>},
     {R"(\s?\p{L}+)", ScanSpaceAndRun<IsLetter>},

@@ -14,6 +14,7 @@ Needs: pip install tokenizers (checked with 0.23).
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import random
@@ -135,6 +136,15 @@ def write_cases(path, cases):
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def by_case(contraction, digits):
+    """The pattern of Mistral's newer tokenizers and of GPT-4o."""
+    prefix = r"[^\r\n\p{L}\p{N}]?"
+    return (f"{prefix}{UPPER}*{LOWER}+{contraction}|{prefix}{UPPER}+{LOWER}*{contraction}|{digits}|"
+            + REST)
 
 
 def byte_level(vocab, corpus, pre, normalizer=None, special=("<|endoftext|>",), ignore_merges=False):
@@ -205,6 +215,9 @@ def tiny_tokenizers():
                      AddedToken("copper", single_word=True, normalized=True),
                      AddedToken("[MASK]", rstrip=True, normalized=True)])
     yield "qwen2", qwen
+    yield "tekken", byte_level(640, corpus, pre_tokenizers.Sequence([split(by_case("", r"\p{N}")), plain]))
+    gpt4o = by_case("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}")
+    yield "gpt4o", byte_level(640, corpus, pre_tokenizers.Sequence([split(gpt4o), plain]))
     deepseek = pre_tokenizers.Sequence([
         split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"),
         split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"), digits, plain])
@@ -229,6 +242,8 @@ def write_committed(lines):
         folder = target / "demo-base"
         folder.mkdir(parents=True, exist_ok=True)
         added = json.loads(demo.read_text(encoding="utf-8"))["added_tokens"]
+        digest = hashlib.sha256(demo.read_bytes()).hexdigest()
+        (folder / "made_from.sha256").write_text(digest + "\n", encoding="utf-8")
         write_cases(folder / "cases.jsonl",
                     make_cases(Tokenizer.from_file(str(demo)), lines, 5, added))
 
