@@ -56,6 +56,11 @@ class ControlLoopTest : public ::testing::Test {
     sync.worker_id = "w1";
     sync.incarnation = incarnation;
     sync.known_revision = known_revision;
+    const core::Worker& worker = loop_->state().workers.at("w1");
+    for (const core::Assignment& a :
+         core::DesiredFor(loop_->state(), worker, loop_->core().options).assignments) {
+      sync.attempts.push_back({a.job->id, a.attempt->epoch, a.attempt->device_id});
+    }
     ASSERT_TRUE(loop_->PostSynchronize(
         sync, [this](absl::Status status, const ControlLoop::Outcome& outcome) {
           syncs_.push_back(std::move(status));

@@ -465,7 +465,9 @@ TEST(Events, AreDensePerJobAndInAll) {
   std::map<std::string, int64_t> sequences;
   for (const EventRecord& record : d.records()) {
     EXPECT_EQ(record.number, ++number);
-    if (!record.job_id.empty()) EXPECT_EQ(record.sequence, ++sequences[record.job_id]);
+    if (!record.job_id.empty()) {
+      EXPECT_EQ(record.sequence, ++sequences[record.job_id]);
+    }
     EXPECT_FALSE(record.message.empty()) << record.type;
   }
   EXPECT_EQ(number, d.state().last_event_number);

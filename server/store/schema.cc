@@ -22,9 +22,12 @@ CREATE TABLE attempts (
   PRIMARY KEY (job_id, epoch)) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX attempts_active ON attempts(job_id) WHERE state = 'ACTIVE';
 CREATE TABLE workers (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE datasets (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE models (id TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE adapters (id TEXT PRIMARY KEY, job_id TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE datasets (
+  id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE models (
+  id TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE adapters (
+  id TEXT PRIMARY KEY, job_id TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE blobs (sha256 TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE requests (
   tenant TEXT NOT NULL, request_id TEXT NOT NULL, job_id TEXT NOT NULL, body_sha256 TEXT NOT NULL,
@@ -37,13 +40,13 @@ CREATE UNIQUE INDEX events_of_job ON events(job_id, sequence) WHERE job_id <> ''
 
 constexpr std::string_view kMetrics1 = R"sql(
 CREATE TABLE step_metrics (
-  job_id TEXT NOT NULL, step INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL, gradient_norm REAL,
-  learning_rate REAL, tokens INTEGER NOT NULL, target_tokens INTEGER NOT NULL, step_time_us INTEGER NOT NULL,
-  time_unix_us INTEGER NOT NULL, eval_loss REAL, has_eval INTEGER NOT NULL, used_bytes INTEGER NOT NULL,
-  epoch_fraction REAL, PRIMARY KEY (job_id, step, epoch)) STRICT, WITHOUT ROWID;
+  job_id TEXT NOT NULL, step INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL,
+  gradient_norm REAL, learning_rate REAL, tokens INTEGER NOT NULL, target_tokens INTEGER NOT NULL,
+  step_time_us INTEGER NOT NULL, time_unix_us INTEGER NOT NULL, eval_loss REAL,
+  has_eval INTEGER NOT NULL, used_bytes INTEGER NOT NULL, epoch_fraction REAL, PRIMARY KEY (job_id, step, epoch)) STRICT, WITHOUT ROWID;
 CREATE TABLE uploads (
-  id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, committed_bytes INTEGER NOT NULL,
-  create_unix_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+  id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+  committed_bytes INTEGER NOT NULL, create_unix_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 )sql";
 
 }  // namespace

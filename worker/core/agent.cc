@@ -140,7 +140,8 @@ void Agent::Obey(Local& local) {
 
 void Agent::Renew(int64_t sent_us) {
   // Anchored at the time of sending: the server's lease began later, so it ends later.
-  trust_until_us_ = std::max(trust_until_us_, sent_us + lease_lost_us_ - options_.trust_margin_us);
+  const int64_t margin_us = std::min(options_.trust_margin_us, lease_lost_us_ / 8);
+  trust_until_us_ = std::max(trust_until_us_, sent_us + lease_lost_us_ - margin_us);
   if (now_us_ < trust_until_us_) distrusted_ = false;
 }
 

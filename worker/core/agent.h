@@ -37,7 +37,7 @@
 namespace nibble::worker {
 
 struct AgentOptions {
-  int64_t trust_margin_us = 15'000'000;
+  int64_t trust_margin_us = 15'000'000;  // at most an eighth of the lease: leases may be short
   int64_t engine_idle_us = 60'000'000;  // how long an engine without attempts keeps its base
   int64_t engine_start_timeout_us =
       1'800'000'000;                        // until `hello`; quantizing a large base takes long

@@ -48,6 +48,9 @@ class AgentTest : public ::testing::Test {
     return a;
   }
   void Desire(std::vector<Assignment> assignments) {
+    // The next call is a moment after the last answer.
+    if (sync_.id == answered_) Advance(50'000);
+    answered_ = sync_.id;
     SynchronizeReply reply;
     reply.id = sync_.id;
     reply.timeline = "t1";
@@ -85,6 +88,7 @@ class AgentTest : public ::testing::Test {
   std::vector<Action> last_;
   SynchronizeRequest sync_;
   std::vector<Report> reports_;
+  int64_t answered_ = 0;
   int64_t revision_ = 0;
   int64_t engine_ = 0;
 };
@@ -92,8 +96,8 @@ class AgentTest : public ::testing::Test {
 TEST_F(AgentTest, FetchesStartsAttachesAndLists) {
   Desire({AssignmentOf("a")});
   ASSERT_NE(Find<DoFetch>(), nullptr);
-  EXPECT_THAT(Listed(),
-              testing::ElementsAre("a/1"));  // told at once: the call was replaced or sent anew
+  Advance(50'000);
+  EXPECT_THAT(Listed(), testing::ElementsAre("a/1"));
   Feed(Fetched{{"a", 1}, {"model", "data", "", ""}});
   const auto* start = Find<StartEngine>();
   ASSERT_NE(start, nullptr);
@@ -140,6 +144,16 @@ TEST_F(AgentTest, AResultIsReportedOnlyAfterItsUploadAndListedUntilTheServerHasS
   Desire({});
   EXPECT_EQ(agent_.attempts(), 0u);
   EXPECT_NE(Find<Forget>(), nullptr);
+}
+
+// A lease of seconds leaves time to work in.
+TEST(AgentLease, ShorterThanTheMargin) {
+  Agent agent{AgentOptions{}};
+  int64_t now_us = kSecondUs;
+  agent.Handle(Start{}, now_us);
+  agent.Handle(RegisterReply{true, false, "t1", 1, 8 * kSecondUs}, now_us);
+  EXPECT_TRUE(agent.trusted(now_us + 6 * kSecondUs));
+  EXPECT_FALSE(agent.trusted(now_us + 8 * kSecondUs));
 }
 
 TEST_F(AgentTest, ReleaseSavesUploadsReportsInThatOrder) {
@@ -242,6 +256,7 @@ TEST_F(AgentTest, ALateAnswerOfAnAbandonedCallIsIgnored) {
 TEST_F(AgentTest, DrainsThenExits) {
   const int64_t engine = Run("a", {AssignmentOf("a")});
   Feed(Drain{});
+  Advance(50'000);
   EXPECT_TRUE(sync_.draining);
   Desire({AssignmentOf("a", "base", Want::kRelease)});
   Feed(EngineDetached{engine, {"a", 1}, 0});
@@ -256,6 +271,7 @@ TEST_F(AgentTest, DrainsThenExits) {
 
 TEST_F(AgentTest, SupersededStopsEverything) {
   Run("a", {AssignmentOf("a")});
+  Advance(50'000);
   Feed(SynchronizeReply{sync_.id, SynchronizeReply::Code::kSuperseded, "", 0, 0, {}});
   EXPECT_NE(Find<KillEngine>(), nullptr);
   ASSERT_NE(Find<Exit>(), nullptr);
