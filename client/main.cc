@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "absl/strings/str_cat.h"
 #include "client/commands.h"
 #include "client/completion.h"
 #include "client/recipe_keys.h"
@@ -243,21 +244,18 @@ void AddMachine(CLI::App& app, Commands& c) {
       ->check(CLI::IsMember({"bash", "zsh", "fish"}));
 }
 
-// The command that was meant by a word that is none.
-std::string Suggestion(const CLI::App& app, int argc, char** argv) {
-  std::vector<std::string> names;
+// What to say about a first word that is no command; "" when it is one.
+std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return "";
+  std::vector<std::string_view> known;
   for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    names.push_back(command->get_name());
+    if (command->check_name(argv[1])) return "";
+    known.push_back(command->get_name());
   }
-  const std::vector<std::string_view> known(names.begin(), names.end());
-  for (int i = 1; i < argc; ++i) {
-    if (argv[i][0] == '-') continue;
-    for (const std::string& name : names) {
-      if (name == argv[i]) return "";
-    }
-    return ClosestKey(argv[i], known);
-  }
-  return "";
+  const std::string close = ClosestKey(argv[1], known);
+  return absl::StrCat(
+      "nibble has no command ", argv[1],
+      close.empty() ? "; see nibble --help" : absl::StrCat("; did you mean nibble ", close, "?"));
 }
 
 // `nibble generate ...` and `nibble token ...` are other binaries' commands under our name.
@@ -298,9 +296,10 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);
-    app.exit(e);
-    if (const std::string meant = Suggestion(app, argc, argv); !meant.empty()) {
-      std::fprintf(stderr, "Did you mean `nibble %s`?\n", meant.c_str());
+    if (const std::string unknown = UnknownCommand(app, argc, argv); !unknown.empty()) {
+      std::fprintf(stderr, "%s\n", unknown.c_str());
+    } else {
+      app.exit(e);
     }
     return kExitUsage;
   }

@@ -150,6 +150,11 @@ absl::StatusOr<std::string> FindInHubCache(const std::string& model, const std::
                               ") or give a directory"))
         .ToStatus();
   };
+  if (model.empty() || model[0] == '/' || model[0] == '.') {
+    return Error(Reason::kBaseModelNotFound,
+                 absl::StrCat("base_model ", model, ": no such directory"))
+        .ToStatus();
+  }
   if (std::count(model.begin(), model.end(), '/') != 1 || absl::StrContains(model, ".."))
     return missing();
   const std::string folder =

@@ -102,7 +102,7 @@ absl::Status AgentLoop::Run() {
   RETURN_IF_ERROR(files_.Clean());
   RETURN_IF_ERROR(cache_.Open());
   Handle(Start{});
-  while (!done_) {
+  while (!done_ && !stop_) {
     const int64_t wait_us =
         std::clamp<int64_t>(agent_.NextDueUs() - clock_.NowMonotonicUs(), 0, kMaxWaitUs);
     for (const Input& input : inbox_.Take(kBatch, wait_us)) {

@@ -57,6 +57,9 @@ class AgentLoop {
   // FAILED_PRECONDITION when another process has taken this worker's id.
   absl::Status Run();
   void RequestDrain();
+  // Ends Run whatever the agent holds: what was not uploaded is lost, the jobs go on from their
+  // last checkpoint elsewhere.
+  void RequestStop() { stop_ = true; }
   const LoopCounts& counts() const { return counts_; }
 
  private:
@@ -106,6 +109,7 @@ class AgentLoop {
   std::map<AttemptKey, Cancel> checks_;
   std::map<int64_t, Cancel> uploads_;
   bool done_ = false;
+  std::atomic<bool> stop_{false};
   absl::Status outcome_;
   // Last: their threads use everything above.
   TaskPool synchronize_pool_{1};

@@ -19,6 +19,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/id.h"
@@ -49,7 +50,7 @@ constexpr char kUsage[] =
     "  --ca-file FILE       certificates to trust, for TLS (NIBBLE_CA_FILE)\n"
     "  --shares-file-system the server's paths are valid here\n"
     "  --log json|text\n"
-    "SIGTERM drains: checkpoint, release, exit. A second one exits at once.\n";
+    "SIGTERM drains: checkpoint, release, exit; two minutes at most. A second one exits at once.\n";
 
 struct Flags {
   std::map<std::string, std::string> values;
@@ -161,15 +162,28 @@ absl::StatusOr<DeviceOptions> DeviceFlags(const Flags& flags, const std::string&
   return options;
 }
 
-// Signals are taken by one thread; the first asks for a drain, the second ends the process.
+// Signals are taken by one thread; the first asks for a drain, the second ends the process. A drain
+// waits for the server to take what is here; a server that is gone must not keep us for ever.
 void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<bool>& over) {
-  for (int count = 0; !over;) {
+  constexpr int64_t kIdleDrainUs = 5'000'000;
+  constexpr int64_t kDrainUs = 120'000'000;
+  const Clock& clock = RealClock::Get();
+  int64_t drain_since_us = 0;
+  while (!over) {
     const timespec wait{0, 200'000'000};
     const int signal = sigtimedwait(&signals, nullptr, &wait);
-    if (signal < 0) continue;
-    LogInfo("worker.signal", {{"signal", signal}});
-    if (++count > 1) _exit(1);
-    loop.RequestDrain();
+    const int64_t now_us = clock.NowMonotonicUs();
+    if (signal >= 0) {
+      LogInfo("worker.signal", {{"signal", signal}});
+      if (drain_since_us > 0) _exit(1);
+      drain_since_us = now_us;
+      loop.RequestDrain();
+    }
+    const int64_t bound_us = loop.counts().attempts == 0 ? kIdleDrainUs : kDrainUs;
+    if (drain_since_us > 0 && now_us - drain_since_us > bound_us) {
+      LogWarning("worker.drain_given_up", {{"attempts", loop.counts().attempts.load()}});
+      loop.RequestStop();
+    }
   }
 }
 
