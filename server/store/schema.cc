@@ -33,7 +33,8 @@ CREATE TABLE requests (
   tenant TEXT NOT NULL, request_id TEXT NOT NULL, job_id TEXT NOT NULL, body_sha256 TEXT NOT NULL,
   create_unix_us INTEGER NOT NULL, PRIMARY KEY (tenant, request_id)) STRICT, WITHOUT ROWID;
 CREATE TABLE events (
-  number INTEGER PRIMARY KEY, job_id TEXT NOT NULL, sequence INTEGER NOT NULL, unix_us INTEGER NOT NULL,
+  number INTEGER PRIMARY KEY, job_id TEXT NOT NULL, sequence INTEGER NOT NULL,
+  unix_us INTEGER NOT NULL,
   type TEXT NOT NULL, message TEXT NOT NULL, state TEXT NOT NULL, fields TEXT NOT NULL) STRICT;
 CREATE UNIQUE INDEX events_of_job ON events(job_id, sequence) WHERE job_id <> '';
 )sql";
@@ -43,7 +44,8 @@ CREATE TABLE step_metrics (
   job_id TEXT NOT NULL, step INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL,
   gradient_norm REAL, learning_rate REAL, tokens INTEGER NOT NULL, target_tokens INTEGER NOT NULL,
   step_time_us INTEGER NOT NULL, time_unix_us INTEGER NOT NULL, eval_loss REAL,
-  has_eval INTEGER NOT NULL, used_bytes INTEGER NOT NULL, epoch_fraction REAL, PRIMARY KEY (job_id, step, epoch)) STRICT, WITHOUT ROWID;
+  has_eval INTEGER NOT NULL, used_bytes INTEGER NOT NULL, epoch_fraction REAL,
+  PRIMARY KEY (job_id, step, epoch)) STRICT, WITHOUT ROWID;
 CREATE TABLE uploads (
   id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
   committed_bytes INTEGER NOT NULL, create_unix_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
