@@ -195,7 +195,7 @@ class Api:
             name=name, max_points=1_000_000)).points
         rows = {}
         for point in points:
-            if point.HasField("eval_loss") and point.tokens == 0:
+            if point.tokens == 0:   # an evaluation
                 continue
             if point.step not in rows or rows[point.step].epoch <= point.epoch:
                 rows[point.step] = point
