@@ -175,15 +175,32 @@ struct Dropout {
   float inverse;
 };
 
+// Eight values with the dropped ones zeroed.
+#if defined(__AVX512F__)
+NIBBLE_INLINE void Keep8Of(BF16* values, uint32_t keep) {
+  auto* at = reinterpret_cast<__m128i*>(values);
+  _mm_storeu_si128(at, _mm_maskz_mov_epi16(static_cast<__mmask8>(keep), _mm_loadu_si128(at)));
+}
+NIBBLE_INLINE void Keep8Of(float* values, uint32_t keep) {
+  _mm256_storeu_ps(values, _mm256_maskz_loadu_ps(static_cast<__mmask8>(keep), values));
+}
+#else
+template <typename T>
+NIBBLE_INLINE void Keep8Of(T* values, uint32_t keep) {
+  for (int64_t j = 0; j < 8; ++j)
+    if ((keep >> j & 1) == 0) values[j] = T{};
+}
+#endif
+
 // Zeroes the dropped ones of `count` values whose first has this index.
 template <typename T>
 static void ZeroDropped(const Dropout& dropout, uint64_t index, int64_t count, T* values) {
-  for (int64_t i = 0; i < count; i += 8) {
-    const uint32_t keep = dropout.Keep8(index + static_cast<uint64_t>(i));
-    if (keep == 0xFF) continue;
-    for (int64_t j = 0; j < 8 && i + j < count; ++j)
-      if ((keep >> j & 1) == 0) values[i + j] = T{};
-  }
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) Keep8Of(values + i, dropout.Keep8(index + static_cast<uint64_t>(i)));
+  if (i == count) return;
+  const uint32_t keep = dropout.Keep8(index + static_cast<uint64_t>(i));
+  for (int64_t j = 0; i + j < count; ++j)
+    if ((keep >> j & 1) == 0) values[i + j] = T{};
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
