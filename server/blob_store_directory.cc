@@ -94,6 +94,7 @@ class DirectoryBlobStore : public BlobStore {
   bool IsPinned(std::string_view sha256, struct stat* info) const;
   absl::Status CountBlobs();
   absl::StatusOr<UploadPtr> FindUpload(std::string_view upload_id);
+  absl::StatusOr<UploadState> NotOpen(UploadState state);
   absl::Status CheckRoom(int64_t size_bytes);
   absl::Status OpenFile(OpenUpload& upload);
   absl::Status Sync(OpenUpload& upload);
@@ -215,9 +216,18 @@ absl::StatusOr<DirectoryBlobStore::UploadPtr> DirectoryBlobStore::FindUpload(
   return it->second;
 }
 
+// Of an upload that is not open, or was closed while we waited for it: complete if its blob is there,
+// perhaps because somebody else sent the same bytes.
+absl::StatusOr<UploadState> DirectoryBlobStore::NotOpen(UploadState state) {
+  const auto present = SizeBytes(state.sha256);
+  if (!present.ok() || *present != state.size_bytes) return UploadNotFound();
+  state.committed_bytes = state.size_bytes;
+  state.complete = true;
+  return state;
+}
+
 // Opens the file again after a restart and hashes what it holds.
 absl::Status DirectoryBlobStore::OpenFile(OpenUpload& upload) {
-  if (upload.gone) return UploadNotFound();
   if (upload.fd < 0) {
     upload.fd = open(upload.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (upload.fd < 0) return ErrnoStatus(errno, "open the upload");
@@ -257,15 +267,10 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Append(std::string_view upload_i
                                                        std::string_view data) {
   ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
   auto found = FindUpload(upload_id);
-  if (!found.ok()) {
-    // Somebody else finished the same bytes.
-    if (!SizeBytes(state.sha256).ok()) return found.status();
-    state.committed_bytes = state.size_bytes;
-    state.complete = true;
-    return state;
-  }
+  if (!found.ok()) return NotOpen(std::move(state));
   OpenUpload& upload = **found;
   std::lock_guard lock(upload.mutex);
+  if (upload.gone) return NotOpen(std::move(state));
   RETURN_IF_ERROR(OpenFile(upload));
   RETURN_IF_ERROR(CheckChunk(offset, static_cast<int64_t>(data.size()), upload.written_bytes,
                              upload.size_bytes));
@@ -282,16 +287,10 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Append(std::string_view upload_i
 absl::StatusOr<UploadState> DirectoryBlobStore::Get(std::string_view upload_id) {
   ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
   auto found = FindUpload(upload_id);
-  if (!found.ok()) {
-    auto present = SizeBytes(state.sha256);
-    if (!present.ok() || *present != state.size_bytes) return found.status();
-    state.committed_bytes = state.size_bytes;
-    state.complete = true;
-    return state;
-  }
+  if (!found.ok()) return NotOpen(std::move(state));
   OpenUpload& upload = **found;
   std::lock_guard lock(upload.mutex);
-  if (upload.gone) return UploadNotFound();
+  if (upload.gone) return NotOpen(std::move(state));
   if (upload.fd >= 0) RETURN_IF_ERROR(Sync(upload));
   state.committed_bytes = upload.durable_bytes;
   return state;
@@ -300,9 +299,10 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Get(std::string_view upload_id) 
 absl::StatusOr<UploadState> DirectoryBlobStore::Finish(std::string_view upload_id) {
   ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
   auto found = FindUpload(upload_id);
-  if (!found.ok()) return Get(upload_id);
+  if (!found.ok()) return NotOpen(std::move(state));
   OpenUpload& upload = **found;
   std::lock_guard lock(upload.mutex);
+  if (upload.gone) return NotOpen(std::move(state));
   RETURN_IF_ERROR(OpenFile(upload));
   RETURN_IF_ERROR(Sync(upload));
   state.committed_bytes = upload.durable_bytes;

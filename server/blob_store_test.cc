@@ -7,8 +7,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
-#include <functional>
+#include <thread>
+#include <vector>
 
 #include "base/digest.h"
 #include "base/error.h"
@@ -177,6 +179,42 @@ TEST_P(BlobStoreContract, CollectsWhatNobodyNeeds) {
   EXPECT_EQ(StatusReason(store_->Pin(dropped)), Reason::kBlobNotFound);
   EXPECT_EQ(StatusReason(store_->Get(open->upload_id).status()), Reason::kUploadNotFound);
   EXPECT_EQ(store_->TotalBytes(), 16);
+}
+
+TEST_P(BlobStoreContract, ManySendersOfTheSameBytesAllSucceed) {
+  std::string data(300'000, 'x');
+  for (int round = 0; round < 20; ++round) {
+    data[0] = static_cast<char>('a' + round);
+    const std::string digest = Sha256Hex(data);
+    std::atomic<int> complete{0};
+    const auto send = [&] {
+      // As a client does: go on at the offset the store names, until it is complete.
+      for (int attempt = 0; attempt < 1000; ++attempt) {
+        auto state = store_->Begin(digest, static_cast<int64_t>(data.size()));
+        ASSERT_TRUE(state.ok()) << state.status();
+        while (state.ok() && !state->complete) {
+          const std::string_view rest = std::string_view(data).substr(static_cast<size_t>(state->committed_bytes));
+          auto appended = store_->Append(state->upload_id, state->committed_bytes, rest.substr(0, 100'000));
+          if (!appended.ok()) {
+            ASSERT_EQ(StatusReason(appended.status()), Reason::kOffsetMismatch) << appended.status();
+            break;
+          }
+          state = store_->Finish(state->upload_id);
+          ASSERT_TRUE(state.ok()) << state.status();
+        }
+        if (state.ok() && state->complete) {
+          ++complete;
+          return;
+        }
+      }
+    };
+    std::vector<std::thread> senders;
+    for (int i = 0; i < 4; ++i) senders.emplace_back(send);
+    for (std::thread& sender : senders) sender.join();
+    EXPECT_EQ(complete, 4);
+    EXPECT_EQ(store_->Read(digest, 0, 400'000).value(), data);
+  }
+  EXPECT_EQ(store_->OpenUploads(), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Twins, BlobStoreContract, testing::Bool(),

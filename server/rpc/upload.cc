@@ -1,5 +1,8 @@
 #include "server/rpc/upload.h"
 
+#include <algorithm>
+
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace nibble::server {
@@ -21,14 +24,30 @@ void UploadSteps::Take(const std::string& upload_id, int64_t offset, const std::
     return;
   }
   const bool posted = edge_.io->Post([this, offset, &data] {
-    const auto state = edge_.blobs->Append(upload_id_, offset, data);
-    if (state.ok()) {
+    const absl::Status status = Append(offset, data);
+    if (status.ok()) {
       Continue();
     } else {
-      Stop(state.status());
+      Stop(status);
     }
   });
   if (!posted) Stop(Busy(edge_));
+}
+
+// Bytes that are there already are skipped: two jobs may be sending the same file at once, and each would
+// otherwise find the offset moved on by the other. If they differ, the digest tells in the end.
+absl::Status UploadSteps::Append(int64_t offset, std::string_view data) {
+  for (;;) {
+    const absl::Status status = edge_.blobs->Append(upload_id_, offset, data).status();
+    if (StatusReason(status) != Reason::kOffsetMismatch) return status;
+    int64_t written = 0;
+    if (!absl::SimpleAtoi(StatusMetadata(status)["committed_bytes"], &written)) return status;
+    if (written <= offset) return status;
+    const int64_t skipped = std::min(written - offset, static_cast<int64_t>(data.size()));
+    offset += skipped;
+    data.remove_prefix(static_cast<size_t>(skipped));
+    if (data.empty()) return absl::OkStatus();
+  }
 }
 
 void UploadSteps::End() {

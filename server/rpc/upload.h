@@ -1,4 +1,4 @@
-// The one way bytes come in: a client stream of chunks at exact offsets.
+// The one way bytes come in: a client stream of chunks, each at the offset where the last one ended.
 //
 // One read is outstanding at a time, and none while a chunk is being written: the sender is slowed down to
 // the disk. A cut stream leaves what arrived durable, so the next one goes on from there. The object
@@ -6,6 +6,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/error.h"
@@ -35,6 +36,8 @@ class UploadSteps {
   Edge& edge_;
 
  private:
+  absl::Status Append(int64_t offset, std::string_view data);
+
   std::string upload_id_;
 };
 

@@ -188,7 +188,7 @@ def check_blobs(api):
     state = blob.GetUpload(pb.blob.GetUploadRequest(upload_id=begun.upload_id))
     assert state.committed_bytes == 1 << 20, state
     metadata = expect_error(lambda: blob.Upload(iter([pb.blob.UploadChunk(
-        upload_id=begun.upload_id, offset=5, data=b"x")])), "OUT_OF_RANGE", "OFFSET_MISMATCH")
+        upload_id=begun.upload_id, offset=(1 << 20) + 5, data=b"x")])), "OUT_OF_RANGE", "OFFSET_MISMATCH")
     assert metadata["committed_bytes"] == str(1 << 20), metadata
     expect_error(lambda: blob.Upload(iter([pb.blob.UploadChunk(
         upload_id=begun.upload_id, offset=1 << 20, data=bytes((1 << 20) + 1))])),
