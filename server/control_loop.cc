@@ -198,11 +198,9 @@ void ControlLoop::RunOnce(int64_t wait_us) {
     answers.push_back(std::move(answer));
   }
   const bool ticks = now_.monotonic_us >= next_tick_us_;
-  if (serving_ && (ticks || !items.empty())) {
-    // Neither can be refused.
-    if (ticks) CHECK_OK(Step(core::Tick{}, &records).status());
-    CHECK_OK(Step(core::Place{}, &records).status());
-  }
+  // Neither can be refused. Only what is recorded can make room, or want it; time passes by ticks.
+  if (serving_ && ticks) CHECK_OK(Step(core::Tick{}, &records).status());
+  if (serving_ && (ticks || !records.empty())) CHECK_OK(Step(core::Place{}, &records).status());
   if (ticks) next_tick_us_ = now_.monotonic_us + options_.tick_us;
   Settle(answers, records);
 }

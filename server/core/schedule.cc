@@ -167,7 +167,9 @@ class Pass {
 
   Schedule Run() {
     std::set<std::string> keys;
+    size_t examined = 0;
     for (const Job* job : QueueOrder(state_, core_.options)) {
+      if (++examined > kMaxJobsPerPass) break;
       const Model* model = state_.ModelOf(*job);
       if (model == nullptr) continue;
       const bool placed = job->not_before_us <= now_us_ && Place(*job, *model);

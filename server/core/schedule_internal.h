@@ -12,6 +12,8 @@
 
 namespace nibble::core {
 
+// Jobs looked at in one pass, first in the queue first: bounds the time of a turn of the control loop.
+inline constexpr size_t kMaxJobsPerPass = 1'000;
 // An expected end nobody knows.
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max() / 4;
 int64_t ExpectedEndUs(const Job& job, int64_t now_us);
