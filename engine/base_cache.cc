@@ -199,19 +199,20 @@ class Maker {
     }
   }
 
-  const TensorInfo& TensorOf(const BaseEntry& entry) const {
-    const TensorInfo* tensor = tensors_.Find(entry.part, entry.layer, entry.module);
+  const BaseTensor& TensorOf(const BaseEntry& entry) const {
+    const BaseTensor* tensor = tensors_.Find(entry.part, entry.layer, entry.module);
     CHECK(tensor != nullptr);
     return *tensor;
   }
 
   absl::Status CopyAsBf16(const BaseEntry& entry) {
-    const TensorInfo& tensor = TensorOf(entry);
-    const int64_t count = tensor.Elements();
+    const BaseTensor& tensor = TensorOf(entry);
+    ASSIGN_OR_RETURN(const TensorReader reader, tensors_.Open(tensor));
+    const int64_t count = tensor.elements;
     std::vector<uint16_t> narrow;
     for (int64_t first = 0; first < count; first += kChunkElements) {
       const int64_t size = std::min(kChunkElements, count - first);
-      RETURN_IF_ERROR(ReadChunk(tensor, first, size));
+      RETURN_IF_ERROR(ReadChunk(reader, first, size));
       narrow.resize(static_cast<size_t>(size));
       for (int64_t i = 0; i < size; ++i) narrow[i] = Bf16FromFloat(values_[i]);
       RETURN_IF_ERROR(file_.Write(entry.offset + first * 2, narrow.data(), size * 2));
@@ -220,14 +221,18 @@ class Maker {
   }
 
   absl::Status Quantize(const BaseEntry& entry) {
-    const TensorInfo& tensor = TensorOf(entry);
+    const BaseTensor& tensor = TensorOf(entry);
+    ASSIGN_OR_RETURN(const TensorReader reader, tensors_.Open(tensor));
     const kernels::QuantType type = TypeOf(request_.quant);
-    const int64_t count = tensor.Elements();
+    const int64_t count = tensor.elements;
+    if (reader.quantized() != nullptr && HasOurForm(*reader.quantized(), type)) {
+      return CopyQuantized(entry, *reader.quantized());
+    }
     std::vector<float> absmax(static_cast<size_t>(kernels::AbsmaxCount(count, spec::kQuantBlock)));
     std::vector<uint8_t> codes;
     for (int64_t first = 0; first < count; first += kChunkElements) {
       const int64_t size = std::min(kChunkElements, count - first);
-      RETURN_IF_ERROR(ReadChunk(tensor, first, size));
+      RETURN_IF_ERROR(ReadChunk(reader, first, size));
       const int64_t bytes = kernels::WeightBytes(type, size);
       codes.resize(static_cast<size_t>(bytes));
       kernels::QuantizeTensor(values_.data(), size, type, spec::kQuantBlock, codes.data(),
@@ -236,6 +241,30 @@ class Maker {
           file_.Write(entry.offset + kernels::WeightBytes(type, first), codes.data(), bytes));
     }
     return WriteScales(entry, absmax);
+  }
+
+  // The file's own codes and scales can be taken as they are: same kind, blocks and tables.
+  bool HasOurForm(const kernels::WeightView& weight, kernels::QuantType type) const {
+    const bool nested = weight.absmax == nullptr;
+    return weight.type == type && weight.block == spec::kQuantBlock && nested == request_.nested &&
+           std::memcmp(weight.code_book, kernels::CodeBook(type), 16 * 4) == 0 &&
+           (!nested || std::memcmp(weight.nested_map, kernels::SignedDynamicMap(), 256 * 4) == 0);
+  }
+
+  absl::Status CopyQuantized(const BaseEntry& entry, const kernels::WeightView& weight) {
+    const int64_t count = weight.n * weight.k;
+    const int64_t blocks = kernels::AbsmaxCount(count, weight.block);
+    RETURN_IF_ERROR(
+        file_.Write(entry.offset, weight.data, kernels::WeightBytes(weight.type, count)));
+    const auto offset_of = [&](BasePart part) {
+      return layout_.Find(part, entry.layer, entry.module)->offset;
+    };
+    if (!request_.nested)
+      return file_.Write(offset_of(BasePart::kAbsmax), weight.absmax, blocks * 4);
+    offsets_[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)] = weight.offset;
+    RETURN_IF_ERROR(file_.Write(offset_of(BasePart::kAbsmaxCodes), weight.absmax_codes, blocks));
+    return file_.Write(offset_of(BasePart::kNestedAbsmax), weight.nested_absmax,
+                       kernels::NestedCount(blocks) * 4);
   }
 
   absl::Status WriteScales(const BaseEntry& entry, const std::vector<float>& absmax) {
@@ -257,9 +286,9 @@ class Maker {
                        static_cast<int64_t>(nested.size()) * 4);
   }
 
-  absl::Status ReadChunk(const TensorInfo& tensor, int64_t first, int64_t size) {
+  absl::Status ReadChunk(const TensorReader& reader, int64_t first, int64_t size) {
     values_.resize(static_cast<size_t>(size));
-    return tensors_.Read(tensor, first, size, values_.data());
+    return reader.Read(first, size, values_.data());
   }
 
   const BaseCacheRequest& request_;

@@ -160,7 +160,7 @@ absl::Status BaseModel::Impl::LoadExact(const BaseTensors& tensors, const spec::
   float* offsets = nullptr;
   for (size_t i = 0; i < layout.entries.size(); ++i) {
     const BaseEntry& entry = layout.entries[i];
-    const TensorInfo* tensor = tensors.Find(entry.part, entry.layer, entry.module);
+    const BaseTensor* tensor = tensors.Find(entry.part, entry.layer, entry.module);
     if (tensor == nullptr) {
       // Code books, maps, offsets and scales: sizes are the layout's; scales follow their codes.
       char* to = add(entry.size_bytes);
@@ -182,10 +182,11 @@ absl::Status BaseModel::Impl::LoadExact(const BaseTensors& tensors, const spec::
       if (entry.part == BasePart::kNestedAbsmax) std::memcpy(to, absmax.data(), entry.size_bytes);
       continue;
     }
-    const int64_t count = tensor->Elements();
+    const int64_t count = tensor->elements;
     auto* values = reinterpret_cast<float*>(add(count * 4));
     data[i] = values;
-    RETURN_IF_ERROR(tensors.Read(*tensor, 0, count, values));
+    ASSIGN_OR_RETURN(const TensorReader reader, tensors.Open(*tensor));
+    RETURN_IF_ERROR(reader.Read(0, count, values));
     if (entry.part != BasePart::kCodes || !kernels::IsQuantized(type)) continue;
     auto* codes = reinterpret_cast<uint8_t*>(add(kernels::WeightBytes(type, count)));
     absmax.assign(static_cast<size_t>(kernels::AbsmaxCount(count, spec::kQuantBlock)), 0);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <limits>
 
@@ -221,6 +222,98 @@ TEST_F(BaseModelTest, FaultsOfTheCheckpointAreNamed) {
   EXPECT_THAT(Refused(), HasSubstr("neither model.safetensors"));
   CHECK_OK(RemoveFile(model_.Join("config.json")));
   EXPECT_THAT(Refused(), HasSubstr("config.json is missing"));
+}
+
+TEST_F(BaseModelTest, CheckpointsOfBitsandbytesAreTakenAsTheyAre) {
+  auto plain = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  // The same model, its linears stored as bitsandbytes does.
+  std::deque<std::string> bytes;
+  std::vector<TensorToWrite> stored;
+  const auto add = [&](const std::string& name, TensorType type, const void* data, int64_t size) {
+    bytes.emplace_back(static_cast<const char*>(data), static_cast<size_t>(size));
+    stored.push_back({name, type, {size / TensorTypeBytes(type)}, bytes.back().data()});
+  };
+  for (const TensorToWrite& tensor : tensors_) {
+    if (tensor.name.find("_proj.") == std::string::npos) stored.push_back(tensor);
+  }
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    for (int m = 0; m < spec::kModuleCount; ++m) {
+      const auto module = static_cast<Module>(m);
+      const std::string name = CheckpointName(BasePart::kCodes, layer, module);
+      const kernels::WeightView& view = (*plain)->Linear(layer, module);
+      const int64_t count = view.n * view.k, blocks = kernels::AbsmaxCount(count, 64);
+      add(name, TensorType::kU8, view.data, (count + 1) / 2);
+      add(name + ".absmax", TensorType::kU8, view.absmax_codes, blocks);
+      add(name + ".quant_map", TensorType::kF32, view.code_book, 64);
+      add(name + ".nested_absmax", TensorType::kF32, view.nested_absmax,
+          kernels::NestedCount(blocks) * 4);
+      add(name + ".nested_quant_map", TensorType::kF32, view.nested_map, 1024);
+      char offset[40];
+      std::snprintf(offset, sizeof(offset), "%.17g", static_cast<double>(view.offset));
+      const std::string state = absl::StrCat(
+          R"({"quant_type":"nf4","blocksize":64,"dtype":"bfloat16","nested_blocksize":256,)",
+          R"("nested_dtype":"float32","nested_offset":)", offset, R"(,"shape":[)", view.n, ",",
+          view.k, "]}");
+      add(name + ".quant_state.bitsandbytes__nf4", TensorType::kU8, state.data(),
+          static_cast<int64_t>(state.size()));
+    }
+  }
+  const auto good = stored;
+  tensors_ = stored;
+  Save();
+  auto taken = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  EXPECT_FALSE((*taken)->cached());
+  auto flat = BaseModel::Open(Options(QuantKind::kNF4, false));
+  ASSERT_TRUE(flat.ok()) << flat.status();
+  for (int m = 0; m < spec::kModuleCount; ++m) {
+    const kernels::WeightView& a = (*plain)->Linear(1, static_cast<Module>(m));
+    const kernels::WeightView& b = (*taken)->Linear(1, static_cast<Module>(m));
+    const kernels::WeightView& c = (*flat)->Linear(1, static_cast<Module>(m));
+    const int64_t count = a.n * a.k;
+    EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(count / 2)), 0);
+    EXPECT_EQ(a.offset, b.offset);
+    // Made anew with other scales, the values stay what they were.
+    std::vector<float> x(count), y(count), z(count);
+    kernels::DequantizeRange(a, 0, count, x.data());
+    kernels::DequantizeRange(b, 0, count, y.data());
+    kernels::DequantizeRange(c, 0, count, z.data());
+    EXPECT_EQ(x, y);
+    EXPECT_EQ(x, z);
+  }
+  // Descriptions that do not fit what they describe.
+  const auto without = [&](const std::string& suffix) {
+    tensors_.clear();
+    for (const TensorToWrite& tensor : good) {
+      if (!tensor.name.ends_with(suffix)) tensors_.push_back(tensor);
+    }
+    Save();
+    return Refused();
+  };
+  EXPECT_THAT(without("layers.0.mlp.up_proj.weight.nested_absmax"),
+              HasSubstr(".nested_absmax is missing"));
+  EXPECT_THAT(without("layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"),
+              HasSubstr("has type U8"));
+  const auto with_state = [&](const std::string& state) {
+    tensors_ = good;
+    for (TensorToWrite& tensor : tensors_) {
+      if (!tensor.name.ends_with("layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4"))
+        continue;
+      tensor.data = state.data();
+      tensor.shape = {static_cast<int64_t>(state.size())};
+    }
+    Save();
+    return Refused();
+  };
+  EXPECT_THAT(with_state("{"), HasSubstr("no JSON object"));
+  EXPECT_THAT(with_state(R"({"shape":[32,31],"blocksize":64})"), HasSubstr("asks for [32,32]"));
+  EXPECT_THAT(with_state(R"({"shape":[32,32],"blocksize":63})"), HasSubstr("blocksize"));
+  EXPECT_THAT(
+      with_state(R"({"shape":[32,32],"blocksize":128,"nested_offset":0,"nested_blocksize":256})"),
+      HasSubstr(".absmax"));
+  EXPECT_THAT(with_state(R"({"shape":[32,32],"blocksize":64,"nested_offset":"x"})"),
+              HasSubstr("not supported"));
 }
 
 TEST_F(BaseModelTest, AKilledMakerLeavesNothingInTheWay) {

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "engine/text.h"
+#include "kernels/nf4.h"
 
 namespace nibble::engine {
 namespace {
@@ -66,16 +67,25 @@ absl::Status BaseTensors::Add(BasePart part, int64_t layer, Module module,
                "is missing from the checkpoint, though config.json asks for it");
   }
   const std::string where = checkpoint_->Where(tensor->name);
+  if (part == BasePart::kCodes) {
+    ASSIGN_OR_RETURN(auto quantized, BnbTensor::Find(*checkpoint_, tensor->name, shape));
+    if (quantized != nullptr) {
+      tensors_[{part, layer, module}] = {tensor, shape[0] * shape[1], std::move(quantized)};
+      return absl::OkStatus();
+    }
+  }
   if (tensor->type != TensorType::kF32 && tensor->type != TensorType::kF16 &&
       tensor->type != TensorType::kBF16) {
-    return Bad(where, absl::StrCat("has type ", View(TensorTypeName(tensor->type)),
-                                   "; a base must be given in F32, F16 or BF16"));
+    return Bad(where,
+               absl::StrCat(
+                   "has type ", View(TensorTypeName(tensor->type)),
+                   "; a base must be given in F32, F16 or BF16, or in four bits by bitsandbytes"));
   }
   if (tensor->shape != shape) {
     return Bad(where, absl::StrCat("has shape ", ShapeText(tensor->shape),
                                    ", config.json asks for ", ShapeText(shape)));
   }
-  tensors_[{part, layer, module}] = tensor;
+  tensors_[{part, layer, module}] = {tensor, tensor->Elements(), nullptr};
   return absl::OkStatus();
 }
 
@@ -99,7 +109,12 @@ absl::Status BaseTensors::AddLayer(const spec::ModelConfig& model, int64_t layer
 
 absl::Status BaseTensors::RefuseStrays(const spec::ModelConfig& model) const {
   std::set<std::string> used;
-  for (const auto& [key, tensor] : tensors_) used.insert(tensor->name);
+  for (const auto& [key, tensor] : tensors_) {
+    used.insert(tensor.info->name);
+    if (tensor.quantized != nullptr) {
+      used.insert(tensor.quantized->companions().begin(), tensor.quantized->companions().end());
+    }
+  }
   for (const std::string& name : checkpoint_->Names()) {
     if (used.contains(name) || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
     if (name == "lm_head.weight" && model.tie_word_embeddings) continue;  // the embedding again
@@ -125,18 +140,31 @@ absl::StatusOr<BaseTensors> BaseTensors::Make(const Checkpoint* checkpoint,
   return base;
 }
 
-const TensorInfo* BaseTensors::Find(BasePart part, int64_t layer, Module module) const {
+const BaseTensor* BaseTensors::Find(BasePart part, int64_t layer, Module module) const {
   const auto it = tensors_.find({part, layer, module});
-  return it == tensors_.end() ? nullptr : it->second;
+  return it == tensors_.end() ? nullptr : &it->second;
 }
 
-absl::Status BaseTensors::Read(const TensorInfo& tensor, int64_t first, int64_t count,
-                               float* out) const {
-  RETURN_IF_ERROR(checkpoint_->ReadF32(tensor, first, count, out));
+absl::StatusOr<TensorReader> BaseTensors::Open(const BaseTensor& tensor) const {
+  TensorReader reader;
+  reader.checkpoint_ = checkpoint_;
+  reader.info_ = tensor.info;
+  if (tensor.quantized != nullptr) {
+    ASSIGN_OR_RETURN(reader.loaded_, tensor.quantized->Load());
+  }
+  return reader;
+}
+
+absl::Status TensorReader::Read(int64_t first, int64_t count, float* out) const {
+  if (loaded_ != nullptr) {
+    kernels::DequantizeRange(loaded_->view, first, count, out);
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(checkpoint_->ReadF32(*info_, first, count, out));
   for (int64_t i = 0; i < count; ++i) {
     if (std::isfinite(out[i])) [[likely]]
       continue;
-    return Bad(checkpoint_->Where(tensor.name),
+    return Bad(checkpoint_->Where(info_->name),
                absl::StrCat("holds ", out[i], " at element ", first + i, "; the file is damaged"));
   }
   return absl::OkStatus();

@@ -5,17 +5,42 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/bnb_tensor.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/model_config.h"
+#include "kernels/kernel_table.h"
 
 namespace nibble::engine {
+
+// One tensor of the base: floats, or what bitsandbytes made of them.
+struct BaseTensor {
+  const TensorInfo* info = nullptr;
+  int64_t elements = 0;
+  std::shared_ptr<const BnbTensor> quantized;  // null for floats
+};
+
+// Values of one tensor. Holds the codes of a quantized one as long as it lives.
+class TensorReader {
+ public:
+  // Elements first .. first + count - 1 in fp32; a value that is not finite is an error.
+  absl::Status Read(int64_t first, int64_t count, float* out) const;
+  // Null for floats.
+  const kernels::WeightView* quantized() const { return loaded_ ? &loaded_->view : nullptr; }
+
+ private:
+  friend class BaseTensors;
+  const Checkpoint* checkpoint_ = nullptr;
+  const TensorInfo* info_ = nullptr;
+  std::unique_ptr<LoadedBnbTensor> loaded_;
+};
 
 class BaseTensors {
  public:
@@ -26,11 +51,9 @@ class BaseTensors {
                                           const spec::ModelConfig& model);
 
   // Null for parts that are no tensor of the checkpoint, or that this model does not have.
-  const TensorInfo* Find(spec::BasePart part, int64_t layer = -1,
+  const BaseTensor* Find(spec::BasePart part, int64_t layer = -1,
                          spec::Module module = spec::Module::kQ) const;
-
-  // Elements first .. first + count - 1 in fp32; a value that is not finite is an error.
-  absl::Status Read(const TensorInfo& tensor, int64_t first, int64_t count, float* out) const;
+  absl::StatusOr<TensorReader> Open(const BaseTensor& tensor) const;
 
  private:
   absl::Status Add(spec::BasePart part, int64_t layer, spec::Module module,
@@ -40,7 +63,7 @@ class BaseTensors {
 
   using Key = std::tuple<spec::BasePart, int64_t, spec::Module>;
   const Checkpoint* checkpoint_ = nullptr;
-  std::map<Key, const TensorInfo*> tensors_;
+  std::map<Key, BaseTensor> tensors_;
 };
 
 // The name transformers gives the tensor, e.g. "model.layers.3.self_attn.q_proj.weight".
