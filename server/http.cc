@@ -2,7 +2,10 @@
 
 #include <civetweb.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,7 +32,7 @@ class CivetHttp : public HttpServer {
  public:
   explicit CivetHttp(HttpHandlers handlers) : handlers_(std::move(handlers)) {}
   ~CivetHttp() override {
-    if (context_) mg_stop(context_);
+    if (context_) Stop();
   }
 
   bool Start(const std::string& listen) {
@@ -40,6 +43,7 @@ class CivetHttp : public HttpServer {
     callbacks.log_message = [](const mg_connection*, const char*) { return 1; };
     context_ = mg_start(&callbacks, this, options);
     if (!context_) return false;
+    host_ = listen.substr(0, listen.rfind(':'));
     mg_set_request_handler(context_, "/metrics$", &CivetHttp::Metrics, this);
     mg_set_request_handler(context_, "/healthz$", &CivetHttp::Health, this);
     mg_set_request_handler(context_, "/readyz$", &CivetHttp::Ready, this);
@@ -54,6 +58,25 @@ class CivetHttp : public HttpServer {
   }
 
  private:
+  // The library's accepting thread looks whether it should stop every two seconds, or when somebody
+  // connects: so we do.
+  void Stop() {
+    const int at = port();
+    std::atomic<bool> stopped{false};
+    std::thread stopper([&] {
+      mg_stop(context_);
+      stopped = true;
+    });
+    while (!stopped) {
+      char error[100];
+      if (mg_connection* knock = mg_connect_client(host_.c_str(), at, 0, error, sizeof error)) {
+        mg_close_connection(knock);
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    stopper.join();
+  }
+
   static int Metrics(mg_connection* connection, void* self) {
     if (!IsRead(connection)) return Answer(connection, 405, "text/plain", "only GET\n");
     return Answer(connection, 200, "text/plain; version=0.0.4; charset=utf-8",
@@ -71,6 +94,7 @@ class CivetHttp : public HttpServer {
   }
 
   const HttpHandlers handlers_;
+  std::string host_;
   mg_context* context_ = nullptr;
 };
 

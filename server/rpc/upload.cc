@@ -42,7 +42,7 @@ absl::Status UploadSteps::Append(int64_t offset, std::string_view data) {
     if (StatusReason(status) != Reason::kOffsetMismatch) return status;
     int64_t written = 0;
     if (!absl::SimpleAtoi(StatusMetadata(status)["committed_bytes"], &written)) return status;
-    if (written <= offset) return status;
+    if (offset < 0 || written <= offset) return status;
     const int64_t skipped = std::min(written - offset, static_cast<int64_t>(data.size()));
     offset += skipped;
     data.remove_prefix(static_cast<size_t>(skipped));
