@@ -64,6 +64,26 @@ TEST(RunViewTest, APipeGetsAStepNowAndThen) {
   EXPECT_THAT(lines[1], HasSubstr("step 5/100  loss 1.0000  lr 2.0e-04  2.0k tok/s  eta 47s"));
 }
 
+TEST(RunViewTest, EvaluationsAndPlannedStepsAreHeard) {
+  RunView view({false, true}, false);
+  v1::WatchJobResponse planned;
+  planned.mutable_event()->set_type("attempt.planned");
+  (*planned.mutable_event()->mutable_fields())["planned_steps"] = "40";
+  view.Apply(planned);
+  auto step = Step(2, 1);
+  step.mutable_metric()->set_eval_loss(0.5);
+  view.Apply(step);
+  v1::WatchJobResponse alone;
+  alone.mutable_metric()->set_step(3);
+  alone.mutable_metric()->set_eval_loss(0.25);
+  view.Apply(alone);
+  const auto lines = view.TakeLines();
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_THAT(lines[1], HasSubstr("step 2/40  loss 1.0000"));
+  EXPECT_EQ(lines[2], "step 2  held-out loss 0.5000");
+  EXPECT_EQ(lines[3], "step 3  held-out loss 0.2500");
+}
+
 TEST(RunViewTest, AResumedRunTakesItsRepeatedStepsBack) {
   RunView view({false, true}, true);
   view.Apply(Snapshot(v1::RUNNING, 10));

@@ -1,5 +1,6 @@
 #include "client/follow.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <thread>
@@ -18,6 +19,7 @@ volatile std::sig_atomic_t interrupted = 0;
 
 constexpr int64_t kFrameUs = 100'000;
 constexpr int64_t kRefreshUs = 2'000'000;
+constexpr int kPastEvents = 20;
 
 // Lines that stay, and under them the frame, redrawn in place.
 class Screen {
@@ -65,6 +67,17 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
             absl::StrCat("connection lost (", std::string(status.message()), "); reconnecting")))
       return;
   };
+  RunView view(terminal.style, terminal.live);
+  // What has happened already; a watch tells only what is new.
+  if (const auto past = client.ListJobEvents(name); past.ok()) {
+    const int skip = std::max(0, past->events_size() - kPastEvents);
+    for (int i = skip; i < past->events_size(); ++i) {
+      v1::WatchJobResponse update;
+      *update.mutable_event() = past->events(i);
+      view.Apply(update);
+      options.after_sequence = past->events(i).sequence();
+    }
+  }
   JobWatch watch(client, name, options);
   absl::Status outcome;
   std::thread reader([&] {
@@ -79,7 +92,6 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
     updates.Close();
   });
 
-  RunView view(terminal.style, terminal.live);
   Screen screen(terminal.live);
   int64_t next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
   while (!Interrupted()) {

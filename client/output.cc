@@ -233,6 +233,12 @@ std::string TimeText(int64_t unix_us) {
   return text;
 }
 
+std::string ClockText(int64_t unix_us) {
+  const std::string text = TimeText(unix_us);
+  const size_t space = text.find(' ');
+  return space == std::string::npos ? text : text.substr(space + 1);
+}
+
 void ByteProgress::Show(int64_t done, int64_t total) {
   if (terminal_.quiet) return;
   if (!terminal_.live_errors) {

@@ -69,6 +69,8 @@ std::string AgeText(const google::protobuf::Timestamp& time, int64_t now_us);
 int64_t ToUnixUs(const google::protobuf::Timestamp& time);
 // "2026-03-01 12:30:05", local time.
 std::string TimeText(int64_t unix_us);
+// "12:30:05".
+std::string ClockText(int64_t unix_us);
 
 // One line on stderr that shows bytes moving: redrawn in place on a terminal, else said once.
 class ByteProgress {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/output.h"
 #include "client/watch.h"
@@ -60,8 +61,14 @@ void RunView::OnEvent(const v1::JobEvent& event) {
   last_sequence_ = std::max(last_sequence_, event.sequence());
   if (event.state() != v1::JOB_STATE_UNSPECIFIED) job_.set_state(event.state());
   if (event.type() == "checkpoint.saved") ++checkpoints_;
+  // The stream brings no new snapshot when the data has been read.
+  const auto planned = event.fields().find("planned_steps");
+  int64_t steps = 0;
+  if (planned != event.fields().end() && absl::SimpleAtoi(planned->second, &steps)) {
+    job_.mutable_progress()->set_planned_steps(steps);
+  }
   if (event.type() == "checkpoint.dropped" || event.type() == "job.updated") return;
-  std::string line = absl::StrCat(TimeText(ToUnixUs(event.time())).substr(11), "  ",
+  std::string line = absl::StrCat(ClockText(ToUnixUs(event.time())), "  ",
                                   event.message().empty() ? event.type() : event.message());
   lines_.push_back(Paint(style_, Ink::kDim, line));
 }
@@ -70,13 +77,16 @@ void RunView::OnMetric(const v1::MetricPoint& point) {
   if (point.has_eval_loss()) {
     eval_loss_ = point.eval_loss();
     has_eval_ = true;
-    if (point.step_time_us() == 0) {  // an evaluation alone, not a step with one
-      if (!live_)
-        lines_.push_back(
-            absl::StrCat("step ", point.step(), "  held-out loss ", FormatLoss(eval_loss_)));
-      return;
-    }
   }
+  const bool is_step = point.step_time_us() > 0;  // else an evaluation alone
+  if (is_step) OnStep(point);
+  if (point.has_eval_loss() && !live_) {
+    lines_.push_back(
+        absl::StrCat("step ", point.step(), "  held-out loss ", FormatLoss(eval_loss_)));
+  }
+}
+
+void RunView::OnStep(const v1::MetricPoint& point) {
   // After a resume the steps since the last checkpoint come again.
   if (point.step() <= last_step_) {
     const auto keep = static_cast<size_t>(std::max<int64_t>(0, point.step() - 1));

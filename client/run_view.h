@@ -38,6 +38,7 @@ class RunView {
  private:
   void OnEvent(const v1::JobEvent& event);
   void OnMetric(const v1::MetricPoint& point);
+  void OnStep(const v1::MetricPoint& point);
   std::string StepLine(const v1::MetricPoint& point) const;
   int64_t step() const;
 
