@@ -242,6 +242,7 @@ void Cluster::FaultTick() {
   if (rng.Chance(faults_.user_action)) UserAction();
   if (rng.Chance(faults_.user_action / 4) && server_.up()) CancelAtTheEnd();
   if (rng.Chance(0.05)) CollectGarbage();
+  if (rng.Chance(faults_.wall_clock)) world_.SetWallClock(rng.Between(-3600, 3600) * kSecond);
   for (size_t i = 0; i < hosts_.size(); ++i) {
     WorkerProc& worker = *workers_[i];
     if (rng.Chance(faults_.partition)) network_.Cut(hosts_[i].name, rng.Between(1, 40) * kSecond);

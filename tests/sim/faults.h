@@ -21,6 +21,7 @@ struct Faults {
   double worker_drain = 0;    // SIGTERM
   double second_process = 0;  // another process starts under the same worker id
   double engine_crash = 0;
+  double wall_clock = 0;  // is set, by up to an hour
   // Per detach, per fetch of a checkpoint, per commit.
   double engine_hang = 0;
   double bad_fetch = 0;
@@ -45,6 +46,7 @@ struct Faults {
     f.worker_drain = some(0.002, 0.02);
     f.second_process = rng.Chance(0.2) ? 0.005 : 0;
     f.engine_crash = some(0.005, 0.05);
+    f.wall_clock = some(0.01, 0.1);
     f.engine_hang = some(0.05, 0.5);
     f.bad_fetch = some(0.02, 0.3);
     f.commit_fails = some(0.005, 0.1);
@@ -56,7 +58,8 @@ struct Faults {
   // The faults of the outside world end; what a job is stays.
   void Heal() {
     loss = duplicate = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
-    second_process = engine_crash = engine_hang = bad_fetch = commit_fails = user_action = 0;
+    second_process = engine_crash = wall_clock = engine_hang = bad_fetch = commit_fails =
+        user_action = 0;
     max_delay_us = 20'000;
   }
 };

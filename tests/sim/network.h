@@ -23,8 +23,13 @@ class Network {
     const int copies = rng.Chance(faults_.duplicate) ? 2 : 1;
     for (int i = 0; i < copies; ++i) world_.After(Delay(), deliver);
   }
+  // The way back is a link of its own.
+  static std::string Back(const std::string& peer) { return peer + "<"; }
+  // Both ways, or one.
   void Cut(const std::string& peer, int64_t duration_us) {
-    cut_until_us_[peer] = world_.now_us() + duration_us;
+    const uint64_t which = world_.rng().Below(3);
+    if (which != 0) cut_until_us_[peer] = world_.now_us() + duration_us;
+    if (which != 1) cut_until_us_[Back(peer)] = world_.now_us() + duration_us;
   }
   void Heal() { cut_until_us_.clear(); }
 

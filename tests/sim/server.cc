@@ -35,6 +35,7 @@ Server::Server(World* world, Network* network, const Faults* faults,
       disk_(world, mutant),
       checker_(world, options, &disk_) {
   disk_.SetFaults([this] {
+    if (dying_) return store::MemoryStore::Fault::kFailBefore;
     if (!world_.rng().Chance(faults_.commit_fails)) return store::MemoryStore::Fault::kNone;
     return world_.rng().Chance(0.5) ? store::MemoryStore::Fault::kFailBefore
                                     : store::MemoryStore::Fault::kFailAfter;
@@ -81,9 +82,11 @@ void Server::Crash() {
   world_.Trace("server crashes");
   ++life_;
   hub()->Close();
-  // What is left in the mailbox and in held calls dies with the process: no answers from its
-  // destructor.
+  // What is left in the mailbox dies with the process: its destructor can commit nothing, answer
+  // nobody.
+  dying_ = true;
   loop_.reset();
+  dying_ = false;
 }
 
 void Server::Request(const std::string& peer, std::function<void()> handle) {
@@ -96,7 +99,7 @@ void Server::Request(const std::string& peer, std::function<void()> handle) {
 }
 
 void Server::Reply(const std::string& peer, std::function<void()> deliver) {
-  network_.Send(peer, [this, life = life_, deliver = std::move(deliver)] {
+  network_.Send(Network::Back(peer), [this, life = life_, deliver = std::move(deliver)] {
     if (life == life_) deliver();
   });
 }

@@ -84,6 +84,7 @@ class Server {
   std::map<std::string, std::string> blobs_;
   std::vector<std::unique_ptr<WatchHub>> hubs_;  // of every life; watchers may hold on to old ones
   std::unique_ptr<ControlLoop> loop_;
+  bool dying_ = false;
   int64_t life_ = 0;        // of the process; late events of an earlier one are dropped
   int64_t turn_at_us_ = 0;  // the next turn asked for; 0 = none
 };

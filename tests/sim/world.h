@@ -20,11 +20,22 @@ namespace nibble::sim {
 inline constexpr int64_t kMs = 1'000;
 inline constexpr int64_t kSecond = 1'000'000;
 
+// The monotonic clock of the run, and a wall clock that somebody sets now and then.
+class SkewedClock : public SimClock {
+ public:
+  int64_t NowUnixUs() const override { return NowMonotonicUs() + skew_us_; }
+  void SetSkew(int64_t skew_us) { skew_us_ = skew_us; }
+
+ private:
+  int64_t skew_us_ = 0;
+};
+
 class World {
  public:
   explicit World(uint64_t seed) : rng_(seed) {}
 
-  const SimClock& clock() const { return clock_; }
+  const Clock& clock() const { return clock_; }
+  void SetWallClock(int64_t skew_us) { clock_.SetSkew(skew_us); }
   int64_t now_us() const { return clock_.NowMonotonicUs(); }
   Random& rng() { return rng_; }
 
@@ -57,7 +68,7 @@ class World {
  private:
   void Print(std::string_view what) const;
 
-  SimClock clock_;
+  SkewedClock clock_;
   Random rng_;
   std::map<std::pair<int64_t, int64_t>, std::function<void()>> queue_;
   int64_t next_ = 0;
