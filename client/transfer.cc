@@ -42,10 +42,13 @@ class File {
   int fd_;
 };
 
+// Equal bytes are one upload, whoever sends them: another sender may have finished it meanwhile
+// (UPLOAD_NOT_FOUND) or be ahead of us (OFFSET_MISMATCH). Beginning again tells which.
 bool CanResume(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsAborted(status) ||
          absl::IsDeadlineExceeded(status) || absl::IsCancelled(status) ||
-         StatusReason(status) == Reason::kOffsetMismatch;
+         StatusReason(status) == Reason::kOffsetMismatch ||
+         StatusReason(status) == Reason::kUploadNotFound;
 }
 
 void Pause(const Client& client, int attempt) {
