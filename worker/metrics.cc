@@ -35,8 +35,9 @@ MetricFamily Distribution(std::string name, std::string help, const DurationCoun
   uint64_t cumulative = 0;
   for (size_t i = 0; i <= DurationCounts::kBounds.size(); ++i) {
     cumulative += static_cast<uint64_t>(counts.bucket(i));
-    const double bound = i < DurationCounts::kBounds.size() ? DurationCounts::kBounds[i]
-                                                            : std::numeric_limits<double>::infinity();
+    const double bound = i < DurationCounts::kBounds.size()
+                             ? DurationCounts::kBounds[i]
+                             : std::numeric_limits<double>::infinity();
     metric.histogram.bucket.push_back({cumulative, bound});
   }
   metric.histogram.sample_count = cumulative;
@@ -47,18 +48,23 @@ MetricFamily Distribution(std::string name, std::string help, const DurationCoun
 void AddTraining(std::vector<MetricFamily>& families, const TrainCounts& train) {
   constexpr auto kCounter = MetricType::Counter;
   const auto value = [](const std::atomic<int64_t>& v) { return static_cast<double>(v.load()); };
-  families.push_back(One(kCounter, "nibble_train_steps_total", "Optimizer steps.", value(train.steps)));
-  families.push_back(One(kCounter, "nibble_train_steps_skipped_total", "Optimizer steps whose update was left out.",
-                         value(train.nonfinite_steps), {{"reason", "nonfinite"}}));
-  MetricFamily tokens = One(kCounter, "nibble_train_tokens_total", "Tokens processed.", value(train.target_tokens),
-                            {{"kind", "target"}});
-  tokens.metric.push_back(One(kCounter, "", "", value(train.context_tokens), {{"kind", "context"}}).metric[0]);
-  families.push_back(std::move(tokens));
   families.push_back(
-      Distribution("nibble_train_step_duration_seconds", "Time of an optimizer step.", train.step_time));
+      One(kCounter, "nibble_train_steps_total", "Optimizer steps.", value(train.steps)));
+  families.push_back(One(kCounter, "nibble_train_steps_skipped_total",
+                         "Optimizer steps whose update was left out.", value(train.nonfinite_steps),
+                         {{"reason", "nonfinite"}}));
+  MetricFamily tokens = One(kCounter, "nibble_train_tokens_total", "Tokens processed.",
+                            value(train.target_tokens), {{"kind", "target"}});
+  tokens.metric.push_back(
+      One(kCounter, "", "", value(train.context_tokens), {{"kind", "context"}}).metric[0]);
+  families.push_back(std::move(tokens));
+  families.push_back(Distribution("nibble_train_step_duration_seconds",
+                                  "Time of an optimizer step.", train.step_time));
   families.push_back(Distribution("nibble_checkpoint_duration_seconds",
-                                  "Time from a checkpoint's start to its report.", train.checkpoint_time));
-  families.push_back(One(kCounter, "nibble_checkpoint_failures_total", "Checkpoints and adapters that failed to upload.",
+                                  "Time from a checkpoint's start to its report.",
+                                  train.checkpoint_time));
+  families.push_back(One(kCounter, "nibble_checkpoint_failures_total",
+                         "Checkpoints and adapters that failed to upload.",
                          value(train.upload_failures)));
 }
 
