@@ -137,9 +137,14 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
     return Unsupported("config.json: attention_dropout other than 0 is not supported");
   }
   if (fields.Has("quantization_config")) {
-    return Unsupported(
-        "config.json: quantization_config is set; give the unquantized model, it is quantized "
-        "here");
+    // Four-bit weights of bitsandbytes are read; each tensor says for itself whether it is one.
+    const json& quantization = config["quantization_config"];
+    if (!quantization.is_object() || quantization.value("quant_method", json()) != "bitsandbytes" ||
+        quantization.value("load_in_4bit", json()) != true) {
+      return Unsupported(
+          "config.json: quantization_config is set; give the unquantized model (it is quantized "
+          "here), or one that bitsandbytes quantized to four bits");
+    }
   }
   if (model.head_dim % 2 != 0) {
     return Unsupported(absl::StrCat("config.json: head_dim ", model.head_dim, " is odd"));

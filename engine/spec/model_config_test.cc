@@ -51,6 +51,9 @@ TEST(ParseModelConfig, RefusesByName) {
   EXPECT_THAT(why(With(R"(,"attention_bias":true)")), HasSubstr("attention_bias"));
   EXPECT_THAT(why(With(R"(,"mlp_bias":true)")), HasSubstr("mlp_bias"));
   EXPECT_THAT(why(With(R"(,"quantization_config":{})")), HasSubstr("quantization_config"));
+  EXPECT_TRUE(ParseModelConfig(With(R"(,"quantization_config":{"quant_method":"bitsandbytes",)"
+                                    R"("load_in_4bit":true})"))
+                  .ok());
   EXPECT_THAT(why(With(R"(,"torch_dtype":"float8")")), HasSubstr("float8"));
   EXPECT_EQ(StatusReason(ParseModelConfig(R"({"model_type":"phi3"})").status()),
             Reason::kUnsupportedArchitecture);
