@@ -4,8 +4,8 @@ nibble_library(nibble_engine_step
   DEPS nibble_base nibble_spec nibble_kernels)
 
 nibble_library(nibble_engine_train
-  SRCS base_view.cc checkpoint.cc decoder.cc device.cc flags.cc generate.cc generate_command.cc job.cc job_run.cc
-       line.cc output_ring.cc protocol.cc serve.cc train_command.cc turns.cc
+  SRCS base_view.cc checkpoint.cc decoder.cc device.cc flags.cc generate.cc generate_command.cc
+       job.cc job_run.cc line.cc output_ring.cc protocol.cc serve.cc train_command.cc turns.cc
   DEPS nibble_engine_step nibble_engine_io)
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
@@ -20,7 +20,8 @@ target_link_libraries(nibble_engine_files_testing PRIVATE nlohmann_json::nlohman
 nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
 nibble_test(serve_test SRCS serve_test.cc
             DEPS nibble_engine_train nibble_engine_files_testing nlohmann_json::nlohmann_json)
-nibble_test(decoder_test SRCS decoder_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
+nibble_test(decoder_test SRCS decoder_test.cc
+            DEPS nibble_engine_train nibble_engine_files_testing)
 nibble_test(allocation_test SRCS allocation_test.cc
             DEPS nibble_engine_train nibble_engine_files_testing)
 
