@@ -477,6 +477,32 @@ def check_restart(server, api, job):
     again.close()
 
 
+def check_backup(server, api, job):
+    """A copy made while the server runs can be started from, on another timeline."""
+    if "--in-memory" in server.flags:
+        return
+    copy, there = server.data.with_name(server.data.name + "-copy"), Server(server.binary)
+    shutil.rmtree(there.data)
+    run = lambda *words: subprocess.run([server.binary, *words], check=True, capture_output=True, timeout=30)
+    try:
+        run("backup", "--data-dir", server.data, "--to", copy)
+        again = subprocess.run([server.binary, "backup", "--data-dir", server.data, "--to", copy],
+                               capture_output=True, text=True)
+        assert again.returncode != 0 and "not empty" in again.stderr, again
+        run("restore", "--from", copy, "--data-dir", there.data)
+        there.start()
+        restored = client.Api(there.address)
+        assert restored.get(job.name) == api.get(job.name)
+        assert restored.download(api.get(job.name).adapter) == api.download(api.get(job.name).adapter)
+        timelines = [PlayedWorker(s.address, "w9").register().timeline for s in (server, there)]
+        assert timelines[0] != timelines[1], timelines
+        restored.close()
+        assert there.stop() == 0
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(there.data, ignore_errors=True)
+
+
 def check_exposure(binary):
     """Off loopback, nothing is served without TLS and a token."""
     with tempfile.TemporaryDirectory() as data:
@@ -582,6 +608,8 @@ def run():
     expect_error(lambda: api.models.DeleteModel(api.pb.model.DeleteModelRequest(name="models/none")),
                  "NOT_FOUND", "BASE_MODEL_NOT_FOUND")
     check_restart(server, api, job)
+    api = client.Api(server.address)
+    check_backup(server, api, job)
     watching = Watch(client.Api(server.address), name=job.name) if in_memory else None
     code = server.stop()
     assert code == 0, (server.data / "log").read_text()[-3000:]
