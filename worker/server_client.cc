@@ -12,6 +12,7 @@
 #include <chrono>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -48,6 +49,14 @@ bool IsFinal(const absl::Status& status) {
       return false;
   }
 }
+
+// Equal bytes are one upload, whoever brings them: two jobs may meet over a file. The other has finished
+// it (NOT_FOUND) or is ahead (OUT_OF_RANGE); asking again tells which.
+bool MetAnother(const absl::Status& status) {
+  return absl::IsNotFound(status) || absl::IsOutOfRange(status);
+}
+constexpr int kMostMeetings = 50;
+constexpr std::chrono::milliseconds kMeetingPause{100};
 
 class ServerClient : public ServerLink {
  public:
@@ -155,6 +164,7 @@ class ServerClient : public ServerLink {
     // A cut stream is resumed here as long as it brings bytes forward; beyond that the agent
     // decides when to try again.
     int64_t before = -1;
+    int meetings = 0;
     while (true) {
       v1::BlobStatus status;
       {
@@ -165,6 +175,10 @@ class ServerClient : public ServerLink {
       if (cancelled()) return absl::CancelledError("no longer wanted");
       const absl::Status sent = SendFrom(status, file, path, cancelled);
       if (sent.ok() && status.complete()) return sent;
+      if (MetAnother(sent) && ++meetings <= kMostMeetings) {
+        std::this_thread::sleep_for(kMeetingPause);
+        continue;
+      }
       if (!sent.ok() && (IsFinal(sent) || status.committed_bytes() <= before)) return sent;
       if (sent.ok() && status.committed_bytes() <= before)
         return absl::UnavailableError("the upload does not end");

@@ -59,7 +59,7 @@ def overview():
                  f'sum(increase({metric("nibble_jobs_finished_total", outcome("SUCCEEDED"))}[1d]))',
                  decimals=0),
             stat("Failed, 24 h", "Jobs that failed in the last day.", "short",
-                 f'sum(increase({metric("nibble_jobs_finished_total", outcome("FAILED"))}[1d]))',
+                 f'sum(increase({metric("nibble_jobs_finished_total", outcome("FAILED"))}[1d])) or vector(0)',
                  ((None, GREEN), (1, YELLOW), (10, RED)), decimals=0),
             Panel("stat", "Workers", "Workers that train, and all that the server knows and has not lost.",
                   "short",
@@ -107,8 +107,6 @@ def job():
     fraction = f'{one("nibble_job_completed_steps")} / ({one("nibble_job_planned_steps")} > 0)'
     gpu = "Read from NVIDIA's DCGM exporter, joined by GPU UUID; empty for a job on a CPU."
     annotations = [
-        annotation("Restart", RED,
-                   f'changes({one("nibble_job_started_timestamp_seconds")}[1m]) > 0', "a new attempt started"),
         annotation("State", BLUE, f'{one("nibble_job_state")} unless {one("nibble_job_state")} offset 1m',
                    "{{state}}")]
     return dashboard(

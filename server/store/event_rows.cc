@@ -80,9 +80,7 @@ absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_vi
     if (rows.Int(10) != 0) m.eval_loss = rows.Real(9);
     m.used_bytes = rows.Int(11);
     m.epoch_fraction = rows.Real(12);
-    // In order of epochs: the last row of a step stands.
-    if (!metrics.empty() && metrics.back().step == m.step) metrics.pop_back();
-    metrics.push_back(m);
+    AddInOrder(std::move(m), metrics);
     ASSIGN_OR_RETURN(row, rows.Step());
   }
   return Thin(std::move(metrics), max_points);

@@ -130,9 +130,7 @@ absl::StatusOr<std::vector<StepMetric>> MemoryMetricStore::Read(std::string_view
   if (job == metrics_.end()) return found;
   for (const auto& [key, metric] : job->second) {
     if (metric.step <= after_step || (until_step > 0 && metric.step > until_step)) continue;
-    // Rows of a step come in order of their epochs: the last one stands.
-    if (!found.empty() && found.back().step == metric.step) found.pop_back();
-    found.push_back(metric);
+    AddInOrder(metric, found);
   }
   return Thin(std::move(found), max_points);
 }

@@ -14,6 +14,16 @@ void Merge(const StepMetric& repeat, StepMetric& row) {
   }
 }
 
+void AddInOrder(StepMetric metric, std::vector<StepMetric>& rows) {
+  if (rows.empty() || rows.back().step != metric.step) {
+    rows.push_back(std::move(metric));
+  } else if (metric.tokens == 0 && rows.back().tokens > 0) {
+    if (metric.eval_loss) rows.back().eval_loss = metric.eval_loss;
+  } else {
+    rows.back() = std::move(metric);
+  }
+}
+
 std::vector<StepMetric> Thin(std::vector<StepMetric> metrics, int64_t max_points) {
   const auto count = static_cast<int64_t>(metrics.size());
   if (max_points <= 0 || count <= max_points) return metrics;

@@ -11,6 +11,9 @@ namespace nibble::store {
 // A repeat of (job, epoch, step): only an evaluation it brings is new, or the step's own figures
 // when what is there came from an evaluation alone.
 void Merge(const StepMetric& repeat, StepMetric& row);
+// Adds a row that comes in order of (step, epoch). Of a step the highest epoch's row stands, but one that
+// came from an evaluation alone (an attempt that resumed right there) only brings its evaluation.
+void AddInOrder(StepMetric metric, std::vector<StepMetric>& rows);
 // At most about max_points: the first, the last and every evaluation stay, the others evenly. 0 =
 // all.
 std::vector<StepMetric> Thin(std::vector<StepMetric> metrics, int64_t max_points);

@@ -179,6 +179,26 @@ TEST_P(StoreTest, MetricsKeepTheHighestEpochAndTakeLateEvaluations) {
   EXPECT_TRUE(metrics->Read("job", 0, 0, 0).value().empty());
 }
 
+// An attempt that resumes where an evaluation is due reports it under its own epoch.
+TEST_P(StoreTest, AnEvaluationOfALaterAttemptKeepsTheStep) {
+  const auto metrics = GetParam().open_metrics(dir_.path());
+  StepMetric step;
+  step.step = 30;
+  step.epoch = 1;
+  step.tokens = 10;
+  step.loss = 0.5;
+  StepMetric eval;
+  eval.step = 30;
+  eval.epoch = 2;
+  eval.eval_loss = 0.25;
+  ASSERT_TRUE(metrics->Append("job", {step, eval}).ok());
+  const auto rows = metrics->Read("job", 0, 0, 0).value();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].tokens, 10);
+  EXPECT_EQ(rows[0].loss, 0.5);
+  EXPECT_EQ(rows[0].eval_loss, 0.25);
+}
+
 TEST_P(StoreTest, ThinningKeepsTheEndsAndEvaluations) {
   const auto metrics = GetParam().open_metrics(dir_.path());
   std::vector<StepMetric> series(1'000);

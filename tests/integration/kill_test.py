@@ -20,7 +20,7 @@ import time
 import client
 import stack as stack_module
 
-STEPS = 40
+STEPS = 60
 CASES = ("again", "threads", "beside", "engine", "worker", "server", "graceful")
 
 

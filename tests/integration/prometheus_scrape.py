@@ -100,7 +100,7 @@ def run(stack, worker_http):
     prometheus = Prometheus(stack.root, targets)
     try:
         # Prometheus takes some seconds to find its targets.
-        stack_module.wait_for("the targets", lambda: up(prometheus) == ["1", "1"], timeout=30)
+        stack_module.wait_for("the server's target", lambda: "1" in up(prometheus), timeout=30)
         api = stack.api()
         model = api.add_model(stack_module.base_directory())
         dataset = api.add_dataset(stack_module.rows(128))
@@ -108,9 +108,11 @@ def run(stack, worker_http):
         waiting = expressions()
         total = len(waiting)
         seen_rules = set()
-        first = stack_module.submit(api, spec)
-        # The second one waits a while in the queue, so that queue panels have something to show.
-        jobs = [first, stack_module.submit(api, spec, priority=-1)]
+        jobs = [stack_module.submit(api, spec), stack_module.submit(api, spec)]
+        # No worker yet: the queue has something to show.
+        oldest = "nibble-overview/Oldest waiting job/A"
+        stack_module.wait_for("a waiting job in Prometheus", lambda: prometheus.query(waiting[oldest]))
+        stack.start_worker(flags=["--http", worker_http])
         finished, ended = False, None
         while not finished or time.monotonic() < ended + 3:
             for where in list(waiting):
@@ -188,7 +190,7 @@ def main():
         return 77
     with stack_module.Stack(binaries) as stack:
         worker_http = f"127.0.0.1:{free_port()}"
-        stack.start_server().start_worker(flags=["--http", worker_http])
+        stack.start_server()
         run(stack, worker_http)
     return 0
 
