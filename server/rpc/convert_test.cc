@@ -131,6 +131,24 @@ TEST(ToRpcStatus, EveryErrorCarriesAReason) {
   EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
 }
 
+// Trailers are bounded at 8 KiB, and details travel in base64: a data set with thousands of bad rows must
+// still say what is wrong with the first ones.
+TEST(ToRpcStatus, FitsIntoTrailersHoweverMuchIsWrong) {
+  Error error(Reason::kDatasetSchemaMismatch, std::string(5000, 'm'));
+  for (int i = 0; i < 100; ++i) {
+    error.Violation("rows[" + std::to_string(i) + "]", std::string(500, 'd')).With("k" + std::to_string(i), "v");
+  }
+  const grpc::Status status = ToGrpcStatus(error);
+  EXPECT_LT(status.error_message().size() + status.error_details().size() * 4 / 3, 7u << 10);
+  google::rpc::Status rich;
+  ASSERT_TRUE(rich.ParseFromString(status.error_details()));
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(rich.details(1).UnpackTo(&bad));
+  ASSERT_GT(bad.field_violations_size(), 3);
+  EXPECT_EQ(bad.field_violations(0).field(), "rows[0]");
+  EXPECT_TRUE(status.error_message().ends_with("..."));
+}
+
 TEST(ToRpcStatus, KeepsMetadataAndViolations) {
   const absl::Status status =
       Error::Field(Reason::kSpecInvalid, "spec.lora.r", "is 0").With("bound", "1").ToStatus();

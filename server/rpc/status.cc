@@ -20,6 +20,20 @@ Reason ReasonOfCode(absl::StatusCode code) {
   }
 }
 
+// An error travels in HTTP/2 trailers, which peers bound at 8 KiB, message and details together and the
+// details in base64: what is longer would reach nobody.
+constexpr size_t kMaxMessageBytes = 1200;
+constexpr size_t kMaxFieldBytes = 240;
+constexpr size_t kMaxViolationsBytes = 2400;
+constexpr size_t kMaxMetadataBytes = 800;
+
+std::string Shortened(std::string_view text, size_t limit) {
+  if (text.size() <= limit) return std::string(text);
+  size_t end = limit - 3;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // whole characters
+  return std::string(text.substr(0, end)) + "...";
+}
+
 }  // namespace
 
 google::rpc::Status ToRpcStatus(const absl::Status& status) {
@@ -32,19 +46,23 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
   // What no reason was given for may name our files; that is for the log, not for callers.
   out.set_message(reason == Reason::kInternal && StatusReason(status) == Reason::kUnspecified
                       ? "internal error; the server's log has the details"
-                      : std::string(status.message()));
+                      : Shortened({status.message().data(), status.message().size()}, kMaxMessageBytes));
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(ReasonName(reason)));
   info.set_domain(kErrorDomain);
-  for (const auto& [key, value] : StatusMetadata(status)) (*info.mutable_metadata())[key] = value;
+  for (const auto& [key, value] : StatusMetadata(status)) {
+    if (info.ByteSizeLong() > kMaxMetadataBytes) break;
+    (*info.mutable_metadata())[Shortened(key, kMaxFieldBytes)] = Shortened(value, kMaxFieldBytes);
+  }
   out.add_details()->PackFrom(info);
   const auto violations = StatusViolations(status);
   if (!violations.empty()) {
     google::rpc::BadRequest bad;
     for (const FieldViolation& violation : violations) {
+      if (bad.ByteSizeLong() > kMaxViolationsBytes) break;
       auto* field = bad.add_field_violations();
-      field->set_field(violation.field);
-      field->set_description(violation.description);
+      field->set_field(Shortened(violation.field, kMaxFieldBytes));
+      field->set_description(Shortened(violation.description, kMaxFieldBytes));
     }
     out.add_details()->PackFrom(bad);
   }
@@ -70,7 +88,7 @@ google::rpc::Status JobError(std::string_view reason, std::string_view message) 
   const Reason known = ReasonFromName(reason);
   out.set_code(static_cast<int32_t>(
       ReasonCode(known == Reason::kUnspecified ? Reason::kInternal : known)));
-  out.set_message(std::string(message));
+  out.set_message(Shortened(message, kMaxMessageBytes));
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(reason));
   info.set_domain(kErrorDomain);
