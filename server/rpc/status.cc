@@ -22,10 +22,10 @@ Reason ReasonOfCode(absl::StatusCode code) {
 
 // An error travels in HTTP/2 trailers, which peers bound at 8 KiB, message and details together and the
 // details in base64: what is longer would reach nobody.
-constexpr size_t kMaxMessageBytes = 1200;
+constexpr size_t kMaxMessageBytes = 800;
 constexpr size_t kMaxFieldBytes = 240;
-constexpr size_t kMaxViolationsBytes = 2400;
-constexpr size_t kMaxMetadataBytes = 800;
+constexpr size_t kMaxViolationsBytes = 1800;
+constexpr size_t kMaxMetadataBytes = 600;
 
 std::string Shortened(std::string_view text, size_t limit) {
   if (text.size() <= limit) return std::string(text);
