@@ -83,8 +83,8 @@ def check_includes(relative, text, findings):
         for pattern in NEVER.get(room, []):
             if re.search(pattern, line) and not (is_test and "<" in line):
                 findings.append(f"{relative}:{number}: {room} must not include {target}")
-        if match.group(1) != '"' or target.startswith("absl/"):
-            continue
+        if match.group(1) != '"' or not (ROOT / target.split("/")[0]).is_dir():
+            continue  # a library's header; which libraries a room may use is in NEVER
         if target.startswith(PROTO):
             if room not in PROTO_ROOMS and not is_test:
                 findings.append(f"{relative}:{number}: {room} must not include protobuf types")
@@ -101,7 +101,7 @@ def check_text(relative, text, findings):
     if len(lines) > 601:
         findings.append(f"{relative}: {len(lines)} lines; what is its second reason to exist?")
     for number, line in enumerate(lines, 1):
-        if len(line) > 110:
+        if len(line) > 110 and 'R"' not in line:  # a raw string cannot be broken
             findings.append(f"{relative}:{number}: {len(line)} columns")
         if MARKERS.search(line) and not relative.startswith("tests/tidy"):
             findings.append(f"{relative}:{number}: leftover marker: {line.strip()[:60]}")

@@ -131,12 +131,13 @@ TEST(ToRpcStatus, EveryErrorCarriesAReason) {
   EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
 }
 
-// Trailers are bounded at 8 KiB, and details travel in base64: a data set with thousands of bad rows must
-// still say what is wrong with the first ones.
+// Trailers are bounded at 8 KiB, and details travel in base64: a data set with thousands of bad
+// rows must still say what is wrong with the first ones.
 TEST(ToRpcStatus, FitsIntoTrailersHoweverMuchIsWrong) {
   Error error(Reason::kDatasetSchemaMismatch, std::string(5000, 'm'));
   for (int i = 0; i < 100; ++i) {
-    error.Violation("rows[" + std::to_string(i) + "]", std::string(500, 'd')).With("k" + std::to_string(i), "v");
+    error.Violation("rows[" + std::to_string(i) + "]", std::string(500, 'd'))
+        .With("k" + std::to_string(i), "v");
   }
   const grpc::Status status = ToGrpcStatus(error);
   EXPECT_LT(status.error_message().size() + status.error_details().size() * 4 / 3, 7u << 10);

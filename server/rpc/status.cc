@@ -9,19 +9,27 @@ namespace {
 // For errors of libraries and of the file system, which know no reason.
 Reason ReasonOfCode(absl::StatusCode code) {
   switch (code) {
-    case absl::StatusCode::kInvalidArgument: return Reason::kSpecInvalid;
-    case absl::StatusCode::kUnauthenticated: return Reason::kTokenInvalid;
-    case absl::StatusCode::kPermissionDenied: return Reason::kRoleNotAllowed;
-    case absl::StatusCode::kResourceExhausted: return Reason::kQuotaExceeded;
-    case absl::StatusCode::kOutOfRange: return Reason::kOffsetMismatch;
-    case absl::StatusCode::kDataLoss: return Reason::kDigestMismatch;
-    case absl::StatusCode::kUnavailable: return Reason::kStoreUnavailable;
-    default: return Reason::kInternal;
+    case absl::StatusCode::kInvalidArgument:
+      return Reason::kSpecInvalid;
+    case absl::StatusCode::kUnauthenticated:
+      return Reason::kTokenInvalid;
+    case absl::StatusCode::kPermissionDenied:
+      return Reason::kRoleNotAllowed;
+    case absl::StatusCode::kResourceExhausted:
+      return Reason::kQuotaExceeded;
+    case absl::StatusCode::kOutOfRange:
+      return Reason::kOffsetMismatch;
+    case absl::StatusCode::kDataLoss:
+      return Reason::kDigestMismatch;
+    case absl::StatusCode::kUnavailable:
+      return Reason::kStoreUnavailable;
+    default:
+      return Reason::kInternal;
   }
 }
 
-// An error travels in HTTP/2 trailers, which peers bound at 8 KiB, message and details together and the
-// details in base64: what is longer would reach nobody.
+// An error travels in HTTP/2 trailers, which peers bound at 8 KiB, message and details together and
+// the details in base64: what is longer would reach nobody.
 constexpr size_t kMaxMessageBytes = 800;
 constexpr size_t kMaxFieldBytes = 240;
 constexpr size_t kMaxViolationsBytes = 1800;
@@ -30,7 +38,8 @@ constexpr size_t kMaxMetadataBytes = 600;
 std::string Shortened(std::string_view text, size_t limit) {
   if (text.size() <= limit) return std::string(text);
   size_t end = limit - 3;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // whole characters
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80)
+    --end;  // whole characters
   return std::string(text.substr(0, end)) + "...";
 }
 
@@ -44,9 +53,10 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
   // The reason decides the code, so that one reason never comes with two.
   out.set_code(static_cast<int32_t>(ReasonCode(reason)));
   // What no reason was given for may name our files; that is for the log, not for callers.
-  out.set_message(reason == Reason::kInternal && StatusReason(status) == Reason::kUnspecified
-                      ? "internal error; the server's log has the details"
-                      : Shortened({status.message().data(), status.message().size()}, kMaxMessageBytes));
+  out.set_message(
+      reason == Reason::kInternal && StatusReason(status) == Reason::kUnspecified
+          ? "internal error; the server's log has the details"
+          : Shortened({status.message().data(), status.message().size()}, kMaxMessageBytes));
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(ReasonName(reason)));
   info.set_domain(kErrorDomain);
@@ -86,8 +96,8 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
 google::rpc::Status JobError(std::string_view reason, std::string_view message) {
   google::rpc::Status out;
   const Reason known = ReasonFromName(reason);
-  out.set_code(static_cast<int32_t>(
-      ReasonCode(known == Reason::kUnspecified ? Reason::kInternal : known)));
+  out.set_code(
+      static_cast<int32_t>(ReasonCode(known == Reason::kUnspecified ? Reason::kInternal : known)));
   out.set_message(Shortened(message, kMaxMessageBytes));
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(reason));

@@ -1,10 +1,12 @@
 // nibble-bench-step: whole training steps at the shape of a known model, as one JSON line.
 //
 //   nibble-bench-step --shape 135m --seq 512 --micro-batch 1 --steps 3 --threads 2
-//   nibble-bench-step --base DIR ...    the model that peer.py exported, and its tokens: losses compare
+//   nibble-bench-step --base DIR ...    the model that peer.py exported, and its tokens: losses
+//   compare
 //
-// tokens_per_second is of the median step after one warm-up; peak_rss_bytes is VmHWM of this process, the
-// base included; planned_bytes is what the memory plan says of base, persistent and step regions.
+// tokens_per_second is of the median step after one warm-up; peak_rss_bytes is VmHWM of this
+// process, the base included; planned_bytes is what the memory plan says of base, persistent and
+// step regions.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -12,10 +14,9 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -106,7 +107,8 @@ spec::TrainSpec Recipe(const Flags& flags) {
 absl::Status Run(const Flags& flags) {
   const int64_t steps = Number(flags, "steps", 3);
   const int threads = static_cast<int>(Number(flags, "threads", 2));
-  ASSIGN_OR_RETURN(const kernels::KernelTable* table, engine::FindTable(Text(flags, "device", "cpu")));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* table,
+                   engine::FindTable(Text(flags, "device", "cpu")));
   spec::DeviceProfile profile = engine::MeasureProfile(*table, threads);
   const spec::TrainSpec asked = Recipe(flags);
 
@@ -128,16 +130,19 @@ absl::Status Run(const Flags& flags) {
     rows = ReadRows(JoinPath(directory, "tokens.jsonl"));
   } else {
     model = NamedShape(Text(flags, "shape", "135m"), Number(flags, "layers", 0));
-    if (model.layers == 0) return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
+    if (model.layers == 0)
+      return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
     ASSIGN_OR_RETURN(random_base, RandomBase::Make(model, asked.quant, asked.double_quant, 1));
     view = random_base.view();
     rows = RandomRows(needed, asked.sequence_len, model.vocab_size);
   }
-  if (static_cast<int64_t>(rows.size()) < needed) return absl::InvalidArgumentError("too few rows of tokens");
+  if (static_cast<int64_t>(rows.size()) < needed)
+    return absl::InvalidArgumentError("too few rows of tokens");
 
   ASSIGN_OR_RETURN(const spec::TrainSpec spec, spec::ResolveTrainSpec(asked, model));
   ASSIGN_OR_RETURN(const spec::CompiledPlan plan, spec::CompileForEngine(model, spec, profile));
-  ASSIGN_OR_RETURN(engine::Region persistent, engine::Region::Reserve(plan.memory.persistent_bytes));
+  ASSIGN_OR_RETURN(engine::Region persistent,
+                   engine::Region::Reserve(plan.memory.persistent_bytes));
   ASSIGN_OR_RETURN(engine::Region step, engine::Region::Reserve(plan.memory.step_bytes));
   RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
   RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
@@ -178,7 +183,8 @@ absl::Status Run(const Flags& flags) {
       {"tokens_per_second", static_cast<double>(tokens) / timed[timed.size() / 2]},
       {"step_seconds", seconds},
       {"losses", losses},
-      {"planned_bytes", plan.memory.base_bytes + plan.memory.persistent_bytes + plan.memory.step_bytes},
+      {"planned_bytes",
+       plan.memory.base_bytes + plan.memory.persistent_bytes + plan.memory.step_bytes},
       {"peak_rss_bytes", PeakResidentBytes()},
   };
   std::printf("%s\n", line.dump().c_str());

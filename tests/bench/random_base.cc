@@ -35,7 +35,8 @@ void FillEntry(const spec::BaseEntry& entry, std::byte* at, spec::QuantKind quan
   using spec::BasePart;
   switch (entry.part) {
     case BasePart::kCodeBook:
-      std::memcpy(at, kernels::CodeBook(kernels::QuantType::kNF4), static_cast<size_t>(entry.size_bytes));
+      std::memcpy(at, kernels::CodeBook(kernels::QuantType::kNF4),
+                  static_cast<size_t>(entry.size_bytes));
       return;
     case BasePart::kNestedMap:
       std::memcpy(at, kernels::SignedDynamicMap(), static_cast<size_t>(entry.size_bytes));
@@ -128,13 +129,16 @@ absl::StatusOr<RandomBase> RandomBase::Make(const spec::ModelConfig& model, spec
       const auto module = static_cast<spec::Module>(m);
       const spec::LinearShape shape = spec::ShapeOf(model, module);
       kernels::WeightView& w = view.linear[m];
-      w.type = quant == spec::QuantKind::kBF16 ? kernels::QuantType::kBF16 : kernels::QuantType::kNF4;
+      w.type =
+          quant == spec::QuantKind::kBF16 ? kernels::QuantType::kBF16 : kernels::QuantType::kNF4;
       w.n = shape.n;
       w.k = shape.k;
       w.data = find(BasePart::kCodes, layer, module);
       w.absmax = reinterpret_cast<const float*>(find(BasePart::kAbsmax, layer, module));
-      w.absmax_codes = reinterpret_cast<const uint8_t*>(find(BasePart::kAbsmaxCodes, layer, module));
-      w.nested_absmax = reinterpret_cast<const float*>(find(BasePart::kNestedAbsmax, layer, module));
+      w.absmax_codes =
+          reinterpret_cast<const uint8_t*>(find(BasePart::kAbsmaxCodes, layer, module));
+      w.nested_absmax =
+          reinterpret_cast<const float*>(find(BasePart::kNestedAbsmax, layer, module));
       w.nested_map = reinterpret_cast<const float*>(find(BasePart::kNestedMap));
       w.code_book = reinterpret_cast<const float*>(find(BasePart::kCodeBook));
       if (offsets != nullptr) w.offset = offsets[layer * spec::kModuleCount + m];

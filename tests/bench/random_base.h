@@ -1,5 +1,6 @@
 // A frozen base of a named shape with seeded random weights, straight in the cache layout: what a
-// benchmark needs of a model without making one. Quantized scales are small, so the loss stays finite.
+// benchmark needs of a model without making one. Quantized scales are small, so the loss stays
+// finite.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@
 
 namespace nibble::bench {
 
-// demo, 135m (SmolLM2), 1.1b (TinyLlama), 7b (Llama-2), 13b (Llama-2); nullopt-like empty model_type when
-// unknown. `layers` 0 = as published.
+// demo, 135m (SmolLM2), 1.1b (TinyLlama), 7b (Llama-2), 13b (Llama-2); nullopt-like empty
+// model_type when unknown. `layers` 0 = as published.
 spec::ModelConfig NamedShape(const std::string& name, int64_t layers);
 
 class RandomBase {
