@@ -148,6 +148,15 @@ const Job* FindCheck(const State& state, const std::string& key) {
   return it == state.checks.end() ? nullptr : state.FindJob(it->second);
 }
 
+// Whether a CHECK answers who asks again, rather than that it runs once more. A failure of the
+// machines' does for a while only, so that who polls for the result hears of it.
+bool IsAnswer(const Job& check, const Now& now) {
+  constexpr int64_t kFailureStandsUs = 60 * kSecondUs;
+  if (check.state == JobState::kCancelled) return false;
+  if (check.state != JobState::kFailed) return true;
+  return check.infra_retries == 0 || now.unix_us - check.end_unix_us < kFailureStandsUs;
+}
+
 // What the CHECK of the same data has found, if it ran: counts for the job, or its refusal.
 absl::Status AdoptCheck(const State& state, Job& job) {
   const Job* check = FindCheck(state, job.check_key);
@@ -345,10 +354,7 @@ Answer DecideJob(Turn& turn, const ValidateDataset& c) {
   job.eval_dataset_id = c.eval_dataset_id;
   job.check_key = CheckKey(*parts.dataset, parts.eval_dataset, *parts.model, job.spec);
   const Job* known = FindCheck(turn.state, job.check_key);
-  if (known != nullptr && known->state != JobState::kFailed &&
-      known->state != JobState::kCancelled) {
-    return known->id;
-  }
+  if (known != nullptr && IsAnswer(*known, turn.now)) return known->id;
   QueueCheck(turn, job);
   return std::get<JobQueued>(turn.events.back().body).job_id;
 }

@@ -379,6 +379,8 @@ TEST(Check, DataWithNothingToLearnFailsTheJobsThatWaitForIt) {
       ReportFailed{d.FenceOf(check), "NO_SUPERVISED_TOKENS", "no row has an answer", false, false});
   EXPECT_EQ(d.job("a").state, JobState::kFailed);
   EXPECT_EQ(ReasonOf(d.Do(Driver::JobOf("b"))), Reason::kNoSupervisedTokens);
+  // Who polls hears of it instead of starting another.
+  EXPECT_EQ(d.Must(ValidateDataset{"data", "", "base", Driver::JobOf("x").spec}), check);
 }
 
 TEST(Things, InUseCannotBeDeleted) {
