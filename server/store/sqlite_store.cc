@@ -1,8 +1,10 @@
 #include "server/store/sqlite_store.h"
 
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -24,6 +26,11 @@ struct Statements {
   Statement put_adapter, delete_adapter, put_blob, delete_blob, put_request, delete_request;
   Statement put_event;
 };
+
+absl::Status ReadNumber(const std::string& text, const std::string& key, int64_t& number) {
+  if (absl::SimpleAtoi(text, &number)) return absl::OkStatus();
+  return Error(Reason::kStoreUnavailable, absl::StrCat("meta ", key, " is no number: ", text));
+}
 
 class SqliteStore : public Store {
  public:
@@ -104,11 +111,13 @@ absl::Status SqliteStore::LoadMeta(core::State& state) {
   ASSIGN_OR_RETURN(bool row, rows.Step());
   while (row) {
     const std::string key = rows.Text(0);
-    const std::string value = rows.Text(1);
-    if (key == "timeline") state.timeline = value;
-    if (key == "generation") state.generation = std::stoll(value);
-    if (key == "last_job_number") state.last_job_number = std::stoll(value);
-    if (key == "last_event_number") state.last_event_number = std::stoll(value);
+    if (key == "timeline") state.timeline = rows.Text(1);
+    for (auto& [name, number] :
+         {std::pair<std::string_view, int64_t*>{"generation", &state.generation},
+          {"last_job_number", &state.last_job_number},
+          {"last_event_number", &state.last_event_number}}) {
+      if (key == name) RETURN_IF_ERROR(ReadNumber(rows.Text(1), key, *number));
+    }
     ASSIGN_OR_RETURN(row, rows.Step());
   }
   return absl::OkStatus();
@@ -186,7 +195,8 @@ absl::StatusOr<core::State> SqliteStore::Load() {
 
 absl::Status SqliteStore::CheckGeneration(const core::State& state) {
   ASSIGN_OR_RETURN(const bool row, s_.generation.Step());
-  const int64_t generation = row ? std::stoll(s_.generation.Text(0)) : 0;
+  int64_t generation = 0;
+  if (row) RETURN_IF_ERROR(ReadNumber(s_.generation.Text(0), "generation", generation));
   s_.generation.Reset();
   if (generation <= state.generation) return absl::OkStatus();
   return Error(Reason::kStoreUnavailable, absl::StrCat("another server of generation ", generation,
