@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 
 import client
+import foreign_client
 import stack as stack_module
 
 MONITORING = client.ROOT / "deploy" / "monitoring"
@@ -114,6 +115,7 @@ def run(stack, worker_http):
         stack_module.wait_for("a waiting job in Prometheus", lambda: prometheus.query(waiting[oldest]))
         stack.start_worker(flags=["--http", worker_http])
         finished, ended = False, None
+        foreign_client.expect_error(lambda: api.get("jobs/none"), "NOT_FOUND", "JOB_NOT_FOUND")
         while not finished or time.monotonic() < ended + 3:
             for where in list(waiting):
                 if prometheus.query(waiting[where]):
