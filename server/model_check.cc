@@ -183,7 +183,9 @@ class TokenizerScan : public json::json_sax_t {
   bool has_model = false;
   bool other_type = false;
   int64_t vocab = 0;
+  bool has_merges = false;
   int64_t merges = 0;
+  bool needs_merges = false;  // some token of its vocabulary is longer than one character
 
   bool null() override { return Value(); }
   bool boolean(bool) override { return Value(); }
@@ -200,6 +202,11 @@ class TokenizerScan : public json::json_sax_t {
     if (depth_ <= 2) {
       path_.resize(static_cast<size_t>(depth_ - 1));
       path_.push_back(name);
+    }
+    if (depth_ == 3 && path_.size() == 2 && path_[0] == "model" && path_[1] == "vocab") {
+      const auto is_first_byte = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
+      const bool is_special = name.starts_with("<") && name.ends_with(">");
+      needs_merges |= !is_special && std::count_if(name.begin(), name.end(), is_first_byte) > 1;
     }
     return true;
   }
@@ -221,6 +228,7 @@ class TokenizerScan : public json::json_sax_t {
   bool Open() {
     Value();
     if (depth_ == 1 && path_.size() == 1 && path_[0] == "model") has_model = true;
+    if (depth_ == 2 && path_.size() == 2 && path_[0] == "model" && path_[1] == "merges") has_merges = true;
     return ++depth_ <= 16;
   }
   bool Close() {
@@ -246,7 +254,10 @@ absl::Status CheckTokenizer(const ModelFiles& model) {
   if (!scan.has_model) return bad("has no model");
   if (scan.other_type) return bad("is of another type than BPE");
   if (scan.vocab == 0) return bad("has no vocabulary");
-  if (scan.merges == 0) return bad("has no merges; a BPE tokenizer cannot work without them");
+  // A vocabulary of single characters is whole without them.
+  if (!scan.has_merges || (scan.merges == 0 && scan.needs_merges)) {
+    return bad("has no merges; its vocabulary cannot work without them");
+  }
   return absl::OkStatus();
 }
 

@@ -114,9 +114,15 @@ TEST_F(ModelCheck, RefusesUnknownArchitectures) {
   ExpectRefused(Reason::kUnsupportedArchitecture, "");
 }
 
+TEST_F(ModelCheck, SingleCharactersNeedNoMerges) {
+  files_["tokenizer.json"] =
+      R"({"model":{"type":"BPE","vocab":{"<unk>":0,"\u2581":1,"a":2},"merges":[]}})";
+  EXPECT_TRUE(Check().ok()) << Check();
+}
+
 TEST_F(ModelCheck, RefusesTokenizersWithoutMerges) {
   for (const char* text : {R"({"model":{"type":"BPE","vocab":{"a":0}}})",
-                           R"({"model":{"type":"BPE","vocab":{"a":0},"merges":[]}})"}) {
+                           R"({"model":{"type":"BPE","vocab":{"a":0,"ab":1},"merges":[]}})"}) {
     files_["tokenizer.json"] = text;
     ExpectRefused(Reason::kTokenizerUnsupported, "merges");
   }
