@@ -65,7 +65,7 @@ class Tensor {
   std::unique_ptr<Guarded> memory_;
 };
 
-// `count` normal deviates times `scale`, rounded to bf16.
+// `count` roughly normal deviates times `scale`, rounded to bf16.
 std::vector<double> Normal(int64_t count, uint64_t seed, double scale = 1);
 
 // Collects outputs of the tested table beside the reference's.

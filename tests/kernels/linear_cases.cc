@@ -158,8 +158,8 @@ std::vector<Case> LinearCases() {
       {130, 576, 200, 16},
       {1, 576, 200, 16, nf4, 64, true, true},
       {3, 200, 576, 16, nf4, 64, true, true},
-      {3, 9000, 70, 300},
-      {600, 4200, 40, 4},
+      {3, 9000, 40, 200},
+      {200, 4200, 40, 4},
   };
   std::vector<Case> cases;
   for (const LinearShape& s : shapes) {
