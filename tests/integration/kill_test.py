@@ -193,7 +193,8 @@ class Campaign:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=1, help="of the cases with a random moment")
+    parser.add_argument("--rounds", type=int, default=5 if os.environ.get("NIBBLE_FULL") == "1" else 1,
+                        help="of the cases with a random moment; 5 when NIBBLE_FULL is 1")
     parser.add_argument("cases", nargs="*", metavar="CASE", default=list(CASES),
                         help=", ".join(CASES))
     options = parser.parse_args()

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Starts a server and a worker on ephemeral ports, runs a tiny job, says how it went, stops all.
 
-    run_stack.py [--hold] [--steps N] [--threads N]
+    run_stack.py [--hold] [--steps N] [--threads N] [--save DIR]
 
---hold keeps everything running until Ctrl-C, for looking at it with other tools. Exits 77 with a
+--hold keeps everything running until Ctrl-C, for looking at it with other tools; --save downloads the
+adapter. Exits 77 with a
 sentence where something needed is missing.
 """
 
 import argparse
+import pathlib
 import signal
 import sys
 import time
@@ -21,6 +23,7 @@ def main():
     parser.add_argument("--hold", action="store_true", help="keep running until Ctrl-C")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", type=pathlib.Path, metavar="DIR", help="download the adapter there")
     options = parser.parse_args()
     if client.missing():
         print(f"skipped: {client.missing()}")
@@ -42,6 +45,10 @@ def main():
         print(f"{job.name}: {api.state(done)} after {time.monotonic() - began:.1f} s, "
               f"{len(rows)} steps, loss {rows[0][1]:.4f} to {rows[-1][1]:.4f}, planned "
               f"{done.plan.total_bytes} bytes, used {done.used_bytes}", flush=True)
+        if options.save:
+            options.save.mkdir(parents=True, exist_ok=True)
+            for name, data in api.download(done.adapter).items():
+                (options.save / name).write_bytes(data)
         if options.hold:
             print("running until Ctrl-C", flush=True)
             try:

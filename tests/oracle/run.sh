@@ -27,4 +27,19 @@ fi
 
 cmake --build "$build" --target oracle_probe
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
-exec "$venv/bin/python" "$here/live.py" --probe "$build/tests/oracle_probe" "$@"
+code=0
+"$venv/bin/python" "$here/live.py" --probe "$build/tests/oracle_probe" "$@" || code=$?
+
+# An adapter as a user gets it: trained and downloaded through the server, then loaded by PEFT.
+saved="$(mktemp -d)"
+trap 'rm -rf "$saved"' EXIT
+stack=0
+NIBBLE_BIN_DIR="$build/bin" /usr/bin/python3 "$root/tests/integration/run_stack.py" --steps 40 \
+  --save "$saved" || stack=$?
+if [[ $stack -eq 0 ]]; then
+  "$venv/bin/python" "$here/check_adapter.py" --base "$root/demo/base" --adapter "$saved" \
+    --probe "$build/tests/oracle_probe" || code=$?
+elif [[ $stack -ne 77 ]]; then
+  code=$stack
+fi
+exit "$code"
