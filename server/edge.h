@@ -29,7 +29,8 @@ struct Edge {
   store::History* history = nullptr;
   store::MetricStore* metrics = nullptr;
   BlobStore* blobs = nullptr;
-  IoPool* io = nullptr;
+  IoPool* io = nullptr;                 // short work: a chunk, a page of events
+  IoPool* work = nullptr;               // long work: whole files, plans; never in the way of a chunk
   Ticker* ticker = nullptr;
   const Authorizer* authorizer = nullptr;
   const Clock* clock = nullptr;

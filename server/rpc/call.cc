@@ -83,4 +83,8 @@ void OnIo(Edge& edge, Done done, std::function<void()> work) {
   if (!edge.io->Post(std::move(work))) done(Busy(edge));
 }
 
+void OnWork(Edge& edge, Done done, std::function<void()> work) {
+  if (!edge.work->Post(std::move(work))) done(Busy(edge));
+}
+
 }  // namespace nibble::server

@@ -42,7 +42,8 @@ void ReadState(Edge& edge, Done done, std::function<absl::Status(const Outcome&)
 // Posts the command; when it was committed, finishes with what `answer` returns.
 void Command(Edge& edge, Done done, core::CommandBody body,
              std::function<absl::Status(const Outcome&)> answer);
-// Runs `work` on the I/O pool; it must arrange that Done is called.
+// Runs `work` on the pool for short or long work; it must arrange that Done is called.
 void OnIo(Edge& edge, Done done, std::function<void()> work);
+void OnWork(Edge& edge, Done done, std::function<void()> work);
 
 }  // namespace nibble::server

@@ -61,6 +61,13 @@ v1::JobSpec GivenSpec(const core::Job& job) {
 
 }  // namespace
 
+int32_t JobView::PositionOf(const core::Job& job) {
+  if (job.state != core::JobState::kQueued) return 0;
+  if (!positions) positions = core::QueuePositions(state, core.options);
+  const auto position = positions->find(job.id);
+  return position == positions->end() ? 0 : position->second;
+}
+
 void ToTimestamp(int64_t unix_us, google::protobuf::Timestamp* out) {
   out->set_seconds(unix_us / 1'000'000);
   out->set_nanos(static_cast<int32_t>(unix_us % 1'000'000 * 1000));
@@ -103,8 +110,7 @@ void ToProto(JobView& view, const core::Job& job, v1::Job* out) {
   SetTime(job.update_unix_us, &v1::Job::mutable_update_time, out);
   out->set_etag(core::Etag(job));
   out->set_stop_reason(job.stop_reason);
-  const auto position = view.positions.find(job.id);
-  if (position != view.positions.end()) out->set_queue_position(position->second);
+  out->set_queue_position(view.PositionOf(job));
 }
 
 void ToProto(const core::PlanBytes& plan, v1::MemoryPlan* out) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,15 +19,17 @@
 
 namespace nibble::server {
 
-// What is needed to show a job besides its row; positions are computed once per list.
+// What is needed to show a job besides its row. Places in the queue are computed once, when the first
+// queued job is shown.
 struct JobView {
   const core::State& state;
   core::Core& core;
   core::Now now;
-  std::map<std::string, int32_t> positions;
+  std::optional<std::map<std::string, int32_t>> positions;
 
-  JobView(const core::State& s, core::Core& c, core::Now n)
-      : state(s), core(c), now(n), positions(core::QueuePositions(s, c.options)) {}
+  JobView(const core::State& s, core::Core& c, core::Now n) : state(s), core(c), now(n) {}
+  // 1 = next; 0 = not queued.
+  int32_t PositionOf(const core::Job& job);
 };
 
 void ToTimestamp(int64_t unix_us, google::protobuf::Timestamp* out);

@@ -37,7 +37,7 @@ ReadBytes ReaderOf(Edge& edge, const core::Dataset& dataset) {
   };
 }
 
-// Everything but the id, on the I/O pool.
+// Everything but the id, on the pool for long work.
 absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRequest& request,
                                            const Caller& caller) {
   core::Dataset dataset;
@@ -83,7 +83,7 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
         return done(Error::Field(Reason::kNameInvalid, "dataset_id",
                                  "must be 1 to 63 lower-case letters, digits and inner '-'"));
       }
-      OnIo(edge_, done, [=, this] {
+      OnWork(edge_, done, [=, this] {
         auto dataset = CheckRequest(edge_, *request, caller);
         if (edge_.meter) edge_.meter->OnDatasetChecked(dataset.ok());
         if (!dataset.ok()) return done(dataset.status());

@@ -93,7 +93,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::PlanJob(Context* context, const v1::Pl
     const bool posted = edge_.loop->Read([=, this](const Outcome& outcome) {
       const absl::Status status = FindPlanParts(outcome.state, *input);
       if (!status.ok()) return done(status);
-      OnIo(edge_, done, [=, this] {
+      OnWork(edge_, done, [=, this] {
         done(UnderSpec(AnswerPlan(edge_, request->spec(), *input, response)));
       });
     });

@@ -83,7 +83,7 @@ absl::StatusOr<ModelFiles> FilesOfDirectory(const Edge& edge, const std::string&
   return model;
 }
 
-// The model without an id, on the I/O pool: reading weights for their digest takes its time.
+// The model without an id, on the pool for long work: weights are read for their digest.
 absl::StatusOr<core::Model> CheckRequest(Edge& edge, const v1::RegisterModelRequest& request,
                                          const Caller& caller) {
   if ((request.manifest_size() == 0) == request.path().empty()) {
@@ -141,7 +141,7 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
         return done(Error::Field(Reason::kNameInvalid, "model_id",
                                  "must be 1 to 63 lower-case letters, digits and inner '-'"));
       }
-      OnIo(edge_, done, [=, this] {
+      OnWork(edge_, done, [=, this] {
         auto model = CheckRequest(edge_, *request, caller);
         if (!model.ok()) return done(model.status());
         Store(*std::move(model), done, response);
