@@ -1,12 +1,9 @@
 // Inside a turn our code allocates nothing: malloc is counted while a step is computed.
 //
-// This binary replaces the C allocation functions; operator new comes down to them. What a library
-// (oneDNN) allocates for itself is counted apart, by the caller's address.
-#include <dlfcn.h>
+// This binary replaces the C allocation functions; operator new comes down to them.
 #include <malloc.h>
 
 #include <atomic>
-#include <cstring>
 #include <new>
 
 #include "base/file.h"
@@ -22,18 +19,11 @@
 namespace {
 
 std::atomic<bool> counting = false;
-std::atomic<int64_t> our_calls = 0;
-std::atomic<int64_t> library_calls = 0;
+std::atomic<int64_t> calls = 0;
 
 #ifdef NIBBLE_COUNTS_ALLOCATIONS
-void Count(void* caller) {
-  if (!counting.load(std::memory_order_relaxed)) return;
-  counting = false;  // dladdr may allocate itself
-  Dl_info info;
-  const bool library = dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
-                       std::strstr(info.dli_fname, "libdnnl") != nullptr;
-  (library ? library_calls : our_calls).fetch_add(1);
-  counting = true;
+void Count() {
+  if (counting.load(std::memory_order_relaxed)) calls.fetch_add(1);
 }
 #endif
 
@@ -47,23 +37,23 @@ void* __libc_realloc(void*, size_t);
 void* __libc_memalign(size_t, size_t);
 
 void* malloc(size_t size) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_malloc(size);
 }
 void* calloc(size_t count, size_t size) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_calloc(count, size);
 }
 void* realloc(void* old, size_t size) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_realloc(old, size);
 }
 void* aligned_alloc(size_t alignment, size_t size) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_memalign(alignment, size);
 }
 int posix_memalign(void** out, size_t alignment, size_t size) {
-  Count(__builtin_return_address(0));
+  Count();
   *out = __libc_memalign(alignment, size);
   return *out == nullptr ? 12 : 0;
 }
@@ -102,20 +92,19 @@ TEST_P(AllocationTest, AStepAllocatesNothing) {
   CHECK_OK((*job)->Start());
   CHECK_OK((*device)->ResizeStep((*job)->plan().step_bytes));
   for (int i = 0; i < 3; ++i) CHECK_OK((*job)->Advance().status());
-  our_calls = library_calls = 0;
+  calls = 0;
   for (int i = 0; i < 5; ++i) {
     (*job)->PrepareStep();
     counting = true;
     (*job)->ComputeStep();
     counting = false;
   }
-  EXPECT_EQ(our_calls, 0);
-  RecordProperty("library_calls", static_cast<int>(library_calls));
+  EXPECT_EQ(calls, 0);
   // The count itself works.
   counting = true;
   ::operator delete(::operator new(100));
   counting = false;
-  EXPECT_EQ(our_calls, 1);
+  EXPECT_EQ(calls, 1);
 #endif
 }
 

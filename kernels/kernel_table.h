@@ -22,8 +22,7 @@
 // pieces and reductions have a fixed order. No atomics on floating point.
 //
 // Workspace. `ctx->workspace` is one buffer of `ctx->workspace_bytes`; each op says what it needs of it
-// (kernels/<table>/workspace.h), and engine/spec plans the largest. Nothing is allocated inside an op;
-// what oneDNN allocates for itself is its own.
+// (kernels/cpu/workspace.h), and engine/spec plans the largest. Nothing is allocated inside an op.
 //
 // Threads. One thread drives a context. Ops run their pieces on ctx->pool.
 #pragma once
