@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -262,6 +263,19 @@ TEST(KeyTableTest, NamesAreUnique) {
   EXPECT_EQ(ClosestKey("micro_bach_size", KnownKeys()), "micro_batch_size");
   EXPECT_EQ(ClosestKey("q", KnownKeys()), "r");
   EXPECT_EQ(ClosestKey("completely_other_thing", KnownKeys()), "");
+}
+
+TEST(KeyTableTest, EveryHonouredKeyIsDocumented) {
+  const char* source = std::getenv("NIBBLE_SOURCE_DIR");
+  if (!source) GTEST_SKIP() << "NIBBLE_SOURCE_DIR is not set; ctest sets it";
+  const auto docs = ReadFile(JoinPath(source, "docs/recipes.md"));
+  ASSERT_TRUE(docs.ok()) << docs.status();
+  for (const KeyRule& rule : KeyRules()) {
+    const bool honoured = rule.action != KeyAction::kIgnored &&
+                          rule.action != KeyAction::kRefused && rule.action != KeyAction::kMustBe;
+    if (!honoured || rule.key == "plugins") continue;
+    EXPECT_THAT(*docs, HasSubstr(std::string(rule.key))) << "docs/recipes.md leaves it out";
+  }
 }
 
 }  // namespace
