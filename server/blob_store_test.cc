@@ -193,7 +193,8 @@ TEST_P(BlobStoreContract, ManySendersOfTheSameBytesAllSucceed) {
         auto state = store_->Begin(digest, static_cast<int64_t>(data.size()));
         ASSERT_TRUE(state.ok()) << state.status();
         while (state.ok() && !state->complete) {
-          const std::string_view rest = std::string_view(data).substr(static_cast<size_t>(state->committed_bytes));
+          const std::string_view rest =
+              std::string_view(data).substr(static_cast<size_t>(state->committed_bytes));
           auto appended = store_->Append(state->upload_id, state->committed_bytes, rest.substr(0, 100'000));
           if (!appended.ok()) {
             ASSERT_EQ(StatusReason(appended.status()), Reason::kOffsetMismatch) << appended.status();

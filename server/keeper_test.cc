@@ -31,7 +31,8 @@ class KeeperTest : public testing::Test {
     options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
       meter_.OnCommit(records, state);
     };
-    loop_ = std::make_unique<ControlLoop>(std::move(options), core::RealSpecFunctions(), &store_, &hub_, &clock_);
+    loop_ = std::make_unique<ControlLoop>(std::move(options), core::RealSpecFunctions(), &store_,
+                                          &hub_, &clock_);
     EXPECT_TRUE(loop_->Start().ok());
     loop_->RunThread();
     edge_.loop = loop_.get();
@@ -130,7 +131,8 @@ TEST_F(KeeperTest, DeletesJobsPastTheirRetention) {
   const std::string ended = MakeJob(), waiting = MakeJob();
   ASSERT_TRUE(loop_->Call(core::CancelJob{ended}).ok());
   RoundAndWait(keeper);
-  ASSERT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& o) { EXPECT_TRUE(o.state.FindJob(ended)); }));
+  ASSERT_TRUE(loop_->ReadAndWait(
+      [&](const ControlLoop::Outcome& o) { EXPECT_TRUE(o.state.FindJob(ended)); }));
   clock_.AdvanceUs(2 * kHourUs);
   RoundAndWait(keeper);
   ASSERT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& o) {
@@ -154,7 +156,9 @@ TEST_F(KeeperTest, JobsHaveSeriesWhileTheyLive) {
   EXPECT_FALSE(has("job_id=\"job-1\"")) << "no linger: gone with its end";
   EXPECT_TRUE(has("job_id=\"job-3\"")) << "its place is free";
   EXPECT_TRUE(has("nibble_job_series_dropped_total 1")) << "counted once";
-  EXPECT_TRUE(has("nibble_jobs_finished_total{outcome=\"CANCELLED\",queue=\"default\",reason=\"\"} 1")) << text;
+  EXPECT_TRUE(
+      has("nibble_jobs_finished_total{outcome=\"CANCELLED\",queue=\"default\",reason=\"\"} 1"))
+      << text;
 }
 
 TEST_F(KeeperTest, ServesHttp) {

@@ -23,7 +23,8 @@ Flags Parse(std::vector<const char*> words) {
 }
 
 TEST(Flags, ReadsValuesSwitchesAndWords) {
-  Flags flags = Parse({"token", "--name", "a", "create", "--days=3", "--host", "x", "--host=y", "--json-log"});
+  Flags flags = Parse(
+      {"token", "--name", "a", "create", "--days=3", "--host", "x", "--host=y", "--json-log"});
   EXPECT_EQ(flags.Text("name"), "a");
   EXPECT_EQ(flags.Text("other", "default"), "default");
   EXPECT_EQ(flags.Integer("days", 0, 0, 10), 3);
@@ -78,7 +79,8 @@ TEST(DataDir, SaysWhereTheServerIs) {
   TempDir directory;
   ASSERT_TRUE(WriteServerInfo(directory.path(), "127.0.0.1", 7, 8).ok());
   const std::string text = ReadFile(directory.Join("run/server.json")).value();
-  EXPECT_EQ(text, "{\"host\":\"127.0.0.1\",\"port\":7,\"http_port\":8,\"pid\":" + std::to_string(getpid()) + "}\n");
+  EXPECT_EQ(text, "{\"host\":\"127.0.0.1\",\"port\":7,\"http_port\":8,\"pid\":" +
+                      std::to_string(getpid()) + "}\n");
   RemoveServerInfo(directory.path());
   EXPECT_FALSE(FileExists(directory.Join("run/server.json")));
 }
@@ -105,9 +107,10 @@ TEST_F(RootedFilesTest, StayBelowTheRoot) {
   EXPECT_EQ(OpenBelowRoot(root_, root_ + "/model/file", "path")->size_bytes, 6);
   EXPECT_EQ(OpenBelowRoot(root_, "model/inner", "path")->size_bytes, 6) << "a link that stays inside";
   EXPECT_TRUE(OpenBelowRoot(root_, "model", "path")->is_directory);
-  for (const std::string& bad : {std::string("../secret"), directory_.Join("secret"), std::string("/etc/passwd"),
-                                 std::string("model/link"), std::string("model/../../secret"),
-                                 std::string("nothing"), root_ + "2/x"}) {
+  for (const std::string& bad :
+       {std::string("../secret"), directory_.Join("secret"), std::string("/etc/passwd"),
+        std::string("model/link"), std::string("model/../../secret"), std::string("nothing"),
+        root_ + "2/x"}) {
     EXPECT_EQ(Refusal(bad), Reason::kPathNotAllowed) << bad;
   }
   root_.clear();
