@@ -290,9 +290,9 @@ absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions 
   grpc::ChannelArguments arguments;
   // The library's own maximum is 120 s, longer than a lease.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
-  // Also the time a connection may need: a machine that trains is a busy one.
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10'000);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5'000);
+  // Also the time a connection may need, and the wait after one that failed: well below a short lease.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 3'000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   // A dead peer is noticed while a call is out; servers allow pings this often.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);

@@ -4,8 +4,8 @@
     kill_test.py [--seed N] [--rounds N] [CASE ...]
 
 Cases: again (same seed twice), threads (2 instead of 1), beside (another job on the same base), engine,
-worker, server (kill -9 at a random moment, once per round), graceful (the worker is drained and comes
-back). The moments come from the seed, which is printed. Compared with one uninterrupted run:
+worker, server (kill -9 at a random moment, once per round), crowd (the engine is killed under two jobs),
+graceful (the worker is drained and comes back). A worker comes back with two threads. The moments come from the seed, which is printed. Compared with one uninterrupted run:
 adapter_model.safetensors, adapter_config.json, and the columns step, loss, grad_norm, learning_rate,
 tokens (per step the row of the last attempt). Exits 77 with a sentence where something needed is missing.
 """
@@ -21,7 +21,8 @@ import client
 import stack as stack_module
 
 STEPS = 60
-CASES = ("again", "threads", "beside", "engine", "worker", "server", "graceful")
+CASES = ("again", "threads", "beside", "engine", "worker", "server", "crowd", "graceful")
+ROUNDS_OF = ("engine", "worker", "server", "crowd", "graceful")
 
 
 class Result:
@@ -32,7 +33,9 @@ class Result:
         self.weights = files["adapter_model.safetensors"]
         self.config = files["adapter_config.json"]
         self.rows = api.metrics(job.name)
-        self.attempts = len([a for a in job.attempts if a.kind != "CHECK"])
+        trained = [a for a in job.attempts if a.kind != "CHECK"]
+        self.attempts = len(trained)
+        self.why = ", ".join(f"{a.state.lower()} {a.reason}".strip() for a in trained[:-1])
 
     def difference(self, other):
         """None, or the first thing that is not the same."""
@@ -100,7 +103,8 @@ class Campaign:
     def compare(self, case, result, when, expected=None):
         difference = result.difference(expected or self.reference)
         verdict = "identical" if difference is None else f"DIFFERS: {difference}"
-        print(f"{case}: {when + ', ' if when else ''}{result.attempts} attempt(s), {verdict}", flush=True)
+        print(f"{case}: {when + ', ' if when else ''}{result.attempts} attempt(s)"
+              f"{' (' + result.why + ')' if result.why else ''}, {verdict}", flush=True)
         return difference is None
 
     def threads(self):
@@ -148,6 +152,22 @@ class Campaign:
             assert result.attempts >= 2, f"{when}: the engine was killed too late"
             return self.compare("engine", result, f"killed {when}")
 
+    def crowd(self):
+        with self.stack() as stack:
+            stack.start_server().start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            first = stack_module.submit(api, spec())
+            second = stack_module.submit(api, spec(seed=8))
+            stack_module.wait_for("an engine", stack.engines, timeout=60)
+            when = self.strike(api, second.name)
+            for pid in stack.engines():
+                os.kill(pid, signal.SIGKILL)
+            results = [self.finish(api, job) for job in (first, second)]
+            assert max(result.attempts for result in results) >= 2, f"{when}: killed too late"
+            return all([self.compare("crowd", results[0], f"engine killed {when}"),
+                        self.compare("crowd", results[1], f"engine killed {when}", self.neighbour)])
+
     def worker(self):
         with self.stack() as stack:
             stack.start_server()
@@ -160,7 +180,7 @@ class Campaign:
             stack.kill(worker)
             stack_module.wait_for("engines to end with their worker", lambda: not any(
                 stack_module.comm(pid).startswith("nibble-engine") for pid in engines), timeout=20)
-            stack.start_worker()
+            stack.start_worker(threads=2)
             return self.compare("worker", self.finish(api, job), f"killed {when}")
 
     def server(self):
@@ -186,7 +206,7 @@ class Campaign:
             when = self.strike(api, job.name)
             worker.terminate()
             worker.wait(60)
-            stack.start_worker()
+            stack.start_worker(threads=2)
             return self.compare("graceful", self.finish(api, job), f"stopped {when}")
 
 
@@ -213,7 +233,7 @@ def main():
     for case in options.cases:
         if case == "again":
             continue   # part of the reference
-        rounds = options.rounds if case in ("engine", "worker", "server", "graceful") else 1
+        rounds = options.rounds if case in ROUNDS_OF else 1
         good += [getattr(campaign, case)() for _ in range(rounds)]
     return 0 if all(good) else 1
 
