@@ -347,6 +347,9 @@ absl::StatusOr<Dataset> LoadDataset(const std::string& path, const std::string& 
   }
   loader.Finish(report);
   if (data.train.empty()) return NothingToTrain(report, spec);
+  if (!eval_path.empty() && data.eval.empty()) {
+    report.warnings.push_back("no row of the evaluation file is usable; nothing is evaluated");
+  }
   if (eval_path.empty()) data.eval = SplitOff(data.train, spec);
   report.train_rows = static_cast<int64_t>(data.train.size());
   report.eval_rows = static_cast<int64_t>(data.eval.size());
