@@ -140,7 +140,23 @@ void AgentLoop::Do(const DoRegister& a) {
 
 void AgentLoop::Do(const DoSynchronize& a) {
   link_.CancelSynchronizeBefore(a.request.id);
-  synchronize_pool_.Post([this, a] { Deliver(link_.Synchronize(a)); });
+  DoSynchronize measured = a;
+  MeasureDevices(measured.request.devices);
+  synchronize_pool_.Post([this, measured] { Deliver(link_.Synchronize(measured)); });
+}
+
+// Jobs of one engine share its base and its step region, so what each of them uses does not add up:
+// the processes themselves are asked.
+void AgentLoop::MeasureDevices(std::vector<DeviceStatus>& devices) const {
+  for (DeviceStatus& device : devices) {
+    int64_t resident_bytes = 0;
+    for (const auto& [id, engine] : engines_) {
+      if (engine.process && engine.device_id == device.device_id) {
+        resident_bytes += ResidentBytes(engine.process->pid());
+      }
+    }
+    if (resident_bytes > 0) device.used_bytes = resident_bytes;
+  }
 }
 
 void AgentLoop::Do(const DoReport& a) {
@@ -221,7 +237,7 @@ void AgentLoop::Do(const StartEngine& a) {
   LogInfo("engine.started", {{"engine", a.engine},
                              {"pid", static_cast<int64_t>((*process)->pid())},
                              {"model", a.model_dir}});
-  engines_[a.engine].process = std::move(*process);
+  engines_[a.engine] = {std::move(*process), a.group.device_id};
 }
 
 void AgentLoop::OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,

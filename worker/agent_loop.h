@@ -66,6 +66,7 @@ class AgentLoop {
   using Cancel = std::shared_ptr<std::atomic<bool>>;
   struct Engine {
     std::unique_ptr<EngineProcess> process;
+    std::string device_id;
   };
 
   void Deliver(Input input);  // into the mailbox, waiting for room: nothing is ever dropped
@@ -93,6 +94,7 @@ class AgentLoop {
   void Send(int64_t engine, const std::string& line);
   void OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,
                     const std::string& nonsense);
+  void MeasureDevices(std::vector<DeviceStatus>& devices) const;
   std::string DirOf(const AttemptKey& key) const;
 
   const AgentLoopOptions options_;

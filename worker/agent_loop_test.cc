@@ -15,8 +15,6 @@
 namespace nibble::worker {
 namespace {
 
-using testing::Contains;
-using testing::ElementsAre;
 using testing::HasSubstr;
 
 class FakeServer : public ServerLink {
@@ -232,12 +230,16 @@ TEST_F(AgentLoopTest, AnEngineThatDiesFailsItsAttemptAndTheNextResumes) {
   ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
   EXPECT_TRUE(server_.failures_[0].second.infrastructure);
   EXPECT_THAT(server_.failures_[0].second.message, HasSubstr("signal 6"));
-  Assignment again = Job("a", 2, 10, "crash-at-6");
+  // Whether the checkpoint of step 4 was reported before the crash of step 6 is a race, as in life.
+  Assignment again = Job("a", 2, 10);
   again.checkpoint_files = server_.checkpoints_["a"].files;
   again.checkpoint_step = server_.checkpoints_["a"].step;
   server_.Give(again);
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.results_.contains("a"); }));
-  EXPECT_THAT((server_.steps_[{"a", 2}]), ElementsAre(5, 6, 7, 8, 9, 10));
+  const std::set<int64_t>& steps = server_.steps_[{"a", 2}];
+  EXPECT_EQ(*steps.begin(), again.checkpoint_step + 1);
+  EXPECT_EQ(*steps.rbegin(), 10);
+  EXPECT_EQ(static_cast<int64_t>(steps.size()), 10 - again.checkpoint_step);
   EXPECT_EQ(loop_->counts().engines_lost, 1);
 }
 

@@ -289,6 +289,14 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
   return result;
 }
 
+int64_t ResidentBytes(pid_t pid) {
+  std::ifstream in(absl::StrCat("/proc/", pid, "/statm"));
+  int64_t total_pages = 0;
+  int64_t resident_pages = 0;
+  in >> total_pages >> resident_pages;
+  return in ? resident_pages * sysconf(_SC_PAGESIZE) : 0;
+}
+
 std::string TailOfFile(const std::string& path, size_t max_bytes) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) return "";

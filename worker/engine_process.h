@@ -80,6 +80,9 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
                                        const std::function<bool()>& cancelled,
                                        size_t max_output_bytes = size_t{4} << 20);
 
+// Memory of a process that is in RAM now, mapped files included; 0 when it is gone.
+int64_t ResidentBytes(pid_t pid);
+
 // The end of a text file, for messages; control characters left out.
 std::string TailOfFile(const std::string& path, size_t max_bytes);
 

@@ -84,8 +84,10 @@ TEST_F(EngineProcessTest, DestructionEndsTheProcess) {
   auto engine = StartEngine({NIBBLE_FAKE_ENGINE, "serve", "--fd", "3"});
   ASSERT_TRUE(listener_.WaitForLines(1));
   const pid_t pid = engine->pid();
+  EXPECT_GT(ResidentBytes(pid), 100'000);
   engine.reset();
   EXPECT_EQ(kill(pid, 0), -1);
+  EXPECT_EQ(ResidentBytes(pid), 0);
 }
 
 TEST_F(EngineProcessTest, AMissingBinaryIsAnExit) {
