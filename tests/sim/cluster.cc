@@ -270,40 +270,37 @@ void Cluster::FaultTick() {
   world_.After(kSecond, [this] { FaultTick(); });
 }
 
-// A watcher as the RPC layer has it: reads what was before, then the hub; starts anew when cut.
 void Cluster::Watch(const std::string& job_id) {
+  if (!watchers_.try_emplace(job_id).second) return;
+  seen_["w-" + job_id] = 0;
+  PollWatcher(job_id);
+}
+
+// A watcher as the RPC layer has it: reads what was before, then the hub; starts anew when cut.
+void Cluster::PollWatcher(const std::string& job_id) {
+  Watcher& watcher = watchers_[job_id];
   const std::string key = "w-" + job_id;
-  if (seen_.count(key) > 0) return;
-  seen_[key] = 0;
-  const auto poll = std::make_shared<std::function<void()>>();
-  const auto subscription = std::make_shared<std::unique_ptr<WatchHub::Subscription>>();
-  const auto hub = std::make_shared<WatchHub*>(nullptr);
-  *poll = [this, job_id, key, poll, subscription, hub] {
-    if (server_.up()) {
-      if (*hub != server_.hub()) {
-        *hub = server_.hub();
-        *subscription = server_.hub()->Subscribe(job_id, nullptr);
-        const std::vector<core::EventRecord> before =
-            server_.disk().ReadEvents(job_id, seen_[key], 1'000).value();
-        for (const core::EventRecord& record : before) {
-          server_.checker().Watched(key, record);
-          seen_[key] = record.sequence;
-        }
-      }
-      const WatchHub::Taken taken = (*subscription)->Take();
-      for (const core::EventRecord& record : taken.events) {
-        if (record.sequence <= seen_[key]) continue;
-        server_.checker().Watched(key, record);
-        seen_[key] = record.sequence;
-      }
-      if (taken.cut) {
-        marks_.insert("watcher cut");
-        *hub = nullptr;
-      }
+  const auto see = [&](const std::vector<core::EventRecord>& records) {
+    for (const core::EventRecord& record : records) {
+      if (record.sequence <= seen_[key]) continue;
+      server_.checker().Watched(key, record);
+      seen_[key] = record.sequence;
     }
-    world_.After(world_.rng().Between(100, 3'000) * kMs, *poll);
   };
-  (*poll)();
+  if (server_.up()) {
+    if (watcher.hub != server_.hub()) {
+      watcher.hub = server_.hub();
+      watcher.subscription = watcher.hub->Subscribe(job_id, nullptr);
+      see(server_.disk().ReadEvents(job_id, seen_[key], 1'000).value());
+    }
+    const WatchHub::Taken taken = watcher.subscription->Take();
+    see(taken.events);
+    if (taken.cut) {
+      marks_.insert("watcher cut");
+      watcher.hub = nullptr;
+    }
+  }
+  world_.After(world_.rng().Between(100, 3'000) * kMs, [this, job_id] { PollWatcher(job_id); });
 }
 
 void Cluster::Heal() {

@@ -53,6 +53,7 @@ class Cluster {
   std::string AnyJob();
   void FaultTick();
   void Watch(const std::string& job_id);
+  void PollWatcher(const std::string& job_id);
   void Heal();
   void PollHeal();
   bool AllDone() const;
@@ -67,7 +68,12 @@ class Cluster {
   std::vector<std::shared_ptr<WorkerProc>> workers_;    // by host
   std::vector<std::shared_ptr<WorkerProc>> strangers_;  // second processes
   std::vector<std::string> jobs_;
-  std::map<std::string, int64_t> seen_;  // by watcher: last sequence
+  struct Watcher {
+    WatchHub* hub = nullptr;  // of the life it subscribed in
+    std::unique_ptr<WatchHub::Subscription> subscription;
+  };
+  std::map<std::string, Watcher> watchers_;  // by job
+  std::map<std::string, int64_t> seen_;      // by watcher: last sequence
   std::set<std::string> marks_;
   int64_t incarnations_ = 0;
   int64_t to_create_ = 0;
