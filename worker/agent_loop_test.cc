@@ -177,6 +177,10 @@ class AgentLoopTest : public testing::Test {
     thread_ = std::thread([this] { outcome_ = loop_->Run(); });
   }
   void TearDown() override {
+    if (loop_ != nullptr) EndLoop();
+  }
+  // Everything the loop began has been done when this returns.
+  void EndLoop() {
     loop_->RequestDrain();
     thread_.join();
     EXPECT_TRUE(outcome_.ok()) << outcome_;
@@ -209,6 +213,7 @@ TEST_F(AgentLoopTest, TrainsAJobToItsEnd) {
   server_.Give(Job("a", 1, 10));
   ASSERT_TRUE(server_.WaitUntil(
       [&] { return server_.results_.contains("a") && server_.listing_.empty(); }));
+  EndLoop();
   EXPECT_EQ((server_.steps_[{"a", 1}].size()), 10u);
   EXPECT_EQ(server_.results_["a"].step, 10);
   ASSERT_EQ(server_.results_["a"].files.size(), 2u);
