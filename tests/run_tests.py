@@ -2,11 +2,14 @@
 """Runs ctest in a build folder and counts what it ran, case by case.
 
 Each GoogleTest binary leaves its cases as JSON under <build>/test-results; any other ctest entry
-counts as one case (exit code 77 is a skip). Closes with a line 'N passed, N failed, N skipped'.
+counts as one case (exit code 77 is a skip). With --second-try, for shared machines, a failed entry runs
+once more, and one that passes then is named as unsteady. Closes with a line 'N passed, N failed, N
+skipped'.
 """
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -29,16 +32,29 @@ def gtest_cases(path):
                 yield name, "passed", ""
 
 
+def run_ctest(command):
+    """Runs it, showing its output; the exit code, and the entries that failed at any try."""
+    failed = set()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            match = re.search(r"Test +#\d+: (\S+) [.]*\*\*\*(?!Skipped)", line)
+            if match:
+                failed.add(match.group(1))
+    return process.returncode, failed
+
+
 def main():
     build, ctest_args = sys.argv[1], sys.argv[2:]
+    if "--second-try" in ctest_args:
+        ctest_args = [a for a in ctest_args if a != "--second-try"] + ["--repeat", "until-pass:2"]
     results = pathlib.Path(build, "test-results")
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     junit = (results / "ctest.xml").resolve()
     began = time.monotonic()
-    process = subprocess.run(
-        ["ctest", "--test-dir", build, "--output-on-failure", "-j2", "--output-junit", str(junit),
-         *ctest_args], check=False)
+    code, failed_once = run_ctest(["ctest", "--test-dir", build, "--output-on-failure", "-j2",
+                                   "--output-junit", str(junit), *ctest_args])
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     notes = {"failed": [], "skipped": []}
     for entry in ElementTree.parse(junit).getroot().iter("testcase"):
@@ -50,6 +66,8 @@ def main():
             cases.append((name, "failed", "the program ended badly or timed out"))
         if not cases:
             cases = [(name, outcome, "")]
+        if name in failed_once and outcome == "passed":
+            print(f"unsteady: {name} failed first and passed on its second try")
         for case, result, message in cases:
             counts[result] += 1
             if result in notes:
@@ -59,7 +77,7 @@ def main():
             print(f"{kind}: {case}{': ' + message if message else ''}")
     print(f"Tests took {time.monotonic() - began:.0f} s.")
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
-    bad = counts["failed"] or counts["passed"] == 0 or process.returncode not in (0, 8)
+    bad = counts["failed"] or counts["passed"] == 0 or code not in (0, 8)
     return 1 if bad else 0
 
 
