@@ -43,7 +43,7 @@ printf '%s\n' "$prompt"
 printf '→'
 "$nibble" generate --base "$here/base" --adapter "$data/adapter" --max-tokens 60 --temperature 0 "$prompt"
 
-bold "7. All held-out reports, before and after"
+bold "7. 200 held-out reports, before and after"
 printf 'before: '
 "$nibble" generate --base "$here/base" --prompts "$here/data/heldout.jsonl" --limit 200 --max-tokens 60 --temperature 0 --score
 printf 'after:  '
