@@ -19,7 +19,7 @@ steps() {
 # The peer and Nibble on the same weights and tokens, one after the other, in a virtual environment
 # outside the tree (PyTorch comes from PyPI).
 peer() {
-  local venv=${NIBBLE_ORACLE_VENV:-$HOME/.cache/nibble/oracle-venv} dir
+  local venv=${NIBBLE_ORACLE_VENV:-$HOME/.cache/nibble/oracle-venv}
   [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
   "$venv/bin/python" -c 'import torch, transformers, peft, bitsandbytes' 2>/dev/null ||
     "$venv/bin/pip" install -q -r "$here/../oracle/requirements.txt"
