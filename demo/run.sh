@@ -57,7 +57,7 @@ Your own model and data:   $nibble run $here/recipe.yaml base_model=DIR datasets
 Loss curve of this job:    NIBBLE_DATA_DIR=$NIBBLE_DATA_DIR $nibble metrics $job --plot
                            (demo/run.sh $bin --keep leaves the server running)
 Prometheus:                scrape 127.0.0.1:$http_port/metrics; rules and dashboards: deploy/monitoring
-The adapter:               $data/adapter loads in PEFT, vLLM and llama.cpp's converter
+The adapter:               $data/adapter, in PEFT's format, which vLLM and llama.cpp's converter read too
 TEXT
 if [ $keep -eq 1 ]; then
   trap - EXIT
