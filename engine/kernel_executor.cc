@@ -226,8 +226,8 @@ void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
 }
 
 void KernelExecutor::SumSquares() {
-  sum_squares_ = table_.sum_squares(NextOp(), persistent_ + plan_.persistent.gradient,
-                                    plan_.adapters.elements);
+  table_.sum_squares(NextOp(), &sum_squares_, persistent_ + plan_.persistent.gradient,
+                     plan_.adapters.elements);
   apply_ = apply_ && std::isfinite(sum_squares_);
   const double norm = std::sqrt(sum_squares_);
   if (spec_.max_grad_norm > 0 && norm > spec_.max_grad_norm) {

@@ -25,13 +25,18 @@
 // (kernels/cpu/workspace.h), and engine/spec plans the largest. Nothing is allocated inside an op.
 //
 // Threads. One thread drives a context. Ops run their pieces on ctx->pool.
+//
+// Asynchronous backends (cuda). Every pointer handed to an op is memory of the backend, results included
+// (loss_sum, sum_squares); an op enqueues on ctx->stream and returns. The caller waits for the stream before
+// it reads. The small host arrays in the argument structs (none today hold more than scalars) are read
+// before the call returns.
 #pragma once
 
 #include <cstdint>
 
 namespace nibble::kernels {
 
-enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF64 = 2 };
+enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF64 = 2, kF16 = 3 };
 
 constexpr int64_t DTypeBytes(DType type) {
   return type == DType::kF64 ? 8 : type == DType::kF32 ? 4 : 2;
@@ -43,7 +48,9 @@ struct Context {
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
   ThreadPool* pool = nullptr;    // null = run on the calling thread
-  // First error of an asynchronous backend; empty on the CPU.
+  void* stream = nullptr;        // of an asynchronous backend; null on the CPU
+  void* libraries = nullptr;     // of the backend (handles of vendor libraries); null on the CPU
+  // First error of an asynchronous backend; null = none, and always on the CPU.
   const char* error = nullptr;
 };
 
@@ -110,6 +117,7 @@ struct AttentionArgs {
   int64_t documents = 0;
   float scale = 0;             // on q k^T, usually 1 / sqrt(D)
   int64_t window = 0;          // a token sees itself and window - 1 before it; 0 = all before it
+  float soft_cap = 0;          // scores s become soft_cap * tanh(s / soft_cap) before softmax; 0 = off
 };
 
 enum class Activation : uint8_t { kSilu = 0, kGeluTanh = 1 };
@@ -125,8 +133,20 @@ struct AdamWArgs {
   double gradient_scale = 1;   // clip factor, applied to the gradient on the fly
 };
 
+// AdamW with 8-bit moments, as bitsandbytes' block-wise optimizer has them: one code per element and
+// one fp32 absmax per kAdam8Block elements; m through the signed dynamic map, v through the unsigned one.
+constexpr int64_t kAdam8Block = 256;
+struct Adam8State {
+  uint8_t* m = nullptr;             // [count]
+  uint8_t* v = nullptr;             // [count]
+  float* m_absmax = nullptr;        // [ceil(count / kAdam8Block)]
+  float* v_absmax = nullptr;
+  const float* signed_map = nullptr;    // [256], ascending
+  const float* unsigned_map = nullptr;  // [256], ascending
+};
+
 struct KernelTable {
-  const char* name;            // "ref", "ref64", "cpu"
+  const char* name;            // "ref", "ref64", "cpu", "cuda"
   const char* body;            // e.g. "scalar", "avx512_bf16", "avx512", "avx2": part of the numerics_id
   DType act;
   DType real;
@@ -197,8 +217,11 @@ struct KernelTable {
   // m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr wd p;
   // p -= lr/(1-b1^t) * m / (sqrt(v / (1-b2^t)) + eps).
   void (*adamw)(Context*, void* p, const void* g, void* m, void* v, const AdamWArgs& args);
-  // Sum of squares of real x in a fixed order, in double; NaN or Inf inside comes out as such.
-  double (*sum_squares)(Context*, const void* x, int64_t count);
+  // The same update on dequantized moments, which are then quantized again: per block the new absmax,
+  // then the nearest code of value / absmax (the lower one on a tie). real is float.
+  void (*adamw8)(Context*, void* p, const void* g, const Adam8State& state, const AdamWArgs& args);
+  // *out = sum of squares of real x in a fixed order, in double; NaN or Inf inside comes out as such.
+  void (*sum_squares)(Context*, double* out, const void* x, int64_t count);
   // out act = in real.
   void (*to_act)(Context*, void* out, const void* in, int64_t count);
 };

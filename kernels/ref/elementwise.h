@@ -159,7 +159,7 @@ struct Elementwise {
     });
   }
 
-  static double SumSquares(Context* ctx, const void* x, int64_t count) {
+  static void SumSquares(Context* ctx, double* out, const void* x, int64_t count) {
     constexpr int64_t kPieces = 64;
     double parts[kPieces] = {};
     const int64_t span = (count + kPieces - 1) / kPieces;
@@ -173,7 +173,7 @@ struct Elementwise {
     });
     double sum = 0;
     for (const double part : parts) sum += part;
-    return sum;
+    *out = sum;
   }
 
   static void ToAct(Context* ctx, void* out, const void* in, int64_t count) {

@@ -212,7 +212,7 @@ static void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const 
   });
 }
 
-static double SumSquares(Context* ctx, const void* x, int64_t count) {
+static void SumSquares(Context* ctx, double* out, const void* x, int64_t count) {
   constexpr int64_t kPieces = 64;
   double parts[kPieces] = {};
   const auto* values = static_cast<const float*>(x);
@@ -235,7 +235,7 @@ static double SumSquares(Context* ctx, const void* x, int64_t count) {
   });
   double sum = 0;
   for (const double part : parts) sum += part;
-  return sum;
+  *out = sum;
 }
 
 static void ToAct(Context* ctx, void* out, const void* in, int64_t count) {
