@@ -1,0 +1,103 @@
+// A backend: memory, a stream, and the KernelTable that works on them.
+//
+// The engine reaches a device through this and the table, nothing else. On the host, "device memory" is
+// the process's own and every call is done when it returns. Elsewhere a pointer from Allocate means
+// something to the table and to the copies below only; the host must not follow it.
+//
+// Order. Ops, Fill and copies of the compute lane happen in the order in which they were called. The two
+// copy lanes run beside it; Wait orders one behind another. What was queued is done for certain after
+// Synchronize, and only then may the host look at what a copy out brought or reuse what a copy in read.
+//
+// Errors. A device that fails stays failed: calls after that do nothing, and fault() and error() say
+// why. Synchronize returns false once it has happened. Nothing throws.
+//
+// Threads. One thread drives a backend.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/kernel_table.h"
+
+namespace nibble::kernels {
+
+// What the driver says of a device; nothing is set up on it to learn this.
+struct DeviceInfo {
+  int index = 0;
+  std::string uuid;                // "GPU-..."; empty when unknown
+  std::string name;
+  int64_t memory_bytes = 0;        // in all
+  int64_t free_bytes = 0;          // now; -1 = unknown
+  int capability_major = 0;        // of CUDA
+  int capability_minor = 0;
+  std::string driver;              // version
+};
+
+enum class Fault : uint8_t {
+  kNone,
+  kOutOfMemory,   // an allocation the plan had room for: somebody else took the memory
+  kDevice,        // sticky: this process can do nothing more with the device
+};
+
+// Independent queues of a device. On one that has no such thing they are all the compute lane.
+enum class Lane : uint8_t { kCompute = 0, kIn = 1, kOut = 2 };
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual const KernelTable& table() const = 0;
+  // For ops; the stream, pool and libraries are set, the workspace is the caller's to set.
+  virtual Context& context() = 0;
+  // True: pointers from Allocate are ordinary host memory.
+  virtual bool is_host() const = 0;
+
+  // Device memory, aligned to 256 bytes, contents undefined. Null when there is not enough. Waits for
+  // the device; never called inside a turn.
+  virtual void* Allocate(int64_t bytes) = 0;
+  virtual void Release(void* device) = 0;
+  // Host memory that copies can be queued from and to; page-locked where that means anything.
+  virtual void* AllocatePinned(int64_t bytes) = 0;
+  virtual void ReleasePinned(void* host) = 0;
+
+  // Queued on a lane. `host` of CopyIn may be ordinary memory: it has then been read on return.
+  virtual void CopyIn(Lane lane, void* device, const void* host, int64_t bytes) = 0;
+  virtual void CopyOut(Lane lane, void* host, const void* device, int64_t bytes) = 0;
+  // Device to device; the ranges do not overlap.
+  virtual void CopyWithin(Lane lane, void* to, const void* from, int64_t bytes) = 0;
+  virtual void Fill(void* device, uint8_t byte, int64_t bytes) = 0;
+  // What is queued on `waiting` from now on begins after all that `awaited` has so far.
+  virtual void Wait(Lane waiting, Lane awaited) = 0;
+  // Waits for all lanes. False when the device has failed.
+  virtual bool Synchronize() = 0;
+
+  // The first failure; text null = none. Static storage or the backend's.
+  virtual Fault fault() const = 0;
+  virtual const char* error() const = 0;
+
+  // Bytes of the device: taken by context, code and libraries before any Allocate (measured when it was
+  // opened), and free now. The host backend knows neither: 0 and -1.
+  virtual int64_t fixed_bytes() const = 0;
+  virtual int64_t free_bytes() const = 0;
+};
+
+// On the host: any table whose pointers are the host's. `threads` counts the caller.
+std::unique_ptr<Backend> MakeHostBackend(const KernelTable& table, int threads);
+
+// CUDA, or its emulation: a binary links one of nibble_kernels_cuda (the toolkit was there),
+// nibble_kernels_cuda_none (it was not) and nibble_kernels_cuda_emulated (tests), which define these.
+//
+// What `--device` calls it: "cuda", "cuda-emulated", or "" where there is none.
+const char* CudaName();
+// Empty when there is none; `why` then says in a sentence what is missing (driver, device, toolkit).
+std::vector<DeviceInfo> CudaDevices(std::string* why);
+struct CudaOptions {
+  int index = 0;
+  bool fp16 = false;  // fp16 activations; devices below 8.0 have no others
+};
+// Takes the device's context and libraries and measures what they cost. Null: `why` says why not.
+std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why);
+
+}  // namespace nibble::kernels

@@ -1,0 +1,27 @@
+// The CUDA sources compiled for the host: what stands in for a device where there is none. Tests only.
+//
+// EmulatedCudaTable is the table alone. OpenCuda of the library nibble_kernels_cuda_emulated puts it behind
+// device memory of its own: pages that are inaccessible except while an op or a copy runs, so a host that
+// follows a device pointer faults at once, and copies out that arrive at Synchronize and no earlier.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace nibble::kernels {
+
+// Activations bf16, or fp16. Named "cuda-emulated".
+const KernelTable& EmulatedCudaTable(bool fp16);
+
+// Bytes that all emulated devices of this process hold now, of Allocate and of AllocatePinned.
+struct EmulatedBytes {
+  int64_t device = 0;
+  int64_t pinned = 0;
+};
+EmulatedBytes EmulatedCudaBytes();
+
+// Makes the next emulated device fail after this many more ops, as a device does that falls off the bus,
+// or find its memory taken at the next Allocate. For tests of what the engine makes of it.
+void EmulatedCudaFailAfter(int64_t ops);
+void EmulatedCudaRefuseNextAllocate();
+
+}  // namespace nibble::kernels

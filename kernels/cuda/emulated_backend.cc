@@ -1,0 +1,273 @@
+#include "kernels/cuda/emulated.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/check.h"
+
+namespace nibble::kernels {
+namespace {
+
+constexpr int64_t kPage = 4096;
+constexpr int64_t kMemoryBytes = int64_t{1} << 30;  // of the emulated device
+constexpr int64_t kFixedBytes = int64_t{1} << 20;
+
+EmulatedBytes held;
+int64_t ops_left = -1;  // -1: no failure in sight
+bool refuse_next = false;
+
+int64_t PageUp(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+// The device memory of this process; open while an op or a copy runs.
+class GuardedMemory {
+ public:
+  void* Allocate(int64_t bytes) {
+    void* address = mmap(nullptr, static_cast<size_t>(PageUp(bytes)), PROT_NONE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) return nullptr;
+    blocks_[address] = bytes;
+    held.device += bytes;
+    return address;
+  }
+  void Release(void* address) {
+    const auto block = blocks_.find(address);
+    KERNEL_CHECK(block != blocks_.end());
+    munmap(address, static_cast<size_t>(PageUp(block->second)));
+    held.device -= block->second;
+    blocks_.erase(block);
+  }
+  void Open() { Protect(PROT_READ | PROT_WRITE); }
+  void Close() { Protect(PROT_NONE); }
+  int64_t used_bytes() const { return held.device; }
+
+ private:
+  void Protect(int protection) {
+    for (const auto& [address, bytes] : blocks_) {
+      KERNEL_CHECK(mprotect(address, static_cast<size_t>(PageUp(bytes)), protection) == 0);
+    }
+  }
+  std::map<void*, int64_t> blocks_;
+};
+
+GuardedMemory memory;
+bool failed = false;
+
+class Opened {
+ public:
+  Opened() { memory.Open(); }
+  ~Opened() { memory.Close(); }
+};
+
+// The emulated table's ops, each between opening the device's memory and closing it.
+const KernelTable* inner[2];
+
+template <int kWhich, auto kOp>
+struct Guarded;
+template <int kWhich, typename... Args, void (*KernelTable::*kOp)(Context*, Args...)>
+struct Guarded<kWhich, kOp> {
+  static void Call(Context* context, Args... args) {
+    if (failed || ops_left == 0) {
+      failed = true;
+      return;
+    }
+    if (ops_left > 0) --ops_left;
+    const Opened opened;
+    (inner[kWhich]->*kOp)(context, args...);
+  }
+};
+
+template <int kWhich>
+KernelTable MakeGuarded(const KernelTable& table) {
+  inner[kWhich] = &table;
+  KernelTable guarded = table;
+#define NIBBLE_GUARD(op) guarded.op = &Guarded<kWhich, &KernelTable::op>::Call
+  NIBBLE_GUARD(decode_weight);
+  NIBBLE_GUARD(linear_forward);
+  NIBBLE_GUARD(linear_backward);
+  NIBBLE_GUARD(rmsnorm_forward);
+  NIBBLE_GUARD(rmsnorm_backward);
+  NIBBLE_GUARD(add);
+  NIBBLE_GUARD(rope);
+  NIBBLE_GUARD(attention_forward);
+  NIBBLE_GUARD(attention_backward);
+  NIBBLE_GUARD(attention_decode);
+  NIBBLE_GUARD(gated_forward);
+  NIBBLE_GUARD(gated_backward);
+  NIBBLE_GUARD(embedding_forward);
+  NIBBLE_GUARD(cross_entropy);
+  NIBBLE_GUARD(logits);
+  NIBBLE_GUARD(adamw);
+  NIBBLE_GUARD(adamw8);
+  NIBBLE_GUARD(sum_squares);
+  NIBBLE_GUARD(to_act);
+#undef NIBBLE_GUARD
+  return guarded;
+}
+
+const KernelTable& GuardedTable(bool fp16) {
+  static const KernelTable bf16_table = MakeGuarded<0>(EmulatedCudaTable(false));
+  static const KernelTable fp16_table = MakeGuarded<1>(EmulatedCudaTable(true));
+  return fp16 ? fp16_table : bf16_table;
+}
+
+class EmulatedBackend final : public Backend {
+ public:
+  explicit EmulatedBackend(bool fp16) : table_(GuardedTable(fp16)) {}
+  ~EmulatedBackend() override {
+    for (const auto& [address, bytes] : pinned_) std::free(address);
+  }
+
+  const KernelTable& table() const override { return table_; }
+  Context& context() override { return context_; }
+  bool is_host() const override { return false; }
+
+  void* Allocate(int64_t bytes) override {
+    KERNEL_CHECK(bytes > 0);
+    Synchronize();
+    if (refuse_next || bytes > free_bytes()) {
+      refuse_next = false;
+      fault_ = Fault::kOutOfMemory;
+      return nullptr;
+    }
+    return memory.Allocate(bytes);
+  }
+  void Release(void* device) override {
+    Synchronize();
+    memory.Release(device);
+  }
+  void* AllocatePinned(int64_t bytes) override {
+    void* address = std::aligned_alloc(kPage, static_cast<size_t>(PageUp(bytes)));
+    if (address == nullptr) return nullptr;
+    pinned_[address] = bytes;
+    held.pinned += bytes;
+    return address;
+  }
+  void ReleasePinned(void* host) override {
+    const auto block = pinned_.find(host);
+    KERNEL_CHECK(block != pinned_.end());
+    held.pinned -= block->second;
+    pinned_.erase(block);
+    std::free(host);
+  }
+
+  // A copy lane is as late as it may be: its copies happen when somebody waits for them. What the compute
+  // lane copies out is read at once and arrives at Synchronize.
+  void CopyIn(Lane lane, void* device, const void* host, int64_t bytes) override {
+    Copy copy{device, host, bytes};
+    if (lane != Lane::kCompute && !IsPinned(host)) Snapshot(copy);
+    Queue(lane, std::move(copy));
+  }
+  void CopyOut(Lane lane, void* host, const void* device, int64_t bytes) override {
+    Copy copy{host, device, bytes};
+    if (lane != Lane::kCompute) return Queue(lane, std::move(copy));
+    if (failed) return;
+    const Opened opened;
+    Snapshot(copy);
+    arrivals_.push_back(std::move(copy));
+  }
+  void CopyWithin(Lane lane, void* to, const void* from, int64_t bytes) override {
+    Queue(lane, {to, from, bytes});
+  }
+  void Fill(void* device, uint8_t byte, int64_t bytes) override {
+    if (failed) return;
+    const Opened opened;
+    std::memset(device, byte, static_cast<size_t>(bytes));
+  }
+  void Wait(Lane, Lane awaited) override { RunQueue(awaited); }
+  bool Synchronize() override {
+    for (const Lane lane : {Lane::kIn, Lane::kOut}) RunQueue(lane);
+    for (const Copy& copy : arrivals_) std::memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
+    arrivals_.clear();
+    return !failed;
+  }
+
+  Fault fault() const override { return failed ? Fault::kDevice : fault_; }
+  const char* error() const override {
+    if (failed) return "emulated failure: the device fell off the bus";
+    if (context_.error != nullptr) return context_.error;
+    return fault_ == Fault::kOutOfMemory ? "emulated failure: the device's memory is taken" : nullptr;
+  }
+  int64_t fixed_bytes() const override { return kFixedBytes; }
+  int64_t free_bytes() const override { return kMemoryBytes - kFixedBytes - memory.used_bytes(); }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int64_t size;
+    std::vector<std::byte> bytes;  // when `from` has been read already
+  };
+
+  static void Snapshot(Copy& copy) {
+    const auto* from = static_cast<const std::byte*>(copy.from);
+    copy.bytes.assign(from, from + copy.size);
+  }
+  void Run(const Copy& copy) {
+    if (failed) return;
+    const Opened opened;
+    std::memcpy(copy.to, copy.bytes.empty() ? copy.from : copy.bytes.data(), static_cast<size_t>(copy.size));
+  }
+  void Queue(Lane lane, Copy copy) {
+    if (lane == Lane::kCompute) return Run(copy);
+    lanes_[static_cast<int>(lane)].push_back(std::move(copy));
+  }
+  void RunQueue(Lane lane) {
+    auto& queue = lanes_[static_cast<int>(lane)];
+    for (const Copy& copy : queue) Run(copy);
+    queue.clear();
+  }
+  bool IsPinned(const void* host) const {
+    const auto after = pinned_.upper_bound(const_cast<void*>(host));
+    if (after == pinned_.begin()) return false;
+    const auto block = std::prev(after);
+    return static_cast<const std::byte*>(host) < static_cast<const std::byte*>(block->first) + block->second;
+  }
+
+  const KernelTable& table_;
+  Context context_;
+  Fault fault_ = Fault::kNone;
+  std::vector<Copy> lanes_[3];
+  std::vector<Copy> arrivals_;  // of the compute lane
+  std::map<void*, int64_t> pinned_;
+};
+
+}  // namespace
+
+EmulatedBytes EmulatedCudaBytes() { return held; }
+void EmulatedCudaFailAfter(int64_t ops) {
+  failed = false;
+  ops_left = ops;
+}
+void EmulatedCudaRefuseNextAllocate() { refuse_next = true; }
+
+const char* CudaName() { return "cuda-emulated"; }
+
+std::vector<DeviceInfo> CudaDevices(std::string*) {
+  return {{.index = 0,
+           .uuid = "GPU-00000000-0000-0000-0000-000000000000",
+           .name = "Emulated device",
+           .memory_bytes = kMemoryBytes,
+           .free_bytes = kMemoryBytes - kFixedBytes - memory.used_bytes(),
+           .capability_major = 9,
+           .capability_minor = 0,
+           .driver = "none"}};
+}
+
+std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) {
+  if (options.index != 0) {
+    *why = "there is one emulated device, number 0";
+    return nullptr;
+  }
+  return std::make_unique<EmulatedBackend>(options.fp16);
+}
+
+}  // namespace nibble::kernels
