@@ -42,6 +42,7 @@ struct Tables {
   std::array<float, 16> int4;
   std::array<float, 256> int8;
   std::array<float, 256> dynamic;
+  std::array<float, 256> unsigned_dynamic;
   std::array<float, 15> nf4_midpoints;
   std::array<float, 14> int4_midpoints;
   std::array<float, 7> fp4_midpoints;
@@ -50,13 +51,14 @@ struct Tables {
 
 float Midpoint(float a, float b) { return (a + b) / 2; }
 
-// 127 magnitudes over 7 decades with 1, 2, .. 64 steps, both signs, zero and one. The boundaries are
-// torch.linspace's: from both ends inwards, each with one rounding.
-std::array<float, 256> MakeDynamicMap() {
+// Means of equally spaced boundaries in seven decades, with zero and one. Signed: 1, 2, .. 64 of them to a
+// decade and both signs; unsigned: 2, 4, .. 128. The boundaries are torch.linspace's: from both ends
+// inwards, each with one rounding.
+std::array<float, 256> MakeDynamicMap(bool is_signed) {
   std::array<float, 256> map{};
   size_t count = 0;
   for (int decade = 0; decade < 7; ++decade) {
-    const int boundaries = (1 << decade) + 1;
+    const int boundaries = (is_signed ? 1 << decade : 2 << decade) + 1;
     const float start = 0.1f, end = 1.0f;
     const float step = (end - start) / static_cast<float>(boundaries - 1);
     const auto boundary = [&](int i) {
@@ -67,7 +69,7 @@ std::array<float, 256> MakeDynamicMap() {
     for (int i = 0; i + 1 < boundaries; ++i) {
       const float value = scale * Midpoint(boundary(i), boundary(i + 1));
       map[count++] = value;
-      map[count++] = -value;
+      if (is_signed) map[count++] = -value;
     }
   }
   map[count++] = 0.0f;
@@ -86,7 +88,8 @@ Tables MakeTables() {
   // 15 levels with zero in the middle; code 15 repeats 1 and is never written.
   for (int i = 0; i < 16; ++i) t.int4[i] = static_cast<float>(std::min(i, 14) - 7) / 7.0f;
   for (int i = 0; i < 256; ++i) t.int8[i] = static_cast<float>(std::min(i, 254) - 127) / 127.0f;
-  t.dynamic = MakeDynamicMap();
+  t.dynamic = MakeDynamicMap(true);
+  t.unsigned_dynamic = MakeDynamicMap(false);
   for (size_t i = 0; i < 15; ++i) t.nf4_midpoints[i] = Midpoint(kNf4[i], kNf4[i + 1]);
   for (size_t i = 0; i < 14; ++i) t.int4_midpoints[i] = Midpoint(t.int4[i], t.int4[i + 1]);
   for (size_t i = 0; i < 7; ++i)
@@ -185,6 +188,7 @@ const float* CodeBook(QuantType type) {
 }
 
 const float* SignedDynamicMap() { return GetTables().dynamic.data(); }
+const float* UnsignedDynamicMap() { return GetTables().unsigned_dynamic.data(); }
 
 void QuantizeTensor(const float* values, int64_t count, QuantType type, int64_t block, uint8_t* codes,
                     float* absmax, ThreadPool* pool) {

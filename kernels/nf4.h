@@ -21,8 +21,10 @@ inline constexpr int64_t kNestedBlock = 256;
 
 // Codes to values in [-1, 1]: 16 entries, or 256 for kINT8; null for kF32 and kBF16.
 const float* CodeBook(QuantType type);
-// The signed dynamic map, 256 ascending entries.
+// bitsandbytes' dynamic maps, 256 ascending entries: zero is entry 127 of the signed one and entry 0 of
+// the unsigned one; both end with 1, and there is no -1.
 const float* SignedDynamicMap();
+const float* UnsignedDynamicMap();
 
 constexpr bool IsQuantized(QuantType type) { return type >= QuantType::kNF4; }
 

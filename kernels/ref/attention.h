@@ -95,7 +95,7 @@ struct Attention {
 
   static void Check(const AttentionArgs& args) {
     KERNEL_CHECK(args.heads > 0 && args.kv_heads > 0 && args.heads % args.kv_heads == 0);
-    KERNEL_CHECK(args.head_dim > 0 && args.head_dim <= kMaxHeadDim);
+    KERNEL_CHECK(args.head_dim > 0 && args.head_dim <= kMaxHeadDim && args.soft_cap >= 0);
     KERNEL_CHECK(args.documents > 0 && args.starts[0] == 0 && args.starts[args.documents] == args.m);
   }
 
@@ -115,13 +115,18 @@ struct Attention {
     return sum;
   }
 
+  static Real Capped(Real score, const AttentionArgs& args) {
+    const auto cap = static_cast<Real>(args.soft_cap);
+    return cap > 0 ? cap * std::tanh(score / cap) : score;
+  }
+
   // One query against keys first .. end-1; the log of the sum of exponentials.
   static Real OneQuery(Act* out, const Act* q, const Act* k, const Act* v, int64_t first, int64_t end,
                        int64_t kv, const AttentionArgs& args) {
     const int64_t dim = args.head_dim;
     const auto scale = static_cast<Real>(args.scale);
     const auto score = [&](int64_t key) {
-      return Dot(q, k + (key * args.kv_heads + kv) * dim, dim) * scale;
+      return Capped(Dot(q, k + (key * args.kv_heads + kv) * dim, dim) * scale, args);
     };
     Real largest = -std::numeric_limits<Real>::infinity();
     for (int64_t key = first; key < end; ++key) largest = std::max(largest, score(key));
@@ -143,9 +148,15 @@ struct Attention {
     const int64_t at = row * args.heads + head;
     const int64_t kv = key * args.kv_heads + head / (args.heads / args.kv_heads);
     const auto scale = static_cast<Real>(args.scale);
-    const Real p = std::exp(Dot(t.q + at * dim, t.k + kv * dim, dim) * scale - t.lse[at]);
+    const Real score = Capped(Dot(t.q + at * dim, t.k + kv * dim, dim) * scale, args);
+    const Real p = std::exp(score - t.lse[at]);
     const Real dp = Dot(t.dout + at * dim, t.v + kv * dim, dim);
-    return {p, p * (dp - delta) * scale};
+    Real slope = scale;  // of the capped score by q . k
+    if (args.soft_cap > 0) {
+      const Real share = score / static_cast<Real>(args.soft_cap);
+      slope *= 1 - share * share;
+    }
+    return {p, p * (dp - delta) * slope};
   }
 };
 

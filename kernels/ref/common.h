@@ -11,6 +11,7 @@
 #include "kernels/check.h"
 #include "kernels/counter.h"
 #include "kernels/cpu/workspace.h"
+#include "kernels/fp16.h"
 #include "kernels/kernel_table.h"
 #include "kernels/nf4.h"
 #include "kernels/parallel.h"
@@ -34,6 +35,7 @@ Real GetParam(const ParamView& view, int64_t i) {
     case DType::kF32: return static_cast<Real>(static_cast<const float*>(view.data)[i]);
     case DType::kBF16: return static_cast<Real>(ToFloat(static_cast<const BF16*>(view.data)[i]));
     case DType::kF64: return static_cast<Real>(static_cast<const double*>(view.data)[i]);
+    case DType::kF16: return static_cast<Real>(ToFloat(static_cast<const FP16*>(view.data)[i]));
   }
   return 0;
 }

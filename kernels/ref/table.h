@@ -1,6 +1,7 @@
 // The reference ops as a table.
 #pragma once
 
+#include "kernels/ref/adam8.h"
 #include "kernels/ref/attention.h"
 #include "kernels/ref/elementwise.h"
 #include "kernels/ref/linear.h"
@@ -31,6 +32,7 @@ constexpr KernelTable MakeTable(const char* name, const char* body, DType act, D
   t.cross_entropy = Loss<Act, Real>::CrossEntropy;
   t.logits = Loss<Act, Real>::Logits;
   t.adamw = Elementwise<Act, Real>::AdamW;
+  t.adamw8 = Adam8<Real>::Update;
   t.sum_squares = Elementwise<Act, Real>::SumSquares;
   t.to_act = Elementwise<Act, Real>::ToAct;
   return t;

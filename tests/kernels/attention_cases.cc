@@ -11,6 +11,7 @@ namespace {
 struct AttentionShape {
   std::vector<int32_t> starts;
   int64_t heads, kv_heads, head_dim, window = 0;
+  float soft_cap = 0;
   int64_t m() const { return starts.back(); }
 };
 
@@ -19,6 +20,7 @@ std::string Name(const std::string& op, const AttentionShape& s) {
                      " d=" + std::to_string(s.head_dim) + " starts=";
   for (const int32_t start : s.starts) name += std::to_string(start) + ",";
   if (s.window > 0) name += " window=" + std::to_string(s.window);
+  if (s.soft_cap > 0) name += " cap=" + std::to_string(s.soft_cap);
   return name;
 }
 
@@ -41,6 +43,7 @@ struct Setup {
     args.documents = static_cast<int64_t>(s.starts.size()) - 1;
     args.scale = 1 / std::sqrt(static_cast<float>(s.head_dim));
     args.window = s.window;
+    args.soft_cap = s.soft_cap;
   }
   Tensor q, k, v, out, lse, dout, dq, dk, dv;
   AttentionArgs args;
@@ -137,6 +140,8 @@ std::vector<Case> AttentionCases() {
       {{0, 120, 330}, 4, 2, 24, 100},
       {{0, 40}, 2, 1, 64, 2},
       {{0, 33}, 2, 1, 6},
+      {{0, 5, 130}, 2, 1, 64, 0, 3},
+      {{0, 110}, 1, 1, 24, 40, 1.5f},
   };
   std::vector<Case> cases;
   for (const AttentionShape& s : shapes) {

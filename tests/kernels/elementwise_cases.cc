@@ -1,6 +1,8 @@
 // Norms, rotary embedding, gated activations, add, embedding, optimizer, sums and conversion.
 #include <cmath>
+#include <cstring>
 
+#include "kernels/nf4.h"
 #include "kernels/tables.h"
 #include "tests/kernels/harness.h"
 
@@ -143,6 +145,60 @@ Outcome AdamW(const KernelTable& t, int threads, int64_t count) {
   return result.Result();
 }
 
+// Three steps from zero moments, bit for bit what ref does in float.
+Outcome AdamW8(const KernelTable& t, int threads, int64_t count) {
+  const KernelTable& ref = RefTable();
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const int64_t blocks = (count + kAdam8Block - 1) / kAdam8Block;
+  const std::vector<double> zeros(static_cast<size_t>(blocks), 0);
+  struct Moments {
+    Moments(int64_t count, const std::vector<double>& zeros)
+        : codes_m(count), codes_v(count), absmax_m(DType::kF32, zeros), absmax_v(DType::kF32, zeros) {
+      state.m = static_cast<uint8_t*>(codes_m.data());
+      state.v = static_cast<uint8_t*>(codes_v.data());
+      std::memset(state.m, 0, static_cast<size_t>(count));
+      std::memset(state.v, 0, static_cast<size_t>(count));
+      state.m_absmax = static_cast<float*>(absmax_m.data());
+      state.v_absmax = static_cast<float*>(absmax_v.data());
+      state.signed_map = SignedDynamicMap();
+      state.unsigned_map = UnsignedDynamicMap();
+    }
+    std::vector<double> Codes(bool second) const {
+      const uint8_t* codes = second ? state.v : state.m;
+      return {codes, codes + codes_m.bytes()};
+    }
+    Guarded codes_m, codes_v;
+    Tensor absmax_m, absmax_v;
+    Adam8State state;
+  };
+  Moments got(count, zeros), want(count, zeros);
+  const auto p = Normal(count, 1);
+  Tensor pt(t.real, p), pr(DType::kF32, p);
+  AdamWArgs args;
+  args.count = count;
+  args.learning_rate = 2e-3;
+  args.weight_decay = 0.1;
+  args.gradient_scale = 0.7;
+  for (args.step = 1; args.step <= 3; ++args.step) {
+    auto g = Normal(count, static_cast<uint64_t>(args.step) + 10, 0.01);
+    // Magnitudes over many decades, and a block without any gradient.
+    for (size_t i = 0; i < g.size(); ++i)
+      g[i] = i / 256 == 2 ? 0 : g[i] * std::pow(10.0, -static_cast<double>(i % 7));
+    const Tensor gt(t.real, g), gr(DType::kF32, g);
+    t.adamw8(ctx.get(), pt.data(), gt.data(), got.state, args);
+    ref.adamw8(ref_ctx.get(), pr.data(), gr.data(), want.state, args);
+  }
+  Comparison result;
+  result.Add("p", pt, pr, 0);
+  result.Add("m absmax", got.absmax_m, want.absmax_m, 0);
+  result.Add("v absmax", got.absmax_v, want.absmax_v, 0);
+  result.Add("m codes", Tensor(DType::kF32, got.Codes(false)), Tensor(DType::kF32, want.Codes(false)), 0);
+  result.Add("v codes", Tensor(DType::kF32, got.Codes(true)), Tensor(DType::kF32, want.Codes(true)), 0);
+  result.Guard("m codes", got.codes_m.Intact());
+  result.Guard("v codes", got.codes_v.Intact());
+  return result.Result();
+}
+
 Outcome SumSquares(const KernelTable& t, int threads, int64_t count) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const auto x = Normal(count, 1);
@@ -207,6 +263,7 @@ std::vector<Case> ElementwiseCases() {
       return Gated(t, threads, count, Activation::kGeluTanh);
     });
     add("adamw" + shape, [=](const KernelTable& t, int threads) { return AdamW(t, threads, count); });
+    add("adamw8" + shape, [=](const KernelTable& t, int threads) { return AdamW8(t, threads, count); });
     add("sum_squares" + shape,
         [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
     add("to_act" + shape, [=](const KernelTable& t, int threads) { return ToAct(t, threads, count); });

@@ -135,7 +135,7 @@ TEST(Gradient, Rope) {
 }
 
 TEST(Gradient, Attention) {
-  for (const int64_t window : {0, 3}) {
+  for (const auto& [window, cap] : {std::pair<int64_t, float>{0, 0}, {3, 0}, {0, 1.5f}, {4, 0.7f}}) {
     const std::vector<int32_t> starts = {0, 1, 6, 13};
     AttentionArgs args;
     args.m = 13;
@@ -146,6 +146,7 @@ TEST(Gradient, Attention) {
     args.documents = 3;
     args.scale = 0.4f;
     args.window = window;
+    args.soft_cap = cap;
     const int64_t width = args.m * args.heads * args.head_dim, kv = width / 2;
     Vector q = Normal(width, 1), k = Normal(kv, 2), v = Normal(kv, 3);
     Vector out(width), lse(args.m * args.heads), dq(width), dk(kv), dv(kv);

@@ -7,6 +7,7 @@
 
 #include "kernels/bf16.h"
 #include "kernels/counter.h"
+#include "kernels/fp16.h"
 
 namespace nibble::kernels::check {
 
@@ -27,13 +28,14 @@ Tensor::Tensor(DType type, const std::vector<double>& values)
     : type_(type),
       count_(static_cast<int64_t>(values.size())),
       memory_(std::make_unique<Guarded>(count_ * DTypeBytes(type),
-                                        type == DType::kBF16 ? 2 : DTypeBytes(type))) {
+                                        DTypeBytes(type))) {
   for (int64_t i = 0; i < count_; ++i) {
     const double value = values[static_cast<size_t>(i)];
     switch (type) {
       case DType::kF64: static_cast<double*>(data())[i] = value; break;
       case DType::kF32: static_cast<float*>(data())[i] = static_cast<float>(value); break;
       case DType::kBF16: static_cast<BF16*>(data())[i] = ToBF16(static_cast<float>(value)); break;
+      case DType::kF16: static_cast<FP16*>(data())[i] = ToFP16(static_cast<float>(value)); break;
     }
   }
 }
@@ -47,6 +49,9 @@ std::vector<double> Tensor::Values() const {
       case DType::kF32: value = static_cast<double>(static_cast<const float*>(data())[i]); break;
       case DType::kBF16:
         value = static_cast<double>(ToFloat(static_cast<const BF16*>(data())[i]));
+        break;
+      case DType::kF16:
+        value = static_cast<double>(ToFloat(static_cast<const FP16*>(data())[i]));
         break;
     }
   }
@@ -113,7 +118,13 @@ void Comparison::Guard(const std::string& name, bool intact) {
 }
 
 double ActTolerance(const KernelTable& table) {
-  return table.act == DType::kBF16 ? 0x1p-7 : table.act == DType::kF32 ? 2e-5 : 1e-12;
+  switch (table.act) {
+    case DType::kBF16: return 0x1p-7;
+    case DType::kF16: return 0x1p-10;
+    case DType::kF32: return 2e-5;
+    case DType::kF64: break;
+  }
+  return 1e-12;
 }
 
 std::vector<Case> AllCases() {

@@ -1,14 +1,19 @@
 """Makes tests/oracle/fixtures: what bitsandbytes, transformers and PEFT say, for tests that run without
 them. Seeded; the same pinned versions (requirements.txt) give the same files.
 
-    python make_fixtures.py [--out DIR] [nf4] [models] [steps]
+    python make_fixtures.py [--out DIR] [nf4] [models] [steps] [adam8]
 """
 
 import argparse
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 import math
+import os
 import pathlib
+import sys
+import types
 
 import bitsandbytes.functional as bnb
 import numpy
@@ -208,14 +213,55 @@ def make_steps(out):
         "bf16": bf16, "versions": versions()})
 
 
+# ---- 8-bit AdamW ----------------------------------------------------------------------------------
+
+def peer_adam8():
+    """bitsandbytes' own torch form of its block-wise 8-bit update. It lives beside triton kernels that only a
+    GPU needs, so triton is replaced by empty modules while it is imported."""
+    class Anything(types.ModuleType):
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *args, **kwargs: args[0] if args and callable(args[0]) else Anything(name)
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if importlib.util.find_spec("triton") is None:
+        sys.modules["triton"], sys.modules["triton.language"] = Anything("triton"), Anything("triton.language")
+    module = importlib.import_module("bitsandbytes.backends.triton.kernels_optim")
+    return module.optimizer_update_8bit_blockwise_pytorch
+
+
+def make_adam8(out):
+    update = peer_adam8()
+    generator = numpy.random.default_rng(8)
+    count, steps, blocks = 1000, 6, 4
+    def normal(scale):
+        return torch.tensor(scale * generator.standard_normal(count), dtype=torch.float32)
+    p = normal(1.0)
+    state = dict(m=torch.zeros(count, dtype=torch.uint8), v=torch.zeros(count, dtype=torch.uint8),
+                 m_absmax=torch.zeros(blocks), v_absmax=torch.zeros(blocks))
+    signed, unsigned = bnb.create_dynamic_map(signed=True), bnb.create_dynamic_map(signed=False)
+    tensors = {"p.0": p.clone(), "dynamic_map": signed, "unsigned_dynamic_map": unsigned}
+    decades = torch.tensor(10.0) ** -torch.arange(count).remainder(6)
+    for step in range(1, steps + 1):
+        gradient = normal(0.01) * decades
+        update(p, gradient, state["m"], state["v"], 0.9, 0.999, 0.0, 0.0, 1e-8, step, 2e-3, signed,
+               unsigned, state["m_absmax"], state["v_absmax"], 0.1, 0.7, False, optimizer_name="adam")
+        tensors[f"g.{step}"] = gradient
+        tensors[f"p.{step}"] = p.clone()
+        for key, value in state.items():
+            tensors[f"{key}.{step}"] = value.clone()
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "adam8.safetensors")
+    write_json(out / "adam8.json", {"steps": steps, "versions": versions()})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "fixtures")
-    parser.add_argument("what", nargs="*", default=["nf4", "models", "steps"])
+    parser.add_argument("what", nargs="*", default=["nf4", "models", "steps", "adam8"])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for what in options.what:
-        {"nf4": make_nf4, "models": make_models, "steps": make_steps}[what](options.out)
+        {"nf4": make_nf4, "models": make_models, "steps": make_steps, "adam8": make_adam8}[what](options.out)
     for path in sorted(options.out.rglob("*")):
         if path.is_file():
             print(f"{path.stat().st_size:8d}  {path.relative_to(options.out)}")

@@ -89,13 +89,22 @@ NIBBLE_INLINE KeyRange VisibleKeys(const AttentionArgs& args, int64_t query, int
   return range;
 }
 
+// Scores of one row become soft_cap * tanh(scale * score / soft_cap).
+NIBBLE_INLINE void CapScores(float* scores, const AttentionArgs& args) {
+  const F32 inner = Set1(args.scale / args.soft_cap), cap = Set1(args.soft_cap);
+  for (int64_t v = 0; v < kBlock; v += kLanes)
+    Store(scores + v, Mul(cap, Tanh(Mul(Load(scores + v), inner))));
+}
+
 // Running softmax of one row of scores: probabilities to `out` (kBlock of them), rescales sums and state.
-static void SoftmaxStep(const float* scores, KeyRange range, float scale, int64_t padded_dim, float* top,
-                        float* total, float* sums, Operand* out) {
+static void SoftmaxStep(float* scores, KeyRange range, const AttentionArgs& args, int64_t padded_dim,
+                        float* top, float* total, float* sums, Operand* out) {
   if (range.last <= range.first) {
     for (int64_t v = 0; v < kBlock; v += kLanes) Store(out + v, Zero());
     return;
   }
+  if (args.soft_cap > 0) CapScores(scores, args);
+  const float scale = args.soft_cap > 0 ? 1.0f : args.scale;
   const F32 minus = Set1(-INFINITY);
   F32 largest = minus;
   for (int64_t v = 0; v < range.last; v += kLanes)
@@ -150,8 +159,8 @@ static void AttentionForwardBlock(const BF16* q, const BF16* k, const BF16* v, B
     MultiplyPanel(rows.data, rows.stride * static_cast<int64_t>(sizeof(Operand)), key_panel, dim, queries,
                   keys, scores, kBlock, false);
     for (int64_t i = 0; i < queries; ++i)
-      SoftmaxStep(scores + i * kBlock, VisibleKeys(args, query0 + i, key0, keys), args.scale, padded,
-                  &top[i], &total[i], sums + i * padded, weights + i * kBlock);
+      SoftmaxStep(scores + i * kBlock, VisibleKeys(args, query0 + i, key0, keys), args, padded, &top[i],
+                  &total[i], sums + i * padded, weights + i * kBlock);
     PackColumns(value_source, key0, keys, 0, dim, value_panel);
     MultiplyPanel(weights, kBlock * static_cast<int64_t>(sizeof(Operand)), value_panel, keys, queries, dim,
                   sums, padded, true);
@@ -215,13 +224,21 @@ struct QueryBlock {
 };
 
 // Turns a row of scores (one key, kBlock queries) and of dout . v into probabilities and score gradients.
-NIBBLE_INLINE void ScoreGradientRow(const float* scores, const float* products, const QueryBlock& block,
-                                    int64_t first, int64_t last, float scale, Operand* weights,
-                                    Operand* gradients) {
+NIBBLE_INLINE void ScoreGradientRow(float* scores, const float* products, const QueryBlock& block,
+                                    int64_t first, int64_t last, const AttentionArgs& args,
+                                    Operand* weights, Operand* gradients) {
+  const bool capped = args.soft_cap > 0;
+  if (capped) CapScores(scores, args);
+  const F32 scale = Set1(args.scale), inverse_cap = Set1(capped ? 1.0f / args.soft_cap : 0.0f);
   for (int64_t v = 0; v < kBlock; v += kLanes) {
-    const F32 exponent = Sub(Mul(Load(scores + v), Set1(scale)), Load(block.lse + v));
+    const F32 score = capped ? Load(scores + v) : Mul(Load(scores + v), scale);
+    const F32 exponent = Sub(score, Load(block.lse + v));
     const F32 p = KeepLanes(Exp(exponent), first - v, last - v, Zero());
-    const F32 g = Mul(Mul(p, Sub(Load(products + v), Load(block.delta + v))), Set1(scale));
+    F32 g = Mul(Mul(p, Sub(Load(products + v), Load(block.delta + v))), scale);
+    if (capped) {
+      const F32 share = Mul(score, inverse_cap);
+      g = Mul(g, NegFma(share, share, Set1(1.0f)));
+    }
     Store(weights + v, p);
     Store(gradients + v, KeepLanes(g, first - v, last - v, Zero()));
   }
@@ -323,7 +340,7 @@ static void AttentionBackwardDocument(const AttentionTensors& t, const Attention
           const int64_t first = key > query0 ? key - query0 : 0;
           int64_t last = queries;
           if (args.window > 0 && key + args.window - query0 < last) last = key + args.window - query0;
-          ScoreGradientRow(scores + j * kBlock, products + j * kBlock, block, first, last, args.scale,
+          ScoreGradientRow(scores + j * kBlock, products + j * kBlock, block, first, last, args,
                            weights + j * kBlock, gradients + j * kBlock);
         }
         MultiplyPanel(weights, kBlock * operand_bytes, block.gradient_columns, queries, keys, dim,
@@ -387,7 +404,8 @@ static void AttentionDecode(Context* ctx, void* out, const void* q, const void* 
       F32 dot = Zero();
       for (int64_t d = 0; d < dim; d += kLanes)
         dot = Fma(LoadSome(query + d, dim - d), LoadSome(keys + key * kv_width + d, dim - d), dot);
-      const float score = SumLanes(dot) * args.scale;
+      float score = SumLanes(dot) * args.scale;
+      if (args.soft_cap > 0) score = args.soft_cap * std::tanh(score / args.soft_cap);
       float shrink = 1.0f, weight = 1.0f;
       if (score > top) {
         shrink = std::exp(top - score);

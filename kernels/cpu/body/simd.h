@@ -116,6 +116,20 @@ NIBBLE_INLINE F32 MulAdd(F32 a, F32 b, F32 sum) {
 #endif
 }
 
+NIBBLE_INLINE F32 Abs(F32 a) { return _mm512_abs_ps(a); }
+NIBBLE_INLINE I32 SetInt(int a) { return _mm512_set1_epi32(a); }
+NIBBLE_INLINE I32 WidenBytes(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+NIBBLE_INLINE void NarrowBytes(uint8_t* p, I32 a) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a));
+}
+NIBBLE_INLINE F32 Gather(const float* base, I32 index) { return _mm512_i32gather_ps(index, base, 4); }
+// sum + step in lanes where a > b.
+NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
+  return _mm512_mask_add_epi32(sum, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), sum, SetInt(step));
+}
+
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm512_loadu_si512(p); }
 NIBBLE_INLINE void StoreInt(void* p, I32 a) { _mm512_storeu_si512(p, a); }
 
@@ -242,6 +256,21 @@ NIBBLE_INLINE F32 RoundToIntegral(F32 a) {
 
 NIBBLE_INLINE F32 MulAdd(F32 a, F32 b, F32 sum) { return _mm256_fmadd_ps(a, b, sum); }
 
+NIBBLE_INLINE F32 Abs(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+NIBBLE_INLINE I32 SetInt(int a) { return _mm256_set1_epi32(a); }
+NIBBLE_INLINE I32 WidenBytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+NIBBLE_INLINE void NarrowBytes(uint8_t* p, I32 a) {
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+}
+NIBBLE_INLINE F32 Gather(const float* base, I32 index) { return _mm256_i32gather_ps(base, index, 4); }
+NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
+  const I32 above = _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
+  return _mm256_add_epi32(sum, _mm256_and_si256(above, SetInt(step)));
+}
+
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 NIBBLE_INLINE void StoreInt(void* p, I32 a) { _mm256_storeu_si256((__m256i*)p, a); }
 
@@ -291,6 +320,12 @@ NIBBLE_INLINE F32 Exp(F32 x) {
   p = Fma(p, r, Set1(5.0000001201e-1f));
   p = Add(Fma(Mul(r, r), p, r), Set1(1.0f));
   return ScaleByPower(p, n);
+}
+
+// Absolute error about 1e-7.
+NIBBLE_INLINE F32 Tanh(F32 x) {
+  const F32 one = Set1(1.0f);
+  return Sub(one, Div(Set1(2.0f), Add(Exp(Add(x, x)), one)));
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

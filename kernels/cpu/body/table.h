@@ -1,6 +1,7 @@
 // One body's table.
 #pragma once
 
+#include "kernels/cpu/body/adam8.h"
 #include "kernels/cpu/body/attention.h"
 #include "kernels/cpu/body/elementwise.h"
 #include "kernels/cpu/body/linear.h"
@@ -31,6 +32,7 @@ static KernelTable MakeTable(const char* body) {
   t.cross_entropy = CrossEntropy;
   t.logits = Logits;
   t.adamw = AdamW;
+  t.adamw8 = AdamW8;
   t.sum_squares = SumSquares;
   t.to_act = ToAct;
   return t;

@@ -1,0 +1,86 @@
+// AdamW with 8-bit moments, bit for bit what ref does: every operation rounded by itself.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/cpu/body/elementwise.h"
+
+namespace nibble::kernels::cpu::NIBBLE_BODY {
+
+// A dynamic map and the midpoints between its entries; the last can never be passed.
+struct CodeSearch {
+  explicit CodeSearch(const float* values) : map(values) {
+    for (int i = 0; i < 255; ++i) middle[i] = (values[i] + values[i + 1]) / 2;
+    middle[255] = INFINITY;
+  }
+  NIBBLE_INLINE F32 Values(const uint8_t* codes) const { return Gather(map, WidenBytes(codes)); }
+  // How many midpoints lie strictly below each value, by bisection.
+  NIBBLE_INLINE I32 Codes(F32 values) const {
+    I32 code = SetInt(0);
+#pragma GCC unroll 8
+    for (int step = 128; step > 0; step /= 2)
+      code = AddWhereAbove(code, values, Gather(middle + step - 1, code), step);
+    return code;
+  }
+  const float* map;
+  alignas(64) float middle[256];
+};
+
+// Codes of a block and its absmax; a block of zeros gets the code that 0 has.
+static void QuantizeMoments(const CodeSearch& search, const float* values, int64_t count, uint8_t* codes,
+                            float* absmax) {
+  F32 largest = Zero();
+  for (int64_t i = 0; i < count; i += kLanes) largest = Max(largest, Abs(LoadSome(values + i, count - i)));
+  *absmax = MaxLanes(largest);
+  const bool zeros = !(*absmax > 0);
+  const F32 divisor = Set1(zeros ? 1.0f : *absmax);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F32 scaled = zeros ? Zero() : Div(LoadSome(values + i, count - i), divisor);
+    alignas(64) uint8_t part[kLanes];
+    NarrowBytes(part, search.Codes(scaled));
+    const int64_t lanes = count - i < kLanes ? count - i : kLanes;
+    std::memcpy(codes + i, part, static_cast<size_t>(lanes));
+  }
+}
+
+static void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args) {
+  KERNEL_CHECK(args.step >= 1);
+  const CodeSearch first_search(state.signed_map), second_search(state.unsigned_map);
+  const auto steps = static_cast<double>(args.step);
+  const auto set = [](double value) { return Set1(static_cast<float>(value)); };
+  const F32 beta1 = set(args.beta1), beta2 = set(args.beta2);
+  const F32 rest1 = set(1 - args.beta1), rest2 = set(1 - args.beta2);
+  const F32 rate = set(args.learning_rate / (1 - std::pow(args.beta1, steps)));
+  const F32 correction = set(1 / (1 - std::pow(args.beta2, steps)));
+  const F32 decay = set(args.learning_rate * args.weight_decay);
+  const F32 epsilon = set(args.epsilon), clip = set(args.gradient_scale);
+  const int64_t blocks = (args.count + kAdam8Block - 1) / kAdam8Block;
+  RunRows(ctx, blocks, 4 * kAdam8Block, [&](int64_t block) {
+    const int64_t first = block * kAdam8Block;
+    const int64_t count = args.count - first < kAdam8Block ? args.count - first : kAdam8Block;
+    float* const param = static_cast<float*>(p) + first;
+    const float* const gradients = static_cast<const float*>(g) + first;
+    alignas(64) float m[kAdam8Block], v[kAdam8Block];
+    const F32 m_scale = Set1(state.m_absmax[block]), v_scale = Set1(state.v_absmax[block]);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int64_t lanes = count - i < kLanes ? count - i : kLanes;
+      uint8_t m_codes[kLanes] = {}, v_codes[kLanes] = {};
+      std::memcpy(m_codes, state.m + first + i, static_cast<size_t>(lanes));
+      std::memcpy(v_codes, state.v + first + i, static_cast<size_t>(lanes));
+      const F32 gradient = Mul(LoadSome(gradients + i, lanes), clip);
+      const F32 m1 = Add(Mul(beta1, Mul(first_search.Values(m_codes), m_scale)), Mul(rest1, gradient));
+      const F32 m2 = Add(Mul(beta2, Mul(second_search.Values(v_codes), v_scale)),
+                         Mul(Mul(rest2, gradient), gradient));
+      F32 value = LoadSome(param + i, lanes);
+      value = Sub(value, Mul(decay, value));
+      value = Sub(value, Div(Mul(rate, m1), Add(Sqrt(Mul(m2, correction)), epsilon)));
+      StoreSome(param + i, value, lanes);
+      Store(m + i, m1);
+      Store(v + i, m2);
+    }
+    QuantizeMoments(first_search, m, count, state.m + first, state.m_absmax + block);
+    QuantizeMoments(second_search, v, count, state.v + first, state.v_absmax + block);
+  });
+}
+
+}  // namespace nibble::kernels::cpu::NIBBLE_BODY
