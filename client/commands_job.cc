@@ -66,19 +66,18 @@ int PrintCreated(const Globals& g, const v1::Job& job) {
 
 double MetricValue(const v1::MetricPoint& p, std::string_view name, bool& present) {
   present = true;
-  if (name == "loss") {
-    present = p.step_time_us() > 0 || !p.has_eval_loss();
-    return p.loss();
-  }
   if (name == "eval_loss") {
     present = p.has_eval_loss();
     return p.eval_loss();
   }
+  // A point without tokens is an evaluation alone.
+  present = p.tokens() > 0;
+  if (name == "loss") return p.loss();
   if (name == "grad_norm") return p.gradient_norm();
   if (name == "learning_rate") return p.learning_rate();
   if (name == "tokens") return static_cast<double>(p.tokens());
   if (name == "tokens_per_second") {
-    present = p.step_time_us() > 0;
+    present = present && p.step_time_us() > 0;
     return present ? static_cast<double>(p.tokens()) * 1e6 / static_cast<double>(p.step_time_us())
                    : 0;
   }

@@ -1,6 +1,6 @@
 """Makes the demo base: trains the tokenizer, pretrains the model, writes both.
 
-    python make_base.py --out ../base --work /tmp/demo-base --steps 4200
+    python make_base.py --out ../base --work /tmp/demo-base --steps 5400
     python make_base.py --out ../base --work /tmp/demo-base --export   # the last checkpoint as it is
 
 A checkpoint in --work lets a stopped run go on: the text depends on (seed, step) alone. The
@@ -28,7 +28,7 @@ from muon import Muon
 
 BATCH = 16
 WARMUP = 200
-FLAT = 3000  # the rate is flat up to this step, then falls to a hundredth at the last one
+FLAT = 4400  # the rate is flat up to this step, then falls to a hundredth at the last one
 MUON_RATE = 0.02
 ADAM_RATE = 3e-3
 
@@ -118,7 +118,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="../base")
     parser.add_argument("--work", default="/tmp/demo-base")
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=5400)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--remark", default="", help="added to the model card's training line")

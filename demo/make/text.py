@@ -54,9 +54,7 @@ def shares(step):
     """
     if step < 1500:
         return 0.8, 0.12
-    if step < 4000:
-        return 0.5, 0.04
-    return 0.4, 0.02
+    return 0.5, 0.04
 
 
 def random_repeat(rng, vocab_size):

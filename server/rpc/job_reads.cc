@@ -138,8 +138,9 @@ grpc::ServerUnaryReactor* JobServiceImpl::QueryMetrics(Context* context,
                                ? kDefaultPoints
                                : std::min<int64_t>(request->max_points(), kMaxPoints);
     const auto read = [=, this, id = *id]() -> absl::Status {
-      ASSIGN_OR_RETURN(const auto metrics, edge_.history->Metrics(id, request->after_step(),
-                                                                  request->until_step(), points));
+      const int64_t after_step = request->has_after_step() ? request->after_step() : -1;
+      ASSIGN_OR_RETURN(const auto metrics,
+                       edge_.history->Metrics(id, after_step, request->until_step(), points));
       for (const store::StepMetric& metric : metrics) ToProto(metric, response->add_points());
       return absl::OkStatus();
     };
