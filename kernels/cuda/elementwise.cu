@@ -1,0 +1,197 @@
+// Ops that look at every element once: sums of two arrays, gated activations, embedding, rotary embedding,
+// conversion. Each thread takes eight neighbouring elements, in and out by 16-byte accesses.
+#include "kernels/cuda/ops.h"
+
+namespace nibble::kernels::NIBBLE_CUDA {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kPerBlock = kThreads * 8;
+
+__device__ __forceinline__ int64_t FirstOfThread() {
+  return (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
+}
+
+template <typename Act>
+__global__ void __launch_bounds__(kThreads) AddKernel(Act* out, const Act* a, const Act* b, int64_t count,
+                                                      bool vector) {
+  const int64_t first = FirstOfThread();
+  float x[8], y[8];
+  Load8(x, a + first, count - first, vector);
+  Load8(y, b + first, count - first, vector);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] += y[i];
+  Store8(out + first, x, count - first, vector);
+}
+
+// activation(g) and its slope.
+struct Activated {
+  float value, slope;
+};
+
+__device__ __forceinline__ Activated Activate(float g, Activation activation) {
+  if (activation == Activation::kSilu) {
+    const float sigmoid = 1.0f / (1.0f + __expf(-g));
+    return {g * sigmoid, sigmoid * (1.0f + g * (1.0f - sigmoid))};
+  }
+  const float c = 0.7978845608028654f, a = 0.044715f;
+  // tanh(z) = 1 - 2 / (exp(2z) + 1): exact enough for 16 bits, and right at both ends.
+  const float z = c * (g + a * g * g * g);
+  const float t = 1.0f - 2.0f / (__expf(2.0f * z) + 1.0f);
+  return {g / 2 * (1.0f + t), (1.0f + t) / 2 + g / 2 * (1.0f - t * t) * c * (1.0f + 3 * a * g * g)};
+}
+
+template <typename Act>
+__global__ void __launch_bounds__(kThreads)
+    GatedForwardKernel(Act* out, const Act* gate, const Act* up, int64_t count, Activation activation, bool vector) {
+  const int64_t first = FirstOfThread();
+  float g[8], u[8];
+  Load8(g, gate + first, count - first, vector);
+  Load8(u, up + first, count - first, vector);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) g[i] = Activate(g[i], activation).value * u[i];
+  Store8(out + first, g, count - first, vector);
+}
+
+template <typename Act>
+__global__ void __launch_bounds__(kThreads)
+    GatedBackwardKernel(Act* dgate, Act* dup, const Act* dout, const Act* gate, const Act* up, int64_t count,
+                        Activation activation, bool vector) {
+  const int64_t first = FirstOfThread();
+  float g[8], u[8], d[8];
+  Load8(g, gate + first, count - first, vector);
+  Load8(u, up + first, count - first, vector);
+  Load8(d, dout + first, count - first, vector);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const Activated at = Activate(g[i], activation);
+    g[i] = d[i] * u[i] * at.slope;
+    u[i] = d[i] * at.value;
+  }
+  Store8(dgate + first, g, count - first, vector);
+  Store8(dup + first, u, count - first, vector);
+}
+
+template <typename Act>
+__global__ void __launch_bounds__(kThreads) ToActKernel(Act* out, const float* in, int64_t count, bool vector) {
+  const int64_t first = FirstOfThread();
+  float x[8];
+  Load8(x, in + first, count - first, vector);
+  Store8(out + first, x, count - first, vector);
+}
+
+// A row of the grid's y per token.
+template <typename Act>
+__global__ void __launch_bounds__(kThreads)
+    EmbeddingKernel(Act* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim, float scale, bool vector) {
+  const int64_t column = FirstOfThread();
+  for (int64_t row = blockIdx.y; row < m; row += gridDim.y) {
+    float x[8];
+    LoadParam8(x, table, ids[row] * dim + column, dim - column, vector);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] *= scale;
+    Store8(out + row * dim + column, x, dim - column, vector);
+  }
+}
+
+// A thread turns kPairs neighbouring pairs of one head: (i, i + D/2), (i + 1, i + 1 + D/2), ...
+template <typename Act, int kPairs>
+__global__ void __launch_bounds__(kThreads)
+    RopeKernel(Act* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads, int64_t head_dim,
+               float sign) {
+  const int64_t half = head_dim / 2, per_head = half / kPairs;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index >= m * heads * per_head) return;
+  const int64_t head = index / per_head, first = index % per_head * kPairs;
+  Act* low = x + head * head_dim + first;
+  const float* angles = cos_sin + (positions[head / heads] * half + first) * 2;
+  float a[kPairs], b[kPairs], turn[2 * kPairs];
+  if constexpr (kPairs == 8) {
+    Load8(a, low, 8, true);
+    Load8(b, low + half, 8, true);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 two = __ldg(reinterpret_cast<const float4*>(angles) + i);
+      turn[4 * i] = two.x, turn[4 * i + 1] = two.y, turn[4 * i + 2] = two.z, turn[4 * i + 3] = two.w;
+    }
+  } else {
+    a[0] = Get(low), b[0] = Get(low + half);
+    turn[0] = angles[0], turn[1] = angles[1];
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const float c = turn[2 * i], s = sign * turn[2 * i + 1], before = a[i];
+    a[i] = before * c - b[i] * s;
+    b[i] = b[i] * c + before * s;
+  }
+  if constexpr (kPairs == 8) {
+    Store8(low, a, 8, true);
+    Store8(low + half, b, 8, true);
+  } else {
+    Put(low, a[0]);
+    Put(low + half, b[0]);
+  }
+}
+
+}  // namespace
+
+template <typename Act>
+void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count) {
+  Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, AddKernel<Act>, static_cast<Act*>(out),
+         static_cast<const Act*>(a), static_cast<const Act*>(b), count, Aligned(out, a, b));
+}
+
+template <typename Act>
+void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count, Activation activation) {
+  Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, GatedForwardKernel<Act>, static_cast<Act*>(out),
+         static_cast<const Act*>(gate), static_cast<const Act*>(up), count, activation, Aligned(out, gate, up));
+}
+
+template <typename Act>
+void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
+                   int64_t count, Activation activation) {
+  Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, GatedBackwardKernel<Act>, static_cast<Act*>(dgate),
+         static_cast<Act*>(dup), static_cast<const Act*>(dout), static_cast<const Act*>(gate),
+         static_cast<const Act*>(up), count, activation, Aligned(dgate, dup, dout, gate, up));
+}
+
+template <typename Act>
+void ToAct(Context* ctx, void* out, const void* in, int64_t count) {
+  Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, ToActKernel<Act>, static_cast<Act*>(out),
+         static_cast<const float*>(in), count, Aligned(out, in));
+}
+
+template <typename Act>
+void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
+                      float scale) {
+  const auto rows = static_cast<unsigned>(Min<int64_t>(m, 65535));
+  Launch(ctx, dim3(Blocks(dim, kPerBlock), rows), kThreads, 0, EmbeddingKernel<Act>, static_cast<Act*>(out), ids,
+         table, m, dim, scale, dim % 8 == 0 && Aligned(out, table.data));
+}
+
+template <typename Act>
+void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
+          int64_t head_dim, bool inverse) {
+  const float sign = inverse ? -1.0f : 1.0f;
+  const int64_t pairs = m * heads * (head_dim / 2);
+  if (head_dim % 16 == 0 && Aligned(x, cos_sin))
+    Launch(ctx, Blocks(pairs, kThreads * 8), kThreads, 0, RopeKernel<Act, 8>, static_cast<Act*>(x), positions, cos_sin,
+           m, heads, head_dim, sign);
+  else
+    Launch(ctx, Blocks(pairs, kThreads), kThreads, 0, RopeKernel<Act, 1>, static_cast<Act*>(x), positions, cos_sin, m,
+           heads, head_dim, sign);
+}
+
+#define INSTANTIATE(Act)                                                                                            \
+  template void Add<Act>(Context*, void*, const void*, const void*, int64_t);                                       \
+  template void GatedForward<Act>(Context*, void*, const void*, const void*, int64_t, Activation);                  \
+  template void GatedBackward<Act>(Context*, void*, void*, const void*, const void*, const void*, int64_t,          \
+                                   Activation);                                                                     \
+  template void EmbeddingForward<Act>(Context*, void*, const int32_t*, ParamView, int64_t, int64_t, float);         \
+  template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t, bool);          \
+  template void ToAct<Act>(Context*, void*, const void*, int64_t);
+INSTANTIATE(BF16)
+INSTANTIATE(FP16)
+#undef INSTANTIATE
+
+}  // namespace nibble::kernels::NIBBLE_CUDA

@@ -1,0 +1,303 @@
+// The machine behind emulate.h: fibers, and a scheduler that runs one block's threads warp by warp.
+#include "kernels/cuda/emulate.h"
+
+#include <sys/mman.h>
+
+#include <memory>
+#include <vector>
+
+#include "kernels/check.h"
+#include "kernels/parallel.h"
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace nibble::kernels::cuda_emulated {
+namespace {
+
+// --- Fibers ------------------------------------------------------------------------------------------
+
+// A stack and where on it to go on. Resume runs it until it calls Suspend, in the same host thread. A fiber
+// runs `entry` over and over: it suspends when it is through, and can then be used for other work.
+class Fiber {
+ public:
+  explicit Fiber(void (*entry)());
+  ~Fiber() { munmap(stack_, kStackBytes); }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+  void Resume();
+  void Suspend();
+
+ private:
+  static constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 4096;
+  char* stack_;
+#if defined(__x86_64__)
+  void* fiber_sp_;
+  void* caller_sp_ = nullptr;
+#else
+  ucontext_t fiber_, caller_;
+#endif
+};
+
+#if defined(__x86_64__)
+// swapcontext asks the system to switch signal masks, which costs more than all the rest of a kernel's
+// emulation; this does what a function call must keep and no more.
+extern "C" void NibbleEmulateSwitch(void** save_sp, void* load_sp);
+asm(R"(
+  .text
+  .type NibbleEmulateSwitch, @function
+  .hidden NibbleEmulateSwitch
+NibbleEmulateSwitch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size NibbleEmulateSwitch, .-NibbleEmulateSwitch
+)");
+#endif
+
+Fiber::Fiber(void (*entry)()) {
+  void* map = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  KERNEL_CHECK(map != MAP_FAILED);
+  KERNEL_CHECK(mprotect(map, kGuardBytes, PROT_NONE) == 0);
+  stack_ = static_cast<char*>(map);
+#if defined(__x86_64__)
+  // As if `entry` had been called: six saved registers, then where to return to, then (nothing) its caller.
+  void** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
+  top[0] = reinterpret_cast<void*>(entry);
+  fiber_sp_ = top - 6;
+#else
+  KERNEL_CHECK(getcontext(&fiber_) == 0);
+  fiber_.uc_stack.ss_sp = stack_;
+  fiber_.uc_stack.ss_size = kStackBytes;
+  fiber_.uc_link = nullptr;
+  makecontext(&fiber_, entry, 0);
+#endif
+}
+
+#if defined(__x86_64__)
+void Fiber::Resume() { NibbleEmulateSwitch(&caller_sp_, fiber_sp_); }
+void Fiber::Suspend() { NibbleEmulateSwitch(&fiber_sp_, caller_sp_); }
+#else
+void Fiber::Resume() { swapcontext(&caller_, &fiber_); }
+void Fiber::Suspend() { swapcontext(&fiber_, &caller_); }
+#endif
+
+// --- A block -----------------------------------------------------------------------------------------
+
+// One warp operation in progress. Disjoint masks may meet at the same time, so there is one for each
+// possible lowest lane. Two sets of values in turn: a lane brings its next value only after it has read.
+struct Meeting {
+  unsigned mask = 0;
+  unsigned arrived = 0;
+  unsigned round = 0;  // completed so far
+  uint64_t values[2][32];
+};
+
+struct Warp {
+  Meeting meetings[32];
+  unsigned running = 0;  // lanes that have not returned
+};
+
+struct Thread {
+  uint3 index{};
+  unsigned lane = 0;
+  Warp* warp = nullptr;
+  std::unique_ptr<Fiber> fiber;      // null before it starts and after it returns
+  bool done = false;
+  bool at_barrier = false;
+  const Meeting* meeting = nullptr;  // waits until its `round` is `until`
+  unsigned until = 0;
+
+  bool CanRun() const { return !done && !at_barrier && (meeting == nullptr || meeting->round == until); }
+};
+
+// Runs blocks one after the other; each host thread has one.
+class BlockRunner {
+ public:
+  void Run(dim3 block, int64_t shared_bytes, bool backwards, void (*body)(void*), void* argument);
+  void SyncThreads();
+  const uint64_t* Exchange(unsigned mask, uint64_t value);
+  void* shared() { return shared_.data() + kSharedGuard; }
+
+ private:
+  static constexpr size_t kSharedGuard = 256;
+  static constexpr unsigned char kGuardByte = 0xA5;
+
+  static void FiberEntry();
+  void StartBlock(dim3 block, int64_t shared_bytes);
+  void RunToBarrier(unsigned warp, bool backwards);
+  void RunThread(Thread& thread);
+  void Finish(Thread& thread);
+  static void CompleteIfAllThere(Warp& warp, Meeting& meeting);
+  void CheckSharedIntact(int64_t shared_bytes) const;
+
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<std::unique_ptr<Fiber>> idle_;
+  std::vector<unsigned char> shared_;
+  Thread* current_ = nullptr;
+  void (*body_)(void*) = nullptr;
+  void* argument_ = nullptr;
+};
+
+BlockRunner& Runner() {
+  static thread_local BlockRunner runner;
+  return runner;
+}
+
+void BlockRunner::FiberEntry() {
+  while (true) {
+    BlockRunner& runner = Runner();
+    runner.body_(runner.argument_);
+    runner.current_->done = true;
+    runner.current_->fiber->Suspend();
+  }
+}
+
+void BlockRunner::StartBlock(dim3 block, int64_t shared_bytes) {
+  const size_t count = static_cast<size_t>(block.x) * block.y * block.z;
+  KERNEL_CHECK(count > 0 && count <= 1024);
+  threads_.resize(count);
+  warps_.resize((count + 31) / 32);
+  for (Warp& warp : warps_) warp.running = 0;  // its meetings are all over
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = threads_[i];
+    thread.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    thread.lane = i % 32;
+    thread.warp = &warps_[i / 32];
+    thread.warp->running |= 1u << thread.lane;
+    thread.done = thread.at_barrier = false;
+    thread.meeting = nullptr;
+  }
+  shared_.assign(static_cast<size_t>(shared_bytes) + 2 * kSharedGuard, kGuardByte);
+  std::memset(shared(), 0xFF, static_cast<size_t>(shared_bytes));
+}
+
+void BlockRunner::Run(dim3 block, int64_t shared_bytes, bool backwards, void (*body)(void*), void* argument) {
+  body_ = body;
+  argument_ = argument;
+  StartBlock(block, shared_bytes);
+  const auto warps = static_cast<unsigned>(warps_.size());
+  for (bool running = true; running;) {
+    for (unsigned i = 0; i < warps; ++i) RunToBarrier(backwards ? warps - 1 - i : i, backwards);
+    running = false;
+    for (Thread& thread : threads_) {
+      running |= thread.at_barrier;
+      thread.at_barrier = false;
+    }
+  }
+  CheckSharedIntact(shared_bytes);
+}
+
+// Until every lane has returned or stands at the block's barrier.
+void BlockRunner::RunToBarrier(unsigned warp, bool backwards) {
+  const size_t first = warp * size_t{32}, lanes = std::min<size_t>(32, threads_.size() - first);
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (size_t i = 0; i < lanes; ++i) {
+      Thread& thread = threads_[first + (backwards ? lanes - 1 - i : i)];
+      if (!thread.CanRun()) continue;
+      RunThread(thread);
+      progress = true;
+    }
+  }
+  for (size_t i = 0; i < lanes; ++i) {
+    const bool waits_for_a_lane_that_never_comes =
+        !threads_[first + i].done && !threads_[first + i].at_barrier;
+    KERNEL_CHECK(!waits_for_a_lane_that_never_comes);
+  }
+}
+
+void BlockRunner::RunThread(Thread& thread) {
+  if (thread.fiber == nullptr) {
+    if (idle_.empty()) idle_.push_back(std::make_unique<Fiber>(FiberEntry));
+    thread.fiber = std::move(idle_.back());
+    idle_.pop_back();
+  }
+  current_ = &thread;
+  threadIdx = thread.index;
+  thread.meeting = nullptr;
+  thread.fiber->Resume();
+  if (thread.done) Finish(thread);
+}
+
+void BlockRunner::Finish(Thread& thread) {
+  idle_.push_back(std::move(thread.fiber));
+  thread.warp->running &= ~(1u << thread.lane);
+  for (Meeting& meeting : thread.warp->meetings)  // others need not wait for it any longer
+    if (meeting.arrived != 0) CompleteIfAllThere(*thread.warp, meeting);
+}
+
+void BlockRunner::SyncThreads() {
+  current_->at_barrier = true;
+  current_->fiber->Suspend();
+}
+
+const uint64_t* BlockRunner::Exchange(unsigned mask, uint64_t value) {
+  Thread& self = *current_;
+  const bool mask_names_the_calling_lane = (mask >> self.lane & 1) != 0;
+  KERNEL_CHECK(mask_names_the_calling_lane);
+  Meeting& meeting = self.warp->meetings[std::countr_zero(mask)];
+  const unsigned round = meeting.round;
+  uint64_t* values = meeting.values[round & 1];
+  if (meeting.arrived == 0) {
+    meeting.mask = mask;
+    std::memset(values, 0xFF, sizeof meeting.values[0]);
+  }
+  const bool all_lanes_give_the_same_mask = meeting.mask == mask;
+  KERNEL_CHECK(all_lanes_give_the_same_mask);
+  values[self.lane] = value;
+  meeting.arrived |= 1u << self.lane;
+  CompleteIfAllThere(*self.warp, meeting);
+  if (meeting.round == round) {
+    self.meeting = &meeting;
+    self.until = round + 1;
+    self.fiber->Suspend();
+  }
+  return values;
+}
+
+void BlockRunner::CompleteIfAllThere(Warp& warp, Meeting& meeting) {
+  if ((meeting.mask & warp.running & ~meeting.arrived) != 0) return;
+  meeting.arrived = 0;
+  ++meeting.round;
+}
+
+void BlockRunner::CheckSharedIntact(int64_t shared_bytes) const {
+  const unsigned char* behind = shared_.data() + kSharedGuard + shared_bytes;
+  bool shared_memory_was_written_outside_of_its_bounds = false;
+  for (size_t i = 0; i < kSharedGuard; ++i)
+    shared_memory_was_written_outside_of_its_bounds |= shared_[i] != kGuardByte || behind[i] != kGuardByte;
+  KERNEL_CHECK(!shared_memory_was_written_outside_of_its_bounds);
+}
+
+}  // namespace
+
+void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*), void* argument) {
+  RunPieces(pool, static_cast<int64_t>(grid.x) * grid.y * grid.z, [&](int64_t piece, int) {
+    const auto i = static_cast<unsigned>(piece);
+    gridDim = grid;
+    blockDim = block;
+    blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+    Runner().Run(block, shared_bytes, i % 2 == 1, thread, argument);
+  });
+}
+
+void* DynamicSharedBytes() { return Runner().shared(); }
+void SyncThreads() { Runner().SyncThreads(); }
+const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value) { return Runner().Exchange(mask, value); }
+
+}  // namespace nibble::kernels::cuda_emulated

@@ -1,0 +1,186 @@
+// CUDA's kernel language on the host: with this header a .cu file is ordinary C++, and its kernels run where
+// there is no GPU, under a debugger, the sanitizers and the parity tests.
+//
+// What a kernel may use is what is here: the built-in indices, __shared__ arrays and one dynamic one,
+// __syncthreads, the *_sync warp operations, integer atomics, vector types and a handful of intrinsics.
+// A kernel that needs more adds it here, in the meaning the CUDA programming guide gives it. Tensor-core
+// instructions and library calls are not emulated; a kernel that uses them has a plain twin (device.h).
+//
+// How it runs. The threads of a block are fibers: each has a stack of its own and runs until it waits, at a
+// barrier or for the other lanes of a warp operation; then the next one runs (emulate.cc). So barriers may
+// be anywhere, also inside divergent code, as long as the guide allows it. What it forbids stops the process
+// with a sentence: a warp operation that a named lane never reaches, masks that disagree, dynamic shared
+// memory written beyond its end. The order of threads, warps and blocks alternates, so that a missing
+// barrier shows as a wrong result; shared memory starts out as NaN where it is dynamic.
+//
+// Threads of the host. Blocks are spread over the context's pool, one block at a time on each: __shared__ is
+// thread_local. Fibers stay on the thread that started their block.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __shared__ static thread_local
+
+// --- Built-in types and variables ----------------------------------------------------------------
+
+struct dim3 {
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  unsigned x, y, z;
+};
+struct uint3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+
+inline constexpr int warpSize = 32;
+inline constinit thread_local uint3 threadIdx{}, blockIdx{};
+inline constinit thread_local dim3 blockDim, gridDim;
+
+namespace nibble::kernels {
+class ThreadPool;
+}
+
+namespace nibble::kernels::cuda_emulated {
+
+// Runs every block of a grid; `thread` is called once for every thread, with the variables above set.
+void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*), void* argument);
+
+// The running block's dynamic shared memory, aligned to 16 bytes, as long as the launch said.
+void* DynamicSharedBytes();
+
+void SyncThreads();
+
+// Waits until every running lane of `mask` has brought a value; all masks must be the same. Returns the
+// values, 32 of them; lanes that are not there have all bits set. Valid until this lane's next operation.
+const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value);
+
+inline unsigned LaneId() {
+  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
+}
+
+template <typename T>
+T ReadLane(const uint64_t* values, unsigned lane) {
+  T value;
+  std::memcpy(&value, &values[lane], sizeof value);
+  return value;
+}
+
+template <typename T>
+const uint64_t* Bring(unsigned mask, T value) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return ExchangeInWarp(mask, bits);
+}
+
+}  // namespace nibble::kernels::cuda_emulated
+
+// --- Barriers and warp operations ------------------------------------------------------------------
+
+inline void __syncthreads() { nibble::kernels::cuda_emulated::SyncThreads(); }
+inline void __syncwarp(unsigned mask = ~0u) { nibble::kernels::cuda_emulated::ExchangeInWarp(mask, 0); }
+
+// Of the lanes 0 .. 31 in pieces of `width` (a power of two); a source outside of the piece is oneself.
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+  using namespace nibble::kernels::cuda_emulated;
+  const unsigned lane = LaneId(), base = lane & ~static_cast<unsigned>(width - 1);
+  return ReadLane<T>(Bring(mask, value), base | (static_cast<unsigned>(source) & static_cast<unsigned>(width - 1)));
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
+  using namespace nibble::kernels::cuda_emulated;
+  const unsigned lane = LaneId(), other = lane ^ static_cast<unsigned>(bits);
+  const unsigned end = (lane & ~static_cast<unsigned>(width - 1)) + static_cast<unsigned>(width);
+  return ReadLane<T>(Bring(mask, value), other < end ? other : lane);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  using namespace nibble::kernels::cuda_emulated;
+  const unsigned lane = LaneId(), end = (lane & ~static_cast<unsigned>(width - 1)) + static_cast<unsigned>(width);
+  return ReadLane<T>(Bring(mask, value), lane + delta < end ? lane + delta : lane);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  using namespace nibble::kernels::cuda_emulated;
+  const unsigned lane = LaneId(), base = lane & ~static_cast<unsigned>(width - 1);
+  return ReadLane<T>(Bring(mask, value), lane >= base + delta ? lane - delta : lane);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const uint64_t* values = nibble::kernels::cuda_emulated::Bring(mask, predicate != 0 ? 1 : 0);
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if ((mask >> lane & 1) != 0 && values[lane] == 1) ballot |= 1u << lane;
+  return ballot;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate == 0) == 0; }
+
+// --- Memory ----------------------------------------------------------------------------------------
+
+template <typename T>
+T __ldg(const T* at) { return *at; }
+template <typename T>
+T __ldcs(const T* at) { return *at; }
+template <typename T>
+T __ldcg(const T* at) { return *at; }
+template <typename T>
+void __stcs(T* at, T value) { *at = value; }
+template <typename T>
+void __stcg(T* at, T value) { *at = value; }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+// Integers only: the order of blocks is not defined, so a sum of floats would not be.
+inline unsigned atomicAdd(unsigned* at, unsigned value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
+inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
+inline unsigned atomicExch(unsigned* at, unsigned value) { return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST); }
+
+// --- Arithmetic --------------------------------------------------------------------------------------
+
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __frcp_rn(float a) { return 1.0f / a; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+// On a GPU these four are approximate, to about two units in the last place.
+inline float __expf(float a) { return std::exp(a); }
+inline float __logf(float a) { return std::log(a); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
+
+inline unsigned __float_as_uint(float a) { return std::bit_cast<unsigned>(a); }
+inline float __uint_as_float(unsigned a) { return std::bit_cast<float>(a); }
+inline int __float_as_int(float a) { return std::bit_cast<int>(a); }
+inline float __int_as_float(int a) { return std::bit_cast<float>(a); }
+inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
+inline int __popc(unsigned a) { return std::popcount(a); }
+inline int __clz(int a) { return std::countl_zero(static_cast<unsigned>(a)); }
+inline int __ffs(int a) { return a == 0 ? 0 : std::countr_zero(static_cast<unsigned>(a)) + 1; }
+// Byte i of the result is byte (selector nibble i, three bits of it) of the eight bytes b:a.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; ++i)
+    out |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xFF) << (8 * i);
+  return out;
+}

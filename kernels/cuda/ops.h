@@ -1,0 +1,26 @@
+// The ops of the cuda tables, one template each on the activation type; kernel_table.h says what they compute.
+// Each is instantiated for BF16 and FP16 in the .cu file named above it. real is float.
+#pragma once
+
+#include "kernels/cuda/device.h"
+
+namespace nibble::kernels::NIBBLE_CUDA {
+
+// elementwise.cu
+template <typename Act>
+void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count);
+template <typename Act>
+void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count, Activation activation);
+template <typename Act>
+void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
+                   int64_t count, Activation activation);
+template <typename Act>
+void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
+                      float scale);
+template <typename Act>
+void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
+          int64_t head_dim, bool inverse);
+template <typename Act>
+void ToAct(Context* ctx, void* out, const void* in, int64_t count);
+
+}  // namespace nibble::kernels::NIBBLE_CUDA
