@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "kernels/bfp16.h"
+#include "kernels/bf16.h"
 #include "kernels/check.h"
 #include "kernels/fp16.h"
 #include "kernels/kernel_table.h"
@@ -36,11 +36,17 @@ constexpr bool kEmulated =
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 template <typename T>
-__host__ __device__ constexpr T Min(T a, T b) { return b < a ? b : a; }
+__host__ __device__ constexpr T Min(T a, T b) {
+  return b < a ? b : a;
+}
 template <typename T>
-__host__ __device__ constexpr T Max(T a, T b) { return a < b ? b : a; }
+__host__ __device__ constexpr T Max(T a, T b) {
+  return a < b ? b : a;
+}
 template <typename T>
-__host__ __device__ constexpr T CeilDiv(T a, T b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr T CeilDiv(T a, T b) {
+  return (a + b - 1) / b;
+}
 
 // --- Launching ---------------------------------------------------------------------------------------
 
@@ -85,7 +91,8 @@ __device__ T* DynamicShared() {
 template <typename... P, typename... A>
 void Launch(Context* ctx, dim3 grid, dim3 block, int64_t shared_bytes, void (*kernel)(P...), A... arguments) {
   auto thread = [=] { kernel(static_cast<P>(arguments)...); };
-  RunGrid(ctx->pool, grid, block, shared_bytes, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
+  RunGrid(
+      ctx->pool, grid, block, shared_bytes, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
 }
 
 inline void FillBytes(Context*, void* to, uint8_t byte, int64_t bytes) {
@@ -93,7 +100,9 @@ inline void FillBytes(Context*, void* to, uint8_t byte, int64_t bytes) {
 }
 
 template <typename T>
-T* DynamicShared() { return static_cast<T*>(DynamicSharedBytes()); }
+T* DynamicShared() {
+  return static_cast<T*>(DynamicSharedBytes());
+}
 
 #endif
 
@@ -153,7 +162,9 @@ struct ActType<FP16> {
   }
 #elif !defined(__CUDACC__)
   static float Low(uint32_t pair) { return nibble::kernels::ToFloat(FP16{static_cast<uint16_t>(pair)}); }
-  static float High(uint32_t pair) { return nibble::kernels::ToFloat(FP16{static_cast<uint16_t>(pair >> 16)}); }
+  static float High(uint32_t pair) {
+    return nibble::kernels::ToFloat(FP16{static_cast<uint16_t>(pair >> 16)});
+  }
   static uint32_t Pack(float low, float high) {
     return ToFP16(low).bits | static_cast<uint32_t>(ToFP16(high).bits) << 16;
   }
@@ -166,7 +177,9 @@ struct ActType<FP16> {
 
 // One value, of an activation or float array.
 template <typename Act>
-__device__ __forceinline__ float Get(const Act* at) { return ActType<Act>::Low(at->bits); }
+__device__ __forceinline__ float Get(const Act* at) {
+  return ActType<Act>::Low(at->bits);
+}
 __device__ __forceinline__ float Get(const float* at) { return *at; }
 template <typename Act>
 __device__ __forceinline__ void Put(Act* at, float value) {
@@ -176,7 +189,9 @@ __device__ __forceinline__ void Put(float* at, float value) { *at = value; }
 
 // What is left of a value after a round trip through the activation type.
 template <typename Act>
-__device__ __forceinline__ float RoundTo(float value) { return ActType<Act>::Low(ActType<Act>::Pack(value, 0)); }
+__device__ __forceinline__ float RoundTo(float value) {
+  return ActType<Act>::Low(ActType<Act>::Pack(value, 0));
+}
 
 // --- Sixteen bytes at a time ---------------------------------------------------------------------------
 

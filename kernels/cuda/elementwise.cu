@@ -13,8 +13,8 @@ __device__ __forceinline__ int64_t FirstOfThread() {
 }
 
 template <typename Act>
-__global__ void __launch_bounds__(kThreads) AddKernel(Act* out, const Act* a, const Act* b, int64_t count,
-                                                      bool vector) {
+__global__ void __launch_bounds__(kThreads)
+    AddKernel(Act* out, const Act* a, const Act* b, int64_t count, bool vector) {
   const int64_t first = FirstOfThread();
   float x[8], y[8];
   Load8(x, a + first, count - first, vector);
@@ -43,7 +43,8 @@ __device__ __forceinline__ Activated Activate(float g, Activation activation) {
 
 template <typename Act>
 __global__ void __launch_bounds__(kThreads)
-    GatedForwardKernel(Act* out, const Act* gate, const Act* up, int64_t count, Activation activation, bool vector) {
+    GatedForwardKernel(Act* out, const Act* gate, const Act* up, int64_t count, Activation activation,
+                       bool vector) {
   const int64_t first = FirstOfThread();
   float g[8], u[8];
   Load8(g, gate + first, count - first, vector);
@@ -73,7 +74,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Act>
-__global__ void __launch_bounds__(kThreads) ToActKernel(Act* out, const float* in, int64_t count, bool vector) {
+__global__ void __launch_bounds__(kThreads)
+    ToActKernel(Act* out, const float* in, int64_t count, bool vector) {
   const int64_t first = FirstOfThread();
   float x[8];
   Load8(x, in + first, count - first, vector);
@@ -83,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) ToActKernel(Act* out, const float* i
 // A row of the grid's y per token.
 template <typename Act>
 __global__ void __launch_bounds__(kThreads)
-    EmbeddingKernel(Act* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim, float scale, bool vector) {
+    EmbeddingKernel(Act* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim, float scale,
+                    bool vector) {
   const int64_t column = FirstOfThread();
   for (int64_t row = blockIdx.y; row < m; row += gridDim.y) {
     float x[8];
@@ -97,8 +100,8 @@ __global__ void __launch_bounds__(kThreads)
 // A thread turns kPairs neighbouring pairs of one head: (i, i + D/2), (i + 1, i + 1 + D/2), ...
 template <typename Act, int kPairs>
 __global__ void __launch_bounds__(kThreads)
-    RopeKernel(Act* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads, int64_t head_dim,
-               float sign) {
+    RopeKernel(Act* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
+               int64_t head_dim, float sign) {
   const int64_t half = head_dim / 2, per_head = half / kPairs;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= m * heads * per_head) return;
@@ -142,9 +145,11 @@ void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count) {
 }
 
 template <typename Act>
-void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count, Activation activation) {
+void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
+                  Activation activation) {
   Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, GatedForwardKernel<Act>, static_cast<Act*>(out),
-         static_cast<const Act*>(gate), static_cast<const Act*>(up), count, activation, Aligned(out, gate, up));
+         static_cast<const Act*>(gate), static_cast<const Act*>(up), count, activation,
+         Aligned(out, gate, up));
 }
 
 template <typename Act>
@@ -165,8 +170,8 @@ template <typename Act>
 void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
                       float scale) {
   const auto rows = static_cast<unsigned>(Min<int64_t>(m, 65535));
-  Launch(ctx, dim3(Blocks(dim, kPerBlock), rows), kThreads, 0, EmbeddingKernel<Act>, static_cast<Act*>(out), ids,
-         table, m, dim, scale, dim % 8 == 0 && Aligned(out, table.data));
+  Launch(ctx, dim3(Blocks(dim, kPerBlock), rows), kThreads, 0, EmbeddingKernel<Act>, static_cast<Act*>(out),
+         ids, table, m, dim, scale, dim % 8 == 0 && Aligned(out, table.data));
 }
 
 template <typename Act>
@@ -175,20 +180,20 @@ void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin,
   const float sign = inverse ? -1.0f : 1.0f;
   const int64_t pairs = m * heads * (head_dim / 2);
   if (head_dim % 16 == 0 && Aligned(x, cos_sin))
-    Launch(ctx, Blocks(pairs, kThreads * 8), kThreads, 0, RopeKernel<Act, 8>, static_cast<Act*>(x), positions, cos_sin,
-           m, heads, head_dim, sign);
+    Launch(ctx, Blocks(pairs, kThreads * 8), kThreads, 0, RopeKernel<Act, 8>, static_cast<Act*>(x), positions,
+           cos_sin, m, heads, head_dim, sign);
   else
-    Launch(ctx, Blocks(pairs, kThreads), kThreads, 0, RopeKernel<Act, 1>, static_cast<Act*>(x), positions, cos_sin, m,
-           heads, head_dim, sign);
+    Launch(ctx, Blocks(pairs, kThreads), kThreads, 0, RopeKernel<Act, 1>, static_cast<Act*>(x), positions,
+           cos_sin, m, heads, head_dim, sign);
 }
 
-#define INSTANTIATE(Act)                                                                                            \
-  template void Add<Act>(Context*, void*, const void*, const void*, int64_t);                                       \
-  template void GatedForward<Act>(Context*, void*, const void*, const void*, int64_t, Activation);                  \
-  template void GatedBackward<Act>(Context*, void*, void*, const void*, const void*, const void*, int64_t,          \
-                                   Activation);                                                                     \
-  template void EmbeddingForward<Act>(Context*, void*, const int32_t*, ParamView, int64_t, int64_t, float);         \
-  template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t, bool);          \
+#define INSTANTIATE(Act)                                                                                    \
+  template void Add<Act>(Context*, void*, const void*, const void*, int64_t);                               \
+  template void GatedForward<Act>(Context*, void*, const void*, const void*, int64_t, Activation);          \
+  template void GatedBackward<Act>(Context*, void*, void*, const void*, const void*, const void*, int64_t,  \
+                                   Activation);                                                             \
+  template void EmbeddingForward<Act>(Context*, void*, const int32_t*, ParamView, int64_t, int64_t, float); \
+  template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t, bool);  \
   template void ToAct<Act>(Context*, void*, const void*, int64_t);
 INSTANTIATE(BF16)
 INSTANTIATE(FP16)

@@ -115,7 +115,7 @@ struct Thread {
   uint3 index{};
   unsigned lane = 0;
   Warp* warp = nullptr;
-  std::unique_ptr<Fiber> fiber;      // null before it starts and after it returns
+  std::unique_ptr<Fiber> fiber;  // null before it starts and after it returns
   bool done = false;
   bool at_barrier = false;
   const Meeting* meeting = nullptr;  // waits until its `round` is `until`
@@ -286,7 +286,8 @@ void BlockRunner::CheckSharedIntact(int64_t shared_bytes) const {
 
 }  // namespace
 
-void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*), void* argument) {
+void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*),
+             void* argument) {
   RunPieces(pool, static_cast<int64_t>(grid.x) * grid.y * grid.z, [&](int64_t piece, int) {
     const auto i = static_cast<unsigned>(piece);
     gridDim = grid;

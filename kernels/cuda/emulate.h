@@ -38,13 +38,27 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
   unsigned x, y, z;
 };
-struct uint3 { unsigned x, y, z; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
+struct uint3 {
+  unsigned x, y, z;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
@@ -63,7 +77,8 @@ class ThreadPool;
 namespace nibble::kernels::cuda_emulated {
 
 // Runs every block of a grid; `thread` is called once for every thread, with the variables above set.
-void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*), void* argument);
+void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*),
+             void* argument);
 
 // The running block's dynamic shared memory, aligned to 16 bytes, as long as the launch said.
 void* DynamicSharedBytes();
@@ -105,7 +120,8 @@ template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   using namespace nibble::kernels::cuda_emulated;
   const unsigned lane = LaneId(), base = lane & ~static_cast<unsigned>(width - 1);
-  return ReadLane<T>(Bring(mask, value), base | (static_cast<unsigned>(source) & static_cast<unsigned>(width - 1)));
+  return ReadLane<T>(Bring(mask, value),
+                     base | (static_cast<unsigned>(source) & static_cast<unsigned>(width - 1)));
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
@@ -117,7 +133,8 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   using namespace nibble::kernels::cuda_emulated;
-  const unsigned lane = LaneId(), end = (lane & ~static_cast<unsigned>(width - 1)) + static_cast<unsigned>(width);
+  const unsigned lane = LaneId(),
+                 end = (lane & ~static_cast<unsigned>(width - 1)) + static_cast<unsigned>(width);
   return ReadLane<T>(Bring(mask, value), lane + delta < end ? lane + delta : lane);
 }
 template <typename T>
@@ -139,20 +156,34 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 // --- Memory ----------------------------------------------------------------------------------------
 
 template <typename T>
-T __ldg(const T* at) { return *at; }
+T __ldg(const T* at) {
+  return *at;
+}
 template <typename T>
-T __ldcs(const T* at) { return *at; }
+T __ldcs(const T* at) {
+  return *at;
+}
 template <typename T>
-T __ldcg(const T* at) { return *at; }
+T __ldcg(const T* at) {
+  return *at;
+}
 template <typename T>
-void __stcs(T* at, T value) { *at = value; }
+void __stcs(T* at, T value) {
+  *at = value;
+}
 template <typename T>
-void __stcg(T* at, T value) { *at = value; }
+void __stcg(T* at, T value) {
+  *at = value;
+}
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 // Integers only: the order of blocks is not defined, so a sum of floats would not be.
-inline unsigned atomicAdd(unsigned* at, unsigned value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
+}
 inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
-inline unsigned atomicExch(unsigned* at, unsigned value) { return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST); }
+inline unsigned atomicExch(unsigned* at, unsigned value) {
+  return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);
+}
 
 // --- Arithmetic --------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/check.h"
+#include "kernels/each_op.h"
 
 namespace nibble::kernels {
 namespace {
@@ -89,26 +90,8 @@ template <int kWhich>
 KernelTable MakeGuarded(const KernelTable& table) {
   inner[kWhich] = &table;
   KernelTable guarded = table;
-#define NIBBLE_GUARD(op) guarded.op = &Guarded<kWhich, &KernelTable::op>::Call
-  NIBBLE_GUARD(decode_weight);
-  NIBBLE_GUARD(linear_forward);
-  NIBBLE_GUARD(linear_backward);
-  NIBBLE_GUARD(rmsnorm_forward);
-  NIBBLE_GUARD(rmsnorm_backward);
-  NIBBLE_GUARD(add);
-  NIBBLE_GUARD(rope);
-  NIBBLE_GUARD(attention_forward);
-  NIBBLE_GUARD(attention_backward);
-  NIBBLE_GUARD(attention_decode);
-  NIBBLE_GUARD(gated_forward);
-  NIBBLE_GUARD(gated_backward);
-  NIBBLE_GUARD(embedding_forward);
-  NIBBLE_GUARD(cross_entropy);
-  NIBBLE_GUARD(logits);
-  NIBBLE_GUARD(adamw);
-  NIBBLE_GUARD(adamw8);
-  NIBBLE_GUARD(sum_squares);
-  NIBBLE_GUARD(to_act);
+#define NIBBLE_GUARD(op) guarded.op = &Guarded<kWhich, &KernelTable::op>::Call;
+  NIBBLE_EACH_OP(NIBBLE_GUARD)
 #undef NIBBLE_GUARD
   return guarded;
 }

@@ -1,5 +1,5 @@
-// The ops of the cuda tables, one template each on the activation type; kernel_table.h says what they compute.
-// Each is instantiated for BF16 and FP16 in the .cu file named above it. real is float.
+// The ops of the cuda tables, one template each on the activation type; kernel_table.h says what they
+// compute. Each is instantiated for BF16 and FP16 in the .cu file named above it. real is float.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -10,7 +10,8 @@ namespace nibble::kernels::NIBBLE_CUDA {
 template <typename Act>
 void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count);
 template <typename Act>
-void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count, Activation activation);
+void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
+                  Activation activation);
 template <typename Act>
 void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
                    int64_t count, Activation activation);

@@ -38,7 +38,11 @@ const KernelTable& CudaTable(int capability, bool fp16) {
       MakeTable<FP16>("cuda", "ptx fp16")};
   static constexpr KernelTable turing = MakeTable<FP16>("cuda", "sm_75");
   if (capability < 80) return turing;
-  const int which = capability < 86 ? 0 : capability < 89 ? 1 : capability < 90 ? 2 : capability == 90 ? 3 : 4;
+  const int which = capability < 86    ? 0
+                    : capability < 89  ? 1
+                    : capability < 90  ? 2
+                    : capability == 90 ? 3
+                                       : 4;
   return fp16 ? fp16_tables[which] : bf16_tables[which];
 }
 

@@ -7,9 +7,37 @@
 
 #include "kernels/bf16.h"
 #include "kernels/counter.h"
+#include "kernels/each_op.h"
 #include "kernels/fp16.h"
 
 namespace nibble::kernels::check {
+namespace {
+
+const char* missing_op = nullptr;
+
+// Stands for an op that a table does not have, and notes that it was wanted.
+template <auto kOp>
+struct Missing;
+template <typename... Args, void (*KernelTable::*kOp)(Context*, Args...)>
+struct Missing<kOp> {
+  static inline const char* name = nullptr;
+  static void Call(Context*, Args...) { missing_op = name; }
+};
+
+}  // namespace
+
+Outcome RunCase(const Case& c, const KernelTable& table, int threads) {
+  KernelTable whole = table;
+#define NIBBLE_FILL(op)                           \
+  Missing<&KernelTable::op>::name = #op;          \
+  if (whole.op == nullptr) whole.op = Missing<&KernelTable::op>::Call;
+  NIBBLE_EACH_OP(NIBBLE_FILL)
+#undef NIBBLE_FILL
+  missing_op = nullptr;
+  Outcome outcome = c.run(whole, threads);
+  if (missing_op != nullptr) outcome.missing = missing_op;
+  return outcome;
+}
 
 TestContext::TestContext(int threads, int64_t workspace_bytes)
     : pool_(threads), workspace_(workspace_bytes, 64) {
