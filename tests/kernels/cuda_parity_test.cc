@@ -29,8 +29,8 @@ TEST_P(EmulatedCuda, EqualsRef) {
     if (FirstWord(c.name) != op) continue;
     const Outcome one = RunCase(c, table, 1);
     if (!one.missing.empty()) GTEST_SKIP() << "missing: the cuda table has no " << one.missing;
-    EXPECT_TRUE(one.ok()) << "nibble-kernel-check --table=cuda-emulated" << (fp16 ? " --fp16 '" : " '") << c.name
-                          << "'\n"
+    EXPECT_TRUE(one.ok()) << "nibble-kernel-check --table=cuda-emulated " << (fp16 ? "--fp16 '" : "'")
+                          << c.name << "'\n"
                           << one.failure << " (" << one.error << " of the tolerance)";
     for (const int threads : {2, 3})
       EXPECT_EQ(RunCase(c, table, threads).digest, one.digest) << c.name << " on " << threads << " threads";
