@@ -19,8 +19,10 @@ def demangled(names):
         listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return {name: name for name in names}
-    short = [re.sub(r"nibble::kernels::(cuda::)?|\(anonymous namespace\)::|^void |\(.*", "", line)
-             for line in listing.stdout.replace("(anonymous namespace)::", "").split("\n")]
+    short = []
+    for line in listing.stdout.split("\n"):
+        line = re.sub(r"\(anonymous namespace\)::|nibble::kernels::(cuda::)?|^void ", "", line)
+        short.append(re.sub(r"\((Kind|bool|int)\)", "", line).split("(")[0])
     return dict(zip(names, short))
 
 

@@ -6,6 +6,10 @@
 
 namespace nibble::kernels::NIBBLE_CUDA {
 
+// decode.cu
+template <typename Act>
+void DecodeWeight(Context* ctx, void* out, const WeightView& w, int64_t n0, int64_t rows);
+
 // elementwise.cu
 template <typename Act>
 void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count);

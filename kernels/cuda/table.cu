@@ -13,6 +13,7 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
   t.body = body;
   t.act = ActType<Act>::kType;
   t.real = DType::kF32;
+  t.decode_weight = DecodeWeight<Act>;
   t.add = Add<Act>;
   t.rope = Rope<Act>;
   t.gated_forward = GatedForward<Act>;

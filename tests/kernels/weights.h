@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/bf16.h"
+#include "kernels/fp16.h"
 #include "kernels/nf4.h"
 #include "tests/kernels/harness.h"
 
@@ -50,14 +51,16 @@ class TestWeight {
 
   const WeightView& view() const { return view_; }
 
-  // The same weight as the act type of a bf16 table sees it, for references in wider types.
+  // The same weight as a table of that act type sees it, for references in wider types.
   std::vector<double> Values(DType act) const {
     const int64_t count = view_.n * view_.k;
     std::vector<float> values(static_cast<size_t>(count));
     DequantizeRange(view_, 0, count, values.data());
     std::vector<double> out(values.begin(), values.end());
-    if (act == DType::kBF16)
-      for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<double>(ToFloat(ToBF16(values[i])));
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (act == DType::kBF16) out[i] = static_cast<double>(ToFloat(ToBF16(values[i])));
+      if (act == DType::kF16) out[i] = static_cast<double>(ToFloat(ToFP16(values[i])));
+    }
     return out;
   }
 
