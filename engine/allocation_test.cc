@@ -77,7 +77,8 @@ TEST_P(AllocationTest, AStepAllocatesNothing) {
   options.threads = 2;
   options.base.model_dir = dir.Join("model");
   options.base.cache_dir = dir.path();
-  auto device = Device::Open(options, MeasureProfile(**FindTable(options.device), 2));
+  const auto backend = *OpenBackend(options.device, 2);
+  auto device = Device::Open(options, *backend, MeasureProfile(*backend));
   CHECK_OK(device.status());
   JobInput input;
   input.attempt = "job/1";

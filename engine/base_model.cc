@@ -56,6 +56,7 @@ struct BaseModel::Impl {
   std::string digest;
   bool cached = false;
   MappedFile file;
+  int64_t unmapped_bytes = 0;
   std::vector<std::vector<char>> arrays;  // exact: owned instead of mapped
   std::vector<Layer> layers;
   ParamView embedding, head, final_norm;
@@ -254,8 +255,15 @@ ParamView BaseModel::FinalNorm() const { return impl_->final_norm; }
 ParamView BaseModel::Embedding() const { return impl_->embedding; }
 ParamView BaseModel::Head() const { return impl_->head; }
 const std::string& BaseModel::digest() const { return impl_->digest; }
+std::span<const std::byte> BaseModel::file() const {
+  return {reinterpret_cast<const std::byte*>(impl_->file.data()), impl_->file.size()};
+}
+void BaseModel::Unmap() {
+  impl_->unmapped_bytes = static_cast<int64_t>(impl_->file.size());
+  impl_->file = MappedFile();
+}
 int64_t BaseModel::bytes() const {
-  int64_t bytes = static_cast<int64_t>(impl_->file.size());
+  int64_t bytes = static_cast<int64_t>(impl_->file.size()) + impl_->unmapped_bytes;
   for (const auto& array : impl_->arrays) bytes += static_cast<int64_t>(array.size());
   return bytes;
 }

@@ -9,9 +9,11 @@
 // Immutable after Open; views point into the mapping and live as long as the object.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -53,6 +55,10 @@ class BaseModel {
   kernels::ParamView Head() const;       // [vocab, hidden]; the embedding when tied
   const std::string& digest() const;     // 64 hex digits
   int64_t bytes() const;                 // of the mapped file
+  // The mapped file; empty when it is exact, or unmapped.
+  std::span<const std::byte> file() const;
+  // When its bytes have gone elsewhere: the views point nowhere from now on, the numbers stay.
+  void Unmap();
   bool cached() const;                   // true when Open found the file
   bool tied() const { return Head().data == Embedding().data; }
 

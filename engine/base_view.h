@@ -2,6 +2,7 @@
 // tests into arrays of their own; immutable while anybody runs on it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -24,5 +25,7 @@ struct BaseView {
 
 // `base` must outlive the view.
 BaseView ViewOf(const BaseModel& base);
+// The same view of arrays that were copied, as they lay, from `from` to `to`.
+BaseView MovedView(BaseView view, const std::byte* from, std::byte* to);
 
 }  // namespace nibble::engine

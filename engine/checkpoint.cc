@@ -170,8 +170,12 @@ std::string ManifestText(const CheckpointHead& head, const HashedFile& state,
                          const HashedFile& history) {
   const std::string files =
       absl::StrCat("[", FileEntry(kStateFile, state), ",", FileEntry(kHistoryFile, history), "]");
-  return Line()
-             .Text("format", "nibble-checkpoint")
+  Line line;
+  if (head.loss_scale.scale != 1 || head.loss_scale.good_steps != 0) {
+    line.Number("loss_scale", head.loss_scale.scale)
+        .Integer("loss_scale_good_steps", head.loss_scale.good_steps);
+  }
+  return line.Text("format", "nibble-checkpoint")
              .Integer("version", kFormatVersion)
              .Integer("step", head.step)
              .Integer("updates", head.updates)
@@ -288,6 +292,12 @@ absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
       !absl::SimpleAtoi(seed, &head.seed) || !ReadNumber(manifest, "loss", head.loss) ||
       head.step < 0) {
     return Invalid(directory, "manifest.json lacks a field or has a wrong one");
+  }
+  if (manifest.contains("loss_scale") &&
+      (!ReadNumber(manifest, "loss_scale", head.loss_scale.scale) ||
+       !ReadInteger(manifest, "loss_scale_good_steps", head.loss_scale.good_steps) ||
+       !(head.loss_scale.scale >= 1 && head.loss_scale.scale <= LossScale::kLargest))) {
+    return Invalid(directory, "manifest.json has a loss scale that is none");
   }
   RETURN_IF_ERROR(VerifyFiles(directory, manifest));
   return head;

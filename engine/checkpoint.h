@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/adapter.h"
+#include "engine/loss_scale.h"
 
 namespace nibble::engine {
 
@@ -31,6 +32,7 @@ struct CheckpointHead {
   std::string numerics_id;
   uint64_t seed = 0;
   double loss = 0;  // of the last step
+  LossScale loss_scale;  // of fp16 compute; elsewhere 1, and not written
 };
 
 // The three flat arrays of a job, all `elements` long.

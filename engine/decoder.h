@@ -1,17 +1,19 @@
 // The frozen base with or without an adapter as a generator of text: logits of the next token.
 //
-// Keeps keys and values of what it has seen. Memory is taken when it is made, for at most
-// `max_tokens` tokens. One thread drives it; Device outlives it.
+// Keeps keys and values of what it has seen. Memory is taken from the backend when it is made, in one
+// region, for at most `max_tokens` tokens. One thread drives it; Device outlives it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/adapter.h"
 #include "engine/device.h"
+#include "engine/region.h"
 
 namespace nibble::engine {
 
@@ -19,7 +21,8 @@ class Decoder {
  public:
   // `adapter` may be null. `max_tokens`: of prompt and answer together; at most max_prompt of them
   // come at once.
-  Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int64_t max_prompt);
+  static absl::StatusOr<std::unique_ptr<Decoder>> Make(Device& device, const Adapter* adapter,
+                                                       int64_t max_tokens, int64_t max_prompt);
 
   // Forgets everything seen.
   void Reset() { length_ = 0; }
@@ -31,16 +34,20 @@ class Decoder {
   int64_t length() const { return length_; }
 
  private:
-  using Buffer = std::vector<std::byte>;
+  using Buffer = std::byte*;
   struct Pair {
     bool present = false;
-    Buffer a, b;  // in the activation type
+    Buffer a = nullptr, b = nullptr;  // in the activation type
   };
 
+  Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int64_t max_prompt);
+  // Places every buffer: counts the bytes while `base` is null.
+  int64_t Place(const Adapter* adapter, std::byte* base);
+  absl::Status Fill(const Adapter* adapter);
   void Blocks(std::span<const int32_t> ids);
   void Attend(int64_t layer, int64_t m);
-  void Linear(Buffer& y, const Buffer& x, int64_t layer, spec::Module module, int64_t m);
-  void Norm(Buffer& y, const Buffer& x, kernels::ParamView weight, int64_t rows, int64_t dim);
+  void Linear(Buffer y, Buffer x, int64_t layer, spec::Module module, int64_t m);
+  void Norm(Buffer y, Buffer x, kernels::ParamView weight, int64_t rows, int64_t dim);
   std::span<const float> Head(int64_t first_row, int64_t rows);
 
   Device& device_;
@@ -51,10 +58,12 @@ class Decoder {
   double scale_ = 0;
   int64_t rank_ = 0;
   std::vector<Pair> adapter_;  // by layer * 7 + module
-  std::vector<float> rope_;
+  Region region_;
   std::vector<int32_t> positions_;
   Buffer x_, h_, q_, k_, v_, o_, gate_, up_, u_, rstd_, lse_, workspace_;
+  Buffer ids_, places_, starts_, rope_, converted_, head_;
   std::vector<Buffer> key_cache_, value_cache_;  // by layer
+  int64_t workspace_bytes_ = 0;
   std::vector<float> logits_;
   int64_t length_ = 0;
 };

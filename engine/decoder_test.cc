@@ -24,7 +24,8 @@ class DecoderTest : public ::testing::TestWithParam<const char*> {
     options.device = GetParam();
     options.base.model_dir = dir_.Join("model");
     options.base.cache_dir = dir_.path();
-    auto device = Device::Open(options, MeasureProfile(**FindTable(options.device), 1));
+    backend_ = *OpenBackend(options.device, 1);
+    auto device = Device::Open(options, *backend_, MeasureProfile(*backend_));
     CHECK_OK(device.status());
     device_ = *std::move(device);
   }
@@ -32,6 +33,7 @@ class DecoderTest : public ::testing::TestWithParam<const char*> {
   double Tolerance() const { return std::string(GetParam()) == "ref" ? 1e-5 : 2e-2; }
 
   TempDir dir_;
+  std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Device> device_;
 };
 
@@ -70,8 +72,10 @@ TEST_P(DecoderTest, GivesTheTrainersLoss) {
   const auto data =
       LoadDataset(input.dataset, input.eval_dataset, device_->tokenizer(), (*job)->spec());
   ASSERT_TRUE(data.ok());
-  Decoder decoder(*device_, &*adapter, 64, 64);
-  Decoder bare(*device_, nullptr, 64, 64);
+  const auto made = *Decoder::Make(*device_, &*adapter, 64, 64);
+  Decoder& decoder = *made;
+  const auto made_bare = *Decoder::Make(*device_, nullptr, 64, 64);
+  Decoder& bare = *made_bare;
   double sum = 0, bare_sum = 0;
   int64_t targets = 0;
   for (const Example& example : data->eval) {
@@ -87,7 +91,8 @@ TEST_P(DecoderTest, GivesTheTrainersLoss) {
 TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
   const std::vector<int32_t> ids = {0, 70, 81, 90, 100, 75, 70, 70, 99};
   const int64_t vocab = device_->model().vocab_size;
-  Decoder decoder(*device_, nullptr, 16, 16);
+  const auto made = *Decoder::Make(*device_, nullptr, 16, 16);
+  Decoder& decoder = *made;
   const std::vector<float> at_once = decoder.AllLogits(ids);
   decoder.Reset();
   for (size_t i = 0; i < ids.size(); ++i) {

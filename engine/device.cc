@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <span>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "kernels/parallel.h"
 #include "kernels/tables.h"
 
 namespace nibble::engine {
@@ -40,8 +43,7 @@ int64_t MemInfoBytes(const char* field) {
   return bytes;
 }
 
-}  // namespace
-
+// The host's table of that name.
 absl::StatusOr<const kernels::KernelTable*> FindTable(const std::string& device) {
   if (device == "cpu") return &kernels::CpuTable();
   if (device == "ref") return &kernels::RefTable();
@@ -49,11 +51,60 @@ absl::StatusOr<const kernels::KernelTable*> FindTable(const std::string& device)
     const kernels::KernelTable* table = kernels::CpuTableFor(device.substr(4));
     if (table != nullptr) return table;
   }
+  const std::string cuda = kernels::CudaName();
   std::string bodies;
   for (const std::string_view body : kernels::CpuBodies()) bodies.append(" cpu:").append(body);
   return Error(
       Reason::kUnsupportedOption,
-      absl::StrCat("--device ", device, " is not there; this machine has: cpu", bodies, " ref"));
+      absl::StrCat("--device ", device, " is not there; this build and machine have: cpu", bodies, " ref",
+                   cuda.empty() ? "" : absl::StrCat(" ", cuda, ":<index>")));
+}
+
+// "<index>", "<index>,fp16" or nothing, behind the backend's name.
+absl::StatusOr<kernels::CudaOptions> CudaOptionsFrom(const std::string& device, std::string rest) {
+  kernels::CudaOptions options;
+  if (rest.empty()) return options;
+  const auto wrong = [&] {
+    return Error(Reason::kUnsupportedOption,
+                 absl::StrCat("--device ", device, " is none; use ", kernels::CudaName(),
+                              ":<index>, with ,fp16 behind it for 16-bit floats"));
+  };
+  if (rest.ends_with(",fp16")) {
+    options.fp16 = true;
+    rest.resize(rest.size() - 5);
+  }
+  if (!rest.starts_with(":") || !absl::SimpleAtoi(rest.substr(1), &options.index) ||
+      options.index < 0) {
+    return wrong();
+  }
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<kernels::Backend>> OpenBackend(const std::string& device,
+                                                              int threads) {
+  const std::string cuda = kernels::CudaName();
+  if (device == "cuda" || device.starts_with("cuda:") ||
+      (!cuda.empty() && device.starts_with(cuda))) {
+    if (cuda.empty() || !device.starts_with(cuda)) {
+      std::string why;
+      kernels::CudaDevices(&why);
+      return Error(Reason::kUnsupportedOption, absl::StrCat("--device ", device, ": ", why));
+    }
+    ASSIGN_OR_RETURN(const kernels::CudaOptions options,
+                     CudaOptionsFrom(device, device.substr(cuda.size())));
+    std::string why;
+    std::unique_ptr<kernels::Backend> backend = kernels::OpenCuda(options, &why);
+    if (backend == nullptr) {
+      return Error(Reason::kDeviceFault, absl::StrCat("--device ", device, ": ", why));
+    }
+    return backend;
+  }
+  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(device));
+  return kernels::MakeHostBackend(
+      *table, threads > 0 ? threads
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
 }
 
 std::string NumericsId(const kernels::KernelTable& table) {
@@ -83,33 +134,73 @@ int64_t ResidentBytes() {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
-spec::DeviceProfile MeasureProfile(const kernels::KernelTable& table, int threads) {
+spec::DeviceProfile MeasureProfile(kernels::Backend& backend) {
+  const kernels::KernelTable& table = backend.table();
   spec::DeviceProfile profile;
   profile.backend = table.name;
   profile.body = table.body;
   profile.build = NIBBLE_VERSION;
-  profile.threads =
-      threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  profile.threads = kernels::PoolThreads(backend.context().pool);
   profile.act_bytes = static_cast<int32_t>(kernels::DTypeBytes(table.act));
-  profile.fixed_bytes = ResidentBytes() + kLateBytes;
-  profile.capacity_bytes = std::max<int64_t>(0, MemInfoBytes("MemAvailable") - (int64_t{1} << 30));
+  if (backend.is_host()) {
+    profile.fixed_bytes = ResidentBytes() + kLateBytes;
+    profile.capacity_bytes =
+        std::max<int64_t>(0, MemInfoBytes("MemAvailable") - (int64_t{1} << 30));
+  } else {
+    profile.fixed_bytes = backend.fixed_bytes();
+    profile.capacity_bytes = backend.fixed_bytes() + std::max<int64_t>(0, backend.free_bytes());
+  }
   return profile;
 }
 
+absl::Status FaultStatus(const kernels::Backend& backend) {
+  if (backend.fault() != kernels::Fault::kDevice) return absl::OkStatus();
+  return Error(Reason::kDeviceFault, absl::StrCat("the device failed: ", backend.error()));
+}
+
 absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& options,
+                                                     kernels::Backend& backend,
                                                      const spec::DeviceProfile& profile) {
-  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options.device));
-  std::unique_ptr<Device> device(new Device(*table, profile.threads));
+  std::unique_ptr<Device> device(new Device(backend));
   device->profile_ = profile;
   device->quant_ = options.base.quant;
   device->double_quant_ = options.base.double_quant;
   BaseModelOptions base = options.base;
-  base.threads = profile.threads;
+  base.threads = std::max(1, backend.is_host() ? profile.threads
+                                               : static_cast<int>(std::thread::hardware_concurrency()));
   ASSIGN_OR_RETURN(device->base_, BaseModel::Open(base));
   device->view_ = ViewOf(*device->base_);
+  if (!backend.is_host()) RETURN_IF_ERROR(device->CopyBaseToDevice());
   ASSIGN_OR_RETURN(device->tokenizer_, Tokenizer::Load(options.base.model_dir));
-  ASSIGN_OR_RETURN(device->step_, Region::Reserve(kStepCapacityBytes));
+  ASSIGN_OR_RETURN(device->step_, Region::On(backend, kStepCapacityBytes));
   return device;
+}
+
+absl::Status Device::CopyBaseToDevice() {
+  const std::span<const std::byte> file = base_->file();
+  CHECK(!file.empty());
+  ASSIGN_OR_RETURN(base_region_, Region::On(backend_, base_->bytes()));
+  RETURN_IF_ERROR(base_region_.Map(base_->bytes()));
+  // Two pinned pieces take turns: while one travels the other is read from the file.
+  constexpr int64_t kPiece = int64_t{16} << 20;
+  auto* const pinned = static_cast<std::byte*>(backend_.AllocatePinned(2 * kPiece));
+  if (pinned == nullptr) {
+    return Error(Reason::kOutOfMemory, "the host has no memory left for page-locked buffers");
+  }
+  const auto size = static_cast<int64_t>(file.size());
+  for (int64_t at = 0, turn = 0; at < size; at += kPiece, ++turn) {
+    std::byte* const piece = pinned + turn % 2 * kPiece;
+    const int64_t bytes = std::min(kPiece, size - at);
+    std::memcpy(piece, file.data() + at, static_cast<size_t>(bytes));
+    backend_.Synchronize();  // the other piece has arrived
+    backend_.CopyIn(kernels::Lane::kCompute, base_region_.data() + at, piece, bytes);
+  }
+  backend_.Synchronize();
+  backend_.ReleasePinned(pinned);
+  RETURN_IF_ERROR(FaultStatus(backend_));
+  view_ = MovedView(view_, file.data(), base_region_.data());
+  base_->Unmap();
+  return absl::OkStatus();
 }
 
 absl::Status Device::ResizeStep(int64_t bytes) {

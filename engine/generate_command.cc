@@ -157,9 +157,10 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(flags));
   ASSIGN_OR_RETURN(SamplingOptions sampling, SamplingFrom(flags));
   ASSIGN_OR_RETURN(const DeviceOptions options, DeviceOptionsFrom(flags));
-  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options.device));
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
+                   OpenBackend(options.device, options.threads));
   ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
-                   Device::Open(options, MeasureProfile(*table, options.threads)));
+                   Device::Open(options, *backend, MeasureProfile(*backend)));
   const Tokenizer& tokenizer = device->tokenizer();
   std::optional<Adapter> adapter;
   if (flags.Has("adapter")) {
@@ -184,7 +185,9 @@ absl::Status GenerateCommand(const Arguments& arguments) {
     longest = std::max(longest, length);
   }
   const int64_t room = std::min(positions, longest + sampling.max_tokens);
-  Decoder decoder(*device, adapter ? &*adapter : nullptr, room, longest);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Decoder> made,
+                   Decoder::Make(*device, adapter ? &*adapter : nullptr, room, longest));
+  Decoder& decoder = *made;
   const std::set<int32_t> stop_ids = StopIds(options.base.model_dir, tokenizer);
   const bool score_only = flags.Has("score");
   Score score;

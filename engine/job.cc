@@ -83,7 +83,7 @@ absl::Status Job::ChooseNumerics() {
   const std::string& wanted = input_.numerics_id;
   if (wanted.empty() || wanted == numerics_id_) return absl::OkStatus();
   const kernels::KernelTable* other = TableForNumerics(wanted);
-  if (other != nullptr && other->act == table_->act) {
+  if (device_.backend().is_host() && other != nullptr && other->act == table_->act) {
     table_ = other;
     numerics_id_ = wanted;
     return absl::OkStatus();
@@ -143,25 +143,31 @@ void Job::PlanEvaluation() {
 }
 
 absl::Status Job::Start() {
-  ASSIGN_OR_RETURN(persistent_, Region::Reserve(plan_.memory.persistent_bytes));
+  kernels::Backend& backend = device_.backend();
+  ASSIGN_OR_RETURN(persistent_, Region::On(backend, plan_.memory.persistent_bytes));
   RETURN_IF_ERROR(persistent_.Map(plan_.memory.persistent_bytes));
   std::byte* const region = persistent_.data();
   const std::vector<float> rope = spec::RopeTable(device_.model(), spec_.sequence_len);
-  std::memcpy(region + plan_.persistent.rope, rope.data(), rope.size() * sizeof(float));
-  executor_ = std::make_unique<KernelExecutor>(*table_, device_.context(), device_.view(),
-                                               device_.model(), spec_, plan_, region);
-  InitAdapters(plan_, spec_, table_->real, region);
-  if (!input_.init_adapter.empty()) RETURN_IF_ERROR(ImportMasters());
-  if (!input_.resume.empty()) RETURN_IF_ERROR(Resume());
+  backend.CopyIn(kernels::Lane::kCompute, region + plan_.persistent.rope, rope.data(),
+                 static_cast<int64_t>(rope.size() * sizeof(float)));
+  executor_ = std::make_unique<KernelExecutor>(backend, *table_, device_.view(), device_.model(),
+                                               spec_, plan_, region);
+  {
+    HostState state(*this);
+    InitAdapters(plan_, spec_, table_->real, state.arrays().master);
+    if (!input_.init_adapter.empty()) RETURN_IF_ERROR(ImportMasters(state.arrays().master));
+    if (!input_.resume.empty()) RETURN_IF_ERROR(Resume(state.arrays()));
+    state.Write();
+  }
   executor_->set_step_region(device_.step().data());
   executor_->RefreshCompute();
+  RETURN_IF_ERROR(FaultStatus(backend));
   last_saved_us_ = clock_.NowMonotonicUs();
   return MakeDirs(JoinPath(input_.dir, "checkpoints"));
 }
 
-absl::Status Job::ImportMasters() {
+absl::Status Job::ImportMasters(float* master) {
   ASSIGN_OR_RETURN(const Adapter adapter, ImportAdapter(input_.init_adapter, device_.model()));
-  float* const master = Arrays().master;
   if (adapter.config.r != spec_.lora_r || adapter.pairs.size() != plan_.adapters.matrices.size()) {
     return Error(Reason::kSpecInvalid,
                  absl::StrCat("the adapter to start from has r ", adapter.config.r,
@@ -178,17 +184,40 @@ absl::Status Job::ImportMasters() {
   return absl::OkStatus();
 }
 
-CheckpointArrays Job::Arrays() const {
-  CHECK(table_->real == kernels::DType::kF32);
-  const auto array = [&](int64_t offset) {
-    return reinterpret_cast<float*>(persistent_.data() + offset);
-  };
-  return {array(plan_.persistent.master), array(plan_.persistent.moment1),
-          array(plan_.persistent.moment2), plan_.adapters.elements};
+Job::HostState::HostState(const Job& job) : job_(job) {
+  CHECK(job.table_->real == kernels::DType::kF32);
+  const spec::PersistentLayout& at = job.plan_.persistent;
+  const int64_t elements = job.plan_.adapters.elements;
+  std::byte* const region = job.persistent_.data();
+  kernels::Backend& backend = job.device_.backend();
+  float** const to[] = {&arrays_.master, &arrays_.moment1, &arrays_.moment2};
+  const int64_t from[] = {at.master, at.moment1, at.moment2};
+  arrays_.elements = elements;
+  if (!backend.is_host()) copy_.resize(static_cast<size_t>(3 * elements));
+  for (int i = 0; i < 3; ++i) {
+    if (backend.is_host()) {
+      *to[i] = reinterpret_cast<float*>(region + from[i]);
+      continue;
+    }
+    *to[i] = copy_.data() + i * elements;
+    backend.CopyOut(kernels::Lane::kCompute, *to[i], region + from[i], elements * 4);
+  }
+  backend.Synchronize();
 }
 
-absl::Status Job::Resume() {
-  ASSIGN_OR_RETURN(LoadedCheckpoint loaded, LoadCheckpoint(input_.resume, Arrays()));
+void Job::HostState::Write() const {
+  if (copy_.empty()) return;
+  const spec::PersistentLayout& at = job_.plan_.persistent;
+  std::byte* const region = job_.persistent_.data();
+  const int64_t bytes = arrays_.elements * 4;
+  kernels::Backend& backend = job_.device_.backend();
+  backend.CopyIn(kernels::Lane::kCompute, region + at.master, arrays_.master, bytes);
+  backend.CopyIn(kernels::Lane::kCompute, region + at.moment1, arrays_.moment1, bytes);
+  backend.CopyIn(kernels::Lane::kCompute, region + at.moment2, arrays_.moment2, bytes);
+}
+
+absl::Status Job::Resume(const CheckpointArrays& arrays) {
+  ASSIGN_OR_RETURN(LoadedCheckpoint loaded, LoadCheckpoint(input_.resume, arrays));
   const CheckpointHead& head = loaded.head;
   const auto differs = [&](const char* what) {
     return Error(Reason::kCheckpointInvalid,
@@ -208,6 +237,9 @@ absl::Status Job::Resume() {
   updates_ = head.updates;
   skipped_in_a_row_ = head.skipped_in_a_row;
   last_loss_ = head.loss;
+  if (table_->act == kernels::DType::kF16 && head.loss_scale.scale >= 1) {
+    executor_->set_loss_scale(head.loss_scale);
+  }
   last_saved_step_ = head.step;
   history_ = std::move(loaded.history);
   return absl::OkStatus();

@@ -104,9 +104,11 @@ class Job {
   // Steps between what happens this often when the spec does not say.
   int64_t DefaultInterval(int64_t times_an_epoch, int64_t times_in_all) const;
   void PlanEvaluation();
-  absl::Status Resume();
-  absl::Status ImportMasters();
-  CheckpointArrays Arrays() const;
+  absl::Status Resume(const CheckpointArrays& arrays);
+  absl::Status ImportMasters(float* master);
+  // Masters and moments as host memory: the region itself, or a copy of a device's that lives as long as
+  // the HostState. Write takes changes back to the device.
+  class HostState;
   bool EvaluationDue() const;
   bool CheckpointDue() const;
   // Empty until the last share is done.
@@ -156,6 +158,18 @@ class Job {
   int64_t last_saved_step_ = -1;              // also of the checkpoint resumed from
   std::optional<CheckpointDone> last_saved_;  // of this attempt
   int64_t last_saved_us_ = 0;
+};
+
+class Job::HostState {
+ public:
+  explicit HostState(const Job& job);
+  const CheckpointArrays& arrays() const { return arrays_; }
+  void Write() const;
+
+ private:
+  const Job& job_;
+  std::vector<float> copy_;
+  CheckpointArrays arrays_;
 };
 
 }  // namespace nibble::engine

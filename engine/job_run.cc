@@ -43,12 +43,19 @@ JobWork Job::NextWork() const {
 }
 
 absl::StatusOr<JobEvent> Job::Advance() {
+  RETURN_IF_ERROR(FaultStatus(device_.backend()));
+  if (device_.step().mapped_bytes() < plan_.memory.step_bytes) {
+    return Error(Reason::kOutOfMemory,
+                 absl::StrCat("the device's step region has ", device_.step().mapped_bytes(),
+                              " bytes, the plan ", plan_.memory.step_bytes));
+  }
   executor_->set_step_region(device_.step().data());
   switch (NextWork()) {
     case JobWork::kNothing:
       return JobEvent{};
     case JobWork::kEvaluate: {
       std::optional<EvalDone> done = EvaluateSome();
+      RETURN_IF_ERROR(FaultStatus(device_.backend()));
       if (!done) return JobEvent{};
       return JobEvent{*done};
     }
@@ -65,6 +72,7 @@ absl::StatusOr<JobEvent> Job::Advance() {
   }
   PrepareStep();
   const StepDone done = ComputeStep();
+  RETURN_IF_ERROR(FaultStatus(device_.backend()));
   history_.push_back(done.row);
   if (skipped_in_a_row_ >= kSkipsBeforeFailure) {
     return Error(Reason::kLossNotFinite,
@@ -116,18 +124,18 @@ StepDone Job::ComputeStep() {
   }
   // One divisor for the whole step, known before its first forward.
   const double scale = row.target_tokens > 0 ? 1.0 / static_cast<double>(row.target_tokens) : 0;
-  double loss_sum = 0;
   executor_->ZeroGradients();
   for (size_t i = 0; i < batch_count_; ++i) {
-    loss_sum += executor_->Train(batches_[i], scale, step, static_cast<int64_t>(i));
+    executor_->Queue(batches_[i], scale, step, static_cast<int64_t>(i));
   }
-  row.loss = loss_sum * scale;
   row.learning_rate = spec::LearningRateAt(spec_, step, total_steps());
-  const KernelExecutor::Update update =
-      executor_->Optimize(row.learning_rate, updates_ + 1, row.loss);
+  const KernelExecutor::Update update = executor_->Optimize(
+      row.learning_rate, updates_ + 1, static_cast<int64_t>(batch_count_));
+  row.loss = update.loss_sum * scale;
   row.grad_norm = update.grad_norm;
   updates_ += update.applied;
-  skipped_in_a_row_ = update.applied ? 0 : skipped_in_a_row_ + 1;
+  // Finding the loss scale of fp16 costs steps without anything being wrong.
+  if (!update.overflow) skipped_in_a_row_ = update.applied ? 0 : skipped_in_a_row_ + 1;
   step_ = step;
   last_loss_ = row.loss;
   row.step_time_us = clock_.NowMonotonicUs() - begin_us;
@@ -177,7 +185,10 @@ absl::StatusOr<CheckpointDone> Job::Checkpoint() {
   head.loss = last_loss_;
   const std::string directory = JoinPath(input_.dir, "checkpoints");
   CheckpointDone done{step_, last_loss_, {}};
-  ASSIGN_OR_RETURN(done.saved, SaveCheckpoint(directory, head, Arrays(), history_));
+  head.loss_scale = executor_->loss_scale();
+  const HostState state(*this);
+  RETURN_IF_ERROR(FaultStatus(device_.backend()));
+  ASSIGN_OR_RETURN(done.saved, SaveCheckpoint(directory, head, state.arrays(), history_));
   // The newest but one stays in any case: the newest may turn out to be unreadable.
   RETURN_IF_ERROR(PruneCheckpoints(directory, std::max(2, spec_.save_total_limit)));
   last_saved_step_ = step_;
@@ -194,7 +205,9 @@ absl::StatusOr<FinishDone> Job::Finish() {
                     .use_rslora = spec_.use_rslora,
                     .target_modules = spec_.target_modules,
                     .base_model_name = input_.base_name};
-  const float* const master = Arrays().master;
+  const HostState state(*this);
+  RETURN_IF_ERROR(FaultStatus(device_.backend()));
+  const float* const master = state.arrays().master;
   for (const spec::AdapterMatrix& matrix : plan_.adapters.matrices) {
     adapter.pairs.push_back({matrix.layer, matrix.module, master + matrix.a, master + matrix.b});
   }

@@ -31,9 +31,10 @@ class JobTest : public ::testing::TestWithParam<const char*> {
     options.base.model_dir = dir_.Join("model");
     options.base.cache_dir = dir_.Join("cache");
     CHECK_OK(MakeDirs(options.base.cache_dir));
-    const auto table = FindTable(options.device);
-    CHECK_OK(table.status());
-    auto device = Device::Open(options, MeasureProfile(**table, threads));
+    auto backend = OpenBackend(options.device, threads);
+    CHECK_OK(backend.status());
+    backends_.push_back(*std::move(backend));
+    auto device = Device::Open(options, *backends_.back(), MeasureProfile(*backends_.back()));
     CHECK_OK(device.status());
     return *std::move(device);
   }
@@ -98,6 +99,7 @@ class JobTest : public ::testing::TestWithParam<const char*> {
 
   TempDir dir_;
   SimClock clock_;
+  std::vector<std::unique_ptr<kernels::Backend>> backends_;  // outlive their devices
 };
 
 TEST_P(JobTest, LearnsEvaluatesAndExports) {

@@ -10,15 +10,37 @@
 namespace nibble::engine {
 
 using kernels::Context;
+using kernels::Lane;
 using spec::Module;
 using spec::Slot;
 
-KernelExecutor::KernelExecutor(const kernels::KernelTable& table, Context& context,
+namespace {
+
+// Micro-batches that may be on their way to a device at once.
+constexpr int64_t kStagingSets = 2;
+
+// Ids, labels, positions and document bounds of a full micro-batch.
+int64_t StagingBytes(const spec::TrainSpec& spec) {
+  const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len;
+  return (4 * tokens + 1) * static_cast<int64_t>(sizeof(int32_t));
+}
+int64_t ScalarBytes(const spec::TrainSpec& spec) {
+  return 8 * (int64_t{spec.gradient_accumulation_steps} + 1);
+}
+
+}  // namespace
+
+int64_t ExecutorPinnedBytes(const spec::TrainSpec& spec) {
+  return kStagingSets * StagingBytes(spec) + ScalarBytes(spec);
+}
+
+KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelTable& table,
                                const BaseView& base, const spec::ModelConfig& model,
                                const spec::TrainSpec& spec, const spec::CompiledPlan& plan,
                                std::byte* persistent)
-    : table_(table),
-      context_(context),
+    : backend_(backend),
+      table_(table),
+      context_(backend.context()),
       base_(base),
       model_(model),
       spec_(spec),
@@ -29,39 +51,74 @@ KernelExecutor::KernelExecutor(const kernels::KernelTable& table, Context& conte
     adapter_of_[static_cast<size_t>(matrix.layer * spec::kModuleCount +
                                     static_cast<int>(matrix.module))] = &matrix;
   }
+  scalars_ = static_cast<double*>(backend.AllocatePinned(ScalarBytes(spec)));
+  CHECK(scalars_ != nullptr);
+  if (!backend.is_host()) {
+    staging_ = static_cast<std::byte*>(backend.AllocatePinned(kStagingSets * StagingBytes(spec)));
+    CHECK(staging_ != nullptr);
+  }
+  if (table.act == kernels::DType::kF16) loss_scale_.scale = LossScale::kInitial;
 }
 
-double KernelExecutor::Train(const MicroBatch& batch, double gradient_scale, int64_t step,
-                             int64_t micro_batch) {
+KernelExecutor::~KernelExecutor() {
+  backend_.Synchronize();  // copies may be under way
+  backend_.ReleasePinned(scalars_);
+  if (staging_ != nullptr) backend_.ReleasePinned(staging_);
+}
+
+void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64_t step,
+                           int64_t micro_batch) {
+  CHECK(micro_batch < loss_slots());
   Stage(batch);
   op_ = 0;
   training_ = true;
-  gradient_scale_ = gradient_scale;
-  loss_sum_ = 0;
+  gradient_scale_ = gradient_scale * loss_scale_.scale;
+  micro_batch_ = micro_batch;
   // 14 bits are left for layer and module, 17 for the micro-batch: see the bounds of the two.
   dropout_stream_ =
       (static_cast<uint64_t>(step) << 31) | (static_cast<uint64_t>(micro_batch) << 14);
   spec::TrainMicroBatch(*this, model_, spec_);
   CHECK(op_ == static_cast<size_t>(plan_.optimizer_op));
-  return loss_sum_;
 }
 
-double KernelExecutor::Evaluate(const MicroBatch& batch) {
+void KernelExecutor::QueueEvaluation(const MicroBatch& batch, int64_t slot) {
+  CHECK(slot < loss_slots());
   Stage(batch);
   op_ = static_cast<size_t>(plan_.evaluate_op);
   training_ = false;
-  loss_sum_ = 0;
+  micro_batch_ = slot;
   spec::EvalMicroBatch(*this, model_, spec_);
   CHECK(op_ == plan_.workspace_offset.size());
-  return loss_sum_;
+}
+
+double KernelExecutor::Losses(int64_t count) {
+  backend_.CopyOut(Lane::kCompute, scalars_, LossSlot(0), 8 * count);
+  backend_.Synchronize();
+  staged_ = 0;
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += scalars_[i];
+  return sum;
+}
+
+double KernelExecutor::Train(const MicroBatch& batch, double gradient_scale, int64_t step,
+                             int64_t micro_batch) {
+  Queue(batch, gradient_scale, step, micro_batch);
+  Losses(micro_batch + 1);
+  return scalars_[micro_batch];
+}
+
+double KernelExecutor::Evaluate(const MicroBatch& batch) {
+  QueueEvaluation(batch, 0);
+  return Losses(1);
 }
 
 void KernelExecutor::ZeroGradients() {
-  std::memset(persistent_ + plan_.persistent.gradient, 0,
-              static_cast<size_t>(plan_.adapters.elements * kernels::DTypeBytes(table_.real)));
+  backend_.Fill(persistent_ + plan_.persistent.gradient, 0,
+                plan_.adapters.elements * kernels::DTypeBytes(table_.real));
 }
 
-KernelExecutor::Update KernelExecutor::Optimize(double learning_rate, int64_t update, double loss) {
+KernelExecutor::Update KernelExecutor::Optimize(double learning_rate, int64_t update,
+                                                int64_t count) {
   op_ = static_cast<size_t>(plan_.optimizer_op);
   adamw_ = {.count = plan_.adapters.elements,
             .learning_rate = learning_rate,
@@ -70,9 +127,11 @@ KernelExecutor::Update KernelExecutor::Optimize(double learning_rate, int64_t up
             .epsilon = spec_.adam_epsilon,
             .weight_decay = spec_.weight_decay,
             .step = update};
-  apply_ = std::isfinite(loss);
+  micro_batches_ = count;
+  update_ = {};
   spec::OptimizerStep(*this);
-  return {std::sqrt(sum_squares_), apply_};
+  update_.applied = apply_;
+  return update_;
 }
 
 void KernelExecutor::RefreshCompute() {
@@ -86,8 +145,22 @@ void KernelExecutor::Stage(const MicroBatch& batch) {
   CHECK(batch.tokens() > 0 && batch.tokens() <= room);
   CHECK(static_cast<int64_t>(batch.starts.size()) <= room + 1);
   batch_ = &batch;
+  std::byte* set = nullptr;  // a device copies from there while the host goes on
+  if (staging_ != nullptr) {
+    if (staged_ == kStagingSets) {
+      backend_.Synchronize();
+      staged_ = 0;
+    }
+    set = staging_ + staged_++ * StagingBytes(spec_);
+  }
   const auto copy = [&](Slot slot, const std::vector<int32_t>& values) {
-    std::memcpy(At({slot}), values.data(), values.size() * sizeof(int32_t));
+    const size_t bytes = values.size() * sizeof(int32_t);
+    const void* from = values.data();
+    if (set != nullptr) {
+      from = std::memcpy(set, from, bytes);
+      set += bytes;
+    }
+    backend_.CopyIn(Lane::kCompute, At({slot}), from, static_cast<int64_t>(bytes));
   };
   copy(Slot::kIds, batch.ids);
   copy(Slot::kLabels, batch.labels);
@@ -220,18 +293,33 @@ void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor
 }
 
 void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
-  table_.cross_entropy(NextOp(), &loss_sum_, dh, h, base_.head,
+  auto* loss = reinterpret_cast<double*>(LossSlot(micro_batch_));
+  backend_.Fill(loss, 0, sizeof *loss);
+  table_.cross_entropy(NextOp(), loss, dh, h, base_.head,
                        reinterpret_cast<const int32_t*>(At({Slot::kLabels})), batch_->tokens(),
                        model_.hidden_size, model_.vocab_size, gradient_scale_);
 }
 
 void KernelExecutor::SumSquares() {
-  table_.sum_squares(NextOp(), &sum_squares_, persistent_ + plan_.persistent.gradient,
-                     plan_.adapters.elements);
-  apply_ = apply_ && std::isfinite(sum_squares_);
-  const double norm = std::sqrt(sum_squares_);
+  table_.sum_squares(NextOp(), reinterpret_cast<double*>(LossSlot(loss_slots())),
+                     persistent_ + plan_.persistent.gradient, plan_.adapters.elements);
+  // The one time in a step that the host waits.
+  backend_.CopyOut(Lane::kCompute, scalars_, LossSlot(0), 8 * (loss_slots() + 1));
+  apply_ = backend_.Synchronize();
+  staged_ = 0;
+  for (int64_t i = 0; i < micro_batches_; ++i) update_.loss_sum += scalars_[i];
+  const double sum_squares = scalars_[loss_slots()];
+  const double scale = loss_scale_.scale;
+  const double norm = std::sqrt(sum_squares) / scale;
+  update_.grad_norm = norm;
+  apply_ = apply_ && std::isfinite(update_.loss_sum) && std::isfinite(sum_squares);
+  adamw_.gradient_scale = 1 / scale;
   if (spec_.max_grad_norm > 0 && norm > spec_.max_grad_norm) {
-    adamw_.gradient_scale = spec_.max_grad_norm / (norm + 1e-6);  // torch's clip_grad_norm_
+    adamw_.gradient_scale = spec_.max_grad_norm / (norm + 1e-6) / scale;  // torch's clip_grad_norm_
+  }
+  if (table_.act == kernels::DType::kF16) {
+    update_.overflow = !apply_ && scale > 1;
+    loss_scale_.Update(apply_);
   }
 }
 
@@ -272,12 +360,11 @@ void InitMasters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, T*
 }  // namespace
 
 void InitAdapters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, kernels::DType real,
-                  std::byte* persistent) {
-  std::byte* master = persistent + plan.persistent.master;
+                  void* master) {
   if (real == kernels::DType::kF64) {
-    InitMasters(plan, spec, reinterpret_cast<double*>(master));
+    InitMasters(plan, spec, static_cast<double*>(master));
   } else {
-    InitMasters(plan, spec, reinterpret_cast<float*>(master));
+    InitMasters(plan, spec, static_cast<float*>(master));
   }
 }
 

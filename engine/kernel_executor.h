@@ -1,20 +1,27 @@
 // Runs the written-out step (engine/spec/step.h) on a KernelTable, at the offsets of a compiled
 // plan.
 //
-// Nothing is allocated here: every tensor and every operation's workspace is an address in one of
-// the two regions. The executor counts operations just as the plan did, so the two cannot get out
-// of step unnoticed. One thread drives it; it may be made before the regions are mapped, but not
-// run.
+// Nothing is allocated in a step: every tensor and every operation's workspace is an address in one of
+// the two regions, which are the backend's memory; the host side is a few numbers and, for a device,
+// staging buffers of the planned size. The executor counts operations just as the plan did, so the two
+// cannot get out of step unnoticed.
+//
+// A device runs behind the host: Queue returns before the work is done. Losses and the norm of the
+// gradients wait in the device's memory and are read together, once a step (Optimize).
+//
+// With a table whose activations are fp16 the loss is scaled (loss_scale.h). One thread drives it; it may
+// be made before the regions are mapped, but not run.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "engine/base_view.h"
+#include "engine/loss_scale.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/step.h"
+#include "kernels/backend.h"
 #include "kernels/kernel_table.h"
 
 namespace nibble::engine {
@@ -34,27 +41,40 @@ class KernelExecutor {
  public:
   using Tensor = std::byte*;
 
-  // All must outlive the executor. `step` may move (see set_step_region); `persistent` may not.
-  KernelExecutor(const kernels::KernelTable& table, kernels::Context& context, const BaseView& base,
+  // All must outlive the executor. `table` is the backend's, or for a host backend another one of the
+  // same types. `step` may move (see set_step_region); `persistent` may not.
+  KernelExecutor(kernels::Backend& backend, const kernels::KernelTable& table, const BaseView& base,
                  const spec::ModelConfig& model, const spec::TrainSpec& spec,
                  const spec::CompiledPlan& plan, std::byte* persistent);
+  ~KernelExecutor();
+  KernelExecutor(const KernelExecutor&) = delete;
+  KernelExecutor& operator=(const KernelExecutor&) = delete;
 
   void set_step_region(std::byte* step) { step_ = step; }
+  const LossScale& loss_scale() const { return loss_scale_; }
+  void set_loss_scale(const LossScale& scale) { loss_scale_ = scale; }
 
-  // Forward and backward of one micro-batch. Gradients are scaled by gradient_scale and added.
-  // Returns the sum of the target tokens' losses. `step` (from 1) and `micro_batch` key the
-  // dropout.
-  double Train(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
-  // Loss only, without dropout.
-  double Evaluate(const MicroBatch& batch);
+  // Before the first micro-batch of a step: gradients become zero.
   void ZeroGradients();
-  // The global norm is clipped to spec.max_grad_norm and the parameters are updated, unless the
-  // norm or `loss` is not finite. `update` counts updates from 1. Returns the norm before clipping.
+  // Forward and backward of one micro-batch, queued. Gradients are scaled by gradient_scale and added.
+  // `step` (from 1) and `micro_batch` (from 0, below the accumulation steps) key the dropout.
+  void Queue(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
+  // Loss only, without dropout; `slot` from 0, below the accumulation steps.
+  void QueueEvaluation(const MicroBatch& batch, int64_t slot);
+  // Waits, and returns the sum of the losses of the first `count` micro-batches queued, in order.
+  double Losses(int64_t count);
+  // Queue and Losses of one micro-batch.
+  double Train(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
+  double Evaluate(const MicroBatch& batch);
+  // After the `count` micro-batches of a step. The global norm is clipped to spec.max_grad_norm and the
+  // parameters are updated, unless the norm or the loss is not finite. `update` counts updates from 1.
   struct Update {
-    double grad_norm = 0;
+    double loss_sum = 0;   // of all target tokens
+    double grad_norm = 0;  // before clipping
     bool applied = false;
+    bool overflow = false;  // fp16: not applied, the scaled gradients overflowed; the scale is less now
   };
-  Update Optimize(double learning_rate, int64_t update, double loss);
+  Update Optimize(double learning_rate, int64_t update, int64_t count);
   // Compute copies from the masters.
   void RefreshCompute();
 
@@ -95,6 +115,11 @@ class KernelExecutor {
     return offset < 0 ? nullptr : step_ + offset;
   }
   void Stage(const MicroBatch& batch);
+  std::byte* LossSlot(int64_t micro_batch) const {
+    return persistent_ + plan_.persistent.scalars + 8 * micro_batch;
+  }
+  // The place of the sum of squares is behind the losses.
+  int64_t loss_slots() const { return spec_.gradient_accumulation_steps; }
   // The context, with the workspace planned for the next operation.
   kernels::Context* NextOp();
   NormArgs NormOf(spec::Norm norm, int32_t layer) const;
@@ -102,6 +127,7 @@ class KernelExecutor {
   kernels::LinearArgs LinearOf(Tensor u, int32_t layer, spec::Module module,
                                kernels::LoraArgs& lora) const;
 
+  kernels::Backend& backend_;
   const kernels::KernelTable& table_;
   kernels::Context& context_;
   const BaseView& base_;
@@ -112,21 +138,32 @@ class KernelExecutor {
   std::byte* step_ = nullptr;
   std::vector<const spec::AdapterMatrix*> adapter_of_;  // by layer * 7 + module; null = none
 
+  // Read back once a step; pinned on a device. [loss_slots + 1]
+  double* scalars_ = nullptr;
+  // Of a device: staged batches on their way, kStagingSets one behind the other.
+  std::byte* staging_ = nullptr;
+  int64_t staged_ = 0;  // sets handed out since the last wait
+  LossScale loss_scale_;
+
   // Of the micro-batch or update under way.
   const MicroBatch* batch_ = nullptr;
   size_t op_ = 0;
   bool training_ = false;
   double gradient_scale_ = 1;
-  double loss_sum_ = 0;
+  int64_t micro_batch_ = 0;
+  int64_t micro_batches_ = 0;  // of the step that is being updated
   uint64_t dropout_stream_ = 0;
-  double sum_squares_ = 0;
+  Update update_;
   kernels::AdamWArgs adamw_;
   bool apply_ = false;
 };
 
+// Pinned bytes an executor takes on a device (none on the host).
+int64_t ExecutorPinnedBytes(const spec::TrainSpec& spec);
+
 // Fresh masters: A uniform in +-1/sqrt(in), B zero, as PEFT begins; keyed by the seed, layer and
-// module.
+// module. `master` is host memory, real [elements].
 void InitAdapters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, kernels::DType real,
-                  std::byte* persistent);
+                  void* master);
 
 }  // namespace nibble::engine

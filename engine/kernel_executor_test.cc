@@ -195,8 +195,8 @@ TEST(Plan, IsKeptToTheByte) {
       std::memset(rig.step().data(), 0x5A, static_cast<size_t>(plan.step_bytes));
       const MicroBatch batch = RandomBatch({16, 16}, model.config().vocab_size, 8);
       rig.executor().ZeroGradients();
-      const double loss = rig.executor().Train(batch, 1, 1, 0);
-      rig.executor().Optimize(1e-3, 1, loss);
+      rig.executor().Queue(batch, 1, 1, 0);
+      rig.executor().Optimize(1e-3, 1, 1);
       rig.executor().Evaluate(batch);
       int64_t touched = 0;
       for (size_t i = 0; i < covered.size(); ++i) {
@@ -232,25 +232,27 @@ TEST(Optimize, ClipsSkipsAndSteps) {
   const MicroBatch batch = RandomBatch({16, 12}, model.config().vocab_size, 8);
   rig.executor().ZeroGradients();
   const double loss = rig.executor().Train(batch, 1, 1, 0);
-  const std::vector<double> before = rig.Read(rig.plan().persistent.master);
-
-  EXPECT_FALSE(rig.executor().Optimize(1e-2, 1, std::nan("")).applied);
-  EXPECT_EQ(rig.Read(rig.plan().persistent.master), before);
-
   const std::vector<double> g = rig.Read(rig.plan().persistent.gradient);
   double norm = 0;
   for (const double x : g) norm += x * x;
   norm = std::sqrt(norm);
-  const auto update = rig.executor().Optimize(1e-2, 1, loss);
+  const auto update = rig.executor().Optimize(1e-2, 1, 1);
   EXPECT_TRUE(update.applied);
+  EXPECT_EQ(update.loss_sum, loss);
   EXPECT_NEAR(update.grad_norm, norm, 1e-6 * norm);
   const std::vector<double> m = rig.Read(rig.plan().persistent.moment1);
   for (size_t i = 0; i < g.size(); ++i) EXPECT_NEAR(m[i], 0.1 * g[i] * 1e-3 / norm, 1e-9);
 
+  // A gradient or a loss that is no number changes nothing.
+  const std::vector<double> before = rig.Read(rig.plan().persistent.master);
   auto* gradient =
       reinterpret_cast<float*>(rig.persistent().data() + rig.plan().persistent.gradient);
   gradient[5] = INFINITY;
-  EXPECT_FALSE(rig.executor().Optimize(1e-2, 2, loss).applied);
+  EXPECT_FALSE(rig.executor().Optimize(1e-2, 2, 1).applied);
+  gradient[5] = 0;
+  *reinterpret_cast<double*>(rig.persistent().data() + rig.plan().persistent.scalars) = std::nan("");
+  EXPECT_FALSE(rig.executor().Optimize(1e-2, 2, 1).applied);
+  EXPECT_EQ(rig.Read(rig.plan().persistent.master), before);
 }
 
 TEST(InitAdapters, IsPeftsDistribution) {

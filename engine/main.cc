@@ -87,8 +87,9 @@ absl::Status ServeCommand(const Arguments& arguments) {
 absl::Status ProfileCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, {"device", "threads"}));
   ASSIGN_OR_RETURN(const int64_t threads, flags.Integer("threads", 0));
-  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(flags.Text("device", "cpu")));
-  const spec::DeviceProfile profile = MeasureProfile(*table, static_cast<int>(threads));
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
+                   OpenBackend(flags.Text("device", "cpu"), static_cast<int>(threads)));
+  const spec::DeviceProfile profile = MeasureProfile(*backend);
   std::printf("%s\n", spec::DeviceProfileToJson(profile).c_str());
   return absl::OkStatus();
 }

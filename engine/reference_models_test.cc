@@ -48,14 +48,18 @@ TEST_P(ReferenceModel, AgreesWithTheIndependentForwardPass) {
   options.base.cache_dir = cache.path();
   options.base.quant = spec::QuantKind::kBF16;
   options.base.exact = std::string(c.device) == "ref";
-  const auto opened = Device::Open(options, MeasureProfile(**FindTable(c.device), 1));
+  const auto backend = OpenBackend(c.device, 1);
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  const auto opened = Device::Open(options, **backend, MeasureProfile(**backend));
   ASSERT_TRUE(opened.ok()) << opened.status();
   Device& device = **opened;
   const auto text = ReadFile(JoinPath(options.base.model_dir, "expected.json"));
   ASSERT_TRUE(text.ok());
   const json expected = json::parse(*text);
   const int64_t vocab = device.model().vocab_size;
-  Decoder decoder(device, nullptr, device.model().max_positions, device.model().max_positions);
+  const auto made =
+      *Decoder::Make(device, nullptr, device.model().max_positions, device.model().max_positions);
+  Decoder& decoder = *made;
 
   const std::vector<int32_t> ids = expected["logits"]["ids"];
   const std::vector<double> wanted = expected["logits"]["last_position_logits"];

@@ -27,12 +27,17 @@ int64_t RoundUpToPage(int64_t bytes) {
 }  // namespace
 
 Region::~Region() {
-  if (data_ != nullptr) munmap(data_, static_cast<size_t>(capacity_bytes_ + PageBytes()));
+  if (backend_ != nullptr) {
+    Unmap();
+  } else if (data_ != nullptr) {
+    munmap(data_, static_cast<size_t>(capacity_bytes_ + PageBytes()));
+  }
 }
 
 Region::Region(Region&& other) noexcept { *this = std::move(other); }
 
 Region& Region::operator=(Region&& other) noexcept {
+  std::swap(backend_, other.backend_);
   std::swap(data_, other.data_);
   std::swap(capacity_bytes_, other.capacity_bytes_);
   std::swap(mapped_bytes_, other.mapped_bytes_);
@@ -53,9 +58,34 @@ absl::StatusOr<Region> Region::Reserve(int64_t capacity_bytes) {
   return region;
 }
 
+absl::StatusOr<Region> Region::On(kernels::Backend& backend, int64_t capacity_bytes) {
+  if (backend.is_host()) return Reserve(capacity_bytes);
+  Region region;
+  region.backend_ = &backend;
+  region.capacity_bytes_ = capacity_bytes;
+  return region;
+}
+
+absl::Status Region::MapOnDevice(int64_t bytes) {
+  if (bytes == 0) return absl::OkStatus();
+  void* address = backend_->Allocate(bytes);
+  if (address == nullptr) {
+    const char* why = backend_->error();
+    return Error(Reason::kOutOfMemory,
+                 absl::StrCat("the device has no ", bytes, " bytes left, ", backend_->free_bytes(),
+                              " are free", why == nullptr ? "" : absl::StrCat(": ", why),
+                              "; is another process using it?"));
+  }
+  data_ = static_cast<std::byte*>(address);
+  mapped_bytes_ = bytes;
+  backend_->Fill(data_, 0, bytes);
+  return absl::OkStatus();
+}
+
 absl::Status Region::Map(int64_t bytes) {
   CHECK(bytes >= 0 && bytes <= capacity_bytes_);
   Unmap();
+  if (backend_ != nullptr) return MapOnDevice(bytes);
   const int64_t size = RoundUpToPage(bytes);
   if (size == 0) return absl::OkStatus();
   void* address = mmap(data_, static_cast<size_t>(size), PROT_READ | PROT_WRITE,
@@ -70,12 +100,19 @@ absl::Status Region::Map(int64_t bytes) {
 
 void Region::Unmap() {
   if (mapped_bytes_ == 0) return;
+  if (backend_ != nullptr) {
+    backend_->Release(data_);
+    data_ = nullptr;
+    mapped_bytes_ = 0;
+    return;
+  }
   CHECK(mmap(data_, static_cast<size_t>(mapped_bytes_), PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == data_);
   mapped_bytes_ = 0;
 }
 
 int64_t Region::TouchedBytes(int64_t limit) const {
+  if (backend_ != nullptr) return std::min(limit, mapped_bytes_);
   std::array<unsigned char, 4096> resident;  // one byte a page; no allocation inside a turn
   const int64_t window = static_cast<int64_t>(resident.size()) * PageBytes();
   const int64_t end = std::min(RoundUpToPage(limit), mapped_bytes_);

@@ -93,9 +93,9 @@ class Server {
       : options_(options), lines_(lines), out_(out), clock_(RealClock::Get()) {}
 
   absl::Status Run() {
-    ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options_.device.device));
-    const spec::DeviceProfile profile = MeasureProfile(*table, options_.device.threads);
-    out_.Push(HelloLine(profile, NumericsId(*table)));
+    ASSIGN_OR_RETURN(backend_, OpenBackend(options_.device.device, options_.device.threads));
+    const spec::DeviceProfile profile = MeasureProfile(*backend_);
+    out_.Push(HelloLine(profile, NumericsId(backend_->table())));
     while (!stopping_) {
       const std::string next = turns_.Next();
       for (const std::string& line : lines_.Take(64, next.empty() ? kIdleUs : 0)) {
@@ -105,7 +105,7 @@ class Server {
       if (!stopping_) TakeTurn();
     }
     out_.Flush();
-    return absl::OkStatus();
+    return FaultStatus(*backend_);
   }
 
  private:
@@ -145,7 +145,7 @@ class Server {
   absl::Status OpenDevice(const spec::DeviceProfile& profile) {
     if (device_ != nullptr) return absl::OkStatus();
     const int64_t begin_us = clock_.NowMonotonicUs();
-    ASSIGN_OR_RETURN(device_, Device::Open(options_.device, profile));
+    ASSIGN_OR_RETURN(device_, Device::Open(options_.device, *backend_, profile));
     const double seconds = static_cast<double>(clock_.NowMonotonicUs() - begin_us) * 1e-6;
     LogInfo("base.mapped", {{"digest", device_->base().digest()},
                             {"bytes", device_->base().bytes()},
@@ -169,6 +169,7 @@ class Server {
     const absl::Status fitted = FitStep();
     if (!fitted.ok()) {
       jobs_.erase(attempt);
+      FitStep().IgnoreError();  // as it was; a neighbour that cannot run will say so in its turn
       return fitted;
     }
     turns_.Add(attempt);
@@ -214,6 +215,9 @@ class Server {
 
   void Fail(const std::string& attempt, const absl::Status& status) {
     LogError("job.failed", {{"attempt", attempt}, {"error", std::string(status.message())}});
+    // A device that failed stays failed: the process ends, and with it the neighbours' turns here. They
+    // are not named, so nothing is held against them.
+    if (backend_->fault() == kernels::Fault::kDevice) stopping_ = true;
     Remove(attempt);
     out_.Push(FailedLine(attempt, status));
   }
@@ -287,6 +291,11 @@ class Server {
   // What the process holds, less what only the neighbours need.
   int64_t UsedBytes(const std::string& attempt) const {
     int64_t bytes = ResidentBytes();
+    if (!backend_->is_host()) {
+      const Job& job = *jobs_.at(attempt).job;
+      return backend_->fixed_bytes() + device_->base().bytes() + job.PersistentTouchedBytes() +
+             job.plan().step_bytes;
+    }
     for (const auto& [other, attached] : jobs_) {
       if (other != attempt) bytes -= attached.job->PersistentTouchedBytes();
     }
@@ -299,6 +308,7 @@ class Server {
   Mailbox<std::string>& lines_;
   OutputRing& out_;
   const Clock& clock_;
+  std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Device> device_;
   std::map<std::string, Attached> jobs_;
   TurnQueue turns_;

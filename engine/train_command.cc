@@ -68,9 +68,10 @@ absl::Status TrainCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const int64_t stop_after, flags.Integer("stop-after", -1));
   options.base.quant = input.spec.quant;
   options.base.double_quant = input.spec.double_quant;
-  ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(options.device));
-  const spec::DeviceProfile profile = MeasureProfile(*table, options.threads);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, Device::Open(options, profile));
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
+                   OpenBackend(options.device, options.threads));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
+                   Device::Open(options, *backend, MeasureProfile(*backend)));
   ASSIGN_OR_RETURN(const std::unique_ptr<Job> job,
                    Job::Open(*device, std::move(input), RealClock::Get()));
   std::printf("%s%s", DataReportToText(job->report()).c_str(),

@@ -10,26 +10,30 @@ nibble_library(nibble_engine_train
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
 
-nibble_binary(nibble-engine SRCS main.cc DEPS nibble_engine_train)
+# What --device cuda is; see kernels/backend.h. Tests run the emulation of it.
+if(NOT TARGET nibble_kernels_cuda)
+  add_library(nibble_kernels_cuda ALIAS nibble_kernels_cuda_none)
+endif()
+nibble_binary(nibble-engine SRCS main.cc DEPS nibble_engine_train nibble_kernels_cuda)
 nibble_test(trainer_parts_test
   SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
-  DEPS nibble_engine_train nlohmann_json::nlohmann_json)
+  DEPS nibble_engine_train nibble_kernels_cuda_emulated nlohmann_json::nlohmann_json)
 nibble_library(nibble_engine_files_testing SRCS testing/tiny_directory.cc
                DEPS nibble_engine_io nibble_kernels)
 target_link_libraries(nibble_engine_files_testing PRIVATE nlohmann_json::nlohmann_json)
-nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_engine_files_testing)
+nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
 nibble_test(serve_test SRCS serve_test.cc
-            DEPS nibble_engine_train nibble_engine_files_testing nlohmann_json::nlohmann_json)
+            DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing nlohmann_json::nlohmann_json)
 nibble_test(decoder_test SRCS decoder_test.cc
-            DEPS nibble_engine_train nibble_engine_files_testing)
+            DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
 nibble_test(allocation_test SRCS allocation_test.cc
-            DEPS nibble_engine_train nibble_engine_files_testing)
+            DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
 
 nibble_library(nibble_engine_testing SRCS testing/tiny_model.cc DEPS nibble_engine_step)
 
 nibble_test(step_test
   SRCS kernel_executor_test.cc region_test.cc workspace_test.cc
-  DEPS nibble_engine_step nibble_engine_testing)
+  DEPS nibble_engine_step nibble_kernels_cuda_emulated nibble_engine_testing)
 
 nibble_test(reference_models_test SRCS reference_models_test.cc
-            DEPS nibble_engine_train nlohmann_json::nlohmann_json)
+            DEPS nibble_engine_train nibble_kernels_cuda_emulated nlohmann_json::nlohmann_json)

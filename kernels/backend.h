@@ -8,8 +8,9 @@
 // copy lanes run beside it; Wait orders one behind another. What was queued is done for certain after
 // Synchronize, and only then may the host look at what a copy out brought or reuse what a copy in read.
 //
-// Errors. A device that fails stays failed: calls after that do nothing, and fault() and error() say
-// why. Synchronize returns false once it has happened. Nothing throws.
+// Errors. A device that fails stays failed: calls after that do nothing, fault() is kDevice and error()
+// says why, also when an op found it (Context::error). Synchronize returns false once it has happened. An
+// Allocate that finds no memory returns null and leaves the device as it was. Nothing throws.
 //
 // Threads. One thread drives a backend.
 #pragma once
@@ -37,7 +38,7 @@ struct DeviceInfo {
 
 enum class Fault : uint8_t {
   kNone,
-  kOutOfMemory,   // an allocation the plan had room for: somebody else took the memory
+  kOutOfMemory,   // the last Allocate found too little; the plan had room, so somebody else took it
   kDevice,        // sticky: this process can do nothing more with the device
 };
 
@@ -73,7 +74,7 @@ class Backend {
   // Waits for all lanes. False when the device has failed.
   virtual bool Synchronize() = 0;
 
-  // The first failure; text null = none. Static storage or the backend's.
+  // Null = none. Static storage or the backend's.
   virtual Fault fault() const = 0;
   virtual const char* error() const = 0;
 

@@ -167,6 +167,8 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
   plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * real);
   plan.persistent.rope = place("rope", Category::kActivations,
                                int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
+  plan.persistent.scalars = place("scalars", Category::kWorkspace,
+                                  8 * (int64_t{spec.gradient_accumulation_steps} + 1));
   plan.memory.persistent_bytes = RoundUp(next, kPage);
 }
 

@@ -21,6 +21,8 @@ struct PersistentLayout {
   int64_t moment1 = 0;   // real [elements]
   int64_t moment2 = 0;
   int64_t rope = 0;  // f32 [sequence_len, head_dim / 2, 2]
+  // f64 [gradient_accumulation_steps + 1]: a loss per micro-batch, the sum of squares of the gradients
+  int64_t scalars = 0;
 };
 
 struct CompiledPlan {

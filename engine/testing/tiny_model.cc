@@ -82,47 +82,100 @@ MicroBatch RandomBatch(const std::vector<int>& documents, int64_t vocab, uint64_
 
 StepRig::StepRig(const kernels::KernelTable& table, const TinyModel& model,
                  const spec::TrainSpec& spec, int threads, int64_t red_zone_bytes)
-    : table_(table), config_(model.config()), pool_(threads) {
+    : StepRig(kernels::MakeHostBackend(table, threads), model, spec, threads, red_zone_bytes) {}
+
+StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& model,
+                 const spec::TrainSpec& spec, int threads, int64_t red_zone_bytes)
+    : backend_(std::move(backend)), table_(backend_->table()), config_(model.config()) {
   auto resolved = spec::ResolveTrainSpec(spec, config_);
   CHECK_OK(resolved.status());
   spec_ = *resolved;
   spec::DeviceProfile profile;
+  if (!backend_->is_host()) profile.backend = table_.name;
   profile.threads = threads;
-  profile.act_bytes = static_cast<int32_t>(kernels::DTypeBytes(table.act));
+  profile.act_bytes = static_cast<int32_t>(kernels::DTypeBytes(table_.act));
   auto plan = spec::CompileForEngine(config_, spec_, profile, {.red_zone_bytes = red_zone_bytes});
   CHECK_OK(plan.status());
   plan_ = *std::move(plan);
-  persistent_ = *Region::Reserve(plan_.memory.persistent_bytes);
-  step_ = *Region::Reserve(plan_.memory.step_bytes);
+  persistent_ = *Region::On(*backend_, plan_.memory.persistent_bytes);
+  step_ = *Region::On(*backend_, plan_.memory.step_bytes);
   CHECK_OK(persistent_.Map(plan_.memory.persistent_bytes));
   CHECK_OK(step_.Map(plan_.memory.step_bytes));
   const std::vector<float> rope = spec::RopeTable(config_, spec_.sequence_len);
-  std::memcpy(persistent_.data() + plan_.persistent.rope, rope.data(), rope.size() * sizeof(float));
-  context_.pool = &pool_;
-  executor_ = std::make_unique<KernelExecutor>(table_, context_, model.view(), config_, spec_,
-                                               plan_, persistent_.data());
+  backend_->CopyIn(kernels::Lane::kCompute, persistent_.data() + plan_.persistent.rope, rope.data(),
+                   static_cast<int64_t>(rope.size() * sizeof(float)));
+  view_ = PlaceModel(model);
+  executor_ = std::make_unique<KernelExecutor>(*backend_, table_, view_, config_, spec_, plan_,
+                                               persistent_.data());
   executor_->set_step_region(step_.data());
-  InitAdapters(plan_, spec_, table_.real, persistent_.data());
+  std::vector<std::byte> master(static_cast<size_t>(RealBytes()));
+  InitAdapters(plan_, spec_, table_.real, master.data());
+  backend_->CopyIn(kernels::Lane::kCompute, persistent_.data() + plan_.persistent.master,
+                   master.data(), RealBytes());
   executor_->RefreshCompute();
+}
+
+StepRig::~StepRig() {
+  executor_.reset();
+  for (void* array : arrays_) backend_->Release(array);
+}
+
+BaseView StepRig::PlaceModel(const TinyModel& model) {
+  BaseView view = model.view();
+  if (backend_->is_host()) return view;
+  const auto move = [&](const void*& data, int64_t count) {
+    if (data == nullptr) return;
+    void* array = backend_->Allocate(count * 4);
+    CHECK(array != nullptr);
+    backend_->CopyIn(kernels::Lane::kCompute, array, data, count * 4);
+    arrays_.push_back(array);
+    data = array;
+  };
+  for (BaseView::Layer& layer : view.layers) {
+    for (int m = 0; m < spec::kModuleCount; ++m) {
+      move(layer.linear[m].data, layer.linear[m].n * layer.linear[m].k);
+      move(layer.bias[m].data, layer.linear[m].n);
+    }
+    move(layer.input_norm.data, config_.hidden_size);
+    move(layer.post_norm.data, config_.hidden_size);
+    move(layer.q_norm.data, config_.head_dim);
+    move(layer.k_norm.data, config_.head_dim);
+  }
+  move(view.final_norm.data, config_.hidden_size);
+  move(view.embedding.data, config_.vocab_size * config_.hidden_size);
+  move(view.head.data, config_.vocab_size * config_.hidden_size);
+  return view;
 }
 
 std::vector<double> StepRig::Read(int64_t offset) const {
   std::vector<double> values(static_cast<size_t>(plan_.adapters.elements));
   const std::byte* from = persistent_.data() + offset;
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = table_.real == kernels::DType::kF64 ? reinterpret_cast<const double*>(from)[i]
-                                                    : reinterpret_cast<const float*>(from)[i];
+  if (table_.real == kernels::DType::kF64) {
+    backend_->CopyOut(kernels::Lane::kCompute, values.data(), from, RealBytes());
+    CHECK(backend_->Synchronize());
+    return values;
   }
-  return values;
+  std::vector<float> real(values.size());
+  backend_->CopyOut(kernels::Lane::kCompute, real.data(), from, RealBytes());
+  CHECK(backend_->Synchronize());
+  return {real.begin(), real.end()};
+}
+
+void StepRig::Write(int64_t offset, const std::vector<double>& values) {
+  std::byte* const to = persistent_.data() + offset;
+  if (table_.real == kernels::DType::kF64) {
+    return backend_->CopyIn(kernels::Lane::kCompute, to, values.data(), RealBytes());
+  }
+  const std::vector<float> real(values.begin(), values.end());
+  backend_->CopyIn(kernels::Lane::kCompute, to, real.data(), RealBytes());
 }
 
 void StepRig::WriteMaster(int64_t element, double value) {
-  std::byte* master = persistent_.data() + plan_.persistent.master;
-  if (table_.real == kernels::DType::kF64) {
-    reinterpret_cast<double*>(master)[element] = value;
-  } else {
-    reinterpret_cast<float*>(master)[element] = static_cast<float>(value);
-  }
+  const int64_t bytes = kernels::DTypeBytes(table_.real);
+  const auto single = static_cast<float>(value);
+  const void* from = table_.real == kernels::DType::kF64 ? static_cast<const void*>(&value) : &single;
+  backend_->CopyIn(kernels::Lane::kCompute,
+                   persistent_.data() + plan_.persistent.master + element * bytes, from, bytes);
 }
 
 double StepRig::ReadMaster(int64_t element) const {

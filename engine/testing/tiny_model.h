@@ -4,13 +4,14 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <vector>
 
 #include "engine/base_view.h"
 #include "engine/kernel_executor.h"
 #include "engine/region.h"
 #include "engine/spec/compile_plan.h"
-#include "kernels/parallel.h"
+#include "kernels/backend.h"
 
 namespace nibble::engine::testing {
 
@@ -47,7 +48,12 @@ class StepRig {
  public:
   StepRig(const kernels::KernelTable& table, const TinyModel& model, const spec::TrainSpec& spec,
           int threads = 1, int64_t red_zone_bytes = 0);
+  // On any backend; the model's arrays are copied there.
+  StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& model,
+          const spec::TrainSpec& spec, int threads = 1, int64_t red_zone_bytes = 0);
+  ~StepRig();
 
+  kernels::Backend& backend() { return *backend_; }
   KernelExecutor& executor() { return *executor_; }
   const spec::CompiledPlan& plan() const { return plan_; }
   const spec::TrainSpec& spec() const { return spec_; }
@@ -55,19 +61,26 @@ class StepRig {
   Region& step() { return step_; }
   // A flat array of the persistent region, `elements` long, widened to double.
   std::vector<double> Read(int64_t offset) const;
+  // The same written back.
+  void Write(int64_t offset, const std::vector<double>& values);
   void WriteMaster(int64_t element, double value);
   double ReadMaster(int64_t element) const;
   // Random values in B too, so that every gradient is alive; compute copies refreshed.
   void Randomize(uint64_t seed);
 
  private:
+  // The model's arrays where the backend can reach them.
+  BaseView PlaceModel(const TinyModel& model);
+  int64_t RealBytes() const { return plan_.adapters.elements * kernels::DTypeBytes(table_.real); }
+
+  std::unique_ptr<kernels::Backend> backend_;
   const kernels::KernelTable& table_;
   spec::TrainSpec spec_;
   spec::ModelConfig config_;
   spec::CompiledPlan plan_;
   Region persistent_, step_;
-  kernels::ThreadPool pool_;
-  kernels::Context context_;
+  std::vector<void*> arrays_;
+  BaseView view_;
   std::unique_ptr<KernelExecutor> executor_;
 };
 

@@ -121,6 +121,7 @@ class EmulatedBackend final : public Backend {
       fault_ = Fault::kOutOfMemory;
       return nullptr;
     }
+    fault_ = Fault::kNone;
     return memory.Allocate(bytes);
   }
   void Release(void* device) override {
@@ -170,10 +171,10 @@ class EmulatedBackend final : public Backend {
     for (const Lane lane : {Lane::kIn, Lane::kOut}) RunQueue(lane);
     for (const Copy& copy : arrivals_) std::memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
     arrivals_.clear();
-    return !failed;
+    return fault() != Fault::kDevice;
   }
 
-  Fault fault() const override { return failed ? Fault::kDevice : fault_; }
+  Fault fault() const override { return failed || context_.error != nullptr ? Fault::kDevice : fault_; }
   const char* error() const override {
     if (failed) return "emulated failure: the device fell off the bus";
     if (context_.error != nullptr) return context_.error;

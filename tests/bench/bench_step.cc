@@ -146,14 +146,12 @@ absl::Status Run(const Flags& flags) {
   ASSIGN_OR_RETURN(engine::Region step, engine::Region::Reserve(plan.memory.step_bytes));
   RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
   RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
-  kernels::ThreadPool pool(threads);
-  kernels::Context context;
-  context.pool = &pool;
-  engine::KernelExecutor executor(*table, context, view, model, spec, plan, persistent.data());
+  const std::unique_ptr<kernels::Backend> backend = kernels::MakeHostBackend(*table, threads);
+  engine::KernelExecutor executor(*backend, *table, view, model, spec, plan, persistent.data());
   executor.set_step_region(step.data());
   const std::vector<float> rope = spec::RopeTable(model, spec.sequence_len);
   std::memcpy(persistent.data() + plan.persistent.rope, rope.data(), rope.size() * sizeof(float));
-  engine::InitAdapters(plan, spec, table->real, persistent.data());
+  engine::InitAdapters(plan, spec, table->real, persistent.data() + plan.persistent.master);
   executor.RefreshCompute();
 
   std::vector<double> losses, seconds;
@@ -164,8 +162,8 @@ absl::Status Run(const Flags& flags) {
     const int64_t began_us = RealClock::Get().NowMonotonicUs();
     executor.ZeroGradients();
     const double count = static_cast<double>(batch.target_tokens);
-    const double loss = executor.Train(batch, 1.0 / count, i + 1, 0) / count;
-    executor.Optimize(spec.learning_rate, i + 1, loss);
+    executor.Queue(batch, 1.0 / count, i + 1, 0);
+    const double loss = executor.Optimize(spec.learning_rate, i + 1, 1).loss_sum / count;
     seconds.push_back(static_cast<double>(RealClock::Get().NowMonotonicUs() - began_us) * 1e-6);
     losses.push_back(loss);
     tokens = batch.tokens();

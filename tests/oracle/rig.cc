@@ -70,6 +70,7 @@ absl::Status Rig::Build(const RigOptions& options) {
   spec.quant = options.quant;
   spec.sequence_len = options.tokens;
   spec.max_grad_norm = options.max_grad_norm;
+  spec.gradient_accumulation_steps = 256;  // room for that many parts of a step
   ASSIGN_OR_RETURN(spec_, spec::ResolveTrainSpec(spec, model()));
 
   spec::DeviceProfile profile;
@@ -81,12 +82,11 @@ absl::Status Rig::Build(const RigOptions& options) {
   RETURN_IF_ERROR(step_.Map(plan_.memory.step_bytes));
   const std::vector<float> rope = spec::RopeTable(model(), spec_.sequence_len);
   std::memcpy(persistent_.data() + plan_.persistent.rope, rope.data(), rope.size() * sizeof(float));
-  pool_ = std::make_unique<kernels::ThreadPool>(1);
-  context_.pool = pool_.get();
-  executor_ = std::make_unique<engine::KernelExecutor>(*options.table, context_, view_, model(), spec_,
+  backend_ = kernels::MakeHostBackend(*options.table, 1);
+  executor_ = std::make_unique<engine::KernelExecutor>(*backend_, *options.table, view_, model(), spec_,
                                                        plan_, persistent_.data());
   executor_->set_step_region(step_.data());
-  engine::InitAdapters(plan_, spec_, options.table->real, persistent_.data());
+  engine::InitAdapters(plan_, spec_, options.table->real, persistent_.data() + plan_.persistent.master);
   ImportWeights(adapter);
   executor_->RefreshCompute();
   return absl::OkStatus();
@@ -112,7 +112,7 @@ std::vector<float> Rig::Logits(const Documents& documents) {
   CHECK(offset >= 0);
   std::vector<float> logits(static_cast<size_t>(batch.tokens() * model().vocab_size));
   std::vector<std::byte> workspace(32 << 20);
-  kernels::Context context = context_;
+  kernels::Context context = backend_->context();
   context.workspace = workspace.data();
   context.workspace_bytes = static_cast<int64_t>(workspace.size());
   options_.table->logits(&context, logits.data(), step_.data() + offset, view_.head, batch.tokens(),
@@ -142,7 +142,7 @@ Rig::StepRow Rig::Step(const Documents& documents, double learning_rate) {
     sum += executor_->Train(BatchOf(part), scale, steps_done_, micro_batch++);
   }
   row.loss = sum * scale;
-  row.grad_norm = executor_->Optimize(learning_rate, steps_done_, row.loss).grad_norm;
+  row.grad_norm = executor_->Optimize(learning_rate, steps_done_, micro_batch).grad_norm;
   return row;
 }
 

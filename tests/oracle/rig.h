@@ -69,8 +69,7 @@ class Rig {
   spec::TrainSpec spec_;
   spec::CompiledPlan plan_;
   engine::Region persistent_, step_;
-  std::unique_ptr<kernels::ThreadPool> pool_;
-  kernels::Context context_;
+  std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<engine::KernelExecutor> executor_;
   int64_t steps_done_ = 0;
 };
