@@ -7,6 +7,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/partial_file.h"
 #include "base/id.h"
 #include "base/mailbox.h"
 #include "base/random.h"
@@ -104,6 +105,36 @@ TEST(Clock, SimStandsStill) {
   EXPECT_EQ(clock.NowMonotonicUs(), 10);
   clock.AdvanceUs(5);
   EXPECT_EQ(clock.NowUnixUs(), 15);
+}
+
+TEST(PartialFile, GoesOnWhereItWasCutAndTakesOnlyTheRightBytes) {
+  TempDir dir;
+  const std::string path = dir.Join("part"), target = dir.Join("whole");
+  const std::string digest = Sha256Hex("0123456789");
+  {
+    auto file = PartialFile::Open(path, 10);
+    ASSERT_TRUE(file.ok()) << file.status();
+    ASSERT_TRUE(file->Append("0123").ok());
+  }
+  auto file = PartialFile::Open(path, 10);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->offset(), 4);
+  EXPECT_EQ(StatusReason(file->Append("4567890")), Reason::kDigestMismatch);
+  ASSERT_TRUE(file->Append("456789").ok());
+  ASSERT_TRUE(file->IsWhole());
+  ASSERT_TRUE(file->Finish(digest, target, 0444).ok());
+  EXPECT_EQ(*ReadFile(target), "0123456789");
+  EXPECT_FALSE(FileExists(path));
+
+  // Bytes of something else: found out at the end, and gone.
+  ASSERT_TRUE(WriteFileAtomic(path, "abcd").ok());
+  auto other = PartialFile::Open(path, 10);
+  ASSERT_TRUE(other->Append("456789").ok());
+  EXPECT_EQ(StatusReason(other->Finish(digest, target, 0444)), Reason::kDigestMismatch);
+  EXPECT_FALSE(FileExists(path));
+  // Too long to be the beginning of it: dropped at once.
+  ASSERT_TRUE(WriteFileAtomic(path, "0123456789ab").ok());
+  EXPECT_EQ(PartialFile::Open(path, 10)->offset(), 0);
 }
 
 }  // namespace

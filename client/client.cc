@@ -57,6 +57,22 @@ Request Named(const std::string& name) {
   return request;
 }
 
+// Every page of a list, as one answer.
+template <typename Stub, typename Request, typename Response>
+absl::StatusOr<Response> AllPages(const Client& client, Stub& stub,
+                                  grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                               Response*),
+                                  Request request) {
+  Response all;
+  do {
+    ASSIGN_OR_RETURN(const Response page, Call(client, stub, method, request, Repeat::kSafe));
+    request.set_page_token(page.next_page_token());
+    all.MergeFrom(page);
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  return all;
+}
+
 bool TakePrefix(std::string& text, std::string_view prefix) {
   if (text.compare(0, prefix.size(), prefix) != 0) return false;
   text.erase(0, prefix.size());
@@ -232,17 +248,8 @@ absl::StatusOr<v1::Dataset> Client::GetDataset(const std::string& name) {
 }
 
 absl::StatusOr<v1::ListDatasetsResponse> Client::ListDatasets() {
-  v1::ListDatasetsResponse all;
-  v1::ListDatasetsRequest request;
-  do {
-    ASSIGN_OR_RETURN(const v1::ListDatasetsResponse page,
-                     Call(*this, stubs_->datasets, &v1::DatasetService::Stub::ListDatasets, request,
-                          Repeat::kSafe));
-    request.set_page_token(page.next_page_token());
-    all.MergeFrom(page);
-  } while (!request.page_token().empty());
-  all.clear_next_page_token();
-  return all;
+  return AllPages(*this, stubs_->datasets, &v1::DatasetService::Stub::ListDatasets,
+                  v1::ListDatasetsRequest());
 }
 
 absl::Status Client::DeleteDataset(const std::string& name) {
@@ -262,17 +269,8 @@ absl::StatusOr<v1::Model> Client::GetModel(const std::string& name) {
 }
 
 absl::StatusOr<v1::ListModelsResponse> Client::ListModels() {
-  v1::ListModelsResponse all;
-  v1::ListModelsRequest request;
-  do {
-    ASSIGN_OR_RETURN(
-        const v1::ListModelsResponse page,
-        Call(*this, stubs_->models, &v1::ModelService::Stub::ListModels, request, Repeat::kSafe));
-    request.set_page_token(page.next_page_token());
-    all.MergeFrom(page);
-  } while (!request.page_token().empty());
-  all.clear_next_page_token();
-  return all;
+  return AllPages(*this, stubs_->models, &v1::ModelService::Stub::ListModels,
+                  v1::ListModelsRequest());
 }
 
 absl::Status Client::DeleteModel(const std::string& name) {
@@ -287,17 +285,8 @@ absl::StatusOr<v1::Adapter> Client::GetAdapter(const std::string& name) {
 }
 
 absl::StatusOr<v1::ListAdaptersResponse> Client::ListAdapters() {
-  v1::ListAdaptersResponse all;
-  v1::ListAdaptersRequest request;
-  do {
-    ASSIGN_OR_RETURN(const v1::ListAdaptersResponse page,
-                     Call(*this, stubs_->adapters, &v1::AdapterService::Stub::ListAdapters, request,
-                          Repeat::kSafe));
-    request.set_page_token(page.next_page_token());
-    all.MergeFrom(page);
-  } while (!request.page_token().empty());
-  all.clear_next_page_token();
-  return all;
+  return AllPages(*this, stubs_->adapters, &v1::AdapterService::Stub::ListAdapters,
+                  v1::ListAdaptersRequest());
 }
 
 absl::Status Client::DeleteAdapter(const std::string& name) {
@@ -307,17 +296,8 @@ absl::Status Client::DeleteAdapter(const std::string& name) {
 }
 
 absl::StatusOr<v1::ListWorkersResponse> Client::ListWorkers() {
-  v1::ListWorkersResponse all;
-  v1::ListWorkersRequest request;
-  do {
-    ASSIGN_OR_RETURN(
-        const v1::ListWorkersResponse page,
-        Call(*this, stubs_->fleet, &v1::FleetService::Stub::ListWorkers, request, Repeat::kSafe));
-    request.set_page_token(page.next_page_token());
-    all.MergeFrom(page);
-  } while (!request.page_token().empty());
-  all.clear_next_page_token();
-  return all;
+  return AllPages(*this, stubs_->fleet, &v1::FleetService::Stub::ListWorkers,
+                  v1::ListWorkersRequest());
 }
 
 absl::StatusOr<v1::Worker> Client::DrainWorker(const std::string& name) {

@@ -182,6 +182,7 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
     request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset()
                                                             : job.effective_spec().dataset());
     request.set_base_model(job.spec().base_model());
+    *request.mutable_spec() = job.spec();
     const int64_t deadline_us =
         RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
     InstallInterrupt();

@@ -68,8 +68,8 @@ const KeyRule kRules[] = {
     {"logging_steps", "", kInteger, "training.loggingSteps", ""},
     {"eval_steps", "", kInteger, "training.evalSteps", ""},
     {"save_steps", "", kInteger, "training.saveSteps", ""},
-    {"evals_per_epoch", "", kIgnored, "4", "four evaluations an epoch unless eval_steps is set"},
-    {"saves_per_epoch", "", kIgnored, "1", "one checkpoint an epoch unless save_steps is set"},
+    {"evals_per_epoch", "", kNumber, "training.evalsPerEpoch", ""},
+    {"saves_per_epoch", "", kNumber, "training.savesPerEpoch", ""},
     {"save_total_limit", "", kInteger, "training.saveTotalLimit", ""},
     {"seed", "", kInteger, "training.seed", ""},
     // No effect on the result.

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "client/recipe_keys.h"
@@ -97,8 +98,9 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"wandb_project:", "{}"}, Row{"wandb_project: x", "{}", "", Reason::kUnspecified, 1},
         Row{"flash_attention: true", "{}", "", Reason::kUnspecified, 1},
         Row{"bf16: auto\ntf32: false\nstrict: false", "{}"},
-        Row{"evals_per_epoch: 4\nsaves_per_epoch: 1", "{}"},
-        Row{"evals_per_epoch: 1", "{}", "", Reason::kUnspecified, 1},
+        Row{"evals_per_epoch: 2\nsaves_per_epoch: 0",
+            R"({"training": {"evalsPerEpoch": 2.0, "savesPerEpoch": 0.0}})"},
+        Row{"evals_per_epoch: often", "", "must be a number", kInvalid},
         Row{"plugins: [axolotl.integrations.liger.LigerPlugin]", "{}", "", Reason::kUnspecified, 1},
         Row{"special_tokens: {pad_token: x}", "{}", "", Reason::kUnspecified, 1},
         Row{"special_tokens:\n  pad_token:", "{}"}, Row{"resume_from_checkpoint:", "{}"},
@@ -136,6 +138,17 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"lora_r: 8\nlora_r: 9", "", "r.yaml:4:1: the key lora_r stands twice", kInvalid},
         Row{"nibble: {name: My_Job}", "", "nibble.name must be", kInvalid},
         Row{"a: [", "", "not YAML", kInvalid}, Row{"<<: {a: 1}", "", "merge keys", kInvalid}));
+
+TEST(Recipe, NullOnTheCommandLineTakesAKeyBack) {
+  const std::string text = absl::StrCat(kHead, "test_datasets: [{path: /held.jsonl}]\n");
+  EXPECT_EQ(Read(text)->eval_dataset, "/held.jsonl");
+  for (const char* gone : {"test_datasets=null", "test_datasets=", "test_datasets=[]"}) {
+    const auto recipe = Read(text, {gone});
+    ASSERT_TRUE(recipe.ok()) << gone << ": " << recipe.status();
+    EXPECT_EQ(recipe->eval_dataset, "") << gone;
+  }
+  EXPECT_EQ(Read(text, {"test_datasets=/other.jsonl"})->eval_dataset, "/other.jsonl");
+}
 
 TEST(RecipeDataTest, DatasetEntries) {
   const auto spec = [](const std::string& entry) {

@@ -15,6 +15,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/partial_file.h"
 #include "base/random.h"
 #include "base/status.h"
 #include "nibble/v1/adapter.grpc.pb.h"
@@ -106,62 +107,49 @@ absl::StatusOr<v1::UploadStatus> Begin(const Client& client, v1::BlobService::St
   }
 }
 
-// The bytes of a partial download that are already there, hashed.
-absl::StatusOr<int64_t> HashExisting(int fd, int64_t limit, Sha256& hash) {
-  std::string buffer(kChunkBytes, '\0');
-  int64_t offset = 0;
-  while (true) {
-    const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return ErrnoStatus(errno, "read a partial download");
-    if (got == 0) break;
-    hash.Update(buffer.data(), static_cast<size_t>(got));
-    offset += got;
-  }
-  if (offset > limit) {
-    // Not ours, or of another adapter: start over.
-    if (ftruncate(fd, 0) != 0) return ErrnoStatus(errno, "truncate a partial download");
-    hash = Sha256();
-    return 0;
-  }
-  return offset;
-}
-
-absl::Status WriteAt(int fd, std::string_view data, int64_t offset) {
-  while (!data.empty()) {
-    const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return ErrnoStatus(errno, "write a download");
-    data.remove_prefix(static_cast<size_t>(wrote));
-    offset += wrote;
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ReceiveOnce(const Client& client, v1::AdapterService::Stub& stub,
-                         const v1::DownloadAdapterRequest& request, int fd, int64_t size,
-                         Sha256& hash, int64_t& offset, const OnBytes& on_bytes) {
+                         const v1::DownloadAdapterRequest& request, int64_t size, PartialFile& out,
+                         const OnBytes& on_bytes) {
   grpc::ClientContext context;
   client.Prepare(context, 0);
   const auto reader = stub.DownloadAdapter(&context, request);
   v1::DownloadAdapterResponse chunk;
   absl::Status local;
   while (local.ok() && reader->Read(&chunk)) {
-    if (chunk.offset() != offset || offset + static_cast<int64_t>(chunk.data().size()) > size) {
-      local = Error(Reason::kOffsetMismatch, absl::StrCat("the server sent bytes at ",
-                                                          chunk.offset(), ", expected ", offset))
-                  .ToStatus();
+    if (chunk.offset() != out.offset()) {
+      local =
+          Error(Reason::kOffsetMismatch, absl::StrCat("the server sent bytes at ", chunk.offset(),
+                                                      ", expected ", out.offset()))
+              .ToStatus();
     } else {
-      local = WriteAt(fd, chunk.data(), offset);
+      local = out.Append(chunk.data());
     }
-    if (!local.ok()) break;
-    hash.Update(chunk.data());
-    offset += static_cast<int64_t>(chunk.data().size());
-    if (on_bytes) on_bytes(offset, size);
+    if (local.ok() && on_bytes) on_bytes(out.offset(), size);
   }
   if (!local.ok()) context.TryCancel();
   const absl::Status finished = FromGrpc(reader->Finish());
   return local.ok() ? finished : local;
+}
+
+// Until the file is whole, over as many streams as it takes.
+absl::Status Receive(const Client& client, const std::string& adapter, const v1::AdapterFile& file,
+                     PartialFile& out, const OnBytes& on_bytes) {
+  const auto stub = v1::AdapterService::NewStub(client.channel());
+  v1::DownloadAdapterRequest request;
+  request.set_name(adapter);
+  request.set_file(file.name());
+  int fruitless = 0;
+  while (!out.IsWhole()) {
+    const int64_t before = out.offset();
+    request.set_offset(before);
+    const absl::Status got = ReceiveOnce(client, *stub, request, file.size_bytes(), out, on_bytes);
+    if (!got.ok() && !CanResume(got)) return got;
+    fruitless = out.offset() > before ? 0 : fruitless + 1;
+    if (fruitless >= kFruitlessTries)
+      return got.ok() ? absl::DataLossError("the server sends no bytes") : got;
+    if (!out.IsWhole()) Pause(client, fruitless);
+  }
+  return absl::OkStatus();
 }
 
 bool IsPlainName(const std::string& name) {
@@ -218,38 +206,16 @@ absl::Status DownloadAdapterFile(Client& client, const std::string& adapter,
     if (digest.ok() && *digest == file.sha256()) return absl::OkStatus();
   }
   const std::string partial = JoinPath(directory, absl::StrCat(".", file.name(), ".part"));
-  const auto stub = v1::AdapterService::NewStub(client.channel());
   // Twice: a partial file left by something else fails its digest and is then fetched from the
   // start.
+  absl::Status finished;
   for (int round = 0; round < 2; ++round) {
-    File out(partial, O_RDWR | O_CREAT);
-    if (out.get() < 0) return ErrnoStatus(errno, "create " + partial);
-    Sha256 hash;
-    ASSIGN_OR_RETURN(int64_t offset, HashExisting(out.get(), file.size_bytes(), hash));
-    v1::DownloadAdapterRequest request;
-    request.set_name(adapter);
-    request.set_file(file.name());
-    int fruitless = 0;
-    while (offset < file.size_bytes()) {
-      const int64_t before = offset;
-      request.set_offset(offset);
-      const absl::Status got =
-          ReceiveOnce(client, *stub, request, out.get(), file.size_bytes(), hash, offset, on_bytes);
-      if (!got.ok() && !CanResume(got)) return got;
-      fruitless = offset > before ? 0 : fruitless + 1;
-      if (fruitless >= kFruitlessTries)
-        return got.ok() ? absl::DataLossError("the server sends no bytes") : got;
-      if (offset < file.size_bytes()) Pause(client, fruitless);
-    }
-    if (hash.FinishHex() == file.sha256()) {
-      if (fsync(out.get()) != 0) return ErrnoStatus(errno, "fsync " + partial);
-      return Rename(partial, target);
-    }
-    RETURN_IF_ERROR(RemoveFile(partial));
+    ASSIGN_OR_RETURN(PartialFile out, PartialFile::Open(partial, file.size_bytes()));
+    RETURN_IF_ERROR(Receive(client, adapter, file, out, on_bytes));
+    finished = out.Finish(file.sha256(), target, 0644);
+    if (StatusReason(finished) != Reason::kDigestMismatch) break;
   }
-  return Error(Reason::kDigestMismatch,
-               absl::StrCat(target, ": the bytes received are not those of the manifest"))
-      .ToStatus();
+  return finished;
 }
 
 absl::Status DownloadAdapter(Client& client, const v1::Adapter& adapter,

@@ -195,6 +195,8 @@ std::string Recipe(const AdapterExport& adapter) {
   put("logging_steps", s.logging_steps);
   if (s.eval_steps > 0) put("eval_steps", s.eval_steps);
   if (s.save_steps > 0) put("save_steps", s.save_steps);
+  if (s.evals_per_epoch >= 0) put("evals_per_epoch", Plain(s.evals_per_epoch));
+  if (s.saves_per_epoch >= 0) put("saves_per_epoch", Plain(s.saves_per_epoch));
   put("save_total_limit", s.save_total_limit);
   put("seed", s.seed);
   return out;

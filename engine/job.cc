@@ -1,6 +1,7 @@
 #include "engine/job.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -25,6 +26,7 @@ std::string SpecDigest(spec::TrainSpec spec) {
   spec.gradient_checkpointing = defaults.gradient_checkpointing;
   spec.logging_steps = defaults.logging_steps;
   spec.save_steps = defaults.save_steps;
+  spec.saves_per_epoch = defaults.saves_per_epoch;
   spec.save_interval_seconds = defaults.save_interval_seconds;
   spec.save_total_limit = defaults.save_total_limit;
   spec.allow_numerics_change = defaults.allow_numerics_change;
@@ -116,21 +118,28 @@ absl::Status Job::LoadData() {
   }
   data_digest_ = DataDigest(data_);
   schedule_ = std::make_unique<StepSchedule>(LengthsOf(data_.train), spec_);
-  save_interval_ = spec_.save_steps > 0 ? spec_.save_steps : DefaultInterval(1, kDefaultSaves);
+  save_interval_ = Interval(spec_.save_steps, spec_.saves_per_epoch, 1, kDefaultSaves);
   PlanEvaluation();
   return absl::OkStatus();
 }
 
-int64_t Job::DefaultInterval(int64_t times_an_epoch, int64_t times_in_all) const {
-  const int64_t by_epoch = (schedule_->steps_per_epoch() + times_an_epoch - 1) / times_an_epoch;
-  const int64_t by_job = (total_steps() + times_in_all - 1) / times_in_all;
+int64_t Job::Interval(int64_t steps, double per_epoch, int64_t usual_per_epoch,
+                      int64_t usual_in_all) const {
+  if (steps > 0) return steps;
+  const int64_t epoch = schedule_->steps_per_epoch();
+  if (per_epoch == 0) return total_steps();
+  if (per_epoch > 0) {
+    return std::max<int64_t>(
+        1, static_cast<int64_t>(std::ceil(static_cast<double>(epoch) / per_epoch)));
+  }
+  const int64_t by_epoch = (epoch + usual_per_epoch - 1) / usual_per_epoch;
+  const int64_t by_job = (total_steps() + usual_in_all - 1) / usual_in_all;
   return std::max<int64_t>({1, by_epoch, by_job});
 }
 
 void Job::PlanEvaluation() {
   if (data_.eval.empty()) return;
-  eval_interval_ =
-      spec_.eval_steps > 0 ? spec_.eval_steps : DefaultInterval(4, kDefaultEvaluations);
+  eval_interval_ = Interval(spec_.eval_steps, spec_.evals_per_epoch, 4, kDefaultEvaluations);
   const std::vector<int32_t> lengths = LengthsOf(data_.eval);
   std::vector<int32_t> order(lengths.size());
   std::iota(order.begin(), order.end(), 0);

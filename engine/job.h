@@ -101,8 +101,10 @@ class Job {
 
   absl::Status ChooseNumerics();
   absl::Status LoadData();
-  // Steps between what happens this often when the spec does not say.
-  int64_t DefaultInterval(int64_t times_an_epoch, int64_t times_in_all) const;
+  // Steps between what the spec asks for every `steps`, or so many times an epoch, or not at all
+  // (-1): then as usual.
+  int64_t Interval(int64_t steps, double per_epoch, int64_t usual_per_epoch,
+                   int64_t usual_in_all) const;
   void PlanEvaluation();
   absl::Status Resume(const CheckpointArrays& arrays);
   absl::Status ImportMasters(float* master);

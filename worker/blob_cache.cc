@@ -8,53 +8,13 @@
 #include <cerrno>
 
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/partial_file.h"
 #include "base/status.h"
 
 namespace nibble::worker {
 namespace {
-
-constexpr size_t kChunkBytes = size_t{1} << 20;
-
-class File {
- public:
-  File(const std::string& path, int flags) : fd_(open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
-  ~File() {
-    if (fd_ >= 0) close(fd_);
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-absl::StatusOr<int64_t> HashPrefix(int fd, Sha256& hash) {
-  std::string buffer(kChunkBytes, '\0');
-  int64_t offset = 0;
-  while (true) {
-    const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return ErrnoStatus(errno, "read a partial blob");
-    if (got == 0) return offset;
-    hash.Update(buffer.data(), static_cast<size_t>(got));
-    offset += got;
-  }
-}
-
-absl::Status WriteAt(int fd, std::string_view data, int64_t offset) {
-  while (!data.empty()) {
-    const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return ErrnoStatus(errno, "write a blob");
-    data.remove_prefix(static_cast<size_t>(wrote));
-    offset += wrote;
-  }
-  return absl::OkStatus();
-}
 
 // Used now: what the least-recently-used order goes by.
 void Touch(const std::string& path) { utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
@@ -134,41 +94,16 @@ void BlobCache::Unpin(const std::string& owner) {
 
 absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
   const std::string partial = JoinPath(directory_, "partial/" + file.sha256);
-  File out(partial, O_RDWR | O_CREAT);
-  if (out.get() < 0) return ErrnoStatus(errno, "create " + partial);
-  Sha256 hash;
-  ASSIGN_OR_RETURN(int64_t offset, HashPrefix(out.get(), hash));
-  if (offset > file.size_bytes) {
-    if (ftruncate(out.get(), 0) != 0) return ErrnoStatus(errno, "truncate " + partial);
-    offset = 0;
-    hash = Sha256();
+  ASSIGN_OR_RETURN(PartialFile out, PartialFile::Open(partial, file.size_bytes));
+  if (!out.IsWhole()) {
+    RETURN_IF_ERROR(fetch(file.sha256, out.offset(),
+                          [&](std::string_view data) { return out.Append(data); }));
   }
-  if (offset < file.size_bytes) {
-    RETURN_IF_ERROR(fetch(file.sha256, offset, [&](std::string_view data) -> absl::Status {
-      if (offset + static_cast<int64_t>(data.size()) > file.size_bytes) {
-        return Error(Reason::kDigestMismatch,
-                     absl::StrCat(file.name, " is longer than its manifest says"))
-            .ToStatus();
-      }
-      RETURN_IF_ERROR(WriteAt(out.get(), data, offset));
-      hash.Update(data);
-      offset += static_cast<int64_t>(data.size());
-      return absl::OkStatus();
-    }));
-  }
-  if (offset != file.size_bytes) {
+  if (!out.IsWhole()) {
     return absl::UnavailableError(
-        absl::StrCat(file.name, ": ", offset, " of ", file.size_bytes, " bytes came"));
+        absl::StrCat(file.name, ": ", out.offset(), " of ", file.size_bytes, " bytes came"));
   }
-  if (hash.FinishHex() != file.sha256) {
-    RETURN_IF_ERROR(RemoveFile(partial));
-    return Error(Reason::kDigestMismatch,
-                 absl::StrCat(file.name, ": the bytes are not those of its digest"))
-        .ToStatus();
-  }
-  if (fchmod(out.get(), 0444) != 0 || fsync(out.get()) != 0)
-    return ErrnoStatus(errno, "sync " + partial);
-  return Rename(partial, BlobPath(file.sha256));
+  return out.Finish(file.sha256, BlobPath(file.sha256), 0444);
 }
 
 absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileRef& file,

@@ -188,6 +188,10 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
   for (size_t op = 0; op < counted.ops().size(); ++op) {
     const int64_t bytes = counted.ops()[op].workspace_bytes;
     const auto use = static_cast<int32_t>(op);
+    if (op == 0 || counted.ops()[op].phase != counted.ops()[op - 1].phase ||
+        counted.ops()[op].layer != counted.ops()[op - 1].layer) {
+      plan.memory.phases.push_back({PhaseText(counted.ops()[op]), use});
+    }
     if (bytes == 0) continue;
     live.push_back({bytes + red_zone, use, use});
     named.push_back({absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use,

@@ -62,6 +62,12 @@ struct PlannedBuffer {
   int32_t last_use = 0;
 };
 
+// Operations from first_use on, up to the next phase.
+struct PlanPhase {
+  std::string name;  // e.g. "backward layer 0"
+  int32_t first_use = 0;
+};
+
 struct MemoryPlan {
   int64_t base_bytes = 0;
   int64_t persistent_bytes = 0;
@@ -74,6 +80,7 @@ struct MemoryPlan {
   // fill).
   std::array<int64_t, kCategoryCount> category_bytes{};
   std::vector<PlannedBuffer> buffers;  // in order of creation
+  std::vector<PlanPhase> phases;       // in order of time: training, optimizer, evaluation
 
   int64_t TotalBytes() const {
     return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes;

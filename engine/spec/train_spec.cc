@@ -11,6 +11,8 @@
 namespace nibble::spec {
 namespace {
 
+constexpr int64_t kUsualSequenceLen = 2048;  // tokens
+
 constexpr std::string_view kModuleNames[kModuleCount] = {
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
@@ -98,6 +100,17 @@ void CheckLoop(const TrainSpec& spec, Checker& check) {
   steps("training.max_steps", spec.max_steps);
   steps("training.eval_steps", spec.eval_steps);
   steps("training.save_steps", spec.save_steps);
+  const auto per_epoch = [&](const char* field, double value, const char* other, int64_t steps) {
+    if (value == -1) return;
+    check.Range(field, value, 0, 1000, "0 does it at the end only");
+    if (steps != -1) {
+      check.Add(field, absl::StrCat("and ", other, " are both set; keep one of them"));
+    }
+  };
+  per_epoch("training.evals_per_epoch", spec.evals_per_epoch, "training.eval_steps",
+            spec.eval_steps);
+  per_epoch("training.saves_per_epoch", spec.saves_per_epoch, "training.save_steps",
+            spec.save_steps);
   check.Range("training.logging_steps", static_cast<double>(spec.logging_steps), 1, 1e9,
               "1 logs every step");
   check.Range("training.save_interval_seconds", static_cast<double>(spec.save_interval_seconds), 0,
@@ -138,6 +151,10 @@ bool TrainSpec::Targets(Module module) const {
 }
 
 absl::StatusOr<TrainSpec> ResolveTrainSpec(TrainSpec spec, const ModelConfig& model) {
+  if (spec.sequence_len == -1) {
+    spec.sequence_len =
+        static_cast<int32_t>(std::min<int64_t>(kUsualSequenceLen, model.max_positions));
+  }
   Checker check;
   CheckLora(spec, check);
   CheckData(spec, model, check);

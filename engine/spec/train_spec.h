@@ -41,7 +41,7 @@ struct TrainSpec {
   std::string format = "auto";  // auto, messages, sharegpt, alpaca, completion, text
   std::string chat_template = "tokenizer_default";
   bool train_on_inputs = false;
-  int32_t sequence_len = 2048;  // tokens
+  int32_t sequence_len = 2048;  // tokens; -1: 2048, or the model's positions where they are fewer
   bool sample_packing = true;
   ExcessLength excess_length = ExcessLength::kDrop;
   double val_set_size = -1;  // share of rows; -1: 0.05 when the data set has > 200 rows, else 0
@@ -64,6 +64,8 @@ struct TrainSpec {
   int64_t logging_steps = 1;
   int64_t eval_steps = -1;              // -1: four times an epoch, at most 40 times in all
   int64_t save_steps = -1;              // -1: once an epoch, at most 10 times in all
+  double evals_per_epoch = -1;  // instead of eval_steps; 0: at the end only; -1: not said
+  double saves_per_epoch = -1;  // instead of save_steps; likewise
   int64_t save_interval_seconds = 300;  // 0 = by steps only
   int32_t save_total_limit = 3;
   uint64_t seed = 42;

@@ -162,6 +162,8 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"logging_steps", spec.logging_steps},
                        {"eval_steps", spec.eval_steps},
                        {"save_steps", spec.save_steps},
+                       {"evals_per_epoch", spec.evals_per_epoch},
+                       {"saves_per_epoch", spec.saves_per_epoch},
                        {"save_interval_seconds", spec.save_interval_seconds},
                        {"save_total_limit", spec.save_total_limit},
                        {"seed", spec.seed},
@@ -206,6 +208,8 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   read.Number("logging_steps", spec.logging_steps);
   read.Number("eval_steps", spec.eval_steps);
   read.Number("save_steps", spec.save_steps);
+  read.Number("evals_per_epoch", spec.evals_per_epoch);
+  read.Number("saves_per_epoch", spec.saves_per_epoch);
   read.Number("save_interval_seconds", spec.save_interval_seconds);
   read.Number("save_total_limit", spec.save_total_limit);
   read.Number("seed", spec.seed);

@@ -43,6 +43,28 @@ TEST(ResolveTrainSpec, ReportsEveryViolationByPath) {
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("lora.r is 0"));
 }
 
+TEST(ResolveTrainSpec, LengthNotSaidStaysWithinTheModel) {
+  EXPECT_EQ(ResolveTrainSpec({.sequence_len = -1}, Model())->sequence_len, 512);
+  ModelConfig model;
+  model.max_positions = 32768;
+  EXPECT_EQ(ResolveTrainSpec({.sequence_len = -1}, model)->sequence_len, 2048);
+  EXPECT_FALSE(ResolveTrainSpec({.sequence_len = 0}, model).ok());
+}
+
+TEST(ResolveTrainSpec, TimesAnEpochInsteadOfSteps) {
+  TrainSpec spec{.sequence_len = 256};
+  spec.evals_per_epoch = 2;
+  spec.saves_per_epoch = 0;
+  EXPECT_TRUE(ResolveTrainSpec(spec, Model()).ok());
+  spec.eval_steps = 10;
+  spec.saves_per_epoch = -2;
+  std::vector<std::string> fields;
+  for (const FieldViolation& v : StatusViolations(ResolveTrainSpec(spec, Model()).status()))
+    fields.push_back(v.field);
+  EXPECT_THAT(fields,
+              testing::ElementsAre("training.evals_per_epoch", "training.saves_per_epoch"));
+}
+
 TEST(TrainSpecJson, RoundTripsAndRefusesUnknownKeys) {
   TrainSpec spec;
   spec.target_modules = {Module::kQ, Module::kDown};

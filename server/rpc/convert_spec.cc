@@ -94,7 +94,8 @@ void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   if (data.has_format()) out.format = data.format();
   if (data.has_chat_template()) out.chat_template = data.chat_template();
   if (data.has_train_on_inputs()) out.train_on_inputs = data.train_on_inputs();
-  if (data.has_sequence_len()) out.sequence_len = data.sequence_len();
+  out.sequence_len = -1;  // "choose for me"; only the model's own length says what fits
+  if (data.has_sequence_len()) out.sequence_len = std::max(0, data.sequence_len());
   if (data.has_sample_packing()) out.sample_packing = data.sample_packing();
   if (data.has_excess_length_strategy()) {
     problems.Read("data.excess_length_strategy", data.excess_length_strategy(), kExcessWords,
@@ -118,6 +119,9 @@ void ReadOptimizer(const v1::JobSpec& in, spec::TrainSpec& out, Problems& proble
   if (optimizer.has_max_grad_norm()) out.max_grad_norm = optimizer.max_grad_norm();
 }
 
+// -1 means "not said" in a TrainSpec, and nothing else may.
+double PerEpoch(double given) { return given == -1 ? -2 : given; }
+
 void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out) {
   const v1::TrainingSpec& training = in.training();
   if (training.has_micro_batch_size()) out.micro_batch_size = training.micro_batch_size();
@@ -132,6 +136,8 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out) {
   if (training.has_logging_steps()) out.logging_steps = training.logging_steps();
   if (training.has_eval_steps()) out.eval_steps = training.eval_steps();
   if (training.has_save_steps()) out.save_steps = training.save_steps();
+  if (training.has_evals_per_epoch()) out.evals_per_epoch = PerEpoch(training.evals_per_epoch());
+  if (training.has_saves_per_epoch()) out.saves_per_epoch = PerEpoch(training.saves_per_epoch());
   if (training.has_save_interval_seconds()) {
     out.save_interval_seconds = training.save_interval_seconds();
   }
@@ -163,6 +169,8 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   out->set_logging_steps(in.logging_steps);
   if (in.eval_steps >= 0) out->set_eval_steps(in.eval_steps);
   if (in.save_steps >= 0) out->set_save_steps(in.save_steps);
+  if (in.evals_per_epoch >= 0) out->set_evals_per_epoch(in.evals_per_epoch);
+  if (in.saves_per_epoch >= 0) out->set_saves_per_epoch(in.saves_per_epoch);
   out->set_save_interval_seconds(in.save_interval_seconds);
   out->set_save_total_limit(in.save_total_limit);
   out->set_seed(in.seed);

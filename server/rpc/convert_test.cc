@@ -17,7 +17,9 @@ namespace {
 TEST(ConvertSpec, UnsetKeepsTheDefaults) {
   const auto spec = ToTrainSpec(v1::JobSpec());
   ASSERT_TRUE(spec.ok()) << spec.status();
-  EXPECT_EQ(*spec, spec::TrainSpec());
+  spec::TrainSpec unset;
+  unset.sequence_len = -1;  // the model says how long
+  EXPECT_EQ(*spec, unset);
 }
 
 TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
@@ -53,6 +55,8 @@ TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
   in.logging_steps = 2;
   in.eval_steps = 3;
   in.save_steps = 4;
+  in.evals_per_epoch = 2.5;
+  in.saves_per_epoch = 0;
   in.save_interval_seconds = 0;
   in.save_total_limit = 7;
   in.seed = std::numeric_limits<uint64_t>::max();
@@ -68,6 +72,7 @@ TEST(ConvertSpec, EveryFieldOfTheProtoIsWritten) {
   in.target_modules = {spec::Module::kQ};
   in.val_set_size = 0.1;
   in.warmup_steps = in.max_steps = in.eval_steps = in.save_steps = 1;
+  in.evals_per_epoch = in.saves_per_epoch = 1;
   const v1::JobSpec out = ToJobSpec(in);
   for (const google::protobuf::Message* part :
        std::initializer_list<const google::protobuf::Message*>{

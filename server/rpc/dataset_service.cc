@@ -11,6 +11,8 @@
 #include "server/rooted_files.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/convert_spec.h"
+#include "server/rpc/job_request.h"
 #include "server/rpc/page.h"
 #include "server/rpc/services.h"
 
@@ -114,16 +116,10 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
         return Error(reason == Reason::kUnspecified ? Reason::kEngineFailed : reason, check->error_message)
             .ToStatus();
       };
-      // The model's own positions bound the default sequence length.
-      const bool posted = edge_.loop->Read([=, this](const Outcome& outcome) mutable {
-        const auto known = outcome.state.models.find(command.model_id);
-        if (known != outcome.state.models.end()) {
-          command.spec.sequence_len = static_cast<int32_t>(
-              std::min<int64_t>(command.spec.sequence_len, known->second.config.max_positions));
-        }
-        Command(edge_, done, std::move(command), answer);
-      });
-      if (!posted) done(Busy(edge_));
+      auto spec = ToTrainSpec(request->spec());
+      if (!spec.ok()) return done(UnderSpec(spec.status()));
+      command.spec = *std::move(spec);
+      Command(edge_, done, std::move(command), answer);
     };
     return Unary(edge_, context, "/nibble.v1.DatasetService/ValidateDataset", body);
   }

@@ -1,0 +1,105 @@
+#include "client/recipe_reader.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/id.h"
+#include "client/recipe_values.h"
+
+namespace nibble::client {
+
+void RecipeReader::ReadNibble(const Yaml& value) {
+  static const std::vector<std::string_view> kKeys = {"name",
+                                                      "priority",
+                                                      "labels",
+                                                      "queue",
+                                                      "resources",
+                                                      "max_run_time",
+                                                      "retries",
+                                                      "retention",
+                                                      "report_to",
+                                                      "secrets",
+                                                      "quantization_type",
+                                                      "save_interval_seconds",
+                                                      "allow_numerics_change"};
+  if (!value.IsMap()) return Wrong("nibble", value, "a map");
+  for (const auto& [name, field] : value.fields) {
+    if (std::find(kKeys.begin(), kKeys.end(), name) == kKeys.end()) {
+      const std::string close = ClosestKey(name, kKeys);
+      Refuse(Reason::kUnknownField, "nibble." + name, field,
+             close.empty() ? "is not a key we know"
+                           : absl::StrCat("is not a key we know; did you mean ", close, "?"));
+    } else if (!field.IsEmpty()) {
+      ReadNibbleField("nibble." + name, name, field);
+    }
+  }
+}
+
+void RecipeReader::ReadNibbleField(const std::string& key, const std::string& name, const Yaml& value) {
+  int64_t number = 0;
+  bool flag = false;
+  if (name == "name") {
+    if (!value.IsScalar() || !IsValidId(value.text)) {
+      return Wrong(key, value, "1 to 63 characters of a-z, 0-9 and -");
+    }
+    recipe_.name = value.text;
+  } else if (name == "priority") {
+    if (!ReadInteger(value, number) || std::abs(number) > 1000) {
+      return Wrong(key, value, "a whole number from -1000 to 1000");
+    }
+    recipe_.priority = static_cast<int32_t>(number);
+  } else if (name == "labels") {
+    if (!value.IsMap()) return Wrong(key, value, "a map of texts");
+    for (const auto& [label, text] : value.fields) {
+      if (text.IsList() || text.IsMap()) return Wrong(key + "." + label, text, "a text");
+      recipe_.labels[label] = text.text;
+    }
+  } else if (name == "quantization_type") {
+    if (!value.IsScalar()) return Wrong(key, value, "nf4, fp4, int4, int8 or bf16");
+    Set("quantization.type", value.text);
+  } else if (name == "save_interval_seconds") {
+    if (!ReadInteger(value, number) || number < 0) return Wrong(key, value, "seconds, 0 or more");
+    Set("training.saveIntervalSeconds", number);
+  } else if (name == "allow_numerics_change") {
+    if (!ReadFlag(value, flag)) return Wrong(key, value, "true or false");
+    Set("training.allowNumericsChange", flag);
+  } else if (name == "queue") {
+    if (value.text != "default")
+      Unsupported(key, value, "there is one queue, default; use priority");
+  } else if (name == "resources" || name == "retention" || name == "report_to") {
+    Notice(key, "the server decides by its memory plan and its own settings");
+  } else {
+    Unsupported(key, value, "");
+  }
+}
+
+// What depends on several keys.
+void RecipeReader::Finish(const Yaml& root) {
+  if (recipe_.base_model.empty() && !used_.contains("base_model")) {
+    Refuse(Reason::kSpecInvalid, "base_model", root, "is required: a directory, or models/{id}");
+  }
+  if (recipe_.dataset.empty() && !used_.contains("datasets")) {
+    Refuse(Reason::kSpecInvalid, "datasets", root, "is required: a JSONL file, or datasets/{id}");
+  }
+  if (!all_linear_ && !targets_.empty()) Set("lora.targetModules", targets_);
+  // Plain "constant" means no warm-up unless the recipe itself asks for one.
+  if (constant_without_warmup_ && !used_.contains("warmup_ratio") &&
+      !used_.contains("warmup_steps")) {
+    Set("optimizer.warmupSteps", 0);
+  }
+  const bool has_type = spec_.contains("quantization") && spec_["quantization"].contains("type");
+  if (adapter_ == "qlora" && four_bit_ == 0) {
+    Refuse(Reason::kSpecInvalid, "load_in_4bit", root,
+           "is false, but adapter: qlora means 4 bit");
+  } else if (!has_type && four_bit_ != 1 && (adapter_ == "lora" || four_bit_ == 0)) {
+    Set("quantization.type", "bf16");
+  }
+  if (root.Find("revision_of_model") && !recipe_.base_revision.empty() &&
+      IsDirectory(recipe_.base_model)) {
+    Notice("revision_of_model", "the base model is a directory");
+  }
+}
+
+}  // namespace nibble::client
