@@ -1,6 +1,8 @@
 // nibble-sim --seed=N [--runs=K] [--replay-every=M] [--verbose] [--mutant=NAME | --mutants]
 // [--reach]
 //
+// nibble-sim fleet ...: the fleet simulator, see tests/fleet.
+//
 // Drives the real cores through seeded runs with crashes, lost and repeated messages, and checks
 // the promises. Exit codes: 0 fine, 1 usage, 2 safety, 3 liveness, 4 nondeterminism, 5 reach, 6 a
 // mutant lived.
@@ -10,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "tests/fleet/run.h"
 #include "tests/sim/cluster.h"
 
 namespace nibble::sim {
@@ -182,12 +185,14 @@ int RunMutants(const Flags& flags) {
 }  // namespace nibble::sim
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "fleet") return nibble::fleet::FleetMain(argc - 1, argv + 1);
   nibble::sim::Flags flags;
   if (!nibble::sim::Parse(argc, argv, flags)) {
     std::fprintf(
         stderr,
         "usage: nibble-sim [--seed=N] [--runs=K] [--replay-every=M] [--reach] [--verbose]\n"
-        "                  [--mutant=NAME | --mutants]\n");
+        "                  [--mutant=NAME | --mutants]\n"
+        "       nibble-sim fleet ...: workloads on a fleet; nibble-sim fleet --help\n");
     return 1;
   }
   return flags.mutants ? nibble::sim::RunMutants(flags) : nibble::sim::RunSeeds(flags);
