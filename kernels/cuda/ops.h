@@ -28,4 +28,20 @@ void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin,
 template <typename Act>
 void ToAct(Context* ctx, void* out, const void* in, int64_t count);
 
+// norm.cu; rows of up to 16384 elements
+template <typename Act>
+void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m, int64_t dim,
+                    float eps, float unit_offset);
+template <typename Act>
+void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x, ParamView w,
+                     const void* rstd, int64_t m, int64_t dim, float unit_offset);
+
+// optimizer.cu
+void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const AdamWArgs& args);
+void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args);
+// Up to kSumSquaresParts partial sums in the workspace.
+constexpr int64_t kSumSquaresParts = 1024;
+constexpr int64_t SumSquaresWorkspaceBytes() { return kSumSquaresParts * 8; }
+void SumSquares(Context* ctx, double* out, const void* x, int64_t count);
+
 }  // namespace nibble::kernels::NIBBLE_CUDA

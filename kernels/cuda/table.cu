@@ -14,11 +14,16 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
   t.act = ActType<Act>::kType;
   t.real = DType::kF32;
   t.decode_weight = DecodeWeight<Act>;
+  t.rmsnorm_forward = RmsNormForward<Act>;
+  t.rmsnorm_backward = RmsNormBackward<Act>;
   t.add = Add<Act>;
   t.rope = Rope<Act>;
   t.gated_forward = GatedForward<Act>;
   t.gated_backward = GatedBackward<Act>;
   t.embedding_forward = EmbeddingForward<Act>;
+  t.adamw = AdamW;
+  t.adamw8 = AdamW8;
+  t.sum_squares = SumSquares;
   t.to_act = ToAct<Act>;
   return t;
 }
