@@ -22,7 +22,7 @@ def demangled(names):
     short = []
     for line in listing.stdout.split("\n"):
         line = re.sub(r"\(anonymous namespace\)::|nibble::kernels::(cuda::)?|^void ", "", line)
-        short.append(re.sub(r"\((Kind|bool|int)\)", "", line).split("(")[0])
+        short.append(re.sub(r"\((\w*(?:::\w+)*)\)", "", line).split("(")[0])
     return dict(zip(names, short))
 
 

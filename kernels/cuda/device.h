@@ -203,15 +203,19 @@ bool Aligned(const T*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % kVectorBytes == 0) && ...);
 }
 
+template <typename Act>
+__device__ __forceinline__ void Unpack8(float (&values)[8], uint4 word) {
+  values[0] = ActType<Act>::Low(word.x), values[1] = ActType<Act>::High(word.x);
+  values[2] = ActType<Act>::Low(word.y), values[3] = ActType<Act>::High(word.y);
+  values[4] = ActType<Act>::Low(word.z), values[5] = ActType<Act>::High(word.z);
+  values[6] = ActType<Act>::Low(word.w), values[7] = ActType<Act>::High(word.w);
+}
+
 // Eight values, from at[0 .. left-1] when there are fewer (the others 0). `vector`: `at` is aligned.
 template <typename Act>
 __device__ __forceinline__ void Load8(float (&values)[8], const Act* at, int64_t left, bool vector) {
   if (vector && left >= 8) {
-    const uint4 word = *reinterpret_cast<const uint4*>(at);
-    values[0] = ActType<Act>::Low(word.x), values[1] = ActType<Act>::High(word.x);
-    values[2] = ActType<Act>::Low(word.y), values[3] = ActType<Act>::High(word.y);
-    values[4] = ActType<Act>::Low(word.z), values[5] = ActType<Act>::High(word.z);
-    values[6] = ActType<Act>::Low(word.w), values[7] = ActType<Act>::High(word.w);
+    Unpack8<Act>(values, *reinterpret_cast<const uint4*>(at));
     return;
   }
 #pragma unroll
@@ -266,6 +270,12 @@ __device__ __forceinline__ void LoadParam8(float (&values)[8], ParamView view, i
     Load8(values, static_cast<const FP16*>(view.data) + first, left, vector);
   else
     Load8(values, static_cast<const BF16*>(view.data) + first, left, vector);
+}
+
+__device__ __forceinline__ float GetParam(ParamView view, int64_t i) {
+  if (view.type == DType::kF32) return static_cast<const float*>(view.data)[i];
+  if (view.type == DType::kF16) return Get(static_cast<const FP16*>(view.data) + i);
+  return Get(static_cast<const BF16*>(view.data) + i);
 }
 
 // --- Reductions ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 // codes come out the same bits on every backend.
 #include <cmath>
 
+#include "kernels/cuda/levels.h"
 #include "kernels/cuda/ops.h"
 
 namespace nibble::kernels::NIBBLE_CUDA {
@@ -57,23 +58,14 @@ __global__ void __launch_bounds__(kThreads)
 // A map and the midpoints between its entries, in shared memory.
 struct Map {
   float entries[256];
-  float middle[256];  // the last is never passed
+  Midpoints<256> points;
 };
 
 __device__ __forceinline__ void LoadMap(Map& map, const float* from) {
   for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads) {
     map.entries[i] = from[i];
-    map.middle[i] = i < 255 ? (from[i] + from[i + 1]) / 2 : INFINITY;
+    map.points.middle[i] = i < 255 ? (from[i] + from[i + 1]) / 2 : INFINITY;
   }
-}
-
-// How many midpoints are below `value`: the nearest code, the lower one on a tie. NaN gets 0.
-__device__ __forceinline__ unsigned Nearest(const Map& map, float value) {
-  unsigned below = 0;
-#pragma unroll
-  for (unsigned half = 128; half > 0; half /= 2)
-    if (map.middle[below + half - 1] < value) below += half;
-  return below;
 }
 
 __device__ __forceinline__ uint2 LoadCodes8(const uint8_t* at, int64_t left, bool vector) {
@@ -110,7 +102,8 @@ __device__ __forceinline__ void Encode(const float (&values)[8], const Map& map,
   uint2 out = make_uint2(0, 0);
 #pragma unroll
   for (int i = 0; i < 8; ++i)
-    (i < 4 ? out.x : out.y) |= Nearest(map, largest > 0 ? values[i] / largest : 0.0f) << (8 * (i % 4));
+    (i < 4 ? out.x : out.y) |= CountBelow(map.points, largest > 0 ? values[i] / largest : 0.0f)
+                               << (8 * (i % 4));
   StoreCodes8(codes, out, left, vector);
 }
 

@@ -158,6 +158,7 @@ std::vector<Case> LinearCases() {
       {130, 576, 200, 16},
       {1, 576, 200, 16, nf4, 64, true, true},
       {3, 200, 576, 16, nf4, 64, true, true},
+      {8, 96, 37, 5, QuantType::kFP4, 32, false, true},
       {3, 9000, 40, 200},
       {200, 4200, 40, 4},
   };
