@@ -80,14 +80,16 @@ struct Encoded {
 TEST(EmulatedCudaQuantize, EqualsTheHostsBits) {
   Context ctx;
   for (const QuantType type : {QuantType::kNF4, QuantType::kFP4, QuantType::kINT4, QuantType::kINT8}) {
-    for (const auto& [count, block] : {std::pair<int64_t, int64_t>{20001, 64}, {4096, 32}, {999, 62}, {9000, 4096}}) {
+    for (const auto& [count, block] :
+         {std::pair<int64_t, int64_t>{20001, 64}, {4096, 32}, {999, 62}, {9000, 4096}}) {
       const std::vector<double> normal = Normal(count, 3);
       std::vector<float> values(normal.begin(), normal.end());
       std::fill_n(values.begin() + block, std::min(block, count - block), 0.0f);  // a block of zeros
       // Ties: midpoints of the code book, in a block whose largest value is 1.
       const float* book = CodeBook(type);
       values[0] = 1;
-      for (int i = 0; i < 15 && i + 2 < block; ++i) values[static_cast<size_t>(i + 1)] = (book[i] + book[i + 1]) / 2;
+      for (int i = 0; i < 15 && i + 2 < block; ++i)
+        values[static_cast<size_t>(i + 1)] = (book[i] + book[i + 1]) / 2;
       const auto blocks = static_cast<size_t>(AbsmaxCount(count, block));
       Encoded want;
       want.codes.resize(static_cast<size_t>(WeightBytes(type, count)));
@@ -102,7 +104,8 @@ TEST(EmulatedCudaQuantize, EqualsTheHostsBits) {
                               got.absmax.data());
       cuda_emulated::QuantizeAbsmax(&ctx, got.absmax.data(), static_cast<int64_t>(blocks), SignedDynamicMap(),
                                     got.nested_codes.data(), got.nested_absmax.data(), &got.offset);
-      EXPECT_EQ(got, want) << "type " << static_cast<int>(type) << ", " << count << " values in blocks of " << block;
+      EXPECT_EQ(got, want) << "type " << static_cast<int>(type) << ", " << count << " values in blocks of "
+                           << block;
     }
   }
 }
