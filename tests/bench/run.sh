@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What ./dev bench runs: run.sh BIN_DIR [kernels|step|peer|all]
+# What ./dev bench runs: run.sh BIN_DIR [kernels|step|peer|control|all]
 set -euo pipefail
 bin=$1
 what=${2:-all}
@@ -34,10 +34,18 @@ peer() {
   done
 }
 
+# The control plane: deciding, a million placements, placements on disk.
+control() {
+  "$bin/nibble-bench-control" decisions
+  "$bin/nibble-bench-control" fleet
+  "$bin/nibble-bench-control" durable
+}
+
 case $what in
   kernels | cpu) kernels ;;
   step) steps ;;
   peer) peer ;;
-  all) kernels; steps ;;
-  *) echo "bench takes kernels, step or peer, got '$what'" >&2; exit 2 ;;
+  control) control ;;
+  all) kernels; steps; control ;;
+  *) echo "bench takes kernels, step, peer or control, got '$what'" >&2; exit 2 ;;
 esac

@@ -1,0 +1,269 @@
+// nibble-bench-control decisions|fleet|durable: how fast the control plane decides.
+//
+//   decisions  the core alone: 1,000 devices, 100,000 jobs waiting; from empty to full, then with
+//              ends and starts in turn; the cost of a placement in each tenth of the filling
+//   fleet      a million placements on 5,000 workers, with everything a job's life tells the core
+//   durable    the control loop over SQLite: placements that are on the disk
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "server/control_loop.h"
+#include "server/store/sqlite_store.h"
+#include "tests/bench/core_driver.h"
+
+namespace nibble::bench {
+namespace {
+
+using Keys = std::vector<core::AttemptKey>;
+
+double Since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double PeakMb() {
+  std::FILE* file = std::fopen("/proc/self/status", "r");
+  char line[256];
+  double mb = 0;
+  while (file != nullptr && std::fgets(line, sizeof line, file) != nullptr) {
+    long kb = 0;
+    if (std::sscanf(line, "VmHWM: %ld kB", &kb) == 1) mb = static_cast<double>(kb) / 1024;
+  }
+  if (file != nullptr) std::fclose(file);
+  return mb;
+}
+
+// Takes `count` at random out of `keys`.
+Keys Draw(Keys& keys, size_t count, Random& rng) {
+  Keys drawn;
+  while (drawn.size() < count && !keys.empty()) {
+    std::swap(keys[rng.Below(keys.size())], keys.back());
+    drawn.push_back(std::move(keys.back()));
+    keys.pop_back();
+  }
+  return drawn;
+}
+
+void Decisions(int32_t workers, int64_t queued) {
+  Setup setup;
+  setup.workers = workers;
+  CoreDriver core(setup);
+  Random rng(1);
+  // Filled in tenths: as many jobs come as the tenth holds, so that each pass does the same work.
+  const int64_t tenth = int64_t{workers} * kSlots / 10;
+  int64_t number = 1'000'000;
+  Keys running;
+  std::printf("empty to full, %d devices of %d slots: us per placement in each tenth:", workers,
+              kSlots);
+  double first_us = 0, last_us = 0;
+  for (int part = 0; part < 10; ++part) {
+    for (int64_t i = 0; i < tenth; ++i) core.Do(NewJob(number++, setup));
+    double spent_s = 0;
+    const Keys placed = core.Place(&spent_s);
+    last_us = placed.empty() ? 0 : 1e6 * spent_s / static_cast<double>(placed.size());
+    if (part == 0) first_us = last_us;
+    running.insert(running.end(), placed.begin(), placed.end());
+    std::printf(" %.1f", last_us);
+  }
+  std::printf("\n  %zu placed; last tenth over first: %.2f\n", running.size(), last_us / first_us);
+  for (int64_t i = 0; i < queued; ++i) core.Do(NewJob(number++, setup));
+  double spent_s = 0;
+  int64_t placements = 0;
+  std::vector<double> passes;
+  for (int round = 0; round < 200; ++round) {
+    core.AdvanceUs(1'000'000);
+    core.Finish(Draw(running, 256, rng));
+    double pass_s = 0;
+    const Keys placed = core.Place(&pass_s);
+    placements += static_cast<int64_t>(placed.size());
+    spent_s += pass_s;
+    passes.push_back(pass_s);
+    running.insert(running.end(), placed.begin(), placed.end());
+    for (size_t i = 0; i < placed.size(); ++i) core.Do(NewJob(number++, setup));
+  }
+  std::sort(passes.begin(), passes.end());
+  std::printf(
+      "full, %lld jobs waiting: %lld placements in %.3f s of deciding: %.0f a second; "
+      "passes of 256 ends: p50 %.2f ms, p99 %.2f ms; peak %.0f MB\n",
+      static_cast<long long>(queued), static_cast<long long>(placements), spent_s,
+      static_cast<double>(placements) / spent_s, 1e3 * passes[passes.size() / 2],
+      1e3 * passes[passes.size() * 99 / 100], PeakMb());
+}
+
+void Fleet(int32_t workers, int64_t wanted) {
+  Setup setup;
+  setup.workers = workers;
+  CoreDriver core(setup);
+  Random rng(1);
+  const auto begin = std::chrono::steady_clock::now();
+  int64_t number = 1'000'000;
+  int64_t placements = 0;
+  double place_s = 0;
+  Keys running;
+  while (placements < wanted) {
+    core.AdvanceUs(1'000'000);
+    while (core.state().queued_jobs.size() < 20'000) core.Do(NewJob(number++, setup));
+    const Keys placed = core.Place(&place_s);
+    placements += static_cast<int64_t>(placed.size());
+    running.insert(running.end(), placed.begin(), placed.end());
+    core.Finish(Draw(running, 4'000, rng));
+  }
+  const double all_s = Since(begin);
+  std::printf(
+      "%lld placements on %d workers in %.1f s (%.1f s of it placing): %.0f a second; peak %.0f "
+      "MB\n",
+      static_cast<long long>(placements), workers, all_s, place_s,
+      static_cast<double>(placements) / all_s, PeakMb());
+}
+
+// The loop on this thread, over state.db in a fresh folder.
+class DurableLoop {
+ public:
+  explicit DurableLoop(const std::string& dir) {
+    store_ = store::OpenSqliteStore(dir).value();
+    ControlLoop::Options options;
+    options.core = BenchOptions();
+    options.batch_us = 0;
+    options.tick_us = int64_t{1} << 50;
+    options.timeline = "bench";
+    options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State&) {
+      for (const core::EventRecord& record : records) {
+        if (record.type == "attempt.assigned") placed_.emplace_back(record.job_id, 0);
+      }
+    };
+    loop_ = std::make_unique<ControlLoop>(std::move(options), SmallPlans(), store_.get(), &hub_,
+                                          &RealClock::Get());
+    CHECK_OK(loop_->Start());
+  }
+  void Post(core::CommandBody body) {
+    while (!loop_->Post(body,
+                        [](absl::Status status, const ControlLoop::Outcome&) { CHECK_OK(status); }))
+      Run();
+  }
+  void Run() {
+    while (loop_->mailbox_size() > 0) loop_->RunOnce(0);
+  }
+  // Placed and committed since the last call.
+  Keys Taken() {
+    Keys taken;
+    for (const core::AttemptKey& key : placed_)
+      taken.emplace_back(key.first, loop_->state().jobs.at(key.first).epoch);
+    placed_.clear();
+    return taken;
+  }
+  size_t placed() const { return placed_.size(); }
+  const core::State& state() const { return loop_->state(); }
+  core::Core& core() { return loop_->core(); }
+
+ private:
+  std::unique_ptr<store::Store> store_;
+  WatchHub hub_;
+  std::unique_ptr<ControlLoop> loop_;
+  Keys placed_;
+};
+
+void ReadAll(DurableLoop& loop, const Setup& setup) {
+  for (const core::ValidateDataset& c : Reads(setup)) loop.Post(c);
+  loop.Run();
+  for (int64_t steps = 500; !loop.state().queued_jobs.empty() || loop.placed() > 0; ++steps) {
+    for (const core::AttemptKey& key : loop.Taken()) {
+      const core::Fence fence = FenceOf(loop.core().options, loop.state(), key);
+      loop.Post(core::ReportCheck{fence, "{}", steps});
+      loop.Run();
+      loop.Post(ListingWithout(loop.state(), fence.worker_id, {key}));
+      loop.Run();
+    }
+  }
+}
+
+void Durable(const std::string& root, int32_t workers) {
+  const std::string dir = absl::StrCat(root, "/nibble-bench-", getpid());
+  std::filesystem::create_directories(dir);
+  Setup setup;
+  setup.workers = workers;
+  DurableLoop loop(dir);
+  for (core::CommandBody& c : Things(setup)) loop.Post(std::move(c));
+  loop.Run();
+  ReadAll(loop, setup);
+  // Placements alone: the fleet is full, as many jobs wait, and then a thousand devices come free.
+  const int64_t slots = int64_t{setup.workers} * kSlots;
+  int64_t number = 1'000'000;
+  for (int64_t i = 0; i < 2 * slots; ++i) loop.Post(NewJob(number++, setup));
+  loop.Run();
+  Keys running = loop.Taken();
+  std::printf("%zu running, %zu waiting\n", running.size(), loop.state().queued_jobs.size());
+  Random rng(1);
+  int64_t placements = 0;
+  double all_s = 0, turn_s = 0;
+  for (int round = 0; round < 40; ++round) {
+    const Keys ended = Draw(running, 200, rng);
+    std::map<std::string, std::set<core::AttemptKey>> by_worker;
+    const auto begin = std::chrono::steady_clock::now();
+    for (const core::AttemptKey& key : ended) {
+      const core::Fence fence = FenceOf(loop.core().options, loop.state(), key);
+      by_worker[fence.worker_id].insert(key);
+      loop.Post(core::ReportFinished{fence, 1, {{"adapter", BlobSha(), 1}}, "max_steps"});
+    }
+    loop.Run();
+    for (const auto& [worker, gone] : by_worker)
+      loop.Post(ListingWithout(loop.state(), worker, gone));
+    const auto turn = std::chrono::steady_clock::now();
+    loop.Run();  // the devices are free: places, commits
+    turn_s += Since(turn);
+    all_s += Since(begin);
+    const Keys placed = loop.Taken();
+    placements += static_cast<int64_t>(placed.size());
+    running.insert(running.end(), placed.begin(), placed.end());
+    for (size_t i = 0; i < placed.size(); ++i) loop.Post(NewJob(number++, setup));
+    loop.Run();
+  }
+  std::printf(
+      "%lld placements on disk in %.3f s of turns that place: %.0f a second; with the ends that "
+      "made "
+      "room: %.0f a second; peak %.0f MB\n",
+      static_cast<long long>(placements), turn_s, static_cast<double>(placements) / turn_s,
+      static_cast<double>(placements) / all_s, PeakMb());
+  std::filesystem::remove_all(dir);
+}
+
+int Main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "";
+  const auto number = [&](int at, int64_t fallback) {
+    int64_t value = fallback;
+    if (argc > at && !absl::SimpleAtoi(absl::string_view(argv[at]), &value)) value = fallback;
+    return value;
+  };
+  if (what == "decisions") {
+    Decisions(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000));
+  } else if (what == "fleet") {
+    Fleet(static_cast<int32_t>(number(2, 5'000)), number(3, 1'000'000));
+  } else if (what == "durable") {
+    Durable(argc > 2 ? argv[2] : std::filesystem::temp_directory_path().string(),
+            static_cast<int32_t>(number(3, 1'000)));
+  } else {
+    std::fprintf(stderr,
+                 "usage: nibble-bench-control decisions [DEVICES [WAITING]]\n"
+                 "       nibble-bench-control fleet [WORKERS [PLACEMENTS]]\n"
+                 "       nibble-bench-control durable [DIR [WORKERS]]\n");
+    return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace nibble::bench
+
+int main(int argc, char** argv) { return nibble::bench::Main(argc, argv); }
