@@ -107,8 +107,8 @@ TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::Values("ref", "cpu"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::Values("ref", "cpu", "cuda-emulated"),
+                         [](const auto& info) { return testing::TestName(info.param); });
 
 TEST(Flags, ReadValuesSwitchesAndPlainArguments) {
   const auto flags =

@@ -156,6 +156,7 @@ absl::Status Job::Start() {
   ASSIGN_OR_RETURN(persistent_, Region::On(backend, plan_.memory.persistent_bytes));
   RETURN_IF_ERROR(persistent_.Map(plan_.memory.persistent_bytes));
   std::byte* const region = persistent_.data();
+  backend.Fill(region, 0, persistent_.mapped_bytes());
   const std::vector<float> rope = spec::RopeTable(device_.model(), spec_.sequence_len);
   backend.CopyIn(kernels::Lane::kCompute, region + plan_.persistent.rope, rope.data(),
                  static_cast<int64_t>(rope.size() * sizeof(float)));

@@ -277,8 +277,8 @@ TEST_P(JobTest, ThreeBadStepsInARowEndTheJob) {
   EXPECT_FALSE(FileExists(JoinPath(input.dir, "adapter/adapter_model.safetensors")));
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, JobTest, ::testing::Values("ref", "cpu"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, JobTest, ::testing::Values("ref", "cpu", "cuda-emulated"),
+                         [](const auto& info) { return testing::TestName(info.param); });
 
 }  // namespace
 }  // namespace nibble::engine

@@ -78,7 +78,6 @@ absl::Status Region::MapOnDevice(int64_t bytes) {
   }
   data_ = static_cast<std::byte*>(address);
   mapped_bytes_ = bytes;
-  backend_->Fill(data_, 0, bytes);
   return absl::OkStatus();
 }
 

@@ -27,8 +27,8 @@ class Region {
   // Of this backend's memory; it must outlive the region.
   static absl::StatusOr<Region> On(kernels::Backend& backend, int64_t capacity_bytes);
 
-  // Zeroed memory of this many bytes (on the host rounded up to pages) in place of what was mapped
-  // before. OUT_OF_MEMORY when a device has no more.
+  // Memory of this many bytes in place of what was mapped before: on the host zeroed and rounded up to
+  // pages, on a device with whatever it holds. OUT_OF_MEMORY when a device has no more.
   absl::Status Map(int64_t bytes);
   void Unmap();
 

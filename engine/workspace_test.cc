@@ -18,7 +18,13 @@ TEST(WorkspaceBytes, AreTheKernels) {
               profile.threads = threads;
               profile.act_bytes = act_bytes;
               const int64_t document = std::min<int64_t>(m, 1000);
-              const OpShape ours{m, 4096, r, dim, vocab, document};
+              const OpShape ours{.m = m,
+                                 .k = 4096,
+                                 .n = 11008,
+                                 .r = r,
+                                 .head_dim = dim,
+                                 .vocab = vocab,
+                                 .longest_document = document};
               const kernels::WorkspaceShape theirs{.m = m,
                                                    .k = 4096,
                                                    .n = 11008,

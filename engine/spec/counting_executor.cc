@@ -52,8 +52,8 @@ void CountingExecutor::Run(Op op, const OpShape& shape, std::initializer_list<Te
 }
 
 OpShape CountingExecutor::LinearShapeOf(Module module) const {
-  return {
-      .m = tokens_, .k = ShapeOf(model_, module).k, .r = spec_.Targets(module) ? spec_.lora_r : 0};
+  const LinearShape shape = ShapeOf(model_, module);
+  return {.m = tokens_, .k = shape.k, .n = shape.n, .r = spec_.Targets(module) ? spec_.lora_r : 0};
 }
 
 void CountingExecutor::Embedding(Tensor out) {
@@ -91,14 +91,20 @@ void CountingExecutor::Rope(Tensor x, int64_t, bool) {
 
 void CountingExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
   Run(Op::kAttentionForward,
-      {.m = tokens_, .head_dim = model_.head_dim, .longest_document = spec_.sequence_len},
+      {.m = tokens_,
+       .heads = model_.heads,
+       .head_dim = model_.head_dim,
+       .longest_document = spec_.sequence_len},
       {out, lse, q, k, v, Staged(Slot::kStarts)});
 }
 
 void CountingExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out,
                                          Tensor lse, Tensor q, Tensor k, Tensor v) {
   Run(Op::kAttentionBackward,
-      {.m = tokens_, .head_dim = model_.head_dim, .longest_document = spec_.sequence_len},
+      {.m = tokens_,
+       .heads = model_.heads,
+       .head_dim = model_.head_dim,
+       .longest_document = spec_.sequence_len},
       {dq, dk, dv, dout, out, lse, q, k, v, Staged(Slot::kStarts)});
 }
 

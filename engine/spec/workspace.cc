@@ -27,9 +27,72 @@ int64_t CrossEntropy(const OpShape& s, int64_t threads, int64_t act_bytes) {
          threads * (kThreadBytes + 256 * chunk);
 }
 
+// kernels/cuda/workspace.h.
+namespace cuda {
+
+constexpr int64_t kLibraryBytes = int64_t{32} << 20;
+constexpr int64_t kPanelBytes = int64_t{64} << 20;
+constexpr int64_t kSumSquaresBytes = int64_t{64} << 10;
+
+constexpr int64_t Pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+int64_t PanelRows(int64_t count, int64_t other) {
+  const int64_t fit = std::max<int64_t>(kPanelBytes / (2 * other) / 128 * 128, 128);
+  return std::min(count, RoundUp(Pieces(count, Pieces(count, fit)), 128));
+}
+
+int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
+  const int64_t tiles = Pieces(rows, 128) * Pieces(columns, columns <= 16 ? 16 : 64);
+  const int64_t splits = std::max<int64_t>(
+      1, std::min(Pieces(264, std::max<int64_t>(tiles, 1)), Pieces(depth, 256)));
+  return RoundUp(4 * splits * rows * columns, 256);
+}
+
+int64_t Linear(const OpShape& s) {
+  const int64_t panel =
+      RoundUp(2 * std::max(PanelRows(s.n, s.k) * s.k, PanelRows(s.k, s.n) * s.n), 256);
+  int64_t partial = 0;
+  if (s.r > 0) {
+    partial = std::max({PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, s.n),
+                        PartialBytes(s.k, s.r, s.m), PartialBytes(s.n, s.r, s.m)});
+  }
+  return panel + RoundUp(2 * s.m * s.r, 256) + partial + kLibraryBytes;
+}
+
+int64_t CrossEntropy(const OpShape& s) {
+  const int64_t fit =
+      (int64_t{128} << 20) / (4 * std::max<int64_t>(s.vocab, 1)) / 128 * 128;
+  const int64_t rows =
+      std::min(RoundUp(s.m, 128), std::min<int64_t>(std::max<int64_t>(fit, 128), 2048));
+  return RoundUp(4 * rows * RoundUp(s.vocab, 8), 256) + RoundUp(2 * rows * s.k, 256) +
+         RoundUp(4 * rows * s.k, 256) + RoundUp(4 * (s.m + 1), 256) + RoundUp(8 * s.m, 256) +
+         RoundUp(2 * PanelRows(s.vocab, s.k) * s.k, 256) + kLibraryBytes;
+}
+
+int64_t Bytes(Op op, const OpShape& s) {
+  switch (op) {
+    case Op::kLinearForward:
+    case Op::kLinearBackward:
+      return Linear(s);
+    case Op::kAttentionBackward:
+      return RoundUp(4 * s.m * s.heads, 256);
+    case Op::kCrossEntropy:
+      return CrossEntropy(s);
+    case Op::kSumSquares:
+      return kSumSquaresBytes;
+    default:
+      return 0;  // elementwise, and attention forward
+  }
+}
+
+}  // namespace cuda
+
 }  // namespace
 
+bool IsCuda(const DeviceProfile& profile) { return profile.backend.starts_with("cuda"); }
+
 int64_t WorkspaceBytes(Op op, const OpShape& s, const DeviceProfile& profile) {
+  if (IsCuda(profile)) return cuda::Bytes(op, s);
   const int64_t threads = profile.threads;
   switch (op) {
     case Op::kLinearForward:

@@ -32,11 +32,16 @@ enum class Op : uint8_t {
 struct OpShape {
   int64_t m = 0;  // tokens
   int64_t k = 0;  // inputs of a linear; hidden size for the loss
+  int64_t n = 0;  // outputs of a linear
   int64_t r = 0;  // rank; 0 = no adapter
+  int64_t heads = 0;
   int64_t head_dim = 0;
   int64_t vocab = 0;
   int64_t longest_document = 0;  // tokens
 };
+
+// The profile is one of a device whose memory is not the host's: "cuda", or in tests "cuda-emulated".
+bool IsCuda(const DeviceProfile& profile);
 
 int64_t WorkspaceBytes(Op op, const OpShape& shape, const DeviceProfile& profile);
 

@@ -1,6 +1,7 @@
 // A random Hugging Face model directory and data files, written by tests.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -14,5 +15,11 @@ spec::ModelConfig TinyDirectoryConfig();
 void WriteTinyDirectory(const std::string& directory, uint64_t seed);
 // `rows` lines of {"prompt","completion"} with a rule to learn.
 void WriteTinyDataset(const std::string& path, int rows, uint64_t seed);
+
+// A device's name as GoogleTest wants names of cases.
+inline std::string TestName(std::string device) {
+  std::replace_if(device.begin(), device.end(), [](char c) { return c == '-' || c == ',' || c == ':'; }, '_');
+  return device;
+}
 
 }  // namespace nibble::engine::testing

@@ -101,6 +101,7 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   step_ = *Region::On(*backend_, plan_.memory.step_bytes);
   CHECK_OK(persistent_.Map(plan_.memory.persistent_bytes));
   CHECK_OK(step_.Map(plan_.memory.step_bytes));
+  backend_->Fill(persistent_.data(), 0, persistent_.mapped_bytes());
   const std::vector<float> rope = spec::RopeTable(config_, spec_.sequence_len);
   backend_->CopyIn(kernels::Lane::kCompute, persistent_.data() + plan_.persistent.rope, rope.data(),
                    static_cast<int64_t>(rope.size() * sizeof(float)));
