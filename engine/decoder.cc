@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/status.h"
+#include "engine/spec/base_layout.h"
 #include "engine/spec/workspace.h"
 
 namespace nibble::engine {
@@ -32,17 +33,23 @@ Decoder::Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int
     scale_ = adapter->config.Scale();
     rank_ = adapter->config.r;
   }
-  const spec::OpShape shape{.m = max_prompt_,
-                            .k = model_.hidden_size,
-                            .r = rank_,
-                            .head_dim = model_.head_dim,
-                            .vocab = model_.vocab_size,
-                            .longest_document = max_prompt_};
-  for (const spec::Op op :
-       {spec::Op::kLinearForward, spec::Op::kAttentionForward, spec::Op::kCrossEntropy}) {
+  const auto needs = [&](spec::Op op, const spec::OpShape& shape) {
     workspace_bytes_ =
         std::max(workspace_bytes_, spec::WorkspaceBytes(op, shape, device.profile()));
+  };
+  for (int m = 0; m < spec::kModuleCount; ++m) {
+    const spec::LinearShape shape = spec::ShapeOf(model_, static_cast<Module>(m));
+    needs(spec::Op::kLinearForward, {.m = max_prompt_, .k = shape.k, .n = shape.n, .r = rank_});
   }
+  const spec::OpShape attention{.m = max_prompt_,
+                                .heads = model_.heads,
+                                .head_dim = model_.head_dim,
+                                .longest_document = max_tokens_};
+  needs(spec::Op::kAttentionForward, attention);
+  needs(spec::Op::kAttentionDecode, attention);
+  needs(spec::Op::kLogits, {.m = std::min(max_prompt_, kHeadRows),
+                            .k = model_.hidden_size,
+                            .vocab = model_.vocab_size});
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Make(Device& device, const Adapter* adapter,

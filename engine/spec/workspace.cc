@@ -80,6 +80,10 @@ int64_t Bytes(Op op, const OpShape& s) {
       return CrossEntropy(s);
     case Op::kSumSquares:
       return kSumSquaresBytes;
+    case Op::kAttentionDecode:
+      return RoundUp(4 * Pieces(s.longest_document, 256) * s.heads * (s.head_dim + 2), 256);
+    case Op::kLogits:
+      return RoundUp(2 * PanelRows(s.vocab, s.k) * s.k, 256) + kLibraryBytes;
     default:
       return 0;  // elementwise, and attention forward
   }
@@ -98,7 +102,10 @@ int64_t WorkspaceBytes(Op op, const OpShape& s, const DeviceProfile& profile) {
     case Op::kLinearForward:
     case Op::kLinearBackward:
       return threads * (kThreadBytes + 256 * s.m) + 32 * s.m * RoundUp(s.r, 32);
+    case Op::kLogits:
+      return threads * (kThreadBytes + 256 * s.m);
     case Op::kAttentionForward:
+    case Op::kAttentionDecode:
       return AttentionForward(s, threads);
     case Op::kAttentionBackward:
       return AttentionBackward(s, threads);

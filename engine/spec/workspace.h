@@ -27,6 +27,9 @@ enum class Op : uint8_t {
   kAdamW,
   kSumSquares,
   kToAct,
+  // Of generation only:
+  kAttentionDecode,
+  kLogits,
 };
 
 struct OpShape {
@@ -37,7 +40,7 @@ struct OpShape {
   int64_t heads = 0;
   int64_t head_dim = 0;
   int64_t vocab = 0;
-  int64_t longest_document = 0;  // tokens
+  int64_t longest_document = 0;  // tokens; of generation all that is remembered
 };
 
 // The profile is one of a device whose memory is not the host's: "cuda", or in tests "cuda-emulated".
