@@ -64,6 +64,7 @@ const KeyRule kRules[] = {
     {"num_epochs", "num_train_epochs", kNumber, "training.numEpochs", ""},
     {"max_steps", "", kSpecial, "training.maxSteps", ""},
     {"gradient_checkpointing", "", kFlag, "training.gradientCheckpointing", ""},
+    {"recompute", "", kText, "training.recompute", ""},
     {"disable_gradient_checkpointing", "", kInverseFlag, "training.gradientCheckpointing", ""},
     {"logging_steps", "", kInteger, "training.loggingSteps", ""},
     {"eval_steps", "", kInteger, "training.evalSteps", ""},

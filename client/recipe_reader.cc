@@ -171,9 +171,15 @@ void RecipeReader::Special(const KeyRule& rule, const std::string& key, const Ya
 
 void RecipeReader::ReadOptimizer(const std::string& key, const Yaml& value) {
   if (OneOf(value.text, "adamw|adamw_torch|adamw_torch_fused|adamw_hf|adamw_apex_fused")) return;
-  if (OneOf(value.text,
-            "adamw_bnb_8bit|adamw_8bit|paged_adamw_8bit|paged_adamw_32bit|paged_adamw|"
-            "adamw_torch_8bit|adamw_torch_4bit|adamw_anyprecision")) {
+  if (OneOf(value.text, "adamw8bit|adamw_bnb_8bit|adamw_8bit|paged_adamw_8bit")) {
+    if (value.text == "paged_adamw_8bit") {
+      recipe_.notices.push_back(absl::StrCat(
+          key, " ", value.text, ": the moments stay on the device; 8-bit ones are small"));
+    }
+    return Set("optimizer.type", "adamw8bit");
+  }
+  if (OneOf(value.text, "paged_adamw_32bit|paged_adamw|adamw_torch_8bit|adamw_torch_4bit|"
+                        "adamw_anyprecision")) {
     recipe_.notices.push_back(
         absl::StrCat(key, " ", value.text,
                      ": AdamW with 32-bit moments is used; for an adapter they are small"));

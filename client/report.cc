@@ -46,7 +46,7 @@ std::string SpecText(const v1::JobSpec& spec) {
   const auto& o = spec.optimizer();
   Line(
       out, "optimizer",
-      absl::StrCat("AdamW, lr ", FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
+      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", ", lr ", FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
                    o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
                                         : absl::StrCat(o.warmup_ratio()),
                    ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
@@ -57,7 +57,7 @@ std::string SpecText(const v1::JobSpec& spec) {
   Line(out, "length",
        t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps")
                          : absl::StrCat(t.num_epochs(), " epochs"));
-  Line(out, "recomputation", OnOff(t.gradient_checkpointing()));
+  Line(out, "recomputation", t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute());
   Line(out, "seed", absl::StrCat(t.seed()));
   return out;
 }

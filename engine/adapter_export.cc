@@ -191,7 +191,7 @@ std::string Recipe(const AdapterExport& adapter) {
   put("gradient_accumulation_steps", s.gradient_accumulation_steps);
   put("num_epochs", Plain(s.num_epochs));
   if (s.max_steps > 0) put("max_steps", s.max_steps);
-  put("gradient_checkpointing", s.gradient_checkpointing);
+  put("gradient_checkpointing", s.recompute != spec::Recompute::kNone);
   put("logging_steps", s.logging_steps);
   if (s.eval_steps > 0) put("eval_steps", s.eval_steps);
   if (s.save_steps > 0) put("save_steps", s.save_steps);

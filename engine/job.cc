@@ -23,7 +23,7 @@ constexpr int64_t kDefaultEvaluations = 40;
 // differ between the attempts of a job.
 std::string SpecDigest(spec::TrainSpec spec) {
   const spec::TrainSpec defaults;
-  spec.gradient_checkpointing = defaults.gradient_checkpointing;
+  spec.recompute = defaults.recompute;
   spec.logging_steps = defaults.logging_steps;
   spec.save_steps = defaults.save_steps;
   spec.saves_per_epoch = defaults.saves_per_epoch;
@@ -76,6 +76,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, c
   RETURN_IF_ERROR(job->LoadData());
   ASSIGN_OR_RETURN(job->plan_,
                    spec::CompileForEngine(device.model(), job->spec_, device.profile()));
+  job->spec_.recompute = job->plan_.recompute;
   return job;
 }
 

@@ -154,9 +154,12 @@ TEST_P(JobTest, AnyInterruptionGivesTheSameBytes) {
 TEST_P(JobTest, ThreadsNeighboursAndRecomputationChangeNothing) {
   const Result alone = RunAlone(Input("alone"));
   EXPECT_TRUE(RunAlone(Input("two-threads"), 2) == alone);
-  JobInput kept = Input("kept");
-  kept.spec.gradient_checkpointing = false;
-  EXPECT_TRUE(RunAlone(kept) == alone);
+  for (const spec::Recompute recompute :
+       {spec::Recompute::kFull, spec::Recompute::kKeepGemmOutputs, spec::Recompute::kNone}) {
+    JobInput policy = Input("policy" + std::string(spec::RecomputeName(recompute)));
+    policy.spec.recompute = recompute;
+    EXPECT_TRUE(RunAlone(policy) == alone);
+  }
 
   JobInput other = Input("other");
   other.spec.seed = 7;
@@ -223,7 +226,7 @@ TEST_P(JobTest, RefusesStrangersCheckpoints) {
   EXPECT_EQ(start(changed), Reason::kCheckpointInvalid);
   changed = input;
   changed.spec.save_steps = 2;
-  changed.spec.gradient_checkpointing = false;
+  changed.spec.recompute = spec::Recompute::kNone;
   EXPECT_EQ(start(changed), Reason::kUnspecified);
   changed.numerics_id = "0.0.1/cpu/none";
   EXPECT_EQ(StatusReason(Job::Open(*device, changed, clock_).status()), Reason::kNumericsChanged);

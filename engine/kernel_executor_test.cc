@@ -31,7 +31,7 @@ struct Variant {
   const char* name;
   TinyOptions model;
   std::vector<spec::Module> modules;
-  bool checkpointing;
+  spec::Recompute recompute;
 };
 
 class WholeModelGradient : public ::testing::TestWithParam<Variant> {};
@@ -42,7 +42,7 @@ TEST_P(WholeModelGradient, IsTheSlopeOfTheLoss) {
   const TinyModel model(variant.model);
   spec::TrainSpec spec = SmallSpec();
   spec.target_modules = variant.modules;
-  spec.gradient_checkpointing = variant.checkpointing;
+  spec.recompute = variant.recompute;
   StepRig rig(kernels::Ref64Table(), model, spec);
   rig.Randomize(5);
   const MicroBatch batch = RandomBatch({9, 5, 12}, model.config().vocab_size, 3);
@@ -81,18 +81,25 @@ TEST_P(WholeModelGradient, IsTheSlopeOfTheLoss) {
 }
 
 using spec::Module;
+using spec::Recompute;
 INSTANTIATE_TEST_SUITE_P(
     Variants, WholeModelGradient,
-    ::testing::Values(Variant{"Recomputed", {}, {}, true}, Variant{"Kept", {}, {}, false},
-                      Variant{"Bias", {.qkv_bias = true}, {}, true},
-                      Variant{"QkNorm", {.qk_norm = true}, {}, true},
-                      Variant{"QkNormKept", {.qk_norm = true}, {}, false},
-                      Variant{"Window", {.sliding_window = 4}, {}, true},
-                      Variant{"QvOnly", {}, {Module::kQ, Module::kV}, true},
-                      Variant{"OutputOnly", {}, {Module::kO}, true},
-                      Variant{"DownOnly", {}, {Module::kDown}, true},
-                      Variant{"UpOnly", {}, {Module::kUp}, false},
-                      Variant{"OneLayer", {.layers = 1}, {Module::kGate, Module::kK}, true}),
+    ::testing::Values(Variant{"Recomputed", {}, {}, Recompute::kFull}, Variant{"Kept", {}, {}, Recompute::kNone},
+                      Variant{"Bias", {.qkv_bias = true}, {}, Recompute::kFull},
+                      Variant{"QkNorm", {.qk_norm = true}, {}, Recompute::kFull},
+                      Variant{"QkNormKept", {.qk_norm = true}, {}, Recompute::kNone},
+                      Variant{"Outputs", {}, {}, Recompute::kKeepGemmOutputs},
+                      Variant{"QkNormOutputs", {.qk_norm = true}, {}, Recompute::kKeepGemmOutputs},
+                      Variant{"OutputsUpOnly",
+                              {},
+                              {Module::kUp},
+                              Recompute::kKeepGemmOutputs},
+                      Variant{"Window", {.sliding_window = 4}, {}, Recompute::kFull},
+                      Variant{"QvOnly", {}, {Module::kQ, Module::kV}, Recompute::kFull},
+                      Variant{"OutputOnly", {}, {Module::kO}, Recompute::kFull},
+                      Variant{"DownOnly", {}, {Module::kDown}, Recompute::kFull},
+                      Variant{"UpOnly", {}, {Module::kUp}, Recompute::kNone},
+                      Variant{"OneLayer", {.layers = 1}, {Module::kGate, Module::kK}, Recompute::kFull}),
     [](const auto& info) { return info.param.name; });
 
 std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& batches,
@@ -104,6 +111,7 @@ std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& bat
   return rig.Read(rig.plan().persistent.gradient);
 }
 
+constexpr Recompute kPolicies[] = {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull};
 const kernels::KernelTable* const kTables[] = {&kernels::RefTable(), &kernels::CpuTable()};
 
 TEST(Recomputation, ChangesNoBit) {
@@ -112,14 +120,15 @@ TEST(Recomputation, ChangesNoBit) {
       const TinyModel model({.qk_norm = qk_norm, .layers = 3});
       const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);
       std::vector<std::vector<double>> gradients;
-      for (const bool checkpointing : {true, false}) {
+      for (const spec::Recompute recompute : kPolicies) {
         spec::TrainSpec spec = SmallSpec();
-        spec.gradient_checkpointing = checkpointing;
+        spec.recompute = recompute;
         StepRig rig(*table, model, spec);
         rig.Randomize(5);
         gradients.push_back(GradientsOf(rig, {batch}, 0.1));
       }
       EXPECT_EQ(gradients[0], gradients[1]) << table->name;
+      EXPECT_EQ(gradients[0], gradients[2]) << table->name;
     }
   }
 }
@@ -180,10 +189,10 @@ TEST(Dropout, IsKeyedByStepAndMicroBatch) {
 TEST(Plan, IsKeptToTheByte) {
   constexpr int64_t kRedZone = 256;
   for (const kernels::KernelTable* table : kTables) {
-    for (const bool checkpointing : {true, false}) {
+    for (const spec::Recompute recompute : kPolicies) {
       const TinyModel model({.qkv_bias = true, .qk_norm = true});
       spec::TrainSpec spec = SmallSpec();
-      spec.gradient_checkpointing = checkpointing;
+      spec.recompute = recompute;
       StepRig rig(*table, model, spec, 2, kRedZone);
       const spec::MemoryPlan& plan = rig.plan().memory;
       // A byte is free when no buffer ever covers it.

@@ -5,12 +5,12 @@
 namespace nibble::spec {
 
 AdapterLayout LayoutAdapters(const ModelConfig& model, const TrainSpec& spec) {
-  constexpr int64_t kAlignment = 32;
+  const int64_t alignment = spec.optimizer == OptimizerKind::kAdamW8bit ? kMomentBlock : 32;
   AdapterLayout layout;
   const auto take = [&](int64_t elements) {
     const int64_t start = layout.elements;
     layout.parameters += elements;
-    layout.elements = (start + elements + kAlignment - 1) / kAlignment * kAlignment;
+    layout.elements = (start + elements + alignment - 1) / alignment * alignment;
     return start;
   };
   for (int32_t layer = 0; layer < model.layers; ++layer) {

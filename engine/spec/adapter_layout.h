@@ -2,7 +2,7 @@
 // copies).
 //
 // All matrices stand behind each other, by layer and module, A before B, each at a multiple of 32
-// elements; the gaps hold zeros and stay zero under AdamW. Elements, not bytes: the same for every
+// elements (256 with 8-bit moments, whose blocks then never hold two matrices); the gaps hold zeros and stay zero under AdamW. Elements, not bytes: the same for every
 // type.
 #pragma once
 
@@ -13,6 +13,8 @@
 #include "engine/spec/train_spec.h"
 
 namespace nibble::spec {
+
+inline constexpr int64_t kMomentBlock = 256;  // elements per absmax of the 8-bit moments
 
 struct AdapterMatrix {
   int32_t layer = 0;

@@ -163,8 +163,15 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
   plan.persistent.compute =
       place("adapters.compute", Category::kAdapters, count * profile.act_bytes);
   plan.persistent.gradient = place("gradients", Category::kGradients, count * real);
-  plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * real);
-  plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * real);
+  const bool small = spec.optimizer == OptimizerKind::kAdamW8bit;
+  plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * (small ? 1 : real));
+  plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * (small ? 1 : real));
+  if (small) {
+    const int64_t absmax = count / kMomentBlock * 4;
+    plan.persistent.absmax1 = place("optimizer.m_absmax", Category::kOptimizer, absmax);
+    plan.persistent.absmax2 = place("optimizer.v_absmax", Category::kOptimizer, absmax);
+    plan.persistent.maps = place("optimizer.maps", Category::kOptimizer, 2 * 256 * 4);
+  }
   plan.persistent.rope = place("rope", Category::kActivations,
                                int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
   plan.persistent.scalars = place("scalars", Category::kWorkspace,
@@ -233,17 +240,20 @@ int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) 
   return LayoutBase(model, quant, double_quant).file_bytes;
 }
 
-absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const TrainSpec& spec,
+absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const TrainSpec& given,
                                               const DeviceProfile& profile,
                                               const CompileOptions& options) {
   if (profile.act_bytes != 2 && profile.act_bytes != 4 && profile.act_bytes != 8) {
     return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
                                                  profile.act_bytes, "; it must be 2, 4 or 8"));
   }
-  if (spec.target_modules.empty()) {
+  if (given.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
   }
+  TrainSpec spec = given;
+  ASSIGN_OR_RETURN(spec.recompute, ChooseRecompute(model, given, {profile}));
   CompiledPlan plan;
+  plan.recompute = spec.recompute;
   const BaseLayout base = LayoutBase(model, spec.quant, spec.double_quant);
   plan.memory.base_bytes = base.file_bytes;
   for (const BaseEntry& entry : base.entries) {
@@ -264,6 +274,32 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   plan.memory.host_bytes = HostBytes(model);
   plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - plan.memory.step_bytes + live;
   return plan;
+}
+
+absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
+                                          const std::vector<DeviceProfile>& devices) {
+  if (spec.recompute != Recompute::kAuto) return spec.recompute;
+  const auto fits = [&](Recompute recompute, const DeviceProfile& device) -> absl::StatusOr<bool> {
+    TrainSpec tried = spec;
+    tried.recompute = recompute;
+    ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, tried, device));
+    return plan.TotalBytes() <= device.capacity_bytes;
+  };
+  std::vector<const DeviceProfile*> places;
+  for (const DeviceProfile& device : devices) {
+    if (device.capacity_bytes == 0) continue;  // not known
+    ASSIGN_OR_RETURN(const bool place, fits(Recompute::kFull, device));
+    if (place) places.push_back(&device);
+  }
+  if (places.empty()) return Recompute::kFull;
+  for (const Recompute faster : {Recompute::kNone, Recompute::kKeepGemmOutputs}) {
+    bool everywhere = true;
+    for (size_t i = 0; everywhere && i < places.size(); ++i) {
+      ASSIGN_OR_RETURN(everywhere, fits(faster, *places[i]));
+    }
+    if (everywhere) return faster;
+  }
+  return Recompute::kFull;
 }
 
 absl::StatusOr<MemoryPlan> CompilePlan(const ModelConfig& model, const TrainSpec& spec,

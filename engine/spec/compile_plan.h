@@ -18,8 +18,12 @@ struct PersistentLayout {
   int64_t master = 0;    // real [elements]
   int64_t compute = 0;   // act [elements]
   int64_t gradient = 0;  // real [elements]
-  int64_t moment1 = 0;   // real [elements]
+  int64_t moment1 = 0;   // real [elements]; u8 with 8-bit moments
   int64_t moment2 = 0;
+  // With 8-bit moments only:
+  int64_t absmax1 = 0;   // f32 [elements / kMomentBlock]
+  int64_t absmax2 = 0;
+  int64_t maps = 0;      // f32 [2, 256]: signed, unsigned
   int64_t rope = 0;  // f32 [sequence_len, head_dim / 2, 2]
   // f64 [gradient_accumulation_steps + 1]: a loss per micro-batch, the sum of squares of the gradients
   int64_t scalars = 0;
@@ -27,6 +31,7 @@ struct PersistentLayout {
 
 struct CompiledPlan {
   MemoryPlan memory;
+  Recompute recompute = Recompute::kFull;  // of the spec, or chosen
   AdapterLayout adapters;
   PersistentLayout persistent;
   std::vector<int64_t> tensor_offset;     // in the step region, by TensorKey::Index; -1 = unused

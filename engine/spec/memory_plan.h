@@ -87,7 +87,13 @@ struct MemoryPlan {
   }
 };
 
-// `spec` must be resolved.
+// The fastest recompute policy with which the job fits every one of `devices` (by capacity_bytes) that
+// it fits with full recomputation: the choice never costs a job a place. kFull when there is none such.
+// What the spec says itself stands. `spec` must be resolved.
+absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
+                                          const std::vector<DeviceProfile>& devices);
+
+// `spec` must be resolved; a recompute policy that is still kAuto is chosen for this profile alone.
 absl::StatusOr<MemoryPlan> CompilePlan(const ModelConfig& model, const TrainSpec& spec,
                                        const DeviceProfile& profile);
 

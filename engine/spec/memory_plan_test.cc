@@ -46,6 +46,8 @@ DeviceProfile Profile(int threads = 2) {
   return profile;
 }
 
+constexpr Recompute kPolicies[] = {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull};
+
 int64_t At(const MemoryPlan& plan, Category category) {
   return plan.category_bytes[static_cast<size_t>(category)];
 }
@@ -91,16 +93,16 @@ TEST(CompilePlan, LlamaShapesStayInRange) {
   struct Case {
     ModelConfig model;
     int32_t sequence_len;
-    bool checkpointing;
+    Recompute recompute;
     double bytes;
   };
-  const Case cases[] = {{kLlama7B, 512, true, 4.85e9},    {kLlama7B, 2048, true, 5.60e9},
-                        {kLlama8B, 512, true, 6.91e9},    {kLlama8B, 2048, true, 7.56e9},
-                        {kLlama70B, 2048, true, 43.88e9}, {kLlama7B, 2048, false, 13.55e9},
-                        {kLlama8B, 2048, false, 15.97e9}};
+  const Case cases[] = {{kLlama7B, 512, Recompute::kFull, 4.85e9},    {kLlama7B, 2048, Recompute::kFull, 5.60e9},
+                        {kLlama8B, 512, Recompute::kFull, 6.91e9},    {kLlama8B, 2048, Recompute::kFull, 7.56e9},
+                        {kLlama70B, 2048, Recompute::kFull, 43.88e9}, {kLlama7B, 2048, Recompute::kNone, 13.55e9},
+                        {kLlama8B, 2048, Recompute::kNone, 15.97e9}};
   for (const Case& c : cases) {
     const TrainSpec spec = Resolved(
-        c.model, {.sequence_len = c.sequence_len, .gradient_checkpointing = c.checkpointing});
+        c.model, {.sequence_len = c.sequence_len, .recompute = c.recompute});
     const auto plan = CompilePlan(c.model, spec, Profile());
     ASSERT_TRUE(plan.ok());
     const double bytes = static_cast<double>(plan->TotalBytes() - plan->fixed_bytes);
@@ -112,10 +114,10 @@ TEST(CompilePlan, LlamaShapesStayInRange) {
 }
 
 TEST(CompilePlan, CategoriesAndWasteMakeTheTotal) {
-  for (const bool checkpointing : {true, false}) {
+  for (const Recompute recompute : kPolicies) {
     const TrainSpec spec = Resolved(
         kTiny,
-        {.sequence_len = 128, .micro_batch_size = 4, .gradient_checkpointing = checkpointing});
+        {.sequence_len = 128, .micro_batch_size = 4, .recompute = recompute});
     const auto plan = CompilePlan(kTiny, spec, Profile());
     ASSERT_TRUE(plan.ok());
     int64_t sum = plan->fixed_bytes + plan->host_bytes;
@@ -130,9 +132,9 @@ TEST(CompilePlan, LivingBuffersNeverOverlap) {
   ModelConfig qwen = kTiny;
   qwen.qk_norm = true;
   for (const ModelConfig& model : {kTiny, qwen}) {
-    for (const bool checkpointing : {true, false}) {
+    for (const Recompute recompute : kPolicies) {
       const TrainSpec spec = Resolved(
-          model, {.lora_r = 4, .sequence_len = 64, .gradient_checkpointing = checkpointing});
+          model, {.lora_r = 4, .sequence_len = 64, .recompute = recompute});
       const auto plan = CompilePlan(model, spec, Profile());
       ASSERT_TRUE(plan.ok());
       for (size_t i = 0; i < plan->buffers.size(); ++i) {
@@ -155,15 +157,17 @@ TEST(CompilePlan, LivingBuffersNeverOverlap) {
 }
 
 TEST(CompilePlan, KeepsLessWithCheckpointing) {
-  const auto bytes = [](bool checkpointing, std::vector<Module> modules) {
+  const auto bytes = [](Recompute recompute, std::vector<Module> modules) {
     const TrainSpec spec = Resolved(kLlama7B, {.target_modules = std::move(modules),
                                                .sequence_len = 1024,
-                                               .gradient_checkpointing = checkpointing});
+                                               .recompute = recompute});
     return CompilePlan(kLlama7B, spec, Profile())->step_bytes;
   };
-  EXPECT_LT(bytes(true, {}), bytes(false, {}) / 4);
+  EXPECT_LT(bytes(Recompute::kFull, {}), bytes(Recompute::kNone, {}) / 4);
+  EXPECT_LT(bytes(Recompute::kKeepGemmOutputs, {}), bytes(Recompute::kNone, {}) * 3 / 4);
+  EXPECT_LT(bytes(Recompute::kFull, {}), bytes(Recompute::kKeepGemmOutputs, {}));
   // What no adapter needs is not kept.
-  EXPECT_LT(bytes(false, {Module::kQ, Module::kV}), bytes(false, {}));
+  EXPECT_LT(bytes(Recompute::kNone, {Module::kQ, Module::kV}), bytes(Recompute::kNone, {}));
 }
 
 TEST(CompilePlan, IsDeterministicAndGrowsWithTheBatch) {
@@ -175,6 +179,57 @@ TEST(CompilePlan, IsDeterministicAndGrowsWithTheBatch) {
   larger.micro_batch_size = 2;
   EXPECT_GT(CompilePlan(kTiny, larger, Profile())->step_bytes, once->step_bytes);
   EXPECT_GT(CompilePlan(kTiny, spec, Profile(4))->step_bytes, once->step_bytes);
+}
+
+TEST(ChooseRecompute, IsTheFastestThatCostsNoPlace) {
+  const TrainSpec spec = Resolved(kLlama7B, {.sequence_len = 1024});
+  const auto total = [&](Recompute recompute) {
+    TrainSpec tried = spec;
+    tried.recompute = recompute;
+    return CompilePlan(kLlama7B, tried, Profile())->TotalBytes();
+  };
+  const auto choose = [&](std::vector<int64_t> capacities) {
+    std::vector<DeviceProfile> devices;
+    for (const int64_t capacity : capacities) {
+      devices.push_back(Profile());
+      devices.back().capacity_bytes = capacity;
+    }
+    return *ChooseRecompute(kLlama7B, spec, devices);
+  };
+  const int64_t none = total(Recompute::kNone);
+  const int64_t outputs = total(Recompute::kKeepGemmOutputs);
+  const int64_t full = total(Recompute::kFull);
+  EXPECT_EQ(choose({none}), Recompute::kNone);
+  EXPECT_EQ(choose({none - 1}), Recompute::kKeepGemmOutputs);
+  EXPECT_EQ(choose({outputs - 1}), Recompute::kFull);
+  // The job would fit the smaller device, so it must go on fitting there; where it never fits does
+  // not matter, nor does a device of unknown size.
+  EXPECT_EQ(choose({none, outputs}), Recompute::kKeepGemmOutputs);
+  EXPECT_EQ(choose({none, full - 1, 0}), Recompute::kNone);
+  EXPECT_EQ(choose({full - 1}), Recompute::kFull);
+  EXPECT_EQ(choose({}), Recompute::kFull);
+  // What the user wrote stands.
+  TrainSpec given = spec;
+  given.recompute = Recompute::kFull;
+  EXPECT_EQ(*ChooseRecompute(kLlama7B, given, {Profile()}), Recompute::kFull);
+  // A plan for a profile chooses for it.
+  DeviceProfile large = Profile();
+  large.capacity_bytes = outputs;
+  EXPECT_EQ(CompileForEngine(kLlama7B, spec, large)->recompute, Recompute::kKeepGemmOutputs);
+}
+
+TEST(CompilePlan, EightBitMomentsAreExact) {
+  TrainSpec spec = Resolved(kLlama8B, {.optimizer = OptimizerKind::kAdamW8bit});
+  const auto plan = CompileForEngine(kLlama8B, spec, Profile());
+  const int64_t elements = plan->adapters.elements;
+  EXPECT_EQ(elements, 32 * 16 * (9 * 4096 + 2 * 1024 + 3 * 14336));
+  EXPECT_EQ(At(plan->memory, Category::kOptimizer), 2 * elements + 2 * 4 * elements / 256 + 2048);
+  // Every matrix begins a block of its own.
+  spec.lora_r = 3;
+  for (const AdapterMatrix& matrix : LayoutAdapters(kTiny, spec).matrices) {
+    EXPECT_EQ(matrix.a % 256, 0);
+    EXPECT_EQ(matrix.b % 256, 0);
+  }
 }
 
 TEST(CompilePlan, RefusesAnUnresolvedSpec) {

@@ -13,9 +13,16 @@
 // last mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's
 // own.
 //
-// With gradient checkpointing a block keeps only its input x and the adapter product of its last
-// linear (u of down_proj: r numbers a token, and with it backward need not repeat the widest
-// product). The top block is kept whole either way: its backward follows at once.
+// What a block keeps for its backward is the recompute policy (TrainSpec::recompute; never kAuto
+// here):
+//   kNone             everything
+//   kKeepGemmOutputs  its input x and what a product made: q, k, v, o, x2, gate, up, u. Backward
+//                     repeats norms, RoPE behind a query norm, and the gated product, each just
+//                     before it is needed
+//   kFull             x and the adapter product of its last linear (u of down_proj: r numbers a
+//                     token, and with it backward need not repeat the widest product)
+// The top block is kept whole either way: its backward follows at once. A repeated operation has the
+// same arguments, so the policy changes no bit of the result.
 #pragma once
 
 #include <array>
@@ -95,45 +102,63 @@ struct Block {
   std::array<Tensor, kModuleCount> u;
 };
 
-// Names the tensors of a block in walk `walk`. Only kKept ones stay apart where backward needs
-// both.
+// Which tensors of a block live on from its forward to its backward.
+enum class Keep : uint8_t { kAll, kOutputs, kInput };
+
+constexpr Keep KeepOf(Recompute recompute) {
+  return recompute == Recompute::kNone              ? Keep::kAll
+         : recompute == Recompute::kKeepGemmOutputs ? Keep::kOutputs
+                                                    : Keep::kInput;
+}
+
+// Names the tensors of a block. Where backward finds them (Keep::kAll) all stand apart; a forward
+// that keeps less names the others kPassing, and lets them share where it can. `eval`: of the
+// evaluation, which keeps nothing.
 template <class Exec>
 Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, int32_t layer,
-                      Walk walk) {
-  const auto act = [&](Slot slot, int64_t width) { return e.Act({slot, walk, layer}, width); };
-  const auto real = [&](Slot slot, int64_t width) { return e.Real({slot, walk, layer}, width); };
-  const bool kept = walk == Walk::kKept;
+                      Keep keep, bool eval = false) {
+  const Walk passing = eval ? Walk::kEval : Walk::kPassing;
+  const Walk output = keep == Keep::kInput ? passing : Walk::kKept;  // what a product made
+  const Walk other = keep == Keep::kAll ? Walk::kKept : passing;
+  const auto act = [&](Slot slot, int64_t width, Walk walk) {
+    return e.Act({slot, walk, layer}, width);
+  };
+  const auto real = [&](Slot slot, int64_t width, Walk walk) {
+    return e.Real({slot, walk, layer}, width);
+  };
   Block<Exec> b;
   b.layer = layer;
-  b.x = e.Act({Slot::kX, walk == Walk::kEval ? walk : Walk::kKept, layer}, model.hidden_size);
-  b.h1 = act(Slot::kH1, model.hidden_size);
-  b.rstd1 = real(Slot::kRstd1, 1);
-  b.q = act(Slot::kQ, model.QueryWidth());
-  b.k = act(Slot::kK, model.KeyValueWidth());
-  b.v = act(Slot::kV, model.KeyValueWidth());
+  b.x = act(Slot::kX, model.hidden_size, eval ? Walk::kEval : Walk::kKept);
+  b.h1 = act(Slot::kH1, model.hidden_size, other);
+  b.rstd1 = real(Slot::kRstd1, 1, other);
+  // Behind a norm q and k are no longer what the product made: that is q_raw and k_raw.
+  const Walk query = model.qk_norm ? other : output;
+  b.q = act(Slot::kQ, model.QueryWidth(), query);
+  b.k = act(Slot::kK, model.KeyValueWidth(), query);
+  b.v = act(Slot::kV, model.KeyValueWidth(), output);
   b.q_raw = b.q;
   b.k_raw = b.k;
   b.rstd_q = b.rstd_k = e.None();
   if (model.qk_norm) {
-    if (kept) b.q_raw = act(Slot::kQRaw, model.QueryWidth());
-    if (kept) b.k_raw = act(Slot::kKRaw, model.KeyValueWidth());
-    b.rstd_q = real(Slot::kRstdQ, model.heads);
-    b.rstd_k = real(Slot::kRstdK, model.kv_heads);
+    if (output == Walk::kKept) b.q_raw = act(Slot::kQRaw, model.QueryWidth(), output);
+    if (output == Walk::kKept) b.k_raw = act(Slot::kKRaw, model.KeyValueWidth(), output);
+    b.rstd_q = real(Slot::kRstdQ, model.heads, other);
+    b.rstd_k = real(Slot::kRstdK, model.kv_heads, other);
   }
-  b.o = act(Slot::kO, model.QueryWidth());
-  b.lse = real(Slot::kLse, model.heads);
-  b.x2 = act(Slot::kX2, model.hidden_size);
-  b.h2 = act(Slot::kH2, model.hidden_size);
-  b.rstd2 = real(Slot::kRstd2, 1);
-  b.gate = act(Slot::kGate, model.intermediate_size);
-  b.up = act(Slot::kUp, model.intermediate_size);
-  b.act = kept ? act(Slot::kAct, model.intermediate_size) : b.gate;
+  b.o = act(Slot::kO, model.QueryWidth(), output);
+  b.lse = real(Slot::kLse, model.heads, output);
+  b.x2 = act(Slot::kX2, model.hidden_size, output);
+  b.h2 = act(Slot::kH2, model.hidden_size, other);
+  b.rstd2 = real(Slot::kRstd2, 1, other);
+  b.gate = act(Slot::kGate, model.intermediate_size, output);
+  b.up = act(Slot::kUp, model.intermediate_size, output);
+  b.act = keep == Keep::kInput ? b.gate : act(Slot::kAct, model.intermediate_size, other);
   for (int m = 0; m < kModuleCount; ++m) {
     const Module module = static_cast<Module>(m);
     const Slot slot = static_cast<Slot>(static_cast<int>(Slot::kU) + m);
     // A passing block's u of down_proj stays for backward; see the top of this file.
-    const Walk u_walk = walk == Walk::kPassing && module == Module::kDown ? Walk::kKept : walk;
-    b.u[m] = spec.Targets(module) ? e.Act({slot, u_walk, layer}, spec.lora_r) : e.None();
+    const Walk walk = module == Module::kDown && !eval ? Walk::kKept : output;
+    b.u[m] = spec.Targets(module) ? act(slot, spec.lora_r, walk) : e.None();
   }
   return b;
 }
@@ -168,10 +193,10 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
 }
 
 // `d` holds the gradient of the block's output and then of its input. In the lowest block it stops
-// where no adapter is left below.
+// where no adapter is left below. `rebuild`: forward kept the outputs of products only.
 template <class Exec>
 void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, const Block<Exec>& b,
-                   typename Exec::Tensor d) {
+                   bool rebuild, typename Exec::Tensor d) {
   using Tensor = typename Exec::Tensor;
   const int32_t layer = b.layer;
   const bool below = layer > 0;
@@ -191,10 +216,12 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
                      module);
   };
 
+  if (rebuild && spec.Targets(Module::kDown)) e.Gated(b.act, b.gate, b.up);
   const Tensor dact = need_gate_up ? grad(Slot::kDAct, model.intermediate_size) : e.None();
   linear(dact, false, d, b.act, Module::kDown);
   if (!need_gate_up) return;
   e.GatedBackward(b.gate, b.up, dact, b.gate, b.up);
+  if (rebuild) e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, layer);
   const Tensor dh2 = need_attention ? grad(Slot::kDH2, model.hidden_size) : e.None();
   linear(dh2, false, b.gate, b.h2, Module::kGate);
   linear(dh2, true, b.up, b.h2, Module::kUp);
@@ -204,6 +231,12 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   const Tensor d_o = need_qkv ? grad(Slot::kDO, model.QueryWidth()) : e.None();
   linear(d_o, false, d, b.o, Module::kO);
   if (!need_qkv) return;
+  if (rebuild && model.qk_norm) {
+    e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, layer);
+    e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, layer);
+    e.Rope(b.q, model.heads, false);
+    e.Rope(b.k, model.kv_heads, false);
+  }
   const Tensor dq = grad(Slot::kDQ, model.QueryWidth());
   const Tensor dk = grad(Slot::kDK, model.KeyValueWidth());
   const Tensor dv = grad(Slot::kDV, model.KeyValueWidth());
@@ -214,6 +247,7 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
     e.RmsNormBackward(dq, false, dq, b.q_raw, b.rstd_q, Norm::kQuery, layer);
     e.RmsNormBackward(dk, false, dk, b.k_raw, b.rstd_k, Norm::kKey, layer);
   }
+  if (rebuild) e.RmsNorm(b.h1, b.rstd1, b.x, Norm::kInput, layer);
   const Tensor dh1 = below ? grad(Slot::kDH1, model.hidden_size) : e.None();
   linear(dh1, false, dq, b.h1, Module::kQ);
   linear(dh1, true, dk, b.h1, Module::kK);
@@ -229,14 +263,15 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   const auto x = [&](int32_t layer) {
     return e.Act({Slot::kX, Walk::kKept, layer}, model.hidden_size);
   };
-  const auto recomputed = [&](int32_t layer) { return spec.gradient_checkpointing && layer < top; };
+  const auto kept = [&](int32_t layer) {
+    return layer < top ? KeepOf(spec.recompute) : Keep::kAll;
+  };
 
   e.Phase(Phase::kForward, 0);
   e.Embedding(x(0));
   for (int32_t layer = 0; layer <= top; ++layer) {
     e.Phase(Phase::kForward, layer);
-    const Walk walk = recomputed(layer) ? Walk::kPassing : Walk::kKept;
-    ForwardBlock(e, model, NameBlock(e, model, spec, layer, walk), x(layer + 1));
+    ForwardBlock(e, model, NameBlock(e, model, spec, layer, kept(layer)), x(layer + 1));
   }
 
   e.Phase(Phase::kHead, top);
@@ -249,13 +284,13 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   e.RmsNormBackward(d, false, d, out, rstd, Norm::kFinal, 0);
 
   for (int32_t layer = top; layer >= 0; --layer) {
-    const Block<Exec> block = NameBlock(e, model, spec, layer, Walk::kKept);
-    if (recomputed(layer)) {
+    const Block<Exec> block = NameBlock(e, model, spec, layer, Keep::kAll);
+    if (kept(layer) == Keep::kInput) {
       e.Phase(Phase::kRecompute, layer);
       ForwardBlock(e, model, block, e.None());
     }
     e.Phase(Phase::kBackward, layer);
-    BackwardBlock(e, model, spec, block, d);
+    BackwardBlock(e, model, spec, block, kept(layer) == Keep::kOutputs, d);
   }
 }
 
@@ -280,7 +315,7 @@ void EvalMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   const auto layers = static_cast<int32_t>(model.layers);
   for (int32_t layer = 0; layer < layers; ++layer) {
     e.Phase(Phase::kEvaluate, layer);
-    ForwardBlock(e, model, NameBlock(e, model, spec, layer, Walk::kEval), x(layer + 1));
+    ForwardBlock(e, model, NameBlock(e, model, spec, layer, Keep::kInput, true), x(layer + 1));
   }
   const Tensor rstd = e.Real({Slot::kRstdFinal, Walk::kEval}, 1);
   const Tensor hidden = e.Act({Slot::kFinal, Walk::kEval}, model.hidden_size);

@@ -131,6 +131,11 @@ int64_t WarmupSteps(const TrainSpec& spec, int64_t total_steps) {
 
 }  // namespace
 
+std::string_view RecomputeName(Recompute recompute) {
+  constexpr std::string_view kNames[] = {"auto", "none", "keep_gemm_outputs", "full"};
+  return kNames[static_cast<int>(recompute)];
+}
+
 std::string_view ModuleName(Module module) { return kModuleNames[static_cast<int>(module)]; }
 
 absl::StatusOr<Module> ModuleFromName(std::string_view name) {

@@ -19,6 +19,14 @@ namespace nibble::spec {
 enum class QuantKind { kNF4, kFP4, kINT4, kINT8, kBF16 };
 enum class LrSchedule { kCosine, kLinear, kConstant };
 enum class ExcessLength { kDrop, kTruncate };
+enum class OptimizerKind {
+  kAdamW,
+  kAdamW8bit,  // moments in 8-bit blocks, as bitsandbytes has them
+};
+// What is computed again in backward instead of being kept: fastest and largest first (see step.h).
+// It never changes the result.
+enum class Recompute { kAuto, kNone, kKeepGemmOutputs, kFull };
+std::string_view RecomputeName(Recompute recompute);  // "auto", "none", "keep_gemm_outputs", "full"
 
 // The order in which modules of a layer appear everywhere (plans, checkpoints, adapters).
 enum class Module { kQ, kK, kV, kO, kGate, kUp, kDown };
@@ -46,6 +54,7 @@ struct TrainSpec {
   ExcessLength excess_length = ExcessLength::kDrop;
   double val_set_size = -1;  // share of rows; -1: 0.05 when the data set has > 200 rows, else 0
   // Optimizer
+  OptimizerKind optimizer = OptimizerKind::kAdamW;
   double learning_rate = 2e-4;
   LrSchedule lr_schedule = LrSchedule::kCosine;
   double warmup_ratio = 0.1;
@@ -60,7 +69,7 @@ struct TrainSpec {
   int32_t gradient_accumulation_steps = 4;
   double num_epochs = 1;
   int64_t max_steps = -1;  // -1: by epochs
-  bool gradient_checkpointing = true;
+  Recompute recompute = Recompute::kAuto;  // kAuto: the fastest that fits (see memory_plan.h)
   int64_t logging_steps = 1;
   int64_t eval_steps = -1;              // -1: four times an epoch, at most 40 times in all
   int64_t save_steps = -1;              // -1: once an epoch, at most 10 times in all

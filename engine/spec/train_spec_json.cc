@@ -27,6 +27,12 @@ constexpr EnumName<LrSchedule> kScheduleNames[] = {{LrSchedule::kCosine, "cosine
                                                    {LrSchedule::kConstant, "constant"}};
 constexpr EnumName<ExcessLength> kExcessNames[] = {{ExcessLength::kDrop, "drop"},
                                                    {ExcessLength::kTruncate, "truncate"}};
+constexpr EnumName<OptimizerKind> kOptimizerNames[] = {{OptimizerKind::kAdamW, "adamw"},
+                                                       {OptimizerKind::kAdamW8bit, "adamw8bit"}};
+constexpr EnumName<Recompute> kRecomputeNames[] = {{Recompute::kAuto, "auto"},
+                                                   {Recompute::kNone, "none"},
+                                                   {Recompute::kKeepGemmOutputs, "keep_gemm_outputs"},
+                                                   {Recompute::kFull, "full"}};
 
 template <typename Enum, size_t kCount>
 const char* NameOf(const EnumName<Enum> (&names)[kCount], Enum value) {
@@ -145,6 +151,7 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"sample_packing", spec.sample_packing},
                        {"excess_length", NameOf(kExcessNames, spec.excess_length)},
                        {"val_set_size", spec.val_set_size},
+                       {"optimizer", NameOf(kOptimizerNames, spec.optimizer)},
                        {"learning_rate", spec.learning_rate},
                        {"lr_schedule", NameOf(kScheduleNames, spec.lr_schedule)},
                        {"warmup_ratio", spec.warmup_ratio},
@@ -158,7 +165,7 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"gradient_accumulation_steps", spec.gradient_accumulation_steps},
                        {"num_epochs", spec.num_epochs},
                        {"max_steps", spec.max_steps},
-                       {"gradient_checkpointing", spec.gradient_checkpointing},
+                       {"recompute", NameOf(kRecomputeNames, spec.recompute)},
                        {"logging_steps", spec.logging_steps},
                        {"eval_steps", spec.eval_steps},
                        {"save_steps", spec.save_steps},
@@ -191,6 +198,7 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   read.Flag("sample_packing", spec.sample_packing);
   read.Choice("excess_length", kExcessNames, spec.excess_length);
   read.Number("val_set_size", spec.val_set_size);
+  read.Choice("optimizer", kOptimizerNames, spec.optimizer);
   read.Number("learning_rate", spec.learning_rate);
   read.Choice("lr_schedule", kScheduleNames, spec.lr_schedule);
   read.Number("warmup_ratio", spec.warmup_ratio);
@@ -204,7 +212,12 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   read.Number("gradient_accumulation_steps", spec.gradient_accumulation_steps);
   read.Number("num_epochs", spec.num_epochs);
   read.Number("max_steps", spec.max_steps);
-  read.Flag("gradient_checkpointing", spec.gradient_checkpointing);
+  if (object.contains("gradient_checkpointing")) {  // what 0.1.0 wrote
+    bool checkpointing = true;
+    read.Flag("gradient_checkpointing", checkpointing);
+    spec.recompute = checkpointing ? Recompute::kFull : Recompute::kNone;
+  }
+  read.Choice("recompute", kRecomputeNames, spec.recompute);
   read.Number("logging_steps", spec.logging_steps);
   read.Number("eval_steps", spec.eval_steps);
   read.Number("save_steps", spec.save_steps);

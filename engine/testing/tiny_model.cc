@@ -97,6 +97,7 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   auto plan = spec::CompileForEngine(config_, spec_, profile, {.red_zone_bytes = red_zone_bytes});
   CHECK_OK(plan.status());
   plan_ = *std::move(plan);
+  spec_.recompute = plan_.recompute;
   persistent_ = *Region::On(*backend_, plan_.memory.persistent_bytes);
   step_ = *Region::On(*backend_, plan_.memory.step_bytes);
   CHECK_OK(persistent_.Map(plan_.memory.persistent_bytes));

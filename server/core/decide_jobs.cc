@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
+#include "server/core/views.h"
 
 namespace nibble::core {
 namespace {
@@ -226,6 +227,8 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
                    FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
+  ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
+                                           *parts.model, job.spec, KnownDevices(turn.state)));
   job.id = c.job_id;
   job.uid = c.uid;
   job.tenant = c.tenant;

@@ -97,10 +97,9 @@ std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSp
   std::vector<std::vector<Candidate>> ladders(
       4);  // of each, the smallest change that fits is offered
   AddBatches(spec, ladders[0]);
-  if (!spec.gradient_checkpointing) {
-    Candidate c{"training.gradient_checkpointing", "true",
-                "gradient_checkpointing true (recomputes blocks, slower)", spec};
-    c.spec.gradient_checkpointing = true;
+  if (spec.recompute != spec::Recompute::kFull) {
+    Candidate c{"training.recompute", "full", "recompute full (recomputes blocks, slower)", spec};
+    c.spec.recompute = spec::Recompute::kFull;
     ladders[1].push_back(std::move(c));
   }
   AddLengths(spec, ladders[2]);
@@ -121,18 +120,18 @@ std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSp
   if (!suggestions.empty()) return suggestions;
   // No single change is enough: the smallest batch with recomputation, at a shorter length.
   spec::TrainSpec both = spec;
-  both.gradient_checkpointing = true;
+  both.recompute = spec::Recompute::kFull;
   both.gradient_accumulation_steps *= both.micro_batch_size;
   both.micro_batch_size = 1;
   std::vector<Candidate> lengths{{"training.micro_batch_size", "1",
-                                  "micro_batch_size 1 with gradient_checkpointing true", both}};
+                                  "micro_batch_size 1 with recompute full", both}};
   AddLengths(both, lengths);
   for (Candidate& c : lengths) {
     const absl::StatusOr<PlanBytes> plan = Plan(model, c.spec, profile);
     if (!plan.ok() || plan->TotalBytes() > capacity_bytes) continue;
     if (c.field == "data.sequence_len") {
       c.description = absl::StrCat(
-          "micro_batch_size 1, gradient_checkpointing true and sequence_len ", c.value);
+          "micro_batch_size 1, recompute full and sequence_len ", c.value);
     }
     suggestions.push_back({std::move(c.field), std::move(c.value), plan->TotalBytes(),
                            absl::StrCat(c.description, ": ", HumanBytes(plan->TotalBytes())),

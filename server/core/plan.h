@@ -25,8 +25,12 @@ using ResolveFn =
 struct SpecFunctions {
   PlanFn plan;
   ResolveFn resolve;
+  std::function<absl::StatusOr<spec::Recompute>(const spec::ModelConfig&, const spec::TrainSpec&,
+                                                const std::vector<spec::DeviceProfile>&)>
+      choose_recompute = [](const spec::ModelConfig&, const spec::TrainSpec& spec,
+                            const std::vector<spec::DeviceProfile>&) { return spec.recompute; };
 };
-// spec::CompilePlan and spec::ResolveTrainSpec.
+// spec::CompilePlan, ResolveTrainSpec and ChooseRecompute.
 SpecFunctions RealSpecFunctions();
 
 // One change to the spec and what the job would need then.
@@ -51,8 +55,13 @@ class Planner {
                                           const spec::ModelConfig& model) const {
     return functions_.resolve(std::move(spec), model);
   }
+  // The fastest recompute policy that costs the job no place; see spec::ChooseRecompute.
+  absl::StatusOr<spec::Recompute> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
+                                                  const std::vector<spec::DeviceProfile>& devices) {
+    return functions_.choose_recompute(model.config, spec, devices);
+  }
   // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the
-  // result first: micro_batch_size (accumulating more, the same batch), gradient_checkpointing,
+  // result first: micro_batch_size (accumulating more, the same batch), recompute,
   // sequence_len, lora_r. Each candidate is planned again. Empty when the job fits already or
   // nothing helps.
   std::vector<Suggestion> Suggest(const Model& model, const spec::TrainSpec& spec,

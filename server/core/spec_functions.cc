@@ -2,6 +2,6 @@
 
 namespace nibble::core {
 
-SpecFunctions RealSpecFunctions() { return {spec::CompilePlan, spec::ResolveTrainSpec}; }
+SpecFunctions RealSpecFunctions() { return {spec::CompilePlan, spec::ResolveTrainSpec, spec::ChooseRecompute}; }
 
 }  // namespace nibble::core

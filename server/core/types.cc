@@ -92,7 +92,8 @@ std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
                          model.digest, model.id, spec.lora_r, Targets(spec), spec.lora_dropout,
                          static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
                          spec.sample_packing, spec.micro_batch_size,
-                         spec.gradient_accumulation_steps, spec.gradient_checkpointing,
+                         spec.gradient_accumulation_steps,
+                         static_cast<int>(spec.recompute) * 2 + static_cast<int>(spec.optimizer),
                          spec.val_set_size, spec.train_on_inputs,
                          static_cast<int>(spec.excess_length), spec.max_grad_norm);
 }

@@ -262,4 +262,18 @@ int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOp
   return held == state.holding.end() || held->second.empty() ? kIdle : kBusy;
 }
 
+std::vector<spec::DeviceProfile> KnownDevices(const State& state) {
+  std::map<std::string, spec::DeviceProfile> devices;
+  for (const auto& [worker_id, worker] : state.workers) {
+    for (const auto& [device_id, device] : worker.devices) {
+      spec::DeviceProfile profile = device.profile;
+      profile.capacity_bytes = device.capacity_bytes;
+      devices.emplace(absl::StrCat(ProfileKey(profile), "/", profile.capacity_bytes), profile);
+    }
+  }
+  std::vector<spec::DeviceProfile> out;
+  for (auto& [key, profile] : devices) out.push_back(std::move(profile));
+  return out;
+}
+
 }  // namespace nibble::core

@@ -65,4 +65,7 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model,
 int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options,
                           int64_t now_us);
 
+// Each kind of registered device once, with what it offers.
+std::vector<spec::DeviceProfile> KnownDevices(const State& state);
+
 }  // namespace nibble::core

@@ -27,6 +27,14 @@ constexpr Word<spec::LrSchedule> kScheduleWords[] = {{"cosine", spec::LrSchedule
 constexpr Word<spec::ExcessLength> kExcessWords[] = {{"drop", spec::ExcessLength::kDrop},
                                                      {"truncate", spec::ExcessLength::kTruncate}};
 
+constexpr Word<spec::OptimizerKind> kOptimizerWords[] = {
+    {"adamw", spec::OptimizerKind::kAdamW}, {"adamw8bit", spec::OptimizerKind::kAdamW8bit}};
+constexpr Word<spec::Recompute> kRecomputeWords[] = {
+    {"auto", spec::Recompute::kAuto},
+    {"none", spec::Recompute::kNone},
+    {"keep_gemm_outputs", spec::Recompute::kKeepGemmOutputs},
+    {"full", spec::Recompute::kFull}};
+
 // Collects all that is wrong, so that a user sees it at once.
 class Problems {
  public:
@@ -106,6 +114,7 @@ void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
 
 void ReadOptimizer(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   const v1::OptimizerSpec& optimizer = in.optimizer();
+  if (optimizer.has_type()) problems.Read("optimizer.type", optimizer.type(), kOptimizerWords, out.optimizer);
   if (optimizer.has_learning_rate()) out.learning_rate = optimizer.learning_rate();
   if (optimizer.has_lr_scheduler()) {
     problems.Read("optimizer.lr_scheduler", optimizer.lr_scheduler(), kScheduleWords, out.lr_schedule);
@@ -122,7 +131,7 @@ void ReadOptimizer(const v1::JobSpec& in, spec::TrainSpec& out, Problems& proble
 // -1 means "not said" in a TrainSpec, and nothing else may.
 double PerEpoch(double given) { return given == -1 ? -2 : given; }
 
-void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out) {
+void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   const v1::TrainingSpec& training = in.training();
   if (training.has_micro_batch_size()) out.micro_batch_size = training.micro_batch_size();
   if (training.has_gradient_accumulation_steps()) {
@@ -131,7 +140,10 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out) {
   if (training.has_num_epochs()) out.num_epochs = training.num_epochs();
   if (training.has_max_steps()) out.max_steps = training.max_steps();
   if (training.has_gradient_checkpointing()) {
-    out.gradient_checkpointing = training.gradient_checkpointing();
+    out.recompute = training.gradient_checkpointing() ? spec::Recompute::kFull : spec::Recompute::kNone;
+  }
+  if (training.has_recompute()) {
+    problems.Read("training.recompute", training.recompute(), kRecomputeWords, out.recompute);
   }
   if (training.has_logging_steps()) out.logging_steps = training.logging_steps();
   if (training.has_eval_steps()) out.eval_steps = training.eval_steps();
@@ -149,6 +161,7 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out) {
 }
 
 void WriteOptimizer(const spec::TrainSpec& in, v1::OptimizerSpec* out) {
+  out->set_type(WordOf(in.optimizer, kOptimizerWords));
   out->set_learning_rate(in.learning_rate);
   out->set_lr_scheduler(WordOf(in.lr_schedule, kScheduleWords));
   out->set_warmup_ratio(in.warmup_ratio);
@@ -165,7 +178,10 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   out->set_gradient_accumulation_steps(in.gradient_accumulation_steps);
   out->set_num_epochs(in.num_epochs);
   if (in.max_steps >= 0) out->set_max_steps(in.max_steps);
-  out->set_gradient_checkpointing(in.gradient_checkpointing);
+  out->set_recompute(WordOf(in.recompute, kRecomputeWords));
+  if (in.recompute != spec::Recompute::kAuto) {
+    out->set_gradient_checkpointing(in.recompute != spec::Recompute::kNone);
+  }
   out->set_logging_steps(in.logging_steps);
   if (in.eval_steps >= 0) out->set_eval_steps(in.eval_steps);
   if (in.save_steps >= 0) out->set_save_steps(in.save_steps);
@@ -185,7 +201,7 @@ absl::StatusOr<spec::TrainSpec> ToTrainSpec(const v1::JobSpec& in) {
   ReadLora(in, out, problems);
   ReadData(in, out, problems);
   ReadOptimizer(in, out, problems);
-  ReadTraining(in, out);
+  ReadTraining(in, out, problems);
   if (absl::Status status = problems.ToStatus(); !status.ok()) return status;
   return out;
 }

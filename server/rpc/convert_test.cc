@@ -51,7 +51,8 @@ TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
   in.gradient_accumulation_steps = 3;
   in.num_epochs = 2.5;
   in.max_steps = 9;
-  in.gradient_checkpointing = false;
+  in.recompute = spec::Recompute::kKeepGemmOutputs;
+  in.optimizer = spec::OptimizerKind::kAdamW8bit;
   in.logging_steps = 2;
   in.eval_steps = 3;
   in.save_steps = 4;

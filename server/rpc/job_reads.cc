@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/id.h"
 #include "base/status.h"
+#include "server/core/views.h"
 #include "server/plan_desk.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
@@ -49,8 +50,10 @@ absl::Status FindPlanParts(const core::State& state, PlanInput& input) {
 
 absl::Status AnswerPlan(Edge& edge, const v1::JobSpec& given, PlanInput& input,
                         v1::PlanJobResponse* response) {
-  ASSIGN_OR_RETURN(const spec::TrainSpec resolved,
+  ASSIGN_OR_RETURN(spec::TrainSpec resolved,
                    spec::ResolveTrainSpec(input.parts.spec, input.model.config));
+  ASSIGN_OR_RETURN(resolved.recompute, spec::ChooseRecompute(input.model.config, resolved,
+                                                             core::KnownDevices(input.excerpt)));
   *response->mutable_effective_spec() = ToJobSpec(resolved);
   response->mutable_effective_spec()->set_base_model(given.base_model());
   response->mutable_effective_spec()->set_dataset(given.dataset());

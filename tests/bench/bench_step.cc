@@ -99,7 +99,8 @@ spec::TrainSpec Recipe(const Flags& flags) {
   spec.sequence_len = static_cast<int32_t>(Number(flags, "seq", 512));
   spec.micro_batch_size = static_cast<int32_t>(Number(flags, "micro-batch", 1));
   spec.gradient_accumulation_steps = 1;
-  spec.gradient_checkpointing = Number(flags, "checkpointing", 1) != 0;
+  spec.recompute = Number(flags, "checkpointing", 1) != 0 ? spec::Recompute::kFull : spec::Recompute::kNone;
+  if (Text(flags, "recompute", "") == "outputs") spec.recompute = spec::Recompute::kKeepGemmOutputs;
   if (Text(flags, "quant", "nf4") == "bf16") spec.quant = spec::QuantKind::kBF16;
   return spec;
 }
@@ -177,7 +178,7 @@ absl::Status Run(const Flags& flags) {
       {"threads", threads},
       {"sequence_len", spec.sequence_len},
       {"micro_batch_size", spec.micro_batch_size},
-      {"gradient_checkpointing", spec.gradient_checkpointing},
+      {"recompute", std::string(spec::RecomputeName(spec.recompute))},
       {"tokens_per_second", static_cast<double>(tokens) / timed[timed.size() / 2]},
       {"step_seconds", seconds},
       {"losses", losses},

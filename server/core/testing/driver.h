@@ -30,7 +30,7 @@ inline SpecFunctions CheapSpecFunctions() {
     plan.base_bytes = 100 * kMB;
     plan.persistent_bytes = spec.lora_r * kMB;
     plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * 1'000 *
-                      (spec.gradient_checkpointing ? 1 : 4);
+                      (spec.recompute == spec::Recompute::kNone ? 4 : 1);
     plan.fixed_bytes = profile.fixed_bytes;
     return plan;
   };
