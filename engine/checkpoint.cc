@@ -87,11 +87,13 @@ class HashedFile {
   std::string digest_;
 };
 
-absl::Status RefuseNonFinite(const float* values, int64_t count, const char* what) {
-  for (int64_t i = 0; i < count; ++i) {
+absl::Status RefuseNonFinite(const CheckpointArrays::Part& part) {
+  if (!part.floats) return absl::OkStatus();
+  const auto* values = static_cast<const float*>(part.data);
+  for (int64_t i = 0; i < part.bytes / static_cast<int64_t>(sizeof(float)); ++i) {
     if (!std::isfinite(values[i])) {
       return Error(Reason::kLossNotFinite,
-                   absl::StrCat("no checkpoint is written: element ", i, " of the ", what,
+                   absl::StrCat("no checkpoint is written: element ", i, " of the ", part.what,
                                 " is not finite; a lower learning rate may help"));
     }
   }
@@ -201,9 +203,8 @@ absl::Status WriteInto(const std::string& directory, const CheckpointHead& head,
   header.elements = arrays.elements;
   header.step = head.step;
   RETURN_IF_ERROR(state.Write(&header, sizeof header));
-  const int64_t bytes = arrays.elements * static_cast<int64_t>(sizeof(float));
-  for (const float* array : {arrays.master, arrays.moment1, arrays.moment2}) {
-    RETURN_IF_ERROR(state.Write(array, bytes));
+  for (const CheckpointArrays::Part& part : arrays.parts) {
+    RETURN_IF_ERROR(state.Write(part.data, part.bytes));
   }
   RETURN_IF_ERROR(state.Finish());
 
@@ -305,7 +306,8 @@ absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
 
 absl::Status ReadState(const std::string& directory, int64_t step, const CheckpointArrays& arrays) {
   ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(JoinPath(directory, kStateFile)));
-  const auto bytes = static_cast<size_t>(arrays.elements) * sizeof(float);
+  size_t bytes = 0;
+  for (const CheckpointArrays::Part& part : arrays.parts) bytes += static_cast<size_t>(part.bytes);
   StateHeader header;
   const StateHeader expected;
   if (file.size() < sizeof header) return Invalid(directory, "state.bin is too short");
@@ -315,15 +317,15 @@ absl::Status ReadState(const std::string& directory, int64_t step, const Checkpo
     return Invalid(directory, "state.bin has another format");
   }
   if (header.elements != arrays.elements || header.step != step ||
-      file.size() != sizeof header + 3 * bytes) {
+      file.size() != sizeof header + bytes) {
     return Invalid(directory,
                    absl::StrCat("state.bin holds ", header.elements, " elements at step ",
                                 header.step, ", not ", arrays.elements, " at ", step));
   }
   const uint8_t* at = file.data() + sizeof header;
-  for (float* array : {arrays.master, arrays.moment1, arrays.moment2}) {
-    std::memcpy(array, at, bytes);
-    at += bytes;
+  for (const CheckpointArrays::Part& part : arrays.parts) {
+    std::memcpy(part.data, at, static_cast<size_t>(part.bytes));
+    at += part.bytes;
   }
   return absl::OkStatus();
 }
@@ -334,9 +336,7 @@ absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
                                                const CheckpointHead& head,
                                                const CheckpointArrays& arrays,
                                                const std::vector<MetricRow>& history) {
-  RETURN_IF_ERROR(RefuseNonFinite(arrays.master, arrays.elements, "adapters"));
-  RETURN_IF_ERROR(RefuseNonFinite(arrays.moment1, arrays.elements, "first moments"));
-  RETURN_IF_ERROR(RefuseNonFinite(arrays.moment2, arrays.elements, "second moments"));
+  for (const CheckpointArrays::Part& part : arrays.parts) RETURN_IF_ERROR(RefuseNonFinite(part));
   const std::string name = absl::StrCat("step-", head.step);
   const std::string temporary = JoinPath(checkpoints, name + ".tmp");
   SavedCheckpoint saved;

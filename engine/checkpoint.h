@@ -35,12 +35,17 @@ struct CheckpointHead {
   LossScale loss_scale;  // of fp16 compute; elsewhere 1, and not written
 };
 
-// The three flat arrays of a job, all `elements` long.
+// What of a job's memory a checkpoint holds, in the order of state.bin: masters, moments, and the
+// scales of 8-bit moments.
 struct CheckpointArrays {
-  float* master = nullptr;
-  float* moment1 = nullptr;
-  float* moment2 = nullptr;
-  int64_t elements = 0;
+  struct Part {
+    const char* what = "";  // for messages
+    void* data = nullptr;
+    int64_t bytes = 0;
+    bool floats = true;  // else codes, of which every value is good
+  };
+  std::vector<Part> parts;
+  int64_t elements = 0;  // of the masters
 };
 
 struct SavedCheckpoint {

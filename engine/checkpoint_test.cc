@@ -21,7 +21,11 @@ struct State {
     }
   }
   CheckpointArrays arrays() {
-    return {master.data(), moment1.data(), moment2.data(), static_cast<int64_t>(master.size())};
+    const auto bytes = static_cast<int64_t>(4 * master.size());
+    return {{{"adapters", master.data(), bytes},
+             {"first moments", moment1.data(), bytes},
+             {"second moments", moment2.data(), bytes}},
+            static_cast<int64_t>(master.size())};
   }
 };
 

@@ -163,10 +163,11 @@ absl::Status Job::Start() {
                  static_cast<int64_t>(rope.size() * sizeof(float)));
   executor_ = std::make_unique<KernelExecutor>(backend, *table_, device_.view(), device_.model(),
                                                spec_, plan_, region);
+  InitOptimizer(backend, plan_, spec_, region);
   {
     HostState state(*this);
-    InitAdapters(plan_, spec_, table_->real, state.arrays().master);
-    if (!input_.init_adapter.empty()) RETURN_IF_ERROR(ImportMasters(state.arrays().master));
+    InitAdapters(plan_, spec_, table_->real, state.master());
+    if (!input_.init_adapter.empty()) RETURN_IF_ERROR(ImportMasters(state.master()));
     if (!input_.resume.empty()) RETURN_IF_ERROR(Resume(state.arrays()));
     state.Write();
   }
@@ -198,33 +199,47 @@ absl::Status Job::ImportMasters(float* master) {
 Job::HostState::HostState(const Job& job) : job_(job) {
   CHECK(job.table_->real == kernels::DType::kF32);
   const spec::PersistentLayout& at = job.plan_.persistent;
-  const int64_t elements = job.plan_.adapters.elements;
+  const int64_t count = job.plan_.adapters.elements;
+  const bool small = job.spec_.optimizer == spec::OptimizerKind::kAdamW8bit;
+  arrays_.elements = count;
+  int64_t bytes = 0;
+  const auto add = [&](const char* what, int64_t offset, int64_t size, bool floats) {
+    arrays_.parts.push_back({what, nullptr, size, floats});
+    offsets_.push_back(offset);
+    bytes += size;
+  };
+  add("adapters", at.master, 4 * count, true);
+  add("first moments", at.moment1, small ? count : 4 * count, !small);
+  add("second moments", at.moment2, small ? count : 4 * count, !small);
+  if (small) {
+    add("first moments' scales", at.absmax1, count / spec::kMomentBlock * 4, true);
+    add("second moments' scales", at.absmax2, count / spec::kMomentBlock * 4, true);
+  }
   std::byte* const region = job.persistent_.data();
   kernels::Backend& backend = job.device_.backend();
-  float** const to[] = {&arrays_.master, &arrays_.moment1, &arrays_.moment2};
-  const int64_t from[] = {at.master, at.moment1, at.moment2};
-  arrays_.elements = elements;
-  if (!backend.is_host()) copy_.resize(static_cast<size_t>(3 * elements));
-  for (int i = 0; i < 3; ++i) {
+  if (!backend.is_host()) copy_.resize(static_cast<size_t>(bytes));
+  int64_t next = 0;
+  for (size_t i = 0; i < offsets_.size(); ++i) {
+    CheckpointArrays::Part& part = arrays_.parts[i];
     if (backend.is_host()) {
-      *to[i] = reinterpret_cast<float*>(region + from[i]);
+      part.data = region + offsets_[i];
       continue;
     }
-    *to[i] = copy_.data() + i * elements;
-    backend.CopyOut(kernels::Lane::kCompute, *to[i], region + from[i], elements * 4);
+    part.data = copy_.data() + next;
+    next += part.bytes;
+    backend.CopyOut(kernels::Lane::kCompute, part.data, region + offsets_[i], part.bytes);
   }
   backend.Synchronize();
 }
 
 void Job::HostState::Write() const {
   if (copy_.empty()) return;
-  const spec::PersistentLayout& at = job_.plan_.persistent;
   std::byte* const region = job_.persistent_.data();
-  const int64_t bytes = arrays_.elements * 4;
-  kernels::Backend& backend = job_.device_.backend();
-  backend.CopyIn(kernels::Lane::kCompute, region + at.master, arrays_.master, bytes);
-  backend.CopyIn(kernels::Lane::kCompute, region + at.moment1, arrays_.moment1, bytes);
-  backend.CopyIn(kernels::Lane::kCompute, region + at.moment2, arrays_.moment2, bytes);
+  for (size_t i = 0; i < offsets_.size(); ++i) {
+    const CheckpointArrays::Part& part = arrays_.parts[i];
+    job_.device_.backend().CopyIn(kernels::Lane::kCompute, region + offsets_[i], part.data,
+                                  part.bytes);
+  }
 }
 
 absl::Status Job::Resume(const CheckpointArrays& arrays) {

@@ -166,11 +166,13 @@ class Job::HostState {
  public:
   explicit HostState(const Job& job);
   const CheckpointArrays& arrays() const { return arrays_; }
+  float* master() const { return static_cast<float*>(arrays_.parts[0].data); }
   void Write() const;
 
  private:
   const Job& job_;
-  std::vector<float> copy_;
+  std::vector<std::byte> copy_;
+  std::vector<int64_t> offsets_;  // of the parts, in the persistent region
   CheckpointArrays arrays_;
 };
 

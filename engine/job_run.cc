@@ -207,7 +207,7 @@ absl::StatusOr<FinishDone> Job::Finish() {
                     .base_model_name = input_.base_name};
   const HostState state(*this);
   RETURN_IF_ERROR(FaultStatus(device_.backend()));
-  const float* const master = state.arrays().master;
+  const float* const master = state.master();
   for (const spec::AdapterMatrix& matrix : plan_.adapters.matrices) {
     adapter.pairs.push_back({matrix.layer, matrix.module, master + matrix.a, master + matrix.b});
   }

@@ -151,6 +151,39 @@ TEST_P(JobTest, AnyInterruptionGivesTheSameBytes) {
   }
 }
 
+TEST_P(JobTest, EightBitMomentsComeBackFromACheckpoint) {
+  JobInput input = Input("whole");
+  const Result wide = RunAlone(input);
+  input.dir = dir_.Join("small");
+  input.spec.optimizer = spec::OptimizerKind::kAdamW8bit;
+  const Result whole = RunAlone(input);
+  EXPECT_NE(whole.weights == wide.weights, true);
+  // The losses are nearly those of 32-bit moments.
+  for (size_t i = 0; i < whole.rows.size(); ++i) {
+    EXPECT_NEAR(whole.rows[i][1], wide.rows[i][1], 0.05 * wide.rows[i][1]);
+  }
+  {
+    input.dir = dir_.Join("part");
+    const auto device = OpenDevice();
+    const auto job = Open(*device, input);
+    while (job->step() < 5) CHECK_OK(job->Advance().status());
+    job->RequestCheckpoint();
+    const auto event = job->Advance();
+    ASSERT_TRUE(event.ok()) << event.status();
+    input.resume = std::get<CheckpointDone>(*event).saved.directory;
+  }
+  input.dir = dir_.Join("again");
+  const Result resumed = RunAlone(input);
+  EXPECT_TRUE(resumed.weights == whole.weights);
+  EXPECT_EQ(resumed.rows, whole.rows);
+  // A checkpoint of the one is none of the other.
+  input.spec.optimizer = spec::OptimizerKind::kAdamW;
+  const auto device = OpenDevice();
+  auto job = Job::Open(*device, input, clock_);
+  ASSERT_TRUE(job.ok());
+  EXPECT_EQ(StatusReason((*job)->Start()), Reason::kCheckpointInvalid);
+}
+
 TEST_P(JobTest, ThreadsNeighboursAndRecomputationChangeNothing) {
   const Result alone = RunAlone(Input("alone"));
   EXPECT_TRUE(RunAlone(Input("two-threads"), 2) == alone);

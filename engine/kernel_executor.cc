@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "kernels/counter.h"
+#include "kernels/nf4.h"
 
 namespace nibble::engine {
 
@@ -326,6 +327,19 @@ void KernelExecutor::SumSquares() {
 void KernelExecutor::AdamW() {
   Context* context = NextOp();
   if (!apply_) return;
+  if (spec_.optimizer == spec::OptimizerKind::kAdamW8bit) {
+    const spec::PersistentLayout& at = plan_.persistent;
+    const auto* maps = reinterpret_cast<const float*>(persistent_ + at.maps);
+    const kernels::Adam8State state{
+        .m = reinterpret_cast<uint8_t*>(persistent_ + at.moment1),
+        .v = reinterpret_cast<uint8_t*>(persistent_ + at.moment2),
+        .m_absmax = reinterpret_cast<float*>(persistent_ + at.absmax1),
+        .v_absmax = reinterpret_cast<float*>(persistent_ + at.absmax2),
+        .signed_map = maps,
+        .unsigned_map = maps + 256};
+    table_.adamw8(context, persistent_ + at.master, persistent_ + at.gradient, state, adamw_);
+    return;
+  }
   table_.adamw(context, persistent_ + plan_.persistent.master,
                persistent_ + plan_.persistent.gradient, persistent_ + plan_.persistent.moment1,
                persistent_ + plan_.persistent.moment2, adamw_);
@@ -358,6 +372,24 @@ void InitMasters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, T*
 }
 
 }  // namespace
+
+void InitOptimizer(kernels::Backend& backend, const spec::CompiledPlan& plan,
+                   const spec::TrainSpec& spec, std::byte* persistent) {
+  if (spec.optimizer != spec::OptimizerKind::kAdamW8bit) return;  // zero is zero bytes
+  const float* const maps[] = {kernels::SignedDynamicMap(), kernels::UnsignedDynamicMap()};
+  const int64_t codes[] = {plan.persistent.moment1, plan.persistent.moment2};
+  constexpr int64_t kMapBytes = 256 * sizeof(float);
+  for (int i = 0; i < 2; ++i) {
+    backend.CopyIn(kernels::Lane::kCompute, persistent + plan.persistent.maps + i * kMapBytes,
+                   maps[i], kMapBytes);
+    const auto zero = std::find(maps[i], maps[i] + 256, 0.0f) - maps[i];
+    const std::vector<uint8_t> zeros(static_cast<size_t>(plan.adapters.elements),
+                                     static_cast<uint8_t>(zero));
+    backend.CopyIn(kernels::Lane::kCompute, persistent + codes[i], zeros.data(),
+                   plan.adapters.elements);
+    backend.Synchronize();
+  }
+}
 
 void InitAdapters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, kernels::DType real,
                   void* master) {

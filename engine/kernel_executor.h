@@ -161,6 +161,10 @@ class KernelExecutor {
 // Pinned bytes an executor takes on a device (none on the host).
 int64_t ExecutorPinnedBytes(const spec::TrainSpec& spec);
 
+// Fresh optimizer state: zero moments. With 8-bit moments, zero is a code of its own.
+void InitOptimizer(kernels::Backend& backend, const spec::CompiledPlan& plan,
+                   const spec::TrainSpec& spec, std::byte* persistent);
+
 // Fresh masters: A uniform in +-1/sqrt(in), B zero, as PEFT begins; keyed by the seed, layer and
 // module. `master` is host memory, real [elements].
 void InitAdapters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, kernels::DType real,

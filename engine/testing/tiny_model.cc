@@ -110,6 +110,7 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   executor_ = std::make_unique<KernelExecutor>(*backend_, table_, view_, config_, spec_, plan_,
                                                persistent_.data());
   executor_->set_step_region(step_.data());
+  InitOptimizer(*backend_, plan_, spec_, persistent_.data());
   std::vector<std::byte> master(static_cast<size_t>(RealBytes()));
   InitAdapters(plan_, spec_, table_.real, master.data());
   backend_->CopyIn(kernels::Lane::kCompute, persistent_.data() + plan_.persistent.master,
