@@ -179,9 +179,7 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   out->set_num_epochs(in.num_epochs);
   if (in.max_steps >= 0) out->set_max_steps(in.max_steps);
   out->set_recompute(WordOf(in.recompute, kRecomputeWords));
-  if (in.recompute != spec::Recompute::kAuto) {
-    out->set_gradient_checkpointing(in.recompute != spec::Recompute::kNone);
-  }
+  out->set_gradient_checkpointing(in.recompute != spec::Recompute::kNone);
   out->set_logging_steps(in.logging_steps);
   if (in.eval_steps >= 0) out->set_eval_steps(in.eval_steps);
   if (in.save_steps >= 0) out->set_save_steps(in.save_steps);
