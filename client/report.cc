@@ -46,7 +46,8 @@ std::string SpecText(const v1::JobSpec& spec) {
   const auto& o = spec.optimizer();
   Line(
       out, "optimizer",
-      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", ", lr ", FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
+      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", ", lr ",
+                   FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
                    o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
                                         : absl::StrCat(o.warmup_ratio()),
                    ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));

@@ -84,7 +84,8 @@ using spec::Module;
 using spec::Recompute;
 INSTANTIATE_TEST_SUITE_P(
     Variants, WholeModelGradient,
-    ::testing::Values(Variant{"Recomputed", {}, {}, Recompute::kFull}, Variant{"Kept", {}, {}, Recompute::kNone},
+    ::testing::Values(Variant{"Recomputed", {}, {}, Recompute::kFull},
+                      Variant{"Kept", {}, {}, Recompute::kNone},
                       Variant{"Bias", {.qkv_bias = true}, {}, Recompute::kFull},
                       Variant{"QkNorm", {.qk_norm = true}, {}, Recompute::kFull},
                       Variant{"QkNormKept", {.qk_norm = true}, {}, Recompute::kNone},

@@ -2,8 +2,8 @@
 // copies).
 //
 // All matrices stand behind each other, by layer and module, A before B, each at a multiple of 32
-// elements (256 with 8-bit moments, whose blocks then never hold two matrices); the gaps hold zeros and stay zero under AdamW. Elements, not bytes: the same for every
-// type.
+// elements (256 with 8-bit moments, whose blocks then never hold two matrices); the gaps
+// hold zeros and stay zero under AdamW. Elements, not bytes: the same for every type.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 
 namespace nibble::core {
 
-SpecFunctions RealSpecFunctions() { return {spec::CompilePlan, spec::ResolveTrainSpec, spec::ChooseRecompute}; }
+SpecFunctions RealSpecFunctions() { return {spec::CompilePlan, spec::ResolveTrainSpec,
+                                            spec::ChooseRecompute}; }
 
 }  // namespace nibble::core
