@@ -26,10 +26,14 @@ nibble_test(serve_test SRCS serve_test.cc
             DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing nlohmann_json::nlohmann_json)
 nibble_test(decoder_test SRCS decoder_test.cc
             DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
-nibble_test(allocation_test SRCS allocation_test.cc
-            DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
+nibble_library(nibble_engine_testing SRCS testing/recording_table.cc testing/tiny_model.cc
+               DEPS nibble_engine_step)
 
-nibble_library(nibble_engine_testing SRCS testing/tiny_model.cc DEPS nibble_engine_step)
+# The counting malloc is compiled into the tests that use it: nobody else should have it.
+nibble_test(allocation_test SRCS allocation_test.cc testing/malloc_count.cc
+            DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
+nibble_test(plan_exact_test SRCS plan_exact_test.cc testing/malloc_count.cc
+            DEPS nibble_engine_step nibble_kernels_cuda_emulated nibble_engine_testing)
 
 nibble_test(step_test
   SRCS kernel_executor_test.cc region_test.cc workspace_test.cc

@@ -4,7 +4,10 @@
 #include <memory>
 
 #include "base/status.h"
+#include "engine/spec/base_layout.h"
+#include "kernels/bf16.h"
 #include "kernels/counter.h"
+#include "kernels/nf4.h"
 
 namespace nibble::engine::testing {
 
@@ -21,6 +24,52 @@ TinyModel::TinyModel(const TinyOptions& options) : seed_(options.seed) {
   config_.qkv_bias = options.qkv_bias;
   config_.qk_norm = options.qk_norm;
   config_.sliding_window = options.sliding_window;
+  FillView();
+}
+
+TinyModel::TinyModel(const spec::ModelConfig& config, spec::QuantKind quant, bool double_quant,
+                     uint64_t seed)
+    : config_(config), seed_(seed) {
+  FillView();
+  for (BaseView::Layer& layer : view_.layers) {
+    for (kernels::WeightView& weight : layer.linear) Quantize(weight, quant, double_quant);
+  }
+}
+
+void TinyModel::Quantize(kernels::WeightView& weight, spec::QuantKind quant, bool double_quant) {
+  using kernels::QuantType;
+  constexpr QuantType kTypes[] = {QuantType::kNF4, QuantType::kFP4, QuantType::kINT4,
+                                  QuantType::kINT8, QuantType::kBF16};
+  const auto* values = static_cast<const float*>(weight.data);
+  const int64_t count = weight.n * weight.k;
+  weight.type = kTypes[static_cast<int>(quant)];
+  std::vector<uint8_t>& codes = codes_.emplace_back(
+      static_cast<size_t>(kernels::WeightBytes(weight.type, count)));
+  weight.data = codes.data();
+  if (weight.type == QuantType::kBF16) {
+    auto* out = reinterpret_cast<kernels::BF16*>(codes.data());
+    for (int64_t i = 0; i < count; ++i) out[i] = kernels::ToBF16(values[i]);
+    return;
+  }
+  const int64_t blocks = kernels::AbsmaxCount(count, weight.block);
+  std::vector<float>& absmax = arrays_.emplace_back(static_cast<size_t>(blocks));
+  kernels::QuantizeTensor(values, count, weight.type, weight.block, codes.data(), absmax.data(),
+                          nullptr);
+  weight.code_book = kernels::CodeBook(weight.type);
+  weight.absmax = absmax.data();
+  if (!double_quant || weight.type == QuantType::kINT8) return;
+  std::vector<uint8_t>& nested_codes = codes_.emplace_back(static_cast<size_t>(blocks));
+  std::vector<float>& nested =
+      arrays_.emplace_back(static_cast<size_t>(kernels::NestedCount(blocks)));
+  kernels::QuantizeAbsmax(absmax.data(), blocks, nested_codes.data(), nested.data(),
+                          &weight.offset);
+  weight.absmax = nullptr;
+  weight.absmax_codes = nested_codes.data();
+  weight.nested_absmax = nested.data();
+  weight.nested_map = kernels::SignedDynamicMap();
+}
+
+void TinyModel::FillView() {
   using kernels::DType;
   const auto param = [&](int64_t count, double scale, double offset = 0) {
     return kernels::ParamView{Fill(count, scale, offset), DType::kF32};
@@ -30,25 +79,22 @@ TinyModel::TinyModel(const TinyOptions& options) : seed_(options.seed) {
         .type = kernels::QuantType::kF32, .n = n, .k = k, .data = Fill(n * k, 0.3)};
   };
   const int64_t hidden = config_.hidden_size;
-  const int64_t q = config_.QueryWidth();
-  const int64_t kv = config_.KeyValueWidth();
-  const int64_t ffn = config_.intermediate_size;
-  const int64_t outputs[] = {q, kv, kv, hidden, ffn, ffn, hidden};
-  const int64_t inputs[] = {hidden, hidden, hidden, q, hidden, hidden, ffn};
-  view_.layers.resize(static_cast<size_t>(options.layers));
+  view_.layers.resize(static_cast<size_t>(config_.layers));
   for (BaseView::Layer& layer : view_.layers) {
     for (int m = 0; m < spec::kModuleCount; ++m) {
-      layer.linear[m] = linear(outputs[m], inputs[m]);
-      if (options.qkv_bias && m < 3) layer.bias[m] = param(outputs[m], 0.2);
+      const spec::LinearShape shape = spec::ShapeOf(config_, static_cast<spec::Module>(m));
+      layer.linear[m] = linear(shape.n, shape.k);
+      if (config_.qkv_bias && m < 3) layer.bias[m] = param(shape.n, 0.2);
     }
     layer.input_norm = param(hidden, 0.3, 1);
     layer.post_norm = param(hidden, 0.3, 1);
-    if (options.qk_norm) layer.q_norm = param(config_.head_dim, 0.3, 1);
-    if (options.qk_norm) layer.k_norm = param(config_.head_dim, 0.3, 1);
+    if (config_.qk_norm) layer.q_norm = param(config_.head_dim, 0.3, 1);
+    if (config_.qk_norm) layer.k_norm = param(config_.head_dim, 0.3, 1);
   }
   view_.final_norm = param(hidden, 0.3, 1);
   view_.embedding = param(config_.vocab_size * hidden, 1);
-  view_.head = param(config_.vocab_size * hidden, 0.3);
+  view_.head =
+      config_.tie_word_embeddings ? view_.embedding : param(config_.vocab_size * hidden, 0.3);
 }
 
 const float* TinyModel::Fill(int64_t count, double scale, double offset) {

@@ -23,19 +23,25 @@ struct TinyOptions {
   uint64_t seed = 1;
 };
 
-// GQA (4 query heads, 2 key heads), hidden 24, vocabulary 31; unquantized fp32.
+// By default GQA (4 query heads, 2 key heads), hidden 24, vocabulary 31; unquantized fp32.
 class TinyModel {
  public:
   explicit TinyModel(const TinyOptions& options);
+  // Any shape, its linears quantized.
+  TinyModel(const spec::ModelConfig& config, spec::QuantKind quant, bool double_quant, uint64_t seed);
   const spec::ModelConfig& config() const { return config_; }
   const BaseView& view() const { return view_; }
 
  private:
   const float* Fill(int64_t count, double scale, double offset = 0);
+  void FillView();
+  // In place of fp32 values.
+  void Quantize(kernels::WeightView& weight, spec::QuantKind quant, bool double_quant);
 
   spec::ModelConfig config_;
   BaseView view_;
   std::deque<std::vector<float>> arrays_;
+  std::deque<std::vector<uint8_t>> codes_;
   uint64_t seed_;
   uint64_t stream_ = 0;
 };
