@@ -14,7 +14,6 @@ KernelTable MakeTable(bool fp16) {
   if (table.op == nullptr) table.op = portable.op;
   NIBBLE_EACH_OP(NIBBLE_FILL)
 #undef NIBBLE_FILL
-  table.sum_squares = portable.sum_squares;  // the plan gives it no workspace
   return table;
 }
 

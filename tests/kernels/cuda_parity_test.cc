@@ -6,10 +6,12 @@
 #include <set>
 #include <vector>
 
+#include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/quantize.h"
 #include "kernels/cuda/small.h"
 #include "kernels/nf4.h"
+#include "tests/kernels/device_table.h"
 #include "tests/kernels/harness.h"
 
 namespace nibble::kernels::check {
@@ -68,6 +70,19 @@ void ExpectSmallLinearIsParity(bool fp16) {
 
 TEST(EmulatedCudaSmallLinear, EqualsRefInBf16) { ExpectSmallLinearIsParity<BF16>(false); }
 TEST(EmulatedCudaSmallLinear, EqualsRefInFp16) { ExpectSmallLinearIsParity<FP16>(true); }
+
+// The way to a device's memory and back, with an emulated device whose memory the host must not touch.
+TEST(EmulatedCudaBackend, RunsTheCasesInItsOwnMemory) {
+  std::string why;
+  const auto backend = OpenCuda({}, &why);
+  ASSERT_NE(backend, nullptr) << why;
+  const KernelTable table = TableForHostMemory(*backend);
+  for (const Case& c : ElementwiseCases()) {
+    const Outcome outcome = RunCase(c, table, 1);
+    EXPECT_TRUE(outcome.ok()) << c.name << "\n" << outcome.failure << outcome.missing;
+    EXPECT_EQ(TakeDeviceFailure(), "") << c.name;
+  }
+}
 
 // Encoding on the device and nf4.h's: the same bytes.
 struct Encoded {
