@@ -97,17 +97,19 @@ void Fiber::Suspend() { swapcontext(&fiber_, &caller_); }
 
 // --- A block -----------------------------------------------------------------------------------------
 
-// One warp operation in progress. Disjoint masks may meet at the same time, so there is one for each
-// possible lowest lane. Two sets of values in turn: a lane brings its next value only after it has read.
+// A warp operation: lanes arrive with values until all are there, then each reads what the others brought.
 struct Meeting {
   unsigned mask = 0;
   unsigned arrived = 0;
-  unsigned round = 0;  // completed so far
-  uint64_t values[2][32];
+  unsigned unread = 0;  // lanes for which the values must stay
+  uint64_t values[32];
+
+  bool IsFree() const { return arrived == 0 && unread == 0; }
 };
 
 struct Warp {
-  Meeting meetings[32];
+  // Lanes may meet under several masks at a time, and each lane may still be reading of another meeting.
+  Meeting meetings[64];
   unsigned running = 0;  // lanes that have not returned
 };
 
@@ -118,10 +120,15 @@ struct Thread {
   std::unique_ptr<Fiber> fiber;  // null before it starts and after it returns
   bool done = false;
   bool at_barrier = false;
-  const Meeting* meeting = nullptr;  // waits until its `round` is `until`
-  unsigned until = 0;
+  Meeting* meeting = nullptr;  // the last one: waits for it, or may still be reading of it
 
-  bool CanRun() const { return !done && !at_barrier && (meeting == nullptr || meeting->round == until); }
+  bool CanRun() const {
+    return !done && !at_barrier && (meeting == nullptr || (meeting->unread >> lane & 1) != 0);
+  }
+  void LeaveMeeting() {
+    if (meeting != nullptr) meeting->unread &= ~(1u << lane);
+    meeting = nullptr;
+  }
 };
 
 // Runs blocks one after the other; each host thread has one.
@@ -138,17 +145,21 @@ class BlockRunner {
 
   static void FiberEntry();
   void StartBlock(dim3 block, int64_t shared_bytes);
+  void Arrange(dim3 block);
   void RunToBarrier(unsigned warp, bool backwards);
   void RunThread(Thread& thread);
   void Finish(Thread& thread);
+  static Meeting& Join(Warp& warp, unsigned mask);
   static void CompleteIfAllThere(Warp& warp, Meeting& meeting);
   void CheckSharedIntact(int64_t shared_bytes) const;
 
+  dim3 block_{0, 0, 0};  // as threads_ are arranged
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<std::unique_ptr<Fiber>> idle_;
   std::vector<unsigned char> shared_;
   Thread* current_ = nullptr;
+  int waiting_ = 0;  // at the barrier
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
 };
@@ -168,22 +179,27 @@ void BlockRunner::FiberEntry() {
 }
 
 void BlockRunner::StartBlock(dim3 block, int64_t shared_bytes) {
-  const size_t count = static_cast<size_t>(block.x) * block.y * block.z;
-  KERNEL_CHECK(count > 0 && count <= 1024);
-  threads_.resize(count);
-  warps_.resize((count + 31) / 32);
+  if (block.x != block_.x || block.y != block_.y || block.z != block_.z) Arrange(block);
   for (Warp& warp : warps_) warp.running = 0;  // its meetings are all over
-  for (unsigned i = 0; i < count; ++i) {
-    Thread& thread = threads_[i];
-    thread.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-    thread.lane = i % 32;
-    thread.warp = &warps_[i / 32];
+  for (Thread& thread : threads_) {
     thread.warp->running |= 1u << thread.lane;
-    thread.done = thread.at_barrier = false;
-    thread.meeting = nullptr;
+    thread.done = false;
   }
   shared_.assign(static_cast<size_t>(shared_bytes) + 2 * kSharedGuard, kGuardByte);
   std::memset(shared(), 0xFF, static_cast<size_t>(shared_bytes));
+}
+
+void BlockRunner::Arrange(dim3 block) {
+  const size_t count = static_cast<size_t>(block.x) * block.y * block.z;
+  KERNEL_CHECK(count > 0 && count <= 1024);
+  block_ = block;
+  threads_.resize(count);
+  warps_.resize((count + 31) / 32);
+  for (unsigned i = 0; i < count; ++i) {
+    threads_[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    threads_[i].lane = i % 32;
+    threads_[i].warp = &warps_[i / 32];
+  }
 }
 
 void BlockRunner::Run(dim3 block, int64_t shared_bytes, bool backwards, void (*body)(void*), void* argument) {
@@ -191,13 +207,11 @@ void BlockRunner::Run(dim3 block, int64_t shared_bytes, bool backwards, void (*b
   argument_ = argument;
   StartBlock(block, shared_bytes);
   const auto warps = static_cast<unsigned>(warps_.size());
-  for (bool running = true; running;) {
+  while (true) {
     for (unsigned i = 0; i < warps; ++i) RunToBarrier(backwards ? warps - 1 - i : i, backwards);
-    running = false;
-    for (Thread& thread : threads_) {
-      running |= thread.at_barrier;
-      thread.at_barrier = false;
-    }
+    if (waiting_ == 0) break;  // all have returned
+    waiting_ = 0;
+    for (Thread& thread : threads_) thread.at_barrier = false;
   }
   CheckSharedIntact(shared_bytes);
 }
@@ -229,13 +243,13 @@ void BlockRunner::RunThread(Thread& thread) {
   }
   current_ = &thread;
   threadIdx = thread.index;
-  thread.meeting = nullptr;
   thread.fiber->Resume();
   if (thread.done) Finish(thread);
 }
 
 void BlockRunner::Finish(Thread& thread) {
   idle_.push_back(std::move(thread.fiber));
+  thread.LeaveMeeting();
   thread.warp->running &= ~(1u << thread.lane);
   for (Meeting& meeting : thread.warp->meetings)  // others need not wait for it any longer
     if (meeting.arrived != 0) CompleteIfAllThere(*thread.warp, meeting);
@@ -243,6 +257,7 @@ void BlockRunner::Finish(Thread& thread) {
 
 void BlockRunner::SyncThreads() {
   current_->at_barrier = true;
+  ++waiting_;
   current_->fiber->Suspend();
 }
 
@@ -250,30 +265,33 @@ const uint64_t* BlockRunner::Exchange(unsigned mask, uint64_t value) {
   Thread& self = *current_;
   const bool mask_names_the_calling_lane = (mask >> self.lane & 1) != 0;
   KERNEL_CHECK(mask_names_the_calling_lane);
-  Meeting& meeting = self.warp->meetings[std::countr_zero(mask)];
-  const unsigned round = meeting.round;
-  uint64_t* values = meeting.values[round & 1];
-  if (meeting.arrived == 0) {
-    meeting.mask = mask;
-    std::memset(values, 0xFF, sizeof meeting.values[0]);
-  }
-  const bool all_lanes_give_the_same_mask = meeting.mask == mask;
-  KERNEL_CHECK(all_lanes_give_the_same_mask);
-  values[self.lane] = value;
+  self.LeaveMeeting();
+  Meeting& meeting = Join(*self.warp, mask);
+  self.meeting = &meeting;
+  meeting.values[self.lane] = value;
   meeting.arrived |= 1u << self.lane;
   CompleteIfAllThere(*self.warp, meeting);
-  if (meeting.round == round) {
-    self.meeting = &meeting;
-    self.until = round + 1;
-    self.fiber->Suspend();
+  if (!self.CanRun()) self.fiber->Suspend();
+  return meeting.values;
+}
+
+// The meeting of this mask that lanes are waiting in, or a new one.
+Meeting& BlockRunner::Join(Warp& warp, unsigned mask) {
+  Meeting* free = nullptr;
+  for (Meeting& meeting : warp.meetings) {
+    if (meeting.arrived != 0 && meeting.mask == mask) return meeting;
+    if (free == nullptr && meeting.IsFree()) free = &meeting;
   }
-  return values;
+  KERNEL_CHECK(free != nullptr);
+  free->mask = mask;
+  std::memset(free->values, 0xFF, sizeof free->values);
+  return *free;
 }
 
 void BlockRunner::CompleteIfAllThere(Warp& warp, Meeting& meeting) {
   if ((meeting.mask & warp.running & ~meeting.arrived) != 0) return;
+  meeting.unread = meeting.arrived;
   meeting.arrived = 0;
-  ++meeting.round;
 }
 
 void BlockRunner::CheckSharedIntact(int64_t shared_bytes) const {

@@ -9,8 +9,8 @@
 // How it runs. The threads of a block are fibers: each has a stack of its own and runs until it waits, at a
 // barrier or for the other lanes of a warp operation; then the next one runs (emulate.cc). So barriers may
 // be anywhere, also inside divergent code, as long as the guide allows it. What it forbids stops the process
-// with a sentence: a warp operation that a named lane never reaches, masks that disagree, dynamic shared
-// memory written beyond its end. The order of threads, warps and blocks alternates, so that a missing
+// with a sentence: a warp operation that a named lane never reaches with that mask, dynamic shared memory
+// written beyond its end. The order of threads, warps and blocks alternates, so that a missing
 // barrier shows as a wrong result; shared memory starts out as NaN where it is dynamic.
 //
 // Threads of the host. Blocks are spread over the context's pool, one block at a time on each: __shared__ is
@@ -85,7 +85,7 @@ void* DynamicSharedBytes();
 
 void SyncThreads();
 
-// Waits until every running lane of `mask` has brought a value; all masks must be the same. Returns the
+// Waits until every running lane of `mask` has brought a value with the same mask. Returns the
 // values, 32 of them; lanes that are not there have all bits set. Valid until this lane's next operation.
 const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value);
 
