@@ -64,7 +64,9 @@ class Call {
     return static_cast<const T*>(At(const_cast<T*>(host), bytes, false));
   }
   template <typename T>
-  T* Out(T* host, int64_t bytes) { return static_cast<T*>(At(host, bytes, true)); }
+  T* Out(T* host, int64_t bytes) {
+    return static_cast<T*>(At(host, bytes, true));
+  }
 
   ParamView Param(ParamView view, int64_t count) {
     view.data = In(view.data, count * DTypeBytes(view.type));
@@ -152,8 +154,8 @@ void LinearOps(KernelTable& t) {
   };
   t.linear_forward = [](Context* ctx, void* y, const void* x, const LinearArgs& args) {
     Call call(ctx);
-    Op().linear_forward(call.context(), call.Out(y, Act(args.m * args.w.n)), call.In(x, Act(args.m * args.w.k)),
-                        call.Linear(args, false));
+    Op().linear_forward(call.context(), call.Out(y, Act(args.m * args.w.n)),
+                        call.In(x, Act(args.m * args.w.k)), call.Linear(args, false));
   };
   t.linear_backward = [](Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
                          const LinearArgs& args) {
@@ -162,13 +164,15 @@ void LinearOps(KernelTable& t) {
                          call.In(dy, Act(args.m * args.w.n)), call.In(x, Act(args.m * args.w.k)),
                          call.Linear(args, true));
   };
-  t.cross_entropy = [](Context* ctx, double* loss, void* dh, const void* h, ParamView head, const int32_t* labels,
-                       int64_t m, int64_t dim, int64_t vocab, double scale) {
+  t.cross_entropy = [](Context* ctx, double* loss, void* dh, const void* h, ParamView head,
+                       const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double scale) {
     Call call(ctx);
-    Op().cross_entropy(call.context(), call.Out(loss, 8), call.Out(dh, Act(m * dim)), call.In(h, Act(m * dim)),
-                       call.Param(head, vocab * dim), call.In(labels, 4 * m), m, dim, vocab, scale);
+    Op().cross_entropy(call.context(), call.Out(loss, 8), call.Out(dh, Act(m * dim)),
+                       call.In(h, Act(m * dim)), call.Param(head, vocab * dim), call.In(labels, 4 * m), m,
+                       dim, vocab, scale);
   };
-  t.logits = [](Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab) {
+  t.logits = [](Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
+                int64_t vocab) {
     Call call(ctx);
     Op().logits(call.context(), call.Out(out, 4 * m * vocab), call.In(h, Act(m * dim)),
                 call.Param(head, vocab * dim), m, dim, vocab);
@@ -189,27 +193,29 @@ void AttentionOps(KernelTable& t) {
     Call call(ctx);
     const int64_t queries = Act(a.m * a.heads * a.head_dim), keys = Act(a.m * a.kv_heads * a.head_dim);
     Op().attention_backward(call.context(), call.Out(dq, queries), call.Out(dk, keys), call.Out(dv, keys),
-                            call.In(dout, queries), call.In(out, queries), call.In(lse, Real(a.m * a.heads)),
-                            call.In(q, queries), call.In(k, keys), call.In(v, keys), call.Attention(a));
+                            call.In(dout, queries), call.In(out, queries),
+                            call.In(lse, Real(a.m * a.heads)), call.In(q, queries), call.In(k, keys),
+                            call.In(v, keys), call.Attention(a));
   };
-  t.attention_decode = [](Context* ctx, void* out, const void* q, const void* k, const void* v, int64_t length,
-                          const AttentionArgs& a) {
+  t.attention_decode = [](Context* ctx, void* out, const void* q, const void* k, const void* v,
+                          int64_t length, const AttentionArgs& a) {
     Call call(ctx);
     const int64_t keys = Act(length * a.kv_heads * a.head_dim);
     Op().attention_decode(call.context(), call.Out(out, Act(a.heads * a.head_dim)),
-                          call.In(q, Act(a.heads * a.head_dim)), call.In(k, keys), call.In(v, keys), length, a);
+                          call.In(q, Act(a.heads * a.head_dim)), call.In(k, keys), call.In(v, keys), length,
+                          a);
   };
 }
 
 void ElementwiseOps(KernelTable& t) {
-  t.rmsnorm_forward = [](Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m, int64_t dim,
-                         float eps, float unit_offset) {
+  t.rmsnorm_forward = [](Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m,
+                         int64_t dim, float eps, float unit_offset) {
     Call call(ctx);
     Op().rmsnorm_forward(call.context(), call.Out(y, Act(m * dim)), call.Out(rstd, Real(m)),
                          call.In(x, Act(m * dim)), call.Param(w, dim), m, dim, eps, unit_offset);
   };
-  t.rmsnorm_backward = [](Context* ctx, void* dx, bool accumulate, const void* dy, const void* x, ParamView w,
-                          const void* rstd, int64_t m, int64_t dim, float unit_offset) {
+  t.rmsnorm_backward = [](Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
+                          ParamView w, const void* rstd, int64_t m, int64_t dim, float unit_offset) {
     Call call(ctx);
     Op().rmsnorm_backward(call.context(), call.Out(dx, Act(m * dim)), accumulate, call.In(dy, Act(m * dim)),
                           call.In(x, Act(m * dim)), call.Param(w, dim), call.In(rstd, Real(m)), m, dim,
@@ -217,10 +223,11 @@ void ElementwiseOps(KernelTable& t) {
   };
   t.add = [](Context* ctx, void* out, const void* a, const void* b, int64_t count) {
     Call call(ctx);
-    Op().add(call.context(), call.Out(out, Act(count)), call.In(a, Act(count)), call.In(b, Act(count)), count);
+    Op().add(call.context(), call.Out(out, Act(count)), call.In(a, Act(count)), call.In(b, Act(count)),
+             count);
   };
-  t.rope = [](Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
-              int64_t head_dim, bool inverse) {
+  t.rope = [](Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
+              int64_t heads, int64_t head_dim, bool inverse) {
     Call call(ctx);
     const int32_t last = m == 0 ? -1 : *std::max_element(positions, positions + m);
     Op().rope(call.context(), call.Out(x, Act(m * heads * head_dim)), call.In(positions, 4 * m),
@@ -232,15 +239,15 @@ void ElementwiseOps(KernelTable& t) {
     Op().gated_forward(call.context(), call.Out(out, Act(count)), call.In(gate, Act(count)),
                        call.In(up, Act(count)), count, activation);
   };
-  t.gated_backward = [](Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
-                        int64_t count, Activation activation) {
+  t.gated_backward = [](Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
+                        const void* up, int64_t count, Activation activation) {
     Call call(ctx);
     Op().gated_backward(call.context(), call.Out(dgate, Act(count)), call.Out(dup, Act(count)),
-                        call.In(dout, Act(count)), call.In(gate, Act(count)), call.In(up, Act(count)), count,
-                        activation);
+                        call.In(dout, Act(count)), call.In(gate, Act(count)), call.In(up, Act(count)),
+                        count, activation);
   };
-  t.embedding_forward = [](Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
-                           float scale) {
+  t.embedding_forward = [](Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m,
+                           int64_t dim, float scale) {
     Call call(ctx);
     const int32_t last = m == 0 ? -1 : *std::max_element(ids, ids + m);
     Op().embedding_forward(call.context(), call.Out(out, Act(m * dim)), call.In(ids, 4 * m),
@@ -256,15 +263,15 @@ void OptimizerOps(KernelTable& t) {
   t.adamw = [](Context* ctx, void* p, const void* g, void* m, void* v, const AdamWArgs& args) {
     Call call(ctx);
     const int64_t bytes = Real(args.count);
-    Op().adamw(call.context(), call.Out(p, bytes), call.In(g, bytes), call.Out(m, bytes), call.Out(v, bytes),
-               args);
+    Op().adamw(call.context(), call.Out(p, bytes), call.In(g, bytes), call.Out(m, bytes),
+               call.Out(v, bytes), args);
   };
   t.adamw8 = [](Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args) {
     Call call(ctx);
     const int64_t bytes = Real(args.count), blocks = (args.count + kAdam8Block - 1) / kAdam8Block;
-    const Adam8State on_device{call.Out(state.m, args.count),          call.Out(state.v, args.count),
-                               call.Out(state.m_absmax, 4 * blocks),   call.Out(state.v_absmax, 4 * blocks),
-                               call.In(state.signed_map, 4 * 256),     call.In(state.unsigned_map, 4 * 256)};
+    const Adam8State on_device{call.Out(state.m, args.count),        call.Out(state.v, args.count),
+                               call.Out(state.m_absmax, 4 * blocks), call.Out(state.v_absmax, 4 * blocks),
+                               call.In(state.signed_map, 4 * 256),   call.In(state.unsigned_map, 4 * 256)};
     Op().adamw8(call.context(), call.Out(p, bytes), call.In(g, bytes), on_device, args);
   };
   t.sum_squares = [](Context* ctx, double* out, const void* x, int64_t count) {
