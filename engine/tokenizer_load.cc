@@ -1,6 +1,7 @@
 // tokenizer.json to a Pipeline. Every component is looked up in a fixed list; what is not in it, or
 // has an option we do not honour, is refused with its place in the file.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -295,13 +296,14 @@ absl::StatusOr<DecodeStep> ReadDecoder(Fields& fields) {
 absl::Status ReadTemplate(Fields& fields, Pipeline& pipeline) {
   const auto bad = [&](std::string_view what) { return Refuse(fields.where(), what); };
   array single;
-  object tokens;
+  std::optional<object> tokens;  // a default-made object must not be asked anything
   if (!fields.Has("single") || fields.Raw("single").get(single) != simdjson::SUCCESS) {
     return bad("lacks the list 'single'");
   }
-  if (fields.Has("special_tokens") &&
-      fields.Raw("special_tokens").get(tokens) != simdjson::SUCCESS) {
-    return bad("has special_tokens that are no object");
+  if (fields.Has("special_tokens")) {
+    if (fields.Raw("special_tokens").get(tokens.emplace()) != simdjson::SUCCESS) {
+      return bad("has special_tokens that are no object");
+    }
   }
   std::vector<int32_t> before, after;
   bool seen = false;
@@ -314,7 +316,7 @@ absl::Status ReadTemplate(Fields& fields, Pipeline& pipeline) {
     }
     array ids;
     if (part["SpecialToken"]["id"].get(name) != simdjson::SUCCESS ||
-        tokens.at_key(name)["ids"].get(ids) != simdjson::SUCCESS) {
+        !tokens || tokens->at_key(name)["ids"].get(ids) != simdjson::SUCCESS) {
       return bad("has something in 'single' that is neither sequence nor special token");
     }
     for (const element entry : ids) {

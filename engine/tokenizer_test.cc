@@ -167,6 +167,11 @@ TEST(Tokenizer, WhatIsUnknownIsRefusedByName) {
     return std::string(status.message());
   };
   EXPECT_THAT(refused([](json& f) { f["model"].erase("merges"); }), HasSubstr("without merges"));
+  EXPECT_THAT(refused([](json& f) {
+                f["post_processor"] = {{"type", "TemplateProcessing"},
+                                       {"single", {{{"SpecialToken", {{"id", "<s>"}}}}}}};
+              }),
+              HasSubstr("neither sequence nor special token"));
   EXPECT_THAT(refused([](json& f) { f["model"]["type"] = "Unigram"; }), HasSubstr("'Unigram'"));
   EXPECT_THAT(refused([](json& f) { f.erase("model"); }), HasSubstr("model is missing"));
   EXPECT_THAT(refused([](json& f) { f["model"]["merges"] = {"a"}; }), HasSubstr("model.merges[0]"));

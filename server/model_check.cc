@@ -282,8 +282,18 @@ absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view
       --depth;
     }
   }
-  const json header = json::parse(header_json, nullptr, /*allow_exceptions=*/false);
+  // A key given twice would mean one thing here and another to the engine.
+  std::vector<std::set<std::string>> keys;
+  bool twice = false;
+  const auto watch = [&](int, json::parse_event_t event, json& parsed) {
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key) twice |= !keys.back().insert(parsed.get<std::string>()).second;
+    return true;
+  };
+  const json header = json::parse(header_json, watch, /*allow_exceptions=*/false);
   if (!header.is_object()) return Bad(file, "has a header that is no JSON object");
+  if (twice) return Bad(file, "has a header that gives the same key twice");
   if (header.size() > kMaxTensors) return Bad(file, "holds too many tensors");
   std::vector<std::string> names;
   std::vector<Extent> extents;
