@@ -1,0 +1,164 @@
+// What the attention kernels share: tiles of rows in shared memory, who may see whom, scores.
+//
+// Heads of D <= kDim elements are padded with zeros in shared memory, so kDim is 64, 128 or 256. The tile's
+// rows are kDim elements without a gap; their 16-byte chunks are stored at chunk ^ (row % 8), so that the
+// eight rows of a matrix load lie in different banks.
+#pragma once
+
+#include "kernels/cuda/mma.h"
+
+namespace nibble::kernels::NIBBLE_CUDA {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// Token i sees documents' rows First(i) .. i; token i is seen by i .. End(i) - 1. Both grow with i.
+struct Visibility {
+  const int32_t* starts;
+  int64_t documents;
+  int64_t window;
+
+  // The document of a row.
+  __device__ __forceinline__ int64_t Document(int64_t row) const {
+    int64_t low = 0, high = documents;  // starts[low] <= row < starts[high]
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      if (starts[middle] <= row)
+        low = middle;
+      else
+        high = middle;
+    }
+    return low;
+  }
+  __device__ __forceinline__ int64_t First(int64_t row) const {
+    const int64_t start = starts[Document(row)];
+    return window > 0 ? Max(start, row - window + 1) : start;
+  }
+  __device__ __forceinline__ int64_t End(int64_t row) const {
+    // Empty documents share a start; the row's own document is the last of those.
+    const int64_t end = starts[Document(row) + 1];
+    return window > 0 ? Min(end, row + window) : end;
+  }
+};
+
+// How a product q k becomes a score, in units of log 2, and how its gradient comes back.
+struct Scoring {
+  float scale;      // of the product
+  float soft_cap;   // 0 = off
+
+  __device__ __forceinline__ float Score(float product) const {
+    if (soft_cap > 0) return soft_cap * kLog2E * tanhf(product * (scale / soft_cap));
+    return product * (scale * kLog2E);
+  }
+  // d score / d (scale * product), from the score.
+  __device__ __forceinline__ float Slope(float score) const {
+    if (soft_cap <= 0) return 1.0f;
+    const float t = score / (soft_cap * kLog2E);
+    return 1.0f - t * t;
+  }
+};
+
+template <int kDim>
+__device__ __forceinline__ int TileAt(int row, int column) {
+  return row * kDim + ((column / 8) ^ (row & 7)) * 8;
+}
+
+// Rows row0 .. of one head into a tile of kRows; `rows` and `dim` say what exists.
+template <int kRows, int kDim, int kThreads, typename Act>
+__device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head, int64_t stride, int64_t row0,
+                                         int64_t rows, int dim, bool vector) {
+  constexpr int kChunks = kDim / 8;
+#pragma unroll 8
+  for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
+    const int r = chunk / kChunks, c = chunk % kChunks * 8;
+    Act* to = tile + TileAt<kDim>(r, c);
+    const int count = row0 + r < rows ? Min(8, dim - c) : 0;
+    const Act* from = count > 0 ? head + (row0 + r) * stride + c : head;
+    if (vector) {
+      copies->Copy16(to, from, count > 0 ? 2 * count : 0);
+    } else {
+      for (int i = 0; i < 8; ++i) to[i] = i < count ? from[i] : Act{0};
+    }
+  }
+}
+
+// Fragments of such tiles; see mma.h.
+template <int kDim, typename Act>
+__device__ __forceinline__ void TileA(uint32_t* a, const Act* tile, int row, int column) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  LoadMatrices<false>(a, tile + TileAt<kDim>(row + lane % 16, column + lane / 16 * 8));
+}
+// B = tile^T: the tile's rows are the product's columns.
+template <int kDim, typename Act>
+__device__ __forceinline__ void TileB(uint32_t* b, const Act* tile, int row, int column) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  LoadMatrices<false>(b, tile + TileAt<kDim>(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8));
+}
+// B = tile: its rows are the product's depth.
+template <int kDim, typename Act>
+__device__ __forceinline__ void TileBRows(uint32_t* b, const Act* tile, int row, int column) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  LoadMatrices<true>(b, tile + TileAt<kDim>(row + lane % 16, column + lane / 16 * 8));
+}
+
+// What a warp's product left in two neighbouring accumulators as an A fragment of the next product.
+template <typename Act>
+__device__ __forceinline__ void AccumulatorsAsA(uint32_t* a, const float* left, const float* right) {
+  a[0] = ActType<Act>::Pack(left[0], left[1]);
+  a[1] = ActType<Act>::Pack(left[2], left[3]);
+  a[2] = ActType<Act>::Pack(right[0], right[1]);
+  a[3] = ActType<Act>::Pack(right[2], right[3]);
+}
+
+// Over the four lanes that hold a row of an accumulator.
+__device__ __forceinline__ float QuadMax(float value) {
+  value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 1));
+  return fmaxf(value, __shfl_xor_sync(kAllLanes, value, 2));
+}
+__device__ __forceinline__ float QuadSum(float value) {
+  value += __shfl_xor_sync(kAllLanes, value, 1);
+  return value + __shfl_xor_sync(kAllLanes, value, 2);
+}
+
+// Writes a warp's 16 x (8 blocks) accumulators, times factor[row half], to rows row0 .. of one head.
+template <int kBlocks, typename Act>
+__device__ __forceinline__ void StoreRows(Act* head, int64_t stride, int64_t row0, int64_t rows, int column0, int dim,
+                                          const float (&sums)[kBlocks][4], const float (&factor)[2]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const bool pairs = dim % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(head) % 4 == 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t row = row0 + lane / 4 + 8 * half;
+    if (row >= rows) continue;
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+      const int column = column0 + 8 * j + lane % 4 * 2;
+      const float left = sums[j][2 * half] * factor[half], right = sums[j][2 * half + 1] * factor[half];
+      Act* at = head + row * stride + column;
+      if (pairs && column < dim) {
+        *reinterpret_cast<uint32_t*>(at) = ActType<Act>::Pack(left, right);
+      } else {
+        if (column < dim) Put(at, left);
+        if (column + 1 < dim) Put(at + 1, right);
+      }
+    }
+  }
+}
+
+// The host's side of all of them.
+inline void CheckAttention(const AttentionArgs& args) {
+  KERNEL_CHECK(args.heads > 0 && args.kv_heads > 0 && args.heads % args.kv_heads == 0);
+  KERNEL_CHECK(args.head_dim > 0 && args.head_dim <= 256);
+}
+
+// Calls run(std::integral_constant<int, the padded head size>).
+template <typename F>
+void WithPaddedDim(int64_t head_dim, const F& run) {
+  if (head_dim <= 64)
+    run(std::integral_constant<int, 64>());
+  else if (head_dim <= 128)
+    run(std::integral_constant<int, 128>());
+  else
+    run(std::integral_constant<int, 256>());
+}
+
+}  // namespace nibble::kernels::NIBBLE_CUDA

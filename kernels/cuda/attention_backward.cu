@@ -1,0 +1,287 @@
+// attention_backward, without atomics: one kernel owns rows of dQ, another rows of dK and dV, and each
+// computes the probabilities it needs again. They are one template. A block keeps 64 (or 32) rows of one side
+// in shared memory, a warp has 16 of them, and the other side streams by in tiles of 32:
+//   for dQ:      kept are Q and dO, streaming K and V:   S = Q K^T, dP = dO V^T, dQ += dS K
+//   for dK, dV:  kept are K and V, streaming Q and dO:   S^T = K Q^T, dP^T = V dO^T, dK += dS^T Q, dV += P^T dO
+// with P = exp(S - lse), dS = P (dP - delta), delta = the row sums of dO * O. What the warp computed is,
+// packed, the left operand of the last products; nothing goes through shared memory in between.
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/workspace.h"
+
+namespace nibble::kernels::NIBBLE_CUDA {
+namespace {
+
+constexpr int kStream = 32;
+
+// Both for kDim = 256, where accumulators and tiles are large; one stage of tiles then, else two.
+template <int kDim>
+constexpr int kWarpsOf = kDim <= 128 ? 4 : 2;
+template <int kDim>
+constexpr int kStagesOf = kDim <= 128 ? 2 : 1;
+// Columns of dK and dV that one block of 256 can hold; the others are another block's.
+template <int kDim, bool kKeys>
+constexpr int kColumnsOf = kKeys && kDim > 128 ? 128 : kDim;
+
+struct BackwardArgs {
+  const void *q, *k, *v, *dout;
+  const float *lse, *delta;
+  void *first_out, *second_out;  // dQ; or dK and dV
+  int64_t m;
+  int heads, group, head_dim;
+  Visibility visible;
+  Scoring scoring;
+  bool vector;
+};
+
+// Probabilities and score gradients of a warp's 16 kept rows against a streaming tile, in place of the
+// products. `query_data` gives lse (in units of log 2) and delta of an element's query.
+template <bool kKeys, typename Visible, typename QueryData>
+__device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4], float (&ds)[kStream / 8][4],
+                                               const Scoring& scoring, bool whole, const Visible& visible,
+                                               const QueryData& query_data) {
+#pragma unroll
+  for (int j = 0; j < kStream / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float score = scoring.Score(p[j][e]);
+      const float2 data = query_data(j, e);
+      float probability = exp2f(score - data.x);
+      if (!whole && !visible(j, e)) probability = 0;
+      p[j][e] = probability;
+      ds[j][e] = probability * (ds[j][e] - data.y) * scoring.Slope(score);
+    }
+  }
+}
+
+// sums += A tile, for the columns of the tile from column0.
+template <int kDim, int kColumns, typename Act>
+__device__ __forceinline__ void AddProduct(float (&sums)[kColumns / 8][4], const float (&weights)[kStream / 8][4],
+                                           const Act* tile, int column0) {
+#pragma unroll
+  for (int depth = 0; depth < kStream; depth += 16) {
+    uint32_t a[4];
+    AccumulatorsAsA<Act>(a, weights[depth / 8], weights[depth / 8 + 1]);
+#pragma unroll
+    for (int column = 0; column < kColumns; column += 16) {
+      uint32_t b[4];
+      TileBRows<kDim>(b, tile, depth, column0 + column);
+      Mma<Act>(sums[column / 8], a, b);
+      Mma<Act>(sums[column / 8 + 1], a, b + 2);
+    }
+  }
+}
+
+// out = kept stream^T, for a warp's 16 rows.
+template <int kDim, typename Act>
+__device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act* kept, int warp_row, const Act* stream) {
+#pragma unroll
+  for (int j = 0; j < kStream / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) out[j][e] = 0;
+#pragma unroll 4
+  for (int column = 0; column < kDim; column += 16) {
+    uint32_t a[4];
+    TileA<kDim>(a, kept, warp_row, column);
+#pragma unroll
+    for (int j = 0; j < kStream; j += 16) {
+      uint32_t b[4];
+      TileB<kDim>(b, stream, j, column);
+      Mma<Act>(out[j / 8], a, b);
+      Mma<Act>(out[j / 8 + 1], a, b + 2);
+    }
+  }
+}
+
+template <int kDim, bool kKeys, typename Act>
+__global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardArgs args) {
+  constexpr int kWarps = kWarpsOf<kDim>, kThreads = 32 * kWarps, kRows = 16 * kWarps, kStages = kStagesOf<kDim>;
+  constexpr int kColumns = kColumnsOf<kDim, kKeys>;
+  Act* kept_a = DynamicShared<Act>();        // Q or K
+  Act* kept_b = kept_a + kRows * kDim;       // dO or V
+  Act* tiles = kept_b + kRows * kDim;        // kStages of (K, V) or (Q, dO)
+  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int dim = args.head_dim, column0 = static_cast<int>(blockIdx.z) * kColumns;
+  const int kv_heads = args.heads / args.group;
+  const int64_t q_stride = static_cast<int64_t>(args.heads) * dim, kv_stride = static_cast<int64_t>(kv_heads) * dim;
+  const int64_t kept_stride = kKeys ? kv_stride : q_stride, stream_stride = kKeys ? q_stride : kv_stride;
+  // The blocks with most to do first: the first keys, the last queries.
+  const int64_t row0 = static_cast<int64_t>(kKeys ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * kRows;
+  const int64_t last_row = Min(row0 + kRows, args.m) - 1;
+  const int head0 = static_cast<int>(blockIdx.y) * (kKeys ? args.group : 1);  // a query head
+  const int kv_head = head0 / args.group;
+  const Act* q = static_cast<const Act*>(args.q);
+  const Act* dout = static_cast<const Act*>(args.dout);
+  const Act* k = static_cast<const Act*>(args.k) + kv_head * dim;
+  const Act* v = static_cast<const Act*>(args.v) + kv_head * dim;
+
+  // Of the warp's rows: of a query the first key, of a key the end of the queries that see it.
+  int64_t rows[2], bounds[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    rows[half] = row0 + warp_row + lane / 4 + 8 * half;
+    const int64_t row = Min(rows[half], args.m - 1);
+    bounds[half] = kKeys ? args.visible.End(row) : args.visible.First(row);
+  }
+  const int64_t warp_first = Min(row0 + warp_row, args.m - 1), warp_last = Min(row0 + warp_row + 15, args.m - 1);
+  const int64_t warp_bound = kKeys ? args.visible.End(warp_first) : args.visible.First(warp_last);
+  const int64_t begin = kKeys ? row0 : args.visible.First(row0);
+  const int64_t end = kKeys ? args.visible.End(last_row) : last_row + 1;
+  const int64_t tiles_per_head = CeilDiv<int64_t>(end - begin, kStream);
+  const int64_t count = tiles_per_head * (kKeys ? args.group : 1);
+
+  AsyncCopies copies;
+  const auto load = [&](int64_t tile) {
+    if (tile < count) {
+      Act* to = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
+      const int64_t at = begin + tile % tiles_per_head * kStream;
+      const int64_t head = head0 + tile / tiles_per_head;
+      LoadRows<kStream, kDim, kThreads>(&copies, to, kKeys ? q + head * dim : k, stream_stride, at, args.m, dim,
+                                        args.vector);
+      LoadRows<kStream, kDim, kThreads>(&copies, to + kStream * kDim, kKeys ? dout + head * dim : v, stream_stride, at,
+                                        args.m, dim, args.vector);
+    }
+    copies.Commit();
+  };
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0, args.m, dim,
+                                  args.vector);
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride, row0, args.m, dim,
+                                  args.vector);
+  load(0);
+
+  // Of the query of a row: lse in units of log 2, delta.
+  const auto query = [&](int64_t row, int64_t head) {
+    const int64_t at = Min(row, args.m - 1) * args.heads + head;
+    return make_float2(args.lse[at] * kLog2E, args.delta[at]);
+  };
+  float2 own[2] = {};
+  if constexpr (!kKeys) {
+    own[0] = query(rows[0], head0);
+    own[1] = query(rows[1], head0);
+  }
+
+  float first_sums[kColumns / 8][4] = {};
+  float second_sums[kKeys ? kColumns / 8 : 1][4] = {};
+  for (int64_t tile = 0; tile < count; ++tile) {
+    if constexpr (kStages == 2) load(tile + 1);
+    const int64_t at = begin + tile % tiles_per_head * kStream;
+    const Act* stream_a = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
+    const Act* stream_b = stream_a + kStream * kDim;
+    float2 theirs[kKeys ? kStream / 8 : 1][2];
+    if constexpr (kKeys) {
+      const int64_t head = head0 + tile / tiles_per_head;
+#pragma unroll
+      for (int j = 0; j < kStream / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) theirs[j][e] = query(at + 8 * j + lane % 4 * 2 + e, head);
+    }
+    copies.Wait<kStages - 1>();
+    __syncthreads();  // the tile is there for all
+
+    float p[kStream / 8][4], ds[kStream / 8][4];
+    Multiply<kDim>(p, kept_a, warp_row, stream_a);
+    Multiply<kDim>(ds, kept_b, warp_row, stream_b);
+    const auto query_data = [&](int j, int e) {
+      if constexpr (kKeys)
+        return theirs[j][e % 2];
+      else
+        return own[e / 2];
+    };
+    const auto visible = [&](int j, int e) {
+      const int64_t other = at + 8 * j + lane % 4 * 2 + e % 2, row = rows[e / 2];
+      return kKeys ? other >= row && other < bounds[e / 2] : other <= row && other >= bounds[e / 2];
+    };
+    const bool whole = kKeys ? at >= row0 + warp_row + 15 && at + kStream <= warp_bound
+                             : at >= warp_bound && at + kStream - 1 <= row0 + warp_row;
+    ScoreGradients<kKeys>(p, ds, args.scoring, whole, visible, query_data);
+    AddProduct<kDim, kColumns>(first_sums, ds, stream_a, column0);
+    if constexpr (kKeys) AddProduct<kDim, kColumns>(second_sums, p, stream_b, column0);
+    __syncthreads();  // all are through with the tile
+    if constexpr (kStages == 1) load(tile + 1);
+  }
+  copies.Wait<0>();
+
+  const float scale = args.scoring.scale, first_factor[2] = {scale, scale}, second_factor[2] = {1, 1};
+  const int64_t head_at = (kKeys ? kv_head : head0) * dim;
+  StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, row0 + warp_row, args.m, column0,
+                          dim, first_sums, first_factor);
+  if constexpr (kKeys)
+    StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride, row0 + warp_row, args.m,
+                            column0, dim, second_sums, second_factor);
+}
+
+// delta[row, head] = sum of dO * O; a warp for each.
+template <typename Act>
+__global__ void __launch_bounds__(256) DeltaKernel(float* delta, const Act* dout, const Act* out, int64_t count,
+                                                   int dim, bool vector) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  if (at >= count) return;
+  float sum = 0;
+  for (int column = static_cast<int>(threadIdx.x % 32) * 8; column < dim; column += 256) {
+    float a[8], b[8];
+    Load8(a, dout + at * dim + column, dim - column, vector);
+    Load8(b, out + at * dim + column, dim - column, vector);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
+  }
+  sum = WarpSum(sum);
+  if (threadIdx.x % 32 == 0) delta[at] = sum;
+}
+
+template <int kDim, bool kKeys, typename Act>
+void Start(Context* ctx, const BackwardArgs& args) {
+  constexpr int kRows = 16 * kWarpsOf<kDim>;
+  constexpr int kShared = 2 * 2 * kDim * (kRows + kStagesOf<kDim> * kStream);
+  const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kRows)),
+                  static_cast<unsigned>(kKeys ? args.heads / args.group : args.heads), kDim / kColumnsOf<kDim, kKeys>);
+  Launch(ctx, grid, 32 * kWarpsOf<kDim>, kShared, BackwardKernel<kDim, kKeys, Act>, args);
+}
+
+}  // namespace
+
+template <typename Act>
+void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout, const void* out, const void* lse,
+                       const void* q, const void* k, const void* v, const AttentionArgs& args) {
+  CheckAttention(args);
+  WorkspaceShape s;
+  s.m = args.m;
+  s.heads = args.heads;
+  KERNEL_CHECK(cuda_workspace::AttentionBackwardWorkspaceBytes(s) <= ctx->workspace_bytes);
+  auto* delta = static_cast<float*>(ctx->workspace);
+  const int64_t count = args.m * args.heads;
+  const auto bytes = [](const void* at) { return static_cast<const char*>(at); };
+  const bool whole_chunks = args.head_dim % 8 == 0;
+  Launch(ctx, Blocks(count, 8), 256, 0, DeltaKernel<Act>, delta, static_cast<const Act*>(dout),
+         static_cast<const Act*>(out), count, static_cast<int>(args.head_dim),
+         whole_chunks && Aligned(bytes(dout), bytes(out)));
+  BackwardArgs b;
+  b.q = q;
+  b.k = k;
+  b.v = v;
+  b.dout = dout;
+  b.lse = static_cast<const float*>(lse);
+  b.delta = delta;
+  b.m = args.m;
+  b.heads = static_cast<int>(args.heads);
+  b.group = static_cast<int>(args.heads / args.kv_heads);
+  b.head_dim = static_cast<int>(args.head_dim);
+  b.visible = {args.starts, args.documents, args.window};
+  b.scoring = {args.scale, args.soft_cap};
+  b.vector = whole_chunks && Aligned(bytes(q), bytes(k), bytes(v), bytes(dout));
+  WithPaddedDim(args.head_dim, [&](auto dim) {
+    constexpr int kDim = decltype(dim)::value;
+    b.first_out = dq;
+    b.second_out = nullptr;
+    Start<kDim, false, Act>(ctx, b);
+    b.first_out = dk;
+    b.second_out = dv;
+    Start<kDim, true, Act>(ctx, b);
+  });
+}
+
+template void AttentionBackward<BF16>(Context*, void*, void*, void*, const void*, const void*, const void*,
+                                      const void*, const void*, const void*, const AttentionArgs&);
+template void AttentionBackward<F16>(Context*, void*, void*, void*, const void*, const void*, const void*,
+                                     const void*, const void*, const void*, const AttentionArgs&);
+
+}  // namespace nibble::kernels::NIBBLE_CUDA

@@ -1,0 +1,146 @@
+#include "kernels/cuda/libraries.h"
+
+#include <dlfcn.h>
+
+#include "kernels/cuda/workspace.h"
+
+namespace nibble::kernels::cuda {
+
+struct Libraries::Functions {
+  decltype(&cublasLtCreate) Create;
+  decltype(&cublasLtDestroy) Destroy;
+  decltype(&cublasLtGetVersion) GetVersion;
+  decltype(&cublasLtMatmulDescCreate) MatmulDescCreate;
+  decltype(&cublasLtMatmulDescDestroy) MatmulDescDestroy;
+  decltype(&cublasLtMatmulDescSetAttribute) MatmulDescSetAttribute;
+  decltype(&cublasLtMatrixLayoutCreate) MatrixLayoutCreate;
+  decltype(&cublasLtMatrixLayoutDestroy) MatrixLayoutDestroy;
+  decltype(&cublasLtMatmulPreferenceCreate) MatmulPreferenceCreate;
+  decltype(&cublasLtMatmulPreferenceDestroy) MatmulPreferenceDestroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) MatmulPreferenceSetAttribute;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) MatmulAlgoGetHeuristic;
+  decltype(&cublasLtMatmul) Matmul;
+
+  // The name of the first that is missing, or null.
+  const char* Load(void* library) {
+    const char* missing = nullptr;
+    const auto load = [&](const char* name, auto* function) {
+      *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, name));
+      if (*function == nullptr && missing == nullptr) missing = name;
+    };
+    load("cublasLtCreate", &Create);
+    load("cublasLtDestroy", &Destroy);
+    load("cublasLtGetVersion", &GetVersion);
+    load("cublasLtMatmulDescCreate", &MatmulDescCreate);
+    load("cublasLtMatmulDescDestroy", &MatmulDescDestroy);
+    load("cublasLtMatmulDescSetAttribute", &MatmulDescSetAttribute);
+    load("cublasLtMatrixLayoutCreate", &MatrixLayoutCreate);
+    load("cublasLtMatrixLayoutDestroy", &MatrixLayoutDestroy);
+    load("cublasLtMatmulPreferenceCreate", &MatmulPreferenceCreate);
+    load("cublasLtMatmulPreferenceDestroy", &MatmulPreferenceDestroy);
+    load("cublasLtMatmulPreferenceSetAttribute", &MatmulPreferenceSetAttribute);
+    load("cublasLtMatmulAlgoGetHeuristic", &MatmulAlgoGetHeuristic);
+    load("cublasLtMatmul", &Matmul);
+    return missing;
+  }
+};
+
+std::unique_ptr<Libraries> Libraries::Open(std::string* why) {
+  std::unique_ptr<Libraries> libraries(new Libraries);
+  const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
+  for (const std::string& path : {name, "/usr/local/cuda/lib64/" + name}) {
+    libraries->library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (libraries->library_ != nullptr) break;
+  }
+  if (libraries->library_ == nullptr) {
+    *why = name + " was not found; products are our own, and slower";
+    return nullptr;
+  }
+  libraries->functions_ = std::make_unique<Functions>();
+  if (const char* missing = libraries->functions_->Load(libraries->library_); missing != nullptr) {
+    *why = name + " has no " + missing + "; products are our own, and slower";
+    return nullptr;
+  }
+  if (libraries->functions_->Create(&libraries->handle_) != CUBLAS_STATUS_SUCCESS) {
+    libraries->handle_ = nullptr;
+    *why = name + " does not start on this device; products are our own, and slower";
+    return nullptr;
+  }
+  libraries->version_ = static_cast<int64_t>(libraries->functions_->GetVersion());
+  return libraries;
+}
+
+Libraries::~Libraries() {
+  for (auto& [shape, plan] : plans_) {
+    if (plan.product != nullptr) functions_->MatmulDescDestroy(plan.product);
+    for (cublasLtMatrixLayout_t layout : {plan.left, plan.right, plan.out})
+      if (layout != nullptr) functions_->MatrixLayoutDestroy(layout);
+  }
+  if (handle_ != nullptr) functions_->Destroy(handle_);
+  // The library stays loaded: it has threads and state of its own that do not like to be unloaded.
+}
+
+// The library is column-major: it computes C^T = op(B) A^T, with B the left and A the right operand.
+void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t alignment) {
+  const Functions& f = *functions_;
+  const cudaDataType_t type = act == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
+  const cudaDataType_t out_type = args.c_float ? CUDA_R_32F : type;
+  const auto m = static_cast<uint64_t>(args.m), n = static_cast<uint64_t>(args.n), k = static_cast<uint64_t>(args.k);
+  bool ok = f.MatmulDescCreate(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
+  const cublasOperation_t left_op = args.b_transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
+  ok = ok && f.MatmulDescSetAttribute(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, &left_op, sizeof left_op) ==
+                 CUBLAS_STATUS_SUCCESS;
+  const auto layout = [&](cublasLtMatrixLayout_t* to, cudaDataType_t of, uint64_t rows, uint64_t columns,
+                          int64_t stride) {
+    ok = ok && f.MatrixLayoutCreate(to, of, rows, columns, stride) == CUBLAS_STATUS_SUCCESS;
+  };
+  layout(&plan->left, type, args.b_transposed ? n : k, args.b_transposed ? k : n, args.b_stride);
+  layout(&plan->right, type, k, m, args.a_stride);
+  layout(&plan->out, out_type, n, m, args.c_stride);
+  cublasLtMatmulPreference_t preference = nullptr;
+  ok = ok && f.MatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS;
+  if (!ok) return;
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
+    ok = ok && f.MatmulPreferenceSetAttribute(preference, what, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
+  };
+  const auto bytes = static_cast<uint64_t>(cuda_workspace::kLibraryBytes);
+  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // or none; not in place
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes);
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
+  cublasLtMatmulHeuristicResult_t result{};
+  int found = 0;
+  ok = ok && f.MatmulAlgoGetHeuristic(handle_, plan->product, plan->left, plan->right, plan->out, plan->out,
+                                      preference, 1, &result, &found) == CUBLAS_STATUS_SUCCESS;
+  f.MatmulPreferenceDestroy(preference);
+  plan->found = ok && found == 1 && result.state == CUBLAS_STATUS_SUCCESS;
+  plan->algorithm = result.algo;
+}
+
+Libraries::Plan* Libraries::Find(DType act, const MatMulArgs& args) {
+  const auto address = reinterpret_cast<uintptr_t>(args.a) | reinterpret_cast<uintptr_t>(args.b) |
+                       reinterpret_cast<uintptr_t>(args.c);
+  const bool aligned = address % 16 == 0;
+  const Shape shape = {args.m, args.n, args.k, args.a_stride, args.b_stride, args.c_stride,
+                       (args.b_transposed ? 1 : 0) | (args.c_float ? 2 : 0) | (args.accumulate ? 4 : 0),
+                       static_cast<int64_t>(act), aligned ? 16 : 2};
+  const auto [at, is_new] = plans_.try_emplace(shape);
+  if (is_new) Choose(&at->second, act, args, aligned ? 16 : args.c_float && address % 4 == 0 ? 4 : 2);
+  return &at->second;
+}
+
+bool Libraries::MatMul(Context* ctx, DType act, const MatMulArgs& args, void* scratch) {
+  const Plan* plan = Find(act, args);
+  if (!plan->found) return false;
+  const float alpha = 1, beta = args.accumulate ? 1 : 0;
+  const cublasStatus_t status = functions_->Matmul(
+      handle_, plan->product, &alpha, args.b, plan->left, args.a, plan->right, &beta, args.c, plan->out, args.c,
+      plan->out, &plan->algorithm, scratch, static_cast<size_t>(cuda_workspace::kLibraryBytes), Stream(ctx));
+  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr) ctx->error = "cuBLASLt refused a product";
+  return true;
+}
+
+}  // namespace nibble::kernels::cuda

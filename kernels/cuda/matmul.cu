@@ -1,0 +1,37 @@
+#include "kernels/cuda/matmul.h"
+
+#include "kernels/cuda/gemm.h"
+#if defined(__CUDACC__)
+#include "kernels/cuda/libraries.h"
+#endif
+
+namespace nibble::kernels::NIBBLE_CUDA {
+
+template <typename Act>
+void MatMul(Context* ctx, const MatMulArgs& args, void* scratch) {
+  if (args.m == 0 || args.n == 0 || ctx->error != nullptr) return;
+#if defined(__CUDACC__)
+  // The library refuses what it has no algorithm for (odd strides on some versions): then it is ours.
+  if (HasLibrary(ctx) &&
+      static_cast<Libraries*>(ctx->libraries)->MatMul(ctx, ActType<Act>::kType, args, scratch))
+    return;
+#else
+  (void)scratch;
+#endif
+  GemmArgs own;
+  own.m = args.m;
+  own.n = args.n;
+  own.k = args.k;
+  own.a = {args.a, args.a_stride, false};
+  own.b = {args.b, args.b_stride, args.b_transposed};
+  own.c = args.c;
+  own.c_stride = args.c_stride;
+  own.c_float = args.c_float;
+  own.accumulate = args.accumulate;
+  Gemm<Act>(ctx, own);
+}
+
+template void MatMul<BF16>(Context*, const MatMulArgs&, void*);
+template void MatMul<F16>(Context*, const MatMulArgs&, void*);
+
+}  // namespace nibble::kernels::NIBBLE_CUDA
