@@ -27,7 +27,7 @@ if(NIBBLE_CUDA_FOUND)
     set(architectures 75 80 86 89 90 90-virtual)
   endif()
   # -fmad=false is nvcc's -ffp-contract=off (cmake/nibble.cmake).
-  set(NIBBLE_NVCC_FLAGS -std=c++20 -O3 -fmad=false -Xptxas=-v -Xcompiler=-fPIC,-Wall)
+  set(NIBBLE_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -Xptxas=-v -Xcompiler=-fPIC,-Wall)
   if(NIBBLE_WERROR)
     list(APPEND NIBBLE_NVCC_FLAGS -Werror=all-warnings -Xcompiler=-Werror)
   endif()

@@ -1,8 +1,8 @@
 // What the attention kernels share: tiles of rows in shared memory, who may see whom, scores.
 //
-// Heads of D <= kDim elements are padded with zeros in shared memory, so kDim is 64, 128 or 256. The tile's
-// rows are kDim elements without a gap; their 16-byte chunks are stored at chunk ^ (row % 8), so that the
-// eight rows of a matrix load lie in different banks.
+// Heads of D <= kDim elements are padded with zeros in shared memory, so kDim is 64, 128 or 256.
+// The tile's rows are kDim elements without a gap; their 16-byte chunks are stored at chunk ^ (row
+// % 8), so that the eight rows of a matrix load lie in different banks.
 #pragma once
 
 #include "kernels/cuda/mma.h"
@@ -42,8 +42,8 @@ struct Visibility {
 
 // How a product q k becomes a score, in units of log 2, and how its gradient comes back.
 struct Scoring {
-  float scale;      // of the product
-  float soft_cap;   // 0 = off
+  float scale;     // of the product
+  float soft_cap;  // 0 = off
 
   __device__ __forceinline__ float Score(float product) const {
     if (soft_cap > 0) return soft_cap * kLog2E * tanhf(product * (scale / soft_cap));
@@ -64,20 +64,26 @@ __device__ __forceinline__ int TileAt(int row, int column) {
 
 // Rows row0 .. of one head into a tile of kRows; `rows` and `dim` say what exists.
 template <int kRows, int kDim, int kThreads, typename Act>
-__device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head, int64_t stride, int64_t row0,
-                                         int64_t rows, int dim, bool vector) {
+__device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head,
+                                         int64_t stride, int64_t row0, int64_t rows, int dim,
+                                         bool vector) {
   constexpr int kChunks = kDim / 8;
-#pragma unroll 8
-  for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
-    const int r = chunk / kChunks, c = chunk % kChunks * 8;
-    Act* to = tile + TileAt<kDim>(r, c);
-    const int count = row0 + r < rows ? Min(8, dim - c) : 0;
-    const Act* from = count > 0 ? head + (row0 + r) * stride + c : head;
-    if (vector) {
-      copies->Copy16(to, from, count > 0 ? 2 * count : 0);
-    } else {
-      for (int i = 0; i < 8; ++i) to[i] = i < count ? from[i] : Act{0};
+  if (vector) {
+#pragma unroll 4
+    for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
+      const int r = chunk / kChunks, c = chunk % kChunks * 8;
+      const int count = row0 + r < rows ? Max(0, Min(8, dim - c)) : 0;
+      // Nothing is read where count is 0; the address stays inside the array anyway.
+      const Act* from = count > 0 ? head + (row0 + r) * stride + c : head;
+      copies->Copy16(tile + TileAt<kDim>(r, c), from, 2 * count);
     }
+    return;
+  }
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x); at < kRows * kDim; at += kThreads) {
+    const int r = at / kDim, c = at % kDim;
+    const bool inside = row0 + r < rows && c < dim;
+    tile[TileAt<kDim>(r, c) + c % 8] = inside ? head[(row0 + r) * stride + c] : Act{0};
   }
 }
 
@@ -91,7 +97,8 @@ __device__ __forceinline__ void TileA(uint32_t* a, const Act* tile, int row, int
 template <int kDim, typename Act>
 __device__ __forceinline__ void TileB(uint32_t* b, const Act* tile, int row, int column) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  LoadMatrices<false>(b, tile + TileAt<kDim>(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8));
+  LoadMatrices<false>(
+      b, tile + TileAt<kDim>(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8));
 }
 // B = tile: its rows are the product's depth.
 template <int kDim, typename Act>
@@ -102,7 +109,8 @@ __device__ __forceinline__ void TileBRows(uint32_t* b, const Act* tile, int row,
 
 // What a warp's product left in two neighbouring accumulators as an A fragment of the next product.
 template <typename Act>
-__device__ __forceinline__ void AccumulatorsAsA(uint32_t* a, const float* left, const float* right) {
+__device__ __forceinline__ void AccumulatorsAsA(uint32_t* a, const float* left,
+                                                const float* right) {
   a[0] = ActType<Act>::Pack(left[0], left[1]);
   a[1] = ActType<Act>::Pack(left[2], left[3]);
   a[2] = ActType<Act>::Pack(right[0], right[1]);
@@ -119,10 +127,12 @@ __device__ __forceinline__ float QuadSum(float value) {
   return value + __shfl_xor_sync(kAllLanes, value, 2);
 }
 
-// Writes a warp's 16 x (8 blocks) accumulators, times factor[row half], to rows row0 .. of one head.
+// Writes a warp's 16 x (8 blocks) accumulators, times factor[row half], to rows row0 .. of one
+// head.
 template <int kBlocks, typename Act>
-__device__ __forceinline__ void StoreRows(Act* head, int64_t stride, int64_t row0, int64_t rows, int column0, int dim,
-                                          const float (&sums)[kBlocks][4], const float (&factor)[2]) {
+__device__ __forceinline__ void StoreRows(Act* head, int64_t stride, int64_t row0, int64_t rows,
+                                          int column0, int dim, const float (&sums)[kBlocks][4],
+                                          const float (&factor)[2]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const bool pairs = dim % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(head) % 4 == 0;
 #pragma unroll
@@ -132,7 +142,8 @@ __device__ __forceinline__ void StoreRows(Act* head, int64_t stride, int64_t row
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
       const int column = column0 + 8 * j + lane % 4 * 2;
-      const float left = sums[j][2 * half] * factor[half], right = sums[j][2 * half + 1] * factor[half];
+      const float left = sums[j][2 * half] * factor[half],
+                  right = sums[j][2 * half + 1] * factor[half];
       Act* at = head + row * stride + column;
       if (pairs && column < dim) {
         *reinterpret_cast<uint32_t*>(at) = ActType<Act>::Pack(left, right);

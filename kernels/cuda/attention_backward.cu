@@ -1,10 +1,13 @@
-// attention_backward, without atomics: one kernel owns rows of dQ, another rows of dK and dV, and each
-// computes the probabilities it needs again. They are one template. A block keeps 64 (or 32) rows of one side
-// in shared memory, a warp has 16 of them, and the other side streams by in tiles of 32:
+// attention_backward, without atomics: one kernel owns rows of dQ, another rows of dK and dV, and
+// each computes the probabilities it needs again. They are one template. A block keeps 64 (or 32)
+// rows of one side in shared memory, a warp has 16 of them, and the other side streams by in tiles
+// of 32:
 //   for dQ:      kept are Q and dO, streaming K and V:   S = Q K^T, dP = dO V^T, dQ += dS K
-//   for dK, dV:  kept are K and V, streaming Q and dO:   S^T = K Q^T, dP^T = V dO^T, dK += dS^T Q, dV += P^T dO
-// with P = exp(S - lse), dS = P (dP - delta), delta = the row sums of dO * O. What the warp computed is,
-// packed, the left operand of the last products; nothing goes through shared memory in between.
+//   for dK, dV:  kept are K and V, streaming Q and dO:   S^T = K Q^T, dP^T = V dO^T, dK += dS^T Q,
+//   dV += P^T dO
+// with P = exp(S - lse), dS = P (dP - delta), delta = the row sums of dO * O. What the warp
+// computed is, packed, the left operand of the last products; nothing goes through shared memory in
+// between.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/workspace.h"
@@ -21,7 +24,7 @@ template <int kDim>
 constexpr int kStagesOf = kDim <= 128 ? 2 : 1;
 // Columns of dK and dV that one block of 256 can hold; the others are another block's.
 template <int kDim, bool kKeys>
-constexpr int kColumnsOf = kKeys && kDim > 128 ? 128 : kDim;
+constexpr int kColumnsOf = kKeys&& kDim > 128 ? 128 : kDim;
 
 struct BackwardArgs {
   const void *q, *k, *v, *dout;
@@ -34,11 +37,12 @@ struct BackwardArgs {
   bool vector;
 };
 
-// Probabilities and score gradients of a warp's 16 kept rows against a streaming tile, in place of the
-// products. `query_data` gives lse (in units of log 2) and delta of an element's query.
+// Probabilities and score gradients of a warp's 16 kept rows against a streaming tile, in place of
+// the products. `query_data` gives lse (in units of log 2) and delta of an element's query.
 template <bool kKeys, typename Visible, typename QueryData>
-__device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4], float (&ds)[kStream / 8][4],
-                                               const Scoring& scoring, bool whole, const Visible& visible,
+__device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4],
+                                               float (&ds)[kStream / 8][4], const Scoring& scoring,
+                                               bool whole, const Visible& visible,
                                                const QueryData& query_data) {
 #pragma unroll
   for (int j = 0; j < kStream / 8; ++j) {
@@ -56,8 +60,9 @@ __device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4], float
 
 // sums += A tile, for the columns of the tile from column0.
 template <int kDim, int kColumns, typename Act>
-__device__ __forceinline__ void AddProduct(float (&sums)[kColumns / 8][4], const float (&weights)[kStream / 8][4],
-                                           const Act* tile, int column0) {
+__device__ __forceinline__ void AddProduct(float (&sums)[kColumns / 8][4],
+                                           const float (&weights)[kStream / 8][4], const Act* tile,
+                                           int column0) {
 #pragma unroll
   for (int depth = 0; depth < kStream; depth += 16) {
     uint32_t a[4];
@@ -74,12 +79,13 @@ __device__ __forceinline__ void AddProduct(float (&sums)[kColumns / 8][4], const
 
 // out = kept stream^T, for a warp's 16 rows.
 template <int kDim, typename Act>
-__device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act* kept, int warp_row, const Act* stream) {
+__device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act* kept,
+                                         int warp_row, const Act* stream) {
 #pragma unroll
   for (int j = 0; j < kStream / 8; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) out[j][e] = 0;
-#pragma unroll 4
+#pragma unroll 2
   for (int column = 0; column < kDim; column += 16) {
     uint32_t a[4];
     TileA<kDim>(a, kept, warp_row, column);
@@ -95,18 +101,23 @@ __device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act
 
 template <int kDim, bool kKeys, typename Act>
 __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardArgs args) {
-  constexpr int kWarps = kWarpsOf<kDim>, kThreads = 32 * kWarps, kRows = 16 * kWarps, kStages = kStagesOf<kDim>;
+  constexpr int kWarps = kWarpsOf<kDim>, kThreads = 32 * kWarps, kRows = 16 * kWarps,
+                kStages = kStagesOf<kDim>;
   constexpr int kColumns = kColumnsOf<kDim, kKeys>;
-  Act* kept_a = DynamicShared<Act>();        // Q or K
-  Act* kept_b = kept_a + kRows * kDim;       // dO or V
-  Act* tiles = kept_b + kRows * kDim;        // kStages of (K, V) or (Q, dO)
-  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  Act* kept_a = DynamicShared<Act>();   // Q or K
+  Act* kept_b = kept_a + kRows * kDim;  // dO or V
+  Act* tiles = kept_b + kRows * kDim;   // kStages of (K, V) or (Q, dO)
+  const int lane = static_cast<int>(threadIdx.x % 32),
+            warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const int dim = args.head_dim, column0 = static_cast<int>(blockIdx.z) * kColumns;
   const int kv_heads = args.heads / args.group;
-  const int64_t q_stride = static_cast<int64_t>(args.heads) * dim, kv_stride = static_cast<int64_t>(kv_heads) * dim;
-  const int64_t kept_stride = kKeys ? kv_stride : q_stride, stream_stride = kKeys ? q_stride : kv_stride;
+  const int64_t q_stride = static_cast<int64_t>(args.heads) * dim,
+                kv_stride = static_cast<int64_t>(kv_heads) * dim;
+  const int64_t kept_stride = kKeys ? kv_stride : q_stride,
+                stream_stride = kKeys ? q_stride : kv_stride;
   // The blocks with most to do first: the first keys, the last queries.
-  const int64_t row0 = static_cast<int64_t>(kKeys ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * kRows;
+  const int64_t row0 =
+      static_cast<int64_t>(kKeys ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * kRows;
   const int64_t last_row = Min(row0 + kRows, args.m) - 1;
   const int head0 = static_cast<int>(blockIdx.y) * (kKeys ? args.group : 1);  // a query head
   const int kv_head = head0 / args.group;
@@ -123,7 +134,8 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
     const int64_t row = Min(rows[half], args.m - 1);
     bounds[half] = kKeys ? args.visible.End(row) : args.visible.First(row);
   }
-  const int64_t warp_first = Min(row0 + warp_row, args.m - 1), warp_last = Min(row0 + warp_row + 15, args.m - 1);
+  const int64_t warp_first = Min(row0 + warp_row, args.m - 1),
+                warp_last = Min(row0 + warp_row + 15, args.m - 1);
   const int64_t warp_bound = kKeys ? args.visible.End(warp_first) : args.visible.First(warp_last);
   const int64_t begin = kKeys ? row0 : args.visible.First(row0);
   const int64_t end = kKeys ? args.visible.End(last_row) : last_row + 1;
@@ -136,17 +148,17 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
       Act* to = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
       const int64_t at = begin + tile % tiles_per_head * kStream;
       const int64_t head = head0 + tile / tiles_per_head;
-      LoadRows<kStream, kDim, kThreads>(&copies, to, kKeys ? q + head * dim : k, stream_stride, at, args.m, dim,
-                                        args.vector);
-      LoadRows<kStream, kDim, kThreads>(&copies, to + kStream * kDim, kKeys ? dout + head * dim : v, stream_stride, at,
+      LoadRows<kStream, kDim, kThreads>(&copies, to, kKeys ? q + head * dim : k, stream_stride, at,
                                         args.m, dim, args.vector);
+      LoadRows<kStream, kDim, kThreads>(&copies, to + kStream * kDim, kKeys ? dout + head * dim : v,
+                                        stream_stride, at, args.m, dim, args.vector);
     }
     copies.Commit();
   };
-  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0, args.m, dim,
-                                  args.vector);
-  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride, row0, args.m, dim,
-                                  args.vector);
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0,
+                                  args.m, dim, args.vector);
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride,
+                                  row0, args.m, dim, args.vector);
   load(0);
 
   // Of the query of a row: lse in units of log 2, delta.
@@ -201,19 +213,20 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
   }
   copies.Wait<0>();
 
-  const float scale = args.scoring.scale, first_factor[2] = {scale, scale}, second_factor[2] = {1, 1};
+  const float scale = args.scoring.scale, first_factor[2] = {scale, scale},
+              second_factor[2] = {1, 1};
   const int64_t head_at = (kKeys ? kv_head : head0) * dim;
-  StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, row0 + warp_row, args.m, column0,
-                          dim, first_sums, first_factor);
+  StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, row0 + warp_row,
+                          args.m, column0, dim, first_sums, first_factor);
   if constexpr (kKeys)
-    StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride, row0 + warp_row, args.m,
-                            column0, dim, second_sums, second_factor);
+    StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride,
+                            row0 + warp_row, args.m, column0, dim, second_sums, second_factor);
 }
 
 // delta[row, head] = sum of dO * O; a warp for each.
 template <typename Act>
-__global__ void __launch_bounds__(256) DeltaKernel(float* delta, const Act* dout, const Act* out, int64_t count,
-                                                   int dim, bool vector) {
+__global__ void __launch_bounds__(256) DeltaKernel(float* delta, const Act* dout, const Act* out,
+                                                   int64_t count, int dim, bool vector) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
   if (at >= count) return;
   float sum = 0;
@@ -233,15 +246,17 @@ void Start(Context* ctx, const BackwardArgs& args) {
   constexpr int kRows = 16 * kWarpsOf<kDim>;
   constexpr int kShared = 2 * 2 * kDim * (kRows + kStagesOf<kDim> * kStream);
   const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kRows)),
-                  static_cast<unsigned>(kKeys ? args.heads / args.group : args.heads), kDim / kColumnsOf<kDim, kKeys>);
+                  static_cast<unsigned>(kKeys ? args.heads / args.group : args.heads),
+                  kDim / kColumnsOf<kDim, kKeys>);
   Launch(ctx, grid, 32 * kWarpsOf<kDim>, kShared, BackwardKernel<kDim, kKeys, Act>, args);
 }
 
 }  // namespace
 
 template <typename Act>
-void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout, const void* out, const void* lse,
-                       const void* q, const void* k, const void* v, const AttentionArgs& args) {
+void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout,
+                       const void* out, const void* lse, const void* q, const void* k,
+                       const void* v, const AttentionArgs& args) {
   CheckAttention(args);
   WorkspaceShape s;
   s.m = args.m;
@@ -279,9 +294,11 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
   });
 }
 
-template void AttentionBackward<BF16>(Context*, void*, void*, void*, const void*, const void*, const void*,
-                                      const void*, const void*, const void*, const AttentionArgs&);
-template void AttentionBackward<F16>(Context*, void*, void*, void*, const void*, const void*, const void*,
-                                     const void*, const void*, const void*, const AttentionArgs&);
+template void AttentionBackward<BF16>(Context*, void*, void*, void*, const void*, const void*,
+                                      const void*, const void*, const void*, const void*,
+                                      const AttentionArgs&);
+template void AttentionBackward<FP16>(Context*, void*, void*, void*, const void*, const void*,
+                                      const void*, const void*, const void*, const void*,
+                                      const AttentionArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

@@ -1,5 +1,6 @@
-// attention_decode: one query per head against a cache. The keys are cut into pieces of kDecodeKeys; a block
-// has one piece and one head, and a second kernel joins a head's pieces in order.
+// attention_decode: one query per head against a cache. The keys are cut into pieces of
+// kDecodeKeys; a block has one piece and one head, and a second kernel joins a head's pieces in
+// order.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/workspace.h"
@@ -24,14 +25,16 @@ template <typename Act>
 __global__ void __launch_bounds__(kThreads) PieceKernel(DecodeArgs args) {
   __shared__ float scores[kKeys];
   __shared__ float query[kMostDim];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, dim = args.dim;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
+            dim = args.dim;
   const int head = static_cast<int>(blockIdx.y);
   const int64_t key0 = args.first + static_cast<int64_t>(blockIdx.x) * kKeys;
   const int count = static_cast<int>(Min<int64_t>(kKeys, args.length - key0));
   const int64_t stride = static_cast<int64_t>(args.heads / args.group) * dim;
   const Act* k = static_cast<const Act*>(args.k) + key0 * stride + head / args.group * dim;
   const Act* v = static_cast<const Act*>(args.v) + key0 * stride + head / args.group * dim;
-  for (int i = thread; i < dim; i += kThreads) query[i] = Get(static_cast<const Act*>(args.q) + head * dim + i);
+  for (int i = thread; i < dim; i += kThreads)
+    query[i] = Get(static_cast<const Act*>(args.q) + head * dim + i);
   __syncthreads();
   for (int key = warp; key < count; key += kWarps) {
     float sum = 0;
@@ -81,8 +84,8 @@ __global__ void __launch_bounds__(kThreads) JoinKernel(DecodeArgs args) {
 }  // namespace
 
 template <typename Act>
-void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache, const void* v_cache, int64_t length,
-                     const AttentionArgs& args) {
+void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache,
+                     const void* v_cache, int64_t length, const AttentionArgs& args) {
   CheckAttention(args);
   KERNEL_CHECK(length > 0);
   DecodeArgs d;
@@ -97,18 +100,19 @@ void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache
   d.group = static_cast<int>(args.heads / args.kv_heads);
   d.dim = static_cast<int>(args.head_dim);
   d.scoring = {args.scale, args.soft_cap};
-  KERNEL_CHECK(cuda_workspace::AttentionDecodeWorkspaceBytes(length - d.first, args.heads, args.head_dim) <=
-               ctx->workspace_bytes);
+  KERNEL_CHECK(cuda_workspace::AttentionDecodeWorkspaceBytes(
+                   length - d.first, args.heads, args.head_dim) <= ctx->workspace_bytes);
   d.sums = static_cast<float*>(ctx->workspace);
   d.largest = d.sums + d.pieces * args.heads * args.head_dim;
   d.totals = d.largest + d.pieces * args.heads;
-  Launch(ctx, dim3(static_cast<unsigned>(d.pieces), static_cast<unsigned>(d.heads)), kThreads, 0, PieceKernel<Act>, d);
+  Launch(ctx, dim3(static_cast<unsigned>(d.pieces), static_cast<unsigned>(d.heads)), kThreads, 0,
+         PieceKernel<Act>, d);
   Launch(ctx, static_cast<unsigned>(d.heads), kThreads, 0, JoinKernel<Act>, d);
 }
 
 template void AttentionDecode<BF16>(Context*, void*, const void*, const void*, const void*, int64_t,
                                     const AttentionArgs&);
-template void AttentionDecode<F16>(Context*, void*, const void*, const void*, const void*, int64_t,
-                                   const AttentionArgs&);
+template void AttentionDecode<FP16>(Context*, void*, const void*, const void*, const void*, int64_t,
+                                    const AttentionArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

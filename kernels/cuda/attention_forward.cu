@@ -1,5 +1,6 @@
-// attention_forward: a block has 64 queries of one head, a warp 16 of them, and goes over the keys they see a
-// tile at a time with a running maximum and sum. Keys and values are copied while the other is multiplied.
+// attention_forward: a block has 64 queries of one head, a warp 16 of them, and goes over the keys
+// they see a tile at a time with a running maximum and sum. Keys and values are copied while the
+// other is multiplied.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ops.h"
 
@@ -24,8 +25,8 @@ struct ForwardArgs {
 
 // Products of 16 rows of Q with a tile of keys. Q's fragments stay in registers up to 128 elements.
 template <int kDim, int kKeys, typename Act>
-__device__ __forceinline__ void Products(float (&scores)[kKeys / 8][4], const uint32_t (*q_kept)[4], const Act* q_tile,
-                                         const Act* k_tile, int warp_row) {
+__device__ __forceinline__ void Products(float (&scores)[kKeys / 8][4], const uint32_t (*q_kept)[4],
+                                         const Act* q_tile, const Act* k_tile, int warp_row) {
 #pragma unroll
   for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
   Act* q_tile = DynamicShared<Act>();
   Act* k_tile = q_tile + kQueries * kDim;
   Act* v_tile = k_tile + kKeys * kDim;
-  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = static_cast<int>(threadIdx.x % 32),
+            warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const int head = static_cast<int>(blockIdx.y), dim = args.head_dim;
   const int64_t q_stride = static_cast<int64_t>(args.heads) * dim;
   const int64_t kv_stride = static_cast<int64_t>(args.heads / args.group) * dim;
@@ -73,14 +75,16 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
 
   AsyncCopies copies;
   LoadRows<kQueries, kDim, kThreads>(&copies, q_tile, q, q_stride, row0, args.m, dim, args.vector);
-  LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, first_key, args.m, dim, args.vector);
+  LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, first_key, args.m, dim,
+                                  args.vector);
   copies.Commit();
   copies.Wait<0>();
   __syncthreads();
   uint32_t q_kept[kDim > 128 ? 1 : kDim / 16][4];
   if constexpr (kDim <= 128) {
 #pragma unroll
-    for (int column = 0; column < kDim; column += 16) TileA<kDim>(q_kept[column / 16], q_tile, warp_row, column);
+    for (int column = 0; column < kDim; column += 16)
+      TileA<kDim>(q_kept[column / 16], q_tile, warp_row, column);
   }
 
   float sums[kDim / 8][4] = {};
@@ -93,7 +97,8 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
     copies.Wait<0>();
     __syncthreads();  // the values are there for all, and all are through with the keys
     if (key0 + kKeys <= last_key)
-      LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, key0 + kKeys, args.m, dim, args.vector);
+      LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, key0 + kKeys, args.m, dim,
+                                      args.vector);
     copies.Commit();
 
     const bool whole = key0 >= all_seen && key0 + kKeys - 1 <= row0 + warp_row;
@@ -113,7 +118,9 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       new_largest[half] = QuadMax(new_largest[half]);
-      base[half] = new_largest[half] == -INFINITY ? 0.0f : new_largest[half];  // a row that has seen nothing yet
+      base[half] = new_largest[half] == -INFINITY
+                       ? 0.0f
+                       : new_largest[half];  // a row that has seen nothing yet
       shrink[half] = exp2f(largest[half] - base[half]);
       largest[half] = new_largest[half];
       totals[half] *= shrink[half];
@@ -154,14 +161,15 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
     if (lane % 4 == 0 && rows[half] < args.m)
       args.lse[rows[half] * args.heads + head] = kLn2 * (largest[half] + log2f(totals[half]));
   }
-  StoreRows<kDim / 8>(static_cast<Act*>(args.out) + head * dim, q_stride, row0 + warp_row, args.m, 0, dim, sums, factor);
+  StoreRows<kDim / 8>(static_cast<Act*>(args.out) + head * dim, q_stride, row0 + warp_row, args.m,
+                      0, dim, sums, factor);
 }
 
 }  // namespace
 
 template <typename Act>
-void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k, const void* v,
-                      const AttentionArgs& args) {
+void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k,
+                      const void* v, const AttentionArgs& args) {
   CheckAttention(args);
   ForwardArgs f;
   f.q = q;
@@ -175,18 +183,21 @@ void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const v
   f.head_dim = static_cast<int>(args.head_dim);
   f.visible = {args.starts, args.documents, args.window};
   f.scoring = {args.scale, args.soft_cap};
-  f.vector = args.head_dim % 8 == 0 && Aligned(static_cast<const char*>(q), static_cast<const char*>(k),
-                                               static_cast<const char*>(v));
-  const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kQueries)), static_cast<unsigned>(args.heads));
+  f.vector =
+      args.head_dim % 8 == 0 && Aligned(static_cast<const char*>(q), static_cast<const char*>(k),
+                                        static_cast<const char*>(v));
+  const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kQueries)),
+                  static_cast<unsigned>(args.heads));
   WithPaddedDim(args.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
-    Launch(ctx, grid, kThreads, 2 * kDim * (kQueries + 2 * kKeysOf<kDim>), ForwardKernel<kDim, Act>, f);
+    Launch(ctx, grid, kThreads, 2 * kDim * (kQueries + 2 * kKeysOf<kDim>), ForwardKernel<kDim, Act>,
+           f);
   });
 }
 
 template void AttentionForward<BF16>(Context*, void*, void*, const void*, const void*, const void*,
                                      const AttentionArgs&);
-template void AttentionForward<F16>(Context*, void*, void*, const void*, const void*, const void*,
-                                    const AttentionArgs&);
+template void AttentionForward<FP16>(Context*, void*, void*, const void*, const void*, const void*,
+                                     const AttentionArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

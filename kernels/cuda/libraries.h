@@ -1,9 +1,9 @@
-// The vendor's libraries, behind Context::libraries of a cuda backend. Loaded with dlopen when they are
-// opened, so that a program starts where they are not.
+// The vendor's libraries, behind Context::libraries of a cuda backend. Loaded with dlopen when they
+// are opened, so that a program starts where they are not.
 //
-// Determinism. For every shape one algorithm is asked of cuBLASLt's heuristics, once, with a fixed workspace
-// and without reductions in place (which add in whatever order blocks finish); it is kept as long as this
-// object. The same library on the same kind of device answers the same.
+// Determinism. For every shape one algorithm is asked of cuBLASLt's heuristics, once, with a fixed
+// workspace and without reductions in place (which add in whatever order blocks finish); it is kept
+// as long as this object. The same library on the same kind of device answers the same.
 #pragma once
 
 #include <cublasLt.h>
@@ -20,7 +20,8 @@ namespace nibble::kernels::cuda {
 
 class Libraries {
  public:
-  // Needs a current device. Null: `why` says in a sentence what is missing, and everything works without.
+  // Needs a current device. Null: `why` says in a sentence what is missing, and everything works
+  // without.
   static std::unique_ptr<Libraries> Open(std::string* why);
   ~Libraries();
   Libraries(const Libraries&) = delete;

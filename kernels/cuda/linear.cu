@@ -1,9 +1,9 @@
 // linear_forward and linear_backward.
 //
-// The frozen weight is decoded a panel at a time, whole rows going forward and whole columns going back, so
-// that no sum is ever cut; each panel meets the vendor's product. The adapter's branch is where the sums
-// start: y = bias + scale u B^T and dx = dropout'(du A) (+ dx) are written first, rounded to act, and the
-// large product accumulates onto them.
+// The frozen weight is decoded a panel at a time, whole rows going forward and whole columns going
+// back, so that no sum is ever cut; each panel meets the vendor's product. The adapter's branch is
+// where the sums start: y = bias + scale u B^T and dx = dropout'(du A) (+ dx) are written first,
+// rounded to act, and the large product accumulates onto them.
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/matmul.h"
@@ -16,14 +16,16 @@ namespace {
 using namespace cuda_workspace;  // NOLINT: formulas only
 
 // ctx->workspace: a panel, du, partial sums, and the library's scratch.
+template <typename Act>
 struct Workspace {
-  void* panel;
+  Act* panel;
   void* du;
   float* partial;
   void* scratch;
 };
 
-Workspace Divide(const Context* ctx, const LinearArgs& args) {
+template <typename Act>
+Workspace<Act> Divide(const Context* ctx, const LinearArgs& args) {
   WorkspaceShape s;
   s.m = args.m;
   s.k = args.w.k;
@@ -32,18 +34,19 @@ Workspace Divide(const Context* ctx, const LinearArgs& args) {
   const int64_t own = LinearOwnBytes(s);
   KERNEL_CHECK(own + (HasLibrary(ctx) ? kLibraryBytes : 0) <= ctx->workspace_bytes);
   char* at = static_cast<char*>(ctx->workspace);
-  Workspace out;
-  out.panel = at;
+  Workspace<Act> out;
+  out.panel = reinterpret_cast<Act*>(at);
   out.du = at + PanelBytes(s.n, s.k);
   out.partial = reinterpret_cast<float*>(static_cast<char*>(out.du) + RoundUp(2 * s.m * s.r, 256));
   out.scratch = at + own;
   return out;
 }
 
-// A product with few columns, its depth cut: partial sums [splits, rows, columns]. Returns the splits.
+// A product with few columns, its depth cut: partial sums [splits, rows, columns]. Returns the
+// splits.
 template <typename Act>
-int64_t Skinny(Context* ctx, float* partial, int64_t rows, int64_t columns, int64_t depth, const GemmOperand& a,
-               const GemmOperand& b, const DropoutKey& dropout) {
+int64_t Skinny(Context* ctx, float* partial, int64_t rows, int64_t columns, int64_t depth,
+               const GemmOperand& a, const GemmOperand& b, const DropoutKey& dropout) {
   GemmArgs args;
   args.m = rows;
   args.n = columns;
@@ -57,14 +60,17 @@ int64_t Skinny(Context* ctx, float* partial, int64_t rows, int64_t columns, int6
   return args.splits;
 }
 
-float KeepScale(const DropoutKey& dropout) { return dropout.p > 0 ? 1.0f / (1.0f - dropout.p) : 1.0f; }
+float KeepScale(const DropoutKey& dropout) {
+  return dropout.p > 0 ? 1.0f / (1.0f - dropout.p) : 1.0f;
+}
 
 // u = dropout(x) A^T.
 template <typename Act>
-void DownProjection(Context* ctx, const void* x, const LinearArgs& args, const Workspace& work) {
+void DownProjection(Context* ctx, const void* x, const LinearArgs& args,
+                    const Workspace<Act>& work) {
   const LoraArgs& lora = *args.lora;
-  const int64_t splits = Skinny<Act>(ctx, work.partial, args.m, lora.r, args.w.k, {x, args.w.k, false},
-                                     {lora.a, args.w.k, false}, lora.dropout);
+  const int64_t splits = Skinny<Act>(ctx, work.partial, args.m, lora.r, args.w.k,
+                                     {x, args.w.k, false}, {lora.a, args.w.k, false}, lora.dropout);
   SumPartials<Act>(ctx, lora.u, work.partial, splits, args.m * lora.r, KeepScale(lora.dropout));
 }
 
@@ -88,7 +94,8 @@ void StartOutput(Context* ctx, void* y, const LinearArgs& args) {
 
 // dx = dropout'(du A) (+ dx).
 template <typename Act>
-void StartInputGradient(Context* ctx, void* dx, bool accumulate, const void* du, const LinearArgs& args) {
+void StartInputGradient(Context* ctx, void* dx, bool accumulate, const void* du,
+                        const LinearArgs& args) {
   const LoraArgs& lora = *args.lora;
   GemmArgs branch;
   branch.m = args.m;
@@ -105,14 +112,17 @@ void StartInputGradient(Context* ctx, void* dx, bool accumulate, const void* du,
 
 // du = scale dy B; da += du^T dropout(x); db += scale dy^T u.
 template <typename Act>
-void AdapterGradients(Context* ctx, const void* dy, const void* x, const LinearArgs& args, const Workspace& work) {
+void AdapterGradients(Context* ctx, const void* dy, const void* x, const LinearArgs& args,
+                      const Workspace<Act>& work) {
   const LoraArgs& lora = *args.lora;
   const int64_t m = args.m, k = args.w.k, n = args.w.n, r = lora.r;
   int64_t splits = Skinny<Act>(ctx, work.partial, m, r, n, {dy, n, false}, {lora.b, r, true}, {});
   SumPartials<Act>(ctx, work.du, work.partial, splits, m * r, lora.scale);
   if (lora.da != nullptr) {
-    splits = Skinny<Act>(ctx, work.partial, k, r, m, {x, k, true}, {work.du, r, true}, lora.dropout);
-    AddPartials(ctx, static_cast<float*>(lora.da), work.partial, splits, k, r, KeepScale(lora.dropout), true);
+    splits =
+        Skinny<Act>(ctx, work.partial, k, r, m, {x, k, true}, {work.du, r, true}, lora.dropout);
+    AddPartials(ctx, static_cast<float*>(lora.da), work.partial, splits, k, r,
+                KeepScale(lora.dropout), true);
   }
   if (lora.db != nullptr) {
     splits = Skinny<Act>(ctx, work.partial, n, r, m, {dy, n, true}, {lora.u, r, true}, {});
@@ -134,7 +144,7 @@ void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args)
   const WeightView& w = args.w;
   KERNEL_CHECK(args.m >= 0 && w.n > 0 && w.k > 0);
   if (args.m == 0) return;
-  const Workspace work = Divide(ctx, args);
+  const Workspace<Act> work = Divide<Act>(ctx, args);
   if (args.lora != nullptr) DownProjection<Act>(ctx, x, args, work);
   MatMulArgs product;
   product.accumulate = args.lora != nullptr || args.bias.data != nullptr;
@@ -159,11 +169,12 @@ void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args)
 }
 
 template <typename Act>
-void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x, const LinearArgs& args) {
+void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
+                    const LinearArgs& args) {
   const WeightView& w = args.w;
   KERNEL_CHECK(args.m >= 0 && w.n > 0 && w.k > 0);
   if (args.m == 0) return;
-  const Workspace work = Divide(ctx, args);
+  const Workspace<Act> work = Divide<Act>(ctx, args);
   if (args.lora != nullptr) AdapterGradients<Act>(ctx, dy, x, args, work);
   if (dx == nullptr) return;
   if (args.lora != nullptr) StartInputGradient<Act>(ctx, dx, accumulate, work.du, args);
@@ -192,8 +203,10 @@ void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, con
 }
 
 template void LinearForward<BF16>(Context*, void*, const void*, const LinearArgs&);
-template void LinearForward<F16>(Context*, void*, const void*, const LinearArgs&);
-template void LinearBackward<BF16>(Context*, void*, bool, const void*, const void*, const LinearArgs&);
-template void LinearBackward<F16>(Context*, void*, bool, const void*, const void*, const LinearArgs&);
+template void LinearForward<FP16>(Context*, void*, const void*, const LinearArgs&);
+template void LinearBackward<BF16>(Context*, void*, bool, const void*, const void*,
+                                   const LinearArgs&);
+template void LinearBackward<FP16>(Context*, void*, bool, const void*, const void*,
+                                   const LinearArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

@@ -1,10 +1,11 @@
 // cross_entropy and logits.
 //
-// The rows with a label are listed first, then taken a chunk at a time: gathered, multiplied with the whole
-// head into float logits, turned into the gradient in place (in the act type), and multiplied back. A chunk is
-// always multiplied at its full size, so that no sum depends on how many rows are left; chunks behind the last
-// labelled row are left out, for which the host waits for the list's length (not while a graph is recorded:
-// then all chunks run, and those rows are skipped on the device).
+// The rows with a label are listed first, then taken a chunk at a time: gathered, multiplied with
+// the whole head into float logits, turned into the gradient in place (in the act type), and
+// multiplied back. A chunk is always multiplied at its full size, so that no sum depends on how
+// many rows are left; chunks behind the last labelled row are left out, for which the host waits
+// for the list's length (not while a graph is recorded: then all chunks run, and those rows are
+// skipped on the device).
 #include <utility>
 
 #include "kernels/cuda/matmul.h"
@@ -19,7 +20,8 @@ using namespace cuda_workspace;  // NOLINT: formulas only
 constexpr int kListThreads = 256, kRowThreads = 512, kSumThreads = 256;
 
 // rows[0 .. count - 1] = the labelled rows in order, rows[m] = count.
-__global__ void __launch_bounds__(kListThreads) ListKernel(int32_t* rows, const int32_t* labels, int64_t m) {
+__global__ void __launch_bounds__(kListThreads)
+    ListKernel(int32_t* rows, const int32_t* labels, int64_t m) {
   __shared__ int warps[kListThreads / 32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   int listed = 0;
@@ -42,8 +44,9 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(int32_t* rows, const 
 
 // gathered[i] = h[rows[first + i]], zeros behind the last.
 template <typename Act>
-__global__ void __launch_bounds__(128) GatherKernel(Act* gathered, const Act* h, const int32_t* rows, int64_t m,
-                                                    int64_t first, int64_t dim, bool vector) {
+__global__ void __launch_bounds__(128)
+    GatherKernel(Act* gathered, const Act* h, const int32_t* rows, int64_t m, int64_t first,
+                 int64_t dim, bool vector) {
   const int64_t i = first + blockIdx.x;
   const bool some = i < rows[m];
   const Act* from = some ? h + rows[i] * dim : nullptr;
@@ -56,8 +59,9 @@ __global__ void __launch_bounds__(128) GatherKernel(Act* gathered, const Act* h,
 
 // dh[rows[first + i]] = gradient[i].
 template <typename Act>
-__global__ void __launch_bounds__(128) ScatterKernel(Act* dh, const float* gradient, const int32_t* rows, int64_t m,
-                                                     int64_t first, int64_t dim, bool vector) {
+__global__ void __launch_bounds__(128)
+    ScatterKernel(Act* dh, const float* gradient, const int32_t* rows, int64_t m, int64_t first,
+                  int64_t dim, bool vector) {
   const int64_t i = first + blockIdx.x;
   if (i >= rows[m]) return;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * 8; column < dim; column += 128 * 8) {
@@ -75,12 +79,13 @@ __device__ __forceinline__ Peak Join(Peak a, Peak b) {
   return {largest, fmaf(a.total, exp2f(a.largest - base), b.total * exp2f(b.largest - base))};
 }
 
-// One row of logits: its loss; and, with kGradient, gradient_scale * (softmax - one) over the logits' own
-// place, in act. The row's block reads a span before it writes the span's half, so nothing is lost.
+// One row of logits: its loss; and, with kGradient, gradient_scale * (softmax - one) over the
+// logits' own place, in act. The row's block reads a span before it writes the span's half, so
+// nothing is lost.
 template <bool kGradient, typename Act>
-__global__ void __launch_bounds__(kRowThreads) SoftmaxKernel(float* logits, double* losses, const int32_t* rows,
-                                                             const int32_t* labels, int64_t m, int64_t first,
-                                                             int64_t vocab, int64_t stride, float gradient_scale) {
+__global__ void __launch_bounds__(kRowThreads)
+    SoftmaxKernel(float* logits, double* losses, const int32_t* rows, const int32_t* labels,
+                  int64_t m, int64_t first, int64_t vocab, int64_t stride, float gradient_scale) {
   constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
   __shared__ Peak peaks[kRowThreads / 32];
   const int64_t i = first + blockIdx.x;
@@ -95,7 +100,8 @@ __global__ void __launch_bounds__(kRowThreads) SoftmaxKernel(float* logits, doub
     const int count = static_cast<int>(Min<int64_t>(8, vocab - at));
     Peak local{-INFINITY, 0};
 #pragma unroll
-    for (int e = 0; e < 8; ++e) local.largest = e < count ? fmaxf(local.largest, values[e] * kLog2E) : local.largest;
+    for (int e = 0; e < 8; ++e)
+      local.largest = e < count ? fmaxf(local.largest, values[e] * kLog2E) : local.largest;
     const float base = local.largest == -INFINITY ? 0.0f : local.largest;
 #pragma unroll
     for (int e = 0; e < 8; ++e)
@@ -104,7 +110,8 @@ __global__ void __launch_bounds__(kRowThreads) SoftmaxKernel(float* logits, doub
   }
 #pragma unroll
   for (int bits = 16; bits > 0; bits /= 2) {
-    const Peak other{__shfl_xor_sync(kAllLanes, mine.largest, bits), __shfl_xor_sync(kAllLanes, mine.total, bits)};
+    const Peak other{__shfl_xor_sync(kAllLanes, mine.largest, bits),
+                     __shfl_xor_sync(kAllLanes, mine.total, bits)};
     // The lower lane's part first, so that all lanes get the same bits.
     mine = (thread & bits) == 0 ? Join(mine, other) : Join(other, mine);
   }
@@ -122,7 +129,8 @@ __global__ void __launch_bounds__(kRowThreads) SoftmaxKernel(float* logits, doub
       Load8(values, row + at, at < vocab ? vocab - at : 0, at < vocab);
 #pragma unroll
       for (int e = 0; e < 8; ++e)
-        values[e] = (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) * gradient_scale;
+        values[e] = (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) *
+                    gradient_scale;
       __syncthreads();  // the span has been read, and the label's logit
       Store8(gradient + at, values, at < vocab ? vocab - at : 0, at < vocab);
     }
@@ -130,8 +138,8 @@ __global__ void __launch_bounds__(kRowThreads) SoftmaxKernel(float* logits, doub
 }
 
 // *loss_sum += losses[0] + losses[1] + ..., one after the other.
-__global__ void __launch_bounds__(kSumThreads) LossKernel(double* loss_sum, const double* losses, const int32_t* rows,
-                                                          int64_t m) {
+__global__ void __launch_bounds__(kSumThreads)
+    LossKernel(double* loss_sum, const double* losses, const int32_t* rows, int64_t m) {
   __shared__ double some[kSumThreads];
   const int64_t count = rows[m];
   double sum = threadIdx.x == 0 ? *loss_sum : 0;
@@ -146,8 +154,8 @@ __global__ void __launch_bounds__(kSumThreads) LossKernel(double* loss_sum, cons
 }
 
 template <typename Act>
-__global__ void __launch_bounds__(256) ConvertKernel(Act* out, ParamView in, int64_t first, int64_t count,
-                                                     bool vector) {
+__global__ void __launch_bounds__(256)
+    ConvertKernel(Act* out, ParamView in, int64_t first, int64_t count, bool vector) {
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * 8;
   if (at >= count) return;
   float values[8];
@@ -155,9 +163,11 @@ __global__ void __launch_bounds__(256) ConvertKernel(Act* out, ParamView in, int
   Store8(out + at, values, count - at, true);
 }
 
-// Calls run(first row, rows, their weights in act) for the panels of the head; for one, when it is in act.
+// Calls run(first row, rows, their weights in act) for the panels of the head; for one, when it is
+// in act.
 template <typename Act, typename F>
-void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, void* panel, const F& run) {
+void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, void* panel,
+                   const F& run) {
   if (head.type == ActType<Act>::kType) {
     run(int64_t{0}, vocab, head.data);
     return;
@@ -165,29 +175,31 @@ void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, voi
   const int64_t rows = PanelRows(vocab, dim);
   for (int64_t first = 0; first < vocab; first += rows) {
     const int64_t count = Min(rows, vocab - first);
-    Launch(ctx, Blocks(count * dim, 256 * 8), 256, 0, ConvertKernel<Act>, static_cast<Act*>(panel), head, first * dim,
-           count * dim, Aligned(static_cast<const char*>(head.data)) && first * dim % 8 == 0);
+    Launch(ctx, Blocks(count * dim, 256 * 8), 256, 0, ConvertKernel<Act>, static_cast<Act*>(panel),
+           head, first * dim, count * dim,
+           Aligned(static_cast<const char*>(head.data)) && first * dim % 8 == 0);
     run(first, count, static_cast<const void*>(panel));
   }
 }
 
 // out float [M, vocab] = h head^T, rows of `out` `stride` apart.
 template <typename Act>
-void HeadProduct(Context* ctx, float* out, int64_t stride, const void* h, ParamView head, int64_t m, int64_t dim,
-                 int64_t vocab, void* panel, void* scratch) {
-  ForHeadPanels<Act>(ctx, head, vocab, dim, panel, [&](int64_t first, int64_t rows, const void* weights) {
-    MatMulArgs product;
-    product.m = m;
-    product.n = rows;
-    product.k = dim;
-    product.a = h;
-    product.b = weights;
-    product.a_stride = product.b_stride = dim;
-    product.c = out + first;
-    product.c_stride = stride;
-    product.c_float = true;
-    MatMul<Act>(ctx, product, scratch);
-  });
+void HeadProduct(Context* ctx, float* out, int64_t stride, const void* h, ParamView head, int64_t m,
+                 int64_t dim, int64_t vocab, void* panel, void* scratch) {
+  ForHeadPanels<Act>(ctx, head, vocab, dim, panel,
+                     [&](int64_t first, int64_t rows, const void* weights) {
+                       MatMulArgs product;
+                       product.m = m;
+                       product.n = rows;
+                       product.k = dim;
+                       product.a = h;
+                       product.b = weights;
+                       product.a_stride = product.b_stride = dim;
+                       product.c = out + first;
+                       product.c_stride = stride;
+                       product.c_float = true;
+                       MatMul<Act>(ctx, product, scratch);
+                     });
 }
 
 // How many rows are listed; `most` when that cannot be known while the ops are queued.
@@ -198,7 +210,8 @@ int64_t ListedRows(Context* ctx, const int32_t* count, int64_t most) {
   if (!NoteError(ctx, cudaStreamIsCapturing(Stream(ctx), &capturing))) return 0;
   if (capturing != cudaStreamCaptureStatusNone) return most;
   int32_t listed = 0;
-  if (!NoteError(ctx, cudaMemcpyAsync(&listed, count, sizeof listed, cudaMemcpyDeviceToHost, Stream(ctx))) ||
+  if (!NoteError(ctx, cudaMemcpyAsync(&listed, count, sizeof listed, cudaMemcpyDeviceToHost,
+                                      Stream(ctx))) ||
       !NoteError(ctx, cudaStreamSynchronize(Stream(ctx))))
     return 0;
   return listed;
@@ -212,8 +225,9 @@ int64_t ListedRows(Context* ctx, const int32_t* count, int64_t most) {
 }  // namespace
 
 template <typename Act>
-void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head, const int32_t* labels,
-                  int64_t m, int64_t dim, int64_t vocab, double gradient_scale) {
+void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
+                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
+                  double gradient_scale) {
   KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
   if (m == 0) return;
   WorkspaceShape s;
@@ -232,42 +246,48 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
   auto* losses = reinterpret_cast<double*>(take(8 * m));
   void* panel = take(HeadPanelBytes(vocab, dim));
   void* scratch = at;
-  const auto aligned = [&](const void* array) { return dim % 8 == 0 && Aligned(static_cast<const char*>(array)); };
+  const auto aligned = [&](const void* array) {
+    return dim % 8 == 0 && Aligned(static_cast<const char*>(array));
+  };
 
   Launch(ctx, 1, kListThreads, 0, ListKernel, rows, labels, m);
   if (dh != nullptr) FillBytes(ctx, dh, 0, 2 * m * dim);
   const int64_t count = ListedRows(ctx, rows + m, m);
   const auto blocks = static_cast<unsigned>(chunk);
   for (int64_t first = 0; first < count; first += chunk) {
-    Launch(ctx, blocks, 128, 0, GatherKernel<Act>, gathered, static_cast<const Act*>(h), rows, m, first, dim,
-           aligned(h));
+    Launch(ctx, blocks, 128, 0, GatherKernel<Act>, gathered, static_cast<const Act*>(h), rows, m,
+           first, dim, aligned(h));
     HeadProduct<Act>(ctx, logits, stride, gathered, head, chunk, dim, vocab, panel, scratch);
-    Launch(ctx, blocks, kRowThreads, 0, dh != nullptr ? SoftmaxKernel<true, Act> : SoftmaxKernel<false, Act>, logits,
-           losses, rows, labels, m, first, vocab, stride, static_cast<float>(gradient_scale));
+    Launch(ctx, blocks, kRowThreads, 0,
+           dh != nullptr ? SoftmaxKernel<true, Act> : SoftmaxKernel<false, Act>, logits, losses,
+           rows, labels, m, first, vocab, stride, static_cast<float>(gradient_scale));
     if (dh == nullptr) continue;
-    ForHeadPanels<Act>(ctx, head, vocab, dim, panel, [&](int64_t row, int64_t panel_rows, const void* weights) {
-      MatMulArgs product;
-      product.m = chunk;
-      product.n = dim;
-      product.k = panel_rows;
-      product.a = reinterpret_cast<const Act*>(logits) + row;
-      product.a_stride = 2 * stride;
-      product.b = weights;
-      product.b_stride = dim;
-      product.b_transposed = true;
-      product.c = gradient;
-      product.c_stride = dim;
-      product.c_float = true;
-      product.accumulate = row > 0;
-      MatMul<Act>(ctx, product, scratch);
-    });
-    Launch(ctx, blocks, 128, 0, ScatterKernel<Act>, static_cast<Act*>(dh), gradient, rows, m, first, dim, aligned(dh));
+    ForHeadPanels<Act>(ctx, head, vocab, dim, panel,
+                       [&](int64_t row, int64_t panel_rows, const void* weights) {
+                         MatMulArgs product;
+                         product.m = chunk;
+                         product.n = dim;
+                         product.k = panel_rows;
+                         product.a = reinterpret_cast<const Act*>(logits) + row;
+                         product.a_stride = 2 * stride;
+                         product.b = weights;
+                         product.b_stride = dim;
+                         product.b_transposed = true;
+                         product.c = gradient;
+                         product.c_stride = dim;
+                         product.c_float = true;
+                         product.accumulate = row > 0;
+                         MatMul<Act>(ctx, product, scratch);
+                       });
+    Launch(ctx, blocks, 128, 0, ScatterKernel<Act>, static_cast<Act*>(dh), gradient, rows, m, first,
+           dim, aligned(dh));
   }
   Launch(ctx, 1, kSumThreads, 0, LossKernel, loss_sum, losses, rows, m);
 }
 
 template <typename Act>
-void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab) {
+void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
+            int64_t vocab) {
   KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
   WorkspaceShape s;
   s.m = m;
@@ -275,14 +295,15 @@ void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, 
   s.vocab = vocab;
   const int64_t own = LogitsOwnBytes(s);
   KERNEL_CHECK(own + (HasLibrary(ctx) ? kLibraryBytes : 0) <= ctx->workspace_bytes);
-  HeadProduct<Act>(ctx, out, vocab, h, head, m, dim, vocab, ctx->workspace, static_cast<char*>(ctx->workspace) + own);
+  HeadProduct<Act>(ctx, out, vocab, h, head, m, dim, vocab, ctx->workspace,
+                   static_cast<char*>(ctx->workspace) + own);
 }
 
-template void CrossEntropy<BF16>(Context*, double*, void*, const void*, ParamView, const int32_t*, int64_t, int64_t,
-                                 int64_t, double);
-template void CrossEntropy<F16>(Context*, double*, void*, const void*, ParamView, const int32_t*, int64_t, int64_t,
-                                int64_t, double);
+template void CrossEntropy<BF16>(Context*, double*, void*, const void*, ParamView, const int32_t*,
+                                 int64_t, int64_t, int64_t, double);
+template void CrossEntropy<FP16>(Context*, double*, void*, const void*, ParamView, const int32_t*,
+                                 int64_t, int64_t, int64_t, double);
 template void Logits<BF16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
-template void Logits<F16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
+template void Logits<FP16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

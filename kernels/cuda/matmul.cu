@@ -1,6 +1,5 @@
-#include "kernels/cuda/matmul.h"
-
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/matmul.h"
 #if defined(__CUDACC__)
 #include "kernels/cuda/libraries.h"
 #endif
@@ -11,7 +10,8 @@ template <typename Act>
 void MatMul(Context* ctx, const MatMulArgs& args, void* scratch) {
   if (args.m == 0 || args.n == 0 || ctx->error != nullptr) return;
 #if defined(__CUDACC__)
-  // The library refuses what it has no algorithm for (odd strides on some versions): then it is ours.
+  // The library refuses what it has no algorithm for (odd strides on some versions): then it is
+  // ours.
   if (HasLibrary(ctx) &&
       static_cast<Libraries*>(ctx->libraries)->MatMul(ctx, ActType<Act>::kType, args, scratch))
     return;
@@ -32,6 +32,6 @@ void MatMul(Context* ctx, const MatMulArgs& args, void* scratch) {
 }
 
 template void MatMul<BF16>(Context*, const MatMulArgs&, void*);
-template void MatMul<F16>(Context*, const MatMulArgs&, void*);
+template void MatMul<FP16>(Context*, const MatMulArgs&, void*);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

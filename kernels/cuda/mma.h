@@ -1,15 +1,17 @@
-// What the tensor-core kernels are made of: 16 x 8 x 16 products of a warp, loads of their operands from
-// shared memory, and copies from global to shared memory that run beside the arithmetic.
+// What the tensor-core kernels are made of: 16 x 8 x 16 products of a warp, loads of their operands
+// from shared memory, and copies from global to shared memory that run beside the arithmetic.
 //
 // A warp's product, lane = 4 g + t (PTX ISA, mma.m16n8k16):
-//   A 16 x 16: a[0] = (row g, columns 2t, 2t+1), a[1] = (row g + 8, same), a[2] = (row g, columns 2t + 8,
+//   A 16 x 16: a[0] = (row g, columns 2t, 2t+1), a[1] = (row g + 8, same), a[2] = (row g, columns
+//   2t + 8,
 //     2t + 9), a[3] = (row g + 8, those).
 //   B 16 x 8:  b[0] = (rows 2t, 2t+1, column g), b[1] = (rows 2t + 8, 2t + 9, column g).
 //   C 16 x 8:  c[0], c[1] = (row g, columns 2t, 2t+1), c[2], c[3] = (row g + 8, same).
 //
-// Three ways to the same product: the tensor core's instruction where the architecture has it for the type
-// (bf16 from 8.0, fp16 from 7.5); the twin, multiply-adds over shuffles, on any other; and in the emulation
-// an exchange between the lanes, with the same fragments, so that the kernels' own source is what is tested.
+// Three ways to the same product: the tensor core's instruction where the architecture has it for
+// the type (bf16 from 8.0, fp16 from 7.5); the twin, multiply-adds over shuffles, on any other; and
+// in the emulation an exchange between the lanes, with the same fragments, so that the kernels' own
+// source is what is tested.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +41,9 @@ inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
   for (int i = 0; i < 4; ++i) mine.a[i] = a[i];
   for (int i = 0; i < 2; ++i) mine.b[i] = b[i];
   const uint64_t* all = Bring(kAllLanes, &mine);
-  const auto of = [&](int l) -> const MmaOperands& { return *ReadLane<const MmaOperands*>(all, static_cast<unsigned>(l)); };
+  const auto of = [&](int l) -> const MmaOperands& {
+    return *ReadLane<const MmaOperands*>(all, static_cast<unsigned>(l));
+  };
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   for (int s = 0; s < 4; ++s) {
     const MmaOperands &rows = of(4 * g + s), &left = of(8 * t + s), &right = of(8 * t + 4 + s);
@@ -54,16 +58,17 @@ inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
   __syncwarp();  // everybody has read `mine`
 }
 
-// Four 8 x 8 matrices of 16-bit elements from shared memory: lane l hands in the address of row l % 8 of
-// matrix l / 8 and gets from matrix i, as out[i], elements 2t and 2t + 1 of row g; transposed, the
-// elements of rows 2t and 2t + 1 in column g.
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lane l hands in the address of row l %
+// 8 of matrix l / 8 and gets from matrix i, as out[i], elements 2t and 2t + 1 of row g; transposed,
+// the elements of rows 2t and 2t + 1 in column g.
 template <bool kTransposed>
 inline void LoadMatrices(uint32_t* out, const void* row) {
   const uint64_t* all = Bring(kAllLanes, row);
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const auto element = [&](int r, int c) {
-      return static_cast<uint32_t>(ReadLane<const uint16_t*>(all, static_cast<unsigned>(8 * i + r))[c]);
+      return static_cast<uint32_t>(
+          ReadLane<const uint16_t*>(all, static_cast<unsigned>(8 * i + r))[c]);
     };
     out[i] = kTransposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
                          : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
@@ -95,7 +100,8 @@ __device__ __forceinline__ void Mma(float* c, const uint32_t* a, const uint32_t*
   if constexpr (std::is_same_v<T, BF16>) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -110,11 +116,13 @@ __device__ __forceinline__ void Mma(float* c, const uint32_t* a, const uint32_t*
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #elif __CUDA_ARCH__ >= 750
-    // Two products of half the depth: the same fragments, split between a[1] and a[2], b[0] and b[1].
+    // Two products of half the depth: the same fragments, split between a[1] and a[2], b[0] and
+    // b[1].
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       asm volatile(
-          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+          "{%0,%1,%2,%3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
           : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
 #else
@@ -153,8 +161,8 @@ __device__ __forceinline__ void LoadATransposed(uint32_t* a, const T* tile) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   LoadMatrices<true>(a, tile + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8);
 }
-// Two B fragments side by side (columns 0 .. 15) of a tile stored as tile[column][depth]: b[0], b[1] and
-// b[2], b[3].
+// Two B fragments side by side (columns 0 .. 15) of a tile stored as tile[column][depth]: b[0],
+// b[1] and b[2], b[3].
 template <int kStride, typename T>
 __device__ __forceinline__ void LoadB(uint32_t* b, const T* tile) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -167,11 +175,13 @@ __device__ __forceinline__ void LoadBTransposed(uint32_t* b, const T* tile) {
   LoadMatrices<true>(b, tile + lane % 16 * kStride + lane / 16 * 8);
 }
 
-// A thread's copies from global to shared memory, in groups; on 8.0 and later they run in the background.
-// Until Wait has returned nobody may read what was copied, and until then barrier nobody but this thread.
+// A thread's copies from global to shared memory, in groups; on 8.0 and later they run in the
+// background. Until Wait has returned nobody may read what was copied, and until then barrier
+// nobody but this thread.
 class AsyncCopies {
  public:
-  // 16 bytes, both addresses multiples of 16; beyond the first `valid` bytes zeros, and nothing is read.
+  // 16 bytes, both addresses multiples of 16; beyond the first `valid` bytes zeros, and nothing is
+  // read.
   __device__ __forceinline__ void Copy16(void* shared, const void* global, int valid);
   // Ends a group.
   __device__ __forceinline__ void Commit();
@@ -199,7 +209,8 @@ class AsyncCopies {
 // As late as allowed, so that a missing Wait shows.
 inline void AsyncCopies::Copy16(void* shared, const void* global, int valid) {
   KERNEL_CHECK(queued_ < kMost);
-  KERNEL_CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0 && reinterpret_cast<uintptr_t>(global) % 16 == 0);
+  KERNEL_CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0 &&
+               reinterpret_cast<uintptr_t>(global) % 16 == 0);
   std::memset(shared, 0xFF, 16);
   queue_[queued_++] = {shared, global, valid, group_};
 }
@@ -253,26 +264,36 @@ __device__ __forceinline__ void AsyncCopies::Wait() {
 #endif
 
 // A tile of kRows x kColumns of a row-major matrix into shared memory with rows kStride apart: rows
-// row0 .., columns column0 ..; outside of rows x columns zeros. kThreads threads share the work. When
-// `vector`, every row of the matrix starts at a multiple of 16 bytes, and column0 is a multiple of 8.
+// row0 .., columns column0 ..; outside of rows x columns zeros. kThreads threads share the work.
+// When `vector`, every row of the matrix starts at a multiple of 16 bytes, and column0 is a
+// multiple of 8.
 template <int kRows, int kColumns, int kStride, int kThreads, typename T>
-__device__ __forceinline__ void LoadTile(AsyncCopies* copies, T* tile, const T* matrix, int64_t stride,
-                                         int64_t row0, int64_t rows, int64_t column0, int64_t columns,
-                                         bool vector) {
+__device__ __forceinline__ void LoadTile(AsyncCopies* copies, T* tile, const T* matrix,
+                                         int64_t stride, int64_t row0, int64_t rows,
+                                         int64_t column0, int64_t columns, bool vector) {
   constexpr int kChunks = kColumns / 8;
   const int thread = static_cast<int>(threadIdx.x);
+  if (vector) {
 #pragma unroll 4
+    for (int chunk = thread; chunk < kRows * kChunks; chunk += kThreads) {
+      const int r = chunk / kChunks, c = chunk % kChunks * 8;
+      const int64_t left = row0 + r < rows ? columns - (column0 + c) : 0;
+      const int count = left >= 8 ? 8 : left > 0 ? static_cast<int>(left) : 0;
+      // Nothing is read where count is 0; the address stays inside the matrix anyway.
+      const T* from = count > 0 ? matrix + (row0 + r) * stride + column0 + c : matrix;
+      copies->Copy16(tile + r * kStride + c, from, 2 * count);
+    }
+    return;
+  }
+  // The same chunks by the same threads.
+#pragma unroll 1
   for (int chunk = thread; chunk < kRows * kChunks; chunk += kThreads) {
-    const int r = chunk / kChunks, c = chunk % kChunks * 8;
-    T* to = tile + r * kStride + c;
-    const int64_t left = row0 + r < rows ? columns - (column0 + c) : 0;
-    const int count = left >= 8 ? 8 : left > 0 ? static_cast<int>(left) : 0;
-    // Nothing is read where count is 0; the address stays inside the matrix anyway.
-    const T* from = count > 0 ? matrix + (row0 + r) * stride + column0 + c : matrix;
-    if (vector) {
-      copies->Copy16(to, from, 2 * count);
-    } else {
-      for (int i = 0; i < 8; ++i) to[i] = i < count ? from[i] : T{0};
+    const int64_t row = row0 + chunk / kChunks;
+    T* to = tile + chunk / kChunks * kStride + chunk % kChunks * 8;
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) {
+      const int64_t column = column0 + chunk % kChunks * 8 + i;
+      to[i] = row < rows && column < columns ? matrix[row * stride + column] : T{0};
     }
   }
 }

@@ -44,4 +44,30 @@ constexpr int64_t kSumSquaresParts = 1024;
 constexpr int64_t SumSquaresWorkspaceBytes() { return kSumSquaresParts * 8; }
 void SumSquares(Context* ctx, double* out, const void* x, int64_t count);
 
+// linear.cu
+template <typename Act>
+void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args);
+template <typename Act>
+void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
+                    const LinearArgs& args);
+
+// attention_forward.cu, attention_backward.cu, attention_decode.cu
+template <typename Act>
+void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k, const void* v,
+                      const AttentionArgs& args);
+template <typename Act>
+void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout, const void* out,
+                       const void* lse, const void* q, const void* k, const void* v,
+                       const AttentionArgs& args);
+template <typename Act>
+void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache, const void* v_cache,
+                     int64_t length, const AttentionArgs& args);
+
+// loss.cu
+template <typename Act>
+void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
+                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double gradient_scale);
+template <typename Act>
+void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab);
+
 }  // namespace nibble::kernels::NIBBLE_CUDA

@@ -25,6 +25,13 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
   t.adamw8 = AdamW8;
   t.sum_squares = SumSquares;
   t.to_act = ToAct<Act>;
+  t.linear_forward = LinearForward<Act>;
+  t.linear_backward = LinearBackward<Act>;
+  t.attention_forward = AttentionForward<Act>;
+  t.attention_backward = AttentionBackward<Act>;
+  t.attention_decode = AttentionDecode<Act>;
+  t.cross_entropy = CrossEntropy<Act>;
+  t.logits = Logits<Act>;
   return t;
 }
 

@@ -1,9 +1,10 @@
-// How much of Context::workspace each op of the cuda tables may use: pure functions of shapes, the same for
-// every device and for the emulation, so that a plan can be made where no kernel is. Every op checks that
-// ctx->workspace_bytes is at least its own figure here. Start the buffer at a multiple of 256.
+// How much of Context::workspace each op of the cuda tables may use: pure functions of shapes, the
+// same for every device and for the emulation, so that a plan can be made where no kernel is. Every
+// op checks that ctx->workspace_bytes is at least its own figure here. Start the buffer at a
+// multiple of 256.
 //
-// `threads` and `longest_document` of the shape are not used; nor is the act type, which has two bytes.
-// Elementwise ops need nothing.
+// `threads` and `longest_document` of the shape are not used; nor is the act type, which has two
+// bytes. Elementwise ops need nothing.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@
 
 namespace nibble::kernels::cuda_workspace {
 
-// What the vendor's product may use beside; set once, as the choice of algorithms depends on it. Not needed
-// where the library is not (the emulation).
+// What the vendor's product may use beside; set once, as the choice of algorithms depends on it.
+// Not needed where the library is not (the emulation).
 constexpr int64_t kLibraryBytes = int64_t{32} << 20;
 
 // A frozen weight is decoded in panels of at most so many bytes, all of one size but the last.
@@ -23,7 +24,8 @@ constexpr int64_t Least(int64_t a, int64_t b) { return b < a ? b : a; }
 constexpr int64_t Most(int64_t a, int64_t b) { return a < b ? b : a; }
 constexpr int64_t Pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Rows of a panel of a weight with `count` rows (or columns) of `other` elements each: a multiple of 128.
+// Rows of a panel of a weight with `count` rows (or columns) of `other` elements each: a multiple
+// of 128.
 constexpr int64_t PanelRows(int64_t count, int64_t other) {
   const int64_t fit = Most(kPanelBytes / (2 * other) / 128 * 128, 128);
   return Least(count, RoundUp(Pieces(count, Pieces(count, fit)), 128));
@@ -32,8 +34,8 @@ constexpr int64_t PanelBytes(int64_t n, int64_t k) {
   return RoundUp(2 * Most(PanelRows(n, k) * k, PanelRows(k, n) * n), 256);
 }
 
-// Pieces into which the depth of a skinny product is cut so that it fills a large device: about 264 tiles of
-// 128 rows, pieces of 256 or more.
+// Pieces into which the depth of a skinny product is cut so that it fills a large device: about 264
+// tiles of 128 rows, pieces of 256 or more.
 constexpr int64_t DepthSplits(int64_t rows, int64_t columns, int64_t depth) {
   const int64_t tiles = Pieces(rows, 128) * Pieces(columns, columns <= 16 ? 16 : 64);
   return Most(1, Least(Pieces(264, Most(tiles, 1)), Pieces(depth, 256)));
@@ -42,7 +44,8 @@ constexpr int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
   return RoundUp(4 * DepthSplits(rows, columns, depth) * rows * columns, 256);
 }
 
-// Without kLibraryBytes. Forward: a panel, partial sums of u. Backward: a panel, scale * dy B, partial sums.
+// Without kLibraryBytes. Forward: a panel, partial sums of u. Backward: a panel, scale * dy B,
+// partial sums.
 constexpr int64_t LinearOwnBytes(const WorkspaceShape& s) {
   int64_t partial = 0;
   if (s.r > 0) {
@@ -51,10 +54,14 @@ constexpr int64_t LinearOwnBytes(const WorkspaceShape& s) {
   }
   return PanelBytes(s.n, s.k) + RoundUp(2 * s.m * s.r, 256) + partial;
 }
-constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) { return LinearOwnBytes(s) + kLibraryBytes; }
+constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) {
+  return LinearOwnBytes(s) + kLibraryBytes;
+}
 
 // Forward needs nothing; backward one float per query.
-constexpr int64_t AttentionBackwardWorkspaceBytes(const WorkspaceShape& s) { return RoundUp(4 * s.m * s.heads, 256); }
+constexpr int64_t AttentionBackwardWorkspaceBytes(const WorkspaceShape& s) {
+  return RoundUp(4 * s.m * s.heads, 256);
+}
 
 // Generation: keys in pieces of 256, each with a sum per element, a largest score and a total.
 constexpr int64_t kDecodeKeys = 256;
@@ -62,8 +69,8 @@ constexpr int64_t AttentionDecodeWorkspaceBytes(int64_t length, int64_t heads, i
   return RoundUp(4 * Pieces(length, kDecodeKeys) * heads * (head_dim + 2), 256);
 }
 
-// Rows with a label whose logits exist at once: 128 MiB of float logits, but 128 to 2048 rows, a multiple of
-// 128. Every chunk is multiplied at its full size, whatever is left.
+// Rows with a label whose logits exist at once: 128 MiB of float logits, but 128 to 2048 rows, a
+// multiple of 128. Every chunk is multiplied at its full size, whatever is left.
 constexpr int64_t CrossEntropyRows(int64_t m, int64_t vocab) {
   const int64_t fit = (int64_t{128} << 20) / (4 * Most(vocab, 1)) / 128 * 128;
   return Least(RoundUp(m, 128), Least(Most(fit, 128), 2048));
@@ -75,17 +82,21 @@ constexpr int64_t HeadPanelBytes(int64_t vocab, int64_t dim) {
   return RoundUp(2 * PanelRows(vocab, dim) * dim, 256);
 }
 
-// Logits (float, then their gradient in act in the same place), gathered rows (act), their gradient (float),
-// the list of labelled rows with its length, and every row's loss (double).
+// Logits (float, then their gradient in act in the same place), gathered rows (act), their gradient
+// (float), the list of labelled rows with its length, and every row's loss (double).
 constexpr int64_t CrossEntropyOwnBytes(const WorkspaceShape& s) {
   const int64_t rows = CrossEntropyRows(s.m, s.vocab);
   return RoundUp(4 * rows * CrossEntropyStride(s.vocab), 256) + RoundUp(2 * rows * s.k, 256) +
          RoundUp(4 * rows * s.k, 256) + RoundUp(4 * (s.m + 1), 256) + RoundUp(8 * s.m, 256) +
          HeadPanelBytes(s.vocab, s.k);
 }
-constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) { return CrossEntropyOwnBytes(s) + kLibraryBytes; }
+constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) {
+  return CrossEntropyOwnBytes(s) + kLibraryBytes;
+}
 
 constexpr int64_t LogitsOwnBytes(const WorkspaceShape& s) { return HeadPanelBytes(s.vocab, s.k); }
-constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) { return LogitsOwnBytes(s) + kLibraryBytes; }
+constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) {
+  return LogitsOwnBytes(s) + kLibraryBytes;
+}
 
 }  // namespace nibble::kernels::cuda_workspace

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/cpu/workspace.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
 #include "tests/kernels/harness.h"
 
@@ -67,9 +68,21 @@ WorkspaceShape Workspace(const AttentionShape& s, int threads) {
   return shape;
 }
 
+int64_t ForwardBytes(const KernelTable& table, int threads, const AttentionShape& s) {
+  return IsCuda(table) ? 0 : AttentionForwardWorkspaceBytes(Workspace(s, threads));
+}
+int64_t BackwardBytes(const KernelTable& table, int threads, const AttentionShape& s) {
+  return IsCuda(table) ? cuda_workspace::AttentionBackwardWorkspaceBytes(Workspace(s, threads))
+                       : AttentionBackwardWorkspaceBytes(Workspace(s, threads));
+}
+int64_t DecodeBytes(const KernelTable& table, int threads, const AttentionShape& s) {
+  return IsCuda(table) ? cuda_workspace::AttentionDecodeWorkspaceBytes(s.m(), s.heads, s.head_dim)
+                       : AttentionForwardWorkspaceBytes(Workspace(s, threads));
+}
+
 Outcome RunForward(const KernelTable& table, int threads, const AttentionShape& s) {
   Setup got(table, s), want(Ref64Table(), s);
-  TestContext ctx(threads, AttentionForwardWorkspaceBytes(Workspace(s, threads))), ref(1, 64);
+  TestContext ctx(threads, ForwardBytes(table, threads, s)), ref(1, 64);
   table.attention_forward(ctx.get(), got.out.data(), got.lse.data(), got.q.data(), got.k.data(),
                           got.v.data(), got.args);
   Ref64Table().attention_forward(ref.get(), want.out.data(), want.lse.data(), want.q.data(),
@@ -83,7 +96,7 @@ Outcome RunForward(const KernelTable& table, int threads, const AttentionShape& 
 
 Outcome RunBackward(const KernelTable& table, int threads, const AttentionShape& s) {
   Setup got(table, s), want(Ref64Table(), s);
-  TestContext ctx(threads, AttentionBackwardWorkspaceBytes(Workspace(s, threads))), ref(1, 64);
+  TestContext ctx(threads, BackwardBytes(table, threads, s)), ref(1, 64);
   // Both start from the reference's forward, rounded to the tested table's types.
   Ref64Table().attention_forward(ref.get(), want.out.data(), want.lse.data(), want.q.data(),
                                  want.k.data(), want.v.data(), want.args);
@@ -94,8 +107,8 @@ Outcome RunBackward(const KernelTable& table, int threads, const AttentionShape&
   Ref64Table().attention_backward(ref.get(), want.dq.data(), want.dk.data(), want.dv.data(),
                                   want.dout.data(), ref_out.data(), ref_lse.data(), want.q.data(),
                                   want.k.data(), want.v.data(), want.args);
-  // Probabilities and score gradients are rounded to bf16 before the last three products.
-  const double tolerance = (table.act == DType::kBF16 ? 3 : 1) * ActTolerance(table);
+  // Probabilities and score gradients are rounded to act before the last three products.
+  const double tolerance = (DTypeBytes(table.act) == 2 ? 3 : 1) * ActTolerance(table);
   Comparison result;
   result.Add("dq", got.dq, want.dq, tolerance);
   result.Add("dk", got.dk, want.dk, tolerance);
@@ -107,7 +120,7 @@ Outcome RunBackward(const KernelTable& table, int threads, const AttentionShape&
 // The last token of a document, from a cache that holds the whole of it.
 Outcome RunDecode(const KernelTable& table, int threads, const AttentionShape& s) {
   Setup got(table, s), want(Ref64Table(), s);
-  TestContext ctx(threads, AttentionForwardWorkspaceBytes(Workspace(s, threads))), ref(1, 64);
+  TestContext ctx(threads, DecodeBytes(table, threads, s)), ref(1, 64);
   const int64_t width = s.heads * s.head_dim;
   Tensor out(table.act, width), expected(DType::kF64, width);
   const std::vector<double> q = got.q.Values();

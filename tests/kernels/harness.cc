@@ -155,6 +155,8 @@ double ActTolerance(const KernelTable& table) {
   return 1e-12;
 }
 
+bool IsCuda(const KernelTable& table) { return std::strncmp(table.name, "cuda", 4) == 0; }
+
 std::vector<Case> AllCases() {
   std::vector<Case> all;
   for (auto part : {LinearCases(), AttentionCases(), ElementwiseCases(), LossCases()})

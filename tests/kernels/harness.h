@@ -90,4 +90,8 @@ class Comparison {
 // result, or float's.
 double ActTolerance(const KernelTable& table);
 
+// Which formulas say what an op of the table may use of the workspace: kernels/cuda/workspace.h or
+// kernels/cpu/workspace.h.
+bool IsCuda(const KernelTable& table);
+
 }  // namespace nibble::kernels::check

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/cpu/workspace.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
 #include "tests/kernels/harness.h"
 #include "tests/kernels/weights.h"
@@ -72,16 +73,18 @@ struct Setup {
     shape.n = s.n;
     shape.r = s.r;
     workspace = shape;
+    cuda = IsCuda(table);
   }
   int64_t WorkspaceBytes(int threads) const {
     WorkspaceShape shape = workspace;
     shape.threads = threads;
-    return LinearWorkspaceBytes(shape);
+    return cuda ? cuda_workspace::LinearOwnBytes(shape) : LinearWorkspaceBytes(shape);
   }
   Tensor values, x, a, b, u, bias, dy, y, dx, da, db;
   LoraArgs lora;
   LinearArgs args;
   WorkspaceShape workspace;
+  bool cuda;
 };
 
 Outcome RunForward(const KernelTable& table, int threads, const LinearShape& s) {
@@ -104,8 +107,8 @@ Outcome RunBackward(const KernelTable& table, int threads, const LinearShape& s)
   table.linear_backward(ctx.get(), got.dx.data(), s.accumulate, got.dy.data(), got.x.data(), got.args);
   Ref64Table().linear_backward(ref.get(), want.dx.data(), s.accumulate, want.dy.data(), want.x.data(),
                                want.args);
-  // dy B is rounded to bf16 before it is multiplied again.
-  const double tolerance = (s.r > 0 && table.act == DType::kBF16 ? 2 : 1) * ActTolerance(table);
+  // dy B is rounded to act before it is multiplied again.
+  const double tolerance = (s.r > 0 && DTypeBytes(table.act) == 2 ? 2 : 1) * ActTolerance(table);
   Comparison result;
   result.Add("dx", got.dx, want.dx, tolerance);
   if (s.r > 0) {

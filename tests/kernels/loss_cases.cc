@@ -1,5 +1,6 @@
 // cross_entropy and logits.
 #include "kernels/cpu/workspace.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
 #include "tests/kernels/harness.h"
 
@@ -31,7 +32,9 @@ std::vector<int32_t> Labels(const LossShape& s) {
 
 Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
   const auto act_bytes = static_cast<int>(DTypeBytes(t.act));
-  TestContext ctx(threads, CrossEntropyWorkspaceBytes(Workspace(s, threads, act_bytes))),
+  const WorkspaceShape work = Workspace(s, threads, act_bytes);
+  TestContext ctx(threads, IsCuda(t) ? cuda_workspace::CrossEntropyOwnBytes(work)
+                                     : CrossEntropyWorkspaceBytes(work)),
       ref_ctx(1, CrossEntropyWorkspaceBytes(Workspace(s, 1, 8)));
   const auto h = Normal(s.m * s.dim, 1);
   const Tensor ht(t.act, h), hr(DType::kF64, h), head(s.head, Normal(s.vocab * s.dim, 2, 0.2));
@@ -52,7 +55,9 @@ Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
 }
 
 Outcome RunLogits(const KernelTable& t, int threads, const LossShape& s) {
-  TestContext ctx(threads, LogitsWorkspaceBytes(Workspace(s, threads, 2))), ref_ctx(1, 64);
+  const WorkspaceShape work = Workspace(s, threads, 2);
+  TestContext ctx(threads, IsCuda(t) ? cuda_workspace::LogitsOwnBytes(work) : LogitsWorkspaceBytes(work)),
+      ref_ctx(1, 64);
   const auto h = Normal(s.m * s.dim, 1);
   const Tensor ht(t.act, h), hr(DType::kF64, h), head(s.head, Normal(s.vocab * s.dim, 2, 0.2));
   Tensor out(DType::kF32, s.m * s.vocab), want(DType::kF32, s.m * s.vocab);
@@ -72,7 +77,7 @@ std::vector<Case> LossCases() {
   const std::vector<LossShape> shapes = {
       {1, 1, 2},        {3, 17, 33},      {40, 192, 1024},     {25, 64, 1000, DType::kBF16, 3},
       {9, 48, 97, DType::kF32}, {7, 32, 5000}, {5, 16, 40, DType::kBF16, 9},
-      {97, 4, 88000}, {1100, 16, 70, DType::kBF16, 1},
+      {97, 4, 88000}, {1100, 16, 70, DType::kBF16, 1}, {2100, 16, 70},
   };
   std::vector<Case> cases;
   for (const LossShape& s : shapes) {
