@@ -11,17 +11,18 @@ namespace nibble::kernels::NIBBLE_CUDA {
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// Token i sees documents' rows First(i) .. i; token i is seen by i .. End(i) - 1. Both grow with i.
+// Token i sees documents' rows First(i) .. i; token i is seen by i .. End(i) - 1. Both grow with i. Rows fit
+// into an int: the starts do.
 struct Visibility {
   const int32_t* starts;
-  int64_t documents;
-  int64_t window;
+  int documents;
+  int window;  // 0 = none
 
-  // The document of a row.
-  __device__ __forceinline__ int64_t Document(int64_t row) const {
-    int64_t low = 0, high = documents;  // starts[low] <= row < starts[high]
+  // The document of a row. Empty documents share a start; the last of those is the row's.
+  __device__ __forceinline__ int Document(int row) const {
+    int low = 0, high = documents;  // starts[low] <= row < starts[high]
     while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
+      const int middle = (low + high) / 2;
       if (starts[middle] <= row)
         low = middle;
       else
@@ -29,16 +30,21 @@ struct Visibility {
     }
     return low;
   }
-  __device__ __forceinline__ int64_t First(int64_t row) const {
-    const int64_t start = starts[Document(row)];
+  __device__ __forceinline__ int First(int row) const {
+    const int start = starts[Document(row)];
     return window > 0 ? Max(start, row - window + 1) : start;
   }
-  __device__ __forceinline__ int64_t End(int64_t row) const {
-    // Empty documents share a start; the row's own document is the last of those.
-    const int64_t end = starts[Document(row) + 1];
+  __device__ __forceinline__ int End(int row) const {
+    const int end = starts[Document(row) + 1];
     return window > 0 ? Min(end, row + window) : end;
   }
 };
+
+inline Visibility VisibilityOf(const AttentionArgs& args) {
+  // A window of m or more is none.
+  return {args.starts, static_cast<int>(args.documents),
+          args.window < args.m ? static_cast<int>(args.window) : 0};
+}
 
 // How a product q k becomes a score, in units of log 2, and how its gradient comes back.
 struct Scoring {
@@ -64,17 +70,17 @@ __device__ __forceinline__ int TileAt(int row, int column) {
 
 // Rows row0 .. of one head into a tile of kRows; `rows` and `dim` say what exists.
 template <int kRows, int kDim, int kThreads, typename Act>
-__device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head,
-                                         int64_t stride, int64_t row0, int64_t rows, int dim,
-                                         bool vector) {
+__device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head, int stride,
+                                         int row0, int rows, int dim, bool vector) {
   constexpr int kChunks = kDim / 8;
+  const Act* first = head + static_cast<int64_t>(row0) * stride;
   if (vector) {
 #pragma unroll 4
     for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
       const int r = chunk / kChunks, c = chunk % kChunks * 8;
       const int count = row0 + r < rows ? Max(0, Min(8, dim - c)) : 0;
       // Nothing is read where count is 0; the address stays inside the array anyway.
-      const Act* from = count > 0 ? head + (row0 + r) * stride + c : head;
+      const Act* from = count > 0 ? first + static_cast<int64_t>(r) * stride + c : head;
       copies->Copy16(tile + TileAt<kDim>(r, c), from, 2 * count);
     }
     return;
@@ -83,7 +89,7 @@ __device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const A
   for (int at = static_cast<int>(threadIdx.x); at < kRows * kDim; at += kThreads) {
     const int r = at / kDim, c = at % kDim;
     const bool inside = row0 + r < rows && c < dim;
-    tile[TileAt<kDim>(r, c) + c % 8] = inside ? head[(row0 + r) * stride + c] : Act{0};
+    tile[TileAt<kDim>(r, c) + c % 8] = inside ? first[static_cast<int64_t>(r) * stride + c] : Act{0};
   }
 }
 
@@ -97,8 +103,7 @@ __device__ __forceinline__ void TileA(uint32_t* a, const Act* tile, int row, int
 template <int kDim, typename Act>
 __device__ __forceinline__ void TileB(uint32_t* b, const Act* tile, int row, int column) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  LoadMatrices<false>(
-      b, tile + TileAt<kDim>(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8));
+  LoadMatrices<false>(b, tile + TileAt<kDim>(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8));
 }
 // B = tile: its rows are the product's depth.
 template <int kDim, typename Act>
@@ -109,8 +114,7 @@ __device__ __forceinline__ void TileBRows(uint32_t* b, const Act* tile, int row,
 
 // What a warp's product left in two neighbouring accumulators as an A fragment of the next product.
 template <typename Act>
-__device__ __forceinline__ void AccumulatorsAsA(uint32_t* a, const float* left,
-                                                const float* right) {
+__device__ __forceinline__ void AccumulatorsAsA(uint32_t* a, const float* left, const float* right) {
   a[0] = ActType<Act>::Pack(left[0], left[1]);
   a[1] = ActType<Act>::Pack(left[2], left[3]);
   a[2] = ActType<Act>::Pack(right[0], right[1]);
@@ -130,21 +134,19 @@ __device__ __forceinline__ float QuadSum(float value) {
 // Writes a warp's 16 x (8 blocks) accumulators, times factor[row half], to rows row0 .. of one
 // head.
 template <int kBlocks, typename Act>
-__device__ __forceinline__ void StoreRows(Act* head, int64_t stride, int64_t row0, int64_t rows,
-                                          int column0, int dim, const float (&sums)[kBlocks][4],
-                                          const float (&factor)[2]) {
+__device__ __forceinline__ void StoreRows(Act* head, int stride, int row0, int rows, int column0, int dim,
+                                          const float (&sums)[kBlocks][4], const float (&factor)[2]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const bool pairs = dim % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(head) % 4 == 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int64_t row = row0 + lane / 4 + 8 * half;
+    const int row = row0 + lane / 4 + 8 * half;
     if (row >= rows) continue;
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
       const int column = column0 + 8 * j + lane % 4 * 2;
-      const float left = sums[j][2 * half] * factor[half],
-                  right = sums[j][2 * half + 1] * factor[half];
-      Act* at = head + row * stride + column;
+      const float left = sums[j][2 * half] * factor[half], right = sums[j][2 * half + 1] * factor[half];
+      Act* at = head + static_cast<int64_t>(row) * stride + column;
       if (pairs && column < dim) {
         *reinterpret_cast<uint32_t*>(at) = ActType<Act>::Pack(left, right);
       } else {
@@ -159,6 +161,7 @@ __device__ __forceinline__ void StoreRows(Act* head, int64_t stride, int64_t row
 inline void CheckAttention(const AttentionArgs& args) {
   KERNEL_CHECK(args.heads > 0 && args.kv_heads > 0 && args.heads % args.kv_heads == 0);
   KERNEL_CHECK(args.head_dim > 0 && args.head_dim <= 256);
+  KERNEL_CHECK(args.m < (int64_t{1} << 31) - 256);
 }
 
 // Calls run(std::integral_constant<int, the padded head size>).

@@ -30,7 +30,7 @@ struct BackwardArgs {
   const void *q, *k, *v, *dout;
   const float *lse, *delta;
   void *first_out, *second_out;  // dQ; or dK and dV
-  int64_t m;
+  int m;
   int heads, group, head_dim;
   Visibility visible;
   Scoring scoring;
@@ -40,9 +40,8 @@ struct BackwardArgs {
 // Probabilities and score gradients of a warp's 16 kept rows against a streaming tile, in place of
 // the products. `query_data` gives lse (in units of log 2) and delta of an element's query.
 template <bool kKeys, typename Visible, typename QueryData>
-__device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4],
-                                               float (&ds)[kStream / 8][4], const Scoring& scoring,
-                                               bool whole, const Visible& visible,
+__device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4], float (&ds)[kStream / 8][4],
+                                               const Scoring& scoring, bool whole, const Visible& visible,
                                                const QueryData& query_data) {
 #pragma unroll
   for (int j = 0; j < kStream / 8; ++j) {
@@ -79,13 +78,13 @@ __device__ __forceinline__ void AddProduct(float (&sums)[kColumns / 8][4],
 
 // out = kept stream^T, for a warp's 16 rows.
 template <int kDim, typename Act>
-__device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act* kept,
-                                         int warp_row, const Act* stream) {
+__device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act* kept, int warp_row,
+                                         const Act* stream) {
 #pragma unroll
   for (int j = 0; j < kStream / 8; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) out[j][e] = 0;
-#pragma unroll 2
+#pragma unroll(kDim == 64 ? 2 : 4)
   for (int column = 0; column < kDim; column += 16) {
     uint32_t a[4];
     TileA<kDim>(a, kept, warp_row, column);
@@ -107,18 +106,14 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
   Act* kept_a = DynamicShared<Act>();   // Q or K
   Act* kept_b = kept_a + kRows * kDim;  // dO or V
   Act* tiles = kept_b + kRows * kDim;   // kStages of (K, V) or (Q, dO)
-  const int lane = static_cast<int>(threadIdx.x % 32),
-            warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const int dim = args.head_dim, column0 = static_cast<int>(blockIdx.z) * kColumns;
   const int kv_heads = args.heads / args.group;
-  const int64_t q_stride = static_cast<int64_t>(args.heads) * dim,
-                kv_stride = static_cast<int64_t>(kv_heads) * dim;
-  const int64_t kept_stride = kKeys ? kv_stride : q_stride,
-                stream_stride = kKeys ? q_stride : kv_stride;
+  const int q_stride = args.heads * dim, kv_stride = kv_heads * dim;
+  const int kept_stride = kKeys ? kv_stride : q_stride, stream_stride = kKeys ? q_stride : kv_stride;
   // The blocks with most to do first: the first keys, the last queries.
-  const int64_t row0 =
-      static_cast<int64_t>(kKeys ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * kRows;
-  const int64_t last_row = Min(row0 + kRows, args.m) - 1;
+  const int row0 = static_cast<int>(kKeys ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * kRows;
+  const int last_row = Min(row0 + kRows, args.m) - 1;
   const int head0 = static_cast<int>(blockIdx.y) * (kKeys ? args.group : 1);  // a query head
   const int kv_head = head0 / args.group;
   const Act* q = static_cast<const Act*>(args.q);
@@ -127,43 +122,42 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
   const Act* v = static_cast<const Act*>(args.v) + kv_head * dim;
 
   // Of the warp's rows: of a query the first key, of a key the end of the queries that see it.
-  int64_t rows[2], bounds[2];
+  int rows[2], bounds[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     rows[half] = row0 + warp_row + lane / 4 + 8 * half;
-    const int64_t row = Min(rows[half], args.m - 1);
+    const int row = Min(rows[half], args.m - 1);
     bounds[half] = kKeys ? args.visible.End(row) : args.visible.First(row);
   }
-  const int64_t warp_first = Min(row0 + warp_row, args.m - 1),
-                warp_last = Min(row0 + warp_row + 15, args.m - 1);
-  const int64_t warp_bound = kKeys ? args.visible.End(warp_first) : args.visible.First(warp_last);
-  const int64_t begin = kKeys ? row0 : args.visible.First(row0);
-  const int64_t end = kKeys ? args.visible.End(last_row) : last_row + 1;
-  const int64_t tiles_per_head = CeilDiv<int64_t>(end - begin, kStream);
-  const int64_t count = tiles_per_head * (kKeys ? args.group : 1);
+  const int warp_first = Min(row0 + warp_row, args.m - 1), warp_last = Min(row0 + warp_row + 15, args.m - 1);
+  const int warp_bound = kKeys ? args.visible.End(warp_first) : args.visible.First(warp_last);
+  const int begin = kKeys ? row0 : args.visible.First(row0);
+  const int end = kKeys ? args.visible.End(last_row) : last_row + 1;
+  const int tiles_per_head = CeilDiv(end - begin, kStream);
+  const int count = tiles_per_head * (kKeys ? args.group : 1);
 
   AsyncCopies copies;
-  const auto load = [&](int64_t tile) {
+  const auto load = [&](int tile) {
     if (tile < count) {
       Act* to = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
-      const int64_t at = begin + tile % tiles_per_head * kStream;
-      const int64_t head = head0 + tile / tiles_per_head;
-      LoadRows<kStream, kDim, kThreads>(&copies, to, kKeys ? q + head * dim : k, stream_stride, at,
-                                        args.m, dim, args.vector);
+      const int at = begin + tile % tiles_per_head * kStream;
+      const int head = head0 + tile / tiles_per_head;
+      LoadRows<kStream, kDim, kThreads>(&copies, to, kKeys ? q + head * dim : k, stream_stride, at, args.m,
+                                        dim, args.vector);
       LoadRows<kStream, kDim, kThreads>(&copies, to + kStream * kDim, kKeys ? dout + head * dim : v,
                                         stream_stride, at, args.m, dim, args.vector);
     }
     copies.Commit();
   };
-  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0,
-                                  args.m, dim, args.vector);
-  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride,
-                                  row0, args.m, dim, args.vector);
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0, args.m,
+                                  dim, args.vector);
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride, row0, args.m,
+                                  dim, args.vector);
   load(0);
 
   // Of the query of a row: lse in units of log 2, delta.
-  const auto query = [&](int64_t row, int64_t head) {
-    const int64_t at = Min(row, args.m - 1) * args.heads + head;
+  const auto query = [&](int row, int head) {
+    const int64_t at = static_cast<int64_t>(Min(row, args.m - 1)) * args.heads + head;
     return make_float2(args.lse[at] * kLog2E, args.delta[at]);
   };
   float2 own[2] = {};
@@ -174,14 +168,14 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
 
   float first_sums[kColumns / 8][4] = {};
   float second_sums[kKeys ? kColumns / 8 : 1][4] = {};
-  for (int64_t tile = 0; tile < count; ++tile) {
+  for (int tile = 0; tile < count; ++tile) {
     if constexpr (kStages == 2) load(tile + 1);
-    const int64_t at = begin + tile % tiles_per_head * kStream;
+    const int at = begin + tile % tiles_per_head * kStream;
     const Act* stream_a = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
     const Act* stream_b = stream_a + kStream * kDim;
     float2 theirs[kKeys ? kStream / 8 : 1][2];
     if constexpr (kKeys) {
-      const int64_t head = head0 + tile / tiles_per_head;
+      const int head = head0 + tile / tiles_per_head;
 #pragma unroll
       for (int j = 0; j < kStream / 8; ++j)
 #pragma unroll
@@ -200,7 +194,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
         return own[e / 2];
     };
     const auto visible = [&](int j, int e) {
-      const int64_t other = at + 8 * j + lane % 4 * 2 + e % 2, row = rows[e / 2];
+      const int other = at + 8 * j + lane % 4 * 2 + e % 2, row = rows[e / 2];
       return kKeys ? other >= row && other < bounds[e / 2] : other <= row && other >= bounds[e / 2];
     };
     const bool whole = kKeys ? at >= row0 + warp_row + 15 && at + kStream <= warp_bound
@@ -213,20 +207,19 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
   }
   copies.Wait<0>();
 
-  const float scale = args.scoring.scale, first_factor[2] = {scale, scale},
-              second_factor[2] = {1, 1};
-  const int64_t head_at = (kKeys ? kv_head : head0) * dim;
-  StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, row0 + warp_row,
-                          args.m, column0, dim, first_sums, first_factor);
+  const float scale = args.scoring.scale, first_factor[2] = {scale, scale}, second_factor[2] = {1, 1};
+  const int head_at = (kKeys ? kv_head : head0) * dim;
+  StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, row0 + warp_row, args.m,
+                          column0, dim, first_sums, first_factor);
   if constexpr (kKeys)
-    StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride,
-                            row0 + warp_row, args.m, column0, dim, second_sums, second_factor);
+    StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride, row0 + warp_row,
+                            args.m, column0, dim, second_sums, second_factor);
 }
 
 // delta[row, head] = sum of dO * O; a warp for each.
 template <typename Act>
-__global__ void __launch_bounds__(256) DeltaKernel(float* delta, const Act* dout, const Act* out,
-                                                   int64_t count, int dim, bool vector) {
+__global__ void __launch_bounds__(256)
+    DeltaKernel(float* delta, const Act* dout, const Act* out, int64_t count, int dim, bool vector) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
   if (at >= count) return;
   float sum = 0;
@@ -245,7 +238,7 @@ template <int kDim, bool kKeys, typename Act>
 void Start(Context* ctx, const BackwardArgs& args) {
   constexpr int kRows = 16 * kWarpsOf<kDim>;
   constexpr int kShared = 2 * 2 * kDim * (kRows + kStagesOf<kDim> * kStream);
-  const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kRows)),
+  const dim3 grid(static_cast<unsigned>(CeilDiv(args.m, kRows)),
                   static_cast<unsigned>(kKeys ? args.heads / args.group : args.heads),
                   kDim / kColumnsOf<kDim, kKeys>);
   Launch(ctx, grid, 32 * kWarpsOf<kDim>, kShared, BackwardKernel<kDim, kKeys, Act>, args);
@@ -254,9 +247,9 @@ void Start(Context* ctx, const BackwardArgs& args) {
 }  // namespace
 
 template <typename Act>
-void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout,
-                       const void* out, const void* lse, const void* q, const void* k,
-                       const void* v, const AttentionArgs& args) {
+void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout, const void* out,
+                       const void* lse, const void* q, const void* k, const void* v,
+                       const AttentionArgs& args) {
   CheckAttention(args);
   WorkspaceShape s;
   s.m = args.m;
@@ -276,11 +269,11 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
   b.dout = dout;
   b.lse = static_cast<const float*>(lse);
   b.delta = delta;
-  b.m = args.m;
+  b.m = static_cast<int>(args.m);
   b.heads = static_cast<int>(args.heads);
   b.group = static_cast<int>(args.heads / args.kv_heads);
   b.head_dim = static_cast<int>(args.head_dim);
-  b.visible = {args.starts, args.documents, args.window};
+  b.visible = VisibilityOf(args);
   b.scoring = {args.scale, args.soft_cap};
   b.vector = whole_chunks && Aligned(bytes(q), bytes(k), bytes(v), bytes(dout));
   WithPaddedDim(args.head_dim, [&](auto dim) {
@@ -294,11 +287,9 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
   });
 }
 
-template void AttentionBackward<BF16>(Context*, void*, void*, void*, const void*, const void*,
-                                      const void*, const void*, const void*, const void*,
-                                      const AttentionArgs&);
-template void AttentionBackward<FP16>(Context*, void*, void*, void*, const void*, const void*,
-                                      const void*, const void*, const void*, const void*,
-                                      const AttentionArgs&);
+template void AttentionBackward<BF16>(Context*, void*, void*, void*, const void*, const void*, const void*,
+                                      const void*, const void*, const void*, const AttentionArgs&);
+template void AttentionBackward<FP16>(Context*, void*, void*, void*, const void*, const void*, const void*,
+                                      const void*, const void*, const void*, const AttentionArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

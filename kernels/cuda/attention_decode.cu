@@ -25,8 +25,7 @@ template <typename Act>
 __global__ void __launch_bounds__(kThreads) PieceKernel(DecodeArgs args) {
   __shared__ float scores[kKeys];
   __shared__ float query[kMostDim];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32,
-            dim = args.dim;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, dim = args.dim;
   const int head = static_cast<int>(blockIdx.y);
   const int64_t key0 = args.first + static_cast<int64_t>(blockIdx.x) * kKeys;
   const int count = static_cast<int>(Min<int64_t>(kKeys, args.length - key0));
@@ -84,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) JoinKernel(DecodeArgs args) {
 }  // namespace
 
 template <typename Act>
-void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache,
-                     const void* v_cache, int64_t length, const AttentionArgs& args) {
+void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache, const void* v_cache,
+                     int64_t length, const AttentionArgs& args) {
   CheckAttention(args);
   KERNEL_CHECK(length > 0);
   DecodeArgs d;
@@ -100,8 +99,8 @@ void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache
   d.group = static_cast<int>(args.heads / args.kv_heads);
   d.dim = static_cast<int>(args.head_dim);
   d.scoring = {args.scale, args.soft_cap};
-  KERNEL_CHECK(cuda_workspace::AttentionDecodeWorkspaceBytes(
-                   length - d.first, args.heads, args.head_dim) <= ctx->workspace_bytes);
+  KERNEL_CHECK(cuda_workspace::AttentionDecodeWorkspaceBytes(length - d.first, args.heads, args.head_dim) <=
+               ctx->workspace_bytes);
   d.sums = static_cast<float*>(ctx->workspace);
   d.largest = d.sums + d.pieces * args.heads * args.head_dim;
   d.totals = d.largest + d.pieces * args.heads;

@@ -16,7 +16,7 @@ struct ForwardArgs {
   const void *q, *k, *v;
   void* out;
   float* lse;
-  int64_t m;
+  int m;
   int heads, group, head_dim;  // group: query heads of a key/value head
   Visibility visible;
   Scoring scoring;
@@ -47,36 +47,33 @@ __device__ __forceinline__ void Products(float (&scores)[kKeys / 8][4], const ui
 }
 
 template <int kDim, typename Act>
-__global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
+__global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2) ForwardKernel(ForwardArgs args) {
   constexpr int kKeys = kKeysOf<kDim>;
   Act* q_tile = DynamicShared<Act>();
   Act* k_tile = q_tile + kQueries * kDim;
   Act* v_tile = k_tile + kKeys * kDim;
-  const int lane = static_cast<int>(threadIdx.x % 32),
-            warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const int head = static_cast<int>(blockIdx.y), dim = args.head_dim;
-  const int64_t q_stride = static_cast<int64_t>(args.heads) * dim;
-  const int64_t kv_stride = static_cast<int64_t>(args.heads / args.group) * dim;
+  const int q_stride = args.heads * dim, kv_stride = args.heads / args.group * dim;
   // The last queries see most: they begin first.
-  const int64_t row0 = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * kQueries;
+  const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kQueries;
   const Act* q = static_cast<const Act*>(args.q) + head * dim;
   const Act* k = static_cast<const Act*>(args.k) + head / args.group * dim;
   const Act* v = static_cast<const Act*>(args.v) + head / args.group * dim;
 
-  const int64_t first_key = args.visible.First(row0), last_key = Min(row0 + kQueries, args.m) - 1;
-  int64_t rows[2], firsts[2];
+  const int first_key = args.visible.First(row0), last_key = Min(row0 + kQueries, args.m) - 1;
+  int rows[2], firsts[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     rows[half] = row0 + warp_row + lane / 4 + 8 * half;
     firsts[half] = args.visible.First(Min(rows[half], args.m - 1));
   }
   // From here on every key of a tile is seen by every query of the warp, up to the diagonal.
-  const int64_t all_seen = args.visible.First(Min(row0 + warp_row + 15, args.m - 1));
+  const int all_seen = args.visible.First(Min(row0 + warp_row + 15, args.m - 1));
 
   AsyncCopies copies;
   LoadRows<kQueries, kDim, kThreads>(&copies, q_tile, q, q_stride, row0, args.m, dim, args.vector);
-  LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, first_key, args.m, dim,
-                                  args.vector);
+  LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, first_key, args.m, dim, args.vector);
   copies.Commit();
   copies.Wait<0>();
   __syncthreads();
@@ -89,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
 
   float sums[kDim / 8][4] = {};
   float largest[2] = {-INFINITY, -INFINITY}, totals[2] = {0, 0};
-  for (int64_t key0 = first_key; key0 <= last_key; key0 += kKeys) {
+  for (int key0 = first_key; key0 <= last_key; key0 += kKeys) {
     LoadRows<kKeys, kDim, kThreads>(&copies, v_tile, v, kv_stride, key0, args.m, dim, args.vector);
     copies.Commit();
     float scores[kKeys / 8][4];
@@ -97,8 +94,7 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
     copies.Wait<0>();
     __syncthreads();  // the values are there for all, and all are through with the keys
     if (key0 + kKeys <= last_key)
-      LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, key0 + kKeys, args.m, dim,
-                                      args.vector);
+      LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, key0 + kKeys, args.m, dim, args.vector);
     copies.Commit();
 
     const bool whole = key0 >= all_seen && key0 + kKeys - 1 <= row0 + warp_row;
@@ -107,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
     for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t key = key0 + 8 * j + lane % 4 * 2 + e % 2;
+        const int key = key0 + 8 * j + lane % 4 * 2 + e % 2;
         float score = args.scoring.Score(scores[j][e]);
         if (!whole && (key > rows[e / 2] || key < firsts[e / 2])) score = -INFINITY;
         scores[j][e] = score;
@@ -118,9 +114,8 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       new_largest[half] = QuadMax(new_largest[half]);
-      base[half] = new_largest[half] == -INFINITY
-                       ? 0.0f
-                       : new_largest[half];  // a row that has seen nothing yet
+      base[half] =
+          new_largest[half] == -INFINITY ? 0.0f : new_largest[half];  // a row that has seen nothing yet
       shrink[half] = exp2f(largest[half] - base[half]);
       largest[half] = new_largest[half];
       totals[half] *= shrink[half];
@@ -159,17 +154,18 @@ __global__ void __launch_bounds__(kThreads) ForwardKernel(ForwardArgs args) {
     totals[half] = QuadSum(totals[half]);
     factor[half] = 1.0f / totals[half];
     if (lane % 4 == 0 && rows[half] < args.m)
-      args.lse[rows[half] * args.heads + head] = kLn2 * (largest[half] + log2f(totals[half]));
+      args.lse[static_cast<int64_t>(rows[half]) * args.heads + head] =
+          kLn2 * (largest[half] + log2f(totals[half]));
   }
-  StoreRows<kDim / 8>(static_cast<Act*>(args.out) + head * dim, q_stride, row0 + warp_row, args.m,
-                      0, dim, sums, factor);
+  StoreRows<kDim / 8>(static_cast<Act*>(args.out) + head * dim, q_stride, row0 + warp_row, args.m, 0, dim,
+                      sums, factor);
 }
 
 }  // namespace
 
 template <typename Act>
-void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k,
-                      const void* v, const AttentionArgs& args) {
+void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k, const void* v,
+                      const AttentionArgs& args) {
   CheckAttention(args);
   ForwardArgs f;
   f.q = q;
@@ -177,21 +173,19 @@ void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const v
   f.v = v;
   f.out = out;
   f.lse = static_cast<float*>(lse);
-  f.m = args.m;
+  f.m = static_cast<int>(args.m);
   f.heads = static_cast<int>(args.heads);
   f.group = static_cast<int>(args.heads / args.kv_heads);
   f.head_dim = static_cast<int>(args.head_dim);
-  f.visible = {args.starts, args.documents, args.window};
+  f.visible = VisibilityOf(args);
   f.scoring = {args.scale, args.soft_cap};
-  f.vector =
-      args.head_dim % 8 == 0 && Aligned(static_cast<const char*>(q), static_cast<const char*>(k),
-                                        static_cast<const char*>(v));
+  f.vector = args.head_dim % 8 == 0 &&
+             Aligned(static_cast<const char*>(q), static_cast<const char*>(k), static_cast<const char*>(v));
   const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kQueries)),
                   static_cast<unsigned>(args.heads));
   WithPaddedDim(args.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
-    Launch(ctx, grid, kThreads, 2 * kDim * (kQueries + 2 * kKeysOf<kDim>), ForwardKernel<kDim, Act>,
-           f);
+    Launch(ctx, grid, kThreads, 2 * kDim * (kQueries + 2 * kKeysOf<kDim>), ForwardKernel<kDim, Act>, f);
   });
 }
 

@@ -17,17 +17,17 @@ struct OperandTile {
 };
 
 template <int kTile, bool kTransposed, typename Act>
-__device__ __forceinline__ void LoadOperand(AsyncCopies* copies, Act* tile,
-                                            const GemmOperand& operand, int64_t row0, int64_t rows,
-                                            int64_t depth0, int64_t depth, bool vector) {
+__device__ __forceinline__ void LoadOperand(AsyncCopies* copies, Act* tile, const GemmOperand& operand,
+                                            int64_t row0, int64_t rows, int64_t depth0, int64_t depth,
+                                            bool vector) {
   constexpr int kStride = OperandTile<kTile, kTransposed>::kStride;
   const Act* data = static_cast<const Act*>(operand.data);
   if constexpr (kTransposed)
-    LoadTile<kDepth, kTile, kStride, kThreads>(copies, tile, data, operand.stride, depth0, depth,
-                                               row0, rows, vector);
+    LoadTile<kDepth, kTile, kStride, kThreads>(copies, tile, data, operand.stride, depth0, depth, row0, rows,
+                                               vector);
   else
-    LoadTile<kTile, kDepth, kStride, kThreads>(copies, tile, data, operand.stride, row0, rows,
-                                               depth0, depth, vector);
+    LoadTile<kTile, kDepth, kStride, kThreads>(copies, tile, data, operand.stride, row0, rows, depth0, depth,
+                                               vector);
 }
 
 // Each thread masks the chunks that it copied itself, so no barrier is needed before.
@@ -35,8 +35,7 @@ template <bool kTransposed, typename Act>
 __device__ __forceinline__ void MaskOperand(Act* tile, const DropoutKey& dropout, int64_t stride,
                                             int64_t row0, int64_t depth0) {
   constexpr int kStride = OperandTile<kRows, kTransposed>::kStride;
-  constexpr int kTileRows = kTransposed ? kDepth : kRows,
-                kChunks = (kTransposed ? kRows : kDepth) / 8;
+  constexpr int kTileRows = kTransposed ? kDepth : kRows, kChunks = (kTransposed ? kRows : kDepth) / 8;
   const int64_t first_row = kTransposed ? depth0 : row0, first_column = kTransposed ? row0 : depth0;
   const uint64_t key = CounterKey(dropout.seed, dropout.stream);
   for (int chunk = static_cast<int>(threadIdx.x); chunk < kTileRows * kChunks; chunk += kThreads) {
@@ -84,26 +83,23 @@ __device__ __forceinline__ void MultiplyStage(float (&sums)[2][kColumns / 8][4],
 
 // The tile's sums go through shared memory, so that rows are written sixteen bytes at a time.
 template <int kColumns, typename Act>
-__device__ __forceinline__ void WriteTile(const GemmArgs& args,
-                                          const float (&sums)[2][kColumns / 8][4], float* staged,
-                                          int64_t row0, int64_t column0, bool vector) {
+__device__ __forceinline__ void WriteTile(const GemmArgs& args, const float (&sums)[2][kColumns / 8][4],
+                                          float* staged, int64_t row0, int64_t column0, bool vector) {
   constexpr int kStride = kColumns + 4;
-  const int lane = static_cast<int>(threadIdx.x % 32),
-            warp_row = static_cast<int>(threadIdx.x) / 32 * 32;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 32;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        staged[(warp_row + 16 * i + lane / 4 + e / 2 * 8) * kStride + 8 * j + lane % 4 * 2 +
-               e % 2] = sums[i][j][e];
+        staged[(warp_row + 16 * i + lane / 4 + e / 2 * 8) * kStride + 8 * j + lane % 4 * 2 + e % 2] =
+            sums[i][j][e];
     }
   }
   __syncthreads();
   constexpr int kChunks = kColumns / 8;
-  const uint64_t key =
-      args.c_dropout.p > 0 ? CounterKey(args.c_dropout.seed, args.c_dropout.stream) : 0;
+  const uint64_t key = args.c_dropout.p > 0 ? CounterKey(args.c_dropout.seed, args.c_dropout.stream) : 0;
   const float keep_scale = args.c_dropout.p > 0 ? 1.0f / (1.0f - args.c_dropout.p) : 1.0f;
   for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
     const int64_t row = row0 + chunk / kChunks, column = column0 + chunk % kChunks * 8;
@@ -111,11 +107,9 @@ __device__ __forceinline__ void WriteTile(const GemmArgs& args,
     if (left <= 0) continue;
     float values[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      values[i] = staged[chunk / kChunks * kStride + chunk % kChunks * 8 + i];
+    for (int i = 0; i < 8; ++i) values[i] = staged[chunk / kChunks * kStride + chunk % kChunks * 8 + i];
     if (args.partial != nullptr) {
-      float* to =
-          args.partial + (static_cast<int64_t>(blockIdx.z) * args.m + row) * args.n + column;
+      float* to = args.partial + (static_cast<int64_t>(blockIdx.z) * args.m + row) * args.n + column;
       Store8(to, values, left, vector);
       continue;
     }
@@ -156,9 +150,9 @@ struct Vectors {
 
 template <int kColumns, bool kATransposed, bool kBTransposed>
 constexpr int64_t SharedBytes() {
-  constexpr int64_t kOperands = 2 * kStages *
-                                (OperandTile<kRows, kATransposed>::kElements +
-                                 OperandTile<kColumns, kBTransposed>::kElements);
+  constexpr int64_t kOperands =
+      2 * kStages *
+      (OperandTile<kRows, kATransposed>::kElements + OperandTile<kColumns, kBTransposed>::kElements);
   constexpr int64_t kStaged = 4 * kRows * (kColumns + 4);
   return Max(kOperands, kStaged);
 }
@@ -179,10 +173,10 @@ __global__ void __launch_bounds__(kThreads) GemmKernel(GemmArgs args, Vectors ve
     if (tile < count) {
       const int stage = static_cast<int>(tile % kStages);
       const int64_t depth = (first + tile) * kDepth;
-      LoadOperand<kRows, kATransposed>(&copies, a_tiles + stage * kATile, args.a, row0, args.m,
-                                       depth, args.k, vectors.a);
-      LoadOperand<kColumns, kBTransposed>(&copies, b_tiles + stage * kBTile, args.b, column0,
-                                          args.n, depth, args.k, vectors.b);
+      LoadOperand<kRows, kATransposed>(&copies, a_tiles + stage * kATile, args.a, row0, args.m, depth, args.k,
+                                       vectors.a);
+      LoadOperand<kColumns, kBTransposed>(&copies, b_tiles + stage * kBTile, args.b, column0, args.n, depth,
+                                          args.k, vectors.b);
     }
     copies.Commit();
   };
@@ -231,8 +225,7 @@ void StartLayout(Context* ctx, const GemmArgs& args) {
     Start<kColumns, false, false, Act>(ctx, args);
 }
 
-__device__ __forceinline__ float SumInOrder(const float* partial, int64_t splits, int64_t count,
-                                            int64_t at) {
+__device__ __forceinline__ float SumInOrder(const float* partial, int64_t splits, int64_t count, int64_t at) {
   float sum = 0;
   for (int64_t split = 0; split < splits; ++split) sum += partial[split * count + at];
   return sum;
@@ -246,8 +239,8 @@ __global__ void __launch_bounds__(256)
 }
 
 __global__ void __launch_bounds__(256)
-    AddKernel(float* out, const float* partial, int64_t splits, int64_t rows, int64_t columns,
-              float alpha, bool transposed) {
+    AddKernel(float* out, const float* partial, int64_t splits, int64_t rows, int64_t columns, float alpha,
+              bool transposed) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (at >= rows * columns) return;
   // Consecutive threads write consecutive elements of `out`.
@@ -268,16 +261,15 @@ void Gemm(Context* ctx, const GemmArgs& args) {
 }
 
 template <typename Act>
-void SumPartials(Context* ctx, void* out, const float* partial, int64_t splits, int64_t count,
-                 float alpha) {
-  Launch(ctx, Blocks(count, 256), 256, 0, SumKernel<Act>, static_cast<Act*>(out), partial, splits,
-         count, alpha);
+void SumPartials(Context* ctx, void* out, const float* partial, int64_t splits, int64_t count, float alpha) {
+  Launch(ctx, Blocks(count, 256), 256, 0, SumKernel<Act>, static_cast<Act*>(out), partial, splits, count,
+         alpha);
 }
 
 void AddPartials(Context* ctx, float* out, const float* partial, int64_t splits, int64_t rows,
                  int64_t columns, float alpha, bool transposed) {
-  Launch(ctx, Blocks(rows * columns, 256), 256, 0, AddKernel, out, partial, splits, rows, columns,
-         alpha, transposed);
+  Launch(ctx, Blocks(rows * columns, 256), 256, 0, AddKernel, out, partial, splits, rows, columns, alpha,
+         transposed);
 }
 
 template void Gemm<BF16>(Context*, const GemmArgs&);

@@ -53,8 +53,7 @@ void Gemm(Context* ctx, const GemmArgs& args);
 
 // out = alpha * sum over splits of partial[split], to act; `count` = M N.
 template <typename Act>
-void SumPartials(Context* ctx, void* out, const float* partial, int64_t splits, int64_t count,
-                 float alpha);
+void SumPartials(Context* ctx, void* out, const float* partial, int64_t splits, int64_t count, float alpha);
 // out[i] += that, float; or, `transposed`, out[column, row] += for partial [splits, rows, columns].
 void AddPartials(Context* ctx, float* out, const float* partial, int64_t splits, int64_t rows,
                  int64_t columns, float alpha, bool transposed);

@@ -87,13 +87,12 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
   const cudaDataType_t out_type = args.c_float ? CUDA_R_32F : type;
   const auto m = static_cast<uint64_t>(args.m), n = static_cast<uint64_t>(args.n),
              k = static_cast<uint64_t>(args.k);
-  bool ok =
-      f.MatmulDescCreate(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
+  bool ok = f.MatmulDescCreate(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
   const cublasOperation_t left_op = args.b_transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
-  ok = ok && f.MatmulDescSetAttribute(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, &left_op,
-                                      sizeof left_op) == CUBLAS_STATUS_SUCCESS;
-  const auto layout = [&](cublasLtMatrixLayout_t* to, cudaDataType_t of, uint64_t rows,
-                          uint64_t columns, int64_t stride) {
+  ok = ok && f.MatmulDescSetAttribute(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, &left_op, sizeof left_op) ==
+                 CUBLAS_STATUS_SUCCESS;
+  const auto layout = [&](cublasLtMatrixLayout_t* to, cudaDataType_t of, uint64_t rows, uint64_t columns,
+                          int64_t stride) {
     ok = ok && f.MatrixLayoutCreate(to, of, rows, columns, stride) == CUBLAS_STATUS_SUCCESS;
   };
   layout(&plan->left, type, args.b_transposed ? n : k, args.b_transposed ? k : n, args.b_stride);
@@ -103,8 +102,8 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
   ok = ok && f.MatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS;
   if (!ok) return;
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
-    ok = ok && f.MatmulPreferenceSetAttribute(preference, what, &value, sizeof value) ==
-                   CUBLAS_STATUS_SUCCESS;
+    ok =
+        ok && f.MatmulPreferenceSetAttribute(preference, what, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
   };
   const auto bytes = static_cast<uint64_t>(cuda_workspace::kLibraryBytes);
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // or none; not in place
@@ -116,9 +115,8 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
-  ok = ok &&
-       f.MatmulAlgoGetHeuristic(handle_, plan->product, plan->left, plan->right, plan->out,
-                                plan->out, preference, 1, &result, &found) == CUBLAS_STATUS_SUCCESS;
+  ok = ok && f.MatmulAlgoGetHeuristic(handle_, plan->product, plan->left, plan->right, plan->out, plan->out,
+                                      preference, 1, &result, &found) == CUBLAS_STATUS_SUCCESS;
   f.MatmulPreferenceDestroy(preference);
   plan->found = ok && found == 1 && result.state == CUBLAS_STATUS_SUCCESS;
   plan->algorithm = result.algo;
@@ -128,19 +126,17 @@ Libraries::Plan* Libraries::Find(DType act, const MatMulArgs& args) {
   const auto address = reinterpret_cast<uintptr_t>(args.a) | reinterpret_cast<uintptr_t>(args.b) |
                        reinterpret_cast<uintptr_t>(args.c);
   const bool aligned = address % 16 == 0;
-  const Shape shape = {
-      args.m,
-      args.n,
-      args.k,
-      args.a_stride,
-      args.b_stride,
-      args.c_stride,
-      (args.b_transposed ? 1 : 0) | (args.c_float ? 2 : 0) | (args.accumulate ? 4 : 0),
-      static_cast<int64_t>(act),
-      aligned ? 16 : 2};
+  const Shape shape = {args.m,
+                       args.n,
+                       args.k,
+                       args.a_stride,
+                       args.b_stride,
+                       args.c_stride,
+                       (args.b_transposed ? 1 : 0) | (args.c_float ? 2 : 0) | (args.accumulate ? 4 : 0),
+                       static_cast<int64_t>(act),
+                       aligned ? 16 : 2};
   const auto [at, is_new] = plans_.try_emplace(shape);
-  if (is_new)
-    Choose(&at->second, act, args, aligned ? 16 : args.c_float && address % 4 == 0 ? 4 : 2);
+  if (is_new) Choose(&at->second, act, args, aligned ? 16 : args.c_float && address % 4 == 0 ? 4 : 2);
   return &at->second;
 }
 
@@ -149,11 +145,10 @@ bool Libraries::MatMul(Context* ctx, DType act, const MatMulArgs& args, void* sc
   if (!plan->found) return false;
   const float alpha = 1, beta = args.accumulate ? 1 : 0;
   const cublasStatus_t status =
-      functions_->Matmul(handle_, plan->product, &alpha, args.b, plan->left, args.a, plan->right,
-                         &beta, args.c, plan->out, args.c, plan->out, &plan->algorithm, scratch,
+      functions_->Matmul(handle_, plan->product, &alpha, args.b, plan->left, args.a, plan->right, &beta,
+                         args.c, plan->out, args.c, plan->out, &plan->algorithm, scratch,
                          static_cast<size_t>(cuda_workspace::kLibraryBytes), Stream(ctx));
-  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr)
-    ctx->error = "cuBLASLt refused a product";
+  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr) ctx->error = "cuBLASLt refused a product";
   return true;
 }
 

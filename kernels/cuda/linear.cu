@@ -60,17 +60,14 @@ int64_t Skinny(Context* ctx, float* partial, int64_t rows, int64_t columns, int6
   return args.splits;
 }
 
-float KeepScale(const DropoutKey& dropout) {
-  return dropout.p > 0 ? 1.0f / (1.0f - dropout.p) : 1.0f;
-}
+float KeepScale(const DropoutKey& dropout) { return dropout.p > 0 ? 1.0f / (1.0f - dropout.p) : 1.0f; }
 
 // u = dropout(x) A^T.
 template <typename Act>
-void DownProjection(Context* ctx, const void* x, const LinearArgs& args,
-                    const Workspace<Act>& work) {
+void DownProjection(Context* ctx, const void* x, const LinearArgs& args, const Workspace<Act>& work) {
   const LoraArgs& lora = *args.lora;
-  const int64_t splits = Skinny<Act>(ctx, work.partial, args.m, lora.r, args.w.k,
-                                     {x, args.w.k, false}, {lora.a, args.w.k, false}, lora.dropout);
+  const int64_t splits = Skinny<Act>(ctx, work.partial, args.m, lora.r, args.w.k, {x, args.w.k, false},
+                                     {lora.a, args.w.k, false}, lora.dropout);
   SumPartials<Act>(ctx, lora.u, work.partial, splits, args.m * lora.r, KeepScale(lora.dropout));
 }
 
@@ -94,8 +91,7 @@ void StartOutput(Context* ctx, void* y, const LinearArgs& args) {
 
 // dx = dropout'(du A) (+ dx).
 template <typename Act>
-void StartInputGradient(Context* ctx, void* dx, bool accumulate, const void* du,
-                        const LinearArgs& args) {
+void StartInputGradient(Context* ctx, void* dx, bool accumulate, const void* du, const LinearArgs& args) {
   const LoraArgs& lora = *args.lora;
   GemmArgs branch;
   branch.m = args.m;
@@ -119,10 +115,8 @@ void AdapterGradients(Context* ctx, const void* dy, const void* x, const LinearA
   int64_t splits = Skinny<Act>(ctx, work.partial, m, r, n, {dy, n, false}, {lora.b, r, true}, {});
   SumPartials<Act>(ctx, work.du, work.partial, splits, m * r, lora.scale);
   if (lora.da != nullptr) {
-    splits =
-        Skinny<Act>(ctx, work.partial, k, r, m, {x, k, true}, {work.du, r, true}, lora.dropout);
-    AddPartials(ctx, static_cast<float*>(lora.da), work.partial, splits, k, r,
-                KeepScale(lora.dropout), true);
+    splits = Skinny<Act>(ctx, work.partial, k, r, m, {x, k, true}, {work.du, r, true}, lora.dropout);
+    AddPartials(ctx, static_cast<float*>(lora.da), work.partial, splits, k, r, KeepScale(lora.dropout), true);
   }
   if (lora.db != nullptr) {
     splits = Skinny<Act>(ctx, work.partial, n, r, m, {dy, n, true}, {lora.u, r, true}, {});
@@ -204,9 +198,7 @@ void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, con
 
 template void LinearForward<BF16>(Context*, void*, const void*, const LinearArgs&);
 template void LinearForward<FP16>(Context*, void*, const void*, const LinearArgs&);
-template void LinearBackward<BF16>(Context*, void*, bool, const void*, const void*,
-                                   const LinearArgs&);
-template void LinearBackward<FP16>(Context*, void*, bool, const void*, const void*,
-                                   const LinearArgs&);
+template void LinearBackward<BF16>(Context*, void*, bool, const void*, const void*, const LinearArgs&);
+template void LinearBackward<FP16>(Context*, void*, bool, const void*, const void*, const LinearArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

@@ -20,8 +20,7 @@ using namespace cuda_workspace;  // NOLINT: formulas only
 constexpr int kListThreads = 256, kRowThreads = 512, kSumThreads = 256;
 
 // rows[0 .. count - 1] = the labelled rows in order, rows[m] = count.
-__global__ void __launch_bounds__(kListThreads)
-    ListKernel(int32_t* rows, const int32_t* labels, int64_t m) {
+__global__ void __launch_bounds__(kListThreads) ListKernel(int32_t* rows, const int32_t* labels, int64_t m) {
   __shared__ int warps[kListThreads / 32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   int listed = 0;
@@ -44,9 +43,8 @@ __global__ void __launch_bounds__(kListThreads)
 
 // gathered[i] = h[rows[first + i]], zeros behind the last.
 template <typename Act>
-__global__ void __launch_bounds__(128)
-    GatherKernel(Act* gathered, const Act* h, const int32_t* rows, int64_t m, int64_t first,
-                 int64_t dim, bool vector) {
+__global__ void __launch_bounds__(128) GatherKernel(Act* gathered, const Act* h, const int32_t* rows,
+                                                    int64_t m, int64_t first, int64_t dim, bool vector) {
   const int64_t i = first + blockIdx.x;
   const bool some = i < rows[m];
   const Act* from = some ? h + rows[i] * dim : nullptr;
@@ -59,9 +57,8 @@ __global__ void __launch_bounds__(128)
 
 // dh[rows[first + i]] = gradient[i].
 template <typename Act>
-__global__ void __launch_bounds__(128)
-    ScatterKernel(Act* dh, const float* gradient, const int32_t* rows, int64_t m, int64_t first,
-                  int64_t dim, bool vector) {
+__global__ void __launch_bounds__(128) ScatterKernel(Act* dh, const float* gradient, const int32_t* rows,
+                                                     int64_t m, int64_t first, int64_t dim, bool vector) {
   const int64_t i = first + blockIdx.x;
   if (i >= rows[m]) return;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * 8; column < dim; column += 128 * 8) {
@@ -84,8 +81,8 @@ __device__ __forceinline__ Peak Join(Peak a, Peak b) {
 // nothing is lost.
 template <bool kGradient, typename Act>
 __global__ void __launch_bounds__(kRowThreads)
-    SoftmaxKernel(float* logits, double* losses, const int32_t* rows, const int32_t* labels,
-                  int64_t m, int64_t first, int64_t vocab, int64_t stride, float gradient_scale) {
+    SoftmaxKernel(float* logits, double* losses, const int32_t* rows, const int32_t* labels, int64_t m,
+                  int64_t first, int64_t vocab, int64_t stride, float gradient_scale) {
   constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
   __shared__ Peak peaks[kRowThreads / 32];
   const int64_t i = first + blockIdx.x;
@@ -129,8 +126,8 @@ __global__ void __launch_bounds__(kRowThreads)
       Load8(values, row + at, at < vocab ? vocab - at : 0, at < vocab);
 #pragma unroll
       for (int e = 0; e < 8; ++e)
-        values[e] = (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) *
-                    gradient_scale;
+        values[e] =
+            (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) * gradient_scale;
       __syncthreads();  // the span has been read, and the label's logit
       Store8(gradient + at, values, at < vocab ? vocab - at : 0, at < vocab);
     }
@@ -166,8 +163,7 @@ __global__ void __launch_bounds__(256)
 // Calls run(first row, rows, their weights in act) for the panels of the head; for one, when it is
 // in act.
 template <typename Act, typename F>
-void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, void* panel,
-                   const F& run) {
+void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, void* panel, const F& run) {
   if (head.type == ActType<Act>::kType) {
     run(int64_t{0}, vocab, head.data);
     return;
@@ -175,9 +171,8 @@ void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, voi
   const int64_t rows = PanelRows(vocab, dim);
   for (int64_t first = 0; first < vocab; first += rows) {
     const int64_t count = Min(rows, vocab - first);
-    Launch(ctx, Blocks(count * dim, 256 * 8), 256, 0, ConvertKernel<Act>, static_cast<Act*>(panel),
-           head, first * dim, count * dim,
-           Aligned(static_cast<const char*>(head.data)) && first * dim % 8 == 0);
+    Launch(ctx, Blocks(count * dim, 256 * 8), 256, 0, ConvertKernel<Act>, static_cast<Act*>(panel), head,
+           first * dim, count * dim, Aligned(static_cast<const char*>(head.data)) && first * dim % 8 == 0);
     run(first, count, static_cast<const void*>(panel));
   }
 }
@@ -186,20 +181,19 @@ void ForHeadPanels(Context* ctx, ParamView head, int64_t vocab, int64_t dim, voi
 template <typename Act>
 void HeadProduct(Context* ctx, float* out, int64_t stride, const void* h, ParamView head, int64_t m,
                  int64_t dim, int64_t vocab, void* panel, void* scratch) {
-  ForHeadPanels<Act>(ctx, head, vocab, dim, panel,
-                     [&](int64_t first, int64_t rows, const void* weights) {
-                       MatMulArgs product;
-                       product.m = m;
-                       product.n = rows;
-                       product.k = dim;
-                       product.a = h;
-                       product.b = weights;
-                       product.a_stride = product.b_stride = dim;
-                       product.c = out + first;
-                       product.c_stride = stride;
-                       product.c_float = true;
-                       MatMul<Act>(ctx, product, scratch);
-                     });
+  ForHeadPanels<Act>(ctx, head, vocab, dim, panel, [&](int64_t first, int64_t rows, const void* weights) {
+    MatMulArgs product;
+    product.m = m;
+    product.n = rows;
+    product.k = dim;
+    product.a = h;
+    product.b = weights;
+    product.a_stride = product.b_stride = dim;
+    product.c = out + first;
+    product.c_stride = stride;
+    product.c_float = true;
+    MatMul<Act>(ctx, product, scratch);
+  });
 }
 
 // How many rows are listed; `most` when that cannot be known while the ops are queued.
@@ -210,8 +204,7 @@ int64_t ListedRows(Context* ctx, const int32_t* count, int64_t most) {
   if (!NoteError(ctx, cudaStreamIsCapturing(Stream(ctx), &capturing))) return 0;
   if (capturing != cudaStreamCaptureStatusNone) return most;
   int32_t listed = 0;
-  if (!NoteError(ctx, cudaMemcpyAsync(&listed, count, sizeof listed, cudaMemcpyDeviceToHost,
-                                      Stream(ctx))) ||
+  if (!NoteError(ctx, cudaMemcpyAsync(&listed, count, sizeof listed, cudaMemcpyDeviceToHost, Stream(ctx))) ||
       !NoteError(ctx, cudaStreamSynchronize(Stream(ctx))))
     return 0;
   return listed;
@@ -226,8 +219,7 @@ int64_t ListedRows(Context* ctx, const int32_t* count, int64_t most) {
 
 template <typename Act>
 void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
-                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
-                  double gradient_scale) {
+                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double gradient_scale) {
   KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
   if (m == 0) return;
   WorkspaceShape s;
@@ -255,12 +247,11 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
   const int64_t count = ListedRows(ctx, rows + m, m);
   const auto blocks = static_cast<unsigned>(chunk);
   for (int64_t first = 0; first < count; first += chunk) {
-    Launch(ctx, blocks, 128, 0, GatherKernel<Act>, gathered, static_cast<const Act*>(h), rows, m,
-           first, dim, aligned(h));
+    Launch(ctx, blocks, 128, 0, GatherKernel<Act>, gathered, static_cast<const Act*>(h), rows, m, first, dim,
+           aligned(h));
     HeadProduct<Act>(ctx, logits, stride, gathered, head, chunk, dim, vocab, panel, scratch);
-    Launch(ctx, blocks, kRowThreads, 0,
-           dh != nullptr ? SoftmaxKernel<true, Act> : SoftmaxKernel<false, Act>, logits, losses,
-           rows, labels, m, first, vocab, stride, static_cast<float>(gradient_scale));
+    Launch(ctx, blocks, kRowThreads, 0, dh != nullptr ? SoftmaxKernel<true, Act> : SoftmaxKernel<false, Act>,
+           logits, losses, rows, labels, m, first, vocab, stride, static_cast<float>(gradient_scale));
     if (dh == nullptr) continue;
     ForHeadPanels<Act>(ctx, head, vocab, dim, panel,
                        [&](int64_t row, int64_t panel_rows, const void* weights) {
@@ -279,15 +270,14 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
                          product.accumulate = row > 0;
                          MatMul<Act>(ctx, product, scratch);
                        });
-    Launch(ctx, blocks, 128, 0, ScatterKernel<Act>, static_cast<Act*>(dh), gradient, rows, m, first,
-           dim, aligned(dh));
+    Launch(ctx, blocks, 128, 0, ScatterKernel<Act>, static_cast<Act*>(dh), gradient, rows, m, first, dim,
+           aligned(dh));
   }
   Launch(ctx, 1, kSumThreads, 0, LossKernel, loss_sum, losses, rows, m);
 }
 
 template <typename Act>
-void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
-            int64_t vocab) {
+void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab) {
   KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
   WorkspaceShape s;
   s.m = m;
@@ -299,10 +289,10 @@ void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, 
                    static_cast<char*>(ctx->workspace) + own);
 }
 
-template void CrossEntropy<BF16>(Context*, double*, void*, const void*, ParamView, const int32_t*,
-                                 int64_t, int64_t, int64_t, double);
-template void CrossEntropy<FP16>(Context*, double*, void*, const void*, ParamView, const int32_t*,
-                                 int64_t, int64_t, int64_t, double);
+template void CrossEntropy<BF16>(Context*, double*, void*, const void*, ParamView, const int32_t*, int64_t,
+                                 int64_t, int64_t, double);
+template void CrossEntropy<FP16>(Context*, double*, void*, const void*, ParamView, const int32_t*, int64_t,
+                                 int64_t, int64_t, double);
 template void Logits<BF16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
 template void Logits<FP16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
 

@@ -34,13 +34,22 @@ struct MmaOperands {
   uint32_t a[4], b[2];
 };
 
+// Where a lane leaves its operands for the others. Two in turn: nobody's next product begins before all have
+// brought theirs, so what was read for the last but one may go.
+inline MmaOperands* NextMmaOperands() {
+  static thread_local MmaOperands operands[2][1024];
+  static thread_local uint8_t turns[1024];
+  const unsigned thread = threadIdx.x;
+  return &operands[turns[thread]++ & 1][thread];
+}
+
 // c += a b.
 template <typename T>
 inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
-  MmaOperands mine;
-  for (int i = 0; i < 4; ++i) mine.a[i] = a[i];
-  for (int i = 0; i < 2; ++i) mine.b[i] = b[i];
-  const uint64_t* all = Bring(kAllLanes, &mine);
+  MmaOperands* mine = NextMmaOperands();
+  for (int i = 0; i < 4; ++i) mine->a[i] = a[i];
+  for (int i = 0; i < 2; ++i) mine->b[i] = b[i];
+  const uint64_t* all = Bring(kAllLanes, mine);
   const auto of = [&](int l) -> const MmaOperands& {
     return *ReadLane<const MmaOperands*>(all, static_cast<unsigned>(l));
   };
@@ -55,7 +64,6 @@ inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
       }
     }
   }
-  __syncwarp();  // everybody has read `mine`
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory: lane l hands in the address of row l %
@@ -67,8 +75,7 @@ inline void LoadMatrices(uint32_t* out, const void* row) {
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const auto element = [&](int r, int c) {
-      return static_cast<uint32_t>(
-          ReadLane<const uint16_t*>(all, static_cast<unsigned>(8 * i + r))[c]);
+      return static_cast<uint32_t>(ReadLane<const uint16_t*>(all, static_cast<unsigned>(8 * i + r))[c]);
     };
     out[i] = kTransposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
                          : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
@@ -235,8 +242,7 @@ inline void AsyncCopies::Wait() {
 __device__ __forceinline__ void AsyncCopies::Copy16(void* shared, const void* global, int valid) {
 #if __CUDA_ARCH__ >= 800
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(valid)
-               : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(valid) : "memory");
 #else
   uint4 value = make_uint4(0, 0, 0, 0);
   if (valid == 16) {
@@ -268,9 +274,9 @@ __device__ __forceinline__ void AsyncCopies::Wait() {
 // When `vector`, every row of the matrix starts at a multiple of 16 bytes, and column0 is a
 // multiple of 8.
 template <int kRows, int kColumns, int kStride, int kThreads, typename T>
-__device__ __forceinline__ void LoadTile(AsyncCopies* copies, T* tile, const T* matrix,
-                                         int64_t stride, int64_t row0, int64_t rows,
-                                         int64_t column0, int64_t columns, bool vector) {
+__device__ __forceinline__ void LoadTile(AsyncCopies* copies, T* tile, const T* matrix, int64_t stride,
+                                         int64_t row0, int64_t rows, int64_t column0, int64_t columns,
+                                         bool vector) {
   constexpr int kChunks = kColumns / 8;
   const int thread = static_cast<int>(threadIdx.x);
   if (vector) {

@@ -54,9 +54,7 @@ constexpr int64_t LinearOwnBytes(const WorkspaceShape& s) {
   }
   return PanelBytes(s.n, s.k) + RoundUp(2 * s.m * s.r, 256) + partial;
 }
-constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) {
-  return LinearOwnBytes(s) + kLibraryBytes;
-}
+constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) { return LinearOwnBytes(s) + kLibraryBytes; }
 
 // Forward needs nothing; backward one float per query.
 constexpr int64_t AttentionBackwardWorkspaceBytes(const WorkspaceShape& s) {
@@ -95,8 +93,6 @@ constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) {
 }
 
 constexpr int64_t LogitsOwnBytes(const WorkspaceShape& s) { return HeadPanelBytes(s.vocab, s.k); }
-constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) {
-  return LogitsOwnBytes(s) + kLibraryBytes;
-}
+constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) { return LogitsOwnBytes(s) + kLibraryBytes; }
 
 }  // namespace nibble::kernels::cuda_workspace
