@@ -8,6 +8,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/small.h"
 #include "kernels/cuda/workspace.h"
 
 namespace nibble::kernels::NIBBLE_CUDA {
@@ -137,7 +138,7 @@ template <typename Act>
 void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args) {
   const WeightView& w = args.w;
   KERNEL_CHECK(args.m >= 0 && w.n > 0 && w.k > 0);
-  if (args.m == 0) return;
+  if (args.m == 0 || LinearForwardSmall<Act>(ctx, y, x, args)) return;
   const Workspace<Act> work = Divide<Act>(ctx, args);
   if (args.lora != nullptr) DownProjection<Act>(ctx, x, args, work);
   MatMulArgs product;
