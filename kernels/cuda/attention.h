@@ -46,22 +46,42 @@ inline Visibility VisibilityOf(const AttentionArgs& args) {
           args.window < args.m ? static_cast<int>(args.window) : 0};
 }
 
+// 2^x, to about two units in the last place; tiny results are zero.
+__device__ __forceinline__ float FastExp2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
 // How a product q k becomes a score, in units of log 2, and how its gradient comes back.
 struct Scoring {
-  float scale;     // of the product
-  float soft_cap;  // 0 = off
+  float scale;             // of the product
+  float factor;            // without a cap: score = factor * product
+  float inner;             // with one: score = outer * tanh(product * scale / cap); 2 log2(e) scale / cap
+  float outer, one_outer;  // cap * log2(e), 0 = no cap; and 1 / that
 
   __device__ __forceinline__ float Score(float product) const {
-    if (soft_cap > 0) return soft_cap * kLog2E * tanhf(product * (scale / soft_cap));
-    return product * (scale * kLog2E);
+    if (outer == 0) return product * factor;
+    // tanh x = 1 - 2 / (exp(2x) + 1): off by 1e-7 absolutely, which is enough for what is exponentiated.
+    return outer * (1.0f - __fdividef(2.0f, FastExp2(product * inner) + 1.0f));
   }
   // d score / d (scale * product), from the score.
   __device__ __forceinline__ float Slope(float score) const {
-    if (soft_cap <= 0) return 1.0f;
-    const float t = score / (soft_cap * kLog2E);
-    return 1.0f - t * t;
+    if (outer == 0) return 1.0f;
+    const float t = score * one_outer;
+    return fmaf(-t, t, 1.0f);
   }
 };
+
+inline Scoring ScoringOf(const AttentionArgs& args) {
+  const float cap = args.soft_cap;
+  if (cap <= 0) return {args.scale, args.scale * kLog2E, 0, 0, 0};
+  return {args.scale, 0, 2 * kLog2E * args.scale / cap, cap * kLog2E, 1 / (cap * kLog2E)};
+}
 
 template <int kDim>
 __device__ __forceinline__ int TileAt(int row, int column) {

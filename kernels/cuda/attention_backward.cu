@@ -49,12 +49,21 @@ __device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4], float
     for (int e = 0; e < 4; ++e) {
       const float score = scoring.Score(p[j][e]);
       const float2 data = query_data(j, e);
-      float probability = exp2f(score - data.x);
-      if (!whole && !visible(j, e)) probability = 0;
-      p[j][e] = probability;
-      ds[j][e] = probability * (ds[j][e] - data.y) * scoring.Slope(score);
+      p[j][e] = FastExp2(score - data.x);
+      ds[j][e] = (ds[j][e] - data.y) * scoring.Slope(score);
     }
   }
+  if (!whole) {
+#pragma unroll
+    for (int j = 0; j < kStream / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (!visible(j, e)) p[j][e] = 0;
+  }
+#pragma unroll
+  for (int j = 0; j < kStream / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) ds[j][e] *= p[j][e];
 }
 
 // sums += A tile, for the columns of the tile from column0.
@@ -274,7 +283,7 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
   b.group = static_cast<int>(args.heads / args.kv_heads);
   b.head_dim = static_cast<int>(args.head_dim);
   b.visible = VisibilityOf(args);
-  b.scoring = {args.scale, args.soft_cap};
+  b.scoring = ScoringOf(args);
   b.vector = whole_chunks && Aligned(bytes(q), bytes(k), bytes(v), bytes(dout));
   WithPaddedDim(args.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) PieceKernel(DecodeArgs args) {
   float largest = -INFINITY, total = 0;
   for (int key = 0; key < count; ++key) largest = fmaxf(largest, scores[key]);
   __syncthreads();
-  for (int key = thread; key < count; key += kThreads) scores[key] = exp2f(scores[key] - largest);
+  for (int key = thread; key < count; key += kThreads) scores[key] = FastExp2(scores[key] - largest);
   __syncthreads();
   for (int key = 0; key < count; ++key) total += scores[key];
   const int64_t at = static_cast<int64_t>(blockIdx.x) * args.heads + head;
@@ -68,13 +68,13 @@ __global__ void __launch_bounds__(kThreads) JoinKernel(DecodeArgs args) {
     largest = fmaxf(largest, args.largest[piece * args.heads + head]);
   for (int64_t piece = 0; piece < args.pieces; ++piece) {
     const int64_t at = piece * args.heads + head;
-    total = fmaf(args.totals[at], exp2f(args.largest[at] - largest), total);
+    total = fmaf(args.totals[at], FastExp2(args.largest[at] - largest), total);
   }
   for (int i = static_cast<int>(threadIdx.x); i < args.dim; i += kThreads) {
     float sum = 0;
     for (int64_t piece = 0; piece < args.pieces; ++piece) {
       const int64_t at = piece * args.heads + head;
-      sum = fmaf(args.sums[at * args.dim + i], exp2f(args.largest[at] - largest), sum);
+      sum = fmaf(args.sums[at * args.dim + i], FastExp2(args.largest[at] - largest), sum);
     }
     Put(static_cast<Act*>(args.out) + head * args.dim + i, sum / total);
   }
@@ -98,7 +98,7 @@ void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache
   d.heads = static_cast<int>(args.heads);
   d.group = static_cast<int>(args.heads / args.kv_heads);
   d.dim = static_cast<int>(args.head_dim);
-  d.scoring = {args.scale, args.soft_cap};
+  d.scoring = ScoringOf(args);
   KERNEL_CHECK(cuda_workspace::AttentionDecodeWorkspaceBytes(length - d.first, args.heads, args.head_dim) <=
                ctx->workspace_bytes);
   d.sums = static_cast<float*>(ctx->workspace);

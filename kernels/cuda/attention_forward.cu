@@ -98,25 +98,32 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2) ForwardKernel(Fo
     copies.Commit();
 
     const bool whole = key0 >= all_seen && key0 + kKeys - 1 <= row0 + warp_row;
-    float new_largest[2] = {largest[0], largest[1]};
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
+    for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int key = key0 + 8 * j + lane % 4 * 2 + e % 2;
-        float score = args.scoring.Score(scores[j][e]);
-        if (!whole && (key > rows[e / 2] || key < firsts[e / 2])) score = -INFINITY;
-        scores[j][e] = score;
-        new_largest[e / 2] = fmaxf(new_largest[e / 2], score);
+      for (int e = 0; e < 4; ++e) scores[j][e] = args.scoring.Score(scores[j][e]);
+    if (!whole) {
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int key = key0 + 8 * j + lane % 4 * 2 + e % 2;
+          if (key > rows[e / 2] || key < firsts[e / 2]) scores[j][e] = -INFINITY;
+        }
       }
     }
+    float new_largest[2] = {largest[0], largest[1]};
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) new_largest[e / 2] = fmaxf(new_largest[e / 2], scores[j][e]);
     float base[2], shrink[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       new_largest[half] = QuadMax(new_largest[half]);
       base[half] =
           new_largest[half] == -INFINITY ? 0.0f : new_largest[half];  // a row that has seen nothing yet
-      shrink[half] = exp2f(largest[half] - base[half]);
+      shrink[half] = FastExp2(largest[half] - base[half]);
       largest[half] = new_largest[half];
       totals[half] *= shrink[half];
     }
@@ -124,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2) ForwardKernel(Fo
     for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        scores[j][e] = exp2f(scores[j][e] - base[e / 2]);
+        scores[j][e] = FastExp2(scores[j][e] - base[e / 2]);
         totals[e / 2] += scores[j][e];
       }
     }
@@ -178,7 +185,7 @@ void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const v
   f.group = static_cast<int>(args.heads / args.kv_heads);
   f.head_dim = static_cast<int>(args.head_dim);
   f.visible = VisibilityOf(args);
-  f.scoring = {args.scale, args.soft_cap};
+  f.scoring = ScoringOf(args);
   f.vector = args.head_dim % 8 == 0 &&
              Aligned(static_cast<const char*>(q), static_cast<const char*>(k), static_cast<const char*>(v));
   const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(args.m, kQueries)),

@@ -2,8 +2,7 @@
 // from shared memory, and copies from global to shared memory that run beside the arithmetic.
 //
 // A warp's product, lane = 4 g + t (PTX ISA, mma.m16n8k16):
-//   A 16 x 16: a[0] = (row g, columns 2t, 2t+1), a[1] = (row g + 8, same), a[2] = (row g, columns
-//   2t + 8,
+//   A 16 x 16: a[0] = (row g, columns 2t, 2t+1), a[1] = (row g + 8, same), a[2] = (row g, columns 2t + 8,
 //     2t + 9), a[3] = (row g + 8, those).
 //   B 16 x 8:  b[0] = (rows 2t, 2t+1, column g), b[1] = (rows 2t + 8, 2t + 9, column g).
 //   C 16 x 8:  c[0], c[1] = (row g, columns 2t, 2t+1), c[2], c[3] = (row g + 8, same).
@@ -26,6 +25,25 @@ template <typename T>
 __device__ __forceinline__ void Dot(float* sum, uint32_t x, uint32_t y) {
   *sum = fmaf(ActType<T>::Low(x), ActType<T>::Low(y), *sum);
   *sum = fmaf(ActType<T>::High(x), ActType<T>::High(y), *sum);
+}
+
+// c += a b by multiply-adds: for architectures whose tensor cores do not know the type.
+template <typename T>
+__device__ __forceinline__ void MmaTwin(float* c, const uint32_t* a, const uint32_t* b) {
+  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+  for (int s = 0; s < 4; ++s) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t left = __shfl_sync(kAllLanes, b[half], 8 * t + s);
+      const uint32_t right = __shfl_sync(kAllLanes, b[half], 8 * t + 4 + s);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const uint32_t x = __shfl_sync(kAllLanes, a[2 * half + row], 4 * g + s);
+        Dot<T>(&c[2 * row], x, left);
+        Dot<T>(&c[2 * row + 1], x, right);
+      }
+    }
+  }
 }
 
 #if !defined(__CUDACC__)
@@ -83,24 +101,6 @@ inline void LoadMatrices(uint32_t* out, const void* row) {
 }
 
 #else
-
-template <typename T>
-__device__ __forceinline__ void MmaTwin(float* c, const uint32_t* a, const uint32_t* b) {
-  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
-  for (int s = 0; s < 4; ++s) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t left = __shfl_sync(kAllLanes, b[half], 8 * t + s);
-      const uint32_t right = __shfl_sync(kAllLanes, b[half], 8 * t + 4 + s);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const uint32_t x = __shfl_sync(kAllLanes, a[2 * half + row], 4 * g + s);
-        Dot<T>(&c[2 * row], x, left);
-        Dot<T>(&c[2 * row + 1], x, right);
-      }
-    }
-  }
-}
 
 template <typename T>
 __device__ __forceinline__ void Mma(float* c, const uint32_t* a, const uint32_t* b) {
