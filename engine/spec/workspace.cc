@@ -6,17 +6,15 @@ namespace nibble::spec {
 namespace {
 
 constexpr int64_t kThreadBytes = int64_t{1} << 20;
-constexpr int64_t kAttentionBlock = 96;
 
 constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 int64_t AttentionForward(const OpShape& s, int64_t threads) {
-  return threads * (kAttentionBlock * (24 * RoundUp(s.head_dim, 32) + 16 * kAttentionBlock) + 4096);
+  return threads * (4608 * RoundUp(s.head_dim, 32) + 57344);
 }
 
 int64_t AttentionBackward(const OpShape& s, int64_t threads) {
-  return AttentionForward(s, threads) +
-         threads * 20 * RoundUp(s.head_dim, 32) * (s.longest_document + 2 * kAttentionBlock);
+  return threads * (20 * RoundUp(s.head_dim, 32) * (s.longest_document + 256) + 262144);
 }
 
 int64_t CrossEntropy(const OpShape& s, int64_t threads, int64_t act_bytes) {

@@ -4,8 +4,8 @@
 //
 // With T threads, R64 = round up to 64, R32 = round up to 32:
 //   linear      T (1 MiB + 256 m) + 32 m R32(r)           (forward and backward, any k and n)
-//   attention   T (96 (24 R32(D) + 16 * 96) + 4096)        (forward)
-//               + T 20 R32(D) (L + 192)                    (backward; L = longest document)
+//   attention   T (4608 R32(D) + 57344)                   (forward)
+//               T (20 R32(D) (L + 256) + 262144)           (backward; L = longest document)
 //   loss        c (b R64(V) + 8 R64(dim) + 64) + T (1 MiB + 256 c)
 //               c = tokens per chunk = CrossEntropyChunk(m, V), b = max(4, act bytes)
 //   logits      T (1 MiB + 256 m)
@@ -33,7 +33,8 @@ struct WorkspaceShape {
 };
 
 constexpr int64_t kThreadBytes = int64_t{1} << 20;
-constexpr int64_t kAttentionBlock = 96;  // queries, and keys, of one tile
+constexpr int64_t kAttentionBlock = 192;  // keys, and in the backward queries, of one block
+constexpr int64_t kAttentionRows = 384;   // queries of all heads in one piece of the forward
 
 constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -42,13 +43,11 @@ constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) {
 }
 
 constexpr int64_t AttentionForwardWorkspaceBytes(const WorkspaceShape& s) {
-  return s.threads *
-         (kAttentionBlock * (24 * RoundUp(s.head_dim, 32) + 16 * kAttentionBlock) + 4096);
+  return s.threads * (4608 * RoundUp(s.head_dim, 32) + 57344);
 }
 
 constexpr int64_t AttentionBackwardWorkspaceBytes(const WorkspaceShape& s) {
-  return AttentionForwardWorkspaceBytes(s) +
-         s.threads * 20 * RoundUp(s.head_dim, 32) * (s.longest_document + 2 * kAttentionBlock);
+  return s.threads * (20 * RoundUp(s.head_dim, 32) * (s.longest_document + 256) + 262144);
 }
 
 // Tokens whose logits exist at once: 32 MiB of float logits, but 96 to 1056 tokens.

@@ -68,6 +68,13 @@ class Bench {
     std::fflush(stdout);
   }
 
+  // Whether any of these lines is wanted, so that their arrays are worth making.
+  bool Wants(std::initializer_list<const char*> kernels, const std::string& shape) const {
+    for (const char* kernel : kernels)
+      if ((kernel + (" " + shape)).find(options_.filter) != std::string::npos) return true;
+    return false;
+  }
+
   Context* context() { return &context_; }
   const KernelTable& table() const { return table_; }
   int64_t tokens() const { return options_.tokens; }
@@ -120,6 +127,9 @@ struct RandomWeight {
 
 void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   const int64_t m = bench.tokens(), r = 16;
+  const std::string shape =
+      model + " " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
+  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "decode"}, shape)) return;
   const RandomWeight weight(n, k);
   auto x = Activations(m * k), y = Activations(m * n), a = Activations(r * k), b = Activations(n * r),
        u = Activations(m * r);
@@ -135,8 +145,6 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   LinearArgs args;
   args.m = m;
   args.w = weight.view;
-  const std::string shape =
-      model + " " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
   const double main = 2.0 * static_cast<double>(m * k * n);
   const double branch = 2.0 * static_cast<double>(m * r * (k + n));
   bench.Line("linear fwd", shape, main, true, [&] {
@@ -160,6 +168,9 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
 
 void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64_t kv_heads, int64_t dim) {
   const int64_t m = bench.tokens();
+  const std::string shape = model + " " + std::to_string(m) + " h" + std::to_string(heads) + "/" +
+                            std::to_string(kv_heads) + " d" + std::to_string(dim);
+  if (!bench.Wants({"attention fwd", "attention bwd"}, shape)) return;
   const std::vector<int32_t> starts = {0, static_cast<int32_t>(m)};
   auto q = Activations(m * heads * dim), k = Activations(m * kv_heads * dim), v = k, out = q, dq = q, dk = k,
        dv = k;
@@ -172,8 +183,6 @@ void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64
   args.starts = starts.data();
   args.documents = 1;
   args.scale = 1 / std::sqrt(static_cast<float>(dim));
-  const std::string shape = model + " " + std::to_string(m) + " h" + std::to_string(heads) + "/" +
-                            std::to_string(kv_heads) + " d" + std::to_string(dim);
   const double product = static_cast<double>(m * (m + 1) * heads * dim);  // the causal half
   bench.Line("attention fwd", shape, 2 * product, true, [&] {
     bench.table().attention_forward(bench.context(), out.data(), lse.data(), q.data(), k.data(),
@@ -187,10 +196,11 @@ void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64
 
 void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t vocab) {
   const int64_t m = bench.tokens();
-  auto h = Activations(m * dim), head = Activations(vocab * dim), dh = h;
-  const std::vector<int32_t> labels(static_cast<size_t>(m), 7);
   const std::string shape =
       model + " " + std::to_string(m) + "x" + std::to_string(dim) + "x" + std::to_string(vocab);
+  if (!bench.Wants({"cross entropy"}, shape)) return;
+  auto h = Activations(m * dim), head = Activations(vocab * dim), dh = h;
+  const std::vector<int32_t> labels(static_cast<size_t>(m), 7);
   double loss = 0;
   bench.Line("cross entropy", shape, 4.0 * static_cast<double>(m * dim * vocab), true, [&] {
     bench.table().cross_entropy(bench.context(), &loss, dh.data(), h.data(), {head.data(), DType::kBF16},

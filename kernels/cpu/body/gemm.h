@@ -32,7 +32,7 @@ constexpr int64_t kMaxColumns = 256;
 #if !defined(NIBBLE_AMX)
 
 // c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
-// `next`, of the same stride, is what will be multiplied soon: it is fetched into the second-level cache on
+// `next`, of the same stride or null, is what will be multiplied soon: it is fetched into the second-level cache on
 // the way (12 % at 4096 deep).
 template <int kRows, int kVectors>
 static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, int64_t steps, float* c,
@@ -47,7 +47,7 @@ static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, 
   const char* rows[4];
   for (int i = 0; i < 4; ++i) rows[i] = lhs + 3 * i * lhs_stride;
   for (int64_t s = 0; s < steps; ++s) {
-    if (s % 16 == 0) {  // a cache line of every row
+    if (s % 16 == 0 && next != nullptr) {  // a cache line of every row
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * lhs_stride + 4 * s, 0, 2);
     }
@@ -100,7 +100,7 @@ NIBBLE_INLINE void MultiplyTile(const void* lhs, int64_t lhs_stride_bytes, const
   const int64_t kernel = (rows - 1) * 2 + (columns > kLanes ? 1 : 0);
   AllMicroKernels::kTable[kernel](static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, c,
                                   c_stride, accumulate,
-                                  static_cast<const char*>(next != nullptr ? next : lhs));
+                                  static_cast<const char*>(next));
 #endif
 }
 
@@ -111,20 +111,6 @@ NIBBLE_INLINE int64_t EvenRows(int64_t rows) {
   if (rows <= kTileRows) return rows > 0 ? rows : 1;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   return (rows + tiles - 1) / tiles;
-}
-
-// A whole small product on this thread: c[rows, columns] (+)= lhs * panel.
-static void MultiplyPanel(const void* lhs, int64_t lhs_stride_bytes, const float* panel, int64_t depth,
-                          int64_t rows, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
-  const int64_t steps = Steps(depth), tile_rows = EvenRows(rows);
-  for (int64_t i = 0; i < rows; i += tile_rows) {
-    const int64_t part = rows - i < tile_rows ? rows - i : tile_rows;
-    for (int64_t j = 0; j < columns; j += kTileColumns) {
-      MultiplyTile(static_cast<const char*>(lhs) + i * lhs_stride_bytes, lhs_stride_bytes,
-                   panel + j * steps, steps, part, columns - j, c + i * c_stride + j, c_stride,
-                   accumulate);
-    }
-  }
 }
 
 // The left-hand side: rows of bf16 as ops get them, or of operands we made.

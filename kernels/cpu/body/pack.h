@@ -5,7 +5,8 @@
 // missing of the last steps is zero.
 //
 // A source gives rows of bf16: Fetch(row, first, count, out), and Prefetch(row, first) announces one: a
-// weight's rows are too far apart for the processor to guess. Columns of the product are rows of the
+// weight's rows are too far apart for the processor to guess. At(row, first) is where they already are, or
+// null. Columns of the product are rows of the
 // source (PackRows, for x W^T) or columns of it (PackColumns, for dy W).
 #pragma once
 
@@ -37,6 +38,7 @@ NIBBLE_INLINE void FetchLines(const void* address) {
 
 struct WeightSource {
   const WeightView& w;
+  NIBBLE_INLINE const BF16* At(int64_t, int64_t) const { return nullptr; }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     DecodeSpan(w, row * w.k + first, count, out);
   }
@@ -54,6 +56,7 @@ struct WeightSource {
 struct MatrixSource {
   const BF16* data;
   int64_t stride;
+  NIBBLE_INLINE const BF16* At(int64_t row, int64_t first) const { return data + row * stride + first; }
   void Prefetch(int64_t row, int64_t first) const { FetchLines(data + row * stride + first); }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     std::memcpy(out, data + row * stride + first, static_cast<size_t>(2 * count));
@@ -65,6 +68,7 @@ struct DroppedSource {
   const BF16* data;
   int64_t stride;
   const Dropout& dropout;
+  NIBBLE_INLINE const BF16* At(int64_t, int64_t) const { return nullptr; }
   void Prefetch(int64_t row, int64_t first) const { FetchLines(data + row * stride + first); }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     std::memcpy(out, data + row * stride + first, static_cast<size_t>(2 * count));
@@ -85,16 +89,23 @@ static void PackRows(const Source& source, int64_t row0, int64_t columns, int64_
     for (int64_t d = 0; d < depth; d += kSpan) {
       const int64_t span = depth - d < kSpan ? depth - d : kSpan;
       const int64_t padded = RoundUp(span, 2 * kLanes);
-      for (int64_t row = 0; row < present; ++row) {
+      const BF16* at[kLanes];
+      const bool whole = present == kLanes && span == padded;
+      for (int64_t row = 0; row < kLanes; ++row) {
+        at[row] = whole ? source.At(row0 + column + row, first + d) : nullptr;
+        if (at[row] != nullptr) continue;
+        at[row] = rows[row];
+        if (row >= present) {
+          std::memset(rows[row], 0, static_cast<size_t>(2 * padded));
+          continue;
+        }
         source.Prefetch(row0 + column + row, first + d + kSpan);
         source.Fetch(row0 + column + row, first + d, span, rows[row]);
-        std::memset(rows[row] + span, 0, static_cast<size_t>(2 * (padded - span)));
+        for (int64_t i = span; i < padded; ++i) rows[row][i] = BF16{};
       }
-      for (int64_t row = present; row < kLanes; ++row)
-        std::memset(rows[row], 0, static_cast<size_t>(2 * padded));
       for (int64_t s = 0; s < span; s += 2 * kLanes) {
         I32 pairs[kLanes];
-        for (int64_t row = 0; row < kLanes; ++row) pairs[row] = LoadInt(rows[row] + s);
+        for (int64_t row = 0; row < kLanes; ++row) pairs[row] = LoadInt(at[row] + s);
         Transpose(pairs);
         float* out = tile + (d + s) / kDepthPerStep * kTileColumns;
         const int64_t left = steps - (d + s) / kDepthPerStep;
@@ -142,39 +153,23 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
     const int64_t span = columns - c < kSpan ? columns - c : kSpan;
     const int64_t padded = RoundUp(span, kTileColumns);
     for (int64_t row = 0; row < 2; ++row)
-      std::memset(rows[row] + span, 0, static_cast<size_t>(2 * (padded - span)));
+      for (int64_t i = span; i < padded; ++i) rows[row][i] = BF16{};
     for (int64_t d = 0; d < depth; d += kDepthPerStep) {
-      for (int64_t i = 0; i < kDepthPerStep; ++i) source.Prefetch(row0 + d + 16 + i, first + c);
-      source.Fetch(row0 + d, first + c, span, rows[0]);
-      if (kPairs) {
-        if (d + 1 < depth)
-          source.Fetch(row0 + d + 1, first + c, span, rows[1]);
-        else
-          std::memset(rows[1], 0, static_cast<size_t>(2 * span));
+      const BF16* at[2] = {nullptr, nullptr};
+      for (int64_t i = 0; i < kDepthPerStep; ++i) {
+        if (span == padded && d + i < depth) at[i] = source.At(row0 + d + i, first + c);
+        if (at[i] != nullptr) continue;
+        at[i] = rows[i];
+        if (d + i >= depth) {
+          std::memset(rows[i], 0, static_cast<size_t>(2 * span));
+          continue;
+        }
+        source.Prefetch(row0 + d + 16 + i, first + c);
+        source.Fetch(row0 + d + i, first + c, span, rows[i]);
       }
       float* out = panel + (c / kTileColumns * steps + d / kDepthPerStep) * kTileColumns;
       for (int64_t s = 0; s < span; s += kTileColumns, out += steps * kTileColumns)
-        InterleaveRows(rows[0] + s, rows[1] + s, out);
-    }
-  }
-  ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);
-}
-
-// The same from operands that are already here, `columns` of them readable up to a multiple of a tile.
-static void PackOperandColumns(const Operand* data, int64_t stride, int64_t depth, int64_t columns,
-                               float* panel) {
-  const int64_t steps = Steps(depth);
-  for (int64_t d = 0; d < depth; d += kDepthPerStep) {
-    for (int64_t c = 0; c < columns; c += kTileColumns) {
-      float* out = panel + (c / kTileColumns * steps + d / kDepthPerStep) * kTileColumns;
-      const Operand* row = data + d * stride + c;
-#if defined(__AVX512BF16__)
-      alignas(64) static constexpr BF16 kZeros[kTileColumns] = {};
-      InterleaveRows(row, d + 1 < depth ? row + stride : kZeros, out);
-#else
-      Store(out, Load(row));
-      Store(out + kLanes, Load(row + kLanes));
-#endif
+        InterleaveRows(at[0] + s, kPairs ? at[1] + s : nullptr, out);
     }
   }
   ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);

@@ -59,6 +59,7 @@ NIBBLE_INLINE F32 Min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 NIBBLE_INLINE F32 Sqrt(F32 a) { return _mm512_sqrt_ps(a); }
 NIBBLE_INLINE F32 Fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 NIBBLE_INLINE F32 NegFma(F32 a, F32 b, F32 c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
+NIBBLE_INLINE F32 FmaSub(F32 a, F32 b, F32 c) { return _mm512_fmsub_ps(a, b, c); }     // a b - c
 NIBBLE_INLINE float SumLanes(F32 a) { return _mm512_reduce_add_ps(a); }
 NIBBLE_INLINE float MaxLanes(F32 a) { return _mm512_reduce_max_ps(a); }
 
@@ -102,6 +103,10 @@ NIBBLE_INLINE F32 KeepLanes(F32 a, int64_t first, int64_t last, F32 fill) {
   return _mm512_mask_blend_ps(keep, fill, a);
 }
 
+// x less the largest integer not above it.
+NIBBLE_INLINE F32 Fraction(F32 x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+// a * 2^floor(x).
+NIBBLE_INLINE F32 ScaleByFloor(F32 a, F32 x) { return _mm512_scalef_ps(a, x); }
 // a * 2^n, n integral.
 NIBBLE_INLINE F32 ScaleByPower(F32 a, F32 n) { return _mm512_scalef_ps(a, n); }
 NIBBLE_INLINE F32 RoundToIntegral(F32 a) {
@@ -132,6 +137,8 @@ NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
 
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm512_loadu_si512(p); }
 NIBBLE_INLINE void StoreInt(void* p, I32 a) { _mm512_storeu_si512(p, a); }
+
+NIBBLE_INLINE F32 AsFloats(I32 a) { return _mm512_castsi512_ps(a); }
 
 // Transposes a 16 x 16 block of 32-bit values held in 16 registers.
 NIBBLE_INLINE void Transpose(I32* r) {
@@ -187,6 +194,7 @@ NIBBLE_INLINE F32 Min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
 NIBBLE_INLINE F32 Sqrt(F32 a) { return _mm256_sqrt_ps(a); }
 NIBBLE_INLINE F32 Fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 NIBBLE_INLINE F32 NegFma(F32 a, F32 b, F32 c) { return _mm256_fnmadd_ps(a, b, c); }
+NIBBLE_INLINE F32 FmaSub(F32 a, F32 b, F32 c) { return _mm256_fmsub_ps(a, b, c); }
 NIBBLE_INLINE float SumLanes(F32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -240,6 +248,13 @@ NIBBLE_INLINE F32 KeepLanes(F32 a, int64_t first, int64_t last, F32 fill) {
   return _mm256_blendv_ps(fill, a, _mm256_castsi256_ps(keep));
 }
 
+NIBBLE_INLINE F32 Fraction(F32 x) { return _mm256_sub_ps(x, _mm256_floor_ps(x)); }
+// For a in [1, 2]; x is held in [-126, 126].
+NIBBLE_INLINE F32 ScaleByFloor(F32 a, F32 x) {
+  const F32 held = _mm256_max_ps(_mm256_set1_ps(-126.0f), _mm256_min_ps(_mm256_set1_ps(126.0f), x));
+  const I32 power = _mm256_cvtps_epi32(_mm256_floor_ps(held));
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(power, 23)));
+}
 // n in [-127, 127]: the exponent is added in two halves so that small results do not wrap.
 NIBBLE_INLINE F32 ScaleByPower(F32 a, F32 n) {
   const I32 power = _mm256_cvtps_epi32(n);
@@ -273,6 +288,8 @@ NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
 
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 NIBBLE_INLINE void StoreInt(void* p, I32 a) { _mm256_storeu_si256((__m256i*)p, a); }
+
+NIBBLE_INLINE F32 AsFloats(I32 a) { return _mm256_castsi256_ps(a); }
 
 // Transposes an 8 x 8 block of 32-bit values held in 8 registers.
 NIBBLE_INLINE void Transpose(I32* r) {
@@ -320,6 +337,18 @@ NIBBLE_INLINE F32 Exp(F32 x) {
   p = Fma(p, r, Set1(5.0000001201e-1f));
   p = Add(Fma(Mul(r, r), p, r), Set1(1.0f));
   return ScaleByPower(p, n);
+}
+
+// 2^x to about one unit in the last place. Small results are zero or about 2^-126.
+NIBBLE_INLINE F32 Exp2(F32 x) {
+  const F32 f = Fraction(x);
+  F32 p = Set1(1.8671301659e-3f);
+  p = Fma(p, f, Set1(9.0170297698e-3f));
+  p = Fma(p, f, Set1(5.5799912661e-2f));
+  p = Fma(p, f, Set1(2.4016444385e-1f));
+  p = Fma(p, f, Set1(6.9315129519e-1f));
+  p = Fma(p, f, Set1(1.0f));
+  return ScaleByFloor(p, x);
 }
 
 // Absolute error about 1e-7.

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "kernels/cpu/body/adam8.h"
-#include "kernels/cpu/body/attention.h"
+#include "kernels/cpu/body/attention_backward.h"
+#include "kernels/cpu/body/attention_forward.h"
 #include "kernels/cpu/body/elementwise.h"
 #include "kernels/cpu/body/linear.h"
 #include "kernels/cpu/body/loss.h"
