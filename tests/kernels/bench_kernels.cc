@@ -194,6 +194,20 @@ void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64
   });
 }
 
+// One token: the limit is reading the weights once.
+void BenchGenerate(Bench& bench, const std::string& model, int64_t k, int64_t n) {
+  const std::string shape = model + " 1x" + std::to_string(k) + "x" + std::to_string(n);
+  if (!bench.Wants({"linear one"}, shape)) return;
+  const RandomWeight weight(n, k);
+  auto x = Activations(k), y = Activations(n);
+  LinearArgs args;
+  args.m = 1;
+  args.w = weight.view;
+  bench.Line("linear one", shape, static_cast<double>(k * n) * (0.5 + 1.0 / 64), false, [&] {
+    bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
+  });
+}
+
 void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t vocab) {
   const int64_t m = bench.tokens();
   const std::string shape =
@@ -274,6 +288,8 @@ int Main(int argc, char** argv) {
     BenchLinear(bench, "1.1B", k, n);
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{4096, 4096}, {4096, 11008}, {11008, 4096}})
     BenchLinear(bench, "7B", k, n);
+  BenchGenerate(bench, "1.1B", 2048, 5632);
+  BenchGenerate(bench, "all of 1.1B", 2048, 473088);
   BenchAttention(bench, "demo", 6, 6, 32);
   BenchAttention(bench, "135M", 9, 3, 64);
   BenchAttention(bench, "1.1B", 32, 4, 64);

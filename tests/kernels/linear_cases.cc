@@ -164,6 +164,15 @@ std::vector<Case> LinearCases() {
       {8, 96, 37, 5, QuantType::kFP4, 32, false, true},
       {3, 9000, 40, 200},
       {200, 4200, 40, 4},
+      // One token has a path of its own.
+      {1, 192, 70, 8},
+      {1, 1088, 37, 3, nf4, 64, true, true},
+      {1, 128, 41, 0, nf4, 128, false},
+      {1, 96, 33, 20, QuantType::kBF16},
+      {1, 64, 50, 4, QuantType::kFP4},
+      {1, 320, 21, 0, QuantType::kINT4, 64, false},
+      {1, 100, 30, 2, QuantType::kINT8},
+      {1, 192, 70, 8, nf4, 64, true, false, 0.1f},
   };
   std::vector<Case> cases;
   for (const LinearShape& s : shapes) {

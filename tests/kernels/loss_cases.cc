@@ -77,7 +77,7 @@ std::vector<Case> LossCases() {
   const std::vector<LossShape> shapes = {
       {1, 1, 2},        {3, 17, 33},      {40, 192, 1024},     {25, 64, 1000, DType::kBF16, 3},
       {9, 48, 97, DType::kF32}, {7, 32, 5000}, {5, 16, 40, DType::kBF16, 9},
-      {97, 4, 88000}, {1100, 16, 70, DType::kBF16, 1}, {2100, 16, 70},
+      {97, 4, 88000}, {1100, 16, 70, DType::kBF16, 1}, {2100, 16, 70}, {1, 192, 515},
   };
   std::vector<Case> cases;
   for (const LossShape& s : shapes) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/body/gemm.h"
+#include "kernels/cpu/body/gemv.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
@@ -59,9 +60,41 @@ struct StoreRows {
   }
 };
 
+// One token, as in generation.
+static void LinearForwardOne(Context* ctx, BF16* y, const BF16* x, const LinearArgs& args) {
+  const LoraArgs* lora = args.lora != nullptr && args.lora->r > 0 ? args.lora : nullptr;
+  const auto* u = lora != nullptr ? static_cast<const BF16*>(lora->u) : nullptr;
+  if (lora != nullptr) {
+    WeightView a;
+    a.type = QuantType::kBF16;
+    a.n = lora->r;
+    a.k = args.w.k;
+    a.data = lora->a;
+    RowProducts(ctx, a, x, [&](int64_t j, float sum) { static_cast<BF16*>(lora->u)[j] = ToBF16(sum); });
+  }
+  RowProducts(ctx, args.w, x, [&](int64_t n, float sum) {
+    if (lora != nullptr) {
+      const BF16* b = static_cast<const BF16*>(lora->b) + n * lora->r;
+      F32 branch = Zero();
+      for (int64_t j = 0; j < lora->r; j += kLanes) {
+        const int64_t lanes = lora->r - j;
+        branch = lanes >= kLanes ? Fma(Load(b + j), Load(u + j), branch)
+                                 : Fma(Load(b + j, lanes), Load(u + j, lanes), branch);
+      }
+      sum += lora->scale * SumLanes(branch);
+    }
+    if (args.bias.data != nullptr)
+      sum += args.bias.type == DType::kBF16 ? ToFloat(static_cast<const BF16*>(args.bias.data)[n])
+                                            : static_cast<const float*>(args.bias.data)[n];
+    y[n] = ToBF16(sum);
+  });
+}
+
 static void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args) {
   CheckLinear(ctx, args);
   KERNEL_CHECK(args.bias.data == nullptr || args.bias.type != DType::kF64);
+  if (args.m == 1 && (args.lora == nullptr || args.lora->dropout.p == 0))
+    return LinearForwardOne(ctx, static_cast<BF16*>(y), static_cast<const BF16*>(x), args);
   const WeightView& w = args.w;
   const WeightSource source{w};
   const auto pack = [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/body/elementwise.h"
 #include "kernels/cpu/body/gemm.h"
+#include "kernels/cpu/body/gemv.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
@@ -131,7 +132,10 @@ static void Logits(Context* ctx, float* out, const void* h, ParamView head, int6
   shape.m = m;
   shape.threads = PoolThreads(ctx->pool);
   KERNEL_CHECK(ctx->workspace_bytes >= LogitsWorkspaceBytes(shape));
-  LogitProduct(ctx, 0, out, vocab, static_cast<const BF16*>(h), HeadView(head, vocab, dim), m);
+  const WeightView weights = HeadView(head, vocab, dim);
+  if (m == 1)
+    return RowProducts(ctx, weights, static_cast<const BF16*>(h), [out](int64_t n, float sum) { out[n] = sum; });
+  LogitProduct(ctx, 0, out, vocab, static_cast<const BF16*>(h), weights, m);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
