@@ -129,7 +129,8 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   const int64_t m = bench.tokens(), r = 16;
   const std::string shape =
       model + " " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
-  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "decode"}, shape)) return;
+  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "decode"}, shape))
+    return;
   const RandomWeight weight(n, k);
   auto x = Activations(m * k), y = Activations(m * n), a = Activations(r * k), b = Activations(n * r),
        u = Activations(m * r);

@@ -211,6 +211,7 @@ static void BackwardTile(const BackwardMemory& mem, const AttentionArgs& args, c
 // The loaded queries against all the keys they see.
 static void BackwardQueries(const BackwardMemory& mem, const AttentionArgs& args, const QuerySpan& span) {
   const int64_t dim = args.head_dim, query_end = span.query0 + span.queries;
+  const int64_t across_bytes = mem.across * static_cast<int64_t>(sizeof(Operand));
   int64_t first_key = 0;
   if (args.window > 0 && span.query0 - args.window + 1 > 0)
     first_key = (span.query0 - args.window + 1) / kTileColumns * kTileColumns;
@@ -229,9 +230,8 @@ static void BackwardQueries(const BackwardMemory& mem, const AttentionArgs& args
       if (last <= 0) continue;
       const int64_t depth = last < keys ? last : keys;
       for (int64_t d = 0; d < dim; d += dim_rows)
-        MultiplyTile(mem.keys_across + d * mem.across + key0, mem.across * static_cast<int64_t>(sizeof(Operand)),
-                     mem.gradient_rows + c * steps, Steps(depth), dim - d < dim_rows ? dim - d : dim_rows,
-                     span.queries - c, mem.query_sums + d * kBlock + c, kBlock, true);
+        MultiplyTile(mem.keys_across + d * mem.across + key0, across_bytes, mem.gradient_rows + c * steps,
+                     Steps(depth), dim - d < dim_rows ? dim - d : dim_rows, span.queries - c, mem.query_sums + d * kBlock + c, kBlock, true);
     }
   }
 }
@@ -247,7 +247,8 @@ static void AttentionBackwardPiece(const AttentionTensors& t, const AttentionArg
   CopyRows(k, kv_width, length, dim, mem.keys);
   CopyRows(t.v + start * kv_width + kv * dim, kv_width, length, dim, mem.values);
   for (int64_t key = 0; key < length; ++key)
-    for (int64_t d = 0; d < dim; ++d) mem.keys_across[d * mem.across + key] = ToOperand(k[key * kv_width + d]);
+    for (int64_t d = 0; d < dim; ++d)
+      mem.keys_across[d * mem.across + key] = ToOperand(k[key * kv_width + d]);
   for (int64_t d = 0; d < dim; ++d)
     for (int64_t key = length; key < mem.across; ++key) mem.keys_across[d * mem.across + key] = Operand{};
 

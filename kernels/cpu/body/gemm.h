@@ -32,8 +32,8 @@ constexpr int64_t kMaxColumns = 256;
 #if !defined(NIBBLE_AMX)
 
 // c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
-// `next`, of the same stride or null, is what will be multiplied soon: it is fetched into the second-level cache on
-// the way (12 % at 4096 deep).
+// `next`, of the same stride or null, is what will be multiplied soon: it is fetched into the second-level
+// cache on the way (12 % at 4096 deep).
 template <int kRows, int kVectors>
 static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, int64_t steps, float* c,
                         int64_t c_stride, bool accumulate, const char* next) {

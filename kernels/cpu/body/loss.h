@@ -134,7 +134,8 @@ static void Logits(Context* ctx, float* out, const void* h, ParamView head, int6
   KERNEL_CHECK(ctx->workspace_bytes >= LogitsWorkspaceBytes(shape));
   const WeightView weights = HeadView(head, vocab, dim);
   if (m == 1)
-    return RowProducts(ctx, weights, static_cast<const BF16*>(h), [out](int64_t n, float sum) { out[n] = sum; });
+    return RowProducts(ctx, weights, static_cast<const BF16*>(h),
+                       [out](int64_t n, float sum) { out[n] = sum; });
   LogitProduct(ctx, 0, out, vocab, static_cast<const BF16*>(h), weights, m);
 }
 
