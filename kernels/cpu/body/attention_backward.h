@@ -231,7 +231,8 @@ static void BackwardQueries(const BackwardMemory& mem, const AttentionArgs& args
       const int64_t depth = last < keys ? last : keys;
       for (int64_t d = 0; d < dim; d += dim_rows)
         MultiplyTile(mem.keys_across + d * mem.across + key0, across_bytes, mem.gradient_rows + c * steps,
-                     Steps(depth), dim - d < dim_rows ? dim - d : dim_rows, span.queries - c, mem.query_sums + d * kBlock + c, kBlock, true);
+                     Steps(depth), dim - d < dim_rows ? dim - d : dim_rows, span.queries - c,
+                     mem.query_sums + d * kBlock + c, kBlock, true);
     }
   }
 }

@@ -144,7 +144,8 @@ static void ForwardTile(const ForwardMemory& mem, const AttentionArgs& args, int
   const int64_t value_steps = Steps(keys), skipped = begin / kDepthPerStep;
   for (int64_t d = 0; d < dim; d += kTileColumns)
     MultiplyTile(mem.weights + begin, kBlock * bytes,
-                 mem.value_panel + d * value_steps + skipped * kTileColumns, Steps(end - begin), rows, dim - d, mem.sums + state * padded + d, padded, true);
+                 mem.value_panel + d * value_steps + skipped * kTileColumns, Steps(end - begin), rows,
+                 dim - d, mem.sums + state * padded + d, padded, true);
 }
 
 static void AttentionForwardPiece(const BF16* q, const BF16* k, const BF16* v, BF16* out, float* lse,
