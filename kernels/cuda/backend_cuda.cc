@@ -39,10 +39,12 @@ std::string Text(cudaError_t error) {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const KernelTable& table, std::string uuid) : table_(table), uuid_(std::move(uuid)) {}
+  CudaBackend(const KernelTable& table, std::string uuid)
+      : table_(table), uuid_(std::move(uuid)), body_(table.body) {}
   ~CudaBackend() override {
     if (fault_ == Fault::kDevice) return;  // nothing of it can be given back
     cudaDeviceSynchronize();
+    CloseCudaLibraries(&context_);
     for (cudaEvent_t event : events_) {
       if (event != nullptr) cudaEventDestroy(event);
     }
@@ -58,6 +60,11 @@ class CudaBackend final : public Backend {
       Check(cudaEventCreateWithFlags(&events_[i], cudaEventDisableTiming));
     }
     context_.stream = streams_[0];
+    // Whose products they are is part of the numerics.
+    std::string missing;
+    const int64_t version = OpenCudaLibraries(&context_, &missing);
+    body_ += version != 0 ? " cublasLt " + std::to_string(version) : " own products";
+    table_.body = body_.c_str();
     void* first = Allocate(1 << 20);  // the allocator takes its first piece
     if (first != nullptr) Release(first);
     if (!Synchronize()) return false;
@@ -159,8 +166,9 @@ class CudaBackend final : public Backend {
     Check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, streams_[static_cast<int>(lane)]));
   }
 
-  const KernelTable& table_;
+  KernelTable table_;
   const std::string uuid_;
+  std::string body_;  // table_'s
   cuda::Nvml nvml_;
   Context context_;
   cudaStream_t streams_[kLanes] = {};

@@ -1,6 +1,7 @@
 #include <dlfcn.h>
 
 #include "kernels/cuda/libraries.h"
+#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/workspace.h"
 
 namespace nibble::kernels::cuda {
@@ -152,4 +153,43 @@ bool Libraries::MatMul(Context* ctx, DType act, const MatMulArgs& args, void* sc
   return true;
 }
 
+namespace {
+
+// Has the library load its code: a product of zeros.
+void Warm(Context* ctx, Libraries* libraries) {
+  constexpr int64_t kSize = 256, kBytes = 2 * kSize * kSize;
+  void* memory = nullptr;
+  if (!NoteError(ctx, cudaMalloc(&memory, 3 * kBytes + cuda_workspace::kLibraryBytes))) return;
+  FillBytes(ctx, memory, 0, 3 * kBytes);
+  char* at = static_cast<char*>(memory);
+  MatMulArgs args;
+  args.m = args.n = args.k = kSize;
+  args.a = at;
+  args.b = at + kBytes;
+  args.c = at + 2 * kBytes;
+  args.a_stride = args.b_stride = args.c_stride = kSize;
+  libraries->MatMul(ctx, DType::kF16, args, at + 3 * kBytes);
+  NoteError(ctx, cudaStreamSynchronize(Stream(ctx)));
+  NoteError(ctx, cudaFree(memory));
+}
+
+}  // namespace
 }  // namespace nibble::kernels::cuda
+
+namespace nibble::kernels {
+
+int64_t OpenCudaLibraries(Context* ctx, std::string* why) {
+  std::unique_ptr<cuda::Libraries> libraries = cuda::Libraries::Open(why);
+  if (libraries == nullptr) return 0;
+  cuda::Warm(ctx, libraries.get());
+  const int64_t version = libraries->version();
+  ctx->libraries = libraries.release();
+  return version;
+}
+
+void CloseCudaLibraries(Context* ctx) {
+  delete static_cast<cuda::Libraries*>(ctx->libraries);
+  ctx->libraries = nullptr;
+}
+
+}  // namespace nibble::kernels

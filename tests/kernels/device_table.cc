@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/each_op.h"
 #include "kernels/nf4.h"
 
@@ -32,6 +33,8 @@ class Call {
  public:
   // The workspace's contents are of no interest, and it may be large: nothing but its guards is copied.
   explicit Call(const Context* host) : workspace_bytes_(host->workspace_bytes) {
+    // The cases give what our own code needs; the vendor's comes on top.
+    if (device->context().libraries != nullptr) workspace_bytes_ += cuda_workspace::kLibraryBytes;
     workspace_ = static_cast<uint8_t*>(device->Allocate(workspace_bytes_ + 2 * kGuard));
     KERNEL_CHECK(workspace_ != nullptr);
     device->Fill(workspace_, kPattern, kGuard);
