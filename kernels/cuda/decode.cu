@@ -10,56 +10,96 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSteps = 4;
-constexpr int64_t kPerBlock = int64_t{kThreads} * kSteps * 8;
+constexpr int kStride = kThreads * 8;  // from a step to the next
+constexpr int64_t kPerBlock = kSteps * kStride;
 
-// How eight weights are fetched.
-enum class Kind { kFourBit, kEightBit, kBF16, kF32 };
+// How eight weights are fetched, and what of.
+enum class Kind { kFourBit, kFourBitNested, kEightBit, kBF16, kF32 };
 
 template <Kind kKind>
-constexpr int kTableSize = kKind == Kind::kFourBit    ? 16
-                           : kKind == Kind::kEightBit ? 256
-                                                      : 0;
+struct Fetch;
+
+template <bool kNested>
+struct FetchFourBit {
+  static constexpr int kTableSize = 16;
+  uint32_t codes;
+  float absmax;
+  __device__ __forceinline__ void Load(const WeightView& w, int64_t at, int block_shift) {
+    codes = __ldcs(reinterpret_cast<const unsigned*>(static_cast<const uint8_t*>(w.data) + at / 2));
+    if constexpr (kNested)
+      absmax = NestedAbsmax(w, at >> block_shift);
+    else
+      absmax = __ldg(w.absmax + (at >> block_shift));
+  }
+  __device__ __forceinline__ void Decode(float (&values)[8], const float* table) const {
+    Decode8(values, codes, table, absmax);
+  }
+};
+template <>
+struct Fetch<Kind::kFourBit> : FetchFourBit<false> {};
+template <>
+struct Fetch<Kind::kFourBitNested> : FetchFourBit<true> {};
+
+template <>
+struct Fetch<Kind::kEightBit> {
+  static constexpr int kTableSize = 256;
+  uint2 codes;
+  float absmax;
+  __device__ __forceinline__ void Load(const WeightView& w, int64_t at, int block_shift) {
+    codes = __ldcs(reinterpret_cast<const uint2*>(static_cast<const uint8_t*>(w.data) + at));
+    absmax = AbsmaxOf(w, at >> block_shift);
+  }
+  __device__ __forceinline__ void Decode(float (&values)[8], const float* table) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      values[i] = __fmul_rn(table[(i < 4 ? codes.x : codes.y) >> (8 * (i % 4)) & 255], absmax);
+  }
+};
+
+template <typename Stored>
+struct FetchPlain {
+  static constexpr int kTableSize = 1;  // unused
+  float loaded[8];
+  __device__ __forceinline__ void Load(const WeightView& w, int64_t at, int) {
+    Load8(loaded, static_cast<const Stored*>(w.data) + at, 8, true);
+  }
+  __device__ __forceinline__ void Decode(float (&values)[8], const float*) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = loaded[i];
+  }
+};
+template <>
+struct Fetch<Kind::kBF16> : FetchPlain<BF16> {};
+template <>
+struct Fetch<Kind::kF32> : FetchPlain<float> {};
 
 // blockIdx.y is a row of the panel, or the only one when whole rows are decoded: then they are one long row.
 // `first` is the flat index of the panel's first weight, `stride` from one row to the next.
 template <typename Act, Kind kKind>
 __global__ void __launch_bounds__(kThreads)
     DecodeKernel(Act* out, WeightView w, int64_t first, int64_t stride, int64_t columns, int block_shift) {
-  __shared__ float table[kTableSize<kKind> + 1];
-  if constexpr (kTableSize < kKind >> 0) {
-    for (int i = static_cast<int>(threadIdx.x); i < kTableSize<kKind>; i += kThreads)
-      table[i] = w.code_book[i];
+  constexpr int kTableSize = Fetch<kKind>::kTableSize;
+  __shared__ float table[kTableSize];
+  if constexpr (kTableSize > 1) {
+    if (threadIdx.x < kTableSize) table[threadIdx.x] = w.code_book[threadIdx.x];
     __syncthreads();
   }
-  first += blockIdx.y * stride;
-  out += blockIdx.y * columns;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPerBlock + threadIdx.x * 8;
-  float values[kSteps][8];
+  const int64_t begin = int64_t{blockIdx.x} * kPerBlock + threadIdx.x * 8;
+  first += blockIdx.y * stride + begin;
+  out += blockIdx.y * columns + begin;
+  const int64_t left = columns - begin;
+  if (left <= 0) return;
+  // All loads go out before the first is waited for: no branch is between them, what is beyond the end
+  // reads the last eight again.
+  Fetch<kKind> fetched[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+    fetched[step].Load(w, first + Min<int64_t>(step * kStride, left - 8), block_shift);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    const int64_t column = begin + step * kThreads * 8;
-    if (column >= columns) break;
-    const int64_t at = first + column;
-    if constexpr (kKind == Kind::kFourBit) {
-      const uint32_t codes =
-          __ldcs(reinterpret_cast<const unsigned*>(static_cast<const uint8_t*>(w.data) + at / 2));
-      Decode8(values[step], codes, table, AbsmaxOf(w, at >> block_shift));
-    } else if constexpr (kKind == Kind::kEightBit) {
-      const uint2 codes = __ldcs(reinterpret_cast<const uint2*>(static_cast<const uint8_t*>(w.data) + at));
-      const float absmax = AbsmaxOf(w, at >> block_shift);
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        values[step][i] = __fmul_rn(table[(i < 4 ? codes.x : codes.y) >> (8 * (i % 4)) & 255], absmax);
-    } else if constexpr (kKind == Kind::kBF16) {
-      Load8(values[step], static_cast<const BF16*>(w.data) + at, 8, true);
-    } else {
-      Load8(values[step], static_cast<const float*>(w.data) + at, 8, true);
-    }
-  }
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    const int64_t column = begin + step * kThreads * 8;
-    if (column < columns) Store8(out + column, values[step], 8, true);
+    float values[8];
+    fetched[step].Decode(values, table);
+    if (step * kStride < left) Store8(out + step * kStride, values, 8, true);
   }
 }
 
@@ -122,6 +162,8 @@ void DecodePanel(Context* ctx, Act* out, const WeightView& w, int64_t n0, int64_
       LaunchFast<Act, Kind::kF32>(ctx, out, w, first, part, columns);
     else if (w.type == QuantType::kINT8)
       LaunchFast<Act, Kind::kEightBit>(ctx, out, w, first, part, columns);
+    else if (w.absmax == nullptr)
+      LaunchFast<Act, Kind::kFourBitNested>(ctx, out, w, first, part, columns);
     else
       LaunchFast<Act, Kind::kFourBit>(ctx, out, w, first, part, columns);
   }

@@ -23,11 +23,15 @@ inline int ShiftOf(int64_t value) {
   return -1;
 }
 
-__device__ __forceinline__ float AbsmaxOf(const WeightView& w, int64_t block) {
-  if (w.absmax != nullptr) return __ldg(w.absmax + block);
+// Of a doubly quantized weight.
+__device__ __forceinline__ float NestedAbsmax(const WeightView& w, int64_t block) {
   const float nested =
       __fmul_rn(__ldg(w.nested_map + __ldg(w.absmax_codes + block)), __ldg(w.nested_absmax + (block >> 8)));
   return __fadd_rn(nested, w.offset);
+}
+
+__device__ __forceinline__ float AbsmaxOf(const WeightView& w, int64_t block) {
+  return w.absmax != nullptr ? __ldg(w.absmax + block) : NestedAbsmax(w, block);
 }
 
 // Eight 4-bit codes as they lie in memory, through a table of 16 in shared memory: its entries are in

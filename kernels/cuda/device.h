@@ -239,10 +239,24 @@ __device__ __forceinline__ uint4 Pack8(const float (&values)[8]) {
                     ActType<Act>::Pack(values[4], values[5]), ActType<Act>::Pack(values[6], values[7]));
 }
 
+// An ordinary store of sixteen bytes; an assignment may be cut into four.
+__device__ __forceinline__ void StoreVector(void* at, uint4 word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(word.x),
+               "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  *static_cast<uint4*>(at) = word;
+#endif
+}
+__device__ __forceinline__ void StoreVector(float* at, float a, float b, float c, float d) {
+  StoreVector(at, make_uint4(__float_as_uint(a), __float_as_uint(b), __float_as_uint(c), __float_as_uint(d)));
+}
+
 template <typename Act>
 __device__ __forceinline__ void Store8(Act* at, const float (&values)[8], int64_t left, bool vector) {
   if (vector && left >= 8) {
-    *reinterpret_cast<uint4*>(at) = Pack8<Act>(values);
+    StoreVector(at, Pack8<Act>(values));
     return;
   }
 #pragma unroll
@@ -252,8 +266,8 @@ __device__ __forceinline__ void Store8(Act* at, const float (&values)[8], int64_
 
 __device__ __forceinline__ void Store8(float* at, const float (&values)[8], int64_t left, bool vector) {
   if (vector && left >= 8) {
-    *reinterpret_cast<float4*>(at) = make_float4(values[0], values[1], values[2], values[3]);
-    *reinterpret_cast<float4*>(at + 4) = make_float4(values[4], values[5], values[6], values[7]);
+    StoreVector(at, values[0], values[1], values[2], values[3]);
+    StoreVector(at + 4, values[4], values[5], values[6], values[7]);
     return;
   }
 #pragma unroll

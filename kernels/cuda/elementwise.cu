@@ -31,13 +31,13 @@ struct Activated {
 
 __device__ __forceinline__ Activated Activate(float g, Activation activation) {
   if (activation == Activation::kSilu) {
-    const float sigmoid = 1.0f / (1.0f + __expf(-g));
+    const float sigmoid = __fdividef(1.0f, 1.0f + __expf(-g));
     return {g * sigmoid, sigmoid * (1.0f + g * (1.0f - sigmoid))};
   }
   const float c = 0.7978845608028654f, a = 0.044715f;
   // tanh(z) = 1 - 2 / (exp(2z) + 1): exact enough for 16 bits, and right at both ends.
   const float z = c * (g + a * g * g * g);
-  const float t = 1.0f - 2.0f / (__expf(2.0f * z) + 1.0f);
+  const float t = 1.0f - __fdividef(2.0f, __expf(2.0f * z) + 1.0f);
   return {g / 2 * (1.0f + t), (1.0f + t) / 2 + g / 2 * (1.0f - t * t) * c * (1.0f + 3 * a * g * g)};
 }
 
@@ -100,14 +100,14 @@ __global__ void __launch_bounds__(kThreads)
 // A thread turns kPairs neighbouring pairs of one head: (i, i + D/2), (i + 1, i + 1 + D/2), ...
 template <typename Act, int kPairs>
 __global__ void __launch_bounds__(kThreads)
-    RopeKernel(Act* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
-               int64_t head_dim, float sign) {
-  const int64_t half = head_dim / 2, per_head = half / kPairs;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= m * heads * per_head) return;
-  const int64_t head = index / per_head, first = index % per_head * kPairs;
-  Act* low = x + head * head_dim + first;
-  const float* angles = cos_sin + (positions[head / heads] * half + first) * 2;
+    RopeKernel(Act* x, const int32_t* positions, const float* cos_sin, unsigned rows_heads, unsigned heads,
+               unsigned half, float sign) {
+  const unsigned per_head = half / kPairs;
+  const unsigned index = blockIdx.x * kThreads + threadIdx.x;
+  if (index >= rows_heads * per_head) return;
+  const unsigned head = index / per_head, first = index % per_head * kPairs;
+  Act* low = x + int64_t{head} * 2 * half + first;
+  const float* angles = cos_sin + (int64_t{positions[head / heads]} * half + first) * 2;
   float a[kPairs], b[kPairs], turn[2 * kPairs];
   if constexpr (kPairs == 8) {
     Load8(a, low, 8, true);
@@ -179,12 +179,12 @@ void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin,
           int64_t head_dim, bool inverse) {
   const float sign = inverse ? -1.0f : 1.0f;
   const int64_t pairs = m * heads * (head_dim / 2);
-  if (head_dim % 16 == 0 && Aligned(x, cos_sin))
-    Launch(ctx, Blocks(pairs, kThreads * 8), kThreads, 0, RopeKernel<Act, 8>, static_cast<Act*>(x), positions,
-           cos_sin, m, heads, head_dim, sign);
-  else
-    Launch(ctx, Blocks(pairs, kThreads), kThreads, 0, RopeKernel<Act, 1>, static_cast<Act*>(x), positions,
-           cos_sin, m, heads, head_dim, sign);
+  KERNEL_CHECK(pairs < int64_t{1} << 31);
+  const auto rows_heads = static_cast<unsigned>(m * heads), half = static_cast<unsigned>(head_dim / 2);
+  const bool vector = head_dim % 16 == 0 && Aligned(x, cos_sin);
+  Launch(ctx, Blocks(pairs, vector ? kThreads * 8 : kThreads), kThreads, 0,
+         vector ? RopeKernel<Act, 8> : RopeKernel<Act, 1>, static_cast<Act*>(x), positions, cos_sin,
+         rows_heads, static_cast<unsigned>(heads), half, sign);
 }
 
 #define INSTANTIATE(Act)                                                                                    \

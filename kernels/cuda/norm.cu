@@ -5,93 +5,115 @@
 namespace nibble::kernels::NIBBLE_CUDA {
 namespace {
 
-// kLanes threads to a row, each with kChunks times eight neighbouring values of it.
-template <int kLanes, int kChunks>
+// kLanes threads to a row, each with kChunks times eight neighbouring values of it, by 16-byte accesses where
+// kVector says so.
+template <int kLanesOfRow, int kChunksOfLane, bool kVectorAccess>
 struct Shape {
+  static constexpr int kLanes = kLanesOfRow, kChunks = kChunksOfLane;
+  static constexpr bool kVector = kVectorAccess;
   static constexpr int kThreads = Max(kLanes, 256);
-  static constexpr int kRows = kThreads / kLanes;
-  static constexpr int64_t kLongest = int64_t{kLanes} * kChunks * 8;
+  static constexpr int kRows = kThreads / kLanes;  // of a block
+
+  static __device__ __forceinline__ int64_t Row() {
+    return int64_t{blockIdx.x} * kRows + threadIdx.x / kLanes;
+  }
+  static __device__ __forceinline__ int Column(int chunk) {
+    return (chunk * kLanes + static_cast<int>(threadIdx.x % kLanes)) * 8;
+  }
 };
-using Short = Shape<32, 4>;
-using Middle = Shape<256, 4>;
-using Long = Shape<1024, 2>;
+using Short = Shape<32, 4, true>;
+using Middle = Shape<256, 4, true>;
+using Long = Shape<1024, 2, true>;
+using Unaligned = Shape<1024, 2, false>;
 
-template <int kLanes>
-__device__ __forceinline__ int64_t ColumnOf(int chunk) {
-  return (int64_t{chunk} * kLanes + threadIdx.x % kLanes) * 8;
-}
+// Elements of the longest row.
+template <typename S>
+constexpr int64_t kLongest = int64_t{S::kLanes} * S::kChunks * 8;
 
-template <typename Act, int kLanes, int kChunks>
-__global__ void __launch_bounds__(Shape<kLanes, kChunks>::kThreads)
-    ForwardKernel(Act* y, float* rstd, const Act* x, ParamView w, int64_t m, int64_t dim, float eps,
-                  float unit_offset, bool vector) {
-  const int64_t row = int64_t{blockIdx.x} * Shape<kLanes, kChunks>::kRows + threadIdx.x / kLanes;
+template <typename Act, typename S>
+__global__ void __launch_bounds__(S::kThreads)
+    ForwardKernel(Act* y, float* rstd, const Act* x, ParamView w, int64_t m, int dim, float eps,
+                  float unit_offset) {
+  const int64_t row = S::Row();
   if (row >= m) return;  // whole warps: a block of several rows has a warp to each
-  float values[kChunks][8];
+  float values[S::kChunks][8];
   float squares = 0;
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int64_t column = ColumnOf<kLanes>(c);
-    if (column >= dim) break;
-    Load8(values[c], x + row * dim + column, dim - column, vector);
+  for (int c = 0; c < S::kChunks; ++c) {
+    const int column = S::Column(c);
+    if (column < dim) {
+      Load8(values[c], x + row * dim + column, S::kVector ? 8 : dim - column, S::kVector);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) squares = fmaf(values[c][i], values[c][i], squares);
-  }
-  squares = BlockSum<kLanes>(squares);
-  const float scale = 1.0f / sqrtf(squares / static_cast<float>(dim) + eps);
-  if (rstd != nullptr && threadIdx.x % kLanes == 0) rstd[row] = scale;
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int64_t column = ColumnOf<kLanes>(c);
-    if (column >= dim) break;
-    float weights[8];
-    LoadParam8(weights, w, column, dim - column, vector);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[c][i] = values[c][i] * scale * (weights[i] + unit_offset);
-    Store8(y + row * dim + column, values[c], dim - column, vector);
-  }
-}
-
-template <typename Act, int kLanes, int kChunks>
-__global__ void __launch_bounds__(Shape<kLanes, kChunks>::kThreads)
-    BackwardKernel(Act* dx, bool accumulate, const Act* dy, const Act* x, ParamView w, const float* rstd,
-                   int64_t m, int64_t dim, float unit_offset, bool vector) {
-  const int64_t row = int64_t{blockIdx.x} * Shape<kLanes, kChunks>::kRows + threadIdx.x / kLanes;
-  if (row >= m) return;
-  const float scale = rstd[row];
-  float normed[kChunks][8], gradient[kChunks][8];  // x * rstd, and dy * (w + offset)
-  float products = 0;
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int64_t column = ColumnOf<kLanes>(c);
-    if (column >= dim) break;
-    float weights[8];
-    Load8(normed[c], x + row * dim + column, dim - column, vector);
-    Load8(gradient[c], dy + row * dim + column, dim - column, vector);
-    LoadParam8(weights, w, column, dim - column, vector);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      normed[c][i] *= scale;
-      gradient[c][i] *= weights[i] + unit_offset;
-      products = fmaf(normed[c][i], gradient[c][i], products);
+      for (int i = 0; i < 8; ++i) squares = fmaf(values[c][i], values[c][i], squares);
     }
   }
-  const float mean = BlockSum<kLanes>(products) / static_cast<float>(dim);
+  squares = BlockSum<S::kLanes>(squares);
+  const float scale = 1.0f / sqrtf(squares / static_cast<float>(dim) + eps);
+  if (rstd != nullptr && threadIdx.x % S::kLanes == 0) rstd[row] = scale;
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int64_t column = ColumnOf<kLanes>(c);
-    if (column >= dim) break;
-    float old[8] = {};
-    if (accumulate) Load8(old, dx + row * dim + column, dim - column, vector);
+  for (int c = 0; c < S::kChunks; ++c) {
+    const int column = S::Column(c);
+    if (column < dim) {
+      float weights[8];
+      LoadParam8(weights, w, column, S::kVector ? 8 : dim - column, S::kVector);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) old[i] += scale * (gradient[c][i] - normed[c][i] * mean);
-    Store8(dx + row * dim + column, old, dim - column, vector);
+      for (int i = 0; i < 8; ++i) values[c][i] = values[c][i] * scale * (weights[i] + unit_offset);
+      Store8(y + row * dim + column, values[c], S::kVector ? 8 : dim - column, S::kVector);
+    }
   }
 }
 
-template <typename S>
-unsigned RowBlocks(int64_t m) {
-  return Blocks(m, S::kRows);
+template <typename Act, typename S>
+__global__ void __launch_bounds__(S::kThreads)
+    BackwardKernel(Act* dx, bool accumulate, const Act* dy, const Act* x, ParamView w, const float* rstd,
+                   int64_t m, int dim, float unit_offset) {
+  const int64_t row = S::Row();
+  if (row >= m) return;
+  const float scale = rstd[row];
+  float normed[S::kChunks][8], gradient[S::kChunks][8];  // x * rstd, and dy * (w + offset)
+  float products = 0;
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c) {
+    const int column = S::Column(c), left = S::kVector ? 8 : dim - column;
+    if (column < dim) {
+      float weights[8];
+      Load8(normed[c], x + row * dim + column, left, S::kVector);
+      Load8(gradient[c], dy + row * dim + column, left, S::kVector);
+      LoadParam8(weights, w, column, left, S::kVector);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        normed[c][i] *= scale;
+        gradient[c][i] *= weights[i] + unit_offset;
+        products = fmaf(normed[c][i], gradient[c][i], products);
+      }
+    }
+  }
+  const float mean = BlockSum<S::kLanes>(products) / static_cast<float>(dim);
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c) {
+    const int column = S::Column(c), left = S::kVector ? 8 : dim - column;
+    if (column < dim) {
+      float old[8] = {};
+      if (accumulate) Load8(old, dx + row * dim + column, left, S::kVector);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) old[i] += scale * (gradient[c][i] - normed[c][i] * mean);
+      Store8(dx + row * dim + column, old, left, S::kVector);
+    }
+  }
+}
+
+// Calls `launch` with the shape for rows of `dim`.
+template <typename F>
+void WithShape(int64_t dim, bool vector, F&& launch) {
+  KERNEL_CHECK(dim > 0 && dim <= kLongest<Long>);
+  if (!vector)
+    launch(Unaligned{});
+  else if (dim <= kLongest<Short>)
+    launch(Short{});
+  else if (dim <= kLongest<Middle>)
+    launch(Middle{});
+  else
+    launch(Long{});
 }
 
 }  // namespace
@@ -99,38 +121,21 @@ unsigned RowBlocks(int64_t m) {
 template <typename Act>
 void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m, int64_t dim,
                     float eps, float unit_offset) {
-  KERNEL_CHECK(dim > 0 && dim <= Long::kLongest);
-  const bool vector = dim % 8 == 0 && Aligned(y, x, w.data);
-  const auto launch = [&]<int kLanes, int kChunks>(Shape<kLanes, kChunks>) {
-    using S = Shape<kLanes, kChunks>;
-    Launch(ctx, RowBlocks<S>(m), S::kThreads, 0, ForwardKernel<Act, kLanes, kChunks>, static_cast<Act*>(y),
-           static_cast<float*>(rstd), static_cast<const Act*>(x), w, m, dim, eps, unit_offset, vector);
-  };
-  if (dim <= Short::kLongest)
-    launch(Short{});
-  else if (dim <= Middle::kLongest)
-    launch(Middle{});
-  else
-    launch(Long{});
+  WithShape(dim, dim % 8 == 0 && Aligned(y, x, w.data), [&]<typename S>(S) {
+    Launch(ctx, Blocks(m, S::kRows), S::kThreads, 0, ForwardKernel<Act, S>, static_cast<Act*>(y),
+           static_cast<float*>(rstd), static_cast<const Act*>(x), w, m, static_cast<int>(dim), eps,
+           unit_offset);
+  });
 }
 
 template <typename Act>
 void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x, ParamView w,
                      const void* rstd, int64_t m, int64_t dim, float unit_offset) {
-  KERNEL_CHECK(dim > 0 && dim <= Long::kLongest);
-  const bool vector = dim % 8 == 0 && Aligned(dx, dy, x, w.data);
-  const auto launch = [&]<int kLanes, int kChunks>(Shape<kLanes, kChunks>) {
-    using S = Shape<kLanes, kChunks>;
-    Launch(ctx, RowBlocks<S>(m), S::kThreads, 0, BackwardKernel<Act, kLanes, kChunks>, static_cast<Act*>(dx),
+  WithShape(dim, dim % 8 == 0 && Aligned(dx, dy, x, w.data), [&]<typename S>(S) {
+    Launch(ctx, Blocks(m, S::kRows), S::kThreads, 0, BackwardKernel<Act, S>, static_cast<Act*>(dx),
            accumulate, static_cast<const Act*>(dy), static_cast<const Act*>(x), w,
-           static_cast<const float*>(rstd), m, dim, unit_offset, vector);
-  };
-  if (dim <= Short::kLongest)
-    launch(Short{});
-  else if (dim <= Middle::kLongest)
-    launch(Middle{});
-  else
-    launch(Long{});
+           static_cast<const float*>(rstd), m, static_cast<int>(dim), unit_offset);
+  });
 }
 
 #define INSTANTIATE(Act)                                                                                     \

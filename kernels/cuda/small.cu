@@ -49,9 +49,8 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (row >= m) break;
-      float values[8];
-      Load8(values, x + row * w.k + k, 8, true);
+      float values[8] = {};
+      if (kRows == 1 || row < m) Load8(values, x + row * w.k + k, 8, true);
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) {
 #pragma unroll
@@ -59,19 +58,31 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+#pragma unroll 1
+  for (int j = lane; j < tail.r; j += 32) {
+    float up[kOutputs];
 #pragma unroll
-  for (int o = 0; o < kOutputs; ++o) {
-    const int64_t n = Min(n0 + o, w.n - 1);
+    for (int o = 0; o < kOutputs; ++o) up[o] = tail.scale * Get(tail.b + Min(n0 + o, w.n - 1) * tail.r + j);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (row >= m) break;
-      float branch = 0;
-      for (int j = lane; j < tail.r; j += 32)
-        branch = fmaf(Get(tail.u + row * tail.r + j), Get(tail.b + n * tail.r + j), branch);
-      float sum = WarpSum(fmaf(tail.scale, branch, sums[o][row]));
-      if (tail.bias.data != nullptr) sum += GetParam(tail.bias, n);
-      if (lane == 0 && n0 + o < w.n) Put(y + row * w.n + n, sum);
+      const float down = kRows == 1 || row < m ? Get(tail.u + row * tail.r + j) : 0.0f;
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) sums[o][row] = fmaf(down, up[o], sums[o][row]);
     }
+  }
+  // Lane o writes output o.
+  const int64_t n = n0 + lane;
+  const bool writes = lane < kOutputs && n < w.n;
+  const float bias = writes && tail.bias.data != nullptr ? GetParam(tail.bias, n) : 0.0f;
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    float sum = 0;
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      const float total = WarpSum(sums[o][row]);
+      if (lane == o) sum = total;
+    }
+    if (writes && row < m) Put(y + row * w.n + n, sum + bias);
   }
 }
 
