@@ -30,7 +30,7 @@ namespace cuda {
 
 constexpr int64_t kLibraryBytes = int64_t{32} << 20;
 constexpr int64_t kPanelBytes = int64_t{64} << 20;
-constexpr int64_t kSumSquaresBytes = int64_t{64} << 10;
+constexpr int64_t kSumSquaresBytes = int64_t{8} << 10;
 
 constexpr int64_t Pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 

@@ -39,9 +39,6 @@ void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, co
 // optimizer.cu
 void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const AdamWArgs& args);
 void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args);
-// Up to kSumSquaresParts partial sums in the workspace.
-constexpr int64_t kSumSquaresParts = 1024;
-constexpr int64_t SumSquaresWorkspaceBytes() { return kSumSquaresParts * 8; }
 void SumSquares(Context* ctx, double* out, const void* x, int64_t count);
 
 // linear.cu

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/levels.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/workspace.h"
 
 namespace nibble::kernels::NIBBLE_CUDA {
 namespace {
@@ -176,9 +177,9 @@ void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const
 }
 
 void SumSquares(Context* ctx, double* out, const void* x, int64_t count) {
-  KERNEL_CHECK(ctx->workspace_bytes >= SumSquaresWorkspaceBytes());
+  KERNEL_CHECK(ctx->workspace_bytes >= cuda_workspace::SumSquaresWorkspaceBytes());
   auto* parts = static_cast<double*>(ctx->workspace);
-  const unsigned blocks = Blocks(count, kPerBlock, kSumSquaresParts);
+  const unsigned blocks = Blocks(count, kPerBlock, cuda_workspace::kSumSquaresParts);
   Launch(ctx, blocks, kThreads, 0, SquaresKernel, parts, static_cast<const float*>(x), count, Aligned(x));
   Launch(ctx, 1, kThreads, 0, SumKernel, out, parts, static_cast<int>(blocks));
 }

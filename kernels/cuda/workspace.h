@@ -95,4 +95,8 @@ constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) {
 constexpr int64_t LogitsOwnBytes(const WorkspaceShape& s) { return HeadPanelBytes(s.vocab, s.k); }
 constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) { return LogitsOwnBytes(s) + kLibraryBytes; }
 
+// One sum in double for each block of its first kernel.
+constexpr int64_t kSumSquaresParts = 1024;
+constexpr int64_t SumSquaresWorkspaceBytes() { return 8 * kSumSquaresParts; }
+
 }  // namespace nibble::kernels::cuda_workspace

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/nf4.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
 #include "tests/kernels/harness.h"
 
@@ -200,7 +201,7 @@ Outcome AdamW8(const KernelTable& t, int threads, int64_t count) {
 }
 
 Outcome SumSquares(const KernelTable& t, int threads, int64_t count) {
-  TestContext ctx(threads, 8192), ref_ctx(1, 64);  // what the cuda tables' partial sums take
+  TestContext ctx(threads, cuda_workspace::SumSquaresWorkspaceBytes()), ref_ctx(1, 64);
   const auto x = Normal(count, 1);
   const Tensor xt(t.real, x), xr(DType::kF64, x);
   Comparison result;
