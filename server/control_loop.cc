@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "server/core/apply.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble {
 namespace {
@@ -20,6 +21,8 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
     const core::Worker* before = old.FindWorker(id);
     worker.renewed_us = before != nullptr ? before->renewed_us : now.monotonic_us;
     worker.last_seen_unix_us = before != nullptr ? before->last_seen_unix_us : now.unix_us;
+    worker.heard = before != nullptr && before->heard;
+    worker.self_draining = before != nullptr && before->self_draining;
     worker.revision = (before != nullptr ? before->revision : fresh.generation << 32) + 1;
     if (before == nullptr) continue;
     for (auto& [device_id, device] : worker.devices) {
@@ -41,6 +44,11 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
       if (was != nullptr) attempt.start_us = was->start_us;
     }
   }
+  fresh.learned = old.learned;
+  fresh.learned_loads = old.learned_loads;
+  fresh.picos_per_work = old.picos_per_work;
+  fresh.board.SetPolicy(options);
+  core::RebuildBoard(&fresh, now.monotonic_us);
   for (auto& [digest, blob] : fresh.blobs)
     blob.pin_until_us = now.monotonic_us + options.blob_pin_us;
 }

@@ -5,9 +5,18 @@
 
 #include "base/status.h"
 #include "server/core/limits.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble::core {
 namespace {
+
+void EraseUser(std::map<std::string, std::set<std::string>>& users, const std::string& key,
+               const std::string& id) {
+  const auto it = users.find(key);
+  if (it == users.end()) return;
+  it->second.erase(id);
+  if (it->second.empty()) users.erase(it);
+}
 
 // One event being applied. Rows are changed through its accessors, which mark them as touched.
 class Applier {
@@ -37,10 +46,10 @@ class Applier {
   void operator()(const ProgressUpdated& e);
   void operator()(const LeaseRenewed& e);
   void operator()(const WorkerRegistered& e);
-  void operator()(const WorkerLost& e) { WorkerOf(e.worker_id).lost = true; }
-  void operator()(const WorkerReturned& e) { WorkerOf(e.worker_id).lost = false; }
-  void operator()(const WorkerDraining& e) { WorkerOf(e.worker_id).draining = true; }
-  void operator()(const WorkerUndrained& e) { WorkerOf(e.worker_id).draining = false; }
+  void operator()(const WorkerLost& e) { SetWorker(e.worker_id, &Worker::lost, true); }
+  void operator()(const WorkerReturned& e) { SetWorker(e.worker_id, &Worker::lost, false); }
+  void operator()(const WorkerDraining& e) { SetWorker(e.worker_id, &Worker::draining, true); }
+  void operator()(const WorkerUndrained& e) { SetWorker(e.worker_id, &Worker::draining, false); }
   void operator()(const DatasetCreated& e);
   void operator()(const DatasetDeleted& e);
   void operator()(const ModelRegistered& e);
@@ -57,6 +66,8 @@ class Applier {
   Job& JobOf(const std::string& id);
   Attempt& AttemptOf(const std::string& job_id, int64_t epoch);
   Worker& WorkerOf(const std::string& id);
+  void SetWorker(const std::string& id, bool Worker::*field, bool value);
+  void SyncUnread(const Job& job);
   void Enter(Job& job, JobState to);
   void End(Job& job, JobState to);
   void DesiredChanged(const std::string& worker_id);
@@ -89,6 +100,20 @@ Worker& Applier::WorkerOf(const std::string& id) {
   return it->second;
 }
 
+void Applier::SetWorker(const std::string& id, bool Worker::*field, bool value) {
+  Worker& worker = WorkerOf(id);
+  worker.*field = value;
+  SyncWorker(&state_, worker);
+}
+
+void Applier::SyncUnread(const Job& job) {
+  if (IsUnread(state_, job)) {
+    state_.unread[job.check_key].insert(job.id);
+  } else {
+    EraseUser(state_.unread, job.check_key, job.id);
+  }
+}
+
 void Applier::DesiredChanged(const std::string& worker_id) {
   const auto it = state_.workers.find(worker_id);
   if (it != state_.workers.end()) ++it->second.revision;
@@ -97,12 +122,24 @@ void Applier::DesiredChanged(const std::string& worker_id) {
 // The one place where a job's state changes.
 void Applier::Enter(Job& job, JobState to) {
   job.state = to;
-  if (to == JobState::kQueued) {
-    state_.queued_jobs.insert(job.id);
-  } else {
-    state_.queued_jobs.erase(job.id);
-  }
-  if (const Attempt* attempt = job.Current()) DesiredChanged(attempt->worker_id);
+  const bool queued = to == JobState::kQueued;
+  const auto list = [&](std::set<std::string>& ids, bool in) {
+    if (in) {
+      ids.insert(job.id);
+    } else {
+      ids.erase(job.id);
+    }
+  };
+  list(state_.queued_jobs, queued);
+  list(state_.cancelling_jobs, to == JobState::kCancelling);
+  if (job.kind == JobKind::kCheck) list(state_.queued_checks, queued);
+  SyncUnread(job);
+  SyncQueued(&state_, job);
+  const Attempt* attempt = job.Current();
+  if (attempt == nullptr) return;
+  DesiredChanged(attempt->worker_id);
+  if (to == JobState::kPausing || to == JobState::kCancelling)
+    state_.board.SetReleasing({job.number, attempt->epoch}, now_.monotonic_us);
 }
 
 void Applier::End(Job& job, JobState to) {
@@ -112,6 +149,7 @@ void Applier::End(Job& job, JobState to) {
   state_.model_users[job.model_id].erase(job.id);
   state_.dataset_users[job.dataset_id].erase(job.id);
   if (!job.eval_dataset_id.empty()) state_.dataset_users[job.eval_dataset_id].erase(job.id);
+  if (job.kind == JobKind::kTrain) EraseUser(state_.check_users, job.check_key, job.id);
 }
 
 void Applier::operator()(const ServerStarted& e) {
@@ -126,6 +164,7 @@ void Applier::operator()(const ServerStarted& e) {
     worker.last_seen_unix_us = now_.unix_us;
     worker.revision = revision;
     worker.known_revision = 0;
+    worker.heard = false;
   }
   for (auto& [id, blob] : state_.blobs) blob.pin_until_us = e.pin_until_us;
   for (auto& [id, job] : state_.jobs) {
@@ -136,8 +175,11 @@ void Applier::operator()(const ServerStarted& e) {
     for (auto& [epoch, attempt] : job.attempts) {
       attempt.assign_revision = revision;
       attempt.start_us = 0;
+      attempt.seen_us = 0;
     }
   }
+  state_.board.SetPolicy(e.policy);
+  RebuildBoard(&state_, now_.monotonic_us);
 }
 
 void Applier::operator()(const JobQueued& e) {
@@ -150,9 +192,15 @@ void Applier::operator()(const JobQueued& e) {
   if (!job.request_id.empty()) {
     const RequestKey key{job.tenant, job.request_id};
     state_.requests[key] = {job.tenant, job.request_id, job.id, job.body_sha256, now_.unix_us};
+    state_.requests_by_age.insert({now_.unix_us, key});
     state_.touched.requests.insert(key);
   }
-  if (job.kind == JobKind::kCheck) state_.checks[job.check_key] = job.id;
+  if (job.kind == JobKind::kCheck) {
+    state_.checks[job.check_key] = job.id;
+    state_.unread.erase(job.check_key);
+  } else {
+    state_.check_users[job.check_key].insert(job.id);
+  }
   state_.live_jobs.insert(job.id);
   state_.model_users[job.model_id].insert(job.id);
   state_.dataset_users[job.dataset_id].insert(job.id);
@@ -167,6 +215,9 @@ void Applier::operator()(const JobUpdated& e) {
   job.display_name = e.display_name;
   job.labels = e.labels;
   job.priority = e.priority;
+  SyncQueued(&state_, job);
+  for (const auto& [epoch, attempt] : job.attempts)
+    state_.board.SetHoldPriority({job.number, epoch}, job.priority);
 }
 
 void Applier::operator()(const JobCancelling& e) {
@@ -196,6 +247,7 @@ void Applier::operator()(const JobResumed& e) {
   // Paused time does not count as waiting.
   job.queued_us = now_.monotonic_us;
   job.queued_unix_us = now_.unix_us;
+  job.waited_us = 0;
   job.not_before_us = 0;
   Enter(job, JobState::kQueued);
 }
@@ -203,6 +255,9 @@ void Applier::operator()(const JobResumed& e) {
 void Applier::operator()(const JobRequeued& e) {
   Job& job = JobOf(e.job_id);
   job.resume_requested = false;
+  // Time it ran does not count as waiting.
+  job.queued_us = now_.monotonic_us - job.waited_us;
+  job.queued_unix_us = now_.unix_us - job.waited_us;
   job.not_before_us = e.not_before_us;
   Enter(job, JobState::kQueued);
 }
@@ -232,6 +287,10 @@ void Applier::operator()(const JobDeleted& e) {
   if (job.kind == JobKind::kCheck) {
     const auto it = state_.checks.find(job.check_key);
     if (it != state_.checks.end() && it->second == job.id) state_.checks.erase(it);
+    const auto users = state_.check_users.find(job.check_key);
+    if (users != state_.check_users.end()) {
+      for (const std::string& id : users->second) SyncUnread(state_.jobs.at(id));
+    }
   }
   state_.jobs.erase(e.job_id);
 }
@@ -259,7 +318,10 @@ void Applier::operator()(const AttemptAssigned& e) {
   Attempt& stored = job.attempts[e.epoch] = std::move(attempt);
   state_.touched.attempts.insert({e.job_id, e.epoch});
   state_.holding[e.worker_id].insert({e.job_id, e.epoch});
+  if (job.kind == JobKind::kCheck) ++state_.checks_held[e.worker_id];
+  job.waited_us = std::max<int64_t>(0, now_.monotonic_us - job.queued_us);
   Enter(job, JobState::kStarting);
+  SyncHold(&state_, job, stored, now_.monotonic_us);
   stored.assign_revision = state_.workers.at(e.worker_id).revision;
 }
 
@@ -267,6 +329,8 @@ void Applier::operator()(const AttemptPlanned& e) {
   Job& job = JobOf(e.job_id);
   if (e.planned_steps > 0) job.progress.planned_steps = e.planned_steps;
   if (!e.report_json.empty()) job.report_json = e.report_json;
+  SyncUnread(job);
+  SyncEstimate(&state_, job, now_.monotonic_us);
   if (!e.numerics_id.empty()) {
     job.numerics_id = e.numerics_id;
     job.numerics_class = e.numerics_class;
@@ -290,6 +354,7 @@ void Applier::operator()(const AttemptEnded& e) {
   if (e.own_fault) ++job.faults;
   if (e.poisons) job.poisoned_workers.insert(attempt.worker_id);
   if (e.runs_alone) job.run_alone = true;
+  state_.board.SetReleasing({job.number, e.epoch}, now_.monotonic_us);
   DesiredChanged(attempt.worker_id);
 }
 
@@ -297,6 +362,7 @@ void Applier::operator()(const AttemptReleaseRequested& e) {
   Attempt& attempt = AttemptOf(e.job_id, e.epoch);
   attempt.release_requested = true;
   attempt.release_reason = e.why;
+  state_.board.SetReleasing({state_.jobs.at(e.job_id).number, e.epoch}, now_.monotonic_us);
   DesiredChanged(attempt.worker_id);
 }
 
@@ -304,6 +370,10 @@ void Applier::operator()(const AttemptFreed& e) {
   Attempt& attempt = AttemptOf(e.job_id, e.epoch);
   attempt.holds_bytes = false;
   state_.holding[attempt.worker_id].erase({e.job_id, e.epoch});
+  const Job& job = state_.jobs.at(e.job_id);
+  state_.board.RemoveHold({job.number, e.epoch}, now_.monotonic_us);
+  if (job.kind == JobKind::kCheck && --state_.checks_held[attempt.worker_id] == 0)
+    state_.checks_held.erase(attempt.worker_id);
 }
 
 void Applier::operator()(const CheckpointSaved& e) {
@@ -324,6 +394,9 @@ void Applier::operator()(const ProgressUpdated& e) {
   if (it == state_.jobs.end()) return;
   Progress& progress = it->second.progress;
   const Progress& head = e.head;
+  const auto attempt = it->second.attempts.find(e.epoch);
+  if (attempt != it->second.attempts.end())
+    Learn(&state_, it->second, attempt->second, head, now_.monotonic_us);
   progress.step = head.step;
   progress.epoch = head.epoch;
   if (head.trained_tokens > 0) progress.trained_tokens = head.trained_tokens;
@@ -334,6 +407,7 @@ void Applier::operator()(const ProgressUpdated& e) {
   if (head.gradient_norm) progress.gradient_norm = head.gradient_norm;
   if (head.learning_rate) progress.learning_rate = head.learning_rate;
   progress.used_bytes = std::max(progress.used_bytes, head.used_bytes);
+  SyncEstimate(&state_, it->second, now_.monotonic_us);
 }
 
 void Applier::operator()(const LeaseRenewed& e) {
@@ -343,12 +417,19 @@ void Applier::operator()(const LeaseRenewed& e) {
   worker.renewed_us = now_.monotonic_us;
   worker.last_seen_unix_us = now_.unix_us;
   worker.known_revision = std::max(worker.known_revision, e.known_revision);
-  worker.self_draining = e.draining;
+  if (!worker.heard || worker.self_draining != e.draining) {
+    worker.heard = true;
+    worker.self_draining = e.draining;
+    SyncWorker(&state_, worker);
+  }
+  state_.board.SetRenewed(worker.id, worker.renewed_us);
   for (const DeviceUse& use : e.devices) {
     const auto device = worker.devices.find(use.device_id);
     if (device == worker.devices.end()) continue;
     device->second.used_bytes = use.used_bytes;
+    if (device->second.resident_bases == use.resident_bases) continue;
     device->second.resident_bases = use.resident_bases;
+    state_.board.SetWarm(worker.id, use.device_id, use.resident_bases);
   }
   for (const ListedAttempt& listed : e.attempts) {
     const auto job = state_.jobs.find(listed.job_id);
@@ -368,7 +449,9 @@ void Applier::operator()(const WorkerRegistered& e) {
   worker.last_seen_unix_us = now_.unix_us;
   worker.revision = revision + 1;
   worker.known_revision = 0;
+  worker.heard = true;
   state_.workers[worker.id] = worker;
+  SyncWorker(&state_, worker);
   state_.touched.workers.insert(worker.id);
 }
 
@@ -411,9 +494,14 @@ void Applier::operator()(const JobChecked& e) {
   Job& job = JobOf(e.job_id);
   job.report_json = e.report_json;
   job.progress.planned_steps = e.planned_steps;
+  SyncUnread(job);
+  SyncEstimate(&state_, job, now_.monotonic_us);
 }
 
 void Applier::operator()(const RequestExpired& e) {
+  const auto it = state_.requests.find({e.tenant, e.request_id});
+  if (it != state_.requests.end())
+    state_.requests_by_age.erase({it->second.create_unix_us, it->first});
   state_.requests.erase({e.tenant, e.request_id});
   state_.touched.requests.insert({e.tenant, e.request_id});
 }

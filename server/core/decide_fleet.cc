@@ -115,6 +115,7 @@ Answer DecideFleet(Turn& turn, const ServerStart& c) {
   started.generation = state.generation + 1;
   started.cancel_deadline_us = turn.now.monotonic_us + turn.options().cancel_force_us;
   started.pin_until_us = turn.now.monotonic_us + turn.options().blob_pin_us;
+  started.policy = turn.options();
   turn.Emit(started);
   if (c.new_timeline) {
     for (const auto& [worker_id, worker] : state.workers) {
@@ -232,10 +233,9 @@ Answer DecideFleet(Turn& turn, const Tick&) {
                  absl::StrCat("workers/", worker_id, " has not renewed its lease for ",
                               turn.options().lease_lost_us / kSecondUs, " s"));
   }
-  for (const std::string& id : state.live_jobs) {
+  for (const std::string& id : state.cancelling_jobs) {
     const Job& job = state.jobs.at(id);
-    if (job.state != JobState::kCancelling || turn.now.monotonic_us < job.cancel_deadline_us)
-      continue;
+    if (turn.now.monotonic_us < job.cancel_deadline_us) continue;
     const bool ending =
         std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
           const auto* e = std::get_if<AttemptEnded>(&event.body);
@@ -245,9 +245,9 @@ Answer DecideFleet(Turn& turn, const Tick&) {
     EndAttempt(turn, job, *job.Current(),
                {AttemptState::kCancelled, "cancelled", "its worker did not let go in time"});
   }
-  for (const auto& [key, record] : state.requests) {
-    if (turn.now.unix_us - record.create_unix_us < turn.options().request_id_ttl_us) continue;
-    if (state.FindJob(record.job_id) != nullptr) continue;
+  for (const auto& [create_unix_us, key] : state.requests_by_age) {
+    if (turn.now.unix_us - create_unix_us < turn.options().request_id_ttl_us) break;
+    if (state.FindJob(state.requests.at(key).job_id) != nullptr) continue;
     turn.Emit(RequestExpired{key.first, key.second});
   }
   return "";
@@ -275,6 +275,9 @@ Answer DecideFleet(Turn& turn, const Place&) {
     }
     assigned.why = placement.why;
     turn.Emit(std::move(assigned));
+  }
+  for (const Preemption& preemption : schedule.preemptions) {
+    turn.Emit(AttemptReleaseRequested{preemption.job_id, preemption.epoch, preemption.why});
   }
   for (const std::string& id : schedule.wanting_checks) QueueCheck(turn, state.jobs.at(id));
   return "";

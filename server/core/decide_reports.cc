@@ -104,10 +104,9 @@ bool IsAboutData(Reason reason) {
 // Waiting TRAIN jobs with the same data as a CHECK.
 std::vector<const Job*> WaitingOn(const State& state, const Job& check) {
   std::vector<const Job*> jobs;
-  for (const std::string& id : state.live_jobs) {
-    const Job& job = state.jobs.at(id);
-    if (job.kind == JobKind::kTrain && job.check_key == check.check_key) jobs.push_back(&job);
-  }
+  const auto users = state.check_users.find(check.check_key);
+  if (users == state.check_users.end()) return jobs;
+  for (const std::string& id : users->second) jobs.push_back(&state.jobs.at(id));
   return jobs;
 }
 

@@ -6,12 +6,11 @@
 
 namespace nibble::core {
 
-// Jobs that are not terminal. A job costs some KB of memory and one row; the schedule pass is
-// linear.
-inline constexpr size_t kMaxLiveJobs = 10'000;
+// Jobs that are not terminal. A job costs some KB of memory and one row.
+inline constexpr size_t kMaxLiveJobs = 200'000;
 // Terminal jobs stay until they are deleted or retention takes them; ListJobs pages over all.
-inline constexpr size_t kMaxJobs = 100'000;
-inline constexpr size_t kMaxWorkers = 1'000;
+inline constexpr size_t kMaxJobs = 1'000'000;
+inline constexpr size_t kMaxWorkers = 10'000;
 inline constexpr size_t kMaxDevicesPerWorker = 64;
 inline constexpr size_t kMaxDatasets = 100'000;
 inline constexpr size_t kMaxModels = 10'000;

@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "server/core/options.h"
 #include "server/core/types.h"
 
 namespace nibble::core {
@@ -214,6 +215,7 @@ struct ServerStarted {
   int64_t generation = 0;
   int64_t cancel_deadline_us = 0;  // deadlines begin anew
   int64_t pin_until_us = 0;
+  SchedulePolicy policy;
 };
 struct JobQueued {
   NIBBLE_EVENT(2, "job.queued", kJob);

@@ -1,20 +1,15 @@
-// Which waiting job starts where, and why the others wait. Pure but for the planner's memory.
-//
-// Order: priority, raised by waiting (CoreOptions.aging_us), then age. A job is admitted to a
-// device when
-//   sum over the bases on it of (fixed + base + sum(persistent) + sum(host) + max(step))  <=
-//   capacity.
-// The first job that must wait gets a reservation (EASY): nothing behind it may take bytes on that
-// device that it would need once the attempts it waits for have ended.
+// Which waiting job starts where, who makes room, and why the others wait: the policy
+// (schedule_pass.h) applied to the State. Pure but for the planner's memory.
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <optional>
+#include <limits>
 #include <string>
 #include <vector>
 
 #include "server/core/decide.h"
+#include "server/core/schedule_load.h"
+#include "server/core/schedule_pass.h"
 #include "server/core/state.h"
 
 namespace nibble::core {
@@ -25,42 +20,31 @@ struct Placement {
   std::string device_id;
   std::string group;
   PlanBytes plan;
-  std::string why;  // "base resident; 1.20 GiB left"
+  std::string why;  // "base resident, 1.20 GiB left"
+};
+// An attempt that is to save a checkpoint and let go.
+struct Preemption {
+  std::string job_id;
+  int64_t epoch = 0;
+  std::string why;
 };
 struct Schedule {
   std::vector<Placement> placements;
+  std::vector<Preemption> preemptions;
   std::vector<std::string> wanting_checks;  // waiting TRAIN jobs whose data nobody has read yet
 };
 Schedule MakeSchedule(const State& state, int64_t now_us, Core& core);
 
-// Bytes admitted on a device, per base counted once, and who holds them.
-struct DeviceLoad {
-  struct Group {
-    int64_t fixed_bytes = 0;
-    int64_t base_bytes = 0;
-    int64_t persistent_bytes = 0;  // sum
-    int64_t host_bytes = 0;        // sum
-    int64_t step_bytes = 0;        // max
-    int32_t attempts = 0;
-    bool alone = false;
-    int64_t TotalBytes() const {
-      return fixed_bytes + base_bytes + persistent_bytes + host_bytes + step_bytes;
-    }
-  };
-  std::map<std::string, Group> groups;  // by GroupKey
-  int32_t attempts = 0;
-
-  // Whether one more attempt may come in.
-  bool Fits(int64_t capacity_bytes, const std::string& group, const PlanBytes& plan, bool alone,
-            const CoreOptions& options) const;
-  void Add(const std::string& group, const PlanBytes& plan, bool alone);
-  int64_t TotalBytes() const;
-  // Bytes this plan would add here.
-  int64_t Added(const std::string& group, const PlanBytes& plan) const;
-};
+// Bytes admitted on a device, counted from the rows.
 DeviceLoad LoadOf(const State& state, const Worker& worker, const std::string& device_id);
+// What a job needs on devices of that profile.
+NeedFn NeedsOf(const State& state, Core& core);
 
 // Queued TRAIN jobs, next first.
-std::vector<const Job*> QueueOrder(const State& state, const CoreOptions& options);
+std::vector<const Job*> QueueOrder(const State& state, const CoreOptions& options, int64_t now_us);
+
+// An expected end nobody knows.
+inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max() / 4;
+int64_t ExpectedEndUs(const Job& job, int64_t now_us);
 
 }  // namespace nibble::core

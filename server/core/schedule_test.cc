@@ -2,12 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "server/core/schedule_sync.h"
 #include "server/core/testing/driver.h"
 
 namespace nibble::core {
 namespace {
 
 using testing::Driver;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::kMB;
 
@@ -17,10 +19,11 @@ std::string WorkerOfJob(const Driver& d, const std::string& id) {
 }
 
 // persistent r MB, step tokens / 1000 MB; with base 100 MB and fixed 10 MB.
-CreateJob Sized(const std::string& id, int32_t r, int32_t tokens) {
+CreateJob Sized(const std::string& id, int32_t r, int32_t tokens, int32_t priority = 0) {
   CreateJob create = Driver::JobOf(id);
   create.spec.lora_r = r;
   create.spec.sequence_len = tokens;
+  create.priority = priority;
   return create;
 }
 
@@ -45,8 +48,8 @@ TEST(DeviceLoad, CountsTheBaseOnceAndTheLargestStep) {
 TEST(Schedule, SharesABaseWhileItFitsToTheByte) {
   Driver d;
   d.AddWorker("w1", (10 + 100 + 20 + 20 + 30) * kMB);  // two jobs of 20, the larger step 30
-  d.Must(Sized("a", 20, 30'000));
-  d.Must(Sized("b", 20, 10'000));
+  d.Must(Sized("a", 20, 30'000, 2));
+  d.Must(Sized("b", 20, 10'000, 1));
   d.Must(Sized("c", 1, 1'000));
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
@@ -57,8 +60,8 @@ TEST(Schedule, SharesABaseWhileItFitsToTheByte) {
 TEST(Schedule, OneByteTooFewWaits) {
   Driver d;
   d.AddWorker("w1", (10 + 100 + 20 + 20 + 30) * kMB - 1);
-  d.Must(Sized("a", 20, 30'000));
-  d.Must(Sized("b", 20, 10'000));
+  d.Must(Sized("a", 20, 30'000, 2));
+  d.Must(Sized("b", 20, 10'000, 1));
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
   EXPECT_EQ(WorkerOfJob(d, "b"), "");
@@ -102,23 +105,58 @@ TEST(Schedule, OneBaseAtATimeOnADevice) {
   EXPECT_EQ(WorkerOfJob(d, "b"), "w1");
 }
 
-TEST(Schedule, PriorityFirstThenAgeAndAgeCatchesUp) {
+std::vector<std::string> OrderOf(Driver& d) {
+  std::vector<std::string> ids;
+  for (const Job* job : QueueOrder(d.state(), d.core().options, d.Now().monotonic_us))
+    ids.push_back(job->id);
+  return ids;
+}
+
+TEST(Schedule, PriorityFirstThenTheLeastWork) {
+  Driver d;
+  const auto add = [&](const std::string& id, int32_t priority, int64_t steps) {
+    CreateJob create = Driver::JobOf(id);
+    create.priority = priority;
+    create.spec.max_steps = steps;
+    d.Must(create);
+  };
+  add("long", 0, 1'000);
+  add("short", 0, 10);
+  add("urgent", 1, 100'000);
+  EXPECT_THAT(OrderOf(d), ElementsAre("urgent", "short", "long"));
+  EXPECT_EQ(QueuePositions(d.state(), d.core().options, d.Now().monotonic_us).at("long"), 3);
+  UpdateJob update;
+  update.job_id = "long";
+  update.priority = 2;
+  d.Must(update);
+  EXPECT_THAT(OrderOf(d), ElementsAre("long", "urgent", "short"));
+}
+
+TEST(Schedule, WaitingCountsAsWorkDone) {
+  Driver d;
+  d.core().options.aging_milli = 500;
+  d.Must(ServerStart{"timeline-1"});
+  CreateJob old = Driver::JobOf("old");
+  old.spec.max_steps = 1'000;
+  d.Must(old);
+  const int64_t work_us = Predict(d.state(), d.job("old")).left_us;
+  d.Advance(work_us);  // worth half of its work
+  for (const auto& [id, steps] : {std::pair{"half", 499}, std::pair{"more", 501}}) {
+    CreateJob create = Driver::JobOf(id);
+    create.spec.max_steps = steps;
+    d.Must(create);
+  }
+  EXPECT_THAT(OrderOf(d), ElementsAre("half", "old", "more"));
+}
+
+TEST(Schedule, WhoIsOverdueComesFirstWhateverThePriority) {
   Driver d;
   d.Must(Driver::JobOf("old"));
-  d.Advance(kSecondUs);
+  d.Advance(d.core().options.wait_floor_us / 2);
   CreateJob urgent = Driver::JobOf("urgent");
-  urgent.priority = 1;
+  urgent.priority = 100;
   d.Must(urgent);
-  auto order = QueueOrder(d.state(), d.core().options);
-  EXPECT_EQ(order[0]->id, "urgent");
-  EXPECT_EQ(QueuePositions(d.state(), d.core().options).at("old"), 2);
-  d.Advance(d.core().options.aging_us);
-  CreateJob later = Driver::JobOf("later");
-  later.priority = 1;
-  d.Must(later);
-  order = QueueOrder(d.state(), d.core().options);
-  EXPECT_EQ(order[1]->id, "old");
-  EXPECT_EQ(order[2]->id, "later");
+  EXPECT_THAT(OrderOf(d), ElementsAre("old", "urgent"));
 }
 
 TEST(Schedule, TheFirstThatMustWaitIsNotStarvedByThoseBehindIt) {
@@ -126,7 +164,7 @@ TEST(Schedule, TheFirstThatMustWaitIsNotStarvedByThoseBehindIt) {
   d.AddWorker("w1", 200 * kMB);
   d.Must(Sized("a", 20, 20'000));  // 150 of 200
   d.Place();
-  d.Must(Sized("big", 60, 20'000));   // 190 alone
+  d.Must(Sized("big", 60, 20'000, 1));   // 190 alone
   d.Must(Sized("small", 15, 5'000));  // would fit beside a, but not beside big
   d.Must(Sized("tiny", 5, 5'000));    // fits beside both: 10 + 100 + 60 + 5 + 20
   d.Place();
@@ -162,6 +200,7 @@ TEST(Schedule, WhoMustRunAloneWaitsForAnEmptyDevice) {
   d.Place();
   d.Must(Driver::JobOf("b"));
   d.mutable_state().jobs.at("b").run_alone = true;
+  d.mutable_state().BuildIndexes();
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "b"), "");
   d.Must(Driver::JobOf("c"));

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "server/core/schedule.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble::core {
 namespace {
@@ -82,7 +83,7 @@ absl::Status CheckDevices(const State& state, const Worker& worker, const CoreOp
     if (load.attempts > options.max_attempts_per_device) {
       return Broken(absl::StrCat(worker.id, "/", device_id, " has too many attempts"));
     }
-    for (const auto& [key, group] : load.groups) {
+    for (const DeviceLoad::Group& group : load.groups) {
       if (group.alone && group.attempts > 1)
         return Broken(absl::StrCat(worker.id, " run_alone shared"));
     }
@@ -114,13 +115,20 @@ const Model* State::ModelOf(const Job& job) const {
   return it == models.end() ? nullptr : &it->second;
 }
 
+bool IsUnread(const State& state, const Job& job) {
+  return job.kind == JobKind::kTrain && job.state == JobState::kQueued &&
+         job.progress.planned_steps == 0 && job.report_json.empty() &&
+         state.checks.count(job.check_key) == 0;
+}
+
 void State::BuildIndexes() {
-  live_jobs.clear();
-  queued_jobs.clear();
+  for (auto* index : {&live_jobs, &queued_jobs, &queued_checks, &cancelling_jobs})
+    index->clear();
+  for (auto* index : {&model_users, &dataset_users, &check_users, &unread}) index->clear();
   holding.clear();
   checks.clear();
-  model_users.clear();
-  dataset_users.clear();
+  checks_held.clear();
+  requests_by_age.clear();
   for (auto& [id, job] : jobs) {
     if (const Model* model = ModelOf(job)) job.plan_key = PlanKey(*model, job.spec);
     if (job.kind == JobKind::kCheck) {
@@ -128,15 +136,28 @@ void State::BuildIndexes() {
       if (newest.empty() || jobs.at(newest).number < job.number) newest = id;
     }
     for (const auto& [epoch, attempt] : job.attempts) {
-      if (attempt.holds_bytes) holding[attempt.worker_id].insert({id, epoch});
+      if (!attempt.holds_bytes) continue;
+      holding[attempt.worker_id].insert({id, epoch});
+      if (job.kind == JobKind::kCheck) ++checks_held[attempt.worker_id];
     }
     if (IsTerminal(job.state)) continue;
     live_jobs.insert(id);
-    if (job.state == JobState::kQueued) queued_jobs.insert(id);
+    if (job.state == JobState::kQueued) {
+      queued_jobs.insert(id);
+      if (job.kind == JobKind::kCheck) queued_checks.insert(id);
+    }
+    if (job.state == JobState::kCancelling) cancelling_jobs.insert(id);
     model_users[job.model_id].insert(id);
     dataset_users[job.dataset_id].insert(id);
     if (!job.eval_dataset_id.empty()) dataset_users[job.eval_dataset_id].insert(id);
+    if (job.kind == JobKind::kTrain) check_users[job.check_key].insert(id);
   }
+  for (const auto& [id, job] : jobs) {
+    if (IsUnread(*this, job)) unread[job.check_key].insert(id);
+  }
+  for (const auto& [key, record] : requests)
+    requests_by_age.insert({record.create_unix_us, key});
+  RebuildBoard(this, 0);
 }
 
 absl::Status State::CheckInvariants(const CoreOptions& options) const {
@@ -170,6 +191,19 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
   if (rebuilt.checks != mine.checks) return Broken("index checks");
   if (rebuilt.model_users != mine.model_users) return Broken("index model_users");
   if (rebuilt.dataset_users != mine.dataset_users) return Broken("index dataset_users");
+  if (rebuilt.queued_checks != mine.queued_checks) return Broken("index queued_checks");
+  if (rebuilt.cancelling_jobs != mine.cancelling_jobs) return Broken("index cancelling_jobs");
+  if (rebuilt.check_users != mine.check_users) return Broken("index check_users");
+  if (rebuilt.checks_held != mine.checks_held) return Broken("index checks_held");
+  if (rebuilt.requests_by_age != mine.requests_by_age) return Broken("index requests_by_age");
+  if (rebuilt.unread != mine.unread) return Broken("index unread");
+  const std::string made = rebuilt.board.Dump();
+  const std::string kept = mine.board.Dump();
+  if (made != kept) {
+    const auto at = std::mismatch(made.begin(), made.end(), kept.begin(), kept.end()).second;
+    const auto line = kept.rfind('\n', static_cast<size_t>(at - kept.begin())) + 1;
+    return Broken(absl::StrCat("the scheduler's board, at: ", kept.substr(line, 200)));
+  }
   return absl::OkStatus();
 }
 

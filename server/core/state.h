@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "server/core/options.h"
+#include "server/core/schedule_board.h"
 #include "server/core/types.h"
 
 namespace nibble::core {
@@ -32,6 +33,13 @@ struct Touched {
     return !meta && jobs.empty() && workers.empty() && datasets.empty() && models.empty() &&
            adapters.empty() && blobs.empty() && attempts.empty() && requests.empty();
   }
+};
+
+// What attempts with the same plan were seen to do.
+struct Learned {
+  int64_t step_us = 0;     // of an optimizer step, alone on a device
+  int32_t load_milli = 0;  // share of the device's time it keeps busy then, in thousandths
+  bool operator==(const Learned&) const = default;
 };
 
 struct State {
@@ -55,8 +63,18 @@ struct State {
   std::map<std::string, std::string> checks;                   // CheckKey -> newest check job
   std::map<std::string, std::set<std::string>> model_users;    // model -> live jobs
   std::map<std::string, std::set<std::string>> dataset_users;  // data set -> live jobs
+  std::set<std::string> queued_checks;                         // CHECK jobs that wait
+  std::set<std::string> cancelling_jobs;
+  std::map<std::string, std::set<std::string>> check_users;    // CheckKey -> live TRAIN jobs
+  std::map<std::string, std::set<std::string>> unread;  // CheckKey nobody has read -> queued jobs
+  std::map<std::string, int32_t> checks_held;    // worker -> CHECK attempts it holds
+  std::set<std::pair<int64_t, RequestKey>> requests_by_age;
+  Board board;  // what the scheduler looks at
 
   // Volatile.
+  std::map<std::string, Learned> learned;        // by plan_key
+  std::map<std::string, int32_t> learned_loads;  // by model: load of the last one measured
+  int64_t picos_per_work = 0;                    // of the last step measured anywhere
   bool rollback_suspected = false;
   Touched touched;
 
@@ -78,6 +96,8 @@ std::string AttemptToken(const CoreOptions& options, const State& state, std::st
                          int64_t epoch, std::string_view worker_id, std::string_view incarnation);
 // By the age of its last renewal.
 WorkerHealth HealthOf(const Worker& worker, const CoreOptions& options, int64_t now_us);
+// A job that waits and whose data no CHECK has read or is to read.
+bool IsUnread(const State& state, const Job& job);
 // Digests that rows refer to: never to be collected.
 std::set<std::string> ReferencedBlobs(const State& state);
 

@@ -131,6 +131,8 @@ struct Attempt {
 
   int64_t start_us = 0;               // volatile; 0 after a restart
   int64_t assign_revision = 0;        // volatile; of the worker's desired set that first had it
+  int64_t seen_us = 0;                // volatile; of the last head of its metrics that moved
+  int64_t seen_step = 0;              // volatile
   Phase phase = Phase::kUnspecified;  // volatile; as the worker last said
   bool operator==(const Attempt&) const = default;
 };
@@ -201,7 +203,8 @@ struct Job {
   Progress progress;
 
   int64_t create_unix_us = 0;
-  int64_t queued_unix_us = 0;
+  int64_t queued_unix_us = 0;  // it waits since, but for the time it ran
+  int64_t waited_us = 0;       // before it was last placed
   int64_t start_unix_us = 0;
   int64_t end_unix_us = 0;
   int64_t update_unix_us = 0;
@@ -248,6 +251,7 @@ struct Worker {
   int64_t register_unix_us = 0;
 
   bool self_draining = false;  // volatile; the worker wants to go
+  bool heard = false;          // volatile; it has called since the server started
   int64_t renewed_us = 0;      // volatile; when its lease was last renewed
   int64_t last_seen_unix_us = 0;
   int64_t revision = 0;        // volatile; of its desired set; generation << 32 at least

@@ -5,16 +5,17 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
-#include "server/core/schedule_internal.h"
+#include "server/core/schedule.h"
 
 namespace nibble::core {
 namespace {
 
 std::string Bytes(int64_t bytes) { return absl::StrCat(HumanBytes(bytes), " (", bytes, " bytes)"); }
 
-std::string HeldByText(const DeviceView& view) {
+std::string HeldByText(const Board& board, const Board::Device& device) {
   std::vector<std::string> jobs;
-  for (const HeldAttempt& held : view.held) jobs.push_back(held.attempt->job_id);
+  for (const HoldKey& key : device.held) jobs.push_back(board.holds().at(key).job_id);
+  std::sort(jobs.begin(), jobs.end());
   if (jobs.empty()) return "";
   const size_t shown = std::min<size_t>(jobs.size(), 4);
   std::string text = absl::StrJoin(jobs.begin(), jobs.begin() + static_cast<int64_t>(shown), ", ");
@@ -27,54 +28,61 @@ std::string ExpectedText(int64_t start_us, int64_t now_us) {
   return absl::StrCat("; expected to start in about ", (start_us - now_us) / kSecondUs + 1, " s");
 }
 
+std::string NameOf(const Board& board, int32_t device) {
+  const Board::Device& d = board.devices()[static_cast<size_t>(device)];
+  return absl::StrCat(board.workers()[static_cast<size_t>(d.worker)].id, "/", d.id);
+}
+
 // Where a queued job that does not fit now would come nearest to fitting.
-std::string WhyItWaits(const State& state, const Job& job, const Model& model, int64_t now_us,
-                       Core& core) {
-  const std::vector<DeviceView> devices = LiveDevices(state, core.options, now_us);
-  if (devices.empty()) {
+std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core& core) {
+  using Kind = DeviceVerdict::Kind;
+  const Board& board = state.board;
+  const BoardExplanation why = Explain(board, core.options, NeedsOf(state, core), now_us,
+                                       core.options.lease_suspect_us, job.number);
+  const DeviceVerdict* freest = nullptr;
+  bool live = false;
+  bool numerics = false;
+  bool fits = false;
+  for (const DeviceVerdict& v : why.devices) {
+    // Silent devices are named by their silence whatever would fit on them.
+    const Board::Device& d = board.devices()[static_cast<size_t>(v.device)];
+    const Board::WorkerFacts& worker = board.workers()[static_cast<size_t>(d.worker)];
+    if (!worker.takes_work || now_us - worker.renewed_us > core.options.lease_suspect_us) continue;
+    live = true;
+    if (v.kind == Kind::kNumerics) continue;
+    numerics = true;
+    if (v.kind == Kind::kNoPlan) continue;
+    fits = fits || v.kind == Kind::kFits || v.kind == Kind::kReserved;
+    if (freest == nullptr || v.free_bytes > freest->free_bytes) freest = &v;
+  }
+  if (!live) {
     return state.workers.empty() ? "waits for a worker: none is registered"
                                  : "waits for a worker: none of those registered takes work now";
   }
-  const std::string group = GroupKey(model, job.spec);
-  const DeviceView* freest = nullptr;
-  int64_t most_free_bytes = 0;
-  PlanBytes plan;
-  bool any_numerics = false;
-  bool fits_now = false;
-  for (const DeviceView& view : devices) {
-    if (!NumericsAllow(job, *view.device)) continue;
-    any_numerics = true;
-    const absl::StatusOr<PlanBytes>& p = core.planner.PlanOf(job, model, view.device->profile);
-    if (!p.ok()) continue;
-    fits_now = fits_now ||
-               view.load.Fits(view.device->capacity_bytes, group, *p, job.run_alone, core.options);
-    const int64_t free_bytes = view.device->capacity_bytes - view.load.TotalBytes();
-    if (freest != nullptr && free_bytes <= most_free_bytes) continue;
-    freest = &view;
-    most_free_bytes = free_bytes;
-    plan = *p;
-  }
-  if (!any_numerics) {
+  if (!numerics) {
     return absl::StrCat(
         "waits for a device with numerics ", job.numerics_class,
         ", where it began; training.allow_numerics_change would let it go on elsewhere");
   }
   if (freest == nullptr) return "its memory plan cannot be compiled for any live device";
-  const std::string where = absl::StrCat(freest->worker->id, "/", freest->device->id);
-  if (fits_now) return "fits now; starts next, or makes room for a job before it";
-  const std::optional<Reservation> reservation = Reserve(job, model, devices, core);
-  if (!reservation) {
-    return absl::StrCat("needs ", Bytes(plan.TotalBytes()),
-                        "; no live device offers that: the largest free is ",
-                        Bytes(most_free_bytes), " on ", where);
+  if (why.over_quota) {
+    return absl::StrCat("waits for room in the quota of project ", job.tenant);
   }
-  const DeviceView& at = devices[reservation->device];
-  const std::string holders = HeldByText(at);
-  return absl::StrCat("needs ", Bytes(plan.TotalBytes()), job.run_alone ? " alone" : "",
-                      "; largest free ", Bytes(most_free_bytes), " on ", where, "; waits for ",
-                      at.worker->id, "/", at.device->id,
+  if (fits) return "fits now; starts next, or makes room for a job before it";
+  const std::string where = NameOf(board, freest->device);
+  const Need need = why.reservation ? why.reservation->need : Need();
+  if (!why.reservation) {
+    return absl::StrCat("needs ", Bytes(freest->needed_bytes),
+                        "; no live device offers that: the largest free is ",
+                        Bytes(freest->free_bytes), " on ", where);
+  }
+  const Board::Device& at = board.devices()[static_cast<size_t>(why.reservation->device)];
+  const std::string holders = HeldByText(board, at);
+  return absl::StrCat("needs ", Bytes(need.TotalBytes()), job.run_alone ? " alone" : "",
+                      "; largest free ", Bytes(freest->free_bytes), " on ", where, "; waits for ",
+                      NameOf(board, why.reservation->device),
                       holders.empty() ? "" : absl::StrCat(", held by ", holders),
-                      ExpectedText(reservation->start_us, now_us));
+                      ExpectedText(why.reservation->start_us, now_us));
 }
 
 std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {
@@ -167,13 +175,14 @@ std::string StateReason(const State& state, const Job& job, int64_t now_us, Core
   const Model* model = state.ModelOf(job);
   if (model == nullptr) return "its base model is gone";
   if (job.kind == JobKind::kCheck) return "waits for a worker to read the data";
-  return WhyItWaits(state, job, *model, now_us, core);
+  return WhyItWaits(state, job, now_us, core);
 }
 
-std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options) {
+std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options,
+                                              int64_t now_us) {
   std::map<std::string, int32_t> positions;
   int32_t position = 0;
-  for (const Job* job : QueueOrder(state, options)) positions[job->id] = ++position;
+  for (const Job* job : QueueOrder(state, options, now_us)) positions[job->id] = ++position;
   return positions;
 }
 

@@ -18,7 +18,8 @@ namespace nibble::core {
 std::string StateReason(const State& state, const Job& job, int64_t now_us, Core& core);
 
 // Job id -> place in the queue, 1 = next. Compute once per list.
-std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options);
+std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options,
+                                              int64_t now_us);
 
 // Expected end of a RUNNING job on the wall clock, 0 when unknown.
 int64_t EstimatedEndUnixUs(const Job& job, int64_t now_unix_us);

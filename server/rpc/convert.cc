@@ -63,7 +63,7 @@ v1::JobSpec GivenSpec(const core::Job& job) {
 
 int32_t JobView::PositionOf(const core::Job& job) {
   if (job.state != core::JobState::kQueued) return 0;
-  if (!positions) positions = core::QueuePositions(state, core.options);
+  if (!positions) positions = core::QueuePositions(state, core.options, now.monotonic_us);
   const auto position = positions->find(job.id);
   return position == positions->end() ? 0 : position->second;
 }

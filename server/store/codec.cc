@@ -112,7 +112,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(
     dataset_id, eval_dataset_id, check_key, request_id, body_sha256, epoch, checkpoints,
     infra_retries, faults, poisoned_workers, run_alone, resume_requested, numerics_id,
     numerics_class, plan, report_json, adapter_id, stop_reason, error_reason, error_message,
-    last_sequence, progress, create_unix_us, queued_unix_us, start_unix_us, end_unix_us,
+    last_sequence, progress, create_unix_us, queued_unix_us, waited_us, start_unix_us, end_unix_us,
     update_unix_us)
 
 }  // namespace nibble::core

@@ -51,12 +51,12 @@ core::State WithoutVolatile(core::State state) {
     job.queued_us = job.not_before_us = job.cancel_deadline_us = 0;
     job.plan_key.clear();
     for (auto& [epoch, attempt] : job.attempts) {
-      attempt.start_us = attempt.assign_revision = 0;
+      attempt.start_us = attempt.assign_revision = attempt.seen_us = attempt.seen_step = 0;
       attempt.phase = core::Phase::kUnspecified;
     }
   }
   for (auto& [id, worker] : state.workers) {
-    worker.self_draining = false;
+    worker.self_draining = worker.heard = false;
     worker.renewed_us = worker.last_seen_unix_us = worker.revision = worker.known_revision = 0;
     for (auto& [device_id, device] : worker.devices) {
       device.used_bytes = 0;

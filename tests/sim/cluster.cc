@@ -24,7 +24,8 @@ core::CoreOptions SimOptions() {
   options.backoff_min_us = kSecond;
   options.backoff_max_us = 8 * kSecond;
   options.poison_window_us = 6 * kSecond;
-  options.aging_us = 30 * kSecond;
+  options.wait_floor_us = 120 * kSecond;
+  options.min_run_us = 5 * kSecond;
   options.max_attempts_per_device = 4;
   options.blob_pin_us = 60 * kSecond;
   options.token_secret = "secret-of-the-run";

@@ -1,0 +1,469 @@
+#include "server/core/schedule_board.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace nibble::core {
+namespace {
+
+constexpr int64_t kMiB = 1 << 20;
+// Usage decays by an eighth eight times a window.
+constexpr int64_t kDecaySteps = 8;
+constexpr int64_t kForgottenSteps = 128;
+
+// Where a slot of that name belongs.
+template <typename Slots, typename Less>
+auto LowerBound(Slots& slots, const Less& less) {
+  return std::partition_point(slots.begin(), slots.end(), less);
+}
+
+}  // namespace
+
+int32_t Board::Find(const std::map<std::string, int32_t>& ids, const std::string& name) {
+  const auto it = ids.find(name);
+  return it == ids.end() ? -1 : it->second;
+}
+
+int32_t Board::Intern(std::map<std::string, int32_t>& ids, const std::string& name) {
+  return ids.emplace(name, static_cast<int32_t>(ids.size())).first->second;
+}
+
+int32_t Board::ProjectId(const std::string& name) {
+  const int32_t id = Intern(project_ids_, name);
+  if (static_cast<size_t>(id) == projects_.size()) projects_.emplace_back().name = name;
+  return id;
+}
+
+int32_t Board::WorkerId(const std::string& name) {
+  const int32_t id = Intern(worker_ids_, name);
+  if (static_cast<size_t>(id) == workers_.size()) workers_.emplace_back().id = name;
+  return id;
+}
+
+int32_t Board::BlockId(const std::string& profile, const std::string& numerics) {
+  const int32_t id = Intern(block_ids_, profile);
+  if (static_cast<size_t>(id) == blocks_.size()) {
+    blocks_.push_back({profile, numerics, {}});
+  }
+  return id;
+}
+
+// ---- Fleet -------------------------------------------------------------------------------------
+
+void Board::PutWorker(const WorkerFacts& facts) {
+  workers_[static_cast<size_t>(WorkerId(facts.id))] = facts;
+}
+
+void Board::SetRenewed(const std::string& worker_id, int64_t renewed_us) {
+  workers_[static_cast<size_t>(WorkerId(worker_id))].renewed_us = renewed_us;
+}
+
+int32_t Board::FindDevice(const std::string& worker_id, const std::string& device_id) const {
+  const auto it = device_ids_.find({worker_id, device_id});
+  return it == device_ids_.end() ? -1 : it->second;
+}
+
+std::vector<std::string> Board::DevicesOf(const std::string& worker_id) const {
+  std::vector<std::string> ids;
+  for (auto it = device_ids_.lower_bound({worker_id, ""});
+       it != device_ids_.end() && it->first.first == worker_id; ++it) {
+    ids.push_back(it->first.second);
+  }
+  return ids;
+}
+
+Board::Slot* Board::SlotOf(int32_t device) {
+  const Device& d = devices_[static_cast<size_t>(device)];
+  auto& slots = blocks_[static_cast<size_t>(d.block)].slots;
+  const std::string& worker = workers_[static_cast<size_t>(d.worker)].id;
+  const auto it = LowerBound(slots, [&](const Slot& slot) {
+    const int order = workers_[static_cast<size_t>(slot.worker)].id.compare(worker);
+    return order != 0 ? order < 0 : devices_[static_cast<size_t>(slot.device)].id < d.id;
+  });
+  if (it != slots.end() && it->device == device) return &*it;
+  Slot slot;
+  slot.worker = d.worker;
+  slot.device = device;
+  return &*slots.insert(it, slot);
+}
+
+void Board::SyncSlot(int32_t device) {
+  if (device < 0) return;
+  const Device& d = devices_[static_cast<size_t>(device)];
+  Slot& slot = *SlotOf(device);
+  slot.capacity_bytes = d.capacity_bytes;
+  slot.free_bytes = d.capacity_bytes - d.load.total_bytes;
+  slot.load_milli = d.load_milli;
+  slot.attempts = d.load.attempts;
+  slot.group = d.load.groups.empty() ? -1 : d.load.groups.front().key;
+}
+
+void Board::Recount(int32_t device) {
+  if (device < 0) return;
+  Device& d = devices_[static_cast<size_t>(device)];
+  d.load = {};
+  d.load_milli = 0;
+  for (const HoldKey& key : d.held) {
+    const Hold& hold = holds_.at(key);
+    d.load.Add(hold.group, hold.need, hold.alone);
+    d.load_milli += hold.load_milli;
+  }
+  SyncSlot(device);
+}
+
+void Board::PutDevice(const std::string& worker_id, const std::string& device_id,
+                      const std::string& profile, const std::string& numerics,
+                      int64_t capacity_bytes) {
+  RemoveDevice(worker_id, device_id);
+  int32_t device = static_cast<int32_t>(devices_.size());
+  if (free_devices_.empty()) {
+    devices_.emplace_back();
+  } else {
+    device = free_devices_.back();
+    free_devices_.pop_back();
+  }
+  Device& d = devices_[static_cast<size_t>(device)];
+  d = {};
+  d.worker = WorkerId(worker_id);
+  d.id = device_id;
+  d.block = BlockId(profile, numerics);
+  d.capacity_bytes = capacity_bytes;
+  device_ids_[{worker_id, device_id}] = device;
+  fleet_mib_ += capacity_bytes / kMiB;
+  ++fleet_devices_;
+  SyncSlot(device);
+}
+
+void Board::RemoveDevice(const std::string& worker_id, const std::string& device_id) {
+  const auto it = device_ids_.find({worker_id, device_id});
+  if (it == device_ids_.end()) return;
+  const int32_t device = it->second;
+  Device& d = devices_[static_cast<size_t>(device)];
+  for (const HoldKey& key : d.held) holds_.at(key).device = -1;
+  auto& slots = blocks_[static_cast<size_t>(d.block)].slots;
+  slots.erase(slots.begin() + (SlotOf(device) - slots.data()));
+  fleet_mib_ -= d.capacity_bytes / kMiB;
+  --fleet_devices_;
+  d = {};
+  free_devices_.push_back(device);
+  device_ids_.erase(it);
+}
+
+void Board::SetWarm(const std::string& worker_id, const std::string& device_id,
+                    const std::set<std::string>& bases) {
+  const int32_t device = FindDevice(worker_id, device_id);
+  if (device < 0) return;
+  Device& d = devices_[static_cast<size_t>(device)];
+  d.warm.clear();
+  for (const std::string& base : bases) d.warm.push_back(Intern(base_ids_, base));
+}
+
+// ---- Queue -------------------------------------------------------------------------------------
+
+int32_t Board::BucketOf(const BoardJob& job) {
+  const BucketKey key{job.shape, job.project, job.group, job.numerics, job.alone};
+  const auto it = bucket_ids_.find(key);
+  if (it != bucket_ids_.end()) return it->second;
+  int32_t id = static_cast<int32_t>(buckets_.size());
+  if (free_buckets_.empty()) {
+    buckets_.emplace_back();
+  } else {
+    id = free_buckets_.back();
+    free_buckets_.pop_back();
+  }
+  Bucket& bucket = buckets_[static_cast<size_t>(id)];
+  bucket = {};
+  bucket.shape = job.shape;
+  bucket.numerics = job.numerics;
+  bucket.project = ProjectId(job.project);
+  bucket.group = Intern(group_ids_, job.group);
+  if (static_cast<size_t>(bucket.group) == group_names_.size()) group_names_.push_back(job.group);
+  bucket.base = Intern(base_ids_, job.base);
+  bucket.alone = job.alone;
+  bucket_ids_[key] = id;
+  return id;
+}
+
+void Board::UnlistHeads(int32_t id) {
+  const Bucket& bucket = buckets_[static_cast<size_t>(id)];
+  Project& project = projects_[static_cast<size_t>(bucket.project)];
+  if (!bucket.order.empty()) project.heads.erase({*bucket.order.begin(), id});
+  if (!bucket.urgent.empty()) project.urgent_heads.erase({*bucket.urgent.begin(), id});
+}
+
+void Board::ListHeads(int32_t id) {
+  const Bucket& bucket = buckets_[static_cast<size_t>(id)];
+  Project& project = projects_[static_cast<size_t>(bucket.project)];
+  if (!bucket.order.empty()) project.heads.insert({*bucket.order.begin(), id});
+  if (!bucket.urgent.empty()) project.urgent_heads.insert({*bucket.urgent.begin(), id});
+}
+
+void Board::Enqueue(const BoardJob& job) {
+  Dequeue(job.number);
+  Waiting w;
+  w.job_id = job.job_id;
+  w.bucket = BucketOf(job);
+  w.priority = job.priority;
+  w.queued_us = job.queued_us;
+  w.not_before_us = job.not_before_us;
+  w.work_us = job.work_us;
+  w.total_us = job.total_us;
+  w.avoid = job.avoid;
+  // All age at the same speed, so the order of two jobs does not change with time.
+  w.rank_us = job.work_us + job.queued_us / 1'000 * policy_.aging_milli;
+  const int64_t bound_us = std::max(policy_.wait_floor_us, policy_.wait_factor * job.total_us);
+  w.urgent_us = job.queued_us + bound_us / 2;
+  w.critical_us = job.queued_us + bound_us / 8 * 7;
+  w.started = job.started;
+  Bucket& bucket = buckets_[static_cast<size_t>(w.bucket)];
+  bucket.load_milli = job.load_milli;
+  UnlistHeads(w.bucket);
+  bucket.order.insert({-w.priority, w.rank_us, job.number});
+  if (!w.started) bucket.urgent.insert({w.urgent_us, job.number});
+  ListHeads(w.bucket);
+  ++projects_[static_cast<size_t>(bucket.project)].waiting;
+  waiting_[job.number] = std::move(w);
+}
+
+void Board::Dequeue(int64_t number) {
+  const auto it = waiting_.find(number);
+  if (it == waiting_.end()) return;
+  const Waiting& w = it->second;
+  Bucket& bucket = buckets_[static_cast<size_t>(w.bucket)];
+  UnlistHeads(w.bucket);
+  bucket.order.erase({-w.priority, w.rank_us, number});
+  bucket.urgent.erase({w.urgent_us, number});
+  ListHeads(w.bucket);
+  --projects_[static_cast<size_t>(bucket.project)].waiting;
+  if (bucket.order.empty()) {
+    const std::string& group = group_names_[static_cast<size_t>(bucket.group)];
+    bucket_ids_.erase({bucket.shape, projects_[static_cast<size_t>(bucket.project)].name, group,
+                       bucket.numerics, bucket.alone});
+    bucket = {};
+    free_buckets_.push_back(w.bucket);
+  }
+  waiting_.erase(it);
+}
+
+void Board::SetShapeLoad(const std::string& shape, int32_t load_milli) {
+  for (auto it = bucket_ids_.lower_bound({shape, "", "", "", false});
+       it != bucket_ids_.end() && std::get<0>(it->first) == shape; ++it) {
+    buckets_[static_cast<size_t>(it->second)].load_milli = load_milli;
+  }
+}
+
+std::vector<int64_t> Board::WaitingOfShape(const std::string& shape, size_t limit) const {
+  std::vector<int64_t> numbers;
+  for (auto it = bucket_ids_.lower_bound({shape, "", "", "", false});
+       it != bucket_ids_.end() && std::get<0>(it->first) == shape; ++it) {
+    for (const OrderKey& key : buckets_[static_cast<size_t>(it->second)].order) {
+      if (numbers.size() >= limit) return numbers;
+      numbers.push_back(std::get<2>(key));
+    }
+  }
+  return numbers;
+}
+
+// ---- What is held ------------------------------------------------------------------------------
+
+void Board::ListHold(const HoldKey& key, Hold& hold) {
+  const Device* d = hold.device < 0 ? nullptr : &devices_[static_cast<size_t>(hold.device)];
+  const int64_t slowed = std::max(1'000, d == nullptr ? 0 : d->load_milli);
+  hold.end_us = hold.releasing ? hold.as_of_us : hold.as_of_us + hold.work_us / 1'000 * slowed;
+  ends_.insert({hold.end_us, key});
+  if (!hold.releasing) victims_.insert({hold.priority, -hold.end_us, key});
+}
+
+void Board::UnlistHold(const HoldKey& key, const Hold& hold) {
+  ends_.erase({hold.end_us, key});
+  victims_.erase({hold.priority, -hold.end_us, key});
+}
+
+// Neighbours came or went: all on it get slower or faster.
+void Board::Retime(int32_t device) {
+  if (device < 0) return;
+  for (const HoldKey& key : devices_[static_cast<size_t>(device)].held) {
+    Hold& hold = holds_.at(key);
+    UnlistHold(key, hold);
+    ListHold(key, hold);
+  }
+}
+
+void Board::AddHold(const BoardHold& h, int64_t now_us) {
+  RemoveHold(h.key, now_us);
+  Hold hold;
+  hold.job_id = h.job_id;
+  hold.project = ProjectId(h.project);
+  hold.device = FindDevice(h.worker_id, h.device_id);
+  hold.group = Intern(group_ids_, h.group);
+  if (static_cast<size_t>(hold.group) == group_names_.size()) group_names_.push_back(h.group);
+  hold.need = h.need;
+  hold.alone = h.alone;
+  hold.releasing = h.releasing;
+  hold.priority = h.priority;
+  hold.load_milli = h.load_milli;
+  hold.start_us = h.start_us;
+  hold.work_us = h.work_us;
+  hold.as_of_us = now_us;
+  Project& project = projects_[static_cast<size_t>(hold.project)];
+  Settle(project, now_us);
+  // The base is paid for by all who share it; a project pays what only it needs.
+  hold.added_bytes = h.need.TotalBytes();
+  if (hold.device >= 0) {
+    Device& d = devices_[static_cast<size_t>(hold.device)];
+    hold.added_bytes = d.load.Added(hold.group, h.need);
+    d.held.insert(std::upper_bound(d.held.begin(), d.held.end(), h.key), h.key);
+  }
+  project.held_bytes += hold.added_bytes;
+  project.held_load_milli += hold.load_milli;
+  ++project.held_jobs;
+  const int32_t device = hold.device;
+  ListHold(h.key, holds_[h.key] = hold);
+  Recount(device);
+  Retime(device);
+}
+
+void Board::RemoveHold(const HoldKey& key, int64_t now_us) {
+  const auto it = holds_.find(key);
+  if (it == holds_.end()) return;
+  const Hold& hold = it->second;
+  UnlistHold(key, hold);
+  Project& project = projects_[static_cast<size_t>(hold.project)];
+  Settle(project, now_us);
+  project.held_bytes -= hold.added_bytes;
+  project.held_load_milli -= hold.load_milli;
+  --project.held_jobs;
+  const int32_t device = hold.device;
+  if (device >= 0) std::erase(devices_[static_cast<size_t>(device)].held, key);
+  holds_.erase(it);
+  Recount(device);
+  Retime(device);
+}
+
+void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli, int64_t now_us) {
+  const auto it = holds_.find(key);
+  if (it == holds_.end()) return;
+  Hold& hold = it->second;
+  UnlistHold(key, hold);
+  hold.work_us = work_us;
+  hold.as_of_us = now_us;
+  const bool reloads = load_milli != hold.load_milli;
+  if (reloads) {
+    Project& project = projects_[static_cast<size_t>(hold.project)];
+    Settle(project, now_us);
+    project.held_load_milli += load_milli - hold.load_milli;
+    hold.load_milli = load_milli;
+  }
+  ListHold(key, hold);
+  if (!reloads) return;
+  Recount(hold.device);
+  Retime(hold.device);
+}
+
+void Board::SetReleasing(const HoldKey& key, int64_t now_us) {
+  const auto it = holds_.find(key);
+  if (it == holds_.end() || it->second.releasing) return;
+  UnlistHold(key, it->second);
+  it->second.releasing = true;
+  it->second.as_of_us = now_us;
+  ListHold(key, it->second);
+}
+
+void Board::SetHoldPriority(const HoldKey& key, int32_t priority) {
+  const auto it = holds_.find(key);
+  if (it == holds_.end()) return;
+  UnlistHold(key, it->second);
+  it->second.priority = priority;
+  ListHold(key, it->second);
+}
+
+// ---- Shares ------------------------------------------------------------------------------------
+
+void Board::Settle(Project& project, int64_t now_us) const {
+  const int64_t step_us = std::max<int64_t>(1, policy_.share_window_us / kDecaySteps);
+  const int64_t memory = project.held_bytes / kMiB;
+  const int64_t load = project.held_load_milli;
+  int64_t& at_us = project.as_of_us;
+  if (at_us == 0) at_us = now_us;
+  if (now_us - at_us > kForgottenSteps * step_us) {
+    project.memory_time = memory * policy_.share_window_us;
+    project.device_time = load * policy_.share_window_us;
+    at_us = now_us;
+  }
+  while (at_us < now_us) {
+    const int64_t boundary_us = (at_us / step_us + 1) * step_us;
+    const int64_t until_us = std::min(now_us, boundary_us);
+    project.memory_time += memory * (until_us - at_us);
+    project.device_time += load * (until_us - at_us);
+    at_us = until_us;
+    if (at_us != boundary_us) break;
+    project.memory_time -= project.memory_time / kDecaySteps;
+    project.device_time -= project.device_time / kDecaySteps;
+  }
+}
+
+int64_t Board::DominantShare(const Project& project, int64_t memory_mib,
+                             int64_t load_milli) const {
+  constexpr int64_t kMillion = 1'000'000;
+  const int64_t memory = memory_mib * kMillion / std::max<int64_t>(1, fleet_mib_);
+  const int64_t load = load_milli * kMillion / (std::max(1, fleet_devices_) * int64_t{1'000});
+  const auto named = policy_.projects.find(project.name);
+  const int32_t weight = named == policy_.projects.end() ? 1 : std::max(1, named->second.weight);
+  return std::max(memory, load) / weight;
+}
+
+int64_t Board::ShareOf(int32_t id, int64_t now_us, int64_t extra_bytes, int64_t extra_load) const {
+  const Project& stored = projects_[static_cast<size_t>(id)];
+  Project project;
+  project.name = stored.name;
+  project.held_bytes = stored.held_bytes;
+  project.held_load_milli = stored.held_load_milli;
+  project.memory_time = stored.memory_time;
+  project.device_time = stored.device_time;
+  project.as_of_us = stored.as_of_us;
+  Settle(project, now_us);
+  const int64_t window_us = std::max<int64_t>(1, policy_.share_window_us);
+  const int64_t memory = project.memory_time / window_us +
+                         (project.held_bytes + extra_bytes) / kMiB;
+  const int64_t load = project.device_time / window_us + project.held_load_milli + extra_load;
+  return DominantShare(project, memory, load) / 2;
+}
+
+int64_t Board::HeldShareOf(int32_t id, int64_t extra_bytes, int64_t extra_load) const {
+  const Project& project = projects_[static_cast<size_t>(id)];
+  return DominantShare(project, (project.held_bytes + extra_bytes) / kMiB,
+                       project.held_load_milli + extra_load);
+}
+
+// Estimates are left out: they are learned, not stored.
+std::string Board::Dump() const {
+  std::string text;
+  for (const auto& [number, w] : waiting_) {
+    const Bucket& bucket = buckets_[static_cast<size_t>(w.bucket)];
+    absl::StrAppend(&text, "waiting ", number, " ", w.job_id, " ",
+                    projects_[static_cast<size_t>(bucket.project)].name, " ", bucket.shape, " ",
+                    bucket.numerics, " ", bucket.alone);
+    absl::StrAppend(&text, " p", w.priority, " q", w.queued_us, " b", w.not_before_us, " a",
+                    w.avoid.size(), "\n");
+  }
+  for (const auto& [key, hold] : holds_) {
+    const Device* d = hold.device < 0 ? nullptr : &devices_[static_cast<size_t>(hold.device)];
+    absl::StrAppend(&text, "holds ", key.first, "/", key.second, " ",
+                    projects_[static_cast<size_t>(hold.project)].name, " ",
+                    d == nullptr ? "-" : workers_[static_cast<size_t>(d->worker)].id, " ",
+                    d == nullptr ? "-" : d->id, " ", hold.need.TotalBytes());
+    absl::StrAppend(&text, " p", hold.priority, " r", hold.releasing, "\n");
+  }
+  for (const auto& [name, device] : device_ids_) {
+    const Device& d = devices_[static_cast<size_t>(device)];
+    const WorkerFacts& worker = workers_[static_cast<size_t>(d.worker)];
+    absl::StrAppend(&text, "device ", name.first, "/", name.second, " ",
+                    blocks_[static_cast<size_t>(d.block)].profile, " ", d.capacity_bytes, " ",
+                    d.load.total_bytes, " n", d.load.attempts, " ", worker.takes_work, "\n");
+  }
+  return text;
+}
+
+}  // namespace nibble::core

@@ -1,0 +1,252 @@
+// What the scheduler looks at: devices, what is admitted on them, who waits, and what each project
+// has had; with the indexes that keep a decision cheap whatever the length of the queue.
+//
+// A value, derived from the rows of the State (State.board) and kept up to date by Apply, one call
+// per change, each O(log n). It knows no policy but the keys it sorts by. Used by one thread at a
+// time: `Bucket::needs` and the like are filled while a const Board is read.
+//
+// Jobs that are alike for the scheduler (same project, plan, base, numerics) wait in one bucket,
+// so that a pass looks at each kind once, not at each job.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "server/core/options.h"
+#include "server/core/schedule_load.h"
+
+namespace nibble::core {
+
+using HoldKey = std::pair<int64_t, int64_t>;  // number of the job, epoch
+
+// A job that waits.
+struct BoardJob {
+  int64_t number = 0;  // order of creation; breaks ties
+  std::string job_id;
+  std::string project;
+  std::string shape;     // jobs of one shape need the same on the same device: the plan key
+  std::string group;     // GroupKey
+  std::string base;      // digest
+  std::string numerics;  // class of the device it must have; "" = any
+  bool alone = false;
+  int32_t priority = 0;
+  int64_t queued_us = 0;  // it waits since; time it ran before does not count
+  int64_t not_before_us = 0;
+  int64_t work_us = 0;   // predicted, left, alone on a device
+  int64_t total_us = 0;  // predicted, from the beginning
+  int32_t load_milli = 1'000;
+  bool started = false;         // it has been on a device before
+  std::set<std::string> avoid;  // workers it failed on
+};
+
+// An attempt that holds bytes.
+struct BoardHold {
+  HoldKey key;
+  std::string job_id;
+  std::string project;
+  std::string worker_id;
+  std::string device_id;
+  std::string group;
+  Need need;
+  bool alone = false;
+  int32_t priority = 0;
+  int64_t start_us = 0;
+  int64_t work_us = 0;  // left, as of now
+  int32_t load_milli = 1'000;
+  bool releasing = false;  // asked to let go, or its job has ended
+};
+
+class Board {
+ public:
+  using OrderKey = std::tuple<int32_t, int64_t, int64_t>;  // -priority, rank, number
+  using UrgentKey = std::pair<int64_t, int64_t>;           // overdue from, number
+
+  struct Waiting {
+    std::string job_id;
+    int32_t bucket = 0;
+    int32_t priority = 0;
+    int64_t queued_us = 0;
+    int64_t not_before_us = 0;
+    int64_t work_us = 0;
+    int64_t total_us = 0;
+    int64_t rank_us = 0;
+    bool started = false;
+    int64_t urgent_us = 0;    // overdue from then on, if it has not started before
+    int64_t critical_us = 0;  // overdue whatever its project has
+    std::set<std::string> avoid;
+  };
+  struct Bucket {
+    std::string shape;
+    std::string numerics;
+    int32_t project = 0;
+    int32_t group = 0;
+    int32_t base = 0;
+    bool alone = false;
+    int32_t load_milli = 0;
+    std::set<OrderKey> order;
+    std::set<UrgentKey> urgent;  // those that have never started
+    // By block; what has been asked of the planner. nullopt inside: no plan for such devices.
+    mutable std::vector<std::optional<std::optional<Need>>> needs;
+  };
+  struct Project {
+    std::string name;
+    int64_t held_bytes = 0;
+    int64_t held_load_milli = 0;
+    int32_t held_jobs = 0;
+    int64_t waiting = 0;
+    // Usage of the recent past, decayed: MiB x us, and thousandths of a device x us.
+    int64_t memory_time = 0;
+    int64_t device_time = 0;
+    int64_t as_of_us = 0;
+    std::set<std::pair<OrderKey, int32_t>> heads;          // the first of each bucket
+    std::set<std::pair<UrgentKey, int32_t>> urgent_heads;  // the first overdue of each
+  };
+  struct Hold {
+    std::string job_id;
+    int32_t project = 0;
+    int32_t device = -1;  // -1: the device is gone
+    int32_t group = 0;
+    Need need;
+    int64_t added_bytes = 0;  // counted for the project
+    bool alone = false;
+    bool releasing = false;
+    int32_t priority = 0;
+    int32_t load_milli = 0;
+    int64_t start_us = 0;
+    int64_t work_us = 0;  // left at as_of_us
+    int64_t as_of_us = 0;
+    int64_t end_us = 0;  // expected, while the device stays as it is
+  };
+  struct Device {
+    int32_t worker = 0;
+    std::string id;
+    int32_t block = 0;
+    int64_t capacity_bytes = 0;
+    LoadOn<int32_t> load;
+    int32_t load_milli = 0;
+    std::vector<HoldKey> held;
+    std::vector<int32_t> warm;  // bases an engine still has in memory
+  };
+  // What a scan over all devices reads, in order of names.
+  struct Slot {
+    int64_t free_bytes = 0;
+    int64_t capacity_bytes = 0;
+    int32_t load_milli = 0;
+    int32_t attempts = 0;
+    int32_t group = -1;  // the first on it; -1 = empty
+    int32_t worker = 0;
+    int32_t device = 0;
+  };
+  // Devices of one profile: plans are the same on all of them.
+  struct Block {
+    std::string profile;
+    std::string numerics;
+    std::vector<Slot> slots;
+  };
+  struct WorkerFacts {
+    std::string id;
+    bool takes_work = false;
+    int64_t renewed_us = 0;
+    bool operator==(const WorkerFacts&) const = default;
+  };
+
+  // Sorting keys follow the policy in force when a job comes; set it first.
+  void SetPolicy(const SchedulePolicy& policy) { policy_ = policy; }
+  const SchedulePolicy& policy() const { return policy_; }
+
+  // Fleet. A device that is put again keeps what it holds.
+  void PutWorker(const WorkerFacts& facts);
+  void SetRenewed(const std::string& worker_id, int64_t renewed_us);
+  void PutDevice(const std::string& worker_id, const std::string& device_id,
+                 const std::string& profile, const std::string& numerics, int64_t capacity_bytes);
+  void RemoveDevice(const std::string& worker_id, const std::string& device_id);
+  void SetWarm(const std::string& worker_id, const std::string& device_id,
+               const std::set<std::string>& bases);
+
+  // Queue. A job that is enqueued again is replaced.
+  void Enqueue(const BoardJob& job);
+  void Dequeue(int64_t number);
+  // Of all jobs of a shape that wait.
+  void SetShapeLoad(const std::string& shape, int32_t load_milli);
+  std::vector<int64_t> WaitingOfShape(const std::string& shape, size_t limit) const;
+
+  // What is held. `now_us` settles the usage of the project until then.
+  void AddHold(const BoardHold& hold, int64_t now_us);
+  void RemoveHold(const HoldKey& key, int64_t now_us);
+  void SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli, int64_t now_us);
+  void SetReleasing(const HoldKey& key, int64_t now_us);
+  void SetHoldPriority(const HoldKey& key, int32_t priority);
+
+  // Share of the fleet in millionths, past and present, over the project's weight. `extra` comes
+  // on top of what is held.
+  int64_t ShareOf(int32_t project, int64_t now_us, int64_t extra_bytes, int64_t extra_load) const;
+  // Of what it holds at this moment alone.
+  int64_t HeldShareOf(int32_t project, int64_t extra_bytes, int64_t extra_load) const;
+
+  const std::map<int64_t, Waiting>& waiting() const { return waiting_; }
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  const std::vector<Project>& projects() const { return projects_; }
+  const std::map<HoldKey, Hold>& holds() const { return holds_; }
+  const std::vector<Device>& devices() const { return devices_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  const std::vector<WorkerFacts>& workers() const { return workers_; }
+  const std::set<std::pair<int64_t, HoldKey>>& ends() const { return ends_; }
+  // Weakest first: lowest priority, then the most work left.
+  const std::set<std::tuple<int32_t, int64_t, HoldKey>>& victims() const { return victims_; }
+  int32_t FindProject(const std::string& name) const { return Find(project_ids_, name); }
+  int32_t FindDevice(const std::string& worker_id, const std::string& device_id) const;
+  std::vector<std::string> DevicesOf(const std::string& worker_id) const;
+  const std::string& group_name(int32_t group) const {
+    return group_names_[static_cast<size_t>(group)];
+  }
+  // Everything in words, whatever the order it came in; for comparing two boards.
+  std::string Dump() const;
+
+ private:
+  using BucketKey = std::tuple<std::string, std::string, std::string, std::string, bool>;
+
+  static int32_t Find(const std::map<std::string, int32_t>& ids, const std::string& name);
+  int32_t Intern(std::map<std::string, int32_t>& ids, const std::string& name);
+  int32_t ProjectId(const std::string& name);
+  int32_t WorkerId(const std::string& id);
+  int32_t BlockId(const std::string& profile, const std::string& numerics);
+  int32_t BucketOf(const BoardJob& job);
+  void UnlistHeads(int32_t bucket);
+  void ListHeads(int32_t bucket);
+  Slot* SlotOf(int32_t device);
+  void SyncSlot(int32_t device);
+  void Recount(int32_t device);
+  void ListHold(const HoldKey& key, Hold& hold);
+  void UnlistHold(const HoldKey& key, const Hold& hold);
+  void Retime(int32_t device);
+  void Settle(Project& project, int64_t now_us) const;
+  int64_t DominantShare(const Project& project, int64_t memory_mib, int64_t load_milli) const;
+
+  SchedulePolicy policy_;
+  std::map<std::string, int32_t> project_ids_, worker_ids_, block_ids_, group_ids_, base_ids_;
+  std::vector<std::string> group_names_;
+  std::vector<Project> projects_;
+  std::vector<WorkerFacts> workers_;
+  std::vector<Block> blocks_;
+  std::vector<Device> devices_;
+  std::map<std::pair<std::string, std::string>, int32_t> device_ids_;  // worker, device
+  std::vector<int32_t> free_devices_;
+  int64_t fleet_mib_ = 0;
+  int32_t fleet_devices_ = 0;
+
+  std::map<BucketKey, int32_t> bucket_ids_;
+  std::vector<Bucket> buckets_;
+  std::vector<int32_t> free_buckets_;
+  std::map<int64_t, Waiting> waiting_;
+  std::map<HoldKey, Hold> holds_;
+  std::set<std::pair<int64_t, HoldKey>> ends_;  // by expected end
+  std::set<std::tuple<int32_t, int64_t, HoldKey>> victims_;
+};
+
+}  // namespace nibble::core

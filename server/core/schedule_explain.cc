@@ -1,0 +1,41 @@
+// Why a job waits, from what the pass looks at.
+#include <algorithm>
+
+#include "server/core/schedule_fleet.h"
+
+namespace nibble::core {
+BoardExplanation Explain(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
+                         int64_t now_us, int64_t suspect_us, int64_t number) {
+  BoardExplanation out;
+  const auto found = board.waiting().find(number);
+  if (found == board.waiting().end()) return out;
+  const Board::Waiting& w = found->second;
+  const Board::Bucket& bucket = board.buckets()[static_cast<size_t>(w.bucket)];
+  out.overdue = !w.started && w.urgent_us <= now_us;
+  out.backing_off = w.not_before_us > now_us;
+  PassFleet fleet(board, policy, need_of, now_us, suspect_us);
+  out.over_quota = !fleet.InQuota(bucket);
+  out.reservation = fleet.Reserve(number, w.bucket, {});
+  constexpr size_t kStarts = 1'000;
+  const BoardSchedule pass = RunPass(board, policy, need_of, now_us, suspect_us, kStarts);
+  for (const BoardReservation& r : pass.reservations) {
+    if (r.number == number) {
+      out.reservation = r;
+    } else if (!out.before) {
+      out.before = r;
+    }
+  }
+  for (const Board::Block& block : board.blocks()) {
+    for (const Board::Slot& slot : block.slots) {
+      DeviceVerdict v = fleet.VerdictOf(slot.device, bucket, number);
+      if (v.kind == DeviceVerdict::Kind::kFits && out.before) {
+        const Spot spot{slot.device, 0, *fleet.NeedOn(bucket, slot.device, number), 0, 0, 0, false};
+        if (fleet.Delays(*out.before, bucket, spot)) v.kind = DeviceVerdict::Kind::kReserved;
+      }
+      out.devices.push_back(v);
+    }
+  }
+  return out;
+}
+
+}  // namespace nibble::core

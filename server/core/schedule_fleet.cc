@@ -1,0 +1,297 @@
+#include "server/core/schedule_fleet.h"
+
+#include <algorithm>
+
+namespace nibble::core {
+namespace {
+
+constexpr int64_t kTailSteps = 64;
+// More than any score: a worker where the job has failed comes last.
+constexpr int64_t kAvoided = int64_t{1} << 40;
+
+}  // namespace
+
+PassFleet::PassFleet(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
+                     int64_t now_us, int64_t suspect_us)
+    : board_(board),
+      policy_(policy),
+      need_of_(need_of),
+      now_us_(now_us),
+      suspect_us_(suspect_us),
+      own_(board.blocks().size()),
+      tails_(board.blocks().size()) {}
+
+const LoadOn<int32_t>& PassFleet::LoadOf(int32_t device) const {
+  if (!changed_.empty()) {
+    const auto it = changed_.find(device);
+    if (it != changed_.end()) return it->second.load;
+  }
+  return board_.devices()[static_cast<size_t>(device)].load;
+}
+
+const std::optional<Need>& PassFleet::NeedIn(const Board::Bucket& bucket, size_t block,
+                                             int32_t device, int64_t number) const {
+  if (bucket.needs.size() <= block) bucket.needs.resize(board_.blocks().size());
+  std::optional<std::optional<Need>>& known = bucket.needs[block];
+  if (!known) known = need_of_(number, board_.devices()[static_cast<size_t>(device)]);
+  return *known;
+}
+
+std::optional<Need> PassFleet::NeedOn(const Board::Bucket& bucket, int32_t device,
+                                      int64_t number) const {
+  const Board::Device& d = board_.devices()[static_cast<size_t>(device)];
+  const Board::Block& block = board_.blocks()[static_cast<size_t>(d.block)];
+  if (!IsLive(d.worker)) return std::nullopt;
+  if (!bucket.numerics.empty() && bucket.numerics != block.numerics) return std::nullopt;
+  const std::optional<Need>& need =
+      NeedIn(bucket, static_cast<size_t>(d.block), device, number);
+  if (!need || need->TotalBytes() > d.capacity_bytes) return std::nullopt;
+  return need;
+}
+
+const PassFleet::Tail& PassFleet::TailOf(size_t block) {
+  Tail& tail = tails_[block];
+  if (tail.known) return tail;
+  tail.known = true;
+  int64_t largest_bytes = 1;
+  for (const Board::Slot& slot : board_.blocks()[block].slots)
+    largest_bytes = std::max(largest_bytes, slot.capacity_bytes);
+  tail.step_bytes = largest_bytes / kTailSteps + 1;
+  std::vector<int64_t> count(kTailSteps + 1, 0);
+  int64_t total = 0;
+  for (const Board::Bucket& bucket : board_.buckets()) {
+    if (bucket.order.empty() || bucket.needs.size() <= block || !bucket.needs[block]) continue;
+    const std::optional<Need>& need = *bucket.needs[block];
+    if (!need) continue;
+    const int64_t step = std::min(need->TotalBytes() / tail.step_bytes + 1, kTailSteps);
+    const auto jobs = static_cast<int64_t>(bucket.order.size());
+    count[static_cast<size_t>(step)] += jobs;
+    total += jobs;
+  }
+  // Free bytes in step i hold what needs step i or less.
+  tail.milli.assign(kTailSteps + 1, 0);
+  int64_t larger = 0;
+  for (int64_t step = kTailSteps; step >= 0; --step) {
+    tail.milli[static_cast<size_t>(step)] =
+        total == 0 ? 0 : static_cast<int32_t>(larger * 1'000 / total);
+    larger += count[static_cast<size_t>(step)];
+  }
+  return tail;
+}
+
+// Three parts, each in thousandths: turns that would have to be shared; how many more free bytes
+// than before are of no use to what waits; and a base that has to be loaded first.
+int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
+                           int64_t added_bytes, bool warm) {
+  const Tail& tail = TailOf(block);
+  const auto useless = [&](int64_t free_bytes) {
+    const auto step = static_cast<size_t>(free_bytes / tail.step_bytes);
+    return static_cast<double>(free_bytes) * tail.milli[step];
+  };
+  const double fragment = (useless(slot.free_bytes - added_bytes) - useless(slot.free_bytes)) /
+                          static_cast<double>(slot.capacity_bytes);
+  const int64_t overload = std::max(0, slot.load_milli + bucket.load_milli - 1'000);
+  // The tightest fit breaks ties.
+  const int64_t left_milli = (slot.free_bytes - added_bytes) / (slot.capacity_bytes / 1'000 + 1);
+  return 1'000 * (policy_.overload_weight * overload +
+                  policy_.fragment_weight * static_cast<int64_t>(fragment) +
+                  (warm ? 0 : policy_.cold_base_weight * 1'000)) +
+         left_milli;
+}
+
+void PassFleet::BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w,
+                       const Need& need, const std::vector<int32_t>& excluded,
+                       std::optional<Spot>& best) {
+  const int64_t full_bytes = need.TotalBytes();
+  const int64_t least_bytes = need.persistent_bytes + need.host_bytes;
+  const bool one_base = policy_.max_bases_per_device <= 1;
+  const std::vector<Board::Slot>& slots = SlotsOf(block);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const Board::Slot& slot = slots[i];
+    if (slot.attempts >= policy_.max_attempts_per_device) continue;
+    if (!RoomForLoad(slot.load_milli, slot.attempts, bucket.load_milli)) continue;
+    const bool empty = slot.group < 0;
+    if (slot.free_bytes < (empty ? full_bytes : least_bytes)) continue;
+    if (one_base && !empty && slot.group != bucket.group) continue;
+    if (!IsLive(slot.worker)) continue;
+    int64_t added_bytes = full_bytes;
+    bool warm = false;
+    if (!empty) {
+      const LoadOn<int32_t>& load = LoadOf(slot.device);
+      if (!load.Fits(slot.capacity_bytes, bucket.group, need, bucket.alone, policy_)) continue;
+      added_bytes = load.Added(bucket.group, need);
+      warm = load.Find(bucket.group) != nullptr;
+    }
+    const Board::Device& device = board_.devices()[static_cast<size_t>(slot.device)];
+    warm = warm || std::count(device.warm.begin(), device.warm.end(), bucket.base) > 0;
+    if (!excluded.empty() && std::count(excluded.begin(), excluded.end(), slot.device) > 0)
+      continue;
+    int64_t score = ScoreOf(block, slot, bucket, added_bytes, warm);
+    const std::string& worker = board_.workers()[static_cast<size_t>(slot.worker)].id;
+    if (!w.avoid.empty() && w.avoid.count(worker) > 0) score += kAvoided;
+    if (best && score > best->score) continue;
+    if (best && score == best->score) {
+      const Board::Device& other = board_.devices()[static_cast<size_t>(best->device)];
+      // Slots of a block are in order of names already.
+      if (other.block == device.block) continue;
+      const std::string& its = board_.workers()[static_cast<size_t>(other.worker)].id;
+      if (std::tie(its, other.id) <= std::tie(worker, device.id)) continue;
+    }
+    best = Spot{slot.device, i, need, added_bytes, slot.free_bytes - added_bytes, score, warm};
+  }
+}
+
+std::optional<Spot> PassFleet::Best(const Board::Bucket& bucket, const Board::Waiting& w,
+                                    int64_t number, const std::vector<int32_t>& excluded) {
+  std::optional<Spot> best;
+  for (size_t block = 0; block < board_.blocks().size(); ++block) {
+    const std::vector<Board::Slot>& slots = SlotsOf(block);
+    if (slots.empty()) continue;
+    if (!bucket.numerics.empty() && bucket.numerics != board_.blocks()[block].numerics) continue;
+    const std::optional<Need>& need = NeedIn(bucket, block, slots.front().device, number);
+    if (need) BestIn(block, bucket, w, *need, excluded, best);
+  }
+  return best;
+}
+
+void PassFleet::Place(const Board::Bucket& bucket, const Spot& spot) {
+  const Board::Device& d = board_.devices()[static_cast<size_t>(spot.device)];
+  const auto [it, fresh] = changed_.try_emplace(spot.device);
+  Changed& changed = it->second;
+  if (fresh) changed.load = d.load;
+  changed.load.Add(bucket.group, spot.need, bucket.alone);
+  changed.added.push_back({spot.need, bucket.group, bucket.alone, bucket.load_milli});
+  std::vector<Board::Slot>& own = own_[static_cast<size_t>(d.block)];
+  if (own.empty()) own = board_.blocks()[static_cast<size_t>(d.block)].slots;
+  Board::Slot& slot = own[spot.slot];
+  slot.free_bytes -= spot.added_bytes;
+  slot.load_milli += bucket.load_milli;
+  ++slot.attempts;
+  if (slot.group < 0) slot.group = bucket.group;
+  Extra& extra = extra_[bucket.project];
+  extra.bytes += spot.added_bytes;
+  extra.load_milli += bucket.load_milli;
+  ++extra.jobs;
+}
+
+PassFleet::Rest PassFleet::RestOf(int32_t device, const std::set<HoldKey>& gone) const {
+  Rest rest;
+  for (const HoldKey& key : board_.devices()[static_cast<size_t>(device)].held) {
+    if (gone.count(key) > 0) continue;
+    const Board::Hold& hold = board_.holds().at(key);
+    rest.load.Add(hold.group, hold.need, hold.alone);
+    rest.load_milli += hold.load_milli;
+  }
+  const auto changed = changed_.find(device);
+  if (changed == changed_.end()) return rest;
+  for (const Added& added : changed->second.added) {
+    rest.load.Add(added.group, added.need, added.alone);
+    rest.load_milli += added.load_milli;
+  }
+  return rest;
+}
+
+bool PassFleet::FitsWithout(int32_t device, const std::set<HoldKey>& gone,
+                            const Board::Bucket& bucket, const Need& need) const {
+  const Rest rest = RestOf(device, gone);
+  const int64_t capacity_bytes =
+      board_.devices()[static_cast<size_t>(device)].capacity_bytes;
+  return RoomForLoad(rest.load_milli, rest.load.attempts, bucket.load_milli) &&
+         rest.load.Fits(capacity_bytes, bucket.group, need, bucket.alone, policy_);
+}
+
+bool PassFleet::Delays(const BoardReservation& r, const Board::Bucket& bucket,
+                       const Spot& spot) const {
+  if (r.device != spot.device) return false;
+  const Board::Bucket& holder = board_.buckets()[static_cast<size_t>(r.bucket)];
+  Rest then = RestOf(r.device, r.gone);
+  then.load.Add(bucket.group, spot.need, bucket.alone);
+  then.load_milli += bucket.load_milli;
+  const int64_t capacity_bytes =
+      board_.devices()[static_cast<size_t>(r.device)].capacity_bytes;
+  return !RoomForLoad(then.load_milli, then.load.attempts, holder.load_milli) ||
+         !then.load.Fits(capacity_bytes, holder.group, r.need, holder.alone, policy_);
+}
+
+std::optional<BoardReservation> PassFleet::Reserve(int64_t number, int32_t bucket_id,
+                                                   const std::vector<int32_t>& reserved) const {
+  const Board::Bucket& bucket = board_.buckets()[static_cast<size_t>(bucket_id)];
+  struct Chance {
+    std::optional<Need> need;
+    std::set<HoldKey> gone;
+  };
+  std::map<int32_t, Chance> chances;
+  for (const auto& [end_us, key] : board_.ends()) {
+    const Board::Hold& hold = board_.holds().at(key);
+    if (hold.device < 0) continue;
+    const auto [it, fresh] = chances.try_emplace(hold.device);
+    Chance& chance = it->second;
+    if (fresh && std::count(reserved.begin(), reserved.end(), hold.device) == 0)
+      chance.need = NeedOn(bucket, hold.device, number);
+    if (!chance.need) continue;
+    chance.gone.insert(key);
+    if (!FitsWithout(hold.device, chance.gone, bucket, *chance.need)) continue;
+    return BoardReservation{number,       bucket_id,
+                            hold.device,  *chance.need,
+                            std::max(end_us, now_us_), std::move(chance.gone)};
+  }
+  return std::nullopt;
+}
+
+bool PassFleet::InQuota(const Board::Bucket& bucket) const {
+  if (policy_.projects.empty()) return true;
+  const Board::Project& project = board_.projects()[static_cast<size_t>(bucket.project)];
+  const auto it = policy_.projects.find(project.name);
+  if (it == policy_.projects.end()) return true;
+  const Extra extra = ExtraOf(bucket.project);
+  const ProjectPolicy& p = it->second;
+  if (p.quota_jobs > 0 && project.held_jobs + extra.jobs >= p.quota_jobs) return false;
+  if (p.quota_bytes <= 0) return true;
+  // The least it could add anywhere.
+  int64_t least_bytes = 0;
+  for (const auto& need : bucket.needs) {
+    if (!need || !*need) continue;
+    const int64_t bytes = (*need)->TotalBytes();
+    least_bytes = least_bytes == 0 ? bytes : std::min(least_bytes, bytes);
+  }
+  return project.held_bytes + extra.bytes + least_bytes <= p.quota_bytes;
+}
+
+PassFleet::Extra PassFleet::ExtraOf(int32_t project) const {
+  const auto it = extra_.find(project);
+  return it == extra_.end() ? Extra{} : it->second;
+}
+
+DeviceVerdict PassFleet::VerdictOf(int32_t device, const Board::Bucket& bucket,
+                                   int64_t number) const {
+  using Kind = DeviceVerdict::Kind;
+  const Board::Device& d = board_.devices()[static_cast<size_t>(device)];
+  const Board::Block& block = board_.blocks()[static_cast<size_t>(d.block)];
+  DeviceVerdict v;
+  v.device = device;
+  v.capacity_bytes = d.capacity_bytes;
+  v.free_bytes = d.capacity_bytes - d.load.total_bytes;
+  v.load_milli = d.load_milli;
+  v.attempts = d.load.attempts;
+  const std::optional<Need>& need =
+      NeedIn(bucket, static_cast<size_t>(d.block), device, number);
+  if (need) v.needed_bytes = d.load.Added(bucket.group, *need);
+  if (!bucket.numerics.empty() && bucket.numerics != block.numerics) {
+    v.kind = Kind::kNumerics;
+  } else if (!need) {
+    v.kind = Kind::kNoPlan;
+  } else if (need->TotalBytes() > d.capacity_bytes) {
+    v.kind = Kind::kNever;
+  } else if (!IsLive(d.worker)) {
+    v.kind = Kind::kNotLive;
+  } else if (v.needed_bytes > v.free_bytes) {
+    v.kind = Kind::kBytes;
+  } else if (!d.load.Fits(d.capacity_bytes, bucket.group, *need, bucket.alone, policy_)) {
+    v.kind = Kind::kAttempts;
+  } else if (!RoomForLoad(d.load_milli, d.load.attempts, bucket.load_milli)) {
+    v.kind = Kind::kLoad;
+  }
+  return v;
+}
+
+}  // namespace nibble::core

@@ -1,0 +1,110 @@
+// The devices of a Board as one pass sees them: with what it has placed already.
+//
+// Made for one pass and thrown away. Slots are copied only when something is placed on their block.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "server/core/schedule_pass.h"
+
+namespace nibble::core {
+
+// Where a job would go.
+struct Spot {
+  int32_t device = 0;
+  size_t slot = 0;
+  Need need;
+  int64_t added_bytes = 0;
+  int64_t left_bytes = 0;
+  int64_t score = 0;  // smaller is better
+  bool warm = false;
+};
+
+class PassFleet {
+ public:
+  struct Extra {
+    int64_t bytes = 0;
+    int64_t load_milli = 0;
+    int32_t jobs = 0;
+  };
+
+  PassFleet(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
+            int64_t now_us, int64_t suspect_us);
+
+  // The best device the job fits on now, but for the excluded ones.
+  std::optional<Spot> Best(const Board::Bucket& bucket, const Board::Waiting& w, int64_t number,
+                           const std::vector<int32_t>& excluded);
+  void Place(const Board::Bucket& bucket, const Spot& spot);
+  // Whether the holder of the reservation could then no longer start when it is due.
+  bool Delays(const BoardReservation& r, const Board::Bucket& bucket, const Spot& spot) const;
+  // Where the job can start earliest when the attempts there end as expected; not on `reserved`.
+  // nullopt when no live device could ever hold it.
+  std::optional<BoardReservation> Reserve(int64_t number, int32_t bucket,
+                                          const std::vector<int32_t>& reserved) const;
+  // Whether it fits once `gone` have ended.
+  bool FitsWithout(int32_t device, const std::set<HoldKey>& gone, const Board::Bucket& bucket,
+                   const Need& need) const;
+  std::optional<Need> NeedOn(const Board::Bucket& bucket, int32_t device, int64_t number) const;
+  bool InQuota(const Board::Bucket& bucket) const;
+  Extra ExtraOf(int32_t project) const;
+  DeviceVerdict VerdictOf(int32_t device, const Board::Bucket& bucket, int64_t number) const;
+
+ private:
+  struct Added {
+    Need need;
+    int32_t group = 0;
+    bool alone = false;
+    int32_t load_milli = 0;
+  };
+  struct Changed {
+    LoadOn<int32_t> load;
+    std::vector<Added> added;
+  };
+
+  bool IsLive(int32_t worker) const {
+    const Board::WorkerFacts& facts = board_.workers()[static_cast<size_t>(worker)];
+    return facts.takes_work && now_us_ - facts.renewed_us <= suspect_us_;
+  }
+  const std::vector<Board::Slot>& SlotsOf(size_t block) const {
+    return own_[block].empty() ? board_.blocks()[block].slots : own_[block];
+  }
+  const LoadOn<int32_t>& LoadOf(int32_t device) const;
+  const std::optional<Need>& NeedIn(const Board::Bucket& bucket, size_t block, int32_t device,
+                                    int64_t number) const;
+  void BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w, const Need& need,
+              const std::vector<int32_t>& excluded, std::optional<Spot>& best);
+  int64_t ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
+                  int64_t added_bytes, bool warm);
+  bool RoomForLoad(int32_t load_milli, int32_t attempts, int32_t more_milli) const {
+    return attempts == 0 || load_milli + more_milli <= policy_.max_load_milli;
+  }
+  struct Rest {
+    LoadOn<int32_t> load;
+    int32_t load_milli = 0;
+  };
+  Rest RestOf(int32_t device, const std::set<HoldKey>& gone) const;
+  // Per block, in 64 steps of the largest capacity: how much of what waits would not fit, in
+  // thousandths.
+  struct Tail {
+    bool known = false;
+    int64_t step_bytes = 1;
+    std::vector<int32_t> milli;
+  };
+  const Tail& TailOf(size_t block);
+
+  const Board& board_;
+  const SchedulePolicy& policy_;
+  const NeedFn& need_of_;
+  const int64_t now_us_;
+  const int64_t suspect_us_;
+  std::vector<std::vector<Board::Slot>> own_;  // by block; empty = as on the board
+  std::vector<Tail> tails_;
+  std::map<int32_t, Changed> changed_;  // by device
+  std::map<int32_t, Extra> extra_;      // by project
+};
+
+}  // namespace nibble::core

@@ -1,0 +1,103 @@
+// Bytes admitted on a device: the one formula of admission.
+//
+//   sum over the bases on it of (fixed + base + sum(persistent) + sum(host) + max(step)) <= capacity
+//
+// A value; keys are what a base is called by whoever counts (its GroupKey, or a number for it).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "server/core/options.h"
+#include "server/core/types.h"
+
+namespace nibble::core {
+
+// The parts of a plan that are admitted.
+struct Need {
+  int64_t fixed_bytes = 0;
+  int64_t base_bytes = 0;
+  int64_t persistent_bytes = 0;
+  int64_t host_bytes = 0;  // as far as it counts against the device
+  int64_t step_bytes = 0;
+
+  Need() = default;
+  Need(const PlanBytes& plan)  // NOLINT: a plan is what is needed
+      : fixed_bytes(plan.fixed_bytes),
+        base_bytes(plan.base_bytes),
+        persistent_bytes(plan.persistent_bytes),
+        step_bytes(plan.step_bytes) {
+    host_bytes = plan.TotalBytes() - fixed_bytes - base_bytes - persistent_bytes - step_bytes;
+  }
+  int64_t TotalBytes() const {
+    return fixed_bytes + base_bytes + persistent_bytes + host_bytes + step_bytes;
+  }
+  bool operator==(const Need&) const = default;
+};
+
+template <typename Key>
+struct LoadOn {
+  struct Group {
+    Key key{};
+    Need need;  // fixed, base, step: the largest; persistent, host: the sum
+    int32_t attempts = 0;
+    bool alone = false;
+    bool operator==(const Group&) const = default;
+  };
+  std::vector<Group> groups;
+  int32_t attempts = 0;
+  int64_t total_bytes = 0;
+
+  const Group* Find(const Key& key) const {
+    for (const Group& group : groups) {
+      if (group.key == key) return &group;
+    }
+    return nullptr;
+  }
+  // Bytes one more attempt would add.
+  int64_t Added(const Key& key, const Need& need) const {
+    const Group* group = Find(key);
+    if (group == nullptr) return need.TotalBytes();
+    return need.persistent_bytes + need.host_bytes +
+           std::max<int64_t>(0, need.fixed_bytes - group->need.fixed_bytes) +
+           std::max<int64_t>(0, need.base_bytes - group->need.base_bytes) +
+           std::max<int64_t>(0, need.step_bytes - group->need.step_bytes);
+  }
+  // Whether one more attempt may come in.
+  bool Fits(int64_t capacity_bytes, const Key& key, const Need& need, bool alone,
+            const SchedulePolicy& policy) const {
+    if (attempts >= policy.max_attempts_per_device) return false;
+    const Group* group = Find(key);
+    if (group == nullptr) {
+      if (static_cast<int32_t>(groups.size()) >= policy.max_bases_per_device) return false;
+    } else if (alone || group->alone) {
+      return false;
+    }
+    return total_bytes + Added(key, need) <= capacity_bytes;
+  }
+  void Add(const Key& key, const Need& need, bool alone) {
+    total_bytes += Added(key, need);
+    ++attempts;
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const Group& g) { return g.key == key; });
+    if (group == groups.end()) {
+      groups.push_back({key, need, 1, alone});
+      return;
+    }
+    Need& sum = group->need;
+    sum.fixed_bytes = std::max(sum.fixed_bytes, need.fixed_bytes);
+    sum.base_bytes = std::max(sum.base_bytes, need.base_bytes);
+    sum.step_bytes = std::max(sum.step_bytes, need.step_bytes);
+    sum.persistent_bytes += need.persistent_bytes;
+    sum.host_bytes += need.host_bytes;
+    group->alone = group->alone || alone;
+    ++group->attempts;
+  }
+  int64_t TotalBytes() const { return total_bytes; }
+};
+// By GroupKey.
+using DeviceLoad = LoadOn<std::string>;
+
+}  // namespace nibble::core

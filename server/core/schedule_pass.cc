@@ -1,0 +1,371 @@
+#include "server/core/schedule_pass.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include "server/core/schedule_fleet.h"
+
+namespace nibble::core {
+namespace {
+
+using Bucket = Board::Bucket;
+using Waiting = Board::Waiting;
+
+// Attempts looked at, weakest first, for one that could be asked to let go.
+constexpr int kMaxVictimsSeen = 256;
+
+// Heads of the buckets of a project in one of its two orders, as the pass uses them up.
+template <typename Key>
+class Lane {
+ public:
+  using Entry = std::pair<Key, int32_t>;
+  explicit Lane(const std::set<Entry>* heads) : it_(heads->begin()), end_(heads->end()) {}
+
+  bool Empty() const { return it_ == end_ && again_.empty(); }
+  const Entry& Front() const { return UsesAgain() ? *again_.begin() : *it_; }
+  Entry Pop() {
+    const Entry entry = Front();
+    if (UsesAgain()) {
+      again_.erase(again_.begin());
+    } else {
+      ++it_;
+    }
+    return entry;
+  }
+  // The next of the bucket after `key`.
+  void Push(const std::set<Key>& keys, const Key& key, int32_t bucket) {
+    const auto next = keys.upper_bound(key);
+    if (next != keys.end()) again_.insert({*next, bucket});
+  }
+
+ private:
+  bool UsesAgain() const { return !again_.empty() && (it_ == end_ || *again_.begin() < *it_); }
+  typename std::set<Entry>::const_iterator it_, end_;
+  std::set<Entry> again_;
+};
+
+struct Candidate {
+  int64_t number = 0;
+  int32_t bucket = 0;
+  bool overdue = false;
+};
+
+// What one project has to offer, next first.
+class Offer {
+ public:
+  Offer(const Board* board, int32_t project, int64_t now_us)
+      : project(project),
+        board_(board),
+        now_us_(now_us),
+        urgent_(&board->projects()[static_cast<size_t>(project)].urgent_heads),
+        order_(&board->projects()[static_cast<size_t>(project)].heads) {}
+
+  // nullopt when all it has was given out or is of a kind that failed.
+  std::optional<Candidate> Next(const std::vector<char>& failed, const std::set<int64_t>& taken) {
+    while (!urgent_.Empty() && urgent_.Front().first.first <= now_us_) {
+      const auto [key, bucket] = urgent_.Pop();
+      if (failed[static_cast<size_t>(bucket)] != 0) continue;
+      urgent_.Push(Of(bucket).urgent, key, bucket);
+      if (Ready(key.second, taken)) return Candidate{key.second, bucket, true};
+    }
+    while (!order_.Empty()) {
+      const auto [key, bucket] = order_.Pop();
+      if (failed[static_cast<size_t>(bucket)] != 0) continue;
+      order_.Push(Of(bucket).order, key, bucket);
+      const int64_t number = std::get<2>(key);
+      if (Ready(number, taken)) return Candidate{number, bucket, false};
+    }
+    return std::nullopt;
+  }
+
+  int32_t project = 0;
+  int64_t share = 0;
+
+ private:
+  const Bucket& Of(int32_t bucket) const { return board_->buckets()[static_cast<size_t>(bucket)]; }
+  bool Ready(int64_t number, const std::set<int64_t>& taken) const {
+    if (!taken.empty() && taken.count(number) > 0) return false;
+    return board_->waiting().at(number).not_before_us <= now_us_;
+  }
+
+  const Board* board_;
+  int64_t now_us_;
+  Lane<Board::UrgentKey> urgent_;
+  Lane<Board::OrderKey> order_;
+};
+
+class Pass {
+ public:
+  Pass(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of, int64_t now_us,
+       int64_t suspect_us)
+      : board_(board),
+        policy_(policy),
+        now_us_(now_us),
+        fleet_(board, policy, need_of, now_us, suspect_us),
+        failed_(board.buckets().size(), 0) {}
+
+  BoardSchedule Run(size_t max_starts) {
+    std::vector<Offer> offers;
+    for (size_t i = 0; i < board_.projects().size(); ++i) {
+      if (board_.projects()[i].waiting == 0) continue;
+      offers.emplace_back(&board_, static_cast<int32_t>(i), now_us_);
+      offers.back().share = Share(offers.back().project);
+    }
+    if (offers.empty()) return std::move(result_);
+    PlaceCritical(max_starts);
+    while (!offers.empty() && result_.starts.size() < max_starts &&
+           passed_over_ < policy_.max_passed_over) {
+      const auto next = std::min_element(offers.begin(), offers.end(), [&](auto& a, auto& b) {
+        return a.share != b.share ? a.share < b.share : Name(a.project) < Name(b.project);
+      });
+      const std::optional<Candidate> candidate = next->Next(failed_, taken_);
+      if (!candidate) {
+        std::swap(*next, offers.back());
+        offers.pop_back();
+        continue;
+      }
+      if (Try(*candidate)) next->share = Share(next->project);
+    }
+    return std::move(result_);
+  }
+
+ private:
+  const std::string& Name(int32_t project) const {
+    return board_.projects()[static_cast<size_t>(project)].name;
+  }
+  int64_t Share(int32_t project) const {
+    const auto extra = fleet_.ExtraOf(project);
+    return board_.ShareOf(project, now_us_, extra.bytes, extra.load_milli);
+  }
+
+  // The bound on waiting goes before the shares of projects, most overdue first.
+  void PlaceCritical(size_t max_starts) {
+    while (result_.starts.size() < max_starts) {
+      std::optional<Candidate> first;
+      int64_t first_us = std::numeric_limits<int64_t>::max();
+      for (const Board::Project& project : board_.projects()) {
+        for (const auto& [key, bucket] : project.urgent_heads) {
+          if (key.first > now_us_ || key.first >= first_us) break;
+          const Bucket& b = board_.buckets()[static_cast<size_t>(bucket)];
+          const auto untaken = std::find_if(b.urgent.begin(), b.urgent.end(), [&](auto& k) {
+            return taken_.count(k.second) == 0;
+          });
+          if (untaken == b.urgent.end()) continue;
+          const Waiting& w = board_.waiting().at(untaken->second);
+          if (w.critical_us > now_us_ || w.not_before_us > now_us_ || untaken->first >= first_us)
+            continue;
+          first = Candidate{untaken->second, bucket, true};
+          first_us = untaken->first;
+        }
+      }
+      if (!first || failed_[static_cast<size_t>(first->bucket)] != 0 || !Try(*first)) return;
+    }
+  }
+
+  // Starts it, or makes room for it, or passes it over.
+  bool Try(const Candidate& c) {
+    const Waiting& w = board_.waiting().at(c.number);
+    const Bucket& bucket = board_.buckets()[static_cast<size_t>(c.bucket)];
+    if (!fleet_.InQuota(bucket)) {
+      PassOver(c);
+      return false;
+    }
+    const std::optional<Spot> spot = FindSpot(bucket, w, c);
+    if (spot) {
+      fleet_.Place(bucket, *spot);
+      taken_.insert(c.number);
+      result_.starts.push_back({c.number, spot->device, spot->left_bytes, spot->warm});
+      return true;
+    }
+    if (static_cast<int32_t>(result_.reservations.size()) < policy_.max_reservations) {
+      std::optional<BoardReservation> r = fleet_.Reserve(c.number, c.bucket, Reserved());
+      if (r || !board_.holds().empty()) Preempt(c, w, bucket, r);
+      if (r) result_.reservations.push_back(*std::move(r));
+    }
+    PassOver(c);
+    return false;
+  }
+
+  void PassOver(const Candidate& c) {
+    failed_[static_cast<size_t>(c.bucket)] = 1;
+    ++passed_over_;
+  }
+
+  std::vector<int32_t> Reserved() const {
+    std::vector<int32_t> devices;
+    for (const BoardReservation& r : result_.reservations) devices.push_back(r.device);
+    return devices;
+  }
+
+  std::optional<Spot> FindSpot(const Bucket& bucket, const Waiting& w, const Candidate& c) {
+    std::vector<int32_t> excluded;
+    while (true) {
+      std::optional<Spot> spot = fleet_.Best(bucket, w, c.number, excluded);
+      if (!spot) return spot;
+      const bool delays = std::any_of(
+          result_.reservations.begin(), result_.reservations.end(),
+          [&](const BoardReservation& r) { return fleet_.Delays(r, bucket, *spot); });
+      if (!delays) return spot;
+      excluded.push_back(spot->device);
+    }
+  }
+
+  // Whether `victim` is to make room for the job; why, in words.
+  const char* Outranks(const Candidate& c, const Waiting& w, const Bucket& bucket,
+                       const Need& need, const Board::Hold& victim) const {
+    const int64_t left_us = std::max<int64_t>(0, victim.work_us - (now_us_ - victim.as_of_us));
+    if (c.overdue && w.critical_us <= now_us_) return "is overdue";
+    if (victim.project == bucket.project) {
+      if (c.overdue && left_us > w.work_us) return "is overdue";
+      const int32_t delta = w.priority - victim.priority;
+      if (policy_.preempt_priority_delta > 0 && delta >= policy_.preempt_priority_delta)
+        return "has a higher priority";
+      if (policy_.preempt_work_ratio > 0 && delta >= 0 &&
+          w.work_us < left_us / policy_.preempt_work_ratio)
+        return "has much less work left";
+      return nullptr;
+    }
+    if (!policy_.preempt_for_share) return nullptr;
+    const auto mine = fleet_.ExtraOf(bucket.project);
+    const auto theirs = fleet_.ExtraOf(victim.project);
+    const int64_t after = board_.HeldShareOf(bucket.project, mine.bytes + need.TotalBytes(),
+                                             mine.load_milli + bucket.load_milli);
+    const int64_t rest = board_.HeldShareOf(victim.project, theirs.bytes - victim.added_bytes,
+                                            theirs.load_milli - victim.load_milli);
+    return after < rest ? "belongs to a project below its share" : nullptr;
+  }
+
+  struct Plan {
+    int32_t device = -1;
+    std::vector<HoldKey> victims;
+    std::set<HoldKey> gone;
+    const char* why = nullptr;
+  };
+
+  // The fewest on one device whose end would let the job in.
+  std::optional<Plan> PlanOn(int32_t device, const Candidate& c, const Waiting& w,
+                             const Bucket& bucket, const Need& need) const {
+    const Board::Device& d = board_.devices()[static_cast<size_t>(device)];
+    Plan plan;
+    plan.device = device;
+    std::vector<std::pair<std::tuple<int32_t, int64_t, HoldKey>, const char*>> weak;
+    for (const HoldKey& key : d.held) {
+      const Board::Hold& hold = board_.holds().at(key);
+      if (hold.releasing || stopped_.count(key) > 0) {
+        plan.gone.insert(key);
+        continue;
+      }
+      if (now_us_ - hold.start_us < policy_.min_run_us) continue;
+      if (const char* why = Outranks(c, w, bucket, need, hold))
+        weak.push_back({{hold.priority, -hold.end_us, key}, why});
+    }
+    std::sort(weak.begin(), weak.end());
+    for (const auto& [rank, why] : weak) {
+      plan.victims.push_back(std::get<2>(rank));
+      plan.gone.insert(std::get<2>(rank));
+      plan.why = why;
+      if (fleet_.FitsWithout(device, plan.gone, bucket, need)) return plan;
+    }
+    return std::nullopt;
+  }
+
+  void Preempt(const Candidate& c, const Waiting& w, const Bucket& bucket,
+               std::optional<BoardReservation>& r) {
+    if (r && r->start_us <= now_us_ + policy_.preempt_patience_us) return;
+    std::optional<Plan> best;
+    std::set<int32_t> seen;
+    int count = 0;
+    const std::vector<int32_t> reserved = Reserved();
+    for (const auto& [priority, end, key] : board_.victims()) {
+      if (++count > kMaxVictimsSeen || (best && best->victims.size() == 1)) break;
+      const Board::Hold& hold = board_.holds().at(key);
+      if (hold.device < 0 || now_us_ - hold.start_us < policy_.min_run_us) continue;
+      if (std::count(reserved.begin(), reserved.end(), hold.device) > 0) continue;
+      const std::optional<Need> need = fleet_.NeedOn(bucket, hold.device, c.number);
+      if (!need || Outranks(c, w, bucket, *need, hold) == nullptr) continue;
+      if (!seen.insert(hold.device).second) continue;
+      std::optional<Plan> plan = PlanOn(hold.device, c, w, bucket, *need);
+      if (plan && (!best || plan->victims.size() < best->victims.size())) best = std::move(plan);
+    }
+    if (!best) return;
+    for (const HoldKey& key : best->victims) {
+      stopped_.insert(key);
+      result_.stops.push_back({key, c.number, best->why});
+    }
+    r = BoardReservation{c.number,
+                         c.bucket,
+                         best->device,
+                         *fleet_.NeedOn(bucket, best->device, c.number),
+                         now_us_,
+                         std::move(best->gone)};
+  }
+
+  const Board& board_;
+  const SchedulePolicy& policy_;
+  const int64_t now_us_;
+  PassFleet fleet_;
+  std::vector<char> failed_;  // by bucket: nothing of this kind can start now
+  std::set<int64_t> taken_;
+  std::set<HoldKey> stopped_;
+  int32_t passed_over_ = 0;
+  BoardSchedule result_;
+};
+
+}  // namespace
+
+BoardSchedule RunPass(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
+                      int64_t now_us, int64_t suspect_us, size_t max_starts) {
+  return Pass(board, policy, need_of, now_us, suspect_us).Run(max_starts);
+}
+
+std::vector<int64_t> OrderOf(const Board& board, const SchedulePolicy& policy, int64_t now_us) {
+  static_cast<void>(policy);
+  const std::vector<char> failed(board.buckets().size(), 0);
+  std::set<int64_t> taken;
+  struct Source {
+    Offer offer;
+    std::optional<Candidate> next;
+    int64_t bytes = 0;
+    int64_t load_milli = 0;
+  };
+  std::vector<Source> sources;
+  for (size_t i = 0; i < board.projects().size(); ++i) {
+    if (board.projects()[i].waiting == 0) continue;
+    Source source{Offer(&board, static_cast<int32_t>(i), now_us), std::nullopt};
+    source.offer.share = board.ShareOf(source.offer.project, now_us, 0, 0);
+    source.next = source.offer.Next(failed, taken);
+    sources.push_back(std::move(source));
+  }
+  std::vector<int64_t> order;
+  while (true) {
+    Source* first = nullptr;
+    for (Source& source : sources) {
+      if (source.next && (first == nullptr || source.offer.share < first->offer.share))
+        first = &source;
+    }
+    if (first == nullptr) break;
+    order.push_back(first->next->number);
+    taken.insert(first->next->number);
+    const Bucket& bucket = board.buckets()[static_cast<size_t>(first->next->bucket)];
+    // As if it had started: the next of its project comes after those of others.
+    for (const auto& need : bucket.needs) {
+      if (!need || !*need) continue;
+      first->bytes += (*need)->TotalBytes();
+      break;
+    }
+    first->load_milli += bucket.load_milli;
+    first->offer.share =
+        board.ShareOf(first->offer.project, now_us, first->bytes, first->load_milli);
+    first->next = first->offer.Next(failed, taken);
+  }
+  // Those that wait before another try come last.
+  for (const auto& [number, w] : board.waiting()) {
+    if (taken.count(number) == 0) order.push_back(number);
+  }
+  return order;
+}
+
+}  // namespace nibble::core

@@ -1,0 +1,224 @@
+#include "server/core/schedule_sync.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace nibble::core {
+namespace {
+
+// Before anything was measured: microseconds for a million multiply-adds of a parameter and a
+// position; a small machine's.
+constexpr int64_t kGuessPicosPerWork = 20'000;
+constexpr int64_t kGuessSteps = 1'000;
+constexpr int64_t kMaxStepUs = 24 * 3600 * kSecondUs;
+constexpr int64_t kMaxWorkUs = int64_t{10} * 365 * 24 * 3600 * kSecondUs;
+// A new measurement moves jobs in the queue when it differs by more than a quarter.
+constexpr size_t kMaxReordered = 4'096;
+constexpr size_t kMaxLearned = 10'000;
+constexpr int32_t kLeastLoadMilli = 50;
+
+int64_t MulDiv(int64_t a, int64_t b, int64_t divisor, int64_t bound) {
+  const __int128 product = static_cast<__int128>(a) * b / std::max<int64_t>(1, divisor);
+  return product > bound ? bound : static_cast<int64_t>(product);
+}
+
+// Millions of (parameter x position) per optimizer step.
+int64_t StepWork(const Model& model, const spec::TrainSpec& spec) {
+  const int64_t positions = int64_t{std::max(1, spec.micro_batch_size)} *
+                            std::max(1, spec.gradient_accumulation_steps) *
+                            std::max(1, spec.sequence_len);
+  const int64_t parameters = std::max<int64_t>(1, model.config.TotalParameters());
+  return std::max<int64_t>(1, MulDiv(positions, parameters, 1'000'000,
+                                     std::numeric_limits<int64_t>::max() / 2));
+}
+
+int64_t StepsOf(const State& state, const Job& job) {
+  if (job.progress.planned_steps > 0) return job.progress.planned_steps;
+  if (job.spec.max_steps > 0) return job.spec.max_steps;
+  const auto dataset = state.datasets.find(job.dataset_id);
+  if (dataset == state.datasets.end() || dataset->second.rows <= 0) return kGuessSteps;
+  const int64_t batch = int64_t{std::max(1, job.spec.micro_batch_size)} *
+                        std::max(1, job.spec.gradient_accumulation_steps);
+  const double epochs = std::clamp(job.spec.num_epochs, 0.01, 1e6);
+  return std::max<int64_t>(
+      1, static_cast<int64_t>(static_cast<double>(dataset->second.rows) * epochs) / batch);
+}
+
+BoardJob BoardJobOf(const State& state, const Job& job, const Model& model) {
+  const Estimate estimate = Predict(state, job);
+  BoardJob b;
+  b.number = job.number;
+  b.job_id = job.id;
+  b.project = job.tenant;
+  b.shape = job.plan_key;
+  b.group = GroupKey(model, job.spec);
+  b.base = model.digest;
+  if (!job.spec.allow_numerics_change) b.numerics = job.numerics_class;
+  b.alone = job.run_alone;
+  b.priority = job.priority;
+  b.queued_us = job.queued_us;
+  b.not_before_us = job.not_before_us;
+  b.work_us = estimate.left_us;
+  b.total_us = estimate.total_us;
+  b.load_milli = estimate.load_milli;
+  b.started = !job.attempts.empty();
+  b.avoid = job.poisoned_workers;
+  return b;
+}
+
+}  // namespace
+
+Estimate Predict(const State& state, const Job& job) {
+  Estimate estimate;
+  const Model* model = state.ModelOf(job);
+  if (model == nullptr) return estimate;
+  int64_t step_us = 0;
+  const auto known = state.learned.find(job.plan_key);
+  if (known != state.learned.end()) {
+    step_us = known->second.step_us;
+    estimate.load_milli = known->second.load_milli;
+    estimate.measured = true;
+  } else {
+    const int64_t picos = state.picos_per_work > 0 ? state.picos_per_work : kGuessPicosPerWork;
+    step_us = MulDiv(StepWork(*model, job.spec), picos, 1'000'000, kMaxStepUs);
+    const auto alike = state.learned_loads.find(job.model_id);
+    estimate.load_milli =
+        alike != state.learned_loads.end() ? alike->second : state.board.policy().default_load_milli;
+  }
+  const int64_t steps = StepsOf(state, job);
+  estimate.total_us = MulDiv(steps, std::max<int64_t>(1, step_us), 1, kMaxWorkUs);
+  estimate.left_us = MulDiv(std::max<int64_t>(0, steps - job.progress.step),
+                            std::max<int64_t>(1, step_us), 1, kMaxWorkUs);
+  return estimate;
+}
+
+void SyncQueued(State* state, const Job& job) {
+  if (job.kind != JobKind::kTrain) return;
+  const Model* model = state->ModelOf(job);
+  if (job.state != JobState::kQueued || model == nullptr) {
+    state->board.Dequeue(job.number);
+    return;
+  }
+  state->board.Enqueue(BoardJobOf(*state, job, *model));
+}
+
+void SyncHold(State* state, const Job& job, const Attempt& attempt, int64_t now_us) {
+  const HoldKey key{job.number, attempt.epoch};
+  if (!attempt.holds_bytes || attempt.group.empty()) {
+    state->board.RemoveHold(key, now_us);
+    return;
+  }
+  const Estimate estimate = Predict(*state, job);
+  BoardHold h;
+  h.key = key;
+  h.job_id = job.id;
+  h.project = job.tenant;
+  h.worker_id = attempt.worker_id;
+  h.device_id = attempt.device_id;
+  h.group = attempt.group;
+  h.need = attempt.plan;
+  h.alone = attempt.run_alone;
+  h.priority = job.priority;
+  h.start_us = attempt.start_us > 0 ? attempt.start_us : now_us;
+  h.work_us = estimate.left_us;
+  h.load_milli = estimate.load_milli;
+  h.releasing = attempt.state != AttemptState::kActive || attempt.release_requested ||
+                job.state == JobState::kPausing || job.state == JobState::kCancelling;
+  state->board.AddHold(h, now_us);
+}
+
+void SyncEstimate(State* state, const Job& job, int64_t now_us) {
+  if (job.state == JobState::kQueued) return SyncQueued(state, job);
+  const Attempt* attempt = job.Current();
+  if (attempt == nullptr || attempt->group.empty()) return;
+  const Estimate estimate = Predict(*state, job);
+  state->board.SetHoldWork({job.number, attempt->epoch}, estimate.left_us, estimate.load_milli,
+                           now_us);
+}
+
+void SyncWorker(State* state, const Worker& worker) {
+  Board& board = state->board;
+  board.PutWorker({worker.id, worker.heard && !worker.lost && !worker.draining &&
+                                  !worker.self_draining,
+                   worker.renewed_us});
+  for (const std::string& id : board.DevicesOf(worker.id)) {
+    if (worker.devices.count(id) == 0) board.RemoveDevice(worker.id, id);
+  }
+  bool put = false;
+  for (const auto& [id, device] : worker.devices) {
+    const int32_t known = board.FindDevice(worker.id, id);
+    const std::string profile = ProfileKey(device.profile);
+    if (known >= 0) {
+      const Board::Device& d = board.devices()[static_cast<size_t>(known)];
+      const Board::Block& block = board.blocks()[static_cast<size_t>(d.block)];
+      if (d.capacity_bytes == device.capacity_bytes && block.profile == profile) continue;
+    }
+    board.PutDevice(worker.id, id, profile, NumericsClass(device.profile), device.capacity_bytes);
+    board.SetWarm(worker.id, id, device.resident_bases);
+    put = true;
+  }
+  const auto held = state->holding.find(worker.id);
+  if (!put || held == state->holding.end()) return;
+  for (const AttemptKey& key : held->second) {
+    const Job& job = state->jobs.at(key.first);
+    SyncHold(state, job, job.attempts.at(key.second), worker.renewed_us);
+  }
+}
+
+void RebuildBoard(State* state, int64_t now_us) {
+  const SchedulePolicy policy = state->board.policy();
+  state->board = {};
+  state->board.SetPolicy(policy);
+  for (const auto& [id, worker] : state->workers) SyncWorker(state, worker);
+  for (const auto& [id, job] : state->jobs) {
+    if (job.state == JobState::kQueued) SyncQueued(state, job);
+    for (const auto& [epoch, attempt] : job.attempts) {
+      if (attempt.holds_bytes && !attempt.group.empty()) SyncHold(state, job, attempt, now_us);
+    }
+  }
+}
+
+void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64_t now_us) {
+  const int64_t steps = head.step - attempt.seen_step;
+  const int64_t passed_us = now_us - attempt.seen_us;
+  const bool first = attempt.seen_us == 0;
+  if (first || steps > 0) {
+    attempt.seen_step = head.step;
+    attempt.seen_us = now_us;
+  }
+  if (first || steps <= 0 || passed_us <= 0 || head.step_time_us <= 0) return;
+  const Model* model = state->ModelOf(job);
+  if (model == nullptr) return;
+  const int64_t busy_us = std::min(head.step_time_us, kMaxStepUs) * steps;
+  auto load_milli = static_cast<int32_t>(std::clamp<int64_t>(
+      MulDiv(busy_us, 1'000, passed_us, 1'000), kLeastLoadMilli, 1'000));
+  const auto old = state->learned.find(job.plan_key);
+  const auto hold = state->board.holds().find({job.number, attempt.epoch});
+  bool crowded = false;
+  if (hold != state->board.holds().end() && hold->second.device >= 0) {
+    const Board::Device& d = state->board.devices()[static_cast<size_t>(hold->second.device)];
+    crowded = d.load.attempts > 1 && d.load_milli > 1'000;
+  }
+  // Where turns have to be waited for, a share is smaller than it would be alone.
+  if (crowded) {
+    const int32_t known = old != state->learned.end()
+                              ? old->second.load_milli
+                              : state->board.policy().default_load_milli;
+    load_milli = std::max(load_milli, known);
+  }
+  const int64_t step_us = std::min(kMaxStepUs, head.step_time_us * 1'000 / load_milli);
+  const int64_t was_us = old == state->learned.end() ? 0 : old->second.step_us;
+  const int32_t was_milli = old == state->learned.end() ? 0 : old->second.load_milli;
+  if (state->learned.size() >= kMaxLearned && was_us == 0) state->learned.clear();
+  state->learned[job.plan_key] = {step_us, load_milli};
+  state->learned_loads[job.model_id] = load_milli;
+  state->picos_per_work = std::max<int64_t>(
+      1, MulDiv(step_us, 1'000'000, StepWork(*model, job.spec), kMaxStepUs * 1'000));
+  if (was_milli != load_milli) state->board.SetShapeLoad(job.plan_key, load_milli);
+  if (std::abs(was_us - step_us) <= was_us / 4) return;
+  for (const int64_t number : state->board.WaitingOfShape(job.plan_key, kMaxReordered)) {
+    SyncQueued(state, state->jobs.at(state->board.waiting().at(number).job_id));
+  }
+}
+
+}  // namespace nibble::core
