@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble::server {
 namespace {
@@ -58,6 +59,11 @@ core::State PlanningExcerpt(const core::State& state) {
     }
   }
   excerpt.BuildIndexes();
+  excerpt.learned = state.learned;
+  excerpt.learned_loads = state.learned_loads;
+  excerpt.picos_per_work = state.picos_per_work;
+  excerpt.board.SetPolicy(state.board.policy());
+  core::RebuildBoard(&excerpt, state.board.now_us());
   return excerpt;
 }
 

@@ -97,6 +97,40 @@ std::vector<const Job*> QueueOrder(const State& state, const CoreOptions& option
   return order;
 }
 
+std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const State& state,
+                                                                      const Model& model,
+                                                                      const spec::TrainSpec& spec,
+                                                                      int64_t now_us, Core& core) {
+  std::map<std::pair<std::string, std::string>, int64_t> starts;
+  const Board& board = state.board;
+  const std::string group = GroupKey(model, spec);
+  for (const auto& [worker_id, worker] : state.workers) {
+    if (!worker.heard || worker.lost || worker.draining || worker.self_draining) continue;
+    for (const auto& [device_id, device] : worker.devices) {
+      const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, spec, device.profile);
+      const int32_t known = board.FindDevice(worker_id, device_id);
+      if (!plan.ok() || known < 0 || plan->TotalBytes() > device.capacity_bytes) continue;
+      // By the expected ends of what is there, one after another.
+      std::vector<std::pair<int64_t, HoldKey>> held;
+      for (const HoldKey& key : board.devices()[static_cast<size_t>(known)].held)
+        held.emplace_back(board.holds().at(key).end_us, key);
+      std::sort(held.begin(), held.end());
+      for (size_t ended = 0; ended <= held.size(); ++ended) {
+        DeviceLoad rest;
+        for (size_t i = ended; i < held.size(); ++i) {
+          const Board::Hold& hold = board.holds().at(held[i].second);
+          rest.Add(board.group_name(hold.group), hold.need, hold.alone);
+        }
+        if (!rest.Fits(device.capacity_bytes, group, *plan, false, core.options)) continue;
+        starts[{worker_id, device_id}] =
+            ended == 0 ? now_us : std::max(now_us, held[ended - 1].first);
+        break;
+      }
+    }
+  }
+  return starts;
+}
+
 int64_t ExpectedEndUs(const Job& job, int64_t now_us) {
   const Progress& p = job.progress;
   if (p.planned_steps <= 0 || p.step_time_us <= 0) return kNever;

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "server/core/decide.h"
@@ -42,6 +44,13 @@ NeedFn NeedsOf(const State& state, Core& core);
 
 // Queued TRAIN jobs, next first.
 std::vector<const Job*> QueueOrder(const State& state, const CoreOptions& options, int64_t now_us);
+
+// When a job of this spec, created now, would start, by worker and device: now_us when it fits there,
+// absent where it never could or nothing starts at all.
+std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const State& state,
+                                                                      const Model& model,
+                                                                      const spec::TrainSpec& spec,
+                                                                      int64_t now_us, Core& core);
 
 // An expected end nobody knows.
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max() / 4;

@@ -58,6 +58,7 @@ void Board::PutWorker(const WorkerFacts& facts) {
 
 void Board::SetRenewed(const std::string& worker_id, int64_t renewed_us) {
   workers_[static_cast<size_t>(WorkerId(worker_id))].renewed_us = renewed_us;
+  now_us_ = std::max(now_us_, renewed_us);
 }
 
 int32_t Board::FindDevice(const std::string& worker_id, const std::string& device_id) const {
@@ -292,6 +293,7 @@ void Board::Retime(int32_t device) {
 }
 
 void Board::AddHold(const BoardHold& h, int64_t now_us) {
+  now_us_ = std::max(now_us_, now_us);
   RemoveHold(h.key, now_us);
   Hold hold;
   hold.job_id = h.job_id;

@@ -183,6 +183,8 @@ class Board {
   void SetReleasing(const HoldKey& key, int64_t now_us);
   void SetHoldPriority(const HoldKey& key, int32_t priority);
 
+  int64_t now_us() const { return now_us_; }  // the latest time it was told
+
   // Share of the fleet in millionths, past and present, over the project's weight. `extra` comes
   // on top of what is held.
   int64_t ShareOf(int32_t project, int64_t now_us, int64_t extra_bytes, int64_t extra_load) const;
@@ -229,6 +231,7 @@ class Board {
   int64_t DominantShare(const Project& project, int64_t memory_mib, int64_t load_milli) const;
 
   SchedulePolicy policy_;
+  int64_t now_us_ = 0;
   std::map<std::string, int32_t> project_ids_, worker_ids_, block_ids_, group_ids_, base_ids_;
   std::vector<std::string> group_names_;
   std::vector<Project> projects_;
