@@ -54,6 +54,7 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args);
 int PlanCommand(const Globals& g, const SubmitArgs& args);
 int ListCommand(const Globals& g, bool all, const std::vector<std::string>& states, int limit);
 int GetCommand(const Globals& g, const std::string& job);
+int WhyCommand(const Globals& g, const std::string& job);
 int DescribeCommand(const Globals& g, const std::string& job);
 int WatchCommand(const Globals& g, const std::string& job);
 int EventsCommand(const Globals& g, const std::string& job, bool follow);

@@ -251,6 +251,15 @@ int GetCommand(const Globals& g, const std::string& job) {
   });
 }
 
+int WhyCommand(const Globals& g, const std::string& job) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
+    if (PrintMessage(g.terminal, found)) return kExitOk;
+    PrintOut(WhyText(found, g.terminal.style));
+    return kExitOk;
+  });
+}
+
 int DescribeCommand(const Globals& g, const std::string& job) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     const std::string name = FullName("jobs", job);

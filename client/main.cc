@@ -88,6 +88,8 @@ void AddJobCommands(CLI::App& app, Commands& c) {
     return command;
   };
   one("get", "Show one job", GetCommand);
+  one("why", "Say why a job waits: its place, what it lacks and where, and when it should start",
+      WhyCommand);
   one("describe", "Show everything about a job", DescribeCommand);
   one("watch", "Follow a job live", WatchCommand);
   one("checkpoints", "List a job's checkpoints", CheckpointsCommand);

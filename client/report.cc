@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "client/output.h"
 
 namespace nibble::client {
@@ -156,6 +157,25 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
   Line(out, "at the peak",
        absl::StrCat(absl::StrJoin(parts, ", "),
                     plan.peak_phase().empty() ? "" : absl::StrCat(" (", plan.peak_phase(), ")")));
+  return out;
+}
+
+std::string WhyText(const v1::Job& job, const Style& style) {
+  std::string out;
+  Heading(out, style, ShortName(job.name()));
+  Line(out, "state", StateText(style, job.state()));
+  if (job.queue_position() > 0) {
+    Line(out, "place in the queue", absl::StrCat(job.queue_position()));
+    Line(out, "priority", absl::StrCat(job.priority()));
+    Line(out, "waits since", TimeText(ToUnixUs(job.create_time())));
+  }
+  // One reason a line.
+  const char* label = "why";
+  for (const auto part : absl::StrSplit(job.state_reason(), "; ", absl::SkipEmpty())) {
+    Line(out, label, std::string(part));
+    label = "";
+  }
+  if (job.state_reason().empty()) Line(out, "why", "nothing holds it up");
   return out;
 }
 

@@ -181,9 +181,13 @@ absl::Status TokenFile::Save(const std::vector<TokenRecord>& records) {
 
 absl::StatusOr<std::string> TokenFile::Create(std::string name, Role role, int64_t expire_unix_us,
                                               int64_t now_unix_us) {
-  if (name.size() > 64 || !IsValidId(name)) {
+  const size_t slash = name.find('/');
+  const bool in_project = slash != std::string::npos;
+  if (!IsValidId(in_project ? name.substr(slash + 1) : name) ||
+      (in_project && !IsValidId(name.substr(0, slash)))) {
     return Error::Field(Reason::kNameInvalid, "name",
-                        "must be lower-case letters, digits and '-', at most 63")
+                        "must be NAME or PROJECT/NAME, each of lower-case letters, digits and '-', "
+                        "at most 63")
         .ToStatus();
   }
   RETURN_IF_ERROR(Refresh());
@@ -231,6 +235,13 @@ absl::StatusOr<TokenRecord> TokenFile::Find(std::string_view token, int64_t now_
   return *found;
 }
 
+// "research/alice" belongs to the project research; a name without a slash to "default".
+static void SetProject(std::string_view name, Caller& caller) {
+  const size_t slash = name.find('/');
+  if (slash != std::string_view::npos && IsValidId(name.substr(0, slash)))
+    caller.tenant = name.substr(0, slash);
+}
+
 absl::StatusOr<Caller> Authorizer::Identify(std::string_view authorization,
                                             std::string_view certificate_name) const {
   Caller caller;
@@ -243,6 +254,7 @@ absl::StatusOr<Caller> Authorizer::Identify(std::string_view authorization,
                      tokens_->Find(authorization.substr(kBearer.size()), clock_->NowUnixUs()));
     caller.role = record.role;
     caller.identity = record.id;
+    SetProject(record.name, caller);
     return caller;
   }
   const size_t colon = certificate_name.find(':');
@@ -251,6 +263,7 @@ absl::StatusOr<Caller> Authorizer::Identify(std::string_view authorization,
   if (!role.ok()) return BadToken("the certificate names no role");
   caller.role = *role;
   caller.identity = certificate_name;
+  SetProject(certificate_name.substr(colon + 1), caller);
   return caller;
 }
 

@@ -75,6 +75,21 @@ TEST_F(AuthTest, RolesOpenTheirMethodsOnly) {
   EXPECT_EQ(Refusal("/other.Service/Method", admin), Reason::kRoleNotAllowed);
 }
 
+TEST_F(AuthTest, TheProjectComesFromTheName) {
+  const auto tenant_of = [&](const std::string& name) {
+    const std::string token =
+        tokens_.Create(name, Role::kClient, 0, clock_.NowUnixUs()).value();
+    return authorizer_.Identify("Bearer " + token, "").value().tenant;
+  };
+  EXPECT_EQ(tenant_of("alice"), "default");
+  EXPECT_EQ(tenant_of("research/alice"), "research");
+  EXPECT_EQ(authorizer_.Identify("", "client:research/bob").value().tenant, "research");
+  EXPECT_EQ(authorizer_.Identify("", "client:bob").value().tenant, "default");
+  for (const char* bad : {"/alice", "research/", "a/b/c", "Research/alice"}) {
+    EXPECT_FALSE(tokens_.Create(bad, Role::kClient, 0, clock_.NowUnixUs()).ok()) << bad;
+  }
+}
+
 TEST_F(AuthTest, RefusesWhatIsNoToken) {
   const std::string good = Bearer(Role::kClient);
   for (const std::string& bad : {std::string(), std::string("Bearer "), std::string("Bearer nbl_x_y"),

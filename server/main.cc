@@ -6,10 +6,14 @@
 #include <ctime>
 #include <iostream>
 #include <string>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/id.h"
 #include "base/log.h"
 #include "server/auth.h"
 #include "server/backup.h"
@@ -25,7 +29,8 @@ constexpr char kHelp[] = R"(nibble-server: takes fine-tuning jobs over gRPC and 
 
   nibble-server --data-dir DIR [flags]            serve
   nibble-server init-tls --data-dir DIR --host NAME [--host NAME ...] [--client ROLE:NAME]
-  nibble-server token create --data-dir DIR --name NAME [--role client|worker|admin] [--expires-days N]
+  nibble-server token create --data-dir DIR --name [PROJECT/]NAME [--role client|worker|admin]
+                             [--expires-days N]
   nibble-server token ls | revoke ID --data-dir DIR
   nibble-server backup --data-dir DIR --to DIR    a consistent copy, also while a server runs
   nibble-server restore --from DIR --data-dir DIR into an empty directory
@@ -38,6 +43,10 @@ Flags of the server:
   --tls-cert, --tls-key FILE   needed for any address that is not loopback, with a token or --client-ca
   --client-ca FILE             accept client certificates of this authority (common name ROLE:NAME)
   --reflection                 gRPC reflection off loopback too
+  --project NAME=WEIGHT[:JOBS[:GIB]]  share of a project under backlog (1), and at most so many attempts
+                               and so much memory at one time (no bound); may be repeated
+  --jobs-per-device N          attempts that share a device (8)
+  --load-per-device PERCENT    sum of the measured shares of a device's time that is admitted (800)
   --lease-seconds N            a silent worker is lost after this (120)
   --metrics-job-linger-seconds N  a job's series stay so long after its end (300)
   --metrics-max-job-series N   jobs that get series of their own (100)
@@ -61,6 +70,31 @@ std::string DefaultDataDir() {
   return JoinPath(root, "nibble/server");
 }
 
+// "research=4:2:96": weight 4, at most 2 attempts and 96 GiB.
+absl::Status ReadProject(const std::string& text, core::CoreOptions* core) {
+  const auto bad = [&] {
+    return Error::Field(Reason::kSpecInvalid, "--project",
+                        absl::StrCat("is \"", text, "\"; must be NAME=WEIGHT[:JOBS[:GIB]] with a "
+                                     "weight of 1 to 1000"))
+        .ToStatus();
+  };
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || !IsValidId(text.substr(0, equals))) return bad();
+  const std::vector<std::string> parts = absl::StrSplit(text.substr(equals + 1), ':');
+  int64_t numbers[3] = {1, 0, 0};
+  if (parts.size() > 3) return bad();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!absl::SimpleAtoi(parts[i], &numbers[i]) || numbers[i] < 0 || numbers[i] > 1'000'000)
+      return bad();
+  }
+  if (numbers[0] < 1 || numbers[0] > 1'000) return bad();
+  core::ProjectPolicy& project = core->projects[text.substr(0, equals)];
+  project.weight = static_cast<int32_t>(numbers[0]);
+  project.quota_jobs = static_cast<int32_t>(numbers[1]);
+  project.quota_bytes = numbers[2] << 30;
+  return absl::OkStatus();
+}
+
 ServerOptions ReadServerOptions(Flags& flags) {
   constexpr int64_t kSecondUs = 1'000'000;
   ServerOptions options;
@@ -75,6 +109,10 @@ ServerOptions ReadServerOptions(Flags& flags) {
   options.in_memory = flags.Switch("in-memory");
   const int64_t lease_us = flags.Integer("lease-seconds", 120, 2, 3600) * kSecondUs;
   SetLease(lease_us, &options.core);
+  options.core.max_attempts_per_device =
+      static_cast<int32_t>(flags.Integer("jobs-per-device", 8, 1, 256));
+  options.core.max_load_milli =
+      static_cast<int32_t>(flags.Integer("load-per-device", 800, 100, 25'600)) * 10;
   options.tick_us = std::min<int64_t>(kSecondUs, lease_us / 10);
   const int64_t linger = flags.Integer("metrics-job-linger", 300, 0, 86'400);
   options.meter.job_linger_us =
@@ -94,6 +132,9 @@ int Serve(Flags& flags) {
   if (!flags.words().empty()) {
     return Fail(Error(Reason::kSpecInvalid,
                       absl::StrCat("\"", flags.words()[0], "\" is no command; see --help")));
+  }
+  for (const std::string& project : flags.Texts("project")) {
+    if (absl::Status status = ReadProject(project, &options.core); !status.ok()) return Fail(status);
   }
   if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
   InitLog("nibble-server", json_log);

@@ -33,6 +33,33 @@ std::string NameOf(const Board& board, int32_t device) {
   return absl::StrCat(board.workers()[static_cast<size_t>(d.worker)].id, "/", d.id);
 }
 
+// How many devices did not take it, by why.
+std::string DevicesText(const std::vector<DeviceVerdict>& devices) {
+  using Kind = DeviceVerdict::Kind;
+  constexpr std::pair<Kind, std::string_view> kWords[] = {
+      {Kind::kBytes, "lack free bytes"},      {Kind::kNever, "are too small"},
+      {Kind::kAttempts, "take no more jobs"}, {Kind::kLoad, "are busy"},
+      {Kind::kReserved, "are kept for a job before it"},
+      {Kind::kNumerics, "have other numerics"},
+      {Kind::kNoPlan, "cannot be planned for"}, {Kind::kNotLive, "take no work now"}};
+  if (devices.size() < 2) return "";
+  std::vector<std::string> parts;
+  for (const auto& [kind, words] : kWords) {
+    const auto count = std::count_if(devices.begin(), devices.end(),
+                                     [&](const DeviceVerdict& v) { return v.kind == kind; });
+    if (count > 0) parts.push_back(absl::StrCat(count, " ", std::string(words)));
+  }
+  return absl::StrCat("; of ", devices.size(), " devices ", absl::StrJoin(parts, ", "));
+}
+
+std::string ShareText(const State& state, const Job& job, int64_t now_us) {
+  if (state.board.projects().size() < 2) return "";
+  const int32_t project = state.board.FindProject(job.tenant);
+  const int64_t millionths = state.board.ShareOf(project, now_us, 0, 0);
+  return absl::StrCat("; project ", job.tenant, " has had ", millionths / 10'000, ".",
+                      millionths / 1'000 % 10, " % of the fleet by its weight");
+}
+
 // Where a queued job that does not fit now would come nearest to fitting.
 std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core& core) {
   using Kind = DeviceVerdict::Kind;
@@ -44,7 +71,6 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
   bool numerics = false;
   bool fits = false;
   for (const DeviceVerdict& v : why.devices) {
-    // Silent devices are named by their silence whatever would fit on them.
     const Board::Device& d = board.devices()[static_cast<size_t>(v.device)];
     const Board::WorkerFacts& worker = board.workers()[static_cast<size_t>(d.worker)];
     if (!worker.takes_work || now_us - worker.renewed_us > core.options.lease_suspect_us) continue;
@@ -52,7 +78,7 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
     if (v.kind == Kind::kNumerics) continue;
     numerics = true;
     if (v.kind == Kind::kNoPlan) continue;
-    fits = fits || v.kind == Kind::kFits || v.kind == Kind::kReserved;
+    fits = fits || v.kind == Kind::kFits;
     if (freest == nullptr || v.free_bytes > freest->free_bytes) freest = &v;
   }
   if (!live) {
@@ -65,24 +91,28 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
         ", where it began; training.allow_numerics_change would let it go on elsewhere");
   }
   if (freest == nullptr) return "its memory plan cannot be compiled for any live device";
-  if (why.over_quota) {
-    return absl::StrCat("waits for room in the quota of project ", job.tenant);
-  }
-  if (fits) return "fits now; starts next, or makes room for a job before it";
+  if (why.over_quota) return absl::StrCat("waits for room in the quota of project ", job.tenant);
+  if (fits) return "fits now; starts next";
   const std::string where = NameOf(board, freest->device);
-  const Need need = why.reservation ? why.reservation->need : Need();
+  const std::string more = absl::StrCat(DevicesText(why.devices), ShareText(state, job, now_us),
+                                        why.overdue ? "; overdue, so first in its project" : "");
   if (!why.reservation) {
     return absl::StrCat("needs ", Bytes(freest->needed_bytes),
                         "; no live device offers that: the largest free is ",
-                        Bytes(freest->free_bytes), " on ", where);
+                        Bytes(freest->free_bytes), " on ", where, more);
   }
   const Board::Device& at = board.devices()[static_cast<size_t>(why.reservation->device)];
   const std::string holders = HeldByText(board, at);
-  return absl::StrCat("needs ", Bytes(need.TotalBytes()), job.run_alone ? " alone" : "",
-                      "; largest free ", Bytes(freest->free_bytes), " on ", where, "; waits for ",
-                      NameOf(board, why.reservation->device),
-                      holders.empty() ? "" : absl::StrCat(", held by ", holders),
-                      ExpectedText(why.reservation->start_us, now_us));
+  std::string text =
+      absl::StrCat("needs ", Bytes(why.reservation->need.TotalBytes()),
+                   job.run_alone ? " alone" : "", "; largest free ", Bytes(freest->free_bytes),
+                   " on ", where, "; waits for ", NameOf(board, why.reservation->device));
+  if (!holders.empty()) absl::StrAppend(&text, ", held by ", holders);
+  if (why.before) {
+    absl::StrAppend(&text, "; jobs/", board.waiting().at(why.before->number).job_id,
+                    " is before it and has ", NameOf(board, why.before->device), " reserved");
+  }
+  return absl::StrCat(text, ExpectedText(why.reservation->start_us, now_us), more);
 }
 
 std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {
