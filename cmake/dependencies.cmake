@@ -8,6 +8,10 @@ find_package(nlohmann_json REQUIRED)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 
+if(NIBBLE_STATIC)
+  include(static)
+endif()
+
 if(NIBBLE_BUILD_TESTS)
   find_package(GTest REQUIRED)
 endif()

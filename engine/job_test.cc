@@ -19,6 +19,9 @@ namespace {
 class JobTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
+    if (std::string(GetParam()) == "cuda-emulated" && !testing::FullRun()) {
+      GTEST_SKIP() << "the emulation is slow: cuda_training_test has a short form, --full runs this";
+    }
     testing::WriteTinyDirectory(dir_.Join("model"), 3);
     testing::WriteTinyDataset(dir_.Join("train.jsonl"), 60, 4);
     testing::WriteTinyDataset(dir_.Join("eval.jsonl"), 12, 5);

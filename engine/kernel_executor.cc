@@ -15,26 +15,6 @@ using kernels::Lane;
 using spec::Module;
 using spec::Slot;
 
-namespace {
-
-// Micro-batches that may be on their way to a device at once.
-constexpr int64_t kStagingSets = 2;
-
-// Ids, labels, positions and document bounds of a full micro-batch.
-int64_t StagingBytes(const spec::TrainSpec& spec) {
-  const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len;
-  return (4 * tokens + 1) * static_cast<int64_t>(sizeof(int32_t));
-}
-int64_t ScalarBytes(const spec::TrainSpec& spec) {
-  return 8 * (int64_t{spec.gradient_accumulation_steps} + 1);
-}
-
-}  // namespace
-
-int64_t ExecutorPinnedBytes(const spec::TrainSpec& spec) {
-  return kStagingSets * StagingBytes(spec) + ScalarBytes(spec);
-}
-
 KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelTable& table,
                                const BaseView& base, const spec::ModelConfig& model,
                                const spec::TrainSpec& spec, const spec::CompiledPlan& plan,
@@ -52,10 +32,11 @@ KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelT
     adapter_of_[static_cast<size_t>(matrix.layer * spec::kModuleCount +
                                     static_cast<int>(matrix.module))] = &matrix;
   }
-  scalars_ = static_cast<double*>(backend.AllocatePinned(ScalarBytes(spec)));
+  scalars_ = static_cast<double*>(backend.AllocatePinned(spec::ScalarBytes(spec)));
   CHECK(scalars_ != nullptr);
   if (!backend.is_host()) {
-    staging_ = static_cast<std::byte*>(backend.AllocatePinned(kStagingSets * StagingBytes(spec)));
+    staging_ = static_cast<std::byte*>(
+        backend.AllocatePinned(spec::kStagingSets * spec::StagingBytes(spec)));
     CHECK(staging_ != nullptr);
   }
   if (table.act == kernels::DType::kF16) loss_scale_.scale = LossScale::kInitial;
@@ -148,11 +129,11 @@ void KernelExecutor::Stage(const MicroBatch& batch) {
   batch_ = &batch;
   std::byte* set = nullptr;  // a device copies from there while the host goes on
   if (staging_ != nullptr) {
-    if (staged_ == kStagingSets) {
+    if (staged_ == spec::kStagingSets) {
       backend_.Synchronize();
       staged_ = 0;
     }
-    set = staging_ + staged_++ * StagingBytes(spec_);
+    set = staging_ + staged_++ * spec::StagingBytes(spec_);
   }
   const auto copy = [&](Slot slot, const std::vector<int32_t>& values) {
     const size_t bytes = values.size() * sizeof(int32_t);

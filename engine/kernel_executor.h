@@ -158,8 +158,6 @@ class KernelExecutor {
   bool apply_ = false;
 };
 
-// Pinned bytes an executor takes on a device (none on the host).
-int64_t ExecutorPinnedBytes(const spec::TrainSpec& spec);
 
 // Fresh optimizer state: zero moments. With 8-bit moments, zero is a code of its own.
 void InitOptimizer(kernels::Backend& backend, const spec::CompiledPlan& plan,

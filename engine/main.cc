@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "engine/commands.h"
 #include "engine/dataset.h"
+#include "engine/line.h"
 #include "engine/serve.h"
 
 namespace nibble::engine {
@@ -25,6 +26,7 @@ constexpr char kUsage[] =
     "docs/engine-protocol.md\n"
     "  profile   [--device cpu] [--threads N]                    what this machine's device is, as "
     "JSON\n"
+    "  devices                                                   GPUs of this machine, as JSON\n"
     "  validate  --model-dir DIR --dataset FILE [--eval-dataset FILE] --spec FILE --out FILE\n"
     "  generate  --model-dir DIR [--adapter DIR] [--prompt TEXT | --prompts FILE | TEXT...] "
     "[--chat] [--json]\n"
@@ -57,6 +59,25 @@ absl::Status ProfileCommand(const Arguments& arguments) {
   return absl::OkStatus();
 }
 
+// {"devices":[...],"why":"..."}; why: what is missing when there are none.
+absl::Status DevicesCommand() {
+  std::string why, list;
+  for (const kernels::DeviceInfo& device : kernels::CudaDevices(&why)) {
+    Line line;
+    line.Integer("index", device.index)
+        .Text("device", absl::StrCat(kernels::CudaName(), ":", device.index))
+        .Text("uuid", device.uuid)
+        .Text("name", device.name)
+        .Integer("memory_bytes", device.memory_bytes);
+    if (device.free_bytes >= 0) line.Integer("free_bytes", device.free_bytes);
+    line.Text("capability", absl::StrCat(device.capability_major, ".", device.capability_minor))
+        .Text("driver", device.driver);
+    absl::StrAppend(&list, list.empty() ? "" : ",", line.Take());
+  }
+  std::printf("%s\n", Line().Raw("devices", absl::StrCat("[", list, "]")).Text("why", why).Take().c_str());
+  return absl::OkStatus();
+}
+
 absl::Status ValidateCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, {"model-dir", "dataset",
                                                                "eval-dataset", "spec", "out"}));
@@ -72,6 +93,7 @@ absl::Status ValidateCommand(const Arguments& arguments) {
 absl::Status Run(const std::string& command, const Arguments& arguments) {
   if (command == "serve") return ServeCommand(arguments);
   if (command == "profile") return ProfileCommand(arguments);
+  if (command == "devices") return DevicesCommand();
   if (command == "validate") return ValidateCommand(arguments);
   if (command == "generate") return GenerateCommand(arguments);
   if (command == "train") return TrainCommand(arguments);

@@ -10,11 +10,12 @@ nibble_library(nibble_engine_train
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
 
-# What --device cuda is; see kernels/backend.h. Tests run the emulation of it.
-if(NOT TARGET nibble_kernels_cuda)
-  add_library(nibble_kernels_cuda ALIAS nibble_kernels_cuda_none)
-endif()
+# What --device cuda is: see kernels/backend.h. Tests, and the dry run of ./dev gpu, have the emulation.
 nibble_binary(nibble-engine SRCS main.cc DEPS nibble_engine_train nibble_kernels_cuda)
+if(NIBBLE_BUILD_TESTS)
+  nibble_binary(nibble-engine-emulated SRCS main.cc
+                DEPS nibble_engine_train nibble_kernels_cuda_emulated)
+endif()
 nibble_test(trainer_parts_test
   SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
   DEPS nibble_engine_train nibble_kernels_cuda_emulated nlohmann_json::nlohmann_json)
@@ -41,3 +42,6 @@ nibble_test(step_test
 
 nibble_test(reference_models_test SRCS reference_models_test.cc
             DEPS nibble_engine_train nibble_kernels_cuda_emulated nlohmann_json::nlohmann_json)
+nibble_test(cuda_training_test SRCS cuda_training_test.cc
+            DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing
+                 nibble_engine_testing)

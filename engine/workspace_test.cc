@@ -3,6 +3,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cpu/workspace.h"
+#include "kernels/cuda/workspace.h"
 
 namespace nibble::spec {
 namespace {
@@ -50,6 +51,41 @@ TEST(WorkspaceBytes, AreTheKernels) {
       }
     }
   }
+}
+
+TEST(WorkspaceBytes, AreTheCudaKernels) {
+  namespace theirs = kernels::cuda_workspace;
+  DeviceProfile profile;
+  profile.backend = "cuda";
+  for (const int64_t m : {1, 100, 2048, 20000}) {
+    for (const int64_t r : {0, 1, 16, 33}) {
+      for (const int64_t k : {64, 4096, 14336}) {
+        for (const int64_t vocab : {31, 512, 32000, 151936}) {
+          const OpShape ours{.m = m,
+                             .k = k,
+                             .n = 11008,
+                             .r = r,
+                             .heads = 24,
+                             .head_dim = 128,
+                             .vocab = vocab,
+                             .longest_document = m};
+          const kernels::WorkspaceShape shape{
+              .m = m, .k = k, .n = 11008, .r = r, .heads = 24, .head_dim = 128, .vocab = vocab};
+          for (const Op op : {Op::kLinearForward, Op::kLinearBackward}) {
+            EXPECT_EQ(WorkspaceBytes(op, ours, profile), theirs::LinearWorkspaceBytes(shape));
+          }
+          EXPECT_EQ(WorkspaceBytes(Op::kAttentionBackward, ours, profile),
+                    theirs::AttentionBackwardWorkspaceBytes(shape));
+          EXPECT_EQ(WorkspaceBytes(Op::kCrossEntropy, ours, profile),
+                    theirs::CrossEntropyWorkspaceBytes(shape));
+          EXPECT_EQ(WorkspaceBytes(Op::kLogits, ours, profile), theirs::LogitsWorkspaceBytes(shape));
+          EXPECT_EQ(WorkspaceBytes(Op::kAttentionDecode, ours, profile),
+                    theirs::AttentionDecodeWorkspaceBytes(m, 24, 128));
+        }
+      }
+    }
+  }
+  EXPECT_GE(WorkspaceBytes(Op::kSumSquares, {}, profile), 8192);
 }
 
 }  // namespace

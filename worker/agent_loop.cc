@@ -149,6 +149,8 @@ void AgentLoop::Do(const DoSynchronize& a) {
 // the processes themselves are asked.
 void AgentLoop::MeasureDevices(std::vector<DeviceStatus>& devices) const {
   for (DeviceStatus& device : devices) {
+    // Of a GPU the engines' own account stands: what they hold there is no memory of their process.
+    if (device.device_id.rfind("cuda", 0) == 0) continue;
     int64_t resident_bytes = 0;
     for (const auto& [id, engine] : engines_) {
       if (engine.process && engine.device_id == device.device_id) {
@@ -192,6 +194,11 @@ void AgentLoop::Do(const DoFetch& a) {
 void AgentLoop::Do(const StopFetch& a) { StopOne(fetches_, a.key); }
 
 void AgentLoop::Do(const StartEngine& a) {
+  if (!options_.devices.contains(a.group.device_id)) {
+    return Deliver(EngineExited{a.engine, "this worker has no device " + a.group.device_id, false});
+  }
+  // The new process opens and measures the device before it says hello: a device that failed is probed so
+  // before it gets new work.
   const std::string log_file =
       JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
   const std::vector<std::string> arguments = {
@@ -208,7 +215,7 @@ void AgentLoop::Do(const StartEngine& a) {
       "--double-quant",
       a.group.double_quant ? "true" : "false",
       "--device",
-      options_.device,
+      options_.devices.at(a.group.device_id),
       "--threads",
       absl::StrCat(options_.threads),
       "--lock",

@@ -30,7 +30,7 @@ struct AgentLoopOptions {
   AgentOptions agent;
   std::string work_dir;  // attempts/, cache/, log/, lock/ are made in it
   std::string engine_binary;
-  std::string device = "cpu";
+  std::map<std::string, std::string> devices = {{"cpu0", "cpu"}};  // id -> what the engine calls it
   int threads = 1;
   int64_t cache_max_bytes = int64_t{64} << 30;
   bool shares_file_system = false;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "nlohmann/json.hpp"
 #include "worker/engine_process.h"
 
 namespace nibble::worker {
@@ -86,7 +87,72 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field
   return static_cast<int64_t>(bytes);
 }
 
-absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options) {
+absl::StatusOr<std::vector<GpuInfo>> ListGpus(const std::string& engine_binary,
+                                              const std::string& log_file, std::string* why) {
+  ASSIGN_OR_RETURN(const HelperResult result,
+                   RunHelper({engine_binary, "devices"}, log_file, nullptr));
+  const auto object = nlohmann::json::parse(result.output, nullptr, /*allow_exceptions=*/false);
+  if (result.exit.code != 0 || !object.is_object() || !object.contains("devices") ||
+      !object["devices"].is_array()) {
+    return Error(Reason::kEngineFailed,
+                 absl::StrCat(engine_binary, " devices ", result.exit.message, "; see ", log_file))
+        .ToStatus();
+  }
+  const auto text = [](const nlohmann::json& in, const char* key) {
+    return in.is_object() && in.contains(key) && in[key].is_string() ? in[key].get<std::string>() : "";
+  };
+  *why = text(object, "why");
+  std::vector<GpuInfo> gpus;
+  for (const auto& entry : object["devices"]) {
+    GpuInfo gpu{text(entry, "device"), text(entry, "uuid"),       text(entry, "name"), 0,
+                text(entry, "capability"), text(entry, "driver")};
+    if (entry.contains("memory_bytes") && entry["memory_bytes"].is_number_integer()) {
+      gpu.memory_bytes = entry["memory_bytes"].get<int64_t>();
+    }
+    if (!gpu.device.empty()) gpus.push_back(std::move(gpu));
+  }
+  return gpus;
+}
+
+absl::StatusOr<std::vector<std::string>> ResolveDevices(const std::vector<std::string>& words,
+                                                        const std::vector<GpuInfo>& gpus,
+                                                        const std::string& why) {
+  std::vector<std::string> devices;
+  for (const std::string& word : words) {
+    if (word != "auto" && word != "cuda") {
+      devices.push_back(word);
+      continue;
+    }
+    for (const GpuInfo& gpu : gpus) devices.push_back(gpu.device);
+    if (gpus.empty() && word == "auto") devices.push_back("cpu");
+    if (gpus.empty() && word == "cuda") {
+      return Error::Field(Reason::kSpecInvalid, "--device", absl::StrCat("is cuda, but ", why))
+          .ToStatus();
+    }
+  }
+  for (size_t i = 0; i < devices.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (DeviceId(devices[i]) != DeviceId(devices[j])) continue;
+      return Error::Field(Reason::kSpecInvalid, "--device",
+                          absl::StrCat("names ", DeviceId(devices[i]), " twice"))
+          .ToStatus();
+    }
+  }
+  return devices;
+}
+
+std::string DeviceId(const std::string& device) {
+  const std::string name = device.substr(0, device.find(','));
+  const size_t colon = name.find(':');
+  // "cpu:avx2" is the processor still.
+  if (colon == std::string::npos || !absl::ascii_isdigit(static_cast<unsigned char>(name.back()))) {
+    return name.substr(0, colon) + "0";
+  }
+  return name.rfind("cpu:", 0) == 0 ? "cpu0" : name.substr(0, colon) + name.substr(colon + 1);
+}
+
+absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
+                                         const std::vector<GpuInfo>& gpus) {
   const int threads = options.threads > 0 ? options.threads : AvailableThreads();
   ASSIGN_OR_RETURN(const HelperResult result,
                    RunHelper({options.engine_binary, "profile", "--device", options.device,
@@ -101,11 +167,22 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options) {
   DeviceInfo device;
   const std::string text(absl::StripAsciiWhitespace(result.output));
   ASSIGN_OR_RETURN(device.profile, spec::DeviceProfileFromJson(text));
-  device.id = options.device + "0";
-  device.description = ProcessorName();
-  device.profile.capacity_bytes =
-      options.memory_bytes > 0 ? options.memory_bytes
-                               : std::max<int64_t>(0, AvailableMemoryBytes() - kReserveBytes);
+  device.id = DeviceId(options.device);
+  if (options.device.rfind("cuda", 0) == 0) {
+    for (const GpuInfo& gpu : gpus) {
+      if (DeviceId(gpu.device) != device.id) continue;
+      device.description = absl::StrCat(gpu.name, ", ", gpu.uuid, ", driver ", gpu.driver);
+    }
+    if (options.memory_bytes > 0) {
+      device.profile.capacity_bytes =
+          std::min(device.profile.capacity_bytes, options.memory_bytes);
+    }
+  } else {
+    device.description = ProcessorName();
+    device.profile.capacity_bytes =
+        options.memory_bytes > 0 ? options.memory_bytes
+                                 : std::max<int64_t>(0, AvailableMemoryBytes() - kReserveBytes);
+  }
   if (device.profile.capacity_bytes <= device.profile.fixed_bytes) {
     return Error(Reason::kOutOfMemory,
                  absl::StrCat("this worker would offer ", device.profile.capacity_bytes,

@@ -1,9 +1,11 @@
-// What this machine offers: one device per worker process, measured by the engine itself.
+// What this machine offers: its processor or its GPUs, found and measured by the engine itself, in processes
+// of their own, so that a driver that hangs or dies takes nothing of the worker with it.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/server_link.h"
@@ -18,8 +20,32 @@ struct DeviceOptions {
   std::string log_file;
 };
 
-// Runs `nibble-engine profile`.
-absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options);
+// A GPU as `nibble-engine devices` lists it.
+struct GpuInfo {
+  std::string device;  // "cuda:0": what the engine calls it
+  std::string uuid;
+  std::string name;
+  int64_t memory_bytes = 0;
+  std::string capability;  // "9.0"
+  std::string driver;
+};
+// Empty, with the engine's reason in `why`, where there is none.
+absl::StatusOr<std::vector<GpuInfo>> ListGpus(const std::string& engine_binary,
+                                              const std::string& log_file, std::string* why);
+
+// What each word of --device stands for: "cpu", "cuda:1" and "cuda:1,fp16" themselves; "cuda" every GPU;
+// "auto" every GPU, or the processor where there is none. Each device once.
+absl::StatusOr<std::vector<std::string>> ResolveDevices(const std::vector<std::string>& words,
+                                                        const std::vector<GpuInfo>& gpus,
+                                                        const std::string& why);
+
+// "cpu0", "cuda1": the name of a device in the fleet.
+std::string DeviceId(const std::string& device);
+
+// Runs `nibble-engine profile`. A GPU offers what is free on it, or memory_bytes if that is less.
+// `gpus` is for the description.
+absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
+                                         const std::vector<GpuInfo>& gpus = {});
 
 // "8GiB", "512 MiB", "6.5G", "123456": bytes.
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field);

@@ -36,5 +36,45 @@ TEST(DevicesTest, TheEngineMeasures) {
   EXPECT_GE(AvailableThreads(), 1);
 }
 
+TEST(DevicesTest, NamesThemInTheFleet) {
+  EXPECT_EQ(DeviceId("cpu"), "cpu0");
+  EXPECT_EQ(DeviceId("cpu:avx2"), "cpu0");
+  EXPECT_EQ(DeviceId("cuda:0"), "cuda0");
+  EXPECT_EQ(DeviceId("cuda:12,fp16"), "cuda12");
+}
+
+TEST(DevicesTest, ResolvesWhatTheFlagSays) {
+  const std::vector<GpuInfo> two = {{.device = "cuda:0"}, {.device = "cuda:1"}};
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(*ResolveDevices({"auto"}, two, ""), (Names{"cuda:0", "cuda:1"}));
+  EXPECT_EQ(*ResolveDevices({"auto"}, {}, "no driver"), (Names{"cpu"}));
+  EXPECT_EQ(*ResolveDevices({"cuda", "cpu"}, two, ""), (Names{"cuda:0", "cuda:1", "cpu"}));
+  EXPECT_EQ(*ResolveDevices({"cuda:1,fp16"}, two, ""), (Names{"cuda:1,fp16"}));
+  const auto none = ResolveDevices({"cuda"}, {}, "no driver is installed");
+  EXPECT_NE(none.status().message().find("no driver is installed"), std::string::npos);
+  EXPECT_FALSE(ResolveDevices({"cuda", "cuda:0,fp16"}, two, "").ok());
+}
+
+TEST(DevicesTest, AsksTheEngineForGpus) {
+  TempDir dir;
+  std::string why;
+  const auto gpus = ListGpus(NIBBLE_FAKE_ENGINE, dir.Join("log"), &why);
+  ASSERT_TRUE(gpus.ok()) << gpus.status();
+  ASSERT_EQ(gpus->size(), 1u);
+  EXPECT_EQ((*gpus)[0].device, "cuda:0");
+  EXPECT_EQ((*gpus)[0].memory_bytes, int64_t{8} << 30);
+  DeviceOptions options;
+  options.engine_binary = NIBBLE_FAKE_ENGINE;
+  options.device = "cuda:0";
+  options.log_file = dir.Join("log");
+  const auto device = MeasureDevice(options, *gpus);
+  ASSERT_TRUE(device.ok()) << device.status();
+  EXPECT_EQ(device->id, "cuda0");
+  EXPECT_EQ(device->description, "Fake GPU, GPU-1, driver 1.2");
+  options.memory_bytes = device->profile.capacity_bytes + 1;  // there is no more than there is
+  EXPECT_EQ(MeasureDevice(options, *gpus)->profile.capacity_bytes, device->profile.capacity_bytes);
+  EXPECT_FALSE(ListGpus("/nowhere/nibble-engine", dir.Join("log"), &why).ok());
+}
+
 }  // namespace
 }  // namespace nibble::worker

@@ -41,9 +41,11 @@ constexpr char kUsage[] =
     "the same\n"
     "  --worker-id ID       stable name (default: made once, kept in the data directory)\n"
     "  --engine PATH        nibble-engine (default: beside this binary)\n"
-    "  --device cpu         what to train on\n"
+    "  --device NAME        what to train on: cpu (default), cuda (every GPU), cuda:1, auto (GPUs, else\n"
+    "                       cpu); may be given several times\n"
     "  --threads N          of the engine (default: all it may use)\n"
-    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB)\n"
+    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB; of a GPU\n"
+    "                       what is free)\n"
     "  --cache-size SIZE    of fetched models and data (default 64GiB)\n"
     "  --http HOST:PORT     serve /metrics there (default: not at all)\n"
     "  --token-file FILE    access token (NIBBLE_TOKEN_FILE)\n"
@@ -54,6 +56,7 @@ constexpr char kUsage[] =
 
 struct Flags {
   std::map<std::string, std::string> values;
+  std::vector<std::string> devices;
   bool shares_file_system = false;
   std::string Get(const std::string& name, const char* variable,
                   const std::string& otherwise) const {
@@ -88,6 +91,7 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
     } else {
       return absl::InvalidArgumentError(absl::StrCat(argument, " needs a value"));
     }
+    if (name == "device") flags.devices.push_back(flags.values[name]);
   }
   return flags;
 }
@@ -144,7 +148,6 @@ absl::StatusOr<ServerClientOptions> ServerOptions(const Flags& flags) {
 absl::StatusOr<DeviceOptions> DeviceFlags(const Flags& flags, const std::string& dir) {
   DeviceOptions options;
   options.engine_binary = flags.Get("engine", "NIBBLE_ENGINE", BesideThisBinary("nibble-engine"));
-  options.device = flags.Get("device", nullptr, "cpu");
   options.log_file = JoinPath(dir, "log/profile.log");
   if (const std::string threads = flags.Get("threads", nullptr, ""); !threads.empty()) {
     if (!absl::SimpleAtoi(threads, &options.threads) || options.threads < 1 ||
@@ -158,6 +161,35 @@ absl::StatusOr<DeviceOptions> DeviceFlags(const Flags& flags, const std::string&
   }
   if (const std::string memory = flags.Get("memory", nullptr, ""); !memory.empty()) {
     ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(memory, "--memory"));
+  }
+  return options;
+}
+
+// Fills in the identity's devices, and what the engine calls each of them.
+absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string& dir,
+                                          WorkerIdentity& identity,
+                                          std::map<std::string, std::string>& names) {
+  ASSIGN_OR_RETURN(DeviceOptions options, DeviceFlags(flags, dir));
+  const std::vector<std::string> words =
+      flags.devices.empty() ? std::vector<std::string>{"cpu"} : flags.devices;
+  std::vector<GpuInfo> gpus;
+  std::string why;
+  if (words != std::vector<std::string>{"cpu"}) {
+    ASSIGN_OR_RETURN(gpus, ListGpus(options.engine_binary, options.log_file, &why));
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> devices, ResolveDevices(words, gpus, why));
+  names.clear();
+  for (const std::string& name : devices) {
+    options.device = name;
+    ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(options, gpus));
+    identity.devices.push_back(device);
+    names[device.id] = name;
+    LogInfo("worker.device", {{"worker", identity.worker_id},
+                              {"device", device.id},
+                              {"description", device.description},
+                              {"body", device.profile.body},
+                              {"capacity_bytes", device.profile.capacity_bytes},
+                              {"threads", static_cast<int64_t>(device.profile.threads)}});
   }
   return options;
 }
@@ -197,21 +229,14 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
   identity.incarnation = NewUuid();
   identity.version = NIBBLE_VERSION;
   identity.shares_file_system = flags.shares_file_system;
-  ASSIGN_OR_RETURN(const DeviceOptions device_options, DeviceFlags(flags, dir));
-  ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(device_options));
-  identity.devices.push_back(device);
-  LogInfo("worker.device", {{"worker", identity.worker_id},
-                            {"device", device.id},
-                            {"body", device.profile.body},
-                            {"capacity_bytes", device.profile.capacity_bytes},
-                            {"threads", static_cast<int64_t>(device.profile.threads)}});
+  AgentLoopOptions options;
+  ASSIGN_OR_RETURN(const DeviceOptions device_options,
+                   FindDevices(flags, dir, identity, options.devices));
   ASSIGN_OR_RETURN(ServerClientOptions server, ServerOptions(flags));
   ASSIGN_OR_RETURN(const auto link, ConnectToServer(std::move(server), identity));
 
-  AgentLoopOptions options;
   options.work_dir = dir;
   options.engine_binary = device_options.engine_binary;
-  options.device = device_options.device;
   options.threads = device_options.threads;
   options.shares_file_system = identity.shares_file_system;
   if (const std::string size = flags.Get("cache-size", nullptr, ""); !size.empty()) {

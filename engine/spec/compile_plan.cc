@@ -9,11 +9,13 @@
 #include "engine/spec/counting_executor.h"
 #include "engine/spec/offset_planner.h"
 #include "engine/spec/step.h"
+#include "engine/spec/workspace.h"
 
 namespace nibble::spec {
 namespace {
 
-constexpr int64_t kAlignment = 64;
+// Of buffers: vector loads on the host, whole sectors of memory on a device.
+int64_t Alignment(const DeviceProfile& profile) { return IsCuda(profile) ? 256 : 64; }
 constexpr int64_t kPage = 4096;
 
 constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
@@ -156,7 +158,7 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
     const int64_t offset = next;
     plan.memory.buffers.push_back({name, category, Region::kPersistent, offset, size, 0, 0});
     plan.memory.category_bytes[static_cast<size_t>(category)] += size;
-    next = RoundUp(offset + size, kAlignment) + red_zone;
+    next = RoundUp(offset + size, Alignment(profile)) + red_zone;
     return offset;
   };
   plan.persistent.master = place("adapters.master", Category::kAdapters, count * real);
@@ -175,13 +177,13 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
   plan.persistent.rope = place("rope", Category::kActivations,
                                int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
   plan.persistent.scalars = place("scalars", Category::kWorkspace,
-                                  8 * (int64_t{spec.gradient_accumulation_steps} + 1));
+                                  ScalarBytes(spec));
   plan.memory.persistent_bytes = RoundUp(next, kPage);
 }
 
 // The step region. Returns the most bytes alive at once.
-int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int64_t red_zone,
-                  CompiledPlan& plan) {
+int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int64_t alignment,
+                  int64_t red_zone, CompiledPlan& plan) {
   std::vector<LiveBuffer> live;
   std::vector<PlannedBuffer> named;
   for (const TensorKey& key : counted.keys()) {
@@ -204,7 +206,7 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
     named.push_back({absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use,
                      bytes, use, use});
   }
-  const OffsetPlan placed = PlanOffsets(live, kAlignment);
+  const OffsetPlan placed = PlanOffsets(live, alignment);
 
   plan.tensor_offset.assign(static_cast<size_t>(TensorKey::IndexCount(model.layers)), -1);
   plan.workspace_offset.assign(counted.ops().size(), 0);
@@ -235,6 +237,16 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
 int64_t HostBytes(const ModelConfig& model) { return (int64_t{12} << 20) + 660 * model.vocab_size; }
 
 }  // namespace
+
+int64_t StagingBytes(const TrainSpec& spec) {
+  return (4 * int64_t{spec.micro_batch_size} * spec.sequence_len + 1) * 4;
+}
+int64_t ScalarBytes(const TrainSpec& spec) {
+  return 8 * (int64_t{spec.gradient_accumulation_steps} + 1);
+}
+int64_t PinnedBytes(const TrainSpec& spec) {
+  return kStagingSets * StagingBytes(spec) + ScalarBytes(spec);
+}
 
 int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) {
   return LayoutBase(model, quant, double_quant).file_bytes;
@@ -268,10 +280,16 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   OptimizerStep(counting);
   plan.evaluate_op = static_cast<int32_t>(counting.ops().size());
   EvalMicroBatch(counting, model, spec);
-  const int64_t live = PlaceStep(counting, model, options.red_zone_bytes, plan);
+  const int64_t live = PlaceStep(counting, model, Alignment(profile), options.red_zone_bytes, plan);
 
   plan.memory.fixed_bytes = profile.fixed_bytes;
   plan.memory.host_bytes = HostBytes(model);
+  if (IsCuda(profile)) {
+    plan.memory.device = true;
+    plan.memory.pinned_bytes = PinnedBytes(spec);
+    // A checkpoint's copy of masters and moments.
+    plan.memory.host_bytes += plan.adapters.elements * 4 * 3;
+  }
   plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - plan.memory.step_bytes + live;
   return plan;
 }

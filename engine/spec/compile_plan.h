@@ -41,6 +41,12 @@ struct CompiledPlan {
   int32_t evaluate_op = 0;
 };
 
+// Page-locked host memory of a job on a device: what is on its way there, and results read back.
+inline constexpr int64_t kStagingSets = 2;          // micro-batches on their way at once
+int64_t StagingBytes(const TrainSpec& spec);        // ids, labels, positions, document bounds of one
+int64_t ScalarBytes(const TrainSpec& spec);         // a loss per micro-batch, the sum of squares
+int64_t PinnedBytes(const TrainSpec& spec);
+
 struct CompileOptions {
   int64_t red_zone_bytes = 0;  // tests: untouched bytes behind every buffer; multiple of 64
 };

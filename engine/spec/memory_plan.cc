@@ -22,6 +22,7 @@ std::string MemoryPlanToJson(const MemoryPlan& plan) {
                                  {"step_bytes", plan.step_bytes},
                                  {"fixed_bytes", plan.fixed_bytes},
                                  {"host_bytes", plan.host_bytes},
+                                 {"pinned_bytes", plan.pinned_bytes},
                                  {"total_bytes", plan.TotalBytes()},
                                  {"lower_bound_bytes", plan.lower_bound_bytes},
                                  {"peak_phase", plan.peak_phase},
@@ -35,16 +36,18 @@ std::string MemoryPlanToText(const MemoryPlan& plan) {
                            static_cast<double>(bytes) / 1e6);
   };
   std::string text;
-  int64_t named = plan.fixed_bytes + plan.host_bytes;
+  int64_t named = plan.fixed_bytes + (plan.device ? 0 : plan.host_bytes);
   for (int i = 0; i < kCategoryCount; ++i) {
     text += line(CategoryName(static_cast<Category>(i)), plan.category_bytes[i]);
     named += plan.category_bytes[i];
   }
-  text += line("process", plan.fixed_bytes);
-  text += line("host", plan.host_bytes);
+  text += line(plan.device ? "context, libraries" : "process", plan.fixed_bytes);
+  if (!plan.device) text += line("host", plan.host_bytes);
   text += line("waste", plan.TotalBytes() - named);
   text += line("total", plan.TotalBytes());
   text += line("lower bound", plan.lower_bound_bytes);
+  if (plan.device) text += line("of the host", plan.host_bytes);
+  if (plan.device) text += line("page-locked", plan.pinned_bytes);
   return text + "  peak in " + plan.peak_phase + "\n";
 }
 

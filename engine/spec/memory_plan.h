@@ -74,6 +74,8 @@ struct MemoryPlan {
   int64_t step_bytes = 0;
   int64_t fixed_bytes = 0;        // from the profile
   int64_t host_bytes = 0;         // tokenizer, token store, checkpoint staging
+  int64_t pinned_bytes = 0;       // page-locked host memory; of a device only
+  bool device = false;            // base, persistent, step and fixed are a device's memory, not the host's
   int64_t lower_bound_bytes = 0;  // of the total: largest live set instead of step_bytes
   std::string peak_phase;         // e.g. "backward layer 0"
   // At the peak. They sum to total - fixed - host - waste (alignment, and gaps no order could
@@ -82,9 +84,11 @@ struct MemoryPlan {
   std::vector<PlannedBuffer> buffers;  // in order of creation
   std::vector<PlanPhase> phases;       // in order of time: training, optimizer, evaluation
 
-  int64_t TotalBytes() const {
-    return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes;
-  }
+  // The plan is a vector: memory of the device, page-locked and other memory of the host, each to be
+  // had apart. On the host the first is the host's, too.
+  int64_t DeviceBytes() const { return fixed_bytes + base_bytes + persistent_bytes + step_bytes; }
+  // Of what the worker's device offers.
+  int64_t TotalBytes() const { return DeviceBytes() + (device ? 0 : host_bytes); }
 };
 
 // The fastest recompute policy with which the job fits every one of `devices` (by capacity_bytes) that

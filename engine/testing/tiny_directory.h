@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <string>
 
 #include "engine/spec/model_config.h"
@@ -15,6 +16,12 @@ spec::ModelConfig TinyDirectoryConfig();
 void WriteTinyDirectory(const std::string& directory, uint64_t seed);
 // `rows` lines of {"prompt","completion"} with a rule to learn.
 void WriteTinyDataset(const std::string& path, int rows, uint64_t seed);
+
+// ./dev test --full: what is too slow for every run.
+inline bool FullRun() {
+  const char* full = std::getenv("NIBBLE_FULL");
+  return full != nullptr && std::string(full) == "1";
+}
 
 // A device's name as GoogleTest wants names of cases.
 inline std::string TestName(std::string device) {

@@ -11,7 +11,8 @@
 
 namespace nibble::engine::testing {
 
-TinyModel::TinyModel(const TinyOptions& options) : seed_(options.seed) {
+TinyModel::TinyModel(const TinyOptions& options)
+    : seed_(options.seed), weight_scale_(options.weight_scale), bf16_weights_(options.bf16_weights) {
   config_.model_type = "llama";
   config_.hidden_size = 24;
   config_.intermediate_size = 40;
@@ -76,7 +77,7 @@ void TinyModel::FillView() {
   };
   const auto linear = [&](int64_t n, int64_t k) {
     return kernels::WeightView{
-        .type = kernels::QuantType::kF32, .n = n, .k = k, .data = Fill(n * k, 0.3)};
+        .type = kernels::QuantType::kF32, .n = n, .k = k, .data = Fill(n * k, weight_scale_)};
   };
   const int64_t hidden = config_.hidden_size;
   view_.layers.resize(static_cast<size_t>(config_.layers));
@@ -103,6 +104,7 @@ const float* TinyModel::Fill(int64_t count, double scale, double offset) {
   for (size_t i = 0; i < values.size(); ++i) {
     const double unit = kernels::CounterUniform(seed_, stream, i);
     values[i] = static_cast<float>(offset + scale * (2 * unit - 1));
+    if (bf16_weights_) values[i] = kernels::ToFloat(kernels::ToBF16(values[i]));
   }
   return values.data();
 }

@@ -21,6 +21,8 @@ struct TinyOptions {
   int64_t layers = 2;
   int64_t sliding_window = 0;
   uint64_t seed = 1;
+  double weight_scale = 0.3;   // linear weights are uniform within it; less is better conditioned
+  bool bf16_weights = false;  // every weight is one that bf16 holds
 };
 
 // By default GQA (4 query heads, 2 key heads), hidden 24, vocabulary 31; unquantized fp32.
@@ -43,6 +45,8 @@ class TinyModel {
   std::deque<std::vector<float>> arrays_;
   std::deque<std::vector<uint8_t>> codes_;
   uint64_t seed_;
+  double weight_scale_ = TinyOptions().weight_scale;
+  bool bf16_weights_ = false;
   uint64_t stream_ = 0;
 };
 

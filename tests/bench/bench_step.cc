@@ -99,7 +99,9 @@ spec::TrainSpec Recipe(const Flags& flags) {
   spec.sequence_len = static_cast<int32_t>(Number(flags, "seq", 512));
   spec.micro_batch_size = static_cast<int32_t>(Number(flags, "micro-batch", 1));
   spec.gradient_accumulation_steps = 1;
-  spec.recompute = Number(flags, "checkpointing", 1) != 0 ? spec::Recompute::kFull : spec::Recompute::kNone;
+  spec.recompute =
+      Number(flags, "checkpointing", 1) != 0 ? spec::Recompute::kFull : spec::Recompute::kNone;
+  if (Text(flags, "optimizer", "") == "adamw8bit") spec.optimizer = spec::OptimizerKind::kAdamW8bit;
   if (Text(flags, "recompute", "") == "outputs") spec.recompute = spec::Recompute::kKeepGemmOutputs;
   if (Text(flags, "quant", "nf4") == "bf16") spec.quant = spec::QuantKind::kBF16;
   return spec;
@@ -108,9 +110,11 @@ spec::TrainSpec Recipe(const Flags& flags) {
 absl::Status Run(const Flags& flags) {
   const int64_t steps = Number(flags, "steps", 3);
   const int threads = static_cast<int>(Number(flags, "threads", 2));
-  ASSIGN_OR_RETURN(const kernels::KernelTable* table,
-                   engine::FindTable(Text(flags, "device", "cpu")));
-  spec::DeviceProfile profile = engine::MeasureProfile(*table, threads);
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
+                   engine::OpenBackend(Text(flags, "device", "cpu"), threads));
+  const kernels::KernelTable* const table = &backend->table();
+  const spec::DeviceProfile profile = engine::MeasureProfile(*backend);
+  const int64_t free_before_bytes = backend->free_bytes();
   const spec::TrainSpec asked = Recipe(flags);
 
   std::unique_ptr<engine::BaseModel> opened;
@@ -132,8 +136,8 @@ absl::Status Run(const Flags& flags) {
   } else {
     model = NamedShape(Text(flags, "shape", "135m"), Number(flags, "layers", 0));
     if (model.layers == 0)
-      return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
-    ASSIGN_OR_RETURN(random_base, RandomBase::Make(model, asked.quant, asked.double_quant, 1));
+      return absl::InvalidArgumentError("--shape: see random_base.h");
+    ASSIGN_OR_RETURN(random_base, RandomBase::Make(*backend, model, asked.quant, asked.double_quant, 1));
     view = random_base.view();
     rows = RandomRows(needed, asked.sequence_len, model.vocab_size);
   }
@@ -143,19 +147,24 @@ absl::Status Run(const Flags& flags) {
   ASSIGN_OR_RETURN(const spec::TrainSpec spec, spec::ResolveTrainSpec(asked, model));
   ASSIGN_OR_RETURN(const spec::CompiledPlan plan, spec::CompileForEngine(model, spec, profile));
   ASSIGN_OR_RETURN(engine::Region persistent,
-                   engine::Region::Reserve(plan.memory.persistent_bytes));
-  ASSIGN_OR_RETURN(engine::Region step, engine::Region::Reserve(plan.memory.step_bytes));
+                   engine::Region::On(*backend, plan.memory.persistent_bytes));
+  ASSIGN_OR_RETURN(engine::Region step, engine::Region::On(*backend, plan.memory.step_bytes));
   RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
   RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
-  const std::unique_ptr<kernels::Backend> backend = kernels::MakeHostBackend(*table, threads);
   engine::KernelExecutor executor(*backend, *table, view, model, spec, plan, persistent.data());
   executor.set_step_region(step.data());
   const std::vector<float> rope = spec::RopeTable(model, spec.sequence_len);
-  std::memcpy(persistent.data() + plan.persistent.rope, rope.data(), rope.size() * sizeof(float));
-  engine::InitAdapters(plan, spec, table->real, persistent.data() + plan.persistent.master);
+  backend->Fill(persistent.data(), 0, persistent.mapped_bytes());
+  backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.rope, rope.data(),
+                  static_cast<int64_t>(rope.size() * sizeof(float)));
+  std::vector<std::byte> master(
+      static_cast<size_t>(plan.adapters.elements * kernels::DTypeBytes(table->real)));
+  engine::InitAdapters(plan, spec, table->real, master.data());
+  backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
+                  static_cast<int64_t>(master.size()));
   executor.RefreshCompute();
 
-  std::vector<double> losses, seconds;
+  std::vector<double> losses, norms, seconds;
   int64_t tokens = 0;
   for (int64_t i = 0; i <= steps; ++i) {
     const auto first = rows.begin() + i * asked.micro_batch_size;
@@ -164,7 +173,9 @@ absl::Status Run(const Flags& flags) {
     executor.ZeroGradients();
     const double count = static_cast<double>(batch.target_tokens);
     executor.Queue(batch, 1.0 / count, i + 1, 0);
-    const double loss = executor.Optimize(spec.learning_rate, i + 1, 1).loss_sum / count;
+    const auto update = executor.Optimize(spec.learning_rate, i + 1, 1);
+    const double loss = update.loss_sum / count;
+    norms.push_back(update.grad_norm);
     seconds.push_back(static_cast<double>(RealClock::Get().NowMonotonicUs() - began_us) * 1e-6);
     losses.push_back(loss);
     tokens = batch.tokens();
@@ -182,6 +193,15 @@ absl::Status Run(const Flags& flags) {
       {"tokens_per_second", static_cast<double>(tokens) / timed[timed.size() / 2]},
       {"step_seconds", seconds},
       {"losses", losses},
+      {"grad_norms", norms},
+      {"device", Text(flags, "device", "cpu")},
+      {"quant", Text(flags, "quant", "nf4")},
+      {"base_bytes", plan.memory.base_bytes},
+      {"fixed_bytes", backend->fixed_bytes()},
+      {"planned_device_bytes", plan.memory.DeviceBytes()},
+      {"driver_bytes", backend->is_host() ? 0
+                                          : backend->fixed_bytes() + free_before_bytes -
+                                                backend->free_bytes()},
       {"planned_bytes",
        plan.memory.base_bytes + plan.memory.persistent_bytes + plan.memory.step_bytes},
       {"peak_rss_bytes", PeakResidentBytes()},

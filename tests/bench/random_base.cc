@@ -1,10 +1,13 @@
 #include "tests/bench/random_base.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
+#include <vector>
 
 #include "base/random.h"
 #include "base/status.h"
+#include "engine/device.h"
 #include "engine/spec/base_layout.h"
 #include "kernels/nf4.h"
 
@@ -74,6 +77,8 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
   struct Shape {
     int64_t hidden, ffn, layers, heads, kv_heads, vocab;
     bool tied;
+    int64_t head_dim = 0;  // 0: hidden / heads
+    bool qk_norm = false;
   };
   static const std::map<std::string, Shape> kShapes = {
       {"demo", {192, 512, 4, 6, 2, 1024, true}},
@@ -81,6 +86,12 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
       {"1.1b", {2048, 5632, 22, 32, 4, 32000, false}},
       {"7b", {4096, 11008, 32, 32, 32, 32000, false}},
       {"13b", {5120, 13824, 40, 40, 40, 32000, false}},
+      {"8b", {4096, 14336, 32, 32, 8, 128256, false}},
+      {"70b", {8192, 28672, 80, 64, 8, 128256, false}},
+      {"qwen3-0.6b", {1024, 3072, 28, 16, 8, 151936, true, 128, true}},
+      {"qwen3-1.7b", {2048, 6144, 28, 16, 8, 151936, true, 128, true}},
+      {"qwen3-4b", {2560, 9728, 36, 32, 8, 151936, true, 128, true}},
+      {"qwen3-8b", {4096, 12288, 36, 32, 8, 151936, false, 128, true}},
   };
   spec::ModelConfig model;
   const auto found = kShapes.find(name);
@@ -92,7 +103,8 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
   model.layers = layers > 0 ? layers : s.layers;
   model.heads = s.heads;
   model.kv_heads = s.kv_heads;
-  model.head_dim = s.hidden / s.heads;
+  model.head_dim = s.head_dim > 0 ? s.head_dim : s.hidden / s.heads;
+  model.qk_norm = s.qk_norm;
   model.vocab_size = s.vocab;
   model.max_positions = 4096;
   model.rms_norm_eps = 1e-5;
@@ -100,18 +112,32 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
   return model;
 }
 
-absl::StatusOr<RandomBase> RandomBase::Make(const spec::ModelConfig& model, spec::QuantKind quant,
+absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
+                                            const spec::ModelConfig& model, spec::QuantKind quant,
                                             bool double_quant, uint64_t seed) {
   using spec::BasePart;
   const spec::BaseLayout layout = spec::LayoutBase(model, quant, double_quant);
   RandomBase base;
-  ASSIGN_OR_RETURN(base.region_, engine::Region::Reserve(layout.file_bytes));
+  ASSIGN_OR_RETURN(base.region_, engine::Region::On(backend, layout.file_bytes));
   RETURN_IF_ERROR(base.region_.Map(layout.file_bytes));
   std::byte* const start = base.region_.data();
   Random random(seed);
   const float spread = 1.0f / static_cast<float>(model.hidden_size);
+  constexpr int64_t kPieceBytes = int64_t{4} << 20;
+  std::vector<std::byte> piece(static_cast<size_t>(backend.is_host() ? 0 : kPieceBytes));
   for (const spec::BaseEntry& entry : layout.entries) {
-    FillEntry(entry, start + entry.offset, quant, spread * 4, random);
+    if (backend.is_host()) {
+      FillEntry(entry, start + entry.offset, quant, spread * 4, random);
+      continue;
+    }
+    spec::BaseEntry first = entry;
+    first.size_bytes = std::min(kPieceBytes, entry.size_bytes);
+    FillEntry(first, piece.data(), quant, spread * 4, random);
+    for (int64_t at = 0; at < entry.size_bytes; at += kPieceBytes) {
+      backend.CopyIn(kernels::Lane::kCompute, start + entry.offset + at, piece.data(),
+                     std::min(kPieceBytes, entry.size_bytes - at));
+    }
+    if (!backend.Synchronize()) return engine::FaultStatus(backend);
   }
   const auto find = [&](BasePart part, int64_t layer = -1,
                         spec::Module module = spec::Module::kQ) -> const std::byte* {
@@ -122,7 +148,7 @@ absl::StatusOr<RandomBase> RandomBase::Make(const spec::ModelConfig& model, spec
     return kernels::ParamView{at, kernels::DType::kBF16};
   };
   base.view_.layers.resize(static_cast<size_t>(model.layers));
-  const auto* offsets = reinterpret_cast<const float*>(find(BasePart::kOffsets));
+  const bool has_offsets = find(BasePart::kOffsets) != nullptr;
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     engine::BaseView::Layer& view = base.view_.layers[static_cast<size_t>(layer)];
     for (int m = 0; m < spec::kModuleCount; ++m) {
@@ -141,10 +167,12 @@ absl::StatusOr<RandomBase> RandomBase::Make(const spec::ModelConfig& model, spec
           reinterpret_cast<const float*>(find(BasePart::kNestedAbsmax, layer, module));
       w.nested_map = reinterpret_cast<const float*>(find(BasePart::kNestedMap));
       w.code_book = reinterpret_cast<const float*>(find(BasePart::kCodeBook));
-      if (offsets != nullptr) w.offset = offsets[layer * spec::kModuleCount + m];
+      if (has_offsets) w.offset = spread * 4;  // as FillEntry wrote them
     }
     view.input_norm = param(find(BasePart::kInputNorm, layer));
     view.post_norm = param(find(BasePart::kPostNorm, layer));
+    if (model.qk_norm) view.q_norm = param(find(BasePart::kQueryNorm, layer));
+    if (model.qk_norm) view.k_norm = param(find(BasePart::kKeyNorm, layer));
   }
   base.view_.final_norm = param(find(BasePart::kFinalNorm));
   base.view_.embedding = param(find(BasePart::kEmbedding));

@@ -15,13 +15,16 @@
 
 namespace nibble::bench {
 
-// demo, 135m (SmolLM2), 1.1b (TinyLlama), 7b (Llama-2), 13b (Llama-2); nullopt-like empty
+// demo, 135m (SmolLM2), 1.1b (TinyLlama), 7b and 13b (Llama-2), 8b and 70b (Llama-3.1), qwen3-0.6b, -1.7b,
+// -4b, -8b; empty
 // model_type when unknown. `layers` 0 = as published.
 spec::ModelConfig NamedShape(const std::string& name, int64_t layers);
 
 class RandomBase {
  public:
-  static absl::StatusOr<RandomBase> Make(const spec::ModelConfig& model, spec::QuantKind quant,
+  // In the backend's memory, which must outlive it. On a device arrays repeat what fits 4 MiB.
+  static absl::StatusOr<RandomBase> Make(kernels::Backend& backend, const spec::ModelConfig& model,
+                                         spec::QuantKind quant,
                                          bool double_quant, uint64_t seed);
   const engine::BaseView& view() const { return view_; }
   int64_t bytes() const { return region_.mapped_bytes(); }

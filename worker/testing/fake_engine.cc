@@ -230,7 +230,20 @@ int main(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "";
   if (command == "serve") return Serve();
   if (command == "profile") {
-    std::printf("%s\n", kProfile.dump().c_str());
+    json profile = kProfile;
+    if (FlagValue(argc, argv, "--device").rfind("cuda", 0) == 0) {
+      profile["backend"] = "cuda";
+      profile["capacity_bytes"] = int64_t{7} << 30;
+    }
+    std::printf("%s\n", profile.dump().c_str());
+    return 0;
+  }
+  if (command == "devices") {
+    const json gpu = {{"index", 0},          {"device", "cuda:0"},
+                      {"uuid", "GPU-1"},     {"name", "Fake GPU"},
+                      {"driver", "1.2"},     {"memory_bytes", int64_t{8} << 30},
+                      {"capability", "9.0"}};
+    std::printf("%s\n", json({{"devices", {gpu}}, {"why", ""}}).dump().c_str());
     return 0;
   }
   if (command == "validate") return Validate(argc, argv);

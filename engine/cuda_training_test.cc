@@ -1,0 +1,314 @@
+// Training on a device whose memory is not the host's. EMULATED: the CUDA sources run on the host
+// (kernels/cuda/emulate.h) behind guarded memory (kernels/cuda/emulated.h). What a GPU does is for
+// `./dev gpu` to say.
+#include <cmath>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/job.h"
+#include "engine/testing/tiny_directory.h"
+#include "engine/testing/tiny_model.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/emulated.h"
+#include "kernels/tables.h"
+
+namespace nibble::engine {
+namespace {
+
+using testing::RandomBatch;
+using testing::StepRig;
+using testing::TinyModel;
+
+spec::TrainSpec SmallSpec() {
+  spec::TrainSpec spec;
+  spec.lora_r = 4;
+  spec.lora_alpha = 4;
+  spec.lora_dropout = 0.1;
+  spec.sequence_len = 12;
+  spec.micro_batch_size = 1;
+  spec.gradient_accumulation_steps = 2;
+  return spec;
+}
+
+std::unique_ptr<kernels::Backend> Emulated(bool fp16 = false) {
+  std::string why;
+  auto backend = kernels::OpenCuda({.fp16 = fp16}, &why);
+  CHECK(backend != nullptr);
+  return backend;
+}
+
+class EmulatedTraining : public ::testing::TestWithParam<bool> {};
+
+struct Steps {
+  std::vector<double> losses, norms;
+};
+
+// Optimizer steps of two micro-batches, over the same two sets of documents in turn.
+Steps Train(StepRig& rig, int64_t vocab, int64_t steps) {
+  Steps run;
+  for (int64_t step = 1; step <= steps; ++step) {
+    rig.executor().ZeroGradients();
+    int64_t targets = 0;
+    std::vector<MicroBatch> batches;
+    for (uint64_t i = 0; i < 2; ++i) {
+      batches.push_back(RandomBatch({7, 4}, vocab, 2 * static_cast<uint64_t>(step % 2) + i));
+      targets += batches.back().target_tokens;
+    }
+    const double scale = 1.0 / static_cast<double>(targets);
+    for (int64_t i = 0; i < 2; ++i) {
+      rig.executor().Queue(batches[static_cast<size_t>(i)], scale, step, i);
+    }
+    const auto update = rig.executor().Optimize(1e-3, step, 2);
+    EXPECT_TRUE(update.applied) << "step " << step;
+    run.losses.push_back(update.loss_sum * scale);
+    run.norms.push_back(update.grad_norm);
+  }
+  return run;
+}
+
+// Gradients of one micro-batch, without the loss scale.
+std::vector<double> GradientsOf(StepRig& rig, int64_t vocab) {
+  const MicroBatch batch = RandomBatch({8, 4}, vocab, 8);
+  rig.Randomize(5);
+  rig.executor().ZeroGradients();
+  rig.executor().Train(batch, 1.0 / 32, 1, 0);
+  std::vector<double> gradients = rig.Read(rig.plan().persistent.gradient);
+  for (double& x : gradients) x /= rig.executor().loss_scale().scale;
+  return gradients;
+}
+
+double RelativeDistance(const std::vector<double>& got, const std::vector<double>& want) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += std::pow(got[i] - want[i], 2);
+    norm += std::pow(want[i], 2);
+  }
+  CHECK(norm > 0);
+  return std::sqrt(difference / norm);
+}
+
+TEST_P(EmulatedTraining, TenStepsAgreeWithTheCpu) {
+  const TinyModel model({.qk_norm = GetParam(), .weight_scale = 0.15, .bf16_weights = true});
+  const int64_t vocab = model.config().vocab_size;
+  StepRig device(Emulated(GetParam()), model, SmallSpec());
+  StepRig cpu(kernels::CpuTable(), model, SmallSpec());
+  device.Randomize(7);
+  cpu.Randomize(7);
+  const Steps ours = Train(device, vocab, 10);
+  const Steps theirs = Train(cpu, vocab, 10);
+  for (size_t i = 0; i < ours.losses.size(); ++i) {
+    EXPECT_NEAR(ours.losses[i], theirs.losses[i], 0.01 * theirs.losses[i]) << "step " << i + 1;
+    EXPECT_NEAR(ours.norms[i], theirs.norms[i], 0.05 * theirs.norms[i]) << "step " << i + 1;
+  }
+  EXPECT_LT(ours.losses[8], ours.losses[0]);  // the same documents
+}
+
+TEST_P(EmulatedTraining, GradientsAgreeWithTheReference) {
+  const TinyModel model({.qkv_bias = true,
+                         .qk_norm = !GetParam(),
+                         .sliding_window = 5,
+                         .weight_scale = 0.15,
+                         .bf16_weights = true});
+  const int64_t vocab = model.config().vocab_size;
+  StepRig device(Emulated(GetParam()), model, SmallSpec());
+  StepRig ref(kernels::RefTable(), model, SmallSpec());
+  EXPECT_LE(RelativeDistance(GradientsOf(device, vocab), GradientsOf(ref, vocab)), 2e-2);
+}
+
+TEST_P(EmulatedTraining, ARerunIsTheSameBits) {
+  const TinyModel model({});
+  std::vector<std::vector<double>> masters;
+  Steps first;
+  for (int i = 0; i < 2; ++i) {
+    StepRig rig(Emulated(GetParam()), model, SmallSpec());
+    rig.Randomize(7);
+    const Steps run = Train(rig, model.config().vocab_size, 2);
+    if (i == 0) first = run;
+    EXPECT_EQ(run.losses, first.losses);
+    EXPECT_EQ(run.norms, first.norms);
+    masters.push_back(rig.Read(rig.plan().persistent.master));
+  }
+  EXPECT_EQ(masters[0], masters[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(ComputeTypes, EmulatedTraining, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Fp16" : "Bf16"; });
+
+TEST(EmulatedLossScale, AnOverflowSkipsTheStepAndHalvesTheScale) {
+  const TinyModel model({});
+  StepRig rig(Emulated(/*fp16=*/true), model, SmallSpec());
+  ASSERT_EQ(rig.executor().loss_scale().scale, LossScale::kInitial);
+  rig.executor().set_loss_scale({.scale = LossScale::kLargest, .good_steps = 3});
+  const MicroBatch batch = RandomBatch({8, 4}, model.config().vocab_size, 8);
+  const std::vector<double> before = rig.Read(rig.plan().persistent.master);
+  rig.Randomize(5);
+  const std::vector<double> masters = rig.Read(rig.plan().persistent.master);
+  EXPECT_NE(masters, before);
+  int skipped = 0;
+  for (int64_t step = 1;; ++step) {
+    ASSERT_LT(step, 30);
+    rig.executor().ZeroGradients();
+    rig.executor().Queue(batch, 1.0, 1, 0);
+    const double scale = rig.executor().loss_scale().scale;
+    const auto update = rig.executor().Optimize(1e-3, 1, 1);
+    EXPECT_TRUE(std::isfinite(update.loss_sum));
+    if (update.applied) break;
+    ++skipped;
+    EXPECT_TRUE(update.overflow);
+    EXPECT_EQ(rig.executor().loss_scale().scale, scale / 2);
+    EXPECT_EQ(rig.executor().loss_scale().good_steps, 0);
+    EXPECT_EQ(rig.Read(rig.plan().persistent.master), masters);
+  }
+  EXPECT_GT(skipped, 0);
+  EXPECT_EQ(rig.executor().loss_scale().good_steps, 1);
+}
+
+TEST(LossScale, GrowsAndIsBounded) {
+  LossScale scale{.scale = 1024, .good_steps = LossScale::kGrowthSteps - 1};
+  scale.Update(true);
+  EXPECT_EQ(scale.scale, 2048);
+  EXPECT_EQ(scale.good_steps, 0);
+  scale.scale = 1;
+  scale.Update(false);
+  EXPECT_EQ(scale.scale, 1);
+  scale = {.scale = LossScale::kLargest, .good_steps = LossScale::kGrowthSteps - 1};
+  scale.Update(true);
+  EXPECT_EQ(scale.scale, LossScale::kLargest);
+}
+
+class EmulatedDevice : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    testing::WriteTinyDirectory(dir_.Join("model"), 3);
+    testing::WriteTinyDataset(dir_.Join("train.jsonl"), 60, 4);
+    options_.base.model_dir = dir_.Join("model");
+    options_.base.cache_dir = dir_.Join("cache");
+    backend_ = Emulated();
+    profile_ = MeasureProfile(*backend_);
+    auto device = Device::Open(options_, *backend_, profile_);
+    CHECK_OK(device.status());
+    device_ = *std::move(device);
+  }
+  void TearDown() override { kernels::EmulatedCudaFailAfter(-1); }
+
+  JobInput Input(const std::string& name) {
+    JobInput input;
+    input.attempt = name + "/1";
+    input.dir = dir_.Join(name);
+    input.dataset = dir_.Join("train.jsonl");
+    input.spec.lora_r = 4;
+    input.spec.sequence_len = 24;
+    input.spec.gradient_accumulation_steps = 1;
+    input.spec.val_set_size = 0;
+    input.spec.target_modules = {spec::Module::kQ, spec::Module::kDown};
+    input.spec.max_steps = 2;
+    return input;
+  }
+
+  TempDir dir_;
+  DeviceOptions options_;
+  spec::DeviceProfile profile_;
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<Device> device_;
+};
+
+TEST_F(EmulatedDevice, HoldsWhatThePlanSaysToTheByte) {
+  EXPECT_EQ(profile_.backend, "cuda-emulated");
+  EXPECT_EQ(profile_.capacity_bytes, profile_.fixed_bytes + backend_->free_bytes() +
+                                         device_->base().bytes());
+  EXPECT_EQ(kernels::EmulatedCudaBytes().device, device_->base().bytes());
+  EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, 0);
+  auto job = Job::Open(*device_, Input("job"), RealClock::Get());
+  ASSERT_TRUE(job.ok()) << job.status();
+  const spec::MemoryPlan& plan = (*job)->plan();
+  EXPECT_EQ(plan.base_bytes, device_->base().bytes());
+  CHECK_OK((*job)->Start());
+  CHECK_OK(device_->ResizeStep(plan.step_bytes));
+  const int64_t planned = plan.base_bytes + plan.persistent_bytes + plan.step_bytes;
+  EXPECT_EQ(kernels::EmulatedCudaBytes().device, planned);
+  EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, plan.pinned_bytes);
+  while (!(*job)->finished()) {
+    CHECK_OK((*job)->Advance().status());
+    EXPECT_EQ(kernels::EmulatedCudaBytes().device, planned);
+  }
+  job->reset();
+  CHECK_OK(device_->ResizeStep(0));
+  device_.reset();
+  EXPECT_EQ(kernels::EmulatedCudaBytes().device, 0);
+  EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, 0);
+}
+
+// Alone, beside another job in turns, and cut by a checkpoint: the same bytes.
+TEST_F(EmulatedDevice, InterruptionsAndNeighboursChangeNoBit) {
+  const auto start = [&](const JobInput& input) {
+    auto job = Job::Open(*device_, input, RealClock::Get());
+    CHECK_OK(job.status());
+    CHECK_OK((*job)->Start());
+    CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
+    return *std::move(job);
+  };
+  const auto weights = [&](const JobInput& input) {
+    return *ReadFile(JoinPath(input.dir, "adapter/adapter_model.safetensors"));
+  };
+  const JobInput alone = Input("alone");
+  {
+    const auto job = start(alone);
+    while (!job->finished()) CHECK_OK(job->Advance().status());
+  }
+  JobInput cut = Input("cut");
+  JobInput other = Input("other");
+  other.spec.seed = 5;
+  {
+    const auto neighbour = start(other);
+    const auto job = start(cut);
+    CHECK_OK(job->Advance().status());
+    CHECK_OK(neighbour->Advance().status());
+    job->RequestCheckpoint();
+    const auto event = job->Advance();
+    CHECK_OK(event.status());
+    cut.resume = std::get<CheckpointDone>(*event).saved.directory;
+  }
+  cut.dir += "-again";
+  const auto job = start(cut);
+  while (!job->finished()) CHECK_OK(job->Advance().status());
+  EXPECT_TRUE(weights(cut) == weights(alone));
+}
+
+TEST_F(EmulatedDevice, ALostDeviceIsADeviceFault) {
+  auto job = Job::Open(*device_, Input("job"), RealClock::Get());
+  CHECK_OK(job.status());
+  CHECK_OK((*job)->Start());
+  CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
+  CHECK_OK((*job)->Advance().status());
+  kernels::EmulatedCudaFailAfter(3);
+  const absl::Status failed = (*job)->Advance().status();
+  EXPECT_EQ(StatusReason(failed), Reason::kDeviceFault) << failed;
+  EXPECT_EQ(StatusReason((*job)->Advance().status()), Reason::kDeviceFault);
+}
+
+TEST_F(EmulatedDevice, MemoryTakenByOthersIsOutOfMemoryAndPasses) {
+  auto job = Job::Open(*device_, Input("job"), RealClock::Get());
+  CHECK_OK(job.status());
+  kernels::EmulatedCudaRefuseNextAllocate();
+  EXPECT_EQ(StatusReason((*job)->Start()), Reason::kOutOfMemory);
+  CHECK_OK((*job)->Start());
+  kernels::EmulatedCudaRefuseNextAllocate();
+  EXPECT_EQ(StatusReason(device_->ResizeStep((*job)->plan().step_bytes)), Reason::kOutOfMemory);
+  EXPECT_EQ(StatusReason((*job)->Advance().status()), Reason::kOutOfMemory);
+  CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
+  EXPECT_TRUE((*job)->Advance().ok());
+}
+
+TEST(OpenBackend, NamesWhatIsThere) {
+  EXPECT_TRUE(OpenBackend("cuda-emulated", 0).ok());
+  EXPECT_TRUE(OpenBackend("cuda-emulated:0", 0).ok());
+  for (const char* name : {"cuda:0", "cuda-emulated:1", "cuda-emulated:x", "cuda-emulated,fp16x", "gpu"}) {
+    const auto opened = OpenBackend(name, 0);
+    EXPECT_FALSE(opened.ok()) << name;
+    EXPECT_NE(opened.status().message().find(name), std::string::npos) << opened.status();
+  }
+}
+
+}  // namespace
+}  // namespace nibble::engine

@@ -1,0 +1,33 @@
+"""What ./dev gpu runs: cases, shapes, goals. Index [True] is the emulated dry run."""
+
+# Of the kernel cases: words in their names.
+EMULATED_CASES = "rmsnorm"
+SANITIZED_CASES = ["rmsnorm_forward", "sum_squares", "add "]
+
+PARITY_STEPS = {False: 10, True: 2}
+
+
+def step(shape, seq, micro, steps, *more):
+    return ["--shape", shape, "--seq", seq, "--micro-batch", micro, "--steps", steps, *more]
+
+
+# (name, flags of nibble-bench-step, goal). The most telling first: time may run out.
+STEPS = {
+    False: [
+        ("Llama-3.1-8B, 4x4096, full recomputation", step("8b", 4096, 4, 3), "10,800 tokens/s"),
+        ("Llama-3.1-8B, 4x4096, nothing recomputed", step("8b", 4096, 4, 3, "--checkpointing", 0),
+         "15,000 tokens/s"),
+        ("Qwen3-0.6B, 2x2048", step("qwen3-0.6b", 2048, 2, 8), "60,000 tokens/s"),
+        ("Qwen3-1.7B, 2x2048", step("qwen3-1.7b", 2048, 2, 6), "36,000 tokens/s"),
+        ("Qwen3-4B, 2x2048", step("qwen3-4b", 2048, 2, 4), "17,000 tokens/s"),
+        ("Qwen3-8B, 2x2048", step("qwen3-8b", 2048, 2, 3), "11,500 tokens/s"),
+        ("Llama-3.1-8B, 1x2048, memory", step("8b", 2048, 1, 2), "7.0 GiB and the context"),
+        ("Llama-3.1-8B, 2x2048, memory", step("8b", 2048, 2, 2), "7.9 GiB and the context"),
+        ("Llama-3.1-8B, 2x2048, 8-bit AdamW", step("8b", 2048, 2, 2, "--optimizer", "adamw8bit"),
+         "7.0 GiB with offload"),
+        ("Llama-3.1-8B, 2x4096, NF4", step("8b", 4096, 2, 3), "95 % of bf16 LoRA"),
+        ("Llama-3.1-8B, 2x4096, bf16 base", step("8b", 4096, 2, 3, "--quant", "bf16"), ""),
+        ("Llama-3.1-70B, 1x2048, memory", step("70b", 2048, 1, 1), "43.6 GB"),
+    ],
+    True: [("demo shape, 1x32", step("demo", 32, 1, 1, "--layers", 1), "")],
+}
