@@ -60,12 +60,12 @@ def main():
     names = demangled([row[2] for row in rows])
     allowed = budgets()
     wrong = 0
-    lines = [f"{'file':<14}{'arch':<8}{'registers':>9}{'shared':>8}{'stack':>7}{'spills':>8}  kernel"]
+    lines = [f"{'file':<20}{'arch':<8}{'registers':>9}{'shared':>8}{'stack':>7}{'spills':>8}  kernel"]
     for file, architecture, name, registers, shared, stack, spilled in rows:
         budget = max([size for word, size in allowed.items() if word in names[name]], default=0)
         over = spilled > budget
         wrong += over
-        lines.append(f"{file:<14}{architecture:<8}{registers:>9}{shared:>8}{stack:>7}{spilled:>8}  "
+        lines.append(f"{file:<20}{architecture:<8}{registers:>9}{shared:>8}{stack:>7}{spilled:>8}  "
                      f"{names[name]}{'   OVER ITS BUDGET of ' + str(budget) if over else ''}")
         if over:
             print(lines[-1])
