@@ -91,6 +91,23 @@ absl::StatusOr<PlanBytes> Planner::Plan(const Model& model, const spec::TrainSpe
   return PlanOf(job, model, profile);
 }
 
+absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
+    const Model& model, const spec::TrainSpec& spec,
+    const std::vector<spec::DeviceProfile>& devices) {
+  if (spec.recompute != spec::Recompute::kAuto) return spec.recompute;
+  // Each answer compiles several plans, and the loop waits for it.
+  std::string key = PlanKey(model, spec);
+  for (const spec::DeviceProfile& device : devices)
+    absl::StrAppend(&key, "|", ProfileKey(device), "/", device.capacity_bytes);
+  const auto known = recomputes_.find(key);
+  if (known != recomputes_.end()) return known->second;
+  ASSIGN_OR_RETURN(const spec::Recompute chosen,
+                   functions_.choose_recompute(model.config, spec, devices));
+  if (recomputes_.size() > kMaxRememberedPlans) recomputes_.clear();
+  recomputes_.emplace(std::move(key), chosen);
+  return chosen;
+}
+
 std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSpec& spec,
                                          const spec::DeviceProfile& profile,
                                          int64_t capacity_bytes) {

@@ -57,9 +57,7 @@ class Planner {
   }
   // The fastest recompute policy that costs the job no place; see spec::ChooseRecompute.
   absl::StatusOr<spec::Recompute> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
-                                                  const std::vector<spec::DeviceProfile>& devices) {
-    return functions_.choose_recompute(model.config, spec, devices);
-  }
+                                                  const std::vector<spec::DeviceProfile>& devices);
   // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the
   // result first: micro_batch_size (accumulating more, the same batch), recompute,
   // sequence_len, lora_r. Each candidate is planned again. Empty when the job fits already or
@@ -72,6 +70,7 @@ class Planner {
                                     const spec::DeviceProfile& profile);
 
   SpecFunctions functions_;
+  std::map<std::string, spec::Recompute> recomputes_;  // by plan and devices
   std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>>
       plans_;  // by plan, profile
 };

@@ -28,7 +28,8 @@ const std::string& BlobSha() {
 }
 
 core::SpecFunctions SmallPlans() {
-  core::SpecFunctions functions = core::RealSpecFunctions();
+  core::SpecFunctions functions;
+  functions.resolve = spec::ResolveTrainSpec;
   functions.plan = [](const spec::ModelConfig&, const spec::TrainSpec& spec,
                       const spec::DeviceProfile&) -> absl::StatusOr<spec::MemoryPlan> {
     spec::MemoryPlan plan;

@@ -39,6 +39,7 @@ control() {
   "$bin/nibble-bench-control" decisions
   "$bin/nibble-bench-control" fleet
   "$bin/nibble-bench-control" durable
+  "$bin/nibble-bench-rpc"
 }
 
 case $what in

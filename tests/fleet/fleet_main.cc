@@ -1,10 +1,11 @@
 // nibble-sim fleet --scenario=FILE [--policy=NAME|all] [--seeds=A-B] [--markdown=FILE] [--svg=FILE]
-//                  [--per-seed] [--bound]
+//                  [--set=OPTION=N] [--per-seed] [--bound]
 //
 // Exit codes: 0 fine, 1 usage or input, 2 a device held more than it has, 3 with --bound: a job
 // started later than its bound.
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <string_view>
 
 #include "absl/strings/numbers.h"
@@ -24,13 +25,14 @@ struct Flags {
   int64_t last_seed = 0;
   std::string markdown;
   std::string svg;
+  std::map<std::string, int64_t> set;
   bool per_seed = false;
   bool bound = false;
 };
 
 constexpr const char* kUsage =
     "usage: nibble-sim fleet --scenario=FILE [--policy=NAME|all] [--seeds=A-B] [--markdown=FILE]\n"
-    "                        [--svg=FILE] [--per-seed] [--bound]\n"
+    "                        [--svg=FILE] [--set=OPTION=N] [--per-seed] [--bound]\n"
     "policies: nibble, clairvoyant, fragmentation, reserve-20, fifo-backfill, fifo\n";
 
 bool Parse(int argc, char** argv, Flags& flags) {
@@ -41,7 +43,7 @@ bool Parse(int argc, char** argv, Flags& flags) {
     std::string value;
     if (equals != std::string_view::npos) {
       value = std::string(argument.substr(equals + 1));
-    } else if (name == "--scenario" || name == "--policy" || name == "--seeds" ||
+    } else if (name == "--scenario" || name == "--policy" || name == "--seeds" || name == "--set" ||
                name == "--markdown" || name == "--svg") {
       if (++i >= argc) return false;
       value = argv[i];
@@ -58,6 +60,12 @@ bool Parse(int argc, char** argv, Flags& flags) {
       flags.per_seed = true;
     } else if (name == "--bound") {
       flags.bound = true;
+    } else if (name == "--set") {
+      const std::vector<std::string> pair = absl::StrSplit(value, absl::MaxSplits('=', 1));
+      if (pair.size() != 2 || !IsCoreOption(pair[0]) ||
+          !absl::SimpleAtoi(pair[1], &flags.set[pair[0]])) {
+        return false;
+      }
     } else if (name == "--seeds") {
       const std::vector<std::string> ends = absl::StrSplit(value, '-');
       if (!absl::SimpleAtoi(ends.front(), &flags.first_seed) ||
@@ -113,8 +121,9 @@ int FleetMain(int argc, char** argv) {
     std::fputs(kUsage, stderr);
     return 1;
   }
-  const absl::StatusOr<Scenario> scenario = LoadScenario(flags.scenario);
+  absl::StatusOr<Scenario> scenario = LoadScenario(flags.scenario);
   if (!scenario.ok()) return Refuse(scenario.status());
+  for (const auto& [name, value] : flags.set) scenario->core[name] = value;
   const absl::StatusOr<std::vector<TraceJob>> trace = ReadTrace(scenario->trace);
   if (!trace.ok()) return Refuse(trace.status());
   const absl::StatusOr<std::vector<core::PlanBytes>> plans = PlanRecipes(*scenario);

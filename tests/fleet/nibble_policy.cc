@@ -20,6 +20,29 @@ const std::string& Sha() {
   return *sha;
 }
 
+// Knobs a scenario may turn; each is a member of CoreOptions of the same name.
+struct Knob {
+  const char* name;
+  void (*set)(core::CoreOptions&, int64_t);
+};
+#define NIBBLE_KNOB(member)                                                                       \
+  Knob {                                                                                          \
+#member, [](core::CoreOptions & options,                                                      \
+                int64_t value) { options.member = static_cast<decltype(options.member)>(value); } \
+  }
+constexpr Knob kKnobs[] = {
+    NIBBLE_KNOB(max_bases_per_device), NIBBLE_KNOB(max_attempts_per_device),
+    NIBBLE_KNOB(aging_milli),          NIBBLE_KNOB(wait_factor),
+    NIBBLE_KNOB(wait_floor_us),        NIBBLE_KNOB(share_window_us),
+    NIBBLE_KNOB(max_load_milli),       NIBBLE_KNOB(default_load_milli),
+    NIBBLE_KNOB(overload_weight),      NIBBLE_KNOB(fragment_weight),
+    NIBBLE_KNOB(cold_base_weight),     NIBBLE_KNOB(max_reservations),
+    NIBBLE_KNOB(max_passed_over),      NIBBLE_KNOB(min_run_us),
+    NIBBLE_KNOB(preempt_work_ratio),   NIBBLE_KNOB(preempt_priority_delta),
+    NIBBLE_KNOB(preempt_for_share),    NIBBLE_KNOB(preempt_patience_us),
+};
+#undef NIBBLE_KNOB
+
 // The real plan compiler, asked once per recipe in the life of the process: runs begin with an
 // empty planner, and many runs are short.
 core::SpecFunctions RememberingFunctions() {
@@ -140,8 +163,12 @@ class NibblePolicy : public Policy {
     // Lost workers are the fault simulator's business.
     options.lease_suspect_us = options.lease_lost_us = kNeverUs / 2;
     options.blob_pin_us = kNeverUs / 2;
-    options.max_bases_per_device = s.max_bases_per_device;
-    options.max_attempts_per_device = s.max_attempts_per_device;
+    for (const Knob& knob : kKnobs) {
+      const auto it = s.core.find(knob.name);
+      if (it != s.core.end()) knob.set(options, it->second);
+    }
+    for (const Tenant& tenant : s.tenants)
+      options.projects[tenant.name].weight = static_cast<int32_t>(tenant.weight);
     return options;
   }
 
@@ -301,6 +328,13 @@ class NibblePolicy : public Policy {
 };
 
 }  // namespace
+
+bool IsCoreOption(std::string_view name) {
+  for (const Knob& knob : kKnobs) {
+    if (name == knob.name) return true;
+  }
+  return false;
+}
 
 std::unique_ptr<Policy> MakeNibblePolicy(Floor* floor) {
   return std::make_unique<NibblePolicy>(floor);

@@ -33,6 +33,9 @@ Reserving ReservingOf(std::string_view name);
 // Known durations are given to no baseline but the clairvoyant; busy shares to all of them.
 std::unique_ptr<Policy> MakePolicy(std::string_view name, Floor* floor);
 
+// Whether the scheduler has a knob of that name (CoreOptions), to be set by a scenario or --set.
+bool IsCoreOption(std::string_view name);
+
 // Nibble: server/core (Decide, Apply, the scheduler) with simulated workers.
 std::unique_ptr<Policy> MakeNibblePolicy(Floor* floor);
 

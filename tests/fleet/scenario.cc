@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
+#include "tests/fleet/policy.h"
 
 namespace nibble::fleet {
 namespace {
@@ -78,6 +79,7 @@ absl::StatusOr<std::vector<Recipe>> ReadRecipes(const std::string& path) {
     spec.sequence_len = static_cast<int32_t>(Whole(train, "sequence_len", spec.sequence_len));
     spec.micro_batch_size = static_cast<int32_t>(Whole(train, "micro_batch_size", 1));
     spec.lora_r = static_cast<int32_t>(Whole(train, "lora_r", spec.lora_r));
+    spec.recompute = spec::Recompute::kFull;
     ASSIGN_OR_RETURN(recipe.train, spec::ResolveTrainSpec(spec, recipe.model));
     recipes.push_back(std::move(recipe));
   }
@@ -132,8 +134,12 @@ absl::StatusOr<Scenario> LoadScenario(const std::string& path) {
   s.costs = {SecondsUs(costs, "check_s"), SecondsUs(costs, "start_s"),
              SecondsUs(costs, "release_s"), Number(costs, "sharing_overhead", 0)};
   const json core = Part(root, "core");
-  s.max_bases_per_device = static_cast<int32_t>(Whole(core, "max_bases_per_device", 1));
-  s.max_attempts_per_device = static_cast<int32_t>(Whole(core, "max_attempts_per_device", 8));
+  for (const auto& [key, value] : core.items()) {
+    if (!value.is_number_integer() && !value.is_boolean())
+      return Bad(path, absl::StrCat("core.", key, " is not a whole number"));
+    s.core[key] = value.is_boolean() ? int64_t{value.get<bool>()} : value.get<int64_t>();
+    if (!IsCoreOption(key)) return Bad(path, absl::StrCat("the core has no option ", key));
+  }
   const auto seeds = Pair(root, "seeds", 1);
   s.first_seed = static_cast<int64_t>(seeds.first);
   s.last_seed = static_cast<int64_t>(seeds.second);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -84,8 +85,7 @@ struct Scenario {
   double step_time_noise = 0;  // sigma of the logarithm of real over nominal step time
   double early_end_share = 0;  // of the jobs that end before their last step
   Costs costs;
-  int32_t max_bases_per_device = 1;
-  int32_t max_attempts_per_device = 8;
+  std::map<std::string, int64_t> core;  // options of the server's core, by name
   int64_t first_seed = 1;
   int64_t last_seed = 1;
 };
