@@ -49,11 +49,11 @@ __device__ __forceinline__ void MmaTwin(float* c, const uint32_t* a, const uint3
 #if !defined(__CUDACC__)
 
 struct MmaOperands {
-  uint32_t a[4], b[2];
+  float a[8], b[4];
 };
 
-// Where a lane leaves its operands for the others. Two in turn: nobody's next product begins before all have
-// brought theirs, so what was read for the last but one may go.
+// Where a lane leaves its operands for the others. Two in turn: nobody's next product begins before all
+// have brought theirs, so what was read for the last but one may go.
 inline MmaOperands* NextMmaOperands() {
   static thread_local MmaOperands operands[2][1024];
   static thread_local uint8_t turns[1024];
@@ -61,12 +61,18 @@ inline MmaOperands* NextMmaOperands() {
   return &operands[turns[thread]++ & 1][thread];
 }
 
-// c += a b.
+// c += a b, in the twin's order. No fmaf: fp32 holds a product of two 16-bit values exactly.
 template <typename T>
 inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
   MmaOperands* mine = NextMmaOperands();
-  for (int i = 0; i < 4; ++i) mine->a[i] = a[i];
-  for (int i = 0; i < 2; ++i) mine->b[i] = b[i];
+  for (int i = 0; i < 4; ++i) {
+    mine->a[2 * i] = ActType<T>::Low(a[i]);
+    mine->a[2 * i + 1] = ActType<T>::High(a[i]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    mine->b[2 * i] = ActType<T>::Low(b[i]);
+    mine->b[2 * i + 1] = ActType<T>::High(b[i]);
+  }
   const uint64_t* all = Bring(kAllLanes, mine);
   const auto of = [&](int l) -> const MmaOperands& {
     return *ReadLane<const MmaOperands*>(all, static_cast<unsigned>(l));
@@ -76,9 +82,11 @@ inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
     const MmaOperands &rows = of(4 * g + s), &left = of(8 * t + s), &right = of(8 * t + 4 + s);
     for (int half = 0; half < 2; ++half) {
       for (int row = 0; row < 2; ++row) {
-        const uint32_t x = rows.a[2 * half + row];
-        Dot<T>(&c[2 * row], x, left.b[half]);
-        Dot<T>(&c[2 * row + 1], x, right.b[half]);
+        for (int i = 0; i < 2; ++i) {
+          const float x = rows.a[4 * half + 2 * row + i];
+          c[2 * row] += x * left.b[2 * half + i];
+          c[2 * row + 1] += x * right.b[2 * half + i];
+        }
       }
     }
   }
