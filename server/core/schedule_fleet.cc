@@ -1,6 +1,7 @@
 #include "server/core/schedule_fleet.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace nibble::core {
 namespace {
@@ -19,7 +20,8 @@ PassFleet::PassFleet(const Board& board, const SchedulePolicy& policy, const Nee
       now_us_(now_us),
       suspect_us_(suspect_us),
       own_(board.blocks().size()),
-      tails_(board.blocks().size()) {}
+      tails_(board.blocks().size()),
+      open_(board.blocks().size()) {}
 
 const LoadOn<int32_t>& PassFleet::LoadOf(int32_t device) const {
   if (!changed_.empty()) {
@@ -79,6 +81,39 @@ const PassFleet::Tail& PassFleet::TailOf(size_t block) {
   return tail;
 }
 
+const std::vector<int32_t>& PassFleet::OpenIn(size_t block) {
+  std::optional<std::vector<int32_t>>& open = open_[block];
+  if (open) return *open;
+  open.emplace();
+  // What the smallest job that waits would add where its base is.
+  int64_t least_bytes = std::numeric_limits<int64_t>::max();
+  int32_t least_milli = std::numeric_limits<int32_t>::max();
+  for (const Board::Bucket& bucket : board_.buckets()) {
+    if (bucket.order.empty()) continue;
+    least_milli = std::min(least_milli, bucket.load_milli);
+    const bool known = bucket.needs.size() > block && bucket.needs[block];
+    if (!known) least_bytes = 0;
+    if (!known || !*bucket.needs[block]) continue;
+    const Need& need = **bucket.needs[block];
+    least_bytes = std::min(least_bytes, need.persistent_bytes + need.host_bytes);
+  }
+  const std::vector<Board::Slot>& slots = board_.blocks()[block].slots;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const Board::Slot& slot = slots[i];
+    if (slot.attempts >= policy_.max_attempts_per_device || slot.free_bytes < least_bytes) continue;
+    if (!RoomForLoad(slot.load_milli, slot.attempts, least_milli)) continue;
+    if (IsLive(slot.worker)) open->push_back(static_cast<int32_t>(i));
+  }
+  return *open;
+}
+
+bool PassFleet::HasRoom() {
+  for (size_t block = 0; block < board_.blocks().size(); ++block) {
+    if (!OpenIn(block).empty()) return true;
+  }
+  return false;
+}
+
 // Three parts, each in thousandths: turns that would have to be shared; how many more free bytes
 // than before are of no use to what waits; and a base that has to be loaded first.
 int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
@@ -106,14 +141,14 @@ void PassFleet::BestIn(size_t block, const Board::Bucket& bucket, const Board::W
   const int64_t least_bytes = need.persistent_bytes + need.host_bytes;
   const bool one_base = policy_.max_bases_per_device <= 1;
   const std::vector<Board::Slot>& slots = SlotsOf(block);
-  for (size_t i = 0; i < slots.size(); ++i) {
+  for (const int32_t index : OpenIn(block)) {
+    const auto i = static_cast<size_t>(index);
     const Board::Slot& slot = slots[i];
     if (slot.attempts >= policy_.max_attempts_per_device) continue;
     if (!RoomForLoad(slot.load_milli, slot.attempts, bucket.load_milli)) continue;
     const bool empty = slot.group < 0;
     if (slot.free_bytes < (empty ? full_bytes : least_bytes)) continue;
     if (one_base && !empty && slot.group != bucket.group) continue;
-    if (!IsLive(slot.worker)) continue;
     int64_t added_bytes = full_bytes;
     bool warm = false;
     if (!empty) {

@@ -35,6 +35,8 @@ class PassFleet {
   PassFleet(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
             int64_t now_us, int64_t suspect_us);
 
+  // False when no device has a place, or none as many free bytes as any job needs: nothing fits.
+  bool HasRoom();
   // The best device the job fits on now, but for the excluded ones.
   std::optional<Spot> Best(const Board::Bucket& bucket, const Board::Waiting& w, int64_t number,
                            const std::vector<int32_t>& excluded);
@@ -95,6 +97,8 @@ class PassFleet {
     std::vector<int32_t> milli;
   };
   const Tail& TailOf(size_t block);
+  // Indexes of the slots of the block that could take something when the pass began.
+  const std::vector<int32_t>& OpenIn(size_t block);
 
   const Board& board_;
   const SchedulePolicy& policy_;
@@ -103,6 +107,7 @@ class PassFleet {
   const int64_t suspect_us_;
   std::vector<std::vector<Board::Slot>> own_;  // by block; empty = as on the board
   std::vector<Tail> tails_;
+  std::vector<std::optional<std::vector<int32_t>>> open_;  // by block
   std::map<int32_t, Changed> changed_;  // by device
   std::map<int32_t, Extra> extra_;      // by project
 };

@@ -15,7 +15,7 @@ using Bucket = Board::Bucket;
 using Waiting = Board::Waiting;
 
 // Attempts looked at, weakest first, for one that could be asked to let go.
-constexpr int kMaxVictimsSeen = 256;
+constexpr int kMaxVictimsSeen = 64;
 
 // Heads of the buckets of a project in one of its two orders, as the pass uses them up.
 template <typename Key>
@@ -53,7 +53,8 @@ struct Candidate {
   bool overdue = false;
 };
 
-// What one project has to offer, next first.
+// What one project has to offer, next first. Of a bucket one job is out at a time: Next gives the
+// one after it only when More was called.
 class Offer {
  public:
   Offer(const Board* board, int32_t project, int64_t now_us)
@@ -68,33 +69,41 @@ class Offer {
     while (!urgent_.Empty() && urgent_.Front().first.first <= now_us_) {
       const auto [key, bucket] = urgent_.Pop();
       if (failed[static_cast<size_t>(bucket)] != 0) continue;
-      urgent_.Push(Of(bucket).urgent, key, bucket);
-      if (Ready(key.second, taken)) return Candidate{key.second, bucket, true};
+      last_urgent_ = key;
+      const Candidate candidate{key.second, bucket, true};
+      if (taken.empty() || taken.count(key.second) == 0) return candidate;
+      More(candidate);
     }
     while (!order_.Empty()) {
       const auto [key, bucket] = order_.Pop();
       if (failed[static_cast<size_t>(bucket)] != 0) continue;
-      order_.Push(Of(bucket).order, key, bucket);
-      const int64_t number = std::get<2>(key);
-      if (Ready(number, taken)) return Candidate{number, bucket, false};
+      last_order_ = key;
+      const Candidate candidate{std::get<2>(key), bucket, false};
+      if (taken.empty() || taken.count(candidate.number) == 0) return candidate;
+      More(candidate);
     }
     return std::nullopt;
+  }
+  // The next of the bucket of the candidate given out last.
+  void More(const Candidate& last) {
+    const Bucket& bucket = board_->buckets()[static_cast<size_t>(last.bucket)];
+    if (last.overdue) {
+      urgent_.Push(bucket.urgent, last_urgent_, last.bucket);
+    } else {
+      order_.Push(bucket.order, last_order_, last.bucket);
+    }
   }
 
   int32_t project = 0;
   int64_t share = 0;
 
  private:
-  const Bucket& Of(int32_t bucket) const { return board_->buckets()[static_cast<size_t>(bucket)]; }
-  bool Ready(int64_t number, const std::set<int64_t>& taken) const {
-    if (!taken.empty() && taken.count(number) > 0) return false;
-    return board_->waiting().at(number).not_before_us <= now_us_;
-  }
-
   const Board* board_;
   int64_t now_us_;
   Lane<Board::UrgentKey> urgent_;
   Lane<Board::OrderKey> order_;
+  Board::UrgentKey last_urgent_;
+  Board::OrderKey last_order_;
 };
 
 class Pass {
@@ -127,7 +136,17 @@ class Pass {
         offers.pop_back();
         continue;
       }
-      if (Try(*candidate)) next->share = Share(next->project);
+      switch (Try(*candidate)) {
+        case Outcome::kStarted:
+          next->share = Share(next->project);
+          next->More(*candidate);
+          break;
+        case Outcome::kNotYet:
+          next->More(*candidate);
+          break;
+        case Outcome::kPassedOver:
+          break;
+      }
     }
     return std::move(result_);
   }
@@ -161,37 +180,42 @@ class Pass {
           first_us = untaken->first;
         }
       }
-      if (!first || failed_[static_cast<size_t>(first->bucket)] != 0 || !Try(*first)) return;
+      if (!first || failed_[static_cast<size_t>(first->bucket)] != 0) return;
+      if (Try(*first) != Outcome::kStarted) return;
     }
   }
 
-  // Starts it, or makes room for it, or passes it over.
-  bool Try(const Candidate& c) {
+  enum class Outcome { kStarted, kNotYet, kPassedOver };
+
+  // Starts it, or makes room for it, or passes it over. A job that waits before another try
+  // stands in nobody's way.
+  Outcome Try(const Candidate& c) {
+    const bool reserves =
+        static_cast<int32_t>(result_.reservations.size()) < policy_.max_reservations;
+    if (!reserves && !fleet_.HasRoom()) return PassOver(c);
     const Waiting& w = board_.waiting().at(c.number);
+    if (w.not_before_us > now_us_) return Outcome::kNotYet;
     const Bucket& bucket = board_.buckets()[static_cast<size_t>(c.bucket)];
-    if (!fleet_.InQuota(bucket)) {
-      PassOver(c);
-      return false;
-    }
+    if (!fleet_.InQuota(bucket)) return PassOver(c);
     const std::optional<Spot> spot = FindSpot(bucket, w, c);
     if (spot) {
       fleet_.Place(bucket, *spot);
       taken_.insert(c.number);
       result_.starts.push_back({c.number, spot->device, spot->left_bytes, spot->warm});
-      return true;
+      return Outcome::kStarted;
     }
-    if (static_cast<int32_t>(result_.reservations.size()) < policy_.max_reservations) {
+    if (reserves) {
       std::optional<BoardReservation> r = fleet_.Reserve(c.number, c.bucket, Reserved());
       if (r || !board_.holds().empty()) Preempt(c, w, bucket, r);
       if (r) result_.reservations.push_back(*std::move(r));
     }
-    PassOver(c);
-    return false;
+    return PassOver(c);
   }
 
-  void PassOver(const Candidate& c) {
+  Outcome PassOver(const Candidate& c) {
     failed_[static_cast<size_t>(c.bucket)] = 1;
     ++passed_over_;
+    return Outcome::kPassedOver;
   }
 
   std::vector<int32_t> Reserved() const {
@@ -359,11 +383,8 @@ std::vector<int64_t> OrderOf(const Board& board, const SchedulePolicy& policy, i
     first->load_milli += bucket.load_milli;
     first->offer.share =
         board.ShareOf(first->offer.project, now_us, first->bytes, first->load_milli);
+    first->offer.More(*first->next);
     first->next = first->offer.Next(failed, taken);
-  }
-  // Those that wait before another try come last.
-  for (const auto& [number, w] : board.waiting()) {
-    if (taken.count(number) == 0) order.push_back(number);
   }
   return order;
 }

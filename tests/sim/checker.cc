@@ -66,7 +66,18 @@ void Checker::Watched(const std::string& watcher, const EventRecord& record) {
   last = record.sequence;
 }
 
-void Checker::AuditEvent(const EventRecord& record) {
+// A pass is the last thing of a turn, so what it knew is what the turn left behind.
+void Checker::AuditPlacement(const EventRecord& record, const Audit& audit,
+                             const core::State& state) {
+  const core::Worker* worker = state.FindWorker(record.fields.at("worker"));
+  if (worker == nullptr || worker->draining || worker->lost)
+    Fail("S1: " + record.job_id + " was given to a worker that takes no work");
+  const int64_t newest = audit.kept.empty() ? 0 : *audit.kept.rbegin();
+  if (std::stoll(record.fields.at("resume_step")) != newest)
+    Fail("S2: " + record.job_id + " does not go on from its newest checkpoint");
+}
+
+void Checker::AuditEvent(const EventRecord& record, const core::State& state) {
   number_ = record.number;
   if (record.job_id.empty()) return;
   Audit& audit = jobs_[record.job_id];
@@ -84,16 +95,26 @@ void Checker::AuditEvent(const EventRecord& record) {
     if (epoch() <= audit.epoch) Fail("I2: epochs of " + record.job_id + " do not increase");
     audit.epoch = epoch();
     audit.active = true;
+    AuditPlacement(record, audit, state);
   } else if (record.type == "attempt.ended") {
     if (!audit.active || epoch() != audit.epoch)
       Fail("I5: an attempt of " + record.job_id + " ended that was not current");
     audit.active = false;
     audit.ended[epoch()] = field("state");
+    if (field("state") == "RELEASED" && field("spends_retry") == "true")
+      Fail("S3: letting go cost " + record.job_id + " a retry");
   } else if (record.type == "checkpoint.saved" || record.type == "attempt.started" ||
              record.type == "attempt.planned") {
     if (!audit.active || epoch() != audit.epoch)
       Fail("I5: " + record.type + " of " + record.job_id + " from a stale attempt");
-    if (record.type == "checkpoint.saved") audit.saved.insert({epoch(), std::stoll(field("step"))});
+    if (record.type == "checkpoint.saved") {
+      audit.saved.insert({epoch(), std::stoll(field("step"))});
+      audit.kept.insert(std::stoll(field("step")));
+    }
+  } else if (record.type == "checkpoint.dropped") {
+    audit.kept.erase(std::stoll(field("step")));
+  } else if (record.type == "job.failed" && field("reason") == "NUMERICS_CHANGED") {
+    Fail("S4: " + record.job_id + " was given to a device of other numerics");
   }
   if (core::IsTerminal(record.state)) audit.terminal = record.state;
   if (audit.cancelled && record.state == JobState::kSucceeded) {
@@ -101,7 +122,7 @@ void Checker::AuditEvent(const EventRecord& record) {
   }
 }
 
-void Checker::AuditEvents() {
+void Checker::AuditEvents(const core::State& state) {
   const auto& events = disk_.events();
   // Deleting a job takes its events along, so the place to go on is found by number.
   auto it = std::upper_bound(
@@ -109,7 +130,7 @@ void Checker::AuditEvents() {
       [](int64_t number, const EventRecord& record) { return number < record.number; });
   for (; it != events.end(); ++it) {
     if (it->number <= number_) Fail("I7: event numbers do not increase");
-    AuditEvent(*it);
+    AuditEvent(*it, state);
     world_.Trace(it->type + " " + it->job_id + " " + it->message);
   }
 }
@@ -168,7 +189,7 @@ void Checker::CheckRows(const core::State& state) {
 }
 
 void Checker::AfterTurn(const core::State& state) {
-  AuditEvents();
+  AuditEvents(state);
   if (const absl::Status s = state.CheckInvariants(options_); !s.ok())
     Fail(std::string(s.message()));
   CheckJobs(state);

@@ -58,9 +58,12 @@ class Checker {
     core::JobState terminal = core::JobState::kUnspecified;
     std::map<int64_t, std::string> ended;         // epoch -> how
     std::set<std::pair<int64_t, int64_t>> saved;  // checkpoints: epoch, step
+    std::set<int64_t> kept;                       // their steps, but for the dropped ones
   };
-  void AuditEvents();
-  void AuditEvent(const core::EventRecord& record);
+  void AuditEvents(const core::State& state);
+  void AuditEvent(const core::EventRecord& record, const core::State& state);
+  void AuditPlacement(const core::EventRecord& record, const Audit& audit,
+                      const core::State& state);
   void CheckRows(const core::State& state);
   void CheckJobs(const core::State& state);
 

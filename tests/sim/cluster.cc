@@ -27,6 +27,8 @@ core::CoreOptions SimOptions() {
   options.wait_floor_us = 120 * kSecond;
   options.min_run_us = 5 * kSecond;
   options.max_attempts_per_device = 4;
+  options.projects["p1"].weight = 2;
+  options.projects["p2"].quota_jobs = 2;
   options.blob_pin_us = 60 * kSecond;
   options.token_secret = "secret-of-the-run";
   return options;
@@ -112,7 +114,7 @@ core::CreateJob Cluster::DrawJob(int64_t number) {
   core::CreateJob create;
   create.job_id = "job-" + std::to_string(number);
   create.uid = create.job_id;
-  create.tenant = "default";
+  create.tenant = "p" + std::to_string(rng.Between(0, 2));
   create.request_id = "request-" + std::to_string(number);
   create.body_sha256 = Sha256Hex(create.request_id);
   create.priority = static_cast<int32_t>(rng.Between(-1, 2));
@@ -366,6 +368,7 @@ void Cluster::CollectMarks(RunResult& result) {
     };
     if (record.type == "attempt.ended")
       result.marks.insert("attempt " + field("state") + " " + field("reason"));
+    if (field("why").rfind("preempted: ", 0) == 0) result.marks.insert("preempted");
     if (record.type == "job.failed") result.marks.insert("failed " + field("reason"));
     if (record.type == "attempt.assigned" && field("resume_step") != "0")
       result.marks.insert("resumed from a checkpoint");

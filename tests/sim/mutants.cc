@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "server/core/schedule.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble::sim {
 namespace {
@@ -33,6 +34,13 @@ constexpr Row kRows[] = {
     {Mutant::kNeverFreed, "never-freed"},
     {Mutant::kCommitForgotten, "commit-forgotten"},
     {Mutant::kOverCommit, "over-commit"},
+    {Mutant::kIgnoresHeld, "ignores-held"},
+    {Mutant::kTooManyAttempts, "too-many-attempts"},
+    {Mutant::kPlacesOnDraining, "places-on-draining"},
+    {Mutant::kIgnoresNumerics, "ignores-numerics"},
+    {Mutant::kResumesFromStart, "resumes-from-start"},
+    {Mutant::kReleaseSpendsRetry, "release-spends-retry"},
+    {Mutant::kEpochSkips, "epoch-skips"},
 };
 
 // The fence the job's current attempt would have.
@@ -137,15 +145,84 @@ absl::StatusOr<Decision> NeverFreed(const State& state, const Command& command, 
   return decision;
 }
 
-absl::StatusOr<Decision> OverCommit(const State& state, const Command& command, Core& core) {
+// A pass that looks at a state made to look otherwise.
+template <typename Change>
+absl::StatusOr<Decision> PlaceSeeing(const State& state, const Command& command, Core& core,
+                                     const Change& change) {
   if (!std::holds_alternative<core::Place>(command.body)) return core::Decide(state, command, core);
+  State seen = state;
+  change(seen);
+  core::RebuildBoard(&seen, command.now.monotonic_us);
+  return core::Decide(seen, command, core);
+}
+
+absl::StatusOr<Decision> OverCommit(const State& state, const Command& command, Core& core) {
   // Devices look larger than they are.
-  State larger = state;
-  for (auto& [id, worker] : larger.workers) {
-    for (auto& [device_id, device] : worker.devices)
-      device.capacity_bytes += device.capacity_bytes / 2;
+  return PlaceSeeing(state, command, core, [](State& seen) {
+    for (auto& [id, worker] : seen.workers) {
+      for (auto& [device_id, device] : worker.devices)
+        device.capacity_bytes += device.capacity_bytes / 2;
+    }
+  });
+}
+
+absl::StatusOr<Decision> IgnoresHeld(const State& state, const Command& command, Core& core) {
+  return PlaceSeeing(state, command, core, [](State& seen) {
+    for (auto& [id, job] : seen.jobs) {
+      for (auto& [epoch, attempt] : job.attempts) attempt.holds_bytes = false;
+    }
+  });
+}
+
+absl::StatusOr<Decision> TooManyAttempts(const State& state, const Command& command, Core& core) {
+  const int32_t was = core.options.max_attempts_per_device;
+  core.options.max_attempts_per_device = was + 1;
+  absl::StatusOr<Decision> decision = core::Decide(state, command, core);
+  core.options.max_attempts_per_device = was;
+  return decision;
+}
+
+absl::StatusOr<Decision> PlacesOnDraining(const State& state, const Command& command, Core& core) {
+  return PlaceSeeing(state, command, core, [](State& seen) {
+    for (auto& [id, worker] : seen.workers) worker.draining = false;
+  });
+}
+
+absl::StatusOr<Decision> IgnoresNumerics(const State& state, const Command& command, Core& core) {
+  return PlaceSeeing(state, command, core, [](State& seen) {
+    for (auto& [id, job] : seen.jobs) job.numerics_class.clear();
+  });
+}
+
+// What was decided, with one kind of event changed.
+template <typename E, typename Change>
+absl::StatusOr<Decision> Changed(const State& state, const Command& command, Core& core,
+                                 const Change& change) {
+  absl::StatusOr<Decision> decision = core::Decide(state, command, core);
+  if (!decision.ok()) return decision;
+  for (Event& event : decision->events) {
+    if (auto* e = std::get_if<E>(&event.body)) change(*e);
   }
-  return core::Decide(larger, command, core);
+  return decision;
+}
+
+absl::StatusOr<Decision> ResumesFromStart(const State& state, const Command& command, Core& core) {
+  return Changed<core::AttemptAssigned>(state, command, core, [](core::AttemptAssigned& e) {
+    e.resume_epoch = e.resume_step = 0;
+  });
+}
+
+absl::StatusOr<Decision> ReleaseSpendsRetry(const State& state, const Command& command,
+                                            Core& core) {
+  return Changed<core::AttemptEnded>(state, command, core, [](core::AttemptEnded& e) {
+    if (e.state == core::AttemptState::kReleased) e.spends_retry = true;
+  });
+}
+
+absl::StatusOr<Decision> EpochSkips(const State& state, const Command& command, Core& core) {
+  return Changed<core::AttemptAssigned>(state, command, core, [](core::AttemptAssigned& e) {
+    if (e.epoch > 1) ++e.epoch;
+  });
 }
 
 }  // namespace
@@ -204,6 +281,20 @@ std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> Mut
       return core::Decide;  // the store does it
     case Mutant::kOverCommit:
       return OverCommit;
+    case Mutant::kIgnoresHeld:
+      return IgnoresHeld;
+    case Mutant::kTooManyAttempts:
+      return TooManyAttempts;
+    case Mutant::kPlacesOnDraining:
+      return PlacesOnDraining;
+    case Mutant::kIgnoresNumerics:
+      return IgnoresNumerics;
+    case Mutant::kResumesFromStart:
+      return ResumesFromStart;
+    case Mutant::kReleaseSpendsRetry:
+      return ReleaseSpendsRetry;
+    case Mutant::kEpochSkips:
+      return EpochSkips;
   }
   return core::Decide;
 }

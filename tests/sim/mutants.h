@@ -26,6 +26,13 @@ enum class Mutant {
   kNeverFreed,              // bytes of an attempt that has gone stay counted
   kCommitForgotten,         // answered, but not on disk
   kOverCommit,              // admission counts no step regions
+  kIgnoresHeld,             // admission does not see what is there already
+  kTooManyAttempts,         // more on a device than it may have
+  kPlacesOnDraining,        // a worker that drains is given work
+  kIgnoresNumerics,         // a job goes on where it gets other results
+  kResumesFromStart,        // the checkpoint is forgotten
+  kReleaseSpendsRetry,      // being preempted or drained counts as a failure
+  kEpochSkips,              // an epoch is left out
 };
 std::string_view MutantName(Mutant mutant);
 Mutant MutantFromName(std::string_view name);  // kNone when unknown

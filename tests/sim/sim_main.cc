@@ -65,6 +65,7 @@ constexpr const char* kMustReach[] = {
     "failed POISON",
     "resumed from a checkpoint",
     "runs alone",
+    "preempted",
     "request id reused",
     "attempt FAILED CHECKPOINT_INVALID",
     "blob.forgotten",
