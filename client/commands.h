@@ -63,6 +63,7 @@ struct MetricsArgs {
   std::string names = "loss,eval_loss";
   bool plot = false;
   bool csv = false;
+  bool phases = false;  // where the time of the steps went, instead of series
   int max_points = 1000;
 };
 int MetricsCommand(const Globals& g, const MetricsArgs& args);

@@ -13,6 +13,7 @@
 #include "base/status.h"
 #include "client/commands.h"
 #include "client/follow.h"
+#include "client/phases.h"
 #include "client/report.h"
 #include "client/transfer.h"
 #include "client/watch.h"
@@ -308,6 +309,12 @@ int MetricsCommand(const Globals& g, const MetricsArgs& args) {
     request.set_max_points(args.max_points);
     ASSIGN_OR_RETURN(const v1::QueryMetricsResponse metrics, client.QueryMetrics(request));
     if (!args.plot && !args.csv && PrintMessage(g.terminal, metrics)) return kExitOk;
+    if (args.phases) {
+      const std::string view = PhaseView(metrics, g.terminal.style);
+      if (view.empty()) PrintNote(g.terminal, "no step has said where its time went");
+      PrintOut(view);
+      return kExitOk;
+    }
     if (!args.plot) {
       PrintMetricRows(g, metrics, names, args.csv);
       return kExitOk;

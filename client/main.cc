@@ -107,6 +107,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
       ->capture_default_str();
   metrics->add_flag("--plot", c.metrics.plot, "draw it");
   metrics->add_flag("--csv", c.metrics.csv, "comma separated");
+  metrics->add_flag("--phases", c.metrics.phases, "where the time of the steps went (on CPUs)");
   metrics->add_option("--points", c.metrics.max_points, "down-sample to at most so many")
       ->capture_default_str();
   const auto verb = [&](const std::string& name, const std::string& description, Verb which) {

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/spec/model_config.h"
+#include "engine/spec/step_phases.h"
 #include "engine/spec/train_spec.h"
 
 namespace nibble::engine {
@@ -65,6 +66,7 @@ struct MetricRow {
   int64_t tokens = 0;
   int64_t target_tokens = 0;
   int64_t step_time_us = 0;
+  spec::StepPhaseTimes phase_us{};  // of steps; not kept in checkpoints
 };
 
 struct AdapterExport {

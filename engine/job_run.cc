@@ -70,8 +70,12 @@ absl::StatusOr<JobEvent> Job::Advance() {
     case JobWork::kStep:
       break;
   }
+  const int64_t begin_us = clock_.NowMonotonicUs();
   PrepareStep();
-  const StepDone done = ComputeStep();
+  const int64_t data_us = clock_.NowMonotonicUs() - begin_us;
+  StepDone done = ComputeStep();
+  if (device_.backend().is_host())
+    done.row.phase_us[static_cast<size_t>(spec::StepPhase::kData)] += data_us;
   RETURN_IF_ERROR(FaultStatus(device_.backend()));
   history_.push_back(done.row);
   if (skipped_in_a_row_ >= kSkipsBeforeFailure) {
@@ -124,6 +128,7 @@ StepDone Job::ComputeStep() {
   }
   // One divisor for the whole step, known before its first forward.
   const double scale = row.target_tokens > 0 ? 1.0 / static_cast<double>(row.target_tokens) : 0;
+  executor_->TakePhaseTimes();
   executor_->ZeroGradients();
   for (size_t i = 0; i < batch_count_; ++i) {
     executor_->Queue(batches_[i], scale, step, static_cast<int64_t>(i));
@@ -131,6 +136,7 @@ StepDone Job::ComputeStep() {
   row.learning_rate = spec::LearningRateAt(spec_, step, total_steps());
   const KernelExecutor::Update update = executor_->Optimize(
       row.learning_rate, updates_ + 1, static_cast<int64_t>(batch_count_));
+  row.phase_us = executor_->TakePhaseTimes();
   row.loss = update.loss_sum * scale;
   row.grad_norm = update.grad_norm;
   updates_ += update.applied;

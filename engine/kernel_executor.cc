@@ -14,6 +14,7 @@ using kernels::Context;
 using kernels::Lane;
 using spec::Module;
 using spec::Slot;
+using spec::StepPhase;
 
 KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelTable& table,
                                const BaseView& base, const spec::ModelConfig& model,
@@ -51,6 +52,7 @@ KernelExecutor::~KernelExecutor() {
 void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64_t step,
                            int64_t micro_batch) {
   CHECK(micro_batch < loss_slots());
+  BeginPhase(StepPhase::kData);
   Stage(batch);
   op_ = 0;
   training_ = true;
@@ -150,7 +152,25 @@ void KernelExecutor::Stage(const MicroBatch& batch) {
   copy(Slot::kStarts, batch.starts);
 }
 
-Context* KernelExecutor::NextOp() {
+void KernelExecutor::BeginPhase(spec::StepPhase phase) {
+  if (!backend_.is_host()) return;
+  const auto now = std::chrono::steady_clock::now();
+  phase_ns_[phase_] += std::chrono::nanoseconds(now - phase_since_).count();
+  phase_ = static_cast<size_t>(phase);
+  phase_since_ = now;
+}
+
+spec::StepPhaseTimes KernelExecutor::TakePhaseTimes() {
+  BeginPhase(StepPhase::kData);
+  phase_ = kNoPhase;
+  spec::StepPhaseTimes times{};
+  for (size_t i = 0; i < times.size(); ++i) times[i] = phase_ns_[i] / 1000;
+  phase_ns_ = {};
+  return times;
+}
+
+Context* KernelExecutor::NextOp(spec::StepPhase phase) {
+  BeginPhase(phase);
   context_.workspace = step_ + plan_.workspace_offset[op_];
   context_.workspace_bytes = plan_.workspace_bytes[op_];
   ++op_;
@@ -216,74 +236,74 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
 }
 
 void KernelExecutor::Embedding(Tensor out) {
-  table_.embedding_forward(NextOp(), out, reinterpret_cast<const int32_t*>(At({Slot::kIds})),
+  table_.embedding_forward(NextOp(StepPhase::kElementwise), out, reinterpret_cast<const int32_t*>(At({Slot::kIds})),
                            base_.embedding, batch_->tokens(), model_.hidden_size, 1.0f);
 }
 
 void KernelExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer) {
   const NormArgs a = NormOf(norm, layer);
-  table_.rmsnorm_forward(NextOp(), y, rstd, x, a.weight, a.rows, a.dim,
+  table_.rmsnorm_forward(NextOp(StepPhase::kElementwise), y, rstd, x, a.weight, a.rows, a.dim,
                          static_cast<float>(model_.rms_norm_eps), 0.0f);
 }
 
 void KernelExecutor::RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd,
                                      spec::Norm norm, int32_t layer) {
   const NormArgs a = NormOf(norm, layer);
-  table_.rmsnorm_backward(NextOp(), dx, accumulate, dy, x, a.weight, rstd, a.rows, a.dim, 0.0f);
+  table_.rmsnorm_backward(NextOp(StepPhase::kElementwise), dx, accumulate, dy, x, a.weight, rstd, a.rows, a.dim, 0.0f);
 }
 
 void KernelExecutor::Linear(Tensor y, Tensor x, Tensor u, int32_t layer, Module module) {
   kernels::LoraArgs lora;
   const kernels::LinearArgs args = LinearOf(u, layer, module, lora);
-  table_.linear_forward(NextOp(), y, x, args);
+  table_.linear_forward(NextOp(StepPhase::kLinear), y, x, args);
 }
 
 void KernelExecutor::LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u,
                                     int32_t layer, Module module) {
   kernels::LoraArgs lora;
   const kernels::LinearArgs args = LinearOf(u, layer, module, lora);
-  table_.linear_backward(NextOp(), dx, accumulate, dy, x, args);
+  table_.linear_backward(NextOp(StepPhase::kLinear), dx, accumulate, dy, x, args);
 }
 
 void KernelExecutor::Add(Tensor out, Tensor a, Tensor b) {
-  table_.add(NextOp(), out, a, b, batch_->tokens() * model_.hidden_size);
+  table_.add(NextOp(StepPhase::kElementwise), out, a, b, batch_->tokens() * model_.hidden_size);
 }
 
 void KernelExecutor::Rope(Tensor x, int64_t heads, bool inverse) {
-  table_.rope(NextOp(), x, reinterpret_cast<const int32_t*>(At({Slot::kPositions})),
+  table_.rope(NextOp(StepPhase::kElementwise), x, reinterpret_cast<const int32_t*>(At({Slot::kPositions})),
               reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope), batch_->tokens(),
               heads, model_.head_dim, inverse);
 }
 
 void KernelExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
-  table_.attention_forward(NextOp(), out, lse, q, k, v, AttentionOf());
+  table_.attention_forward(NextOp(StepPhase::kAttention), out, lse, q, k, v, AttentionOf());
 }
 
 void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out,
                                        Tensor lse, Tensor q, Tensor k, Tensor v) {
-  table_.attention_backward(NextOp(), dq, dk, dv, dout, out, lse, q, k, v, AttentionOf());
+  table_.attention_backward(NextOp(StepPhase::kAttention), dq, dk, dv, dout, out, lse, q, k, v, AttentionOf());
 }
 
 void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
-  table_.gated_forward(NextOp(), out, gate, up, batch_->tokens() * model_.intermediate_size,
+  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up, batch_->tokens() * model_.intermediate_size,
                        kernels::Activation::kSilu);
 }
 
 void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
-  table_.gated_backward(NextOp(), dgate, dup, dout, gate, up,
+  table_.gated_backward(NextOp(StepPhase::kElementwise), dgate, dup, dout, gate, up,
                         batch_->tokens() * model_.intermediate_size, kernels::Activation::kSilu);
 }
 
 void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
   auto* loss = reinterpret_cast<double*>(LossSlot(micro_batch_));
   backend_.Fill(loss, 0, sizeof *loss);
-  table_.cross_entropy(NextOp(), loss, dh, h, base_.head,
+  table_.cross_entropy(NextOp(StepPhase::kLoss), loss, dh, h, base_.head,
                        reinterpret_cast<const int32_t*>(At({Slot::kLabels})), batch_->tokens(),
                        model_.hidden_size, model_.vocab_size, gradient_scale_);
 }
 
 void KernelExecutor::SumSquares() {
-  table_.sum_squares(NextOp(), reinterpret_cast<double*>(LossSlot(loss_slots())),
+  table_.sum_squares(NextOp(StepPhase::kOptimizer), reinterpret_cast<double*>(LossSlot(loss_slots())),
                      persistent_ + plan_.persistent.gradient, plan_.adapters.elements);
   // The one time in a step that the host waits.
   backend_.CopyOut(Lane::kCompute, scalars_, LossSlot(0), 8 * (loss_slots() + 1));
@@ -306,7 +326,7 @@ void KernelExecutor::SumSquares() {
 }
 
 void KernelExecutor::AdamW() {
-  Context* context = NextOp();
+  Context* context = NextOp(StepPhase::kOptimizer);
   if (!apply_) return;
   if (spec_.optimizer == spec::OptimizerKind::kAdamW8bit) {
     const spec::PersistentLayout& at = plan_.persistent;
@@ -327,7 +347,7 @@ void KernelExecutor::AdamW() {
 }
 
 void KernelExecutor::ToAct() {
-  Context* context = NextOp();
+  Context* context = NextOp(StepPhase::kOptimizer);
   if (!apply_) return;
   table_.to_act(context, persistent_ + plan_.persistent.compute,
                 persistent_ + plan_.persistent.master, plan_.adapters.elements);

@@ -13,6 +13,7 @@
 // be made before the regions are mapped, but not run.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "engine/loss_scale.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/step.h"
+#include "engine/spec/step_phases.h"
 #include "kernels/backend.h"
 #include "kernels/kernel_table.h"
 
@@ -77,6 +79,8 @@ class KernelExecutor {
   Update Optimize(double learning_rate, int64_t update, int64_t count);
   // Compute copies from the masters.
   void RefreshCompute();
+  // Time of the operations since the last call, by phase; zeros on a device.
+  spec::StepPhaseTimes TakePhaseTimes();
 
   // ---- The Executor of step.h. ----
   Tensor None() const { return nullptr; }
@@ -120,8 +124,10 @@ class KernelExecutor {
   }
   // The place of the sum of squares is behind the losses.
   int64_t loss_slots() const { return spec_.gradient_accumulation_steps; }
-  // The context, with the workspace planned for the next operation.
-  kernels::Context* NextOp();
+  // The context, with the workspace planned for the next operation, whose time counts for `phase`.
+  kernels::Context* NextOp(spec::StepPhase phase);
+  // What follows counts for `phase`.
+  void BeginPhase(spec::StepPhase phase);
   NormArgs NormOf(spec::Norm norm, int32_t layer) const;
   kernels::AttentionArgs AttentionOf() const;
   kernels::LinearArgs LinearOf(Tensor u, int32_t layer, spec::Module module,
@@ -156,6 +162,12 @@ class KernelExecutor {
   Update update_;
   kernels::AdamWArgs adamw_;
   bool apply_ = false;
+
+  // Nanoseconds by phase, up to phase_since_; then `phase_` is under way, or nothing (kNoPhase).
+  static constexpr size_t kNoPhase = spec::kStepPhaseNames.size();
+  std::array<int64_t, kNoPhase + 1> phase_ns_{};
+  size_t phase_ = kNoPhase;
+  std::chrono::steady_clock::time_point phase_since_;
 };
 
 

@@ -75,6 +75,14 @@ bool IsInfrastructure(Reason reason) {
   }
 }
 
+// {"linear":12,...}; empty when nothing was measured.
+std::string PhaseTimes(const spec::StepPhaseTimes& times) {
+  Line line;
+  if (times != spec::StepPhaseTimes{})
+    for (size_t i = 0; i < times.size(); ++i) line.Integer(spec::kStepPhaseNames[i], times[i]);
+  return line.Take();
+}
+
 }  // namespace
 
 absl::StatusOr<Command> ParseCommand(std::string_view line, std::string& attempt) {
@@ -143,6 +151,7 @@ std::string StepLine(const std::string& attempt, const MetricRow& row, int64_t t
       .Integer("tokens", row.tokens)
       .Integer("target_tokens", row.target_tokens)
       .Integer("step_time_us", row.step_time_us)
+      .Raw("phase_us", PhaseTimes(row.phase_us))
       .Integer("time_us", time_us)
       .Number("epoch", row.epoch)
       .Integer("used_bytes", used_bytes)

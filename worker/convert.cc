@@ -30,6 +30,15 @@ void ToMetric(const StepMetric& m, v1::StepMetric* out) {
   if (m.eval_loss) out->set_eval_loss(*m.eval_loss);
   out->set_used_bytes(m.used_bytes);
   out->set_epoch_fraction(m.epoch_fraction);
+  if (m.phase_us == spec::StepPhaseTimes{}) return;
+  v1::StepPhases* phases = out->mutable_phases();
+  const auto us = [&](spec::StepPhase phase) { return m.phase_us[static_cast<size_t>(phase)]; };
+  phases->set_linear_us(us(spec::StepPhase::kLinear));
+  phases->set_attention_us(us(spec::StepPhase::kAttention));
+  phases->set_elementwise_us(us(spec::StepPhase::kElementwise));
+  phases->set_loss_us(us(spec::StepPhase::kLoss));
+  phases->set_optimizer_us(us(spec::StepPhase::kOptimizer));
+  phases->set_data_us(us(spec::StepPhase::kData));
 }
 
 struct BodyWriter {

@@ -20,6 +20,7 @@ void TrainCounts::Count(const Input& input, int64_t now_us) {
     target_tokens += metric.target_tokens;
     context_tokens += metric.tokens - metric.target_tokens;
     step_time.Observe(metric.step_time_us);
+    for (size_t i = 0; i < phase_us.size(); ++i) phase_us[i] += metric.phase_us[i];
   } else if (const auto* phase = std::get_if<EnginePhase>(&input)) {
     if (phase->phase == Phase::kCheckpointing) checkpointing_since_us_[phase->key] = now_us;
   } else if (const auto* checkpoint = std::get_if<EngineCheckpoint>(&input)) {

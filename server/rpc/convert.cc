@@ -156,6 +156,15 @@ void ToProto(const store::StepMetric& metric, v1::MetricPoint* out) {
   out->set_time_us(metric.time_unix_us);
   if (metric.eval_loss) out->set_eval_loss(*metric.eval_loss);
   out->set_used_bytes(metric.used_bytes);
+  if (metric.phase_us == spec::StepPhaseTimes{}) return;
+  const auto us = [&](spec::StepPhase phase) { return metric.phase_us[static_cast<size_t>(phase)]; };
+  v1::StepPhases* phases = out->mutable_phases();
+  phases->set_linear_us(us(spec::StepPhase::kLinear));
+  phases->set_attention_us(us(spec::StepPhase::kAttention));
+  phases->set_elementwise_us(us(spec::StepPhase::kElementwise));
+  phases->set_loss_us(us(spec::StepPhase::kLoss));
+  phases->set_optimizer_us(us(spec::StepPhase::kOptimizer));
+  phases->set_data_us(us(spec::StepPhase::kData));
 }
 
 void ToProto(const core::Checkpoint& checkpoint, v1::Checkpoint* out) {

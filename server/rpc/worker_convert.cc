@@ -105,6 +105,11 @@ std::vector<store::StepMetric> ReadMetrics(const wv1::ReportProgressRequest& in)
     if (metric.has_eval_loss()) added.eval_loss = metric.eval_loss();
     added.used_bytes = metric.used_bytes();
     added.epoch_fraction = metric.epoch_fraction();
+    if (metric.has_phases()) {
+      const wv1::StepPhases& p = metric.phases();
+      added.phase_us = {p.linear_us(), p.attention_us(), p.elementwise_us(),
+                        p.loss_us(),   p.optimizer_us(), p.data_us()};
+    }
   }
   return out;
 }

@@ -60,7 +60,7 @@ absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_vi
       Statement rows,
       db.Prepare(
           "SELECT step, epoch, loss, gradient_norm, learning_rate, tokens, target_tokens, "
-          "step_time_us, time_unix_us, eval_loss, has_eval, used_bytes, epoch_fraction "
+          "step_time_us, time_unix_us, eval_loss, has_eval, used_bytes, epoch_fraction, phase_us "
           "FROM step_metrics WHERE job_id=?1 AND step>?2 AND step<=?3 ORDER BY step, epoch"));
   rows.Bind(1, job_id).Bind(2, after_step);
   rows.Bind(3, until_step > 0 ? until_step : std::numeric_limits<int64_t>::max());
@@ -80,6 +80,7 @@ absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_vi
     if (rows.Int(10) != 0) m.eval_loss = rows.Real(9);
     m.used_bytes = rows.Int(11);
     m.epoch_fraction = rows.Real(12);
+    m.phase_us = PhaseTimesFromText(rows.Text(13));
     AddInOrder(std::move(m), metrics);
     ASSIGN_OR_RETURN(row, rows.Step());
   }

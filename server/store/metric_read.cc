@@ -2,6 +2,10 @@
 
 #include <utility>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+
 namespace nibble::store {
 
 void Merge(const StepMetric& repeat, StepMetric& row) {
@@ -12,6 +16,19 @@ void Merge(const StepMetric& repeat, StepMetric& row) {
   } else if (repeat.eval_loss && !row.eval_loss) {
     row.eval_loss = repeat.eval_loss;
   }
+}
+
+std::string PhaseTimesToText(const spec::StepPhaseTimes& times) {
+  return times == spec::StepPhaseTimes{} ? "" : absl::StrJoin(times, " ");
+}
+
+spec::StepPhaseTimes PhaseTimesFromText(std::string_view text) {
+  spec::StepPhaseTimes times{};
+  const std::vector<absl::string_view> parts = absl::StrSplit(absl::string_view(text.data(), text.size()), ' ');
+  if (parts.size() != times.size()) return times;
+  for (size_t i = 0; i < times.size(); ++i)
+    if (!absl::SimpleAtoi(parts[i], &times[i])) return {};
+  return times;
 }
 
 void AddInOrder(StepMetric metric, std::vector<StepMetric>& rows) {

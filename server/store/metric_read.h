@@ -11,6 +11,10 @@ namespace nibble::store {
 // A repeat of (job, epoch, step): only an evaluation it brings is new, or the step's own figures
 // when what is there came from an evaluation alone.
 void Merge(const StepMetric& repeat, StepMetric& row);
+
+// "12 0 3 4 5 6"; all zero is the empty text, and what cannot be read is zeros.
+std::string PhaseTimesToText(const spec::StepPhaseTimes& times);
+spec::StepPhaseTimes PhaseTimesFromText(std::string_view text);
 // Adds a row that comes in order of (step, epoch). Of a step the highest epoch's row stands, but one that
 // came from an evaluation alone (an attempt that resumed right there) only brings its evaluation.
 void AddInOrder(StepMetric metric, std::vector<StepMetric>& rows);

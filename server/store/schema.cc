@@ -51,6 +51,11 @@ CREATE TABLE uploads (
   committed_bytes INTEGER NOT NULL, create_unix_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 )sql";
 
+// Microseconds by spec::StepPhase, parted by spaces; empty = not measured.
+constexpr std::string_view kMetrics2 = R"sql(
+ALTER TABLE step_metrics ADD COLUMN phase_us TEXT NOT NULL DEFAULT '';
+)sql";
+
 }  // namespace
 
 const Schema& StateSchema() {
@@ -59,7 +64,7 @@ const Schema& StateSchema() {
 }
 
 const Schema& MetricsSchema() {
-  static const auto* schema = new Schema{"metrics", 0x4e69624d, {kMetrics1}};
+  static const auto* schema = new Schema{"metrics", 0x4e69624d, {kMetrics1, kMetrics2}};
   return *schema;
 }
 

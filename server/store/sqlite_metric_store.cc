@@ -69,7 +69,7 @@ absl::Status SqliteMetricStore::Start() {
   ASSIGN_OR_RETURN(
       put_metric_,
       writer_.Prepare(
-          "INSERT INTO step_metrics VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14) "
+          "INSERT INTO step_metrics VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15) "
           "ON CONFLICT(job_id,step,epoch) DO UPDATE SET "
           "loss=CASE WHEN tokens=0 AND ?7>0 THEN ?4 ELSE loss END, "
           "gradient_norm=CASE WHEN tokens=0 AND ?7>0 THEN ?5 ELSE gradient_norm END, "
@@ -82,6 +82,7 @@ absl::Status SqliteMetricStore::Start() {
           "eval_loss=CASE WHEN has_eval=0 OR (tokens=0 AND ?7>0 AND ?12=1) THEN ?11 ELSE eval_loss "
           "END, "
           "has_eval=max(has_eval, ?12), "
+          "phase_us=CASE WHEN tokens=0 AND ?7>0 THEN ?15 ELSE phase_us END, "
           "tokens=CASE WHEN tokens=0 AND ?7>0 THEN ?7 ELSE tokens END"));
   ASSIGN_OR_RETURN(
       put_upload_,
@@ -139,7 +140,8 @@ absl::Status SqliteMetricStore::WriteMetric(const std::string& job_id, const Ste
   }
   put_metric_.Bind(12, int64_t{m.eval_loss.has_value()})
       .Bind(13, m.used_bytes)
-      .Bind(14, m.epoch_fraction);
+      .Bind(14, m.epoch_fraction)
+      .Bind(15, PhaseTimesToText(m.phase_us));
   return put_metric_.Run();
 }
 

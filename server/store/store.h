@@ -51,6 +51,7 @@ struct StepMetric {
   std::optional<double> eval_loss;
   int64_t used_bytes = 0;
   double epoch_fraction = 0;  // of the data
+  spec::StepPhaseTimes phase_us{};  // zeros = not measured
   bool operator==(const StepMetric&) const = default;
 };
 

@@ -100,6 +100,7 @@ struct StepMetric {
   std::optional<double> eval_loss;
   int64_t used_bytes = 0;
   double epoch_fraction = 0;
+  spec::StepPhaseTimes phase_us{};
 };
 
 // ---- What is told to the server about an attempt
