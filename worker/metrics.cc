@@ -58,8 +58,8 @@ void AddTraining(std::vector<MetricFamily>& families, const TrainCounts& train) 
   tokens.metric.push_back(
       One(kCounter, "", "", value(train.context_tokens), {{"kind", "context"}}).metric[0]);
   families.push_back(std::move(tokens));
-  MetricFamily phases{"nibble_train_phase_seconds_total", "Time of optimizer steps on CPUs, by what it went into.",
-                      kCounter, {}};
+  MetricFamily phases{"nibble_train_phase_seconds_total",
+                      "Time of optimizer steps on CPUs, by what it went into.", kCounter, {}};
   for (size_t i = 0; i < train.phase_us.size(); ++i) {
     phases.metric.push_back(One(kCounter, "", "", value(train.phase_us[i]) / 1e6,
                                 {{"phase", std::string(spec::kStepPhaseNames[i])}})

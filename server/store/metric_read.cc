@@ -24,7 +24,8 @@ std::string PhaseTimesToText(const spec::StepPhaseTimes& times) {
 
 spec::StepPhaseTimes PhaseTimesFromText(std::string_view text) {
   spec::StepPhaseTimes times{};
-  const std::vector<absl::string_view> parts = absl::StrSplit(absl::string_view(text.data(), text.size()), ' ');
+  const std::vector<absl::string_view> parts =
+      absl::StrSplit(absl::string_view(text.data(), text.size()), ' ');
   if (parts.size() != times.size()) return times;
   for (size_t i = 0; i < times.size(); ++i)
     if (!absl::SimpleAtoi(parts[i], &times[i])) return {};

@@ -1,137 +1,31 @@
 // nibble-bench-kernels: every important kernel at the shapes of real models, as a share of what this
 // machine can do, measured in the same run.
 //
-//   nibble-bench-kernels [--body NAME] [--threads N] [--tokens M] [WORD IN A LINE]
+//   nibble-bench-kernels [--body NAME] [--threads N] [--tokens M] [--json 1] [WORD IN A LINE]
 //
-// Each line: kernel, shape, median figure, the limit (products from registers, or copying), share.
+// Each line: kernel, shape, median figure, the limit that binds it (bench_rig.h), share.
 // With more than one thread the limit is one thread's times their number.
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <ctime>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/workspace.h"
 #include "kernels/nf4.h"
-#include "kernels/parallel.h"
-#include "kernels/tables.h"
-#include "tests/kernels/bench_probe.h"
+#include "tests/kernels/bench_rig.h"
 
 namespace nibble::kernels::bench {
 namespace {
 
-struct Options {
-  std::string body{CpuTable().body};
-  int threads = 1;
-  int64_t tokens = 512;
-  std::string filter;
-};
-
-class Bench {
- public:
-  explicit Bench(const Options& options)
-      : options_(options), table_(*CpuTableFor(options.body)), pool_(options.threads),
-        workspace_(size_t{256} << 20) {
-    context_.workspace = workspace_.data();
-    context_.workspace_bytes = static_cast<int64_t>(workspace_.size());
-    context_.pool = &pool_;
-    std::printf("body %s, %d threads\n%-18s %-34s %10s %10s %7s\n", options.body.c_str(), options.threads,
-                "kernel", "shape", "figure", "limit", "share");
-  }
-
-  // `work` is operations (products) or bytes of one call.
-  void Line(const std::string& kernel, const std::string& shape, double work, bool products,
-            const std::function<void()>& run) {
-    if ((kernel + " " + shape).find(options_.filter) == std::string::npos) return;
-    run();
-    std::vector<double> shares, rates, limits;
-    const auto begin = Now();
-    while (rates.size() < 5 || (Now() - begin < 0.4 && rates.size() < 200)) {
-      const double limit = (products ? ProductRate(options_.body) : CopyRate()) * options_.threads;
-      int calls = 0;
-      const auto start = Now();
-      do {
-        run();
-        ++calls;
-      } while ((Now() - start) < 0.005);
-      rates.push_back(work * calls / (Now() - start));
-      limits.push_back(limit);
-      shares.push_back(rates.back() / limit);
-    }
-    std::printf("%-18s %-34s %8.1f %s %8.1f %6.0f%%\n", kernel.c_str(), shape.c_str(),
-                Median(rates) * 1e-9, products ? "GF" : "GB", Median(limits) * 1e-9,
-                100 * Median(shares));
-    std::fflush(stdout);
-  }
-
-  // Whether any of these lines is wanted, so that their arrays are worth making.
-  bool Wants(std::initializer_list<const char*> kernels, const std::string& shape) const {
-    for (const char* kernel : kernels)
-      if ((kernel + (" " + shape)).find(options_.filter) != std::string::npos) return true;
-    return false;
-  }
-
-  Context* context() { return &context_; }
-  const KernelTable& table() const { return table_; }
-  int64_t tokens() const { return options_.tokens; }
-
- private:
-  // One thread is measured in its own processor time, so that other programs disturb less.
-  double Now() const {
-    timespec now;
-    clock_gettime(options_.threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
-    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-  }
-  static double Median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size()) / 2, values.end());
-    return values[values.size() / 2];
-  }
-
-  Options options_;
-  const KernelTable& table_;
-  ThreadPool pool_;
-  std::vector<char> workspace_;
-  Context context_;
-};
-
-std::vector<uint16_t> Activations(int64_t count) {
-  std::vector<uint16_t> values(static_cast<size_t>(count));
-  for (size_t i = 0; i < values.size(); ++i)
-    values[i] = static_cast<uint16_t>((i * 2654435761u >> 20 & 0x80FF) | 0x3C00);
-  return values;
-}
-
-// A weight of random codes.
-struct RandomWeight {
-  RandomWeight(int64_t n, int64_t k)
-      : codes(static_cast<size_t>(n * k / 2)), scales(static_cast<size_t>(n * k / 64), 100),
-        nested(static_cast<size_t>(NestedCount(n * k / 64)), 0.01f) {
-    for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 2654435761u >> 13);
-    view.n = n;
-    view.k = k;
-    view.data = codes.data();
-    view.absmax_codes = scales.data();
-    view.nested_absmax = nested.data();
-    view.nested_map = SignedDynamicMap();
-    view.offset = 0.05f;
-    view.code_book = CodeBook(QuantType::kNF4);
-  }
-  std::vector<uint8_t> codes, scales;
-  std::vector<float> nested;
-  WeightView view;
-};
-
-void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
+void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
+                 QuantType type = QuantType::kNF4) {
   const int64_t m = bench.tokens(), r = 16;
   const std::string shape =
       model + " " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
-  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "decode"}, shape))
+  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "decode to L2"},
+                   shape))
     return;
-  const RandomWeight weight(n, k);
+  const RandomWeight weight(type, n, k);
   auto x = Activations(m * k), y = Activations(m * n), a = Activations(r * k), b = Activations(n * r),
        u = Activations(m * r);
   std::vector<float> da(static_cast<size_t>(r * k)), db(static_cast<size_t>(n * r));
@@ -148,22 +42,24 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   args.w = weight.view;
   const double main = 2.0 * static_cast<double>(m * k * n);
   const double branch = 2.0 * static_cast<double>(m * r * (k + n));
-  bench.Line("linear fwd", shape, main, true, [&] {
+  bench.Line("linear fwd", shape, main, Limit::kProducts, [&] {
     bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
   });
-  bench.Line("linear bwd", shape, main, true, [&] {
+  bench.Line("linear bwd", shape, main, Limit::kProducts, [&] {
     bench.table().linear_backward(bench.context(), x.data(), false, y.data(), nullptr, args);
   });
   args.lora = &lora;
-  bench.Line("linear+lora fwd", shape, main + branch, true, [&] {
+  bench.Line("linear+lora fwd", shape, main + branch, Limit::kProducts, [&] {
     bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
   });
-  bench.Line("linear+lora bwd", shape, main + 3 * branch, true, [&] {
+  bench.Line("linear+lora bwd", shape, main + 3 * branch, Limit::kProducts, [&] {
     bench.table().linear_backward(bench.context(), x.data(), false, y.data(), x.data(), args);
   });
-  auto out = Activations(k * n);
-  bench.Line("decode", shape, 2.5 * static_cast<double>(k * n), false, [&] {
-    bench.table().decode_weight(bench.context(), out.data(), weight.view, 0, n);
+  // 256 KiB of rows at a time, as a panel of a product is.
+  const int64_t rows = 131072 / k < n ? 131072 / k : n;
+  auto out = Activations(k * rows);
+  bench.Line("decode to L2", shape, 2.0 * static_cast<double>(k * rows), Limit::kStore, [&] {
+    bench.table().decode_weight(bench.context(), out.data(), weight.view, 0, rows);
   });
 }
 
@@ -185,26 +81,27 @@ void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64
   args.documents = 1;
   args.scale = 1 / std::sqrt(static_cast<float>(dim));
   const double product = static_cast<double>(m * (m + 1) * heads * dim);  // the causal half
-  bench.Line("attention fwd", shape, 2 * product, true, [&] {
+  bench.Line("attention fwd", shape, 2 * product, Limit::kProducts, [&] {
     bench.table().attention_forward(bench.context(), out.data(), lse.data(), q.data(), k.data(),
                                     v.data(), args);
   });
-  bench.Line("attention bwd", shape, 5 * product, true, [&] {
+  bench.Line("attention bwd", shape, 5 * product, Limit::kProducts, [&] {
     bench.table().attention_backward(bench.context(), dq.data(), dk.data(), dv.data(), out.data(),
                                      out.data(), lse.data(), q.data(), k.data(), v.data(), args);
   });
 }
 
 // One token: the limit is reading the weights once.
-void BenchGenerate(Bench& bench, const std::string& model, int64_t k, int64_t n) {
+void BenchGenerate(Bench& bench, const std::string& model, int64_t k, int64_t n,
+                   QuantType type = QuantType::kNF4) {
   const std::string shape = model + " 1x" + std::to_string(k) + "x" + std::to_string(n);
   if (!bench.Wants({"linear one"}, shape)) return;
-  const RandomWeight weight(n, k);
+  const RandomWeight weight(type, n, k);
   auto x = Activations(k), y = Activations(n);
   LinearArgs args;
   args.m = 1;
   args.w = weight.view;
-  bench.Line("linear one", shape, static_cast<double>(k * n) * (0.5 + 1.0 / 64), false, [&] {
+  bench.Line("linear one", shape, weight.Bytes(), Limit::kRead, [&] {
     bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
   });
 }
@@ -217,7 +114,7 @@ void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t voca
   auto h = Activations(m * dim), head = Activations(vocab * dim), dh = h;
   const std::vector<int32_t> labels(static_cast<size_t>(m), 7);
   double loss = 0;
-  bench.Line("cross entropy", shape, 4.0 * static_cast<double>(m * dim * vocab), true, [&] {
+  bench.Line("cross entropy", shape, 4.0 * static_cast<double>(m * dim * vocab), Limit::kProducts, [&] {
     bench.table().cross_entropy(bench.context(), &loss, dh.data(), h.data(), {head.data(), DType::kBF16},
                                 labels.data(), m, dim, vocab, 1);
   });
@@ -225,41 +122,72 @@ void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t voca
 
 void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64_t intermediate) {
   const int64_t m = bench.tokens();
-  auto x = Activations(m * dim), y = x, w = Activations(dim);
-  auto gate = Activations(m * intermediate), up = gate, out = gate;
-  std::vector<float> rstd(static_cast<size_t>(m));
   const std::string shape = model + " " + std::to_string(m) + "x" + std::to_string(dim);
   const std::string wide = model + " " + std::to_string(m) + "x" + std::to_string(intermediate);
+  if (!bench.Wants({"rmsnorm fwd", "rmsnorm bwd", "add", "rope", "embedding"}, shape) &&
+      !bench.Wants({"silu fwd", "silu bwd"}, wide))
+    return;
+  auto x = Activations(m * dim), y = x, w = Activations(dim), embeddings = Activations(4096 * dim);
+  auto gate = Activations(m * intermediate), up = gate, out = gate;
+  std::vector<float> rstd(static_cast<size_t>(m), 1), cos_sin(static_cast<size_t>(m * 64), 0.5f);
+  std::vector<int32_t> ids(static_cast<size_t>(m)), positions(static_cast<size_t>(m));
+  for (int64_t i = 0; i < m; ++i) {
+    ids[static_cast<size_t>(i)] = static_cast<int32_t>(i * 31 % 4096);
+    positions[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+  }
   const auto bytes = 2.0 * static_cast<double>(m * dim);
   const auto wide_bytes = 2.0 * static_cast<double>(m * intermediate);
-  bench.Line("rmsnorm fwd", shape, 2 * bytes, false, [&] {
-    bench.table().rmsnorm_forward(bench.context(), y.data(), rstd.data(), x.data(),
-                                  {w.data(), DType::kBF16}, m, dim, 1e-5f, 0);
+  const KernelTable& t = bench.table();
+  const ParamView weight{w.data(), DType::kBF16};
+  bench.Line("embedding", shape, 2 * bytes, Limit::kCopy, [&] {
+    t.embedding_forward(bench.context(), y.data(), ids.data(), {embeddings.data(), DType::kBF16}, m, dim, 1);
   });
-  bench.Line("rmsnorm bwd", shape, 3 * bytes, false, [&] {
-    bench.table().rmsnorm_backward(bench.context(), y.data(), false, y.data(), x.data(),
-                                   {w.data(), DType::kBF16}, rstd.data(), m, dim, 0);
+  bench.Line("rmsnorm fwd", shape, 2 * bytes, Limit::kCopy, [&] {
+    t.rmsnorm_forward(bench.context(), y.data(), rstd.data(), x.data(), weight, m, dim, 1e-5f, 0);
   });
-  bench.Line("add", shape, 3 * bytes, false,
-             [&] { bench.table().add(bench.context(), y.data(), x.data(), y.data(), m * dim); });
-  bench.Line("silu fwd", wide, 3 * wide_bytes, false, [&] {
-    bench.table().gated_forward(bench.context(), out.data(), gate.data(), up.data(), m * intermediate,
-                                Activation::kSilu);
+  bench.Line("rmsnorm bwd", shape, 3 * bytes, Limit::kCopy, [&] {
+    t.rmsnorm_backward(bench.context(), y.data(), false, y.data(), x.data(), weight, rstd.data(), m, dim, 0);
   });
-  bench.Line("silu bwd", wide, 5 * wide_bytes, false, [&] {
-    bench.table().gated_backward(bench.context(), out.data(), out.data(), out.data(), gate.data(), up.data(),
-                                 m * intermediate, Activation::kSilu);
+  bench.Line("rope", shape, 2 * bytes, Limit::kCopy, [&] {
+    t.rope(bench.context(), y.data(), positions.data(), cos_sin.data(), m, dim / 64, 64, false);
+  });
+  bench.Line("add", shape, 3 * bytes, Limit::kCopy,
+             [&] { t.add(bench.context(), y.data(), x.data(), y.data(), m * dim); });
+  bench.Line("silu fwd", wide, 3 * wide_bytes, Limit::kCopy, [&] {
+    t.gated_forward(bench.context(), out.data(), gate.data(), up.data(), m * intermediate, Activation::kSilu);
+  });
+  // In place as the engine does it: three arrays read, two written.
+  bench.Line("silu bwd", wide, 5 * wide_bytes, Limit::kCopy, [&] {
+    t.gated_backward(bench.context(), gate.data(), up.data(), out.data(), gate.data(), up.data(),
+                     m * intermediate, Activation::kSilu);
   });
 }
 
 void BenchOptimizer(Bench& bench) {
   const int64_t count = 12'600'000;
+  if (!bench.Wants({"adamw", "adamw8", "to_act", "sum_squares"}, "12.6M")) return;
   std::vector<float> p(static_cast<size_t>(count), 1), g = p, m = p, v = p;
+  const auto blocks = static_cast<size_t>((count + kAdam8Block - 1) / kAdam8Block);
+  std::vector<uint8_t> m8(static_cast<size_t>(count)), v8 = m8;
+  std::vector<float> m_absmax(blocks, 1e-3f), v_absmax = m_absmax;
+  std::vector<uint16_t> act(static_cast<size_t>(count));
+  const Adam8State state{m8.data(), v8.data(), m_absmax.data(), v_absmax.data(), SignedDynamicMap(),
+                         UnsignedDynamicMap()};
   AdamWArgs args;
   args.count = count;
   args.learning_rate = 1e-4;
-  bench.Line("adamw", "12.6M", 28.0 * static_cast<double>(count), false,
-             [&] { bench.table().adamw(bench.context(), p.data(), g.data(), m.data(), v.data(), args); });
+  const auto each = static_cast<double>(count);
+  double sum = 0;
+  bench.Line("adamw", "12.6M", 28 * each, Limit::kCopy, [&] {
+    bench.table().adamw(bench.context(), p.data(), g.data(), m.data(), v.data(), args);
+  });
+  bench.Line("adamw8", "12.6M", 16 * each, Limit::kCopy, [&] {
+    bench.table().adamw8(bench.context(), p.data(), g.data(), state, args);
+  });
+  bench.Line("to_act", "12.6M", 6 * each, Limit::kCopy,
+             [&] { bench.table().to_act(bench.context(), act.data(), p.data(), count); });
+  bench.Line("sum_squares", "12.6M", 4 * each, Limit::kRead,
+             [&] { bench.table().sum_squares(bench.context(), &sum, g.data(), count); });
 }
 
 int Main(int argc, char** argv) {
@@ -272,12 +200,14 @@ int Main(int argc, char** argv) {
       options.threads = std::atoi(argv[++i]);
     } else if (word == "--tokens" && i + 1 < argc) {
       options.tokens = std::atoll(argv[++i]);
+    } else if (word == "--json" && i + 1 < argc) {
+      options.json = std::atoi(argv[++i]) != 0;
     } else {
       options.filter = word;
     }
   }
   if (CpuTableFor(options.body) == nullptr || options.threads < 1 || options.tokens < 1) {
-    std::fprintf(stderr, "usage: nibble-bench-kernels [--body NAME] [--threads N] [--tokens M] [WORD]\n");
+    std::fprintf(stderr, "usage: nibble-bench-kernels [--body NAME] [--threads N] [--tokens M] [--json 1] [WORD]\n");
     return 2;
   }
   Bench bench(options);
@@ -289,6 +219,10 @@ int Main(int argc, char** argv) {
     BenchLinear(bench, "1.1B", k, n);
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{4096, 4096}, {4096, 11008}, {11008, 4096}})
     BenchLinear(bench, "7B", k, n);
+  for (const auto& [name, type] : {std::pair<const char*, QuantType>{"fp4", QuantType::kFP4},
+                                   {"int4", QuantType::kINT4}, {"int8", QuantType::kINT8},
+                                   {"bf16", QuantType::kBF16}})
+    BenchLinear(bench, std::string("1.1B ") + name, 2048, 2048, type);
   BenchGenerate(bench, "1.1B", 2048, 5632);
   BenchGenerate(bench, "all of 1.1B", 2048, 473088);
   BenchAttention(bench, "demo", 6, 6, 32);

@@ -123,4 +123,36 @@ double CopyRate() {
   return best;
 }
 
+double ReadRate() {
+  static std::vector<uint64_t> from(size_t{192} << 17, 1);
+  double best = 0;
+  for (int i = 0; i < 2; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    // Many sums, so that none waits for another; the compiler makes vectors of them.
+    uint64_t sums[32] = {};
+    for (size_t j = 0; j + 32 <= from.size(); j += 32)
+      for (size_t k = 0; k < 32; ++k) sums[k] ^= from[j + k];
+    asm volatile("" : : "m"(sums));
+    const double rate = 8.0 * static_cast<double>(from.size()) / Seconds(begin);
+    if (rate > best) best = rate;
+  }
+  return best;
+}
+
+double StoreRate() {
+  static std::vector<uint64_t> to(size_t{256} << 7);
+  double best = 0;
+  for (int i = 0; i < 5; ++i) {
+    constexpr int kTimes = 20;
+    const auto begin = std::chrono::steady_clock::now();
+    for (int t = 0; t < kTimes; ++t) {
+      for (uint64_t& value : to) value = static_cast<uint64_t>(t);
+      asm volatile("" : : "r"(to.data()) : "memory");
+    }
+    const double rate = kTimes * 8.0 * static_cast<double>(to.size()) / Seconds(begin);
+    if (rate > best) best = rate;
+  }
+  return best;
+}
+
 }  // namespace nibble::kernels::bench

@@ -1,4 +1,5 @@
-// What this machine can do at most, measured beside the kernels: products from registers, and copying.
+// What this machine can do at most, measured beside the kernels: products from registers, and
+// copying, reading and storing memory.
 #pragma once
 
 #include <cstdint>
@@ -10,5 +11,9 @@ namespace nibble::kernels::bench {
 double ProductRate(std::string_view body);
 // Bytes read plus written per second when one thread copies memory far larger than its caches.
 double CopyRate();
+// The same, only reading.
+double ReadRate();
+// Bytes per second of storing into 256 KiB again and again.
+double StoreRate();
 
 }  // namespace nibble::kernels::bench

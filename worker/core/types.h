@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/spec/step_phases.h"
 #include "engine/spec/train_spec.h"
 
 namespace nibble::worker {
