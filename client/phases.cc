@@ -32,9 +32,10 @@ std::string PhaseView(const v1::QueryMetricsResponse& metrics, const Style& styl
   total_us = std::max(total_us, known_us);
   std::vector<std::vector<std::string>> rows = {{"PHASE", "MS A STEP", "SHARE", ""}};
   for (const Phase& phase : phases) {
-    const double share = static_cast<double>(phase.us) / static_cast<double>(std::max<int64_t>(1, total_us));
+    const double share =
+        static_cast<double>(phase.us) / static_cast<double>(std::max<int64_t>(1, total_us));
     rows.push_back({phase.name,
-                    absl::StrFormat("%.2f", static_cast<double>(phase.us) * 1e-3 / static_cast<double>(steps)),
+                    absl::StrFormat("%.2f", static_cast<double>(phase.us / steps) * 1e-3),
                     absl::StrFormat("%.1f%%", 100 * share), Bar(share, 30, style)});
   }
   return absl::StrCat(Table(rows, style, {1, 2}),

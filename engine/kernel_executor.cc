@@ -236,8 +236,9 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
 }
 
 void KernelExecutor::Embedding(Tensor out) {
-  table_.embedding_forward(NextOp(StepPhase::kElementwise), out, reinterpret_cast<const int32_t*>(At({Slot::kIds})),
-                           base_.embedding, batch_->tokens(), model_.hidden_size, 1.0f);
+  table_.embedding_forward(NextOp(StepPhase::kElementwise), out,
+                           reinterpret_cast<const int32_t*>(At({Slot::kIds})), base_.embedding,
+                           batch_->tokens(), model_.hidden_size, 1.0f);
 }
 
 void KernelExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer) {
@@ -249,7 +250,8 @@ void KernelExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, i
 void KernelExecutor::RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd,
                                      spec::Norm norm, int32_t layer) {
   const NormArgs a = NormOf(norm, layer);
-  table_.rmsnorm_backward(NextOp(StepPhase::kElementwise), dx, accumulate, dy, x, a.weight, rstd, a.rows, a.dim, 0.0f);
+  table_.rmsnorm_backward(NextOp(StepPhase::kElementwise), dx, accumulate, dy, x, a.weight, rstd,
+                          a.rows, a.dim, 0.0f);
 }
 
 void KernelExecutor::Linear(Tensor y, Tensor x, Tensor u, int32_t layer, Module module) {
@@ -281,12 +283,13 @@ void KernelExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tenso
 
 void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out,
                                        Tensor lse, Tensor q, Tensor k, Tensor v) {
-  table_.attention_backward(NextOp(StepPhase::kAttention), dq, dk, dv, dout, out, lse, q, k, v, AttentionOf());
+  table_.attention_backward(NextOp(StepPhase::kAttention), dq, dk, dv, dout, out, lse, q, k, v,
+                            AttentionOf());
 }
 
 void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
-  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up, batch_->tokens() * model_.intermediate_size,
-                       kernels::Activation::kSilu);
+  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up,
+                       batch_->tokens() * model_.intermediate_size, kernels::Activation::kSilu);
 }
 
 void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {

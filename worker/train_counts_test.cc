@@ -14,6 +14,7 @@ EngineStep Step(double loss, int64_t tokens, int64_t targets, int64_t us) {
   step.metric.tokens = tokens;
   step.metric.target_tokens = targets;
   step.metric.step_time_us = us;
+  step.metric.phase_us = {us / 2, 7, 0, 0, 0, 0};
   return step;
 }
 
@@ -25,6 +26,8 @@ TEST(TrainCounts, AddsUpSteps) {
   EXPECT_EQ(counts.nonfinite_steps, 1);
   EXPECT_EQ(counts.target_tokens, 90);
   EXPECT_EQ(counts.context_tokens, 60);
+  EXPECT_EQ(counts.phase_us[0], 200'010'000);
+  EXPECT_EQ(counts.phase_us[1], 14);
   EXPECT_EQ(counts.step_time.bucket(1), 1);                                // up to 0.03 s
   EXPECT_EQ(counts.step_time.bucket(DurationCounts::kBounds.size()), 1);   // above all bounds
   EXPECT_DOUBLE_EQ(counts.step_time.sum_seconds(), 400.02);

@@ -153,6 +153,7 @@ TEST_P(StoreTest, MetricsKeepTheHighestEpochAndTakeLateEvaluations) {
   m.step = 3;
   m.epoch = 2;
   m.loss = 30;
+  m.phase_us = {5, 4, 3, 2, 1, 0};
   ASSERT_TRUE(metrics->Append("job", {m}).ok());
   m.loss = 99;  // a repeat changes nothing
   ASSERT_TRUE(metrics->Append("job", {m}).ok());
@@ -172,6 +173,8 @@ TEST_P(StoreTest, MetricsKeepTheHighestEpochAndTakeLateEvaluations) {
   EXPECT_EQ(rows[1].step, 3);
   EXPECT_EQ(rows[1].epoch, 2);
   EXPECT_EQ(rows[1].loss, 30);
+  EXPECT_EQ(rows[1].phase_us, (spec::StepPhaseTimes{5, 4, 3, 2, 1, 0}));
+  EXPECT_EQ(rows[0].phase_us, spec::StepPhaseTimes{});
   EXPECT_EQ(rows[1].eval_loss, 0.25);
   EXPECT_TRUE(std::isnan(rows[4].loss));
   EXPECT_EQ(metrics->Read("job", 1, 4, 0).value().size(), 3u);

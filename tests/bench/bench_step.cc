@@ -29,6 +29,7 @@
 #include "engine/spec/compile_plan.h"
 #include "kernels/parallel.h"
 #include "tests/bench/random_base.h"
+#include "tests/kernels/bench_probe.h"
 
 namespace nibble::bench {
 namespace {
@@ -107,6 +108,27 @@ spec::TrainSpec Recipe(const Flags& flags) {
   return spec;
 }
 
+// Operations a step executes in products: the frozen weights forward, for dx, and forward again where they
+// are recomputed (all but the down projection), adapters, causal attention, the head.
+double StepFlops(const spec::ModelConfig& model, const spec::TrainSpec& spec) {
+  const auto hidden = static_cast<double>(model.hidden_size);
+  const auto ffn = static_cast<double>(model.intermediate_size);
+  const auto q = static_cast<double>(model.heads * model.head_dim);
+  const auto kv = static_cast<double>(model.kv_heads * model.head_dim);
+  const auto length = static_cast<double>(spec.sequence_len);
+  const double m = length * spec.micro_batch_size, r = spec.lora_r;
+  const double down = hidden * ffn;
+  const double weights = 2 * hidden * q + 2 * hidden * kv + 2 * hidden * ffn + down;
+  const double widths = 2 * (hidden + q) + 2 * (hidden + kv) + 3 * (hidden + ffn);  // inputs + outputs
+  const bool again = spec.recompute == spec::Recompute::kFull;
+  const double linear = 2 * m * (2 * weights + (again ? weights - down : 0));
+  const double adapters = 2 * m * r * widths * (again ? 4 : 3);
+  const double product = m * (length + 1) * q;  // the causal half of one product
+  const double attention = product * (2 + 5 + (again ? 2 : 0));
+  const double head = 4 * m * hidden * static_cast<double>(model.vocab_size);
+  return static_cast<double>(model.layers) * (linear + adapters + attention) + head;
+}
+
 absl::Status Run(const Flags& flags) {
   const int64_t steps = Number(flags, "steps", 3);
   const int threads = static_cast<int>(Number(flags, "threads", 2));
@@ -164,11 +186,15 @@ absl::Status Run(const Flags& flags) {
                   static_cast<int64_t>(master.size()));
   executor.RefreshCompute();
 
-  std::vector<double> losses, norms, seconds;
+  std::vector<double> losses, norms, seconds, probes, shares;
+  spec::StepPhaseTimes phases{};
   int64_t tokens = 0;
+  const double work = StepFlops(model, spec);
   for (int64_t i = 0; i <= steps; ++i) {
     const auto first = rows.begin() + i * asked.micro_batch_size;
     const engine::MicroBatch batch = Batch({first, first + asked.micro_batch_size});
+    const double probe = kernels::bench::ProductRate(table->body) * threads;
+    executor.TakePhaseTimes();
     const int64_t began_us = RealClock::Get().NowMonotonicUs();
     executor.ZeroGradients();
     const double count = static_cast<double>(batch.target_tokens);
@@ -179,9 +205,17 @@ absl::Status Run(const Flags& flags) {
     seconds.push_back(static_cast<double>(RealClock::Get().NowMonotonicUs() - began_us) * 1e-6);
     losses.push_back(loss);
     tokens = batch.tokens();
+    if (i == 0) continue;  // the warm-up
+    const spec::StepPhaseTimes of_step = executor.TakePhaseTimes();
+    for (size_t p = 0; p < phases.size(); ++p) phases[p] += of_step[p];
+    probes.push_back(probe);
+    shares.push_back(work / seconds.back() / probe);
   }
   std::vector<double> timed(seconds.begin() + 1, seconds.end());
-  std::sort(timed.begin(), timed.end());
+  for (std::vector<double>* values : {&timed, &probes, &shares}) std::sort(values->begin(), values->end());
+  nlohmann::json phase_us;
+  for (size_t p = 0; p < phases.size(); ++p)
+    phase_us[std::string(spec::kStepPhaseNames[p])] = phases[p] / steps;
   const nlohmann::json line = {
       {"shape", directory.empty() ? Text(flags, "shape", "135m") : directory},
       {"layers", model.layers},
@@ -202,6 +236,10 @@ absl::Status Run(const Flags& flags) {
       {"driver_bytes", backend->is_host() ? 0
                                           : backend->fixed_bytes() + free_before_bytes -
                                                 backend->free_bytes()},
+      {"phase_us", phase_us},
+      {"step_gflop", work * 1e-9},
+      {"probe_gflops", probes[probes.size() / 2] * 1e-9},
+      {"share_of_probe", shares[shares.size() / 2]},
       {"planned_bytes",
        plan.memory.base_bytes + plan.memory.persistent_bytes + plan.memory.step_bytes},
       {"peak_rss_bytes", PeakResidentBytes()},

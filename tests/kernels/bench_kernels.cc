@@ -207,7 +207,8 @@ int Main(int argc, char** argv) {
     }
   }
   if (CpuTableFor(options.body) == nullptr || options.threads < 1 || options.tokens < 1) {
-    std::fprintf(stderr, "usage: nibble-bench-kernels [--body NAME] [--threads N] [--tokens M] [--json 1] [WORD]\n");
+    std::fprintf(stderr, "usage: nibble-bench-kernels [--body NAME] [--threads N] [--tokens M] [--json 1] "
+                         "[WORD]\n");
     return 2;
   }
   Bench bench(options);

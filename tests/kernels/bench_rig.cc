@@ -122,7 +122,8 @@ RandomWeight::RandomWeight(QuantType type, int64_t n, int64_t k)
 }
 
 double RandomWeight::Bytes() const {
-  return static_cast<double>(codes.size()) + (IsQuantized(view.type) ? static_cast<double>(scales.size()) : 0);
+  const size_t scale_bytes = IsQuantized(view.type) ? scales.size() : 0;
+  return static_cast<double>(codes.size() + scale_bytes);
 }
 
 }  // namespace nibble::kernels::bench
