@@ -184,7 +184,7 @@ def workers():
                   (quantile(0.95, "nibble_train_step_duration_seconds", ()), "p95"), min=0),
             lines("Where steps spend their time", "Share of the time of optimizer steps on CPUs, by kind of work.",
                   "percentunit",
-                  (f'sum by (phase) ({rate("nibble_train_phase_seconds_total")}) / ignoring (phase) group_left '
+                  (f'sum by (phase) ({rate("nibble_train_phase_seconds_total")}) / ignoring (phase) group_left () '
                    f'sum({rate("nibble_train_phase_seconds_total")})', "{{phase}}"), stack=True, min=0),
             lines("Steps", "Optimizer steps finished per second, all jobs of a worker together.", "ops",
                   (rate("nibble_train_steps_total"), "{{instance}}"), min=0),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What ./dev bench runs: run.sh BIN_DIR [kernels|step|peer|control|all]
+# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|peer|control|all]
 set -euo pipefail
 bin=$1
 what=${2:-all}
@@ -7,6 +7,36 @@ here=$(cd "$(dirname "$0")" && pwd)
 threads=${NIBBLE_BENCH_THREADS:-2}
 
 kernels() { "$bin/nibble-bench-kernels"; }
+
+# Kernels, steps and generation beside their limits, and decoding beside bitsandbytes where the oracle's
+# environment is: one table, and a picture of it at NIBBLE_BENCH_SVG.
+cpu() {
+  local lines shape python=${NIBBLE_ORACLE_VENV:-$HOME/.cache/nibble/oracle-venv}/bin/python
+  lines=$(mktemp)
+  {
+    "$bin/nibble-bench-kernels" --json 1
+    if [ -x "$python" ]; then "$python" "$here/peer_decode.py" || true; fi
+    for shape in 135m 1.1b; do
+      "$bin/nibble-bench-step" --shape "$shape" --seq 512 --steps 3 --threads "$threads"
+    done
+    "$bin/nibble-bench-generate" --shape 1.1b --threads "$threads"
+  } >"$lines"
+  python3 "$here/report.py" ${NIBBLE_BENCH_SVG:+--svg "$NIBBLE_BENCH_SVG"} <"$lines"
+  rm -f "$lines"
+}
+
+# Tokens/s by sequence length and micro-batch, the probe beside.
+grid() {
+  local shape seq batch
+  for shape in ${NIBBLE_BENCH_SHAPES:-135m}; do
+    for seq in 512 2048; do
+      for batch in 1 2 4 8; do
+        "$bin/nibble-bench-step" --shape "$shape" --seq "$seq" --micro-batch "$batch" --steps 2 \
+          --threads "$threads" ${NIBBLE_BENCH_LAYERS:+--layers $NIBBLE_BENCH_LAYERS}
+      done
+    done
+  done | python3 "$here/report.py"
+}
 
 # Tokens/s and peak memory at three shapes; the 7B one takes its full depth.
 steps() {
@@ -43,10 +73,12 @@ control() {
 }
 
 case $what in
-  kernels | cpu) kernels ;;
+  kernels) kernels ;;
+  cpu) cpu ;;
+  grid) grid ;;
   step) steps ;;
   peer) peer ;;
   control) control ;;
   all) kernels; steps; control ;;
-  *) echo "bench takes kernels, step, peer or control, got '$what'" >&2; exit 2 ;;
+  *) echo "bench takes cpu, kernels, grid, step, peer or control, got '$what'" >&2; exit 2 ;;
 esac
