@@ -127,8 +127,9 @@ absl::Status Run(std::map<std::string, std::string> flags) {
   const int threads = static_cast<int>(number("threads", 2));
   const spec::ModelConfig model = NamedShape(shape, number("layers", 0));
   if (model.layers == 0) return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
-  ASSIGN_OR_RETURN(const RandomBase base, RandomBase::Make(model, spec::QuantKind::kNF4, true, 1));
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, engine::OpenBackend("cpu", threads));
+  ASSIGN_OR_RETURN(const RandomBase base,
+                   RandomBase::Make(*backend, model, spec::QuantKind::kNF4, true, 1));
   kernels::Context& context = backend->context();
   std::vector<char> workspace(size_t{8} << 20);
   context.workspace = workspace.data();
