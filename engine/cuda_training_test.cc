@@ -303,6 +303,9 @@ TEST_F(EmulatedDevice, MemoryTakenByOthersIsOutOfMemoryAndPasses) {
 TEST(OpenBackend, NamesWhatIsThere) {
   EXPECT_TRUE(OpenBackend("cuda-emulated", 0).ok());
   EXPECT_TRUE(OpenBackend("cuda-emulated:0", 0).ok());
+  for (const char* name : {"cuda-emulated,fp16", "cuda-emulated:0,fp16"}) {
+    EXPECT_EQ((*OpenBackend(name, 0))->table().act, kernels::DType::kF16) << name;
+  }
   for (const char* name : {"cuda:0", "cuda-emulated:1", "cuda-emulated:x", "cuda-emulated,fp16x", "gpu"}) {
     const auto opened = OpenBackend(name, 0);
     EXPECT_FALSE(opened.ok()) << name;

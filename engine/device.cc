@@ -72,6 +72,7 @@ absl::StatusOr<kernels::CudaOptions> CudaOptionsFrom(const std::string& device, 
   if (rest.ends_with(",fp16")) {
     options.fp16 = true;
     rest.resize(rest.size() - 5);
+    if (rest.empty()) return options;
   }
   if (!rest.starts_with(":") || !absl::SimpleAtoi(rest.substr(1), &options.index) ||
       options.index < 0) {

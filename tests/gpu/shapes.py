@@ -1,5 +1,27 @@
 """What ./dev gpu runs: cases, shapes, goals. Index [True] is the emulated dry run."""
 
+# A base of a few thousand weights, for the emulation; its tokenizer is the demo's.
+TINY_CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    "vocab_size": 1536, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "tie_word_embeddings": True, "hidden_act": "silu", "torch_dtype": "float32",
+}
+
+
+def tiny_tensors():
+    """Names and shapes of its weights."""
+    prefix, hidden, ffn = "model.layers.0.", 64, 128
+    yield "model.embed_tokens.weight", (1536, hidden)
+    yield "model.norm.weight", (hidden,)
+    yield prefix + "input_layernorm.weight", (hidden,)
+    yield prefix + "post_attention_layernorm.weight", (hidden,)
+    for name, rows, columns in (("self_attn.q", hidden, hidden), ("self_attn.k", 32, hidden),
+                                ("self_attn.v", 32, hidden), ("self_attn.o", hidden, hidden),
+                                ("mlp.gate", ffn, hidden), ("mlp.up", ffn, hidden), ("mlp.down", hidden, ffn)):
+        yield f"{prefix}{name}_proj.weight", (rows, columns)
+
+
 # Of the kernel cases: words in their names.
 EMULATED_CASES = "rmsnorm"
 SANITIZED_CASES = ["rmsnorm_forward", "sum_squares", "add "]
