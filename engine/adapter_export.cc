@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/adapter.h"
+#include "engine/hashed_file.h"
 #include "engine/json.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
@@ -73,7 +74,9 @@ std::string ConfigJson(const AdapterConfig& config) {
   return Pretty(value);
 }
 
-std::string Weights(const AdapterExport& adapter) {
+// Beside, and renamed when it is durable. The masters go straight to the file.
+absl::StatusOr<ExportedFile> WriteWeights(const std::string& directory, const char* name,
+                                          const AdapterExport& adapter) {
   std::vector<TensorToWrite> tensors;
   const int64_t r = adapter.config.r;
   for (const AdapterPairView& pair : adapter.pairs) {
@@ -82,7 +85,15 @@ std::string Weights(const AdapterExport& adapter) {
     tensors.push_back({path + ".lora_A.weight", TensorType::kF32, {r, shape.k}, pair.a});
     tensors.push_back({path + ".lora_B.weight", TensorType::kF32, {shape.n, r}, pair.b});
   }
-  return SerializeSafetensors(tensors, {{"format", "pt"}});
+  const std::string temporary = JoinPath(directory, absl::StrCat(name, ".tmp"));
+  HashedFile file(temporary);
+  RETURN_IF_ERROR(file.Open());
+  RETURN_IF_ERROR(StreamSafetensors(
+      tensors, {{"format", "pt"}},
+      [&](const void* data, int64_t size) { return file.Write(data, size); }));
+  RETURN_IF_ERROR(file.Finish());
+  RETURN_IF_ERROR(Rename(temporary, JoinPath(directory, name)));
+  return ExportedFile{name, file.bytes(), file.digest()};
 }
 
 std::string MetricsLines(const std::vector<MetricRow>& metrics) {
@@ -263,7 +274,6 @@ absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& direc
   std::vector<std::pair<std::string, std::string>> contents;
   contents.emplace_back("README.md", ModelCard(adapter));
   contents.emplace_back("adapter_config.json", ConfigJson(adapter.config));
-  contents.emplace_back("adapter_model.safetensors", Weights(adapter));
   contents.emplace_back("metrics.jsonl", MetricsLines(adapter.metrics));
   contents.emplace_back("nibble_job.yaml", Recipe(adapter));
   contents.emplace_back("trainer_state.json", TrainerState(adapter));
@@ -274,9 +284,12 @@ absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& direc
     files.push_back({name, static_cast<int64_t>(data.size()), Sha256Hex(data)});
     return absl::OkStatus();
   };
-  for (const auto& [name, data] : contents) {
-    RETURN_IF_ERROR(write(name, data));
-    absl::StrAppend(&checksums, files.back().sha256, "  ", name, "\n");
+  for (const auto& [name, data] : contents) RETURN_IF_ERROR(write(name, data));
+  ASSIGN_OR_RETURN(ExportedFile weights,
+                   WriteWeights(directory, "adapter_model.safetensors", adapter));
+  files.insert(files.begin() + 2, std::move(weights));  // they are listed by name
+  for (const ExportedFile& file : files) {
+    absl::StrAppend(&checksums, file.sha256, "  ", file.name, "\n");
   }
   RETURN_IF_ERROR(write("checksums.txt", checksums));
   RETURN_IF_ERROR(SyncDir(directory));

@@ -1,5 +1,7 @@
 #include "engine/base_model.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -140,6 +142,9 @@ struct BaseModel::Impl {
           absl::StrCat(path, " is no quantized base of this layout (", file.size(), " bytes, ",
                        layout.file_bytes, " expected); remove it and it is made anew"));
     }
+    // All of it is in memory from the start, as planned, and no step waits for the disk. A system that
+    // does not know the request reads pages when they are touched.
+    madvise(const_cast<uint8_t*>(file.data()), file.size(), MADV_POPULATE_READ);
     Point(layout, DType::kBF16,
           [&](const BaseEntry& entry) -> const void* { return file.data() + entry.offset; });
     return absl::OkStatus();

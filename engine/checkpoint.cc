@@ -9,12 +9,13 @@
 #include <cstring>
 #include <limits>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/hashed_file.h"
 #include "engine/line.h"
 #include "nlohmann/json.hpp"
 
@@ -42,50 +43,6 @@ static_assert(sizeof(StateHeader) == 64);
 absl::Status Invalid(const std::string& directory, const std::string& what) {
   return Error(Reason::kCheckpointInvalid, absl::StrCat("checkpoint ", directory, ": ", what));
 }
-
-// A file written piece by piece, hashed on the way and fsynced at the end.
-class HashedFile {
- public:
-  explicit HashedFile(std::string path) : path_(std::move(path)) {}
-  ~HashedFile() {
-    if (fd_ >= 0) close(fd_);
-  }
-  absl::Status Open() {
-    fd_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    return fd_ >= 0 ? absl::OkStatus() : ErrnoStatus(errno, "create " + path_);
-  }
-  absl::Status Write(const void* data, int64_t size) {
-    const char* at = static_cast<const char*>(data);
-    constexpr int64_t kChunk = int64_t{1} << 20;
-    while (size > 0) {
-      const ssize_t written = write(fd_, at, static_cast<size_t>(std::min(size, kChunk)));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return ErrnoStatus(errno, "write " + path_);
-      sha_.Update(at, static_cast<size_t>(written));
-      at += written;
-      size -= written;
-      bytes_ += written;
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Finish() {
-    if (fsync(fd_) != 0) return ErrnoStatus(errno, "fsync " + path_);
-    const int fd = fd_;
-    fd_ = -1;
-    if (close(fd) != 0) return ErrnoStatus(errno, "close " + path_);
-    digest_ = sha_.FinishHex();
-    return absl::OkStatus();
-  }
-  int64_t bytes() const { return bytes_; }
-  const std::string& digest() const { return digest_; }
-
- private:
-  std::string path_;
-  int fd_ = -1;
-  Sha256 sha_;
-  int64_t bytes_ = 0;
-  std::string digest_;
-};
 
 absl::Status RefuseNonFinite(const CheckpointArrays::Part& part) {
   if (!part.floats) return absl::OkStatus();
@@ -304,28 +261,44 @@ absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
   return head;
 }
 
+// Straight into the arrays: a mapping would be memory beside the plan.
+absl::Status ReadAll(int fd, const std::string& path, void* data, int64_t size) {
+  auto* at = static_cast<char*>(data);
+  while (size > 0) {
+    const ssize_t got = read(fd, at, static_cast<size_t>(size));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, "read " + path);
+    if (got == 0) return Error(Reason::kCheckpointInvalid, path + " ends early");
+    at += got;
+    size -= got;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadState(const std::string& directory, int64_t step, const CheckpointArrays& arrays) {
-  ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(JoinPath(directory, kStateFile)));
-  size_t bytes = 0;
-  for (const CheckpointArrays::Part& part : arrays.parts) bytes += static_cast<size_t>(part.bytes);
+  const std::string path = JoinPath(directory, kStateFile);
+  const auto size = FileSizeBytes(path);
+  int64_t bytes = 0;
+  for (const CheckpointArrays::Part& part : arrays.parts) bytes += part.bytes;
   StateHeader header;
   const StateHeader expected;
-  if (file.size() < sizeof header) return Invalid(directory, "state.bin is too short");
-  std::memcpy(&header, file.data(), sizeof header);
+  const int64_t header_bytes = sizeof header;
+  if (!size.ok() || *size < header_bytes) return Invalid(directory, "state.bin is too short");
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus(errno, "open " + path);
+  const absl::Cleanup close_file = [fd] { close(fd); };
+  RETURN_IF_ERROR(ReadAll(fd, path, &header, header_bytes));
   if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0 ||
       header.version != expected.version || header.real_bytes != expected.real_bytes) {
     return Invalid(directory, "state.bin has another format");
   }
-  if (header.elements != arrays.elements || header.step != step ||
-      file.size() != sizeof header + bytes) {
+  if (header.elements != arrays.elements || header.step != step || *size != header_bytes + bytes) {
     return Invalid(directory,
                    absl::StrCat("state.bin holds ", header.elements, " elements at step ",
                                 header.step, ", not ", arrays.elements, " at ", step));
   }
-  const uint8_t* at = file.data() + sizeof header;
   for (const CheckpointArrays::Part& part : arrays.parts) {
-    std::memcpy(part.data, at, static_cast<size_t>(part.bytes));
-    at += part.bytes;
+    RETURN_IF_ERROR(ReadAll(fd, path, part.data, part.bytes));
   }
   return absl::OkStatus();
 }

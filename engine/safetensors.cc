@@ -387,8 +387,9 @@ std::string Checkpoint::Where(std::string_view name) const {
                       ": tensor ", Quote(name));
 }
 
-std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,
-                                 const std::map<std::string, std::string>& metadata) {
+absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
+                               const std::map<std::string, std::string>& metadata,
+                               const std::function<absl::Status(const void*, int64_t)>& write) {
   std::vector<const TensorToWrite*> order;
   for (const TensorToWrite& tensor : tensors) order.push_back(&tensor);
   std::sort(order.begin(), order.end(),
@@ -421,13 +422,23 @@ std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,
   }
   header += '}';
   header.resize((header.size() + 7) / 8 * 8, ' ');
-  std::string out;
-  out.reserve(8 + header.size() + static_cast<size_t>(offset));
-  for (int i = 0; i < 8; ++i) out += static_cast<char>(header.size() >> (8 * i) & 0xFF);
-  out += header;
+  std::string start;
+  for (int i = 0; i < 8; ++i) start += static_cast<char>(header.size() >> (8 * i) & 0xFF);
+  start += header;
+  RETURN_IF_ERROR(write(start.data(), static_cast<int64_t>(start.size())));
   for (const TensorToWrite* tensor : order) {
-    out.append(static_cast<const char*>(tensor->data), static_cast<size_t>(size_of(*tensor)));
+    RETURN_IF_ERROR(write(tensor->data, size_of(*tensor)));
   }
+  return absl::OkStatus();
+}
+
+std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,
+                                 const std::map<std::string, std::string>& metadata) {
+  std::string out;
+  CHECK_OK(StreamSafetensors(tensors, metadata, [&](const void* data, int64_t size) {
+    out.append(static_cast<const char*>(data), static_cast<size_t>(size));
+    return absl::OkStatus();
+  }));
   return out;
 }
 

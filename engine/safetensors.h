@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -103,6 +104,10 @@ struct TensorToWrite {
   std::vector<int64_t> shape;
   const void* data = nullptr;
 };
+// Hands the bytes of a file to `write`, piece by piece; the first error ends it.
+absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
+                               const std::map<std::string, std::string>& metadata,
+                               const std::function<absl::Status(const void*, int64_t)>& write);
 // The bytes of a file; tensors sorted by name, header padded to 8 bytes: the same input, the same
 // bytes.
 std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,

@@ -236,6 +236,30 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
 // checkpoints and lines.
 int64_t HostBytes(const ModelConfig& model) { return (int64_t{12} << 20) + 660 * model.vocab_size; }
 
+// More than this is no plan but a slip; below it no sum of sizes comes near the end of 64 bits.
+constexpr double kAbsurdBytes = 0x1p50;  // 1 PiB
+
+absl::Status RefuseAbsurd(const ModelConfig& model, const TrainSpec& spec,
+                          const DeviceProfile& profile) {
+  const auto tokens = static_cast<double>(int64_t{spec.micro_batch_size} * spec.sequence_len);
+  const auto layers = static_cast<double>(model.layers);
+  const auto width = static_cast<double>(4 * model.hidden_size + 4 * model.QueryWidth() +
+                                         4 * model.KeyValueWidth() + 3 * model.intermediate_size +
+                                         kModuleCount * spec.lora_r);
+  const double adapters = 6 * layers * spec.lora_r * width;  // elements; each a few bytes
+  const double base = static_cast<double>(model.LinearParameters()) +
+                      4.0 * static_cast<double>(model.vocab_size) * static_cast<double>(model.hidden_size);
+  const double workspace =
+      profile.threads * tokens * (256.0 + 32.0 * static_cast<double>(model.head_dim + spec.lora_r));
+  const double bytes = profile.act_bytes * (tokens * layers * width + adapters) + base + workspace;
+  if (bytes <= kAbsurdBytes) return absl::OkStatus();
+  return Error(Reason::kExceedsDeviceMemory,
+               absl::StrCat("the job needs about ", bytes / kAbsurdBytes,
+                            " PiB, which no device has: ", model.layers, " layers of hidden_size ",
+                            model.hidden_size, " with ", tokens, " tokens a micro-batch and r ",
+                            spec.lora_r, "; is one of them a slip?"));
+}
+
 }  // namespace
 
 int64_t StagingBytes(const TrainSpec& spec) {
@@ -262,6 +286,7 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   if (given.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
   }
+  RETURN_IF_ERROR(RefuseAbsurd(model, given, profile));
   TrainSpec spec = given;
   ASSIGN_OR_RETURN(spec.recompute, ChooseRecompute(model, given, {profile}));
   CompiledPlan plan;

@@ -184,7 +184,7 @@ absl::StatusOr<ModelConfig> FromJson(const json& config) {
   model.vocab_size = fields.Needed("vocab_size", 1 << 24);
   model.hidden_size = fields.Needed("hidden_size", 1 << 17);
   model.intermediate_size = fields.Needed("intermediate_size", 1 << 20);
-  model.layers = fields.Needed("num_hidden_layers", 1024);
+  model.layers = fields.Needed("num_hidden_layers", 256);
   model.heads = fields.Needed("num_attention_heads", 1024);
   model.kv_heads = fields.Integer("num_key_value_heads", model.heads, 1, 1024);
   RETURN_IF_ERROR(fields.status());
