@@ -126,8 +126,10 @@ Summary Summarize(const std::vector<RunResult>& runs) {
     s.reserved += r.reserved / n;
     s.unreserved_backlog += r.unreserved_backlog / n;
     s.busy += r.busy / n;
-    s.share_error_mean += r.share_error_mean / n;
-    s.share_error_p95 += r.share_error_p95 / n;
+    // By hours: a run that had none says nothing.
+    const auto hours = static_cast<double>(r.backlogged_hours);
+    s.share_error_mean += r.share_error_mean * hours;
+    s.share_error_p95 = std::max(s.share_error_p95, r.share_error_p95);
     s.backlogged_hours += r.backlogged_hours;
     s.preemptions += static_cast<double>(r.preemptions);
     s.over_capacity += r.over_capacity;
@@ -135,6 +137,7 @@ Summary Summarize(const std::vector<RunResult>& runs) {
     s.worst_wait = std::max(s.worst_wait, r.worst_wait);
     s.pass_p99_ms = std::max(s.pass_p99_ms, r.pass_p99_ms);
   }
+  s.share_error_mean /= static_cast<double>(std::max<int64_t>(1, s.backlogged_hours));
   s.jobs = static_cast<int64_t>(completion.size());
   for (const double h : completion) s.mean_h += h / static_cast<double>(s.jobs);
   for (const double x : slowdown) s.slowdown_mean += x / static_cast<double>(s.jobs);

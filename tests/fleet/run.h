@@ -56,7 +56,7 @@ struct Summary {
   double unreserved_backlog = 0;
   double busy = 0;
   double share_error_mean = 0;
-  double share_error_p95 = 0;
+  double share_error_p95 = 0;  // of the worst run
   int64_t backlogged_hours = 0;
   double preemptions = 0;  // per job
   int64_t over_capacity = 0;
