@@ -296,9 +296,17 @@ class Pass {
     return std::nullopt;
   }
 
+  // Someone it waits for should have ended by now: the prediction is no good.
+  bool IsLate(const BoardReservation& r) const {
+    return std::any_of(r.gone.begin(), r.gone.end(), [&](const HoldKey& key) {
+      const Board::Hold& hold = board_.holds().at(key);
+      return !hold.releasing && hold.end_us < now_us_ - policy_.preempt_patience_us;
+    });
+  }
+
   void Preempt(const Candidate& c, const Waiting& w, const Bucket& bucket,
                std::optional<BoardReservation>& r) {
-    if (r && r->start_us <= now_us_ + policy_.preempt_patience_us) return;
+    if (r && r->start_us <= now_us_ + policy_.preempt_patience_us && !IsLate(*r)) return;
     std::optional<Plan> best;
     std::set<int32_t> seen;
     int count = 0;

@@ -226,6 +226,142 @@ TEST(Schedule, NothingGoesToWorkersThatDrainOrAreLate) {
   EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
 }
 
+// One place, taken by `first`, which has run its minimum time when `second` comes.
+void Compete(Driver& d, const CreateJob& first, const CreateJob& second) {
+  d.core().options.max_attempts_per_device = 1;
+  d.Must(ServerStart{"timeline-1"});
+  d.AddWorker("w1");
+  d.Must(first);
+  d.Place();
+  ASSERT_EQ(WorkerOfJob(d, first.job_id), "w1");
+  d.Advance(d.core().options.min_run_us + kSecondUs);
+  d.Must(Synchronize(d.SyncOf("w1")));
+  d.Must(second);
+  d.Place();
+}
+
+bool IsAskedToLetGo(const Driver& d, const std::string& id) {
+  return d.job(id).Current() != nullptr && d.job(id).Current()->release_requested;
+}
+
+CreateJob WithSteps(const std::string& id, int64_t steps, int32_t priority = 0) {
+  CreateJob create = Driver::JobOf(id);
+  create.spec.max_steps = steps;
+  create.priority = priority;
+  return create;
+}
+
+TEST(Preemption, AHigherPriorityTakesThePlaceAndTheOtherGoesOnLater) {
+  Driver d;
+  Compete(d, WithSteps("low", 1'000), WithSteps("high", 1'000, 1));
+  EXPECT_TRUE(IsAskedToLetGo(d, "low"));
+  EXPECT_EQ(d.job("low").Current()->release_reason, "preempted: jobs/high has a higher priority");
+  EXPECT_EQ(WorkerOfJob(d, "high"), "");  // the bytes are not free yet
+  d.Must(ReportReleased{d.FenceOf("low"), 0});
+  Synchronize gone = d.SyncOf("w1");
+  d.Must(gone);
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "high"), "w1");
+  EXPECT_EQ(d.job("low").state, JobState::kQueued);
+  EXPECT_EQ(d.job("low").infra_retries, 0);
+}
+
+TEST(Preemption, NotBeforeItHasRunItsMinimumTime) {
+  Driver d;
+  d.core().options.max_attempts_per_device = 1;
+  d.AddWorker("w1");
+  d.Must(WithSteps("low", 1'000));
+  d.Place();
+  d.Must(WithSteps("high", 1'000, 1));
+  d.Place();
+  EXPECT_FALSE(IsAskedToLetGo(d, "low"));
+}
+
+TEST(Preemption, MuchLessWorkTakesThePlaceOfMuchMore) {
+  Driver d;
+  Compete(d, WithSteps("long", 1'000'000'000), WithSteps("short", 1'000));
+  EXPECT_TRUE(IsAskedToLetGo(d, "long"));
+  Driver equal;
+  Compete(equal, WithSteps("long", 1'000'000'000), WithSteps("other", 900'000'000));
+  EXPECT_FALSE(IsAskedToLetGo(equal, "long"));
+}
+
+TEST(Projects, TheOneThatHasLessGoesFirstByItsWeight) {
+  Driver d;
+  d.core().options.projects["heavy"].weight = 4;
+  d.core().options.max_attempts_per_device = 5;
+  d.Must(ServerStart{"timeline-1"});
+  for (int i = 0; i < 10; ++i) {
+    for (const char* project : {"heavy", "light"}) {
+      CreateJob create = Driver::JobOf(std::string(project) + "-" + std::to_string(i));
+      create.tenant = project;
+      d.Must(create);
+    }
+  }
+  d.AddWorker("w1");
+  d.Place();
+  const Board& board = d.state().board;
+  const auto held = [&](const char* project) {
+    return board.projects()[static_cast<size_t>(board.FindProject(project))].held_jobs;
+  };
+  EXPECT_EQ(held("heavy"), 4);
+  EXPECT_EQ(held("light"), 1);
+}
+
+TEST(Projects, AQuotaHoldsBackItsOwnJobsOnly) {
+  Driver d;
+  d.core().options.projects["small"].quota_jobs = 1;
+  d.Must(ServerStart{"timeline-1"});
+  for (const char* id : {"a", "b"}) {
+    CreateJob create = Driver::JobOf(id);
+    create.tenant = "small";
+    d.Must(create);
+  }
+  d.Must(Driver::JobOf("c"));
+  d.AddWorker("w1");
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
+  EXPECT_EQ(WorkerOfJob(d, "b"), "");
+  EXPECT_EQ(WorkerOfJob(d, "c"), "w1");
+  EXPECT_THAT(StateReason(d.state(), d.job("b"), d.Now().monotonic_us, d.core()),
+              HasSubstr("quota of project small"));
+}
+
+TEST(Schedule, AWorkerIsOfferedNothingBeforeItCalledAfterARestart) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(ServerStart{"timeline-1"});
+  d.Must(Driver::JobOf("a"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "");
+  d.Must(Synchronize(d.SyncOf("w1")));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
+}
+
+TEST(Schedule, TheMeasuredLoadIsCapped) {
+  Driver d;
+  d.core().options.max_load_milli = 1'250;
+  d.Must(ServerStart{"timeline-1"});
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("a"));
+  d.Must(Driver::JobOf("b"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "b"), "");  // nobody has measured a yet
+  ReportProgress report;
+  report.fence = d.FenceOf("a");
+  for (const int64_t step : {1, 11}) {
+    report.head.step = step;
+    report.head.step_time_us = 500'000;
+    d.Must(report);
+    d.Advance(10 * kSecondUs);  // half of the time is its turns'
+    d.Must(Synchronize(d.SyncOf("w1")));
+  }
+  d.Place();
+  EXPECT_EQ(d.state().learned.begin()->second.load_milli, 500);
+  EXPECT_EQ(WorkerOfJob(d, "b"), "w1");
+}
+
 TEST(Fits, SaysPerDeviceHowMuchAndWhatWouldFit) {
   Driver d;
   d.AddWorker("large", 500 * kMB);
