@@ -50,6 +50,10 @@ absl::Status ReadAttach(const json& object, Command& command) {
   if (spec == object.end() || !spec->is_object()) return Bad("lacks a spec object");
   ASSIGN_OR_RETURN(job.spec, spec::TrainSpecFromJson(
                                  spec->dump(-1, ' ', false, json::error_handler_t::replace)));
+  if (const auto it = object.find("priority"); it != object.end()) {
+    if (!it->is_number_integer()) return Bad("has a priority that is no whole number");
+    command.priority = it->get<int64_t>();
+  }
   const auto planned = object.find("planned");
   if (planned == object.end() || !planned->is_object()) return Bad("lacks planned");
   RETURN_IF_ERROR(TakeBytes(*planned, "base_bytes", command.planned_base_bytes));

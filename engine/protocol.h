@@ -26,6 +26,7 @@ struct Command {
   int64_t planned_base_bytes = 0;
   int64_t planned_persistent_bytes = 0;
   int64_t planned_step_bytes = 0;
+  int64_t priority = 0;     // attach
   bool checkpoint = false;  // detach
 };
 

@@ -172,7 +172,7 @@ class Server {
       FitStep().IgnoreError();  // as it was; a neighbour that cannot run will say so in its turn
       return fitted;
     }
-    turns_.Add(attempt);
+    turns_.Add(attempt, TurnWeight(command.priority));
     LogInfo("job.attached", {{"attempt", attempt},
                              {"step", attached.job->step()},
                              {"planned_steps", attached.job->total_steps()}});

@@ -1,8 +1,13 @@
 #include "engine/turns.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace nibble::engine {
+
+double TurnWeight(int64_t priority) {
+  return std::exp2(static_cast<double>(std::clamp<int64_t>(priority, -40, 40)) / 10);
+}
 
 double TurnQueue::Least() const {
   const Entry* least = nullptr;

@@ -1,4 +1,5 @@
-// Whose turn it is: the job that has had the least time for its weight, the older one when equal.
+// Whose turn it is: the job that has had the least time for its weight, the older one when equal. The
+// weight is the job's priority, so that nobody starves: who waits comes nearer with every turn of others.
 //
 // A job that joins starts level with the neediest, so it neither waits nor takes over. Pure; one
 // thread.
@@ -9,6 +10,9 @@
 #include <vector>
 
 namespace nibble::engine {
+
+// Shares of time by priority: ten more is twice the time; 1 at priority 0, 1/16 to 16 at the ends.
+double TurnWeight(int64_t priority);
 
 class TurnQueue {
  public:

@@ -46,6 +46,21 @@ TEST(TurnQueue, ANewcomerNeitherWaitsNorTakesOver) {
   EXPECT_EQ(used.at("b"), 50);
 }
 
+TEST(TurnQueue, PriorityIsAShareOfTimeAndNobodyStarves) {
+  EXPECT_EQ(TurnWeight(0), 1);
+  EXPECT_EQ(TurnWeight(10), 2);
+  EXPECT_EQ(TurnWeight(-10), 0.5);
+  EXPECT_EQ(TurnWeight(1000), 16);
+  EXPECT_EQ(TurnWeight(-1000), 1.0 / 16);
+  TurnQueue queue;
+  queue.Add("low", TurnWeight(-1000));
+  queue.Add("usual", TurnWeight(0));
+  queue.Add("high", TurnWeight(20));
+  const auto used = RunTurns(queue, 8100, {{"low", 10}, {"usual", 10}, {"high", 10}});
+  EXPECT_NEAR(static_cast<double>(used.at("high")) / static_cast<double>(used.at("usual")), 4, 0.05);
+  EXPECT_NEAR(static_cast<double>(used.at("usual")) / static_cast<double>(used.at("low")), 16, 0.3);
+}
+
 TEST(TurnQueue, PausedJobsSitOut) {
   TurnQueue queue;
   queue.Add("a");

@@ -176,6 +176,7 @@ absl::StatusOr<Assignment> FromProto(const v1::Assignment& in) {
   a.numerics_id = in.numerics_id();
   a.run_alone = in.run_alone();
   a.display_name = in.display_name();
+  a.priority = in.priority();
   a.base_display_name = in.base_display_name();
   return a;
 }

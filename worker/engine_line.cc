@@ -161,6 +161,7 @@ std::string AttachLine(const Assignment& a, const LocalFiles& files, const std::
   o["numerics_id"] = a.numerics_id;
   o["base_name"] = a.base_display_name;
   o["display_name"] = a.display_name;
+  o["priority"] = a.priority;
   o["planned"] = {{"base_bytes", a.planned_base_bytes},
                   {"persistent_bytes", a.planned_persistent_bytes},
                   {"step_bytes", a.planned_step_bytes}};

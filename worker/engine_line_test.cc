@@ -86,11 +86,13 @@ TEST(EngineLineTest, Commands) {
   a.planned_persistent_bytes = 2;
   a.planned_step_bytes = 3;
   a.base_display_name = "tiny";
+  a.priority = -7;
   const json attach = json::parse(AttachLine(a, {"/m", "/d.jsonl", "", "/r"}, "/dir"));
   EXPECT_EQ(attach["type"], "attach");
   EXPECT_EQ(attach["attempt"], "job/3");
   EXPECT_EQ(attach["spec"]["lora_r"], 8);
   EXPECT_EQ(attach["resume"], "/r");
+  EXPECT_EQ(attach["priority"], -7);
   EXPECT_EQ(attach["planned"]["step_bytes"], 3);
   EXPECT_EQ(json::parse(DetachLine(a.key, true))["checkpoint"], true);
   EXPECT_EQ(json::parse(CommandLine("pause", a.key))["attempt"], "job/3");

@@ -202,6 +202,7 @@ void ToProto(const core::Assignment& assignment, bool shares_file_system, wv1::A
   out->set_numerics_id(job.numerics_id);
   out->set_run_alone(attempt.run_alone);
   out->set_display_name(job.display_name.empty() ? job.id : job.display_name);
+  out->set_priority(job.priority);
 }
 
 bool FenceHolds(const core::State& state, const core::CoreOptions& options, const core::Fence& fence) {

@@ -69,6 +69,7 @@ struct Assignment {
   std::string numerics_id;
   bool run_alone = false;
   std::string display_name;
+  int32_t priority = 0;  // the share of turns beside its neighbours
   std::string base_display_name;
 };
 
