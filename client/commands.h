@@ -51,8 +51,13 @@ int WithClient(const Globals& g, const Body& body) {
 int RunCommand(const Globals& g, const SubmitArgs& args, bool detach);
 int SubmitCommand(const Globals& g, const SubmitArgs& args);
 int ValidateCommand(const Globals& g, const SubmitArgs& args);
-int PlanCommand(const Globals& g, const SubmitArgs& args);
-int ListCommand(const Globals& g, bool all, const std::vector<std::string>& states, int limit);
+struct ListArgs {
+  bool all = false;
+  bool watch = false;
+  std::vector<std::string> states;
+  int limit = 100;
+};
+int ListCommand(const Globals& g, const ListArgs& args);
 int GetCommand(const Globals& g, const std::string& job);
 int WhyCommand(const Globals& g, const std::string& job);
 int DescribeCommand(const Globals& g, const std::string& job);
@@ -90,6 +95,23 @@ int AdapterGet(const Globals& g, const std::string& name);
 int AdapterRemove(const Globals& g, const std::vector<std::string>& names);
 int WorkerList(const Globals& g);
 int WorkerDrain(const Globals& g, const std::string& name, bool drain);
+
+// Recipes and their plans (commands_plan.cc).
+struct PlanArgs {
+  std::string recipe;  // may be empty with model_config
+  std::vector<std::string> overrides;
+  std::string model_config;  // config.json or its directory: plan for a model nobody registered
+  std::string device;        // worker or card to show in full; "" = the first that fits
+  std::string svg;           // file to write
+  bool methods = false;
+  bool plot = false;
+};
+int PlanCommand(const Globals& g, const PlanArgs& args);
+// The recipe with every default written out.
+int RecipeCommand(const Globals& g, const std::string& recipe,
+                  const std::vector<std::string>& overrides);
+// JSON Schema of recipes, for editors.
+int SchemaCommand(const Globals& g);
 
 // This machine.
 struct UpArgs {

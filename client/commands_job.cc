@@ -204,40 +204,51 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
   });
 }
 
-int PlanCommand(const Globals& g, const SubmitArgs& args) {
-  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    ASSIGN_OR_RETURN(const Recipe recipe, LoadRecipe(args.recipe, args.overrides));
-    v1::PlanJobRequest request;
-    ASSIGN_OR_RETURN(*request.mutable_spec(), PrepareSpec(client, g.terminal, recipe));
-    ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, client.PlanJob(request));
-    if (!PrintMessage(g.terminal, plan)) PrintOut(PlanText(plan, g.terminal.style));
-    const bool fits = plan.fits_size() == 0 ||
-                      std::any_of(plan.fits().begin(), plan.fits().end(), [](const auto& f) {
-                        return f.verdict() != v1::DeviceFit::NEVER;
-                      });
-    return fits ? kExitOk : kExitInvalid;
-  });
+namespace {
+
+absl::StatusOr<std::vector<v1::JobState>> StatesOf(const std::vector<std::string>& names, bool all) {
+  std::vector<v1::JobState> wanted;
+  for (const std::string& text : names) {
+    v1::JobState state;
+    if (!v1::JobState_Parse(absl::AsciiStrToUpper(text), &state)) {
+      return Error::Field(Reason::kSpecInvalid, "--state",
+                          absl::StrCat("has no \"", text,
+                                       "\"; states are queued, "
+                                       "starting, running, pausing, paused, cancelling, "
+                                       "succeeded, failed, cancelled"))
+          .ToStatus();
+    }
+    wanted.push_back(state);
+  }
+  if (wanted.empty() && !all) {
+    wanted = {v1::QUEUED, v1::STARTING, v1::RUNNING, v1::PAUSING, v1::PAUSED, v1::CANCELLING};
+  }
+  return wanted;
 }
 
-int ListCommand(const Globals& g, bool all, const std::vector<std::string>& states, int limit) {
+// The list again and again, in place on a terminal, until Ctrl-C.
+absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
+                              const std::vector<v1::JobState>& states, int limit) {
+  InstallInterrupt();
+  while (!Interrupted()) {
+    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(states, limit));
+    if (g.terminal.live) PrintOut("\x1b[H\x1b[2J");
+    PrintJobs(g, jobs);
+    if (!g.terminal.live) PrintOut("\n");
+    for (int i = 0; i < 20 && !Interrupted(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+int ListCommand(const Globals& g, const ListArgs& args) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    std::vector<v1::JobState> wanted;
-    for (const std::string& text : states) {
-      v1::JobState state;
-      if (!v1::JobState_Parse(absl::AsciiStrToUpper(text), &state)) {
-        return Error::Field(Reason::kSpecInvalid, "--state",
-                            absl::StrCat("has no \"", text,
-                                         "\"; states are queued, "
-                                         "starting, running, pausing, paused, cancelling, "
-                                         "succeeded, failed, cancelled"))
-            .ToStatus();
-      }
-      wanted.push_back(state);
-    }
-    if (wanted.empty() && !all) {
-      wanted = {v1::QUEUED, v1::STARTING, v1::RUNNING, v1::PAUSING, v1::PAUSED, v1::CANCELLING};
-    }
-    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(wanted, limit));
+    ASSIGN_OR_RETURN(const std::vector<v1::JobState> states, StatesOf(args.states, args.all));
+    if (args.watch) return WatchJobs(client, g, states, args.limit);
+    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(states, args.limit));
     return PrintJobs(g, jobs);
   });
 }

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "client/completion.h"
+#include "client/plan_report.h"
 #include "client/report.h"
 #include "client/run_view.h"
 
@@ -152,14 +153,27 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   fit->set_verdict(v1::DeviceFit::NEVER);
   fit->set_shortfall_bytes(int64_t{1} << 30);
   fit->mutable_plan()->set_total_bytes(int64_t{5} << 30);
-  auto* suggestion = plan.add_suggestions();
-  suggestion->set_field("training.micro_batch_size");
-  suggestion->set_value("1");
-  const std::string text = PlanText(plan, {false, true});
-  EXPECT_THAT(text, HasSubstr("never, short of 1.0 GiB"));
+  fit->set_device("cpu0");
+  auto* suggestion = fit->add_suggestions();
+  suggestion->set_total_bytes(int64_t{3} << 30);
+  suggestion->set_saved_bytes(int64_t{2} << 30);
+  suggestion->set_cost("the same batch, slower");
+  for (const auto& [field, value] : {std::pair{"training.micro_batch_size", "1"},
+                                     {"training.gradient_accumulation_steps", "8"},
+                                     {"optimizer.type", "adamw8bit"}}) {
+    auto* change = suggestion->add_changes();
+    change->set_field(field);
+    change->set_value(value);
+  }
+  const std::string text = PlanText(plan, "", 0, {false, true});
+  EXPECT_THAT(text, HasSubstr("never, 1.0 GiB short"));
+  EXPECT_THAT(text, HasSubstr("memory on w1/cpu0"));
   EXPECT_THAT(text, HasSubstr("5.0 GiB (5368709120 bytes)"));
-  EXPECT_THAT(text, HasSubstr("training.micro_batch_size = 1"));
-  EXPECT_THAT(PlanText({}, {false, true}), HasSubstr("no worker has registered"));
+  EXPECT_THAT(text, HasSubstr("what would make it fit w1/cpu0"));
+  // As overrides, to be copied behind the recipe.
+  EXPECT_THAT(text,
+              HasSubstr("micro_batch_size=1 gradient_accumulation_steps=8 optimizer=adamw8bit  3.0 GiB"));
+  EXPECT_THAT(text, HasSubstr("the same batch, slower"));
   const std::string data = DataReportText(
       R"({"rows":3,"usable_rows":2,"tokens":10,"trained_tokens":4,"length":{"max":9},
           "rejected":[{"reason":"too_long","rows":1,"first_rows":[2]}],

@@ -151,7 +151,7 @@ std::string PlotRow(const std::vector<Canvas>& layers, int row, int width, const
 }  // namespace
 
 std::string Paint(const Style& style, Ink ink, std::string_view text) {
-  static constexpr std::string_view kCodes[] = {"", "1", "2", "31", "32", "33", "34"};
+  static constexpr std::string_view kCodes[] = {"", "1", "2", "31", "32", "33", "34", "35", "36"};
   if (!style.color || ink == Ink::kPlain) return std::string(text);
   return absl::StrCat("\x1b[", std::string(kCodes[static_cast<int>(ink)]), "m", std::string(text),
                       "\x1b[0m");

@@ -18,7 +18,7 @@ struct Style {
 };
 
 // Wraps `text` in one of our few colours; unchanged when the style has none.
-enum class Ink { kPlain, kBold, kDim, kRed, kGreen, kYellow, kBlue };
+enum class Ink { kPlain, kBold, kDim, kRed, kGreen, kYellow, kBlue, kMagenta, kCyan };
 std::string Paint(const Style& style, Ink ink, std::string_view text);
 
 // "1.5 GiB", "12.0 KiB", "17 B"; negative values keep their sign.

@@ -14,10 +14,9 @@ struct Commands {
   Globals g;
   SubmitArgs submit;
   bool detach = false;
-  bool all = false;
+  ListArgs list;
+  PlanArgs plan;
   bool follow = false;
-  std::vector<std::string> states;
-  int limit = 100;
   int rows = 5;
   int wait_timeout_s = 0;
   std::string wait_for;
@@ -61,6 +60,28 @@ void AddSubmitFlags(CLI::App* command, Commands& c) {
   command->add_flag("-n,--dry-run", c.submit.dry_run, "check everything, create nothing");
 }
 
+void AddPlanCommands(CLI::App& app, Commands& c) {
+  auto* plan = Add(&app, "plan", "Show what a recipe would need and where it would fit", c,
+                   [&c] { return PlanCommand(c.g, c.plan); });
+  plan->add_option("recipe", c.plan.recipe, "recipe in YAML; may be left out with --model-config");
+  plan->add_option("override", c.plan.overrides, "key=value");
+  plan->add_option("--model-config", c.plan.model_config,
+                   "a config.json or its directory: plans for that model without registering it");
+  plan->add_option("--device", c.plan.device,
+                   "worker or card to show in full, e.g. card-24gb (default: the first that fits)");
+  plan->add_flag("--methods", c.plan.methods,
+                 "QLoRA, 16-bit LoRA and full fine-tuning side by side");
+  plan->add_flag("--plot", c.plan.plot, "draw memory over one step");
+  plan->add_option("--svg", c.plan.svg, "write that figure to a file");
+  auto* recipe = Add(&app, "recipe", "Print a recipe with every default written out", c,
+                     [&c] { return RecipeCommand(c.g, c.file, c.names); });
+  recipe->add_option("recipe", c.file, "recipe in YAML, or overrides alone: base_model=DIR datasets=FILE")
+      ->required();
+  recipe->add_option("override", c.names, "key=value");
+  Add(&app, "schema", "Print the JSON Schema of recipes, for editors", c,
+      [&c] { return SchemaCommand(c.g); });
+}
+
 void AddJobCommands(CLI::App& app, Commands& c) {
   auto* run = Add(&app, "run", "Submit a recipe and follow the job", c,
                   [&c] { return RunCommand(c.g, c.submit, c.detach); });
@@ -72,15 +93,14 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   AddRecipeFlags(Add(&app, "validate", "Check a recipe, its data and its memory plan", c,
                      [&c] { return ValidateCommand(c.g, c.submit); }),
                  c);
-  AddRecipeFlags(Add(&app, "plan", "Show what a recipe would need and where it would fit", c,
-                     [&c] { return PlanCommand(c.g, c.submit); }),
-                 c);
+  AddPlanCommands(app, c);
   auto* list = Add(&app, "ps", "List jobs that are not finished", c,
-                   [&c] { return ListCommand(c.g, c.all, c.states, c.limit); });
+                   [&c] { return ListCommand(c.g, c.list); });
   list->alias("list")->alias("ls");
-  list->add_flag("-a,--all", c.all, "finished ones too");
-  list->add_option("--state", c.states, "only jobs in these states");
-  list->add_option("--limit", c.limit, "at most so many; 0 = all");
+  list->add_flag("-a,--all", c.list.all, "finished ones too");
+  list->add_flag("-w,--watch", c.list.watch, "again and again, until Ctrl-C");
+  list->add_option("--state", c.list.states, "only jobs in these states");
+  list->add_option("--limit", c.list.limit, "at most so many; 0 = all");
   const auto one = [&](const std::string& name, const std::string& description,
                        int (*body)(const Globals&, const std::string&)) {
     CLI::App* command = Add(&app, name, description, c, [&c, body] { return body(c.g, c.job); });

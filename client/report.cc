@@ -7,62 +7,13 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "client/output.h"
+#include "client/plan_report.h"
+#include "client/report_lines.h"
 
 namespace nibble::client {
 namespace {
 
-void Line(std::string& out, std::string_view label, const std::string& value) {
-  if (value.empty()) return;
-  absl::StrAppend(&out, "  ", absl::StrFormat("%-21s ", std::string(label)), value, "\n");
-}
-
-std::string Exact(int64_t bytes) {
-  return absl::StrCat(FormatBytes(bytes), " (", bytes, " bytes)");
-}
-
-void Heading(std::string& out, const Style& style, std::string_view text) {
-  absl::StrAppend(&out, Paint(style, Ink::kBold, text), "\n");
-}
-
 std::string OnOff(bool flag) { return flag ? "yes" : "no"; }
-
-std::string SpecText(const v1::JobSpec& spec) {
-  std::string out;
-  Line(out, "base model", spec.base_model());
-  Line(out, "data set", spec.dataset());
-  Line(out, "held-out set", spec.eval_dataset());
-  const auto& lora = spec.lora();
-  Line(out, "lora",
-       absl::StrCat("r ", lora.r(), ", alpha ", lora.alpha(), ", dropout ", lora.dropout(),
-                    lora.use_rslora() ? ", rsLoRA" : ""));
-  Line(out, "modules", absl::StrJoin(lora.target_modules(), " "));
-  Line(out, "base held as",
-       absl::StrCat(spec.quantization().type(),
-                    spec.quantization().double_quant() ? ", double quantization" : ""));
-  const auto& data = spec.data();
-  Line(out, "data",
-       absl::StrCat(data.format(), ", ", data.sequence_len(), " tokens, packing ",
-                    OnOff(data.sample_packing()),
-                    ", over-length rows: ", data.excess_length_strategy()));
-  const auto& o = spec.optimizer();
-  Line(
-      out, "optimizer",
-      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", ", lr ",
-                   FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
-                   o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
-                                        : absl::StrCat(o.warmup_ratio()),
-                   ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
-  const auto& t = spec.training();
-  Line(out, "batch",
-       absl::StrCat(t.micro_batch_size(), " x ", t.gradient_accumulation_steps(),
-                    " sequences a step"));
-  Line(out, "length",
-       t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps")
-                         : absl::StrCat(t.num_epochs(), " epochs"));
-  Line(out, "recomputation", t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute());
-  Line(out, "seed", absl::StrCat(t.seed()));
-  return out;
-}
 
 using Json = nlohmann::ordered_json;
 
@@ -136,27 +87,41 @@ void Troubles(std::string& out, const Json& report) {
 
 }  // namespace
 
-std::string MemoryText(const v1::MemoryPlan& plan) {
+std::string SpecText(const v1::JobSpec& spec) {
   std::string out;
-  Line(out, "total", Exact(plan.total_bytes()));
-  Line(out, "frozen base", Exact(plan.base_bytes()));
-  Line(out, "persistent", Exact(plan.persistent_bytes()));
-  Line(out, "step", Exact(plan.step_bytes()));
-  Line(out, "process", Exact(plan.fixed_bytes()));
-  if (plan.host_bytes()) Line(out, "host", Exact(plan.host_bytes()));
-  const auto& c = plan.by_category();
-  std::vector<std::string> parts;
-  const std::pair<const char*, int64_t> categories[] = {
-      {"base codes", c.base_codes()},        {"scales", c.base_scales()},
-      {"unquantized", c.base_unquantized()}, {"adapters", c.adapters()},
-      {"gradients", c.gradients()},          {"optimizer", c.optimizer()},
-      {"activations", c.activations()},      {"workspace", c.workspace()}};
-  for (const auto& [name, bytes] : categories) {
-    if (bytes > 0) parts.push_back(absl::StrCat(name, " ", FormatBytes(bytes)));
-  }
-  Line(out, "at the peak",
-       absl::StrCat(absl::StrJoin(parts, ", "),
-                    plan.peak_phase().empty() ? "" : absl::StrCat(" (", plan.peak_phase(), ")")));
+  Line(out, "base model", spec.base_model());
+  Line(out, "data set", spec.dataset());
+  Line(out, "held-out set", spec.eval_dataset());
+  const auto& lora = spec.lora();
+  Line(out, "lora",
+       absl::StrCat("r ", lora.r(), ", alpha ", lora.alpha(), ", dropout ", lora.dropout(),
+                    lora.use_rslora() ? ", rsLoRA" : ""));
+  Line(out, "modules", absl::StrJoin(lora.target_modules(), " "));
+  Line(out, "base held as",
+       absl::StrCat(spec.quantization().type(),
+                    spec.quantization().double_quant() ? ", double quantization" : ""));
+  const auto& data = spec.data();
+  Line(out, "data",
+       absl::StrCat(data.format(), ", ", data.sequence_len(), " tokens, packing ",
+                    OnOff(data.sample_packing()),
+                    ", over-length rows: ", data.excess_length_strategy()));
+  const auto& o = spec.optimizer();
+  Line(
+      out, "optimizer",
+      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", ", lr ",
+                   FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
+                   o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
+                                        : absl::StrCat(o.warmup_ratio()),
+                   ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
+  const auto& t = spec.training();
+  Line(out, "batch",
+       absl::StrCat(t.micro_batch_size(), " x ", t.gradient_accumulation_steps(),
+                    " sequences a step"));
+  Line(out, "length",
+       t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps")
+                         : absl::StrCat(t.num_epochs(), t.num_epochs() == 1 ? " epoch" : " epochs"));
+  Line(out, "recomputation", t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute());
+  Line(out, "seed", absl::StrCat(t.seed()));
   return out;
 }
 
@@ -221,42 +186,6 @@ std::string JobText(const v1::Job& job, const Style& style) {
                     a.worker().empty() ? "" : " on " + ShortName(a.worker()),
                     a.start_step() > 0 ? absl::StrCat(" from step ", a.start_step()) : "",
                     a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
-  }
-  return out;
-}
-
-std::string PlanText(const v1::PlanJobResponse& plan, const Style& style) {
-  std::string out;
-  Heading(out, style, "spec");
-  out += SpecText(plan.effective_spec());
-  for (const std::string& notice : plan.notices()) absl::StrAppend(&out, "  note: ", notice, "\n");
-  if (plan.fits_size() > 0) {
-    Heading(out, style, "memory");
-    out += MemoryText(plan.fits(0).plan());
-    Heading(out, style, "devices");
-    std::vector<std::vector<std::string>> rows = {{"WORKER", "DEVICE", "FITS", "NEEDS", "CAPACITY",
-                                                   "FREE", "LARGEST BATCH", "LONGEST SEQUENCE"}};
-    for (const auto& f : plan.fits()) {
-      std::string verdict = "unknown";
-      if (f.verdict() == v1::DeviceFit::FITS_NOW) verdict = Paint(style, Ink::kGreen, "now");
-      if (f.verdict() == v1::DeviceFit::FITS_ALONE) verdict = Paint(style, Ink::kYellow, "alone");
-      if (f.verdict() == v1::DeviceFit::NEVER)
-        verdict = Paint(style, Ink::kRed, "never, short of " + FormatBytes(f.shortfall_bytes()));
-      rows.push_back(
-          {ShortName(f.worker()), f.device(), verdict, FormatBytes(f.plan().total_bytes()),
-           FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
-           f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
-           f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"});
-    }
-    out += Table(rows, style, {3, 4, 5, 6, 7});
-  } else {
-    out += "no worker has registered yet, so there is no device to plan for\n";
-  }
-  if (plan.suggestions_size() > 0) Heading(out, style, "what would make it fit");
-  for (const auto& s : plan.suggestions()) {
-    absl::StrAppend(&out, "  ", s.field(), " = ", s.value(), "  needs ",
-                    FormatBytes(s.total_bytes()),
-                    s.description().empty() ? "" : absl::StrCat("  (", s.description(), ")"), "\n");
   }
   return out;
 }

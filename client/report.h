@@ -1,4 +1,4 @@
-// Long texts about one thing: a job, a plan, a data report. Pure.
+// Long texts about one thing: a job, a data report. Pure. Those about memory are in plan_report.h.
 #pragma once
 
 #include <string>
@@ -12,9 +12,8 @@ namespace nibble::client {
 std::string JobText(const v1::Job& job, const Style& style);
 // Why the job is where it is, one reason a line.
 std::string WhyText(const v1::Job& job, const Style& style);
-// Bytes by category, devices where it fits or why not, what would make it fit.
-std::string PlanText(const v1::PlanJobResponse& plan, const Style& style);
-std::string MemoryText(const v1::MemoryPlan& plan);
+// Every setting of a spec that decides a result.
+std::string SpecText(const v1::JobSpec& spec);
 // The report of nibble-engine validate, flattened into "key value" lines.
 std::string DataReportText(const std::string& json, const Style& style);
 

@@ -31,7 +31,7 @@ nibble_library(nibble_server_rpc
   SRCS io_pool.cc plan_desk.cc ticker.cc
        rpc/adapter_service.cc rpc/blob_service.cc rpc/call.cc
        rpc/dataset_service.cc rpc/fleet_service.cc rpc/job_reads.cc rpc/job_service.cc
-       rpc/job_watch.cc rpc/model_service.cc rpc/upload.cc rpc/worker_service.cc
+       rpc/job_watch.cc rpc/model_service.cc rpc/plan_job.cc rpc/upload.cc rpc/worker_service.cc
   DEPS nibble_server_convert nibble_server_blobs nibble_server_checks nibble_server_auth
        nibble_control)
 target_compile_options(nibble_server_rpc PRIVATE -O1)
@@ -54,6 +54,8 @@ nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)
 nibble_test(server_convert_test SRCS rpc/convert_test.cc DEPS nibble_server_convert)
 nibble_test(server_parts_test SRCS keeper_test.cc parts_test.cc DEPS nibble_server_app)
 nibble_test(server_test SRCS server_test.cc DEPS nibble_server_app)
+nibble_test(plan_job_test SRCS plan_job_test.cc DEPS nibble_server_app)
 if(TARGET server_test)
   target_compile_options(server_test PRIVATE -O0)
+  target_compile_options(plan_job_test PRIVATE -O0)
 endif()

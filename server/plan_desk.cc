@@ -1,51 +1,49 @@
 #include "server/plan_desk.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/error.h"
 #include "base/status.h"
 #include "server/core/schedule_sync.h"
 
 namespace nibble::server {
 namespace {
 
-struct Card {
-  const char* name;
-  const char* description;
-  int64_t bytes;
-};
-// Memory classes people rent and own; capacities as sold.
-constexpr int64_t kGiB = int64_t{1} << 30;
-constexpr Card kCards[] = {{"card-24gb", "24 GB card", 24 * kGiB},
-                           {"card-48gb", "48 GB card", 48 * kGiB},
-                           {"card-80gb", "80 GB card", 80 * kGiB},
-                           {"card-141gb", "141 GB card", 141 * kGiB}};
-// What a process with a GPU context takes before it does anything.
-constexpr int64_t kCardFixedBytes = int64_t{768} << 20;
-
-core::State Cards() {
+// A fleet of this one card.
+core::State Alone(const core::KnownCard& card) {
   core::State state;
-  for (const Card& card : kCards) {
-    core::Worker& worker = state.workers[card.name];
-    worker.id = card.name;
-    core::Device& device = worker.devices["gpu0"];
-    device.id = "gpu0";
-    device.backend = "cuda";
-    device.description = card.description;
-    device.capacity_bytes = card.bytes;
-    device.profile = {.backend = "cuda",
-                      .body = "card",
-                      .build = "",
-                      .threads = 1,
-                      .act_bytes = 2,
-                      .fixed_bytes = kCardFixedBytes,
-                      .capacity_bytes = card.bytes};
-  }
+  core::Worker& worker = state.workers[card.name];
+  worker.id = card.name;
+  core::Device& device = worker.devices["gpu0"];
+  device.id = "gpu0";
+  device.backend = "cuda";
+  device.description = card.description;
+  device.profile = core::CardProfile(card);
+  device.capacity_bytes = device.profile.capacity_bytes;
   state.BuildIndexes();
   return state;
 }
 
+// The device a plan is shown for: the one asked for, else the first that the job fits, else the first.
+absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, const std::string& name) {
+  const core::DeviceFit* chosen = nullptr;
+  for (const core::FitReport* report : {&answer.devices, &answer.cards}) {
+    for (const core::DeviceFit& fit : report->fits) {
+      if (!name.empty()) {
+        if (fit.worker_id == name) return &fit;
+        continue;
+      }
+      if (chosen == nullptr || (chosen->shortfall_bytes > 0 && fit.shortfall_bytes == 0)) chosen = &fit;
+    }
+  }
+  if (chosen) return chosen;
+  return Error::Field(Reason::kWorkerNotFound, "layout_worker",
+                      absl::StrCat("names ", name.substr(0, 64), ", which is no worker and no known card"))
+      .ToStatus();
+}
+
 }  // namespace
 
-core::State PlanningExcerpt(const core::State& state) {
+core::State PlanningExcerpt(const core::State& state, const core::Model& model) {
   core::State excerpt;
   excerpt.timeline = state.timeline;
   excerpt.generation = state.generation;
@@ -55,9 +53,10 @@ core::State PlanningExcerpt(const core::State& state) {
       const core::Job* job = state.FindJob(key.first);
       if (!job) continue;
       excerpt.jobs[job->id] = *job;
-      if (const core::Model* model = state.ModelOf(*job)) excerpt.models[model->id] = *model;
+      if (const core::Model* base = state.ModelOf(*job)) excerpt.models[base->id] = *base;
     }
   }
+  excerpt.models[model.id] = model;
   excerpt.BuildIndexes();
   excerpt.learned = state.learned;
   excerpt.learned_loads = state.learned_loads;
@@ -67,15 +66,48 @@ core::State PlanningExcerpt(const core::State& state) {
   return excerpt;
 }
 
-absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, const core::Model& model,
-                                                const spec::TrainSpec& spec) {
-  static const core::State& cards = *new core::State(Cards());
+absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {
+  for (const core::KnownCard& card : core::KnownCards()) {
+    core::FitQuestion question = q.fit;
+    question.planned_steps = 0;
+    if (question.any_recompute) {
+      question.spec.recompute = spec::Recompute::kAuto;
+      ASSIGN_OR_RETURN(question.spec.recompute, core_.planner.ChooseRecompute(
+                                                    q.model, question.spec, {core::CardProfile(card)}));
+    }
+    ASSIGN_OR_RETURN(core::FitReport report, core::FitsOf(Alone(card), q.model, question, core_));
+    report.fits[0].expected_start_us = 0;  // nobody has it
+    answer.cards.fits.push_back(std::move(report.fits[0]));
+    answer.card_specs.push_back(std::move(question.spec));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, const Question& q) {
   std::lock_guard lock(mutex_);
   Answer answer;
-  ASSIGN_OR_RETURN(answer.devices, core::FitsOf(excerpt, model, spec, core_));
-  ASSIGN_OR_RETURN(core::FitReport report, core::FitsOf(cards, model, spec, core_));
-  answer.cards = std::move(report.fits);
-  answer.card_suggestions = std::move(report.suggestions);
+  ASSIGN_OR_RETURN(answer.devices, core::FitsOf(excerpt, q.model, q.fit, core_));
+  RETURN_IF_ERROR(PlanCards(q, answer));
+  ASSIGN_OR_RETURN(const core::DeviceFit* fit, ShownFit(answer, q.shown));
+  spec::TrainSpec spec = q.fit.spec;
+  spec::DeviceProfile profile;
+  if (excerpt.workers.contains(fit->worker_id)) {
+    profile = excerpt.workers.at(fit->worker_id).devices.at(fit->device_id).profile;
+  }
+  for (size_t i = 0; i < core::KnownCards().size(); ++i) {
+    if (fit != &answer.cards.fits[i]) continue;
+    profile = core::CardProfile(core::KnownCards()[i]);
+    spec = answer.card_specs[i];
+  }
+  answer.shown_spec = spec;
+  if (q.methods) {
+    answer.methods_at = fit->worker_id;
+    ASSIGN_OR_RETURN(answer.methods, core::CompareMethods(q.model, spec, profile, core_.planner));
+  }
+  if (q.layout) {
+    ASSIGN_OR_RETURN(spec::MemoryPlan plan, plan_(q.model.config, spec, profile));
+    answer.layout = Layout{fit->worker_id, fit->device_id, std::move(plan), fit->plan};
+  }
   return answer;
 }
 

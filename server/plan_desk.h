@@ -6,31 +6,55 @@
 #pragma once
 
 #include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/core/views.h"
+#include "server/core/known_cards.h"
+#include "server/core/plan_fit.h"
+#include "server/core/plan_methods.h"
 
 namespace nibble::server {
 
-// What placement of one more job depends on: workers, the attempts that hold bytes on them, their jobs
-// and models.
-core::State PlanningExcerpt(const core::State& state);
+// What placement of one more job of `model` depends on: workers, the attempts that hold bytes on them,
+// their jobs and models; and what was learned of how long steps take.
+core::State PlanningExcerpt(const core::State& state, const core::Model& model);
 
 class PlanDesk {
  public:
   PlanDesk(core::CoreOptions options, core::SpecFunctions functions)
-      : core_{std::move(options), core::Planner(std::move(functions))} {}
+      : plan_(functions.plan), core_{std::move(options), core::Planner(std::move(functions))} {}
 
+  struct Question {
+    core::Model model;
+    core::FitQuestion fit;  // recomputation chosen over the registered devices
+    bool methods = false;
+    bool layout = false;
+    std::string shown;  // worker or card whose profile methods and layout are for; "" = choose
+  };
+  // One plan in full.
+  struct Layout {
+    std::string worker_id;
+    std::string device_id;
+    spec::MemoryPlan plan;
+    core::PlanBytes bytes;
+  };
   struct Answer {
     core::FitReport devices;
-    std::vector<core::DeviceFit> cards;  // worker_id names the card
-    std::vector<core::Suggestion> card_suggestions;  // for when no worker is registered
+    core::FitReport cards;  // worker_id names the card
+    std::vector<spec::TrainSpec> card_specs;  // with the recomputation chosen for each card
+    spec::TrainSpec shown_spec;  // recomputation as on the device that is shown
+    std::vector<core::MethodMemory> methods;
+    std::string methods_at;
+    std::optional<Layout> layout;
   };
-  // `spec` must be resolved.
-  absl::StatusOr<Answer> Plan(const core::State& excerpt, const core::Model& model,
-                              const spec::TrainSpec& spec);
+  absl::StatusOr<Answer> Plan(const core::State& excerpt, const Question& question);
 
  private:
+  absl::Status PlanCards(const Question& question, Answer& answer);
+
+  const core::PlanFn plan_;
   std::mutex mutex_;
   core::Core core_;
 };

@@ -226,6 +226,7 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
     }
     plan.memory.buffers.push_back(std::move(buffer));
   }
+  plan.memory.operations = static_cast<int32_t>(counted.ops().size());
   plan.memory.step_bytes = RoundUp(placed.total_bytes, kPage);
   plan.memory.peak_phase = PhaseText(counted.ops()[static_cast<size_t>(placed.peak_use)]);
   return placed.lower_bound_bytes;

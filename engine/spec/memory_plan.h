@@ -83,6 +83,7 @@ struct MemoryPlan {
   std::array<int64_t, kCategoryCount> category_bytes{};
   std::vector<PlannedBuffer> buffers;  // in order of creation
   std::vector<PlanPhase> phases;       // in order of time: training, optimizer, evaluation
+  int32_t operations = 0;
 
   // The plan is a vector: memory of the device, page-locked and other memory of the host, each to be
   // had apart. On the host the first is the host's, too.

@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/error.h"
 #include "base/id.h"
 #include "base/status.h"
@@ -120,7 +121,7 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
   if (nearest == nullptr) return absl::OkStatus();
   const std::vector<Suggestion> suggestions =
       turn.core.planner.Suggest(model, job.spec, nearest->profile, nearest->capacity_bytes);
-  std::string help = "; no smaller batch, shorter sequence or rank would fit either";
+  std::string help = "; no recomputation, smaller batch, shorter sequence or rank would fit either";
   if (!suggestions.empty()) {
     help = "; would fit with ";
     for (size_t i = 0; i < suggestions.size(); ++i) {
@@ -139,7 +140,9 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
       .With("device", nearest_name);
   for (size_t i = 0; i < suggestions.size(); ++i) {
     error.With(absl::StrCat("suggestion_", i + 1),
-               absl::StrCat(suggestions[i].field, "=", suggestions[i].value));
+               absl::StrJoin(suggestions[i].changes, " ", [](std::string* out, const SpecChange& c) {
+                 absl::StrAppend(out, c.field, "=", c.value);
+               }));
   }
   return error;
 }

@@ -79,8 +79,9 @@ TEST(CreateJob, SaysByHowManyBytesItCannotFitAndWhatWouldHelp) {
   const auto metadata = StatusMetadata(status);
   EXPECT_EQ(metadata.at("shortfall_bytes"), "12000000");
   EXPECT_EQ(metadata.at("device"), "small/cpu0");
-  EXPECT_EQ(metadata.at("suggestion_1"), "training.micro_batch_size=4");
-  EXPECT_EQ(metadata.at("suggestion_2"), "data.sequence_len=2000");
+  EXPECT_EQ(metadata.at("suggestion_1"),
+            "training.micro_batch_size=4 training.gradient_accumulation_steps=8");
+  EXPECT_EQ(metadata.at("suggestion_2"), "data.sequence_len=2240");
   EXPECT_THAT(std::string(status.message()), HasSubstr("gradient_accumulation_steps 8"));
   // With no device known nothing can be said, so it waits.
   Driver none;

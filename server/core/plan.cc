@@ -26,45 +26,6 @@ PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profi
   return bytes;
 }
 
-// A spec with one thing changed.
-struct Candidate {
-  std::string field;
-  std::string value;
-  std::string description;
-  spec::TrainSpec spec;
-};
-
-void AddBatches(const spec::TrainSpec& spec, std::vector<Candidate>& out) {
-  for (int32_t size = spec.micro_batch_size / 2; size >= 1; size /= 2) {
-    Candidate c{"training.micro_batch_size", absl::StrCat(size), "", spec};
-    c.spec.micro_batch_size = size;
-    // The same number of sequences per optimizer step.
-    const int32_t sequences = spec.micro_batch_size * spec.gradient_accumulation_steps;
-    c.spec.gradient_accumulation_steps = (sequences + size - 1) / size;
-    c.description = absl::StrCat("micro_batch_size ", size, " with gradient_accumulation_steps ",
-                                 c.spec.gradient_accumulation_steps, " (the same batch, slower)");
-    out.push_back(std::move(c));
-  }
-}
-
-void AddLengths(const spec::TrainSpec& spec, std::vector<Candidate>& out) {
-  for (int32_t length = spec.sequence_len / 2; length >= 128; length /= 2) {
-    Candidate c{"data.sequence_len", absl::StrCat(length), "", spec};
-    c.spec.sequence_len = length;
-    c.description = absl::StrCat("sequence_len ", length, " (longer rows are dropped or cut)");
-    out.push_back(std::move(c));
-  }
-}
-
-void AddRanks(const spec::TrainSpec& spec, std::vector<Candidate>& out) {
-  for (int32_t r = spec.lora_r / 2; r >= 4; r /= 2) {
-    Candidate c{"lora.r", absl::StrCat(r), absl::StrCat("lora.r ", r, " (a smaller adapter)"),
-                spec};
-    c.spec.lora_r = r;
-    out.push_back(std::move(c));
-  }
-}
-
 }  // namespace
 
 absl::StatusOr<PlanBytes> Planner::Compile(const Model& model, const spec::TrainSpec& spec,
@@ -106,56 +67,6 @@ absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
   if (recomputes_.size() > kMaxRememberedPlans) recomputes_.clear();
   recomputes_.emplace(std::move(key), chosen);
   return chosen;
-}
-
-std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSpec& spec,
-                                         const spec::DeviceProfile& profile,
-                                         int64_t capacity_bytes) {
-  std::vector<std::vector<Candidate>> ladders(
-      4);  // of each, the smallest change that fits is offered
-  AddBatches(spec, ladders[0]);
-  if (spec.recompute != spec::Recompute::kFull) {
-    Candidate c{"training.recompute", "full", "recompute full (recomputes blocks, slower)", spec};
-    c.spec.recompute = spec::Recompute::kFull;
-    ladders[1].push_back(std::move(c));
-  }
-  AddLengths(spec, ladders[2]);
-  AddRanks(spec, ladders[3]);
-  std::vector<Suggestion> suggestions;
-  const absl::StatusOr<PlanBytes> now = Plan(model, spec, profile);
-  if (!now.ok() || now->TotalBytes() <= capacity_bytes) return suggestions;
-  for (std::vector<Candidate>& ladder : ladders) {
-    for (Candidate& c : ladder) {
-      const absl::StatusOr<PlanBytes> plan = Plan(model, c.spec, profile);
-      if (!plan.ok() || plan->TotalBytes() > capacity_bytes) continue;
-      suggestions.push_back({std::move(c.field), std::move(c.value), plan->TotalBytes(),
-                             absl::StrCat(c.description, ": ", HumanBytes(plan->TotalBytes())),
-                             std::move(c.spec)});
-      break;
-    }
-  }
-  if (!suggestions.empty()) return suggestions;
-  // No single change is enough: the smallest batch with recomputation, at a shorter length.
-  spec::TrainSpec both = spec;
-  both.recompute = spec::Recompute::kFull;
-  both.gradient_accumulation_steps *= both.micro_batch_size;
-  both.micro_batch_size = 1;
-  std::vector<Candidate> lengths{{"training.micro_batch_size", "1",
-                                  "micro_batch_size 1 with recompute full", both}};
-  AddLengths(both, lengths);
-  for (Candidate& c : lengths) {
-    const absl::StatusOr<PlanBytes> plan = Plan(model, c.spec, profile);
-    if (!plan.ok() || plan->TotalBytes() > capacity_bytes) continue;
-    if (c.field == "data.sequence_len") {
-      c.description = absl::StrCat(
-          "micro_batch_size 1, recompute full and sequence_len ", c.value);
-    }
-    suggestions.push_back({std::move(c.field), std::move(c.value), plan->TotalBytes(),
-                           absl::StrCat(c.description, ": ", HumanBytes(plan->TotalBytes())),
-                           std::move(c.spec)});
-    break;
-  }
-  return suggestions;
 }
 
 }  // namespace nibble::core

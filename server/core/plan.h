@@ -33,13 +33,18 @@ struct SpecFunctions {
 // spec::CompilePlan, ResolveTrainSpec and ChooseRecompute.
 SpecFunctions RealSpecFunctions();
 
-// One change to the spec and what the job would need then.
-struct Suggestion {
+struct SpecChange {
   std::string field;  // path in JobSpec, e.g. "training.micro_batch_size"
-  std::string value;
+  std::string value;  // list items parted by commas
+};
+// Changes to the spec, made together, and what the job would need then.
+struct Suggestion {
+  std::vector<SpecChange> changes;  // never empty
   int64_t total_bytes = 0;
+  int64_t saved_bytes = 0;  // of the total
   std::string description;
-  spec::TrainSpec spec;  // with the change made
+  std::string cost;
+  spec::TrainSpec spec;  // with the changes made
 };
 
 class Planner {
@@ -59,9 +64,9 @@ class Planner {
   absl::StatusOr<spec::Recompute> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
                                                   const std::vector<spec::DeviceProfile>& devices);
   // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the
-  // result first: micro_batch_size (accumulating more, the same batch), recompute,
-  // sequence_len, lora_r. Each candidate is planned again. Empty when the job fits already or
-  // nothing helps.
+  // user first (plan_suggest.cc has the order); of each kind the mildest that is enough, or, when no
+  // single kind is, one suggestion that joins several. Each candidate is planned again. Empty when
+  // the job fits already or nothing helps.
   std::vector<Suggestion> Suggest(const Model& model, const spec::TrainSpec& spec,
                                   const spec::DeviceProfile& profile, int64_t capacity_bytes);
 

@@ -140,42 +140,6 @@ std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const 
   }
 }
 
-int32_t LargestThatFits(int32_t low, int32_t high, int32_t unit,
-                        const std::function<bool(int32_t)>& fits) {
-  if (high < low || !fits(low * unit)) return 0;
-  while (low < high) {
-    const int32_t middle = low + (high - low + 1) / 2;
-    if (fits(middle * unit)) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low * unit;
-}
-
-void FindLargest(const Model& model, const spec::TrainSpec& spec, const Device& device, Core& core,
-                 DeviceFit& fit) {
-  const auto fits = [&](const spec::TrainSpec& s) {
-    const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, s, device.profile);
-    return plan.ok() && plan->TotalBytes() <= device.capacity_bytes;
-  };
-  constexpr int32_t kLargestBatch = 256;
-  constexpr int32_t kLengthUnit = 128;
-  fit.largest_micro_batch_size = LargestThatFits(1, kLargestBatch, 1, [&](int32_t size) {
-    spec::TrainSpec s = spec;
-    s.micro_batch_size = size;
-    return fits(s);
-  });
-  const int64_t positions = std::min<int64_t>(model.config.max_positions, 1 << 20);
-  fit.largest_sequence_len = LargestThatFits(1, static_cast<int32_t>(positions / kLengthUnit),
-                                             kLengthUnit, [&](int32_t length) {
-                                               spec::TrainSpec s = spec;
-                                               s.sequence_len = length;
-                                               return fits(s);
-                                             });
-}
-
 Want WantOf(const Job& job, const Attempt& attempt) {
   if (job.state == JobState::kCancelling) return Want::kStop;
   if (job.state == JobState::kPausing || attempt.release_requested) return Want::kRelease;
@@ -247,47 +211,6 @@ DesiredSet DesiredFor(const State& state, const Worker& worker, const CoreOption
     desired.assignments.push_back(std::move(a));
   }
   return desired;
-}
-
-absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model,
-                                 const spec::TrainSpec& spec, Core& core) {
-  FitReport report;
-  const DeviceFit* nearest = nullptr;
-  const Device* nearest_device = nullptr;
-  const std::string group = GroupKey(model, spec);
-  for (const auto& [worker_id, worker] : state.workers) {
-    if (worker.lost) continue;
-    for (const auto& [device_id, device] : worker.devices) {
-      DeviceFit fit;
-      ASSIGN_OR_RETURN(fit.plan, core.planner.Plan(model, spec, device.profile));
-      const DeviceLoad load = LoadOf(state, worker, device_id);
-      fit.worker_id = worker_id;
-      fit.device_id = device_id;
-      fit.capacity_bytes = device.capacity_bytes;
-      fit.free_bytes = device.capacity_bytes - load.TotalBytes();
-      fit.shortfall_bytes = std::max<int64_t>(0, fit.plan.TotalBytes() - device.capacity_bytes);
-      if (load.Fits(device.capacity_bytes, group, fit.plan, false, core.options)) {
-        fit.verdict = DeviceFit::Verdict::kFitsNow;
-      } else if (fit.shortfall_bytes == 0) {
-        fit.verdict = DeviceFit::Verdict::kFitsAlone;
-      }
-      FindLargest(model, spec, device, core, fit);
-      report.fits.push_back(std::move(fit));
-    }
-  }
-  bool any = report.fits.empty();
-  for (const DeviceFit& fit : report.fits) {
-    any = any || fit.shortfall_bytes == 0;
-    if (nearest == nullptr || fit.shortfall_bytes < nearest->shortfall_bytes) {
-      nearest = &fit;
-      nearest_device = &state.workers.at(fit.worker_id).devices.at(fit.device_id);
-    }
-  }
-  if (!any) {
-    report.suggestions =
-        core.planner.Suggest(model, spec, nearest_device->profile, nearest_device->capacity_bytes);
-  }
-  return report;
 }
 
 int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options,

@@ -42,26 +42,6 @@ struct DesiredSet {
 };
 DesiredSet DesiredFor(const State& state, const Worker& worker, const CoreOptions& options);
 
-// Where a job would fit.
-struct DeviceFit {
-  std::string worker_id;
-  std::string device_id;
-  enum class Verdict { kFitsNow, kFitsAlone, kNever } verdict = Verdict::kNever;
-  int64_t capacity_bytes = 0;
-  int64_t free_bytes = 0;
-  int64_t shortfall_bytes = 0;
-  PlanBytes plan;
-  int32_t largest_micro_batch_size = 0;
-  int32_t largest_sequence_len = 0;
-};
-struct FitReport {
-  std::vector<DeviceFit> fits;  // all devices of workers that are not lost
-  std::vector<Suggestion>
-      suggestions;  // for the device with the smallest shortfall; empty if it fits
-};
-absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model,
-                                 const spec::TrainSpec& spec, Core& core);
-
 // IDLE, BUSY, DRAINING, SUSPECT, LOST: numbered as WorkerState of fleet.proto.
 int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOptions& options,
                           int64_t now_us);

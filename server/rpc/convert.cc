@@ -234,7 +234,21 @@ void ToProto(const core::State& state, const core::Worker& worker, const core::C
   }
 }
 
-void ToProto(const core::DeviceFit& fit, v1::DeviceFit* out) {
+void ToProto(const core::Suggestion& suggestion, v1::Suggestion* out) {
+  out->set_field(suggestion.changes[0].field);
+  out->set_value(suggestion.changes[0].value);
+  for (const core::SpecChange& change : suggestion.changes) {
+    v1::SpecChange* shown = out->add_changes();
+    shown->set_field(change.field);
+    shown->set_value(change.value);
+  }
+  out->set_total_bytes(suggestion.total_bytes);
+  out->set_saved_bytes(suggestion.saved_bytes);
+  out->set_description(suggestion.description);
+  out->set_cost(suggestion.cost);
+}
+
+void ToProto(const core::DeviceFit& fit, const core::Now& now, v1::DeviceFit* out) {
   out->set_worker(ResourceName("workers", fit.worker_id));
   out->set_device(fit.device_id);
   switch (fit.verdict) {
@@ -248,6 +262,44 @@ void ToProto(const core::DeviceFit& fit, v1::DeviceFit* out) {
   ToProto(fit.plan, out->mutable_plan());
   out->set_largest_micro_batch_size(fit.largest_micro_batch_size);
   out->set_largest_sequence_len(fit.largest_sequence_len);
+  for (const core::Suggestion& s : fit.suggestions) ToProto(s, out->add_suggestions());
+  const auto expect = [&](int64_t us, auto field) {
+    if (us > 0) ToTimestamp(now.unix_us + us - now.monotonic_us, (out->*field)());
+  };
+  expect(fit.expected_start_us, &v1::DeviceFit::mutable_expected_start_time);
+  expect(fit.expected_end_us, &v1::DeviceFit::mutable_expected_end_time);
+}
+
+void ToProto(const core::MethodMemory& method, v1::MethodMemory* out) {
+  out->set_name(method.name);
+  out->set_description(method.description);
+  out->set_trained_parameters(method.trained_parameters);
+  out->set_weights_bytes(method.weights_bytes);
+  out->set_adapters_bytes(method.adapters_bytes);
+  out->set_gradients_bytes(method.gradients_bytes);
+  out->set_optimizer_bytes(method.optimizer_bytes);
+  out->set_activations_bytes(method.activations_bytes);
+  out->set_process_bytes(method.process_bytes);
+  out->set_total_bytes(method.TotalBytes());
+}
+
+void ToProto(const spec::MemoryPlan& plan, v1::MemoryLayout* out) {
+  for (const spec::PlannedBuffer& buffer : plan.buffers) {
+    v1::PlannedBuffer* shown = out->add_buffers();
+    shown->set_name(buffer.name);
+    shown->set_category(std::string(spec::CategoryName(buffer.category)));
+    shown->set_persistent(buffer.region == spec::Region::kPersistent);
+    shown->set_offset(buffer.offset);
+    shown->set_size_bytes(buffer.size_bytes);
+    shown->set_first_use(buffer.first_use);
+    shown->set_last_use(buffer.last_use);
+  }
+  for (const spec::PlanPhase& phase : plan.phases) {
+    v1::PlanPhase* shown = out->add_phases();
+    shown->set_name(phase.name);
+    shown->set_first_use(phase.first_use);
+  }
+  out->set_operations(plan.operations);
 }
 
 }  // namespace nibble::server

@@ -14,6 +14,8 @@
 #include "nibble/v1/fleet.pb.h"
 #include "nibble/v1/job.pb.h"
 #include "nibble/v1/model.pb.h"
+#include "server/core/plan_fit.h"
+#include "server/core/plan_methods.h"
 #include "server/core/views.h"
 #include "server/store/store.h"
 
@@ -46,6 +48,10 @@ void ToProto(const core::Model& model, v1::Model* out);
 void ToProto(const core::Adapter& adapter, v1::Adapter* out);
 void ToProto(const core::State& state, const core::Worker& worker, const core::CoreOptions& options,
              int64_t now_us, v1::Worker* out);
-void ToProto(const core::DeviceFit& fit, v1::DeviceFit* out);
+void ToProto(const core::Suggestion& suggestion, v1::Suggestion* out);
+void ToProto(const core::DeviceFit& fit, const core::Now& now, v1::DeviceFit* out);
+void ToProto(const core::MethodMemory& method, v1::MethodMemory* out);
+// Buffers and phases.
+void ToProto(const spec::MemoryPlan& plan, v1::MemoryLayout* out);
 
 }  // namespace nibble::server

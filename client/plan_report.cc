@@ -1,0 +1,223 @@
+#include "client/plan_report.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "client/output.h"
+#include "client/recipe_keys.h"
+#include "client/report.h"
+#include "client/report_lines.h"
+
+namespace nibble::client {
+namespace {
+
+std::string Parts(const std::vector<std::pair<const char*, int64_t>>& parts) {
+  std::vector<std::string> texts;
+  for (const auto& [name, bytes] : parts) {
+    if (bytes > 0) texts.push_back(absl::StrCat(name, " ", FormatBytes(bytes)));
+  }
+  return texts.empty() ? "" : absl::StrCat(": ", absl::StrJoin(texts, ", "));
+}
+
+std::string Place(const v1::DeviceFit& fit) {
+  return absl::StrCat(ShortName(fit.worker()), "/", fit.device());
+}
+
+std::string Verdict(const v1::DeviceFit& fit, const Style& style) {
+  switch (fit.verdict()) {
+    case v1::DeviceFit::FITS_NOW:
+      return Paint(style, Ink::kGreen, "now");
+    case v1::DeviceFit::FITS_ALONE:
+      return Paint(style, Ink::kYellow, "alone");
+    case v1::DeviceFit::NEVER:
+      return Paint(style, Ink::kRed, absl::StrCat("never, ", FormatBytes(fit.shortfall_bytes()), " short"));
+    default:
+      return "unknown";
+  }
+}
+
+// "now", "14:20", "Mar 03 14:20".
+std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_us) {
+  const int64_t us = ToUnixUs(time);
+  if (us <= now_unix_us + 5'000'000) return "now";
+  const bool today = us - now_unix_us < int64_t{20} * 3600 * 1'000'000;
+  return today ? ClockText(us) : TimeText(us);
+}
+
+std::string DevicesTable(const v1::PlanJobResponse& plan, int64_t now_unix_us, const Style& style) {
+  const bool starts = std::any_of(plan.fits().begin(), plan.fits().end(),
+                                  [](const auto& f) { return f.has_expected_start_time(); });
+  const bool ends = std::any_of(plan.fits().begin(), plan.fits().end(),
+                                [](const auto& f) { return f.has_expected_end_time(); });
+  std::vector<std::vector<std::string>> rows = {
+      {"DEVICE", "FITS", "NEEDS", "CAPACITY", "FREE", "LARGEST BATCH", "LONGEST SEQUENCE"}};
+  if (starts) rows[0].push_back("STARTS");
+  if (ends) rows[0].push_back("ENDS");
+  for (const auto& f : plan.fits()) {
+    std::vector<std::string> row = {
+        Place(f), Verdict(f, style), FormatBytes(f.plan().total_bytes()),
+        FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
+        f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
+        f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"};
+    if (starts) {
+      row.push_back(f.has_expected_start_time() ? WhenText(f.expected_start_time(), now_unix_us) : "-");
+    }
+    if (ends) {
+      row.push_back(f.has_expected_end_time() ? WhenText(f.expected_end_time(), now_unix_us) : "-");
+    }
+    rows.push_back(std::move(row));
+  }
+  return Table(rows, style, {2, 3, 4, 5, 6});
+}
+
+std::string ChangesTable(const v1::DeviceFit& fit, const Style& style) {
+  std::vector<std::vector<std::string>> rows = {{"  CHANGE", "NEEDS", "SAVES", "COST"}};
+  for (const auto& s : fit.suggestions()) {
+    rows.push_back({absl::StrCat("  ", OverridesText(s)), FormatBytes(s.total_bytes()),
+                    FormatBytes(s.saved_bytes()), s.cost()});
+  }
+  return Table(rows, style, {1, 2});
+}
+
+const v1::DeviceFit* Shown(const v1::PlanJobResponse& plan, const std::string& worker) {
+  const v1::DeviceFit* chosen = nullptr;
+  for (const auto& f : plan.fits()) {
+    if (!worker.empty()) {
+      if (ShortName(f.worker()) == ShortName(worker)) return &f;
+    } else if (chosen == nullptr || (chosen->shortfall_bytes() > 0 && f.shortfall_bytes() == 0)) {
+      chosen = &f;
+    }
+  }
+  return chosen;
+}
+
+// "training.micro_batch_size" -> "training.microBatchSize", as the table of keys has it.
+std::string CamelCase(const std::string& path) {
+  std::string out;
+  for (size_t i = 0; i < path.size(); ++i) {
+    if (path[i] == '_' && i + 1 < path.size()) {
+      out += absl::ascii_toupper(static_cast<unsigned char>(path[++i]));
+    } else {
+      out += path[i];
+    }
+  }
+  return out;
+}
+
+std::string RecipeKey(const std::string& path) {
+  if (path == "optimizer.type") return "optimizer";
+  const std::string wanted = CamelCase(path);
+  for (const KeyRule& rule : KeyRules()) {
+    const bool honoured = rule.action != KeyAction::kIgnored && rule.action != KeyAction::kRefused;
+    if (honoured && rule.path == wanted) return std::string(rule.key);
+  }
+  return path;
+}
+
+std::string Decimal(int64_t bytes) {
+  return absl::StrFormat("%.2f", static_cast<double>(bytes) / 1e9);
+}
+
+}  // namespace
+
+std::string OverridesText(const v1::Suggestion& suggestion) {
+  std::vector<std::string> overrides;
+  for (const auto& change : suggestion.changes()) {
+    overrides.push_back(absl::StrCat(RecipeKey(change.field()), "=", change.value()));
+  }
+  return absl::StrJoin(overrides, " ");
+}
+
+std::string MemoryText(const v1::MemoryPlan& plan) {
+  std::string out;
+  const auto& c = plan.by_category();
+  Line(out, "total", Exact(plan.total_bytes()));
+  Line(out, "frozen base",
+       absl::StrCat(FormatBytes(plan.base_bytes()),
+                    Parts({{"codes", c.base_codes()},
+                           {"scales", c.base_scales()},
+                           {"unquantized", c.base_unquantized()}})));
+  Line(out, "persistent",
+       absl::StrCat(FormatBytes(plan.persistent_bytes()), Parts({{"adapters", c.adapters()},
+                                                                 {"gradients", c.gradients()},
+                                                                 {"optimizer", c.optimizer()}})));
+  Line(out, "step",
+       absl::StrCat(FormatBytes(plan.step_bytes()),
+                    Parts({{"activations", c.activations()}, {"workspace", c.workspace()}})));
+  Line(out, "process", FormatBytes(plan.fixed_bytes()));
+  if (plan.host_bytes()) Line(out, "host", FormatBytes(plan.host_bytes()));
+  Line(out, "peak", plan.peak_phase().empty() ? "" : absl::StrCat("in ", plan.peak_phase()));
+  if (plan.lower_bound_bytes() > 0 && plan.total_bytes() > 0) {
+    const int64_t waste = plan.total_bytes() - plan.lower_bound_bytes();
+    Line(out, "lower bound",
+         absl::StrCat(FormatBytes(plan.lower_bound_bytes()), "; the plan is ", FormatBytes(waste), " (",
+                      absl::StrFormat("%.2f", 100.0 * static_cast<double>(waste) /
+                                                  static_cast<double>(plan.total_bytes())),
+                      " %) above it"));
+  }
+  return out;
+}
+
+std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker, int64_t now_unix_us,
+                     const Style& style) {
+  std::string out;
+  Heading(out, style, "spec");
+  out += SpecText(plan.effective_spec());
+  if (plan.planned_steps() > 0) Line(out, "steps", absl::StrCat(plan.planned_steps()));
+  if (const v1::DeviceFit* shown = Shown(plan, worker)) {
+    Heading(out, style, absl::StrCat("memory on ", Place(*shown)));
+    out += MemoryText(shown->plan());
+  }
+  Heading(out, style, "devices");
+  out += DevicesTable(plan, now_unix_us, style);
+  std::vector<std::string> told;
+  for (const auto& f : plan.fits()) {
+    if (f.suggestions_size() == 0) {
+      if (f.verdict() == v1::DeviceFit::NEVER) {
+        Heading(out, style, absl::StrCat("nothing we know of would make it fit ", Place(f)));
+      }
+      continue;
+    }
+    const std::string table = ChangesTable(f, style);
+    if (std::find(told.begin(), told.end(), table) != told.end()) continue;  // a device like another
+    Heading(out, style, absl::StrCat("what would make it fit ", Place(f)));
+    out += table;
+    told.push_back(table);
+  }
+  for (const std::string& notice : plan.notices()) {
+    absl::StrAppend(&out, Paint(style, Ink::kDim, absl::StrCat("note: ", notice)), "\n");
+  }
+  return out;
+}
+
+std::string MethodsText(const v1::PlanJobResponse& plan, const Style& style) {
+  std::string out;
+  if (plan.methods_size() == 0) return out;
+  const auto& spec = plan.effective_spec();
+  Heading(out, style,
+          absl::StrCat("methods side by side on ", plan.methods_at(), ": ",
+                       spec.training().micro_batch_size(), " x ", spec.data().sequence_len(),
+                       " tokens, r ", spec.lora().r(),
+                       ", in GB (10^9 bytes)"));
+  std::vector<std::vector<std::string>> rows = {{"METHOD", "TRAINED", "WEIGHTS", "ADAPTERS", "GRADIENTS",
+                                                 "OPTIMIZER", "ACTIVATIONS", "PROCESS", "TOTAL"}};
+  for (const auto& m : plan.methods()) {
+    rows.push_back({m.name(), FormatCount(static_cast<double>(m.trained_parameters())),
+                    Decimal(m.weights_bytes()), Decimal(m.adapters_bytes()), Decimal(m.gradients_bytes()),
+                    Decimal(m.optimizer_bytes()), Decimal(m.activations_bytes()),
+                    Decimal(m.process_bytes()), Decimal(m.total_bytes())});
+  }
+  out += Table(rows, style, {1, 2, 3, 4, 5, 6, 7, 8});
+  for (const auto& m : plan.methods()) {
+    absl::StrAppend(&out, Paint(style, Ink::kDim, absl::StrCat("  ", m.name(), ": ", m.description())), "\n");
+  }
+  return out;
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,22 @@
+// What a memory plan says, as text: bytes by category, devices, changes that would make a job fit, and
+// the methods side by side. Pure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "client/draw.h"
+#include "nibble/v1/job.pb.h"
+
+namespace nibble::client {
+
+// Regions with their categories, the peak, the lower bound and what is lost to alignment and gaps.
+std::string MemoryText(const v1::MemoryPlan& plan);
+// `worker`: whose plan is shown in full (a worker's or a card's name); "" = the first that fits.
+std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker, int64_t now_unix_us,
+                     const Style& style);
+std::string MethodsText(const v1::PlanJobResponse& plan, const Style& style);
+// A change as overrides of a recipe: "micro_batch_size=1 gradient_accumulation_steps=8".
+std::string OverridesText(const v1::Suggestion& suggestion);
+
+}  // namespace nibble::client

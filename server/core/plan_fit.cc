@@ -1,0 +1,113 @@
+#include "server/core/plan_fit.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "base/status.h"
+#include "server/core/schedule.h"
+#include "server/core/schedule_sync.h"
+
+namespace nibble::core {
+namespace {
+
+// The largest number of units that fits, as a multiple of `unit`; 0 when not even `low` does.
+int32_t LargestThatFits(int32_t low, int32_t high, int32_t unit,
+                        const std::function<bool(int32_t)>& fits) {
+  if (high < low || !fits(low * unit)) return 0;
+  while (low < high) {
+    const int32_t middle = low + (high - low + 1) / 2;
+    if (fits(middle * unit)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low * unit;
+}
+
+void FindLargest(const Model& model, const FitQuestion& question, const Device& device, Core& core,
+                 DeviceFit& fit) {
+  spec::TrainSpec spec = question.spec;
+  if (question.any_recompute) spec.recompute = spec::Recompute::kFull;
+  const auto fits = [&](const spec::TrainSpec& s) {
+    if (!core.planner.Resolve(s, model.config).ok()) return false;
+    const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, s, device.profile);
+    return plan.ok() && plan->TotalBytes() <= device.capacity_bytes;
+  };
+  const auto batch_fits = [&](int32_t size) {
+    spec::TrainSpec s = spec;
+    s.micro_batch_size = size;
+    return fits(s);
+  };
+  const auto length_fits = [&](int32_t length) {
+    spec::TrainSpec s = spec;
+    s.sequence_len = length;
+    return fits(s);
+  };
+  fit.largest_micro_batch_size = LargestThatFits(1, kLargestBatch, 1, batch_fits);
+  const auto positions =
+      static_cast<int32_t>(std::min<int64_t>(model.config.max_positions, 1 << 20));
+  if (length_fits(positions)) {
+    fit.largest_sequence_len = positions;
+    return;
+  }
+  constexpr int32_t kLengthUnit = 64;
+  fit.largest_sequence_len = LargestThatFits(1, positions / kLengthUnit, kLengthUnit, length_fits);
+}
+
+// How long a job of this spec would train; 0 when nothing like it was measured yet.
+int64_t ExpectedDurationUs(const State& state, const Model& model, const FitQuestion& question) {
+  if (question.planned_steps <= 0) return 0;
+  Job job;
+  job.spec = question.spec;
+  job.model_id = model.id;
+  job.plan_key = PlanKey(model, question.spec);
+  job.progress.planned_steps = question.planned_steps;
+  const Estimate estimate = Predict(state, job);
+  return estimate.measured || state.picos_per_work > 0 ? estimate.total_us : 0;
+}
+
+}  // namespace
+
+absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const FitQuestion& question,
+                                 Core& core) {
+  FitReport report;
+  const spec::TrainSpec& spec = question.spec;
+  const std::string group = GroupKey(model, spec);
+  const auto starts = ExpectedStarts(state, model, spec, question.now_us, core);
+  const int64_t duration_us = ExpectedDurationUs(state, model, question);
+  for (const auto& [worker_id, worker] : state.workers) {
+    if (worker.lost) continue;
+    for (const auto& [device_id, device] : worker.devices) {
+      DeviceFit fit;
+      ASSIGN_OR_RETURN(fit.plan, core.planner.Plan(model, spec, device.profile));
+      const DeviceLoad load = LoadOf(state, worker, device_id);
+      fit.worker_id = worker_id;
+      fit.device_id = device_id;
+      fit.capacity_bytes = device.capacity_bytes;
+      fit.free_bytes = device.capacity_bytes - load.TotalBytes();
+      fit.shortfall_bytes = std::max<int64_t>(0, fit.plan.TotalBytes() - device.capacity_bytes);
+      if (load.Fits(device.capacity_bytes, group, fit.plan, false, core.options)) {
+        fit.verdict = DeviceFit::Verdict::kFitsNow;
+      } else if (fit.shortfall_bytes == 0) {
+        fit.verdict = DeviceFit::Verdict::kFitsAlone;
+      } else {
+        fit.suggestions =
+            core.planner.Suggest(model, spec, device.profile, device.capacity_bytes);
+      }
+      FindLargest(model, question, device, core, fit);
+      if (const auto start = starts.find({worker_id, device_id}); start != starts.end()) {
+        fit.expected_start_us = start->second;
+        if (duration_us > 0) fit.expected_end_us = start->second + duration_us;
+      }
+      report.fits.push_back(std::move(fit));
+    }
+  }
+  const auto nearest = std::min_element(
+      report.fits.begin(), report.fits.end(),
+      [](const DeviceFit& a, const DeviceFit& b) { return a.shortfall_bytes < b.shortfall_bytes; });
+  if (nearest != report.fits.end()) report.suggestions = nearest->suggestions;
+  return report;
+}
+
+}  // namespace nibble::core

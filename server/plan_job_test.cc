@@ -1,0 +1,312 @@
+// PlanJob over real gRPC: random models and recipes get a plan whose promises hold, or a refusal that
+// names what is wrong; absurd sizes are refused by field and bound. NIBBLE_FULL=1 takes 2,000 instead of 40.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "grpcpp/grpcpp.h"
+#include "nibble/v1/job.grpc.pb.h"
+#include "server/server.h"
+
+namespace nibble::server {
+namespace {
+
+using testing::HasSubstr;
+
+// The refusal as the server meant it.
+absl::Status Decoded(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  google::rpc::Status rich;
+  google::rpc::ErrorInfo info;
+  google::rpc::BadRequest bad;
+  EXPECT_TRUE(rich.ParseFromString(status.error_details())) << status.error_message();
+  for (const auto& detail : rich.details()) {
+    if (!detail.UnpackTo(&info)) detail.UnpackTo(&bad);
+  }
+  Error error(ReasonFromName(info.reason()), rich.message());
+  for (const auto& v : bad.field_violations()) error.Violation(v.field(), v.description());
+  return error.ToStatus();
+}
+
+class PlanJobTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ServerOptions options;
+    options.data_dir = directory_.Join("data");
+    options.listen = "127.0.0.1:0";
+    options.http_listen = "";
+    options.in_memory = true;
+    options.blobs.min_free_bytes = 0;
+    auto server = StartServer(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    jobs_ = v1::JobService::NewStub(grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()),
+                                                        grpc::InsecureChannelCredentials()));
+  }
+
+  absl::StatusOr<v1::PlanJobResponse> Plan(const v1::PlanJobRequest& request) {
+    grpc::ClientContext context;
+    v1::PlanJobResponse response;
+    RETURN_IF_ERROR(Decoded(jobs_->PlanJob(&context, request, &response)));
+    return response;
+  }
+
+ private:
+  TempDir directory_;
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<v1::JobService::Stub> jobs_;
+};
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  int64_t Below(int64_t bound) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(bound)); }
+  bool OneIn(int64_t n) { return Below(n) == 0; }
+  template <typename T>
+  T Of(std::initializer_list<T> values) {
+    return values.begin()[Below(static_cast<int64_t>(values.size()))];
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+std::string RandomConfig(Random& random) {
+  const int64_t kv_heads = random.Of<int64_t>({1, 2, 4, 8});
+  const int64_t heads = kv_heads * random.Of<int64_t>({1, 2, 4});
+  const int64_t head_dim = random.Of<int64_t>({32, 64, 128});
+  return absl::StrFormat(
+      R"({"model_type":"%s","vocab_size":%d,"hidden_size":%d,"intermediate_size":%d,"head_dim":%d,)"
+      R"("num_hidden_layers":%d,"num_attention_heads":%d,"num_key_value_heads":%d,)"
+      R"("max_position_embeddings":%d,"tie_word_embeddings":%s})",
+      random.Of<const char*>({"llama", "mistral", "qwen2", "qwen3"}), 100 + random.Below(150'000),
+      heads * head_dim, 64 * (1 + random.Below(200)), head_dim, 1 + random.Below(12), heads, kv_heads,
+      random.Of<int64_t>({256, 2048, 32768}), random.Of<const char*>({"true", "false"}));
+}
+
+// Mostly sensible; now and then one field is not.
+v1::JobSpec RandomSpec(Random& random) {
+  v1::JobSpec spec;
+  spec.mutable_lora()->set_r(random.OneIn(30) ? -3 : static_cast<int32_t>(1 + random.Below(128)));
+  for (const char* module : {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}) {
+    if (random.OneIn(3)) spec.mutable_lora()->add_target_modules(module);
+  }
+  spec.mutable_quantization()->set_type(random.Of<const char*>({"nf4", "fp4", "int4", "int8", "bf16"}));
+  spec.mutable_quantization()->set_double_quant(random.OneIn(2));
+  spec.mutable_optimizer()->set_type(random.Of<const char*>({"adamw", "adamw8bit"}));
+  v1::TrainingSpec* training = spec.mutable_training();
+  training->set_micro_batch_size(random.OneIn(30) ? 0 : static_cast<int32_t>(1 << random.Below(11)));
+  training->set_gradient_accumulation_steps(static_cast<int32_t>(1 + random.Below(8)));
+  training->set_recompute(random.Of<const char*>({"none", "keep_gemm_outputs", "full"}));
+  if (random.OneIn(2)) {
+    spec.mutable_data()->set_sequence_len(random.OneIn(20) ? 1 << 30
+                                                           : static_cast<int32_t>(8 + random.Below(4096)));
+  }
+  return spec;
+}
+
+// Applies "training.micro_batch_size" = "4" and the like by name.
+void Apply(const v1::SpecChange& change, v1::JobSpec& spec) {
+  google::protobuf::Message* part = &spec;
+  const google::protobuf::FieldDescriptor* field = nullptr;
+  for (absl::string_view name : absl::StrSplit(change.field(), '.')) {
+    if (field != nullptr) part = part->GetReflection()->MutableMessage(part, field);
+    field = part->GetDescriptor()->FindFieldByName(std::string(name));
+    ASSERT_NE(field, nullptr) << change.field();
+  }
+  const auto* reflection = part->GetReflection();
+  if (field->is_repeated()) {
+    reflection->ClearField(part, field);
+    for (absl::string_view item : absl::StrSplit(change.value(), ',')) {
+      reflection->AddString(part, field, std::string(item));
+    }
+  } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_INT32) {
+    reflection->SetInt32(part, field, std::stoi(change.value()));
+  } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL) {
+    reflection->SetBool(part, field, change.value() == "true");
+  } else {
+    reflection->SetString(part, field, change.value());
+  }
+}
+
+void ExpectSound(const v1::DeviceFit& fit) {
+  const v1::MemoryPlan& plan = fit.plan();
+  EXPECT_GT(plan.base_bytes(), 0);
+  EXPECT_GT(plan.step_bytes(), 0);
+  EXPECT_GE(plan.total_bytes(), plan.lower_bound_bytes());
+  EXPECT_GE(plan.total_bytes(),
+            plan.base_bytes() + plan.persistent_bytes() + plan.step_bytes() + plan.fixed_bytes());
+  const bool never = fit.verdict() == v1::DeviceFit::NEVER;
+  EXPECT_EQ(never, plan.total_bytes() > fit.capacity_bytes());
+  EXPECT_EQ(fit.shortfall_bytes(), never ? plan.total_bytes() - fit.capacity_bytes() : 0);
+  for (const v1::Suggestion& s : fit.suggestions()) {
+    EXPECT_LE(s.total_bytes(), fit.capacity_bytes());
+    EXPECT_EQ(s.saved_bytes(), plan.total_bytes() - s.total_bytes());
+    EXPECT_FALSE(s.cost().empty());
+  }
+}
+
+TEST_F(PlanJobTest, RandomModelsAndRecipesGetASoundPlanOrAClearRefusal) {
+  const int cases = std::getenv("NIBBLE_FULL") != nullptr ? 2'000 : 40;
+  int planned = 0, refused = 0, mended = 0;
+  for (int seed = 0; seed < cases; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    Random random(static_cast<uint64_t>(seed));
+    v1::PlanJobRequest request;
+    request.set_model_config_json(RandomConfig(random));
+    *request.mutable_spec() = RandomSpec(random);
+    const auto plan = Plan(request);
+    if (!plan.ok()) {
+      ++refused;
+      EXPECT_EQ(StatusReason(plan.status()), Reason::kSpecInvalid) << plan.status();
+      ASSERT_FALSE(StatusViolations(plan.status()).empty()) << plan.status();
+      EXPECT_TRUE(StatusViolations(plan.status())[0].field.starts_with("spec.")) << plan.status();
+      continue;
+    }
+    ++planned;
+    ASSERT_EQ(plan->fits_size(), 4);
+    for (const v1::DeviceFit& fit : plan->fits()) ExpectSound(fit);
+    // What is said to fit does: the dearest suggestion of the smallest card, planned as a recipe.
+    if (plan->fits(1).suggestions_size() == 0) continue;
+    const v1::DeviceFit& small = plan->fits(1);
+    const v1::Suggestion& last = small.suggestions(small.suggestions_size() - 1);
+    v1::PlanJobRequest again = request;
+    for (const v1::SpecChange& change : last.changes()) Apply(change, *again.mutable_spec());
+    const auto better = Plan(again);
+    ASSERT_TRUE(better.ok()) << better.status() << " after " << last.description();
+    for (const v1::DeviceFit& fit : better->fits()) {
+      if (fit.worker() != small.worker()) continue;
+      EXPECT_NE(fit.verdict(), v1::DeviceFit::NEVER) << last.description();
+      EXPECT_EQ(fit.plan().total_bytes(), last.total_bytes()) << last.description();
+    }
+    ++mended;
+  }
+  EXPECT_GT(planned, cases / 2);
+  EXPECT_GT(refused, 0);
+  EXPECT_GT(mended, 0);
+}
+
+TEST_F(PlanJobTest, TheLayoutIsThePlan) {
+  Random random(7);
+  v1::PlanJobRequest request;
+  request.set_model_config_json(
+      R"({"model_type":"llama","vocab_size":32000,"hidden_size":256,"intermediate_size":688,)"
+      R"("num_hidden_layers":3,"num_attention_heads":4,"max_position_embeddings":2048})");
+  request.set_layout(true);
+  request.set_methods(true);
+  request.set_layout_worker("card-48gb");
+  const auto plan = Plan(request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const v1::MemoryLayout& layout = plan->layout();
+  EXPECT_EQ(layout.worker(), "card-48gb");
+  EXPECT_EQ(plan->methods_at(), "card-48gb");
+  EXPECT_EQ(plan->methods_size(), 4);
+  ASSERT_GT(layout.operations(), 100);
+  ASSERT_GT(layout.phases_size(), 6);
+  EXPECT_EQ(layout.phases(0).first_use(), 0);
+  for (int i = 0; i < layout.buffers_size(); ++i) {
+    const v1::PlannedBuffer& a = layout.buffers(i);
+    const int64_t region =
+        a.persistent() ? layout.plan().persistent_bytes() : layout.plan().step_bytes();
+    EXPECT_LE(a.offset() + a.size_bytes(), region) << a.name();
+    for (int j = 0; j < i; ++j) {
+      const v1::PlannedBuffer& b = layout.buffers(j);
+      const bool in_time = a.first_use() <= b.last_use() && b.first_use() <= a.last_use();
+      const bool in_space =
+          a.offset() < b.offset() + b.size_bytes() && b.offset() < a.offset() + a.size_bytes();
+      EXPECT_FALSE(a.persistent() == b.persistent() && in_time && in_space)
+          << a.name() << " lies on " << b.name();
+    }
+  }
+  request.set_layout_worker("card-1pb");
+  EXPECT_EQ(StatusReason(Plan(request).status()), Reason::kWorkerNotFound);
+}
+
+constexpr char kFine[] =
+    R"({"model_type":"llama","vocab_size":32000,"hidden_size":64,"intermediate_size":128,)"
+    R"("num_hidden_layers":1,"num_attention_heads":2,"max_position_embeddings":2048})";
+
+TEST_F(PlanJobTest, AbsurdRecipesAreRefusedByFieldAndBound) {
+  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min();
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  struct Case {
+    std::function<void(v1::JobSpec&)> spoil;
+    const char* field;
+    const char* bound;
+  };
+  const Case cases[] = {
+      {[](auto& s) { s.mutable_lora()->set_r(-1); }, "spec.lora.r", "1 to 256"},
+      {[](auto& s) { s.mutable_lora()->set_r(kMost); }, "spec.lora.r", "1 to 256"},
+      {[](auto& s) { s.mutable_lora()->set_alpha(kInfinite); }, "spec.lora.alpha", "65536"},
+      {[](auto& s) { s.mutable_data()->set_sequence_len(-1); }, "spec.data.sequence_len", "8 to 2048"},
+      {[](auto& s) { s.mutable_data()->set_sequence_len(kMost); }, "spec.data.sequence_len", "8 to 2048"},
+      {[](auto& s) { s.mutable_training()->set_micro_batch_size(kLeast); }, "spec.training.micro_batch_size",
+       "1 to 4096"},
+      {[](auto& s) { s.mutable_training()->set_micro_batch_size(kMost); }, "spec.training.micro_batch_size",
+       "1 to 4096"},
+      {[](auto& s) { s.mutable_training()->set_gradient_accumulation_steps(kMost); },
+       "spec.training.gradient_accumulation_steps", "1 to 65536"},
+      {[](auto& s) { s.mutable_training()->set_max_steps(std::numeric_limits<int64_t>::max()); },
+       "spec.training.max_steps", "1 to 1e+09"},
+      {[](auto& s) { s.mutable_training()->set_evals_per_epoch(-1); }, "spec.training.evals_per_epoch",
+       "0 to 1000"},
+      {[](auto& s) { s.mutable_training()->set_recompute("some"); }, "spec.training.recompute",
+       "must be one of"},
+  };
+  for (const Case& c : cases) {
+    v1::PlanJobRequest request;
+    request.set_model_config_json(kFine);
+    c.spoil(*request.mutable_spec());
+    const absl::Status status = Plan(request).status();
+    EXPECT_EQ(StatusReason(status), Reason::kSpecInvalid) << c.field;
+    ASSERT_FALSE(StatusViolations(status).empty()) << c.field << ": " << status;
+    EXPECT_EQ(StatusViolations(status)[0].field, c.field);
+    EXPECT_THAT(StatusViolations(status)[0].description, HasSubstr(c.bound)) << c.field;
+  }
+}
+
+TEST_F(PlanJobTest, AbsurdModelsAreRefusedByKey) {
+  const auto spoilt = [](const char* key, const char* value) {
+    std::string config = kFine;
+    const size_t at = config.find(absl::StrCat("\"", key, "\":")) + std::string(key).size() + 3;
+    return config.replace(at, config.find_first_of(",}", at) - at, value);
+  };
+  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                          "num_attention_heads", "max_position_embeddings"}) {
+    for (const char* value : {"-1", "0", "9223372036854775807", "1e30", "\"many\"", "18446744073709551616"}) {
+      v1::PlanJobRequest request;
+      request.set_model_config_json(spoilt(key, value));
+      const absl::Status status = Plan(request).status();
+      EXPECT_EQ(StatusReason(status), Reason::kModelFileInvalid) << key << " " << value << ": " << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr(key)) << value;
+    }
+  }
+  v1::PlanJobRequest request;
+  for (const std::string& config :
+       {std::string("{"), std::string("[]"), std::string(100'000, '['),
+        std::string("{\"model_type\":\"mamba\"}")}) {
+    request.set_model_config_json(config);
+    EXPECT_FALSE(Plan(request).ok()) << config.substr(0, 40);
+  }
+  request.set_model_config_json(kFine + std::string(2 << 20, ' '));
+  EXPECT_EQ(StatusReason(Plan(request).status()), Reason::kRequestTooLarge);
+  request.set_model_config_json(kFine);
+  request.mutable_spec()->set_base_model("models/other");
+  EXPECT_EQ(StatusViolations(Plan(request).status())[0].field, "model_config_json");
+}
+
+}  // namespace
+}  // namespace nibble::server

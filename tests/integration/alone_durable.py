@@ -1,0 +1,49 @@
+"""What a server has acknowledged survives kill -9, and a backup of it can be started from."""
+
+import shutil
+import signal
+import subprocess
+
+import client
+from lone_server import PlayedWorker, Server
+
+
+
+def check_restart(server, api, job):
+    """Acknowledged means durable: kill -9, and everything is there."""
+    if "--in-memory" in server.flags:
+        return
+    before = api.get(job.name)
+    server.stop(signal.SIGKILL)
+    server.start()
+    again = client.Api(server.address)
+    after = again.get(job.name)
+    assert after == before, (after, before)
+    assert len(again.download(after.adapter)) == 2
+    again.close()
+
+
+def check_backup(server, api, job):
+    """A copy made while the server runs can be started from, on another timeline."""
+    if "--in-memory" in server.flags:
+        return
+    copy, there = server.data.with_name(server.data.name + "-copy"), Server(server.binary)
+    shutil.rmtree(there.data)
+    run = lambda *words: subprocess.run([server.binary, *words], check=True, capture_output=True, timeout=30)
+    try:
+        run("backup", "--data-dir", server.data, "--to", copy)
+        again = subprocess.run([server.binary, "backup", "--data-dir", server.data, "--to", copy],
+                               capture_output=True, text=True)
+        assert again.returncode != 0 and "not empty" in again.stderr, again
+        run("restore", "--from", copy, "--data-dir", there.data)
+        there.start()
+        restored = client.Api(there.address)
+        assert restored.get(job.name) == api.get(job.name)
+        assert restored.download(api.get(job.name).adapter) == api.download(api.get(job.name).adapter)
+        timelines = [PlayedWorker(s.address, "w9").register().timeline for s in (server, there)]
+        assert timelines[0] != timelines[1], timelines
+        restored.close()
+        assert there.stop() == 0
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(there.data, ignore_errors=True)
