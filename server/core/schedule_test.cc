@@ -362,20 +362,5 @@ TEST(Schedule, TheMeasuredLoadIsCapped) {
   EXPECT_EQ(WorkerOfJob(d, "b"), "w1");
 }
 
-TEST(Fits, SaysPerDeviceHowMuchAndWhatWouldFit) {
-  Driver d;
-  d.AddWorker("large", 500 * kMB);
-  d.AddWorker("small", 118 * kMB);
-  const Model& model = d.state().models.at("base");
-  const FitReport report = FitsOf(d.state(), model, Driver::JobOf("x").spec, d.core()).value();
-  ASSERT_EQ(report.fits.size(), 2u);
-  EXPECT_EQ(report.fits[0].verdict, DeviceFit::Verdict::kFitsNow);
-  EXPECT_EQ(report.fits[0].largest_micro_batch_size, 256);
-  EXPECT_EQ(report.fits[0].largest_sequence_len, 4096);
-  EXPECT_EQ(report.fits[1].verdict, DeviceFit::Verdict::kNever);
-  EXPECT_EQ(report.fits[1].shortfall_bytes, 3 * kMB);
-  EXPECT_TRUE(report.suggestions.empty());
-}
-
 }  // namespace
 }  // namespace nibble::core
