@@ -18,7 +18,8 @@ PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profi
   bytes.persistent_bytes = plan.persistent_bytes;
   bytes.step_bytes = plan.step_bytes;
   bytes.fixed_bytes = plan.fixed_bytes;
-  bytes.host_bytes = plan.host_bytes;
+  // What a device offers is its own memory; on the host's it is one and the same.
+  bytes.host_bytes = plan.device ? 0 : plan.host_bytes;
   bytes.lower_bound_bytes = plan.lower_bound_bytes;
   bytes.peak_phase = plan.peak_phase;
   bytes.category_bytes = plan.category_bytes;
