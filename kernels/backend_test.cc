@@ -6,6 +6,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cuda/emulated.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
 
 namespace nibble::kernels {
@@ -18,6 +19,14 @@ std::unique_ptr<Backend> Open(const std::string& name) {
   if (name == "host") return MakeHostBackend(RefTable(), 2);
   std::string why;
   return OpenCuda({}, &why);
+}
+
+// What sum_squares wants, in the backend's memory; the caller releases it.
+void* GiveWorkspace(Backend& backend) {
+  const int64_t bytes = cuda_workspace::SumSquaresWorkspaceBytes();
+  backend.context().workspace = backend.Allocate(bytes);
+  backend.context().workspace_bytes = bytes;
+  return backend.context().workspace;
 }
 
 class BackendTest : public ::testing::TestWithParam<const char*> {
@@ -70,6 +79,7 @@ TEST_P(BackendTest, LanesWaitForEachOther) {
 TEST_P(BackendTest, OpsWorkOnItsMemory) {
   void* a = backend_->Allocate(kBytes);
   void* sum = backend_->Allocate(8);
+  void* workspace = GiveWorkspace(*backend_);
   backend_->CopyIn(Lane::kCompute, a, values_.data(), kBytes);
   backend_->table().sum_squares(&backend_->context(), static_cast<double*>(sum), a, 10);
   double out = 0;
@@ -78,6 +88,7 @@ TEST_P(BackendTest, OpsWorkOnItsMemory) {
   EXPECT_EQ(out, 385);
   backend_->Release(a);
   backend_->Release(sum);
+  backend_->Release(workspace);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::Values("host", "cuda-emulated"),
@@ -118,6 +129,7 @@ TEST(EmulatedCuda, WhatComesOutArrivesWhenWaitedFor) {
 TEST(EmulatedCuda, AFailureStays) {
   const auto backend = Open("cuda-emulated");
   void* a = backend->Allocate(8);
+  void* workspace = GiveWorkspace(*backend);
   EmulatedCudaFailAfter(0);
   backend->table().sum_squares(&backend->context(), static_cast<double*>(a), a, 0);
   EXPECT_FALSE(backend->Synchronize());
@@ -128,6 +140,7 @@ TEST(EmulatedCuda, AFailureStays) {
   EXPECT_EQ(backend->Allocate(8), nullptr);
   EXPECT_EQ(backend->fault(), Fault::kOutOfMemory);
   backend->Release(a);
+  backend->Release(workspace);
 }
 
 }  // namespace

@@ -122,6 +122,8 @@ inline constexpr MetricRow kMetricTable[] = {
     {"nibble_train_steps_skipped_total", MetricType::kCounter, "reason",
      "Optimizer steps whose update was left out."},
     {"nibble_train_tokens_total", MetricType::kCounter, "kind", "Tokens processed."},
+    {"nibble_train_phase_seconds_total", MetricType::kCounter, "phase",
+     "Time of optimizer steps on CPUs, by what it went into."},
     {"nibble_train_step_duration_seconds", MetricType::kHistogram, "",
      "Time of an optimizer step."},
     {"nibble_checkpoint_duration_seconds", MetricType::kHistogram, "",
