@@ -95,7 +95,12 @@ void Agent::AdoptDesired(const SynchronizeReply& reply) {
   if (reply.revision < revision_) return;
   revision_ = reply.revision;
   for (auto& [key, local] : attempts_) local.desired = false;
+  std::set<AttemptKey> still_given_up;
   for (const Assignment& assignment : reply.assignments) {
+    if (given_up_.contains(assignment.key)) {
+      still_given_up.insert(assignment.key);
+      continue;
+    }
     const auto it = attempts_.find(assignment.key);
     if (it != attempts_.end()) {
       it->second.desired = true;
@@ -107,6 +112,7 @@ void Agent::AdoptDesired(const SynchronizeReply& reply) {
     if (!wanted || draining_) continue;
     attempts_[assignment.key].assignment = assignment;
   }
+  given_up_ = std::move(still_given_up);
   for (auto& [key, local] : attempts_) {
     if (local.desired) {
       Obey(local);
@@ -350,10 +356,12 @@ void Agent::On(const CheckEnded& in) {
 void Agent::EraseDone() {
   for (auto it = attempts_.begin(); it != attempts_.end();) {
     const Local& local = it->second;
-    if (local.stage != Stage::kReleased || local.desired) {
+    if (local.stage != Stage::kReleased || (local.desired && !local.abandoned)) {
       ++it;
       continue;
     }
+    // No report will follow, so absence must tell a server that still wants it.
+    if (local.desired) given_up_.insert(it->first);
     Do(Forget{it->first});
     it = attempts_.erase(it);
   }

@@ -425,6 +425,7 @@ class Agent {
   bool started_ = false;
   bool registered_ = false;
   bool register_in_flight_ = false;
+  std::set<AttemptKey> given_up_;  // abandoned here and not begun again, until the server knows
   bool draining_ = false;
   bool drain_told_ = false;  // the server has answered a call that said so
   bool exited_ = false;

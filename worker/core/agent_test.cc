@@ -217,6 +217,24 @@ TEST_F(AgentTest, TrustIsAnchoredAtSendTimeAndItsEndSavesAndPauses) {
   EXPECT_NE(Find<ResumeAttempt>(), nullptr);
 }
 
+// A server that restarts renews leases, so it may still want what was given up in the silence.
+TEST_F(AgentTest, WhatWasGivenUpIsNeitherListedNorBegunAgain) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Advance(105 * kSecondUs + AgentOptions{}.silence_us + kSecondUs);
+  ASSERT_NE(Find<Detach>(), nullptr);
+  Feed(SynchronizeReply{sync_.id, SynchronizeReply::Code::kUnavailable, "", 0, 0, {}});
+  Advance(10 * kSecondUs);
+  Desire({AssignmentOf("a")});
+  EXPECT_THAT(Listed(), testing::ElementsAre("a/1"));  // its bytes are still there
+  Feed(EngineDetached{engine, {"a", 1}, 1});
+  EXPECT_EQ(agent_.attempts(), 0u);
+  Advance(2 * kSecondUs);
+  EXPECT_TRUE(sync_.attempts.empty());
+  Desire({AssignmentOf("a")});  // an answer that was on its way
+  EXPECT_EQ(agent_.attempts(), 0u);
+  EXPECT_TRUE(reports_.empty());
+}
+
 TEST_F(AgentTest, TheTurnThatKilledTheEngineIsAtFault) {
   const int64_t engine = Run("a", {AssignmentOf("a")});
   Run("b", {AssignmentOf("a"), AssignmentOf("b")});
