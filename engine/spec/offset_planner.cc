@@ -19,30 +19,110 @@ struct Placed {
   int64_t end;
   int32_t first_use;
   int32_t last_use;
+
+  bool Meets(const LiveBuffer& other) const {
+    return last_use >= other.first_use && first_use <= other.last_use;
+  }
+};
+
+bool LowerBegin(const Placed& a, const Placed& b) { return a.begin < b.begin; }
+
+// What has been placed, found by time. A plan has thousands of buffers, but most live for a few
+// operations: those stand in slots of time, and a short life is compared with the few of its own slots
+// and with the long-lived ones only.
+class PlacedBuffers {
+ public:
+  explicit PlacedBuffers(int32_t last_use) : slots_(static_cast<size_t>(Slot(last_use)) + 1) {}
+
+  // The lowest offset where `size` bytes meet nobody.
+  int64_t LowestGap(const LiveBuffer& buffer, int64_t size) {
+    const std::vector<Placed>* others = &long_;
+    near_.clear();
+    if (IsLong(buffer)) {
+      SortAll();
+      others = &all_;
+    } else {
+      CollectNear(buffer);
+    }
+    int64_t begin = 0;
+    auto near = near_.begin();
+    for (const Placed& other : *others) {
+      if (!other.Meets(buffer)) continue;
+      for (; near != near_.end() && near->begin <= other.begin; ++near) {
+        if (near->begin - begin >= size) return begin;
+        begin = std::max(begin, near->end);
+      }
+      if (other.begin - begin >= size) return begin;
+      begin = std::max(begin, other.end);
+    }
+    for (; near != near_.end(); ++near) {
+      if (near->begin - begin >= size) return begin;
+      begin = std::max(begin, near->end);
+    }
+    return begin;
+  }
+
+  void Add(const LiveBuffer& buffer, int64_t begin, int64_t size) {
+    const Placed placed{begin, begin + size, buffer.first_use, buffer.last_use};
+    all_.push_back(placed);
+    if (IsLong(buffer)) {
+      long_.insert(std::upper_bound(long_.begin(), long_.end(), placed, LowerBegin), placed);
+      return;
+    }
+    for (int32_t slot = Slot(buffer.first_use); slot <= Slot(buffer.last_use); ++slot) {
+      slots_[static_cast<size_t>(slot)].push_back(placed);
+    }
+  }
+
+ private:
+  static constexpr int32_t kSlotUses = 16;
+  static constexpr int32_t kLongSlots = 4;  // a life that touches more is long
+  static int32_t Slot(int32_t use) { return use / kSlotUses; }
+  static bool IsLong(const LiveBuffer& buffer) {
+    return Slot(buffer.last_use) - Slot(buffer.first_use) >= kLongSlots;
+  }
+
+  // Short-lived neighbours of a short life, by begin.
+  void CollectNear(const LiveBuffer& buffer) {
+    const int32_t first = Slot(buffer.first_use);
+    for (int32_t slot = first; slot <= Slot(buffer.last_use); ++slot) {
+      for (const Placed& other : slots_[static_cast<size_t>(slot)]) {
+        // Who stands in several slots is taken in the first that both touch.
+        if (other.Meets(buffer) && std::max(first, Slot(other.first_use)) == slot) near_.push_back(other);
+      }
+    }
+    std::sort(near_.begin(), near_.end(), LowerBegin);
+  }
+
+  // A long life meets nearly everybody; what came since the last time is sorted in.
+  void SortAll() {
+    const auto middle = all_.begin() + static_cast<ptrdiff_t>(sorted_);
+    std::sort(middle, all_.end(), LowerBegin);
+    std::inplace_merge(all_.begin(), middle, all_.end(), LowerBegin);
+    sorted_ = all_.size();
+  }
+
+  std::vector<Placed> all_;
+  size_t sorted_ = 0;         // of all_, by begin
+  std::vector<Placed> long_;  // by begin
+  std::vector<std::vector<Placed>> slots_;
+  std::vector<Placed> near_;  // of the buffer being placed
 };
 
 // Lowest-offset-first in the given order.
 int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<int32_t>& order,
                      int64_t alignment, std::vector<int64_t>& offsets) {
-  std::vector<Placed> placed;  // by begin
-  placed.reserve(buffers.size());
+  int32_t last_use = 0;
+  for (const LiveBuffer& buffer : buffers) last_use = std::max(last_use, buffer.last_use);
+  PlacedBuffers placed(last_use);
   int64_t total = 0;
   for (const int32_t i : order) {
     const LiveBuffer& buffer = buffers[i];
     const int64_t size = RoundUp(buffer.size_bytes, alignment);
-    int64_t begin = 0;
-    for (const Placed& other : placed) {
-      if (other.last_use < buffer.first_use || other.first_use > buffer.last_use) continue;
-      if (other.begin - begin >= size) break;
-      begin = std::max(begin, other.end);
-    }
+    const int64_t begin = placed.LowestGap(buffer, size);
     offsets[i] = begin;
     total = std::max(total, begin + size);
-    const Placed mine{begin, begin + size, buffer.first_use, buffer.last_use};
-    placed.insert(
-        std::upper_bound(placed.begin(), placed.end(), mine,
-                         [](const Placed& a, const Placed& b) { return a.begin < b.begin; }),
-        mine);
+    placed.Add(buffer, begin, size);
   }
   return total;
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|peer|control|all]
+# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|peer|control|plan|all]
 set -euo pipefail
 bin=$1
 what=${2:-all}
@@ -79,6 +79,7 @@ case $what in
   step) steps ;;
   peer) peer ;;
   control) control ;;
+  plan) "$bin/nibble-bench-plan" ;;
   all) kernels; steps; control ;;
-  *) echo "bench takes cpu, kernels, grid, step, peer or control, got '$what'" >&2; exit 2 ;;
+  *) echo "bench takes cpu, kernels, grid, step, peer, control or plan, got '$what'" >&2; exit 2 ;;
 esac
