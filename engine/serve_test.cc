@@ -35,7 +35,8 @@ class ServeTest : public ::testing::Test {
   void Start() {
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds_), 0);
     options_.fd = fds_[1];
-    options_.lock_path = dir_.Join("lock");
+    // A lock is held until the process ends, so each engine in this one has its own.
+    options_.lock_path = dir_.Join("lock" + std::to_string(started_++));
     options_.device.threads = 1;
     options_.device.base.model_dir = dir_.Join("model");
     options_.device.base.cache_dir = dir_.path();
@@ -100,6 +101,9 @@ class ServeTest : public ::testing::Test {
     spec.max_steps = max_steps;
     spec.eval_steps = 5;
     spec.save_interval_seconds = 0;
+    return AttachSpec(attempt, spec);
+  }
+  json AttachSpec(const std::string& attempt, const spec::TrainSpec& spec) {
     std::string name = attempt;
     name.replace(name.find('/'), 1, "-");
     return {{"type", "attach"},
@@ -122,6 +126,7 @@ class ServeTest : public ::testing::Test {
   TempDir dir_;
   ServeOptions options_;
   int fds_[2] = {-1, -1};
+  int started_ = 0;
   std::thread engine_;
   absl::Status status_;
   std::string pending_;
@@ -196,6 +201,133 @@ TEST_F(ServeTest, NeighboursPausesAndDetachmentsChangeNoByte) {
   EXPECT_TRUE(Weights("b-1") == weights);
   EXPECT_TRUE(Weights("c-3") == weights);
 }
+
+// Jobs that have nothing in common but their base.
+struct MixedJob {
+  std::string name;
+  spec::TrainSpec spec;
+  int64_t priority = 0;
+};
+std::vector<MixedJob> MixedJobs(spec::QuantKind quant) {
+  using spec::Module, spec::OptimizerKind, spec::Recompute;
+  const auto job = [&](const char* name, int64_t priority, auto change) {
+    MixedJob mixed{name, {}, priority};
+    mixed.spec.quant = quant;
+    mixed.spec.lora_r = 4;
+    mixed.spec.sequence_len = 64;
+    mixed.spec.gradient_accumulation_steps = 1;
+    mixed.spec.max_steps = 8;
+    mixed.spec.eval_steps = 3;
+    mixed.spec.learning_rate = 5e-3;
+    mixed.spec.save_interval_seconds = 0;
+    change(mixed.spec);
+    return mixed;
+  };
+  return {
+      job("plain", 0, [](auto&) {}),
+      job("large", 10, [](auto& s) { s.lora_r = 32, s.micro_batch_size = 4, s.max_steps = 5; }),
+      job("narrow", -10, [](auto& s) {
+        s.lora_r = 1, s.target_modules = {Module::kQ, Module::kV}, s.lora_dropout = 0;
+      }),
+      job("eight-bit", 0, [](auto& s) { s.optimizer = OptimizerKind::kAdamW8bit, s.lora_r = 8; }),
+      job("short", 5, [](auto& s) {
+        s.sequence_len = 24, s.micro_batch_size = 3, s.gradient_accumulation_steps = 3;
+      }),
+      job("long", 0, [](auto& s) { s.sequence_len = 128, s.recompute = Recompute::kNone; }),
+      job("unpacked", 20, [](auto& s) {
+        s.sample_packing = false, s.micro_batch_size = 5, s.use_rslora = true, s.seed = 7;
+      }),
+      job("down-only", 0, [](auto& s) {
+        s.target_modules = {Module::kDown}, s.optimizer = OptimizerKind::kAdamW8bit;
+        s.recompute = Recompute::kKeepGemmOutputs, s.lr_schedule = spec::LrSchedule::kConstant;
+      }),
+  };
+}
+
+class MixedJobsTest : public ServeTest, public ::testing::WithParamInterface<spec::QuantKind> {
+ protected:
+  void SetUp() override {
+    options_.device.base.quant = GetParam();
+    ServeTest::SetUp();
+  }
+  void Restart() {
+    Stop();
+    pending_.clear();
+    seen_.clear();
+    Start();
+  }
+  json AttachMixed(const MixedJob& job, const std::string& attempt) {
+    json line = AttachSpec(attempt, job.spec);
+    line["priority"] = job.priority;
+    return line;
+  }
+  // Everything of a step or an evaluation but its times, over all attempts of a job.
+  std::map<std::string, std::string> Series(const std::string& job) const {
+    std::map<std::string, std::string> series;
+    for (const json& line : seen_) {
+      if (line["type"] != "step" && line["type"] != "eval") continue;
+      if (!line["attempt"].get<std::string>().starts_with(job + "/")) continue;
+      json numbers;
+      for (const char* key : {"loss", "grad_norm", "learning_rate", "tokens", "target_tokens"}) {
+        if (line.contains(key)) numbers[key] = line[key];
+      }
+      series[line["type"].get<std::string>() + line["step"].dump()] = numbers.dump();
+    }
+    return series;
+  }
+};
+
+TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
+  const std::vector<MixedJob> jobs = MixedJobs(GetParam());
+  std::map<std::string, std::map<std::string, std::string>> solo;
+  for (const MixedJob& job : jobs) {
+    Restart();  // an engine of its own
+    Send(AttachMixed(job, job.name + "/1"));
+    Until("finished", job.name + "/1");
+    solo[job.name] = Series(job.name);
+    EXPECT_GE(solo[job.name].size(), static_cast<size_t>(job.spec.max_steps) + 3);
+  }
+  Restart();
+  const auto attempt = [](const MixedJob& job) { return job.name + "/2"; };
+  // Half of them, then the rest while those run; one leaves and comes back.
+  for (size_t i = 0; i < 4; ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
+  Until("step", attempt(jobs[3]));
+  for (size_t i = 4; i < jobs.size(); ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
+  Send({{"type", "detach"}, {"attempt", attempt(jobs[2])}, {"checkpoint", true}});
+  Until("detached", attempt(jobs[2]));
+  json back = AttachMixed(jobs[2], jobs[2].name + "/3");
+  for (const json& line : seen_) {
+    if (line["type"] == "checkpoint" && line["attempt"] == attempt(jobs[2])) back["resume"] = line["dir"];
+  }
+  Send(back);
+  size_t finished = 0;
+  while (finished < jobs.size()) {
+    const json line = Next();
+    ASSERT_FALSE(line.empty());
+    seen_.push_back(line);
+    ASSERT_NE(line["type"], "failed") << line.dump();
+    ASSERT_NE(line["type"], "dropped") << line.dump();
+    finished += line["type"] == "finished";
+  }
+  std::string last;
+  int switches = 0;
+  for (const json& line : seen_) {
+    if (line["type"] != "step") continue;
+    switches += line["attempt"] != last;
+    last = line["attempt"];
+  }
+  EXPECT_GT(switches, 20);  // they did take turns
+  for (const MixedJob& job : jobs) {
+    const bool returned = job.name == jobs[2].name;
+    EXPECT_TRUE(Weights(job.name + (returned ? "-3" : "-2")) == Weights(job.name + "-1")) << job.name;
+    EXPECT_EQ(Series(job.name), solo[job.name]) << job.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Bases, MixedJobsTest, ::testing::Values(spec::QuantKind::kNF4, spec::QuantKind::kBF16),
+                         [](const auto& info) {
+                           return std::string(info.param == spec::QuantKind::kNF4 ? "nf4" : "bf16");
+                         });
 
 TEST_F(ServeTest, RefusalsNameTheirReasonAndHarmNobody) {
   Send(Attach("good/1", 300));
