@@ -324,7 +324,8 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Bases, MixedJobsTest, ::testing::Values(spec::QuantKind::kNF4, spec::QuantKind::kBF16),
+INSTANTIATE_TEST_SUITE_P(Bases, MixedJobsTest,
+                         ::testing::Values(spec::QuantKind::kNF4, spec::QuantKind::kBF16),
                          [](const auto& info) {
                            return std::string(info.param == spec::QuantKind::kNF4 ? "nf4" : "bf16");
                          });
