@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
 """Large shapes through server, worker and engine on this machine: planned against used, to the byte.
 
-    big_runs.py [SHAPE ...] [--steps N] [--memory GIB] [--holes] [--dir DIR]
+    big_runs.py [SHAPE ...] [--steps N] [--memory GIB] [--dir DIR]
 
-SHAPE is one of 135m, 1b, 7b, 13b, 33b (default: 7b 13b). For each, a model of random weights is written as a
-Hugging Face directory of bf16 shards, quantized by the engine to NF4, and trained for a few steps (r 16 on
-all linears, 512 tokens, full recomputation). Printed: the plan, the engine process's peak (VmHWM, with the
-mapped base) and what it had swapped. It is an error when the peak is above the plan, or when 7b needs 6 GB
-or 13b 10 GB. --holes writes shards without bytes behind them (all weights zero): the memory is the same, and a
-shape fits a small disk. Where disk or memory is short the shape is skipped with a sentence (exit code 77
-when all were).
+SHAPE is one of 135m, 1b, 7b, 13b, 33b (default: 7b 13b). For each, a model of random weights is made in
+Hugging Face layout, one shard of bf16 at a time, each quantized to NF4 and given back to the disk before the
+next (make_base.cc), and trained for a few steps (r 16 on all linears, 512 tokens, full recomputation).
+Printed: the plan, what each step used, the engine process's peak (VmHWM, with the mapped base) and what it
+had swapped. It is an error when the peak is above the plan or more than 64 MiB below it, or when 7b needs
+6 GB or 13b 10 GB. A shape whose plan does not fit what is available, or that the disk has no room for, is
+skipped with a sentence (exit code 77 when all were). The logs of a run that failed stay.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import random
 import shutil
+import subprocess
 import sys
 import time
 
@@ -37,22 +37,16 @@ SHAPES = {
 SHARD_BYTES = 2_000_000_000
 
 
-def tensors(shape):
-    """(name, rows, columns or None) of a Llama model, in layer order."""
-    hidden, ffn, layers, heads, kv_heads, vocab, _ = shape
+def linear_weights(shape):
+    hidden, ffn, layers, heads, kv_heads, _, _ = shape
     kv = hidden // heads * kv_heads
-    yield "model.embed_tokens.weight", vocab, hidden
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, rows, columns in (("q", hidden, hidden), ("k", kv, hidden), ("v", kv, hidden),
-                                    ("o", hidden, hidden)):
-            yield f"{prefix}self_attn.{name}_proj.weight", rows, columns
-        for name, rows, columns in (("gate", ffn, hidden), ("up", ffn, hidden), ("down", hidden, ffn)):
-            yield f"{prefix}mlp.{name}_proj.weight", rows, columns
-        yield prefix + "input_layernorm.weight", hidden, None
-        yield prefix + "post_attention_layernorm.weight", hidden, None
-    yield "model.norm.weight", hidden, None
-    yield "lm_head.weight", vocab, hidden
+    return layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn)
+
+
+def base_bytes(shape):
+    """About; the plan has it to the byte."""
+    hidden, vocab = shape[0], shape[5]
+    return linear_weights(shape) * 4.13 / 8 + 2 * 2 * vocab * hidden
 
 
 def byte_tokenizer(entries):
@@ -79,76 +73,25 @@ def byte_tokenizer(entries):
                       "ignore_merges": False, "vocab": vocab, "merges": merges}}
 
 
-class Noise:
-    """bf16 values of random sign and mantissa, 2^-7 to 2^-5 in size; one block, read at changing places."""
-
-    def __init__(self, size=64 << 20):
-        low = random.Random(1).randbytes(size // 2)
-        signs = random.Random(2).randbytes(size // 2).translate(bytes([0x3C] * 128 + [0xBC] * 128))
-        self.block = bytearray(size)
-        self.block[0::2], self.block[1::2] = low, signs
-        self.at = 0
-
-    def write(self, out, size):
-        self.at = (self.at + 2 * 7919 * 1009) % (len(self.block) // 2)
-        at = self.at
-        while size > 0:
-            part = memoryview(self.block)[at:at + size]
-            out.write(part)
-            size -= len(part)
-            at = 0
-
-
-def write_shard(path, group, noise):
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, rows, columns in group:
-        size = 2 * rows * (columns or 1)
-        header[name] = {"dtype": "BF16", "shape": [rows, columns] if columns else [rows],
-                        "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        if noise is None:
-            out.truncate(8 + len(text) + offset)
-            return
-        for _, rows, columns in group:
-            if columns:
-                noise.write(out, 2 * rows * columns)
-            else:
-                out.write(b"\x80\x3f" * rows)  # ones
-
-
-def write_model(directory, shape, holes):
+def config(shape):
     hidden, ffn, layers, heads, kv_heads, vocab, _ = shape
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({
+    return json.dumps({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
         "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "vocab_size": vocab, "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 0,
-        "eos_token_id": 1, "hidden_act": "silu"}))
-    (directory / "tokenizer.json").write_text(json.dumps(byte_tokenizer(vocab)))
+        "eos_token_id": 1, "hidden_act": "silu"})
+
+
+def make_base(binaries, directory, cache, shape):
+    """The model's directory, and its quantized base in the worker's cache."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(config(shape))
+    (directory / "tokenizer.json").write_text(json.dumps(byte_tokenizer(shape[5])))
     (directory / "tokenizer_config.json").write_text(json.dumps(
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}))
-    groups, size = [[]], 0
-    for tensor in tensors(shape):
-        bytes_ = 2 * tensor[1] * (tensor[2] or 1)
-        if size + bytes_ > SHARD_BYTES and groups[-1]:
-            groups.append([])
-            size = 0
-        groups[-1].append(tensor)
-        size += bytes_
-    noise, where, total = None if holes else Noise(), {}, 0
-    for number, group in enumerate(groups, 1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        write_shard(directory / name, group, noise)
-        for tensor in group:
-            where[tensor[0]] = name
-            total += 2 * tensor[1] * (tensor[2] or 1)
-    (directory / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": where}))
+    subprocess.run([binaries / "nibble-make-base", "--model-dir", directory, "--cache-dir", cache,
+                    "--shard-bytes", str(SHARD_BYTES), "--threads", str(os.cpu_count())], check=True)
 
 
 def status(pid, field):
@@ -169,25 +112,17 @@ def available_memory():
     return 0
 
 
-def weights_bytes(shape):
-    return sum(2 * rows * (columns or 1) for _, rows, columns in tensors(shape))
-
-
-def shortage(name, directory, memory, holes):
-    """None, or why the shape cannot run here."""
-    weights = weights_bytes(SHAPES[name])
-    need = weights * 0.32 + 4 * GB + (0 if holes else weights)
+def disk_shortage(shape, directory):
+    """None, or why the shape cannot be made here."""
+    need = base_bytes(shape) + SHARD_BYTES + 3 * GB
     free = shutil.disk_usage(directory).free
     if free < need:
         return f"{need / GB:.0f} GB of disk are needed under {directory}, {free / GB:.0f} GB are free"
-    needed = weights * 0.30 + 1.5 * GB
-    if min(memory, available_memory()) < needed:
-        return f"about {needed / GB:.0f} GB of memory are needed, {available_memory() / GB:.0f} GB are available"
     return None
 
 
-def make_spec(pb, model, dataset, steps):
-    spec = pb.job.JobSpec(base_model=model.name, dataset=dataset.name)
+def make_spec(pb, steps):
+    spec = pb.job.JobSpec()
     spec.lora.r, spec.lora.alpha = 16, 32
     spec.data.format, spec.data.sequence_len, spec.data.val_set_size = "text", 512, 0
     spec.training.micro_batch_size, spec.training.gradient_accumulation_steps = 1, 1
@@ -195,17 +130,47 @@ def make_spec(pb, model, dataset, steps):
     return spec
 
 
-def run(name, directory, memory, steps, holes):
-    shape = SHAPES[name]
-    models = directory / "models"
+def planned_fit(api, shape, steps):
+    """What the server says of the worker: (verdict, total bytes, bytes missing)."""
+    def fits():
+        plan = api.jobs.PlanJob(api.pb.job.PlanJobRequest(
+            spec=make_spec(api.pb, steps), model_config_json=config(shape)))
+        return [fit for fit in plan.fits if fit.worker == "workers/w1"]
+
+    fit = stack_module.wait_for("the worker", fits)[0]
+    verdict = api.pb.job.DeviceFit.Verdict.Name(fit.verdict)
+    return verdict, fit.plan.total_bytes, fit.shortfall_bytes
+
+
+def train(name, api, stack, dataset, model, steps):
+    """Runs the job to its end, a line per step; returns (job, peak, swapped, seconds)."""
+    spec = make_spec(api.pb, steps)
+    spec.base_model, spec.dataset = model.name, dataset.name
     began = time.monotonic()
-    write_model(models / name, shape, holes)
-    print(f"{name}: {weights_bytes(shape) / GB:.1f} GB of bf16 shards written in {time.monotonic() - began:.0f} s",
-          flush=True)
+    job = stack_module.submit(api, spec)
+    peak, swapped, shown = 0, 0, 0
+    while api.state(job) not in client.TERMINAL:
+        for pid in stack.engines("w1"):
+            peak = max(peak, status(pid, "VmHWM"))
+            swapped = max(swapped, status(pid, "VmSwap"))
+        job = api.get(job.name)
+        for step, loss, *_ in api.metrics(job.name)[shown:]:
+            shown += 1
+            print(f"{name}: step {step} loss {loss:.4f} planned {job.plan.total_bytes} used {job.used_bytes} "
+                  f"VmHWM {peak} swapped {swapped} after {time.monotonic() - began:.0f} s", flush=True)
+        time.sleep(0.2)
+    return job, peak, swapped, time.monotonic() - began
+
+
+def run(name, directory, memory, steps):
+    """True when it ran, False when its plan does not fit."""
+    shape = SHAPES[name]
     binaries = stack_module.bin_dir()
-    flags = ["--model-root", models, "--lease-seconds", "60"]
+    flags = ["--model-root", directory / "models", "--lease-seconds", "60"]
+    (directory / "models").mkdir(parents=True)
     with stack_module.Stack(binaries, server_flags=flags) as stack:
         stack.SERVER_FLAGS = []
+        shutil.rmtree(stack.root)
         stack.root = directory / "run"
         stack.root.mkdir()
         stack.start_server()
@@ -214,36 +179,39 @@ def run(name, directory, memory, steps, holes):
             "--worker-id", "w1", "--threads", os.cpu_count(), "--memory", str(int(memory)),
             "--shares-file-system"])
         api = stack.api()
+        verdict, total, short = planned_fit(api, shape, steps)
+        if verdict != "FITS_NOW":
+            print(f"{name} skipped: its plan is {total / GB:.2f} GB, {short / GB:.2f} GB more than the "
+                  f"{memory / GB:.2f} GB there are")
+            return False
+        began = time.monotonic()
+        make_base(binaries, directory / "models" / name, stack.root / "w1/cache/base", shape)
+        print(f"{name}: made and quantized, shard by shard, in {time.monotonic() - began:.0f} s", flush=True)
         began = time.monotonic()
         model = api.models.RegisterModel(api.pb.model.RegisterModelRequest(path=name, display_name=name))
         print(f"{name}: registered in {time.monotonic() - began:.0f} s", flush=True)
         rows = b"".join(json.dumps({"text": f"row {i} " + "abc def ghi " * 70}).encode() + b"\n"
                         for i in range(2 * steps + 2))
-        began = time.monotonic()
-        spec = make_spec(api.pb, model, api.add_dataset(rows), steps)
-        job = stack_module.submit(api, spec)
-        peak, swapped, shown = 0, 0, 0
-        while api.state(job) not in client.TERMINAL:
-            for pid in stack.engines("w1"):
-                peak = max(peak, status(pid, "VmHWM"))
-                swapped = max(swapped, status(pid, "VmSwap"))
-            job = api.get(job.name)
-            for step, loss, *_ in api.metrics(job.name)[shown:]:
-                shown += 1
-                print(f"{name}: step {step} loss {loss:.4f} planned {job.plan.total_bytes} used "
-                      f"{job.used_bytes} VmHWM {peak} swapped {swapped} after {time.monotonic() - began:.0f} s",
-                      flush=True)
-            time.sleep(0.2)
+        job, peak, swapped, seconds = train(name, api, stack, api.add_dataset(rows), model, steps)
         assert api.state(job) == "SUCCEEDED", job.error
         planned = job.plan.total_bytes
         print(f"{name}: planned {planned} bytes, used {job.used_bytes}, process peak {peak} "
-              f"({(planned - peak) / (1 << 20):.1f} MiB below the plan), swapped {swapped}; {steps} steps and "
-              f"quantization in {time.monotonic() - began:.0f} s", flush=True)
+              f"({(planned - peak) / (1 << 20):.1f} MiB below the plan), swapped {swapped}; {steps} steps "
+              f"and loading in {seconds:.0f} s", flush=True)
+        assert planned == total, f"the job was planned with {planned} bytes, before it with {total}"
         assert 0 < peak <= planned, "the plan was exceeded"
         assert planned - peak <= 64 << 20, "the plan is more than 64 MiB above the peak"
         assert swapped == 0, "the engine was swapped"
         limit = shape[-1]
-        assert limit == 0 or planned < limit, f"{name} must run below {limit / GB:.0f} GB"
+        assert limit == 0 or peak < limit, f"{name} must run below {limit / GB:.0f} GB"
+        return True
+
+
+def keep_logs(directory):
+    """Leaves of a run that failed what says why, and frees the disk of the rest."""
+    shutil.rmtree(directory / "models", ignore_errors=True)
+    shutil.rmtree(directory / "run/w1/cache", ignore_errors=True)
+    print(f"the logs are under {directory / 'run'}")
 
 
 def main():
@@ -251,7 +219,6 @@ def main():
     parser.add_argument("shapes", nargs="*", default=[], metavar="SHAPE")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--memory", type=float, default=0, help="GiB the worker offers; default: what there is")
-    parser.add_argument("--holes", action="store_true")
     parser.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("/var/tmp/nibble-big"))
     args = parser.parse_args()
     if client.missing() or stack_module.bin_dir() is None:
@@ -265,18 +232,17 @@ def main():
         directory = args.dir / name
         shutil.rmtree(directory, ignore_errors=True)
         args.dir.mkdir(parents=True, exist_ok=True)
-        why = shortage(name, args.dir, memory, args.holes)
+        why = disk_shortage(SHAPES[name], args.dir)
         if why:
             print(f"{name} skipped: {why}")
             continue
         try:
-            run(name, directory, memory, args.steps, args.holes)
-        except AssertionError as error:
-            print(f"{name}: {error}")
-            failed += 1
-        finally:
+            ran += run(name, directory, memory, args.steps)
             shutil.rmtree(directory, ignore_errors=True)
-        ran += 1
+        except (AssertionError, subprocess.CalledProcessError) as error:
+            print(f"{name}: {error}")
+            keep_logs(directory)
+            failed += 1
     return 1 if failed else 0 if ran else 77
 
 
