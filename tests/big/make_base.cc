@@ -68,7 +68,8 @@ std::vector<int64_t> ShapeOfEntry(const spec::ModelConfig& model, const BaseEntr
 // One file: a header, and data that exists only between Fill and Empty.
 class Shard {
  public:
-  Shard(std::string path, std::vector<Tensor> tensors) : path_(std::move(path)), tensors_(std::move(tensors)) {}
+  Shard(std::string path, std::vector<Tensor> tensors)
+      : path_(std::move(path)), tensors_(std::move(tensors)) {}
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
   int64_t data_bytes() const { return data_bytes_; }
