@@ -185,6 +185,7 @@ std::string JobText(const v1::Job& job, const Style& style) {
     absl::StrAppend(&out, "  #", a.epoch(), " ", a.state(),
                     a.worker().empty() ? "" : " on " + ShortName(a.worker()),
                     a.start_step() > 0 ? absl::StrCat(" from step ", a.start_step()) : "",
+                    a.continues_epoch() > 0 ? absl::StrCat(", in the memory of #", a.continues_epoch()) : "",
                     a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
   }
   return out;

@@ -113,6 +113,7 @@ v1::SynchronizeRequest ToProto(const WorkerIdentity& identity, const DoSynchroni
     r->set_phase(static_cast<v1::AttemptPhase>(a.phase));
     r->set_step(a.step);
     r->set_used_bytes(a.used_bytes);
+    r->set_intact(a.intact);
   }
   for (const DeviceStatus& status : action.request.devices) {
     auto* d = out.add_devices();
@@ -155,6 +156,7 @@ absl::StatusOr<Assignment> FromProto(const v1::Assignment& in) {
   Assignment a;
   a.key = {in.job_id(), in.epoch()};
   a.token = in.token();
+  a.continues_epoch = in.continues_epoch();
   a.device_id = in.device_id();
   a.kind = in.kind() == v1::Assignment::CHECK ? Kind::kCheck : Kind::kTrain;
   a.want =

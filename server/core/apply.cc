@@ -308,12 +308,19 @@ void Applier::operator()(const AttemptAssigned& e) {
   attempt.run_alone = e.run_alone;
   attempt.resume_epoch = e.resume_epoch;
   attempt.resume_step = e.resume_step;
+  attempt.continues_epoch = e.continues_epoch;
   attempt.start_unix_us = now_.unix_us;
   attempt.start_us = now_.monotonic_us;
   attempt.phase = Phase::kFetching;
   job.epoch = e.epoch;
   job.plan = e.plan;
-  job.progress.step = e.resume_step;
+  if (e.continues_epoch == 0) {
+    job.progress.step = e.resume_step;
+  } else {
+    // Nothing died: the silence costs the job no retry and counts against no worker.
+    job.infra_retries = std::max(0, job.infra_retries - 1);
+    job.poisoned_workers.erase(e.worker_id);
+  }
   if (job.start_unix_us == 0) job.start_unix_us = now_.unix_us;
   Attempt& stored = job.attempts[e.epoch] = std::move(attempt);
   state_.touched.attempts.insert({e.job_id, e.epoch});

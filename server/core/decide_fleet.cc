@@ -1,5 +1,7 @@
-// Workers, leases, time and placement: T2, T7, T8b, T10.
+// Workers, leases, time and placement: T2, T7, T8b, T9, T10.
 #include <algorithm>
+#include <set>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -75,9 +77,11 @@ absl::Status Superseded(const std::string& worker_id, const std::string& incarna
 
 // What the arrival of a listing says about one attempt that holds bytes.
 void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attempt& attempt) {
+  // One that goes on in memory is listed by its first key until its worker has learned the new one.
   const auto listed =
       std::find_if(c.attempts.begin(), c.attempts.end(), [&](const ListedAttempt& l) {
-        return l.job_id == attempt.job_id && l.epoch == attempt.epoch;
+        return l.job_id == attempt.job_id &&
+               (l.epoch == attempt.epoch || l.epoch == attempt.continues_epoch);
       });
   const bool gone = listed == c.attempts.end();
   // An absence counts only once the worker has seen a set that had the attempt in it.
@@ -104,6 +108,36 @@ void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attemp
     }
   }
   turn.Emit(AttemptFreed{attempt.job_id, attempt.epoch});
+}
+
+// T9: the worker was silent for too long and is back with what it trained, and nobody else has the job yet.
+// The bytes it holds become those of the new attempt, so nothing has to be placed.
+void Reinstate(Turn& turn, const Worker& worker, const ListedAttempt& listed) {
+  const Job* job = turn.state.FindJob(listed.job_id);
+  if (job == nullptr || job->state != JobState::kQueued || job->kind != JobKind::kTrain) return;
+  const auto it = job->attempts.find(job->epoch);
+  if (it == job->attempts.end()) return;
+  const Attempt* last = &it->second;
+  if (last->state != AttemptState::kLost || !last->holds_bytes) return;
+  if (last->worker_id != worker.id || last->incarnation != worker.incarnation) return;
+  if (listed.epoch != last->epoch && listed.epoch != last->continues_epoch) return;
+  AttemptAssigned assigned;
+  assigned.job_id = job->id;
+  assigned.epoch = job->epoch + 1;
+  assigned.worker_id = worker.id;
+  assigned.incarnation = worker.incarnation;
+  assigned.device_id = last->device_id;
+  assigned.plan = last->plan;
+  assigned.group = last->group;
+  assigned.run_alone = job->run_alone;
+  assigned.continues_epoch = listed.epoch;
+  // Should its memory be gone by then, it goes on from there.
+  if (!job->checkpoints.empty()) {
+    assigned.resume_epoch = job->checkpoints.back().epoch;
+    assigned.resume_step = job->checkpoints.back().step;
+  }
+  turn.Emit(AttemptFreed{job->id, last->epoch});
+  turn.Emit(std::move(assigned));
 }
 
 }  // namespace
@@ -186,6 +220,12 @@ Answer DecideFleet(Turn& turn, const Synchronize& c) {
   if (worker->lost) turn.Emit(WorkerReturned{worker->id});
   turn.Emit(LeaseRenewed{worker->id, c.known_revision, c.attempts, c.devices, c.draining});
   for (const Attempt* attempt : HeldBy(turn.state, worker->id)) Settle(turn, *worker, c, *attempt);
+  if (!c.draining && !worker->draining && !turn.state.rollback_suspected) {
+    std::set<std::string> jobs;  // a job once, whatever the listing says
+    for (const ListedAttempt& listed : c.attempts) {
+      if (listed.intact && jobs.insert(listed.job_id).second) Reinstate(turn, *worker, listed);
+    }
+  }
   if (c.draining) {
     for (const Attempt* attempt : HeldBy(turn.state, worker->id)) {
       const bool ended =

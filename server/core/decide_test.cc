@@ -221,6 +221,55 @@ TEST_F(RunningTest, LeasesTurnSuspectThenLost) {
   EXPECT_FALSE(d_.state().workers.at("w1").lost);
 }
 
+// T9: back before anybody else got the job, it goes on with what it has in memory.
+TEST_F(RunningTest, AWorkerThatComesBackGoesOnInMemory) {
+  const int64_t step = d_.job("j").progress.step;
+  Synchronize listing = d_.SyncOf("w1");
+  ASSERT_EQ(listing.attempts.size(), 1u);
+  listing.attempts[0].intact = true;
+  d_.Advance(130 * kSecondUs);
+  d_.Must(Tick{});
+  ASSERT_EQ(state(), JobState::kQueued);
+  EXPECT_EQ(d_.job("j").infra_retries, 1);
+  d_.Must(listing);
+  EXPECT_EQ(state(), JobState::kStarting);
+  EXPECT_EQ(attempt(1).state, AttemptState::kLost);
+  EXPECT_FALSE(attempt(1).holds_bytes);
+  EXPECT_EQ(attempt(2).continues_epoch, 1);
+  EXPECT_TRUE(attempt(2).holds_bytes);
+  EXPECT_EQ(attempt(2).plan, attempt(1).plan);
+  EXPECT_EQ(d_.job("j").infra_retries, 0);
+  EXPECT_EQ(d_.job("j").progress.step, step);
+  // The answer was lost: it lists the first key still, and nothing changes.
+  d_.Must(listing);
+  EXPECT_EQ(attempt(2).state, AttemptState::kActive);
+  // Lost once more before the worker has learned its new key.
+  d_.Advance(130 * kSecondUs);
+  d_.Must(Tick{});
+  EXPECT_EQ(attempt(2).state, AttemptState::kLost);
+  d_.Must(listing);
+  EXPECT_EQ(attempt(3).continues_epoch, 1);
+  EXPECT_FALSE(attempt(2).holds_bytes);
+  d_.Must(ReportProgress{d_.FenceOf("j"), {}});
+}
+
+TEST_F(RunningTest, NothingIsGivenBackThatIsNotIntactOrNoLongerFree) {
+  Synchronize listing = d_.SyncOf("w1");
+  d_.Advance(130 * kSecondUs);
+  d_.Must(Tick{});
+  d_.Must(listing);  // not intact
+  EXPECT_EQ(state(), JobState::kQueued);
+  listing.attempts[0].intact = true;
+  Synchronize leaving = listing;
+  leaving.draining = true;
+  d_.Must(leaving);
+  EXPECT_EQ(state(), JobState::kQueued);
+  d_.Must(PauseJob{"j"});
+  d_.Must(listing);
+  EXPECT_EQ(state(), JobState::kPaused);
+  EXPECT_EQ(d_.job("j").epoch, 1);
+}
+
 TEST_F(RunningTest, ANewProcessOfTheWorkerLosesTheOldOnesAttemptsAtOnce) {
   d_.AddWorker("w1", 1'000 * kMB, "i2");
   EXPECT_EQ(attempt(1).state, AttemptState::kLost);

@@ -57,15 +57,17 @@ struct Describer {
     Say(absl::StrCat("jobs/", e.job_id, " deleted"), {{"job", e.job_id}});
   }
   void operator()(const AttemptAssigned& e) {
-    Say(absl::StrCat("attempt ", e.epoch, " goes to ", e.worker_id, "/", e.device_id, " with ",
-                     HumanBytes(e.plan.TotalBytes()), " planned",
-                     e.resume_step > 0 ? absl::StrCat(", from step ", e.resume_step) : "",
+    const bool continues = e.continues_epoch > 0;
+    Say(absl::StrCat("attempt ", e.epoch, continues ? " goes on in memory on " : " goes to ",
+                     e.worker_id, "/", e.device_id, " with ", HumanBytes(e.plan.TotalBytes()), " planned",
+                     e.resume_step > 0 && !continues ? absl::StrCat(", from step ", e.resume_step) : "",
                      e.why.empty() ? "" : absl::StrCat(" (", e.why, ")")),
         {{"epoch", absl::StrCat(e.epoch)},
          {"worker", e.worker_id},
          {"device", e.device_id},
          {"planned_bytes", absl::StrCat(e.plan.TotalBytes())},
          {"resume_step", absl::StrCat(e.resume_step)},
+         {"continues_epoch", absl::StrCat(e.continues_epoch)},
          {"run_alone", e.run_alone ? "true" : "false"}});
   }
   void operator()(const AttemptPlanned& e) {

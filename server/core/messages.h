@@ -113,6 +113,7 @@ struct ListedAttempt {
   Phase phase = Phase::kUnspecified;
   int64_t step = 0;
   int64_t used_bytes = 0;
+  bool intact = false;  // what it trained is in memory there, and could go on
   bool operator==(const ListedAttempt&) const = default;
 };
 struct DeviceUse {
@@ -288,6 +289,7 @@ struct AttemptAssigned {
   bool run_alone = false;
   int64_t resume_epoch = 0;
   int64_t resume_step = 0;
+  int64_t continues_epoch = 0;  // T9
   std::string why;
 };
 struct AttemptPlanned {

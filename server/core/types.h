@@ -122,6 +122,7 @@ struct Attempt {
   bool run_alone = false;
   int64_t resume_epoch = 0;  // the checkpoint it starts from; 0 = from the beginning
   int64_t resume_step = 0;
+  int64_t continues_epoch = 0;     // the lost attempt, as its worker knew it, whose memory it may go on in
   bool started = false;            // its first optimizer step was reported
   bool release_requested = false;  // drain or preemption: want RELEASE
   std::string release_reason;

@@ -19,8 +19,9 @@ void ToProto(const core::Attempt& attempt, core::JobKind kind, v1::Attempt* out)
   out->set_reason(attempt.reason);
   if (attempt.start_unix_us > 0) ToTimestamp(attempt.start_unix_us, out->mutable_start_time());
   if (attempt.end_unix_us > 0) ToTimestamp(attempt.end_unix_us, out->mutable_end_time());
-  out->set_start_step(attempt.resume_step);
+  if (attempt.continues_epoch == 0) out->set_start_step(attempt.resume_step);
   out->set_kind(std::string(core::JobKindName(kind)));
+  out->set_continues_epoch(attempt.continues_epoch);
 }
 
 void FillProgress(const core::Job& job, const core::Now& now, v1::JobProgress* out) {

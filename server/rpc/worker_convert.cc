@@ -76,7 +76,7 @@ core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
                                   ? static_cast<core::Phase>(attempt.phase())
                                   : core::Phase::kUnspecified;
     out.attempts.push_back({attempt.job_id(), attempt.epoch(), attempt.device_id(), phase, attempt.step(),
-                            attempt.used_bytes()});
+                            attempt.used_bytes(), attempt.intact()});
   }
   for (const wv1::DeviceStatus& device : in.devices()) {
     out.devices.push_back({device.device_id(), device.used_bytes(),
@@ -177,6 +177,7 @@ void ToProto(const core::Assignment& assignment, bool shares_file_system, wv1::A
   out->set_job_id(job.id);
   out->set_epoch(attempt.epoch);
   out->set_token(assignment.token);
+  out->set_continues_epoch(attempt.continues_epoch);
   out->set_device_id(attempt.device_id);
   out->set_kind(static_cast<wv1::Assignment::Kind>(job.kind));
   out->set_want(static_cast<wv1::Assignment::Want>(assignment.want));

@@ -101,9 +101,9 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name,
                                                 create_unix_us)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Attempt, job_id, epoch, worker_id, incarnation,
                                                 device_id, state, reason, message, plan, group,
-                                                run_alone, resume_epoch, resume_step, started,
-                                                release_requested, release_reason, holds_bytes,
-                                                start_unix_us, end_unix_us)
+                                                run_alone, resume_epoch, resume_step, continues_epoch,
+                                                started, release_requested, release_reason,
+                                                holds_bytes, start_unix_us, end_unix_us)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Worker, id, incarnation, past_incarnations, version,
                                                 devices, shares_file_system, draining, lost,
                                                 register_unix_us)

@@ -5,7 +5,8 @@
 
 Cases: again (same seed twice), threads (2 instead of 1), beside (another job on the same base), engine,
 worker, server (kill -9 at a random moment, once per round), crowd (the engine is killed under two jobs),
-graceful (the worker is drained and comes back). A worker comes back with two threads. The moments come from the seed, which is printed. Compared with one uninterrupted run:
+graceful (the worker is drained and comes back), silence (worker and engine stand still until the lease is
+lost, and go on in memory). A worker comes back with two threads. The moments come from the seed, which is printed. Compared with one uninterrupted run:
 adapter_model.safetensors, adapter_config.json, and the columns step, loss, grad_norm, learning_rate,
 tokens (per step the row of the last attempt). Exits 77 with a sentence where something needed is missing.
 """
@@ -21,8 +22,8 @@ import client
 import stack as stack_module
 
 STEPS = 60
-CASES = ("again", "threads", "beside", "engine", "worker", "server", "crowd", "graceful")
-ROUNDS_OF = ("engine", "worker", "server", "crowd", "graceful")
+CASES = ("again", "threads", "beside", "engine", "worker", "server", "crowd", "graceful", "silence")
+ROUNDS_OF = ("engine", "worker", "server", "crowd", "graceful", "silence")
 
 
 class Result:
@@ -208,6 +209,30 @@ class Campaign:
             worker.wait(60)
             stack.start_worker(threads=2)
             return self.compare("graceful", self.finish(api, job), f"stopped {when}")
+
+    def silence(self):
+        with self.stack() as stack:
+            stack.start_server()
+            worker = stack.start_worker()
+            api = stack.api()
+            spec = self.prepare(api)
+            job = stack_module.submit(api, spec())
+            self.wait_for_step(api, job.name, 1)
+            when = self.strike(api, job.name)
+            frozen = [worker.pid, *stack.engines()]
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                stack_module.wait_for(
+                    "the lease to be lost",
+                    lambda: api.get(job.name).attempts[-1].state in ("LOST", "DONE"), timeout=60)
+            finally:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGCONT)
+            result = self.finish(api, job)
+            last = api.get(job.name).attempts[-1]
+            assert result.attempts == 1 or last.continues_epoch == last.epoch - 1, last
+            return self.compare("silence", result, f"silent {when}")
 
 
 def main():

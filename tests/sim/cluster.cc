@@ -370,8 +370,12 @@ void Cluster::CollectMarks(RunResult& result) {
       result.marks.insert("attempt " + field("state") + " " + field("reason"));
     if (field("why").rfind("preempted: ", 0) == 0) result.marks.insert("preempted");
     if (record.type == "job.failed") result.marks.insert("failed " + field("reason"));
-    if (record.type == "attempt.assigned" && field("resume_step") != "0")
+    const bool assigned = record.type == "attempt.assigned";
+    if (assigned && field("continues_epoch") != "0") {
+      result.marks.insert("went on in memory");
+    } else if (assigned && field("resume_step") != "0") {
       result.marks.insert("resumed from a checkpoint");
+    }
     if (record.type == "attempt.assigned" && field("run_alone") == "true")
       result.marks.insert("runs alone");
   }

@@ -64,6 +64,7 @@ constexpr const char* kMustReach[] = {
     "failed NO_SUPERVISED_TOKENS",
     "failed POISON",
     "resumed from a checkpoint",
+    "went on in memory",
     "runs alone",
     "preempted",
     "request id reused",

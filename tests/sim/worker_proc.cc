@@ -37,6 +37,7 @@ worker::Assignment ToWorker(const core::Assignment& a) {
   worker::Assignment w;
   w.key = {a.job->id, a.attempt->epoch};
   w.token = a.token;
+  w.continues_epoch = a.attempt->continues_epoch;
   w.device_id = a.attempt->device_id;
   w.kind = static_cast<worker::Kind>(a.job->kind);
   w.want = static_cast<worker::Want>(a.want);
@@ -174,7 +175,8 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
   request.draining = action.request.draining;
   for (const worker::RunningAttempt& a : action.request.attempts) {
     request.attempts.push_back({a.key.job_id, a.key.epoch, a.device_id,
-                                static_cast<core::Phase>(a.phase), a.step, a.used_bytes});
+                                static_cast<core::Phase>(a.phase), a.step, a.used_bytes,
+                                a.intact});
   }
   for (const worker::DeviceStatus& d : action.request.devices) {
     request.devices.push_back({d.device_id, d.used_bytes, d.resident_bases});

@@ -97,6 +97,7 @@ void Agent::AdoptDesired(const SynchronizeReply& reply) {
   for (auto& [key, local] : attempts_) local.desired = false;
   std::set<AttemptKey> still_given_up;
   for (const Assignment& assignment : reply.assignments) {
+    Continue(assignment);
     if (given_up_.contains(assignment.key)) {
       still_given_up.insert(assignment.key);
       continue;
@@ -110,7 +111,9 @@ void Agent::AdoptDesired(const SynchronizeReply& reply) {
     // What is to be released or stopped and is not here has been let go already; absence says so.
     const bool wanted = assignment.want == Want::kRun || assignment.want == Want::kPause;
     if (!wanted || draining_) continue;
-    attempts_[assignment.key].assignment = assignment;
+    Local& local = attempts_[assignment.key];
+    local.assignment = assignment;
+    local.local_key = assignment.key;
   }
   given_up_ = std::move(still_given_up);
   for (auto& [key, local] : attempts_) {
@@ -122,19 +125,42 @@ void Agent::AdoptDesired(const SynchronizeReply& reply) {
   }
 }
 
+bool Agent::IsIntact(const Local& local) {
+  return local.assignment.kind == Kind::kTrain && !local.abandoned &&
+         (local.stage == Stage::kAttached || local.stage == Stage::kFinishing);
+}
+
+// The attempt it continues gets its key, if that is intact; else it begins as any other.
+void Agent::Continue(const Assignment& assignment) {
+  if (assignment.continues_epoch == 0 || attempts_.contains(assignment.key)) return;
+  const auto it = attempts_.find({assignment.key.job_id, assignment.continues_epoch});
+  if (it == attempts_.end() || !IsIntact(it->second)) return;
+  auto node = attempts_.extract(it);
+  node.key() = assignment.key;
+  Local& local = attempts_.insert(std::move(node)).position->second;
+  local.assignment = assignment;
+  if (!local.sent) return;
+  // What could not be said as the one before is said as this one; an answer to that no longer counts.
+  local.sent->report.id = next_id_++;
+  local.sent->report.key = assignment.key;
+  local.sent->report.token = assignment.token;
+  local.sent->waiting = false;
+  local.sent->not_before_us = 0;
+}
+
 void Agent::Obey(Local& local) {
   if (local.abandoned) return;
   switch (local.assignment.want) {
     case Want::kRun:
       if (local.stage == Stage::kAttached && local.paused && !distrusted_) {
         local.paused = false;
-        Do(ResumeAttempt{local.engine, local.assignment.key});
+        Do(ResumeAttempt{local.engine, local.local_key});
       }
       return;
     case Want::kPause:
       if (local.stage == Stage::kAttached && !local.paused) {
         local.paused = true;
-        Do(PauseAttempt{local.engine, local.assignment.key});
+        Do(PauseAttempt{local.engine, local.local_key});
       }
       return;
     case Want::kRelease:
@@ -158,8 +184,8 @@ void Agent::CheckTrust() {
     for (auto& [key, local] : attempts_) {
       if (local.stage != Stage::kAttached || local.paused) continue;
       local.paused = true;
-      Do(CheckpointAttempt{local.engine, key});
-      Do(PauseAttempt{local.engine, key});
+      Do(CheckpointAttempt{local.engine, local.local_key});
+      Do(PauseAttempt{local.engine, local.local_key});
     }
   }
   if (now_us_ >= trust_until_us_ + options_.silence_us) AbandonAll();
@@ -194,7 +220,8 @@ std::vector<RunningAttempt> Agent::Listing() const {
   std::vector<RunningAttempt> listing;
   for (const auto& [key, local] : attempts_) {
     const Phase phase = local.stage == Stage::kReleased ? Phase::kReleased : local.phase;
-    listing.push_back({key, local.assignment.device_id, phase, local.step, local.used_bytes});
+    listing.push_back(
+        {key, local.assignment.device_id, phase, local.step, local.used_bytes, IsIntact(local)});
   }
   return listing;
 }
@@ -362,7 +389,7 @@ void Agent::EraseDone() {
     }
     // No report will follow, so absence must tell a server that still wants it.
     if (local.desired) given_up_.insert(it->first);
-    Do(Forget{it->first});
+    Do(Forget{it->second.local_key});
     it = attempts_.erase(it);
   }
 }
@@ -454,12 +481,14 @@ void Agent::On(const ReportReply& in) {
   Local& local = it->second;
   SentReport& sent = *local.sent;
   switch (in.code) {
+    case ReportReply::Code::kStale:
+      // A server that has not heard of us for so long may still give it back: its next set decides.
+      if (trusted(now_us_)) return Abandon(local);
+      [[fallthrough]];
     case ReportReply::Code::kUnavailable:
       sent.waiting = false;
       sent.not_before_us = now_us_ + NextBackoff(sent.backoff_us, options_.retry_max_us);
       return;
-    case ReportReply::Code::kStale:
-      return Abandon(local);
     case ReportReply::Code::kOk:
       if (sent.last) local.stage = Stage::kReleased;
       local.sent.reset();

@@ -15,6 +15,8 @@
 //  * Renewals are trusted until send time + lease_lost - trust_margin; then attempts are saved
 //  locally
 //    and paused until the server answers.
+//  * An attempt the server gave up for our silence, and gives back as a later one that continues it, goes on
+//    where it is: engine and files go on knowing it by its first key.
 //  * When an engine dies, the attempt whose turn it was is at fault; its neighbours say so.
 //  * Reports of an attempt go out one at a time, in order, again and again until answered.
 //  * A restart of the worker starts with an empty agent under a new incarnation: engines end with
@@ -319,6 +321,7 @@ class Agent {
   };
   struct Local {
     Assignment assignment;
+    AttemptKey local_key;  // by which engine and files know it: that of its first epoch here
     Stage stage = Stage::kFetching;
     Phase phase = Phase::kFetching;
     bool desired = true;     // in the server's newest set
@@ -380,6 +383,8 @@ class Agent {
 
   void Reconcile();  // what follows from everything known now
   void AdoptDesired(const SynchronizeReply& reply);
+  void Continue(const Assignment& assignment);
+  static bool IsIntact(const Local& local);
   void Obey(Local& local);
   void LetGo(Local& local, bool checkpoint);
   void Abandon(Local& local);
@@ -406,7 +411,7 @@ class Agent {
   std::vector<RunningAttempt> Listing() const;
   std::vector<DeviceStatus> Devices() const;
   Local* Find(const AttemptKey& key);
-  // The attempt when it is in that engine; late messages of others are dropped.
+  // The attempt when it is in that engine, by its local key; late messages of others are dropped.
   Local* InEngine(const AttemptKey& key, int64_t engine);
   std::optional<AttemptKey> FaultyOf(const Engine& engine) const;
   int64_t NextBackoff(int64_t& backoff_us, int64_t max_us) const;

@@ -14,8 +14,11 @@ EngineGroup GroupOf(const Assignment& assignment) {
 }  // namespace
 
 Agent::Local* Agent::InEngine(const AttemptKey& key, int64_t engine) {
-  Local* local = Find(key);
-  return local != nullptr && local->engine == engine && engine != 0 ? local : nullptr;
+  if (engine == 0) return nullptr;
+  const auto it = std::find_if(attempts_.begin(), attempts_.end(), [&](const auto& entry) {
+    return entry.second.engine == engine && entry.second.local_key == key;
+  });
+  return it == attempts_.end() ? nullptr : &it->second;
 }
 
 bool Agent::IsWanted(const EngineGroup& group) const {
@@ -27,14 +30,14 @@ bool Agent::IsWanted(const EngineGroup& group) const {
 void Agent::LetGo(Local& local, bool checkpoint) {
   local.stage = Stage::kDetaching;
   local.detach_deadline_us = now_us_ + options_.detach_timeout_us;
-  Do(Detach{local.engine, local.assignment.key, checkpoint});
+  Do(Detach{local.engine, local.local_key, checkpoint});
 }
 
 void Agent::LeaveEngine(Local& local) {
   const auto it = engines_.find(local.engine);
   if (it != engines_.end()) {
-    std::erase(it->second.order, local.assignment.key);
-    if (it->second.turn == local.assignment.key) it->second.turn.reset();
+    std::erase(it->second.order, local.local_key);
+    if (it->second.turn == local.local_key) it->second.turn.reset();
   }
   local.engine = 0;
   local.used_bytes = 0;
@@ -49,12 +52,16 @@ void Agent::StopEngine(int64_t id, Engine& engine) {
 
 void Agent::AttachOrStart(Local& local) {
   const EngineGroup group = GroupOf(local.assignment);
+  // An attempt of the same job that is being let go still has the bytes that were given to this one.
+  for (const auto& [key, other] : attempts_) {
+    if (key.job_id == local.assignment.key.job_id && other.engine != 0) return;
+  }
   bool in_the_way = false;
   for (auto& [id, engine] : engines_) {
     if (engine.group == group && !engine.stopping) {
       if (!engine.ready) return;
       engine.idle_since_us = 0;
-      engine.order.push_back(local.assignment.key);
+      engine.order.push_back(local.local_key);
       local.engine = id;
       local.stage = Stage::kAttached;
       local.paused = false;
@@ -108,7 +115,7 @@ void Agent::CheckTimeouts() {
     if (local.stage != Stage::kDetaching || now_us_ < local.detach_deadline_us) continue;
     const auto it = engines_.find(local.engine);
     if (it == engines_.end() || it->second.killed) continue;
-    it->second.turn = key;  // it does not end its turn
+    it->second.turn = local.local_key;  // it does not end its turn
     it->second.stop_us = now_us_;
     kill(it->first, it->second);
   }

@@ -217,6 +217,68 @@ TEST_F(AgentTest, TrustIsAnchoredAtSendTimeAndItsEndSavesAndPauses) {
   EXPECT_NE(Find<ResumeAttempt>(), nullptr);
 }
 
+// The server gave the attempt up, nobody else had it yet: what is in memory goes on under the next epoch.
+TEST_F(AgentTest, AReinstatedAttemptGoesOnWhereItIs) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(StepOf("a", 1));
+  Advance(2 * kSecondUs);
+  ASSERT_EQ(reports_.size(), 1u);  // never answered while the line is dead
+  now_us_ += 200 * kSecondUs;
+  Feed(Tick{});
+  ASSERT_NE(Find<PauseAttempt>(), nullptr);
+  Answer(ReportReply::Code::kStale);  // before the set has been asked for
+  EXPECT_EQ(Find<Detach>(), nullptr);
+  ASSERT_EQ(sync_.attempts.size(), 1u);
+  EXPECT_TRUE(sync_.attempts[0].intact);
+  Feed(SynchronizeReply{sync_.id, SynchronizeReply::Code::kUnavailable, "", 0, 0, {}});
+  Advance(10 * kSecondUs);
+  Assignment next = AssignmentOf("a");
+  next.key.epoch = 2;
+  next.token = "token-2";
+  next.continues_epoch = 1;
+  Desire({next});
+  const auto* resume = Find<ResumeAttempt>();
+  ASSERT_NE(resume, nullptr);
+  EXPECT_EQ(resume->key.ToString(), "a/1");  // as the engine knows it
+  EXPECT_EQ(Find<DoFetch>(), nullptr);
+  EXPECT_EQ(reports_.back().key.ToString(), "a/2");  // what was not answered is said again
+  EXPECT_EQ(reports_.back().token, "token-2");
+  ASSERT_EQ(reports_.back().metrics.size(), 1u);
+  Answer(ReportReply::Code::kOk);
+  Advance(50'000);
+  EXPECT_THAT(Listed(), testing::ElementsAre("a/2"));
+  Feed(EngineFinished{engine, {"a", 1}, 9, "/adapter", "completed"});
+  const auto* upload = Find<DoUpload>();
+  ASSERT_NE(upload, nullptr);
+  EXPECT_EQ(upload->key.ToString(), "a/2");
+  Feed(Uploaded{upload->id, {{"adapter", "sha", 5}}});
+  EXPECT_EQ(reports_.back().key.ToString(), "a/2");
+  Answer(ReportReply::Code::kOk);
+  Desire({});
+  ASSERT_NE(Find<Forget>(), nullptr);
+  EXPECT_EQ(Find<Forget>()->key.ToString(), "a/1");
+}
+
+// Its memory was given back in the meantime: it begins anew, once the old one has let go of its bytes.
+TEST_F(AgentTest, AReinstatedAttemptWithoutItsMemoryBeginsAnew) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Advance(105 * kSecondUs + AgentOptions{}.silence_us + kSecondUs);
+  ASSERT_NE(Find<Detach>(), nullptr);
+  Feed(SynchronizeReply{sync_.id, SynchronizeReply::Code::kUnavailable, "", 0, 0, {}});
+  Advance(10 * kSecondUs);
+  EXPECT_FALSE(sync_.attempts.at(0).intact);
+  Assignment next = AssignmentOf("a");
+  next.key.epoch = 2;
+  next.continues_epoch = 1;
+  Desire({next});
+  EXPECT_NE(Find<DoFetch>(), nullptr);
+  Feed(Fetched{{"a", 2}, {"model", "data", "", ""}});
+  EXPECT_EQ(Find<Attach>(), nullptr);
+  Feed(EngineDetached{engine, {"a", 1}, 1});
+  ASSERT_NE(Find<Attach>(), nullptr);
+  EXPECT_EQ(Find<Attach>()->assignment.key.ToString(), "a/2");
+}
+
 // A server that restarts renews leases, so it may still want what was given up in the silence.
 TEST_F(AgentTest, WhatWasGivenUpIsNeitherListedNorBegunAgain) {
   const int64_t engine = Run("a", {AssignmentOf("a")});

@@ -71,6 +71,7 @@ struct Assignment {
   std::string display_name;
   int32_t priority = 0;  // the share of turns beside its neighbours
   std::string base_display_name;
+  int64_t continues_epoch = 0;  // that attempt, if intact here, goes on as this one
 };
 
 // Where fetched things lie on this machine.
@@ -155,6 +156,7 @@ struct RunningAttempt {
   Phase phase = Phase::kUnspecified;
   int64_t step = 0;
   int64_t used_bytes = 0;
+  bool intact = false;  // what it trained is here and could go on
 };
 struct DeviceStatus {
   std::string device_id;
