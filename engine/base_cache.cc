@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/device_encoder.h"
 #include "engine/floats.h"
 #include "engine/text.h"
 #include "kernels/nf4.h"
@@ -158,7 +159,8 @@ class Maker {
         tensors_(tensors),
         layout_(layout),
         file_(file),
-        pool_(request.threads) {}
+        pool_(request.threads),
+        encoder_(MakeEncoder()) {}
 
   absl::Status Make() {
     RETURN_IF_ERROR(file_.Resize(layout_.file_bytes));
@@ -199,6 +201,17 @@ class Maker {
     }
   }
 
+  std::unique_ptr<DeviceEncoder> MakeEncoder() const {
+    int64_t most = 0;
+    for (const BaseEntry& entry : layout_.entries) {
+      if (entry.part == BasePart::kCodes) most = std::max(most, TensorOf(entry).elements);
+    }
+    if (most == 0) return nullptr;
+    return DeviceEncoder::Make(request_.backend, TypeOf(request_.quant), spec::kQuantBlock,
+                               std::min(most, kChunkElements),
+                               kernels::AbsmaxCount(most, spec::kQuantBlock));
+  }
+
   const BaseTensor& TensorOf(const BaseEntry& entry) const {
     const BaseTensor* tensor = tensors_.Find(entry.part, entry.layer, entry.module);
     CHECK(tensor != nullptr);
@@ -235,8 +248,12 @@ class Maker {
       RETURN_IF_ERROR(ReadChunk(reader, first, size));
       const int64_t bytes = kernels::WeightBytes(type, size);
       codes.resize(static_cast<size_t>(bytes));
-      kernels::QuantizeTensor(values_.data(), size, type, spec::kQuantBlock, codes.data(),
-                              absmax.data() + first / spec::kQuantBlock, &pool_);
+      float* const scales = absmax.data() + first / spec::kQuantBlock;
+      if (encoder_ != nullptr) {
+        RETURN_IF_ERROR(encoder_->Quantize(values_.data(), size, codes.data(), scales));
+      } else {
+        kernels::QuantizeTensor(values_.data(), size, type, spec::kQuantBlock, codes.data(), scales, &pool_);
+      }
       RETURN_IF_ERROR(
           file_.Write(entry.offset + kernels::WeightBytes(type, first), codes.data(), bytes));
     }
@@ -280,7 +297,12 @@ class Maker {
     std::vector<uint8_t> codes(absmax.size());
     std::vector<float> nested(static_cast<size_t>(kernels::NestedCount(blocks)));
     float& offset = offsets_[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)];
-    kernels::QuantizeAbsmax(absmax.data(), blocks, codes.data(), nested.data(), &offset);
+    if (encoder_ != nullptr) {
+      RETURN_IF_ERROR(
+          encoder_->QuantizeAbsmax(absmax.data(), blocks, codes.data(), nested.data(), &offset));
+    } else {
+      kernels::QuantizeAbsmax(absmax.data(), blocks, codes.data(), nested.data(), &offset);
+    }
     RETURN_IF_ERROR(file_.Write(find(BasePart::kAbsmaxCodes)->offset, codes.data(), blocks));
     return file_.Write(find(BasePart::kNestedAbsmax)->offset, nested.data(),
                        static_cast<int64_t>(nested.size()) * 4);
@@ -296,6 +318,7 @@ class Maker {
   const spec::BaseLayout& layout_;
   LockedFile& file_;
   kernels::ThreadPool pool_;
+  const std::unique_ptr<DeviceEncoder> encoder_;  // null = the host encodes
   std::vector<float> values_;
   std::vector<float> offsets_;
   int64_t done_ = 0;

@@ -14,6 +14,7 @@
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/train_spec.h"
+#include "kernels/backend.h"
 
 namespace nibble::engine {
 
@@ -29,6 +30,7 @@ struct BaseCacheRequest {
   spec::QuantKind quant = spec::QuantKind::kNF4;
   bool nested = true;  // double quantization is on for this kind
   int threads = 1;
+  kernels::Backend* backend = nullptr;  // quantizes there when it can; the file is the same
   std::function<void(int64_t, int64_t)> progress;  // may be empty
 };
 struct BaseCacheFile {
@@ -36,7 +38,7 @@ struct BaseCacheFile {
   bool found = false;  // it was there already
 };
 // Finds or makes the file. `layout` is the model's; memory used beside it is a few chunks of a
-// tensor.
+// tensor, on the device, too, when that is where it is quantized.
 absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
                                               const BaseTensors& tensors,
                                               const spec::BaseLayout& layout);

@@ -237,6 +237,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   request.quant = options.quant;
   request.nested = nested;
   request.threads = std::max(options.threads, 1);
+  request.backend = options.backend;
   request.progress = options.progress;
   ASSIGN_OR_RETURN(const BaseCacheFile file, EnsureBaseCache(request, tensors, layout));
   impl->cached = file.found;

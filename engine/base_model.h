@@ -20,6 +20,7 @@
 #include "absl/status/statusor.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
+#include "kernels/backend.h"
 #include "kernels/kernel_table.h"
 
 namespace nibble::engine {
@@ -33,6 +34,8 @@ struct BaseModelOptions {
   // tests that compare logits. Not what memory plans count.
   bool exact = false;
   int threads = 1;
+  // Where to quantize, when it can; null = on the host. The bits are the same.
+  kernels::Backend* backend = nullptr;
   // (tensors done, tensors in all) while quantizing; may be empty.
   std::function<void(int64_t, int64_t)> progress;
 };

@@ -3,6 +3,7 @@
 // `./dev gpu` to say.
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -212,6 +213,38 @@ class EmulatedDevice : public ::testing::Test {
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Device> device_;
 };
+
+// The same file, byte for byte, whoever quantizes.
+TEST_F(EmulatedDevice, QuantizesABaseAsTheHostDoes) {
+  for (const spec::QuantKind quant : {spec::QuantKind::kNF4, spec::QuantKind::kFP4, spec::QuantKind::kINT8}) {
+    BaseModelOptions options = options_.base;
+    options.quant = quant;
+    options.cache_dir = dir_.Join("by-host");
+    const auto by_host = BaseModel::Open(options);
+    CHECK_OK(by_host.status());
+    const int64_t encodings = kernels::EmulatedCudaCounts().encodings;
+    const int64_t held = kernels::EmulatedCudaBytes().device;
+    options.cache_dir = dir_.Join(absl::StrCat("by-device-", static_cast<int>(quant)));
+    options.backend = backend_.get();
+    const auto by_device = BaseModel::Open(options);
+    CHECK_OK(by_device.status());
+    EXPECT_FALSE((*by_device)->cached());
+    EXPECT_GT(kernels::EmulatedCudaCounts().encodings, encodings);
+    EXPECT_EQ(kernels::EmulatedCudaBytes().device, held);
+    const auto want = (*by_host)->file(), got = (*by_device)->file();
+    EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin(), want.end()));
+  }
+}
+
+TEST_F(EmulatedDevice, QuantizesOnTheHostWhenTheDeviceHasNoRoom) {
+  BaseModelOptions options = options_.base;
+  options.cache_dir = dir_.Join("elsewhere");
+  options.backend = backend_.get();
+  kernels::EmulatedCudaRefuseNextAllocate();
+  const int64_t encodings = kernels::EmulatedCudaCounts().encodings;
+  CHECK_OK(BaseModel::Open(options).status());
+  EXPECT_EQ(kernels::EmulatedCudaCounts().encodings, encodings);
+}
 
 TEST_F(EmulatedDevice, HoldsWhatThePlanSaysToTheByte) {
   EXPECT_EQ(profile_.backend, "cuda-emulated");

@@ -129,6 +129,8 @@ void KernelExecutor::Stage(const MicroBatch& batch) {
   CHECK(batch.tokens() > 0 && batch.tokens() <= room);
   CHECK(static_cast<int64_t>(batch.starts.size()) <= room + 1);
   batch_ = &batch;
+  context_.most_labels = std::count_if(batch.labels.begin(), batch.labels.end(),
+                                       [](int32_t label) { return label >= 0; });
   std::byte* set = nullptr;  // a device copies from there while the host goes on
   if (staging_ != nullptr) {
     if (staged_ == spec::kStagingSets) {

@@ -52,6 +52,12 @@ struct Context {
   void* libraries = nullptr;     // of the backend (handles of vendor libraries); null on the CPU
   // First error of an asynchronous backend; null = none, and always on the CPU.
   const char* error = nullptr;
+  // Of cross_entropy: no more rows than this have a label; -1 = not known. What a backend that does not look
+  // leaves out; it changes no bit.
+  int64_t most_labels = -1;
+  // Of asynchronous backends, in their memory: read when cross_entropy runs, in place of its argument, so
+  // that a recording of the op (backend.h) can run with other values. Null = the argument.
+  const double* late_gradient_scale = nullptr;
 };
 
 // How a frozen matrix is stored. The flat order is bitsandbytes': element i of the row-major [N, K]
@@ -71,6 +77,9 @@ struct WeightView {
   const float* nested_map = nullptr;      // [256]
   float offset = 0;
   const float* code_book = nullptr;       // [16] (NF4, FP4, INT4) or [256] (INT8)
+  // act [N, K], what decode_weight makes of all rows; null = none. A table may read it instead of decoding
+  // again: the results are the same bits.
+  const void* decoded = nullptr;
 };
 
 // A frozen array in its stored type (norm weights, embeddings, head, biases).
@@ -86,6 +95,9 @@ struct DropoutKey {
   uint64_t seed = 0;
   uint64_t stream = 0;   // made of step, micro-batch and module by the engine
   float p = 0;           // 0 = no dropout
+  // Of asynchronous backends, in their memory: bits of the stream that are known only when the op runs,
+  // joined to `stream` by "or". Null = none.
+  const uint64_t* late_stream = nullptr;
 };
 
 // y = x W^T + bias + scale * u B^T,   u = dropout(x) A^T.
@@ -161,6 +173,12 @@ struct KernelTable {
   // x is read only for da and may be null without LoRA.
   void (*linear_backward)(Context*, void* dx, bool accumulate, const void* dy, const void* x,
                           const LinearArgs& args);
+  // Optional, both or neither; null where a table has nothing to gain. `count` (2 or 3) linears of one input,
+  // args[i].m all the same: as linear_forward (linear_backward) of each in order, the first of which
+  // overwrites dx unless `accumulate`, while the others add to it. Nothing of theirs overlaps.
+  void (*linear_forward_group)(Context*, void* const* y, const void* x, const LinearArgs* args, int count);
+  void (*linear_backward_group)(Context*, void* dx, bool accumulate, const void* const* dy, const void* x,
+                                const LinearArgs* args, int count);
 
   // y = x * rstd * (w + unit_offset); rstd real [M] = 1 / sqrt(mean(x^2) + eps). M rows of `dim`.
   // y may be x.

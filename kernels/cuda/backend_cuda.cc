@@ -14,9 +14,18 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/nvml.h"
+#include "kernels/cuda/quantize.h"
 
 namespace nibble::kernels {
+
+// An instantiated graph; its launches happen in the order in which they were captured.
+struct Recording {
+  cudaGraphExec_t graph = nullptr;
+};
+
 namespace {
+
+constexpr Encoders kEncoders = {.quantize = cuda::Quantize, .quantize_absmax = cuda::QuantizeAbsmax};
 
 constexpr int64_t kLateBytes = int64_t{48} << 20;
 constexpr int64_t kUnmeasuredBytes = int64_t{768} << 20;
@@ -148,6 +157,36 @@ class CudaBackend final : public Backend {
     size_t free = 0, total = 0;
     if (fault() == Fault::kDevice || cudaMemGetInfo(&free, &total) != cudaSuccess) return -1;
     return static_cast<int64_t>(free);
+  }
+
+  const Encoders* encoders() const override { return &kEncoders; }
+
+  bool BeginRecording() override {
+    if (fault() == Fault::kDevice) return false;
+    return cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+  }
+  Recording* EndRecording() override {
+    cudaGraph_t graph = nullptr;
+    cudaError_t error = cudaStreamEndCapture(streams_[0], &graph);
+    if (error == cudaSuccess && context_.error != nullptr) error = cudaErrorStreamCaptureInvalidated;
+    cudaGraphExec_t instance = nullptr;
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&instance, graph, 0);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    // Its device memory is taken now, not at the first launch.
+    if (error == cudaSuccess) error = cudaGraphUpload(instance, streams_[0]);
+    if (error == cudaSuccess) return new Recording{instance};
+    // What cannot be captured is no fault of the device; a fault shows again when the ops are queued.
+    if (instance != nullptr) cudaGraphExecDestroy(instance);
+    cudaGetLastError();
+    context_.error = nullptr;
+    return nullptr;
+  }
+  void Replay(Recording* recording) override {
+    if (fault() != Fault::kDevice) Check(cudaGraphLaunch(recording->graph, streams_[0]));
+  }
+  void ReleaseRecording(Recording* recording) override {
+    if (fault() != Fault::kDevice) cudaGraphExecDestroy(recording->graph);
+    delete recording;
   }
 
  private:

@@ -19,6 +19,15 @@ struct EmulatedBytes {
 };
 EmulatedBytes EmulatedCudaBytes();
 
+// Of all emulated devices of this process: recordings (backend.h) that are held now, how often one was
+// replayed, and how many pieces of weights were encoded.
+struct EmulatedCounts {
+  int64_t recordings = 0;
+  int64_t replays = 0;
+  int64_t encodings = 0;
+};
+EmulatedCounts EmulatedCudaCounts();
+
 // Makes the next emulated device fail after this many more ops, as a device does that falls off the bus,
 // or find its memory taken at the next Allocate. For tests of what the engine makes of it.
 void EmulatedCudaFailAfter(int64_t ops);

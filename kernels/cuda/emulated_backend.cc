@@ -6,16 +6,25 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <map>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/check.h"
+#include "kernels/cuda/quantize.h"
 #include "kernels/each_op.h"
 
 namespace nibble::kernels {
+
+struct Recording {
+  std::vector<std::function<void()>> launches;
+};
+
 namespace {
 
 constexpr int64_t kPage = 4096;
@@ -25,6 +34,7 @@ constexpr int64_t kFixedBytes = int64_t{1} << 20;
 EmulatedBytes held;
 int64_t ops_left = -1;  // -1: no failure in sight
 bool refuse_next = false;
+EmulatedCounts counts;
 
 int64_t PageUp(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
@@ -68,6 +78,30 @@ class Opened {
   ~Opened() { memory.Close(); }
 };
 
+// What is being recorded; null = nothing.
+Recording* recording = nullptr;
+
+// An argument of an op as a recording keeps it: what it points to on the host is gone when it is replayed.
+template <typename T>
+struct Kept {
+  explicit Kept(const T& value) : value(value) {}
+  const T& get() const { return value; }
+  std::decay_t<T> value;
+};
+template <>
+struct Kept<const LinearArgs&> {
+  explicit Kept(const LinearArgs& args) : args(args) {
+    if (args.lora != nullptr) lora = *args.lora;
+  }
+  LinearArgs get() const {
+    LinearArgs out = args;
+    if (args.lora != nullptr) out.lora = &lora;
+    return out;
+  }
+  LinearArgs args;
+  LoraArgs lora;
+};
+
 // The emulated table's ops, each between opening the device's memory and closing it.
 const KernelTable* inner[2];
 
@@ -76,6 +110,14 @@ struct Guarded;
 template <int kWhich, typename... Args, void (*KernelTable::*kOp)(Context*, Args...)>
 struct Guarded<kWhich, kOp> {
   static void Call(Context* context, Args... args) {
+    if (recording != nullptr) {
+      recording->launches.push_back([context, then = *context, kept = std::tuple(Kept<Args>(args)...)] {
+        const Context now = std::exchange(*context, then);
+        std::apply([&](const auto&... arg) { Call(context, arg.get()...); }, kept);
+        *context = now;
+      });
+      return;
+    }
     if (failed || ops_left == 0) {
       failed = true;
       return;
@@ -101,6 +143,20 @@ const KernelTable& GuardedTable(bool fp16) {
   static const KernelTable fp16_table = MakeGuarded<1>(EmulatedCudaTable(true));
   return fp16 ? fp16_table : bf16_table;
 }
+
+constexpr Encoders kEncoders = {
+    .quantize =
+        [](auto... args) {
+          const Opened opened;
+          ++counts.encodings;
+          cuda_emulated::Quantize(args...);
+        },
+    .quantize_absmax =
+        [](auto... args) {
+          const Opened opened;
+          cuda_emulated::QuantizeAbsmax(args...);
+        },
+};
 
 class EmulatedBackend final : public Backend {
  public:
@@ -159,9 +215,17 @@ class EmulatedBackend final : public Backend {
     arrivals_.push_back(std::move(copy));
   }
   void CopyWithin(Lane lane, void* to, const void* from, int64_t bytes) override {
+    if (recording != nullptr) {
+      recording->launches.push_back([this, lane, to, from, bytes] { CopyWithin(lane, to, from, bytes); });
+      return;
+    }
     Queue(lane, {to, from, bytes});
   }
   void Fill(void* device, uint8_t byte, int64_t bytes) override {
+    if (recording != nullptr) {
+      recording->launches.push_back([this, device, byte, bytes] { Fill(device, byte, bytes); });
+      return;
+    }
     if (failed) return;
     const Opened opened;
     std::memset(device, byte, static_cast<size_t>(bytes));
@@ -182,6 +246,26 @@ class EmulatedBackend final : public Backend {
   }
   int64_t fixed_bytes() const override { return kFixedBytes; }
   int64_t free_bytes() const override { return kMemoryBytes - kFixedBytes - memory.used_bytes(); }
+
+  const Encoders* encoders() const override { return &kEncoders; }
+
+  bool BeginRecording() override {
+    KERNEL_CHECK(recording == nullptr);
+    recording = new Recording;
+    return true;
+  }
+  Recording* EndRecording() override {
+    ++counts.recordings;
+    return std::exchange(recording, nullptr);
+  }
+  void Replay(Recording* recorded) override {
+    ++counts.replays;
+    for (const auto& launch : recorded->launches) launch();
+  }
+  void ReleaseRecording(Recording* recorded) override {
+    --counts.recordings;
+    delete recorded;
+  }
 
  private:
   struct Copy {
@@ -232,6 +316,8 @@ void EmulatedCudaFailAfter(int64_t ops) {
   ops_left = ops;
 }
 void EmulatedCudaRefuseNextAllocate() { refuse_next = true; }
+
+EmulatedCounts EmulatedCudaCounts() { return counts; }
 
 const char* CudaName() { return "cuda-emulated"; }
 

@@ -30,6 +30,11 @@ __device__ __forceinline__ void LoadOperand(AsyncCopies* copies, Act* tile, cons
                                                vector);
 }
 
+__device__ __forceinline__ uint64_t KeyOf(const DropoutKey& dropout) {
+  const uint64_t late = dropout.late_stream != nullptr ? *dropout.late_stream : 0;
+  return CounterKey(dropout.seed, dropout.stream | late);
+}
+
 // Each thread masks the chunks that it copied itself, so no barrier is needed before.
 template <bool kTransposed, typename Act>
 __device__ __forceinline__ void MaskOperand(Act* tile, const DropoutKey& dropout, int64_t stride,
@@ -37,7 +42,7 @@ __device__ __forceinline__ void MaskOperand(Act* tile, const DropoutKey& dropout
   constexpr int kStride = OperandTile<kRows, kTransposed>::kStride;
   constexpr int kTileRows = kTransposed ? kDepth : kRows, kChunks = (kTransposed ? kRows : kDepth) / 8;
   const int64_t first_row = kTransposed ? depth0 : row0, first_column = kTransposed ? row0 : depth0;
-  const uint64_t key = CounterKey(dropout.seed, dropout.stream);
+  const uint64_t key = KeyOf(dropout);
   for (int chunk = static_cast<int>(threadIdx.x); chunk < kTileRows * kChunks; chunk += kThreads) {
     const int r = chunk / kChunks, c = chunk % kChunks * 8;
     const auto index = static_cast<uint64_t>((first_row + r) * stride + first_column + c);
@@ -99,7 +104,7 @@ __device__ __forceinline__ void WriteTile(const GemmArgs& args, const float (&su
   }
   __syncthreads();
   constexpr int kChunks = kColumns / 8;
-  const uint64_t key = args.c_dropout.p > 0 ? CounterKey(args.c_dropout.seed, args.c_dropout.stream) : 0;
+  const uint64_t key = args.c_dropout.p > 0 ? KeyOf(args.c_dropout) : 0;
   const float keep_scale = args.c_dropout.p > 0 ? 1.0f / (1.0f - args.c_dropout.p) : 1.0f;
   for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
     const int64_t row = row0 + chunk / kChunks, column = column0 + chunk % kChunks * 8;

@@ -3,9 +3,9 @@
 // The rows with a label are listed first, then taken a chunk at a time: gathered, multiplied with
 // the whole head into float logits, turned into the gradient in place (in the act type), and
 // multiplied back. A chunk is always multiplied at its full size, so that no sum depends on how
-// many rows are left; chunks behind the last labelled row are left out, for which the host waits
-// for the list's length (not while a graph is recorded: then all chunks run, and those rows are
-// skipped on the device).
+// many rows are left. How many rows have a label is known on the device alone, and nobody waits for
+// it: the caller's bound (Context::most_labels) says how many chunks there may be, and rows behind the
+// last labelled one are skipped on the device.
 #include <utility>
 
 #include "kernels/cuda/matmul.h"
@@ -82,13 +82,14 @@ __device__ __forceinline__ Peak Join(Peak a, Peak b) {
 template <bool kGradient, typename Act>
 __global__ void __launch_bounds__(kRowThreads)
     SoftmaxKernel(float* logits, double* losses, const int32_t* rows, const int32_t* labels, int64_t m,
-                  int64_t first, int64_t vocab, int64_t stride, float gradient_scale) {
+                  int64_t first, int64_t vocab, int64_t stride, double gradient_scale, const double* late_scale) {
   constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
   __shared__ Peak peaks[kRowThreads / 32];
   const int64_t i = first + blockIdx.x;
   if (i >= rows[m]) return;
   float* row = logits + blockIdx.x * stride;
   const int64_t label = labels[rows[i]];
+  const auto scale = static_cast<float>(late_scale != nullptr ? *late_scale : gradient_scale);
   const int thread = static_cast<int>(threadIdx.x);
   Peak mine{-INFINITY, 0};
   for (int64_t at = static_cast<int64_t>(thread) * 8; at < vocab; at += kRowThreads * 8) {
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
       for (int e = 0; e < 8; ++e)
         values[e] =
-            (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) * gradient_scale;
+            (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) * scale;
       __syncthreads();  // the span has been read, and the label's logit
       Store8(gradient + at, values, at < vocab ? vocab - at : 0, at < vocab);
     }
@@ -196,25 +197,6 @@ void HeadProduct(Context* ctx, float* out, int64_t stride, const void* h, ParamV
   });
 }
 
-// How many rows are listed; `most` when that cannot be known while the ops are queued.
-int64_t ListedRows(Context* ctx, const int32_t* count, int64_t most) {
-#if defined(__CUDACC__)
-  if (ctx->error != nullptr) return 0;
-  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  if (!NoteError(ctx, cudaStreamIsCapturing(Stream(ctx), &capturing))) return 0;
-  if (capturing != cudaStreamCaptureStatusNone) return most;
-  int32_t listed = 0;
-  if (!NoteError(ctx, cudaMemcpyAsync(&listed, count, sizeof listed, cudaMemcpyDeviceToHost, Stream(ctx))) ||
-      !NoteError(ctx, cudaStreamSynchronize(Stream(ctx))))
-    return 0;
-  return listed;
-#else
-  (void)ctx;
-  (void)most;
-  return *count;
-#endif
-}
-
 }  // namespace
 
 template <typename Act>
@@ -244,14 +226,15 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
 
   Launch(ctx, 1, kListThreads, 0, ListKernel, rows, labels, m);
   if (dh != nullptr) FillBytes(ctx, dh, 0, 2 * m * dim);
-  const int64_t count = ListedRows(ctx, rows + m, m);
+  const int64_t count = ctx->most_labels < 0 ? m : Min(ctx->most_labels, m);
   const auto blocks = static_cast<unsigned>(chunk);
   for (int64_t first = 0; first < count; first += chunk) {
     Launch(ctx, blocks, 128, 0, GatherKernel<Act>, gathered, static_cast<const Act*>(h), rows, m, first, dim,
            aligned(h));
     HeadProduct<Act>(ctx, logits, stride, gathered, head, chunk, dim, vocab, panel, scratch);
     Launch(ctx, blocks, kRowThreads, 0, dh != nullptr ? SoftmaxKernel<true, Act> : SoftmaxKernel<false, Act>,
-           logits, losses, rows, labels, m, first, vocab, stride, static_cast<float>(gradient_scale));
+           logits, losses, rows, labels, m, first, vocab, stride, gradient_scale,
+           ctx->late_gradient_scale);
     if (dh == nullptr) continue;
     ForHeadPanels<Act>(ctx, head, vocab, dim, panel,
                        [&](int64_t row, int64_t panel_rows, const void* weights) {
