@@ -16,8 +16,8 @@ class DeviceEncoder {
  public:
   // For chunks of at most `most_values` values and tensors of at most `most_blocks` blocks. Null when the
   // backend is null, cannot encode, or has no memory left for it: then the host encodes.
-  static std::unique_ptr<DeviceEncoder> Make(kernels::Backend* backend, kernels::QuantType type, int64_t block,
-                                             int64_t most_values, int64_t most_blocks);
+  static std::unique_ptr<DeviceEncoder> Make(kernels::Backend* backend, kernels::QuantType type,
+                                             int64_t block, int64_t most_values, int64_t most_blocks);
   ~DeviceEncoder();
 
   // As kernels::QuantizeTensor and kernels::QuantizeAbsmax, from and to host memory. DEVICE_FAULT when the

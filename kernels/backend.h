@@ -45,8 +45,8 @@ enum class Fault : uint8_t {
 // Independent queues of a device. On one that has no such thing they are all the compute lane.
 enum class Lane : uint8_t { kCompute = 0, kIn = 1, kOut = 2 };
 
-// Quantization on the device, with the bits of kernels/nf4.h. All pointers are the backend's memory; queued on
-// the compute lane; nothing needs workspace. See kernels/cuda/quantize.h.
+// Quantization on the device, with the bits of kernels/nf4.h. All pointers are the backend's memory; queued
+// on the compute lane; nothing needs workspace. See kernels/cuda/quantize.h.
 struct Encoders {
   void (*quantize)(Context*, ParamView values, int64_t count, QuantType type, int64_t block,
                    const float* code_book, uint8_t* codes, float* absmax);
@@ -98,8 +98,8 @@ class Backend {
   // Null: what this device would encode, the host encodes.
   virtual const Encoders* encoders() const { return nullptr; }
 
-  // Recording, so that many small ops are queued as one. From BeginRecording (true) to EndRecording, ops, Fill
-  // and CopyWithin of the compute lane are noted and not done, with the arguments that they have then,
+  // Recording, so that many small ops are queued as one. From BeginRecording (true) to EndRecording, ops,
+  // Fill and CopyWithin of the compute lane are noted and not done, with the arguments that they have then,
   // pointers and numbers alike; nothing else may be called. EndRecording returns null when they cannot be
   // noted: then the caller does them himself. Replay queues them all. Both of the first allocate; Replay does
   // not. An op that was never run before should not be recorded: its code may not be loaded.
