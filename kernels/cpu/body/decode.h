@@ -25,12 +25,15 @@ NIBBLE_INLINE uint32_t CodeAt(const WeightView& w, int64_t i) {
 
 #if defined(__AVX512F__)
 
-// Rounding in integers: vcvtneps2bf16 would flush subnormal products to zero, and bodies must agree.
-NIBBLE_INLINE __m256i RoundTable(F32 products) {
-  const I32 bits = _mm512_castps_si512(products);
+// The upper halves are the values as bf16, nearest even; the lower halves are of no use. In integers:
+// vcvtneps2bf16 would flush subnormal products to zero, and bodies must agree.
+NIBBLE_INLINE I32 RoundedUpper(F32 values) {
+  const I32 bits = _mm512_castps_si512(values);
   const I32 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(
-      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16));
+  return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+}
+NIBBLE_INLINE __m256i RoundTable(F32 products) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(RoundedUpper(products), 16));
 }
 
 // The scaled table in both halves, so that the word permutation needs no masking of its 5-bit indices.
@@ -64,11 +67,13 @@ NIBBLE_INLINE void DecodeBytes16(const uint8_t* codes, const float* code_book, f
 
 #else
 
-NIBBLE_INLINE __m128i RoundTable(F32 products) {
-  const I32 bits = _mm256_castps_si256(products);
+NIBBLE_INLINE I32 RoundedUpper(F32 values) {
+  const I32 bits = _mm256_castps_si256(values);
   const I32 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const I32 words = _mm256_srli_epi32(
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+}
+NIBBLE_INLINE __m128i RoundTable(F32 products) {
+  const I32 words = _mm256_srli_epi32(RoundedUpper(products), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 

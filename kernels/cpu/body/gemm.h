@@ -129,6 +129,16 @@ struct Lhs {
   }
 };
 
+NIBBLE_INLINE void CopyOperands(const BF16* in, int64_t count, Operand* out) {
+#if defined(__AVX512BF16__)
+  std::memcpy(out, in, static_cast<size_t>(2 * count));
+#else
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Store(out + i, Load(in + i));
+  for (; i < count; ++i) out[i] = ToFloat(in[i]);
+#endif
+}
+
 // Rows row .. row + rows - 1, columns first .. first + depth - 1 as operands; returns where, and the
 // stride in bytes. `copy` is used when they cannot stay where they are.
 struct PreparedRows {
@@ -154,14 +164,7 @@ static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64
       std::memcpy(out, static_cast<const Operand*>(lhs.data) + at,
                   static_cast<size_t>(depth) * sizeof(Operand));
     } else {
-      const BF16* in = static_cast<const BF16*>(lhs.data) + at;
-#if defined(__AVX512BF16__)
-      std::memcpy(out, in, static_cast<size_t>(2 * depth));
-#else
-      int64_t d = 0;
-      for (; d + kLanes <= depth; d += kLanes) Store(out + d, Load(in + d));
-      for (; d < depth; ++d) out[d] = ToFloat(in[d]);
-#endif
+      CopyOperands(static_cast<const BF16*>(lhs.data) + at, depth, out);
       if (lhs.dropout != nullptr) ZeroDropped(*lhs.dropout, static_cast<uint64_t>(at), depth, out);
     }
     for (int64_t d = depth; d < Steps(depth) * kDepthPerStep; ++d) out[d] = Operand{};

@@ -1,20 +1,49 @@
 // One row of activations against a frozen weight, for generation: every weight is read once, so the memory
 // is the limit and nothing may be written in between.
 //
-// 4-bit rows of whole blocks, AVX-512: 32 bytes are widened to 32 words whose low and high nibbles are the
-// odd and the even elements; the table look-up ignores the other bits. x waits in that order. Everything
-// else is decoded in spans into the first-level cache, or multiplied where it is (bf16).
+// 4-bit rows of whole blocks of 64: 32 bytes are looked up in the block's scaled table where they are, their
+// high and low nibbles being the even and the odd elements; x waits in the order in which they come. Four
+// rows at a time share x and keep four streams going; what is read is fetched into the first-level cache two
+// pages ahead, because the hardware does not follow rows. Everything else is decoded in spans into the
+// first-level cache, or multiplied where it is (bf16).
 #pragma once
 
 #include "kernels/cpu/body/gemm.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
-constexpr int64_t kGemvRows = 32;  // weight rows of a piece
-
-#if defined(__AVX512F__)
-
 constexpr int64_t kNibbleBlock = 64;
+constexpr int64_t kFetchAhead = 8192;  // bytes
+
+// Doubly quantized scales, ready: the whole map times one nested absmax, plus the offset. A nested block's
+// 256 scales cost one pass over 256 values instead of 256 gathers; tables are made when first asked for.
+class NestedScales {
+ public:
+  // Rows that are read together need tables less than kTables apart.
+  static constexpr int64_t kTables = 16;
+  static bool Suits(const WeightView& w, int64_t rows) {
+    return w.absmax == nullptr && rows * (w.k / kNibbleBlock) + 256 <= 256 * kTables;
+  }
+  // [256] by code.
+  NIBBLE_INLINE const float* Of(const WeightView& w, int64_t nested) {
+    float* table = tables_[nested % kTables];
+    if (made_[nested % kTables] != nested + 1) Make(w, nested, table);
+    return table;
+  }
+
+ private:
+  void Make(const WeightView& w, int64_t nested, float* table) {
+    const F32 absmax = Set1(w.nested_absmax[nested]), offset = Set1(w.offset);
+    for (int64_t i = 0; i < 256; i += kLanes)
+      Store(table + i, Add(Mul(Load(w.nested_map + i), absmax), offset));
+    made_[nested % kTables] = nested + 1;
+  }
+  alignas(64) float tables_[kTables][256];
+  int64_t made_[kTables] = {};  // nested block + 1
+};
+
+// How the scales of a weight are found.
+enum class ScaleKind { kPlain, kNested, kAny };
 
 NIBBLE_INLINE bool WholeNibbleBlocks(const WeightView& w) {
   const bool four_bits =
@@ -22,78 +51,157 @@ NIBBLE_INLINE bool WholeNibbleBlocks(const WeightView& w) {
   return four_bits && w.k % kNibbleBlock == 0 && w.block % kNibbleBlock == 0;
 }
 
+#if defined(__AVX512F__)
+
+constexpr int kRowsTogether = 4;
+
 // Where element i of a block of 64 waits: even before odd; in a float body also by halves of words.
-NIBBLE_INLINE int64_t NibbleOrder(int64_t i) {
-  return kPairs ? i % 2 * 32 + i / 2 : i % 2 * 32 + i / 2 % 2 * 16 + i / 4;
+NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
+  alignas(64) static constexpr uint16_t kEven[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                     22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42,
+                                                     44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+  const I32 even = LoadInt(kEven), odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+  const I32 a = LoadInt(x), b = LoadInt(x + 32);
+  const I32 evens = _mm512_permutex2var_epi16(a, even, b), odds = _mm512_permutex2var_epi16(a, odd, b);
+#if defined(__AVX512BF16__)
+  StoreInt(out, evens);
+  StoreInt(out + 32, odds);
+#else
+  Store(out, FirstOfPairs(evens));
+  Store(out + 16, SecondOfPairs(evens));
+  Store(out + 32, FirstOfPairs(odds));
+  Store(out + 48, SecondOfPairs(odds));
+#endif
 }
 
-// absmax of 16 consecutive blocks from `block` on; those past `last` repeat it.
-NIBBLE_INLINE F32 SixteenScales(const WeightView& w, int64_t block, int64_t last) {
-  const int64_t count = last + 1 - block < 16 ? last + 1 - block : 16;
-  if (w.absmax != nullptr) return Load(w.absmax + block, count);
-  const __m128i codes = _mm_maskz_loadu_epi8(FirstLanes(count), w.absmax_codes + block);
-  const F32 values = _mm512_i32gather_ps(_mm512_cvtepu8_epi32(codes), w.nested_map, 4);
-  F32 nested = Set1(w.nested_absmax[block >> 8]);
-  if ((block + count - 1) >> 8 != block >> 8) {
-    const F32 next = Set1(w.nested_absmax[(block >> 8) + 1]);
-    nested = KeepLanes(nested, 0, ((block >> 8) + 1) * 256 - block, next);
+// The sums of one row, and one block of it.
+struct NibbleSums {
+  F32 even = Zero(), odd = Zero();
+  NIBBLE_INLINE void AddBlock(const uint8_t* codes, const float* book, float scale, const Operand* x) {
+    // The scaled table twice: look-ups see five bits, of which the first may be anything.
+    const F32 products = Mul(Load(book), Set1(scale));
+#if defined(__AVX512BF16__)
+    const I32 table = (I32)_mm512_cvtne2ps_pbh(products, products);
+#else
+    alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                        23, 25, 27, 29, 31, 1,  3,  5,  7,  9,  11,
+                                                        13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const I32 table = _mm512_permutexvar_epi16(LoadInt(kUpper), RoundedUpper(products));
+#endif
+    // An even element is the high nibble of its byte.
+    const I32 words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
+    const I32 odds = _mm512_permutexvar_epi16(words, table);
+    const I32 evens = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
+#if defined(__AVX512BF16__)
+    even = MulAdd((F32)evens, (F32)LoadInt(x), even);
+    odd = MulAdd((F32)odds, (F32)LoadInt(x + 32), odd);
+#else
+    even = Fma(FirstOfPairs(evens), Load(x), even);
+    odd = Fma(FirstOfPairs(odds), Load(x + 32), odd);
+    even = Fma(SecondOfPairs(evens), Load(x + 16), even);
+    odd = Fma(SecondOfPairs(odds), Load(x + 48), odd);
+#endif
   }
-  return Add(Mul(values, nested), Set1(w.offset));
+  NIBBLE_INLINE float Sum() const { return SumLanes(Add(even, odd)); }
+};
+
+#else  // AVX2
+
+constexpr int kRowsTogether = 2;
+
+// Where element i of a block of 64 waits: even before odd; of each, as unpacking bytes of 16-byte lanes to
+// words, and words to floats, leaves them.
+NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
+  for (int64_t i = 0; i < kNibbleBlock; ++i) {
+    const int64_t j = i / 2, in_lane = j % 16;
+    out[i % 2 * 32 + (in_lane / 8 * 2 + in_lane % 2) * 8 + j / 16 * 4 + in_lane % 8 / 2] = ToFloat(x[i]);
+  }
 }
 
-// kRows consecutive rows of `blocks` blocks of 64 against x.
-template <int kRows>
-static void NibbleRows(const WeightView& w, int64_t row, const Operand* x, float* sums) {
+struct NibbleSums {
+  F32 even = Zero(), odd = Zero();
+  NIBBLE_INLINE void AddBlock(const uint8_t* codes, const float* book, float scale, const Operand* x) {
+    // The scaled table as a table of low and one of high bytes, each in both halves of a register.
+    const F32 factor = Set1(scale);
+    const I32 bytes_of = _mm256_setr_epi8(2, 6, 10, 14, 3, 7, 11, 15, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                          2, 6, 10, 14, 3, 7, 11, 15, 2, 6, 10, 14, 3, 7, 11, 15);
+    const I32 first = _mm256_shuffle_epi8(RoundedUpper(Mul(Load(book), factor)), bytes_of);
+    const I32 second = _mm256_shuffle_epi8(RoundedUpper(Mul(Load(book + 8), factor)), bytes_of);
+    const I32 both = _mm256_blend_epi32(first, second, 0xCC);
+    const I32 low = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 2, 6, 0, 4, 2, 6));
+    const I32 high = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(1, 5, 3, 7, 1, 5, 3, 7));
+    const I32 bytes = LoadInt(codes), nibble = _mm256_set1_epi8(15);
+    even = Half(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), low, high, x, even);
+    odd = Half(_mm256_and_si256(bytes, nibble), low, high, x + 32, odd);
+  }
+  NIBBLE_INLINE static F32 Half(I32 index, I32 low, I32 high, const Operand* x, F32 sum) {
+    const I32 l = _mm256_shuffle_epi8(low, index), h = _mm256_shuffle_epi8(high, index);
+    const I32 a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
+    sum = Fma(FirstOfPairs(a), Load(x), sum);
+    sum = Fma(SecondOfPairs(a), Load(x + 8), sum);
+    sum = Fma(FirstOfPairs(b), Load(x + 16), sum);
+    return Fma(SecondOfPairs(b), Load(x + 24), sum);
+  }
+  NIBBLE_INLINE float Sum() const { return SumLanes(Add(even, odd)); }
+};
+
+#endif
+
+// kRows consecutive rows against x.
+template <int kRows, ScaleKind kKind>
+static void NibbleRows(const WeightView& w, int64_t row, const Operand* x, NestedScales* nested,
+                       float* sums) {
   const int64_t row_bytes = w.k / 2, blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
   const auto* codes = static_cast<const uint8_t*>(w.data) + row * row_bytes;
-  const F32 book = Load(w.code_book);
-  alignas(64) float scales[kRows][16];
-  F32 even[kRows], odd[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) even[r] = odd[r] = Zero();
-  for (int64_t b = 0; b < blocks; ++b) {
-    // With blocks of 64, sixteen scales at a time; larger ones are read as they come.
-    if (per_scale == 1 && b % 16 == 0) {
-#pragma GCC unroll 4
+  const int64_t ahead = RoundUp(kFetchAhead, kRows * row_bytes);
+  const uint8_t* scale_codes = kKind == ScaleKind::kNested ? w.absmax_codes + row * blocks : nullptr;
+  const float* scales = kKind == ScaleKind::kPlain ? w.absmax + row * blocks : nullptr;
+  NibbleSums rows[kRows];
+  for (int64_t b = 0; b < blocks;) {
+    const float* table[kRows];
+    int64_t end = blocks;
+    if constexpr (kKind == ScaleKind::kNested) {  // to where the first of the rows needs its next table
       for (int r = 0; r < kRows; ++r) {
-        const int64_t first = (row + r) * blocks;
-        Store(scales[r], SixteenScales(w, first + b, first + blocks - 1));
+        const int64_t block = (row + r) * blocks + b;
+        table[r] = nested->Of(w, block >> 8);
+        const int64_t left = 256 - (block & 255);
+        if (end - b > left) end = b + left;
       }
     }
+    for (; b < end; ++b) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const float scale = per_scale == 1 ? scales[r][b % 16]
-                                         : BlockAbsmax(w, ((row + r) * blocks + b) / per_scale);
-      const __m256i half = Narrow(Mul(book, Set1(scale)));
-      const I32 table = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
-      const uint8_t* at = codes + r * row_bytes + b * 32;
-      _mm_prefetch(reinterpret_cast<const char*>(at + 1024), _MM_HINT_T0);
-      const I32 words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)at));
-      const I32 odds = _mm512_permutexvar_epi16(words, table);
-      const I32 evens = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
-      const Operand* in = x + b * kNibbleBlock;
-#if defined(__AVX512BF16__)
-      even[r] = MulAdd((F32)evens, (F32)LoadInt(in), even[r]);
-      odd[r] = MulAdd((F32)odds, (F32)LoadInt(in + 32), odd[r]);
-#else
-      even[r] = Fma(FirstOfPairs(evens), Load(in), even[r]);
-      odd[r] = Fma(FirstOfPairs(odds), Load(in + 32), odd[r]);
-      even[r] = Fma(SecondOfPairs(evens), Load(in + 16), even[r]);
-      odd[r] = Fma(SecondOfPairs(odds), Load(in + 48), odd[r]);
-#endif
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* at = codes + r * row_bytes + b * 32;
+        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+        float scale;
+        if constexpr (kKind == ScaleKind::kNested) {
+          scale = table[r][scale_codes[r * blocks + b]];
+        } else if constexpr (kKind == ScaleKind::kPlain) {
+          scale = scales[r * blocks + b];
+        } else {
+          scale = BlockAbsmax(w, ((row + r) * blocks + b) / per_scale);
+        }
+        rows[r].AddBlock(at, w.code_book, scale, x + b * kNibbleBlock);
+      }
     }
   }
-  for (int r = 0; r < kRows; ++r) sums[r] = SumLanes(Add(even[r], odd[r]));
+  for (int r = 0; r < kRows; ++r) sums[r] = rows[r].Sum();
 }
 
-#else
-
-NIBBLE_INLINE bool WholeNibbleBlocks(const WeightView&) { return false; }
-NIBBLE_INLINE int64_t NibbleOrder(int64_t i) { return i; }
-template <int kRows>
-static void NibbleRows(const WeightView&, int64_t, const Operand*, float*) {}
-
-#endif
+template <ScaleKind kKind, typename Emit>
+static void NibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+                           const Emit& emit) {
+  NestedScales nested;
+  float sums[kRowsTogether];
+  for (; row + kRowsTogether <= end; row += kRowsTogether) {
+    NibbleRows<kRowsTogether, kKind>(w, row, x, &nested, sums);
+    for (int64_t r = 0; r < kRowsTogether; ++r) emit(row + r, sums[r]);
+  }
+  for (; row < end; ++row) {
+    NibbleRows<1, kKind>(w, row, x, &nested, sums);
+    emit(row, sums[0]);
+  }
+}
 
 // `count` bf16 weights against as many operands, both readable to a multiple of 32.
 NIBBLE_INLINE void DotSpan(const BF16* weights, const Operand* x, int64_t count, F32* sums) {
@@ -119,10 +227,9 @@ static float PlainRow(const WeightView& w, int64_t row, const Operand* x) {
   if (w.type == QuantType::kBF16 && w.k % 32 == 0) {
     const BF16* at = static_cast<const BF16*>(w.data) + row * w.k;
     for (int64_t k = 0; k < w.k; k += 128) {
-      _mm_prefetch(reinterpret_cast<const char*>(at + k + 1024), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(at + k + 1056), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(at + k + 1088), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(at + k + 1120), _MM_HINT_T0);
+#pragma GCC unroll 4
+      for (int64_t line = 0; line < 256; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(at + k) + kFetchAhead + line, _MM_HINT_T0);
       DotSpan(at + k, x + k, w.k - k < 128 ? w.k - k : 128, sums);
     }
   } else {
@@ -137,6 +244,18 @@ static float PlainRow(const WeightView& w, int64_t row, const Operand* x) {
   return SumLanes(Add(Add(sums[0], sums[1]), Add(sums[2], sums[3])));
 }
 
+// Rows of a piece: a few pieces a thread, so that none waits long for another, but enough bytes that handing
+// one out costs nothing beside it. A row's sum does not depend on the piece it is in.
+static int64_t RowsOfPiece(const WeightView& w, int threads) {
+  constexpr int64_t kPieceBytes = 32768;
+  const int64_t row_bytes = w.type == QuantType::kF32    ? 4 * w.k
+                            : w.type == QuantType::kBF16 ? 2 * w.k
+                            : w.type == QuantType::kINT8 ? w.k
+                                                         : (w.k + 1) / 2;
+  const int64_t share = (w.n + 4 * threads - 1) / (4 * threads), least = kPieceBytes / row_bytes + 1;
+  return RoundUp(share > least ? share : least, kRowsTogether);
+}
+
 // emit(n, x . row n of w) for every row; x bf16 [k]. The workspace's beginning holds x.
 template <typename Emit>
 static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const Emit& emit) {
@@ -144,25 +263,24 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
   const int64_t padded = RoundUp(w.k, 64);
   KERNEL_CHECK(padded * static_cast<int64_t>(sizeof(Operand)) <= ctx->workspace_bytes);
   const bool nibbles = WholeNibbleBlocks(w);
-  for (int64_t k = 0; k < padded; ++k) {
-    const int64_t to = nibbles ? k / 64 * 64 + NibbleOrder(k % 64) : k;
-    operands[to] = k < w.k ? ToOperand(x[k]) : Operand{};
+  if (nibbles) {
+    for (int64_t k = 0; k < padded; k += kNibbleBlock) OrderBlock(x + k, operands + k);
+  } else {
+    CopyOperands(x, w.k, operands);
+    for (int64_t k = w.k; k < padded; ++k) operands[k] = Operand{};
   }
-  RunPieces(ctx->pool, (w.n + kGemvRows - 1) / kGemvRows, [&](int64_t piece, int) {
-    const int64_t end = (piece + 1) * kGemvRows < w.n ? (piece + 1) * kGemvRows : w.n;
-    int64_t row = piece * kGemvRows;
-    for (; nibbles && row + 4 <= end; row += 4) {
-      float sums[4];
-      NibbleRows<4>(w, row, operands, sums);
-      for (int64_t r = 0; r < 4; ++r) emit(row + r, sums[r]);
-    }
-    for (; row < end; ++row) {
-      float sum;
-      if (nibbles)
-        NibbleRows<1>(w, row, operands, &sum);
-      else
-        sum = PlainRow(w, row, operands);
-      emit(row, sum);
+  const int64_t rows = RowsOfPiece(w, PoolThreads(ctx->pool));
+  RunPieces(ctx->pool, (w.n + rows - 1) / rows, [&](int64_t piece, int) {
+    const int64_t end = (piece + 1) * rows < w.n ? (piece + 1) * rows : w.n;
+    const int64_t row = piece * rows;
+    if (!nibbles) {
+      for (int64_t n = row; n < end; ++n) emit(n, PlainRow(w, n, operands));
+    } else if (w.block == kNibbleBlock && NestedScales::Suits(w, kRowsTogether)) {
+      NibbleProducts<ScaleKind::kNested>(w, row, end, operands, emit);
+    } else if (w.block == kNibbleBlock && w.absmax != nullptr) {
+      NibbleProducts<ScaleKind::kPlain>(w, row, end, operands, emit);
+    } else {
+      NibbleProducts<ScaleKind::kAny>(w, row, end, operands, emit);
     }
   });
 }
