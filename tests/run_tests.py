@@ -3,11 +3,12 @@
 
 Each GoogleTest binary leaves its cases as JSON under <build>/test-results; any other ctest entry
 counts as one case (exit code 77 is a skip). With --second-try, for shared machines, a failed entry runs
-once more, and one that passes then is named as unsteady. Closes with a line 'N passed, N failed, N
-skipped'.
+once more, and one that passes then is named as unsteady. A build with a sanitizer runs under its options
+(SANITIZERS, tests/suppressions). Closes with a line 'N passed, N failed, N skipped'.
 """
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -15,6 +16,26 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+
+
+SUPPRESSIONS = pathlib.Path(__file__).resolve().parent / "suppressions"
+# What a sanitizer finds ends the process with a status no test mistakes for its own, also in a child process.
+SANITIZERS = {
+    "address": {
+        "ASAN_OPTIONS": "exitcode=99:detect_stack_use_after_return=0:strict_string_checks=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    },
+    "thread": {
+        "TSAN_OPTIONS": f"exitcode=99:halt_on_error=1:second_deadlock_stack=1:suppressions={SUPPRESSIONS}/thread.txt",
+    },
+    "undefined": {"UBSAN_OPTIONS": "print_stacktrace=1"},
+}
+
+
+def sanitizer_options(build):
+    """The environment for the sanitizer that the build folder was configured with."""
+    match = re.search(r"^NIBBLE_SANITIZE:\w+=(\w+)", pathlib.Path(build, "CMakeCache.txt").read_text(), re.M)
+    return SANITIZERS.get(match.group(1), {}) if match else {}
 
 
 def gtest_cases(path):
@@ -52,6 +73,7 @@ def main():
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     junit = (results / "ctest.xml").resolve()
+    os.environ.update(sanitizer_options(build))
     began = time.monotonic()
     code, failed_once = run_ctest(["ctest", "--test-dir", build, "--output-on-failure", "-j2",
                                    "--output-junit", str(junit), *ctest_args])

@@ -4,9 +4,11 @@
 #include <sys/mman.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/cuda/emulate_sanitizers.h"
 #include "kernels/parallel.h"
 
 #if !defined(__x86_64__)
@@ -23,15 +25,24 @@ namespace {
 class Fiber {
  public:
   explicit Fiber(void (*entry)());
-  ~Fiber() { munmap(stack_, kStackBytes); }
+  ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
   void Resume();
   void Suspend();
+  void Begin() { sanitizer_->AfterSuspend(); }  // `entry` calls it first
 
  private:
-  static constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 4096;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  static constexpr size_t kStackBytes = 1024 * 1024;  // their frames are several times as large
+#else
+  static constexpr size_t kStackBytes = 256 * 1024;
+#endif
+  static constexpr size_t kGuardBytes = 4096;
+  [[gnu::always_inline]] void Switch(bool to_fiber);
+
   char* stack_;
+  std::optional<FiberSanitizer> sanitizer_;
 #if defined(__x86_64__)
   void* fiber_sp_;
   void* caller_sp_ = nullptr;
@@ -73,6 +84,7 @@ Fiber::Fiber(void (*entry)()) {
   KERNEL_CHECK(map != MAP_FAILED);
   KERNEL_CHECK(mprotect(map, kGuardBytes, PROT_NONE) == 0);
   stack_ = static_cast<char*>(map);
+  sanitizer_.emplace(stack_ + kGuardBytes, kStackBytes - kGuardBytes);
 #if defined(__x86_64__)
   // As if `entry` had been called: six saved registers, then where to return to, then (nothing) its caller.
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
@@ -87,13 +99,30 @@ Fiber::Fiber(void (*entry)()) {
 #endif
 }
 
+Fiber::~Fiber() {
+  sanitizer_.reset();
+  munmap(stack_, kStackBytes);
+}
+
+inline void Fiber::Switch(bool to_fiber) {
 #if defined(__x86_64__)
-void Fiber::Resume() { NibbleEmulateSwitch(&caller_sp_, fiber_sp_); }
-void Fiber::Suspend() { NibbleEmulateSwitch(&fiber_sp_, caller_sp_); }
+  to_fiber ? NibbleEmulateSwitch(&caller_sp_, fiber_sp_) : NibbleEmulateSwitch(&fiber_sp_, caller_sp_);
 #else
-void Fiber::Resume() { swapcontext(&caller_, &fiber_); }
-void Fiber::Suspend() { swapcontext(&fiber_, &caller_); }
+  to_fiber ? swapcontext(&caller_, &fiber_) : swapcontext(&fiber_, &caller_);
 #endif
+}
+
+void Fiber::Resume() {
+  sanitizer_->BeforeResume();
+  Switch(true);
+  sanitizer_->AfterResume();
+}
+
+void Fiber::Suspend() {
+  sanitizer_->BeforeSuspend();
+  Switch(false);
+  sanitizer_->AfterSuspend();
+}
 
 // --- A block -----------------------------------------------------------------------------------------
 
@@ -170,6 +199,7 @@ BlockRunner& Runner() {
 }
 
 void BlockRunner::FiberEntry() {
+  Runner().current_->fiber->Begin();
   while (true) {
     BlockRunner& runner = Runner();
     runner.body_(runner.argument_);

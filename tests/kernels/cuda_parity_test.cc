@@ -33,6 +33,8 @@ class EmulatedCuda : public testing::TestWithParam<Parameter> {};
 TEST_P(EmulatedCuda, EqualsRef) {
   const auto& [op, fp16] = GetParam();
   const KernelTable& table = EmulatedCudaKernels(fp16);
+  const char* full = std::getenv("NIBBLE_FULL");
+  const bool full_run = full != nullptr && std::string_view(full) == "1";
   int count = 0;
   for (const Case& c : AllCases()) {
     if (FirstWord(c.name) != op) continue;
@@ -46,7 +48,7 @@ TEST_P(EmulatedCuda, EqualsRef) {
                           << one.failure << " (" << one.error << " of the tolerance)";
     // Once more on another number of the host's threads, so in another order of blocks; all of them only when
     // there is time, as emulated tensor cores are slow.
-    if (++count % 4 != 0 && std::getenv("NIBBLE_FULL") == nullptr) continue;
+    if (++count % 4 != 0 && !full_run) continue;
     EXPECT_EQ(RunCase(c, table, 3).digest, one.digest) << c.name << " a second time";
   }
 }
