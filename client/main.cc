@@ -1,6 +1,9 @@
 // The command `nibble`: how its flags are spelled. What commands do is in commands.h.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <functional>
+#include <string_view>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/commands.h"
@@ -252,11 +255,23 @@ void AddMachine(CLI::App& app, Commands& c) {
   generate->add_option("--base", c.base, "base model directory")->required();
   generate->add_option("--adapter", c.adapter, "adapter directory");
   generate->add_option("prompt", c.file, "the text to go on from");
-  for (const char* flag : {"--max-tokens", "--temperature", "--top-p", "--seed", "--prompts",
-                           "--limit", "--threads"}) {
-    generate->add_option(flag);
-  }
-  for (const char* flag : {"--chat", "--json", "--score"}) generate->add_flag(flag);
+  const std::pair<const char*, const char*> valued[] = {
+      {"--max-tokens", "at most so many tokens an answer (128)"},
+      {"--temperature", "0 takes the likeliest token; above it draws (0)"},
+      {"--top-p", "draw from the likeliest tokens that make up this share (1)"},
+      {"--seed", "of the draws (42)"},
+      {"--prompts", "file of JSON lines, each with a prompt; with a completion too for --score"},
+      {"--limit", "only the first so many of them"},
+      {"--quant", "how the base is held: nf4, fp4, int4, int8, bf16 (nf4)"},
+      {"--device", "cpu, or cuda:0 and so on (cpu)"},
+      {"--threads", "of the engine (all cores)"}};
+  for (const auto& [flag, what] : valued) generate->add_option(flag, what);
+  generate->add_flag("--chat")->description(
+      "the prompt is what a user says, in the model's chat template");
+  generate->add_flag("--json")->description(
+      "a line of JSON per answer, with token counts");
+  generate->add_flag("--score")->description(
+      "count the answers against the completions in --prompts");
   app.add_subcommand("token", "create, ls or revoke access tokens of the server on this machine");
   auto* completion = Add(&app, "completion", "Print a completion script", c, [&c, &app] {
     PrintOut(CompletionScript(ShapeOf(app), c.shell));
@@ -285,8 +300,10 @@ std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
 bool IsHandedOn(int argc, char** argv) {
   if (argc < 3) return false;
   const std::string command = argv[1];
-  const std::string first = argv[2];
-  return (command == "generate" || command == "token") && first != "-h" && first != "--help";
+  const bool asks = std::any_of(argv + 2, argv + argc, [](const std::string_view word) {
+    return word == "-h" || word == "--help";
+  });
+  return (command == "generate" || command == "token") && !asks;
 }
 
 int Main(int argc, char** argv) {

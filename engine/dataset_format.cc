@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/dataset_rows.h"
 #include "engine/json.h"
+#include "engine/spec/row_keys.h"
 #include "engine/text.h"
 
 namespace nibble::engine {
@@ -33,21 +34,13 @@ constexpr std::pair<RowFormat, std::string_view> kNames[] = {
     {RowFormat::kText, "text"},
 };
 
-// A row that has the key is of the format; the first match counts.
-constexpr std::pair<std::string_view, RowFormat> kDetection[] = {
-    {"messages", RowFormat::kMessages},   {"conversations", RowFormat::kShareGpt},
-    {"instruction", RowFormat::kAlpaca},  {"prompt", RowFormat::kCompletion},
-    {"text", RowFormat::kText},           {"input", RowFormat::kCompletion},
-    {"question", RowFormat::kCompletion},
-};
-
-// Prompt and completion go by several names.
-constexpr std::pair<std::string_view, std::string_view> kCompletionKeys[] = {
-    {"prompt", "completion"}, {"input", "output"}, {"question", "answer"}};
-
 bool Has(object row, std::string_view key) {
   element value;
   return row[key].get(value) == simdjson::SUCCESS && !value.is_null();
+}
+
+spec::RowKeys KeysIn(object row, RowFormat format) {
+  return spec::KeysOf(RowFormatName(format), [&](std::string_view key) { return Has(row, key); });
 }
 
 MaybeProblem ReadText(object row, std::string_view key, std::string& out, bool required = true) {
@@ -154,14 +147,15 @@ MaybeProblem ReadTurns(object row, std::string_view list_key, std::string_view r
 }
 
 MaybeProblem ReadAlpaca(object row, bool train_on_inputs, ParsedRow& out) {
+  const spec::RowKeys keys = KeysIn(row, RowFormat::kAlpaca);
   std::string instruction, input, output, system;
-  for (const auto& [key, text, required] :
-       {std::tuple<std::string_view, std::string*, bool>{"instruction", &instruction, true},
-        {"input", &input, false},
-        {"output", &output, true},
-        {"system", &system, false}}) {
-    if (auto problem = ReadText(row, key, *text, required)) return problem;
+  if (auto problem = ReadText(row, keys.first, instruction)) return problem;
+  for (const std::string_view key : spec::kAlpacaInputs) {
+    if (!input.empty()) break;
+    if (auto problem = ReadText(row, key, input, /*required=*/false)) return problem;
   }
+  if (auto problem = ReadText(row, keys.answer, output)) return problem;
+  if (auto problem = ReadText(row, "system", system, /*required=*/false)) return problem;
   std::string prompt = system.empty()
                            ? std::string(input.empty() ? kAlpacaWithoutInput : kAlpacaWithInput)
                            : absl::StrCat(system, "\n\n");
@@ -173,16 +167,10 @@ MaybeProblem ReadAlpaca(object row, bool train_on_inputs, ParsedRow& out) {
 }
 
 MaybeProblem ReadCompletion(object row, bool train_on_inputs, ParsedRow& out) {
-  auto keys = kCompletionKeys[0];
-  for (const auto& candidate : kCompletionKeys) {
-    if (Has(row, candidate.first)) {
-      keys = candidate;
-      break;
-    }
-  }
+  const spec::RowKeys keys = KeysIn(row, RowFormat::kCompletion);
   std::string prompt, completion;
   if (auto problem = ReadText(row, keys.first, prompt)) return problem;
-  if (auto problem = ReadText(row, keys.second, completion)) return problem;
+  if (auto problem = ReadText(row, keys.answer, completion)) return problem;
   out.pieces = {{std::move(prompt), train_on_inputs}, {std::move(completion), true}};
   return std::nullopt;
 }
@@ -236,17 +224,12 @@ std::optional<RowProblem> RowReader::Read(std::string_view text, ParsedRow& row)
   object root;
   if (auto problem = parser_->Parse(text, root)) return problem;
   if (!format_) {
-    for (const auto& [key, format] : kDetection) {
-      if (!Has(root, key)) continue;
-      format_ = format;
+    for (const spec::RowKeys& keys : spec::kRowKeys) {
+      if (!Has(root, keys.first)) continue;
+      format_ = RowFormatFromName(keys.format);
       break;
     }
-    if (!format_) {
-      return RowProblem{
-          "",
-          "has none of the known keys; a row needs \"messages\", \"conversations\", "
-          "\"instruction\" and \"output\", \"prompt\" and \"completion\", or \"text\""};
-    }
+    if (!format_) return RowProblem{"", std::string(spec::kRowKeysInWords)};
   }
   switch (*format_) {
     case RowFormat::kMessages:

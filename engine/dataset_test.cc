@@ -98,6 +98,21 @@ TEST_F(DatasetTest, CompletionLearnsTheAnswerAndTheEnd) {
   EXPECT_EQ(Shown(data->train[0], llama3_), "<|begin_of_text|>[Say hi.hi<|end_of_text|>]");
 }
 
+// The server lets in what the engine reads, because both go by one list; here every entry is read.
+TEST_F(DatasetTest, EveryNameOfPromptAndAnswerIsRead) {
+  for (const spec::RowKeys& keys : spec::kRowKeys) {
+    if (keys.answer.empty()) continue;
+    const json row = {{std::string(keys.first), "Say hi."}, {std::string(keys.answer), "hi"}};
+    auto data = Load(row.dump());
+    ASSERT_TRUE(data.ok()) << row << data.status();
+    EXPECT_EQ(data->report.format, keys.format);
+    EXPECT_TRUE(Shown(data->train[0], qwen_).ends_with("[hi<|im_end|>]")) << row;
+  }
+  auto data = Load(R"({"instruction":"Add.","context":"1 2","response":"3"})");
+  ASSERT_TRUE(data.ok()) << data.status();
+  EXPECT_TRUE(Shown(data->train[0], qwen_).ends_with("### Input:\n1 2\n\n### Response:\n[3<|im_end|>]"));
+}
+
 TEST_F(DatasetTest, TextLearnsEverything) {
   auto data = Load("[{\"text\":\"once\"},\n {\"text\":\"twice [x] \\\"]\\\"\"}]", llama3_);
   ASSERT_TRUE(data.ok()) << data.status();

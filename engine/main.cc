@@ -1,4 +1,5 @@
 // nibble-engine: trains adapters on a frozen base. See docs/engine-protocol.md.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -110,7 +111,11 @@ absl::Status Run(const std::string& command, const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   nibble::InitLog("nibble-engine");
-  if (argc < 2 || std::string(argv[1]) == "help" || std::string(argv[1]) == "--help") {
+  const bool asks = argc > 1 && (std::string(argv[1]) == "help" ||
+                                 std::any_of(argv + 1, argv + argc, [](const std::string& word) {
+                                   return word == "--help" || word == "-h";
+                                 }));
+  if (argc < 2 || asks) {
     std::fputs(nibble::engine::kUsage, argc < 2 ? stderr : stdout);
     return argc < 2 ? 2 : 0;
   }

@@ -4,9 +4,11 @@
 #include <array>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string_view>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "engine/spec/row_keys.h"
 
 namespace nibble::server {
 namespace {
@@ -43,7 +45,8 @@ struct Problem {
 };
 using MaybeProblem = std::optional<Problem>;
 
-MaybeProblem CheckText(const json& row, const char* key, bool may_be_missing = false) {
+MaybeProblem CheckText(const json& row, std::string_view name, bool may_be_missing = false) {
+  const std::string key(name);
   const auto it = row.find(key);
   if (it == row.end() || it->is_null()) {
     if (may_be_missing) return std::nullopt;
@@ -73,29 +76,38 @@ MaybeProblem CheckTurns(const json& row, const char* list, const char* role, con
 
 MaybeProblem CheckMessages(const json& row) { return CheckTurns(row, "messages", "role", "content"); }
 MaybeProblem CheckShareGpt(const json& row) { return CheckTurns(row, "conversations", "from", "value"); }
+spec::RowKeys KeysIn(const json& row, std::string_view format) {
+  return spec::KeysOf(format, [&](std::string_view key) {
+    const auto it = row.find(key);
+    return it != row.end() && !it->is_null();
+  });
+}
+
+MaybeProblem CheckAnswered(const json& row, std::string_view format) {
+  const spec::RowKeys keys = KeysIn(row, format);
+  if (auto problem = CheckText(row, keys.first)) return problem;
+  return CheckText(row, keys.answer);
+}
 MaybeProblem CheckAlpaca(const json& row) {
-  if (auto problem = CheckText(row, "instruction")) return problem;
-  if (auto problem = CheckText(row, "input", true)) return problem;
+  for (const std::string_view key : spec::kAlpacaInputs) {
+    if (auto problem = CheckText(row, key, true)) return problem;
+  }
   if (auto problem = CheckText(row, "system", true)) return problem;
-  return CheckText(row, "output");
+  return CheckAnswered(row, "alpaca");
 }
-MaybeProblem CheckCompletion(const json& row) {
-  if (auto problem = CheckText(row, "prompt")) return problem;
-  return CheckText(row, "completion");
-}
+MaybeProblem CheckCompletion(const json& row) { return CheckAnswered(row, "completion"); }
 MaybeProblem CheckPlainText(const json& row) { return CheckText(row, "text"); }
 
 struct Format {
-  const char* name;
-  const char* key;  // a row that has it is of this format, first match
+  std::string_view name;
   MaybeProblem (*check)(const json& row);
 };
 constexpr std::array<Format, 5> kFormats = {{
-    {"messages", "messages", CheckMessages},
-    {"sharegpt", "conversations", CheckShareGpt},
-    {"alpaca", "instruction", CheckAlpaca},
-    {"completion", "prompt", CheckCompletion},
-    {"text", "text", CheckPlainText},
+    {"messages", CheckMessages},
+    {"sharegpt", CheckShareGpt},
+    {"alpaca", CheckAlpaca},
+    {"completion", CheckCompletion},
+    {"text", CheckPlainText},
 }};
 
 MaybeProblem CheckRow(std::string_view text, std::string& format) {
@@ -103,28 +115,25 @@ MaybeProblem CheckRow(std::string_view text, std::string& format) {
     return Problem{"", absl::StrCat("is nested deeper than ", kMaxRowDepth, " levels")};
   }
   const json row = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (row.is_discarded()) return Problem{"", "is not valid JSON in UTF-8"};
+  if (row.is_discarded()) {
+    return Problem{"", "is not valid JSON in UTF-8; a row is one JSON object, such as {\"text\": \"...\"}"};
+  }
   if (!row.is_object()) return Problem{"", "must be a JSON object"};
   if (format.empty()) {
-    for (const Format& candidate : kFormats) {
-      if (row.contains(candidate.key)) {
-        format = candidate.name;
-        break;
-      }
+    for (const spec::RowKeys& keys : spec::kRowKeys) {
+      if (!row.contains(keys.first)) continue;
+      format = std::string(keys.format);
+      break;
     }
-    if (format.empty()) {
-      return Problem{"", "has none of the known keys; a row needs \"messages\", \"conversations\", "
-                         "\"instruction\" and \"output\", \"prompt\" and \"completion\", or \"text\""};
-    }
+    if (format.empty()) return Problem{"", std::string(spec::kRowKeysInWords)};
+  }
+  const spec::RowKeys keys = KeysIn(row, format);
+  if (!row.contains(keys.first)) {
+    return Problem{absl::StrCat(".", std::string(keys.first)),
+                   absl::StrCat("is missing; the first row is of format ", format, " and all rows must be")};
   }
   for (const Format& candidate : kFormats) {
-    if (format != candidate.name) continue;
-    if (!row.contains(candidate.key)) {
-      return Problem{absl::StrCat(".", candidate.key),
-                     absl::StrCat("is missing; the first row is of format ", format,
-                                  " and all rows must be")};
-    }
-    return candidate.check(row);
+    if (format == candidate.name) return candidate.check(row);
   }
   return std::nullopt;
 }

@@ -37,6 +37,10 @@ TEST(CheckDataset, DetectsEveryFormat) {
       {R"({"instruction":"a","input":"","output":"b"})", "alpaca"},
       {R"({"instruction":"a","output":"b"})", "alpaca"},
       {R"({"prompt":"a","completion":"b"})", "completion"},
+      {R"({"prompt":"a","response":"b"})", "completion"},
+      {R"({"question":"a","answer":"b"})", "completion"},
+      {R"({"input":"a","output":"b"})", "completion"},
+      {R"({"instruction":"a","context":"c","response":"b"})", "alpaca"},
       {R"({"text":"a"})", "text"},
   };
   for (const auto& [row, format] : cases) {

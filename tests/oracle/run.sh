@@ -2,8 +2,9 @@
 # Sets up the pinned Python packages outside the tree, builds the probe, compares the engine with
 # bitsandbytes, transformers, PEFT and tokenizers, and prints a table of figures.
 #
-#   tests/oracle/run.sh [BUILD_DIR] [arguments of live.py]
+#   tests/oracle/run.sh [BUILD_DIR] [--llama-cpp] [arguments of live.py]
 #
+# --llama-cpp          also builds llama.cpp and lets it answer with the adapter (llama_cpp.py; minutes)
 # NIBBLE_ORACLE_VENV   where the packages go; default ~/.cache/nibble/oracle-venv (some GB)
 # NIBBLE_TEST_DATA     real checkpoints and tokenizers; without it demo/base alone is compared
 set -euo pipefail
@@ -13,6 +14,11 @@ root="$(cd "$here/../.." && pwd)"
 build="$root/build"
 if [[ $# -gt 0 && $1 != -* && -d $1 ]]; then
   build="$(cd "$1" && pwd)"
+  shift
+fi
+llama_cpp=0
+if [[ ${1:-} == --llama-cpp ]]; then
+  llama_cpp=1
   shift
 fi
 venv="${NIBBLE_ORACLE_VENV:-$HOME/.cache/nibble/oracle-venv}"
@@ -34,11 +40,14 @@ code=0
 saved="$(mktemp -d)"
 trap 'rm -rf "$saved"' EXIT
 stack=0
-NIBBLE_BIN_DIR="$build/bin" /usr/bin/python3 "$root/tests/integration/run_stack.py" --steps 40 \
+NIBBLE_BIN_DIR="$build/bin" /usr/bin/python3 "$root/tests/integration/run_stack.py" --steps 120 \
   --save "$saved" || stack=$?
 if [[ $stack -eq 0 ]]; then
   "$venv/bin/python" "$here/check_adapter.py" --base "$root/demo/base" --adapter "$saved" \
     --probe "$build/tests/oracle_probe" || code=$?
+  if [[ $llama_cpp -eq 1 ]]; then
+    "$venv/bin/python" "$here/llama_cpp.py" --adapter "$saved" --nibble "$build/bin/nibble" || code=$?
+  fi
 elif [[ $stack -ne 77 ]]; then
   code=$stack
 fi
