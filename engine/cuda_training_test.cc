@@ -133,6 +133,64 @@ TEST_P(EmulatedTraining, ARerunIsTheSameBits) {
   EXPECT_EQ(masters[0], masters[1]);
 }
 
+// Moments in pinned memory, inputs of blocks in pinned memory, or both: the same bits as in the device's.
+TEST_P(EmulatedTraining, PagingAndOffloadingChangeNoBit) {
+  const TinyModel model({.layers = 3});
+  for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
+    std::vector<double> masters;
+    Steps first;
+    const bool small = optimizer == spec::OptimizerKind::kAdamW8bit;
+    if (small && GetParam()) continue;  // the optimizer knows nothing of activations
+    for (const int choice : small || GetParam() ? std::vector<int>{0, 3} : std::vector<int>{0, 1, 2, 3}) {
+      spec::TrainSpec spec = SmallSpec();
+      spec.recompute = spec::Recompute::kFull;
+      spec.optimizer = optimizer;
+      spec.paged_optimizer = (choice & 1) != 0;
+      spec.offload_activations = (choice & 2) != 0;
+      StepRig rig(Emulated(GetParam()), model, spec);
+      EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, rig.plan().memory.pinned_bytes);
+      rig.Randomize(7);
+      const Steps run = Train(rig, model.config().vocab_size, 2);
+      if (choice == 0) {
+        first = run;
+        masters = rig.Read(rig.plan().persistent.master);
+      }
+      EXPECT_EQ(run.losses, first.losses) << choice;
+      EXPECT_EQ(run.norms, first.norms) << choice;
+      EXPECT_EQ(rig.Read(rig.plan().persistent.master), masters) << choice;
+    }
+  }
+}
+
+// More than two chunks of moments, the last one short: every buffer is used again, and nothing is cut.
+TEST(EmulatedPaging, ChunksThatTakeTurnsChangeNoBit) {
+  const TinyModel model({.layers = 24});
+  for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
+    std::vector<double> masters;
+    for (const bool paged : {false, true}) {
+      spec::TrainSpec spec = SmallSpec();
+      spec.lora_r = 256;
+      spec.optimizer = optimizer;
+      spec.paged_optimizer = paged;
+      StepRig rig(Emulated(), model, spec);
+      const int64_t chunk = spec::ChunkOf(rig.spec(), rig.plan().adapters.elements).elements;
+      ASSERT_GT(rig.plan().adapters.elements, 2 * chunk);
+      ASSERT_NE(rig.plan().adapters.elements % chunk, 0);
+      // Gradients of our own: the update is what is tested.
+      for (int64_t step = 1; step <= 2; ++step) {
+        std::vector<double> gradient(static_cast<size_t>(rig.plan().adapters.elements));
+        for (size_t i = 0; i < gradient.size(); ++i)
+          gradient[i] = std::sin(static_cast<double>(i * 7 + static_cast<size_t>(step)));
+        rig.Write(rig.plan().persistent.gradient, gradient);
+        rig.executor().Optimize(1e-3, step, 0);
+      }
+      const std::vector<double> updated = rig.Read(rig.plan().persistent.master);
+      if (!paged) masters = updated;
+      EXPECT_EQ(updated, masters);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(ComputeTypes, EmulatedTraining, ::testing::Bool(),
                          [](const auto& info) { return info.param ? "Fp16" : "Bf16"; });
 
@@ -306,6 +364,59 @@ TEST_F(EmulatedDevice, InterruptionsAndNeighboursChangeNoBit) {
   const auto job = start(cut);
   while (!job->finished()) CHECK_OK(job->Advance().status());
   EXPECT_TRUE(weights(cut) == weights(alone));
+}
+
+// A checkpoint of a paged, offloaded job goes on without either, and the other way round, bit for bit.
+TEST_F(EmulatedDevice, PagedAndOffloadedJobsHoldThePlanAndResumeEitherWay) {
+  const auto start = [&](const JobInput& input) {
+    auto job = Job::Open(*device_, input, RealClock::Get());
+    CHECK_OK(job.status());
+    CHECK_OK((*job)->Start());
+    CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
+    return *std::move(job);
+  };
+  const auto weights = [&](const JobInput& input) {
+    return *ReadFile(JoinPath(input.dir, "adapter/adapter_model.safetensors"));
+  };
+  for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
+    std::string alone;
+    for (const bool begins : {false, true}) {
+      const std::string name = absl::StrCat(static_cast<int>(optimizer), begins ? "-paged" : "-plain");
+      JobInput input = Input(name);
+      const auto choose = [&](bool moved) {
+        input.spec.paged_optimizer = moved;
+        input.spec.offload_activations = moved;
+      };
+      input.spec.optimizer = optimizer;
+      choose(begins);
+      {
+        const auto job = start(input);
+        const spec::MemoryPlan& plan = job->plan();
+        EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, plan.pinned_bytes);
+        EXPECT_EQ(kernels::EmulatedCudaBytes().device,
+                  plan.base_bytes + plan.persistent_bytes + plan.step_bytes);
+        CHECK_OK(job->Advance().status());
+        job->RequestCheckpoint();
+        const auto event = job->Advance();
+        CHECK_OK(event.status());
+        input.resume = std::get<CheckpointDone>(*event).saved.directory;
+      }
+      choose(!begins);
+      input.dir += "-again";
+      const auto job = start(input);
+      while (!job->finished()) CHECK_OK(job->Advance().status());
+      if (!begins) alone = weights(input);
+      EXPECT_TRUE(weights(input) == alone) << name;
+    }
+  }
+}
+
+TEST_F(EmulatedDevice, NoPinnedMemoryIsOutOfMemoryAndPasses) {
+  auto job = Job::Open(*device_, Input("job"), RealClock::Get());
+  CHECK_OK(job.status());
+  kernels::EmulatedCudaRefuseNextPinned();
+  EXPECT_EQ(StatusReason((*job)->Start()), Reason::kOutOfMemory);
+  CHECK_OK((*job)->Start());
 }
 
 TEST_F(EmulatedDevice, ALostDeviceIsADeviceFault) {

@@ -149,6 +149,7 @@ spec::DeviceProfile MeasureProfile(kernels::Backend& backend) {
         std::max<int64_t>(0, MemInfoBytes("MemAvailable") - (int64_t{1} << 30));
   } else {
     profile.fixed_bytes = backend.fixed_bytes();
+    profile.converts_head = table.act != kernels::DType::kBF16;  // the base's own type
     profile.capacity_bytes = backend.fixed_bytes() + std::max<int64_t>(0, backend.free_bytes());
   }
   return profile;

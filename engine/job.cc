@@ -24,6 +24,8 @@ constexpr int64_t kDefaultEvaluations = 40;
 std::string SpecDigest(spec::TrainSpec spec) {
   const spec::TrainSpec defaults;
   spec.recompute = defaults.recompute;
+  spec.paged_optimizer = defaults.paged_optimizer;
+  spec.offload_activations = defaults.offload_activations;
   spec.logging_steps = defaults.logging_steps;
   spec.save_steps = defaults.save_steps;
   spec.saves_per_epoch = defaults.saves_per_epoch;
@@ -163,7 +165,14 @@ absl::Status Job::Start() {
                  static_cast<int64_t>(rope.size() * sizeof(float)));
   executor_ = std::make_unique<KernelExecutor>(backend, *table_, device_.view(), device_.model(),
                                                spec_, plan_, region);
-  InitOptimizer(backend, plan_, spec_, region);
+  if (!executor_->has_memory()) {
+    executor_.reset();
+    return Error(Reason::kOutOfMemory,
+                 absl::StrCat("the host has no ", plan_.pinned.total_bytes,
+                              " bytes of page-locked memory left; a paged optimizer and offloaded "
+                              "activations need most of them"));
+  }
+  InitOptimizer(backend, plan_, spec_, region, executor_->pinned());
   {
     HostState state(*this);
     InitAdapters(plan_, spec_, table_->real, state.master());
@@ -209,11 +218,19 @@ Job::HostState::HostState(const Job& job) : job_(job) {
     bytes += size;
   };
   add("adapters", at.master, 4 * count, true);
-  add("first moments", at.moment1, small ? count : 4 * count, !small);
-  add("second moments", at.moment2, small ? count : 4 * count, !small);
+  const bool paged = job.plan_.paged;  // the moments are host memory already
+  const auto moments = [&](const char* what, int64_t offset, int64_t pinned, int64_t size, bool floats) {
+    if (!paged) return add(what, offset, size, floats);
+    arrays_.parts.push_back({what, job.executor_->pinned() + pinned, size, floats});
+    offsets_.push_back(-1);
+  };
+  const spec::PinnedLayout& paged_at = job.plan_.pinned;
+  moments("first moments", at.moment1, paged_at.moment1, small ? count : 4 * count, !small);
+  moments("second moments", at.moment2, paged_at.moment2, small ? count : 4 * count, !small);
   if (small) {
-    add("first moments' scales", at.absmax1, count / spec::kMomentBlock * 4, true);
-    add("second moments' scales", at.absmax2, count / spec::kMomentBlock * 4, true);
+    const int64_t scales = count / spec::kMomentBlock * 4;
+    moments("first moments' scales", at.absmax1, paged_at.absmax1, scales, true);
+    moments("second moments' scales", at.absmax2, paged_at.absmax2, scales, true);
   }
   std::byte* const region = job.persistent_.data();
   kernels::Backend& backend = job.device_.backend();
@@ -221,6 +238,7 @@ Job::HostState::HostState(const Job& job) : job_(job) {
   int64_t next = 0;
   for (size_t i = 0; i < offsets_.size(); ++i) {
     CheckpointArrays::Part& part = arrays_.parts[i];
+    if (part.data != nullptr) continue;
     if (backend.is_host()) {
       part.data = region + offsets_[i];
       continue;
@@ -237,6 +255,7 @@ void Job::HostState::Write() const {
   std::byte* const region = job_.persistent_.data();
   for (size_t i = 0; i < offsets_.size(); ++i) {
     const CheckpointArrays::Part& part = arrays_.parts[i];
+    if (offsets_[i] < 0) continue;
     job_.device_.backend().CopyIn(kernels::Lane::kCompute, region + offsets_[i], part.data,
                                   part.bytes);
   }

@@ -108,8 +108,8 @@ class Job {
   void PlanEvaluation();
   absl::Status Resume(const CheckpointArrays& arrays);
   absl::Status ImportMasters(float* master);
-  // Masters and moments as host memory: the region itself, or a copy of a device's that lives as long as
-  // the HostState. Write takes changes back to the device.
+  // Masters and moments as host memory: the region itself, page-locked memory of paged moments, or a copy
+  // of a device's that lives as long as the HostState. Write takes changes back to the device.
   class HostState;
   bool EvaluationDue() const;
   bool CheckpointDue() const;
@@ -172,7 +172,7 @@ class Job::HostState {
  private:
   const Job& job_;
   std::vector<std::byte> copy_;
-  std::vector<int64_t> offsets_;  // of the parts, in the persistent region
+  std::vector<int64_t> offsets_;  // of the parts, in the persistent region; -1 = of the host anyway
   CheckpointArrays arrays_;
 };
 

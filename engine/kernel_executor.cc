@@ -33,20 +33,19 @@ KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelT
     adapter_of_[static_cast<size_t>(matrix.layer * spec::kModuleCount +
                                     static_cast<int>(matrix.module))] = &matrix;
   }
-  scalars_ = static_cast<double*>(backend.AllocatePinned(spec::ScalarBytes(spec)));
-  CHECK(scalars_ != nullptr);
-  if (!backend.is_host()) {
-    staging_ = static_cast<std::byte*>(
-        backend.AllocatePinned(spec::kStagingSets * spec::StagingBytes(spec)));
-    CHECK(staging_ != nullptr);
-  }
+  pinned_ = static_cast<std::byte*>(backend.AllocatePinned(plan.pinned.total_bytes));
+  if (pinned_ == nullptr) return;
+  // Offloaded inputs are written before they are read.
+  std::memset(pinned_, 0,
+              static_cast<size_t>(plan.offloaded ? plan.pinned.inputs : plan.pinned.total_bytes));
+  scalars_ = reinterpret_cast<double*>(pinned_ + plan.pinned.scalars);
+  if (!backend.is_host()) staging_ = pinned_ + plan.pinned.staging;
   if (table.act == kernels::DType::kF16) loss_scale_.scale = LossScale::kInitial;
 }
 
 KernelExecutor::~KernelExecutor() {
   backend_.Synchronize();  // copies may be under way
-  backend_.ReleasePinned(scalars_);
-  if (staging_ != nullptr) backend_.ReleasePinned(staging_);
+  if (pinned_ != nullptr) backend_.ReleasePinned(pinned_);
 }
 
 void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64_t step,
@@ -307,6 +306,28 @@ void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
                        model_.hidden_size, model_.vocab_size, gradient_scale_);
 }
 
+void KernelExecutor::Offload(Tensor x, int32_t layer) {
+  NextOp(StepPhase::kElementwise);
+  backend_.Wait(Lane::kOut, Lane::kCompute);
+  backend_.CopyOut(Lane::kOut, InputSlot(layer), x, InputBytes());
+}
+
+void KernelExecutor::OffloadDone(Tensor) {
+  NextOp(StepPhase::kElementwise);
+  backend_.Wait(Lane::kCompute, Lane::kOut);
+}
+
+void KernelExecutor::Fetch(Tensor x, int32_t layer) {
+  NextOp(StepPhase::kElementwise);
+  backend_.Wait(Lane::kIn, Lane::kCompute);  // who had this memory before is done
+  backend_.CopyIn(Lane::kIn, x, InputSlot(layer), InputBytes());
+}
+
+void KernelExecutor::FetchDone(Tensor) {
+  NextOp(StepPhase::kElementwise);
+  backend_.Wait(Lane::kCompute, Lane::kIn);
+}
+
 void KernelExecutor::SumSquares() {
   table_.sum_squares(NextOp(StepPhase::kOptimizer), reinterpret_cast<double*>(LossSlot(loss_slots())),
                      persistent_ + plan_.persistent.gradient, plan_.adapters.elements);
@@ -333,22 +354,84 @@ void KernelExecutor::SumSquares() {
 void KernelExecutor::AdamW() {
   Context* context = NextOp(StepPhase::kOptimizer);
   if (!apply_) return;
-  if (spec_.optimizer == spec::OptimizerKind::kAdamW8bit) {
-    const spec::PersistentLayout& at = plan_.persistent;
-    const auto* maps = reinterpret_cast<const float*>(persistent_ + at.maps);
-    const kernels::Adam8State state{
-        .m = reinterpret_cast<uint8_t*>(persistent_ + at.moment1),
-        .v = reinterpret_cast<uint8_t*>(persistent_ + at.moment2),
-        .m_absmax = reinterpret_cast<float*>(persistent_ + at.absmax1),
-        .v_absmax = reinterpret_cast<float*>(persistent_ + at.absmax2),
-        .signed_map = maps,
-        .unsigned_map = maps + 256};
-    table_.adamw8(context, persistent_ + at.master, persistent_ + at.gradient, state, adamw_);
+  if (plan_.paged) return UpdatePaged(context);
+  const spec::PersistentLayout& at = plan_.persistent;
+  UpdateAdamW(context, 0, plan_.adapters.elements,
+              {persistent_ + at.moment1, persistent_ + at.moment2, persistent_ + at.absmax1,
+               persistent_ + at.absmax2});
+}
+
+void KernelExecutor::UpdateAdamW(Context* context, int64_t first, int64_t count,
+                                 const MomentPlaces& moments) {
+  const spec::PersistentLayout& at = plan_.persistent;
+  const int64_t offset = first * kernels::DTypeBytes(table_.real);
+  std::byte* const master = persistent_ + at.master + offset;
+  std::byte* const gradient = persistent_ + at.gradient + offset;
+  kernels::AdamWArgs args = adamw_;
+  args.count = count;
+  if (spec_.optimizer != spec::OptimizerKind::kAdamW8bit) {
+    table_.adamw(context, master, gradient, moments.m, moments.v, args);
     return;
   }
-  table_.adamw(context, persistent_ + plan_.persistent.master,
-               persistent_ + plan_.persistent.gradient, persistent_ + plan_.persistent.moment1,
-               persistent_ + plan_.persistent.moment2, adamw_);
+  const auto* maps = reinterpret_cast<const float*>(persistent_ + at.maps);
+  const kernels::Adam8State state{.m = reinterpret_cast<uint8_t*>(moments.m),
+                                  .v = reinterpret_cast<uint8_t*>(moments.v),
+                                  .m_absmax = reinterpret_cast<float*>(moments.m_absmax),
+                                  .v_absmax = reinterpret_cast<float*>(moments.v_absmax),
+                                  .signed_map = maps,
+                                  .unsigned_map = maps + 256};
+  table_.adamw8(context, master, gradient, state, args);
+}
+
+KernelExecutor::MomentPlaces KernelExecutor::PlacesIn(std::byte* chunk) const {
+  const int64_t elements = spec::ChunkOf(spec_, plan_.adapters.elements).elements;
+  const bool small = spec_.optimizer == spec::OptimizerKind::kAdamW8bit;
+  const int64_t bytes = small ? elements : 4 * elements;
+  const int64_t absmax_bytes = elements / spec::kMomentBlock * 4;
+  return {chunk, chunk + bytes, chunk + 2 * bytes, chunk + 2 * bytes + absmax_bytes};
+}
+
+void KernelExecutor::CopyMoments(Lane lane, std::byte* chunk, int64_t first, int64_t count) {
+  const spec::PinnedLayout& at = plan_.pinned;
+  const MomentPlaces places = PlacesIn(chunk);
+  const auto copy = [&](std::byte* device, int64_t array, int64_t offset, int64_t bytes) {
+    std::byte* const host = pinned_ + array + offset;
+    if (lane == Lane::kIn) {
+      backend_.CopyIn(lane, device, host, bytes);
+    } else {
+      backend_.CopyOut(lane, host, device, bytes);
+    }
+  };
+  const int64_t wide = spec_.optimizer == spec::OptimizerKind::kAdamW8bit ? 1 : 4;
+  copy(places.m, at.moment1, wide * first, wide * count);
+  copy(places.v, at.moment2, wide * first, wide * count);
+  if (wide == 4) return;
+  const int64_t scale_first = first / spec::kMomentBlock * 4, scale_bytes = count / spec::kMomentBlock * 4;
+  copy(places.m_absmax, at.absmax1, scale_first, scale_bytes);
+  copy(places.v_absmax, at.absmax2, scale_first, scale_bytes);
+}
+
+// While a chunk is worked on the next one comes in and the one before goes out.
+void KernelExecutor::UpdatePaged(Context* context) {
+  const int64_t elements = plan_.adapters.elements;
+  const spec::MomentChunk chunk = spec::ChunkOf(spec_, elements);
+  std::byte* const buffers = static_cast<std::byte*>(context->workspace);
+  const auto buffer = [&](int64_t first) { return buffers + first / chunk.elements % 2 * chunk.bytes; };
+  const auto count = [&](int64_t first) { return std::min(chunk.elements, elements - first); };
+  backend_.Wait(Lane::kIn, Lane::kCompute);  // who had this memory before is done
+  CopyMoments(Lane::kIn, buffer(0), 0, count(0));
+  for (int64_t first = 0; first < elements; first += chunk.elements) {
+    backend_.Wait(Lane::kCompute, Lane::kIn);
+    const int64_t next = first + chunk.elements;
+    if (next < elements) {
+      backend_.Wait(Lane::kIn, Lane::kOut);  // what its buffer held has gone out
+      CopyMoments(Lane::kIn, buffer(next), next, count(next));
+    }
+    UpdateAdamW(context, first, count(first), PlacesIn(buffer(first)));
+    backend_.Wait(Lane::kOut, Lane::kCompute);
+    CopyMoments(Lane::kOut, buffer(first), first, count(first));
+  }
+  backend_.Wait(Lane::kCompute, Lane::kOut);
 }
 
 void KernelExecutor::ToAct() {
@@ -380,15 +463,21 @@ void InitMasters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, T*
 }  // namespace
 
 void InitOptimizer(kernels::Backend& backend, const spec::CompiledPlan& plan,
-                   const spec::TrainSpec& spec, std::byte* persistent) {
+                   const spec::TrainSpec& spec, std::byte* persistent, std::byte* pinned) {
   if (spec.optimizer != spec::OptimizerKind::kAdamW8bit) return;  // zero is zero bytes
   const float* const maps[] = {kernels::SignedDynamicMap(), kernels::UnsignedDynamicMap()};
   const int64_t codes[] = {plan.persistent.moment1, plan.persistent.moment2};
+  const int64_t pinned_codes[] = {plan.pinned.moment1, plan.pinned.moment2};
   constexpr int64_t kMapBytes = 256 * sizeof(float);
   for (int i = 0; i < 2; ++i) {
     backend.CopyIn(kernels::Lane::kCompute, persistent + plan.persistent.maps + i * kMapBytes,
                    maps[i], kMapBytes);
     const auto zero = std::find(maps[i], maps[i] + 256, 0.0f) - maps[i];
+    if (plan.paged) {
+      std::memset(pinned + pinned_codes[i], static_cast<int>(zero),
+                  static_cast<size_t>(plan.adapters.elements));
+      continue;
+    }
     const std::vector<uint8_t> zeros(static_cast<size_t>(plan.adapters.elements),
                                      static_cast<uint8_t>(zero));
     backend.CopyIn(kernels::Lane::kCompute, persistent + codes[i], zeros.data(),

@@ -49,6 +49,10 @@ class KernelExecutor {
                  const spec::ModelConfig& model, const spec::TrainSpec& spec,
                  const spec::CompiledPlan& plan, std::byte* persistent);
   ~KernelExecutor();
+  // False: the host had no page-locked memory of the planned size; then nothing but this may be called.
+  bool has_memory() const { return pinned_ != nullptr; }
+  // Page-locked memory of the plan's layout, zeroed. Read and written between steps only.
+  std::byte* pinned() const { return pinned_; }
   KernelExecutor(const KernelExecutor&) = delete;
   KernelExecutor& operator=(const KernelExecutor&) = delete;
 
@@ -88,6 +92,7 @@ class KernelExecutor {
   Tensor Act(const spec::TensorKey& key, int64_t) const { return At(key); }
   Tensor Real(const spec::TensorKey& key, int64_t) const { return At(key); }
   void Phase(spec::Phase, int32_t) {}
+  bool Offloads() const { return plan_.offloaded; }
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer);
   void RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd,
@@ -103,11 +108,21 @@ class KernelExecutor {
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);
+  void Offload(Tensor x, int32_t layer);
+  void OffloadDone(Tensor x);
+  void Fetch(Tensor x, int32_t layer);
+  void FetchDone(Tensor x);
   void SumSquares();
   void AdamW();
   void ToAct();
 
  private:
+  struct MomentPlaces {
+    std::byte* m;
+    std::byte* v;
+    std::byte* m_absmax;  // of 8-bit moments
+    std::byte* v_absmax;
+  };
   struct NormArgs {
     kernels::ParamView weight;
     int64_t rows;
@@ -130,6 +145,18 @@ class KernelExecutor {
   void BeginPhase(spec::StepPhase phase);
   NormArgs NormOf(spec::Norm norm, int32_t layer) const;
   kernels::AttentionArgs AttentionOf() const;
+  std::byte* InputSlot(int32_t layer) const {
+    return pinned_ + plan_.pinned.inputs + layer * plan_.pinned.input_stride;
+  }
+  int64_t InputBytes() const {
+    return batch_->tokens() * model_.hidden_size * kernels::DTypeBytes(table_.act);
+  }
+  // Of `count` parameters from `first` on; `moments` is where theirs begin.
+  void UpdateAdamW(kernels::Context* context, int64_t first, int64_t count, const MomentPlaces& moments);
+  void UpdatePaged(kernels::Context* context);
+  MomentPlaces PlacesIn(std::byte* chunk) const;
+  // Between page-locked memory and a chunk on the device.
+  void CopyMoments(kernels::Lane lane, std::byte* chunk, int64_t first, int64_t count);
   kernels::LinearArgs LinearOf(Tensor u, int32_t layer, spec::Module module,
                                kernels::LoraArgs& lora) const;
 
@@ -144,7 +171,8 @@ class KernelExecutor {
   std::byte* step_ = nullptr;
   std::vector<const spec::AdapterMatrix*> adapter_of_;  // by layer * 7 + module; null = none
 
-  // Read back once a step; pinned on a device. [loss_slots + 1]
+  std::byte* pinned_ = nullptr;  // of plan_.pinned
+  // Read back once a step. [loss_slots + 1]
   double* scalars_ = nullptr;
   // Of a device: staged batches on their way, kStagingSets one behind the other.
   std::byte* staging_ = nullptr;
@@ -171,9 +199,10 @@ class KernelExecutor {
 };
 
 
-// Fresh optimizer state: zero moments. With 8-bit moments, zero is a code of its own.
+// Fresh optimizer state in a region of zeros: zero moments. With 8-bit moments, zero is a code of its own.
+// `pinned` is the executor's.
 void InitOptimizer(kernels::Backend& backend, const spec::CompiledPlan& plan,
-                   const spec::TrainSpec& spec, std::byte* persistent);
+                   const spec::TrainSpec& spec, std::byte* persistent, std::byte* pinned);
 
 // Fresh masters: A uniform in +-1/sqrt(in), B zero, as PEFT begins; keyed by the seed, layer and
 // module. `master` is host memory, real [elements].

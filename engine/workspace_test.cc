@@ -76,9 +76,13 @@ TEST(WorkspaceBytes, AreTheCudaKernels) {
           }
           EXPECT_EQ(WorkspaceBytes(Op::kAttentionBackward, ours, profile),
                     theirs::AttentionBackwardWorkspaceBytes(shape));
-          EXPECT_EQ(WorkspaceBytes(Op::kCrossEntropy, ours, profile),
-                    theirs::CrossEntropyWorkspaceBytes(shape));
-          EXPECT_EQ(WorkspaceBytes(Op::kLogits, ours, profile), theirs::LogitsWorkspaceBytes(shape));
+          for (const bool converts : {false, true}) {
+            profile.converts_head = converts;
+            EXPECT_EQ(WorkspaceBytes(Op::kCrossEntropy, ours, profile),
+                      theirs::CrossEntropyWorkspaceBytes(shape, converts));
+            EXPECT_EQ(WorkspaceBytes(Op::kLogits, ours, profile),
+                      theirs::LogitsWorkspaceBytes(shape, converts));
+          }
           EXPECT_EQ(WorkspaceBytes(Op::kAttentionDecode, ours, profile),
                     theirs::AttentionDecodeWorkspaceBytes(m, 24, 128));
         }

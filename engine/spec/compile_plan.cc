@@ -166,12 +166,16 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
       place("adapters.compute", Category::kAdapters, count * profile.act_bytes);
   plan.persistent.gradient = place("gradients", Category::kGradients, count * real);
   const bool small = spec.optimizer == OptimizerKind::kAdamW8bit;
-  plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * (small ? 1 : real));
-  plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * (small ? 1 : real));
+  if (!plan.paged) {
+    plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * (small ? 1 : real));
+    plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * (small ? 1 : real));
+  }
   if (small) {
     const int64_t absmax = count / kMomentBlock * 4;
-    plan.persistent.absmax1 = place("optimizer.m_absmax", Category::kOptimizer, absmax);
-    plan.persistent.absmax2 = place("optimizer.v_absmax", Category::kOptimizer, absmax);
+    if (!plan.paged) {
+      plan.persistent.absmax1 = place("optimizer.m_absmax", Category::kOptimizer, absmax);
+      plan.persistent.absmax2 = place("optimizer.v_absmax", Category::kOptimizer, absmax);
+    }
     plan.persistent.maps = place("optimizer.maps", Category::kOptimizer, 2 * 256 * 4);
   }
   plan.persistent.rope = place("rope", Category::kActivations,
@@ -263,16 +267,6 @@ absl::Status RefuseAbsurd(const ModelConfig& model, const TrainSpec& spec,
 
 }  // namespace
 
-int64_t StagingBytes(const TrainSpec& spec) {
-  return (4 * int64_t{spec.micro_batch_size} * spec.sequence_len + 1) * 4;
-}
-int64_t ScalarBytes(const TrainSpec& spec) {
-  return 8 * (int64_t{spec.gradient_accumulation_steps} + 1);
-}
-int64_t PinnedBytes(const TrainSpec& spec) {
-  return kStagingSets * StagingBytes(spec) + ScalarBytes(spec);
-}
-
 int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) {
   return LayoutBase(model, quant, double_quant).file_bytes;
 }
@@ -298,6 +292,9 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
     plan.memory.category_bytes[static_cast<size_t>(CategoryOf(entry.part))] += entry.size_bytes;
   }
   plan.adapters = LayoutAdapters(model, spec);
+  plan.paged = Paged(spec, profile);
+  plan.offloaded = Offloaded(spec, profile);
+  plan.pinned = LayoutPinned(model, spec, profile, plan.adapters.elements);
   PlacePersistent(model, spec, profile, options.red_zone_bytes, plan);
 
   CountingExecutor counting(model, spec, profile);
@@ -312,9 +309,9 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   plan.memory.host_bytes = HostBytes(model);
   if (IsCuda(profile)) {
     plan.memory.device = true;
-    plan.memory.pinned_bytes = PinnedBytes(spec);
-    // A checkpoint's copy of masters and moments.
-    plan.memory.host_bytes += plan.adapters.elements * 4 * 3;
+    plan.memory.pinned_bytes = plan.pinned.total_bytes;
+    // A checkpoint's copy of masters, and of moments that are the device's.
+    plan.memory.host_bytes += plan.adapters.elements * 4 * (plan.paged ? 1 : 3);
   }
   plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - plan.memory.step_bytes + live;
   return plan;
@@ -327,7 +324,7 @@ absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainS
     TrainSpec tried = spec;
     tried.recompute = recompute;
     ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, tried, device));
-    return plan.TotalBytes() <= device.capacity_bytes;
+    return plan.Fits(device);
   };
   std::vector<const DeviceProfile*> places;
   for (const DeviceProfile& device : devices) {

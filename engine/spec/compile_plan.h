@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/spec/adapter_layout.h"
+#include "engine/spec/host_memory.h"
 #include "engine/spec/memory_plan.h"
 
 namespace nibble::spec {
@@ -18,6 +19,7 @@ struct PersistentLayout {
   int64_t master = 0;    // real [elements]
   int64_t compute = 0;   // act [elements]
   int64_t gradient = 0;  // real [elements]
+  // The moments, unless they are paged (host_memory.h):
   int64_t moment1 = 0;   // real [elements]; u8 with 8-bit moments
   int64_t moment2 = 0;
   // With 8-bit moments only:
@@ -34,18 +36,15 @@ struct CompiledPlan {
   Recompute recompute = Recompute::kFull;  // of the spec, or chosen
   AdapterLayout adapters;
   PersistentLayout persistent;
+  PinnedLayout pinned;
+  bool paged = false;      // the moments are in pinned memory
+  bool offloaded = false;  // the inputs of blocks are
   std::vector<int64_t> tensor_offset;     // in the step region, by TensorKey::Index; -1 = unused
   std::vector<int64_t> workspace_offset;  // by operation number
   std::vector<int64_t> workspace_bytes;
   int32_t optimizer_op = 0;  // number of the optimizer's first operation; training is 0
   int32_t evaluate_op = 0;
 };
-
-// Page-locked host memory of a job on a device: what is on its way there, and results read back.
-inline constexpr int64_t kStagingSets = 2;          // micro-batches on their way at once
-int64_t StagingBytes(const TrainSpec& spec);        // ids, labels, positions, document bounds of one
-int64_t ScalarBytes(const TrainSpec& spec);         // a loss per micro-batch, the sum of squares
-int64_t PinnedBytes(const TrainSpec& spec);
 
 struct CompileOptions {
   int64_t red_zone_bytes = 0;  // tests: untouched bytes behind every buffer; multiple of 64

@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/host_memory.h"
 
 namespace nibble::spec {
 
@@ -50,6 +51,8 @@ void CountingExecutor::Run(Op op, const OpShape& shape, std::initializer_list<Te
   }
   ops_.push_back({phase_, layer_, WorkspaceBytes(op, shape, profile_)});
 }
+
+void CountingExecutor::Copy(Tensor x) { Run(Op::kAdd, {.m = tokens_}, {x}); }
 
 OpShape CountingExecutor::LinearShapeOf(Module module) const {
   const LinearShape shape = ShapeOf(model_, module);
@@ -122,8 +125,19 @@ void CountingExecutor::CrossEntropy(Tensor dh, Tensor h) {
       {dh, h, Staged(Slot::kLabels)});
 }
 
+// Copies: they need their tensor and nothing else.
+void CountingExecutor::Offload(Tensor x, int32_t) { Copy(x); }
+void CountingExecutor::OffloadDone(Tensor x) { Copy(x); }
+void CountingExecutor::Fetch(Tensor x, int32_t) { Copy(x); }
+void CountingExecutor::FetchDone(Tensor x) { Copy(x); }
+
 void CountingExecutor::SumSquares() { Run(Op::kSumSquares, {}, {}); }
-void CountingExecutor::AdamW() { Run(Op::kAdamW, {}, {}); }
+void CountingExecutor::AdamW() {
+  Run(Op::kAdamW, {}, {});
+  if (!Paged(spec_, profile_)) return;
+  // Two chunks: one is worked on while the other travels.
+  ops_.back().workspace_bytes += 2 * ChunkOf(spec_, LayoutAdapters(model_, spec_).elements).bytes;
+}
 void CountingExecutor::ToAct() { Run(Op::kToAct, {}, {}); }
 
 }  // namespace nibble::spec

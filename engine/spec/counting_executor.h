@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/spec/adapter_layout.h"
+#include "engine/spec/host_memory.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/spec/step.h"
 #include "engine/spec/workspace.h"
@@ -39,6 +40,7 @@ class CountingExecutor {
   Tensor Act(const TensorKey& key, int64_t width) { return Name(key, width * profile_.act_bytes); }
   Tensor Real(const TensorKey& key, int64_t width) { return Name(key, width * real_bytes_); }
   void Phase(enum Phase phase, int32_t layer);
+  bool Offloads() const { return Offloaded(spec_, profile_); }
 
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, Norm norm, int32_t layer);
@@ -55,6 +57,10 @@ class CountingExecutor {
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);
+  void Offload(Tensor x, int32_t layer);
+  void OffloadDone(Tensor x);
+  void Fetch(Tensor x, int32_t layer);
+  void FetchDone(Tensor x);
   void SumSquares();
   void AdamW();
   void ToAct();
@@ -67,6 +73,7 @@ class CountingExecutor {
  private:
   Tensor Name(const TensorKey& key, int64_t bytes_per_token);
   Tensor Staged(Slot slot);
+  void Copy(Tensor x);
   void Run(Op op, const OpShape& shape, std::initializer_list<Tensor> tensors);
   OpShape LinearShapeOf(Module module) const;
 

@@ -7,13 +7,17 @@ namespace nibble::spec {
 using nlohmann::json;
 
 std::string DeviceProfileToJson(const DeviceProfile& profile) {
-  const json object = {{"backend", profile.backend},
+  json object = {{"backend", profile.backend},
                        {"body", profile.body},
                        {"build", profile.build},
                        {"threads", profile.threads},
                        {"act_bytes", profile.act_bytes},
                        {"fixed_bytes", profile.fixed_bytes},
                        {"capacity_bytes", profile.capacity_bytes}};
+  // What only a device has.
+  if (profile.pinned_capacity_bytes > 0) object["pinned_capacity_bytes"] = profile.pinned_capacity_bytes;
+  if (profile.host_capacity_bytes > 0) object["host_capacity_bytes"] = profile.host_capacity_bytes;
+  if (profile.converts_head) object["converts_head"] = true;
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -34,6 +38,11 @@ absl::StatusOr<DeviceProfile> DeviceProfileFromJson(std::string_view text) {
       *text_field = value.get<std::string>();
       continue;
     }
+    if (key == "converts_head") {
+      if (!value.is_boolean()) return bad("has a converts_head that is not true or false");
+      profile.converts_head = value.get<bool>();
+      continue;
+    }
     if (!value.is_number_integer()) return bad("has a figure that is no whole number");
     const int64_t number = value.get<int64_t>();
     if (number < 0) return bad("has a negative figure");
@@ -44,6 +53,10 @@ absl::StatusOr<DeviceProfile> DeviceProfileFromJson(std::string_view text) {
       profile.fixed_bytes = number;
     } else if (key == "capacity_bytes") {
       profile.capacity_bytes = number;
+    } else if (key == "pinned_capacity_bytes") {
+      profile.pinned_capacity_bytes = number;
+    } else if (key == "host_capacity_bytes") {
+      profile.host_capacity_bytes = number;
     } else {
       return bad("has an unknown key");
     }

@@ -44,6 +44,10 @@ struct DeviceProfile {
   int32_t act_bytes = 2;       // of the activation type
   int64_t fixed_bytes = 0;     // process, code and libraries
   int64_t capacity_bytes = 0;  // what the worker offers in all
+  // Of a device: the host's memory for its jobs, page-locked and other. 0 = not said, so not limited.
+  int64_t pinned_capacity_bytes = 0;
+  int64_t host_capacity_bytes = 0;
+  bool converts_head = false;  // the base's head is not in the activation type (fp16 compute)
 
   bool operator==(const DeviceProfile&) const = default;
 };
@@ -74,7 +78,8 @@ struct MemoryPlan {
   int64_t step_bytes = 0;
   int64_t fixed_bytes = 0;        // from the profile
   int64_t host_bytes = 0;         // tokenizer, token store, checkpoint staging
-  int64_t pinned_bytes = 0;       // page-locked host memory; of a device only
+  int64_t pinned_bytes = 0;       // page-locked host memory; of a device only: staging, and what is
+                                  // offloaded and paged
   bool device = false;            // base, persistent, step and fixed are a device's memory, not the host's
   int64_t lower_bound_bytes = 0;  // of the total: largest live set instead of step_bytes
   std::string peak_phase;         // e.g. "backward layer 0"
@@ -90,6 +95,13 @@ struct MemoryPlan {
   int64_t DeviceBytes() const { return fixed_bytes + base_bytes + persistent_bytes + step_bytes; }
   // Of what the worker's device offers.
   int64_t TotalBytes() const { return DeviceBytes() + (device ? 0 : host_bytes); }
+  // Alone, each component apart.
+  bool Fits(const DeviceProfile& profile) const {
+    const auto within = [](int64_t bytes, int64_t bound) { return bound == 0 || bytes <= bound; };
+    return TotalBytes() <= profile.capacity_bytes &&
+           (!device || (within(pinned_bytes, profile.pinned_capacity_bytes) &&
+                        within(host_bytes, profile.host_capacity_bytes)));
+  }
 };
 
 // The fastest recompute policy with which the job fits every one of `devices` (by capacity_bytes) that

@@ -9,6 +9,7 @@
 //   Tensor            a handle; None() is "no tensor"
 //   Act(key, width), Real(key, width)   [tokens, width] in the activation / accumulation type
 //   Phase(phase, layer)                 where we are, for people
+//   Offloads()                          inputs of blocks wait on the host (TrainSpec::offload_activations)
 // and one method per operation, with outputs before inputs. A tensor lives from its first to its
 // last mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's
 // own.
@@ -23,6 +24,10 @@
 //                     token, and with it backward need not repeat the widest product)
 // The top block is kept whole either way: its backward follows at once. A repeated operation has the
 // same arguments, so the policy changes no bit of the result.
+//
+// With kFull the input x of a block below the top may wait on the host instead (Offloads). Its copy out
+// has the time of the block's forward (Offload .. OffloadDone), its copy in that of the backward of the
+// block above (Fetch .. FetchDone). So two of them are on the device at once, and no more.
 #pragma once
 
 #include <array>
@@ -266,12 +271,24 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   const auto kept = [&](int32_t layer) {
     return layer < top ? KeepOf(spec.recompute) : Keep::kAll;
   };
+  const bool offloads = e.Offloads();
+  // What is offloaded is another tensor in forward than in backward.
+  const auto forward_x = [&](int32_t layer) {
+    const Walk walk = offloads && layer < top ? Walk::kPassing : Walk::kKept;
+    return e.Act({Slot::kX, walk, layer}, model.hidden_size);
+  };
 
   e.Phase(Phase::kForward, 0);
-  e.Embedding(x(0));
+  e.Embedding(forward_x(0));
   for (int32_t layer = 0; layer <= top; ++layer) {
     e.Phase(Phase::kForward, layer);
-    ForwardBlock(e, model, NameBlock(e, model, spec, layer, kept(layer)), x(layer + 1));
+    const Tensor next = forward_x(layer + 1);
+    Block<Exec> block = NameBlock(e, model, spec, layer, kept(layer));
+    block.x = forward_x(layer);
+    const bool out = offloads && layer < top;
+    if (out) e.Offload(block.x, layer);
+    ForwardBlock(e, model, block, next);
+    if (out) e.OffloadDone(block.x);
   }
 
   e.Phase(Phase::kHead, top);
@@ -285,8 +302,10 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
 
   for (int32_t layer = top; layer >= 0; --layer) {
     const Block<Exec> block = NameBlock(e, model, spec, layer, Keep::kAll);
+    e.Phase(kept(layer) == Keep::kInput ? Phase::kRecompute : Phase::kBackward, layer);
+    if (offloads && layer < top) e.FetchDone(block.x);
+    if (offloads && layer > 0) e.Fetch(x(layer - 1), layer - 1);
     if (kept(layer) == Keep::kInput) {
-      e.Phase(Phase::kRecompute, layer);
       ForwardBlock(e, model, block, e.None());
     }
     e.Phase(Phase::kBackward, layer);

@@ -116,6 +116,13 @@ void CheckLoop(const TrainSpec& spec, Checker& check) {
   check.Range("training.save_interval_seconds", static_cast<double>(spec.save_interval_seconds), 0,
               1e9, "0 saves by steps only");
   check.Range("training.save_total_limit", spec.save_total_limit, 1, 1000, "3 is a good start");
+  if (spec.offload_activations && spec.recompute != Recompute::kAuto &&
+      spec.recompute != Recompute::kFull) {
+    check.Add("training.recompute",
+              absl::StrCat("is ", std::string(RecomputeName(spec.recompute)),
+                           ", but training.offload_activations keeps the inputs of blocks only; use "
+                           "full or auto, or switch offloading off"));
+  }
   const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len;
   if (spec.micro_batch_size > 0 && spec.sequence_len > 0 && tokens > (int64_t{1} << 24)) {
     check.Add("training.micro_batch_size",
@@ -172,6 +179,7 @@ absl::StatusOr<TrainSpec> ResolveTrainSpec(TrainSpec spec, const ModelConfig& mo
   std::sort(spec.target_modules.begin(), spec.target_modules.end());
   spec.target_modules.erase(std::unique(spec.target_modules.begin(), spec.target_modules.end()),
                             spec.target_modules.end());
+  if (spec.offload_activations) spec.recompute = Recompute::kFull;
   if (spec.quant == QuantKind::kINT8 || spec.quant == QuantKind::kBF16) spec.double_quant = false;
   return spec;
 }

@@ -55,6 +55,12 @@ struct TrainSpec {
   double val_set_size = -1;  // share of rows; -1: 0.05 when the data set has > 200 rows, else 0
   // Optimizer
   OptimizerKind optimizer = OptimizerKind::kAdamW;
+  // On a device the moments stay in page-locked host memory and pass through the device by chunks; on
+  // the host it changes nothing. Never changes the result.
+  bool paged_optimizer = false;
+  // On a device the inputs of blocks wait for backward in page-locked host memory; on the host it
+  // changes nothing. Needs full recomputation. Never changes the result.
+  bool offload_activations = false;
   double learning_rate = 2e-4;
   LrSchedule lr_schedule = LrSchedule::kCosine;
   double warmup_ratio = 0.1;

@@ -136,7 +136,7 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
   json modules = json::array();
   for (const Module module : spec.target_modules)
     modules.push_back(std::string(ModuleName(module)));
-  const json object = {// nlohmann's objects are sorted by key
+  json object = {// nlohmann's objects are sorted by key
                        {"lora_r", spec.lora_r},
                        {"lora_alpha", spec.lora_alpha},
                        {"lora_dropout", spec.lora_dropout},
@@ -175,6 +175,9 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"save_total_limit", spec.save_total_limit},
                        {"seed", spec.seed},
                        {"allow_numerics_change", spec.allow_numerics_change}};
+  // Where the memory is, and only when it is not the usual place: digests of older specs stay.
+  if (spec.paged_optimizer) object["paged_optimizer"] = true;
+  if (spec.offload_activations) object["offload_activations"] = true;
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -199,6 +202,7 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   read.Choice("excess_length", kExcessNames, spec.excess_length);
   read.Number("val_set_size", spec.val_set_size);
   read.Choice("optimizer", kOptimizerNames, spec.optimizer);
+  read.Flag("paged_optimizer", spec.paged_optimizer);
   read.Number("learning_rate", spec.learning_rate);
   read.Choice("lr_schedule", kScheduleNames, spec.lr_schedule);
   read.Number("warmup_ratio", spec.warmup_ratio);
@@ -218,6 +222,7 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
     spec.recompute = checkpointing ? Recompute::kFull : Recompute::kNone;
   }
   read.Choice("recompute", kRecomputeNames, spec.recompute);
+  read.Flag("offload_activations", spec.offload_activations);
   read.Number("logging_steps", spec.logging_steps);
   read.Number("eval_steps", spec.eval_steps);
   read.Number("save_steps", spec.save_steps);

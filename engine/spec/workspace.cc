@@ -57,17 +57,21 @@ int64_t Linear(const OpShape& s) {
   return panel + RoundUp(2 * s.m * s.r, 256) + partial + kLibraryBytes;
 }
 
-int64_t CrossEntropy(const OpShape& s) {
+int64_t HeadPanel(const OpShape& s, bool converts_head) {
+  return converts_head ? RoundUp(2 * PanelRows(s.vocab, s.k) * s.k, 256) : 0;
+}
+
+int64_t CrossEntropy(const OpShape& s, bool converts_head) {
   const int64_t fit =
       (int64_t{128} << 20) / (4 * std::max<int64_t>(s.vocab, 1)) / 128 * 128;
   const int64_t rows =
       std::min(RoundUp(s.m, 128), std::min<int64_t>(std::max<int64_t>(fit, 128), 2048));
   return RoundUp(4 * rows * RoundUp(s.vocab, 8), 256) + RoundUp(2 * rows * s.k, 256) +
          RoundUp(4 * rows * s.k, 256) + RoundUp(4 * (s.m + 1), 256) + RoundUp(8 * s.m, 256) +
-         RoundUp(2 * PanelRows(s.vocab, s.k) * s.k, 256) + kLibraryBytes;
+         HeadPanel(s, converts_head) + kLibraryBytes;
 }
 
-int64_t Bytes(Op op, const OpShape& s) {
+int64_t Bytes(Op op, const OpShape& s, bool converts_head) {
   switch (op) {
     case Op::kLinearForward:
     case Op::kLinearBackward:
@@ -75,13 +79,13 @@ int64_t Bytes(Op op, const OpShape& s) {
     case Op::kAttentionBackward:
       return RoundUp(4 * s.m * s.heads, 256);
     case Op::kCrossEntropy:
-      return CrossEntropy(s);
+      return CrossEntropy(s, converts_head);
     case Op::kSumSquares:
       return kSumSquaresBytes;
     case Op::kAttentionDecode:
       return RoundUp(4 * Pieces(s.longest_document, 256) * s.heads * (s.head_dim + 2), 256);
     case Op::kLogits:
-      return RoundUp(2 * PanelRows(s.vocab, s.k) * s.k, 256) + kLibraryBytes;
+      return HeadPanel(s, converts_head) + kLibraryBytes;
     default:
       return 0;  // elementwise, and attention forward
   }
@@ -94,7 +98,7 @@ int64_t Bytes(Op op, const OpShape& s) {
 bool IsCuda(const DeviceProfile& profile) { return profile.backend.starts_with("cuda"); }
 
 int64_t WorkspaceBytes(Op op, const OpShape& s, const DeviceProfile& profile) {
-  if (IsCuda(profile)) return cuda::Bytes(op, s);
+  if (IsCuda(profile)) return cuda::Bytes(op, s, profile.converts_head);
   const int64_t threads = profile.threads;
   switch (op) {
     case Op::kLinearForward:

@@ -140,6 +140,7 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   spec_ = *resolved;
   spec::DeviceProfile profile;
   if (!backend_->is_host()) profile.backend = table_.name;
+  profile.converts_head = model.view().head.type != table_.act;
   profile.threads = threads;
   profile.act_bytes = static_cast<int32_t>(kernels::DTypeBytes(table_.act));
   auto plan = spec::CompileForEngine(config_, spec_, profile, {.red_zone_bytes = red_zone_bytes});
@@ -158,7 +159,8 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   executor_ = std::make_unique<KernelExecutor>(*backend_, table_, view_, config_, spec_, plan_,
                                                persistent_.data());
   executor_->set_step_region(step_.data());
-  InitOptimizer(*backend_, plan_, spec_, persistent_.data());
+  CHECK(executor_->has_memory());
+  InitOptimizer(*backend_, plan_, spec_, persistent_.data(), executor_->pinned());
   std::vector<std::byte> master(static_cast<size_t>(RealBytes()));
   InitAdapters(plan_, spec_, table_.real, master.data());
   backend_->CopyIn(kernels::Lane::kCompute, persistent_.data() + plan_.persistent.master,

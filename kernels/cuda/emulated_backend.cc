@@ -35,6 +35,7 @@ EmulatedBytes held;
 int64_t ops_left = -1;  // -1: no failure in sight
 bool refuse_next = false;
 EmulatedCounts counts;
+bool refuse_next_pinned = false;
 
 int64_t PageUp(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
@@ -185,6 +186,7 @@ class EmulatedBackend final : public Backend {
     memory.Release(device);
   }
   void* AllocatePinned(int64_t bytes) override {
+    if (std::exchange(refuse_next_pinned, false)) return nullptr;
     void* address = std::aligned_alloc(kPage, static_cast<size_t>(PageUp(bytes)));
     if (address == nullptr) return nullptr;
     pinned_[address] = bytes;
@@ -316,6 +318,7 @@ void EmulatedCudaFailAfter(int64_t ops) {
   ops_left = ops;
 }
 void EmulatedCudaRefuseNextAllocate() { refuse_next = true; }
+void EmulatedCudaRefuseNextPinned() { refuse_next_pinned = true; }
 
 EmulatedCounts EmulatedCudaCounts() { return counts; }
 

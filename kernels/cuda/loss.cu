@@ -208,7 +208,8 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
   s.m = m;
   s.k = dim;
   s.vocab = vocab;
-  const int64_t own = CrossEntropyOwnBytes(s);
+  const bool converts_head = head.type != ActType<Act>::kType;
+  const int64_t own = CrossEntropyOwnBytes(s, converts_head);
   KERNEL_CHECK(own + (HasLibrary(ctx) ? kLibraryBytes : 0) <= ctx->workspace_bytes);
   const int64_t chunk = CrossEntropyRows(m, vocab), stride = CrossEntropyStride(vocab);
   char* at = static_cast<char*>(ctx->workspace);
@@ -218,7 +219,7 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
   auto* gradient = reinterpret_cast<float*>(take(4 * chunk * dim));
   auto* rows = reinterpret_cast<int32_t*>(take(4 * (m + 1)));
   auto* losses = reinterpret_cast<double*>(take(8 * m));
-  void* panel = take(HeadPanelBytes(vocab, dim));
+  void* panel = take(HeadPanelBytes(vocab, dim, converts_head));
   void* scratch = at;
   const auto aligned = [&](const void* array) {
     return dim % 8 == 0 && Aligned(static_cast<const char*>(array));
@@ -266,7 +267,7 @@ void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, 
   s.m = m;
   s.k = dim;
   s.vocab = vocab;
-  const int64_t own = LogitsOwnBytes(s);
+  const int64_t own = LogitsOwnBytes(s, head.type != ActType<Act>::kType);
   KERNEL_CHECK(own + (HasLibrary(ctx) ? kLibraryBytes : 0) <= ctx->workspace_bytes);
   HeadProduct<Act>(ctx, out, vocab, h, head, m, dim, vocab, ctx->workspace,
                    static_cast<char*>(ctx->workspace) + own);

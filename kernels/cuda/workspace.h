@@ -75,25 +75,29 @@ constexpr int64_t CrossEntropyRows(int64_t m, int64_t vocab) {
 }
 constexpr int64_t CrossEntropyStride(int64_t vocab) { return RoundUp(vocab, 8); }
 
-// A head that is not in the act type is converted a panel at a time.
-constexpr int64_t HeadPanelBytes(int64_t vocab, int64_t dim) {
-  return RoundUp(2 * PanelRows(vocab, dim) * dim, 256);
+// A head that is not in the act type is converted a panel at a time; any other is read where it is.
+constexpr int64_t HeadPanelBytes(int64_t vocab, int64_t dim, bool converts_head) {
+  return converts_head ? RoundUp(2 * PanelRows(vocab, dim) * dim, 256) : 0;
 }
 
 // Logits (float, then their gradient in act in the same place), gathered rows (act), their gradient
 // (float), the list of labelled rows with its length, and every row's loss (double).
-constexpr int64_t CrossEntropyOwnBytes(const WorkspaceShape& s) {
+constexpr int64_t CrossEntropyOwnBytes(const WorkspaceShape& s, bool converts_head) {
   const int64_t rows = CrossEntropyRows(s.m, s.vocab);
   return RoundUp(4 * rows * CrossEntropyStride(s.vocab), 256) + RoundUp(2 * rows * s.k, 256) +
          RoundUp(4 * rows * s.k, 256) + RoundUp(4 * (s.m + 1), 256) + RoundUp(8 * s.m, 256) +
-         HeadPanelBytes(s.vocab, s.k);
+         HeadPanelBytes(s.vocab, s.k, converts_head);
 }
-constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) {
-  return CrossEntropyOwnBytes(s) + kLibraryBytes;
+constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s, bool converts_head) {
+  return CrossEntropyOwnBytes(s, converts_head) + kLibraryBytes;
 }
 
-constexpr int64_t LogitsOwnBytes(const WorkspaceShape& s) { return HeadPanelBytes(s.vocab, s.k); }
-constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) { return LogitsOwnBytes(s) + kLibraryBytes; }
+constexpr int64_t LogitsOwnBytes(const WorkspaceShape& s, bool converts_head) {
+  return HeadPanelBytes(s.vocab, s.k, converts_head);
+}
+constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s, bool converts_head) {
+  return LogitsOwnBytes(s, converts_head) + kLibraryBytes;
+}
 
 // One sum in double for each block of its first kernel.
 constexpr int64_t kSumSquaresParts = 1024;

@@ -4,6 +4,9 @@
 //   nibble-bench-step --base DIR ...    the model that peer.py exported, and its tokens: losses
 //   compare
 //
+//   --fp16 1, --accumulation N, --paged 1, --offload 1, --optimizer adamw8bit, --quant bf16, --recompute auto
+//   --capacity BYTES    plan for a device of that memory, and refuse what does not fit it
+//
 // tokens_per_second is of the median step after one warm-up; peak_rss_bytes is VmHWM of this
 // process, the base included; planned_bytes is what the memory plan says of base, persistent and
 // step regions.
@@ -99,11 +102,14 @@ spec::TrainSpec Recipe(const Flags& flags) {
   spec.lora_dropout = 0;
   spec.sequence_len = static_cast<int32_t>(Number(flags, "seq", 512));
   spec.micro_batch_size = static_cast<int32_t>(Number(flags, "micro-batch", 1));
-  spec.gradient_accumulation_steps = 1;
+  spec.gradient_accumulation_steps = static_cast<int32_t>(Number(flags, "accumulation", 1));
+  spec.paged_optimizer = Number(flags, "paged", 0) != 0;
+  spec.offload_activations = Number(flags, "offload", 0) != 0;
   spec.recompute =
       Number(flags, "checkpointing", 1) != 0 ? spec::Recompute::kFull : spec::Recompute::kNone;
   if (Text(flags, "optimizer", "") == "adamw8bit") spec.optimizer = spec::OptimizerKind::kAdamW8bit;
   if (Text(flags, "recompute", "") == "outputs") spec.recompute = spec::Recompute::kKeepGemmOutputs;
+  if (Text(flags, "recompute", "") == "auto") spec.recompute = spec::Recompute::kAuto;
   if (Text(flags, "quant", "nf4") == "bf16") spec.quant = spec::QuantKind::kBF16;
   return spec;
 }
@@ -133,9 +139,12 @@ absl::Status Run(const Flags& flags) {
   const int64_t steps = Number(flags, "steps", 3);
   const int threads = static_cast<int>(Number(flags, "threads", 2));
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
-                   engine::OpenBackend(Text(flags, "device", "cpu"), threads));
+                   engine::OpenBackend(Text(flags, "device", "cpu") +
+                                           (Number(flags, "fp16", 0) != 0 ? ",fp16" : ""),
+                                       threads));
   const kernels::KernelTable* const table = &backend->table();
-  const spec::DeviceProfile profile = engine::MeasureProfile(*backend);
+  spec::DeviceProfile profile = engine::MeasureProfile(*backend);
+  profile.capacity_bytes = std::min(profile.capacity_bytes, Number(flags, "capacity", profile.capacity_bytes));
   const int64_t free_before_bytes = backend->free_bytes();
   const spec::TrainSpec asked = Recipe(flags);
 
@@ -144,7 +153,8 @@ absl::Status Run(const Flags& flags) {
   engine::BaseView view;
   spec::ModelConfig model;
   std::vector<std::vector<int32_t>> rows;
-  const int64_t needed = (steps + 1) * asked.micro_batch_size;
+  const int64_t accumulation = asked.gradient_accumulation_steps;
+  const int64_t needed = (steps + 1) * accumulation * asked.micro_batch_size;
   const std::string directory = Text(flags, "base", "");
   if (!directory.empty()) {
     engine::BaseModelOptions options;
@@ -166,14 +176,18 @@ absl::Status Run(const Flags& flags) {
   if (static_cast<int64_t>(rows.size()) < needed)
     return absl::InvalidArgumentError("too few rows of tokens");
 
-  ASSIGN_OR_RETURN(const spec::TrainSpec spec, spec::ResolveTrainSpec(asked, model));
+  ASSIGN_OR_RETURN(spec::TrainSpec spec, spec::ResolveTrainSpec(asked, model));
   ASSIGN_OR_RETURN(const spec::CompiledPlan plan, spec::CompileForEngine(model, spec, profile));
+  spec.recompute = plan.recompute;
+  if (!backend->is_host() && !plan.memory.Fits(profile))
+    return absl::ResourceExhaustedError("the plan is above --capacity");
   ASSIGN_OR_RETURN(engine::Region persistent,
                    engine::Region::On(*backend, plan.memory.persistent_bytes));
   ASSIGN_OR_RETURN(engine::Region step, engine::Region::On(*backend, plan.memory.step_bytes));
   RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
   RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
   engine::KernelExecutor executor(*backend, *table, view, model, spec, plan, persistent.data());
+  if (!executor.has_memory()) return absl::ResourceExhaustedError("no page-locked memory left");
   executor.set_step_region(step.data());
   const std::vector<float> rope = spec::RopeTable(model, spec.sequence_len);
   backend->Fill(persistent.data(), 0, persistent.mapped_bytes());
@@ -184,27 +198,35 @@ absl::Status Run(const Flags& flags) {
   engine::InitAdapters(plan, spec, table->real, master.data());
   backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
                   static_cast<int64_t>(master.size()));
+  engine::InitOptimizer(*backend, plan, spec, persistent.data(), executor.pinned());
   executor.RefreshCompute();
 
   std::vector<double> losses, norms, seconds, probes, shares;
   spec::StepPhaseTimes phases{};
-  int64_t tokens = 0;
-  const double work = StepFlops(model, spec);
+  int64_t tokens = 0, updates = 0;
+  const double work = StepFlops(model, spec) * static_cast<double>(accumulation);
   for (int64_t i = 0; i <= steps; ++i) {
-    const auto first = rows.begin() + i * asked.micro_batch_size;
-    const engine::MicroBatch batch = Batch({first, first + asked.micro_batch_size});
+    std::vector<engine::MicroBatch> batches;
+    double count = 0;
+    for (int64_t b = 0; b < accumulation; ++b) {
+      const auto first = rows.begin() + (i * accumulation + b) * asked.micro_batch_size;
+      batches.push_back(Batch({first, first + asked.micro_batch_size}));
+      count += static_cast<double>(batches.back().target_tokens);
+    }
     const double probe = kernels::bench::ProductRate(table->body) * threads;
     executor.TakePhaseTimes();
     const int64_t began_us = RealClock::Get().NowMonotonicUs();
     executor.ZeroGradients();
-    const double count = static_cast<double>(batch.target_tokens);
-    executor.Queue(batch, 1.0 / count, i + 1, 0);
-    const auto update = executor.Optimize(spec.learning_rate, i + 1, 1);
+    for (int64_t b = 0; b < accumulation; ++b)
+      executor.Queue(batches[static_cast<size_t>(b)], 1.0 / count, i + 1, b);
+    const auto update = executor.Optimize(spec.learning_rate, updates + 1, accumulation);
+    updates += update.applied;
+    RETURN_IF_ERROR(engine::FaultStatus(*backend));
     const double loss = update.loss_sum / count;
     norms.push_back(update.grad_norm);
     seconds.push_back(static_cast<double>(RealClock::Get().NowMonotonicUs() - began_us) * 1e-6);
     losses.push_back(loss);
-    tokens = batch.tokens();
+    tokens = batches[0].tokens() * accumulation;
     if (i == 0) continue;  // the warm-up
     const spec::StepPhaseTimes of_step = executor.TakePhaseTimes();
     for (size_t p = 0; p < phases.size(); ++p) phases[p] += of_step[p];
@@ -233,6 +255,8 @@ absl::Status Run(const Flags& flags) {
       {"base_bytes", plan.memory.base_bytes},
       {"fixed_bytes", backend->fixed_bytes()},
       {"planned_device_bytes", plan.memory.DeviceBytes()},
+      {"planned_pinned_bytes", plan.memory.pinned_bytes},
+      {"updates", updates},
       {"driver_bytes", backend->is_host() ? 0
                                           : backend->fixed_bytes() + free_before_bytes -
                                                 backend->free_bytes()},

@@ -33,7 +33,7 @@ std::vector<int32_t> Labels(const LossShape& s) {
 Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
   const auto act_bytes = static_cast<int>(DTypeBytes(t.act));
   const WorkspaceShape work = Workspace(s, threads, act_bytes);
-  TestContext ctx(threads, IsCuda(t) ? cuda_workspace::CrossEntropyOwnBytes(work)
+  TestContext ctx(threads, IsCuda(t) ? cuda_workspace::CrossEntropyOwnBytes(work, s.head != t.act)
                                      : CrossEntropyWorkspaceBytes(work)),
       ref_ctx(1, CrossEntropyWorkspaceBytes(Workspace(s, 1, 8)));
   const auto h = Normal(s.m * s.dim, 1);
@@ -56,7 +56,8 @@ Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
 
 Outcome RunLogits(const KernelTable& t, int threads, const LossShape& s) {
   const WorkspaceShape work = Workspace(s, threads, 2);
-  TestContext ctx(threads, IsCuda(t) ? cuda_workspace::LogitsOwnBytes(work) : LogitsWorkspaceBytes(work)),
+  TestContext ctx(threads, IsCuda(t) ? cuda_workspace::LogitsOwnBytes(work, s.head != t.act)
+                                     : LogitsWorkspaceBytes(work)),
       ref_ctx(1, 64);
   const auto h = Normal(s.m * s.dim, 1);
   const Tensor ht(t.act, h), hr(DType::kF64, h), head(s.head, Normal(s.vocab * s.dim, 2, 0.2));
