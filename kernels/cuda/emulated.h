@@ -29,7 +29,8 @@ struct EmulatedCounts {
 EmulatedCounts EmulatedCudaCounts();
 
 // Makes the next emulated device fail after this many more ops, as a device does that falls off the bus,
-// or find its memory, or the host's page-locked memory, taken at the next Allocate. For tests of what the engine makes of it.
+// or find its memory, or the host's page-locked memory, taken at the next Allocate. For tests of what the
+// engine makes of it.
 void EmulatedCudaFailAfter(int64_t ops);
 void EmulatedCudaRefuseNextAllocate();
 void EmulatedCudaRefuseNextPinned();

@@ -144,7 +144,8 @@ absl::Status Run(const Flags& flags) {
                                        threads));
   const kernels::KernelTable* const table = &backend->table();
   spec::DeviceProfile profile = engine::MeasureProfile(*backend);
-  profile.capacity_bytes = std::min(profile.capacity_bytes, Number(flags, "capacity", profile.capacity_bytes));
+  profile.capacity_bytes =
+      std::min(profile.capacity_bytes, Number(flags, "capacity", profile.capacity_bytes));
   const int64_t free_before_bytes = backend->free_bytes();
   const spec::TrainSpec asked = Recipe(flags);
 
