@@ -12,6 +12,7 @@ tokens (per step the row of the last attempt). Exits 77 with a sentence where so
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -58,8 +59,13 @@ class Campaign:
         self.random = random.Random(seed)
         self.reference = None
 
-    def stack(self):
-        return stack_module.Stack(self.binaries)
+    @contextlib.contextmanager
+    def running(self, threads=1):
+        """A server and a worker: the stack, its worker, the api, and what makes the spec of a job."""
+        with stack_module.Stack(self.binaries) as stack:
+            worker = stack.start_server().start_worker(threads=threads)
+            api = stack.api()
+            yield stack, worker, api, self.prepare(api)
 
     def prepare(self, api):
         model = api.add_model(stack_module.base_directory(), model_id="base")
@@ -87,10 +93,7 @@ class Campaign:
         return f"at step {step} + {pause:.3f} s"
 
     def run_reference(self):
-        with self.stack() as stack:
-            stack.start_server().start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (_, _, api, spec):
             began = time.monotonic()
             self.reference = self.finish(api, stack_module.submit(api, spec()))
             print(f"reference: {STEPS} steps in {time.monotonic() - began:.1f} s, "
@@ -109,18 +112,12 @@ class Campaign:
         return difference is None
 
     def threads(self):
-        with self.stack() as stack:
-            stack.start_server().start_worker(threads=2)
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running(threads=2) as (_, _, api, spec):
             return self.compare("threads", self.finish(api, stack_module.submit(api, spec())),
                                 "2 threads")
 
     def beside(self):
-        with self.stack() as stack:
-            stack.start_server().start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (_, _, api, spec):
             first = stack_module.submit(api, spec())
             second = stack_module.submit(api, spec(seed=8))
             together = []
@@ -138,10 +135,7 @@ class Campaign:
                         self.compare("beside", results[1], "the job beside", self.neighbour)])
 
     def engine(self):
-        with self.stack() as stack:
-            stack.start_server().start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (stack, _, api, spec):
             job = stack_module.submit(api, spec())
             stack_module.wait_for("an engine", stack.engines, timeout=60)
             when = self.strike(api, job.name)
@@ -154,10 +148,7 @@ class Campaign:
             return self.compare("engine", result, f"killed {when}")
 
     def crowd(self):
-        with self.stack() as stack:
-            stack.start_server().start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (stack, _, api, spec):
             first = stack_module.submit(api, spec())
             second = stack_module.submit(api, spec(seed=8))
             stack_module.wait_for("an engine", stack.engines, timeout=60)
@@ -170,11 +161,7 @@ class Campaign:
                         self.compare("crowd", results[1], f"engine killed {when}", self.neighbour)])
 
     def worker(self):
-        with self.stack() as stack:
-            stack.start_server()
-            worker = stack.start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (stack, worker, api, spec):
             job = stack_module.submit(api, spec())
             when = self.strike(api, job.name)
             engines = stack.engines()
@@ -185,10 +172,7 @@ class Campaign:
             return self.compare("worker", self.finish(api, job), f"killed {when}")
 
     def server(self):
-        with self.stack() as stack:
-            stack.start_server().start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (stack, _, api, spec):
             job = stack_module.submit(api, spec())
             when = self.strike(api, job.name)
             away = self.random.uniform(0, 2.5)
@@ -198,11 +182,7 @@ class Campaign:
             return self.compare("server", self.finish(api, job), f"killed {when}, away {away:.1f} s")
 
     def graceful(self):
-        with self.stack() as stack:
-            stack.start_server()
-            worker = stack.start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (stack, worker, api, spec):
             job = stack_module.submit(api, spec())
             when = self.strike(api, job.name)
             worker.terminate()
@@ -211,11 +191,7 @@ class Campaign:
             return self.compare("graceful", self.finish(api, job), f"stopped {when}")
 
     def silence(self):
-        with self.stack() as stack:
-            stack.start_server()
-            worker = stack.start_worker()
-            api = stack.api()
-            spec = self.prepare(api)
+        with self.running() as (stack, worker, api, spec):
             job = stack_module.submit(api, spec())
             self.wait_for_step(api, job.name, 1)
             when = self.strike(api, job.name)
