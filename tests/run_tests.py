@@ -19,23 +19,24 @@ import xml.etree.ElementTree as ElementTree
 
 
 SUPPRESSIONS = pathlib.Path(__file__).resolve().parent / "suppressions"
-# What a sanitizer finds ends the process with a status no test mistakes for its own, also in a child process.
+# Each as NAME=VALUE words of the sanitizer's own variable. What it finds ends the process that did it.
 SANITIZERS = {
-    "address": {
-        "ASAN_OPTIONS": "exitcode=99:detect_stack_use_after_return=0:strict_string_checks=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    },
-    "thread": {
-        "TSAN_OPTIONS": f"exitcode=99:halt_on_error=1:second_deadlock_stack=1:suppressions={SUPPRESSIONS}/thread.txt",
-    },
+    "address": {"ASAN_OPTIONS": "exitcode=99:strict_string_checks=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    "thread": {"TSAN_OPTIONS": f"exitcode=99:halt_on_error=1:suppressions={SUPPRESSIONS}/thread.txt"},
     "undefined": {"UBSAN_OPTIONS": "print_stacktrace=1"},
 }
 
 
-def sanitizer_options(build):
-    """The environment for the sanitizer that the build folder was configured with."""
-    match = re.search(r"^NIBBLE_SANITIZE:\w+=(\w+)", pathlib.Path(build, "CMakeCache.txt").read_text(), re.M)
-    return SANITIZERS.get(match.group(1), {}) if match else {}
+def set_up_sanitizer(build, reports):
+    """The environment for the sanitizer that the build folder was configured with. Its reports go into files
+    `reports`.PID, as the process may be a child of a child of a test and its end look like any other."""
+    cache = pathlib.Path(build, "CMakeCache.txt").read_text()
+    match = re.search(r"^NIBBLE_SANITIZE:\w+=(\w+)", cache, re.M)
+    options = SANITIZERS.get(match.group(1), {}) if match else {}
+    for name, value in options.items():
+        os.environ[name] = f"{value}:log_path={reports}"
+    if options:
+        os.environ["NIBBLE_PATIENCE"] = "10"  # tests/integration/client.py
 
 
 def gtest_cases(path):
@@ -73,7 +74,8 @@ def main():
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     junit = (results / "ctest.xml").resolve()
-    os.environ.update(sanitizer_options(build))
+    reports = (results / "sanitizer").resolve()
+    set_up_sanitizer(build, reports)
     began = time.monotonic()
     code, failed_once = run_ctest(["ctest", "--test-dir", build, "--output-on-failure", "-j2",
                                    "--output-junit", str(junit), *ctest_args])
@@ -97,6 +99,12 @@ def main():
     for kind in ("skipped", "failed"):
         for case, message in notes[kind]:
             print(f"{kind}: {case}{': ' + message if message else ''}")
+    found = sorted(reports.parent.glob("sanitizer.*"))
+    for report in found:
+        print(f"---- {report}\n" + "\n".join(report.read_text(errors="replace").splitlines()[:40]))
+    if found:
+        counts["failed"] += 1
+        print(f"failed: {len(found)} reports of the sanitizer")
     print(f"Tests took {time.monotonic() - began:.0f} s.")
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     bad = counts["failed"] or counts["passed"] == 0 or code not in (0, 8)

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 
+from client import PATIENCE
 from foreign_client import expect_error
 from lone_server import ROWS, PlayedWorker, spec_of
 
@@ -97,7 +98,7 @@ class Watch(threading.Thread):
         return [getattr(u, kind) for u in list(self.updates) if u.WhichOneof("update") == kind]
 
     def until(self, condition, timeout=20):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while not condition(self):
             assert time.monotonic() < end, f"waited in vain; saw {self.updates} {self.error}"
             time.sleep(0.02)

@@ -6,6 +6,7 @@ says in a sentence what is missing, so that tests can skip.
 
 import hashlib
 import importlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CHUNK = 1 << 20
 TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+# What every wait is multiplied with: a sanitizer's build takes that much longer (tests/run_tests.py).
+PATIENCE = int(os.environ.get("NIBBLE_PATIENCE", "1"))
 
 
 def missing():
@@ -153,7 +156,7 @@ class Api:
     def wait(self, name, timeout=300, until=TERMINAL, patient=False):
         """Polls until the job is in one of the states. `patient`: a server that is away is waited for."""
         import grpc
-        end, job = time.monotonic() + timeout, None
+        end, job = time.monotonic() + timeout * PATIENCE, None
         while time.monotonic() < end:
             try:
                 job = self.get(name)

@@ -39,7 +39,7 @@ class Server:
             [self.binary, "--data-dir", self.data, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
              "--lease-seconds", "6", "--metrics-job-linger", "3", "--watch-heartbeat-seconds", "1",
              "--min-free-mb", "0", *self.flags, *more], stdout=self.log, stderr=self.log)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 20 * client.PATIENCE
         while not info.exists():
             assert self.process.poll() is None, (self.data / "log").read_text()
             assert time.monotonic() < end, "the server did not come up"
@@ -54,7 +54,7 @@ class Server:
 
     def stop(self, how=signal.SIGTERM):
         self.process.send_signal(how)
-        code = self.process.wait(30)
+        code = self.process.wait(30 * client.PATIENCE)
         self.log.close()
         return code
 
@@ -83,7 +83,7 @@ class PlayedWorker:
         return answer
 
     def wait_for(self, condition, timeout=20):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * client.PATIENCE
         while time.monotonic() < end:
             answer = self.synchronize()
             for assignment in answer.assignments:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from client import ROOT, Api
+from client import PATIENCE, ROOT, Api
 
 
 def bin_dir():
@@ -28,6 +28,7 @@ def bin_dir():
 
 
 def wait_for(what, condition, timeout=30.0, process=None):
+    timeout *= PATIENCE
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         value = condition()
