@@ -66,6 +66,8 @@ struct Caller {
   std::string tenant = "default";
   Role role = Role::kAdmin;
   std::string identity;       // token id or certificate name; "local"
+  // The project it is confined to; "" = none. Jobs, data and adapters of others do not exist for it.
+  std::string Scope() const { return role == Role::kAdmin ? "" : tenant; }
 };
 
 class Authorizer {

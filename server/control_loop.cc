@@ -76,7 +76,7 @@ absl::Status ControlLoop::Start() {
   ASSIGN_OR_RETURN(state_, store_->Load());
   std::vector<core::EventRecord> records;
   RETURN_IF_ERROR(
-      Step(core::ServerStart{options_.timeline, options_.new_timeline}, &records).status());
+      Step(core::ServerStart{options_.timeline, options_.new_timeline}, "", &records).status());
   RETURN_IF_ERROR(store_->Commit(state_, records));
   state_.touched = {};
   if (options_.on_commit) options_.on_commit(records, state_);
@@ -102,9 +102,10 @@ void ControlLoop::Stop() {
   ReleaseHeld(true);
 }
 
-bool ControlLoop::Post(core::CommandBody body, Reply reply) {
+bool ControlLoop::Post(core::CommandBody body, Reply reply, std::string scope) {
   Item item;
   item.command = std::move(body);
+  item.scope = std::move(scope);
   item.reply = std::move(reply);
   return mailbox_.Post(std::move(item));
 }
@@ -162,10 +163,10 @@ int64_t ControlLoop::NextDueUs() const {
   return due_us;
 }
 
-absl::StatusOr<std::string> ControlLoop::Step(core::CommandBody body,
+absl::StatusOr<std::string> ControlLoop::Step(core::CommandBody body, std::string scope,
                                               std::vector<core::EventRecord>* records) {
   ASSIGN_OR_RETURN(core::Decision decision,
-                   options_.decide(state_, {now_, std::move(body)}, core_));
+                   options_.decide(state_, {now_, std::move(body), std::move(scope)}, core_));
   for (const core::Event& event : decision.events) core::Apply(&state_, event, records);
   return std::move(decision.id);
 }
@@ -193,7 +194,7 @@ void ControlLoop::RunOnce(int64_t wait_us) {
   for (Item& item : items) {
     Answer answer;
     if (item.command && serving_) {
-      absl::StatusOr<std::string> id = Step(std::move(*item.command), &records);
+      absl::StatusOr<std::string> id = Step(std::move(*item.command), std::move(item.scope), &records);
       if (id.ok()) {
         answer.id = *std::move(id);
       } else {
@@ -207,8 +208,8 @@ void ControlLoop::RunOnce(int64_t wait_us) {
   }
   const bool ticks = now_.monotonic_us >= next_tick_us_;
   // Neither can be refused. Only what is recorded can make room, or want it; time passes by ticks.
-  if (serving_ && ticks) CHECK_OK(Step(core::Tick{}, &records).status());
-  if (serving_ && (ticks || !records.empty())) CHECK_OK(Step(core::Place{}, &records).status());
+  if (serving_ && ticks) CHECK_OK(Step(core::Tick{}, "", &records).status());
+  if (serving_ && (ticks || !records.empty())) CHECK_OK(Step(core::Place{}, "", &records).status());
   if (ticks) next_tick_us_ = now_.monotonic_us + options_.tick_us;
   Settle(answers, records);
 }

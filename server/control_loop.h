@@ -74,7 +74,8 @@ class ControlLoop {
 
   // The command, with `now` set by the loop; `reply` is called exactly once, after the commit.
   // False (and no reply) when the mailbox is full or closed: answer QUEUE_FULL or SHUTTING_DOWN.
-  [[nodiscard]] bool Post(core::CommandBody body, Reply reply);
+  // `scope` is the project the caller is confined to; "" = none.
+  [[nodiscard]] bool Post(core::CommandBody body, Reply reply, std::string scope = "");
   // Post and wait. QUEUE_FULL and SHUTTING_DOWN come back as errors. Not from the loop's thread.
   absl::StatusOr<std::string> Call(core::CommandBody body);
   // Runs `read` on the loop's thread, after everything posted before it was committed.
@@ -99,6 +100,7 @@ class ControlLoop {
  private:
   struct Item {
     std::optional<core::CommandBody> command;
+    std::string scope;
     Reply reply;  // of the command
     std::function<void(const Outcome&)> read;
     bool hold = false;      // a Synchronize
@@ -119,7 +121,8 @@ class ControlLoop {
   };
 
   core::Now ReadClock() const { return {clock_->NowMonotonicUs(), clock_->NowUnixUs()}; }
-  absl::StatusOr<std::string> Step(core::CommandBody body, std::vector<core::EventRecord>* records);
+  absl::StatusOr<std::string> Step(core::CommandBody body, std::string scope,
+                                   std::vector<core::EventRecord>* records);
   std::vector<Item> TakeBatch(int64_t wait_us);
   void Settle(std::vector<Answer>& answers, const std::vector<core::EventRecord>& records);
   absl::Status Commit(const std::vector<core::EventRecord>& records);

@@ -76,7 +76,7 @@ void EndAttempt(Turn& turn, const Job& job, const Attempt& attempt, Ending endin
 }
 
 absl::StatusOr<Decision> Decide(const State& state, const Command& command, Core& core) {
-  Turn turn{state, command.now, core, {}};
+  Turn turn{state, command.now, core, {}, command.scope};
   Answer id = std::visit(
       [&](const auto& c) -> Answer {
         using C = std::decay_t<decltype(c)>;

@@ -16,7 +16,10 @@ struct Turn {
   const Now& now;
   Core& core;
   std::vector<Event> events;
+  const std::string& scope;  // of the command
 
+  // What belongs to another project does not exist for the caller.
+  bool Sees(const std::string& tenant) const { return scope.empty() || scope == tenant; }
   void Emit(EventBody body) { events.push_back({now, std::move(body)}); }
   const CoreOptions& options() const { return core.options; }
 };

@@ -18,9 +18,9 @@ namespace {
 
 constexpr absl::string_view kCheckPrefix = "check-";
 
-absl::StatusOr<const Job*> FindJob(const State& state, const std::string& id) {
-  const Job* job = state.FindJob(id);
-  if (job == nullptr) {
+absl::StatusOr<const Job*> FindJob(const Turn& turn, const std::string& id) {
+  const Job* job = turn.state.FindJob(id);
+  if (job == nullptr || !turn.Sees(job->tenant)) {
     return Error(Reason::kJobNotFound, absl::StrCat("jobs/", id, " does not exist"))
         .With("job", id)
         .ToStatus();
@@ -72,8 +72,10 @@ struct Parts {
   const Dataset* eval_dataset = nullptr;
 };
 
-absl::StatusOr<Parts> FindParts(const State& state, const std::string& model_id,
+// Models are for everybody; data is its project's.
+absl::StatusOr<Parts> FindParts(const Turn& turn, const std::string& model_id,
                                 const std::string& dataset_id, const std::string& eval_dataset_id) {
+  const State& state = turn.state;
   Parts parts;
   const auto model = state.models.find(model_id);
   if (model == state.models.end()) {
@@ -86,7 +88,7 @@ absl::StatusOr<Parts> FindParts(const State& state, const std::string& model_id,
   const auto find = [&](const std::string& id,
                         const char* field) -> absl::StatusOr<const Dataset*> {
     const auto it = state.datasets.find(id);
-    if (it != state.datasets.end()) return &it->second;
+    if (it != state.datasets.end() && turn.Sees(it->second.tenant)) return &it->second;
     return Error::Field(
                Reason::kDatasetNotFound, field,
                absl::StrCat("names datasets/", id, ", which does not exist; create it first"))
@@ -199,7 +201,7 @@ absl::Status CheckCreate(const State& state, const CreateJob& c) {
 }
 
 // The answer to a request_id that was used before; nullopt when it was not.
-absl::StatusOr<std::optional<std::string>> FindRepeat(const State& state, const CreateJob& c) {
+absl::StatusOr<std::optional<std::string>> FindRepeat(const Turn& turn, const CreateJob& c) {
   if (c.request_id.empty()) return std::nullopt;
   if (c.request_id.size() > kMaxRequestIdBytes) {
     return Error::Field(
@@ -207,8 +209,8 @@ absl::StatusOr<std::optional<std::string>> FindRepeat(const State& state, const 
                absl::StrCat("has ", c.request_id.size(), " bytes; at most ", kMaxRequestIdBytes))
         .ToStatus();
   }
-  const auto it = state.requests.find({c.tenant, c.request_id});
-  if (it == state.requests.end()) return std::nullopt;
+  const auto it = turn.state.requests.find({c.tenant, c.request_id});
+  if (it == turn.state.requests.end()) return std::nullopt;
   if (it->second.body_sha256 != c.body_sha256) {
     return Error(Reason::kRequestIdReused,
                  absl::StrCat("request_id ", c.request_id, " made jobs/", it->second.job_id,
@@ -216,18 +218,18 @@ absl::StatusOr<std::optional<std::string>> FindRepeat(const State& state, const 
         .With("job", it->second.job_id)
         .ToStatus();
   }
-  RETURN_IF_ERROR(FindJob(state, it->second.job_id).status());
+  RETURN_IF_ERROR(FindJob(turn, it->second.job_id).status());
   return it->second.job_id;
 }
 
 }  // namespace
 
 Answer DecideJob(Turn& turn, const CreateJob& c) {
-  ASSIGN_OR_RETURN(const std::optional<std::string> repeat, FindRepeat(turn.state, c));
+  ASSIGN_OR_RETURN(const std::optional<std::string> repeat, FindRepeat(turn, c));
   if (repeat) return *repeat;
   RETURN_IF_ERROR(CheckCreate(turn.state, c));
   ASSIGN_OR_RETURN(const Parts parts,
-                   FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
+                   FindParts(turn, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
@@ -254,7 +256,7 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
 }
 
 Answer DecideJob(Turn& turn, const UpdateJob& c) {
-  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn, c.job_id));
   if (!c.etag.empty() && c.etag != Etag(*job)) {
     return Error(Reason::kEtagMismatch,
                  absl::StrCat("jobs/", c.job_id, " has changed: its etag is ", Etag(*job), ", not ",
@@ -273,7 +275,7 @@ Answer DecideJob(Turn& turn, const UpdateJob& c) {
 }
 
 Answer DecideJob(Turn& turn, const CancelJob& c) {
-  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn, c.job_id));
   switch (job->state) {
     case JobState::kCancelled:
     case JobState::kCancelling:
@@ -293,7 +295,7 @@ Answer DecideJob(Turn& turn, const CancelJob& c) {
 }
 
 Answer DecideJob(Turn& turn, const PauseJob& c) {
-  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn, c.job_id));
   switch (job->state) {
     case JobState::kPaused:
       return c.job_id;
@@ -313,7 +315,7 @@ Answer DecideJob(Turn& turn, const PauseJob& c) {
 }
 
 Answer DecideJob(Turn& turn, const ResumeJob& c) {
-  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn, c.job_id));
   switch (job->state) {
     case JobState::kQueued:
     case JobState::kStarting:
@@ -331,7 +333,7 @@ Answer DecideJob(Turn& turn, const ResumeJob& c) {
 }
 
 Answer DecideJob(Turn& turn, const DeleteJob& c) {
-  ASSIGN_OR_RETURN(const Job* job, FindJob(turn.state, c.job_id));
+  ASSIGN_OR_RETURN(const Job* job, FindJob(turn, c.job_id));
   if (!IsTerminal(job->state)) {
     return Error(Reason::kJobNotTerminal,
                  absl::StrCat("jobs/", job->id, " is ", std::string(JobStateName(job->state)),
@@ -351,7 +353,7 @@ Answer DecideJob(Turn& turn, const DeleteJob& c) {
 
 Answer DecideJob(Turn& turn, const ValidateDataset& c) {
   ASSIGN_OR_RETURN(const Parts parts,
-                   FindParts(turn.state, c.model_id, c.dataset_id, c.eval_dataset_id));
+                   FindParts(turn, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   job.tenant = parts.dataset->tenant;

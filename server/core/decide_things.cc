@@ -16,13 +16,14 @@ absl::Status CheckId(const std::string& id, std::string field) {
                       "must be 1 to 63 of a-z, 0-9 and inner '-'");
 }
 
-absl::Status CheckUnused(const std::map<std::string, std::set<std::string>>& users,
+absl::Status CheckUnused(const Turn& turn, const std::map<std::string, std::set<std::string>>& users,
                          const std::string& id, std::string_view what) {
   const auto it = users.find(id);
   if (it == users.end() || it->second.empty()) return absl::OkStatus();
   return Error(Reason::kResourceInUse,
                absl::StrCat(std::string(what), "/", id, " is used by ", it->second.size(),
-                            " unfinished jobs, among them jobs/", *it->second.begin()));
+                            " unfinished jobs",
+                            turn.scope.empty() ? ", among them jobs/" + *it->second.begin() : ""));
 }
 
 }  // namespace
@@ -55,12 +56,13 @@ Answer DecideThing(Turn& turn, const CreateDataset& c) {
 }
 
 Answer DecideThing(Turn& turn, const DeleteDataset& c) {
-  if (turn.state.datasets.count(c.dataset_id) == 0) {
+  const auto it = turn.state.datasets.find(c.dataset_id);
+  if (it == turn.state.datasets.end() || !turn.Sees(it->second.tenant)) {
     return Error(Reason::kDatasetNotFound,
                  absl::StrCat("datasets/", c.dataset_id, " does not exist"))
         .ToStatus();
   }
-  RETURN_IF_ERROR(CheckUnused(turn.state.dataset_users, c.dataset_id, "datasets"));
+  RETURN_IF_ERROR(CheckUnused(turn, turn.state.dataset_users, c.dataset_id, "datasets"));
   turn.Emit(DatasetDeleted{c.dataset_id});
   return c.dataset_id;
 }
@@ -96,17 +98,24 @@ Answer DecideThing(Turn& turn, const RegisterModel& c) {
 }
 
 Answer DecideThing(Turn& turn, const DeleteModel& c) {
-  if (turn.state.models.count(c.model_id) == 0) {
+  const auto it = turn.state.models.find(c.model_id);
+  if (it == turn.state.models.end()) {
     return Error(Reason::kBaseModelNotFound, absl::StrCat("models/", c.model_id, " does not exist"))
         .ToStatus();
   }
-  RETURN_IF_ERROR(CheckUnused(turn.state.model_users, c.model_id, "models"));
+  if (!turn.Sees(it->second.tenant)) {
+    return Error(Reason::kRoleNotAllowed, absl::StrCat("models/", c.model_id, " was registered by another "
+                                                       "project; that one or an administrator may delete it"))
+        .ToStatus();
+  }
+  RETURN_IF_ERROR(CheckUnused(turn, turn.state.model_users, c.model_id, "models"));
   turn.Emit(ModelDeleted{c.model_id});
   return c.model_id;
 }
 
 Answer DecideThing(Turn& turn, const DeleteAdapter& c) {
-  if (turn.state.adapters.count(c.adapter_id) == 0) {
+  const auto it = turn.state.adapters.find(c.adapter_id);
+  if (it == turn.state.adapters.end() || !turn.Sees(it->second.tenant)) {
     return Error(Reason::kAdapterNotFound,
                  absl::StrCat("adapters/", c.adapter_id, " does not exist"))
         .ToStatus();

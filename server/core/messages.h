@@ -195,6 +195,7 @@ using CommandBody =
 struct Command {
   Now now;
   CommandBody body;
+  std::string scope;  // the project it may see and touch; "" = all
 };
 std::string_view CommandName(const CommandBody& body);  // "CreateJob"
 

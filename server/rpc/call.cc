@@ -71,11 +71,12 @@ void ReadState(Edge& edge, Done done, std::function<absl::Status(const Outcome&)
 }
 
 void Command(Edge& edge, Done done, core::CommandBody body,
-             std::function<absl::Status(const Outcome&)> answer) {
+             std::function<absl::Status(const Outcome&)> answer, std::string scope) {
   const bool posted = edge.loop->Post(
       std::move(body), [done, answer = std::move(answer)](absl::Status status, const Outcome& outcome) {
         done(status.ok() ? answer(outcome) : status);
-      });
+      },
+      std::move(scope));
   if (!posted) done(Busy(edge));
 }
 

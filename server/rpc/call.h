@@ -39,9 +39,13 @@ grpc::ServerUnaryReactor* Unary(Edge& edge, grpc::CallbackServerContext* context
 
 // Finishes with what `read` returns; it runs on the loop's thread and fills the response.
 void ReadState(Edge& edge, Done done, std::function<absl::Status(const Outcome&)> read);
-// Posts the command; when it was committed, finishes with what `answer` returns.
+// Posts the command; when it was committed, finishes with what `answer` returns. `scope`: Caller::Scope.
 void Command(Edge& edge, Done done, core::CommandBody body,
-             std::function<absl::Status(const Outcome&)> answer);
+             std::function<absl::Status(const Outcome&)> answer, std::string scope = "");
+// Whether something of the project exists for a caller of that scope.
+inline bool Sees(const std::string& scope, const std::string& tenant) {
+  return scope.empty() || scope == tenant;
+}
 // Runs `work` on the pool for short or long work; it must arrange that Done is called.
 void OnIo(Edge& edge, Done done, std::function<void()> work);
 void OnWork(Edge& edge, Done done, std::function<void()> work);

@@ -24,9 +24,10 @@ constexpr int32_t kMaxPreview = 100;
 // A preview is one message: what does not fit is left out.
 constexpr size_t kMaxPreviewBytes = size_t{2} << 20;
 
-absl::StatusOr<const core::Dataset*> FindDataset(const core::State& state, const std::string& id) {
+absl::StatusOr<const core::Dataset*> FindDataset(const core::State& state, const std::string& id,
+                                                 const std::string& scope) {
   const auto it = state.datasets.find(id);
-  if (it != state.datasets.end()) return &it->second;
+  if (it != state.datasets.end() && Sees(scope, it->second.tenant)) return &it->second;
   return Error(Reason::kDatasetNotFound, absl::StrCat("datasets/", id, " does not exist"))
       .With("name", absl::StrCat("datasets/", id))
       .ToStatus();
@@ -97,7 +98,7 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
 
   Reactor* ValidateDataset(Context* context, const v1::ValidateDatasetRequest* request,
                            v1::ValidateDatasetResponse* response) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
       core::ValidateDataset command;
       auto dataset = ParseName(request->name(), "datasets", "name");
       if (!dataset.ok()) return done(dataset.status());
@@ -119,20 +120,21 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
       auto spec = ToTrainSpec(request->spec());
       if (!spec.ok()) return done(UnderSpec(spec.status()));
       command.spec = *std::move(spec);
-      Command(edge_, done, std::move(command), answer);
+      Command(edge_, done, std::move(command), answer, caller.Scope());
     };
     return Unary(edge_, context, "/nibble.v1.DatasetService/ValidateDataset", body);
   }
 
   Reactor* PreviewDataset(Context* context, const v1::PreviewDatasetRequest* request,
                           v1::PreviewDatasetResponse* response) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
       auto id = ParseName(request->name(), "datasets", "name");
       if (!id.ok()) return done(id.status());
       const int32_t rows =
           request->rows() <= 0 ? kDefaultPreview : std::min(request->rows(), kMaxPreview);
+      const auto scope = caller.Scope();
       const bool posted = edge_.loop->Read([=, this, id = *id](const Outcome& outcome) {
-        auto dataset = FindDataset(outcome.state, id);
+        auto dataset = FindDataset(outcome.state, id, scope);
         if (!dataset.ok()) return done(dataset.status());
         OnIo(edge_, done, [=, this, dataset = **dataset] { done(Preview(dataset, rows, response)); });
       });
@@ -143,38 +145,44 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
 
   Reactor* GetDataset(Context* context, const v1::GetDatasetRequest* request,
                       v1::Dataset* response) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
       auto id = ParseName(request->name(), "datasets", "name");
       if (!id.ok()) return done(id.status());
-      ReadState(edge_, done, [id = *id, response](const Outcome& outcome) -> absl::Status {
-        ASSIGN_OR_RETURN(const core::Dataset* dataset, FindDataset(outcome.state, id));
+      const auto read = [id = *id, response, scope = caller.Scope()](const Outcome& outcome) -> absl::Status {
+        ASSIGN_OR_RETURN(const core::Dataset* dataset, FindDataset(outcome.state, id, scope));
         ToProto(*dataset, response);
         return absl::OkStatus();
-      });
+      };
+      ReadState(edge_, done, read);
     };
     return Unary(edge_, context, "/nibble.v1.DatasetService/GetDataset", body);
   }
 
   Reactor* ListDatasets(Context* context, const v1::ListDatasetsRequest* request,
                         v1::ListDatasetsResponse* response) override {
-    const auto list = [=](const Outcome& outcome) -> absl::Status {
+    const auto list = [=](const Outcome& outcome, const std::string& scope) -> absl::Status {
       ASSIGN_OR_RETURN(
           *response->mutable_next_page_token(),
           ListPage(outcome.state.datasets, "datasets", request->page_size(), request->page_token(),
-                   [](const core::Dataset&) { return true; },
+                   [&](const core::Dataset& dataset) { return Sees(scope, dataset.tenant); },
                    [&](const core::Dataset& dataset) { ToProto(dataset, response->add_datasets()); }));
       return absl::OkStatus();
     };
     return Unary(edge_, context, "/nibble.v1.DatasetService/ListDatasets",
-                 [this, list](const Caller&, Done done) { ReadState(edge_, done, list); });
+                 [this, list](const Caller& caller, Done done) {
+                   ReadState(edge_, done, [list, scope = caller.Scope()](const Outcome& outcome) {
+                     return list(outcome, scope);
+                   });
+                 });
   }
 
   Reactor* DeleteDataset(Context* context, const v1::DeleteDatasetRequest* request,
                          v1::DeleteDatasetResponse*) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
       auto id = ParseName(request->name(), "datasets", "name");
       if (!id.ok()) return done(id.status());
-      Command(edge_, done, core::DeleteDataset{*id}, [](const Outcome&) { return absl::OkStatus(); });
+      Command(edge_, done, core::DeleteDataset{*id}, [](const Outcome&) { return absl::OkStatus(); },
+              caller.Scope());
     };
     return Unary(edge_, context, "/nibble.v1.DatasetService/DeleteDataset", body);
   }
@@ -183,7 +191,7 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
   // Without a name of its own, content that is known keeps the name it has: pushing twice makes one.
   void Store(core::Dataset dataset, Done done, v1::Dataset* response) {
     const auto show = [response](const Outcome& outcome) -> absl::Status {
-      ASSIGN_OR_RETURN(const core::Dataset* stored, FindDataset(outcome.state, outcome.id));
+      ASSIGN_OR_RETURN(const core::Dataset* stored, FindDataset(outcome.state, outcome.id, ""));
       ToProto(*stored, response);
       return absl::OkStatus();
     };

@@ -23,15 +23,15 @@ class DownloadReactor : public grpc::ServerWriteReactor<Message> {
   using Read = std::function<absl::StatusOr<std::string>(int64_t offset, int64_t max_bytes)>;
   // `find` runs on the loop's thread and says how to read the bytes, or why not.
   DownloadReactor(Edge& edge, grpc::CallbackServerContext* context, const char* method, int64_t offset,
-                  std::function<absl::StatusOr<Read>(const Outcome&)> find)
+                  std::function<absl::StatusOr<Read>(const Outcome&, const Caller&)> find)
       : edge_(edge), offset_(offset) {
     const auto caller = Authorize(edge, context, method);
     if (!caller.ok()) {
       Stop(caller.status());
       return;
     }
-    const bool posted = edge_.loop->Read([this, find = std::move(find)](const Outcome& outcome) {
-      auto found = find(outcome);
+    const bool posted = edge_.loop->Read([this, find = std::move(find), caller](const Outcome& outcome) {
+      auto found = find(outcome, *caller);
       if (!found.ok()) {
         Stop(found.status());
         return;

@@ -23,7 +23,7 @@ constexpr int64_t kMaxPoints = 30'000;
 grpc::ServerUnaryReactor* JobServiceImpl::ListJobEvents(Context* context,
                                                         const v1::ListJobEventsRequest* request,
                                                         v1::ListJobEventsResponse* response) {
-  const auto body = [=, this](const Caller&, Done done) {
+  const auto body = [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
     auto size = PageSize(request->page_size());
@@ -33,8 +33,8 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobEvents(Context* context,
       for (const core::EventRecord& event : events) ToProto(event, response->add_events());
       return absl::OkStatus();
     };
-    const bool posted = edge_.loop->Read([=, this, id = *id](const Outcome& outcome) {
-      const auto job = FindJob(outcome.state, id);
+    const bool posted = edge_.loop->Read([=, this, id = *id, scope = caller.Scope()](const Outcome& outcome) {
+      const auto job = FindJob(outcome.state, id, scope);
       if (!job.ok()) return done(job.status());
       OnIo(edge_, done, [=] { done(read()); });
     });
@@ -46,7 +46,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobEvents(Context* context,
 grpc::ServerUnaryReactor* JobServiceImpl::QueryMetrics(Context* context,
                                                        const v1::QueryMetricsRequest* request,
                                                        v1::QueryMetricsResponse* response) {
-  const auto body = [=, this](const Caller&, Done done) {
+  const auto body = [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
     if (request->max_points() < 0 || request->after_step() < 0 || request->until_step() < 0) {
@@ -63,8 +63,8 @@ grpc::ServerUnaryReactor* JobServiceImpl::QueryMetrics(Context* context,
       for (const store::StepMetric& metric : metrics) ToProto(metric, response->add_points());
       return absl::OkStatus();
     };
-    const bool posted = edge_.loop->Read([=, this, id = *id](const Outcome& outcome) {
-      const auto job = FindJob(outcome.state, id);
+    const bool posted = edge_.loop->Read([=, this, id = *id, scope = caller.Scope()](const Outcome& outcome) {
+      const auto job = FindJob(outcome.state, id, scope);
       if (!job.ok()) return done(job.status());
       OnIo(edge_, done, [=] { done(read()); });
     });
@@ -76,14 +76,15 @@ grpc::ServerUnaryReactor* JobServiceImpl::QueryMetrics(Context* context,
 grpc::ServerUnaryReactor* JobServiceImpl::ListCheckpoints(Context* context,
                                                           const v1::ListCheckpointsRequest* request,
                                                           v1::ListCheckpointsResponse* response) {
-  const auto body = [=, this](const Caller&, Done done) {
+  const auto body = [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
-    ReadState(edge_, done, [response, id = *id](const Outcome& outcome) -> absl::Status {
-      ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, id));
+    const auto read = [response, id = *id, scope = caller.Scope()](const Outcome& outcome) -> absl::Status {
+      ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, id, scope));
       for (const core::Checkpoint& c : job->checkpoints) ToProto(c, response->add_checkpoints());
       return absl::OkStatus();
-    });
+    };
+    ReadState(edge_, done, read);
   };
   return Unary(edge_, context, "/nibble.v1.JobService/ListCheckpoints", body);
 }

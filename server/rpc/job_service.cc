@@ -20,7 +20,7 @@ namespace {
 // Shows the job the command was about.
 std::function<absl::Status(const Outcome&)> ShowJob(v1::Job* response) {
   return [response](const Outcome& outcome) -> absl::Status {
-    ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, outcome.id));
+    ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, outcome.id, ""));
     JobView view(outcome.state, outcome.core, outcome.now);
     ToProto(view, *job, response);
     return absl::OkStatus();
@@ -29,16 +29,17 @@ std::function<absl::Status(const Outcome&)> ShowJob(v1::Job* response) {
 
 // Cancel, pause and resume: a name in, the job out.
 template <typename Verb>
-void RunVerb(Edge& edge, Done done, const std::string& name, v1::Job* response) {
+void RunVerb(Edge& edge, const Caller& caller, Done done, const std::string& name, v1::Job* response) {
   auto id = ParseName(name, "jobs", "name");
   if (!id.ok()) return done(id.status());
-  Command(edge, done, Verb{*std::move(id)}, ShowJob(response));
+  Command(edge, done, Verb{*std::move(id)}, ShowJob(response), caller.Scope());
 }
 
 // What CreateJob would do, without doing it.
-absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& command, v1::Job* response) {
+absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& command,
+                            const std::string& scope, v1::Job* response) {
   ASSIGN_OR_RETURN(const core::Decision decision,
-                   core::Decide(outcome.state, {outcome.now, command}, outcome.core));
+                   core::Decide(outcome.state, {outcome.now, command, scope}, outcome.core));
   for (const core::Event& event : decision.events) {
     if (const auto* queued = std::get_if<core::JobQueued>(&event.body)) {
       JobView view(outcome.state, outcome.core, outcome.now);
@@ -49,7 +50,7 @@ absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& comma
       return absl::OkStatus();
     }
   }
-  ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, decision.id));
+  ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, decision.id, ""));
   JobView view(outcome.state, outcome.core, outcome.now);
   ToProto(view, *job, response);
   return absl::OkStatus();
@@ -57,8 +58,10 @@ absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& comma
 
 }  // namespace
 
-absl::StatusOr<const core::Job*> FindJob(const core::State& state, const std::string& id) {
-  if (const core::Job* job = state.FindJob(id)) return job;
+absl::StatusOr<const core::Job*> FindJob(const core::State& state, const std::string& id,
+                                         const std::string& scope) {
+  const core::Job* job = state.FindJob(id);
+  if (job != nullptr && Sees(scope, job->tenant)) return job;
   return Error(Reason::kJobNotFound, absl::StrCat("jobs/", id, " does not exist"))
       .With("name", absl::StrCat("jobs/", id))
       .ToStatus();
@@ -71,15 +74,17 @@ grpc::ServerUnaryReactor* JobServiceImpl::CreateJob(Context* context,
     auto command = ReadCreateJob(*request, caller.tenant);
     if (!command.ok()) return done(command.status());
     if (request->validate_only()) {
-      return ReadState(edge_, done, [command = *std::move(command), response](const Outcome& outcome) {
-        return UnderSpec(ValidateCreate(outcome, command, response));
+      return ReadState(edge_, done, [command = *std::move(command), scope = caller.Scope(),
+                                     response](const Outcome& outcome) {
+        return UnderSpec(ValidateCreate(outcome, command, scope, response));
       });
     }
     const auto show = ShowJob(response);
     const bool posted = edge_.loop->Post(
         *std::move(command), [done, show](const absl::Status& status, const Outcome& outcome) {
           done(status.ok() ? show(outcome) : UnderSpec(status));
-        });
+        },
+        caller.Scope());
     if (!posted) done(Busy(edge_));
   };
   return Unary(edge_, context, "/nibble.v1.JobService/CreateJob", body);
@@ -87,11 +92,12 @@ grpc::ServerUnaryReactor* JobServiceImpl::CreateJob(Context* context,
 
 grpc::ServerUnaryReactor* JobServiceImpl::GetJob(Context* context, const v1::GetJobRequest* request,
                                                  v1::Job* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/GetJob", [=, this](const Caller&, Done done) {
+  return Unary(edge_, context, "/nibble.v1.JobService/GetJob", [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
-    ReadState(edge_, done, [response, id = *std::move(id)](const Outcome& outcome) -> absl::Status {
-      ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, id));
+    ReadState(edge_, done, [response, id = *std::move(id),
+                            scope = caller.Scope()](const Outcome& outcome) -> absl::Status {
+      ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, id, scope));
       JobView view(outcome.state, outcome.core, outcome.now);
       ToProto(view, *job, response);
       return absl::OkStatus();
@@ -101,14 +107,14 @@ grpc::ServerUnaryReactor* JobServiceImpl::GetJob(Context* context, const v1::Get
 
 grpc::ServerUnaryReactor* JobServiceImpl::ListJobs(Context* context, const v1::ListJobsRequest* request,
                                                    v1::ListJobsResponse* response) {
-  const auto list = [request, response](const Outcome& outcome) -> absl::Status {
+  const auto list = [request, response](const Outcome& outcome, const std::string& scope) -> absl::Status {
     std::set<int> states(request->states().begin(), request->states().end());
     std::string query = "jobs";
     for (const int state : states) absl::StrAppend(&query, ",", state);
     // Newest first: a key that sorts the other way round.
     std::map<std::string, const core::Job*> jobs;
     for (const auto& [id, job] : outcome.state.jobs) {
-      if (job.kind != core::JobKind::kTrain) continue;
+      if (job.kind != core::JobKind::kTrain || !Sees(scope, job.tenant)) continue;
       if (!states.empty() && !states.contains(static_cast<int>(job.state))) continue;
       jobs[absl::StrCat(absl::Dec(INT64_MAX - job.number, absl::kZeroPad19))] = &job;
     }
@@ -124,46 +130,50 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobs(Context* context, const v1::L
     return absl::OkStatus();
   };
   return Unary(edge_, context, "/nibble.v1.JobService/ListJobs",
-               [this, list](const Caller&, Done done) { ReadState(edge_, done, list); });
+               [this, list](const Caller& caller, Done done) {
+                 ReadState(edge_, done, [list, scope = caller.Scope()](const Outcome& outcome) {
+                   return list(outcome, scope);
+                 });
+               });
 }
 
 grpc::ServerUnaryReactor* JobServiceImpl::UpdateJob(Context* context,
                                                     const v1::UpdateJobRequest* request,
                                                     v1::Job* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/UpdateJob", [=, this](const Caller&, Done done) {
+  return Unary(edge_, context, "/nibble.v1.JobService/UpdateJob", [=, this](const Caller& caller, Done done) {
     auto command = ReadUpdateJob(*request);
     if (!command.ok()) return done(command.status());
-    Command(edge_, done, *std::move(command), ShowJob(response));
+    Command(edge_, done, *std::move(command), ShowJob(response), caller.Scope());
   });
 }
 
 grpc::ServerUnaryReactor* JobServiceImpl::CancelJob(Context* context,
                                                     const v1::CancelJobRequest* request,
                                                     v1::Job* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/CancelJob", [=, this](const Caller&, Done done) {
-    RunVerb<core::CancelJob>(edge_, done, request->name(), response);
+  return Unary(edge_, context, "/nibble.v1.JobService/CancelJob", [=, this](const Caller& caller, Done done) {
+    RunVerb<core::CancelJob>(edge_, caller, done, request->name(), response);
   });
 }
 
 grpc::ServerUnaryReactor* JobServiceImpl::PauseJob(Context* context, const v1::PauseJobRequest* request,
                                                    v1::Job* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/PauseJob", [=, this](const Caller&, Done done) {
-    RunVerb<core::PauseJob>(edge_, done, request->name(), response);
+  return Unary(edge_, context, "/nibble.v1.JobService/PauseJob", [=, this](const Caller& caller, Done done) {
+    RunVerb<core::PauseJob>(edge_, caller, done, request->name(), response);
   });
 }
 
 grpc::ServerUnaryReactor* JobServiceImpl::ResumeJob(Context* context,
                                                     const v1::ResumeJobRequest* request,
                                                     v1::Job* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/ResumeJob", [=, this](const Caller&, Done done) {
-    RunVerb<core::ResumeJob>(edge_, done, request->name(), response);
+  return Unary(edge_, context, "/nibble.v1.JobService/ResumeJob", [=, this](const Caller& caller, Done done) {
+    RunVerb<core::ResumeJob>(edge_, caller, done, request->name(), response);
   });
 }
 
 grpc::ServerUnaryReactor* JobServiceImpl::DeleteJob(Context* context,
                                                     const v1::DeleteJobRequest* request,
                                                     v1::DeleteJobResponse*) {
-  return Unary(edge_, context, "/nibble.v1.JobService/DeleteJob", [=, this](const Caller&, Done done) {
+  return Unary(edge_, context, "/nibble.v1.JobService/DeleteJob", [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
     Command(edge_, done, core::DeleteJob{*id}, [this, id = *id](const Outcome&) {
@@ -171,7 +181,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::DeleteJob(Context* context,
       // is found by nobody, since the job has no name any more.
       (void)edge_.io->Post([this, id] { (void)edge_.metrics->DeleteJob(id); });
       return absl::OkStatus();
-    });
+    }, caller.Scope());
   });
 }
 

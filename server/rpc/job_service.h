@@ -41,6 +41,7 @@ class JobServiceImpl final : public v1::JobService::CallbackService {
 };
 
 // The job, or JOB_NOT_FOUND.
-absl::StatusOr<const core::Job*> FindJob(const core::State& state, const std::string& id);
+absl::StatusOr<const core::Job*> FindJob(const core::State& state, const std::string& id,
+                                         const std::string& scope);
 
 }  // namespace nibble::server

@@ -22,10 +22,11 @@ constexpr int64_t kMaxMetrics = 5000;
 }  // namespace
 
 JobWatch::JobWatch(Edge& edge, grpc::CallbackServerContext* context, std::string job_id,
-                   const v1::WatchJobRequest& request)
+                   std::string scope, const v1::WatchJobRequest& request)
     : edge_(edge),
       context_(context),
       job_id_(std::move(job_id)),
+      scope_(std::move(scope)),
       last_sequence_(request.after_sequence()),
       after_step_(request.after_step()) {}
 
@@ -54,7 +55,7 @@ void JobWatch::Start() {
 // On the loop's thread: what is published later is in the subscription.
 void JobWatch::Begin(const Outcome& outcome) {
   std::lock_guard lock(mutex_);
-  const auto job = FindJob(outcome.state, job_id_);
+  const auto job = FindJob(outcome.state, job_id_, scope_);
   if (!job.ok()) {
     End(job.status());
   } else if (last_sequence_ < 0 || last_sequence_ > (*job)->last_sequence || after_step_ < 0) {
@@ -261,7 +262,8 @@ grpc::ServerWriteReactor<v1::WatchJobResponse>* JobServiceImpl::WatchJob(
     Context* context, const v1::WatchJobRequest* request) {
   const auto caller = Authorize(edge_, context, "/nibble.v1.JobService/WatchJob");
   const auto id = ParseName(request->name(), "jobs", "name");
-  auto watch = std::make_shared<JobWatch>(edge_, context, id.value_or(""), *request);
+  auto watch = std::make_shared<JobWatch>(edge_, context, id.value_or(""),
+                                          caller.ok() ? caller->Scope() : "", *request);
   if (!caller.ok() || !id.ok()) {
     watch->Refuse(caller.ok() ? id.status() : caller.status());
   } else {

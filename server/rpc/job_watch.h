@@ -26,7 +26,8 @@ namespace nibble::server {
 class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
                        public std::enable_shared_from_this<JobWatch> {
  public:
-  JobWatch(Edge& edge, grpc::CallbackServerContext* context, std::string job_id,
+  // `scope`: Caller::Scope.
+  JobWatch(Edge& edge, grpc::CallbackServerContext* context, std::string job_id, std::string scope,
            const v1::WatchJobRequest& request);
   // After construction, once.
   void Start();
@@ -55,6 +56,7 @@ class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
   Edge& edge_;
   grpc::CallbackServerContext* context_;
   const std::string job_id_;
+  const std::string scope_;
 
   std::mutex mutex_;
   std::shared_ptr<JobWatch> self_;   // until OnDone

@@ -178,10 +178,11 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
 
   Reactor* DeleteModel(Context* context, const v1::DeleteModelRequest* request,
                        v1::DeleteModelResponse*) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
       auto id = ParseName(request->name(), "models", "name");
       if (!id.ok()) return done(id.status());
-      Command(edge_, done, core::DeleteModel{*id}, [](const Outcome&) { return absl::OkStatus(); });
+      Command(edge_, done, core::DeleteModel{*id}, [](const Outcome&) { return absl::OkStatus(); },
+              caller.Scope());
     };
     return Unary(edge_, context, "/nibble.v1.ModelService/DeleteModel", body);
   }

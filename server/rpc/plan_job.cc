@@ -66,17 +66,17 @@ absl::StatusOr<PlanInput> ReadPlan(const v1::PlanJobRequest& request) {
 }
 
 absl::StatusOr<const core::Dataset*> FindDataset(const core::State& state, const std::string& id,
-                                                 const char* field) {
+                                                 const char* field, const std::string& scope) {
   if (id.empty()) return nullptr;
   const auto it = state.datasets.find(id);
-  if (it != state.datasets.end()) return &it->second;
+  if (it != state.datasets.end() && Sees(scope, it->second.tenant)) return &it->second;
   return Error::Field(Reason::kDatasetNotFound, field,
                       absl::StrCat("names datasets/", id, ", which does not exist; create it first"))
       .ToStatus();
 }
 
 // On the loop's thread: names become things, and what placement depends on is copied.
-absl::Status FillPlan(const Outcome& outcome, PlanInput& input) {
+absl::Status FillPlan(const Outcome& outcome, const std::string& scope, PlanInput& input) {
   const core::State& state = outcome.state;
   PlanDesk::Question& q = input.question;
   if (q.model.digest.empty()) {
@@ -89,9 +89,9 @@ absl::Status FillPlan(const Outcome& outcome, PlanInput& input) {
     q.model = model->second;
   }
   ASSIGN_OR_RETURN(const core::Dataset* dataset,
-                   FindDataset(state, input.parts.dataset_id, "spec.dataset"));
+                   FindDataset(state, input.parts.dataset_id, "spec.dataset", scope));
   ASSIGN_OR_RETURN(const core::Dataset* eval_dataset,
-                   FindDataset(state, input.parts.eval_dataset_id, "spec.eval_dataset"));
+                   FindDataset(state, input.parts.eval_dataset_id, "spec.eval_dataset", scope));
   ASSIGN_OR_RETURN(q.fit.spec, spec::ResolveTrainSpec(input.parts.spec, q.model.config));
   input.excerpt = PlanningExcerpt(state, q.model);
   input.now = outcome.now;
@@ -167,12 +167,12 @@ absl::Status AnswerPlan(Edge& edge, const v1::PlanJobRequest& request, PlanInput
 
 grpc::ServerUnaryReactor* JobServiceImpl::PlanJob(Context* context, const v1::PlanJobRequest* request,
                                                   v1::PlanJobResponse* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/PlanJob", [=, this](const Caller&, Done done) {
+  return Unary(edge_, context, "/nibble.v1.JobService/PlanJob", [=, this](const Caller& caller, Done done) {
     auto read = ReadPlan(*request);
     if (!read.ok()) return done(read.status());
     auto input = std::make_shared<PlanInput>(*std::move(read));
-    const bool posted = edge_.loop->Read([=, this](const Outcome& outcome) {
-      const absl::Status status = FillPlan(outcome, *input);
+    const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
+      const absl::Status status = FillPlan(outcome, scope, *input);
       if (!status.ok()) return done(UnderSpec(status));
       OnWork(edge_, done, [=, this] { done(AnswerPlan(edge_, *request, *input, response)); });
     });

@@ -130,7 +130,8 @@ class WorkerServiceImpl final : public wv1::WorkerService::CallbackService {
   grpc::ServerWriteReactor<wv1::FetchBlobResponse>* FetchBlob(
       Context* context, const wv1::FetchBlobRequest* request) override {
     const auto find = [this, worker = request->worker_id(),
-                       sha256 = request->sha256()](const Outcome& outcome) -> absl::StatusOr<Download::Read> {
+                       sha256 = request->sha256()](const Outcome& outcome,
+                                                   const Caller&) -> absl::StatusOr<Download::Read> {
       const Source source = FindSource(outcome.state, outcome.core.options, worker, sha256);
       if (!source.found) {
         return Error(Reason::kBlobNotFound, "no attempt of this worker refers to that digest").ToStatus();

@@ -1,4 +1,4 @@
-"""Off loopback: TLS, tokens and roles."""
+"""Off loopback: TLS, tokens, roles and projects."""
 
 import importlib
 import pathlib
@@ -7,7 +7,7 @@ import tempfile
 
 import client
 from foreign_client import expect_error
-from lone_server import Server
+from lone_server import ROWS, Server, add_model, model_files
 
 
 
@@ -34,9 +34,10 @@ def check_tls(binary, in_memory):
     data = str(server.data)
     subprocess.run([binary, "init-tls", "--data-dir", data, "--host", "127.0.0.1", "--host", "localhost"], check=True,
                    capture_output=True)
-    token = {role: subprocess.run([binary, "token", "create", "--data-dir", data, "--name", role, "--role", role],
+    token = {name: subprocess.run([binary, "token", "create", "--data-dir", data, "--name", name, "--role", role],
                                   check=True, capture_output=True, text=True).stdout.strip()
-             for role in ("client", "worker")}
+             for name, role in (("client", "client"), ("worker", "worker"), ("one/ann", "client"),
+                                ("two/bob", "client"), ("root", "admin"))}
     server.start("--tls-cert", f"{data}/tls/server.crt", "--tls-key", f"{data}/tls/server.key",
                  "--reflection")
     credentials = grpc.ssl_channel_credentials(pathlib.Path(data, "tls/ca.crt").read_bytes())
@@ -68,7 +69,65 @@ def check_tls(binary, in_memory):
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED, error
     channel.close()
+    check_projects(*(client.Api(server.address, grpc.composite_channel_credentials(
+        credentials, grpc.access_token_call_credentials(token[name]))) for name in ("one/ann", "two/bob", "root")))
     assert server.stop() == 0
+
+
+def check_projects(ann, bob, root):
+    """What belongs to one project does not exist for another; models are everybody's, to use."""
+    pb = ann.pb
+    model = add_model(ann, model_files(), model_id="shared")
+    data = ann.add_dataset(ROWS, dataset_id="mine")
+    spec = pb.job.JobSpec(base_model=model.name, dataset=data.name)
+    job = ann.jobs.CreateJob(pb.job.CreateJobRequest(spec=spec, job_id="secret"))
+    ann.jobs.PauseJob(pb.job.PauseJobRequest(name=job.name))
+
+    def hidden(reason, call):
+        expect_error(call, "NOT_FOUND", reason)
+
+    for method, request in ((bob.jobs.GetJob, pb.job.GetJobRequest(name=job.name)),
+                            (bob.jobs.UpdateJob, pb.job.UpdateJobRequest(
+                                job=pb.job.Job(name=job.name, priority=3), update_mask={"paths": ["priority"]})),
+                            (bob.jobs.CancelJob, pb.job.CancelJobRequest(name=job.name)),
+                            (bob.jobs.PauseJob, pb.job.PauseJobRequest(name=job.name)),
+                            (bob.jobs.ResumeJob, pb.job.ResumeJobRequest(name=job.name)),
+                            (bob.jobs.DeleteJob, pb.job.DeleteJobRequest(name=job.name)),
+                            (bob.jobs.ListJobEvents, pb.job.ListJobEventsRequest(name=job.name)),
+                            (bob.jobs.QueryMetrics, pb.job.QueryMetricsRequest(name=job.name)),
+                            (bob.jobs.ListCheckpoints, pb.job.ListCheckpointsRequest(name=job.name)),
+                            (lambda r: list(bob.jobs.WatchJob(r)), pb.job.WatchJobRequest(name=job.name))):
+        hidden("JOB_NOT_FOUND", lambda: method(request))
+    for method, request in ((bob.datasets.GetDataset, pb.dataset.GetDatasetRequest(name=data.name)),
+                            (bob.datasets.PreviewDataset, pb.dataset.PreviewDatasetRequest(name=data.name)),
+                            (bob.datasets.DeleteDataset, pb.dataset.DeleteDatasetRequest(name=data.name)),
+                            (bob.datasets.ValidateDataset, pb.dataset.ValidateDatasetRequest(
+                                name=data.name, base_model=model.name)),
+                            (bob.jobs.PlanJob, pb.job.PlanJobRequest(spec=spec)),
+                            (bob.jobs.CreateJob, pb.job.CreateJobRequest(spec=spec))):
+        hidden("DATASET_NOT_FOUND", lambda: method(request))
+    name = "adapters/secret"
+    for method, request in ((bob.adapters.GetAdapter, pb.adapter.GetAdapterRequest(name=name)),
+                            (bob.adapters.DeleteAdapter, pb.adapter.DeleteAdapterRequest(name=name)),
+                            (lambda r: list(bob.adapters.DownloadAdapter(r)),
+                             pb.adapter.DownloadAdapterRequest(name=name, file="README.md"))):
+        hidden("ADAPTER_NOT_FOUND", lambda: method(request))   # also while ann's job still runs
+    jobs, datasets = pb.job.ListJobsRequest(), pb.dataset.ListDatasetsRequest()
+    assert not bob.jobs.ListJobs(jobs).jobs and not bob.datasets.ListDatasets(datasets).datasets
+    assert bob.models.GetModel(pb.model.GetModelRequest(name=model.name)).name == model.name
+    expect_error(lambda: bob.models.DeleteModel(pb.model.DeleteModelRequest(name=model.name)),
+                 "PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
+    for who in (ann, root):
+        assert [j.name for j in who.jobs.ListJobs(jobs).jobs] == [job.name]
+        assert [d.name for d in who.datasets.ListDatasets(datasets).datasets] == [data.name]
+        assert who.get(job.name).name == job.name
+    mine = bob.add_dataset(ROWS, dataset_id="bobs")
+    bob.jobs.CreateJob(pb.job.CreateJobRequest(
+        spec=pb.job.JobSpec(base_model=model.name, dataset=mine.name), job_id="bobs"))
+    assert len(root.jobs.ListJobs(jobs).jobs) == 2 and len(ann.jobs.ListJobs(jobs).jobs) == 1
+    root.jobs.CancelJob(pb.job.CancelJobRequest(name=job.name))
+    for api in (ann, bob, root):
+        api.close()
 
 
 def call(channel, path, method, bearer):
