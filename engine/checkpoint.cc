@@ -26,6 +26,7 @@ using nlohmann::json;
 
 constexpr char kStateFile[] = "state.bin";
 constexpr char kHistoryFile[] = "history.jsonl";
+constexpr size_t kHistoryPiece = size_t{1} << 20;
 constexpr char kManifestFile[] = "manifest.json";
 constexpr int64_t kFormatVersion = 1;
 
@@ -167,8 +168,13 @@ absl::Status WriteInto(const std::string& directory, const CheckpointHead& head,
 
   HashedFile rows(JoinPath(directory, kHistoryFile));
   RETURN_IF_ERROR(rows.Open());
-  std::string text;
-  for (const MetricRow& row : history) absl::StrAppend(&text, RowToJson(row), "\n");
+  std::string text;  // in pieces: a long job has a hundred thousand rows
+  for (const MetricRow& row : history) {
+    absl::StrAppend(&text, RowToJson(row), "\n");
+    if (text.size() < kHistoryPiece) continue;
+    RETURN_IF_ERROR(rows.Write(text.data(), static_cast<int64_t>(text.size())));
+    text.clear();
+  }
   RETURN_IF_ERROR(rows.Write(text.data(), static_cast<int64_t>(text.size())));
   RETURN_IF_ERROR(rows.Finish());
 

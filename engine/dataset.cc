@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -57,13 +58,14 @@ class Violations {
 class Loader {
  public:
   Loader(const Tokenizer& tokenizer, const spec::TrainSpec& spec, int64_t model_vocab,
-         DataReport& report)
-      : tokenizer_(tokenizer), spec_(spec), model_vocab_(model_vocab), report_(report) {}
+         TokenStore& tokens, DataReport& report)
+      : tokenizer_(tokenizer), spec_(spec), model_vocab_(model_vocab), tokens_(tokens), report_(report) {}
 
-  absl::StatusOr<std::vector<Example>> Load(const std::string& path, const std::string& label) {
+  // The examples that came of the file.
+  absl::StatusOr<std::vector<int32_t>> Load(const std::string& path, const std::string& label) {
     Violations violations(label);
     RowReader reader(RowFormatFromName(spec_.format), spec_.train_on_inputs);
-    std::vector<Example> examples;
+    const int64_t first = tokens_.count();
     int64_t rows = 0;
     RETURN_IF_ERROR(
         ForEachRow(path, label, [&](int64_t row, std::string_view text) -> absl::Status {
@@ -74,12 +76,14 @@ class Loader {
             return absl::OkStatus();
           }
           if (!violations.empty()) return absl::OkStatus();  // only looking for more faults now
-          return Accept(row, *reader.format(), parsed, examples, violations);
+          return Accept(row, *reader.format(), parsed, violations);
         }));
     report_.rows += rows;
     if (rows == 0) return Error(Reason::kDatasetEmpty, "the data set has no rows");
     if (!violations.empty()) return violations.ToStatus(rows);
     if (report_.format.empty()) report_.format = std::string(RowFormatName(*reader.format()));
+    std::vector<int32_t> examples(static_cast<size_t>(tokens_.count() - first));
+    std::iota(examples.begin(), examples.end(), static_cast<int32_t>(first));
     return examples;
   }
 
@@ -116,8 +120,7 @@ class Loader {
     }
   };
 
-  absl::Status Accept(int64_t row, RowFormat format, ParsedRow& parsed,
-                      std::vector<Example>& examples, Violations& violations) {
+  absl::Status Accept(int64_t row, RowFormat format, ParsedRow& parsed, Violations& violations) {
     const bool chat = format == RowFormat::kMessages || format == RowFormat::kShareGpt;
     if (chat) {
       RETURN_IF_ERROR(SelectTemplate());
@@ -136,7 +139,7 @@ class Loader {
     if (!chat && format != RowFormat::kText && IsBlank(parsed.pieces.back().text)) ++empty_answers_;
     Encoded encoded = Encode(parsed.pieces, chat);
     RETURN_IF_ERROR(CheckVocabulary(row, encoded));
-    return Keep(row, std::move(encoded), examples);
+    return Keep(row, std::move(encoded));
   }
 
   absl::Status SelectTemplate() {
@@ -179,7 +182,7 @@ class Loader {
     return absl::OkStatus();
   }
 
-  absl::Status Keep(int64_t row, Encoded encoded, std::vector<Example>& examples) {
+  absl::Status Keep(int64_t row, Encoded encoded) {
     const auto limit = static_cast<size_t>(spec_.sequence_len);
     int64_t cut = 0;
     if (encoded.ids.size() > limit) {
@@ -207,8 +210,7 @@ class Loader {
     if (!seen_.insert(absl::HashOf(example.ids, example.labels)).second) ++report_.duplicate_rows;
     if (!TeachesEnd(example)) ++report_.rows_without_eos;
     if (report_.samples.size() < kMaxSamples) AddSample(row, example, learned);
-    examples.push_back(std::move(example));
-    return absl::OkStatus();
+    return tokens_.Add(example);
   }
 
   // A trained token that ends a text or a turn: EOS, or any special token.
@@ -253,6 +255,7 @@ class Loader {
   const Tokenizer& tokenizer_;
   const spec::TrainSpec& spec_;
   const int64_t model_vocab_;
+  TokenStore& tokens_;
   DataReport& report_;
   std::optional<ChatTemplate> template_;
   std::map<std::string, RejectedRows> rejected_;
@@ -262,7 +265,7 @@ class Loader {
 };
 
 // Moves the evaluation rows out of `train`: those whose keyed hash is smallest, in file order.
-std::vector<Example> SplitOff(std::vector<Example>& train, const spec::TrainSpec& spec) {
+std::vector<int32_t> SplitOff(std::vector<int32_t>& train, const spec::TrainSpec& spec) {
   const auto rows = static_cast<int64_t>(train.size());
   double share = spec.val_set_size;
   if (share < 0) share = rows > kRowsForDefaultSplit ? kDefaultSplit : 0;
@@ -276,17 +279,12 @@ std::vector<Example> SplitOff(std::vector<Example>& train, const spec::TrainSpec
   std::nth_element(keyed.begin(), keyed.begin() + wanted, keyed.end());
   std::vector<bool> chosen(train.size());
   for (int64_t i = 0; i < wanted; ++i) chosen[keyed[i].second] = true;
-  std::vector<Example> eval, rest;
-  for (int64_t i = 0; i < rows; ++i) (chosen[i] ? eval : rest).push_back(std::move(train[i]));
+  std::vector<int32_t> eval, rest;
+  eval.reserve(static_cast<size_t>(wanted));
+  rest.reserve(static_cast<size_t>(rows - wanted));
+  for (int64_t i = 0; i < rows; ++i) (chosen[i] ? eval : rest).push_back(train[i]);
   train = std::move(rest);
   return eval;
-}
-
-std::vector<int32_t> LengthsOf(const std::vector<Example>& examples) {
-  std::vector<int32_t> lengths;
-  for (const Example& example : examples)
-    lengths.push_back(static_cast<int32_t>(example.ids.size()));
-  return lengths;
 }
 
 // Nearest rank.
@@ -296,9 +294,9 @@ int64_t Percentile(const std::vector<int32_t>& sorted, double share) {
 }
 
 void Measure(const Dataset& data, spec::TrainSpec spec, DataReport& report) {
-  std::vector<int32_t> lengths = LengthsOf(data.train);
+  std::vector<int32_t> lengths = data.Lengths(data.train);
   const std::vector<int32_t> train_lengths = lengths;
-  const std::vector<int32_t> eval_lengths = LengthsOf(data.eval);
+  const std::vector<int32_t> eval_lengths = data.Lengths(data.eval);
   lengths.insert(lengths.end(), eval_lengths.begin(), eval_lengths.end());
   std::sort(lengths.begin(), lengths.end());
   int64_t total = 0;
@@ -335,16 +333,25 @@ absl::Status NothingToTrain(const DataReport& report, const spec::TrainSpec& spe
 
 }  // namespace
 
+std::vector<int32_t> Dataset::Lengths(const std::vector<int32_t>& part) const {
+  std::vector<int32_t> lengths;
+  lengths.reserve(part.size());
+  for (const int32_t example : part) lengths.push_back(tokens.Length(example));
+  return lengths;
+}
+
 absl::StatusOr<Dataset> LoadDataset(const std::string& path, const std::string& eval_path,
                                     const Tokenizer& tokenizer, const spec::TrainSpec& spec,
-                                    int64_t model_vocab) {
+                                    const LoadOptions& options) {
   Dataset data;
   DataReport& report = data.report;
-  Loader loader(tokenizer, spec, model_vocab, report);
+  ASSIGN_OR_RETURN(data.tokens, TokenStore::Create(options.scratch_dir));
+  Loader loader(tokenizer, spec, options.model_vocab, data.tokens, report);
   ASSIGN_OR_RETURN(data.train, loader.Load(path, "rows"));
   if (!eval_path.empty()) {
     ASSIGN_OR_RETURN(data.eval, loader.Load(eval_path, "eval_rows"));
   }
+  RETURN_IF_ERROR(data.tokens.Flush());
   loader.Finish(report);
   if (data.train.empty()) return NothingToTrain(report, spec);
   if (!eval_path.empty() && data.eval.empty()) {

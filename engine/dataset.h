@@ -7,9 +7,10 @@
 // file with a bad row.
 //
 // Labels are next-token aligned: labels[i] is what position i must predict, -1 = nothing; the last
-// is always -1, so examples packed behind each other never predict across their border.
+// is always -1, so examples packed behind each other never predict across their border. Tokens stay on the
+// disk (token_store.h).
 //
-// Pure functions of their arguments; an Example is a value.
+// Functions of their arguments.
 #pragma once
 
 #include <cstdint>
@@ -20,32 +21,32 @@
 #include "absl/status/statusor.h"
 #include "engine/data_report.h"
 #include "engine/spec/train_spec.h"
+#include "engine/token_store.h"
 #include "engine/tokenizer.h"
 
 namespace nibble::engine {
 
-inline constexpr int32_t kNoLabel = -1;
+struct Dataset {
+  TokenStore tokens;
+  std::vector<int32_t> train;  // examples of `tokens`, in file order
+  std::vector<int32_t> eval;
+  DataReport report;
 
-struct Example {
-  std::vector<int32_t> ids;
-  std::vector<int32_t> labels;  // as long as ids
-
-  bool operator==(const Example&) const = default;
+  // Tokens of each example of a part.
+  std::vector<int32_t> Lengths(const std::vector<int32_t>& part) const;
 };
 
-struct Dataset {
-  std::vector<Example> train;  // in file order
-  std::vector<Example> eval;
-  DataReport report;
+struct LoadOptions {
+  int64_t model_vocab = 0;  // > 0: a token the model has no row for is refused (TOKENIZER_UNSUPPORTED)
+  std::string scratch_dir;  // for the tokens; "" is the system's for temporary files
 };
 
 // `eval_path` may be empty; then val_set_size of `spec` splits rows off, keyed by seed and row
 // number. `spec` must be resolved. Errors: DATASET_SCHEMA_MISMATCH with violations, DATASET_EMPTY,
-// NO_SUPERVISED_TOKENS, CHAT_TEMPLATE_INVALID, REQUEST_TOO_LARGE.
-// With model_vocab > 0, a token the model has no row for is refused (TOKENIZER_UNSUPPORTED).
+// NO_SUPERVISED_TOKENS, CHAT_TEMPLATE_INVALID, REQUEST_TOO_LARGE; STORAGE_FULL.
 absl::StatusOr<Dataset> LoadDataset(const std::string& path, const std::string& eval_path,
                                     const Tokenizer& tokenizer, const spec::TrainSpec& spec,
-                                    int64_t model_vocab = 0);
+                                    const LoadOptions& options = {});
 
 // What `nibble-engine validate` does: loads the data set and writes the report as JSON, or, when
 // the data is bad, {"error": {reason, message, violations}}; the error is returned too.

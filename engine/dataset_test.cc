@@ -47,6 +47,12 @@ class DatasetTest : public ::testing::Test {
   }
   absl::StatusOr<Dataset> Load(const std::string& content) { return Load(content, qwen_); }
 
+  static Example Row(const Dataset& data, size_t i) {
+    Example example;
+    EXPECT_TRUE(data.tokens.Read(data.train.at(i), example).ok());
+    return example;
+  }
+
   // The text of the tokens that are learned, each run in brackets, the others outside.
   static std::string Shown(const Example& example, const Tokenizer& tokenizer) {
     std::string out;
@@ -85,17 +91,17 @@ TEST_F(DatasetTest, CompletionLearnsTheAnswerAndTheEnd) {
       "hi.\\n\",\"completion\":\"hi\"}\n\n{\"prompt\":\"p\",\"completion\":\"q\"}");
   ASSERT_TRUE(data.ok()) << data.status();
   ASSERT_EQ(data->train.size(), 2u);
-  EXPECT_EQ(Shown(data->train[0], qwen_), "Say hi.\n[hi<|im_end|>]");
+  EXPECT_EQ(Shown(Row(*data, 0), qwen_), "Say hi.\n[hi<|im_end|>]");
   EXPECT_EQ(data->report.format, "completion");
   EXPECT_EQ(data->report.usable_rows, 2);
   EXPECT_EQ(data->report.rows_without_eos, 0);
   data = Load(R"({"prompt":"Say hi.","completion":"hi"})", llama3_);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], llama3_), "<|begin_of_text|>Say hi.[hi<|end_of_text|>]");
+  EXPECT_EQ(Shown(Row(*data, 0), llama3_), "<|begin_of_text|>Say hi.[hi<|end_of_text|>]");
   spec_.train_on_inputs = true;
   data = Load(R"({"question":"Say hi.","answer":"hi"})", llama3_);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], llama3_), "<|begin_of_text|>[Say hi.hi<|end_of_text|>]");
+  EXPECT_EQ(Shown(Row(*data, 0), llama3_), "<|begin_of_text|>[Say hi.hi<|end_of_text|>]");
 }
 
 // The server lets in what the engine reads, because both go by one list; here every entry is read.
@@ -116,8 +122,8 @@ TEST_F(DatasetTest, EveryNameOfPromptAndAnswerIsRead) {
 TEST_F(DatasetTest, TextLearnsEverything) {
   auto data = Load("[{\"text\":\"once\"},\n {\"text\":\"twice [x] \\\"]\\\"\"}]", llama3_);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], llama3_), "<|begin_of_text|>[once<|end_of_text|>]");
-  EXPECT_EQ(Shown(data->train[1], llama3_), "<|begin_of_text|>[twice [x] \"]\"<|end_of_text|>]");
+  EXPECT_EQ(Shown(Row(*data, 0), llama3_), "<|begin_of_text|>[once<|end_of_text|>]");
+  EXPECT_EQ(Shown(Row(*data, 1), llama3_), "<|begin_of_text|>[twice [x] \"]\"<|end_of_text|>]");
   EXPECT_EQ(data->report.format, "text");
 }
 
@@ -126,9 +132,9 @@ TEST_F(DatasetTest, SentencePieceTextIsJoinedWithoutExtraSpaces) {
     const Tokenizer tokenizer = Make(name, R"({"bos_token":"<s>","eos_token":"</s>"})");
     auto data = Load(R"({"prompt":"the bridge","completion":" of the river"})", tokenizer);
     ASSERT_TRUE(data.ok()) << data.status();
-    EXPECT_EQ(tokenizer.Decode(data->train[0].ids, true), "the bridge of the river");
-    EXPECT_EQ(data->train[0].ids.front(), tokenizer.bos_id());
-    EXPECT_EQ(data->train[0].ids.back(), tokenizer.eos_id());
+    EXPECT_EQ(tokenizer.Decode(Row(*data, 0).ids, true), "the bridge of the river");
+    EXPECT_EQ(Row(*data, 0).ids.front(), tokenizer.bos_id());
+    EXPECT_EQ(Row(*data, 0).ids.back(), tokenizer.eos_id());
   }
 }
 
@@ -138,12 +144,12 @@ TEST_F(DatasetTest, AlpacaUsesTheUsualWording) {
                    R"({"instruction":"Sing.","input":"","output":"la"})");
   ASSERT_TRUE(data.ok()) << data.status();
   EXPECT_EQ(
-      Shown(data->train[0], qwen_),
+      Shown(Row(*data, 0), qwen_),
       "Below is an instruction that describes a task, paired with an input that provides further "
       "context. Write a response that appropriately completes the request.\n\n### "
       "Instruction:\nAdd."
       "\n\n### Input:\n1 2\n\n### Response:\n[3<|im_end|>]");
-  EXPECT_THAT(Shown(data->train[1], qwen_), HasSubstr("Sing.\n\n### Response:\n[la<|im_end|>]"));
+  EXPECT_THAT(Shown(Row(*data, 1), qwen_), HasSubstr("Sing.\n\n### Response:\n[la<|im_end|>]"));
 }
 
 TEST_F(DatasetTest, MessagesLearnAssistantTurnsOnly) {
@@ -155,7 +161,7 @@ TEST_F(DatasetTest, MessagesLearnAssistantTurnsOnly) {
   std::erase(line, '\n');
   auto data = Load(line);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], qwen_),
+  EXPECT_EQ(Shown(Row(*data, 0), qwen_),
             "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
             "<|im_start|>assistant\n[hi<|im_end|>]\n<|im_start|>user\nbye<|im_end|>\n"
             "<|im_start|>assistant\nlater<|im_end|>\n");
@@ -164,7 +170,7 @@ TEST_F(DatasetTest, MessagesLearnAssistantTurnsOnly) {
               llama3_);
   ASSERT_TRUE(data.ok()) << data.status();
   EXPECT_EQ(
-      Shown(data->train[0], llama3_),
+      Shown(Row(*data, 0), llama3_),
       "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|><|start_header_id|>"
       "assistant<|end_header_id|>\n\n[b<|eot_id|>]");
   EXPECT_EQ(data->report.format, "sharegpt");
@@ -209,7 +215,7 @@ TEST_F(DatasetTest, TheModelsOwnTemplateIsRun) {
       R"({"role":"user","content":"c"},{"role":"assistant","content":"<t>x</t> d"}]})",
       own);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(Shown(data->train[0], own),
+  EXPECT_EQ(Shown(Row(*data, 0), own),
             "<|im_start|>system\nBe "
             "kind.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
             "[b<|im_end|>]\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[<t>x</t> "
@@ -288,8 +294,8 @@ TEST_F(DatasetTest, LongRowsAreDroppedOrCutAndCounted) {
   data = Load(content);
   ASSERT_TRUE(data.ok()) << data.status();
   EXPECT_EQ(data->train.size(), 4u);
-  EXPECT_EQ(data->train[1].ids.size(), 100u);
-  EXPECT_EQ(data->train[1].labels.back(), kNoLabel);
+  EXPECT_EQ(Row(*data, 1).ids.size(), 100u);
+  EXPECT_EQ(Row(*data, 1).labels.back(), kNoLabel);
   EXPECT_EQ(data->report.truncated_rows, 2);
   EXPECT_GT(data->report.truncated_tokens, 0);
   EXPECT_EQ(data->report.rows_without_eos, 2);
@@ -326,7 +332,7 @@ TEST_F(DatasetTest, TheSplitIsKeyedAndReported) {
 TEST_F(DatasetTest, TokensTheModelLacksAreRefused) {
   const std::string path = dir_.Join("data.jsonl");
   std::ofstream(path) << R"({"text":"hello"})";
-  const auto status = LoadDataset(path, "", qwen_, spec_, 2).status();
+  const auto status = LoadDataset(path, "", qwen_, spec_, {.model_vocab = 2}).status();
   EXPECT_EQ(StatusReason(status), Reason::kTokenizerUnsupported);
   EXPECT_THAT(std::string(status.message()), HasSubstr("2 tokens only"));
 }
@@ -395,14 +401,14 @@ TEST_F(DatasetTest, CollectedDataSets) {
                                                   {"alpaca-demo/alpaca_en_demo.jsonl", 999}};
   for (const auto& [name, rows] : sets) {
     const auto data =
-        LoadDataset(absl::StrCat(root, "/datasets/", name), "", *tokenizer, spec_, 32000);
+        LoadDataset(absl::StrCat(root, "/datasets/", name), "", *tokenizer, spec_, {.model_vocab = 32000});
     ASSERT_TRUE(data.ok()) << name << ": " << data.status();
     EXPECT_EQ(data->report.rows, rows);
     EXPECT_GT(data->report.usable_rows, rows * 9 / 10);
   }
   const auto chats =
       LoadDataset(absl::StrCat(root, "/datasets/sharegpt-dummy/dummy_conversation.json"), "",
-                  *tokenizer, spec_, 32000);
+                  *tokenizer, spec_, {.model_vocab = 32000});
   ASSERT_TRUE(chats.ok()) << chats.status();
   EXPECT_EQ(chats->report.format, "sharegpt");
 }

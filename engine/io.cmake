@@ -4,7 +4,7 @@ nibble_library(nibble_engine_io
        chat_template.cc data_report.cc dataset.cc dataset_format.cc dataset_rows.cc jinja_builtin.cc jinja_eval.cc
        jinja_lex.cc jinja_parse.cc jinja_value.cc json.cc packing.cc safetensors.cc text.cc tokenizer.cc
        tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc tokenizer_pre.cc tokenizer_scan.cc
-       tokenizer_text.cc validate.cc
+       tokenizer_text.cc token_store.cc validate.cc
   DEPS nibble_base nibble_spec nibble_kernels)
 target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF8PROC
                                                nlohmann_json::nlohmann_json)
@@ -16,7 +16,7 @@ if(NIBBLE_BUILD_TESTS)
 endif()
 nibble_test(tokenizer_test SRCS tokenizer_test.cc
             DEPS nibble_engine_io nlohmann_json::nlohmann_json)
-nibble_test(dataset_test SRCS dataset_test.cc packing_test.cc
+nibble_test(dataset_test SRCS dataset_test.cc packing_test.cc token_store_test.cc
             DEPS nibble_engine_io nlohmann_json::nlohmann_json)
 nibble_test(base_model_test SRCS base_model_test.cc DEPS nibble_engine_io)
 nibble_test(adapter_test SRCS adapter_test.cc DEPS nibble_engine_io nlohmann_json::nlohmann_json)

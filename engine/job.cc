@@ -35,30 +35,24 @@ std::string SpecDigest(spec::TrainSpec spec) {
   return Sha256Hex(spec::TrainSpecToJson(spec));
 }
 
-std::string DataDigest(const Dataset& data) {
+absl::StatusOr<std::string> DataDigest(const Dataset& data) {
   Sha256 sha;
   const auto add = [&](const std::vector<int32_t>& values) {
     const auto count = static_cast<int64_t>(values.size());
     sha.Update(&count, sizeof count);
     sha.Update(values.data(), values.size() * sizeof(int32_t));
   };
-  for (const std::vector<Example>* part : {&data.train, &data.eval}) {
+  Example example;
+  for (const std::vector<int32_t>* part : {&data.train, &data.eval}) {
     const auto count = static_cast<int64_t>(part->size());
     sha.Update(&count, sizeof count);
-    for (const Example& example : *part) {
+    for (const int32_t number : *part) {
+      RETURN_IF_ERROR(data.tokens.Read(number, example));
       add(example.ids);
       add(example.labels);
     }
   }
   return sha.FinishHex();
-}
-
-std::vector<int32_t> LengthsOf(const std::vector<Example>& examples) {
-  std::vector<int32_t> lengths;
-  lengths.reserve(examples.size());
-  for (const Example& example : examples)
-    lengths.push_back(static_cast<int32_t>(example.ids.size()));
-  return lengths;
 }
 
 }  // namespace
@@ -106,21 +100,10 @@ absl::Status Job::ChooseNumerics() {
 
 absl::Status Job::LoadData() {
   ASSIGN_OR_RETURN(data_,
-                   LoadDataset(input_.dataset, input_.eval_dataset, device_.tokenizer(), spec_));
-  const int64_t vocab = device_.model().vocab_size;
-  for (const std::vector<Example>* part : {&data_.train, &data_.eval}) {
-    for (const Example& example : *part) {
-      for (const int32_t id : example.ids) {
-        if (id < 0 || id >= vocab) {
-          return Error(Reason::kTokenizerUnsupported,
-                       absl::StrCat("the tokenizer gives id ", id, ", the model has ", vocab,
-                                    " embeddings; tokenizer and model do not belong together"));
-        }
-      }
-    }
-  }
-  data_digest_ = DataDigest(data_);
-  schedule_ = std::make_unique<StepSchedule>(LengthsOf(data_.train), spec_);
+                   LoadDataset(input_.dataset, input_.eval_dataset, device_.tokenizer(), spec_,
+                               {device_.model().vocab_size, input_.dir}));
+  ASSIGN_OR_RETURN(data_digest_, DataDigest(data_));
+  schedule_ = std::make_unique<StepSchedule>(data_.Lengths(data_.train), spec_);
   save_interval_ = Interval(spec_.save_steps, spec_.saves_per_epoch, 1, kDefaultSaves);
   PlanEvaluation();
   return absl::OkStatus();
@@ -143,15 +126,10 @@ int64_t Job::Interval(int64_t steps, double per_epoch, int64_t usual_per_epoch,
 void Job::PlanEvaluation() {
   if (data_.eval.empty()) return;
   eval_interval_ = Interval(spec_.eval_steps, spec_.evals_per_epoch, 4, kDefaultEvaluations);
-  const std::vector<int32_t> lengths = LengthsOf(data_.eval);
+  const std::vector<int32_t> lengths = data_.Lengths(data_.eval);
   std::vector<int32_t> order(lengths.size());
   std::iota(order.begin(), order.end(), 0);
-  const EpochRows rows = PackRows(lengths, order, spec_.sequence_len, spec_.sample_packing);
-  for (int64_t i = 0; i < rows.count(); ++i) {
-    if (i % spec_.micro_batch_size == 0) eval_batches_.emplace_back();
-    const auto row = rows.Row(i);
-    eval_batches_.back().emplace_back(row.begin(), row.end());
-  }
+  eval_rows_ = PackRows(lengths, order, spec_.sequence_len, spec_.sample_packing);
 }
 
 absl::Status Job::Start() {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -80,7 +81,7 @@ class Job {
 
   // What Advance does for a step, in two halves: the first may allocate, the second (the turn
   // proper) does not.
-  void PrepareStep();
+  absl::Status PrepareStep();
   StepDone ComputeStep();
 
   const JobInput& input() const { return input_; }
@@ -114,11 +115,12 @@ class Job {
   bool EvaluationDue() const;
   bool CheckpointDue() const;
   // Empty until the last share is done.
-  std::optional<EvalDone> EvaluateSome();
+  absl::StatusOr<std::optional<EvalDone>> EvaluateSome();
   absl::StatusOr<CheckpointDone> Checkpoint();
   absl::StatusOr<FinishDone> Finish();
-  void Fill(const std::vector<std::vector<int32_t>>& rows, const std::vector<Example>& examples,
-            MicroBatch& batch) const;
+  static void Clear(MicroBatch& batch);
+  // Appends a row of examples of `part`.
+  absl::Status Fill(std::span<const int32_t> row, const std::vector<int32_t>& part, MicroBatch& batch);
 
   Device& device_;
   JobInput input_;
@@ -142,15 +144,16 @@ class Job {
   bool finished_ = false;
 
   // The step made ready by PrepareStep; buffers keep their room.
+  Example example_;  // the one being read
   std::vector<MicroBatch> batches_;
   size_t batch_count_ = 0;
   double epoch_done_ = 0;
 
   int64_t eval_interval_ = 0;  // 0 = no evaluation
   int64_t save_interval_ = 0;  // steps; 0 = none
-  std::vector<std::vector<std::vector<int32_t>>> eval_batches_;
+  EpochRows eval_rows_;
   MicroBatch eval_batch_;
-  size_t eval_next_ = 0;
+  int64_t eval_next_ = 0;  // row
   double eval_loss_sum_ = 0;
   int64_t eval_targets_ = 0;
   int64_t eval_tokens_ = 0;

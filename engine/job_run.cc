@@ -54,7 +54,7 @@ absl::StatusOr<JobEvent> Job::Advance() {
     case JobWork::kNothing:
       return JobEvent{};
     case JobWork::kEvaluate: {
-      std::optional<EvalDone> done = EvaluateSome();
+      ASSIGN_OR_RETURN(const std::optional<EvalDone> done, EvaluateSome());
       RETURN_IF_ERROR(FaultStatus(device_.backend()));
       if (!done) return JobEvent{};
       return JobEvent{*done};
@@ -71,7 +71,7 @@ absl::StatusOr<JobEvent> Job::Advance() {
       break;
   }
   const int64_t begin_us = clock_.NowMonotonicUs();
-  PrepareStep();
+  RETURN_IF_ERROR(PrepareStep());
   const int64_t data_us = clock_.NowMonotonicUs() - begin_us;
   StepDone done = ComputeStep();
   if (device_.backend().is_host())
@@ -87,33 +87,41 @@ absl::StatusOr<JobEvent> Job::Advance() {
   return JobEvent{done};
 }
 
-void Job::Fill(const std::vector<std::vector<int32_t>>& rows, const std::vector<Example>& examples,
-               MicroBatch& batch) const {
+void Job::Clear(MicroBatch& batch) {
   batch.ids.clear();
   batch.labels.clear();
   batch.positions.clear();
   batch.starts.assign(1, 0);
   batch.target_tokens = 0;
-  for (const std::vector<int32_t>& row : rows) {
-    for (const int32_t index : row) {
-      const Example& example = examples[static_cast<size_t>(index)];
-      batch.ids.insert(batch.ids.end(), example.ids.begin(), example.ids.end());
-      batch.labels.insert(batch.labels.end(), example.labels.begin(), example.labels.end());
-      for (size_t p = 0; p < example.ids.size(); ++p) {
-        batch.positions.push_back(static_cast<int32_t>(p));
-        batch.target_tokens += example.labels[p] != kNoLabel;
-      }
-      batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));
-    }
-  }
 }
 
-void Job::PrepareStep() {
+absl::Status Job::Fill(std::span<const int32_t> row, const std::vector<int32_t>& part,
+                       MicroBatch& batch) {
+  for (const int32_t index : row) {
+    RETURN_IF_ERROR(data_.tokens.Read(part[static_cast<size_t>(index)], example_));
+    batch.ids.insert(batch.ids.end(), example_.ids.begin(), example_.ids.end());
+    batch.labels.insert(batch.labels.end(), example_.labels.begin(), example_.labels.end());
+    for (size_t p = 0; p < example_.ids.size(); ++p) {
+      batch.positions.push_back(static_cast<int32_t>(p));
+      batch.target_tokens += example_.labels[p] != kNoLabel;
+    }
+    batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Job::PrepareStep() {
   const StepSchedule::Step step = schedule_->At(step_ + 1);
   batch_count_ = step.batches.size();
   if (batches_.size() < batch_count_) batches_.resize(batch_count_);
-  for (size_t i = 0; i < batch_count_; ++i) Fill(step.batches[i], data_.train, batches_[i]);
+  for (size_t i = 0; i < batch_count_; ++i) {
+    Clear(batches_[i]);
+    for (const std::vector<int32_t>& row : step.batches[i]) {
+      RETURN_IF_ERROR(Fill(row, data_.train, batches_[i]));
+    }
+  }
   epoch_done_ = step.epoch_done;
+  return absl::OkStatus();
 }
 
 StepDone Job::ComputeStep() {
@@ -148,17 +156,21 @@ StepDone Job::ComputeStep() {
   return {row, update.applied};
 }
 
-std::optional<EvalDone> Job::EvaluateSome() {
+absl::StatusOr<std::optional<EvalDone>> Job::EvaluateSome() {
   const int64_t begin_us = clock_.NowMonotonicUs();
-  const auto share = static_cast<size_t>(spec_.gradient_accumulation_steps);
-  for (size_t i = 0; i < share && eval_next_ < eval_batches_.size(); ++i, ++eval_next_) {
-    Fill(eval_batches_[eval_next_], data_.eval, eval_batch_);
+  const int64_t rows = eval_rows_.count();
+  for (int i = 0; i < spec_.gradient_accumulation_steps && eval_next_ < rows; ++i) {
+    Clear(eval_batch_);
+    const int64_t end = std::min(rows, eval_next_ + spec_.micro_batch_size);
+    for (; eval_next_ < end; ++eval_next_) {
+      RETURN_IF_ERROR(Fill(eval_rows_.Row(eval_next_), data_.eval, eval_batch_));
+    }
     eval_loss_sum_ += executor_->Evaluate(eval_batch_);
     eval_targets_ += eval_batch_.target_tokens;
     eval_tokens_ += eval_batch_.tokens();
   }
   eval_time_us_ += clock_.NowMonotonicUs() - begin_us;
-  if (eval_next_ < eval_batches_.size()) return std::nullopt;
+  if (eval_next_ < rows) return std::nullopt;
   MetricRow row;
   row.is_eval = true;
   row.step = step_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/status.h"
 #include "kernels/counter.h"
@@ -37,8 +38,9 @@ std::vector<int32_t> EpochOrder(uint64_t seed, int64_t epoch, int64_t count) {
 EpochRows PackRows(std::span<const int32_t> lengths, std::span<const int32_t> order,
                    int32_t sequence_len, bool packing) {
   EpochRows rows;
-  rows.examples.reserve(order.size());
   if (!packing) {
+    rows.examples.reserve(order.size());
+    rows.starts.reserve(order.size() + 1);
     for (const int32_t example : order) {
       rows.examples.push_back(example);
       rows.starts.push_back(static_cast<int64_t>(rows.examples.size()));
@@ -46,10 +48,11 @@ EpochRows PackRows(std::span<const int32_t> lengths, std::span<const int32_t> or
     return rows;
   }
   struct OpenRow {
-    size_t row;
+    int32_t row;
     int32_t room;
   };
-  std::vector<std::vector<int32_t>> packed;
+  std::vector<int32_t> row_of;  // as `order`; two passes, so that a row needs no array of its own
+  row_of.reserve(order.size());
   std::vector<OpenRow> open;  // in order of opening
   for (const int32_t example : order) {
     const int32_t length = lengths[example];
@@ -58,16 +61,19 @@ EpochRows PackRows(std::span<const int32_t> lengths, std::span<const int32_t> or
                             [&](const OpenRow& row) { return row.room >= length; });
     if (fit == open.end()) {
       if (open.size() == kOpenRows) open.erase(open.begin());
-      fit = open.insert(open.end(), {packed.size(), sequence_len});
-      packed.emplace_back();
+      fit = open.insert(open.end(), {static_cast<int32_t>(rows.count()), sequence_len});
+      rows.starts.push_back(0);
     }
-    packed[fit->row].push_back(example);
+    row_of.push_back(fit->row);
+    ++rows.starts[static_cast<size_t>(fit->row) + 1];  // its length, for now
     fit->room -= length;
     if (fit->room == 0) open.erase(fit);
   }
-  for (const auto& row : packed) {
-    rows.examples.insert(rows.examples.end(), row.begin(), row.end());
-    rows.starts.push_back(static_cast<int64_t>(rows.examples.size()));
+  std::partial_sum(rows.starts.begin(), rows.starts.end(), rows.starts.begin());
+  rows.examples.resize(order.size());
+  std::vector<int64_t> next(rows.starts.begin(), rows.starts.end() - 1);
+  for (size_t i = 0; i < order.size(); ++i) {
+    rows.examples[static_cast<size_t>(next[static_cast<size_t>(row_of[i])]++)] = order[i];
   }
   return rows;
 }

@@ -20,7 +20,7 @@ absl::StatusOr<DataReport> Validate(const ValidateOptions& options) {
   ASSIGN_OR_RETURN(spec, spec::ResolveTrainSpec(std::move(spec), model));
   ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(options.model_dir));
   ASSIGN_OR_RETURN(Dataset data, LoadDataset(options.dataset, options.eval_dataset, tokenizer, spec,
-                                             model.vocab_size));
+                                             {model.vocab_size, DirName(options.out_path)}));
   return std::move(data.report);
 }
 
