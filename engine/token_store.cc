@@ -52,7 +52,9 @@ TokenStore::~TokenStore() {
 }
 
 TokenStore::TokenStore(TokenStore&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), starts_(std::move(other.starts_)), buffer_(std::move(other.buffer_)) {}
+    : fd_(std::exchange(other.fd_, -1)),
+      starts_(std::move(other.starts_)),
+      buffer_(std::move(other.buffer_)) {}
 
 TokenStore& TokenStore::operator=(TokenStore&& other) noexcept {
   std::swap(fd_, other.fd_);

@@ -2,9 +2,9 @@
 //
 // A file without a name in a directory of the caller's: four bytes a token, the top bit saying that the
 // token is trained, that is, the label of the position before it. So hundreds of millions of tokens train
-// within a small share of the host's memory; the system's page cache keeps what is read often. Read, never
-// mapped, so that a full or broken disk is an error and not a signal. First Add, then Flush, then reads, which
-// are thread-safe.
+// within a small share of the host's memory; the system's page cache keeps what is read often. Read,
+// never mapped, so that a full or broken disk is an error and not a signal. First Add, then Flush, then
+// reads, which are thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ namespace nibble::engine {
 
 inline constexpr int32_t kNoLabel = -1;
 
-// Labels are next-token aligned: labels[i] is ids[i + 1] where position i is trained on, else kNoLabel; the last
-// is always kNoLabel.
+// Labels are next-token aligned: labels[i] is ids[i + 1] where position i is trained on, else kNoLabel; the
+// last is always kNoLabel.
 struct Example {
   std::vector<int32_t> ids;
   std::vector<int32_t> labels;  // as long as ids
