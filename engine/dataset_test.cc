@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "engine/chat_template.h"
 #include "engine/dataset_rows.h"
+#include "engine/spec/row_keys.h"
 
 namespace nibble::engine {
 namespace {
@@ -112,11 +113,11 @@ TEST_F(DatasetTest, EveryNameOfPromptAndAnswerIsRead) {
     auto data = Load(row.dump());
     ASSERT_TRUE(data.ok()) << row << data.status();
     EXPECT_EQ(data->report.format, keys.format);
-    EXPECT_TRUE(Shown(data->train[0], qwen_).ends_with("[hi<|im_end|>]")) << row;
+    EXPECT_TRUE(Shown(Row(*data, 0), qwen_).ends_with("[hi<|im_end|>]")) << row;
   }
   auto data = Load(R"({"instruction":"Add.","context":"1 2","response":"3"})");
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_TRUE(Shown(data->train[0], qwen_).ends_with("### Input:\n1 2\n\n### Response:\n[3<|im_end|>]"));
+  EXPECT_TRUE(Shown(Row(*data, 0), qwen_).ends_with("### Input:\n1 2\n\n### Response:\n[3<|im_end|>]"));
 }
 
 TEST_F(DatasetTest, TextLearnsEverything) {
