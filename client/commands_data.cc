@@ -217,21 +217,26 @@ int WorkerList(const Globals& g) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::ListWorkersResponse list, client.ListWorkers());
     std::vector<std::vector<std::string>> rows = {
-        {"NAME", "STATE", "DEVICE", "BODY", "CAPACITY", "PLANNED", "USED", "JOBS", "SEEN"}};
+        {"NAME", "STATE", "DEVICE", "BODY", "CAPACITY", "PLANNED", "USED", "PINNED", "JOBS", "SEEN", "WHAT"}};
     const int64_t now_us = RealClock::Get().NowUnixUs();
     for (const auto& w : list.workers()) {
       const std::string state = WorkerStateText(g.terminal.style, w.state());
       for (const auto& d : w.devices()) {
         rows.push_back({ShortName(w.name()), state, d.id(), d.body(),
                         FormatBytes(d.capacity_bytes()), FormatBytes(d.reserved_bytes()),
-                        FormatBytes(d.used_bytes()), absl::StrCat(d.jobs_size()),
-                        AgeText(w.last_seen_time(), now_us)});
+                        FormatBytes(d.used_bytes()),
+                        d.pinned_capacity_bytes() > 0
+                            ? absl::StrCat(FormatBytes(d.pinned_reserved_bytes()), " of ",
+                                           FormatBytes(d.pinned_capacity_bytes()))
+                            : "-",
+                        absl::StrCat(d.jobs_size()), AgeText(w.last_seen_time(), now_us),
+                        d.description().empty() ? "-" : d.description()});
       }
       if (w.devices_size() == 0)
-        rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-",
-                        AgeText(w.last_seen_time(), now_us)});
+        rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", "-",
+                        AgeText(w.last_seen_time(), now_us), "-"});
     }
-    return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7});
+    return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7, 8});
   });
 }
 

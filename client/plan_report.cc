@@ -29,6 +29,13 @@ std::string Place(const v1::DeviceFit& fit) {
   return absl::StrCat(ShortName(fit.worker()), "/", fit.device());
 }
 
+std::string ShortText(const v1::DeviceFit& fit) {
+  if (fit.shortfall_bytes() > 0) return absl::StrCat(FormatBytes(fit.shortfall_bytes()), " short");
+  if (fit.pinned_shortfall_bytes() > 0)
+    return absl::StrCat(FormatBytes(fit.pinned_shortfall_bytes()), " page-locked short");
+  return absl::StrCat(FormatBytes(fit.host_shortfall_bytes()), " of the host short");
+}
+
 std::string Verdict(const v1::DeviceFit& fit, const Style& style) {
   switch (fit.verdict()) {
     case v1::DeviceFit::FITS_NOW:
@@ -36,7 +43,7 @@ std::string Verdict(const v1::DeviceFit& fit, const Style& style) {
     case v1::DeviceFit::FITS_ALONE:
       return Paint(style, Ink::kYellow, "alone");
     case v1::DeviceFit::NEVER:
-      return Paint(style, Ink::kRed, absl::StrCat("never, ", FormatBytes(fit.shortfall_bytes()), " short"));
+      return Paint(style, Ink::kRed, absl::StrCat("never, ", ShortText(fit)));
     default:
       return "unknown";
   }
@@ -90,7 +97,8 @@ const v1::DeviceFit* Shown(const v1::PlanJobResponse& plan, const std::string& w
   for (const auto& f : plan.fits()) {
     if (!worker.empty()) {
       if (ShortName(f.worker()) == ShortName(worker)) return &f;
-    } else if (chosen == nullptr || (chosen->shortfall_bytes() > 0 && f.shortfall_bytes() == 0)) {
+    } else if (chosen == nullptr || (chosen->verdict() == v1::DeviceFit::NEVER &&
+                                     f.verdict() != v1::DeviceFit::NEVER)) {
       chosen = &f;
     }
   }
@@ -151,7 +159,13 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
        absl::StrCat(FormatBytes(plan.step_bytes()),
                     Parts({{"activations", c.activations()}, {"workspace", c.workspace()}})));
   Line(out, "process", FormatBytes(plan.fixed_bytes()));
-  if (plan.host_bytes()) Line(out, "host", FormatBytes(plan.host_bytes()));
+  if (plan.host_bytes()) {
+    Line(out, "host",
+         absl::StrCat(FormatBytes(plan.host_bytes()), plan.host_apart() ? ", beside the device's" : ""));
+  }
+  if (plan.pinned_bytes()) {
+    Line(out, "page-locked", absl::StrCat(FormatBytes(plan.pinned_bytes()), ", beside the device's"));
+  }
   Line(out, "peak", plan.peak_phase().empty() ? "" : absl::StrCat("in ", plan.peak_phase()));
   if (plan.lower_bound_bytes() > 0 && plan.total_bytes() > 0) {
     const int64_t waste = plan.total_bytes() - plan.lower_bound_bytes();

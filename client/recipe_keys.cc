@@ -50,6 +50,7 @@ const KeyRule kRules[] = {
     // Optimizer.
     {"learning_rate", "lr", kNumber, "optimizer.learningRate", ""},
     {"optimizer", "optim", kSpecial, "", ""},
+    {"paged_optimizer", "", kFlag, "optimizer.paged", ""},
     {"lr_scheduler", "lr_scheduler_type", kSpecial, "optimizer.lrScheduler", ""},
     {"warmup_ratio", "", kNumber, "optimizer.warmupRatio", ""},
     {"warmup_steps", "", kInteger, "optimizer.warmupSteps", ""},
@@ -64,6 +65,7 @@ const KeyRule kRules[] = {
     {"num_epochs", "num_train_epochs", kNumber, "training.numEpochs", ""},
     {"max_steps", "", kSpecial, "training.maxSteps", ""},
     {"gradient_checkpointing", "", kFlag, "training.gradientCheckpointing", ""},
+    {"activation_offloading", "offload_activations", kFlag, "training.offloadActivations", ""},
     {"recompute", "", kText, "training.recompute", ""},
     {"disable_gradient_checkpointing", "", kInverseFlag, "training.gradientCheckpointing", ""},
     {"logging_steps", "", kInteger, "training.loggingSteps", ""},
@@ -104,10 +106,11 @@ const KeyRule kRules[] = {
     {"bf16", "bfloat16", kIgnored, "auto|true|full", "the engine's number formats follow its "
      "backend"},
     {"tf32", "", kIgnored, "", "the engine's number formats follow its backend"},
-    {"fp16", "float16", kRefused, "", "fp16 training is not supported; remove it or set bf16"},
+    {"fp16", "float16", kRefused, "", "remove it: a GPU below compute capability 8.0 "
+     "computes in fp16 by itself, with loss scaling; every other device in bf16"},
     {"ddp_*", "ddp local_rank gc_steps", kIgnored, "", "one job trains on one device"},
     {"strict", "debug", kIgnored, "true|false", "recipes are always read strictly"},
-    {"gradient_checkpointing_kwargs", "activation_offloading", kIgnored, "",
+    {"gradient_checkpointing_kwargs", "", kIgnored, "",
      "the memory plan decides"},
     {"pad_to_sequence_len", "eval_sample_packing eval_batch_size per_device_eval_batch_size "
      "eval_table_size eval_max_new_tokens eval_causal_lm_metrics", kIgnored, "",

@@ -10,6 +10,11 @@
 #include "client/recipe_values.h"
 
 namespace nibble::client {
+namespace {
+
+constexpr char kOnGpus[] = " moves memory from a GPU to its machine; on a CPU it changes nothing";
+
+}  // namespace
 
 absl::StatusOr<Recipe> RecipeReader::Read(const Yaml& root) {
   if (!root.IsMap()) {
@@ -109,7 +114,14 @@ void RecipeReader::Apply(const KeyRule& rule, const std::string& key, const Yaml
     case KeyAction::kFlag:
     case KeyAction::kInverseFlag: {
       bool flag = false;
+      if (rule.key == "gradient_checkpointing" && value.IsScalar() && value.text == "offload") {
+        recipe_.notices.push_back(absl::StrCat(key, kOnGpus));
+        Set("training.offloadActivations", true);
+        return Set(rule.path, true);
+      }
       if (!ReadFlag(value, flag)) return Wrong(key, value, "true or false");
+      if (flag && OneOf(rule.path, "training.offloadActivations|optimizer.paged"))
+        recipe_.notices.push_back(absl::StrCat(key, kOnGpus));
       return Set(rule.path, flag != (rule.action == KeyAction::kInverseFlag));
     }
     case KeyAction::kIgnored:
@@ -171,15 +183,15 @@ void RecipeReader::Special(const KeyRule& rule, const std::string& key, const Ya
 
 void RecipeReader::ReadOptimizer(const std::string& key, const Yaml& value) {
   if (OneOf(value.text, "adamw|adamw_torch|adamw_torch_fused|adamw_hf|adamw_apex_fused")) return;
+  if (OneOf(value.text, "paged_adamw_32bit|paged_adamw|paged_adamw_8bit")) {
+    recipe_.notices.push_back(absl::StrCat(key, kOnGpus));
+    Set("optimizer.paged", true);
+    if (value.text != "paged_adamw_8bit") return;
+  }
   if (OneOf(value.text, "adamw8bit|adamw_bnb_8bit|adamw_8bit|paged_adamw_8bit")) {
-    if (value.text == "paged_adamw_8bit") {
-      recipe_.notices.push_back(absl::StrCat(
-          key, " ", value.text, ": the moments stay on the device; 8-bit ones are small"));
-    }
     return Set("optimizer.type", "adamw8bit");
   }
-  if (OneOf(value.text, "paged_adamw_32bit|paged_adamw|adamw_torch_8bit|adamw_torch_4bit|"
-                        "adamw_anyprecision")) {
+  if (OneOf(value.text, "adamw_torch_8bit|adamw_torch_4bit|adamw_anyprecision")) {
     recipe_.notices.push_back(
         absl::StrCat(key, " ", value.text,
                      ": AdamW with 32-bit moments is used; for an adapter they are small"));

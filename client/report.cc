@@ -108,7 +108,8 @@ std::string SpecText(const v1::JobSpec& spec) {
   const auto& o = spec.optimizer();
   Line(
       out, "optimizer",
-      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", ", lr ",
+      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", o.paged() ? ", paged" : "",
+                   ", lr ",
                    FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
                    o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
                                         : absl::StrCat(o.warmup_ratio()),
@@ -120,7 +121,9 @@ std::string SpecText(const v1::JobSpec& spec) {
   Line(out, "length",
        t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps")
                          : absl::StrCat(t.num_epochs(), t.num_epochs() == 1 ? " epoch" : " epochs"));
-  Line(out, "recomputation", t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute());
+  Line(out, "recomputation",
+       absl::StrCat(t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute(),
+                    t.offload_activations() ? ", inputs of blocks offloaded" : ""));
   Line(out, "seed", absl::StrCat(t.seed()));
   return out;
 }

@@ -15,6 +15,7 @@
 #include "engine/testing/tiny_directory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/emulated.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble::engine {
@@ -366,6 +367,36 @@ TEST_F(ServeTest, TheDeviceIsLocked) {
   ServeOptions second = options_;
   second.lock_wait_ms = 50;
   EXPECT_EQ(StatusReason(Serve(second)), Reason::kResourceInUse);
+}
+
+// EMULATED. A device that fails in a turn fails the attempt whose turn it was, with the reason, and ends the
+// engine; nobody is given the device again before it opens and answers.
+TEST_F(ServeTest, ADeviceThatFailsIsOpenedAnewBeforeItGetsWork) {
+  Stop();
+  options_.device.device = "cuda-emulated";
+  kernels::EmulatedCudaFailAfter(250);
+  Start();
+  Until("hello");
+  Send(Attach("a/1", 1'000));
+  json failed = Next();
+  while (failed["type"] != "failed") failed = Next();
+  engine_.join();
+  EXPECT_EQ(failed["attempt"], "a/1");
+  EXPECT_EQ(failed["reason"], "DEVICE_FAULT");
+  EXPECT_THAT(failed["message"].get<std::string>(), ::testing::HasSubstr("the device failed"));
+  // As long as it does not answer, no engine comes up on it.
+  pending_.clear();
+  Start();
+  engine_.join();
+  EXPECT_EQ(StatusReason(status_), Reason::kDeviceFault) << status_;
+  EXPECT_THAT(std::string(status_.message()), ::testing::HasSubstr("does not answer"));
+  // When it does, work goes on.
+  kernels::EmulatedCudaFailAfter(-1);
+  pending_.clear();
+  Start();
+  Until("hello");
+  Send(Attach("a/2", 1));
+  EXPECT_EQ(Until("finished", "a/2")["step"], 1);
 }
 
 }  // namespace

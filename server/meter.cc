@@ -282,8 +282,11 @@ void Meter::Impl::CollectJob(Families& families, const core::Job& job, const Con
   if (!worker) return;
   const auto device = worker->devices.find(attempt->device_id);
   if (device == worker->devices.end() || device->second.backend != "cuda") return;
-  families.Add("nibble_job_gpu_info",
-               {{"job_id", id}, {"gpu_uuid", attempt->device_id}, {"worker", worker->id}}, 1);
+  const std::string& uuid = device->second.uuid;
+  families.Add("nibble_job_gpu_info", {{"job_id", id},
+                                       {"gpu_uuid", uuid.empty() ? attempt->device_id : uuid},
+                                       {"worker", worker->id}},
+               1);
 }
 
 void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& outcome) {

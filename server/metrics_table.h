@@ -141,6 +141,18 @@ inline constexpr MetricRow kMetricTable[] = {
      "Reports the server did not take."},
     {"nibble_worker_device_capacity_bytes", MetricType::kGauge, "device",
      "Memory this worker offers."},
+    {"nibble_worker_device_pinned_capacity_bytes", MetricType::kGauge, "device",
+     "Page-locked memory of the host this worker offers a GPU's jobs."},
+    {"nibble_worker_gpu_memory_used_bytes", MetricType::kGauge, "device,gpu_uuid",
+     "Memory in use on the GPU, by whomever."},
+    {"nibble_worker_gpu_memory_total_bytes", MetricType::kGauge, "device,gpu_uuid",
+     "Memory the GPU has."},
+    {"nibble_worker_gpu_utilization_ratio", MetricType::kGauge, "device,gpu_uuid",
+     "Share of the time in which the GPU ran anything, 0 to 1."},
+    {"nibble_worker_gpu_temperature_celsius", MetricType::kGauge, "device,gpu_uuid",
+     "Temperature of the GPU."},
+    {"nibble_worker_gpu_power_watts", MetricType::kGauge, "device,gpu_uuid",
+     "Power the GPU draws."},
 };
 
 // At compile time: names a table does not have do not compile.

@@ -92,6 +92,7 @@ v1::RegisterRequest ToProto(const WorkerIdentity& identity, const DoRegister& ac
     d->set_backend(device.profile.backend);
     d->set_body(device.profile.body);
     d->set_description(device.description);
+    d->set_uuid(device.uuid);
     d->set_capacity_bytes(device.profile.capacity_bytes);
     d->set_profile_json(spec::DeviceProfileToJson(device.profile));
   }

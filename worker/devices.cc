@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/error.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
@@ -85,6 +86,14 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field
   const double bytes = power < 0 ? -1 : value * std::pow(1024.0, power);
   if (bytes < 1 || bytes > 9e15) return bad();
   return static_cast<int64_t>(bytes);
+}
+
+HostShare ShareHost(int64_t available_bytes, int64_t asked_pinned_bytes, int64_t gpus) {
+  constexpr int64_t kLeastBytes = int64_t{1} << 20;
+  gpus = std::max<int64_t>(1, gpus);
+  const int64_t pinned_bytes = asked_pinned_bytes > 0 ? asked_pinned_bytes : available_bytes / 2;
+  const int64_t rest_bytes = available_bytes - pinned_bytes - kReserveBytes;
+  return {std::max(kLeastBytes, pinned_bytes / gpus), std::max(kLeastBytes, rest_bytes / gpus)};
 }
 
 absl::StatusOr<std::vector<GpuInfo>> ListGpus(const std::string& engine_binary,
@@ -171,8 +180,13 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
   if (options.device.rfind("cuda", 0) == 0) {
     for (const GpuInfo& gpu : gpus) {
       if (DeviceId(gpu.device) != device.id) continue;
-      device.description = absl::StrCat(gpu.name, ", ", gpu.uuid, ", driver ", gpu.driver);
+      device.description = absl::StrCat(
+          gpu.name, ", ", absl::StrFormat("%.1f", static_cast<double>(gpu.memory_bytes) / (1 << 30)),
+          " GiB, compute capability ", gpu.capability, ", ", gpu.uuid, ", driver ", gpu.driver);
+      device.uuid = gpu.uuid;
     }
+    device.profile.pinned_capacity_bytes = options.pinned_bytes;
+    device.profile.host_capacity_bytes = options.host_bytes;
     if (options.memory_bytes > 0) {
       device.profile.capacity_bytes =
           std::min(device.profile.capacity_bytes, options.memory_bytes);

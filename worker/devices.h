@@ -17,6 +17,9 @@ struct DeviceOptions {
   std::string device = "cpu";
   int threads = 0;           // 0: all this process may use
   int64_t memory_bytes = 0;  // offered; 0: what is available now less 1 GiB
+  // Of a GPU: this host's memory for its jobs, page-locked and other.
+  int64_t pinned_bytes = 0;
+  int64_t host_bytes = 0;
   std::string log_file;
 };
 
@@ -50,6 +53,13 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
 // "8GiB", "512 MiB", "6.5G", "123456": bytes.
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field);
 int AvailableThreads();
+// What a GPU's jobs may have of this host, when so many GPUs share it: page-locked `asked_bytes` in all (0:
+// half of what is available now), other memory the rest less 1 GiB; equal shares, at least 1 MiB each.
+struct HostShare {
+  int64_t pinned_bytes = 0;
+  int64_t host_bytes = 0;
+};
+HostShare ShareHost(int64_t available_bytes, int64_t asked_pinned_bytes, int64_t gpus);
 // MemAvailable of /proc/meminfo, bounded by a cgroup's limit.
 int64_t AvailableMemoryBytes();
 

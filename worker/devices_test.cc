@@ -55,6 +55,19 @@ TEST(DevicesTest, ResolvesWhatTheFlagSays) {
   EXPECT_FALSE(ResolveDevices({"cuda", "cuda:0,fp16"}, two, "").ok());
 }
 
+TEST(DevicesTest, TheHostsMemoryIsSharedOutOnce) {
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  const HostShare alone = ShareHost(64 * kGiB, 0, 1);
+  EXPECT_EQ(alone.pinned_bytes, 32 * kGiB);
+  EXPECT_EQ(alone.host_bytes, 31 * kGiB);
+  const HostShare asked = ShareHost(64 * kGiB, 8 * kGiB, 4);
+  EXPECT_EQ(asked.pinned_bytes, 2 * kGiB);
+  EXPECT_LE(4 * (asked.pinned_bytes + asked.host_bytes), 64 * kGiB);
+  // Little is something: 0 would mean "not limited".
+  EXPECT_GT(ShareHost(1, 0, 8).pinned_bytes, 0);
+  EXPECT_GT(ShareHost(1, 0, 8).host_bytes, 0);
+}
+
 TEST(DevicesTest, AsksTheEngineForGpus) {
   TempDir dir;
   std::string why;
@@ -70,7 +83,13 @@ TEST(DevicesTest, AsksTheEngineForGpus) {
   const auto device = MeasureDevice(options, *gpus);
   ASSERT_TRUE(device.ok()) << device.status();
   EXPECT_EQ(device->id, "cuda0");
-  EXPECT_EQ(device->description, "Fake GPU, GPU-1, driver 1.2");
+  EXPECT_EQ(device->description, "Fake GPU, 8.0 GiB, compute capability 9.0, GPU-1, driver 1.2");
+  EXPECT_EQ(device->uuid, "GPU-1");
+  EXPECT_EQ(device->profile.pinned_capacity_bytes, 0);
+  options.pinned_bytes = 7;
+  options.host_bytes = 8;
+  EXPECT_EQ(MeasureDevice(options, *gpus)->profile.pinned_capacity_bytes, 7);
+  EXPECT_EQ(MeasureDevice(options, *gpus)->profile.host_capacity_bytes, 8);
   options.memory_bytes = device->profile.capacity_bytes + 1;  // there is no more than there is
   EXPECT_EQ(MeasureDevice(options, *gpus)->profile.capacity_bytes, device->profile.capacity_bytes);
   EXPECT_FALSE(ListGpus("/nowhere/nibble-engine", dir.Join("log"), &why).ok());

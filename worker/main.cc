@@ -46,6 +46,8 @@ constexpr char kUsage[] =
     "  --threads N          of the engine (default: all it may use)\n"
     "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB; of a GPU\n"
     "                       what is free)\n"
+    "  --pinned-memory SIZE of this host, page-locked, for all GPUs together: paged optimizers, offloaded\n"
+    "                       activations (default: half of what is available now)\n"
     "  --cache-size SIZE    of fetched models and data (default 64GiB)\n"
     "  --http HOST:PORT     serve /metrics there (default: not at all)\n"
     "  --token-file FILE    access token (NIBBLE_TOKEN_FILE)\n"
@@ -179,8 +181,17 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> devices, ResolveDevices(words, gpus, why));
   names.clear();
+  int64_t pinned_bytes = 0;
+  if (const std::string pinned = flags.Get("pinned-memory", nullptr, ""); !pinned.empty()) {
+    ASSIGN_OR_RETURN(pinned_bytes, ParseBytes(pinned, "--pinned-memory"));
+  }
+  const auto is_gpu = [](const std::string& device) { return device.rfind("cuda", 0) == 0; };
+  const HostShare share = ShareHost(AvailableMemoryBytes(), pinned_bytes,
+                                    std::count_if(devices.begin(), devices.end(), is_gpu));
   for (const std::string& name : devices) {
     options.device = name;
+    options.pinned_bytes = is_gpu(name) ? share.pinned_bytes : 0;
+    options.host_bytes = is_gpu(name) ? share.host_bytes : 0;
     ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(options, gpus));
     identity.devices.push_back(device);
     names[device.id] = name;
@@ -189,6 +200,7 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
                               {"description", device.description},
                               {"body", device.profile.body},
                               {"capacity_bytes", device.profile.capacity_bytes},
+                              {"pinned_capacity_bytes", device.profile.pinned_capacity_bytes},
                               {"threads", static_cast<int64_t>(device.profile.threads)}});
   }
   return options;

@@ -6,10 +6,12 @@
 
 #include <exception>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "worker/nvml.h"
 
 namespace nibble::worker {
 namespace {
@@ -76,6 +78,25 @@ void AddTraining(std::vector<MetricFamily>& families, const TrainCounts& train) 
                          value(train.upload_failures)));
 }
 
+// What the driver does not say has no series.
+void AddGpu(std::vector<MetricFamily>& families, const DeviceInfo& device, const GpuReading& reading) {
+  const auto add = [&](const char* name, const char* help, std::optional<double> value) {
+    if (!value) return;
+    families.push_back(One(MetricType::Gauge, name, help, *value,
+                           {{"device", device.id}, {"gpu_uuid", device.uuid}}));
+  };
+  const auto bytes = [](std::optional<int64_t> value) -> std::optional<double> {
+    return value ? std::optional(static_cast<double>(*value)) : std::nullopt;
+  };
+  add("nibble_worker_gpu_memory_used_bytes", "Memory in use on the GPU, by whomever.",
+      bytes(reading.memory_used_bytes));
+  add("nibble_worker_gpu_memory_total_bytes", "Memory the GPU has.", bytes(reading.memory_total_bytes));
+  add("nibble_worker_gpu_utilization_ratio", "Share of the time in which the GPU ran anything, 0 to 1.",
+      reading.utilization);
+  add("nibble_worker_gpu_temperature_celsius", "Temperature of the GPU.", reading.temperature_celsius);
+  add("nibble_worker_gpu_power_watts", "Power the GPU draws.", reading.power_watts);
+}
+
 // Reads the loop's counts at every scrape: nothing to keep in step.
 class Counts : public prometheus::Collectable {
  public:
@@ -107,6 +128,13 @@ class Counts : public prometheus::Collectable {
       families.push_back(
           One(kGauge, "nibble_worker_device_capacity_bytes", "Memory this worker offers.",
               static_cast<double>(device.profile.capacity_bytes), {{"device", device.id}}));
+      if (device.profile.pinned_capacity_bytes > 0) {
+        families.push_back(One(kGauge, "nibble_worker_device_pinned_capacity_bytes",
+                               "Page-locked memory of the host this worker offers a GPU's jobs.",
+                               static_cast<double>(device.profile.pinned_capacity_bytes),
+                               {{"device", device.id}}));
+      }
+      if (!device.uuid.empty()) AddGpu(families, device, nvml_.Read(device.uuid));
     }
     return families;
   }
@@ -114,6 +142,7 @@ class Counts : public prometheus::Collectable {
  private:
   const WorkerIdentity identity_;
   const LoopCounts& counts_;
+  mutable Nvml nvml_;
 };
 
 class Server : public MetricsServer {

@@ -20,6 +20,7 @@ struct DeviceInfo {
   std::string id;  // "cpu0"
   std::string description;
   spec::DeviceProfile profile;  // with the capacity offered
+  std::string uuid;             // of a GPU
 };
 
 struct WorkerIdentity {

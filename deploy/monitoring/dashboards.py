@@ -163,6 +163,7 @@ def split(name):
 
 
 def workers():
+    from_driver = "Read by workers from NVIDIA's management library; empty where there is none."
     return dashboard(
         "nibble-workers", "Nibble / Workers",
         "The machines: who is there, what their time goes into, what goes wrong on them.", [
@@ -213,6 +214,18 @@ def workers():
                   (metric("nibble_device_capacity_bytes"), "{{worker}} {{device}} offered"),
                   (metric("nibble_device_reserved_bytes"), "{{worker}} {{device}} planned"),
                   (metric("nibble_device_used_bytes"), "{{worker}} {{device}} used"), width=24, min=0),
+            "GPUs",
+            lines("GPU memory", "Memory of GPUs, and what is in use of it, by whomever. " + from_driver, "bytes",
+                  (metric("nibble_worker_gpu_memory_total_bytes"), "{{instance}} {{device}} has"),
+                  (metric("nibble_worker_gpu_memory_used_bytes"), "{{instance}} {{device}} used"), width=6,
+                  min=0),
+            lines("GPU utilisation", "Share of the time in which a GPU ran anything. " + from_driver,
+                  "percentunit", (metric("nibble_worker_gpu_utilization_ratio"), "{{instance}} {{device}}"),
+                  width=6, min=0, max=1),
+            lines("GPU temperature", "Temperature. " + from_driver, "celsius",
+                  (metric("nibble_worker_gpu_temperature_celsius"), "{{instance}} {{device}}"), width=6),
+            lines("GPU power", "Power drawn. " + from_driver, "watt",
+                  (metric("nibble_worker_gpu_power_watts"), "{{instance}} {{device}}"), width=6, min=0),
         ])
 
 

@@ -340,6 +340,10 @@ std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) 
     *why = "there is one emulated device, number 0";
     return nullptr;
   }
+  if (failed) {
+    *why = "emulated failure: the device does not answer";
+    return nullptr;
+  }
   return std::make_unique<EmulatedBackend>(options.fp16);
 }
 

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
+#include "server/core/schedule_load.h"
 #include "server/core/views.h"
 
 namespace nibble::core {
@@ -107,13 +108,17 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
   std::string nearest_name;
   int64_t shortfall_bytes = std::numeric_limits<int64_t>::max();
   int64_t total_bytes = 0;
+  HostPart beside;
   for (const auto& [worker_id, worker] : turn.state.workers) {
     for (const auto& [device_id, device] : worker.devices) {
       const absl::StatusOr<PlanBytes>& plan = turn.core.planner.PlanOf(job, model, device.profile);
       RETURN_IF_ERROR(plan.status());
-      const int64_t over_bytes = plan->TotalBytes() - device.capacity_bytes;
-      if (over_bytes <= 0) return absl::OkStatus();
+      const Need need(*plan);
+      if (need.FitsAlone(Capacity(device))) return absl::OkStatus();
+      // Where the device itself has enough, its host has not.
+      const int64_t over_bytes = std::max<int64_t>(0, plan->TotalBytes() - device.capacity_bytes);
       if (over_bytes >= shortfall_bytes) continue;
+      beside = need.beside;
       shortfall_bytes = over_bytes;
       total_bytes = plan->TotalBytes();
       nearest = &device;
@@ -130,12 +135,19 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
       absl::StrAppend(&help, i == 0 ? "" : ", or with ", suggestions[i].description);
     }
   }
-  Error error(
-      Reason::kExceedsDeviceMemory,
-      absl::StrCat("needs ", HumanBytes(total_bytes), " (", total_bytes,
-                   " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
-                   HumanBytes(nearest->capacity_bytes), " (", nearest->capacity_bytes, " bytes), ",
-                   shortfall_bytes, " bytes too few", help));
+  std::string what = absl::StrCat(
+      "needs ", HumanBytes(total_bytes), " (", total_bytes,
+      " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
+      HumanBytes(nearest->capacity_bytes), " (", nearest->capacity_bytes, " bytes), ", shortfall_bytes,
+      " bytes too few");
+  if (shortfall_bytes == 0) {
+    const HostPart offered = Capacity(*nearest).beside;
+    what = absl::StrCat("needs ", HumanBytes(beside.pinned_bytes), " of page-locked and ",
+                        HumanBytes(beside.host_bytes), " of other host memory beside the device's, and ",
+                        nearest_name, " offers ", HumanBytes(offered.pinned_bytes), " and ",
+                        HumanBytes(offered.host_bytes));
+  }
+  Error error(Reason::kExceedsDeviceMemory, absl::StrCat(what, help));
   error.With("needed_bytes", absl::StrCat(total_bytes))
       .With("capacity_bytes", absl::StrCat(nearest->capacity_bytes))
       .With("shortfall_bytes", absl::StrCat(shortfall_bytes))

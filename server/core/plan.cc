@@ -18,8 +18,9 @@ PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profi
   bytes.persistent_bytes = plan.persistent_bytes;
   bytes.step_bytes = plan.step_bytes;
   bytes.fixed_bytes = plan.fixed_bytes;
-  // What a device offers is its own memory; on the host's it is one and the same.
-  bytes.host_bytes = plan.device ? 0 : plan.host_bytes;
+  bytes.host_bytes = plan.host_bytes;
+  bytes.pinned_bytes = plan.pinned_bytes;
+  bytes.host_apart = plan.device;
   bytes.lower_bound_bytes = plan.lower_bound_bytes;
   bytes.peak_phase = plan.peak_phase;
   bytes.category_bytes = plan.category_bytes;
@@ -60,7 +61,8 @@ absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
   // Each answer compiles several plans, and the loop waits for it.
   std::string key = PlanKey(model, spec);
   for (const spec::DeviceProfile& device : devices)
-    absl::StrAppend(&key, "|", ProfileKey(device), "/", device.capacity_bytes);
+    absl::StrAppend(&key, "|", ProfileKey(device), "/", device.capacity_bytes, "/",
+                    device.pinned_capacity_bytes, "/", device.host_capacity_bytes);
   const auto known = recomputes_.find(key);
   if (known != recomputes_.end()) return known->second;
   ASSIGN_OR_RETURN(const spec::Recompute chosen,

@@ -63,7 +63,8 @@ class Planner {
   // The fastest recompute policy that costs the job no place; see spec::ChooseRecompute.
   absl::StatusOr<spec::Recompute> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
                                                   const std::vector<spec::DeviceProfile>& devices);
-  // Changes that bring the job's total on `profile` to capacity_bytes or below, cheapest for the
+  // Changes that bring the job's total on `profile` to capacity_bytes or below, and what the host gives
+  // beside it within the profile's bounds; cheapest for the
   // user first (plan_suggest.cc has the order); of each kind the mildest that is enough, or, when no
   // single kind is, one suggestion that joins several. Each candidate is planned again. Empty when
   // the job fits already or nothing helps.

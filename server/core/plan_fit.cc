@@ -32,7 +32,7 @@ void FindLargest(const Model& model, const FitQuestion& question, const Device& 
   const auto fits = [&](const spec::TrainSpec& s) {
     if (!core.planner.Resolve(s, model.config).ok()) return false;
     const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, s, device.profile);
-    return plan.ok() && plan->TotalBytes() <= device.capacity_bytes;
+    return plan.ok() && Need(*plan).FitsAlone(Capacity(device));
   };
   const auto batch_fits = [&](int32_t size) {
     spec::TrainSpec s = spec;
@@ -85,11 +85,18 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
       fit.worker_id = worker_id;
       fit.device_id = device_id;
       fit.capacity_bytes = device.capacity_bytes;
+      fit.capacity = Capacity(device);
       fit.free_bytes = device.capacity_bytes - load.TotalBytes();
       fit.shortfall_bytes = std::max<int64_t>(0, fit.plan.TotalBytes() - device.capacity_bytes);
-      if (load.Fits(device.capacity_bytes, group, fit.plan, false, core.options)) {
+      const Need need(fit.plan);
+      const auto over = [](int64_t bytes, int64_t bound) {
+        return bound == 0 ? 0 : std::max<int64_t>(0, bytes - bound);
+      };
+      fit.pinned_shortfall_bytes = over(need.beside.pinned_bytes, fit.capacity.beside.pinned_bytes);
+      fit.host_shortfall_bytes = over(need.beside.host_bytes, fit.capacity.beside.host_bytes);
+      if (load.Fits(fit.capacity, group, fit.plan, false, core.options)) {
         fit.verdict = DeviceFit::Verdict::kFitsNow;
-      } else if (fit.shortfall_bytes == 0) {
+      } else if (need.FitsAlone(fit.capacity)) {
         fit.verdict = DeviceFit::Verdict::kFitsAlone;
       } else {
         fit.suggestions =
@@ -103,9 +110,12 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
       report.fits.push_back(std::move(fit));
     }
   }
+  const auto short_of = [](const DeviceFit& fit) {
+    return fit.shortfall_bytes + fit.pinned_shortfall_bytes + fit.host_shortfall_bytes;
+  };
   const auto nearest = std::min_element(
       report.fits.begin(), report.fits.end(),
-      [](const DeviceFit& a, const DeviceFit& b) { return a.shortfall_bytes < b.shortfall_bytes; });
+      [&](const DeviceFit& a, const DeviceFit& b) { return short_of(a) < short_of(b); });
   if (nearest != report.fits.end()) report.suggestions = nearest->suggestions;
   return report;
 }

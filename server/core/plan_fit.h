@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/core/decide.h"
+#include "server/core/schedule_load.h"
 #include "server/core/state.h"
 
 namespace nibble::core {
@@ -20,8 +21,11 @@ struct DeviceFit {
   std::string device_id;
   enum class Verdict { kFitsNow, kFitsAlone, kNever } verdict = Verdict::kNever;
   int64_t capacity_bytes = 0;
+  Capacity capacity;  // the same, and the host's part
   int64_t free_bytes = 0;
-  int64_t shortfall_bytes = 0;
+  int64_t shortfall_bytes = 0;  // of the device's memory
+  int64_t pinned_shortfall_bytes = 0;
+  int64_t host_shortfall_bytes = 0;
   PlanBytes plan;
   int32_t largest_micro_batch_size = 0;  // alone, the rest as it is; at most kLargestBatch
   int32_t largest_sequence_len = 0;      // likewise; at most the model's positions

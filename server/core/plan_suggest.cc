@@ -3,6 +3,7 @@
 // Changes come in ladders, one per kind, each from mild to severe; the kinds stand in order of what
 // they cost the user:
 //   recompute            the same result to the bit, more time
+//   host memory          inputs of blocks or moments move to the host, or back: the same result
 //   micro-batch          the same sequences a step by accumulation, more time
 //   double quantization  the base's scales are rounded to 8 bits
 //   optimizer            AdamW's moments are held in 8 bits
@@ -16,7 +17,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/spec/workspace.h"
 #include "server/core/plan.h"
+#include "server/core/schedule_load.h"
 
 namespace nibble::core {
 namespace {
@@ -38,6 +41,31 @@ Ladder Recomputation(const spec::TrainSpec& spec) {
                       absl::StrCat("recompute ", name),
                       "the same result, slower",
                       [policy](spec::TrainSpec& s) { s.recompute = policy; }});
+  }
+  return ladder;
+}
+
+// Of a device: what its host can hold instead; or cannot, where it was asked to.
+Ladder HostMemory(const spec::TrainSpec& spec, const spec::DeviceProfile& profile, bool to_host) {
+  Ladder ladder;
+  if (!spec::IsCuda(profile)) return ladder;
+  const auto offer = [&](std::vector<SpecChange> changes, const char* words, auto apply) {
+    ladder.push_back({std::move(changes), words,
+                      to_host ? "the same result; host memory instead" : "the same result", apply});
+  };
+  if (spec.paged_optimizer != to_host) {
+    offer({{"optimizer.paged", to_host ? "true" : "false"}},
+          to_host ? "a paged optimizer" : "no paged optimizer",
+          [to_host](spec::TrainSpec& s) { s.paged_optimizer = to_host; });
+  }
+  if (spec.offload_activations != to_host) {
+    std::vector<SpecChange> changes = {{"training.offload_activations", to_host ? "true" : "false"}};
+    if (to_host) changes.push_back({"training.recompute", "full"});
+    offer(changes, to_host ? "offloaded activations" : "no offloaded activations",
+          [to_host](spec::TrainSpec& s) {
+            s.offload_activations = to_host;
+            if (to_host) s.recompute = spec::Recompute::kFull;
+          });
   }
   return ladder;
 }
@@ -154,8 +182,11 @@ class Search {
     return plan.ok() ? std::optional(plan->TotalBytes()) : std::nullopt;
   }
   bool Fits(const spec::TrainSpec& spec) {
-    const std::optional<int64_t> bytes = TotalBytes(spec);
-    return bytes && *bytes <= capacity_bytes_;
+    if (!planner_.Resolve(spec, model_.config).ok()) return false;
+    const absl::StatusOr<PlanBytes> plan = planner_.Plan(model_, spec, profile_);
+    Capacity capacity(capacity_bytes_);
+    capacity.beside = {profile_.pinned_capacity_bytes, profile_.host_capacity_bytes};
+    return plan.ok() && Need(*plan).FitsAlone(capacity);
   }
   // The mildest rung with which `spec` fits; null when not even the last one helps.
   const Rung* Mildest(const Ladder& ladder, const spec::TrainSpec& spec) {
@@ -209,13 +240,20 @@ class Search {
 std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSpec& spec,
                                          const spec::DeviceProfile& profile,
                                          int64_t capacity_bytes) {
-  const std::vector<Ladder> ladders = {Recomputation(spec), Batches(spec), Scales(spec),
-                                       Optimizers(spec),    Bases(spec),   Ranks(spec),
-                                       Targets(spec),       Lengths(spec)};
+  const std::vector<Ladder> ladders = {Recomputation(spec),
+                                       HostMemory(spec, profile, true),
+                                       HostMemory(spec, profile, false),
+                                       Batches(spec),
+                                       Scales(spec),
+                                       Optimizers(spec),
+                                       Bases(spec),
+                                       Ranks(spec),
+                                       Targets(spec),
+                                       Lengths(spec)};
   Search search(*this, model, profile, capacity_bytes);
   std::vector<Suggestion> suggestions;
   const std::optional<int64_t> now = search.TotalBytes(spec);
-  if (!now || *now <= capacity_bytes) return suggestions;
+  if (!now || search.Fits(spec)) return suggestions;
   const auto offer = [&](const std::vector<const Rung*>& rungs) {
     Suggestion s;
     s.spec = Search::With(spec, rungs);

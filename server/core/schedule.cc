@@ -109,7 +109,8 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
     for (const auto& [device_id, device] : worker.devices) {
       const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, spec, device.profile);
       const int32_t known = board.FindDevice(worker_id, device_id);
-      if (!plan.ok() || known < 0 || plan->TotalBytes() > device.capacity_bytes) continue;
+      if (!plan.ok() || known < 0 || !Need(*plan).FitsAlone(Capacity(device)))
+        continue;
       // By the expected ends of what is there, one after another.
       std::vector<std::pair<int64_t, HoldKey>> held;
       for (const HoldKey& key : board.devices()[static_cast<size_t>(known)].held)
@@ -121,7 +122,7 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
           const Board::Hold& hold = board.holds().at(held[i].second);
           rest.Add(board.group_name(hold.group), hold.need, hold.alone);
         }
-        if (!rest.Fits(device.capacity_bytes, group, *plan, false, core.options)) continue;
+        if (!rest.Fits(Capacity(device), group, *plan, false, core.options)) continue;
         starts[{worker_id, device_id}] =
             ended == 0 ? now_us : std::max(now_us, held[ended - 1].first);
         break;

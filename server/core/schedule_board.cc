@@ -116,7 +116,7 @@ void Board::Recount(int32_t device) {
 
 void Board::PutDevice(const std::string& worker_id, const std::string& device_id,
                       const std::string& profile, const std::string& numerics,
-                      int64_t capacity_bytes) {
+                      int64_t capacity_bytes, const HostPart& beside) {
   RemoveDevice(worker_id, device_id);
   int32_t device = static_cast<int32_t>(devices_.size());
   if (free_devices_.empty()) {
@@ -131,6 +131,7 @@ void Board::PutDevice(const std::string& worker_id, const std::string& device_id
   d.id = device_id;
   d.block = BlockId(profile, numerics);
   d.capacity_bytes = capacity_bytes;
+  d.beside = beside;
   device_ids_[{worker_id, device_id}] = device;
   fleet_mib_ += capacity_bytes / kMiB;
   ++fleet_devices_;
@@ -463,6 +464,7 @@ std::string Board::Dump() const {
     const WorkerFacts& worker = workers_[static_cast<size_t>(d.worker)];
     absl::StrAppend(&text, "device ", name.first, "/", name.second, " ",
                     blocks_[static_cast<size_t>(d.block)].profile, " ", d.capacity_bytes, " ",
+                    d.beside.pinned_bytes, " ", d.beside.host_bytes, " ",
                     d.load.total_bytes, " n", d.load.attempts, " ", worker.takes_work, "\n");
   }
   return text;

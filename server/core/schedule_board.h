@@ -128,7 +128,13 @@ class Board {
     std::string id;
     int32_t block = 0;
     int64_t capacity_bytes = 0;
+    HostPart beside;  // offered of the host; see Capacity
     LoadOn<int32_t> load;
+    Capacity capacity() const {
+      Capacity all(capacity_bytes);
+      all.beside = beside;
+      return all;
+    }
     int32_t load_milli = 0;
     std::vector<HoldKey> held;
     std::vector<int32_t> warm;  // bases an engine still has in memory
@@ -164,7 +170,8 @@ class Board {
   void PutWorker(const WorkerFacts& facts);
   void SetRenewed(const std::string& worker_id, int64_t renewed_us);
   void PutDevice(const std::string& worker_id, const std::string& device_id,
-                 const std::string& profile, const std::string& numerics, int64_t capacity_bytes);
+                 const std::string& profile, const std::string& numerics, int64_t capacity_bytes,
+                 const HostPart& beside = {});
   void RemoveDevice(const std::string& worker_id, const std::string& device_id);
   void SetWarm(const std::string& worker_id, const std::string& device_id,
                const std::set<std::string>& bases);

@@ -47,7 +47,7 @@ std::optional<Need> PassFleet::NeedOn(const Board::Bucket& bucket, int32_t devic
   if (!bucket.numerics.empty() && bucket.numerics != block.numerics) return std::nullopt;
   const std::optional<Need>& need =
       NeedIn(bucket, static_cast<size_t>(d.block), device, number);
-  if (!need || need->TotalBytes() > d.capacity_bytes) return std::nullopt;
+  if (!need || !need->FitsAlone(d.capacity())) return std::nullopt;
   return need;
 }
 
@@ -149,15 +149,17 @@ void PassFleet::BestIn(size_t block, const Board::Bucket& bucket, const Board::W
     const bool empty = slot.group < 0;
     if (slot.free_bytes < (empty ? full_bytes : least_bytes)) continue;
     if (one_base && !empty && slot.group != bucket.group) continue;
+    const Board::Device& device = board_.devices()[static_cast<size_t>(slot.device)];
     int64_t added_bytes = full_bytes;
     bool warm = false;
-    if (!empty) {
+    if (empty) {
+      if (!device.capacity().Holds(need.beside)) continue;
+    } else {
       const LoadOn<int32_t>& load = LoadOf(slot.device);
-      if (!load.Fits(slot.capacity_bytes, bucket.group, need, bucket.alone, policy_)) continue;
+      if (!load.Fits(device.capacity(), bucket.group, need, bucket.alone, policy_)) continue;
       added_bytes = load.Added(bucket.group, need);
       warm = load.Find(bucket.group) != nullptr;
     }
-    const Board::Device& device = board_.devices()[static_cast<size_t>(slot.device)];
     warm = warm || std::count(device.warm.begin(), device.warm.end(), bucket.base) > 0;
     if (!excluded.empty() && std::count(excluded.begin(), excluded.end(), slot.device) > 0)
       continue;
@@ -229,10 +231,9 @@ PassFleet::Rest PassFleet::RestOf(int32_t device, const std::set<HoldKey>& gone)
 bool PassFleet::FitsWithout(int32_t device, const std::set<HoldKey>& gone,
                             const Board::Bucket& bucket, const Need& need) const {
   const Rest rest = RestOf(device, gone);
-  const int64_t capacity_bytes =
-      board_.devices()[static_cast<size_t>(device)].capacity_bytes;
+  const Capacity capacity = board_.devices()[static_cast<size_t>(device)].capacity();
   return RoomForLoad(rest.load_milli, rest.load.attempts, bucket.load_milli) &&
-         rest.load.Fits(capacity_bytes, bucket.group, need, bucket.alone, policy_);
+         rest.load.Fits(capacity, bucket.group, need, bucket.alone, policy_);
 }
 
 bool PassFleet::Delays(const BoardReservation& r, const Board::Bucket& bucket,
@@ -242,10 +243,9 @@ bool PassFleet::Delays(const BoardReservation& r, const Board::Bucket& bucket,
   Rest then = RestOf(r.device, r.gone);
   then.load.Add(bucket.group, spot.need, bucket.alone);
   then.load_milli += bucket.load_milli;
-  const int64_t capacity_bytes =
-      board_.devices()[static_cast<size_t>(r.device)].capacity_bytes;
+  const Capacity capacity = board_.devices()[static_cast<size_t>(r.device)].capacity();
   return !RoomForLoad(then.load_milli, then.load.attempts, holder.load_milli) ||
-         !then.load.Fits(capacity_bytes, holder.group, r.need, holder.alone, policy_);
+         !then.load.Fits(capacity, holder.group, r.need, holder.alone, policy_);
 }
 
 std::optional<BoardReservation> PassFleet::Reserve(int64_t number, int32_t bucket_id,
@@ -315,13 +315,15 @@ DeviceVerdict PassFleet::VerdictOf(int32_t device, const Board::Bucket& bucket,
     v.kind = Kind::kNumerics;
   } else if (!need) {
     v.kind = Kind::kNoPlan;
-  } else if (need->TotalBytes() > d.capacity_bytes) {
+  } else if (!need->FitsAlone(d.capacity())) {
     v.kind = Kind::kNever;
+    v.lacks_host_memory = need->TotalBytes() <= d.capacity_bytes;
   } else if (!IsLive(d.worker)) {
     v.kind = Kind::kNotLive;
-  } else if (v.needed_bytes > v.free_bytes) {
+  } else if (v.needed_bytes > v.free_bytes || !d.capacity().Holds(d.load.Beside(*need))) {
     v.kind = Kind::kBytes;
-  } else if (!d.load.Fits(d.capacity_bytes, bucket.group, *need, bucket.alone, policy_)) {
+    v.lacks_host_memory = v.needed_bytes <= v.free_bytes;
+  } else if (!d.load.Fits(d.capacity(), bucket.group, *need, bucket.alone, policy_)) {
     v.kind = Kind::kAttempts;
   } else if (!RoomForLoad(d.load_milli, d.load.attempts, bucket.load_milli)) {
     v.kind = Kind::kLoad;

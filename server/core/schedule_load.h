@@ -2,6 +2,10 @@
 //
 //   sum over the bases on it of (fixed + base + sum(persistent) + sum(host) + max(step)) <= capacity
 //
+// Where the device's memory is not the host's, sum(host) is not in it; it and sum(page-locked) have bounds
+// of their own, the worker's, and each must hold apart. Every figure of a plan is below 2^50 (the planner
+// refuses more), and a device has at most some hundreds of attempts, so no sum comes near 2^63.
+//
 // A value; keys are what a base is called by whoever counts (its GroupKey, or a number for it).
 #pragma once
 
@@ -15,6 +19,31 @@
 
 namespace nibble::core {
 
+// Of the host, beside a device's own memory.
+struct HostPart {
+  int64_t pinned_bytes = 0;  // page-locked
+  int64_t host_bytes = 0;
+
+  bool operator==(const HostPart&) const = default;
+};
+
+// What a device may be given in all. Of the host's two, 0 is "not said", so not limited.
+struct Capacity {
+  int64_t device_bytes = 0;
+  HostPart beside;
+
+  Capacity() = default;
+  explicit Capacity(int64_t bytes) : device_bytes(bytes) {}
+  explicit Capacity(const Device& device)
+      : device_bytes(device.capacity_bytes),
+        beside{device.profile.pinned_capacity_bytes, device.profile.host_capacity_bytes} {}
+  bool Holds(const HostPart& part) const {
+    const auto within = [](int64_t bytes, int64_t bound) { return bound == 0 || bytes <= bound; };
+    return within(part.pinned_bytes, beside.pinned_bytes) && within(part.host_bytes, beside.host_bytes);
+  }
+  bool operator==(const Capacity&) const = default;
+};
+
 // The parts of a plan that are admitted.
 struct Need {
   int64_t fixed_bytes = 0;
@@ -22,6 +51,7 @@ struct Need {
   int64_t persistent_bytes = 0;
   int64_t host_bytes = 0;  // as far as it counts against the device
   int64_t step_bytes = 0;
+  HostPart beside;
 
   Need() = default;
   Need(const PlanBytes& plan)  // NOLINT: a plan is what is needed
@@ -30,6 +60,11 @@ struct Need {
         persistent_bytes(plan.persistent_bytes),
         step_bytes(plan.step_bytes) {
     host_bytes = plan.TotalBytes() - fixed_bytes - base_bytes - persistent_bytes - step_bytes;
+    beside = {plan.pinned_bytes, plan.host_bytes - host_bytes};
+  }
+  // Alone on a device.
+  bool FitsAlone(const Capacity& capacity) const {
+    return TotalBytes() <= capacity.device_bytes && capacity.Holds(beside);
   }
   int64_t TotalBytes() const {
     return fixed_bytes + base_bytes + persistent_bytes + host_bytes + step_bytes;
@@ -49,6 +84,7 @@ struct LoadOn {
   std::vector<Group> groups;
   int32_t attempts = 0;
   int64_t total_bytes = 0;
+  HostPart beside;  // the sum
 
   const Group* Find(const Key& key) const {
     for (const Group& group : groups) {
@@ -65,8 +101,12 @@ struct LoadOn {
            std::max<int64_t>(0, need.base_bytes - group->need.base_bytes) +
            std::max<int64_t>(0, need.step_bytes - group->need.step_bytes);
   }
+  // The host's part with one more attempt.
+  HostPart Beside(const Need& need) const {
+    return {beside.pinned_bytes + need.beside.pinned_bytes, beside.host_bytes + need.beside.host_bytes};
+  }
   // Whether one more attempt may come in.
-  bool Fits(int64_t capacity_bytes, const Key& key, const Need& need, bool alone,
+  bool Fits(const Capacity& capacity, const Key& key, const Need& need, bool alone,
             const SchedulePolicy& policy) const {
     if (attempts >= policy.max_attempts_per_device) return false;
     const Group* group = Find(key);
@@ -75,10 +115,11 @@ struct LoadOn {
     } else if (alone || group->alone) {
       return false;
     }
-    return total_bytes + Added(key, need) <= capacity_bytes;
+    return total_bytes + Added(key, need) <= capacity.device_bytes && capacity.Holds(Beside(need));
   }
   void Add(const Key& key, const Need& need, bool alone) {
     total_bytes += Added(key, need);
+    beside = Beside(need);
     ++attempts;
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const Group& g) { return g.key == key; });

@@ -68,6 +68,7 @@ struct DeviceVerdict {
   int64_t needed_bytes = 0;  // added if it came here
   int64_t free_bytes = 0;
   int64_t capacity_bytes = 0;
+  bool lacks_host_memory = false;  // the device has room; the host beside it has not
   int32_t load_milli = 0;
   int32_t attempts = 0;
 };

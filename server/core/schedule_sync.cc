@@ -151,9 +151,10 @@ void SyncWorker(State* state, const Worker& worker) {
     if (known >= 0) {
       const Board::Device& d = board.devices()[static_cast<size_t>(known)];
       const Board::Block& block = board.blocks()[static_cast<size_t>(d.block)];
-      if (d.capacity_bytes == device.capacity_bytes && block.profile == profile) continue;
+      if (d.capacity() == Capacity(device) && block.profile == profile) continue;
     }
-    board.PutDevice(worker.id, id, profile, NumericsClass(device.profile), device.capacity_bytes);
+    board.PutDevice(worker.id, id, profile, NumericsClass(device.profile), device.capacity_bytes,
+                    Capacity(device).beside);
     board.SetWarm(worker.id, id, device.resident_bases);
     put = true;
   }

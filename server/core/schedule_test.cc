@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
+#include "absl/strings/str_cat.h"
 #include "server/core/schedule_sync.h"
 #include "server/core/testing/driver.h"
 
@@ -43,6 +46,89 @@ TEST(DeviceLoad, CountsTheBaseOnceAndTheLargestStep) {
   EXPECT_EQ(load.Added("other", plan), 167);
   load.Add("g", plan, false);
   EXPECT_EQ(load.TotalBytes(), 10 + 100 + 14 + 50);
+}
+
+// A device's memory and the host's beside it, page-locked and other, each to the byte.
+TEST(DeviceLoad, EachComponentIsAdmittedApart) {
+  PlanBytes plan;
+  plan.base_bytes = 100;
+  plan.persistent_bytes = 7;
+  plan.host_bytes = 40;
+  EXPECT_EQ(plan.TotalBytes(), 147) << "on the host it is one memory";
+  EXPECT_EQ(Need(plan).beside, HostPart());
+  plan.pinned_bytes = 30;
+  plan.host_apart = true;
+  EXPECT_EQ(plan.TotalBytes(), 107);
+  Capacity capacity(114);  // two of them
+  capacity.beside = {60, 80};
+  DeviceLoad load;
+  load.Add("g", plan, false);
+  EXPECT_EQ(load.beside, (HostPart{30, 40}));
+  const SchedulePolicy policy;
+  const auto fits = [&](int64_t device, int64_t pinned, int64_t host) {
+    Capacity offered(device);
+    offered.beside = {pinned, host};
+    return load.Fits(offered, "g", plan, false, policy);
+  };
+  EXPECT_TRUE(fits(114, 60, 80));
+  EXPECT_FALSE(fits(113, 60, 80));
+  EXPECT_FALSE(fits(114, 59, 80));
+  EXPECT_FALSE(fits(114, 60, 79));
+  EXPECT_TRUE(fits(114, 0, 0)) << "not said is not limited";
+  EXPECT_FALSE(Need(plan).FitsAlone([] {
+    Capacity offered(1000);
+    offered.beside = {29, 1000};
+    return offered;
+  }()));
+}
+
+// Two paged jobs fit a GPU, but its host can hold the moments of one.
+TEST(Schedule, AJobWaitsForPageLockedMemoryAlone) {
+  Driver d;
+  RegisterWorker worker = Driver::WorkerOf("w1", "i1", 1'000 * kMB);
+  worker.devices[0].profile.backend = worker.devices[0].backend = "cuda";
+  worker.devices[0].profile.pinned_capacity_bytes = 30 * kMB;
+  worker.devices[0].profile.host_capacity_bytes = 1'000 * kMB;
+  d.Must(worker);
+  CreateJob paged = Sized("a", 20, 1'000, 3);
+  paged.spec.paged_optimizer = true;
+  d.Must(paged);
+  paged.job_id = "b";
+  paged.uid = "uid-b";
+  paged.body_sha256 = "body-b";
+  paged.priority = 2;
+  d.Must(paged);
+  d.Must(Sized("c", 20, 1'000, 1));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
+  EXPECT_EQ(WorkerOfJob(d, "b"), "");
+  EXPECT_EQ(WorkerOfJob(d, "c"), "w1") << "it needs none";
+  paged.job_id = "never";
+  paged.spec.lora_r = 31;
+  const absl::Status refused = d.Do(paged).status();
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("page-locked"));
+}
+
+// The largest plan there is (compile_plan.cc refuses more), as often as any device may hold it.
+TEST(DeviceLoad, NoSumOverflows) {
+  PlanBytes plan;
+  constexpr int64_t kMost = int64_t{1} << 50;
+  plan.fixed_bytes = plan.base_bytes = plan.persistent_bytes = plan.step_bytes = kMost;
+  plan.host_bytes = plan.pinned_bytes = kMost;
+  plan.host_apart = true;
+  DeviceLoad load;
+  SchedulePolicy policy;
+  policy.max_attempts_per_device = policy.max_bases_per_device = 1'000;
+  Capacity capacity(std::numeric_limits<int64_t>::max());
+  capacity.beside = {std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::max()};
+  for (int i = 0; i < policy.max_attempts_per_device; ++i) {
+    ASSERT_TRUE(load.Fits(capacity, absl::StrCat("g", i), plan, false, policy));
+    const int64_t before = load.TotalBytes();
+    load.Add(absl::StrCat("g", i), plan, false);
+    ASSERT_EQ(load.TotalBytes() - before, 4 * kMost);
+    ASSERT_EQ(load.beside.pinned_bytes, (i + 1) * kMost);
+  }
+  EXPECT_FALSE(load.Fits(capacity, "g0", plan, false, policy));
 }
 
 TEST(Schedule, SharesABaseWhileItFitsToTheByte) {

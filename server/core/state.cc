@@ -80,6 +80,11 @@ absl::Status CheckDevices(const State& state, const Worker& worker, const CoreOp
       return Broken(absl::StrCat(worker.id, "/", device_id, " is over-committed: ",
                                  load.TotalBytes(), " of ", device.capacity_bytes));
     }
+    if (!Capacity(device).Holds(load.beside)) {
+      return Broken(absl::StrCat(worker.id, "/", device_id, " has too little host memory for ",
+                                 load.beside.pinned_bytes, " bytes page-locked and ",
+                                 load.beside.host_bytes, " others"));
+    }
     if (load.attempts > options.max_attempts_per_device) {
       return Broken(absl::StrCat(worker.id, "/", device_id, " has too many attempts"));
     }

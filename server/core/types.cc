@@ -68,7 +68,7 @@ std::string_view PhaseName(Phase phase) { return ToName(kPhases, phase); }
 
 std::string ProfileKey(const spec::DeviceProfile& profile) {
   return absl::StrCat(profile.backend, "/", profile.body, "/", profile.build, "/t", profile.threads,
-                      "/a", profile.act_bytes, "/f", profile.fixed_bytes);
+                      "/a", profile.act_bytes, "/f", profile.fixed_bytes, profile.converts_head ? "/h" : "");
 }
 
 std::string NumericsClass(const spec::DeviceProfile& profile) {
@@ -93,7 +93,8 @@ std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
                          static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
                          spec.sample_packing, spec.micro_batch_size,
                          spec.gradient_accumulation_steps,
-                         static_cast<int>(spec.recompute) * 2 + static_cast<int>(spec.optimizer),
+                         (static_cast<int>(spec.recompute) * 2 + static_cast<int>(spec.optimizer)) * 4 +
+                             spec.paged_optimizer * 2 + spec.offload_activations,
                          spec.val_set_size, spec.train_on_inputs,
                          static_cast<int>(spec.excess_length), spec.max_grad_norm);
 }

@@ -90,20 +90,24 @@ struct FileRef {
   bool operator==(const FileRef&) const = default;
 };
 
-// A memory plan without its buffers.
+// A memory plan without its buffers. A vector: what the device gives, and beside it (host_apart) what the
+// host does, page-locked and other.
 struct PlanBytes {
   int64_t base_bytes = 0;
   int64_t persistent_bytes = 0;
   int64_t step_bytes = 0;
   int64_t fixed_bytes = 0;
   int64_t host_bytes = 0;
+  int64_t pinned_bytes = 0;  // only with host_apart
+  bool host_apart = false;   // host_bytes are not of the device's memory
   int64_t lower_bound_bytes = 0;
   std::string peak_phase;
   std::array<int64_t, spec::kCategoryCount> category_bytes{};
   std::string profile;  // ProfileKey of the device it was compiled for
 
+  // Of what the device offers.
   int64_t TotalBytes() const {
-    return fixed_bytes + base_bytes + persistent_bytes + step_bytes + host_bytes;
+    return fixed_bytes + base_bytes + persistent_bytes + step_bytes + (host_apart ? 0 : host_bytes);
   }
   bool operator==(const PlanBytes&) const = default;
 };
@@ -229,6 +233,7 @@ struct Device {
   std::string backend;
   std::string body;
   std::string description;
+  std::string uuid;  // of a GPU
   int64_t capacity_bytes = 0;
   spec::DeviceProfile profile;
   std::string profile_json;  // as the engine reported it

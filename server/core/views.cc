@@ -94,6 +94,12 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
   if (why.over_quota) return absl::StrCat("waits for room in the quota of project ", job.tenant);
   if (fits) return "fits now; starts next";
   const std::string where = NameOf(board, freest->device);
+  if (freest->lacks_host_memory) {
+    return absl::StrCat("needs page-locked or other host memory beside ", where,
+                        freest->kind == Kind::kNever ? ", more than its worker offers"
+                                                     : ", which its worker's other jobs hold",
+                        "; a job that is not paged or offloaded needs little", DevicesText(why.devices));
+  }
   const std::string more = absl::StrCat(DevicesText(why.devices), ShareText(state, job, now_us),
                                         why.overdue ? "; overdue, so first in its project" : "");
   if (!why.reservation) {

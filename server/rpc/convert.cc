@@ -120,6 +120,8 @@ void ToProto(const core::PlanBytes& plan, v1::MemoryPlan* out) {
   out->set_step_bytes(plan.step_bytes);
   out->set_fixed_bytes(plan.fixed_bytes);
   out->set_host_bytes(plan.host_bytes);
+  out->set_host_apart(plan.host_apart);
+  out->set_pinned_bytes(plan.pinned_bytes);
   out->set_total_bytes(plan.TotalBytes());
   out->set_lower_bound_bytes(plan.lower_bound_bytes);
   out->set_peak_phase(plan.peak_phase);
@@ -223,8 +225,14 @@ void ToProto(const core::State& state, const core::Worker& worker, const core::C
     shown->set_backend(device.backend);
     shown->set_body(device.body);
     shown->set_description(device.description);
+    shown->set_uuid(device.uuid);
     shown->set_capacity_bytes(device.capacity_bytes);
-    shown->set_reserved_bytes(core::LoadOf(state, worker, id).TotalBytes());
+    const core::DeviceLoad load = core::LoadOf(state, worker, id);
+    shown->set_reserved_bytes(load.TotalBytes());
+    shown->set_pinned_capacity_bytes(device.profile.pinned_capacity_bytes);
+    shown->set_pinned_reserved_bytes(load.beside.pinned_bytes);
+    shown->set_host_capacity_bytes(device.profile.host_capacity_bytes);
+    shown->set_host_reserved_bytes(load.beside.host_bytes);
     shown->set_used_bytes(device.used_bytes);
     for (const std::string& base : device.resident_bases) shown->add_resident_bases(base);
     if (holding == state.holding.end()) continue;
@@ -260,6 +268,10 @@ void ToProto(const core::DeviceFit& fit, const core::Now& now, v1::DeviceFit* ou
   out->set_capacity_bytes(fit.capacity_bytes);
   out->set_free_bytes(fit.free_bytes);
   out->set_shortfall_bytes(fit.shortfall_bytes);
+  out->set_pinned_capacity_bytes(fit.capacity.beside.pinned_bytes);
+  out->set_host_capacity_bytes(fit.capacity.beside.host_bytes);
+  out->set_pinned_shortfall_bytes(fit.pinned_shortfall_bytes);
+  out->set_host_shortfall_bytes(fit.host_shortfall_bytes);
   ToProto(fit.plan, out->mutable_plan());
   out->set_largest_micro_batch_size(fit.largest_micro_batch_size);
   out->set_largest_sequence_len(fit.largest_sequence_len);

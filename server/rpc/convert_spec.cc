@@ -126,6 +126,7 @@ void ReadOptimizer(const v1::JobSpec& in, spec::TrainSpec& out, Problems& proble
   if (optimizer.has_adam_beta2()) out.adam_beta2 = optimizer.adam_beta2();
   if (optimizer.has_adam_epsilon()) out.adam_epsilon = optimizer.adam_epsilon();
   if (optimizer.has_max_grad_norm()) out.max_grad_norm = optimizer.max_grad_norm();
+  if (optimizer.has_paged()) out.paged_optimizer = optimizer.paged();
 }
 
 // -1 means "not said" in a TrainSpec, and nothing else may.
@@ -145,6 +146,7 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problem
   if (training.has_recompute()) {
     problems.Read("training.recompute", training.recompute(), kRecomputeWords, out.recompute);
   }
+  if (training.has_offload_activations()) out.offload_activations = training.offload_activations();
   if (training.has_logging_steps()) out.logging_steps = training.logging_steps();
   if (training.has_eval_steps()) out.eval_steps = training.eval_steps();
   if (training.has_save_steps()) out.save_steps = training.save_steps();
@@ -171,6 +173,7 @@ void WriteOptimizer(const spec::TrainSpec& in, v1::OptimizerSpec* out) {
   out->set_adam_beta2(in.adam_beta2);
   out->set_adam_epsilon(in.adam_epsilon);
   out->set_max_grad_norm(in.max_grad_norm);
+  out->set_paged(in.paged_optimizer);
 }
 
 void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
@@ -179,6 +182,7 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   out->set_num_epochs(in.num_epochs);
   if (in.max_steps >= 0) out->set_max_steps(in.max_steps);
   out->set_recompute(WordOf(in.recompute, kRecomputeWords));
+  out->set_offload_activations(in.offload_activations);
   out->set_gradient_checkpointing(in.recompute != spec::Recompute::kNone);
   out->set_logging_steps(in.logging_steps);
   if (in.eval_steps >= 0) out->set_eval_steps(in.eval_steps);

@@ -56,6 +56,7 @@ absl::StatusOr<core::RegisterWorker> ReadRegister(const wv1::RegisterRequest& in
     added.backend = device.backend();
     added.body = device.body();
     added.description = device.description();
+    added.uuid = device.uuid();
     added.capacity_bytes = device.capacity_bytes();
     added.profile = *std::move(profile);
     added.profile_json = device.profile_json();

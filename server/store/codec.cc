@@ -63,13 +63,13 @@ void from_json(const json& j, AttemptState& state) {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(FileRef, name, sha256, size_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PlanBytes, base_bytes, persistent_bytes, step_bytes,
-                                                fixed_bytes, host_bytes, lower_bound_bytes,
-                                                peak_phase, category_bytes, profile)
+                                                fixed_bytes, host_bytes, pinned_bytes, host_apart,
+                                                lower_bound_bytes, peak_phase, category_bytes, profile)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Progress, step, planned_steps, epoch,
                                                 trained_tokens, step_time_us, tokens_per_second,
                                                 loss, eval_loss, gradient_norm, learning_rate,
                                                 used_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description, uuid,
                                                 capacity_bytes, profile, profile_json)
 
 // By hand for the loss, which need not be a number.

@@ -41,8 +41,11 @@ class World {
     for (int64_t i = 0; i < devices; ++i) {
       const std::string worker = absl::StrCat("w", i);
       board_.PutWorker({worker, true, 0});
+      // Some hosts say what they have beside the device's memory, some do not (0: not limited).
+      const HostPart beside{rng_.Chance(0.6) ? rng_.Between(1, 12) * kGB : 0,
+                            rng_.Chance(0.6) ? rng_.Between(1, 12) * kGB : 0};
       board_.PutDevice(worker, "gpu0", rng_.Chance(0.7) ? "profile-a" : "profile-b", "numerics",
-                       rng_.Between(20, 80) * kGB);
+                       rng_.Between(20, 80) * kGB, beside);
     }
     for (int i = 0; i < 6; ++i) {
       Kind kind;
@@ -52,6 +55,8 @@ class World {
       kind.need.base_bytes = (1 + i % 3) * 4 * kGB;
       kind.need.persistent_bytes = rng_.Between(1, 4'000) * kGB / 1'000;
       kind.need.step_bytes = rng_.Between(1, 8'000) * kGB / 1'000;
+      kind.need.beside = {rng_.Chance(0.5) ? rng_.Between(1, 6'000) * kGB / 1'000 : kGB / 1'000,
+                          rng_.Between(10, 3'000) * kGB / 1'000};
       kind.load_milli = static_cast<int32_t>(rng_.Between(200, 1'000));
       kinds_.push_back(kind);
     }
@@ -78,7 +83,7 @@ class World {
   bool FitsSomewhere(int64_t number) const {
     const Need& need = by_shape_.at(jobs_.at(number).shape);
     return std::any_of(board_.devices().begin(), board_.devices().end(), [&](const auto& d) {
-      return need.TotalBytes() <= d.capacity_bytes;
+      return need.FitsAlone(d.capacity());
     });
   }
 
@@ -154,6 +159,8 @@ class World {
         milli += job.load_milli;
       }
       ASSERT_LE(load.TotalBytes(), d.capacity_bytes);
+      ASSERT_TRUE(d.capacity().Holds(load.beside));
+      ASSERT_EQ(load.beside, d.load.beside);
       ASSERT_LE(load.attempts, policy_.max_attempts_per_device);
       ASSERT_LE(static_cast<int32_t>(load.groups.size()), policy_.max_bases_per_device);
       ASSERT_TRUE(load.attempts <= 1 || milli <= policy_.max_load_milli);
@@ -245,7 +252,7 @@ TEST(ScheduleProperties, WhatStartsLaterLeavesRoomForTheReservation) {
           rest.Add(job.group, world.by_shape_.at(job.shape), false);
           milli += job.load_milli;
         }
-        EXPECT_TRUE(rest.Fits(d.capacity_bytes, holder.group, r.need, false, world.policy_));
+        EXPECT_TRUE(rest.Fits(d.capacity(), holder.group, r.need, false, world.policy_));
         EXPECT_TRUE(rest.attempts == 0 || milli + holder.load_milli <= world.policy_.max_load_milli);
         ++checked;
       }

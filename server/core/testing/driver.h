@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/spec/workspace.h"
 #include "server/core/apply.h"
 #include "server/core/decide.h"
 #include "server/core/state.h"
@@ -29,6 +30,8 @@ inline SpecFunctions CheapSpecFunctions() {
     spec::MemoryPlan plan;
     plan.base_bytes = 100 * kMB;
     plan.persistent_bytes = spec.lora_r * kMB;
+    plan.device = spec::IsCuda(profile);
+    if (plan.device) plan.pinned_bytes = spec.paged_optimizer ? spec.lora_r * kMB : kMB / 1'000;
     plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * 1'000 *
                       (spec.recompute == spec::Recompute::kNone ? 4 : 1);
     plan.fixed_bytes = profile.fixed_bytes;
