@@ -29,7 +29,10 @@ using spec::BaseEntry;
 using spec::BasePart;
 
 // Changes whenever the bytes of a file for the same input would.
-constexpr int kLayoutVersion = 1;
+constexpr int kLayoutVersion = 2;
+// How every array lies in the file, and the version of that order: bitsandbytes' flat one (row-major, pairs
+// of codes in a byte), which all kernels read as it is (docs/performance.md).
+constexpr std::string_view kTensorLayout = "flat 1";
 constexpr int64_t kChunkElements = 4 << 20;  // a multiple of every block
 
 std::string_view QuantName(spec::QuantKind quant) {
@@ -344,6 +347,18 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
 std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& layout) {
   std::string header = absl::StrCat("nibble base\nlayout ", kLayoutVersion, "\ndigest ", digest,
                                     "\nbytes ", layout.file_bytes, "\n");
+  // One line for the same array of all layers.
+  std::vector<std::string> names;
+  for (const BaseEntry& entry : layout.entries) {
+    BaseEntry any = entry;
+    any.layer = std::min(any.layer, 0);
+    std::string name = spec::BaseEntryName(any);
+    if (entry.layer >= 0) name = absl::StrCat("layers.*", name.substr(std::string_view("layers.0").size()));
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    absl::StrAppend(&header, "tensor ", name, " ", View(kTensorLayout), "\n");
+    names.push_back(std::move(name));
+  }
+  CHECK(static_cast<int64_t>(header.size()) <= spec::kBaseHeaderBytes);
   header.resize(spec::kBaseHeaderBytes, '\0');
   return header;
 }

@@ -336,6 +336,19 @@ TEST_F(BaseModelTest, AKilledMakerLeavesNothingInTheWay) {
   EXPECT_FALSE((*base)->cached());
 }
 
+TEST_F(BaseModelTest, TheCacheFileNamesTheLayoutOfEveryTensor) {
+  auto base = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(base.ok()) << base.status();
+  auto bytes = ReadFile(cache_.Join("base-" + (*base)->digest()), int64_t{1} << 30);
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  const std::string header = bytes->substr(0, bytes->find('\0'));
+  EXPECT_THAT(header, HasSubstr("\nlayout 2\n"));
+  for (const char* name : {"embedding", "layers.*.q_proj.codes", "layers.*.down_proj.absmax_codes"})
+    EXPECT_THAT(header, HasSubstr(absl::StrCat("\ntensor ", name, " flat 1\n")));
+  // Layers are alike, so a line stands for all of them.
+  EXPECT_EQ(header.find("layers.0"), std::string::npos);
+}
+
 TEST_F(BaseModelTest, ADamagedCacheFileIsRefused) {
   std::string digest;
   {

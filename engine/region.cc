@@ -93,6 +93,8 @@ absl::Status Region::Map(int64_t bytes) {
     return Error(Reason::kOutOfMemory,
                  absl::StrCat("cannot map ", size, " bytes: ", std::strerror(errno)));
   }
+  // Large pages where the system gives them: fewer misses of address translation. Not needed.
+  madvise(address, static_cast<size_t>(size), MADV_HUGEPAGE);
   mapped_bytes_ = size;
   return absl::OkStatus();
 }

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 namespace nibble::kernels {
@@ -44,6 +46,33 @@ TEST(ThreadPool, NoTwoPiecesOfOneThreadAtOnce) {
     inside[thread].fetch_sub(1);
   });
   EXPECT_FALSE(bad);
+}
+
+// As in two engine processes on one machine: more threads than cores, and nobody's result changes.
+TEST(ThreadPool, PoolsBesideEachOtherComputeWhatEachDoesAlone) {
+  const auto work = [](int threads) {
+    ThreadPool pool(threads);
+    std::vector<double> values(4096, 1), sums(64);
+    for (int run = 0; run < 500; ++run) {
+      pool.Run(64, [&](int64_t piece, int) {
+        double sum = 0;
+        for (int64_t i = piece * 64; i < (piece + 1) * 64; ++i) {
+          values[static_cast<size_t>(i)] = values[static_cast<size_t>(i)] * 0.999 + static_cast<double>(i);
+          sum += values[static_cast<size_t>(i)];
+        }
+        sums[static_cast<size_t>(piece)] += sum;
+      });
+    }
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+  };
+  const double alone = work(1);
+  std::vector<double> together(4);
+  {
+    std::vector<std::thread> jobs;
+    for (double& result : together) jobs.emplace_back([&] { result = work(3); });
+    for (std::thread& job : jobs) job.join();
+  }
+  for (const double result : together) EXPECT_EQ(result, alone);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|peer|control|plan|all]
+# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|together|peer|control|plan|all]
 set -euo pipefail
 bin=$1
 what=${2:-all}
@@ -46,6 +46,9 @@ steps() {
   done
 }
 
+# Two trainings beside each other, as many threads each as there are cores.
+together() { python3 "$here/together.py" "$bin" --threads "$threads"; }
+
 # The peer and Nibble on the same weights and tokens, one after the other, in a virtual environment
 # outside the tree (PyTorch comes from PyPI).
 peer() {
@@ -77,9 +80,10 @@ case $what in
   cpu) cpu ;;
   grid) grid ;;
   step) steps ;;
+  together) together ;;
   peer) peer ;;
   control) control ;;
   plan) "$bin/nibble-bench-plan" ;;
   all) kernels; steps; control ;;
-  *) echo "bench takes cpu, kernels, grid, step, peer, control or plan, got '$what'" >&2; exit 2 ;;
+  *) echo "bench takes cpu, kernels, grid, step, together, peer, control or plan, got '$what'" >&2; exit 2 ;;
 esac

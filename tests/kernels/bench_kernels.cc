@@ -106,6 +106,24 @@ void BenchGenerate(Bench& bench, const std::string& model, int64_t k, int64_t n,
   });
 }
 
+// One token's attention: the limit is reading the cached keys and values once.
+void BenchAttentionOne(Bench& bench, const std::string& model, int64_t length, int64_t heads,
+                       int64_t kv_heads, int64_t dim) {
+  const std::string shape = model + " 1 of " + std::to_string(length) + " h" + std::to_string(heads) + "/" +
+                            std::to_string(kv_heads) + " d" + std::to_string(dim);
+  if (!bench.Wants({"attention one"}, shape)) return;
+  auto q = Activations(heads * dim), out = q, keys = Activations(length * kv_heads * dim), values = keys;
+  AttentionArgs args;
+  args.heads = heads;
+  args.kv_heads = kv_heads;
+  args.head_dim = dim;
+  args.scale = 0.01f;
+  bench.Line("attention one", shape, 4.0 * static_cast<double>(length * kv_heads * dim), Limit::kRead, [&] {
+    bench.table().attention_decode(bench.context(), out.data(), q.data(), keys.data(), values.data(), length,
+                                   args);
+  });
+}
+
 void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t vocab) {
   const int64_t m = bench.tokens();
   const std::string shape =
@@ -127,7 +145,7 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
   if (!bench.Wants({"rmsnorm fwd", "rmsnorm bwd", "add", "rope", "embedding"}, shape) &&
       !bench.Wants({"silu fwd", "silu bwd"}, wide))
     return;
-  auto x = Activations(m * dim), y = x, w = Activations(dim), embeddings = Activations(4096 * dim);
+  auto x = Activations(m * dim), y = x, dy = x, w = Activations(dim), embeddings = Activations(4096 * dim);
   auto gate = Activations(m * intermediate), up = gate, out = gate;
   std::vector<float> rstd(static_cast<size_t>(m), 1), cos_sin(static_cast<size_t>(m * 64), 0.5f);
   std::vector<int32_t> ids(static_cast<size_t>(m)), positions(static_cast<size_t>(m));
@@ -146,19 +164,20 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
     t.rmsnorm_forward(bench.context(), y.data(), rstd.data(), x.data(), weight, m, dim, 1e-5f, 0);
   });
   bench.Line("rmsnorm bwd", shape, 3 * bytes, Limit::kCopy, [&] {
-    t.rmsnorm_backward(bench.context(), y.data(), false, y.data(), x.data(), weight, rstd.data(), m, dim, 0);
+    t.rmsnorm_backward(bench.context(), y.data(), false, dy.data(), x.data(), weight, rstd.data(), m, dim, 0);
   });
   bench.Line("rope", shape, 2 * bytes, Limit::kCopy, [&] {
     t.rope(bench.context(), y.data(), positions.data(), cos_sin.data(), m, dim / 64, 64, false);
   });
   bench.Line("add", shape, 3 * bytes, Limit::kCopy,
-             [&] { t.add(bench.context(), y.data(), x.data(), y.data(), m * dim); });
+             [&] { t.add(bench.context(), y.data(), x.data(), dy.data(), m * dim); });
   bench.Line("silu fwd", wide, 3 * wide_bytes, Limit::kCopy, [&] {
     t.gated_forward(bench.context(), out.data(), gate.data(), up.data(), m * intermediate, Activation::kSilu);
   });
-  // In place as the engine does it: three arrays read, two written.
+  // Three arrays read, two written; not in place, where values would shrink to subnormals.
+  auto dgate = gate, dup = gate;
   bench.Line("silu bwd", wide, 5 * wide_bytes, Limit::kCopy, [&] {
-    t.gated_backward(bench.context(), gate.data(), up.data(), out.data(), gate.data(), up.data(),
+    t.gated_backward(bench.context(), dgate.data(), dup.data(), out.data(), gate.data(), up.data(),
                      m * intermediate, Activation::kSilu);
   });
 }
@@ -226,6 +245,8 @@ int Main(int argc, char** argv) {
     BenchLinear(bench, std::string("1.1B ") + name, 2048, 2048, type);
   BenchGenerate(bench, "1.1B", 2048, 5632);
   BenchGenerate(bench, "all of 1.1B", 2048, 473088);
+  BenchAttentionOne(bench, "1.1B", 512, 32, 4, 64);
+  BenchAttentionOne(bench, "7B", 2048, 32, 32, 128);
   BenchAttention(bench, "demo", 6, 6, 32);
   BenchAttention(bench, "135M", 9, 3, 64);
   BenchAttention(bench, "1.1B", 32, 4, 64);

@@ -7,23 +7,37 @@
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
-// A dynamic map and the midpoints between its entries; the last can never be passed.
+// A dynamic map, and the midpoints between its entries as a tree for bisection: level l has 2^l of them, so
+// that a step is a look-up in registers. The first levels fill 16 entries.
 struct CodeSearch {
   explicit CodeSearch(const float* values) : map(values) {
-    for (int i = 0; i < 255; ++i) middle[i] = (values[i] + values[i + 1]) / 2;
-    middle[255] = INFINITY;
+    for (int level = 0; level < kLevels; ++level) {
+      float* const entries = tree + First(level);
+      const int step = 128 >> level;
+      for (int i = 0; i < 1 << level; ++i) {
+        const int at = 2 * step * i + step - 1;
+        entries[i] = (values[at] + values[at + 1]) / 2;
+      }
+    }
   }
-  NIBBLE_INLINE F32 Values(const uint8_t* codes) const { return Gather(map, WidenBytes(codes)); }
-  // How many midpoints lie strictly below each value, by bisection.
-  NIBBLE_INLINE I32 Codes(F32 values) const {
-    I32 code = SetInt(0);
-#pragma GCC unroll 8
-    for (int step = 128; step > 0; step /= 2)
-      code = AddWhereAbove(code, values, Gather(middle + step - 1, code), step);
-    return code;
+  NIBBLE_INLINE F32 Values(const uint8_t* codes) const { return Lookup<256>(map, WidenBytes(codes)); }
+  // How many midpoints lie strictly below each value.
+  NIBBLE_INLINE I32 Codes(F32 values) const { return Descend<0>(values, SetInt(0)); }
+
+ private:
+  static constexpr int kLevels = 8;
+  static constexpr int First(int level) { return level < 5 ? 16 * level : 16 * 4 + (1 << level) - 16; }
+  template <int kLevel>
+  NIBBLE_INLINE I32 Descend(F32 values, I32 code) const {
+    if constexpr (kLevel == kLevels) {
+      return code;
+    } else {
+      const F32 middle = Lookup<1 << kLevel>(tree + First(kLevel), code);
+      return Descend<kLevel + 1>(values, AddWhereAbove(AddInt(code, code), values, middle, 1));
+    }
   }
   const float* map;
-  alignas(64) float middle[256];
+  alignas(64) float tree[16 * 4 + 256 - 16] = {};
 };
 
 // Codes of a block and its absmax; a block of zeros gets the code that 0 has.

@@ -1,4 +1,4 @@
-// Attention forward and decode.
+// Attention forward.
 //
 // A piece is one document, one key/value head, some of the query heads that share it, and about 384 rows
 // of them: so a packed block of keys and values serves many rows, and the partition depends on shapes
@@ -209,68 +209,6 @@ static void AttentionForward(Context* ctx, void* out, void* lse, const void* q, 
                           static_cast<const BF16*>(v), static_cast<BF16*>(out), static_cast<float*>(lse),
                           args, FindPiece(args, cut, pieces - 1 - piece),
                           TakeForwardMemory(arena, dim, RoundUp(dim, kTileColumns)));
-  });
-}
-
-// One query of a head against a cache, a block of keys at a time: scores, softmax, values.
-static void DecodeHead(const BF16* query, const BF16* keys, const BF16* values, int64_t first,
-                       int64_t length, int64_t kv_width, const AttentionArgs& args, BF16* out) {
-  constexpr int64_t kMaxDim = 512, kKeys = 64;
-  const int64_t dim = args.head_dim;
-  KERNEL_CHECK(dim <= kMaxDim);
-  alignas(64) float sums[kMaxDim + kLanes] = {}, total[kLanes] = {};
-  alignas(64) float scores[kKeys], weights[kKeys];
-  float top = -INFINITY;
-  for (int64_t key0 = first; key0 < length; key0 += kKeys) {
-    const int64_t count = length - key0 < kKeys ? length - key0 : kKeys;
-    for (int64_t j = 0; j < count; ++j) {
-      const BF16* key = keys + (key0 + j) * kv_width;
-      __builtin_prefetch(key + 8 * kv_width);
-      F32 dot = Zero();
-      for (int64_t d = 0; d < dim; d += kLanes)
-        dot = Fma(LoadSome(query + d, dim - d), LoadSome(key + d, dim - d), dot);
-      scores[j] = SumLanes(dot);
-    }
-    const int64_t end = RoundUp(count, kLanes);
-    for (int64_t j = count; j < end; ++j) scores[j] = 0;
-    if (args.soft_cap > 0) CapScores(scores, 0, end, args);
-    const float scale = ExponentScale(args);
-    F32 largest = Set1(-INFINITY);
-    for (int64_t v = 0; v < end; v += kLanes)
-      largest = Max(largest, KeepLanes(Load(scores + v), 0, count - v, Set1(-INFINITY)));
-    const float block_top = MaxLanes(largest) * scale;
-    const float new_top = block_top > top ? block_top : top;
-    const F32 shrink = Set1(std::exp2(top - new_top));
-    top = new_top;
-    F32 sum = Mul(Load(total), shrink);
-    for (int64_t v = 0; v < end; v += kLanes) {
-      const F32 p = KeepLanes(Exp2(FmaSub(Load(scores + v), Set1(scale), Set1(top))), 0, count - v, Zero());
-      sum = Add(sum, p);
-      Store(weights + v, p);
-    }
-    Store(total, sum);
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      F32 value = Mul(Load(sums + d), shrink);
-      const BF16* at = values + key0 * kv_width + d;
-      for (int64_t j = 0; j < count; ++j, at += kv_width)
-        value = Fma(Set1(weights[j]), LoadSome(at, dim - d), value);
-      Store(sums + d, value);
-    }
-  }
-  const F32 inverse = Set1(1.0f / SumLanes(Load(total)));
-  for (int64_t d = 0; d < dim; d += kLanes) StoreSome(out + d, Mul(Load(sums + d), inverse), dim - d);
-}
-
-static void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache,
-                            const void* v_cache, int64_t length, const AttentionArgs& args) {
-  KERNEL_CHECK(length > 0 && args.heads % args.kv_heads == 0);
-  const int64_t dim = args.head_dim, group = args.heads / args.kv_heads;
-  const int64_t first = args.window > 0 && length > args.window ? length - args.window : 0;
-  RunPieces(ctx->pool, args.heads, [&](int64_t head, int) {
-    const int64_t offset = head / group * dim;
-    DecodeHead(static_cast<const BF16*>(q) + head * dim, static_cast<const BF16*>(k_cache) + offset,
-               static_cast<const BF16*>(v_cache) + offset, first, length, args.kv_heads * dim, args,
-               static_cast<BF16*>(out) + head * dim);
   });
 }
 

@@ -2,7 +2,7 @@
 // body gives the same bits.
 //
 // 4-bit codes: the 16 entries of the code book are scaled and rounded once per block, and each weight is
-// then a table look-up of 16-bit values.
+// then a table look-up of 16-bit values. INT8 codes are numbers: they are converted.
 #pragma once
 
 #include "kernels/counter.h"
@@ -23,6 +23,15 @@ NIBBLE_INLINE uint32_t CodeAt(const WeightView& w, int64_t i) {
   return i & 1 ? codes[i >> 1] & 15u : codes[i >> 1] >> 4;
 }
 
+// The levels of INT8, (code - 127) / 127 for codes up to 254, computed because 256 of them fit no register:
+// 1/127 as a sum of two floats gives each of these quotients correctly rounded.
+NIBBLE_INLINE F32 ByteLevels(I32 codes) {
+  constexpr float kInverse = 1.0f / 127.0f;
+  constexpr auto kRest = static_cast<float>(1.0 / 127.0 - static_cast<double>(kInverse));
+  const F32 whole = Sub(ToFloats(codes), Set1(127.0f));
+  return Fma(whole, Set1(kInverse), Mul(whole, Set1(kRest)));
+}
+
 #if defined(__AVX512F__)
 
 // The upper halves are the values as bf16, nearest even; the lower halves are of no use. In integers:
@@ -32,15 +41,26 @@ NIBBLE_INLINE I32 RoundedUpper(F32 values) {
   const I32 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
 }
-NIBBLE_INLINE __m256i RoundTable(F32 products) {
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(RoundedUpper(products), 16));
+// The upper halves twice: look-ups of words see five bits, of which the first may then be anything.
+NIBBLE_INLINE I32 UpperTwice(I32 values) {
+  alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                      23, 25, 27, 29, 31, 1,  3,  5,  7,  9,  11,
+                                                      13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  return _mm512_permutexvar_epi16(LoadInt(kUpper), values);
 }
 
 // The scaled table in both halves, so that the word permutation needs no masking of its 5-bit indices.
 struct NibbleTable {
   explicit NIBBLE_INLINE NibbleTable(const float* code_book, float absmax) {
-    const __m256i half = RoundTable(Mul(Load(code_book), Set1(absmax)));
-    words = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
+    const F32 products = Mul(Load(code_book), Set1(absmax));
+#if defined(__AVX512BF16__)
+    // No level but zero is below 0.005, so no product is subnormal and the instruction rounds as we do.
+    if (absmax >= 0x1p-100f) {
+      words = (I32)_mm512_cvtne2ps_pbh(products, products);
+      return;
+    }
+#endif
+    words = UpperTwice(RoundedUpper(products));
   }
   // 32 weights of 16 bytes: every byte goes to two words, of which the first is shifted by a nibble.
   NIBBLE_INLINE void Decode32(const uint8_t* codes, BF16* out) const {
@@ -58,11 +78,19 @@ struct NibbleTable {
   I32 words;
 };
 
-// 16 look-ups in an INT8 code book.
-NIBBLE_INLINE void DecodeBytes16(const uint8_t* codes, const float* code_book, float absmax, BF16* out) {
-  const I32 index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
-  const F32 products = Mul(_mm512_i32gather_ps(index, code_book, 4), Set1(absmax));
-  _mm256_storeu_si256((__m256i*)out, RoundTable(products));
+// 32 INT8 weights.
+NIBBLE_INLINE void DecodeBytes32(const uint8_t* codes, float absmax, BF16* out) {
+  alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m128i highest = _mm_set1_epi8(static_cast<char>(254));
+  I32 part[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m128i bytes = _mm_min_epu8(_mm_loadu_si128((const __m128i*)(codes + 16 * i)), highest);
+    part[i] = RoundedUpper(Mul(ByteLevels(_mm512_cvtepu8_epi32(bytes)), Set1(absmax)));
+  }
+  StoreInt(out, _mm512_permutex2var_epi16(part[0], LoadInt(kUpper), part[1]));
 }
 
 #else
@@ -102,11 +130,12 @@ struct NibbleTable {
   __m128i low, high;
 };
 
-NIBBLE_INLINE void DecodeBytes16(const uint8_t* codes, const float* code_book, float absmax, BF16* out) {
-  for (int half = 0; half < 16; half += 8) {
-    const I32 index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(codes + half)));
-    const F32 products = Mul(_mm256_i32gather_ps(code_book, index, 4), Set1(absmax));
-    _mm_storeu_si128((__m128i*)(out + half), RoundTable(products));
+NIBBLE_INLINE void DecodeBytes32(const uint8_t* codes, float absmax, BF16* out) {
+  const __m128i highest = _mm_set1_epi8(static_cast<char>(254));
+  for (int i = 0; i < 32; i += 8) {
+    const __m128i bytes = _mm_min_epu8(_mm_loadl_epi64((const __m128i*)(codes + i)), highest);
+    const F32 products = Mul(ByteLevels(_mm256_cvtepu8_epi32(bytes)), Set1(absmax));
+    _mm_storeu_si128((__m128i*)(out + i), RoundTable(products));
   }
 }
 
@@ -117,7 +146,7 @@ static void DecodeInBlock(const WeightView& w, float absmax, int64_t first, int6
   const auto* codes = static_cast<const uint8_t*>(w.data);
   int64_t i = 0;
   if (w.type == QuantType::kINT8) {
-    for (; i + 16 <= count; i += 16) DecodeBytes16(codes + first + i, w.code_book, absmax, out + i);
+    for (; i + 32 <= count; i += 32) DecodeBytes32(codes + first + i, absmax, out + i);
   } else if (first % 2 == 0 && count >= 32) {
     const NibbleTable table(w.code_book, absmax);
     for (; i + 32 <= count; i += 32) table.Decode32(codes + (first + i) / 2, out + i);

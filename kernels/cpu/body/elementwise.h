@@ -53,45 +53,80 @@ NIBBLE_INLINE void StoreSome(T* p, F32 a, int64_t lanes) {
     Store(p, a, lanes);
 }
 
+// fn(i, lanes, slot) over the vectors of `count` elements; slot says which of four sums a vector belongs to,
+// so that additions do not wait for each other. `lanes` is less than kLanes in the last one only.
+template <typename F>
+NIBBLE_INLINE void EachVector(int64_t count, const F& fn) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+    fn(i, kLanes, 0);
+    fn(i + kLanes, kLanes, 1);
+    fn(i + 2 * kLanes, kLanes, 2);
+    fn(i + 3 * kLanes, kLanes, 3);
+  }
+  for (; i + kLanes <= count; i += kLanes) fn(i, kLanes, 0);
+  if (i < count) fn(i, count - i, 0);
+}
+#define NIBBLE_VECTOR (int64_t i, int64_t lanes, [[maybe_unused]] int slot) __attribute__((always_inline))
+
+NIBBLE_INLINE float SumSlots(const F32* sums) {
+  return SumLanes(Add(Add(sums[0], sums[1]), Add(sums[2], sums[3])));
+}
+
+// fn(weights) with the weights in their own type.
+template <typename F>
+static void WithParam(const ParamView& view, const F& fn) {
+  if (view.type == DType::kBF16)
+    fn(static_cast<const BF16*>(view.data));
+  else
+    fn(static_cast<const float*>(view.data));
+}
+
 static void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m,
                            int64_t dim, float eps, float unit_offset) {
   KERNEL_CHECK(m >= 0 && dim > 0 && w.type != DType::kF64);
-  RunRows(ctx, m, dim, [&](int64_t row) {
-    const BF16* in = static_cast<const BF16*>(x) + row * dim;
-    BF16* out = static_cast<BF16*>(y) + row * dim;
-    F32 squares = Zero();
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      const F32 v = LoadSome(in + i, dim - i);
-      squares = Fma(v, v, squares);
-    }
-    const float scale = 1.0f / std::sqrt(SumLanes(squares) / static_cast<float>(dim) + eps);
-    if (rstd != nullptr) static_cast<float*>(rstd)[row] = scale;
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      const F32 weight = Add(LoadParam(w, i, dim - i), Set1(unit_offset));
-      StoreSome(out + i, Mul(Mul(LoadSome(in + i, dim - i), Set1(scale)), weight), dim - i);
-    }
+  WithParam(w, [&](const auto* weights) {
+    RunRows(ctx, m, dim, [&](int64_t row) {
+      const BF16* in = static_cast<const BF16*>(x) + row * dim;
+      BF16* out = static_cast<BF16*>(y) + row * dim;
+      F32 squares[4] = {Zero(), Zero(), Zero(), Zero()};
+      EachVector(dim, [&] NIBBLE_VECTOR {
+        const F32 v = LoadSome(in + i, lanes);
+        squares[slot] = Fma(v, v, squares[slot]);
+      });
+      const float scale = 1.0f / std::sqrt(SumSlots(squares) / static_cast<float>(dim) + eps);
+      if (rstd != nullptr) static_cast<float*>(rstd)[row] = scale;
+      EachVector(dim, [&] NIBBLE_VECTOR {
+        const F32 weight = Add(LoadSome(weights + i, lanes), Set1(unit_offset));
+        StoreSome(out + i, Mul(Mul(LoadSome(in + i, lanes), Set1(scale)), weight), lanes);
+      });
+    });
   });
 }
 
 static void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
                             ParamView w, const void* rstd, int64_t m, int64_t dim, float unit_offset) {
   KERNEL_CHECK(m >= 0 && dim > 0 && w.type != DType::kF64);
-  RunRows(ctx, m, dim, [&](int64_t row) {
-    const BF16* in = static_cast<const BF16*>(x) + row * dim;
-    const BF16* gradient = static_cast<const BF16*>(dy) + row * dim;
-    BF16* out = static_cast<BF16*>(dx) + row * dim;
-    const float scale = static_cast<const float*>(rstd)[row];
-    const auto weighted = [&](int64_t i) {
-      return Mul(LoadSome(gradient + i, dim - i), Add(LoadParam(w, i, dim - i), Set1(unit_offset)));
-    };
-    F32 dot = Zero();
-    for (int64_t i = 0; i < dim; i += kLanes) dot = Fma(weighted(i), LoadSome(in + i, dim - i), dot);
-    const F32 mean = Set1(SumLanes(dot) * scale * scale / static_cast<float>(dim));
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      F32 value = Mul(Set1(scale), NegFma(LoadSome(in + i, dim - i), mean, weighted(i)));
-      if (accumulate) value = Add(value, LoadSome(out + i, dim - i));
-      StoreSome(out + i, value, dim - i);
-    }
+  WithParam(w, [&](const auto* weights) {
+    RunRows(ctx, m, dim, [&](int64_t row) {
+      const BF16* in = static_cast<const BF16*>(x) + row * dim;
+      const BF16* gradient = static_cast<const BF16*>(dy) + row * dim;
+      BF16* out = static_cast<BF16*>(dx) + row * dim;
+      const float scale = static_cast<const float*>(rstd)[row];
+      const auto weighted = [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+        return Mul(LoadSome(gradient + i, lanes), Add(LoadSome(weights + i, lanes), Set1(unit_offset)));
+      };
+      F32 dots[4] = {Zero(), Zero(), Zero(), Zero()};
+      EachVector(dim, [&] NIBBLE_VECTOR {
+        dots[slot] = Fma(weighted(i, lanes), LoadSome(in + i, lanes), dots[slot]);
+      });
+      const F32 mean = Set1(SumSlots(dots) * scale * scale / static_cast<float>(dim));
+      EachVector(dim, [&] NIBBLE_VECTOR {
+        F32 value = Mul(Set1(scale), NegFma(LoadSome(in + i, lanes), mean, weighted(i, lanes)));
+        if (accumulate) value = Add(value, LoadSome(out + i, lanes));
+        StoreSome(out + i, value, lanes);
+      });
+    });
   });
 }
 
@@ -137,14 +172,14 @@ struct Activated {
 NIBBLE_INLINE Activated Activate(F32 g, Activation activation) {
   const F32 one = Set1(1.0f);
   if (activation == Activation::kSilu) {
-    const F32 sigmoid = Div(one, Add(one, Exp(Sub(Zero(), g))));
+    const F32 sigmoid = Sigmoid(g);
     return {Mul(g, sigmoid), Mul(sigmoid, Fma(g, Sub(one, sigmoid), one))};
   }
   // g sigmoid(2 z), z = c (g + a g^3): the tanh form without its cancellation.
   const F32 c = Set1(0.7978845608028654f), a = Set1(0.044715f);
   const F32 square = Mul(g, g);
   const F32 z = Mul(Mul(c, g), Fma(a, square, one));
-  const F32 sigmoid = Div(one, Add(one, Exp(Mul(Set1(-2.0f), z))));
+  const F32 sigmoid = Sigmoid(Add(z, z));
   const F32 slope = Mul(Set1(2.0f), Mul(c, Fma(Mul(Set1(3.0f), a), square, one)));
   return {Mul(g, sigmoid), Mul(sigmoid, Fma(Mul(g, slope), Sub(one, sigmoid), one))};
 }
@@ -152,24 +187,26 @@ NIBBLE_INLINE Activated Activate(F32 g, Activation activation) {
 static void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
                          Activation activation) {
   RunSpans(ctx, count, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i += kLanes) {
-      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + i, last - i), activation);
-      const F32 u = LoadSome(static_cast<const BF16*>(up) + i, last - i);
-      StoreSome(static_cast<BF16*>(out) + i, Mul(a.value, u), last - i);
-    }
+    EachVector(last - first, [&] NIBBLE_VECTOR {
+      const int64_t at = first + i;
+      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), activation);
+      const F32 u = LoadSome(static_cast<const BF16*>(up) + at, lanes);
+      StoreSome(static_cast<BF16*>(out) + at, Mul(a.value, u), lanes);
+    });
   });
 }
 
 static void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
                           const void* up, int64_t count, Activation activation) {
   RunSpans(ctx, count, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i += kLanes) {
-      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + i, last - i), activation);
-      const F32 u = LoadSome(static_cast<const BF16*>(up) + i, last - i);
-      const F32 d = LoadSome(static_cast<const BF16*>(dout) + i, last - i);
-      StoreSome(static_cast<BF16*>(dgate) + i, Mul(Mul(d, u), a.derivative), last - i);
-      StoreSome(static_cast<BF16*>(dup) + i, Mul(d, a.value), last - i);
-    }
+    EachVector(last - first, [&] NIBBLE_VECTOR {
+      const int64_t at = first + i;
+      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), activation);
+      const F32 u = LoadSome(static_cast<const BF16*>(up) + at, lanes);
+      const F32 d = LoadSome(static_cast<const BF16*>(dout) + at, lanes);
+      StoreSome(static_cast<BF16*>(dgate) + at, Mul(Mul(d, u), a.derivative), lanes);
+      StoreSome(static_cast<BF16*>(dup) + at, Mul(d, a.value), lanes);
+    });
   });
 }
 
@@ -178,8 +215,12 @@ static void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamV
   KERNEL_CHECK(table.type != DType::kF64);
   RunRows(ctx, m, dim, [&](int64_t row) {
     BF16* to = static_cast<BF16*>(out) + row * dim;
-    for (int64_t i = 0; i < dim; i += kLanes)
-      StoreSome(to + i, Mul(LoadParam(table, ids[row] * dim + i, dim - i), Set1(scale)), dim - i);
+    const int64_t from = ids[row] * dim, next = row + 1 < m ? ids[row + 1] * dim : from;
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      // Rows lie anywhere: the next one is fetched while this one is copied.
+      __builtin_prefetch(static_cast<const char*>(table.data) + (next + i) * DTypeBytes(table.type));
+      StoreSome(to + i, Mul(LoadParam(table, from + i, dim - i), Set1(scale)), dim - i);
+    }
   });
 }
 

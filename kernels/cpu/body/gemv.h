@@ -83,10 +83,7 @@ struct NibbleSums {
 #if defined(__AVX512BF16__)
     const I32 table = (I32)_mm512_cvtne2ps_pbh(products, products);
 #else
-    alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                        23, 25, 27, 29, 31, 1,  3,  5,  7,  9,  11,
-                                                        13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
-    const I32 table = _mm512_permutexvar_epi16(LoadInt(kUpper), RoundedUpper(products));
+    const I32 table = UpperTwice(RoundedUpper(products));
 #endif
     // An even element is the high nibble of its byte.
     const I32 words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));

@@ -129,7 +129,26 @@ NIBBLE_INLINE I32 WidenBytes(const uint8_t* p) {
 NIBBLE_INLINE void NarrowBytes(uint8_t* p, I32 a) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a));
 }
-NIBBLE_INLINE F32 Gather(const float* base, I32 index) { return _mm512_i32gather_ps(index, base, 4); }
+// table[index] of kEntries, a power of two; bits of the index above them are ignored.
+template <int kEntries>
+NIBBLE_INLINE F32 Lookup(const float* table, I32 index) {
+  if constexpr (kEntries <= 16) {
+    return _mm512_permutexvar_ps(index, Load(table));
+  } else if constexpr (kEntries == 32) {
+    return _mm512_permutex2var_ps(Load(table), index, Load(table + 16));
+  } else {
+    const F32 low = Lookup<kEntries / 2>(table, index);
+    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(index, _mm512_set1_epi32(kEntries / 2)), low,
+                                Lookup<kEntries / 2>(table + kEntries / 2, index));
+  }
+}
+NIBBLE_INLINE I32 AddInt(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+NIBBLE_INLINE F32 ToFloats(I32 a) { return _mm512_cvtepi32_ps(a); }
+// 1 / a to about one unit in the last place; a in [1, 2^126].
+NIBBLE_INLINE F32 Reciprocal(F32 a) {
+  const F32 near = _mm512_rcp14_ps(a);
+  return Mul(near, NegFma(a, near, Set1(2.0f)));
+}
 // sum + step in lanes where a > b.
 NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
   return _mm512_mask_add_epi32(sum, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), sum, SetInt(step));
@@ -280,7 +299,17 @@ NIBBLE_INLINE void NarrowBytes(uint8_t* p, I32 a) {
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
 }
-NIBBLE_INLINE F32 Gather(const float* base, I32 index) { return _mm256_i32gather_ps(base, index, 4); }
+template <int kEntries>
+NIBBLE_INLINE F32 Lookup(const float* table, I32 index) {
+  if constexpr (kEntries <= 8) {
+    return _mm256_permutevar8x32_ps(Load(table), index);
+  } else {
+    return _mm256_i32gather_ps(table, index, 4);
+  }
+}
+NIBBLE_INLINE I32 AddInt(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
+NIBBLE_INLINE F32 ToFloats(I32 a) { return _mm256_cvtepi32_ps(a); }
+NIBBLE_INLINE F32 Reciprocal(F32 a) { return Div(Set1(1.0f), a); }
 NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
   const I32 above = _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
   return _mm256_add_epi32(sum, _mm256_and_si256(above, SetInt(step)));
@@ -349,6 +378,12 @@ NIBBLE_INLINE F32 Exp2(F32 x) {
   p = Fma(p, f, Set1(6.9315129519e-1f));
   p = Fma(p, f, Set1(1.0f));
   return ScaleByFloor(p, x);
+}
+
+// 1 / (1 + exp(-x)), relative error about 1e-6 times the larger of 1 and |x|.
+NIBBLE_INLINE F32 Sigmoid(F32 x) {
+  const F32 power = Min(Set1(126.0f), Mul(x, Set1(-1.44269504088896341f)));
+  return Reciprocal(Add(Set1(1.0f), Exp2(power)));
 }
 
 // Absolute error about 1e-7.

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/body/adam8.h"
 #include "kernels/cpu/body/attention_backward.h"
+#include "kernels/cpu/body/attention_decode.h"
 #include "kernels/cpu/body/attention_forward.h"
 #include "kernels/cpu/body/elementwise.h"
 #include "kernels/cpu/body/linear.h"
