@@ -183,8 +183,6 @@ struct Branch {
   Packer pack;                       // (first column, columns, first depth, depth, panel)
 };
 
-NIBBLE_INLINE int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 struct ThreadMemory {
   float* panel;
   float* branch_panel;
@@ -240,12 +238,9 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
 
 // pack(first column, columns, first depth, depth, panel) fills a panel. finish(row, rows, column, columns,
 // sums, stride) gets every finished tile once. `reserved` bytes at the workspace's beginning are the op's.
-// ahead(first column, columns, first depth, depth, part, parts) is told, part by part, what will be packed
-// next.
-template <typename Packer, typename BranchPacker, typename Finish, typename Ahead = NoAhead>
+template <typename Packer, typename BranchPacker, typename Finish>
 static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
-                 const Packer& pack, const Branch<BranchPacker>& branch, const Finish& finish,
-                 const Ahead& ahead = {}) {
+                 const Packer& pack, const Branch<BranchPacker>& branch, const Finish& finish) {
   if (shape.rows == 0 || shape.columns == 0 || shape.depth == 0) return;
   const int threads = PoolThreads(ctx->pool);
   const GemmPlan plan = PlanGemm(shape, branch.depth, threads);
@@ -295,16 +290,6 @@ static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const L
           shape.depth - first < plan.block_depth ? shape.depth - first : plan.block_depth;
       const int64_t steps = Steps(depth);
       pack(column0, columns, first, depth, mem.panel);
-      // Next: this panel's next block, or the panel that this thread takes if all are as fast.
-      const bool more = block + 1 < plan.blocks;
-      const int64_t next_column =
-          more ? column0 : (piece + threads) / plan.row_chunks * plan.panel_columns;
-      const int64_t next_columns = Least(shape.columns - next_column, plan.panel_columns);
-      const int64_t next_first = more ? first + plan.block_depth : 0;
-      const int64_t next_depth = Least(shape.depth - next_first, plan.block_depth);
-      const int64_t parts = ((end - row0 + tile_rows - 1) / tile_rows) *
-                            ((columns + kTileColumns - 1) / kTileColumns);
-      int64_t part = 0;
       for (int64_t row = row0; row < end; row += tile_rows) {
         const int64_t rows = end - row < tile_rows ? end - row : tile_rows;
         const PreparedRows a = PrepareRows(lhs, row, rows, first, depth, mem.rows);
@@ -334,7 +319,6 @@ static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const L
           }
           MultiplyTile(a.data, a.stride_bytes, mem.panel + j * steps, steps, rows, width, tile, stride,
                        block > 0 || b.data != nullptr, j == 0 ? a.next : nullptr);
-          if (next_columns > 0) ahead(next_column, next_columns, next_first, next_depth, part++, parts);
           if (block + 1 == plan.blocks) finish(row, rows, column0 + j, width, tile, stride);
         }
       }
@@ -346,10 +330,10 @@ struct NoPacker {
   void operator()(int64_t, int64_t, int64_t, int64_t, float*) const {}
 };
 
-template <typename Packer, typename Finish, typename Ahead = NoAhead>
+template <typename Packer, typename Finish>
 static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
-                 const Packer& pack, const Finish& finish, const Ahead& ahead = {}) {
-  Gemm(ctx, reserved, shape, lhs, pack, Branch<NoPacker>{}, finish, ahead);
+                 const Packer& pack, const Finish& finish) {
+  Gemm(ctx, reserved, shape, lhs, pack, Branch<NoPacker>{}, finish);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

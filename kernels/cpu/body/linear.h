@@ -103,7 +103,7 @@ static void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs
   const StoreRows store{static_cast<BF16*>(y), w.n, args.bias};
   const GemmShape shape{args.m, w.n, w.k};
   if (args.lora == nullptr || args.lora->r == 0) {
-    Gemm(ctx, 0, shape, rows, pack, store, WeightAhead<true>{w});
+    Gemm(ctx, 0, shape, rows, pack, store);
     return;
   }
   const LoraArgs& lora = *args.lora;
@@ -120,7 +120,7 @@ static void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs
     PackRows(b, column, columns, first, depth, panel);
   };
   const Branch<decltype(pack_b)> branch{Lhs{lora.u, lora.r}, lora.r, lora.scale, nullptr, pack_b};
-  Gemm(ctx, 0, shape, rows, pack, branch, store, WeightAhead<true>{w});
+  Gemm(ctx, 0, shape, rows, pack, branch, store);
 }
 
 // What the backward of a LoRA branch keeps in the workspace.
@@ -224,7 +224,7 @@ static void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* 
   const GemmShape shape{args.m, w.k, w.n};
   const StoreRows store{static_cast<BF16*>(dx), w.k, {}, accumulate};
   if (args.lora == nullptr || args.lora->r == 0) {
-    if (dx != nullptr) Gemm(ctx, 0, shape, Lhs{dy, w.n}, pack, store, WeightAhead<false>{w});
+    if (dx != nullptr) Gemm(ctx, 0, shape, Lhs{dy, w.n}, pack, store);
     return;
   }
   const LoraArgs& lora = *args.lora;
@@ -239,7 +239,7 @@ static void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* 
   };
   const Branch<decltype(pack_a)> branch{Lhs{memory.du, lora.r}, lora.r, drop ? dropout.inverse : 1.0f,
                                         drop ? &dropout : nullptr, pack_a};
-  Gemm(ctx, memory.bytes, shape, Lhs{dy, w.n}, pack, branch, store, WeightAhead<false>{w});
+  Gemm(ctx, memory.bytes, shape, Lhs{dy, w.n}, pack, branch, store);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

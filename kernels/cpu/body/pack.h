@@ -56,29 +56,6 @@ struct WeightSource {
   }
 };
 
-// Fetches the weight of the panel that comes next into the second-level cache, a part at a time, while this
-// one is multiplied: its rows are far apart in memory and cost up to a fifth of a product to wait for.
-template <bool kRowsAreColumns>
-struct WeightAhead {
-  const WeightView& w;
-  void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, int64_t part,
-                  int64_t parts) const {
-    const int64_t row0 = kRowsAreColumns ? column : first, rows = kRowsAreColumns ? columns : depth;
-    const int64_t k0 = kRowsAreColumns ? first : column, count = kRowsAreColumns ? depth : columns;
-    const int64_t last = row0 + rows * (part + 1) / parts;
-    for (int64_t row = row0 + rows * part / parts; row < last; ++row) {
-      const int64_t at = row * w.k + k0;
-      const char* from = static_cast<const char*>(w.data) + BytesBefore(w, at);
-      const char* end = static_cast<const char*>(w.data) + BytesBefore(w, at + count);
-      for (; from < end; from += 64) __builtin_prefetch(from, 0, 2);
-      if (w.absmax_codes != nullptr) __builtin_prefetch(w.absmax_codes + at / w.block, 0, 2);
-    }
-  }
-};
-struct NoAhead {
-  void operator()(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {}
-};
-
 struct MatrixSource {
   const BF16* data;
   int64_t stride;
