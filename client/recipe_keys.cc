@@ -67,6 +67,8 @@ const KeyRule kRules[] = {
     {"gradient_checkpointing", "", kFlag, "training.gradientCheckpointing", ""},
     {"activation_offloading", "offload_activations", kFlag, "training.offloadActivations", ""},
     {"recompute", "", kText, "training.recompute", ""},
+    {"base_cache", "", kText, "training.baseCache", ""},
+    {"cuda_graphs", "", kText, "training.cudaGraphs", ""},
     {"disable_gradient_checkpointing", "", kInverseFlag, "training.gradientCheckpointing", ""},
     {"logging_steps", "", kInteger, "training.loggingSteps", ""},
     {"eval_steps", "", kInteger, "training.evalSteps", ""},

@@ -46,7 +46,7 @@ struct Steps {
 };
 
 // Optimizer steps of two micro-batches, over the same two sets of documents in turn.
-Steps Train(StepRig& rig, int64_t vocab, int64_t steps) {
+Steps Train(StepRig& rig, int64_t vocab, int64_t steps, bool record = false) {
   Steps run;
   for (int64_t step = 1; step <= steps; ++step) {
     rig.executor().ZeroGradients();
@@ -55,6 +55,7 @@ Steps Train(StepRig& rig, int64_t vocab, int64_t steps) {
     for (uint64_t i = 0; i < 2; ++i) {
       batches.push_back(RandomBatch({7, 4}, vocab, 2 * static_cast<uint64_t>(step % 2) + i));
       targets += batches.back().target_tokens;
+      if (record) rig.executor().Record(batches.back());
     }
     const double scale = 1.0 / static_cast<double>(targets);
     for (int64_t i = 0; i < 2; ++i) {
@@ -189,6 +190,53 @@ TEST(EmulatedPaging, ChunksThatTakeTurnsChangeNoBit) {
       EXPECT_EQ(updated, masters);
     }
   }
+}
+
+// Micro-batches as recordings: what changes from one to the next (learning rate, dropout, documents, the
+// loss's divisor and fp16's scale) comes through memory, so the bits are those of ops queued one by one.
+TEST_P(EmulatedTraining, RecordedStepsAreTheSameBits) {
+  const TinyModel model({.qk_norm = GetParam()});
+  spec::TrainSpec spec = SmallSpec();
+  spec.graphs = spec::Graphs::kOn;
+  std::vector<std::vector<double>> masters;
+  std::vector<Steps> runs;
+  for (const bool record : {false, true}) {
+    const kernels::EmulatedCounts before = kernels::EmulatedCudaCounts();
+    StepRig rig(Emulated(GetParam()), model, spec);
+    rig.Randomize(7);
+    runs.push_back(Train(rig, model.config().vocab_size, 4, record));
+    masters.push_back(rig.Read(rig.plan().persistent.master));
+    const kernels::EmulatedCounts after = kernels::EmulatedCudaCounts();
+    EXPECT_EQ(after.replays - before.replays > 0, record);
+    EXPECT_EQ(after.recordings - before.recordings > 0, record);
+    // The first of a shape is queued as it is.
+    EXPECT_GE(after.replays - before.replays, record ? 4 : 0);
+  }
+  EXPECT_EQ(runs[1].losses, runs[0].losses);
+  EXPECT_EQ(runs[1].norms, runs[0].norms);
+  EXPECT_EQ(masters[1], masters[0]);
+  EXPECT_EQ(kernels::EmulatedCudaCounts().recordings, 0);
+}
+
+// A decoded base in memory: the same numbers, and what the plan says.
+TEST_P(EmulatedTraining, AKeptDecodedBaseChangesNoBit) {
+  const TinyModel model(TinyModel({}).config(), spec::QuantKind::kNF4, true, 3);
+  std::vector<std::vector<double>> masters;
+  int64_t unquantized[2];
+  for (int i = 0; i < 2; ++i) {
+    spec::TrainSpec spec = SmallSpec();
+    spec.base_cache = i == 0 ? spec::BaseCache::kOff : spec::BaseCache::kOn;
+    StepRig rig(Emulated(GetParam()), model, spec);
+    EXPECT_EQ(rig.plan().base_cache, spec.base_cache);
+    unquantized[i] =
+        rig.plan().memory.category_bytes[static_cast<size_t>(spec::Category::kBaseUnquantized)];
+    rig.Randomize(7);
+    Train(rig, model.config().vocab_size, 1);
+    masters.push_back(rig.Read(rig.plan().persistent.master));
+  }
+  EXPECT_EQ(masters[0], masters[1]);
+  EXPECT_EQ(unquantized[1] - unquantized[0],
+            spec::BaseCacheBytes(model.config(), spec::QuantKind::kNF4, MeasureProfile(*Emulated())));
 }
 
 INSTANTIATE_TEST_SUITE_P(ComputeTypes, EmulatedTraining, ::testing::Bool(),

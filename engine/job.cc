@@ -26,6 +26,7 @@ std::string SpecDigest(spec::TrainSpec spec) {
   spec.recompute = defaults.recompute;
   spec.paged_optimizer = defaults.paged_optimizer;
   spec.offload_activations = defaults.offload_activations;
+  spec.base_cache = defaults.base_cache;
   spec.logging_steps = defaults.logging_steps;
   spec.save_steps = defaults.save_steps;
   spec.saves_per_epoch = defaults.saves_per_epoch;
@@ -73,6 +74,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, c
   ASSIGN_OR_RETURN(job->plan_,
                    spec::CompileForEngine(device.model(), job->spec_, device.profile()));
   job->spec_.recompute = job->plan_.recompute;
+  job->spec_.base_cache = job->plan_.base_cache;
   return job;
 }
 
@@ -159,6 +161,7 @@ absl::Status Job::Start() {
     state.Write();
   }
   executor_->set_step_region(device_.step().data());
+  executor_->DecodeBase();
   executor_->RefreshCompute();
   RETURN_IF_ERROR(FaultStatus(backend));
   last_saved_us_ = clock_.NowMonotonicUs();

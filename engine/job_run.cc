@@ -121,6 +121,7 @@ absl::Status Job::PrepareStep() {
     }
   }
   epoch_done_ = step.epoch_done;
+  for (size_t i = 0; i < batch_count_; ++i) executor_->Record(batches_[i]);
   return absl::OkStatus();
 }
 

@@ -33,6 +33,7 @@ KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelT
     adapter_of_[static_cast<size_t>(matrix.layer * spec::kModuleCount +
                                     static_cast<int>(matrix.module))] = &matrix;
   }
+  recorded_.reserve(kMostRecordings);
   pinned_ = static_cast<std::byte*>(backend.AllocatePinned(plan.pinned.total_bytes));
   if (pinned_ == nullptr) return;
   // Offloaded inputs are written before they are read.
@@ -45,6 +46,7 @@ KernelExecutor::KernelExecutor(kernels::Backend& backend, const kernels::KernelT
 
 KernelExecutor::~KernelExecutor() {
   backend_.Synchronize();  // copies may be under way
+  DropRecordings();
   if (pinned_ != nullptr) backend_.ReleasePinned(pinned_);
 }
 
@@ -53,15 +55,75 @@ void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64
   CHECK(micro_batch < loss_slots());
   BeginPhase(StepPhase::kData);
   Stage(batch);
-  op_ = 0;
   training_ = true;
   gradient_scale_ = gradient_scale * loss_scale_.scale;
   micro_batch_ = micro_batch;
   // 14 bits are left for layer and module, 17 for the micro-batch: see the bounds of the two.
   dropout_stream_ =
       (static_cast<uint64_t>(step) << 31) | (static_cast<uint64_t>(micro_batch) << 14);
+  if (!plan_.pads) return RunMicroBatch();
+  // From memory of this function: it has been read when the call returns.
+  const uint64_t stream = dropout_stream_;
+  backend_.CopyIn(Lane::kCompute, Late(0), &stream, sizeof stream);
+  backend_.CopyIn(Lane::kCompute, Late(1), &gradient_scale_, sizeof gradient_scale_);
+  const auto known = std::find_if(recorded_.begin(), recorded_.end(),
+                                  [&](const Recorded& r) { return r.shape == shape_; });
+  if (known != recorded_.end() && known->recording != nullptr) {
+    backend_.Replay(known->recording);
+  } else {
+    RunMicroBatch();
+    if (known == recorded_.end() && recorded_.size() < kMostRecordings) recorded_.push_back({shape_, nullptr});
+  }
+  backend_.CopyWithin(Lane::kCompute, LossSlot(micro_batch), Late(2), 8);
+}
+
+void KernelExecutor::RunMicroBatch() {
+  op_ = 0;
   spec::TrainMicroBatch(*this, model_, spec_);
   CHECK(op_ == static_cast<size_t>(plan_.optimizer_op));
+}
+
+void KernelExecutor::Record(const MicroBatch& batch) {
+  // The other lanes, of a plan that offloads, are not recorded.
+  if (!plan_.pads || plan_.offloaded || !records_) return;
+  shape_ = ShapeOf(batch);
+  for (Recorded& known : recorded_) {
+    if (!(known.shape == shape_) || known.recording != nullptr) continue;
+    if (records_ = backend_.BeginRecording(); !records_) return;
+    training_ = true;
+    context_.most_labels = shape_.most_labels;
+    RunMicroBatch();
+    known.recording = backend_.EndRecording();
+    records_ = known.recording != nullptr;
+  }
+}
+
+void KernelExecutor::DropRecordings() {
+  for (const Recorded& known : recorded_) {
+    if (known.recording != nullptr) backend_.ReleaseRecording(known.recording);
+  }
+  recorded_.clear();
+}
+
+void KernelExecutor::set_step_region(std::byte* step) {
+  if (step != step_ && !recorded_.empty()) {
+    backend_.Synchronize();  // one may be running
+    DropRecordings();
+  }
+  step_ = step;
+}
+
+KernelExecutor::Shape KernelExecutor::ShapeOf(const MicroBatch& batch) const {
+  Shape shape{.rows = batch.tokens(),
+              .documents = static_cast<int64_t>(batch.starts.size()) - 1,
+              .most_labels = std::count_if(batch.labels.begin(), batch.labels.end(),
+                                           [](int32_t label) { return label >= 0; })};
+  if (!plan_.pads) return shape;
+  shape.rows = spec::PaddedTokens(spec_, shape.rows);
+  shape.documents = shape.rows;  // as many as there can be; most are empty
+  const int64_t quarter = (shape.rows + 3) / 4;
+  shape.most_labels = std::min(shape.rows, (shape.most_labels + quarter - 1) / quarter * quarter);
+  return shape;
 }
 
 void KernelExecutor::QueueEvaluation(const MicroBatch& batch, int64_t slot) {
@@ -123,13 +185,25 @@ void KernelExecutor::RefreshCompute() {
   ToAct();
 }
 
+void KernelExecutor::DecodeBase() {
+  if (plan_.persistent.decoded < 0) return;
+  const int64_t act = kernels::DTypeBytes(table_.act);
+  for (size_t layer = 0; layer < base_.layers.size(); ++layer) {
+    for (int m = 0; m < spec::kModuleCount; ++m) {
+      const kernels::WeightView& w = base_.layers[layer].linear[m];
+      std::byte* out = persistent_ + plan_.persistent.decoded +
+                       spec::DecodedOffset(model_, static_cast<int64_t>(layer), static_cast<Module>(m), act);
+      table_.decode_weight(&context_, out, w, 0, w.n);
+    }
+  }
+}
+
 void KernelExecutor::Stage(const MicroBatch& batch) {
   const int64_t room = int64_t{spec_.micro_batch_size} * spec_.sequence_len;
   CHECK(batch.tokens() > 0 && batch.tokens() <= room);
   CHECK(static_cast<int64_t>(batch.starts.size()) <= room + 1);
-  batch_ = &batch;
-  context_.most_labels = std::count_if(batch.labels.begin(), batch.labels.end(),
-                                       [](int32_t label) { return label >= 0; });
+  shape_ = ShapeOf(batch);
+  context_.most_labels = shape_.most_labels;
   std::byte* set = nullptr;  // a device copies from there while the host goes on
   if (staging_ != nullptr) {
     if (staged_ == spec::kStagingSets) {
@@ -138,19 +212,26 @@ void KernelExecutor::Stage(const MicroBatch& batch) {
     }
     set = staging_ + staged_++ * spec::StagingBytes(spec_);
   }
-  const auto copy = [&](Slot slot, const std::vector<int32_t>& values) {
-    const size_t bytes = values.size() * sizeof(int32_t);
+  // What is missing to `count` values is padding: `fill` and then ever `grow` more, up to the rows.
+  const auto copy = [&](Slot slot, const std::vector<int32_t>& values, int64_t count, int64_t fill,
+                        int64_t grow) {
+    const auto given = static_cast<int64_t>(values.size());
     const void* from = values.data();
     if (set != nullptr) {
-      from = std::memcpy(set, from, bytes);
-      set += bytes;
+      auto* const to = reinterpret_cast<int32_t*>(set);
+      std::memcpy(to, from, static_cast<size_t>(given) * sizeof(int32_t));
+      for (int64_t i = given; i < count; ++i, fill += grow)
+        to[i] = static_cast<int32_t>(std::min(fill, shape_.rows));
+      from = to;
+      set += count * sizeof(int32_t);
     }
-    backend_.CopyIn(Lane::kCompute, At({slot}), from, static_cast<int64_t>(bytes));
+    backend_.CopyIn(Lane::kCompute, At({slot}), from, count * static_cast<int64_t>(sizeof(int32_t)));
   };
-  copy(Slot::kIds, batch.ids);
-  copy(Slot::kLabels, batch.labels);
-  copy(Slot::kPositions, batch.positions);
-  copy(Slot::kStarts, batch.starts);
+  // A token of padding is a document of its own, without a label.
+  copy(Slot::kIds, batch.ids, shape_.rows, 0, 0);
+  copy(Slot::kLabels, batch.labels, shape_.rows, -1, 0);
+  copy(Slot::kPositions, batch.positions, shape_.rows, 0, 0);
+  copy(Slot::kStarts, batch.starts, shape_.documents + 1, batch.tokens() + 1, 1);
 }
 
 void KernelExecutor::BeginPhase(spec::StepPhase phase) {
@@ -179,7 +260,7 @@ Context* KernelExecutor::NextOp(spec::StepPhase phase) {
 }
 
 KernelExecutor::NormArgs KernelExecutor::NormOf(spec::Norm norm, int32_t layer) const {
-  const int64_t m = batch_->tokens();
+  const int64_t m = shape_.rows;
   const BaseView::Layer& of = base_.layers[static_cast<size_t>(layer)];
   switch (norm) {
     case spec::Norm::kInput:
@@ -197,12 +278,12 @@ KernelExecutor::NormArgs KernelExecutor::NormOf(spec::Norm norm, int32_t layer) 
 }
 
 kernels::AttentionArgs KernelExecutor::AttentionOf() const {
-  return {.m = batch_->tokens(),
+  return {.m = shape_.rows,
           .heads = model_.heads,
           .kv_heads = model_.kv_heads,
           .head_dim = model_.head_dim,
           .starts = reinterpret_cast<const int32_t*>(At({Slot::kStarts})),
-          .documents = static_cast<int64_t>(batch_->starts.size()) - 1,
+          .documents = shape_.documents,
           .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
           .window = model_.sliding_window};
 }
@@ -211,7 +292,11 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
                                              kernels::LoraArgs& lora) const {
   const BaseView::Layer& of = base_.layers[static_cast<size_t>(layer)];
   const int m = static_cast<int>(module);
-  kernels::LinearArgs args{.m = batch_->tokens(), .w = of.linear[m], .bias = of.bias[m]};
+  kernels::LinearArgs args{.m = shape_.rows, .w = of.linear[m], .bias = of.bias[m]};
+  if (plan_.persistent.decoded >= 0) {
+    args.w.decoded = persistent_ + plan_.persistent.decoded +
+                     spec::DecodedOffset(model_, layer, module, kernels::DTypeBytes(table_.act));
+  }
   const spec::AdapterMatrix* matrix =
       adapter_of_[static_cast<size_t>(layer * spec::kModuleCount + m)];
   if (matrix == nullptr) return args;
@@ -229,8 +314,10 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
   if (training_) {
     lora.dropout = {
         .seed = spec_.seed,
-        .stream = dropout_stream_ | (static_cast<uint64_t>(layer) << 3 | static_cast<uint64_t>(m)),
-        .p = static_cast<float>(spec_.lora_dropout)};
+        .stream = (plan_.pads ? 0 : dropout_stream_) |
+                  (static_cast<uint64_t>(layer) << 3 | static_cast<uint64_t>(m)),
+        .p = static_cast<float>(spec_.lora_dropout),
+        .late_stream = reinterpret_cast<const uint64_t*>(Late(0))};
   }
   args.lora = &lora;
   return args;
@@ -239,7 +326,7 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
 void KernelExecutor::Embedding(Tensor out) {
   table_.embedding_forward(NextOp(StepPhase::kElementwise), out,
                            reinterpret_cast<const int32_t*>(At({Slot::kIds})), base_.embedding,
-                           batch_->tokens(), model_.hidden_size, 1.0f);
+                           shape_.rows, model_.hidden_size, 1.0f);
 }
 
 void KernelExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer) {
@@ -269,12 +356,12 @@ void KernelExecutor::LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tenso
 }
 
 void KernelExecutor::Add(Tensor out, Tensor a, Tensor b) {
-  table_.add(NextOp(StepPhase::kElementwise), out, a, b, batch_->tokens() * model_.hidden_size);
+  table_.add(NextOp(StepPhase::kElementwise), out, a, b, shape_.rows * model_.hidden_size);
 }
 
 void KernelExecutor::Rope(Tensor x, int64_t heads, bool inverse) {
   table_.rope(NextOp(StepPhase::kElementwise), x, reinterpret_cast<const int32_t*>(At({Slot::kPositions})),
-              reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope), batch_->tokens(),
+              reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope), shape_.rows,
               heads, model_.head_dim, inverse);
 }
 
@@ -290,19 +377,21 @@ void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor d
 
 void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
   table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up,
-                       batch_->tokens() * model_.intermediate_size, kernels::Activation::kSilu);
+                       shape_.rows * model_.intermediate_size, kernels::Activation::kSilu);
 }
 
 void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
   table_.gated_backward(NextOp(StepPhase::kElementwise), dgate, dup, dout, gate, up,
-                        batch_->tokens() * model_.intermediate_size, kernels::Activation::kSilu);
+                        shape_.rows * model_.intermediate_size, kernels::Activation::kSilu);
 }
 
 void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
-  auto* loss = reinterpret_cast<double*>(LossSlot(micro_batch_));
+  std::byte* const late = Late(2);
+  auto* loss = reinterpret_cast<double*>(late != nullptr ? late : LossSlot(micro_batch_));
+  context_.late_gradient_scale = reinterpret_cast<const double*>(Late(1));
   backend_.Fill(loss, 0, sizeof *loss);
   table_.cross_entropy(NextOp(StepPhase::kLoss), loss, dh, h, base_.head,
-                       reinterpret_cast<const int32_t*>(At({Slot::kLabels})), batch_->tokens(),
+                       reinterpret_cast<const int32_t*>(At({Slot::kLabels})), shape_.rows,
                        model_.hidden_size, model_.vocab_size, gradient_scale_);
 }
 

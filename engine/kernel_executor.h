@@ -56,7 +56,7 @@ class KernelExecutor {
   KernelExecutor(const KernelExecutor&) = delete;
   KernelExecutor& operator=(const KernelExecutor&) = delete;
 
-  void set_step_region(std::byte* step) { step_ = step; }
+  void set_step_region(std::byte* step);
   const LossScale& loss_scale() const { return loss_scale_; }
   void set_loss_scale(const LossScale& scale) { loss_scale_ = scale; }
 
@@ -72,6 +72,9 @@ class KernelExecutor {
   // Queue and Losses of one micro-batch.
   double Train(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
   double Evaluate(const MicroBatch& batch);
+  // Outside of a turn, before a micro-batch of this shape is queued: makes a recording of it (backend.h), if the
+  // plan wants it and one like it was queued before. Queue then replays it, with the same bits.
+  void Record(const MicroBatch& batch);
   // After the `count` micro-batches of a step. The global norm is clipped to spec.max_grad_norm and the
   // parameters are updated, unless the norm or the loss is not finite. `update` counts updates from 1.
   struct Update {
@@ -83,6 +86,8 @@ class KernelExecutor {
   Update Optimize(double learning_rate, int64_t update, int64_t count);
   // Compute copies from the masters.
   void RefreshCompute();
+  // Fills the plan's copy of the decoded base, where it has one. Once, before the first micro-batch.
+  void DecodeBase();
   // Time of the operations since the last call, by phase; zeros on a device.
   spec::StepPhaseTimes TakePhaseTimes();
 
@@ -133,7 +138,26 @@ class KernelExecutor {
     const int64_t offset = plan_.tensor_offset[static_cast<size_t>(key.Index(model_.layers))];
     return offset < 0 ? nullptr : step_ + offset;
   }
+  // What an op of a micro-batch depends on besides memory.
+  struct Shape {
+    int64_t rows = 0;       // tokens, padded where the plan pads
+    int64_t documents = 0;
+    int64_t most_labels = 0;
+    bool operator==(const Shape&) const = default;
+  };
+  struct Recorded {
+    Shape shape;
+    kernels::Recording* recording = nullptr;  // null: queued once, so it may be recorded
+  };
+  static constexpr size_t kMostRecordings = 8;
+  Shape ShapeOf(const MicroBatch& batch) const;
+  void DropRecordings();
   void Stage(const MicroBatch& batch);
+  void RunMicroBatch();
+  // Where an op reads what is known only when it runs; null = not in use.
+  std::byte* Late(int64_t index) const {
+    return training_ && plan_.pads ? persistent_ + plan_.persistent.late + 8 * index : nullptr;
+  }
   std::byte* LossSlot(int64_t micro_batch) const {
     return persistent_ + plan_.persistent.scalars + 8 * micro_batch;
   }
@@ -180,7 +204,9 @@ class KernelExecutor {
   LossScale loss_scale_;
 
   // Of the micro-batch or update under way.
-  const MicroBatch* batch_ = nullptr;
+  Shape shape_;
+  std::vector<Recorded> recorded_;
+  bool records_ = true;  // false: this device cannot
   size_t op_ = 0;
   bool training_ = false;
   double gradient_scale_ = 1;

@@ -178,11 +178,31 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
     }
     plan.persistent.maps = place("optimizer.maps", Category::kOptimizer, 2 * 256 * 4);
   }
+  if (plan.base_cache == BaseCache::kOn) {
+    plan.persistent.decoded = place("base.decoded", Category::kBaseUnquantized,
+                                    BaseCacheBytes(model, spec.quant, profile));
+  }
+  if (plan.pads) plan.persistent.late = place("late", Category::kWorkspace, 3 * 8);
   plan.persistent.rope = place("rope", Category::kActivations,
                                int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
   plan.persistent.scalars = place("scalars", Category::kWorkspace,
                                   ScalarBytes(spec));
   plan.memory.persistent_bytes = RoundUp(next, kPage);
+}
+
+// What the plan does about the decoded base; spec.recompute is resolved.
+absl::StatusOr<BaseCache> ChooseBaseCache(const ModelConfig& model, const TrainSpec& spec,
+                                          const DeviceProfile& profile) {
+  if (spec.base_cache == BaseCache::kOff || BaseCacheBytes(model, spec.quant, profile) == 0)
+    return BaseCache::kOff;
+  if (spec.base_cache == BaseCache::kOn) return BaseCache::kOn;
+  // Whoever moves memory to the host has none to spare; and without a capacity nobody knows.
+  if (spec.paged_optimizer || spec.offload_activations || profile.capacity_bytes == 0)
+    return BaseCache::kOff;
+  TrainSpec with = spec;
+  with.base_cache = BaseCache::kOn;
+  ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, with, profile));
+  return LeavesRoom(plan.TotalBytes(), profile.capacity_bytes) ? BaseCache::kOn : BaseCache::kOff;
 }
 
 // The step region. Returns the most bytes alive at once.
@@ -267,6 +287,26 @@ absl::Status RefuseAbsurd(const ModelConfig& model, const TrainSpec& spec,
 
 }  // namespace
 
+int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens) {
+  const int64_t room = int64_t{spec.micro_batch_size} * spec.sequence_len;
+  return std::min(room, RoundUp(tokens, RoundUp((room + 7) / 8, 8)));
+}
+
+int64_t DecodedOffset(const ModelConfig& model, int64_t layer, Module module, int64_t act_bytes) {
+  constexpr int64_t kUnit = 256;
+  int64_t of_layer = 0, before = 0;
+  for (int m = 0; m < kModuleCount; ++m) {
+    if (m == static_cast<int>(module)) before = of_layer;
+    const LinearShape shape = ShapeOf(model, static_cast<Module>(m));
+    of_layer += RoundUp(shape.n * shape.k * act_bytes, kUnit);
+  }
+  return layer * of_layer + before;
+}
+int64_t BaseCacheBytes(const ModelConfig& model, QuantKind quant, const DeviceProfile& profile) {
+  if (!IsCuda(profile) || quant == QuantKind::kBF16) return 0;
+  return DecodedOffset(model, model.layers, Module::kQ, profile.act_bytes);
+}
+
 int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) {
   return LayoutBase(model, quant, double_quant).file_bytes;
 }
@@ -284,8 +324,13 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   RETURN_IF_ERROR(RefuseAbsurd(model, given, profile));
   TrainSpec spec = given;
   ASSIGN_OR_RETURN(spec.recompute, ChooseRecompute(model, given, {profile}));
+  ASSIGN_OR_RETURN(spec.base_cache, ChooseBaseCache(model, spec, profile));
   CompiledPlan plan;
   plan.recompute = spec.recompute;
+  plan.base_cache = spec.base_cache;
+  plan.pads = IsCuda(profile) &&
+              (spec.graphs == Graphs::kOn || (spec.graphs == Graphs::kAuto && spec.sample_packing &&
+                                              model.LinearParameters() <= kGraphParameters));
   const BaseLayout base = LayoutBase(model, spec.quant, spec.double_quant);
   plan.memory.base_bytes = base.file_bytes;
   for (const BaseEntry& entry : base.entries) {
@@ -323,6 +368,7 @@ absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainS
   const auto fits = [&](Recompute recompute, const DeviceProfile& device) -> absl::StatusOr<bool> {
     TrainSpec tried = spec;
     tried.recompute = recompute;
+    tried.base_cache = spec.base_cache == BaseCache::kOn ? BaseCache::kOn : BaseCache::kOff;
     ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, tried, device));
     return plan.Fits(device);
   };

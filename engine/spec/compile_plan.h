@@ -26,14 +26,24 @@ struct PersistentLayout {
   int64_t absmax1 = 0;   // f32 [elements / kMomentBlock]
   int64_t absmax2 = 0;
   int64_t maps = 0;      // f32 [2, 256]: signed, unsigned
+  int64_t decoded = -1;  // act, every linear of the base (DecodedOffset); -1 = not kept
+  // Of a plan that pads: u64 bits of the dropout stream, f64 scale of the gradients, f64 loss, all of the
+  // micro-batch under way.
+  int64_t late = -1;
   int64_t rope = 0;  // f32 [sequence_len, head_dim / 2, 2]
   // f64 [gradient_accumulation_steps + 1]: a loss per micro-batch, the sum of squares of the gradients
   int64_t scalars = 0;
 };
 
+// Where in `decoded` a layer's matrix begins, bytes; one layer's are one behind the other.
+int64_t DecodedOffset(const ModelConfig& model, int64_t layer, Module module, int64_t act_bytes);
+
 struct CompiledPlan {
   MemoryPlan memory;
   Recompute recompute = Recompute::kFull;  // of the spec, or chosen
+  BaseCache base_cache = BaseCache::kOff;  // likewise; kOn: `persistent.decoded` is there
+  // Micro-batches are padded to one of a few lengths, so that they can be recorded (Graphs in train_spec.h).
+  bool pads = false;
   AdapterLayout adapters;
   PersistentLayout persistent;
   PinnedLayout pinned;
@@ -45,6 +55,9 @@ struct CompiledPlan {
   int32_t optimizer_op = 0;  // number of the optimizer's first operation; training is 0
   int32_t evaluate_op = 0;
 };
+
+// Tokens of a padded micro-batch: one of about eight lengths up to the room.
+int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens);
 
 struct CompileOptions {
   int64_t red_zone_bytes = 0;  // tests: untouched bytes behind every buffer; multiple of 64

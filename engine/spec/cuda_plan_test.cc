@@ -1,5 +1,6 @@
 // What the plan says of the models people bring to a GPU. Planned bytes; what a driver reads beside them is
 // for `./dev gpu`.
+#include "engine/spec/compile_plan.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/spec/train_spec.h"
 #include "gtest/gtest.h"
@@ -48,6 +49,7 @@ MemoryPlan PlanOf(const ModelConfig& model, int32_t rows, int32_t length, Recomp
   spec.sequence_len = length;
   spec.recompute = recompute;
   spec.optimizer = optimizer;
+  spec.base_cache = BaseCache::kOff;
   const auto resolved = ResolveTrainSpec(spec, model);
   EXPECT_TRUE(resolved.ok()) << resolved.status();
   const auto plan = CompilePlan(model, *resolved, Cuda(capacity_gb));
@@ -93,12 +95,45 @@ TEST(CudaPlan, OffloadAndPagingTakeWhatTheDocsSay) {
   }
 }
 
+// A decoded base is kept where a quarter of the memory stays free; it is two bytes a weight, to the byte.
+TEST(CudaPlan, ADecodedBaseIsKeptWhereItLeavesRoom) {
+  TrainSpec spec = Resolved(Llama8B(), {.sequence_len = 2048, .recompute = Recompute::kFull});
+  const auto plan_on = [&](double capacity_gb, BaseCache cache) {
+    spec.base_cache = cache;
+    return *CompileForEngine(Llama8B(), spec, Cuda(capacity_gb));
+  };
+  const CompiledPlan off = plan_on(24, BaseCache::kOff), on = plan_on(24, BaseCache::kOn);
+  EXPECT_EQ(on.memory.DeviceBytes() - off.memory.DeviceBytes(), 2 * Llama8B().LinearParameters());
+  EXPECT_EQ(plan_on(140, BaseCache::kAuto).base_cache, BaseCache::kOn);
+  EXPECT_EQ(plan_on(24, BaseCache::kAuto).base_cache, BaseCache::kOff);
+  spec.paged_optimizer = true;
+  EXPECT_EQ(plan_on(140, BaseCache::kAuto).base_cache, BaseCache::kOff);
+  spec.quant = QuantKind::kBF16;
+  EXPECT_EQ(plan_on(140, BaseCache::kOn).base_cache, BaseCache::kOff);
+}
+
+// Small models with packing are padded, so that they can be recorded; a choice stands.
+TEST(CudaPlan, SmallModelsArePadded) {
+  ModelConfig small = Llama8B();
+  small.layers = 4;
+  TrainSpec spec = Resolved(small, {.sequence_len = 1000});
+  EXPECT_TRUE(CompileForEngine(small, spec, Cuda(140))->pads);
+  EXPECT_FALSE(CompileForEngine(small, spec, DeviceProfile{})->pads);
+  EXPECT_FALSE(CompileForEngine(Llama8B(), spec, Cuda(140))->pads);
+  spec.graphs = Graphs::kOff;
+  EXPECT_FALSE(CompileForEngine(small, spec, Cuda(140))->pads);
+  EXPECT_EQ(PaddedTokens(spec, 1), 128);
+  EXPECT_EQ(PaddedTokens(spec, 897), 1000);
+  EXPECT_EQ(PaddedTokens(spec, 1000), 1000);
+}
+
 // Paging takes the moments out of the persistent region and puts two chunks into the step, where there is
 // room for them beside nothing else; offloading leaves two inputs of blocks where there were all.
 TEST(CudaPlan, OffloadAndPagingMoveBytesToPinnedMemory) {
   TrainSpec spec;
   spec.sequence_len = 1024;
   spec.recompute = Recompute::kFull;
+  spec.base_cache = BaseCache::kOff;
   const auto plan_of = [&](bool paged, bool offload, const DeviceProfile& profile) {
     TrainSpec asked = spec;
     asked.paged_optimizer = paged;

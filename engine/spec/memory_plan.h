@@ -110,7 +110,16 @@ struct MemoryPlan {
 absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
                                           const std::vector<DeviceProfile>& devices);
 
-// `spec` must be resolved; a recompute policy that is still kAuto is chosen for this profile alone.
+// Whether a GPU of that much memory should keep a decoded base, when the whole plan with it takes so much: a
+// quarter must be left for neighbours.
+constexpr bool LeavesRoom(int64_t total_bytes, int64_t capacity_bytes) {
+  return total_bytes <= capacity_bytes / 4 * 3;
+}
+// Bytes of the decoded base that a plan with BaseCache::kOn has in its persistent region; 0 where it has
+// none: on the host, and for a base that is not quantized.
+int64_t BaseCacheBytes(const ModelConfig& model, QuantKind quant, const DeviceProfile& profile);
+
+// `spec` must be resolved; what is still kAuto is chosen for this profile alone.
 absl::StatusOr<MemoryPlan> CompilePlan(const ModelConfig& model, const TrainSpec& spec,
                                        const DeviceProfile& profile);
 

@@ -26,6 +26,14 @@ enum class OptimizerKind {
 // What is computed again in backward instead of being kept: fastest and largest first (see step.h).
 // It never changes the result.
 enum class Recompute { kAuto, kNone, kKeepGemmOutputs, kFull };
+// Whether a GPU keeps the decoded base beside the quantized one, so that no step decodes it again. It costs
+// two bytes a weight and never changes the result; elsewhere it means nothing.
+enum class BaseCache { kAuto, kOff, kOn };
+// Whether a GPU is given the micro-batches of a step as recordings (CUDA graphs): what a small model gains
+// most. Batches are then padded to a few lengths, which changes rounding, so the choice is part of a job.
+// kAuto: for models of up to kGraphParameters and packed rows. Elsewhere it means nothing.
+enum class Graphs { kAuto, kOff, kOn };
+inline constexpr int64_t kGraphParameters = 2'500'000'000;
 std::string_view RecomputeName(Recompute recompute);  // "auto", "none", "keep_gemm_outputs", "full"
 
 // The order in which modules of a layer appear everywhere (plans, checkpoints, adapters).
@@ -76,6 +84,8 @@ struct TrainSpec {
   double num_epochs = 1;
   int64_t max_steps = -1;  // -1: by epochs
   Recompute recompute = Recompute::kAuto;  // kAuto: the fastest that fits (see memory_plan.h)
+  BaseCache base_cache = BaseCache::kAuto;  // kAuto: on where it leaves room (see memory_plan.h)
+  Graphs graphs = Graphs::kAuto;
   int64_t logging_steps = 1;
   int64_t eval_steps = -1;              // -1: four times an epoch, at most 40 times in all
   int64_t save_steps = -1;              // -1: once an epoch, at most 10 times in all

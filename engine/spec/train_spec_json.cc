@@ -34,6 +34,11 @@ constexpr EnumName<Recompute> kRecomputeNames[] = {{Recompute::kAuto, "auto"},
                                                    {Recompute::kKeepGemmOutputs, "keep_gemm_outputs"},
                                                    {Recompute::kFull, "full"}};
 
+constexpr EnumName<BaseCache> kBaseCacheNames[] = {
+    {BaseCache::kAuto, "auto"}, {BaseCache::kOff, "off"}, {BaseCache::kOn, "on"}};
+constexpr EnumName<Graphs> kGraphsNames[] = {
+    {Graphs::kAuto, "auto"}, {Graphs::kOff, "off"}, {Graphs::kOn, "on"}};
+
 template <typename Enum, size_t kCount>
 const char* NameOf(const EnumName<Enum> (&names)[kCount], Enum value) {
   for (const auto& entry : names) {
@@ -175,9 +180,11 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"save_total_limit", spec.save_total_limit},
                        {"seed", spec.seed},
                        {"allow_numerics_change", spec.allow_numerics_change}};
-  // Where the memory is, and only when it is not the usual place: digests of older specs stay.
+  // Younger than the first checkpoints: only when they say something, so that digests of older specs stay.
   if (spec.paged_optimizer) object["paged_optimizer"] = true;
   if (spec.offload_activations) object["offload_activations"] = true;
+  if (spec.base_cache != BaseCache::kAuto) object["base_cache"] = NameOf(kBaseCacheNames, spec.base_cache);
+  if (spec.graphs != Graphs::kAuto) object["cuda_graphs"] = NameOf(kGraphsNames, spec.graphs);
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -223,6 +230,8 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   }
   read.Choice("recompute", kRecomputeNames, spec.recompute);
   read.Flag("offload_activations", spec.offload_activations);
+  read.Choice("base_cache", kBaseCacheNames, spec.base_cache);
+  read.Choice("cuda_graphs", kGraphsNames, spec.graphs);
   read.Number("logging_steps", spec.logging_steps);
   read.Number("eval_steps", spec.eval_steps);
   read.Number("save_steps", spec.save_steps);

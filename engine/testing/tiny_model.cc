@@ -165,6 +165,7 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   InitAdapters(plan_, spec_, table_.real, master.data());
   backend_->CopyIn(kernels::Lane::kCompute, persistent_.data() + plan_.persistent.master,
                    master.data(), RealBytes());
+  executor_->DecodeBase();
   executor_->RefreshCompute();
 }
 

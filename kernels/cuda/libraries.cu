@@ -19,6 +19,7 @@ struct Libraries::Functions {
   decltype(&cublasLtMatmulPreferenceDestroy) MatmulPreferenceDestroy;
   decltype(&cublasLtMatmulPreferenceSetAttribute) MatmulPreferenceSetAttribute;
   decltype(&cublasLtMatmulAlgoGetHeuristic) MatmulAlgoGetHeuristic;
+  decltype(&cublasLtMatmulAlgoCheck) MatmulAlgoCheck;
   decltype(&cublasLtMatmul) Matmul;
 
   // The name of the first that is missing, or null.
@@ -40,6 +41,7 @@ struct Libraries::Functions {
     load("cublasLtMatmulPreferenceDestroy", &MatmulPreferenceDestroy);
     load("cublasLtMatmulPreferenceSetAttribute", &MatmulPreferenceSetAttribute);
     load("cublasLtMatmulAlgoGetHeuristic", &MatmulAlgoGetHeuristic);
+    load("cublasLtMatmulAlgoCheck", &MatmulAlgoCheck);
     load("cublasLtMatmul", &Matmul);
     return missing;
   }
@@ -96,7 +98,8 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
                           int64_t stride) {
     ok = ok && f.MatrixLayoutCreate(to, of, rows, columns, stride) == CUBLAS_STATUS_SUCCESS;
   };
-  layout(&plan->left, type, args.b_transposed ? n : k, args.b_transposed ? k : n, args.b_stride);
+  const int64_t b_chosen = args.b_as_if != 0 ? args.b_as_if : args.b_stride;
+  layout(&plan->left, type, args.b_transposed ? n : k, args.b_transposed ? k : n, b_chosen);
   layout(&plan->right, type, k, m, args.a_stride);
   layout(&plan->out, out_type, n, m, args.c_stride);
   cublasLtMatmulPreference_t preference = nullptr;
@@ -121,6 +124,15 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
   f.MatmulPreferenceDestroy(preference);
   plan->found = ok && found == 1 && result.state == CUBLAS_STATUS_SUCCESS;
   plan->algorithm = result.algo;
+  if (!plan->found || b_chosen == args.b_stride) return;
+  f.MatrixLayoutDestroy(plan->left);
+  plan->left = nullptr;
+  layout(&plan->left, type, args.b_transposed ? n : k, args.b_transposed ? k : n, args.b_stride);
+  cublasLtMatmulHeuristicResult_t checked{};
+  plan->strides = ok &&
+                  f.MatmulAlgoCheck(handle_, plan->product, plan->left, plan->right, plan->out, plan->out,
+                                    &plan->algorithm, &checked) == CUBLAS_STATUS_SUCCESS &&
+                  checked.workspaceSize <= bytes;
 }
 
 Libraries::Plan* Libraries::Find(DType act, const MatMulArgs& args) {
@@ -132,6 +144,7 @@ Libraries::Plan* Libraries::Find(DType act, const MatMulArgs& args) {
                        args.k,
                        args.a_stride,
                        args.b_stride,
+                       args.b_as_if != 0 ? args.b_as_if : args.b_stride,
                        args.c_stride,
                        (args.b_transposed ? 1 : 0) | (args.c_float ? 2 : 0) | (args.accumulate ? 4 : 0),
                        static_cast<int64_t>(act),
@@ -139,6 +152,11 @@ Libraries::Plan* Libraries::Find(DType act, const MatMulArgs& args) {
   const auto [at, is_new] = plans_.try_emplace(shape);
   if (is_new) Choose(&at->second, act, args, aligned ? 16 : args.c_float && address % 4 == 0 ? 4 : 2);
   return &at->second;
+}
+
+bool Libraries::CanStride(DType act, const MatMulArgs& args) {
+  const Plan* plan = Find(act, args);
+  return !plan->found || plan->strides;
 }
 
 bool Libraries::MatMul(Context* ctx, DType act, const MatMulArgs& args, void* scratch) {

@@ -30,17 +30,22 @@ class Libraries {
   // False when there is no algorithm for this shape; nothing has happened then.
   bool MatMul(Context* ctx, DType act, const MatMulArgs& args, void* scratch);
 
+  // Whether the algorithm for args.b_as_if can do args.b_stride; when there is none for b_as_if, our own
+  // product does either.
+  bool CanStride(DType act, const MatMulArgs& args);
+
   // cuBLASLt's version number, for the numerics id and the results file.
   int64_t version() const { return version_; }
 
  private:
   // What an algorithm depends on.
-  using Shape = std::array<int64_t, 9>;
+  using Shape = std::array<int64_t, 10>;
   struct Plan {
     cublasLtMatmulDesc_t product = nullptr;
     cublasLtMatrixLayout_t left = nullptr, right = nullptr, out = nullptr;
     cublasLtMatmulAlgo_t algorithm;
     bool found = false;
+    bool strides = true;  // the algorithm is fine with b_stride
   };
   struct Functions;
 

@@ -125,7 +125,8 @@ void AdapterGradients(Context* ctx, const void* dy, const void* x, const LinearA
   }
 }
 
-// A weight that is stored in the act type is its own panel.
+// A weight that is stored in the act type is its own panel: no panel is decoded, the product is one.
+// (WeightView::decoded takes the place of panels, but of each alone: the same products as without.)
 template <typename Act>
 const Act* Undecoded(const WeightView& w) {
   const bool is_act = w.type == QuantType::kBF16 && ActType<Act>::kType == DType::kBF16;
@@ -154,7 +155,9 @@ void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args)
   for (int64_t n0 = 0; n0 < w.n; n0 += rows) {
     product.n = Min(rows, w.n - n0);
     product.b = whole;
-    if (whole == nullptr) {
+    if (whole == nullptr && w.decoded != nullptr) {
+      product.b = static_cast<const Act*>(w.decoded) + n0 * w.k;
+    } else if (whole == nullptr) {
       DecodePanel<Act>(ctx, work.panel, w, n0, product.n, 0, w.k);
       product.b = work.panel;
     }
@@ -187,12 +190,16 @@ void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, con
     product.n = Min(columns, w.k - k0);
     product.b = whole;
     product.b_stride = w.k;
-    if (whole == nullptr) {
+    product.c = static_cast<Act*>(dx) + k0;
+    if (whole == nullptr && w.decoded != nullptr) {
+      product.b = static_cast<const Act*>(w.decoded) + k0;
+      product.b_as_if = product.n;
+    }
+    if (whole == nullptr && (w.decoded == nullptr || !CanStride<Act>(ctx, product))) {
       DecodePanel<Act>(ctx, work.panel, w, 0, w.n, k0, product.n);
       product.b = work.panel;
       product.b_stride = product.n;
     }
-    product.c = static_cast<Act*>(dx) + k0;
     MatMul<Act>(ctx, product, work.scratch);
   }
 }

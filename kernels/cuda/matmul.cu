@@ -31,6 +31,19 @@ void MatMul(Context* ctx, const MatMulArgs& args, void* scratch) {
   Gemm<Act>(ctx, own);
 }
 
+template <typename Act>
+bool CanStride(Context* ctx, const MatMulArgs& args) {
+#if defined(__CUDACC__)
+  return !HasLibrary(ctx) || static_cast<Libraries*>(ctx->libraries)->CanStride(ActType<Act>::kType, args);
+#else
+  (void)ctx;
+  (void)args;
+  return true;  // our own sums do not depend on strides
+#endif
+}
+
+template bool CanStride<BF16>(Context*, const MatMulArgs&);
+template bool CanStride<FP16>(Context*, const MatMulArgs&);
 template void MatMul<BF16>(Context*, const MatMulArgs&, void*);
 template void MatMul<FP16>(Context*, const MatMulArgs&, void*);
 

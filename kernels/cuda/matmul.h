@@ -14,6 +14,9 @@ struct MatMulArgs {
   int64_t a_stride = 0;
   const void* b = nullptr;  // act
   int64_t b_stride = 0;
+  // The library's algorithm is the one for this stride of B, whatever b_stride is: then the sums are the
+  // same, too. 0 = b_stride.
+  int64_t b_as_if = 0;
   bool b_transposed = false;  // stored [K, N]
   void* c = nullptr;          // act, or float when c_float
   int64_t c_stride = 0;
@@ -24,6 +27,10 @@ struct MatMulArgs {
 // `scratch`: kLibraryBytes for the library (workspace.h); not touched without one.
 template <typename Act>
 void MatMul(Context* ctx, const MatMulArgs& args, void* scratch);
+
+// Whether the product can run at b_stride with b_as_if's algorithm.
+template <typename Act>
+bool CanStride(Context* ctx, const MatMulArgs& args);
 
 // Whether MatMul wants its scratch.
 inline bool HasLibrary(const Context* ctx) { return ctx->libraries != nullptr; }

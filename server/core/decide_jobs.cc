@@ -246,6 +246,8 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
                                            *parts.model, job.spec, KnownDevices(turn.state)));
+  ASSIGN_OR_RETURN(job.spec.base_cache, turn.core.planner.ChooseBaseCache(
+                                            *parts.model, job.spec, KnownDevices(turn.state)));
   job.id = c.job_id;
   job.uid = c.uid;
   job.tenant = c.tenant;

@@ -54,6 +54,26 @@ absl::StatusOr<PlanBytes> Planner::Plan(const Model& model, const spec::TrainSpe
   return PlanOf(job, model, profile);
 }
 
+absl::StatusOr<spec::BaseCache> Planner::ChooseBaseCache(
+    const Model& model, const spec::TrainSpec& given,
+    const std::vector<spec::DeviceProfile>& devices) {
+  if (given.base_cache != spec::BaseCache::kAuto) return given.base_cache;
+  if (given.paged_optimizer || given.offload_activations) return spec::BaseCache::kOff;
+  spec::TrainSpec without = given, with = given;
+  without.base_cache = spec::BaseCache::kOff;
+  with.base_cache = spec::BaseCache::kOn;
+  bool anywhere = false;
+  for (const spec::DeviceProfile& device : devices) {
+    if (spec::BaseCacheBytes(model.config, given.quant, device) == 0) continue;
+    ASSIGN_OR_RETURN(const PlanBytes least, Plan(model, without, device));
+    if (least.TotalBytes() > device.capacity_bytes) continue;  // never runs there
+    ASSIGN_OR_RETURN(const PlanBytes most, Plan(model, with, device));
+    if (!spec::LeavesRoom(most.TotalBytes(), device.capacity_bytes)) return spec::BaseCache::kOff;
+    anywhere = true;
+  }
+  return anywhere ? spec::BaseCache::kOn : spec::BaseCache::kOff;
+}
+
 absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
     const Model& model, const spec::TrainSpec& spec,
     const std::vector<spec::DeviceProfile>& devices) {

@@ -60,6 +60,10 @@ class Planner {
                                           const spec::ModelConfig& model) const {
     return functions_.resolve(std::move(spec), model);
   }
+  // Whether GPUs keep the decoded base: where every known one that can run the job has room for it (see
+  // spec::LeavesRoom). spec.recompute is resolved.
+  absl::StatusOr<spec::BaseCache> ChooseBaseCache(const Model& model, const spec::TrainSpec& spec,
+                                                  const std::vector<spec::DeviceProfile>& devices);
   // The fastest recompute policy that costs the job no place; see spec::ChooseRecompute.
   absl::StatusOr<spec::Recompute> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
                                                   const std::vector<spec::DeviceProfile>& devices);

@@ -34,6 +34,10 @@ constexpr Word<spec::Recompute> kRecomputeWords[] = {
     {"none", spec::Recompute::kNone},
     {"keep_gemm_outputs", spec::Recompute::kKeepGemmOutputs},
     {"full", spec::Recompute::kFull}};
+constexpr Word<spec::BaseCache> kBaseCacheWords[] = {
+    {"auto", spec::BaseCache::kAuto}, {"off", spec::BaseCache::kOff}, {"on", spec::BaseCache::kOn}};
+constexpr Word<spec::Graphs> kGraphsWords[] = {
+    {"auto", spec::Graphs::kAuto}, {"off", spec::Graphs::kOff}, {"on", spec::Graphs::kOn}};
 
 // Collects all that is wrong, so that a user sees it at once.
 class Problems {
@@ -143,6 +147,12 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problem
   if (training.has_gradient_checkpointing()) {
     out.recompute = training.gradient_checkpointing() ? spec::Recompute::kFull : spec::Recompute::kNone;
   }
+  if (training.has_base_cache()) {
+    problems.Read("training.base_cache", training.base_cache(), kBaseCacheWords, out.base_cache);
+  }
+  if (training.has_cuda_graphs()) {
+    problems.Read("training.cuda_graphs", training.cuda_graphs(), kGraphsWords, out.graphs);
+  }
   if (training.has_recompute()) {
     problems.Read("training.recompute", training.recompute(), kRecomputeWords, out.recompute);
   }
@@ -183,6 +193,8 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   if (in.max_steps >= 0) out->set_max_steps(in.max_steps);
   out->set_recompute(WordOf(in.recompute, kRecomputeWords));
   out->set_offload_activations(in.offload_activations);
+  out->set_base_cache(WordOf(in.base_cache, kBaseCacheWords));
+  out->set_cuda_graphs(WordOf(in.graphs, kGraphsWords));
   out->set_gradient_checkpointing(in.recompute != spec::Recompute::kNone);
   out->set_logging_steps(in.logging_steps);
   if (in.eval_steps >= 0) out->set_eval_steps(in.eval_steps);

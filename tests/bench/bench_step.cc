@@ -109,6 +109,13 @@ spec::TrainSpec Recipe(const Flags& flags) {
       Number(flags, "checkpointing", 1) != 0 ? spec::Recompute::kFull : spec::Recompute::kNone;
   if (Text(flags, "optimizer", "") == "adamw8bit") spec.optimizer = spec::OptimizerKind::kAdamW8bit;
   if (Text(flags, "recompute", "") == "outputs") spec.recompute = spec::Recompute::kKeepGemmOutputs;
+  const auto choice = [&](const char* name) { return Text(flags, name, "auto"); };
+  if (choice("base-cache") != "auto") {
+    spec.base_cache = choice("base-cache") == "on" ? spec::BaseCache::kOn : spec::BaseCache::kOff;
+  }
+  if (choice("graphs") != "auto") {
+    spec.graphs = choice("graphs") == "on" ? spec::Graphs::kOn : spec::Graphs::kOff;
+  }
   if (Text(flags, "recompute", "") == "auto") spec.recompute = spec::Recompute::kAuto;
   if (Text(flags, "quant", "nf4") == "bf16") spec.quant = spec::QuantKind::kBF16;
   return spec;
@@ -200,6 +207,7 @@ absl::Status Run(const Flags& flags) {
   backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
                   static_cast<int64_t>(master.size()));
   engine::InitOptimizer(*backend, plan, spec, persistent.data(), executor.pinned());
+  executor.DecodeBase();
   executor.RefreshCompute();
 
   std::vector<double> losses, norms, seconds, probes, shares;
@@ -215,6 +223,7 @@ absl::Status Run(const Flags& flags) {
       count += static_cast<double>(batches.back().target_tokens);
     }
     const double probe = kernels::bench::ProductRate(table->body) * threads;
+    executor.Record(batch);
     executor.TakePhaseTimes();
     const int64_t began_us = RealClock::Get().NowMonotonicUs();
     executor.ZeroGradients();
