@@ -72,7 +72,8 @@ void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64
     backend_.Replay(known->recording);
   } else {
     RunMicroBatch();
-    if (known == recorded_.end() && recorded_.size() < kMostRecordings) recorded_.push_back({shape_, nullptr});
+    if (known == recorded_.end() && recorded_.size() < kMostRecordings)
+      recorded_.push_back({shape_, nullptr});
   }
   backend_.CopyWithin(Lane::kCompute, LossSlot(micro_batch), Late(2), 8);
 }

@@ -72,8 +72,8 @@ class KernelExecutor {
   // Queue and Losses of one micro-batch.
   double Train(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
   double Evaluate(const MicroBatch& batch);
-  // Outside of a turn, before a micro-batch of this shape is queued: makes a recording of it (backend.h), if the
-  // plan wants it and one like it was queued before. Queue then replays it, with the same bits.
+  // Outside of a turn, before a micro-batch of this shape is queued: makes a recording of it (backend.h), if
+  // the plan wants it and one like it was queued before. Queue then replays it, with the same bits.
   void Record(const MicroBatch& batch);
   // After the `count` micro-batches of a step. The global norm is clipped to spec.max_grad_norm and the
   // parameters are updated, unless the norm or the loss is not finite. `update` counts updates from 1.
@@ -149,7 +149,7 @@ class KernelExecutor {
     Shape shape;
     kernels::Recording* recording = nullptr;  // null: queued once, so it may be recorded
   };
-  static constexpr size_t kMostRecordings = 8;
+  static constexpr size_t kMostRecordings = 4;
   Shape ShapeOf(const MicroBatch& batch) const;
   void DropRecordings();
   void Stage(const MicroBatch& batch);

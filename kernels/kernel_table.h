@@ -173,12 +173,6 @@ struct KernelTable {
   // x is read only for da and may be null without LoRA.
   void (*linear_backward)(Context*, void* dx, bool accumulate, const void* dy, const void* x,
                           const LinearArgs& args);
-  // Optional, both or neither; null where a table has nothing to gain. `count` (2 or 3) linears of one input,
-  // args[i].m all the same: as linear_forward (linear_backward) of each in order, the first of which
-  // overwrites dx unless `accumulate`, while the others add to it. Nothing of theirs overlaps.
-  void (*linear_forward_group)(Context*, void* const* y, const void* x, const LinearArgs* args, int count);
-  void (*linear_backward_group)(Context*, void* dx, bool accumulate, const void* const* dy, const void* x,
-                                const LinearArgs* args, int count);
 
   // y = x * rstd * (w + unit_offset); rstd real [M] = 1 / sqrt(mean(x^2) + eps). M rows of `dim`.
   // y may be x.

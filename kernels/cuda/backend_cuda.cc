@@ -163,7 +163,7 @@ class CudaBackend final : public Backend {
 
   bool BeginRecording() override {
     if (fault() == Fault::kDevice) return false;
-    return cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    return cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeRelaxed) == cudaSuccess;
   }
   Recording* EndRecording() override {
     cudaGraph_t graph = nullptr;

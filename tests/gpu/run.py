@@ -2,7 +2,8 @@
 """Everything a GPU is needed for, in one go of under ten minutes; one results file.
 
   run.py [--bundle DIR] [--out FILE] [--device N] [--minutes 9.5] [--only NAME,NAME]
-  run.py --emulated --bin DIR [--out FILE]      the same script on emulated kernels and tiny shapes
+  run.py --emulated [--bin DIR] [--out FILE]    the same script on emulated kernels and tiny shapes; without
+                                                --bin kernels are built here, and there is no engine
 
 The machine needs the CUDA toolkit, CMake, g++ and Python; PyTorch is used when it is there, nothing is
 installed. kernels/ and its checks are built here from source. nibble-engine and nibble-bench-step come
@@ -46,9 +47,9 @@ class Run:
     def __init__(self, options):
         self.options = options
         self.emulated = options.emulated
-        self.deadline = time.monotonic() + options.minutes * 60
+        self.deadline = self.section_deadline = time.monotonic() + options.minutes * 60
         self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="nibble-gpu-"))
-        self.build = pathlib.Path(options.bin).parent if self.emulated else self.scratch / "build"
+        self.build = pathlib.Path(options.bin).parent if options.bin else self.scratch / "build"
         self.device = "cuda-emulated" if self.emulated else f"cuda:{options.device}"
         self.table = "cuda-emulated" if self.emulated else "cuda"
         self.engine = self.bench = None
@@ -57,7 +58,8 @@ class Run:
         self.facts = {}
 
     def left(self):
-        return self.deadline - time.monotonic()
+        """Seconds that the section under way has."""
+        return min(self.deadline, self.section_deadline) - time.monotonic()
 
     def command(self, words, limit_s=300, check=True):
         """Runs it; the output as text. Failure when it ends badly, Skip when time is up."""
@@ -77,12 +79,14 @@ class Run:
             raise Failure(f"{tail}\n(exit {done.returncode} of {' '.join(words)})")
         return done.stdout
 
-    def section(self, name, function):
-        """Runs one section and keeps what became of it."""
+    def section(self, name, function, limit_s):
+        """Runs one section within its time and keeps what became of it."""
         only = self.options.only.split(",") if self.options.only else []
         if only and name not in only:
             return
         began = time.monotonic()
+        # An emulation has no speed, and its machine other things to do.
+        self.section_deadline = began + (self.options.minutes * 60 if self.emulated else limit_s)
         entry = {"name": name, "state": "ok", "why": "", "figures": {}}
         print(f"== {name}", flush=True)
         try:
@@ -116,6 +120,9 @@ def machine(run, figures):
 
 def start_engine(run, figures):
     """Does the prebuilt engine start, and does it see the device?"""
+    if run.emulated and not run.options.bin:
+        run.engine_missing = "what travels has no emulated engine"
+        raise Skip(run.engine_missing)
     suffix = "-emulated" if run.emulated else ""
     folder = pathlib.Path(run.options.bin if run.emulated else run.options.bundle)
     engine, bench = folder / f"nibble-engine{suffix}", folder / f"nibble-bench-step{suffix}"
@@ -134,8 +141,13 @@ def start_engine(run, figures):
 
 def build_kernels(run, figures):
     """kernels/ and its checks, from source."""
-    if run.emulated:
+    if run.options.bin:
         figures["built"] = "by the test run"
+        return
+    if run.emulated:
+        run.command(["cmake", "-S", ROOT, "-B", run.build, "-DNIBBLE_KERNELS_ONLY=ON", "-DNIBBLE_CUDA=OFF"], 120)
+        run.command(["cmake", "--build", run.build, "--parallel", os.cpu_count(), "--target",
+                     "nibble-kernel-check"], 400)
         return
     capability = run.facts.get("capability", "90")
     architecture = "90a" if capability == "90" else capability
@@ -220,14 +232,15 @@ def tiny_base(run):
     return folder
 
 
-def train(run, name, device, steps, extra=()):
+def train(run, name, device, steps, extra=(), more=None):
     """Trains the demo base; rows of (step, loss, grad_norm) and the adapter's bytes."""
     out = run.scratch / name
     spec = {"lora_r": 16, "sequence_len": 128, "micro_batch_size": 1, "gradient_accumulation_steps": 2,
             "max_steps": steps, "learning_rate": 2e-4, "val_set_size": 0, "save_interval_seconds": 0}
     if run.emulated:
         spec.update(sequence_len=48, gradient_accumulation_steps=1, lora_r=4)
-    spec_file = run.scratch / f"{steps}.json"
+    spec.update(more or {})
+    spec_file = run.scratch / f"{name}.json"
     spec_file.write_text(json.dumps(spec))
     data = run.scratch / "train.jsonl"
     if not data.exists():
@@ -267,9 +280,13 @@ def rerun_and_resume(run, figures):
     _, again = train(run, "again", run.device, steps)
     train(run, "cut", run.device, steps, ["--stop-after", steps // 2])
     _, resumed = train(run, "cut", run.device, steps, ["--resume", "latest"])
+    # The decoded base kept or not: the same products, so the same bits.
+    kept, decoded = (train(run, f"cache-{choice}", run.device, steps, more={"base_cache": choice})[1]
+                     for choice in ("on", "off"))
     figures["rerun_equal"] = whole is not None and whole == again
     figures["resume_equal"] = whole is not None and whole == resumed
-    if not (figures["rerun_equal"] and figures["resume_equal"]):
+    figures["base_cache_equal"] = kept is not None and kept == decoded
+    if not all(figures.values()):
         raise Failure("the adapters are not byte for byte the same")
 
 
@@ -363,13 +380,14 @@ def peer(run, figures):
     figures.update(result)
 
 
+# Name, what, and the most seconds it may take. Most valuable first: of ten minutes, the last may find none.
 SECTIONS = [
-    ("machine", machine), ("engine", start_engine), ("kernels built", build_kernels),
-    ("kernel parity bf16", parity(False)), ("kernel parity fp16", parity(True)),
-    ("training parity", training_parity), ("rerun and resume", rerun_and_resume),
-    ("kernel speed", kernel_speed), ("training speed and memory", step_speed),
-    ("fp16 training", fp16_training), ("an 8B model on 15 GB", small_card), ("PyTorch beside us", peer),
-    ("compute-sanitizer", sanitizer),
+    ("machine", machine, 60), ("engine", start_engine, 120), ("training parity", training_parity, 90),
+    ("training speed and memory", step_speed, 200), ("rerun and resume", rerun_and_resume, 90),
+    ("kernels built", build_kernels, 240), ("kernel parity bf16", parity(False), 90),
+    ("kernel speed", kernel_speed, 90), ("kernel parity fp16", parity(True), 60),
+    ("fp16 training", fp16_training, 60), ("an 8B model on 15 GB", small_card, 120),
+    ("PyTorch beside us", peer, 90), ("compute-sanitizer", sanitizer, 90),
 ]
 
 
@@ -399,14 +417,19 @@ def main():
         return 2
     run = Run(options)
     began = time.monotonic()
-    try:
-        for name, function in SECTIONS:
-            run.section(name, lambda figures, function=function: function(run, figures))
-    finally:
-        shutil.rmtree(run.scratch, ignore_errors=True)
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     out = pathlib.Path(options.out or f"{today}-gpu.md")
-    out.write_text(report.text(run.sections, run.emulated, today, time.monotonic() - began))
+
+    def write():
+        # After every section: whatever ends the script, what was found stays.
+        out.write_text(report.text(run.sections, run.emulated, today, time.monotonic() - began))
+
+    try:
+        for name, function, limit_s in SECTIONS:
+            run.section(name, lambda figures, function=function: function(run, figures), limit_s)
+            write()
+    finally:
+        shutil.rmtree(run.scratch, ignore_errors=True)
     failed = [entry["name"] for entry in run.sections if entry["state"] == "FAILED"]
     print(f"Results in {out}; {len(failed)} sections failed{': ' + ', '.join(failed) if failed else ''}")
     return 1 if failed else 0

@@ -33,6 +33,8 @@ def step(shape, seq, micro, steps, *more):
     return ["--shape", shape, "--seq", seq, "--micro-batch", micro, "--steps", steps, *more]
 
 
+NO_CACHE = ("--base-cache", "off")
+
 # (name, flags of nibble-bench-step, goal). The most telling first: time may run out.
 STEPS = {
     False: [
@@ -43,15 +45,17 @@ STEPS = {
         ("Qwen3-1.7B, 2x2048", step("qwen3-1.7b", 2048, 2, 6), "36,000 tokens/s"),
         ("Qwen3-4B, 2x2048", step("qwen3-4b", 2048, 2, 4), "17,000 tokens/s"),
         ("Qwen3-8B, 2x2048", step("qwen3-8b", 2048, 2, 3), "11,500 tokens/s"),
-        ("Llama-3.1-8B, 1x2048, memory", step("8b", 2048, 1, 2), "7.0 GiB and the context"),
-        ("Llama-3.1-8B, 2x2048, memory", step("8b", 2048, 2, 2), "7.9 GiB and the context"),
+        ("Llama-3.1-8B, 1x2048, memory", step("8b", 2048, 1, 2, *NO_CACHE), "7.0 GiB and the context"),
+        ("Llama-3.1-8B, 2x2048, memory", step("8b", 2048, 2, 2, *NO_CACHE), "7.9 GiB and the context"),
         ("Llama-3.1-8B, 2x2048, 8-bit AdamW, offload",
          step("8b", 2048, 2, 2, "--optimizer", "adamw8bit", "--offload", 1), "7.0 GiB and the context"),
-        ("Llama-3.1-8B, 2x2048, 8-bit AdamW", step("8b", 2048, 2, 2, "--optimizer", "adamw8bit"),
+        ("Llama-3.1-8B, 2x2048, 8-bit AdamW", step("8b", 2048, 2, 2, "--optimizer", "adamw8bit", *NO_CACHE),
          "the same without offload: what it costs in time"),
         ("Llama-3.1-8B, 2x2048, paged AdamW", step("8b", 2048, 2, 2, "--paged", 1),
          "beside the unpaged: what it costs in time"),
+        ("Qwen3-0.6B, 2x2048, without graphs", step("qwen3-0.6b", 2048, 2, 8, "--graphs", "off"), ""),
         ("Llama-3.1-8B, 2x4096, NF4", step("8b", 4096, 2, 3), "95 % of bf16 LoRA"),
+        ("Llama-3.1-8B, 2x4096, NF4 decoded in every product", step("8b", 4096, 2, 3, *NO_CACHE), ""),
         ("Llama-3.1-8B, 2x4096, bf16 base", step("8b", 4096, 2, 3, "--quant", "bf16"), ""),
         ("Llama-3.1-70B, 1x2048, paged AdamW, offload",
          step("70b", 2048, 1, 1, "--paged", 1, "--offload", 1), "43.6 GB and the context"),
