@@ -207,7 +207,7 @@ void KernelExecutor::Stage(const MicroBatch& batch) {
   context_.most_labels = shape_.most_labels;
   std::byte* set = nullptr;  // a device copies from there while the host goes on
   if (staging_ != nullptr) {
-    if (staged_ == spec::kStagingSets) {
+    if (staged_ == spec::StagingSets(spec_)) {
       backend_.Synchronize();
       staged_ = 0;
     }

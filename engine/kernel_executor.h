@@ -173,7 +173,7 @@ class KernelExecutor {
     return pinned_ + plan_.pinned.inputs + layer * plan_.pinned.input_stride;
   }
   int64_t InputBytes() const {
-    return batch_->tokens() * model_.hidden_size * kernels::DTypeBytes(table_.act);
+    return shape_.rows * model_.hidden_size * kernels::DTypeBytes(table_.act);
   }
   // Of `count` parameters from `first` on; `moments` is where theirs begin.
   void UpdateAdamW(kernels::Context* context, int64_t first, int64_t count, const MomentPlaces& moments);
@@ -198,7 +198,7 @@ class KernelExecutor {
   std::byte* pinned_ = nullptr;  // of plan_.pinned
   // Read back once a step. [loss_slots + 1]
   double* scalars_ = nullptr;
-  // Of a device: staged batches on their way, kStagingSets one behind the other.
+  // Of a device: staged batches on their way, StagingSets one behind the other.
   std::byte* staging_ = nullptr;
   int64_t staged_ = 0;  // sets handed out since the last wait
   LossScale loss_scale_;

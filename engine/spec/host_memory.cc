@@ -36,6 +36,9 @@ MomentChunk ChunkOf(const TrainSpec& spec, int64_t adapter_elements) {
   return chunk;
 }
 
+int64_t StagingSets(const TrainSpec& spec) {
+  return std::clamp<int64_t>(spec.gradient_accumulation_steps, 2, 16);
+}
 int64_t StagingBytes(const TrainSpec& spec) {
   return (4 * int64_t{spec.micro_batch_size} * spec.sequence_len + 1) * 4;
 }
@@ -53,7 +56,7 @@ PinnedLayout LayoutPinned(const ModelConfig& model, const TrainSpec& spec, const
     return offset;
   };
   layout.scalars = place(ScalarBytes(spec));
-  if (IsCuda(profile)) layout.staging = place(kStagingSets * StagingBytes(spec));
+  if (IsCuda(profile)) layout.staging = place(StagingSets(spec) * StagingBytes(spec));
   if (Paged(spec, profile)) {
     const bool small = spec.optimizer == OptimizerKind::kAdamW8bit;
     layout.moment1 = place(adapter_elements * (small ? 1 : 4));

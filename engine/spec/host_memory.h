@@ -30,7 +30,7 @@ int64_t MomentBytes(const TrainSpec& spec, int64_t elements);
 // One allocation; offsets in it, each a multiple of 256.
 struct PinnedLayout {
   int64_t scalars = 0;  // f64, as on the device: losses, the sum of squares
-  int64_t staging = 0;  // kStagingSets batches
+  int64_t staging = 0;  // StagingSets batches
   // Only what is paged:
   int64_t moment1 = 0;
   int64_t moment2 = 0;
@@ -42,7 +42,8 @@ struct PinnedLayout {
   int64_t total_bytes = 0;
 };
 
-inline constexpr int64_t kStagingSets = 2;          // micro-batches on their way at once
+// Micro-batches on their way at once: those of a step, up to sixteen, so that the host does not wait in it.
+int64_t StagingSets(const TrainSpec& spec);
 int64_t StagingBytes(const TrainSpec& spec);        // ids, labels, positions, document bounds of one
 int64_t ScalarBytes(const TrainSpec& spec);         // a loss per micro-batch, the sum of squares
 

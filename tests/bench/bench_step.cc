@@ -223,7 +223,7 @@ absl::Status Run(const Flags& flags) {
       count += static_cast<double>(batches.back().target_tokens);
     }
     const double probe = kernels::bench::ProductRate(table->body) * threads;
-    executor.Record(batch);
+    for (const engine::MicroBatch& batch : batches) executor.Record(batch);
     executor.TakePhaseTimes();
     const int64_t began_us = RealClock::Get().NowMonotonicUs();
     executor.ZeroGradients();
