@@ -33,6 +33,7 @@ std::string SpecDigest(spec::TrainSpec spec) {
   spec.save_interval_seconds = defaults.save_interval_seconds;
   spec.save_total_limit = defaults.save_total_limit;
   spec.allow_numerics_change = defaults.allow_numerics_change;
+  spec.data_rows = defaults.data_rows;
   return Sha256Hex(spec::TrainSpecToJson(spec));
 }
 

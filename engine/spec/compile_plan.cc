@@ -256,10 +256,20 @@ int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int
   return placed.lower_bound_bytes;
 }
 
-// What a job keeps on the host besides its regions: the tokenizer's tables (660 bytes an entry is
-// the most seen among the published ones), tokens of about a million positions, staging of
-// checkpoints and lines.
-int64_t HostBytes(const ModelConfig& model) { return (int64_t{12} << 20) + 660 * model.vocab_size; }
+// What an engine keeps on the host for its base: the tokenizer's tables (660 bytes an entry is the most
+// seen among the published ones), lines to and from the worker, staging of checkpoints. Once, however
+// many jobs share the base.
+int64_t BaseHostBytes(const ModelConfig& model) { return (int64_t{8} << 20) + 660 * model.vocab_size; }
+
+// What a job keeps on the host besides its regions. Its tokens are on the disk; of each row of its data
+// there is in memory where it begins, its length and its place in an epoch's order, and more while they are
+// made: at most kRowBytes together. By blocks of rows, so that data sets of nearly one size have one plan.
+int64_t JobHostBytes(const TrainSpec& spec) {
+  constexpr int64_t kRowBytes = 64, kBlock = 1 << 14;
+  return (int64_t{1} << 20) + (spec.data_rows / kBlock + 1) * kBlock * kRowBytes;
+}
+
+constexpr int64_t kMaxDataRows = int64_t{1} << 31;
 
 // More than this is no plan but a slip; below it no sum of sizes comes near the end of 64 bits.
 constexpr double kAbsurdBytes = 0x1p50;  // 1 PiB
@@ -321,6 +331,10 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   if (given.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
   }
+  if (given.data_rows < 0 || given.data_rows > kMaxDataRows) {
+    return Error(Reason::kSpecInvalid, absl::StrCat("data_rows is ", given.data_rows,
+                                                    ", outside 0 to ", kMaxDataRows));
+  }
   RETURN_IF_ERROR(RefuseAbsurd(model, given, profile));
   TrainSpec spec = given;
   ASSIGN_OR_RETURN(spec.recompute, ChooseRecompute(model, given, {profile}));
@@ -351,7 +365,9 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   const int64_t live = PlaceStep(counting, model, Alignment(profile), options.red_zone_bytes, plan);
 
   plan.memory.fixed_bytes = profile.fixed_bytes;
-  plan.memory.host_bytes = HostBytes(model);
+  plan.memory.host_bytes = JobHostBytes(spec);
+  // On the host the tokenizer is the process's, and like that there once.
+  (IsCuda(profile) ? plan.memory.host_bytes : plan.memory.fixed_bytes) += BaseHostBytes(model);
   if (IsCuda(profile)) {
     plan.memory.device = true;
     plan.memory.pinned_bytes = plan.pinned.total_bytes;

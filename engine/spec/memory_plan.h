@@ -76,8 +76,8 @@ struct MemoryPlan {
   int64_t base_bytes = 0;
   int64_t persistent_bytes = 0;
   int64_t step_bytes = 0;
-  int64_t fixed_bytes = 0;        // from the profile
-  int64_t host_bytes = 0;         // tokenizer, token store, checkpoint staging
+  int64_t fixed_bytes = 0;        // from the profile; on the host with the tokenizer and staging
+  int64_t host_bytes = 0;         // of this job alone: where its rows begin, its history
   int64_t pinned_bytes = 0;       // page-locked host memory; of a device only: staging, and what is
                                   // offloaded and paged
   bool device = false;            // base, persistent, step and fixed are a device's memory, not the host's

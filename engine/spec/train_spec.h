@@ -95,6 +95,9 @@ struct TrainSpec {
   int32_t save_total_limit = 3;
   uint64_t seed = 42;
   bool allow_numerics_change = false;
+  // Rows of the data set and its evaluation file, as the server knows them; 0: unknown, a few. Nobody
+  // writes this: the plan's host part follows it (see compile_plan.cc), and nothing else.
+  int64_t data_rows = 0;
 
   bool operator==(const TrainSpec&) const = default;
 

@@ -185,6 +185,7 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
   if (spec.offload_activations) object["offload_activations"] = true;
   if (spec.base_cache != BaseCache::kAuto) object["base_cache"] = NameOf(kBaseCacheNames, spec.base_cache);
   if (spec.graphs != Graphs::kAuto) object["cuda_graphs"] = NameOf(kGraphsNames, spec.graphs);
+  if (spec.data_rows != 0) object["data_rows"] = spec.data_rows;
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -241,6 +242,7 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   read.Number("save_total_limit", spec.save_total_limit);
   read.Number("seed", spec.seed);
   read.Flag("allow_numerics_change", spec.allow_numerics_change);
+  read.Number("data_rows", spec.data_rows);
   RETURN_IF_ERROR(read.Finish());
   return spec;
 }

@@ -244,6 +244,7 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
                    FindParts(turn, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
+  job.spec.data_rows = parts.dataset->rows + (parts.eval_dataset ? parts.eval_dataset->rows : 0);
   ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
                                            *parts.model, job.spec, KnownDevices(turn.state)));
   ASSIGN_OR_RETURN(job.spec.base_cache, turn.core.planner.ChooseBaseCache(

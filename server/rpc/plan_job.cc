@@ -93,6 +93,9 @@ absl::Status FillPlan(const Outcome& outcome, const std::string& scope, PlanInpu
   ASSIGN_OR_RETURN(const core::Dataset* eval_dataset,
                    FindDataset(state, input.parts.eval_dataset_id, "spec.eval_dataset", scope));
   ASSIGN_OR_RETURN(q.fit.spec, spec::ResolveTrainSpec(input.parts.spec, q.model.config));
+  if (dataset != nullptr) {
+    q.fit.spec.data_rows = dataset->rows + (eval_dataset != nullptr ? eval_dataset->rows : 0);
+  }
   input.excerpt = PlanningExcerpt(state, q.model);
   input.now = outcome.now;
   q.fit.now_us = outcome.now.monotonic_us;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|together|peer|control|plan|all]
+# What ./dev bench runs: run.sh BIN_DIR [cpu|kernels|grid|step|together|peer|control|plan|shared|all]
 set -euo pipefail
 bin=$1
 what=${2:-all}
@@ -75,6 +75,12 @@ control() {
   "$bin/nibble-bench-rpc"
 }
 
+# Ten jobs on one base, and what one product over the rows of several would gain.
+shared() {
+  python3 "$here/shared.py" "$bin" --shape "${NIBBLE_BENCH_SHAPES:-135m}" --threads "$threads"
+  "$bin/nibble-bench-fused" --shape 7b
+}
+
 case $what in
   kernels) kernels ;;
   cpu) cpu ;;
@@ -84,6 +90,7 @@ case $what in
   peer) peer ;;
   control) control ;;
   plan) "$bin/nibble-bench-plan" ;;
+  shared) shared ;;
   all) kernels; steps; control ;;
-  *) echo "bench takes cpu, kernels, grid, step, together, peer, control or plan, got '$what'" >&2; exit 2 ;;
+  *) echo "bench takes cpu, kernels, grid, step, together, peer, control, plan or shared, got '$what'" >&2; exit 2 ;;
 esac

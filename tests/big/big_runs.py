@@ -83,7 +83,7 @@ def config(shape):
         "eos_token_id": 1, "hidden_act": "silu"})
 
 
-def make_base(binaries, directory, cache, shape):
+def make_base(binaries, directory, cache, shape, out=None):
     """The model's directory, and its quantized base in the worker's cache."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(config(shape))
@@ -91,7 +91,8 @@ def make_base(binaries, directory, cache, shape):
     (directory / "tokenizer_config.json").write_text(json.dumps(
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}))
     subprocess.run([binaries / "nibble-make-base", "--model-dir", directory, "--cache-dir", cache,
-                    "--shard-bytes", str(SHARD_BYTES), "--threads", str(os.cpu_count())], check=True)
+                    "--shard-bytes", str(SHARD_BYTES), "--threads", str(os.cpu_count())],
+                   check=True, stdout=out)
 
 
 def status(pid, field):
@@ -125,6 +126,7 @@ def make_spec(pb, steps):
     spec = pb.job.JobSpec()
     spec.lora.r, spec.lora.alpha = 16, 32
     spec.data.format, spec.data.sequence_len, spec.data.val_set_size = "text", 512, 0
+    spec.data.excess_length_strategy = "truncate"
     spec.training.micro_batch_size, spec.training.gradient_accumulation_steps = 1, 1
     spec.training.recompute, spec.training.max_steps = "full", steps
     return spec
@@ -190,7 +192,8 @@ def run(name, directory, memory, steps):
         began = time.monotonic()
         model = api.models.RegisterModel(api.pb.model.RegisterModelRequest(path=name, display_name=name))
         print(f"{name}: registered in {time.monotonic() - began:.0f} s", flush=True)
-        rows = b"".join(json.dumps({"text": f"row {i} " + "abc def ghi " * 70}).encode() + b"\n"
+        # Longer than 512 tokens, and cut: full batches touch all that was planned.
+        rows = b"".join(json.dumps({"text": f"row {i} " + "abc def ghi " * 200}).encode() + b"\n"
                         for i in range(2 * steps + 2))
         job, peak, swapped, seconds = train(name, api, stack, api.add_dataset(rows), model, steps)
         assert api.state(job) == "SUCCEEDED", job.error
