@@ -76,6 +76,12 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, c
                    spec::CompileForEngine(device.model(), job->spec_, device.profile()));
   job->spec_.recompute = job->plan_.recompute;
   job->spec_.base_cache = job->plan_.base_cache;
+  if ((job->spec_.paged_optimizer && !job->plan_.paged) ||
+      (job->spec_.offload_activations && !job->plan_.offloaded)) {
+    LogInfo("job.notice",
+            {{"attempt", job->input_.attempt},
+             {"note", "paging and offloading change nothing on a CPU"}});
+  }
   return job;
 }
 

@@ -46,10 +46,15 @@ class ServeTest : public ::testing::Test {
   void Stop() {
     if (!engine_.joinable()) return;
     Send({{"type", "shutdown"}});
-    engine_.join();
+    Join();
     EXPECT_TRUE(status_.ok()) << status_;
+  }
+  // Of an engine that ends by itself.
+  void Join() {
+    engine_.join();
     close(fds_[0]);
     close(fds_[1]);
+    pending_.clear();
   }
 
   void Send(const json& object) {
@@ -380,19 +385,17 @@ TEST_F(ServeTest, ADeviceThatFailsIsOpenedAnewBeforeItGetsWork) {
   Send(Attach("a/1", 1'000));
   json failed = Next();
   while (failed["type"] != "failed") failed = Next();
-  engine_.join();
+  Join();
   EXPECT_EQ(failed["attempt"], "a/1");
   EXPECT_EQ(failed["reason"], "DEVICE_FAULT");
   EXPECT_THAT(failed["message"].get<std::string>(), ::testing::HasSubstr("the device failed"));
   // As long as it does not answer, no engine comes up on it.
-  pending_.clear();
   Start();
-  engine_.join();
+  Join();
   EXPECT_EQ(StatusReason(status_), Reason::kDeviceFault) << status_;
   EXPECT_THAT(std::string(status_.message()), ::testing::HasSubstr("does not answer"));
   // When it does, work goes on.
   kernels::EmulatedCudaFailAfter(-1);
-  pending_.clear();
   Start();
   Until("hello");
   Send(Attach("a/2", 1));

@@ -68,8 +68,8 @@ STEPS = {
 
 # An 8B model on a card of 15 GB (Tesla T4): fp16 with loss scaling, 200 examples, one epoch. The cap is the
 # memory the plan is made for; what the driver reads is held against it.
-SMALL_CARD_BYTES = {False: 15_000_000_000, True: 600_000_000}
+SMALL_CARD_BYTES = {False: 15_000_000_000, True: 40_000_000}
 SMALL_CARD = {
     False: step("8b", 2048, 1, 49, "--accumulation", 4, "--fp16", 1, "--recompute", "auto"),
-    True: step("demo", 32, 1, 2, "--accumulation", 2, "--fp16", 1, "--recompute", "auto", "--layers", 1),
+    True: step("demo", 32, 1, 1, "--accumulation", 1, "--fp16", 1, "--recompute", "auto", "--layers", 1),
 }
