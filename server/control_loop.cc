@@ -37,6 +37,7 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
     job.queued_us = before != nullptr ? before->queued_us : now.monotonic_us;
     job.not_before_us = before != nullptr && before->state == job.state ? before->not_before_us : 0;
     job.cancel_deadline_us = now.monotonic_us + options.cancel_force_us;
+    if (before != nullptr) job.measured = before->measured;
     for (auto& [epoch, attempt] : job.attempts) {
       const auto worker = fresh.workers.find(attempt.worker_id);
       if (worker != fresh.workers.end()) attempt.assign_revision = worker->second.revision;

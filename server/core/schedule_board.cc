@@ -13,6 +13,12 @@ constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kDecaySteps = 8;
 constexpr int64_t kForgottenSteps = 128;
 
+// Up to a twentieth of a device: few buckets for jobs that each were measured.
+int32_t RoundedLoad(int32_t load_milli) {
+  constexpr int32_t kStepMilli = 50;
+  return std::max(kStepMilli, (load_milli + kStepMilli - 1) / kStepMilli * kStepMilli);
+}
+
 // Where a slot of that name belongs.
 template <typename Slots, typename Less>
 auto LowerBound(Slots& slots, const Less& less) {
@@ -165,7 +171,8 @@ void Board::SetWarm(const std::string& worker_id, const std::string& device_id,
 // ---- Queue -------------------------------------------------------------------------------------
 
 int32_t Board::BucketOf(const BoardJob& job) {
-  const BucketKey key{job.shape, job.project, job.group, job.numerics, job.alone};
+  const int32_t own_milli = job.own_load ? RoundedLoad(job.load_milli) : 0;
+  const BucketKey key{job.shape, job.project, job.group, job.numerics, job.alone, own_milli};
   const auto it = bucket_ids_.find(key);
   if (it != bucket_ids_.end()) return it->second;
   int32_t id = static_cast<int32_t>(buckets_.size());
@@ -184,6 +191,7 @@ int32_t Board::BucketOf(const BoardJob& job) {
   if (static_cast<size_t>(bucket.group) == group_names_.size()) group_names_.push_back(job.group);
   bucket.base = Intern(base_ids_, job.base);
   bucket.alone = job.alone;
+  bucket.own_load_milli = own_milli;
   bucket_ids_[key] = id;
   return id;
 }
@@ -220,7 +228,7 @@ void Board::Enqueue(const BoardJob& job) {
   w.critical_us = job.queued_us + bound_us / 8 * 7;
   w.started = job.started;
   Bucket& bucket = buckets_[static_cast<size_t>(w.bucket)];
-  bucket.load_milli = job.load_milli;
+  bucket.load_milli = bucket.own_load_milli > 0 ? bucket.own_load_milli : job.load_milli;
   UnlistHeads(w.bucket);
   bucket.order.insert({-w.priority, w.rank_us, job.number});
   if (!w.started) bucket.urgent.insert({w.urgent_us, job.number});
@@ -242,7 +250,7 @@ void Board::Dequeue(int64_t number) {
   if (bucket.order.empty()) {
     const std::string& group = group_names_[static_cast<size_t>(bucket.group)];
     bucket_ids_.erase({bucket.shape, projects_[static_cast<size_t>(bucket.project)].name, group,
-                       bucket.numerics, bucket.alone});
+                       bucket.numerics, bucket.alone, bucket.own_load_milli});
     bucket = {};
     free_buckets_.push_back(w.bucket);
   }
@@ -250,15 +258,16 @@ void Board::Dequeue(int64_t number) {
 }
 
 void Board::SetShapeLoad(const std::string& shape, int32_t load_milli) {
-  for (auto it = bucket_ids_.lower_bound({shape, "", "", "", false});
+  for (auto it = bucket_ids_.lower_bound({shape, "", "", "", false, 0});
        it != bucket_ids_.end() && std::get<0>(it->first) == shape; ++it) {
-    buckets_[static_cast<size_t>(it->second)].load_milli = load_milli;
+    Bucket& bucket = buckets_[static_cast<size_t>(it->second)];
+    if (bucket.own_load_milli == 0) bucket.load_milli = load_milli;
   }
 }
 
 std::vector<int64_t> Board::WaitingOfShape(const std::string& shape, size_t limit) const {
   std::vector<int64_t> numbers;
-  for (auto it = bucket_ids_.lower_bound({shape, "", "", "", false});
+  for (auto it = bucket_ids_.lower_bound({shape, "", "", "", false, 0});
        it != bucket_ids_.end() && std::get<0>(it->first) == shape; ++it) {
     for (const OrderKey& key : buckets_[static_cast<size_t>(it->second)].order) {
       if (numbers.size() >= limit) return numbers;
@@ -295,8 +304,10 @@ void Board::Retime(int32_t device) {
 
 void Board::AddHold(const BoardHold& h, int64_t now_us) {
   now_us_ = std::max(now_us_, now_us);
-  RemoveHold(h.key, now_us);
+  const auto before = holds_.find(h.key);
   Hold hold;
+  hold.seen_milli = before == holds_.end() ? 0 : before->second.seen_milli;
+  RemoveHold(h.key, now_us);
   hold.job_id = h.job_id;
   hold.project = ProjectId(h.project);
   hold.device = FindDevice(h.worker_id, h.device_id);
@@ -363,6 +374,20 @@ void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli,
   if (!reloads) return;
   Recount(hold.device);
   Retime(hold.device);
+}
+
+void Board::SetHoldSeen(const HoldKey& key, int32_t seen_milli) {
+  const auto it = holds_.find(key);
+  if (it != holds_.end()) it->second.seen_milli = seen_milli;
+}
+
+int32_t Board::SeenLoadOf(int32_t device) const {
+  int32_t milli = 0;
+  for (const HoldKey& key : devices_[static_cast<size_t>(device)].held) {
+    const Hold& hold = holds_.at(key);
+    milli += hold.seen_milli > 0 ? hold.seen_milli : hold.load_milli;
+  }
+  return milli;
 }
 
 void Board::SetReleasing(const HoldKey& key, int64_t now_us) {

@@ -5,8 +5,8 @@
 // per change, each O(log n). It knows no policy but the keys it sorts by. Used by one thread at a
 // time: `Bucket::needs` and the like are filled while a const Board is read.
 //
-// Jobs that are alike for the scheduler (same project, plan, base, numerics) wait in one bucket,
-// so that a pass looks at each kind once, not at each job.
+// Jobs that are alike for the scheduler (same project, plan, base, numerics, load) wait in one
+// bucket, so that a pass looks at each kind once, not at each job.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +41,7 @@ struct BoardJob {
   int64_t work_us = 0;   // predicted, left, alone on a device
   int64_t total_us = 0;  // predicted, from the beginning
   int32_t load_milli = 1'000;
+  bool own_load = false;        // it was measured on this very job
   bool started = false;         // it has been on a device before
   std::set<std::string> avoid;  // workers it failed on
 };
@@ -88,6 +89,7 @@ class Board {
     int32_t group = 0;
     int32_t base = 0;
     bool alone = false;
+    int32_t own_load_milli = 0;  // of jobs that were measured; 0 = of those that were not
     int32_t load_milli = 0;
     std::set<OrderKey> order;
     std::set<UrgentKey> urgent;  // those that have never started
@@ -118,6 +120,7 @@ class Board {
     bool releasing = false;
     int32_t priority = 0;
     int32_t load_milli = 0;
+    int32_t seen_milli = 0;  // of the device's time it had of late; 0 = not known
     int64_t start_us = 0;
     int64_t work_us = 0;  // left at as_of_us
     int64_t as_of_us = 0;
@@ -179,7 +182,7 @@ class Board {
   // Queue. A job that is enqueued again is replaced.
   void Enqueue(const BoardJob& job);
   void Dequeue(int64_t number);
-  // Of all jobs of a shape that wait.
+  // Of all jobs of a shape that wait and have not been measured themselves.
   void SetShapeLoad(const std::string& shape, int32_t load_milli);
   std::vector<int64_t> WaitingOfShape(const std::string& shape, size_t limit) const;
 
@@ -187,6 +190,7 @@ class Board {
   void AddHold(const BoardHold& hold, int64_t now_us);
   void RemoveHold(const HoldKey& key, int64_t now_us);
   void SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli, int64_t now_us);
+  void SetHoldSeen(const HoldKey& key, int32_t seen_milli);
   void SetReleasing(const HoldKey& key, int64_t now_us);
   void SetHoldPriority(const HoldKey& key, int32_t priority);
 
@@ -210,6 +214,8 @@ class Board {
   const std::set<std::tuple<int32_t, int64_t, HoldKey>>& victims() const { return victims_; }
   int32_t FindProject(const std::string& name) const { return Find(project_ids_, name); }
   int32_t FindDevice(const std::string& worker_id, const std::string& device_id) const;
+  // Thousandths of its time that are taken, as far as was seen of late; else what is thought.
+  int32_t SeenLoadOf(int32_t device) const;
   std::vector<std::string> DevicesOf(const std::string& worker_id) const;
   const std::string& group_name(int32_t group) const {
     return group_names_[static_cast<size_t>(group)];
@@ -218,7 +224,7 @@ class Board {
   std::string Dump() const;
 
  private:
-  using BucketKey = std::tuple<std::string, std::string, std::string, std::string, bool>;
+  using BucketKey = std::tuple<std::string, std::string, std::string, std::string, bool, int32_t>;
 
   static int32_t Find(const std::map<std::string, int32_t>& ids, const std::string& name);
   int32_t Intern(std::map<std::string, int32_t>& ids, const std::string& name);

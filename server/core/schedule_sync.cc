@@ -16,6 +16,7 @@ constexpr int64_t kMaxWorkUs = int64_t{10} * 365 * 24 * 3600 * kSecondUs;
 constexpr size_t kMaxReordered = 4'096;
 constexpr size_t kMaxLearned = 10'000;
 constexpr int32_t kLeastLoadMilli = 50;
+constexpr int64_t kMeasuredSteps = 16;
 
 int64_t MulDiv(int64_t a, int64_t b, int64_t divisor, int64_t bound) {
   const __int128 product = static_cast<__int128>(a) * b / std::max<int64_t>(1, divisor);
@@ -61,9 +62,42 @@ BoardJob BoardJobOf(const State& state, const Job& job, const Model& model) {
   b.work_us = estimate.left_us;
   b.total_us = estimate.total_us;
   b.load_milli = estimate.load_milli;
+  b.own_load = job.measured.step_us > 0;
   b.started = !job.attempts.empty();
   b.avoid = job.poisoned_workers;
   return b;
+}
+
+// Steps of an attempt that took `passed_us`, each with a turn of `turn_us`, as they would be alone
+// on the device. While the device has time to spare, nobody waits for it: the share it had is what
+// it needs. Otherwise it may need more, and what was known before stands.
+Learned Measured(Board& board, const HoldKey& key, int64_t turn_us, int64_t steps,
+                 int64_t passed_us, int32_t known_milli) {
+  constexpr int32_t kBusyMilli = 950;
+  auto load_milli = static_cast<int32_t>(std::clamp<int64_t>(
+      MulDiv(turn_us * steps, 1'000, passed_us, 1'000), kLeastLoadMilli, 1'000));
+  board.SetHoldSeen(key, load_milli);
+  const auto hold = board.holds().find(key);
+  if (hold != board.holds().end() && hold->second.device >= 0) {
+    const int32_t device = hold->second.device;
+    const bool alone = board.devices()[static_cast<size_t>(device)].load.attempts <= 1;
+    if (!alone && board.SeenLoadOf(device) >= kBusyMilli)
+      load_milli = std::max(load_milli, known_milli);
+  }
+  return {std::min(kMaxStepUs, turn_us * 1'000 / load_milli), load_milli, 1};
+}
+
+// What is known of a plan follows what its jobs were measured at: the mean of the first four, then
+// a quarter of each further. `was` is what the job had taught before.
+void Teach(const Learned& was, const Learned& now, Learned& plan) {
+  constexpr int32_t kJobs = 4;
+  const bool first = was.step_us == 0;
+  if (first) plan.jobs = std::min(kJobs, plan.jobs + 1);
+  plan.jobs = std::max(1, plan.jobs);
+  const Learned from = first ? plan : was;
+  plan.step_us = std::max<int64_t>(1, plan.step_us + (now.step_us - from.step_us) / plan.jobs);
+  plan.load_milli = std::clamp(plan.load_milli + (now.load_milli - from.load_milli) / plan.jobs,
+                               kLeastLoadMilli, 1'000);
 }
 
 }  // namespace
@@ -74,9 +108,10 @@ Estimate Predict(const State& state, const Job& job) {
   if (model == nullptr) return estimate;
   int64_t step_us = 0;
   const auto known = state.learned.find(job.plan_key);
-  if (known != state.learned.end()) {
-    step_us = known->second.step_us;
-    estimate.load_milli = known->second.load_milli;
+  if (job.measured.step_us > 0 || known != state.learned.end()) {
+    const Learned& seen = job.measured.step_us > 0 ? job.measured : known->second;
+    step_us = seen.step_us;
+    estimate.load_milli = seen.load_milli;
     estimate.measured = true;
   } else {
     const int64_t picos = state.picos_per_work > 0 ? state.picos_per_work : kGuessPicosPerWork;
@@ -183,40 +218,27 @@ void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64
   const int64_t steps = head.step - attempt.seen_step;
   const int64_t passed_us = now_us - attempt.seen_us;
   const bool first = attempt.seen_us == 0;
-  if (first || steps > 0) {
-    attempt.seen_step = head.step;
-    attempt.seen_us = now_us;
-  }
-  if (first || steps <= 0 || passed_us <= 0 || head.step_time_us <= 0) return;
+  // The step in hand when either head was sent is not counted: a few steps measure nothing.
+  if (!first && (steps <= 0 || (steps < kMeasuredSteps && Predict(*state, job).measured))) return;
+  attempt.seen_step = head.step;
+  attempt.seen_us = now_us;
+  if (first || passed_us <= 0 || head.step_time_us <= 0) return;
   const Model* model = state->ModelOf(job);
   if (model == nullptr) return;
-  const int64_t busy_us = std::min(head.step_time_us, kMaxStepUs) * steps;
-  auto load_milli = static_cast<int32_t>(std::clamp<int64_t>(
-      MulDiv(busy_us, 1'000, passed_us, 1'000), kLeastLoadMilli, 1'000));
-  const auto old = state->learned.find(job.plan_key);
-  const auto hold = state->board.holds().find({job.number, attempt.epoch});
-  bool crowded = false;
-  if (hold != state->board.holds().end() && hold->second.device >= 0) {
-    const Board::Device& d = state->board.devices()[static_cast<size_t>(hold->second.device)];
-    crowded = d.load.attempts > 1 && d.load_milli > 1'000;
-  }
-  // Where turns have to be waited for, a share is smaller than it would be alone.
-  if (crowded) {
-    const int32_t known = old != state->learned.end()
-                              ? old->second.load_milli
-                              : state->board.policy().default_load_milli;
-    load_milli = std::max(load_milli, known);
-  }
-  const int64_t step_us = std::min(kMaxStepUs, head.step_time_us * 1'000 / load_milli);
-  const int64_t was_us = old == state->learned.end() ? 0 : old->second.step_us;
-  const int32_t was_milli = old == state->learned.end() ? 0 : old->second.load_milli;
-  if (state->learned.size() >= kMaxLearned && was_us == 0) state->learned.clear();
-  state->learned[job.plan_key] = {step_us, load_milli};
-  state->learned_loads[job.model_id] = load_milli;
+  const Learned now = Measured(state->board, {job.number, attempt.epoch},
+                               std::min(head.step_time_us, kMaxStepUs), steps, passed_us,
+                               Predict(*state, job).load_milli);
+  if (state->learned.size() >= kMaxLearned && state->learned.count(job.plan_key) == 0)
+    state->learned.clear();
+  Learned& plan = state->learned[job.plan_key];
+  const Learned was = plan;
+  Teach(job.measured, now, plan);
+  job.measured = now;
+  state->learned_loads[job.model_id] = plan.load_milli;
   state->picos_per_work = std::max<int64_t>(
-      1, MulDiv(step_us, 1'000'000, StepWork(*model, job.spec), kMaxStepUs * 1'000));
-  if (was_milli != load_milli) state->board.SetShapeLoad(job.plan_key, load_milli);
-  if (std::abs(was_us - step_us) <= was_us / 4) return;
+      1, MulDiv(now.step_us, 1'000'000, StepWork(*model, job.spec), kMaxStepUs * 1'000));
+  if (was.load_milli != plan.load_milli) state->board.SetShapeLoad(job.plan_key, plan.load_milli);
+  if (std::abs(was.step_us - plan.step_us) <= was.step_us / 4) return;
   for (const int64_t number : state->board.WaitingOfShape(job.plan_key, kMaxReordered)) {
     SyncQueued(state, state->jobs.at(state->board.waiting().at(number).job_id));
   }

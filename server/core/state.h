@@ -35,13 +35,6 @@ struct Touched {
   }
 };
 
-// What attempts with the same plan were seen to do.
-struct Learned {
-  int64_t step_us = 0;     // of an optimizer step, alone on a device
-  int32_t load_milli = 0;  // share of the device's time it keeps busy then, in thousandths
-  bool operator==(const Learned&) const = default;
-};
-
 struct State {
   // Rows.
   std::string timeline;
@@ -72,7 +65,7 @@ struct State {
   Board board;  // what the scheduler looks at
 
   // Volatile.
-  std::map<std::string, Learned> learned;        // by plan_key
+  std::map<std::string, Learned> learned;        // by plan_key: of jobs with that plan
   std::map<std::string, int32_t> learned_loads;  // by model: load of the last one measured
   int64_t picos_per_work = 0;                    // of the last step measured anywhere
   bool rollback_suspected = false;

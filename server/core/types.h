@@ -169,6 +169,14 @@ struct Progress {
   bool operator==(const Progress&) const = default;
 };
 
+// What a step was seen to take.
+struct Learned {
+  int64_t step_us = 0;     // of an optimizer step, alone on a device; 0 = nothing was seen
+  int32_t load_milli = 0;  // share of the device's time it keeps busy then, in thousandths
+  int32_t jobs = 0;        // it is the mean of so many, the last four for the most part
+  bool operator==(const Learned&) const = default;
+};
+
 struct Job {
   std::string id;
   std::string uid;
@@ -218,6 +226,7 @@ struct Job {
   int64_t queued_us = 0;           // volatile; age in the queue
   int64_t not_before_us = 0;       // volatile; backoff
   int64_t cancel_deadline_us = 0;  // volatile; CANCELLING becomes CANCELLED
+  Learned measured;                // volatile; of its own steps
 
   // The attempt that may write, or nullptr.
   const Attempt* Current() const {

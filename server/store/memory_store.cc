@@ -50,6 +50,7 @@ core::State WithoutVolatile(core::State state) {
   for (auto& [id, job] : state.jobs) {
     job.queued_us = job.not_before_us = job.cancel_deadline_us = 0;
     job.plan_key.clear();
+    job.measured = {};
     for (auto& [epoch, attempt] : job.attempts) {
       attempt.start_us = attempt.assign_revision = attempt.seen_us = attempt.seen_step = 0;
       attempt.phase = core::Phase::kUnspecified;
