@@ -32,6 +32,10 @@ struct SchedulePolicy {
   // Projects: usage is forgotten over about this time.
   int64_t share_window_us = 1800 * kSecondUs;
   std::map<std::string, ProjectPolicy> projects;
+  // Jobs with at most this much predicted work go before the shares of projects, as long as such
+  // jobs have no more than brief_milli thousandths of the fleet's time. They count as usage.
+  int64_t brief_work_us = 600 * kSecondUs;
+  int32_t brief_milli = 50;
 
   // Placement.
   int32_t max_attempts_per_device = 8;

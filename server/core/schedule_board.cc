@@ -307,6 +307,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   const auto before = holds_.find(h.key);
   Hold hold;
   hold.seen_milli = before == holds_.end() ? 0 : before->second.seen_milli;
+  hold.brief = before == holds_.end() ? h.work_us <= policy_.brief_work_us : before->second.brief;
   RemoveHold(h.key, now_us);
   hold.job_id = h.job_id;
   hold.project = ProjectId(h.project);
@@ -332,6 +333,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   }
   project.held_bytes += hold.added_bytes;
   project.held_load_milli += hold.load_milli;
+  if (hold.brief) held_brief_milli_ += hold.load_milli;
   ++project.held_jobs;
   const int32_t device = hold.device;
   ListHold(h.key, holds_[h.key] = hold);
@@ -348,6 +350,7 @@ void Board::RemoveHold(const HoldKey& key, int64_t now_us) {
   Settle(project, now_us);
   project.held_bytes -= hold.added_bytes;
   project.held_load_milli -= hold.load_milli;
+  if (hold.brief) held_brief_milli_ -= hold.load_milli;
   --project.held_jobs;
   const int32_t device = hold.device;
   if (device >= 0) std::erase(devices_[static_cast<size_t>(device)].held, key);
@@ -368,6 +371,7 @@ void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli,
     Project& project = projects_[static_cast<size_t>(hold.project)];
     Settle(project, now_us);
     project.held_load_milli += load_milli - hold.load_milli;
+    if (hold.brief) held_brief_milli_ += load_milli - hold.load_milli;
     hold.load_milli = load_milli;
   }
   ListHold(key, hold);
@@ -457,6 +461,11 @@ int64_t Board::ShareOf(int32_t id, int64_t now_us, int64_t extra_bytes, int64_t 
                          (project.held_bytes + extra_bytes) / kMiB;
   const int64_t load = project.device_time / window_us + project.held_load_milli + extra_load;
   return DominantShare(project, memory, load) / 2;
+}
+
+bool Board::BriefFits(int64_t load_milli, int64_t extra_load) const {
+  return held_brief_milli_ + extra_load + load_milli <=
+         int64_t{fleet_devices_} * policy_.brief_milli;
 }
 
 int64_t Board::HeldShareOf(int32_t id, int64_t extra_bytes, int64_t extra_load) const {

@@ -118,6 +118,7 @@ class Board {
     int64_t added_bytes = 0;  // counted for the project
     bool alone = false;
     bool releasing = false;
+    bool brief = false;  // had little work left when it began
     int32_t priority = 0;
     int32_t load_milli = 0;
     int32_t seen_milli = 0;  // of the device's time it had of late; 0 = not known
@@ -202,6 +203,10 @@ class Board {
   // Of what it holds at this moment alone.
   int64_t HeldShareOf(int32_t project, int64_t extra_bytes, int64_t extra_load) const;
 
+  // Whether a brief job of this load may go before the shares of projects; `extra_load` was placed
+  // on top of what is held.
+  bool BriefFits(int64_t load_milli, int64_t extra_load) const;
+
   const std::map<int64_t, Waiting>& waiting() const { return waiting_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const std::vector<Project>& projects() const { return projects_; }
@@ -255,6 +260,7 @@ class Board {
   std::vector<int32_t> free_devices_;
   int64_t fleet_mib_ = 0;
   int32_t fleet_devices_ = 0;
+  int64_t held_brief_milli_ = 0;
 
   std::map<BucketKey, int32_t> bucket_ids_;
   std::vector<Bucket> buckets_;

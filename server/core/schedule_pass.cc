@@ -51,6 +51,7 @@ struct Candidate {
   int64_t number = 0;
   int32_t bucket = 0;
   bool overdue = false;
+  bool brief = false;  // goes before the shares of projects
 };
 
 // What one project has to offer, next first. Of a bucket one job is out at a time: Next gives the
@@ -84,6 +85,21 @@ class Offer {
     }
     return std::nullopt;
   }
+  // What Next would give unless it was taken.
+  std::optional<Candidate> Peek(const std::vector<char>& failed) {
+    while (!urgent_.Empty() && urgent_.Front().first.first <= now_us_) {
+      const auto& [key, bucket] = urgent_.Front();
+      if (failed[static_cast<size_t>(bucket)] == 0) return Candidate{key.second, bucket, true};
+      urgent_.Pop();
+    }
+    while (!order_.Empty()) {
+      const auto& [key, bucket] = order_.Front();
+      if (failed[static_cast<size_t>(bucket)] == 0)
+        return Candidate{std::get<2>(key), bucket, false};
+      order_.Pop();
+    }
+    return std::nullopt;
+  }
   // The next of the bucket of the candidate given out last.
   void More(const Candidate& last) {
     const Bucket& bucket = board_->buckets()[static_cast<size_t>(last.bucket)];
@@ -96,6 +112,7 @@ class Offer {
 
   int32_t project = 0;
   int64_t share = 0;
+  bool brief = false;  // what comes next of it goes before the shares
 
  private:
   const Board* board_;
@@ -127,10 +144,15 @@ class Pass {
     PlaceCritical(max_starts);
     while (!offers.empty() && result_.starts.size() < max_starts &&
            passed_over_ < policy_.max_passed_over) {
+      if (offers.size() > 1) {
+        for (Offer& offer : offers) offer.brief = IsBrief(offer);
+      }
       const auto next = std::min_element(offers.begin(), offers.end(), [&](auto& a, auto& b) {
+        if (a.brief != b.brief) return a.brief;
         return a.share != b.share ? a.share < b.share : Name(a.project) < Name(b.project);
       });
-      const std::optional<Candidate> candidate = next->Next(failed_, taken_);
+      std::optional<Candidate> candidate = next->Next(failed_, taken_);
+      if (candidate) candidate->brief = next->brief;
       if (!candidate) {
         std::swap(*next, offers.back());
         offers.pop_back();
@@ -158,6 +180,13 @@ class Pass {
   int64_t Share(int32_t project) const {
     const auto extra = fleet_.ExtraOf(project);
     return board_.ShareOf(project, now_us_, extra.bytes, extra.load_milli);
+  }
+
+  bool IsBrief(Offer& offer) const {
+    const std::optional<Candidate> c = offer.Peek(failed_);
+    if (!c || board_.waiting().at(c->number).work_us > policy_.brief_work_us) return false;
+    const int32_t load_milli = board_.buckets()[static_cast<size_t>(c->bucket)].load_milli;
+    return board_.BriefFits(load_milli, brief_milli_);
   }
 
   // The bound on waiting goes before the shares of projects, most overdue first.
@@ -200,6 +229,7 @@ class Pass {
     const std::optional<Spot> spot = FindSpot(bucket, w, c);
     if (spot) {
       fleet_.Place(bucket, *spot);
+      if (w.work_us <= policy_.brief_work_us) brief_milli_ += bucket.load_milli;
       taken_.insert(c.number);
       result_.starts.push_back({c.number, spot->device, spot->left_bytes, spot->warm});
       return Outcome::kStarted;
@@ -252,6 +282,9 @@ class Pass {
         return "has much less work left";
       return nullptr;
     }
+    if (c.brief && policy_.preempt_work_ratio > 0 && w.priority >= victim.priority &&
+        w.work_us < left_us / policy_.preempt_work_ratio)
+      return "has only a few minutes of work";
     if (!policy_.preempt_for_share) return nullptr;
     const auto mine = fleet_.ExtraOf(bucket.project);
     const auto theirs = fleet_.ExtraOf(victim.project);
@@ -343,6 +376,7 @@ class Pass {
   std::set<int64_t> taken_;
   std::set<HoldKey> stopped_;
   int32_t passed_over_ = 0;
+  int64_t brief_milli_ = 0;  // of brief jobs placed
   BoardSchedule result_;
 };
 
