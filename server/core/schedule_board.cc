@@ -302,16 +302,29 @@ void Board::Retime(int32_t device) {
   }
 }
 
+// What was seen of the others' times holds no longer.
+void Board::NoteChange(int32_t device, int64_t now_us) {
+  if (device < 0) return;
+  Device& d = devices_[static_cast<size_t>(device)];
+  d.changed_us = now_us;
+  for (const HoldKey& key : d.held) holds_.at(key).seen_milli = 0;
+}
+
 void Board::AddHold(const BoardHold& h, int64_t now_us) {
   now_us_ = std::max(now_us_, now_us);
-  const auto before = holds_.find(h.key);
   Hold hold;
-  hold.seen_milli = before == holds_.end() ? 0 : before->second.seen_milli;
-  hold.brief = before == holds_.end() ? h.work_us <= policy_.brief_work_us : before->second.brief;
-  RemoveHold(h.key, now_us);
+  hold.device = FindDevice(h.worker_id, h.device_id);
+  hold.brief = h.work_us <= policy_.brief_work_us;
+  const auto before = holds_.find(h.key);
+  const bool stays = before != holds_.end() && before->second.device == hold.device;
+  if (stays) {
+    hold.seen_milli = before->second.seen_milli;
+    hold.brief = before->second.brief;
+  }
+  TakeOff(h.key, now_us);
+  if (!stays) NoteChange(hold.device, now_us);
   hold.job_id = h.job_id;
   hold.project = ProjectId(h.project);
-  hold.device = FindDevice(h.worker_id, h.device_id);
   hold.group = Intern(group_ids_, h.group);
   if (static_cast<size_t>(hold.group) == group_names_.size()) group_names_.push_back(h.group);
   hold.need = h.need;
@@ -342,6 +355,14 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
 }
 
 void Board::RemoveHold(const HoldKey& key, int64_t now_us) {
+  const auto it = holds_.find(key);
+  if (it == holds_.end()) return;
+  const int32_t device = it->second.device;
+  TakeOff(key, now_us);
+  NoteChange(device, now_us);
+}
+
+void Board::TakeOff(const HoldKey& key, int64_t now_us) {
   const auto it = holds_.find(key);
   if (it == holds_.end()) return;
   const Hold& hold = it->second;
@@ -389,7 +410,8 @@ int32_t Board::SeenLoadOf(int32_t device) const {
   int32_t milli = 0;
   for (const HoldKey& key : devices_[static_cast<size_t>(device)].held) {
     const Hold& hold = holds_.at(key);
-    milli += hold.seen_milli > 0 ? hold.seen_milli : hold.load_milli;
+    if (hold.seen_milli == 0) return 1'000;
+    milli += hold.seen_milli;
   }
   return milli;
 }

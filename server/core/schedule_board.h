@@ -121,7 +121,7 @@ class Board {
     bool brief = false;  // had little work left when it began
     int32_t priority = 0;
     int32_t load_milli = 0;
-    int32_t seen_milli = 0;  // of the device's time it had of late; 0 = not known
+    int32_t seen_milli = 0;  // of the device's time it had beside those there now; 0 = not known
     int64_t start_us = 0;
     int64_t work_us = 0;  // left at as_of_us
     int64_t as_of_us = 0;
@@ -142,6 +142,7 @@ class Board {
     int32_t load_milli = 0;
     std::vector<HoldKey> held;
     std::vector<int32_t> warm;  // bases an engine still has in memory
+    int64_t changed_us = 0;     // when the last came or went
   };
   // What a scan over all devices reads, in order of names.
   struct Slot {
@@ -219,7 +220,7 @@ class Board {
   const std::set<std::tuple<int32_t, int64_t, HoldKey>>& victims() const { return victims_; }
   int32_t FindProject(const std::string& name) const { return Find(project_ids_, name); }
   int32_t FindDevice(const std::string& worker_id, const std::string& device_id) const;
-  // Thousandths of its time that are taken, as far as was seen of late; else what is thought.
+  // Thousandths of its time that are taken, once that was seen of all on it; before, all of it.
   int32_t SeenLoadOf(int32_t device) const;
   std::vector<std::string> DevicesOf(const std::string& worker_id) const;
   const std::string& group_name(int32_t group) const {
@@ -245,6 +246,8 @@ class Board {
   void ListHold(const HoldKey& key, Hold& hold);
   void UnlistHold(const HoldKey& key, const Hold& hold);
   void Retime(int32_t device);
+  void TakeOff(const HoldKey& key, int64_t now_us);
+  void NoteChange(int32_t device, int64_t now_us);
   void Settle(Project& project, int64_t now_us) const;
   int64_t DominantShare(const Project& project, int64_t memory_mib, int64_t load_milli) const;
 

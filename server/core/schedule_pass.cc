@@ -16,6 +16,8 @@ using Waiting = Board::Waiting;
 
 // Attempts looked at, weakest first, for one that could be asked to let go.
 constexpr int kMaxVictimsSeen = 64;
+// Jobs near their bound on waiting for which one pass makes room.
+constexpr int32_t kMaxCritical = 8;
 
 // Heads of the buckets of a project in one of its two orders, as the pass uses them up.
 template <typename Key>
@@ -158,7 +160,7 @@ class Pass {
         offers.pop_back();
         continue;
       }
-      switch (Try(*candidate)) {
+      switch (Try(*candidate, policy_.max_reservations)) {
         case Outcome::kStarted:
           next->share = Share(next->project);
           next->More(*candidate);
@@ -191,7 +193,9 @@ class Pass {
 
   // The bound on waiting goes before the shares of projects, most overdue first.
   void PlaceCritical(size_t max_starts) {
-    while (result_.starts.size() < max_starts) {
+    std::set<int64_t> tried;
+    while (result_.starts.size() < max_starts &&
+           static_cast<int32_t>(tried.size()) < kMaxCritical) {
       std::optional<Candidate> first;
       int64_t first_us = std::numeric_limits<int64_t>::max();
       for (const Board::Project& project : board_.projects()) {
@@ -199,7 +203,7 @@ class Pass {
           if (key.first > now_us_ || key.first >= first_us) break;
           const Bucket& b = board_.buckets()[static_cast<size_t>(bucket)];
           const auto untaken = std::find_if(b.urgent.begin(), b.urgent.end(), [&](auto& k) {
-            return taken_.count(k.second) == 0;
+            return taken_.count(k.second) == 0 && tried.count(k.second) == 0;
           });
           if (untaken == b.urgent.end()) continue;
           const Waiting& w = board_.waiting().at(untaken->second);
@@ -209,8 +213,8 @@ class Pass {
           first_us = untaken->first;
         }
       }
-      if (!first || failed_[static_cast<size_t>(first->bucket)] != 0) return;
-      if (Try(*first) != Outcome::kStarted) return;
+      if (!first) return;
+      if (Try(*first, kMaxCritical) != Outcome::kStarted) tried.insert(first->number);
     }
   }
 
@@ -218,9 +222,8 @@ class Pass {
 
   // Starts it, or makes room for it, or passes it over. A job that waits before another try
   // stands in nobody's way.
-  Outcome Try(const Candidate& c) {
-    const bool reserves =
-        static_cast<int32_t>(result_.reservations.size()) < policy_.max_reservations;
+  Outcome Try(const Candidate& c, int32_t max_reservations) {
+    const bool reserves = static_cast<int32_t>(result_.reservations.size()) < max_reservations;
     if (!reserves && !fleet_.HasRoom()) return PassOver(c);
     const Waiting& w = board_.waiting().at(c.number);
     if (w.not_before_us > now_us_) return Outcome::kNotYet;

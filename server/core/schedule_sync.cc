@@ -87,6 +87,13 @@ Learned Measured(Board& board, const HoldKey& key, int64_t turn_us, int64_t step
   return {std::min(kMaxStepUs, turn_us * 1'000 / load_milli), load_milli, 1};
 }
 
+// When somebody last came to the device of the attempt or went.
+int64_t ChangedUs(const Board& board, const HoldKey& key) {
+  const auto hold = board.holds().find(key);
+  if (hold == board.holds().end() || hold->second.device < 0) return 0;
+  return board.devices()[static_cast<size_t>(hold->second.device)].changed_us;
+}
+
 // What is known of a plan follows what its jobs were measured at: the mean of the first four, then
 // a quarter of each further. `was` is what the job had taught before.
 void Teach(const Learned& was, const Learned& now, Learned& plan) {
@@ -217,7 +224,8 @@ void RebuildBoard(State* state, int64_t now_us) {
 void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64_t now_us) {
   const int64_t steps = head.step - attempt.seen_step;
   const int64_t passed_us = now_us - attempt.seen_us;
-  const bool first = attempt.seen_us == 0;
+  const HoldKey key{job.number, attempt.epoch};
+  const bool first = attempt.seen_us == 0 || attempt.seen_us < ChangedUs(state->board, key);
   // The step in hand when either head was sent is not counted: a few steps measure nothing.
   if (!first && (steps <= 0 || (steps < kMeasuredSteps && Predict(*state, job).measured))) return;
   attempt.seen_step = head.step;
@@ -225,9 +233,8 @@ void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64
   if (first || passed_us <= 0 || head.step_time_us <= 0) return;
   const Model* model = state->ModelOf(job);
   if (model == nullptr) return;
-  const Learned now = Measured(state->board, {job.number, attempt.epoch},
-                               std::min(head.step_time_us, kMaxStepUs), steps, passed_us,
-                               Predict(*state, job).load_milli);
+  const Learned now = Measured(state->board, key, std::min(head.step_time_us, kMaxStepUs), steps,
+                               passed_us, Predict(*state, job).load_milli);
   if (state->learned.size() >= kMaxLearned && state->learned.count(job.plan_key) == 0)
     state->learned.clear();
   Learned& plan = state->learned[job.plan_key];

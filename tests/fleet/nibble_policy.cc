@@ -266,7 +266,7 @@ class NibblePolicy : public Policy {
               attempt.epoch, kMinuteUs / 2);
         return;
       case What::kProgress: {
-        const int64_t interval_us = std::min<int64_t>(timer.extra * 2, kHourUs);
+        const int64_t interval_us = std::min<int64_t>(timer.extra * 2, 10 * kMinuteUs);
         After(interval_us, What::kProgress, timer.job, attempt.epoch, interval_us);
         core::Progress head;
         head.step = floor_.StepsDone(timer.job);
