@@ -225,7 +225,7 @@ void Board::Enqueue(const BoardJob& job) {
   w.rank_us = job.work_us + job.queued_us / 1'000 * policy_.aging_milli;
   const int64_t bound_us = std::max(policy_.wait_floor_us, policy_.wait_factor * job.total_us);
   w.urgent_us = job.queued_us + bound_us / 2;
-  w.critical_us = job.queued_us + bound_us / 8 * 7;
+  w.critical_us = job.queued_us + bound_us / 3 * 2;
   w.started = job.started;
   Bucket& bucket = buckets_[static_cast<size_t>(w.bucket)];
   bucket.load_milli = bucket.own_load_milli > 0 ? bucket.own_load_milli : job.load_milli;

@@ -16,6 +16,8 @@ constexpr int64_t kMaxWorkUs = int64_t{10} * 365 * 24 * 3600 * kSecondUs;
 constexpr size_t kMaxReordered = 4'096;
 constexpr size_t kMaxLearned = 10'000;
 constexpr int32_t kLeastLoadMilli = 50;
+// Steps that measure: of a plan nobody has measured, and otherwise.
+constexpr int64_t kFirstSteps = 4;
 constexpr int64_t kMeasuredSteps = 16;
 
 int64_t MulDiv(int64_t a, int64_t b, int64_t divisor, int64_t bound) {
@@ -60,7 +62,8 @@ BoardJob BoardJobOf(const State& state, const Job& job, const Model& model) {
   b.queued_us = job.queued_us;
   b.not_before_us = job.not_before_us;
   b.work_us = estimate.left_us;
-  b.total_us = estimate.total_us;
+  // What was only guessed puts off no bound.
+  b.total_us = estimate.measured ? estimate.total_us : 0;
   b.load_milli = estimate.load_milli;
   b.own_load = job.measured.step_us > 0;
   b.started = !job.attempts.empty();
@@ -227,14 +230,15 @@ void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64
   const HoldKey key{job.number, attempt.epoch};
   const bool first = attempt.seen_us == 0 || attempt.seen_us < ChangedUs(state->board, key);
   // The step in hand when either head was sent is not counted: a few steps measure nothing.
-  if (!first && (steps <= 0 || (steps < kMeasuredSteps && Predict(*state, job).measured))) return;
+  const Estimate known = Predict(*state, job);
+  if (!first && steps < (known.measured ? kMeasuredSteps : kFirstSteps)) return;
   attempt.seen_step = head.step;
   attempt.seen_us = now_us;
   if (first || passed_us <= 0 || head.step_time_us <= 0) return;
   const Model* model = state->ModelOf(job);
   if (model == nullptr) return;
   const Learned now = Measured(state->board, key, std::min(head.step_time_us, kMaxStepUs), steps,
-                               passed_us, Predict(*state, job).load_milli);
+                               passed_us, known.load_milli);
   if (state->learned.size() >= kMaxLearned && state->learned.count(job.plan_key) == 0)
     state->learned.clear();
   Learned& plan = state->learned[job.plan_key];

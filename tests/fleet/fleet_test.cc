@@ -150,7 +150,8 @@ TEST(Workload, FollowsTheSeedAlone) {
 
 TEST(Scenarios, AreAllReadable) {
   for (const char* name :
-       {"compute-bound", "memory-bound", "fair-backlog", "philly", "alibaba", "small"}) {
+       {"compute-bound", "memory-bound", "fair-backlog", "philly", "alibaba",
+                           "philly-one-project", "alibaba-one-project", "small"}) {
     const Scenario scenario = Load(name);
     EXPECT_EQ(scenario.name, name);
     EXPECT_EQ(scenario.recipes.size(), 10u);
