@@ -39,7 +39,7 @@ struct BoardJob {
   int64_t queued_us = 0;  // it waits since; time it ran before does not count
   int64_t not_before_us = 0;
   int64_t work_us = 0;   // predicted, left, alone on a device
-  int64_t total_us = 0;  // predicted, from the beginning
+  int64_t total_us = 0;  // from the beginning; predicted on the short side, for the bound
   int32_t load_milli = 1'000;
   bool own_load = false;        // it was measured on this very job
   bool started = false;         // it has been on a device before
