@@ -13,6 +13,11 @@ int64_t LiveStepBytes(const core::PlanBytes& plan) {
   return plan.step_bytes - (plan.TotalBytes() - plan.lower_bound_bytes);
 }
 
+// What each job of a base adds for itself on the device.
+int64_t OwnBytes(const core::PlanBytes& plan) {
+  return plan.TotalBytes() - plan.fixed_bytes - plan.base_bytes - plan.step_bytes;
+}
+
 }  // namespace
 
 int32_t Occupancy::bases() const {
@@ -38,7 +43,7 @@ int64_t Occupancy::Bytes(int32_t recipe) const {
   const int64_t total = p.TotalBytes();
   if (reserving_ == Reserving::kFifth) return total + total / 5;
   if (reserving_ == Reserving::kShared && count(recipe) > 0)
-    return p.persistent_bytes + p.host_bytes;
+    return OwnBytes(p);
   return total;
 }
 
@@ -53,7 +58,7 @@ int64_t Occupancy::TouchedBytes() const {
     if (count_[i] == 0) continue;
     const int64_t bases = reserving_ == Reserving::kShared ? 1 : count_[i];
     bytes += bases * (p.fixed_bytes + p.base_bytes + LiveStepBytes(p)) +
-             count_[i] * (p.persistent_bytes + p.host_bytes);
+             count_[i] * OwnBytes(p);
   }
   return bytes;
 }
