@@ -66,6 +66,26 @@ TEST(Fits, SaysPerDeviceHowMuchAndWhatWouldFit) {
   EXPECT_TRUE(report.suggestions.empty());
 }
 
+TEST(ChooseBaseCache, IsOnWhereEveryGpuThatCanRunTheJobHasRoom) {
+  const Model model = SevenB();
+  Planner planner(RealSpecFunctions());
+  const auto gpu = [](int64_t capacity_gib) {
+    return spec::DeviceProfile{
+        .backend = "cuda", .fixed_bytes = 600 << 20, .capacity_bytes = capacity_gib << 30};
+  };
+  spec::TrainSpec spec = Resolved(model, {.sequence_len = 512});
+  const auto choice = [&](const std::vector<spec::DeviceProfile>& devices) {
+    return planner.ChooseBaseCache(model, spec, devices).value();
+  };
+  EXPECT_EQ(choice({gpu(140)}), spec::BaseCache::kOn);
+  EXPECT_EQ(choice({gpu(140), kProfile, gpu(2)}), spec::BaseCache::kOn) << "2 GiB run nothing of this";
+  EXPECT_EQ(choice({gpu(140), gpu(20)}), spec::BaseCache::kOff);
+  EXPECT_EQ(choice({kProfile}), spec::BaseCache::kOff);
+  EXPECT_EQ(choice({}), spec::BaseCache::kOff);
+  spec.base_cache = spec::BaseCache::kOn;
+  EXPECT_EQ(choice({gpu(20)}), spec::BaseCache::kOn) << "what the spec says stands";
+}
+
 TEST(Suggest, OffersTheMildestOfEachKindAndPlansItAgain) {
   const Model model = SevenB();
   Planner planner(RealSpecFunctions());

@@ -52,6 +52,8 @@ TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
   in.num_epochs = 2.5;
   in.max_steps = 9;
   in.recompute = spec::Recompute::kKeepGemmOutputs;
+  in.base_cache = spec::BaseCache::kOn;
+  in.graphs = spec::Graphs::kOff;
   in.optimizer = spec::OptimizerKind::kAdamW8bit;
   in.logging_steps = 2;
   in.eval_steps = 3;
