@@ -69,6 +69,10 @@ core::State PlanningExcerpt(const core::State& state, const core::Model& model) 
 absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {
   for (const core::KnownCard& card : core::KnownCards()) {
     core::FitQuestion question = q.fit;
+    // What a card must have; that a decoded base could be kept on it says nothing about that.
+    if (question.spec.base_cache == spec::BaseCache::kAuto) {
+      question.spec.base_cache = spec::BaseCache::kOff;
+    }
     question.planned_steps = 0;
     if (question.any_recompute) {
       question.spec.recompute = spec::Recompute::kAuto;

@@ -39,6 +39,7 @@ absl::StatusOr<std::vector<MethodMemory>> CompareMethods(const Model& model,
   spec::TrainSpec four_bit = spec;
   four_bit.quant = spec::QuantKind::kNF4;
   four_bit.double_quant = true;
+  four_bit.base_cache = spec::BaseCache::kOff;  // a GPU with room keeps more, for speed
   ASSIGN_OR_RETURN(MethodMemory qlora, WithAdapters(model, four_bit, profile, planner));
   qlora.name = "qlora";
   qlora.description = "NF4 base with double quantization, LoRA adapters in fp32 and bf16";

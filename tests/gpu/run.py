@@ -155,7 +155,8 @@ def build_kernels(run, figures):
     run.command(["cmake", "-S", ROOT, "-B", run.build, *generator, "-DNIBBLE_KERNELS_ONLY=ON",
                  "-DNIBBLE_BUILD_BENCH=ON", "-DNIBBLE_CUDA=ON",
                  f"-DNIBBLE_CUDA_ARCHITECTURES={architecture}"], 120)
-    run.command(["cmake", "--build", run.build, "--parallel", os.cpu_count()], 400)
+    run.command(["cmake", "--build", run.build, "--parallel", os.cpu_count(), "--target",
+                 "nibble-kernel-check", "nibble-bench-cuda"], 400)
     figures["architecture"] = architecture
 
 

@@ -49,6 +49,7 @@ spec::TrainSpec SpecOf(const Model& model, int rank, int tokens,
   spec.micro_batch_size = 1;
   spec.optimizer = optimizer;
   spec.recompute = spec::Recompute::kFull;
+  spec.base_cache = spec::BaseCache::kOff;
   const auto resolved = spec::ResolveTrainSpec(spec, model.config);
   CHECK(resolved.ok());
   return *resolved;
