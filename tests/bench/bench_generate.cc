@@ -131,9 +131,9 @@ absl::Status Run(std::map<std::string, std::string> flags) {
   ASSIGN_OR_RETURN(const RandomBase base,
                    RandomBase::Make(*backend, model, spec::QuantKind::kNF4, true, 1));
   kernels::Context& context = backend->context();
-  std::vector<char> workspace(size_t{8} << 20);
-  context.workspace = workspace.data();
-  context.workspace_bytes = static_cast<int64_t>(workspace.size());
+  context.workspace_bytes = int64_t{8} << 20;
+  context.workspace = backend->Allocate(context.workspace_bytes);
+  if (context.workspace == nullptr) return absl::ResourceExhaustedError("no memory");
   const std::vector<uint64_t> memory(size_t{32} << 20, 1);
   Stream stream(backend->table(), model, base.view(), &context, number("length", 512));
   stream.Token();

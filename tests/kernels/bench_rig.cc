@@ -93,8 +93,8 @@ double Bench::Rate(Limit limit) const {
   return 0;
 }
 
-std::vector<uint16_t> Activations(int64_t count) {
-  std::vector<uint16_t> values(static_cast<size_t>(count));
+Array<uint16_t> Activations(int64_t count) {
+  Array<uint16_t> values(static_cast<size_t>(count));
   for (size_t i = 0; i < values.size(); ++i)
     values[i] = static_cast<uint16_t>((i * 2654435761u >> 20 & 0x80FF) | 0x3C00);
   return values;

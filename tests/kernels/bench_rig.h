@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,20 @@
 #include "kernels/tables.h"
 
 namespace nibble::kernels::bench {
+
+// Arrays begin at a cache line, as a plan places them: stores across two lines cost twice as much.
+template <typename T>
+struct OnLines {
+  using value_type = T;
+  OnLines() = default;
+  template <typename U>
+  explicit OnLines(const OnLines<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const OnLines&) const { return true; }
+};
+template <typename T>
+using Array = std::vector<T, OnLines<T>>;
 
 struct Options {
   std::string body{CpuTable().body};
@@ -46,19 +61,19 @@ class Bench {
   Options options_;
   const KernelTable& table_;
   ThreadPool pool_;
-  std::vector<char> workspace_;
+  Array<char> workspace_;
   Context context_;
 };
 
 // bf16 values of all magnitudes around one.
-std::vector<uint16_t> Activations(int64_t count);
+Array<uint16_t> Activations(int64_t count);
 
 // A weight of random codes.
 struct RandomWeight {
   RandomWeight(QuantType type, int64_t n, int64_t k);
   // Bytes of one reading.
   double Bytes() const;
-  std::vector<uint8_t> codes, scales;
+  Array<uint8_t> codes, scales;
   std::vector<float> nested;
   WeightView view;
 };
