@@ -159,6 +159,14 @@ TEST(CompilePlan, LivingBuffersNeverOverlap) {
   }
 }
 
+TEST(CompilePlan, EveryBufferBeginsAligned) {
+  for (const int32_t r : {1, 3, 8, 50}) {
+    const TrainSpec spec = Resolved(kTiny, {.lora_r = r, .optimizer = OptimizerKind::kAdamW8bit});
+    const auto plan = CompilePlan(kTiny, spec, Profile());
+    for (const PlannedBuffer& buffer : plan->buffers) EXPECT_EQ(buffer.offset % 64, 0) << buffer.name;
+  }
+}
+
 TEST(CompilePlan, KeepsLessWithCheckpointing) {
   const auto bytes = [](Recompute recompute, std::vector<Module> modules) {
     const TrainSpec spec = Resolved(kLlama7B, {.target_modules = std::move(modules),
