@@ -457,6 +457,8 @@ void Applier::operator()(const WorkerRegistered& e) {
   worker.revision = revision + 1;
   worker.known_revision = 0;
   worker.heard = true;
+  if (it != state_.workers.end()) state_.UnlistDevices(it->second);
+  state_.ListDevices(worker);
   state_.workers[worker.id] = worker;
   SyncWorker(&state_, worker);
   state_.touched.workers.insert(worker.id);

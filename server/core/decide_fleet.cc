@@ -296,24 +296,25 @@ Answer DecideFleet(Turn& turn, const Tick&) {
 Answer DecideFleet(Turn& turn, const Place&) {
   const State& state = turn.state;
   if (state.queued_jobs.empty() || state.rollback_suspected) return "";
-  const Schedule schedule = MakeSchedule(state, turn.now.monotonic_us, turn.core);
-  for (const Placement& placement : schedule.placements) {
-    const Job& job = state.jobs.at(placement.job_id);
-    const Worker& worker = state.workers.at(placement.worker_id);
+  Schedule schedule = MakeSchedule(state, turn.now.monotonic_us, turn.core);
+  turn.events.reserve(schedule.placements.size());
+  for (Placement& placement : schedule.placements) {
+    const Job& job = *placement.job;
+    const Worker& worker = *placement.worker;
     AttemptAssigned assigned;
     assigned.job_id = job.id;
     assigned.epoch = job.epoch + 1;
     assigned.worker_id = worker.id;
     assigned.incarnation = worker.incarnation;
     assigned.device_id = placement.device_id;
-    assigned.plan = placement.plan;
-    assigned.group = placement.group;
+    assigned.plan = std::move(placement.plan);
+    assigned.group = std::move(placement.group);
     assigned.run_alone = job.run_alone;
     if (!job.checkpoints.empty()) {
       assigned.resume_epoch = job.checkpoints.back().epoch;
       assigned.resume_step = job.checkpoints.back().step;
     }
-    assigned.why = placement.why;
+    assigned.why = std::move(placement.why);
     turn.Emit(std::move(assigned));
   }
   for (const Preemption& preemption : schedule.preemptions) {

@@ -104,30 +104,32 @@ absl::StatusOr<Parts> FindParts(const Turn& turn, const std::string& model_id,
 
 // Refuses what no registered device could ever hold, with the shortfall and what would help.
 absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
-  const Device* nearest = nullptr;
-  std::string nearest_name;
+  const DeviceKind* nearest = nullptr;
   int64_t shortfall_bytes = std::numeric_limits<int64_t>::max();
   int64_t total_bytes = 0;
   HostPart beside;
-  for (const auto& [worker_id, worker] : turn.state.workers) {
-    for (const auto& [device_id, device] : worker.devices) {
-      const absl::StatusOr<PlanBytes>& plan = turn.core.planner.PlanOf(job, model, device.profile);
-      RETURN_IF_ERROR(plan.status());
-      const Need need(*plan);
-      if (need.FitsAlone(Capacity(device))) return absl::OkStatus();
-      // Where the device itself has enough, its host has not.
-      const int64_t over_bytes = std::max<int64_t>(0, plan->TotalBytes() - device.capacity_bytes);
-      if (over_bytes >= shortfall_bytes) continue;
-      beside = need.beside;
-      shortfall_bytes = over_bytes;
-      total_bytes = plan->TotalBytes();
-      nearest = &device;
-      nearest_name = absl::StrCat(worker_id, "/", device_id);
-    }
+  for (const auto& [key, kind] : turn.state.device_kinds) {
+    const absl::StatusOr<PlanBytes>& plan = turn.core.planner.PlanOf(job, model, kind.profile);
+    RETURN_IF_ERROR(plan.status());
+    const Need need(*plan);
+    if (need.FitsAlone(Capacity(kind.profile))) return absl::OkStatus();
+    // Where the device itself has enough, its host has not.
+    const int64_t over_bytes =
+        std::max<int64_t>(0, plan->TotalBytes() - kind.profile.capacity_bytes);
+    if (over_bytes > shortfall_bytes ||
+        (over_bytes == shortfall_bytes && *nearest->devices.begin() < *kind.devices.begin()))
+      continue;
+    beside = need.beside;
+    shortfall_bytes = over_bytes;
+    total_bytes = plan->TotalBytes();
+    nearest = &kind;
   }
   if (nearest == nullptr) return absl::OkStatus();
+  const int64_t capacity_bytes = nearest->profile.capacity_bytes;
+  const std::string nearest_name =
+      absl::StrCat(nearest->devices.begin()->first, "/", nearest->devices.begin()->second);
   const std::vector<Suggestion> suggestions =
-      turn.core.planner.Suggest(model, job.spec, nearest->profile, nearest->capacity_bytes);
+      turn.core.planner.Suggest(model, job.spec, nearest->profile, capacity_bytes);
   std::string help = "; no recomputation, smaller batch, shorter sequence or rank would fit either";
   if (!suggestions.empty()) {
     help = "; would fit with ";
@@ -138,10 +140,10 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
   std::string what = absl::StrCat(
       "needs ", HumanBytes(total_bytes), " (", total_bytes,
       " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
-      HumanBytes(nearest->capacity_bytes), " (", nearest->capacity_bytes, " bytes), ", shortfall_bytes,
+      HumanBytes(capacity_bytes), " (", capacity_bytes, " bytes), ", shortfall_bytes,
       " bytes too few");
   if (shortfall_bytes == 0) {
-    const HostPart offered = Capacity(*nearest).beside;
+    const HostPart offered = Capacity(nearest->profile).beside;
     what = absl::StrCat("needs ", HumanBytes(beside.pinned_bytes), " of page-locked and ",
                         HumanBytes(beside.host_bytes), " of other host memory beside the device's, and ",
                         nearest_name, " offers ", HumanBytes(offered.pinned_bytes), " and ",
@@ -149,7 +151,7 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
   }
   Error error(Reason::kExceedsDeviceMemory, absl::StrCat(what, help));
   error.With("needed_bytes", absl::StrCat(total_bytes))
-      .With("capacity_bytes", absl::StrCat(nearest->capacity_bytes))
+      .With("capacity_bytes", absl::StrCat(capacity_bytes))
       .With("shortfall_bytes", absl::StrCat(shortfall_bytes))
       .With("device", nearest_name);
   for (size_t i = 0; i < suggestions.size(); ++i) {

@@ -15,24 +15,28 @@ constexpr size_t kMaxWaitingChecks = 64;
 // CHECKs hold no device bytes; they go to the worker with the fewest.
 void PlaceChecks(const State& state, int64_t now_us, const CoreOptions& options,
                  Schedule& schedule) {
-  std::map<std::string, int32_t> running = state.checks_held;
+  const auto is_due = [&](const std::string& id) {
+    return state.jobs.at(id).not_before_us <= now_us;
+  };
+  if (std::none_of(state.queued_checks.begin(), state.queued_checks.end(), is_due)) return;
+  std::set<std::pair<int32_t, std::string_view>> workers;  // CHECKs on it, id
+  for (const Board::WorkerFacts& worker : state.board.workers()) {
+    if (!worker.takes_work || now_us - worker.renewed_us > options.lease_suspect_us) continue;
+    const auto held = state.checks_held.find(worker.id);
+    const int32_t running = held == state.checks_held.end() ? 0 : held->second;
+    const Worker* row = state.FindWorker(worker.id);
+    if (running < options.max_checks_per_worker && row != nullptr && !row->devices.empty())
+      workers.insert({running, worker.id});
+  }
   for (const std::string& id : state.queued_checks) {
-    const Job& job = state.jobs.at(id);
-    if (job.not_before_us > now_us) continue;
-    const Board::WorkerFacts* best = nullptr;
-    for (const Board::WorkerFacts& worker : state.board.workers()) {
-      if (!worker.takes_work || now_us - worker.renewed_us > options.lease_suspect_us) continue;
-      if (running[worker.id] >= options.max_checks_per_worker) continue;
-      const Worker* row = state.FindWorker(worker.id);
-      if (row == nullptr || row->devices.empty()) continue;
-      if (best == nullptr || std::pair(running[worker.id], worker.id) <
-                                 std::pair(running[best->id], best->id))
-        best = &worker;
-    }
-    if (best == nullptr) return;
-    ++running[best->id];
-    const std::string& device = state.FindWorker(best->id)->devices.begin()->first;
-    schedule.placements.push_back({id, best->id, device, "", {}, "reads the data"});
+    if (!is_due(id)) continue;
+    if (workers.empty()) return;
+    const auto [running, worker_id] = *workers.begin();
+    workers.erase(workers.begin());
+    if (running + 1 < options.max_checks_per_worker) workers.insert({running + 1, worker_id});
+    const Worker* worker = state.FindWorker(worker_id);
+    schedule.placements.push_back({&state.jobs.at(id), worker, worker->devices.begin()->first, "", {},
+                                   "reads the data"});
   }
 }
 
@@ -45,7 +49,7 @@ void FindUnread(const State& state, int64_t now_us, const CoreOptions& options,
   });
   if (!live || state.unread.empty()) return;
   std::set<std::string> placed;
-  for (const Placement& p : schedule.placements) placed.insert(p.job_id);
+  for (const Placement& p : schedule.placements) placed.insert(p.job->id);
   size_t waiting = state.queued_checks.size();
   for (const auto& [key, jobs] : state.unread) {
     if (waiting >= kMaxWaitingChecks) return;
@@ -112,14 +116,11 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
       if (!plan.ok() || known < 0 || !Need(*plan).FitsAlone(Capacity(device)))
         continue;
       // By the expected ends of what is there, one after another.
-      std::vector<std::pair<int64_t, HoldKey>> held;
-      for (const HoldKey& key : board.devices()[static_cast<size_t>(known)].held)
-        held.emplace_back(board.holds().at(key).end_us, key);
-      std::sort(held.begin(), held.end());
+      const std::vector<Board::EndKey>& held = board.devices()[static_cast<size_t>(known)].ends;
       for (size_t ended = 0; ended <= held.size(); ++ended) {
         DeviceLoad rest;
         for (size_t i = ended; i < held.size(); ++i) {
-          const Board::Hold& hold = board.holds().at(held[i].second);
+          const Board::Hold& hold = *board.FindHold(held[i].second);
           rest.Add(board.group_name(hold.group), hold.need, hold.alone);
         }
         if (!rest.Fits(Capacity(device), group, *plan, false, core.options)) continue;
@@ -143,17 +144,22 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
   const Board& board = state.board;
   const BoardSchedule pass = RunPass(board, core.options, NeedsOf(state, core), now_us,
                                      core.options.lease_suspect_us, kMaxStarts);
+  // By bucket and block: all jobs of a bucket need the same on all devices of a block.
+  std::map<std::pair<int32_t, int32_t>, PlanBytes> plans;
   for (const BoardSchedule::Start& start : pass.starts) {
-    const Job& job = state.jobs.at(board.waiting().at(start.number).job_id);
-    const Model& model = *state.ModelOf(job);
     const Board::Device& d = board.devices()[static_cast<size_t>(start.device)];
     Placement p;
-    p.job_id = job.id;
-    p.worker_id = board.workers()[static_cast<size_t>(d.worker)].id;
+    p.job = &state.jobs.at(board.waiting().at(start.number).job_id);
+    p.worker = &state.workers.at(board.workers()[static_cast<size_t>(d.worker)].id);
     p.device_id = d.id;
-    p.group = GroupKey(model, job.spec);
-    const Device& device = state.workers.at(p.worker_id).devices.at(d.id);
-    p.plan = *core.planner.PlanOf(job, model, device.profile);
+    const Board::Bucket& bucket = board.buckets()[static_cast<size_t>(start.bucket)];
+    p.group = board.group_name(bucket.group);
+    const auto [plan, fresh] = plans.try_emplace({start.bucket, d.block});
+    if (fresh) {
+      plan->second = *core.planner.PlanOf(*p.job, *state.ModelOf(*p.job),
+                                          p.worker->devices.at(d.id).profile);
+    }
+    p.plan = plan->second;
     p.why = absl::StrCat(start.warm ? "base resident, " : "", HumanBytes(start.left_bytes),
                          " left");
     schedule.placements.push_back(std::move(p));
@@ -161,7 +167,7 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
   for (const BoardSchedule::Stop& stop : pass.stops) {
     const std::string& claimant = board.waiting().at(stop.for_number).job_id;
     schedule.preemptions.push_back(
-        {board.holds().at(stop.key).job_id, stop.key.second,
+        {board.FindHold(stop.key)->job_id, stop.key.second,
          absl::StrCat("preempted: jobs/", claimant, " ", stop.why)});
   }
   PlaceChecks(state, now_us, core.options, schedule);

@@ -17,8 +17,8 @@
 namespace nibble::core {
 
 struct Placement {
-  std::string job_id;
-  std::string worker_id;
+  const Job* job = nullptr;
+  const Worker* worker = nullptr;
   std::string device_id;
   std::string group;
   PlanBytes plan;

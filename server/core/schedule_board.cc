@@ -33,6 +33,8 @@ int32_t Board::Find(const std::map<std::string, int32_t>& ids, const std::string
 }
 
 int32_t Board::Intern(std::map<std::string, int32_t>& ids, const std::string& name) {
+  const auto it = ids.find(name);
+  if (it != ids.end()) return it->second;
   return ids.emplace(name, static_cast<int32_t>(ids.size())).first->second;
 }
 
@@ -81,43 +83,32 @@ std::vector<std::string> Board::DevicesOf(const std::string& worker_id) const {
   return ids;
 }
 
-Board::Slot* Board::SlotOf(int32_t device) {
-  const Device& d = devices_[static_cast<size_t>(device)];
-  auto& slots = blocks_[static_cast<size_t>(d.block)].slots;
-  const std::string& worker = workers_[static_cast<size_t>(d.worker)].id;
-  const auto it = LowerBound(slots, [&](const Slot& slot) {
-    const int order = workers_[static_cast<size_t>(slot.worker)].id.compare(worker);
-    return order != 0 ? order < 0 : devices_[static_cast<size_t>(slot.device)].id < d.id;
-  });
-  if (it != slots.end() && it->device == device) return &*it;
-  Slot slot;
-  slot.worker = d.worker;
-  slot.device = device;
-  return &*slots.insert(it, slot);
-}
-
-void Board::SyncSlot(int32_t device) {
-  if (device < 0) return;
-  const Device& d = devices_[static_cast<size_t>(device)];
-  Slot& slot = *SlotOf(device);
-  slot.capacity_bytes = d.capacity_bytes;
-  slot.free_bytes = d.capacity_bytes - d.load.total_bytes;
-  slot.load_milli = d.load_milli;
-  slot.attempts = d.load.attempts;
-  slot.group = d.load.groups.empty() ? -1 : d.load.groups.front().key;
+void Board::NumberSlots(std::vector<Slot>& slots, size_t first) {
+  for (size_t i = first; i < slots.size(); ++i)
+    devices_[static_cast<size_t>(slots[i].device)].slot = static_cast<int32_t>(i);
 }
 
 void Board::Recount(int32_t device) {
   if (device < 0) return;
   Device& d = devices_[static_cast<size_t>(device)];
-  d.load = {};
+  d.load.groups.clear();
+  d.load.attempts = 0;
+  d.load.total_bytes = 0;
+  d.load.beside = {};
   d.load_milli = 0;
-  for (const HoldKey& key : d.held) {
-    const Hold& hold = holds_.at(key);
+  for (const int32_t index : d.held) {
+    const Hold& hold = HoldAt(index);
     d.load.Add(hold.group, hold.need, hold.alone);
     d.load_milli += hold.load_milli;
   }
-  SyncSlot(device);
+  Slot& slot = blocks_[static_cast<size_t>(d.block)].slots[static_cast<size_t>(d.slot)];
+  slot.worker = d.worker;
+  slot.device = device;
+  slot.capacity_bytes = d.capacity_bytes;
+  slot.free_bytes = d.capacity_bytes - d.load.total_bytes;
+  slot.load_milli = d.load_milli;
+  slot.attempts = d.load.attempts;
+  slot.group = d.load.groups.empty() ? -1 : d.load.groups.front().key;
 }
 
 void Board::PutDevice(const std::string& worker_id, const std::string& device_id,
@@ -141,7 +132,17 @@ void Board::PutDevice(const std::string& worker_id, const std::string& device_id
   device_ids_[{worker_id, device_id}] = device;
   fleet_mib_ += capacity_bytes / kMiB;
   ++fleet_devices_;
-  SyncSlot(device);
+  auto& slots = blocks_[static_cast<size_t>(d.block)].slots;
+  const auto at = LowerBound(slots, [&](const Slot& slot) {
+    const int order = workers_[static_cast<size_t>(slot.worker)].id.compare(worker_id);
+    return order != 0 ? order < 0 : devices_[static_cast<size_t>(slot.device)].id < d.id;
+  });
+  Slot slot;
+  slot.worker = d.worker;
+  slot.device = device;
+  const auto put = slots.insert(at, slot);
+  NumberSlots(slots, static_cast<size_t>(put - slots.begin()));
+  Recount(device);
 }
 
 void Board::RemoveDevice(const std::string& worker_id, const std::string& device_id) {
@@ -149,9 +150,11 @@ void Board::RemoveDevice(const std::string& worker_id, const std::string& device
   if (it == device_ids_.end()) return;
   const int32_t device = it->second;
   Device& d = devices_[static_cast<size_t>(device)];
-  for (const HoldKey& key : d.held) holds_.at(key).device = -1;
+  for (const int32_t index : d.held) holds_[static_cast<size_t>(index)].device = -1;
   auto& slots = blocks_[static_cast<size_t>(d.block)].slots;
-  slots.erase(slots.begin() + (SlotOf(device) - slots.data()));
+  const auto at = static_cast<size_t>(d.slot);
+  slots.erase(slots.begin() + d.slot);
+  NumberSlots(slots, at);
   fleet_mib_ -= d.capacity_bytes / kMiB;
   --fleet_devices_;
   d = {};
@@ -242,10 +245,14 @@ void Board::Dequeue(int64_t number) {
   if (it == waiting_.end()) return;
   const Waiting& w = it->second;
   Bucket& bucket = buckets_[static_cast<size_t>(w.bucket)];
-  UnlistHeads(w.bucket);
-  bucket.order.erase({-w.priority, w.rank_us, number});
-  bucket.urgent.erase({w.urgent_us, number});
-  ListHeads(w.bucket);
+  const OrderKey order{-w.priority, w.rank_us, number};
+  const UrgentKey urgent{w.urgent_us, number};
+  const bool heads = *bucket.order.begin() == order ||
+                     (!bucket.urgent.empty() && *bucket.urgent.begin() == urgent);
+  if (heads) UnlistHeads(w.bucket);
+  bucket.order.erase(order);
+  bucket.urgent.erase(urgent);
+  if (heads) ListHeads(w.bucket);
   --projects_[static_cast<size_t>(bucket.project)].waiting;
   if (bucket.order.empty()) {
     const std::string& group = group_names_[static_cast<size_t>(bucket.group)];
@@ -279,27 +286,31 @@ std::vector<int64_t> Board::WaitingOfShape(const std::string& shape, size_t limi
 
 // ---- What is held ------------------------------------------------------------------------------
 
-void Board::ListHold(const HoldKey& key, Hold& hold) {
-  const Device* d = hold.device < 0 ? nullptr : &devices_[static_cast<size_t>(hold.device)];
-  const int64_t slowed = std::max(1'000, d == nullptr ? 0 : d->load_milli);
-  hold.end_us = hold.releasing ? hold.as_of_us : hold.as_of_us + hold.work_us / 1'000 * slowed;
-  ends_.insert({hold.end_us, key});
-  if (!hold.releasing) victims_.insert({hold.priority, -hold.end_us, key});
+const Board::Hold* Board::FindHold(const HoldKey& key) const {
+  const auto it = hold_ids_.find(key);
+  return it == hold_ids_.end() ? nullptr : &HoldAt(it->second);
 }
 
-void Board::UnlistHold(const HoldKey& key, const Hold& hold) {
-  ends_.erase({hold.end_us, key});
-  victims_.erase({hold.priority, -hold.end_us, key});
+Board::Hold* Board::HoldOf(const HoldKey& key) {
+  const auto it = hold_ids_.find(key);
+  return it == hold_ids_.end() ? nullptr : &holds_[static_cast<size_t>(it->second)];
 }
 
-// Neighbours came or went: all on it get slower or faster.
+// Neighbours came or went, so that all on it get slower or faster; or one of them changed.
 void Board::Retime(int32_t device) {
   if (device < 0) return;
-  for (const HoldKey& key : devices_[static_cast<size_t>(device)].held) {
-    Hold& hold = holds_.at(key);
-    UnlistHold(key, hold);
-    ListHold(key, hold);
+  Device& d = devices_[static_cast<size_t>(device)];
+  const int64_t slowed = std::max(1'000, d.load_milli);
+  d.ends.clear();
+  d.victims.clear();
+  for (const int32_t index : d.held) {
+    Hold& hold = holds_[static_cast<size_t>(index)];
+    hold.end_us = hold.releasing ? hold.as_of_us : hold.as_of_us + hold.work_us / 1'000 * slowed;
+    d.ends.emplace_back(hold.end_us, hold.key);
+    if (!hold.releasing) d.victims.emplace_back(hold.priority, -hold.end_us, hold.key);
   }
+  std::sort(d.ends.begin(), d.ends.end());
+  std::sort(d.victims.begin(), d.victims.end());
 }
 
 // What was seen of the others' times holds no longer.
@@ -307,22 +318,32 @@ void Board::NoteChange(int32_t device, int64_t now_us) {
   if (device < 0) return;
   Device& d = devices_[static_cast<size_t>(device)];
   d.changed_us = now_us;
-  for (const HoldKey& key : d.held) holds_.at(key).seen_milli = 0;
+  for (const int32_t index : d.held) holds_[static_cast<size_t>(index)].seen_milli = 0;
 }
 
 void Board::AddHold(const BoardHold& h, int64_t now_us) {
   now_us_ = std::max(now_us_, now_us);
-  Hold hold;
-  hold.device = FindDevice(h.worker_id, h.device_id);
-  hold.brief = h.work_us <= policy_.brief_work_us;
-  const auto before = holds_.find(h.key);
-  const bool stays = before != holds_.end() && before->second.device == hold.device;
-  if (stays) {
-    hold.seen_milli = before->second.seen_milli;
-    hold.brief = before->second.brief;
-  }
+  const int32_t device = FindDevice(h.worker_id, h.device_id);
+  const Hold* before = FindHold(h.key);
+  const bool stays = before != nullptr && before->device == device;
+  const int32_t seen_milli = stays ? before->seen_milli : 0;
+  const bool brief = stays ? before->brief : h.work_us <= policy_.brief_work_us;
   TakeOff(h.key, now_us);
-  if (!stays) NoteChange(hold.device, now_us);
+  if (!stays) NoteChange(device, now_us);
+  int32_t index = static_cast<int32_t>(holds_.size());
+  if (free_holds_.empty()) {
+    holds_.emplace_back();
+  } else {
+    index = free_holds_.back();
+    free_holds_.pop_back();
+  }
+  hold_ids_[h.key] = index;
+  Hold& hold = holds_[static_cast<size_t>(index)];
+  hold = {};
+  hold.key = h.key;
+  hold.device = device;
+  hold.seen_milli = seen_milli;
+  hold.brief = brief;
   hold.job_id = h.job_id;
   hold.project = ProjectId(h.project);
   hold.group = Intern(group_ids_, h.group);
@@ -335,6 +356,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   hold.start_us = h.start_us;
   hold.work_us = h.work_us;
   hold.as_of_us = now_us;
+  hold.end_us = hold.releasing ? now_us : now_us + hold.work_us;
   Project& project = projects_[static_cast<size_t>(hold.project)];
   Settle(project, now_us);
   // The base is paid for by all who share it; a project pays what only it needs.
@@ -342,31 +364,31 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   if (hold.device >= 0) {
     Device& d = devices_[static_cast<size_t>(hold.device)];
     hold.added_bytes = d.load.Added(hold.group, h.need);
-    d.held.insert(std::upper_bound(d.held.begin(), d.held.end(), h.key), h.key);
+    d.held.insert(std::partition_point(d.held.begin(), d.held.end(),
+                                       [&](int32_t i) { return HoldAt(i).key < h.key; }),
+                  index);
   }
   project.held_bytes += hold.added_bytes;
   project.held_load_milli += hold.load_milli;
   if (hold.brief) held_brief_milli_ += hold.load_milli;
   ++project.held_jobs;
-  const int32_t device = hold.device;
-  ListHold(h.key, holds_[h.key] = hold);
-  Recount(device);
-  Retime(device);
+  Recount(hold.device);
+  Retime(hold.device);
 }
 
 void Board::RemoveHold(const HoldKey& key, int64_t now_us) {
-  const auto it = holds_.find(key);
-  if (it == holds_.end()) return;
-  const int32_t device = it->second.device;
+  const Hold* hold = FindHold(key);
+  if (hold == nullptr) return;
+  const int32_t device = hold->device;
   TakeOff(key, now_us);
   NoteChange(device, now_us);
 }
 
 void Board::TakeOff(const HoldKey& key, int64_t now_us) {
-  const auto it = holds_.find(key);
-  if (it == holds_.end()) return;
-  const Hold& hold = it->second;
-  UnlistHold(key, hold);
+  const auto it = hold_ids_.find(key);
+  if (it == hold_ids_.end()) return;
+  const int32_t index = it->second;
+  Hold& hold = holds_[static_cast<size_t>(index)];
   Project& project = projects_[static_cast<size_t>(hold.project)];
   Settle(project, now_us);
   project.held_bytes -= hold.added_bytes;
@@ -374,42 +396,38 @@ void Board::TakeOff(const HoldKey& key, int64_t now_us) {
   if (hold.brief) held_brief_milli_ -= hold.load_milli;
   --project.held_jobs;
   const int32_t device = hold.device;
-  if (device >= 0) std::erase(devices_[static_cast<size_t>(device)].held, key);
-  holds_.erase(it);
+  if (device >= 0) std::erase(devices_[static_cast<size_t>(device)].held, index);
+  hold = {};
+  free_holds_.push_back(index);
+  hold_ids_.erase(it);
   Recount(device);
   Retime(device);
 }
 
 void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli, int64_t now_us) {
-  const auto it = holds_.find(key);
-  if (it == holds_.end()) return;
-  Hold& hold = it->second;
-  UnlistHold(key, hold);
-  hold.work_us = work_us;
-  hold.as_of_us = now_us;
-  const bool reloads = load_milli != hold.load_milli;
-  if (reloads) {
-    Project& project = projects_[static_cast<size_t>(hold.project)];
+  Hold* hold = HoldOf(key);
+  if (hold == nullptr) return;
+  hold->work_us = work_us;
+  hold->as_of_us = now_us;
+  if (load_milli != hold->load_milli) {
+    Project& project = projects_[static_cast<size_t>(hold->project)];
     Settle(project, now_us);
-    project.held_load_milli += load_milli - hold.load_milli;
-    if (hold.brief) held_brief_milli_ += load_milli - hold.load_milli;
-    hold.load_milli = load_milli;
+    project.held_load_milli += load_milli - hold->load_milli;
+    if (hold->brief) held_brief_milli_ += load_milli - hold->load_milli;
+    hold->load_milli = load_milli;
+    Recount(hold->device);
   }
-  ListHold(key, hold);
-  if (!reloads) return;
-  Recount(hold.device);
-  Retime(hold.device);
+  Retime(hold->device);
 }
 
 void Board::SetHoldSeen(const HoldKey& key, int32_t seen_milli) {
-  const auto it = holds_.find(key);
-  if (it != holds_.end()) it->second.seen_milli = seen_milli;
+  if (Hold* hold = HoldOf(key)) hold->seen_milli = seen_milli;
 }
 
 int32_t Board::SeenLoadOf(int32_t device) const {
   int32_t milli = 0;
-  for (const HoldKey& key : devices_[static_cast<size_t>(device)].held) {
-    const Hold& hold = holds_.at(key);
+  for (const int32_t index : devices_[static_cast<size_t>(device)].held) {
+    const Hold& hold = HoldAt(index);
     if (hold.seen_milli == 0) return 1'000;
     milli += hold.seen_milli;
   }
@@ -417,44 +435,42 @@ int32_t Board::SeenLoadOf(int32_t device) const {
 }
 
 void Board::SetReleasing(const HoldKey& key, int64_t now_us) {
-  const auto it = holds_.find(key);
-  if (it == holds_.end() || it->second.releasing) return;
-  UnlistHold(key, it->second);
-  it->second.releasing = true;
-  it->second.as_of_us = now_us;
-  ListHold(key, it->second);
+  Hold* hold = HoldOf(key);
+  if (hold == nullptr || hold->releasing) return;
+  hold->releasing = true;
+  hold->as_of_us = now_us;
+  Retime(hold->device);
 }
 
 void Board::SetHoldPriority(const HoldKey& key, int32_t priority) {
-  const auto it = holds_.find(key);
-  if (it == holds_.end()) return;
-  UnlistHold(key, it->second);
-  it->second.priority = priority;
-  ListHold(key, it->second);
+  Hold* hold = HoldOf(key);
+  if (hold == nullptr) return;
+  hold->priority = priority;
+  Retime(hold->device);
 }
 
 // ---- Shares ------------------------------------------------------------------------------------
 
-void Board::Settle(Project& project, int64_t now_us) const {
+void Board::Settle(Usage& usage, int64_t now_us) const {
   const int64_t step_us = std::max<int64_t>(1, policy_.share_window_us / kDecaySteps);
-  const int64_t memory = project.held_bytes / kMiB;
-  const int64_t load = project.held_load_milli;
-  int64_t& at_us = project.as_of_us;
+  const int64_t memory = usage.held_bytes / kMiB;
+  const int64_t load = usage.held_load_milli;
+  int64_t& at_us = usage.as_of_us;
   if (at_us == 0) at_us = now_us;
   if (now_us - at_us > kForgottenSteps * step_us) {
-    project.memory_time = memory * policy_.share_window_us;
-    project.device_time = load * policy_.share_window_us;
+    usage.memory_time = memory * policy_.share_window_us;
+    usage.device_time = load * policy_.share_window_us;
     at_us = now_us;
   }
   while (at_us < now_us) {
     const int64_t boundary_us = (at_us / step_us + 1) * step_us;
     const int64_t until_us = std::min(now_us, boundary_us);
-    project.memory_time += memory * (until_us - at_us);
-    project.device_time += load * (until_us - at_us);
+    usage.memory_time += memory * (until_us - at_us);
+    usage.device_time += load * (until_us - at_us);
     at_us = until_us;
     if (at_us != boundary_us) break;
-    project.memory_time -= project.memory_time / kDecaySteps;
-    project.device_time -= project.device_time / kDecaySteps;
+    usage.memory_time -= usage.memory_time / kDecaySteps;
+    usage.device_time -= usage.device_time / kDecaySteps;
   }
 }
 
@@ -469,19 +485,12 @@ int64_t Board::DominantShare(const Project& project, int64_t memory_mib,
 }
 
 int64_t Board::ShareOf(int32_t id, int64_t now_us, int64_t extra_bytes, int64_t extra_load) const {
-  const Project& stored = projects_[static_cast<size_t>(id)];
-  Project project;
-  project.name = stored.name;
-  project.held_bytes = stored.held_bytes;
-  project.held_load_milli = stored.held_load_milli;
-  project.memory_time = stored.memory_time;
-  project.device_time = stored.device_time;
-  project.as_of_us = stored.as_of_us;
-  Settle(project, now_us);
+  const Project& project = projects_[static_cast<size_t>(id)];
+  Usage usage = project;
+  Settle(usage, now_us);
   const int64_t window_us = std::max<int64_t>(1, policy_.share_window_us);
-  const int64_t memory = project.memory_time / window_us +
-                         (project.held_bytes + extra_bytes) / kMiB;
-  const int64_t load = project.device_time / window_us + project.held_load_milli + extra_load;
+  const int64_t memory = usage.memory_time / window_us + (usage.held_bytes + extra_bytes) / kMiB;
+  const int64_t load = usage.device_time / window_us + usage.held_load_milli + extra_load;
   return DominantShare(project, memory, load) / 2;
 }
 
@@ -507,7 +516,8 @@ std::string Board::Dump() const {
     absl::StrAppend(&text, " p", w.priority, " q", w.queued_us, " b", w.not_before_us, " a",
                     w.avoid.size(), "\n");
   }
-  for (const auto& [key, hold] : holds_) {
+  for (const auto& [key, index] : hold_ids_) {
+    const Hold& hold = HoldAt(index);
     const Device* d = hold.device < 0 ? nullptr : &devices_[static_cast<size_t>(hold.device)];
     absl::StrAppend(&text, "holds ", key.first, "/", key.second, " ",
                     projects_[static_cast<size_t>(hold.project)].name, " ",

@@ -67,6 +67,8 @@ class Board {
  public:
   using OrderKey = std::tuple<int32_t, int64_t, int64_t>;  // -priority, rank, number
   using UrgentKey = std::pair<int64_t, int64_t>;           // overdue from, number
+  using EndKey = std::pair<int64_t, HoldKey>;              // expected end
+  using VictimKey = std::tuple<int32_t, int64_t, HoldKey>; // priority, -expected end
 
   struct Waiting {
     std::string job_id;
@@ -96,20 +98,24 @@ class Board {
     // By block; what has been asked of the planner. nullopt inside: no plan for such devices.
     mutable std::vector<std::optional<std::optional<Need>>> needs;
   };
-  struct Project {
-    std::string name;
+  // Of a project, as of a time: what it holds, and its usage of the recent past, decayed: MiB x us,
+  // and thousandths of a device x us.
+  struct Usage {
     int64_t held_bytes = 0;
     int64_t held_load_milli = 0;
-    int32_t held_jobs = 0;
-    int64_t waiting = 0;
-    // Usage of the recent past, decayed: MiB x us, and thousandths of a device x us.
     int64_t memory_time = 0;
     int64_t device_time = 0;
     int64_t as_of_us = 0;
+  };
+  struct Project : Usage {
+    std::string name;
+    int32_t held_jobs = 0;
+    int64_t waiting = 0;
     std::set<std::pair<OrderKey, int32_t>> heads;          // the first of each bucket
     std::set<std::pair<UrgentKey, int32_t>> urgent_heads;  // the first overdue of each
   };
   struct Hold {
+    HoldKey key;
     std::string job_id;
     int32_t project = 0;
     int32_t device = -1;  // -1: the device is gone
@@ -140,9 +146,12 @@ class Board {
       return all;
     }
     int32_t load_milli = 0;
-    std::vector<HoldKey> held;
-    std::vector<int32_t> warm;  // bases an engine still has in memory
-    int64_t changed_us = 0;     // when the last came or went
+    int64_t changed_us = 0;          // when the last came or went
+    int32_t slot = 0;                // in its block
+    std::vector<int32_t> held;       // for HoldAt, by key
+    std::vector<EndKey> ends;        // of those, the first first
+    std::vector<VictimKey> victims;  // of those nobody has asked to let go, the weakest first
+    std::vector<int32_t> warm;       // bases an engine still has in memory
   };
   // What a scan over all devices reads, in order of names.
   struct Slot {
@@ -211,13 +220,12 @@ class Board {
   const std::map<int64_t, Waiting>& waiting() const { return waiting_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const std::vector<Project>& projects() const { return projects_; }
-  const std::map<HoldKey, Hold>& holds() const { return holds_; }
+  const Hold* FindHold(const HoldKey& key) const;
+  const Hold& HoldAt(int32_t index) const { return holds_[static_cast<size_t>(index)]; }
+  bool HoldsNothing() const { return hold_ids_.empty(); }
   const std::vector<Device>& devices() const { return devices_; }
   const std::vector<Block>& blocks() const { return blocks_; }
   const std::vector<WorkerFacts>& workers() const { return workers_; }
-  const std::set<std::pair<int64_t, HoldKey>>& ends() const { return ends_; }
-  // Weakest first: lowest priority, then the most work left.
-  const std::set<std::tuple<int32_t, int64_t, HoldKey>>& victims() const { return victims_; }
   int32_t FindProject(const std::string& name) const { return Find(project_ids_, name); }
   int32_t FindDevice(const std::string& worker_id, const std::string& device_id) const;
   // Thousandths of its time that are taken, once that was seen of all on it; before, all of it.
@@ -240,15 +248,15 @@ class Board {
   int32_t BucketOf(const BoardJob& job);
   void UnlistHeads(int32_t bucket);
   void ListHeads(int32_t bucket);
-  Slot* SlotOf(int32_t device);
-  void SyncSlot(int32_t device);
+  // Numbers the slots from `first` on.
+  void NumberSlots(std::vector<Slot>& slots, size_t first);
+  Hold* HoldOf(const HoldKey& key);
+  // After holds of the device changed.
   void Recount(int32_t device);
-  void ListHold(const HoldKey& key, Hold& hold);
-  void UnlistHold(const HoldKey& key, const Hold& hold);
   void Retime(int32_t device);
   void TakeOff(const HoldKey& key, int64_t now_us);
   void NoteChange(int32_t device, int64_t now_us);
-  void Settle(Project& project, int64_t now_us) const;
+  void Settle(Usage& usage, int64_t now_us) const;
   int64_t DominantShare(const Project& project, int64_t memory_mib, int64_t load_milli) const;
 
   SchedulePolicy policy_;
@@ -269,9 +277,9 @@ class Board {
   std::vector<Bucket> buckets_;
   std::vector<int32_t> free_buckets_;
   std::map<int64_t, Waiting> waiting_;
-  std::map<HoldKey, Hold> holds_;
-  std::set<std::pair<int64_t, HoldKey>> ends_;  // by expected end
-  std::set<std::tuple<int32_t, int64_t, HoldKey>> victims_;
+  std::vector<Hold> holds_;  // by number; with free ones between
+  std::vector<int32_t> free_holds_;
+  std::map<HoldKey, int32_t> hold_ids_;
 };
 
 }  // namespace nibble::core

@@ -9,6 +9,8 @@ namespace {
 constexpr int64_t kTailSteps = 64;
 // More than any score: a worker where the job has failed comes last.
 constexpr int64_t kAvoided = int64_t{1} << 40;
+// Entries of all rankings of a pass; beyond that they are made anew as they are needed.
+constexpr size_t kMaxRanked = 2'000'000;
 
 }  // namespace
 
@@ -21,7 +23,9 @@ PassFleet::PassFleet(const Board& board, const SchedulePolicy& policy, const Nee
       suspect_us_(suspect_us),
       own_(board.blocks().size()),
       tails_(board.blocks().size()),
-      open_(board.blocks().size()) {}
+      open_(board.blocks().size()),
+      placed_(board.blocks().size()),
+      versions_(board.blocks().size()) {}
 
 const LoadOn<int32_t>& PassFleet::LoadOf(int32_t device) const {
   if (!changed_.empty()) {
@@ -134,61 +138,131 @@ int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::B
          left_milli;
 }
 
-void PassFleet::BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w,
-                       const Need& need, const std::vector<int32_t>& excluded,
-                       std::optional<Spot>& best) {
-  const int64_t full_bytes = need.TotalBytes();
+std::optional<PassFleet::Offer> PassFleet::OfferOf(size_t block, size_t slot_index,
+                                                   const Board::Bucket& bucket, const Need& need) {
+  const Board::Slot& slot = SlotsOf(block)[slot_index];
+  if (slot.attempts >= policy_.max_attempts_per_device) return std::nullopt;
+  if (!RoomForLoad(slot.load_milli, slot.attempts, bucket.load_milli)) return std::nullopt;
+  const bool empty = slot.group < 0;
   const int64_t least_bytes = need.persistent_bytes + need.host_bytes;
+  if (slot.free_bytes < (empty ? need.TotalBytes() : least_bytes)) return std::nullopt;
   const bool one_base = policy_.max_bases_per_device <= 1;
-  const std::vector<Board::Slot>& slots = SlotsOf(block);
-  for (const int32_t index : OpenIn(block)) {
-    const auto i = static_cast<size_t>(index);
-    const Board::Slot& slot = slots[i];
-    if (slot.attempts >= policy_.max_attempts_per_device) continue;
-    if (!RoomForLoad(slot.load_milli, slot.attempts, bucket.load_milli)) continue;
-    const bool empty = slot.group < 0;
-    if (slot.free_bytes < (empty ? full_bytes : least_bytes)) continue;
-    if (one_base && !empty && slot.group != bucket.group) continue;
-    const Board::Device& device = board_.devices()[static_cast<size_t>(slot.device)];
-    int64_t added_bytes = full_bytes;
-    bool warm = false;
-    if (empty) {
-      if (!device.capacity().Holds(need.beside)) continue;
-    } else {
-      const LoadOn<int32_t>& load = LoadOf(slot.device);
-      if (!load.Fits(device.capacity(), bucket.group, need, bucket.alone, policy_)) continue;
-      added_bytes = load.Added(bucket.group, need);
-      warm = load.Find(bucket.group) != nullptr;
-    }
-    warm = warm || std::count(device.warm.begin(), device.warm.end(), bucket.base) > 0;
-    if (!excluded.empty() && std::count(excluded.begin(), excluded.end(), slot.device) > 0)
-      continue;
-    int64_t score = ScoreOf(block, slot, bucket, added_bytes, warm);
-    const std::string& worker = board_.workers()[static_cast<size_t>(slot.worker)].id;
-    if (!w.avoid.empty() && w.avoid.count(worker) > 0) score += kAvoided;
-    if (best && score > best->score) continue;
-    if (best && score == best->score) {
-      const Board::Device& other = board_.devices()[static_cast<size_t>(best->device)];
-      // Slots of a block are in order of names already.
-      if (other.block == device.block) continue;
-      const std::string& its = board_.workers()[static_cast<size_t>(other.worker)].id;
-      if (std::tie(its, other.id) <= std::tie(worker, device.id)) continue;
-    }
-    best = Spot{slot.device, i, need, added_bytes, slot.free_bytes - added_bytes, score, warm};
+  if (one_base && !empty && slot.group != bucket.group) return std::nullopt;
+  const Board::Device& device = board_.devices()[static_cast<size_t>(slot.device)];
+  Offer offer{0, need.TotalBytes(), false};
+  if (empty) {
+    if (!device.capacity().Holds(need.beside)) return std::nullopt;
+  } else {
+    const LoadOn<int32_t>& load = LoadOf(slot.device);
+    if (!load.Fits(device.capacity(), bucket.group, need, bucket.alone, policy_))
+      return std::nullopt;
+    offer.added_bytes = load.Added(bucket.group, need);
+    offer.warm = load.Find(bucket.group) != nullptr;
   }
+  offer.warm = offer.warm ||
+               std::count(device.warm.begin(), device.warm.end(), bucket.base) > 0;
+  offer.score = ScoreOf(block, slot, bucket, offer.added_bytes, offer.warm);
+  return offer;
+}
+
+PassFleet::Ranking& PassFleet::RankingOf(size_t block, const Board::Bucket& bucket,
+                                         const Need& need) {
+  if (ranked_ > kMaxRanked) {
+    rankings_.clear();
+    ranked_ = 0;
+  }
+  Ranking& ranking = rankings_[{&bucket, block}];
+  const auto put = [&](int32_t slot) {
+    const auto offer = OfferOf(block, static_cast<size_t>(slot), bucket, need);
+    if (!offer) return;
+    ranking.heap.push_back({offer->score, slot, VersionOf(block, slot)});
+    ++ranked_;
+  };
+  std::vector<int32_t>& placed = placed_[block];
+  if (!ranking.made) {
+    ranking.made = true;
+    for (const int32_t slot : OpenIn(block)) put(slot);
+    std::make_heap(ranking.heap.begin(), ranking.heap.end());
+  } else {
+    for (size_t i = ranking.seen; i < placed.size(); ++i) {
+      const size_t before = ranking.heap.size();
+      put(placed[i]);
+      if (ranking.heap.size() > before) std::push_heap(ranking.heap.begin(), ranking.heap.end());
+    }
+  }
+  ranking.seen = placed.size();
+  return ranking;
+}
+
+std::optional<PassFleet::Ranked> PassFleet::BestIn(size_t block, const Board::Bucket& bucket,
+                                                   const Board::Waiting& w, const Need& need,
+                                                   const std::vector<int32_t>& excluded) {
+  std::vector<Ranked>& heap = RankingOf(block, bucket, need).heap;
+  const std::vector<Board::Slot>& slots = SlotsOf(block);
+  std::vector<Ranked> passed;  // back in afterwards
+  std::optional<Ranked> best;
+  while (!heap.empty()) {
+    const Ranked top = heap.front();
+    const Board::Slot& slot = slots[static_cast<size_t>(top.slot)];
+    if (top.version == VersionOf(block, top.slot)) {
+      const bool out = std::count(excluded.begin(), excluded.end(), slot.device) > 0;
+      const bool avoided =
+          !w.avoid.empty() &&
+          w.avoid.count(board_.workers()[static_cast<size_t>(slot.worker)].id) > 0;
+      if (!out && !avoided) {
+        best = top;
+        break;
+      }
+      if (!out && !best) {
+        best = top;
+        best->score += kAvoided;
+      }
+      passed.push_back(top);
+    }
+    std::pop_heap(heap.begin(), heap.end());
+    heap.pop_back();
+    --ranked_;
+  }
+  for (const Ranked& entry : passed) {
+    heap.push_back(entry);
+    std::push_heap(heap.begin(), heap.end());
+    ++ranked_;
+  }
+  return best;
 }
 
 std::optional<Spot> PassFleet::Best(const Board::Bucket& bucket, const Board::Waiting& w,
                                     int64_t number, const std::vector<int32_t>& excluded) {
-  std::optional<Spot> best;
+  const auto name = [&](const Board::Slot& slot) {
+    return std::tie(board_.workers()[static_cast<size_t>(slot.worker)].id,
+                    board_.devices()[static_cast<size_t>(slot.device)].id);
+  };
+  std::optional<Ranked> best;
+  size_t best_block = 0;
   for (size_t block = 0; block < board_.blocks().size(); ++block) {
     const std::vector<Board::Slot>& slots = SlotsOf(block);
     if (slots.empty()) continue;
     if (!bucket.numerics.empty() && bucket.numerics != board_.blocks()[block].numerics) continue;
     const std::optional<Need>& need = NeedIn(bucket, block, slots.front().device, number);
-    if (need) BestIn(block, bucket, w, *need, excluded, best);
+    if (!need) continue;
+    const std::optional<Ranked> found = BestIn(block, bucket, w, *need, excluded);
+    if (!found || (best && found->score > best->score)) continue;
+    if (best && found->score == best->score &&
+        name(SlotsOf(best_block)[static_cast<size_t>(best->slot)]) <
+            name(slots[static_cast<size_t>(found->slot)]))
+      continue;
+    best = found;
+    best_block = block;
   }
-  return best;
+  if (!best) return std::nullopt;
+  const auto index = static_cast<size_t>(best->slot);
+  const Board::Slot& slot = SlotsOf(best_block)[index];
+  const Need& need = **bucket.needs[best_block];
+  const Offer offer = *OfferOf(best_block, index, bucket, need);
+  return Spot{slot.device,  index,
+              need,         offer.added_bytes,
+              slot.free_bytes - offer.added_bytes, best->score,
+              offer.warm};
 }
 
 void PassFleet::Place(const Board::Bucket& bucket, const Spot& spot) {
@@ -205,6 +279,10 @@ void PassFleet::Place(const Board::Bucket& bucket, const Spot& spot) {
   slot.load_milli += bucket.load_milli;
   ++slot.attempts;
   if (slot.group < 0) slot.group = bucket.group;
+  std::vector<int32_t>& versions = versions_[static_cast<size_t>(d.block)];
+  if (versions.empty()) versions.assign(own.size(), 0);
+  ++versions[spot.slot];
+  placed_[static_cast<size_t>(d.block)].push_back(static_cast<int32_t>(spot.slot));
   Extra& extra = extra_[bucket.project];
   extra.bytes += spot.added_bytes;
   extra.load_milli += bucket.load_milli;
@@ -213,9 +291,9 @@ void PassFleet::Place(const Board::Bucket& bucket, const Spot& spot) {
 
 PassFleet::Rest PassFleet::RestOf(int32_t device, const std::set<HoldKey>& gone) const {
   Rest rest;
-  for (const HoldKey& key : board_.devices()[static_cast<size_t>(device)].held) {
-    if (gone.count(key) > 0) continue;
-    const Board::Hold& hold = board_.holds().at(key);
+  for (const int32_t index : board_.devices()[static_cast<size_t>(device)].held) {
+    const Board::Hold& hold = board_.HoldAt(index);
+    if (gone.count(hold.key) > 0) continue;
     rest.load.Add(hold.group, hold.need, hold.alone);
     rest.load_milli += hold.load_milli;
   }
@@ -256,19 +334,18 @@ std::optional<BoardReservation> PassFleet::Reserve(int64_t number, int32_t bucke
     std::set<HoldKey> gone;
   };
   std::map<int32_t, Chance> chances;
-  for (const auto& [end_us, key] : board_.ends()) {
-    const Board::Hold& hold = board_.holds().at(key);
-    if (hold.device < 0) continue;
-    const auto [it, fresh] = chances.try_emplace(hold.device);
+  for (Merged ends(board_.devices(), &Board::Device::ends); !ends.Empty(); ends.Pop()) {
+    const int32_t device = ends.device();
+    const auto [it, fresh] = chances.try_emplace(device);
     Chance& chance = it->second;
-    if (fresh && std::count(reserved.begin(), reserved.end(), hold.device) == 0)
-      chance.need = NeedOn(bucket, hold.device, number);
+    if (fresh && std::count(reserved.begin(), reserved.end(), device) == 0)
+      chance.need = NeedOn(bucket, device, number);
     if (!chance.need) continue;
+    const auto& [end_us, key] = ends.Front();
     chance.gone.insert(key);
-    if (!FitsWithout(hold.device, chance.gone, bucket, *chance.need)) continue;
-    return BoardReservation{number,       bucket_id,
-                            hold.device,  *chance.need,
-                            std::max(end_us, now_us_), std::move(chance.gone)};
+    if (!FitsWithout(device, chance.gone, bucket, *chance.need)) continue;
+    return BoardReservation{number, bucket_id, device, *chance.need, std::max(end_us, now_us_),
+                            std::move(chance.gone)};
   }
   return std::nullopt;
 }

@@ -1,12 +1,18 @@
 // The devices of a Board as one pass sees them: with what it has placed already.
 //
 // Made for one pass and thrown away. Slots are copied only when something is placed on their block.
+//
+// Every device is scored, but once per kind of job (bucket) and pass: a placement changes one device, so
+// only that one is scored again. Each bucket keeps its scores in a heap per block.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <set>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "server/core/schedule_pass.h"
@@ -22,6 +28,43 @@ struct Spot {
   int64_t left_bytes = 0;
   int64_t score = 0;  // smaller is better
   bool warm = false;
+};
+
+// The lists of all devices, each in order, as one list in order.
+template <typename Key>
+class Merged {
+ public:
+  Merged(const std::vector<Board::Device>& devices, std::vector<Key> Board::Device::* list)
+      : devices_(devices), list_(list) {
+    for (size_t i = 0; i < devices.size(); ++i) {
+      if (!(devices[i].*list).empty())
+        heap_.push_back({&(devices[i].*list)[0], static_cast<int32_t>(i)});
+    }
+    std::make_heap(heap_.begin(), heap_.end());
+  }
+  bool Empty() const { return heap_.empty(); }
+  const Key& Front() const { return *heap_.front().key; }
+  int32_t device() const { return heap_.front().device; }
+  void Pop() {
+    std::pop_heap(heap_.begin(), heap_.end());
+    Entry& entry = heap_.back();
+    const std::vector<Key>& list = devices_[static_cast<size_t>(entry.device)].*list_;
+    if (++entry.key == list.data() + list.size()) {
+      heap_.pop_back();
+    } else {
+      std::push_heap(heap_.begin(), heap_.end());
+    }
+  }
+
+ private:
+  struct Entry {
+    const Key* key;
+    int32_t device;
+    bool operator<(const Entry& other) const { return *other.key < *key; }  // smallest on top
+  };
+  const std::vector<Board::Device>& devices_;
+  std::vector<Key> Board::Device::* list_;
+  std::vector<Entry> heap_;
 };
 
 class PassFleet {
@@ -77,8 +120,34 @@ class PassFleet {
   const LoadOn<int32_t>& LoadOf(int32_t device) const;
   const std::optional<Need>& NeedIn(const Board::Bucket& bucket, size_t block, int32_t device,
                                     int64_t number) const;
-  void BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w, const Need& need,
-              const std::vector<int32_t>& excluded, std::optional<Spot>& best);
+  // What a device offers to a job; nullopt when the job does not fit there now.
+  struct Offer {
+    int64_t score = 0;
+    int64_t added_bytes = 0;
+    bool warm = false;
+  };
+  std::optional<Offer> OfferOf(size_t block, size_t slot, const Board::Bucket& bucket,
+                               const Need& need);
+  // A slot by its score, as of a version of the slot; ties go to the first name.
+  struct Ranked {
+    int64_t score = 0;
+    int32_t slot = 0;
+    int32_t version = 0;
+    bool operator<(const Ranked& other) const {  // the best on top of a heap
+      return std::tie(other.score, other.slot) < std::tie(score, slot);
+    }
+  };
+  struct Ranking {
+    std::vector<Ranked> heap;  // with entries that are out of date
+    size_t seen = 0;           // of placed_
+    bool made = false;
+  };
+  int32_t VersionOf(size_t block, int32_t slot) const {
+    return versions_[block].empty() ? 0 : versions_[block][static_cast<size_t>(slot)];
+  }
+  Ranking& RankingOf(size_t block, const Board::Bucket& bucket, const Need& need);
+  std::optional<Ranked> BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w,
+                               const Need& need, const std::vector<int32_t>& excluded);
   int64_t ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
                   int64_t added_bytes, bool warm);
   bool RoomForLoad(int32_t load_milli, int32_t attempts, int32_t more_milli) const {
@@ -108,6 +177,10 @@ class PassFleet {
   std::vector<std::vector<Board::Slot>> own_;  // by block; empty = as on the board
   std::vector<Tail> tails_;
   std::vector<std::optional<std::vector<int32_t>>> open_;  // by block
+  std::vector<std::vector<int32_t>> placed_;    // by block: slots placed on, in order
+  std::vector<std::vector<int32_t>> versions_;  // by block and slot; empty = nothing placed there
+  std::map<std::pair<const Board::Bucket*, size_t>, Ranking> rankings_;
+  size_t ranked_ = 0;  // entries of all rankings
   std::map<int32_t, Changed> changed_;  // by device
   std::map<int32_t, Extra> extra_;      // by project
 };

@@ -37,6 +37,9 @@ struct Capacity {
   explicit Capacity(const Device& device)
       : device_bytes(device.capacity_bytes),
         beside{device.profile.pinned_capacity_bytes, device.profile.host_capacity_bytes} {}
+  explicit Capacity(const spec::DeviceProfile& profile)
+      : device_bytes(profile.capacity_bytes),
+        beside{profile.pinned_capacity_bytes, profile.host_capacity_bytes} {}
   bool Holds(const HostPart& part) const {
     const auto within = [](int64_t bytes, int64_t bound) { return bound == 0 || bytes <= bound; };
     return within(part.pinned_bytes, beside.pinned_bytes) && within(part.host_bytes, beside.host_bytes);

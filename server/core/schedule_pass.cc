@@ -234,12 +234,12 @@ class Pass {
       fleet_.Place(bucket, *spot);
       if (w.work_us <= policy_.brief_work_us) brief_milli_ += bucket.load_milli;
       taken_.insert(c.number);
-      result_.starts.push_back({c.number, spot->device, spot->left_bytes, spot->warm});
+      result_.starts.push_back({c.number, c.bucket, spot->device, spot->left_bytes, spot->warm});
       return Outcome::kStarted;
     }
     if (reserves) {
       std::optional<BoardReservation> r = fleet_.Reserve(c.number, c.bucket, Reserved());
-      if (r || !board_.holds().empty()) Preempt(c, w, bucket, r);
+      if (r || !board_.HoldsNothing()) Preempt(c, w, bucket, r);
       if (r) result_.reservations.push_back(*std::move(r));
     }
     return PassOver(c);
@@ -312,15 +312,15 @@ class Pass {
     Plan plan;
     plan.device = device;
     std::vector<std::pair<std::tuple<int32_t, int64_t, HoldKey>, const char*>> weak;
-    for (const HoldKey& key : d.held) {
-      const Board::Hold& hold = board_.holds().at(key);
-      if (hold.releasing || stopped_.count(key) > 0) {
-        plan.gone.insert(key);
+    for (const int32_t index : d.held) {
+      const Board::Hold& hold = board_.HoldAt(index);
+      if (hold.releasing || stopped_.count(hold.key) > 0) {
+        plan.gone.insert(hold.key);
         continue;
       }
       if (now_us_ - hold.start_us < policy_.min_run_us) continue;
       if (const char* why = Outranks(c, w, bucket, need, hold))
-        weak.push_back({{hold.priority, -hold.end_us, key}, why});
+        weak.push_back({{hold.priority, -hold.end_us, hold.key}, why});
     }
     std::sort(weak.begin(), weak.end());
     for (const auto& [rank, why] : weak) {
@@ -335,7 +335,7 @@ class Pass {
   // Someone it waits for should have ended by now: the prediction is no good.
   bool IsLate(const BoardReservation& r) const {
     return std::any_of(r.gone.begin(), r.gone.end(), [&](const HoldKey& key) {
-      const Board::Hold& hold = board_.holds().at(key);
+      const Board::Hold& hold = *board_.FindHold(key);
       return !hold.releasing && hold.end_us < now_us_ - policy_.preempt_patience_us;
     });
   }
@@ -347,10 +347,11 @@ class Pass {
     std::set<int32_t> seen;
     int count = 0;
     const std::vector<int32_t> reserved = Reserved();
-    for (const auto& [priority, end, key] : board_.victims()) {
+    for (Merged victims(board_.devices(), &Board::Device::victims); !victims.Empty();
+         victims.Pop()) {
       if (++count > kMaxVictimsSeen || (best && best->victims.size() == 1)) break;
-      const Board::Hold& hold = board_.holds().at(key);
-      if (hold.device < 0 || now_us_ - hold.start_us < policy_.min_run_us) continue;
+      const Board::Hold& hold = *board_.FindHold(std::get<HoldKey>(victims.Front()));
+      if (now_us_ - hold.start_us < policy_.min_run_us) continue;
       if (std::count(reserved.begin(), reserved.end(), hold.device) > 0) continue;
       const std::optional<Need> need = fleet_.NeedOn(bucket, hold.device, c.number);
       if (!need || Outranks(c, w, bucket, *need, hold) == nullptr) continue;

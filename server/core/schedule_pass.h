@@ -33,6 +33,7 @@ struct BoardReservation {
 struct BoardSchedule {
   struct Start {
     int64_t number = 0;
+    int32_t bucket = 0;
     int32_t device = 0;
     int64_t left_bytes = 0;
     bool warm = false;  // the base is there already

@@ -80,9 +80,9 @@ Learned Measured(Board& board, const HoldKey& key, int64_t turn_us, int64_t step
   auto load_milli = static_cast<int32_t>(std::clamp<int64_t>(
       MulDiv(turn_us * steps, 1'000, passed_us, 1'000), kLeastLoadMilli, 1'000));
   board.SetHoldSeen(key, load_milli);
-  const auto hold = board.holds().find(key);
-  if (hold != board.holds().end() && hold->second.device >= 0) {
-    const int32_t device = hold->second.device;
+  const Board::Hold* hold = board.FindHold(key);
+  if (hold != nullptr && hold->device >= 0) {
+    const int32_t device = hold->device;
     const bool alone = board.devices()[static_cast<size_t>(device)].load.attempts <= 1;
     if (!alone && board.SeenLoadOf(device) >= kBusyMilli)
       load_milli = std::max(load_milli, known_milli);
@@ -92,9 +92,9 @@ Learned Measured(Board& board, const HoldKey& key, int64_t turn_us, int64_t step
 
 // When somebody last came to the device of the attempt or went.
 int64_t ChangedUs(const Board& board, const HoldKey& key) {
-  const auto hold = board.holds().find(key);
-  if (hold == board.holds().end() || hold->second.device < 0) return 0;
-  return board.devices()[static_cast<size_t>(hold->second.device)].changed_us;
+  const Board::Hold* hold = board.FindHold(key);
+  if (hold == nullptr || hold->device < 0) return 0;
+  return board.devices()[static_cast<size_t>(hold->device)].changed_us;
 }
 
 // What is known of a plan follows what its jobs were measured at: the mean of the first four, then

@@ -126,7 +126,37 @@ bool IsUnread(const State& state, const Job& job) {
          state.checks.count(job.check_key) == 0;
 }
 
+namespace {
+
+std::string KindKey(const Device& device) {
+  return absl::StrCat(ProfileKey(device.profile), "/", device.capacity_bytes, "/",
+                      device.profile.pinned_capacity_bytes, "/",
+                      device.profile.host_capacity_bytes);
+}
+
+}  // namespace
+
+void State::ListDevices(const Worker& worker) {
+  for (const auto& [id, device] : worker.devices) {
+    DeviceKind& kind = device_kinds[KindKey(device)];
+    kind.profile = device.profile;
+    kind.profile.capacity_bytes = device.capacity_bytes;
+    kind.devices.insert({worker.id, id});
+  }
+}
+
+void State::UnlistDevices(const Worker& worker) {
+  for (const auto& [id, device] : worker.devices) {
+    const auto it = device_kinds.find(KindKey(device));
+    if (it == device_kinds.end()) continue;
+    it->second.devices.erase({worker.id, id});
+    if (it->second.devices.empty()) device_kinds.erase(it);
+  }
+}
+
 void State::BuildIndexes() {
+  device_kinds.clear();
+  for (const auto& [id, worker] : workers) ListDevices(worker);
   for (auto* index : {&live_jobs, &queued_jobs, &queued_checks, &cancelling_jobs})
     index->clear();
   for (auto* index : {&model_users, &dataset_users, &check_users, &unread}) index->clear();
@@ -202,6 +232,12 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
   if (rebuilt.checks_held != mine.checks_held) return Broken("index checks_held");
   if (rebuilt.requests_by_age != mine.requests_by_age) return Broken("index requests_by_age");
   if (rebuilt.unread != mine.unread) return Broken("index unread");
+  if (!std::equal(rebuilt.device_kinds.begin(), rebuilt.device_kinds.end(),
+                  mine.device_kinds.begin(), mine.device_kinds.end(),
+                  [](const auto& a, const auto& b) {
+                    return a.first == b.first && a.second.devices == b.second.devices;
+                  }))
+    return Broken("index device_kinds");
   const std::string made = rebuilt.board.Dump();
   const std::string kept = mine.board.Dump();
   if (made != kept) {

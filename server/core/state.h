@@ -35,6 +35,12 @@ struct Touched {
   }
 };
 
+// All registered devices that are alike.
+struct DeviceKind {
+  spec::DeviceProfile profile;  // capacity as registered
+  std::set<std::pair<std::string, std::string>> devices;  // worker, device
+};
+
 struct State {
   // Rows.
   std::string timeline;
@@ -62,6 +68,7 @@ struct State {
   std::map<std::string, std::set<std::string>> unread;  // CheckKey nobody has read -> queued jobs
   std::map<std::string, int32_t> checks_held;    // worker -> CHECK attempts it holds
   std::set<std::pair<int64_t, RequestKey>> requests_by_age;
+  std::map<std::string, DeviceKind> device_kinds;  // by profile and capacity
   Board board;  // what the scheduler looks at
 
   // Volatile.
@@ -76,6 +83,9 @@ struct State {
   const Attempt* FindAttempt(const AttemptKey& key) const;
   const Model* ModelOf(const Job& job) const;
 
+  // Keep device_kinds.
+  void ListDevices(const Worker& worker);
+  void UnlistDevices(const Worker& worker);
   // After the rows were loaded.
   void BuildIndexes();
   // Everything that must hold between any two commands; the first violation, in words.

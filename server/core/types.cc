@@ -93,7 +93,7 @@ std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
                          static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
                          spec.sample_packing, spec.micro_batch_size,
                          spec.gradient_accumulation_steps,
-                         (static_cast<int>(spec.recompute) * 2 + static_cast<int>(spec.optimizer)) * 4 +
+                         (static_cast<int>(spec.recompute) * 16 + static_cast<int>(spec.optimizer)) * 4 +
                              spec.paged_optimizer * 2 + spec.offload_activations,
                          spec.val_set_size, spec.train_on_inputs,
                          static_cast<int>(spec.excess_length), spec.max_grad_norm,
@@ -110,13 +110,21 @@ std::string HumanBytes(int64_t bytes) {
   if (bytes < 0) return absl::StrCat("-", HumanBytes(-bytes));
   if (bytes < 1024) return absl::StrCat(bytes, " B");
   constexpr std::string_view kUnits[] = {"KiB", "MiB", "GiB", "TiB", "PiB"};
-  double value = static_cast<double>(bytes) / 1024;
+  int shift = 10;
   size_t unit = 0;
-  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
-    value /= 1024;
+  while ((bytes >> shift) >= 1024 && unit + 1 < std::size(kUnits)) {
+    shift += 10;
     ++unit;
   }
-  return absl::StrFormat("%.2f %s", value, std::string(kUnits[unit]));
+  // Hundredths, rounded to nearest, ties to even; as printf would, but many are made in a pass.
+  const __int128 scaled = static_cast<__int128>(bytes) * 100;
+  auto hundredths = static_cast<int64_t>(scaled >> shift);
+  const __int128 rest = (scaled - (static_cast<__int128>(hundredths) << shift)) * 2;
+  const __int128 one = static_cast<__int128>(1) << shift;
+  if (rest > one || (rest == one && hundredths % 2 != 0)) ++hundredths;
+  const int64_t cents = hundredths % 100;
+  return absl::StrCat(hundredths / 100, cents < 10 ? ".0" : ".", cents, " ",
+                      absl::string_view(kUnits[unit].data(), kUnits[unit].size()));
 }
 
 }  // namespace nibble::core

@@ -14,7 +14,7 @@ std::string Bytes(int64_t bytes) { return absl::StrCat(HumanBytes(bytes), " (", 
 
 std::string HeldByText(const Board& board, const Board::Device& device) {
   std::vector<std::string> jobs;
-  for (const HoldKey& key : device.held) jobs.push_back(board.holds().at(key).job_id);
+  for (const int32_t index : device.held) jobs.push_back(board.HoldAt(index).job_id);
   std::sort(jobs.begin(), jobs.end());
   if (jobs.empty()) return "";
   const size_t shown = std::min<size_t>(jobs.size(), 4);
@@ -231,17 +231,9 @@ int32_t WorkerStateNumber(const State& state, const Worker& worker, const CoreOp
 }
 
 std::vector<spec::DeviceProfile> KnownDevices(const State& state) {
-  std::map<std::string, spec::DeviceProfile> devices;
-  for (const auto& [worker_id, worker] : state.workers) {
-    for (const auto& [device_id, device] : worker.devices) {
-      spec::DeviceProfile profile = device.profile;
-      profile.capacity_bytes = device.capacity_bytes;
-      devices.emplace(absl::StrCat(ProfileKey(profile), "/", profile.capacity_bytes), profile);
-    }
-  }
-  std::vector<spec::DeviceProfile> out;
-  for (auto& [key, profile] : devices) out.push_back(std::move(profile));
-  return out;
+  std::vector<spec::DeviceProfile> devices;
+  for (const auto& [key, kind] : state.device_kinds) devices.push_back(kind.profile);
+  return devices;
 }
 
 }  // namespace nibble::core

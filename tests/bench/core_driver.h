@@ -19,6 +19,9 @@ namespace nibble::bench {
 inline constexpr int64_t kGb = 1'000'000'000;
 inline constexpr int32_t kSlots = 8;  // jobs a device can hold
 
+// Processor time of this thread: what others do on the machine does not count.
+double ThreadSeconds();
+
 core::SpecFunctions SmallPlans();
 core::CoreOptions BenchOptions();
 
@@ -42,19 +45,22 @@ class CoreDriver {
  public:
   explicit CoreDriver(const Setup& setup);
   void Do(core::CommandBody body);
-  // One pass of the scheduler and what it changes; the placements it made. Seconds are added to
-  // *spent_s.
+  // One pass of the scheduler and what it changes; the placements it made. Its ThreadSeconds are
+  // added to *spent_s.
   std::vector<core::AttemptKey> Place(double* spent_s);
   // Ends them: finished, no longer listed, and forgotten.
   void Finish(const std::vector<core::AttemptKey>& attempts);
   core::State& state() { return state_; }
   void AdvanceUs(int64_t us) { now_us_ += us; }
+  // Of all placements so far, in order: two schedulers that decide the same have the same.
+  uint64_t fingerprint() const { return fingerprint_; }
 
  private:
   core::State state_;
   core::Core core_;
   std::vector<core::EventRecord> records_;
   int64_t now_us_ = 1'000'000;
+  uint64_t fingerprint_ = 0xcbf29ce484222325;  // FNV-1a
 };
 
 core::Fence FenceOf(const core::CoreOptions& options, const core::State& state,

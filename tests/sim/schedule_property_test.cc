@@ -128,7 +128,7 @@ class World {
     now_us_ += us;
     std::vector<HoldKey> ended;
     for (auto& [key, run] : running_) {
-      const Board::Hold& hold = board_.holds().at(key);
+      const Board::Hold& hold = *board_.FindHold(key);
       const Board::Device& d = board_.devices()[static_cast<size_t>(hold.device)];
       BoardJob& job = jobs_.at(run.number);
       if (run.stop_us == 0 || now_us_ < run.stop_us)
@@ -144,7 +144,7 @@ class World {
       board_.Enqueue(job);
     }
     for (const auto& [key, run] : running_) {
-      const Board::Hold& hold = board_.holds().at(key);
+      const Board::Hold& hold = *board_.FindHold(key);
       board_.SetHoldWork(key, jobs_.at(run.number).work_us, hold.load_milli, now_us_);
     }
   }
@@ -153,8 +153,8 @@ class World {
     for (const Board::Device& d : board_.devices()) {
       LoadOn<std::string> load;
       int32_t milli = 0;
-      for (const HoldKey& key : d.held) {
-        const BoardJob& job = jobs_.at(key.first);
+      for (const int32_t index : d.held) {
+        const BoardJob& job = jobs_.at(board_.HoldAt(index).key.first);
         load.Add(job.group, by_shape_.at(job.shape), false);
         milli += job.load_milli;
       }
@@ -246,7 +246,8 @@ TEST(ScheduleProperties, WhatStartsLaterLeavesRoomForTheReservation) {
         const Board::Device& d = world.board_.devices()[static_cast<size_t>(r.device)];
         LoadOn<std::string> rest;
         int32_t milli = 0;
-        for (const HoldKey& key : d.held) {
+        for (const int32_t index : d.held) {
+          const HoldKey& key = world.board_.HoldAt(index).key;
           if (r.gone.count(key) > 0) continue;
           const BoardJob& job = world.jobs_.at(key.first);
           rest.Add(job.group, world.by_shape_.at(job.shape), false);
