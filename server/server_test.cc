@@ -19,42 +19,15 @@
 #include "nibble/v1/job.grpc.pb.h"
 #include "nibble/v1/model.grpc.pb.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
+#include "server/testing/tiny_model.h"
 
 namespace nibble::server {
 namespace {
 
 namespace wv1 = worker::v1;
 
-constexpr char kConfig[] = R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","vocab_size":64,
-    "hidden_size":32,"intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,
-    "num_key_value_heads":1,"max_position_embeddings":256,"rms_norm_eps":1e-5,"rope_theta":10000.0,
-    "tie_word_embeddings":true,"hidden_act":"silu"})";
-constexpr char kTokenizer[] = R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
 constexpr char kProfile[] = R"({"act_bytes":2,"backend":"cpu","body":"avx2","build":"test",
     "capacity_bytes":1073741824,"fixed_bytes":1048576,"threads":1})";
-
-// All tensors the config asks for, one float each: the server checks headers, not shapes.
-std::string Weights() {
-  std::string header = "{";
-  int64_t at = 0;
-  const auto add = [&](const std::string& name) {
-    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name,
-                    "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[", at, ",", at + 4,
-                    "]}");
-    at += 4;
-  };
-  add("model.embed_tokens.weight");
-  add("model.norm.weight");
-  for (const char* part :
-       {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-        "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
-    add(absl::StrCat("model.layers.0.", part, ".weight"));
-  }
-  header += "}";
-  std::string file;
-  for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i));
-  return file + header + std::string(static_cast<size_t>(at), '\0');
-}
 
 std::string ReasonOf(const grpc::Status& status) {
   google::rpc::Status rich;
@@ -136,8 +109,9 @@ class ServerTest : public testing::Test {
 
   v1::Model MakeModel() {
     v1::RegisterModelRequest request;
-    for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", kConfig},
-                                     {"tokenizer.json", kTokenizer}, {"model.safetensors", Weights()}}) {
+    for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", TinyConfig(256)},
+                                     {"tokenizer.json", kTinyTokenizer},
+                                     {"model.safetensors", TinyWeights()}}) {
       v1::ModelFile* file = request.add_manifest();
       file->set_name(name);
       file->set_size_bytes(static_cast<int64_t>(data.size()));
@@ -278,8 +252,9 @@ TEST_F(ServerTest, ErrorsNameReasonAndField) {
 
 TEST_F(ServerTest, ModelsAndDataSetsByPath) {
   ASSERT_TRUE(MakeDirs(directory_.Join("models/tiny")).ok());
-  for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", kConfig},
-                                   {"tokenizer.json", kTokenizer}, {"model.safetensors", Weights()},
+  for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", TinyConfig(256)},
+                                   {"tokenizer.json", kTinyTokenizer},
+                                   {"model.safetensors", TinyWeights()},
                                    {"README.md", "not part of it"}, {"rows.jsonl", "{\"text\":\"a\"}\n"}}) {
     ASSERT_TRUE(WriteFileAtomic(directory_.Join("models/tiny/" + name), data).ok());
   }

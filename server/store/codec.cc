@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "server/store/row_fields.h"
+#include "server/store/row_writer.h"
 
 namespace nlohmann {
 
@@ -62,13 +64,6 @@ void from_json(const json& j, AttemptState& state) {
 }
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(FileRef, name, sha256, size_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PlanBytes, base_bytes, persistent_bytes, step_bytes,
-                                                fixed_bytes, host_bytes, pinned_bytes, host_apart,
-                                                lower_bound_bytes, peak_phase, category_bytes, profile)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Progress, step, planned_steps, epoch,
-                                                trained_tokens, step_time_us, tokens_per_second,
-                                                loss, eval_loss, gradient_norm, learning_rate,
-                                                used_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description, uuid,
                                                 capacity_bytes, profile, profile_json)
 
@@ -99,21 +94,35 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Adapter, id, tenant, job_id, mod
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name, files, root_path,
                                                 digest, tokenizer_digest, config_json,
                                                 create_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Attempt, job_id, epoch, worker_id, incarnation,
-                                                device_id, state, reason, message, plan, group,
-                                                run_alone, resume_epoch, resume_step, continues_epoch,
-                                                started, release_requested, release_reason,
-                                                holds_bytes, start_unix_us, end_unix_us)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Worker, id, incarnation, past_incarnations, version,
                                                 devices, shares_file_system, draining, lost,
                                                 register_unix_us)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(
-    Job, id, uid, tenant, kind, number, display_name, labels, priority, state, spec, model_id,
-    dataset_id, eval_dataset_id, check_key, request_id, body_sha256, epoch, checkpoints,
-    infra_retries, faults, poisoned_workers, run_alone, resume_requested, numerics_id,
-    numerics_class, plan, report_json, adapter_id, stop_reason, error_reason, error_message,
-    last_sequence, progress, create_unix_us, queued_unix_us, waited_us, start_unix_us, end_unix_us,
-    update_unix_us)
+// Fields of an object into a row: what is missing or null keeps its default.
+struct FieldReader {
+  const json& from;
+  template <typename T>
+  void operator()(const char* name, T& field) const {
+    const auto it = from.find(name);
+    if (it != from.end() && !it->is_null()) it->get_to(field);
+  }
+};
+
+void from_json(const json& j, PlanBytes& plan) {
+  FieldReader reader{j};
+  store::VisitPlan(reader, plan);
+}
+void from_json(const json& j, Progress& progress) {
+  FieldReader reader{j};
+  store::VisitProgress(reader, progress);
+}
+void from_json(const json& j, Attempt& attempt) {
+  FieldReader reader{j};
+  store::VisitAttempt(reader, attempt);
+}
+void from_json(const json& j, Job& job) {
+  FieldReader reader{j};
+  store::VisitJob(reader, job);
+}
 
 }  // namespace nibble::core
 
@@ -138,11 +147,40 @@ absl::StatusOr<T> Decode(std::string_view text, const char* what) {
 
 }  // namespace
 
-std::string EncodeJob(const core::Job& job) { return Dump(json(job)); }
-absl::StatusOr<core::Job> DecodeJob(std::string_view text) {
-  return Decode<core::Job>(text, "jobs");
+void RowWriter::operator()(std::string_view name, const std::vector<core::Checkpoint>& checkpoints) {
+  if (checkpoints.empty()) return;
+  Key(name);
+  text_ += Dump(json(checkpoints));
 }
-std::string EncodeAttempt(const core::Attempt& attempt) { return Dump(json(attempt)); }
+
+std::string EncodeJob(const core::Job& job) {
+  RowWriter row;
+  VisitJob(row, job);
+  return std::move(row).Take();
+}
+std::string EncodeCreated(const core::Job& job) {
+  RowWriter row;
+  VisitCreated(row, job);
+  return std::move(row).Take();
+}
+absl::StatusOr<core::Job> DecodeJob(std::string_view created, std::string_view text) {
+  ASSIGN_OR_RETURN(core::Job job, Decode<core::Job>(text, "jobs"));
+  try {
+    const json fields = json::parse(created);
+    core::FieldReader reader{fields};
+    VisitCreated(reader, job);
+  } catch (const std::exception& e) {
+    return Error(Reason::kStoreUnavailable,
+                 absl::StrCat("a row of job_specs cannot be read: ", e.what()))
+        .ToStatus();
+  }
+  return job;
+}
+std::string EncodeAttempt(const core::Attempt& attempt) {
+  RowWriter row;
+  VisitAttempt(row, attempt);
+  return std::move(row).Take();
+}
 absl::StatusOr<core::Attempt> DecodeAttempt(std::string_view text) {
   return Decode<core::Attempt>(text, "attempts");
 }
@@ -169,7 +207,14 @@ absl::StatusOr<core::Model> DecodeModel(std::string_view text) {
 }
 
 std::string EncodeFields(const std::map<std::string, std::string>& fields) {
-  return Dump(json(fields));
+  std::string text;
+  for (char before = '{'; const auto& [name, value] : fields) {
+    text += std::exchange(before, ',');
+    AppendQuoted(text, name);
+    text += ':';
+    AppendQuoted(text, value);
+  }
+  return fields.empty() ? "{}" : text + "}";
 }
 absl::StatusOr<std::map<std::string, std::string>> DecodeFields(std::string_view text) {
   return Decode<std::map<std::string, std::string>>(text, "events");

@@ -11,9 +11,11 @@
 
 namespace nibble::store {
 
-// Without attempts and user_spec, which have columns or rows of their own.
+// What changes, and what it was created with; without attempts and user_spec, which have rows and a
+// column of their own.
 std::string EncodeJob(const core::Job& job);
-absl::StatusOr<core::Job> DecodeJob(std::string_view text);
+std::string EncodeCreated(const core::Job& job);
+absl::StatusOr<core::Job> DecodeJob(std::string_view created, std::string_view text);
 std::string EncodeAttempt(const core::Attempt& attempt);
 absl::StatusOr<core::Attempt> DecodeAttempt(std::string_view text);
 std::string EncodeWorker(const core::Worker& worker);

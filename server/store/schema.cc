@@ -39,6 +39,16 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_of_job ON events(job_id, sequence) WHERE job_id <> '';
 )sql";
 
+// What a job was created with, written once, apart from what changes with every event. Rows of before
+// keep it in `body` too; it is not read there.
+constexpr std::string_view kState2 = R"sql(
+CREATE TABLE job_specs (
+  job_id TEXT PRIMARY KEY REFERENCES jobs(id) DEFERRABLE INITIALLY DEFERRED,
+  user_spec BLOB NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO job_specs SELECT id, user_spec, body FROM jobs;
+ALTER TABLE jobs DROP COLUMN user_spec;
+)sql";
+
 constexpr std::string_view kMetrics1 = R"sql(
 CREATE TABLE step_metrics (
   job_id TEXT NOT NULL, step INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL,
@@ -59,7 +69,7 @@ ALTER TABLE step_metrics ADD COLUMN phase_us TEXT NOT NULL DEFAULT '';
 }  // namespace
 
 const Schema& StateSchema() {
-  static const auto* schema = new Schema{"state", 0x4e69624c, {kState1}};
+  static const auto* schema = new Schema{"state", 0x4e69624c, {kState1, kState2}};
   return *schema;
 }
 

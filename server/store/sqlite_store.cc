@@ -1,6 +1,7 @@
 #include "server/store/sqlite_store.h"
 
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -20,7 +21,8 @@ namespace {
 // The statements of a commit, prepared once.
 struct Statements {
   Statement put_meta, generation;
-  Statement put_job, delete_job, delete_job_attempts, delete_job_events;
+  Statement put_job, put_created, delete_job, delete_created;
+  Statement delete_job_attempts, delete_job_events;
   Statement put_attempt, delete_attempt;
   Statement put_worker, delete_worker, put_dataset, delete_dataset, put_model, delete_model;
   Statement put_adapter, delete_adapter, put_blob, delete_blob, put_request, delete_request;
@@ -59,6 +61,9 @@ class SqliteStore : public Store {
 
   Database db_;
   Statements s_;
+  // Jobs whose job_specs row is written, by id: their numbers, since an id may be used again. After a
+  // failed Commit it may be wrong, until Load.
+  std::unordered_map<std::string, int64_t> created_;
 };
 
 absl::Status SqliteStore::Prepare() {
@@ -71,8 +76,12 @@ absl::Status SqliteStore::Prepare() {
   RETURN_IF_ERROR(prepare(s_.generation, "SELECT value FROM meta WHERE key='generation'"));
   RETURN_IF_ERROR(
       prepare(s_.put_job,
-              "INSERT INTO jobs VALUES(?1,?2,?3,?4,?5,?6,?7) ON CONFLICT(id) DO UPDATE SET "
-              "state=?4, epoch=?5, user_spec=?6, body=?7"));
+              "INSERT INTO jobs VALUES(?1,?2,?3,?4,?5,?6) ON CONFLICT(id) DO UPDATE SET "
+              "number=?2, tenant=?3, state=?4, epoch=?5, body=?6"));
+  RETURN_IF_ERROR(prepare(s_.put_created,
+                          "INSERT INTO job_specs VALUES(?1,?2,?3) ON CONFLICT(job_id) DO UPDATE SET "
+                          "user_spec=?2, body=?3"));
+  RETURN_IF_ERROR(prepare(s_.delete_created, "DELETE FROM job_specs WHERE job_id=?1"));
   RETURN_IF_ERROR(prepare(s_.delete_job, "DELETE FROM jobs WHERE id=?1"));
   RETURN_IF_ERROR(prepare(s_.delete_job_attempts, "DELETE FROM attempts WHERE job_id=?1"));
   RETURN_IF_ERROR(prepare(s_.delete_job_events, "DELETE FROM events WHERE job_id=?1"));
@@ -124,11 +133,14 @@ absl::Status SqliteStore::LoadMeta(core::State& state) {
 }
 
 absl::Status SqliteStore::LoadJobs(core::State& state) {
-  ASSIGN_OR_RETURN(Statement jobs, db_.Prepare("SELECT body, user_spec FROM jobs"));
+  ASSIGN_OR_RETURN(Statement jobs, db_.Prepare("SELECT s.body, s.user_spec, j.body FROM jobs j "
+                                                  "JOIN job_specs s ON s.job_id = j.id"));
+  created_.clear();
   ASSIGN_OR_RETURN(bool row, jobs.Step());
   while (row) {
-    ASSIGN_OR_RETURN(core::Job job, DecodeJob(jobs.Text(0)));
+    ASSIGN_OR_RETURN(core::Job job, DecodeJob(jobs.Text(0), jobs.Text(2)));
     job.user_spec = jobs.Text(1);
+    created_[job.id] = job.number;
     state.jobs[job.id] = std::move(job);
     ASSIGN_OR_RETURN(row, jobs.Step());
   }
@@ -221,15 +233,21 @@ absl::Status SqliteStore::WriteJobs(const core::State& state) {
     if (job == nullptr) {
       RETURN_IF_ERROR(s_.delete_job_attempts.Bind(1, id).Run());
       RETURN_IF_ERROR(s_.delete_job_events.Bind(1, id).Run());
+      RETURN_IF_ERROR(s_.delete_created.Bind(1, id).Run());
       RETURN_IF_ERROR(s_.delete_job.Bind(1, id).Run());
+      created_.erase(id);
       continue;
     }
     s_.put_job.Bind(1, id)
         .Bind(2, job->number)
         .Bind(3, job->tenant)
         .Bind(4, core::JobStateName(job->state));
-    RETURN_IF_ERROR(
-        s_.put_job.Bind(5, job->epoch).BindBlob(6, job->user_spec).Bind(7, EncodeJob(*job)).Run());
+    RETURN_IF_ERROR(s_.put_job.Bind(5, job->epoch).Bind(6, EncodeJob(*job)).Run());
+    int64_t& number = created_[id];
+    if (number == job->number) continue;
+    number = job->number;
+    s_.put_created.Bind(1, id).BindBlob(2, job->user_spec);
+    RETURN_IF_ERROR(s_.put_created.Bind(3, EncodeCreated(*job)).Run());
   }
   return absl::OkStatus();
 }

@@ -11,12 +11,14 @@
 #include <memory>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "server/core/testing/driver.h"
 #include "server/store/history.h"
 #include "server/store/memory_store.h"
+#include "server/store/row_writer.h"
 #include "server/store/schema.h"
 #include "server/store/sqlite_store.h"
 
@@ -282,6 +284,67 @@ TEST(SqliteStore, RefusesFilesThatAreNotOursOrTooNew) {
   }
   const absl::Status status = OpenSqliteStore(later.path()).status();
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("of version 99"));
+}
+
+// As version 1 wrote it: the spec in `body`, and what the user gave in a column of `jobs`.
+TEST(SqliteStore, AFileOfTheFirstVersionKeepsItsJobs) {
+  TempDir dir;
+  Driver driver;
+  driver.AddWorker("w1");
+  core::CreateJob create = Driver::JobOf("job-1");
+  create.user_spec = std::string("\x00\xff as given", 11);
+  create.spec.learning_rate = 1.0 / 3;
+  driver.Must(create);
+  const core::Job& job = driver.state().jobs.at("job-1");
+  {
+    Database db = Database::Open(dir.Join("state.db"), Database::Mode::kReadWrite).value();
+    ASSERT_TRUE(db.Execute(StateSchema().migrations[0]).ok());
+    ASSERT_TRUE(db.Execute(absl::StrCat("PRAGMA user_version=1; PRAGMA application_id=",
+                                        StateSchema().application_id))
+                    .ok());
+    Statement put = db.Prepare("INSERT INTO jobs VALUES('job-1',1,'default','QUEUED',0,?1,?2)").value();
+    std::string spec;
+    AppendQuoted(spec, spec::TrainSpecToJson(job.spec));
+    put.BindBlob(1, create.user_spec);
+    put.Bind(2, absl::StrCat(
+                    R"({"id":"job-1","uid":"","tenant":"default","kind":1,"number":1,"priority":3,)",
+                    R"("state":"QUEUED","model_id":"base","dataset_id":"rows","labels":{"team":"a"},)",
+                    R"("progress":{"loss":null,"step":2},"epoch":0,"last_sequence":1,"spec":)", spec,
+                    R"(,"create_unix_us":7,"check_key":"k"})"));
+    ASSERT_TRUE(put.Run().ok());
+  }
+  for (int open = 0; open < 2; ++open) {
+    auto store = OpenSqliteStore(dir.path()).value();
+    core::State state = store->Load().value();
+    core::Job& read = state.jobs.at("job-1");
+    EXPECT_EQ(read.user_spec, create.user_spec);
+    EXPECT_EQ(read.spec, job.spec);
+    EXPECT_EQ(read.labels.at("team"), "a");
+    EXPECT_EQ(read.progress.step, 2);
+    EXPECT_EQ(read.create_unix_us, 7);
+    // A change later on leaves what it was created with alone.
+    EXPECT_EQ(read.priority, open == 0 ? 3 : 9);
+    read.priority = 9;
+    state.touched.jobs = {"job-1"};
+    ASSERT_TRUE(store->Commit(state, {}).ok());
+  }
+  EXPECT_TRUE(FileExists(dir.Join("state.db.v1")));
+}
+
+// An id may be used again in the transaction that deletes it.
+TEST_P(StoreTest, AJobThatTakesTheIdOfADeletedOneIsItself) {
+  Driver driver;
+  core::CreateJob create = Driver::JobOf("job-1");
+  create.user_spec = "the first";
+  driver.Must(create);
+  driver.Must(core::CancelJob{"job-1"});
+  ASSERT_TRUE(Commit(driver).ok());
+  driver.Must(core::DeleteJob{"job-1"});
+  create.user_spec = "the second";
+  create.spec.seed = 7;
+  driver.Must(create);
+  CommitAndCompare(driver);
+  EXPECT_EQ(store_->Load().value().jobs.at("job-1").user_spec, "the second");
 }
 
 TEST(SqliteStore, AnOlderServerCannotWriteAnyMore) {

@@ -33,6 +33,7 @@
 #include "nibble/v1/model.grpc.pb.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
 #include "server/server.h"
+#include "server/testing/tiny_model.h"
 
 namespace nibble::bench {
 namespace {
@@ -40,37 +41,7 @@ namespace {
 namespace wv1 = worker::v1;
 using SteadyClock = std::chrono::steady_clock;
 
-constexpr char kConfig[] =
-    R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","vocab_size":64,"hidden_size":32,)"
-    R"("intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,)"
-    R"("max_position_embeddings":4096,"rms_norm_eps":1e-5,"rope_theta":10000.0,)"
-    R"("tie_word_embeddings":true,"hidden_act":"silu"})";
-constexpr char kTokenizer[] =
-    R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
 constexpr int64_t kCapacityBytes = int64_t{1} << 28;
-
-// All tensors the config asks for, one float each: the server checks headers, not shapes.
-std::string Weights() {
-  std::string header = "{";
-  int64_t at = 0;
-  const auto add = [&](const std::string& name) {
-    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name,
-                    "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[", at, ",", at + 4,
-                    "]}");
-    at += 4;
-  };
-  add("model.embed_tokens.weight");
-  add("model.norm.weight");
-  for (const char* part :
-       {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-        "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
-    add(absl::StrCat("model.layers.0.", part, ".weight"));
-  }
-  header += "}";
-  std::string file;
-  for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i));
-  return file + header + std::string(static_cast<size_t>(at), '\0');
-}
 
 void Must(const grpc::Status& status, const char* what) {
   if (status.ok()) return;
@@ -119,10 +90,11 @@ class Bench {
     options.http_listen = "";
     options.blobs.min_free_bytes = 0;
     CHECK_OK(MakeDirs(dir + "/models/tiny"));
-    for (const auto& [name, data] : {std::pair<std::string, std::string>{"config.json", kConfig},
-                                     {"tokenizer.json", kTokenizer},
-                                     {"model.safetensors", Weights()},
-                                     {"rows.jsonl", "{\"text\":\"a b\"}\n{\"text\":\"b a\"}\n"}}) {
+    for (const auto& [name, data] :
+         {std::pair<std::string, std::string>{"config.json", server::TinyConfig(4096)},
+          {"tokenizer.json", server::kTinyTokenizer},
+          {"model.safetensors", server::TinyWeights()},
+          {"rows.jsonl", "{\"text\":\"a b\"}\n{\"text\":\"b a\"}\n"}}) {
       CHECK_OK(WriteFileAtomic(dir + "/models/tiny/" + name, data));
     }
     server_ = server::StartServer(options).value();
