@@ -158,6 +158,14 @@ absl::StatusOr<v1::Job> Client::GetJob(const std::string& name) {
               Repeat::kSafe);
 }
 
+absl::StatusOr<v1::ExplainJobResponse> Client::ExplainJob(const std::string& name,
+                                                          int32_t max_devices) {
+  v1::ExplainJobRequest request;
+  request.set_name(name);
+  request.set_max_devices(max_devices);
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::ExplainJob, request, Repeat::kSafe);
+}
+
 absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobState>& states,
                                                       int limit) {
   constexpr int kPage = 500;

@@ -44,6 +44,7 @@ class Client {
   // Fills in a request_id when there is none, so that a retry cannot make a second job.
   absl::StatusOr<v1::Job> CreateJob(v1::CreateJobRequest request);
   absl::StatusOr<v1::Job> GetJob(const std::string& name);
+  absl::StatusOr<v1::ExplainJobResponse> ExplainJob(const std::string& name, int32_t max_devices);
   // Up to `limit` jobs over as many pages as it takes; 0 = all.
   absl::StatusOr<v1::ListJobsResponse> ListJobs(const std::vector<v1::JobState>& states, int limit);
   absl::StatusOr<v1::Job> CancelJob(const std::string& name);

@@ -59,7 +59,7 @@ struct ListArgs {
 };
 int ListCommand(const Globals& g, const ListArgs& args);
 int GetCommand(const Globals& g, const std::string& job);
-int WhyCommand(const Globals& g, const std::string& job);
+int WhyCommand(const Globals& g, const std::string& job, int max_devices);
 int DescribeCommand(const Globals& g, const std::string& job);
 int WatchCommand(const Globals& g, const std::string& job);
 int EventsCommand(const Globals& g, const std::string& job, bool follow);

@@ -17,6 +17,7 @@
 #include "client/report.h"
 #include "client/transfer.h"
 #include "client/watch.h"
+#include "client/why_report.h"
 
 namespace nibble::client {
 namespace {
@@ -263,11 +264,12 @@ int GetCommand(const Globals& g, const std::string& job) {
   });
 }
 
-int WhyCommand(const Globals& g, const std::string& job) {
+int WhyCommand(const Globals& g, const std::string& job, int max_devices) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
-    if (PrintMessage(g.terminal, found)) return kExitOk;
-    PrintOut(WhyText(found, g.terminal.style));
+    ASSIGN_OR_RETURN(const v1::ExplainJobResponse why,
+                     client.ExplainJob(FullName("jobs", job), max_devices));
+    if (PrintMessage(g.terminal, why)) return kExitOk;
+    PrintOut(WhyText(why, RealClock::Get().NowUnixUs(), g.terminal.style));
     return kExitOk;
   });
 }

@@ -12,6 +12,7 @@
 #include "client/plan_report.h"
 #include "client/report.h"
 #include "client/run_view.h"
+#include "client/why_report.h"
 
 namespace nibble::client {
 namespace {
@@ -117,6 +118,42 @@ TEST(RunViewTest, SummaryTellsWhatIsNext) {
   update.mutable_snapshot()->mutable_error()->set_message("the loss is nan");
   view.Apply(update);
   EXPECT_THAT(testing::PrintToString(view.Summary()), HasSubstr("the loss is nan"));
+}
+
+TEST(WhyReportTest, EachDeviceHasALineAndEachChangeToo) {
+  v1::ExplainJobResponse why;
+  why.set_name("jobs/bot");
+  why.set_state(v1::QUEUED);
+  why.set_state_reason("needs 5 GiB; waits for w1/cpu0");
+  why.set_queue_position(2);
+  why.set_project("research");
+  why.set_project_share(0.125);
+  why.set_devices_total(3);
+  auto* device = why.add_devices();
+  device->set_worker("workers/w1");
+  device->set_device("cpu0");
+  device->set_verdict(v1::DeviceExplanation::NO_BYTES);
+  device->set_needed_bytes(int64_t{5} << 30);
+  device->set_free_bytes(int64_t{3} << 30);
+  device->set_capacity_bytes(int64_t{8} << 30);
+  device->add_held_by("jobs/other");
+  device->mutable_expected_start_time()->set_seconds(1'000);
+  device->add_until("jobs/other");
+  auto* change = why.add_counterfactuals();
+  change->set_worker("workers/w1");
+  change->set_device("cpu0");
+  auto* field = change->mutable_change()->add_changes();
+  field->set_field("training.micro_batch_size");
+  field->set_value("2");
+  change->mutable_change()->set_cost("the same batch, slower");
+  const std::string text = WhyText(why, 0, {});
+  EXPECT_THAT(text, HasSubstr("12.5 % of the fleet"));
+  EXPECT_THAT(text, HasSubstr("w1/cpu0"));
+  EXPECT_THAT(text, HasSubstr("2.00 GiB too few, held by other"));
+  EXPECT_THAT(text, HasSubstr("when other ends"));
+  EXPECT_THAT(text, HasSubstr("and 2 more (--devices)"));
+  EXPECT_THAT(text, HasSubstr("training.micro_batch_size=2 (the same batch, slower)"));
+  EXPECT_THAT(text, HasSubstr("waits for w1/cpu0"));
 }
 
 TEST(OutputTest, ExitCodesAreStable) {

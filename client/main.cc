@@ -26,6 +26,7 @@ struct Commands {
   MetricsArgs metrics;
   UpArgs up;
   std::string job;
+  int max_devices = 20;
   std::string name;
   std::string file;
   std::string directory;
@@ -111,8 +112,11 @@ void AddJobCommands(CLI::App& app, Commands& c) {
     return command;
   };
   one("get", "Show one job", GetCommand);
-  one("why", "Say why a job waits: its place, what it lacks and where, and when it should start",
-      WhyCommand);
+  auto* why = Add(&app, "why", "Say why a job waits, device by device, and what would let it start", c,
+                  [&c] { return WhyCommand(c.g, c.job, c.max_devices); });
+  why->add_option("job", c.job, "the job's name")->required();
+  why->add_option("--devices", c.max_devices, "show at most so many, where it starts soonest first")
+      ->capture_default_str();
   one("describe", "Show everything about a job", DescribeCommand);
   one("watch", "Follow a job live", WatchCommand);
   one("checkpoints", "List a job's checkpoints", CheckpointsCommand);

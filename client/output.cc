@@ -239,6 +239,13 @@ std::string ClockText(int64_t unix_us) {
   return space == std::string::npos ? text : text.substr(space + 1);
 }
 
+std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_us) {
+  const int64_t us = ToUnixUs(time);
+  if (us <= now_unix_us + 5'000'000) return "now";
+  const bool today = us - now_unix_us < int64_t{20} * 3600 * 1'000'000;
+  return today ? ClockText(us) : TimeText(us);
+}
+
 void ByteProgress::Show(int64_t done, int64_t total) {
   if (terminal_.quiet) return;
   if (!terminal_.live_errors) {

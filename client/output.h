@@ -71,6 +71,8 @@ int64_t ToUnixUs(const google::protobuf::Timestamp& time);
 std::string TimeText(int64_t unix_us);
 // "12:30:05".
 std::string ClockText(int64_t unix_us);
+// "now", "14:20:00", "2026-03-01 12:30:05": what is needed to tell it from now.
+std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_us);
 
 // One line on stderr that shows bytes moving: redrawn in place on a terminal, else said once.
 class ByteProgress {

@@ -49,14 +49,6 @@ std::string Verdict(const v1::DeviceFit& fit, const Style& style) {
   }
 }
 
-// "now", "14:20", "Mar 03 14:20".
-std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_us) {
-  const int64_t us = ToUnixUs(time);
-  if (us <= now_unix_us + 5'000'000) return "now";
-  const bool today = us - now_unix_us < int64_t{20} * 3600 * 1'000'000;
-  return today ? ClockText(us) : TimeText(us);
-}
-
 std::string DevicesTable(const v1::PlanJobResponse& plan, int64_t now_unix_us, const Style& style) {
   const bool starts = std::any_of(plan.fits().begin(), plan.fits().end(),
                                   [](const auto& f) { return f.has_expected_start_time(); });

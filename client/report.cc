@@ -128,25 +128,6 @@ std::string SpecText(const v1::JobSpec& spec) {
   return out;
 }
 
-std::string WhyText(const v1::Job& job, const Style& style) {
-  std::string out;
-  Heading(out, style, ShortName(job.name()));
-  Line(out, "state", StateText(style, job.state()));
-  if (job.queue_position() > 0) {
-    Line(out, "place in the queue", absl::StrCat(job.queue_position()));
-    Line(out, "priority", absl::StrCat(job.priority()));
-    Line(out, "waits since", TimeText(ToUnixUs(job.create_time())));
-  }
-  // One reason a line.
-  const char* label = "why";
-  for (const auto part : absl::StrSplit(job.state_reason(), "; ", absl::SkipEmpty())) {
-    Line(out, label, std::string(part));
-    label = "";
-  }
-  if (job.state_reason().empty()) Line(out, "why", "nothing holds it up");
-  return out;
-}
-
 std::string JobText(const v1::Job& job, const Style& style) {
   std::string out;
   Heading(out, style, job.has_create_time() ? ShortName(job.name()) : "job (not created)");

@@ -10,8 +10,6 @@ namespace nibble::client {
 
 // Everything about a job but its events.
 std::string JobText(const v1::Job& job, const Style& style);
-// Why the job is where it is, one reason a line.
-std::string WhyText(const v1::Job& job, const Style& style);
 // Every setting of a spec that decides a result.
 std::string SpecText(const v1::JobSpec& spec);
 // The report of nibble-engine validate, flattened into "key value" lines.

@@ -33,6 +33,7 @@ constexpr MethodRow kMethods[] = {
     {"/nibble.v1.JobService/PlanJob", kUsers},
     {"/nibble.v1.JobService/CreateJob", kUsers},
     {"/nibble.v1.JobService/GetJob", kUsers},
+    {"/nibble.v1.JobService/ExplainJob", kUsers},
     {"/nibble.v1.JobService/ListJobs", kUsers},
     {"/nibble.v1.JobService/UpdateJob", kUsers},
     {"/nibble.v1.JobService/CancelJob", kUsers},

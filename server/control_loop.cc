@@ -54,6 +54,9 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
     blob.pin_until_us = now.monotonic_us + options.blob_pin_us;
 }
 
+constexpr int64_t kPrunedAtOnce = 2'000;
+constexpr int64_t kPruneEveryUs = 600 * core::kSecondUs;
+
 absl::Status Unavailable() {
   return Error(Reason::kStoreUnavailable,
                "the server's database cannot be written or read now; try again");
@@ -213,6 +216,16 @@ void ControlLoop::RunOnce(int64_t wait_us) {
   if (serving_ && (ticks || !records.empty())) CHECK_OK(Step(core::Place{}, "", &records).status());
   if (ticks) next_tick_us_ = now_.monotonic_us + options_.tick_us;
   Settle(answers, records);
+  if (ticks && serving_) PruneEvents();
+}
+
+// A little at a time, so that nobody waits for it. What fails now is tried again: nothing else depends on it.
+void ControlLoop::PruneEvents() {
+  if (options_.retain_events_us <= 0 || now_.monotonic_us < next_prune_us_) return;
+  const auto removed =
+      store_->PruneEvents(now_.unix_us - options_.retain_events_us, kPrunedAtOnce);
+  const bool more = removed.ok() && *removed >= kPrunedAtOnce;
+  next_prune_us_ = now_.monotonic_us + (more ? 0 : kPruneEveryUs);
 }
 
 void ControlLoop::Settle(std::vector<Answer>& answers,

@@ -49,6 +49,7 @@ class ControlLoop {
     core::CoreOptions core;
     int64_t batch_us = 2'000;  // waits this long for company once a command is there
     int64_t tick_us = 1'000'000;
+    int64_t retain_events_us = 0;  // events of before are forgotten; 0 = never
     std::string timeline;       // a fresh UUID, for a new database
     bool new_timeline = false;  // after a restore
     // After each commit, on the loop's thread: logs, metrics.
@@ -127,6 +128,7 @@ class ControlLoop {
   void Settle(std::vector<Answer>& answers, const std::vector<core::EventRecord>& records);
   absl::Status Commit(const std::vector<core::EventRecord>& records);
   absl::Status Reload();
+  void PruneEvents();
   void AnswerOne(Answer& answer);
   void Hold(Answer& answer);
   void AnswerHeld(const std::string& worker_id, const Held& held);
@@ -143,6 +145,7 @@ class ControlLoop {
   std::map<std::string, Held> held_;  // by worker
   core::Now now_;                     // of the current turn
   int64_t next_tick_us_ = 0;
+  int64_t next_prune_us_ = 0;
   std::atomic<bool> serving_{false};
   std::atomic<bool> stopping_{false};
   std::thread thread_;

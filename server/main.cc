@@ -53,6 +53,7 @@ Flags of the server:
   --min-free-mb N              uploads are refused when less would stay free (512)
   --max-uploads N              unfinished uploads (64)
   --retain-jobs-days N         finished jobs are deleted after this (0 = never)
+  --retain-events-days N       what happened is forgotten after this (90; 0 = never)
   --watch-heartbeat-seconds N  of quiet watch streams (15)
   --json-log                   log lines as JSON
   --in-memory                  keep no database (for tests)
@@ -121,6 +122,7 @@ ServerOptions ReadServerOptions(Flags& flags) {
       static_cast<int32_t>(flags.Integer("metrics-max-job-series", 100, 0, 10'000));
   options.blobs.min_free_bytes = flags.Integer("min-free-mb", 512, 0, 1 << 30) << 20;
   options.blobs.max_uploads = static_cast<int32_t>(flags.Integer("max-uploads", 64, 1, 10'000));
+  options.retain_events_us = flags.Integer("retain-events-days", 90, 0, 36'500) * 86'400 * kSecondUs;
   options.retain_jobs_us = flags.Integer("retain-jobs-days", 0, 0, 36'500) * 86'400 * kSecondUs;
   options.heartbeat_us = flags.Integer("watch-heartbeat-seconds", 15, 1, 3600) * kSecondUs;
   return options;

@@ -32,6 +32,9 @@ class MeteredStore : public store::Store {
                                                             int64_t limit) override {
     return Timed("read_events", [&] { return inner_->ReadEvents(job_id, after_sequence, limit); });
   }
+  absl::StatusOr<int64_t> PruneEvents(int64_t before_unix_us, int64_t limit) override {
+    return Timed("prune_events", [&] { return inner_->PruneEvents(before_unix_us, limit); });
+  }
 
  private:
   std::unique_ptr<store::Store> inner_;

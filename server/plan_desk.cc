@@ -87,6 +87,13 @@ absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {
   return absl::OkStatus();
 }
 
+std::vector<core::Counterfactual> PlanDesk::WhatWouldStart(
+    const core::State& excerpt, const core::Job& job, const core::Model& model,
+    const std::vector<core::DeviceExplanation>& devices, size_t limit) {
+  std::lock_guard lock(mutex_);
+  return core::WhatWouldStart(excerpt, job, model, devices, limit, core_);
+}
+
 absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, const Question& q) {
   std::lock_guard lock(mutex_);
   Answer answer;

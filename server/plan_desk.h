@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/core/job_explanation.h"
 #include "server/core/known_cards.h"
 #include "server/core/plan_fit.h"
 #include "server/core/plan_methods.h"
@@ -50,6 +51,11 @@ class PlanDesk {
     std::optional<Layout> layout;
   };
   absl::StatusOr<Answer> Plan(const core::State& excerpt, const Question& question);
+  // Changes with which a job that waits would start at once: core::WhatWouldStart.
+  std::vector<core::Counterfactual> WhatWouldStart(const core::State& excerpt, const core::Job& job,
+                                                   const core::Model& model,
+                                                   const std::vector<core::DeviceExplanation>& devices,
+                                                   size_t limit);
 
  private:
   absl::Status PlanCards(const Question& question, Answer& answer);

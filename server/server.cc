@@ -125,6 +125,7 @@ absl::Status ServerImpl::StartLoop() {
   options.core = options_.core;
   ASSIGN_OR_RETURN(options.core.token_secret, LoadOrMakeSecret(options_.data_dir));
   options.tick_us = options_.tick_us;
+  options.retain_events_us = options_.retain_events_us;
   options.timeline = NewUuid();
   options.new_timeline = WasRestored(options_.data_dir);
   options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {

@@ -1,7 +1,7 @@
 // JobService: checks and converts, asks the loop, converts back. See proto/nibble/v1/job.proto.
 //
-// The methods stand in three files, because gRPC headers compile slowly: job_service.cc (commands and
-// rows), job_reads.cc (plans and the past), job_watch.cc (the stream).
+// The methods stand in several files, because gRPC headers compile slowly: job_service.cc (commands and
+// rows), job_reads.cc (the past), plan_job.cc, explain_job.cc, job_watch.cc (the stream).
 #pragma once
 
 #include "nibble/v1/job.grpc.pb.h"
@@ -21,6 +21,7 @@ class JobServiceImpl final : public v1::JobService::CallbackService {
   Reactor* PlanJob(Context*, const v1::PlanJobRequest*, v1::PlanJobResponse*) override;
   Reactor* CreateJob(Context*, const v1::CreateJobRequest*, v1::Job*) override;
   Reactor* GetJob(Context*, const v1::GetJobRequest*, v1::Job*) override;
+  Reactor* ExplainJob(Context*, const v1::ExplainJobRequest*, v1::ExplainJobResponse*) override;
   Reactor* ListJobs(Context*, const v1::ListJobsRequest*, v1::ListJobsResponse*) override;
   Reactor* UpdateJob(Context*, const v1::UpdateJobRequest*, v1::Job*) override;
   Reactor* CancelJob(Context*, const v1::CancelJobRequest*, v1::Job*) override;

@@ -18,7 +18,7 @@ class History {
  public:
   virtual ~History() = default;
   // Events of a job with sequence > after, oldest first, at most `limit`. SEQUENCE_EXPIRED when
-  // events after `after` have been pruned.
+  // events after `after` have been pruned, unless it is 0.
   virtual absl::StatusOr<std::vector<core::EventRecord>> Events(std::string_view job_id,
                                                                 int64_t after_sequence,
                                                                 int64_t limit) = 0;

@@ -110,6 +110,17 @@ absl::StatusOr<std::vector<core::EventRecord>> MemoryStore::ReadEvents(std::stri
   return found;
 }
 
+absl::StatusOr<int64_t> MemoryStore::PruneEvents(int64_t before_unix_us, int64_t limit) {
+  const int64_t looked_at = std::min(limit, static_cast<int64_t>(events_.size()));
+  const auto end = events_.begin() + looked_at;
+  const auto kept = std::remove_if(events_.begin(), end, [&](const core::EventRecord& record) {
+    return record.unix_us < before_unix_us;
+  });
+  const int64_t removed = end - kept;
+  events_.erase(kept, end);
+  return removed;
+}
+
 absl::Status MemoryMetricStore::Append(std::string_view job_id,
                                        const std::vector<StepMetric>& metrics) {
   std::lock_guard lock(mutex_);

@@ -27,6 +27,7 @@ class MemoryStore : public Store {
   absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id,
                                                             int64_t after_sequence,
                                                             int64_t limit) override;
+  absl::StatusOr<int64_t> PruneEvents(int64_t before_unix_us, int64_t limit) override;
   // Asked before every Commit.
   void SetFaults(std::function<Fault()> faults) { faults_ = std::move(faults); }
   // The rows as they stand, and all events; for checks.

@@ -23,7 +23,8 @@ class SqliteHistory : public History {
     std::lock_guard lock(state_mutex_);
     ASSIGN_OR_RETURN(std::vector<core::EventRecord> events,
                      ReadJobEvents(state_, job_id, after_sequence, limit));
-    if (!events.empty() && events.front().sequence > after_sequence + 1) {
+    // From 0 on: whatever is kept.
+    if (after_sequence > 0 && !events.empty() && events.front().sequence > after_sequence + 1) {
       return Error(Reason::kSequenceExpired,
                    absl::StrCat("events of jobs/", std::string(job_id), " before ",
                                 events.front().sequence,

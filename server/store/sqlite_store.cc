@@ -26,7 +26,7 @@ struct Statements {
   Statement put_attempt, delete_attempt;
   Statement put_worker, delete_worker, put_dataset, delete_dataset, put_model, delete_model;
   Statement put_adapter, delete_adapter, put_blob, delete_blob, put_request, delete_request;
-  Statement put_event;
+  Statement put_event, prune_events, changes;
 };
 
 absl::Status ReadNumber(const std::string& text, const std::string& key, int64_t& number) {
@@ -47,6 +47,7 @@ class SqliteStore : public Store {
                                                             int64_t limit) override {
     return ReadJobEvents(db_, job_id, after_sequence, limit);
   }
+  absl::StatusOr<int64_t> PruneEvents(int64_t before_unix_us, int64_t limit) override;
 
  private:
   absl::Status LoadMeta(core::State& state);
@@ -110,7 +111,13 @@ absl::Status SqliteStore::Prepare() {
   RETURN_IF_ERROR(prepare(s_.put_request, "INSERT INTO requests VALUES(?1,?2,?3,?4,?5)"));
   RETURN_IF_ERROR(
       prepare(s_.delete_request, "DELETE FROM requests WHERE tenant=?1 AND request_id=?2"));
-  return prepare(s_.put_event, "INSERT INTO events VALUES(?1,?2,?3,?4,?5,?6,?7,?8)");
+  RETURN_IF_ERROR(prepare(s_.put_event, "INSERT INTO events VALUES(?1,?2,?3,?4,?5,?6,?7,?8)"));
+  // Numbers follow the clock but for its jumps, so the oldest are looked at and no index is needed.
+  RETURN_IF_ERROR(prepare(
+      s_.prune_events,
+      "DELETE FROM events WHERE unix_us < ?1 AND number <= (SELECT max(number) FROM "
+      "(SELECT number, unix_us FROM events ORDER BY number LIMIT ?2) WHERE unix_us < ?1)"));
+  return prepare(s_.changes, "SELECT changes()");
 }
 
 // ---- Load --------------------------------------------------------------------------------------
@@ -330,6 +337,14 @@ absl::Status SqliteStore::WriteEvents(const std::vector<core::EventRecord>& reco
     RETURN_IF_ERROR(s_.put_event.Run());
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<int64_t> SqliteStore::PruneEvents(int64_t before_unix_us, int64_t limit) {
+  RETURN_IF_ERROR(s_.prune_events.Bind(1, before_unix_us).Bind(2, limit).Run());
+  ASSIGN_OR_RETURN(const bool row, s_.changes.Step());
+  const int64_t removed = row ? s_.changes.Int(0) : 0;
+  s_.changes.Reset();
+  return removed;
 }
 
 absl::Status SqliteStore::Commit(const core::State& state,

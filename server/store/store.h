@@ -36,6 +36,8 @@ class Store {
   virtual absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id,
                                                                     int64_t after_sequence,
                                                                     int64_t limit) = 0;
+  // Removes the oldest events of before that time, at most `limit`, in a transaction of its own; how many.
+  virtual absl::StatusOr<int64_t> PruneEvents(int64_t before_unix_us, int64_t limit) = 0;
 };
 
 // One optimizer step of one attempt.

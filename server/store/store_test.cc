@@ -142,6 +142,29 @@ TEST_P(StoreTest, EventsAreReadInOrderAndGoWithTheirJob) {
   ExpectSame(driver.state(), store_->Load().value());
 }
 
+TEST_P(StoreTest, OldEventsAreForgottenALittleAtATime) {
+  Driver driver;
+  driver.Must(Driver::JobOf("job-1"));
+  driver.Advance(core::kSecondUs);
+  const int64_t cut_unix_us = driver.Now().unix_us;
+  driver.Must(core::PauseJob{"job-1"});
+  driver.Must(core::ResumeJob{"job-1"});
+  ASSERT_TRUE(Commit(driver).ok());
+  // Of before: the start, a model, a data set, the job.
+  int64_t removed = 0;
+  for (int i = 0; i < 4; ++i) {
+    const int64_t now = store_->PruneEvents(cut_unix_us, 1).value();
+    EXPECT_LE(now, 1);
+    removed += now;
+  }
+  EXPECT_EQ(removed, 4);
+  EXPECT_EQ(store_->PruneEvents(cut_unix_us, 100).value(), 0);
+  const auto events = store_->ReadEvents("job-1", 0, 100).value();
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0].sequence, 2);
+  ExpectSame(driver.state(), store_->Load().value());
+}
+
 TEST_P(StoreTest, MetricsKeepTheHighestEpochAndTakeLateEvaluations) {
   const auto metrics = GetParam().open_metrics(dir_.path());
   StepMetric m;

@@ -1,0 +1,108 @@
+#include "client/why_report.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "client/output.h"
+#include "client/report_lines.h"
+
+namespace nibble::client {
+namespace {
+
+using Device = v1::DeviceExplanation;
+
+std::string Names(const google::protobuf::RepeatedPtrField<std::string>& names) {
+  constexpr int kShown = 3;
+  std::vector<std::string> shown;
+  for (int i = 0; i < std::min(names.size(), kShown); ++i) shown.push_back(ShortName(names[i]));
+  std::string text = absl::StrJoin(shown, ", ");
+  if (names.size() > kShown) absl::StrAppend(&text, " and ", names.size() - kShown, " more");
+  return text;
+}
+
+std::string What(const Device& d) {
+  const std::string holders = d.held_by().empty() ? "" : absl::StrCat(", held by ", Names(d.held_by()));
+  switch (d.verdict()) {
+    case Device::FITS: return "nothing: it fits";
+    case Device::AWAY: return "its worker takes no work now";
+    case Device::OTHER_NUMERICS: return "other numerics than the job began with";
+    case Device::NO_PLAN: return "no plan for such a device";
+    case Device::TOO_SMALL:
+      return absl::StrCat("too small: ", FormatBytes(d.capacity_bytes()), " in all");
+    case Device::NO_BYTES:
+      return absl::StrCat(FormatBytes(d.needed_bytes() - d.free_bytes()), " too few", holders);
+    case Device::NO_PLACE: return absl::StrCat("no place for another job or base", holders);
+    case Device::BUSY: return absl::StrCat("busy: ", d.load_milli() / 10, " % of its time", holders);
+    case Device::RESERVED: return absl::StrCat("kept for ", ShortName(d.reserved_for()));
+    default: return "unknown";
+  }
+}
+
+std::string DevicesTable(const v1::ExplainJobResponse& why, int64_t now_unix_us, const Style& style) {
+  std::vector<std::vector<std::string>> rows = {
+      {"  DEVICE", "NEEDS", "FREE", "OF", "WHAT IS IN THE WAY", "ROOM"}};
+  for (const Device& d : why.devices()) {
+    std::string room = d.verdict() == Device::FITS ? "now" : "-";
+    if (d.has_expected_start_time()) {
+      room = absl::StrCat(WhenText(d.expected_start_time(), now_unix_us),
+                          d.until().empty() ? "" : absl::StrCat(" when ", Names(d.until()),
+                                                                d.until_size() > 1 ? " end" : " ends"));
+    }
+    rows.push_back({absl::StrCat("  ", ShortName(d.worker()), "/", d.device()),
+                    d.needed_bytes() > 0 ? FormatBytes(d.needed_bytes()) : "-",
+                    FormatBytes(d.free_bytes()), FormatBytes(d.capacity_bytes()), What(d), room});
+  }
+  return Table(rows, style, {1, 2, 3});
+}
+
+void Changes(const v1::ExplainJobResponse& why, std::string& out) {
+  for (const v1::Counterfactual& c : why.counterfactuals()) {
+    std::vector<std::string> changes;
+    for (const auto& change : c.change().changes())
+      changes.push_back(absl::StrCat(change.field(), "=", change.value()));
+    absl::StrAppend(&out, "  ", absl::StrJoin(changes, " "), " (", c.change().cost(), "): needs ",
+                    FormatBytes(c.change().total_bytes()), ", fits ", ShortName(c.worker()), "/",
+                    c.device(), " now\n");
+  }
+}
+
+}  // namespace
+
+std::string WhyText(const v1::ExplainJobResponse& why, int64_t now_unix_us, const Style& style) {
+  std::string out;
+  Heading(out, style, ShortName(why.name()));
+  Line(out, "state", StateText(style, why.state()));
+  if (why.state() == v1::QUEUED) {
+    if (why.queue_position() > 0)
+      Line(out, "place in the queue", absl::StrCat(why.queue_position()));
+    Line(out, "priority", absl::StrCat(why.priority(), why.overdue() ? ", overdue: first in its project" : ""));
+    Line(out, "waits since", TimeText(ToUnixUs(why.queued_time())));
+    Line(out, "project", absl::StrCat(why.project(), absl::StrFormat(", has had %.1f %% of the fleet by its weight",
+                                                                     100 * why.project_share())));
+    if (!why.before().empty())
+      Line(out, "before it", absl::StrCat(ShortName(why.before()), ", for which ", why.before_at(), " is kept"));
+  }
+  const char* label = "why";
+  for (const auto part : absl::StrSplit(why.state_reason(), "; ", absl::SkipEmpty())) {
+    Line(out, label, std::string(part));
+    label = "";
+  }
+  if (why.state_reason().empty()) Line(out, "why", "nothing holds it up");
+  if (why.devices_size() > 0) {
+    Heading(out, style, "devices");
+    out += DevicesTable(why, now_unix_us, style);
+    if (why.devices_size() < why.devices_total())
+      absl::StrAppend(&out, "  and ", why.devices_total() - why.devices_size(), " more (--devices)\n");
+  }
+  if (why.counterfactuals_size() > 0) {
+    Heading(out, style, "would start now with one of");
+    Changes(why, out);
+  }
+  return out;
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,154 @@
+#include "server/core/job_explanation.h"
+
+#include <algorithm>
+#include <set>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/schedule.h"
+#include "server/core/schedule_fleet.h"
+#include "server/core/views.h"
+
+namespace nibble::core {
+namespace {
+
+using Kind = DeviceVerdict::Kind;
+
+// Devices of one kind whose free bytes a change is looked for; more would only repeat the first.
+constexpr size_t kDevicesPerKind = 1;
+
+std::string NameOf(const Board& board, int32_t device) {
+  const Board::Device& d = board.devices()[static_cast<size_t>(device)];
+  return absl::StrCat(board.workers()[static_cast<size_t>(d.worker)].id, "/", d.id);
+}
+
+// Time alone mends these.
+bool WillPass(Kind kind) {
+  return kind == Kind::kBytes || kind == Kind::kAttempts || kind == Kind::kLoad ||
+         kind == Kind::kReserved;
+}
+
+// When the attempts there will have made room, one after another as they are expected to end.
+void FindStart(const Board& board, const PassFleet& fleet, const Board::Bucket& bucket,
+               const Need& need, int64_t now_us, DeviceExplanation& out) {
+  const Board::Device& d = board.devices()[static_cast<size_t>(out.verdict.device)];
+  std::set<HoldKey> gone;
+  for (const auto& [end_us, key] : d.ends) {
+    gone.insert(key);
+    out.until.push_back(board.FindHold(key)->job_id);
+    if (!fleet.FitsWithout(out.verdict.device, gone, bucket, need)) continue;
+    out.start_us = std::max(end_us, now_us + 1);
+    return;
+  }
+  out.until.clear();
+}
+
+DeviceExplanation ExplainDevice(const Board& board, const PassFleet& fleet,
+                                const Board::Bucket& bucket, int64_t number,
+                                const DeviceVerdict& verdict, const BoardExplanation& why,
+                                int64_t now_us) {
+  const Board::Device& d = board.devices()[static_cast<size_t>(verdict.device)];
+  DeviceExplanation out;
+  out.worker_id = board.workers()[static_cast<size_t>(d.worker)].id;
+  out.device_id = d.id;
+  out.verdict = verdict;
+  for (const int32_t index : d.held) out.held_by.push_back(board.HoldAt(index).job_id);
+  std::sort(out.held_by.begin(), out.held_by.end());
+  if (verdict.kind == Kind::kReserved && why.before)
+    out.reserved_for = board.waiting().at(why.before->number).job_id;
+  if (WillPass(verdict.kind)) {
+    if (const auto need = fleet.NeedOn(bucket, verdict.device, number))
+      FindStart(board, fleet, bucket, *need, now_us, out);
+  }
+  return out;
+}
+
+}  // namespace
+
+JobExplanation ExplainJob(const State& state, const Job& job, int64_t now_us, Core& core) {
+  JobExplanation out;
+  out.reason = StateReason(state, job, now_us, core);
+  const Board& board = state.board;
+  const auto waiting = board.waiting().find(job.number);
+  if (job.state != JobState::kQueued || waiting == board.waiting().end()) return out;
+  const auto positions = QueuePositions(state, core.options, now_us);
+  const auto position = positions.find(job.id);
+  out.position = position == positions.end() ? 0 : position->second;
+  const NeedFn needs = NeedsOf(state, core);
+  const BoardExplanation why =
+      Explain(board, core.options, needs, now_us, core.options.lease_suspect_us, job.number);
+  out.overdue = why.overdue;
+  out.over_quota = why.over_quota;
+  out.backing_off = why.backing_off;
+  const int32_t project = board.FindProject(job.tenant);
+  if (project >= 0) out.share_millionths = board.ShareOf(project, now_us, 0, 0);
+  if (why.before) {
+    out.before = board.waiting().at(why.before->number).job_id;
+    out.before_at = NameOf(board, why.before->device);
+  }
+  const Board::Bucket& bucket =
+      board.buckets()[static_cast<size_t>(waiting->second.bucket)];
+  const PassFleet fleet(board, core.options, needs, now_us, core.options.lease_suspect_us);
+  for (const DeviceVerdict& verdict : why.devices)
+    out.devices.push_back(ExplainDevice(board, fleet, bucket, job.number, verdict, why, now_us));
+  const auto rank = [](const DeviceExplanation& d) {
+    const bool fits = d.verdict.kind == Kind::kFits;
+    const int64_t missing_bytes = d.verdict.needed_bytes - d.verdict.free_bytes;
+    return std::tuple(fits ? 0 : d.start_us > 0 ? 1 : WillPass(d.verdict.kind) ? 2 : 3,
+                      fits ? 0 : d.start_us, missing_bytes, d.worker_id, d.device_id);
+  };
+  std::sort(out.devices.begin(), out.devices.end(),
+            [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
+  return out;
+}
+
+std::vector<Counterfactual> WhatWouldStart(const State& state, const Job& job, const Model& model,
+                                           const std::vector<DeviceExplanation>& devices,
+                                           size_t limit, Core& core) {
+  std::vector<Counterfactual> found;
+  std::map<std::string, size_t> tried;  // by kind of device
+  std::set<std::string> fields;
+  const Board& board = state.board;
+  // The one with the most bytes free first.
+  std::vector<const DeviceExplanation*> order;
+  for (const DeviceExplanation& d : devices) {
+    if (d.verdict.kind == Kind::kBytes || d.verdict.kind == Kind::kNever) order.push_back(&d);
+  }
+  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+    return a->verdict.free_bytes > b->verdict.free_bytes;
+  });
+  for (const DeviceExplanation* d : order) {
+    const Worker* worker = state.FindWorker(d->worker_id);
+    const int32_t known = board.FindDevice(d->worker_id, d->device_id);
+    if (worker == nullptr || known < 0) continue;
+    const auto device = worker->devices.find(d->device_id);
+    if (device == worker->devices.end()) continue;
+    if (tried[ProfileKey(device->second.profile)]++ >= kDevicesPerKind) continue;
+    const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, job.spec, device->second.profile);
+    if (!plan.ok()) continue;
+    // What is there already of its base is not asked for again.
+    const auto& load = board.devices()[static_cast<size_t>(known)].load;
+    DeviceLoad there;
+    for (const auto& group : load.groups) {
+      there.groups.push_back({board.group_name(group.key), group.need, group.attempts, group.alone});
+    }
+    there.attempts = load.attempts;
+    there.total_bytes = load.total_bytes;
+    const int64_t shared_bytes =
+        plan->TotalBytes() - there.Added(GroupKey(model, job.spec), Need(*plan));
+    const int64_t room_bytes = device->second.capacity_bytes - there.total_bytes + shared_bytes;
+    for (Suggestion& s : core.planner.Suggest(model, job.spec, device->second.profile, room_bytes)) {
+      const absl::StatusOr<PlanBytes> changed =
+          core.planner.Plan(model, s.spec, device->second.profile);
+      if (!changed.ok() || !there.Fits(device->second.capacity_bytes, GroupKey(model, s.spec),
+                                       Need(*changed), job.run_alone, core.options))
+        continue;
+      if (!fields.insert(s.changes.front().field).second) continue;
+      found.push_back({std::move(s), d->worker_id, d->device_id});
+      if (found.size() >= limit) return found;
+    }
+  }
+  return found;
+}
+
+}  // namespace nibble::core

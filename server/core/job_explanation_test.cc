@@ -1,0 +1,127 @@
+// Why a job waits: each device's own reason, when there is room, and what would start it at once. A change
+// that is named is made and tried.
+#include "server/core/job_explanation.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "server/core/testing/driver.h"
+
+namespace nibble::core {
+namespace {
+
+using testing::Driver;
+using testing::kMB;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using Kind = DeviceVerdict::Kind;
+
+CreateJob Sized(const std::string& id, int32_t sequence_len) {
+  CreateJob create = Driver::JobOf(id);
+  create.spec.sequence_len = sequence_len;
+  create.spec.recompute = spec::Recompute::kFull;
+  return create;
+}
+
+JobExplanation WhyOf(Driver& d, const std::string& id) {
+  return ExplainJob(d.state(), d.job(id), d.Now().monotonic_us, d.core());
+}
+
+const DeviceExplanation& On(const JobExplanation& why, const std::string& worker) {
+  for (const DeviceExplanation& device : why.devices) {
+    if (device.worker_id == worker) return device;
+  }
+  ADD_FAILURE() << worker << " is not there";
+  return why.devices.front();
+}
+
+TEST(ExplainJob, EachDeviceHasItsOwnReason) {
+  Driver d;
+  d.AddWorker("full", 1'000 * kMB);
+  d.AddWorker("small", 400 * kMB);
+  d.AddWorker("drained", 1'000 * kMB);
+  d.Must(DrainWorker{"drained"});
+  d.Must(Sized("holder", 700'000));  // 10 + 100 + 10 + 700 MB
+  d.Place();
+  ASSERT_EQ(d.job("holder").attempts.at(1).worker_id, "full");
+  d.Must(Sized("big", 880'000));
+  d.Place();
+  const JobExplanation why = WhyOf(d, "big");
+  EXPECT_EQ(why.position, 1);
+  EXPECT_THAT(why.reason, HasSubstr("needs"));
+  ASSERT_EQ(why.devices.size(), 3u);
+  // The base is there already: 10 MB of its own, and 180 MB more of steps than the one before.
+  const DeviceExplanation& full = On(why, "full");
+  EXPECT_EQ(full.verdict.kind, Kind::kBytes);
+  EXPECT_EQ(full.verdict.needed_bytes, 190 * kMB);
+  EXPECT_EQ(full.verdict.free_bytes, 180 * kMB);
+  EXPECT_THAT(full.held_by, ElementsAre("holder"));
+  EXPECT_THAT(full.until, ElementsAre("holder"));
+  EXPECT_GT(full.start_us, d.Now().monotonic_us);
+  EXPECT_EQ(On(why, "small").verdict.kind, Kind::kNever);
+  EXPECT_EQ(On(why, "small").start_us, 0);
+  EXPECT_EQ(On(why, "drained").verdict.kind, Kind::kNotLive);
+  EXPECT_EQ(why.devices.front().worker_id, "full");  // where it starts first
+}
+
+TEST(ExplainJob, OfAJobThatRunsOnlyTheState) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("a"));
+  d.Place();
+  const JobExplanation why = WhyOf(d, "a");
+  EXPECT_EQ(why.position, 0);
+  EXPECT_THAT(why.devices, IsEmpty());
+}
+
+TEST(ExplainJob, WhatIsKeptForAnotherIsSaid) {
+  Driver d;
+  d.AddWorker("w1");
+  d.core().options.preempt_priority_delta = 0;
+  d.core().options.preempt_work_ratio = 0;
+  d.Must(Sized("holder", 500'000));
+  d.Place();
+  CreateJob first = Sized("first", 870'000);
+  first.priority = 5;
+  d.Must(first);
+  CreateJob second = Sized("second", 600'000);
+  d.Must(second);
+  d.Place();
+  const JobExplanation why = WhyOf(d, "second");
+  EXPECT_EQ(why.before, "first");
+  EXPECT_EQ(why.before_at, "w1/cpu0");
+  EXPECT_EQ(why.position, 2);
+}
+
+TEST(WhatWouldStart, AChangeThatIsNamedLetsTheJobStart) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Sized("holder", 400'000));
+  d.Place();
+  CreateJob create = Sized("waits", 250'000);
+  create.spec.micro_batch_size = 4;
+  create.spec.gradient_accumulation_steps = 1;
+  d.Must(create);  // 1,000 MB of steps: never beside the base
+  d.Place();
+  ASSERT_EQ(d.job("waits").state, JobState::kQueued);
+  const JobExplanation why = WhyOf(d, "waits");
+  const auto found = WhatWouldStart(d.state(), d.job("waits"), d.state().models.at("base"),
+                                    why.devices, 5, d.core());
+  ASSERT_FALSE(found.empty());
+  for (const Counterfactual& c : found) {
+    SCOPED_TRACE(c.change.description);
+    Driver other;
+    other.AddWorker("w1");
+    other.Must(Sized("holder", 400'000));
+    other.Place();
+    CreateJob changed = create;
+    changed.spec = c.change.spec;
+    other.Must(changed);
+    other.Place();
+    EXPECT_EQ(other.job("waits").state, JobState::kStarting);
+  }
+}
+
+}  // namespace
+}  // namespace nibble::core

@@ -1,0 +1,136 @@
+// JobService.ExplainJob: why a job waits, device by device, and what would let it start.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "base/id.h"
+#include "base/status.h"
+#include "server/core/job_explanation.h"
+#include "server/plan_desk.h"
+#include "server/rpc/call.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/job_request.h"
+#include "server/rpc/job_service.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr int32_t kDefaultDevices = 100;
+constexpr size_t kMaxCounterfactuals = 5;
+
+// Copied out of the loop.
+struct Explained {
+  core::Now now;
+  core::Job job;
+  core::JobExplanation why;
+  std::optional<core::Model> model;  // when changes are to be looked for
+  core::State excerpt;
+};
+
+v1::DeviceExplanation::Verdict VerdictOf(core::DeviceVerdict::Kind kind) {
+  using Kind = core::DeviceVerdict::Kind;
+  switch (kind) {
+    case Kind::kFits: return v1::DeviceExplanation::FITS;
+    case Kind::kNotLive: return v1::DeviceExplanation::AWAY;
+    case Kind::kNumerics: return v1::DeviceExplanation::OTHER_NUMERICS;
+    case Kind::kNoPlan: return v1::DeviceExplanation::NO_PLAN;
+    case Kind::kNever: return v1::DeviceExplanation::TOO_SMALL;
+    case Kind::kBytes: return v1::DeviceExplanation::NO_BYTES;
+    case Kind::kAttempts: return v1::DeviceExplanation::NO_PLACE;
+    case Kind::kLoad: return v1::DeviceExplanation::BUSY;
+    case Kind::kReserved: return v1::DeviceExplanation::RESERVED;
+  }
+  return v1::DeviceExplanation::VERDICT_UNSPECIFIED;
+}
+
+// Monotonic to wall clock.
+int64_t UnixOf(const core::Now& now, int64_t monotonic_us) {
+  return now.unix_us + (monotonic_us - now.monotonic_us);
+}
+
+absl::Status Explain(const Outcome& outcome, const std::string& id, Explained& out) {
+  const core::State& state = outcome.state;
+  ASSIGN_OR_RETURN(const core::Job* job, FindJob(state, id));
+  out.now = outcome.now;
+  out.job = *job;
+  out.why = core::ExplainJob(state, *job, outcome.now.monotonic_us, outcome.core);
+  const bool lacks_bytes =
+      std::none_of(out.why.devices.begin(), out.why.devices.end(), [](const auto& d) {
+        return d.verdict.kind == core::DeviceVerdict::Kind::kFits;
+      });
+  const core::Model* model = state.ModelOf(*job);
+  if (out.why.devices.empty() || !lacks_bytes || model == nullptr) return absl::OkStatus();
+  out.model = *model;
+  out.excerpt = PlanningExcerpt(state, *model);
+  return absl::OkStatus();
+}
+
+void Show(const core::DeviceExplanation& d, const core::Now& now, v1::DeviceExplanation* out) {
+  out->set_worker(ResourceName("workers", d.worker_id));
+  out->set_device(d.device_id);
+  out->set_verdict(VerdictOf(d.verdict.kind));
+  out->set_needed_bytes(d.verdict.needed_bytes);
+  out->set_free_bytes(d.verdict.free_bytes);
+  out->set_capacity_bytes(d.verdict.capacity_bytes);
+  out->set_attempts(d.verdict.attempts);
+  out->set_load_milli(d.verdict.load_milli);
+  for (const std::string& job : d.held_by) out->add_held_by(ResourceName("jobs", job));
+  out->set_reserved_for(ResourceName("jobs", d.reserved_for));
+  if (d.start_us == 0) return;
+  ToTimestamp(UnixOf(now, d.start_us), out->mutable_expected_start_time());
+  for (const std::string& job : d.until) out->add_until(ResourceName("jobs", job));
+}
+
+absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
+                    v1::ExplainJobResponse* out) {
+  const core::JobExplanation& why = in.why;
+  out->set_name(ResourceName("jobs", in.job.id));
+  out->set_state(static_cast<v1::JobState>(in.job.state));
+  out->set_state_reason(why.reason);
+  out->set_queue_position(why.position);
+  out->set_priority(in.job.priority);
+  ToTimestamp(in.job.queued_unix_us, out->mutable_queued_time());
+  out->set_overdue(why.overdue);
+  out->set_over_quota(why.over_quota);
+  out->set_backing_off(why.backing_off);
+  out->set_project(in.job.tenant);
+  out->set_project_share(static_cast<double>(why.share_millionths) / 1e6);
+  out->set_before(ResourceName("jobs", why.before));
+  out->set_before_at(why.before_at);
+  out->set_devices_total(static_cast<int32_t>(why.devices.size()));
+  const int32_t shown = std::min(max_devices > 0 ? max_devices : kDefaultDevices,
+                                 out->devices_total());
+  for (int32_t i = 0; i < shown; ++i)
+    Show(why.devices[static_cast<size_t>(i)], in.now, out->add_devices());
+  if (!in.model) return absl::OkStatus();
+  for (const core::Counterfactual& c : edge.plans->WhatWouldStart(
+           in.excerpt, in.job, *in.model, why.devices, kMaxCounterfactuals)) {
+    v1::Counterfactual* shown_change = out->add_counterfactuals();
+    ToProto(c.change, shown_change->mutable_change());
+    shown_change->set_worker(ResourceName("workers", c.worker_id));
+    shown_change->set_device(c.device_id);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* JobServiceImpl::ExplainJob(Context* context,
+                                                     const v1::ExplainJobRequest* request,
+                                                     v1::ExplainJobResponse* response) {
+  return Unary(edge_, context, "/nibble.v1.JobService/ExplainJob", [=, this](const Caller&, Done done) {
+    auto id = ParseName(request->name(), "jobs", "name");
+    if (!id.ok()) return done(id.status());
+    auto explained = std::make_shared<Explained>();
+    const bool posted = edge_.loop->Read([=, this, id = *std::move(id)](const Outcome& outcome) {
+      const absl::Status status = Explain(outcome, id, *explained);
+      if (!status.ok()) return done(status);
+      OnWork(edge_, done,
+             [=, this] { done(Answer(edge_, *explained, request->max_devices(), response)); });
+    });
+    if (!posted) done(Busy(edge_));
+  });
+}
+
+}  // namespace nibble::server
