@@ -79,12 +79,16 @@ std::string WhyText(const v1::ExplainJobResponse& why, int64_t now_unix_us, cons
   if (why.state() == v1::QUEUED) {
     if (why.queue_position() > 0)
       Line(out, "place in the queue", absl::StrCat(why.queue_position()));
-    Line(out, "priority", absl::StrCat(why.priority(), why.overdue() ? ", overdue: first in its project" : ""));
+    Line(out, "priority",
+         absl::StrCat(why.priority(), why.overdue() ? ", overdue: first in its project" : ""));
     Line(out, "waits since", TimeText(ToUnixUs(why.queued_time())));
-    Line(out, "project", absl::StrCat(why.project(), absl::StrFormat(", has had %.1f %% of the fleet by its weight",
-                                                                     100 * why.project_share())));
-    if (!why.before().empty())
-      Line(out, "before it", absl::StrCat(ShortName(why.before()), ", for which ", why.before_at(), " is kept"));
+    Line(out, "project",
+         absl::StrFormat("%s, has had %.1f %% of the fleet by its weight", why.project(),
+                         100 * why.project_share()));
+    if (!why.before().empty()) {
+      Line(out, "before it",
+           absl::StrCat(ShortName(why.before()), ", for which ", why.before_at(), " is kept"));
+    }
   }
   const char* label = "why";
   for (const auto part : absl::StrSplit(why.state_reason(), "; ", absl::SkipEmpty())) {
