@@ -25,7 +25,7 @@ core::State PlanningExcerpt(const core::State& state, const core::Model& model);
 class PlanDesk {
  public:
   PlanDesk(core::CoreOptions options, core::SpecFunctions functions)
-      : plan_(functions.plan), core_{std::move(options), core::Planner(std::move(functions))} {}
+      : functions_(functions), core_{std::move(options), core::Planner(std::move(functions))} {}
 
   struct Question {
     core::Model model;
@@ -51,6 +51,11 @@ class PlanDesk {
     std::optional<Layout> layout;
   };
   absl::StatusOr<Answer> Plan(const core::State& excerpt, const Question& question);
+  // For a CreateJob that may not plan on the loop's thread; several at one time.
+  core::PlannedAhead PlanAhead(const core::Model& model, const spec::TrainSpec& given,
+                               const std::vector<spec::DeviceProfile>& devices) const {
+    return core::PlanAhead(functions_, model, given, devices);
+  }
   // Changes with which a job that waits would start at once: core::WhatWouldStart.
   std::vector<core::Counterfactual> WhatWouldStart(const core::State& excerpt, const core::Job& job,
                                                    const core::Model& model,
@@ -60,7 +65,7 @@ class PlanDesk {
  private:
   absl::Status PlanCards(const Question& question, Answer& answer);
 
-  const core::PlanFn plan_;
+  const core::SpecFunctions functions_;
   std::mutex mutex_;
   core::Core core_;
 };

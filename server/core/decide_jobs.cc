@@ -128,8 +128,9 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
   const int64_t capacity_bytes = nearest->profile.capacity_bytes;
   const std::string nearest_name =
       absl::StrCat(nearest->devices.begin()->first, "/", nearest->devices.begin()->second);
-  const std::vector<Suggestion> suggestions =
-      turn.core.planner.Suggest(model, job.spec, nearest->profile, capacity_bytes);
+  ASSIGN_OR_RETURN(
+      const std::vector<Suggestion> suggestions,
+      turn.core.planner.Suggestions(job, model, nearest->profile, capacity_bytes));
   std::string help = "; no recomputation, smaller batch, shorter sequence or rank would fit either";
   if (!suggestions.empty()) {
     help = "; would fit with ";
@@ -244,6 +245,8 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   RETURN_IF_ERROR(CheckCreate(turn.state, c));
   ASSIGN_OR_RETURN(const Parts parts,
                    FindParts(turn, c.model_id, c.dataset_id, c.eval_dataset_id));
+  if (c.ahead != nullptr) turn.core.planner.Adopt(*c.ahead);
+  const Planner::RememberedOnly only(turn.core.planner, c.plan_elsewhere);
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   job.spec.data_rows = parts.dataset->rows + (parts.eval_dataset ? parts.eval_dataset->rows : 0);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +18,8 @@
 #include "server/core/types.h"
 
 namespace nibble::core {
+
+struct PlannedAhead;  // plan.h
 
 // ---- Commands
 // -------------------------------------------------------------------------------------
@@ -42,6 +45,10 @@ struct CreateJob {
   std::string model_id;
   std::string dataset_id;
   std::string eval_dataset_id;
+  // Plans take milliseconds each: a caller that must not hold up the loop sets plan_elsewhere, is answered
+  // NotPlanned (plan.h) when one is missing, and asks again with what it has planned.
+  bool plan_elsewhere = false;
+  std::shared_ptr<const PlannedAhead> ahead;
 };
 struct UpdateJob {
   std::string job_id;

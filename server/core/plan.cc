@@ -1,8 +1,10 @@
 #include "server/core/plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 
@@ -11,6 +13,7 @@ namespace {
 
 // Plans are some hundred bytes each; beyond this many specs the memory starts anew.
 constexpr size_t kMaxRememberedPlans = 10'000;
+constexpr size_t kMaxRememberedSuggestions = 1'000;
 
 PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profile) {
   PlanBytes bytes;
@@ -28,7 +31,19 @@ PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profi
   return bytes;
 }
 
+constexpr char kNotPlannedUrl[] = "nibble/not-planned";
+
 }  // namespace
+
+absl::Status NotPlanned() {
+  absl::Status status = absl::AbortedError("not planned yet");
+  status.SetPayload(kNotPlannedUrl, absl::Cord());
+  return status;
+}
+
+bool IsNotPlanned(const absl::Status& status) {
+  return status.GetPayload(kNotPlannedUrl).has_value();
+}
 
 absl::StatusOr<PlanBytes> Planner::Compile(const Model& model, const spec::TrainSpec& spec,
                                            const spec::DeviceProfile& profile) {
@@ -42,6 +57,10 @@ const absl::StatusOr<PlanBytes>& Planner::PlanOf(const Job& job, const Model& mo
   auto& by_profile = plans_[job.plan_key];
   const std::string key = ProfileKey(profile);
   auto it = by_profile.find(key);
+  if (it == by_profile.end() && frozen_) {
+    static const auto* none = new absl::StatusOr<PlanBytes>(NotPlanned());
+    return *none;
+  }
   if (it == by_profile.end()) it = by_profile.emplace(key, Compile(model, job.spec, profile)).first;
   return it->second;
 }
@@ -85,11 +104,65 @@ absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
                     device.pinned_capacity_bytes, "/", device.host_capacity_bytes);
   const auto known = recomputes_.find(key);
   if (known != recomputes_.end()) return known->second;
+  if (frozen_) return NotPlanned();
   ASSIGN_OR_RETURN(const spec::Recompute chosen,
                    functions_.choose_recompute(model.config, spec, devices));
   if (recomputes_.size() > kMaxRememberedPlans) recomputes_.clear();
   recomputes_.emplace(std::move(key), chosen);
   return chosen;
+}
+
+absl::StatusOr<std::vector<Suggestion>> Planner::Suggestions(const Job& job, const Model& model,
+                                                             const spec::DeviceProfile& profile,
+                                                             int64_t capacity_bytes) {
+  const std::string key =
+      absl::StrCat(job.plan_key, "|", ProfileKey(profile), "/", capacity_bytes);
+  const auto known = suggestions_.find(key);
+  if (known != suggestions_.end()) return known->second;
+  if (frozen_) return NotPlanned();
+  std::vector<Suggestion> found = Suggest(model, job.spec, profile, capacity_bytes);
+  if (suggestions_.size() > kMaxRememberedSuggestions) suggestions_.clear();
+  suggestions_[key] = found;
+  return found;
+}
+
+void Planner::Adopt(const PlannedAhead& ahead) {
+  recomputes_.insert(ahead.recomputes.begin(), ahead.recomputes.end());
+  plans_[ahead.plan_key].insert(ahead.plans.begin(), ahead.plans.end());
+  suggestions_.insert(ahead.suggestions.begin(), ahead.suggestions.end());
+}
+
+// What Decide would ask for, in the same order; where it goes wrong, Decide finds out again.
+PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
+                       const spec::TrainSpec& given,
+                       const std::vector<spec::DeviceProfile>& devices) {
+  Planner planner(functions);
+  PlannedAhead ahead;
+  Job job;
+  auto spec = planner.Resolve(given, model.config);
+  if (!spec.ok()) return ahead;
+  job.spec = *std::move(spec);
+  const auto recompute = planner.ChooseRecompute(model, job.spec, devices);
+  if (!recompute.ok()) return ahead;
+  job.spec.recompute = *recompute;
+  job.plan_key = PlanKey(model, job.spec);
+  int64_t least_bytes = std::numeric_limits<int64_t>::max();  // missing
+  for (const spec::DeviceProfile& device : devices) {
+    const auto& plan = planner.PlanOf(job, model, device);
+    if (plan.ok()) least_bytes = std::min(least_bytes, plan->TotalBytes() - device.capacity_bytes);
+  }
+  for (const spec::DeviceProfile& device : devices) {
+    const auto& plan = planner.PlanOf(job, model, device);
+    if (!plan.ok() || least_bytes <= 0 ||
+        plan->TotalBytes() - device.capacity_bytes != least_bytes)
+      continue;
+    (void)planner.Suggestions(job, model, device, device.capacity_bytes);
+  }
+  ahead.plan_key = job.plan_key;
+  ahead.recomputes = std::move(planner.recomputes_);
+  ahead.plans = std::move(planner.plans_[job.plan_key]);
+  ahead.suggestions = std::move(planner.suggestions_);
+  return ahead;
 }
 
 }  // namespace nibble::core

@@ -47,6 +47,20 @@ struct Suggestion {
   spec::TrainSpec spec;  // with the changes made
 };
 
+// What CreateJob needs to know of one spec, compiled on another thread than the core's.
+struct PlannedAhead {
+  std::map<std::string, spec::Recompute> recomputes;
+  std::string plan_key;
+  std::map<std::string, absl::StatusOr<PlanBytes>> plans;  // by profile
+  std::map<std::string, std::vector<Suggestion>> suggestions;
+};
+PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
+                       const spec::TrainSpec& given,
+                       const std::vector<spec::DeviceProfile>& devices);
+// The answer to a command that may not plan and would have to.
+absl::Status NotPlanned();
+bool IsNotPlanned(const absl::Status& status);
+
 class Planner {
  public:
   explicit Planner(SpecFunctions functions) : functions_(std::move(functions)) {}
@@ -74,8 +88,27 @@ class Planner {
   // the job fits already or nothing helps.
   std::vector<Suggestion> Suggest(const Model& model, const spec::TrainSpec& spec,
                                   const spec::DeviceProfile& profile, int64_t capacity_bytes);
+  // The same, remembered; fails with NotPlanned while nothing may be compiled.
+  absl::StatusOr<std::vector<Suggestion>> Suggestions(const Job& job, const Model& model,
+                                                      const spec::DeviceProfile& profile,
+                                                      int64_t capacity_bytes);
+  void Adopt(const PlannedAhead& ahead);
+
+  // While one lives, what is not remembered fails with NotPlanned instead of being compiled.
+  class RememberedOnly {
+   public:
+    RememberedOnly(Planner& planner, bool only) : planner_(planner) { planner_.frozen_ = only; }
+    ~RememberedOnly() { planner_.frozen_ = false; }
+    RememberedOnly(const RememberedOnly&) = delete;
+    RememberedOnly& operator=(const RememberedOnly&) = delete;
+
+   private:
+    Planner& planner_;
+  };
 
  private:
+  friend PlannedAhead PlanAhead(const SpecFunctions&, const Model&, const spec::TrainSpec&,
+                                const std::vector<spec::DeviceProfile>&);
   absl::StatusOr<PlanBytes> Compile(const Model& model, const spec::TrainSpec& spec,
                                     const spec::DeviceProfile& profile);
 
@@ -83,6 +116,8 @@ class Planner {
   std::map<std::string, spec::Recompute> recomputes_;  // by plan and devices
   std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>>
       plans_;  // by plan, profile
+  std::map<std::string, std::vector<Suggestion>> suggestions_;  // by plan, profile, capacity
+  bool frozen_ = false;
 };
 
 }  // namespace nibble::core

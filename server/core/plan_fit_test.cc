@@ -145,6 +145,41 @@ TEST(Suggest, TurnsA16BitBaseIntoQlora) {
               ElementsAre("quantization.type", "quantization.double_quant"));
 }
 
+// Decide with what was planned on another thread compiles nothing and decides the same.
+TEST(PlanAhead, TheCoreCompilesNothingAndAnswersTheSame) {
+  int compiled = 0;
+  SpecFunctions functions = testing::CheapSpecFunctions();
+  functions.plan = [&compiled, plan = functions.plan](const spec::ModelConfig& config,
+                                                      const spec::TrainSpec& spec,
+                                                      const spec::DeviceProfile& device) {
+    ++compiled;
+    return plan(config, spec, device);
+  };
+  Driver d, inside;
+  d.core().planner = Planner(functions);
+  for (Driver* driver : {&d, &inside}) {
+    driver->AddWorker("w1", 500 * kMB);
+    driver->AddWorker("w2", 120 * kMB);
+  }
+  for (const int32_t length : {1'000, 2'000'000}) {
+    CreateJob create = Driver::JobOf(absl::StrFormat("job-%d", length));
+    create.spec.sequence_len = length;
+    create.spec.micro_batch_size = 2;
+    const absl::Status plain = inside.Do(create).status();
+    create.plan_elsewhere = true;
+    EXPECT_TRUE(IsNotPlanned(d.Do(create).status()));
+    EXPECT_EQ(d.state().FindJob(create.job_id), nullptr);
+    EXPECT_EQ(compiled, 0);
+    create.ahead = std::make_shared<const PlannedAhead>(PlanAhead(
+        functions, d.state().models.at("base"), create.spec, KnownDevices(d.state())));
+    EXPECT_GT(std::exchange(compiled, 0), 0);
+    EXPECT_EQ(d.Do(create).status(), plain);
+    EXPECT_EQ(compiled, 0);
+  }
+  EXPECT_NE(d.state().FindJob("job-1000"), nullptr);
+  EXPECT_EQ(d.state().FindJob("job-2000000"), nullptr);
+}
+
 TEST(Methods, AddUpAndStandInOrder) {
   const Model model = SevenB();
   Planner planner(RealSpecFunctions());

@@ -49,9 +49,10 @@ int64_t UnixOf(const core::Now& now, int64_t monotonic_us) {
   return now.unix_us + (monotonic_us - now.monotonic_us);
 }
 
-absl::Status Explain(const Outcome& outcome, const std::string& id, Explained& out) {
+absl::Status Explain(const Outcome& outcome, const std::string& id, const std::string& scope,
+                     Explained& out) {
   const core::State& state = outcome.state;
-  ASSIGN_OR_RETURN(const core::Job* job, FindJob(state, id));
+  ASSIGN_OR_RETURN(const core::Job* job, FindJob(state, id, scope));
   out.now = outcome.now;
   out.job = *job;
   out.why = core::ExplainJob(state, *job, outcome.now.monotonic_us, outcome.core);
@@ -119,12 +120,12 @@ absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
 grpc::ServerUnaryReactor* JobServiceImpl::ExplainJob(Context* context,
                                                      const v1::ExplainJobRequest* request,
                                                      v1::ExplainJobResponse* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/ExplainJob", [=, this](const Caller&, Done done) {
+  return Unary(edge_, context, "/nibble.v1.JobService/ExplainJob", [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
     auto explained = std::make_shared<Explained>();
-    const bool posted = edge_.loop->Read([=, this, id = *std::move(id)](const Outcome& outcome) {
-      const absl::Status status = Explain(outcome, id, *explained);
+    const bool posted = edge_.loop->Read([=, this, id = *std::move(id), scope = caller.Scope()](const Outcome& outcome) {
+      const absl::Status status = Explain(outcome, id, scope, *explained);
       if (!status.ok()) return done(status);
       OnWork(edge_, done,
              [=, this] { done(Answer(edge_, *explained, request->max_devices(), response)); });

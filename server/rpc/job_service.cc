@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/id.h"
 #include "base/status.h"
+#include "server/core/views.h"
+#include "server/plan_desk.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/job_request.h"
@@ -67,25 +71,52 @@ absl::StatusOr<const core::Job*> FindJob(const core::State& state, const std::st
       .ToStatus();
 }
 
+// Decides, and shows the job; NotPlanned when plans are missing and may not be compiled here.
+void JobServiceImpl::TryCreate(const std::shared_ptr<core::CreateJob>& command,
+                               const std::string& scope, bool validate_only, v1::Job* response,
+                               const Tried& tried) {
+  bool posted = false;
+  if (validate_only) {
+    posted = edge_.loop->Read([=](const Outcome& outcome) {
+      tried(ValidateCreate(outcome, *command, scope, response), outcome);
+    });
+  } else {
+    posted = edge_.loop->Post(
+        *command,
+        [=](const absl::Status& status, const Outcome& outcome) {
+          tried(status.ok() ? ShowJob(response)(outcome) : status, outcome);
+        },
+        scope);
+  }
+  if (!posted) tried(Busy(edge_), std::nullopt);
+}
+
+// Most jobs are like one that was planned before. For the others the plans are compiled on the pool, and the
+// command comes again with them: the loop never waits for a plan.
 grpc::ServerUnaryReactor* JobServiceImpl::CreateJob(Context* context,
                                                     const v1::CreateJobRequest* request,
                                                     v1::Job* response) {
   const auto body = [this, request, response](const Caller& caller, Done done) {
-    auto command = ReadCreateJob(*request, caller.tenant);
-    if (!command.ok()) return done(command.status());
-    if (request->validate_only()) {
-      return ReadState(edge_, done, [command = *std::move(command), scope = caller.Scope(),
-                                     response](const Outcome& outcome) {
-        return UnderSpec(ValidateCreate(outcome, command, scope, response));
-      });
-    }
-    const auto show = ShowJob(response);
-    const bool posted = edge_.loop->Post(
-        *std::move(command), [done, show](const absl::Status& status, const Outcome& outcome) {
-          done(status.ok() ? show(outcome) : UnderSpec(status));
-        },
-        caller.Scope());
-    if (!posted) done(Busy(edge_));
+    auto read = ReadCreateJob(*request, caller.tenant);
+    if (!read.ok()) return done(read.status());
+    const auto command = std::make_shared<core::CreateJob>(*std::move(read));
+    const bool validate_only = request->validate_only();
+    command->plan_elsewhere = true;
+    const std::string scope = caller.Scope();
+    TryCreate(command, scope, validate_only, response, [=, this](const absl::Status& status, Where where) {
+      if (!core::IsNotPlanned(status) || !where) return done(UnderSpec(status));
+      const core::State& state = where->get().state;
+      auto plan = [=, this, model = state.models.at(command->model_id),
+                   devices = core::KnownDevices(state)] {
+        command->ahead = std::make_shared<const core::PlannedAhead>(
+            edge_.plans->PlanAhead(model, command->spec, devices));
+        // Should the fleet have changed meanwhile, the loop compiles what is missing after all.
+        command->plan_elsewhere = false;
+        TryCreate(command, scope, validate_only, response,
+                  [done](const absl::Status& again, Where) { done(UnderSpec(again)); });
+      };
+      OnWork(edge_, done, std::move(plan));
+    });
   };
   return Unary(edge_, context, "/nibble.v1.JobService/CreateJob", body);
 }

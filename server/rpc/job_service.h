@@ -4,6 +4,10 @@
 // rows), job_reads.cc (the past), plan_job.cc, explain_job.cc, job_watch.cc (the stream).
 #pragma once
 
+#include <functional>
+#include <memory>
+#include <optional>
+
 #include "nibble/v1/job.grpc.pb.h"
 #include "server/edge.h"
 #include "server/rpc/job_watch.h"
@@ -36,6 +40,12 @@ class JobServiceImpl final : public v1::JobService::CallbackService {
                            v1::ListCheckpointsResponse*) override;
 
  private:
+  // What came of a try; where, on the loop's thread, unless it never got there.
+  using Where = std::optional<std::reference_wrapper<const ControlLoop::Outcome>>;
+  using Tried = std::function<void(const absl::Status&, Where)>;
+  void TryCreate(const std::shared_ptr<core::CreateJob>& command, const std::string& scope,
+                 bool validate_only, v1::Job* response, const Tried& tried);
+
   Edge& edge_;
   WatchList watches_;
   const int64_t tick_;
