@@ -127,21 +127,23 @@ std::vector<Counterfactual> WhatWouldStart(const State& state, const Job& job, c
     const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, job.spec, device->second.profile);
     if (!plan.ok()) continue;
     // What is there already of its base is not asked for again.
-    const auto& load = board.devices()[static_cast<size_t>(known)].load;
+    const Board::Device& at = board.devices()[static_cast<size_t>(known)];
+    const auto& load = at.load;
     DeviceLoad there;
     for (const auto& group : load.groups) {
       there.groups.push_back({board.group_name(group.key), group.need, group.attempts, group.alone});
     }
     there.attempts = load.attempts;
     there.total_bytes = load.total_bytes;
+    there.beside = load.beside;
     const int64_t shared_bytes =
         plan->TotalBytes() - there.Added(GroupKey(model, job.spec), Need(*plan));
     const int64_t room_bytes = device->second.capacity_bytes - there.total_bytes + shared_bytes;
     for (Suggestion& s : core.planner.Suggest(model, job.spec, device->second.profile, room_bytes)) {
       const absl::StatusOr<PlanBytes> changed =
           core.planner.Plan(model, s.spec, device->second.profile);
-      if (!changed.ok() || !there.Fits(device->second.capacity_bytes, GroupKey(model, s.spec),
-                                       Need(*changed), job.run_alone, core.options))
+      if (!changed.ok() || !there.Fits(at.capacity(), GroupKey(model, s.spec), Need(*changed),
+                                       job.run_alone, core.options))
         continue;
       if (!fields.insert(s.changes.front().field).second) continue;
       found.push_back({std::move(s), d->worker_id, d->device_id});

@@ -120,18 +120,20 @@ absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
 grpc::ServerUnaryReactor* JobServiceImpl::ExplainJob(Context* context,
                                                      const v1::ExplainJobRequest* request,
                                                      v1::ExplainJobResponse* response) {
-  return Unary(edge_, context, "/nibble.v1.JobService/ExplainJob", [=, this](const Caller& caller, Done done) {
+  const auto body = [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
     auto explained = std::make_shared<Explained>();
-    const bool posted = edge_.loop->Read([=, this, id = *std::move(id), scope = caller.Scope()](const Outcome& outcome) {
+    const auto read = [=, this, id = *std::move(id),
+                       scope = caller.Scope()](const Outcome& outcome) {
       const absl::Status status = Explain(outcome, id, scope, *explained);
       if (!status.ok()) return done(status);
       OnWork(edge_, done,
              [=, this] { done(Answer(edge_, *explained, request->max_devices(), response)); });
-    });
-    if (!posted) done(Busy(edge_));
-  });
+    };
+    if (!edge_.loop->Read(read)) done(Busy(edge_));
+  };
+  return Unary(edge_, context, "/nibble.v1.JobService/ExplainJob", body);
 }
 
 }  // namespace nibble::server
