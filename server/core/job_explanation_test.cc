@@ -82,7 +82,7 @@ TEST(ExplainJob, WhatIsKeptForAnotherIsSaid) {
   d.core().options.preempt_work_ratio = 0;
   d.Must(Sized("holder", 500'000));
   d.Place();
-  CreateJob first = Sized("first", 870'000);
+  CreateJob first = Sized("first", 875'000);  // 385 MB more, 380 are free
   first.priority = 5;
   d.Must(first);
   CreateJob second = Sized("second", 600'000);
@@ -99,10 +99,10 @@ TEST(WhatWouldStart, AChangeThatIsNamedLetsTheJobStart) {
   d.AddWorker("w1");
   d.Must(Sized("holder", 400'000));
   d.Place();
-  CreateJob create = Sized("waits", 250'000);
+  CreateJob create = Sized("waits", 220'000);
   create.spec.micro_batch_size = 4;
   create.spec.gradient_accumulation_steps = 1;
-  d.Must(create);  // 1,000 MB of steps: never beside the base
+  d.Must(create);  // 490 MB more, 480 are free
   d.Place();
   ASSERT_EQ(d.job("waits").state, JobState::kQueued);
   const JobExplanation why = WhyOf(d, "waits");

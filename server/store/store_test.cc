@@ -145,19 +145,20 @@ TEST_P(StoreTest, EventsAreReadInOrderAndGoWithTheirJob) {
 TEST_P(StoreTest, OldEventsAreForgottenALittleAtATime) {
   Driver driver;
   driver.Must(Driver::JobOf("job-1"));
+  const auto before = static_cast<int64_t>(driver.records().size());
   driver.Advance(core::kSecondUs);
   const int64_t cut_unix_us = driver.Now().unix_us;
   driver.Must(core::PauseJob{"job-1"});
   driver.Must(core::ResumeJob{"job-1"});
   ASSERT_TRUE(Commit(driver).ok());
-  // Of before: the start, a model, a data set, the job.
   int64_t removed = 0;
-  for (int i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < before; ++i) {
     const int64_t now = store_->PruneEvents(cut_unix_us, 1).value();
     EXPECT_LE(now, 1);
     removed += now;
   }
-  EXPECT_EQ(removed, 4);
+  EXPECT_GE(before, 1);
+  EXPECT_EQ(removed, before);
   EXPECT_EQ(store_->PruneEvents(cut_unix_us, 100).value(), 0);
   const auto events = store_->ReadEvents("job-1", 0, 100).value();
   ASSERT_EQ(events.size(), 2u);
