@@ -128,7 +128,7 @@ absl::StatusOr<std::vector<Suggestion>> Planner::Suggestions(const Job& job, con
 
 void Planner::Adopt(const PlannedAhead& ahead) {
   recomputes_.insert(ahead.recomputes.begin(), ahead.recomputes.end());
-  plans_[ahead.plan_key].insert(ahead.plans.begin(), ahead.plans.end());
+  for (const auto& [key, plans] : ahead.plans) plans_[key].insert(plans.begin(), plans.end());
   suggestions_.insert(ahead.suggestions.begin(), ahead.suggestions.end());
 }
 
@@ -145,12 +145,16 @@ PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
   const auto recompute = planner.ChooseRecompute(model, job.spec, devices);
   if (!recompute.ok()) return ahead;
   job.spec.recompute = *recompute;
+  const auto base_cache = planner.ChooseBaseCache(model, job.spec, devices);
+  if (!base_cache.ok()) return ahead;
+  job.spec.base_cache = *base_cache;
   job.plan_key = PlanKey(model, job.spec);
   int64_t least_bytes = std::numeric_limits<int64_t>::max();  // missing
   for (const spec::DeviceProfile& device : devices) {
     const auto& plan = planner.PlanOf(job, model, device);
     if (plan.ok()) least_bytes = std::min(least_bytes, plan->TotalBytes() - device.capacity_bytes);
   }
+  ahead.plans = planner.plans_;  // without those of the search below
   for (const spec::DeviceProfile& device : devices) {
     const auto& plan = planner.PlanOf(job, model, device);
     if (!plan.ok() || least_bytes <= 0 ||
@@ -158,9 +162,7 @@ PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
       continue;
     (void)planner.Suggestions(job, model, device, device.capacity_bytes);
   }
-  ahead.plan_key = job.plan_key;
   ahead.recomputes = std::move(planner.recomputes_);
-  ahead.plans = std::move(planner.plans_[job.plan_key]);
   ahead.suggestions = std::move(planner.suggestions_);
   return ahead;
 }

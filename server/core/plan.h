@@ -50,8 +50,7 @@ struct Suggestion {
 // What CreateJob needs to know of one spec, compiled on another thread than the core's.
 struct PlannedAhead {
   std::map<std::string, spec::Recompute> recomputes;
-  std::string plan_key;
-  std::map<std::string, absl::StatusOr<PlanBytes>> plans;  // by profile
+  std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>> plans;  // by plan, profile
   std::map<std::string, std::vector<Suggestion>> suggestions;
 };
 PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
