@@ -55,6 +55,7 @@ class SqliteStore : public Store {
   absl::Status LoadThings(core::State& state);
   absl::Status CheckGeneration(const core::State& state);
   absl::Status WriteMeta(const core::State& state);
+  absl::Status DropReplaced(const core::State& state);
   absl::Status WriteJobs(const core::State& state);
   absl::Status WriteAttempts(const core::State& state);
   absl::Status WriteThings(const core::State& state);
@@ -234,6 +235,18 @@ absl::Status SqliteStore::WriteMeta(const core::State& state) {
   return put("last_event_number", absl::StrCat(state.last_event_number));
 }
 
+// An id that was deleted and taken again in one turn: what is there is of the job before.
+absl::Status SqliteStore::DropReplaced(const core::State& state) {
+  for (const std::string& id : state.touched.jobs) {
+    const core::Job* job = state.FindJob(id);
+    const auto known = created_.find(id);
+    if (job == nullptr || known == created_.end() || known->second == job->number) continue;
+    RETURN_IF_ERROR(s_.delete_job_attempts.Bind(1, id).Run());
+    RETURN_IF_ERROR(s_.delete_job_events.Bind(1, id).Run());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SqliteStore::WriteJobs(const core::State& state) {
   for (const std::string& id : state.touched.jobs) {
     const core::Job* job = state.FindJob(id);
@@ -352,6 +365,7 @@ absl::Status SqliteStore::Commit(const core::State& state,
   ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(&db_));
   RETURN_IF_ERROR(CheckGeneration(state));
   RETURN_IF_ERROR(WriteMeta(state));
+  RETURN_IF_ERROR(DropReplaced(state));
   RETURN_IF_ERROR(WriteEvents(records));
   RETURN_IF_ERROR(WriteJobs(state));
   RETURN_IF_ERROR(WriteAttempts(state));

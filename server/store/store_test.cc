@@ -117,7 +117,8 @@ TEST_P(StoreTest, BringsBackAWholeLife) {
   const core::State state = store_->Load().value();
   EXPECT_EQ(state.jobs.at("job-1").state, core::JobState::kSucceeded);
   EXPECT_EQ(state.jobs.at("job-1").user_spec, create.user_spec);
-  EXPECT_EQ(state.jobs.at("job-1").spec, create.spec);
+  EXPECT_EQ(state.jobs.at("job-1").spec, driver.job("job-1").spec);
+  EXPECT_EQ(state.jobs.at("job-1").spec.learning_rate, create.spec.learning_rate);
   EXPECT_EQ(state.jobs.at("job-1").attempts.at(1).state, core::AttemptState::kFailed);
   EXPECT_EQ(state.adapters.at("job-1").files.size(), 1u);
   EXPECT_TRUE(state.CheckInvariants(driver.core().options).ok());
