@@ -149,7 +149,7 @@ TEST(WhyReportTest, EachDeviceHasALineAndEachChangeToo) {
   const std::string text = WhyText(why, 0, {});
   EXPECT_THAT(text, HasSubstr("12.5 % of the fleet"));
   EXPECT_THAT(text, HasSubstr("w1/cpu0"));
-  EXPECT_THAT(text, HasSubstr("2.00 GiB too few, held by other"));
+  EXPECT_THAT(text, HasSubstr("2.0 GiB too few, held by other"));
   EXPECT_THAT(text, HasSubstr("when other ends"));
   EXPECT_THAT(text, HasSubstr("and 2 more (--devices)"));
   EXPECT_THAT(text, HasSubstr("training.micro_batch_size=2 (the same batch, slower)"));
