@@ -57,7 +57,7 @@ def check_tls(binary, in_memory):
                     if reason == "ROLE_NOT_ALLOWED":
                         assert metadata["method"] == path, (metadata, path)
                 count += 1
-    assert count == 40, count
+    assert count == 41, count
     call(channel, "/nibble.v1.JobService/ListJobs", pb.job.DESCRIPTOR.services_by_name["JobService"].methods_by_name[
         "ListJobs"], token["client"])
     health = pb.health_grpc.HealthStub(channel).Check(pb.health.HealthCheckRequest())
@@ -93,6 +93,7 @@ def check_projects(ann, bob, root):
                             (bob.jobs.PauseJob, pb.job.PauseJobRequest(name=job.name)),
                             (bob.jobs.ResumeJob, pb.job.ResumeJobRequest(name=job.name)),
                             (bob.jobs.DeleteJob, pb.job.DeleteJobRequest(name=job.name)),
+                            (bob.jobs.ExplainJob, pb.job.ExplainJobRequest(name=job.name)),
                             (bob.jobs.ListJobEvents, pb.job.ListJobEventsRequest(name=job.name)),
                             (bob.jobs.QueryMetrics, pb.job.QueryMetricsRequest(name=job.name)),
                             (bob.jobs.ListCheckpoints, pb.job.ListCheckpointsRequest(name=job.name)),
