@@ -3,7 +3,8 @@
 //
 // A whole server over SQLite, reached by gRPC on loopback. RATE jobs a second arrive (Poisson);
 // workers take them, say that they have begun and ended, and are free again; WAITING jobs too large
-// for what is free wait all the time. Latency runs from before the CreateJob call until the worker
+// for what is free wait all the time: each worker holds one large job for ever, beside which small ones
+// of its base fit, but no large one of another. Latency runs from before the CreateJob call until the worker
 // has read the answer with the assignment in it.
 #include <unistd.h>
 
@@ -109,18 +110,22 @@ class Bench {
                                      grpc::InsecureChannelCredentials(), arguments);
   }
 
-  // sequence_len decides the size of a job.
-  v1::CreateJobRequest Request(const std::string& id, int32_t sequence_len) const {
+  // Jobs of one base share their step region, so a large one of another has to be of another kind.
+  enum class Size { kSmall, kHeld, kWaiting };
+  v1::CreateJobRequest Request(const std::string& id, Size size) const {
     v1::CreateJobRequest request;
     request.set_job_id(id);
     request.mutable_spec()->set_base_model(model_);
     request.mutable_spec()->set_dataset(dataset_);
-    request.mutable_spec()->mutable_data()->set_sequence_len(sequence_len);
+    const bool large = size != Size::kSmall;
+    request.mutable_spec()->mutable_data()->set_sequence_len(large ? 4096 : 64);
+    request.mutable_spec()->mutable_training()->set_micro_batch_size(large ? 16 : 1);
+    if (size == Size::kWaiting) request.mutable_spec()->mutable_quantization()->set_type("int8");
     return request;
   }
 
-  void Submit(v1::JobService::Stub& jobs, const std::string& id, int32_t sequence_len) {
-    const v1::CreateJobRequest request = Request(id, sequence_len);
+  void Submit(v1::JobService::Stub& jobs, const std::string& id, Size size) {
+    const v1::CreateJobRequest request = Request(id, size);
     v1::Job job;
     grpc::ClientContext context;
     Must(jobs.CreateJob(&context, request, &job), "CreateJob");
@@ -279,7 +284,7 @@ void SubmitFor(Bench& bench, double rate, double seconds, int stream) {
                                   std::chrono::microseconds(static_cast<int64_t>(at_s * 1e6)));
     const std::string id = absl::StrCat("s", stream, "-", i);
     bench.watch().Asked(id);
-    bench.Submit(*jobs, id, 64);
+    bench.Submit(*jobs, id, Bench::Size::kSmall);
   }
 }
 
@@ -300,9 +305,11 @@ int Main(int argc, char** argv) {
       workers.emplace_back([&, i] { bench.Work(i); });
     std::this_thread::sleep_for(std::chrono::milliseconds(500));
     const auto jobs = v1::JobService::NewStub(bench.Connect());
-    // They fill a device each and never end; as large ones wait behind them.
+    for (int i = 0; i < static_cast<int>(given[2]); ++i)
+      bench.Submit(*jobs, absl::StrCat("held-", i), Bench::Size::kHeld);
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
     for (int i = 0; i < static_cast<int>(given[3]); ++i)
-      bench.Submit(*jobs, absl::StrCat("held-", i), 4096);
+      bench.Submit(*jobs, absl::StrCat("large-", i), Bench::Size::kWaiting);
     constexpr int kStreams = 8;
     std::vector<std::thread> streams;
     for (int i = 0; i < kStreams; ++i)
