@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "engine/device_encoder.h"
 #include "engine/floats.h"
+#include "engine/spec/words.h"
 #include "engine/text.h"
 #include "kernels/nf4.h"
 #include "kernels/parallel.h"
@@ -34,22 +35,6 @@ constexpr int kLayoutVersion = 2;
 // of codes in a byte), which all kernels read as it is (docs/performance.md).
 constexpr std::string_view kTensorLayout = "flat 1";
 constexpr int64_t kChunkElements = 4 << 20;  // a multiple of every block
-
-std::string_view QuantName(spec::QuantKind quant) {
-  switch (quant) {
-    case spec::QuantKind::kNF4:
-      return "nf4";
-    case spec::QuantKind::kFP4:
-      return "fp4";
-    case spec::QuantKind::kINT4:
-      return "int4";
-    case spec::QuantKind::kINT8:
-      return "int8";
-    case spec::QuantKind::kBF16:
-      return "bf16";
-  }
-  return "";
-}
 
 kernels::QuantType TypeOf(spec::QuantKind quant) {
   switch (quant) {
@@ -333,7 +318,7 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
                                        const Checkpoint& checkpoint, spec::QuantKind quant,
                                        bool double_quant) {
   std::string text =
-      absl::StrCat("nibble base, layout ", kLayoutVersion, "\n", View(QuantName(quant)), " ",
+      absl::StrCat("nibble base, layout ", kLayoutVersion, "\n", View(WordOf(spec::kQuantWords, quant)), " ",
                    double_quant ? "nested" : "flat", "\n");
   ASSIGN_OR_RETURN(const std::string config, Sha256HexOfFile(JoinPath(model_dir, "config.json")));
   absl::StrAppend(&text, config, "\n");

@@ -6,17 +6,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/spec/words.h"
 
 namespace nibble::engine {
-
-absl::StatusOr<spec::QuantKind> QuantFromName(const std::string& name) {
-  if (name == "nf4") return spec::QuantKind::kNF4;
-  if (name == "fp4") return spec::QuantKind::kFP4;
-  if (name == "int4") return spec::QuantKind::kINT4;
-  if (name == "int8") return spec::QuantKind::kINT8;
-  if (name == "bf16") return spec::QuantKind::kBF16;
-  return Error(Reason::kSpecInvalid, "--quant is " + name + "; use nf4, fp4, int4, int8 or bf16");
-}
 
 std::vector<std::string> DeviceFlagNames() {
   return {"base", "model-dir", "cache-dir", "quant", "double-quant", "device", "threads"};
@@ -41,7 +33,13 @@ absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
       cache != nullptr ? cache : JoinPath(home != nullptr ? home : "/tmp", ".cache");
   options.base.cache_dir = flags.Text("cache-dir", JoinPath(caches, "nibble"));
   RETURN_IF_ERROR(MakeDirs(options.base.cache_dir));
-  ASSIGN_OR_RETURN(options.base.quant, QuantFromName(flags.Text("quant", "nf4")));
+  const std::string quant = flags.Text("quant", "nf4");
+  const auto kind = FromWord(spec::kQuantWords, quant);
+  if (!kind.has_value()) {
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("--quant is ", quant, "; use one of ", AllWords(spec::kQuantWords)));
+  }
+  options.base.quant = *kind;
   ASSIGN_OR_RETURN(options.base.double_quant, flags.Bool("double-quant", true));
   return options;
 }

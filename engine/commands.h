@@ -19,6 +19,5 @@ absl::Status TrainCommand(const Arguments& arguments);
 // Names of the flags that say which base to open on which device, for Flags::Parse.
 std::vector<std::string> DeviceFlagNames();
 absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags);
-absl::StatusOr<spec::QuantKind> QuantFromName(const std::string& name);
 
 }  // namespace nibble::engine

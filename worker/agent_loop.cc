@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "engine/spec/words.h"
 #include "worker/check.h"
 #include "worker/engine_line.h"
 
@@ -22,22 +23,6 @@ constexpr size_t kInboxCapacity = 16'384;
 constexpr size_t kBatch = 256;
 constexpr int64_t kMaxWaitUs = 1'000'000;
 constexpr size_t kTailBytes = 1'000;
-
-std::string Quant(spec::QuantKind kind) {
-  switch (kind) {
-    case spec::QuantKind::kNF4:
-      return "nf4";
-    case spec::QuantKind::kFP4:
-      return "fp4";
-    case spec::QuantKind::kINT4:
-      return "int4";
-    case spec::QuantKind::kINT8:
-      return "int8";
-    case spec::QuantKind::kBF16:
-      return "bf16";
-  }
-  return "nf4";
-}
 
 std::string ReasonText(const absl::Status& status) {
   const Reason reason = StatusReason(status);
@@ -181,6 +166,7 @@ void AgentLoop::Do(const DoFetch& a) {
   const Cancel cancel = Register(fetches_, key);
   LogInfo("attempt.fetch", {{"attempt", key.ToString()}});
   fetch_pool_.Post([this, assignment = a.assignment, cancel] {
+    if (cancel->load()) return;  // over before its turn came: nothing may be pinned or made for it
     const auto files = files_.Fetch(assignment, [cancel] { return cancel->load(); });
     if (cancel->load()) return;
     if (files.ok()) return Deliver(Fetched{assignment.key, *files});
@@ -211,7 +197,7 @@ void AgentLoop::Do(const StartEngine& a) {
       "--cache-dir",
       JoinPath(options_.work_dir, "cache/base"),
       "--quant",
-      Quant(a.group.quant),
+      std::string(WordOf(spec::kQuantWords, a.group.quant)),
       "--double-quant",
       a.group.double_quant ? "true" : "false",
       "--device",
@@ -298,6 +284,7 @@ void AgentLoop::Do(const StartCheck& a) {
   const Cancel cancel = Register(checks_, key);
   LogInfo("attempt.check", {{"attempt", key.ToString()}});
   check_pool_.Post([this, a, cancel, dir = DirOf(key)] {
+    if (cancel->load()) return;
     const CheckEnded ended = RunCheck({options_.engine_binary, dir}, a.assignment, a.files,
                                       [cancel] { return cancel->load(); });
     if (!cancel->load()) Deliver(ended);

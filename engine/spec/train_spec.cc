@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "engine/spec/words.h"
 
 namespace nibble::spec {
 namespace {
@@ -138,10 +139,7 @@ int64_t WarmupSteps(const TrainSpec& spec, int64_t total_steps) {
 
 }  // namespace
 
-std::string_view RecomputeName(Recompute recompute) {
-  constexpr std::string_view kNames[] = {"auto", "none", "keep_gemm_outputs", "full"};
-  return kNames[static_cast<int>(recompute)];
-}
+std::string_view RecomputeName(Recompute recompute) { return WordOf(kRecomputeWords, recompute); }
 
 std::string_view ModuleName(Module module) { return kModuleNames[static_cast<int>(module)]; }
 

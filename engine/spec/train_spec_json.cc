@@ -5,47 +5,13 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "engine/spec/train_spec.h"
+#include "engine/spec/words.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble::spec {
 namespace {
 
 using nlohmann::json;
-
-template <typename Enum>
-struct EnumName {
-  Enum value;
-  const char* name;
-};
-constexpr EnumName<QuantKind> kQuantNames[] = {{QuantKind::kNF4, "nf4"},
-                                               {QuantKind::kFP4, "fp4"},
-                                               {QuantKind::kINT4, "int4"},
-                                               {QuantKind::kINT8, "int8"},
-                                               {QuantKind::kBF16, "bf16"}};
-constexpr EnumName<LrSchedule> kScheduleNames[] = {{LrSchedule::kCosine, "cosine"},
-                                                   {LrSchedule::kLinear, "linear"},
-                                                   {LrSchedule::kConstant, "constant"}};
-constexpr EnumName<ExcessLength> kExcessNames[] = {{ExcessLength::kDrop, "drop"},
-                                                   {ExcessLength::kTruncate, "truncate"}};
-constexpr EnumName<OptimizerKind> kOptimizerNames[] = {{OptimizerKind::kAdamW, "adamw"},
-                                                       {OptimizerKind::kAdamW8bit, "adamw8bit"}};
-constexpr EnumName<Recompute> kRecomputeNames[] = {{Recompute::kAuto, "auto"},
-                                                   {Recompute::kNone, "none"},
-                                                   {Recompute::kKeepGemmOutputs, "keep_gemm_outputs"},
-                                                   {Recompute::kFull, "full"}};
-
-constexpr EnumName<BaseCache> kBaseCacheNames[] = {
-    {BaseCache::kAuto, "auto"}, {BaseCache::kOff, "off"}, {BaseCache::kOn, "on"}};
-constexpr EnumName<Graphs> kGraphsNames[] = {
-    {Graphs::kAuto, "auto"}, {Graphs::kOff, "off"}, {Graphs::kOn, "on"}};
-
-template <typename Enum, size_t kCount>
-const char* NameOf(const EnumName<Enum> (&names)[kCount], Enum value) {
-  for (const auto& entry : names) {
-    if (entry.value == value) return entry.name;
-  }
-  return "";
-}
 
 // Takes fields out of an object by key; what is left over at the end is unknown.
 class Reader {
@@ -60,6 +26,9 @@ class Reader {
                       : std::is_unsigned_v<T>     ? value->is_number_unsigned()
                                                   : value->is_number_integer();
     if (!fits) return Fault(key, *value, "a number");
+    if (std::is_signed_v<T> && value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX) {
+      return Fault(key, *value, "a number of 63 bits");
+    }
     if constexpr (std::is_same_v<T, int32_t>) {
       const int64_t wide = value->get<int64_t>();
       if (wide < INT32_MIN || wide > INT32_MAX) return Fault(key, *value, "a 32-bit number");
@@ -79,18 +48,13 @@ class Reader {
     field = value->get<std::string>();
   }
   template <typename Enum, size_t kCount>
-  void Choice(const char* key, const EnumName<Enum> (&names)[kCount], Enum& field) {
+  void Choice(const char* key, const Word<Enum> (&words)[kCount], Enum& field) {
     const json* value = Take(key);
     if (value == nullptr) return;
-    std::string all;
-    for (const auto& entry : names) {
-      if (value->is_string() && *value == entry.name) {
-        field = entry.value;
-        return;
-      }
-      absl::StrAppend(&all, all.empty() ? "" : ", ", entry.name);
-    }
-    Fault(key, *value, absl::StrCat("one of ", all));
+    std::optional<Enum> known;
+    if (value->is_string()) known = FromWord(words, value->get_ref<const std::string&>());
+    if (!known.has_value()) return Fault(key, *value, "one of " + AllWords(words));
+    field = *known;
   }
   void Modules(const char* key, std::vector<Module>& field) {
     const json* value = Take(key);
@@ -147,18 +111,18 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"lora_dropout", spec.lora_dropout},
                        {"target_modules", modules},
                        {"use_rslora", spec.use_rslora},
-                       {"quant", NameOf(kQuantNames, spec.quant)},
+                       {"quant", WordOf(kQuantWords, spec.quant)},
                        {"double_quant", spec.double_quant},
                        {"format", spec.format},
                        {"chat_template", spec.chat_template},
                        {"train_on_inputs", spec.train_on_inputs},
                        {"sequence_len", spec.sequence_len},
                        {"sample_packing", spec.sample_packing},
-                       {"excess_length", NameOf(kExcessNames, spec.excess_length)},
+                       {"excess_length", WordOf(kExcessWords, spec.excess_length)},
                        {"val_set_size", spec.val_set_size},
-                       {"optimizer", NameOf(kOptimizerNames, spec.optimizer)},
+                       {"optimizer", WordOf(kOptimizerWords, spec.optimizer)},
                        {"learning_rate", spec.learning_rate},
-                       {"lr_schedule", NameOf(kScheduleNames, spec.lr_schedule)},
+                       {"lr_schedule", WordOf(kScheduleWords, spec.lr_schedule)},
                        {"warmup_ratio", spec.warmup_ratio},
                        {"warmup_steps", spec.warmup_steps},
                        {"weight_decay", spec.weight_decay},
@@ -170,7 +134,7 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
                        {"gradient_accumulation_steps", spec.gradient_accumulation_steps},
                        {"num_epochs", spec.num_epochs},
                        {"max_steps", spec.max_steps},
-                       {"recompute", NameOf(kRecomputeNames, spec.recompute)},
+                       {"recompute", WordOf(kRecomputeWords, spec.recompute)},
                        {"logging_steps", spec.logging_steps},
                        {"eval_steps", spec.eval_steps},
                        {"save_steps", spec.save_steps},
@@ -183,8 +147,8 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
   // Younger than the first checkpoints: only when they say something, so that digests of older specs stay.
   if (spec.paged_optimizer) object["paged_optimizer"] = true;
   if (spec.offload_activations) object["offload_activations"] = true;
-  if (spec.base_cache != BaseCache::kAuto) object["base_cache"] = NameOf(kBaseCacheNames, spec.base_cache);
-  if (spec.graphs != Graphs::kAuto) object["cuda_graphs"] = NameOf(kGraphsNames, spec.graphs);
+  if (spec.base_cache != BaseCache::kAuto) object["base_cache"] = WordOf(kBaseCacheWords, spec.base_cache);
+  if (spec.graphs != Graphs::kAuto) object["cuda_graphs"] = WordOf(kGraphsWords, spec.graphs);
   if (spec.data_rows != 0) object["data_rows"] = spec.data_rows;
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -200,19 +164,19 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
   read.Number("lora_dropout", spec.lora_dropout);
   read.Modules("target_modules", spec.target_modules);
   read.Flag("use_rslora", spec.use_rslora);
-  read.Choice("quant", kQuantNames, spec.quant);
+  read.Choice("quant", kQuantWords, spec.quant);
   read.Flag("double_quant", spec.double_quant);
   read.Text("format", spec.format);
   read.Text("chat_template", spec.chat_template);
   read.Flag("train_on_inputs", spec.train_on_inputs);
   read.Number("sequence_len", spec.sequence_len);
   read.Flag("sample_packing", spec.sample_packing);
-  read.Choice("excess_length", kExcessNames, spec.excess_length);
+  read.Choice("excess_length", kExcessWords, spec.excess_length);
   read.Number("val_set_size", spec.val_set_size);
-  read.Choice("optimizer", kOptimizerNames, spec.optimizer);
+  read.Choice("optimizer", kOptimizerWords, spec.optimizer);
   read.Flag("paged_optimizer", spec.paged_optimizer);
   read.Number("learning_rate", spec.learning_rate);
-  read.Choice("lr_schedule", kScheduleNames, spec.lr_schedule);
+  read.Choice("lr_schedule", kScheduleWords, spec.lr_schedule);
   read.Number("warmup_ratio", spec.warmup_ratio);
   read.Number("warmup_steps", spec.warmup_steps);
   read.Number("weight_decay", spec.weight_decay);
@@ -229,10 +193,10 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
     read.Flag("gradient_checkpointing", checkpointing);
     spec.recompute = checkpointing ? Recompute::kFull : Recompute::kNone;
   }
-  read.Choice("recompute", kRecomputeNames, spec.recompute);
+  read.Choice("recompute", kRecomputeWords, spec.recompute);
   read.Flag("offload_activations", spec.offload_activations);
-  read.Choice("base_cache", kBaseCacheNames, spec.base_cache);
-  read.Choice("cuda_graphs", kGraphsNames, spec.graphs);
+  read.Choice("base_cache", kBaseCacheWords, spec.base_cache);
+  read.Choice("cuda_graphs", kGraphsWords, spec.graphs);
   read.Number("logging_steps", spec.logging_steps);
   read.Number("eval_steps", spec.eval_steps);
   read.Number("save_steps", spec.save_steps);

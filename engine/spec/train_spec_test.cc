@@ -80,6 +80,7 @@ TEST(TrainSpecJson, RoundTripsAndRefusesUnknownKeys) {
   EXPECT_EQ(StatusReason(TrainSpecFromJson(R"({"lora_r":"3"})").status()), Reason::kSpecInvalid);
   EXPECT_EQ(StatusReason(TrainSpecFromJson(R"({"lora_r":99999999999})").status()),
             Reason::kSpecInvalid);
+  EXPECT_FALSE(TrainSpecFromJson(R"({"warmup_steps":18446744073709551615})").ok());
   EXPECT_FALSE(TrainSpecFromJson(R"({"quant":"nf5"})").ok());
   EXPECT_FALSE(TrainSpecFromJson("null").ok());
 }

@@ -6,54 +6,22 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "engine/spec/words.h"
 
 namespace nibble::server {
 namespace {
-
-// The words of an enum, in one place for both directions.
-template <typename E>
-struct Word {
-  std::string_view word;
-  E value;
-};
-constexpr Word<spec::QuantKind> kQuantWords[] = {{"nf4", spec::QuantKind::kNF4},
-                                                 {"fp4", spec::QuantKind::kFP4},
-                                                 {"int4", spec::QuantKind::kINT4},
-                                                 {"int8", spec::QuantKind::kINT8},
-                                                 {"bf16", spec::QuantKind::kBF16}};
-constexpr Word<spec::LrSchedule> kScheduleWords[] = {{"cosine", spec::LrSchedule::kCosine},
-                                                     {"linear", spec::LrSchedule::kLinear},
-                                                     {"constant", spec::LrSchedule::kConstant}};
-constexpr Word<spec::ExcessLength> kExcessWords[] = {{"drop", spec::ExcessLength::kDrop},
-                                                     {"truncate", spec::ExcessLength::kTruncate}};
-
-constexpr Word<spec::OptimizerKind> kOptimizerWords[] = {
-    {"adamw", spec::OptimizerKind::kAdamW}, {"adamw8bit", spec::OptimizerKind::kAdamW8bit}};
-constexpr Word<spec::Recompute> kRecomputeWords[] = {
-    {"auto", spec::Recompute::kAuto},
-    {"none", spec::Recompute::kNone},
-    {"keep_gemm_outputs", spec::Recompute::kKeepGemmOutputs},
-    {"full", spec::Recompute::kFull}};
-constexpr Word<spec::BaseCache> kBaseCacheWords[] = {
-    {"auto", spec::BaseCache::kAuto}, {"off", spec::BaseCache::kOff}, {"on", spec::BaseCache::kOn}};
-constexpr Word<spec::Graphs> kGraphsWords[] = {
-    {"auto", spec::Graphs::kAuto}, {"off", spec::Graphs::kOff}, {"on", spec::Graphs::kOn}};
 
 // Collects all that is wrong, so that a user sees it at once.
 class Problems {
  public:
   template <typename E, size_t n>
-  void Read(const char* path, std::string_view given, const Word<E> (&words)[n], E& out) {
-    std::string known;
-    for (const auto& [word, value] : words) {
-      if (word == given) {
-        out = value;
-        return;
-      }
-      absl::StrAppend(&known, known.empty() ? "" : ", ", absl::string_view(word.data(), word.size()));
+  void Read(const char* path, std::string_view given, const spec::Word<E> (&words)[n], E& out) {
+    if (const auto known = spec::FromWord(words, given)) {
+      out = *known;
+      return;
     }
     violations_.push_back({path, absl::StrCat("is \"", absl::string_view(given.data(), given.size()),
-                                              "\"; must be one of ", known)});
+                                              "\"; must be one of ", spec::AllWords(words))});
   }
   void Add(std::string path, std::string what) { violations_.push_back({std::move(path), std::move(what)}); }
 
@@ -68,14 +36,6 @@ class Problems {
  private:
   std::vector<FieldViolation> violations_;
 };
-
-template <typename E, size_t n>
-std::string WordOf(E value, const Word<E> (&words)[n]) {
-  for (const auto& [word, known] : words) {
-    if (known == value) return std::string(word);
-  }
-  return "";
-}
 
 void ReadLora(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   const v1::LoraSpec& lora = in.lora();
@@ -100,7 +60,7 @@ void ReadLora(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
 
 void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   const v1::QuantizationSpec& quant = in.quantization();
-  if (quant.has_type()) problems.Read("quantization.type", quant.type(), kQuantWords, out.quant);
+  if (quant.has_type()) problems.Read("quantization.type", quant.type(), spec::kQuantWords, out.quant);
   if (quant.has_double_quant()) out.double_quant = quant.double_quant();
   const v1::DataSpec& data = in.data();
   if (data.has_format()) out.format = data.format();
@@ -110,7 +70,7 @@ void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   if (data.has_sequence_len()) out.sequence_len = std::max(0, data.sequence_len());
   if (data.has_sample_packing()) out.sample_packing = data.sample_packing();
   if (data.has_excess_length_strategy()) {
-    problems.Read("data.excess_length_strategy", data.excess_length_strategy(), kExcessWords,
+    problems.Read("data.excess_length_strategy", data.excess_length_strategy(), spec::kExcessWords,
                   out.excess_length);
   }
   if (data.has_val_set_size()) out.val_set_size = data.val_set_size();
@@ -118,10 +78,12 @@ void ReadData(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
 
 void ReadOptimizer(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
   const v1::OptimizerSpec& optimizer = in.optimizer();
-  if (optimizer.has_type()) problems.Read("optimizer.type", optimizer.type(), kOptimizerWords, out.optimizer);
+  if (optimizer.has_type()) {
+    problems.Read("optimizer.type", optimizer.type(), spec::kOptimizerWords, out.optimizer);
+  }
   if (optimizer.has_learning_rate()) out.learning_rate = optimizer.learning_rate();
   if (optimizer.has_lr_scheduler()) {
-    problems.Read("optimizer.lr_scheduler", optimizer.lr_scheduler(), kScheduleWords, out.lr_schedule);
+    problems.Read("optimizer.lr_scheduler", optimizer.lr_scheduler(), spec::kScheduleWords, out.lr_schedule);
   }
   if (optimizer.has_warmup_ratio()) out.warmup_ratio = optimizer.warmup_ratio();
   if (optimizer.has_warmup_steps()) out.warmup_steps = optimizer.warmup_steps();
@@ -148,13 +110,13 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problem
     out.recompute = training.gradient_checkpointing() ? spec::Recompute::kFull : spec::Recompute::kNone;
   }
   if (training.has_base_cache()) {
-    problems.Read("training.base_cache", training.base_cache(), kBaseCacheWords, out.base_cache);
+    problems.Read("training.base_cache", training.base_cache(), spec::kBaseCacheWords, out.base_cache);
   }
   if (training.has_cuda_graphs()) {
-    problems.Read("training.cuda_graphs", training.cuda_graphs(), kGraphsWords, out.graphs);
+    problems.Read("training.cuda_graphs", training.cuda_graphs(), spec::kGraphsWords, out.graphs);
   }
   if (training.has_recompute()) {
-    problems.Read("training.recompute", training.recompute(), kRecomputeWords, out.recompute);
+    problems.Read("training.recompute", training.recompute(), spec::kRecomputeWords, out.recompute);
   }
   if (training.has_offload_activations()) out.offload_activations = training.offload_activations();
   if (training.has_logging_steps()) out.logging_steps = training.logging_steps();
@@ -173,9 +135,9 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problem
 }
 
 void WriteOptimizer(const spec::TrainSpec& in, v1::OptimizerSpec* out) {
-  out->set_type(WordOf(in.optimizer, kOptimizerWords));
+  out->set_type(std::string(WordOf(spec::kOptimizerWords, in.optimizer)));
   out->set_learning_rate(in.learning_rate);
-  out->set_lr_scheduler(WordOf(in.lr_schedule, kScheduleWords));
+  out->set_lr_scheduler(std::string(WordOf(spec::kScheduleWords, in.lr_schedule)));
   out->set_warmup_ratio(in.warmup_ratio);
   if (in.warmup_steps >= 0) out->set_warmup_steps(in.warmup_steps);
   out->set_weight_decay(in.weight_decay);
@@ -191,10 +153,10 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   out->set_gradient_accumulation_steps(in.gradient_accumulation_steps);
   out->set_num_epochs(in.num_epochs);
   if (in.max_steps >= 0) out->set_max_steps(in.max_steps);
-  out->set_recompute(WordOf(in.recompute, kRecomputeWords));
+  out->set_recompute(std::string(WordOf(spec::kRecomputeWords, in.recompute)));
   out->set_offload_activations(in.offload_activations);
-  out->set_base_cache(WordOf(in.base_cache, kBaseCacheWords));
-  out->set_cuda_graphs(WordOf(in.graphs, kGraphsWords));
+  out->set_base_cache(std::string(WordOf(spec::kBaseCacheWords, in.base_cache)));
+  out->set_cuda_graphs(std::string(WordOf(spec::kGraphsWords, in.graphs)));
   out->set_gradient_checkpointing(in.recompute != spec::Recompute::kNone);
   out->set_logging_steps(in.logging_steps);
   if (in.eval_steps >= 0) out->set_eval_steps(in.eval_steps);
@@ -231,7 +193,7 @@ v1::JobSpec ToJobSpec(const spec::TrainSpec& in) {
   for (const spec::Module module : in.target_modules) {
     lora->add_target_modules(std::string(spec::ModuleName(module)));
   }
-  out.mutable_quantization()->set_type(WordOf(in.quant, kQuantWords));
+  out.mutable_quantization()->set_type(std::string(WordOf(spec::kQuantWords, in.quant)));
   out.mutable_quantization()->set_double_quant(in.double_quant);
   v1::DataSpec* data = out.mutable_data();
   data->set_format(in.format);
@@ -239,7 +201,7 @@ v1::JobSpec ToJobSpec(const spec::TrainSpec& in) {
   data->set_train_on_inputs(in.train_on_inputs);
   data->set_sequence_len(in.sequence_len);
   data->set_sample_packing(in.sample_packing);
-  data->set_excess_length_strategy(WordOf(in.excess_length, kExcessWords));
+  data->set_excess_length_strategy(std::string(WordOf(spec::kExcessWords, in.excess_length)));
   if (in.val_set_size >= 0) data->set_val_set_size(in.val_set_size);
   WriteOptimizer(in, out.mutable_optimizer());
   WriteTraining(in, out.mutable_training());
