@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -15,6 +16,8 @@
 
 namespace nibble::worker {
 namespace {
+
+constexpr char kGone[] = ".gone";  // on its way out; no name of a digest
 
 // Used now: what the least-recently-used order goes by.
 void Touch(const std::string& path) { utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
@@ -64,6 +67,10 @@ absl::Status BlobCache::Open() {
   for (const std::string& name : models) {
     if (!IsSha256Hex(name)) RETURN_IF_ERROR(RemoveAll(JoinPath(directory_, "models/" + name)));
   }
+  ASSIGN_OR_RETURN(const std::vector<std::string> partials, ListDir(JoinPath(directory_, "partial")));
+  for (const std::string& name : partials) {
+    if (!IsSha256Hex(name)) RETURN_IF_ERROR(RemoveFile(JoinPath(directory_, "partial/" + name)));
+  }
   return absl::OkStatus();
 }
 
@@ -81,10 +88,13 @@ void BlobCache::Pin(const std::string& owner, const std::string& what) {
   pins_[owner].insert(what);
 }
 
-bool BlobCache::IsPinned(const std::string& what) {
+// One step under the lock: whoever pins afterwards finds it gone and fetches it again.
+bool BlobCache::MoveAwayUnpinned(const std::string& path, const std::string& to) {
   std::lock_guard lock(mutex_);
-  return std::any_of(pins_.begin(), pins_.end(),
-                     [&](const auto& pin) { return pin.second.contains(what); });
+  const std::string what = BaseName(path);
+  const bool pinned = std::any_of(pins_.begin(), pins_.end(),
+                                  [&](const auto& pin) { return pin.second.contains(what); });
+  return !pinned && rename(path.c_str(), to.c_str()) == 0;
 }
 
 void BlobCache::Unpin(const std::string& owner) {
@@ -157,30 +167,33 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   return path;
 }
 
-int64_t BlobCache::Shrink() {
-  std::lock_guard lock(shrink_mutex_);
+int64_t BlobCache::RemoveBlobs(int64_t total) {
   const std::string blobs = JoinPath(directory_, "blobs");
-  const std::string models = JoinPath(directory_, "models");
-  int64_t total = 0;
-  for (const Entry& entry : EntriesByAge(blobs)) total += entry.bytes;
-  // Model directories hold links: only without them do their blobs' bytes come back.
-  if (total > max_bytes_) {
-    for (const Entry& entry : EntriesByAge(models)) {
-      if (total <= max_bytes_) break;
-      if (IsPinned(entry.name) || !IsSha256Hex(entry.name)) continue;
-      if (!RemoveAll(JoinPath(models, entry.name)).ok()) continue;
-      for (const Entry& blob : EntriesByAge(blobs)) {
-        if (total <= max_bytes_ || blob.linked || IsPinned(blob.name)) continue;
-        if (RemoveFile(JoinPath(blobs, blob.name)).ok()) total -= blob.bytes;
-      }
-    }
-  }
   for (const Entry& blob : EntriesByAge(blobs)) {
     if (total <= max_bytes_) break;
-    if (blob.linked || IsPinned(blob.name)) continue;
-    if (RemoveFile(JoinPath(blobs, blob.name)).ok()) total -= blob.bytes;
+    if (blob.linked || !IsSha256Hex(blob.name)) continue;
+    const std::string gone = JoinPath(directory_, "partial/" + blob.name + kGone);
+    if (!MoveAwayUnpinned(JoinPath(blobs, blob.name), gone)) continue;
+    if (RemoveFile(gone).ok()) total -= blob.bytes;
   }
   return total;
+}
+
+int64_t BlobCache::Shrink() {
+  std::lock_guard lock(shrink_mutex_);
+  const std::string models = JoinPath(directory_, "models");
+  int64_t total = 0;
+  for (const Entry& entry : EntriesByAge(JoinPath(directory_, "blobs"))) total += entry.bytes;
+  if (total <= max_bytes_) return total;
+  // Model directories hold links: only without them do their blobs' bytes come back.
+  for (const Entry& entry : EntriesByAge(models)) {
+    if (total <= max_bytes_) break;
+    if (!IsSha256Hex(entry.name)) continue;
+    const std::string gone = JoinPath(models, entry.name + kGone);
+    if (!MoveAwayUnpinned(JoinPath(models, entry.name), gone) || !RemoveAll(gone).ok()) continue;
+    total = RemoveBlobs(total);
+  }
+  return RemoveBlobs(total);
 }
 
 }  // namespace nibble::worker

@@ -54,7 +54,8 @@ class BlobCache {
   absl::Status FetchToFile(const FileRef& file, const Fetch& fetch);
   std::mutex& LockFor(const std::string& sha256);
   void Pin(const std::string& owner, const std::string& what);
-  bool IsPinned(const std::string& what);
+  bool MoveAwayUnpinned(const std::string& path, const std::string& to);
+  int64_t RemoveBlobs(int64_t total);
 
   const std::string directory_;
   const int64_t max_bytes_;

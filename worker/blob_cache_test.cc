@@ -5,6 +5,9 @@
 #include <sys/stat.h>
 #include <utime.h>
 
+#include <atomic>
+#include <thread>
+
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -122,6 +125,28 @@ TEST_F(BlobCacheTest, ShrinkTakesUnusedModelsApart) {
   EXPECT_EQ(cache_.Shrink(), 200);
   cache_.Unpin("job/1");
   EXPECT_EQ(cache_.Shrink(), 0);
+}
+
+TEST_F(BlobCacheTest, WhatIsPinnedStaysWhileOthersShrink) {
+  BlobCache cache(dir_.Join("d"), 0);
+  ASSERT_TRUE(cache.Open().ok());
+  const FileRef ref = server_.Add("a", "hello world");
+  const std::string digest = Sha256Hex("m");
+  std::atomic<bool> done = false;
+  std::thread shrinker([&] {
+    while (!done) cache.Shrink();
+  });
+  for (int i = 0; i < 300; ++i) {
+    const auto path = cache.Get("job/1", ref, server_.fetch);
+    ASSERT_TRUE(path.ok()) << path.status();
+    EXPECT_TRUE(FileExists(*path)) << i;
+    const auto model = cache.GetModel("job/1", digest, {ref}, server_.fetch);
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_TRUE(FileExists(JoinPath(*model, "a"))) << i;
+    cache.Unpin("job/1");
+  }
+  done = true;
+  shrinker.join();
 }
 
 TEST_F(BlobCacheTest, HalfBuiltModelsDoNotSurviveARestart) {

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 
 namespace nibble::worker {
@@ -65,7 +66,9 @@ struct BodyWriter {
   void operator()(const FailedReport& r) const {
     auto* f = out.mutable_failed();
     f->set_reason(r.reason);
-    f->set_message(r.message);
+    // It may end with what stood in a log: protobuf carries UTF-8 only, and a report that the server cannot
+    // read is sent for ever.
+    f->set_message(RepairUtf8(r.message));
     f->set_infrastructure(r.infrastructure);
     f->set_neighbour_fault(r.neighbour_fault);
   }

@@ -37,6 +37,15 @@ TEST(ConvertTest, ReportsCarryTheFence) {
   EXPECT_EQ(ToProto(Identity(), action).report_case(), v1::ReportProgressRequest::REPORT_NOT_SET);
 }
 
+TEST(ConvertTest, MessagesThatAreNoTextAreReadableThere) {
+  DoReport action;
+  action.report.key = {"job", 4};
+  action.report.body = FailedReport{"ENGINE_FAILED", "its log ends: \x9f\x98\x80 caf\xc3", true, false};
+  v1::ReportProgressRequest read;
+  ASSERT_TRUE(read.ParseFromString(ToProto(Identity(), action).SerializeAsString()));
+  EXPECT_EQ(read.failed().message(), "its log ends: \xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd caf\xef\xbf\xbd");
+}
+
 TEST(ConvertTest, RegisterDescribesDevices) {
   const auto out = ToProto(Identity(), DoRegister{"t", 9});
   EXPECT_EQ(out.generation_seen(), 9);
