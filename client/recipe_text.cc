@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
@@ -42,9 +43,14 @@ bool IsPlainWord(const std::string& text) {
 std::string Value(const Json& value) {
   if (value.is_string()) {
     const std::string text = value.get<std::string>();
-    return IsPlainWord(text) ? text : value.dump();
+    // The directory we are in may have any name.
+    return IsPlainWord(text) ? text : value.dump(-1, ' ', false, Json::error_handler_t::replace);
   }
-  if (value.is_number_float()) return absl::StrFormat("%g", value.get<double>());
+  if (value.is_number_float()) {
+    const std::string brief = absl::StrFormat("%g", value.get<double>());
+    double read = 0;
+    return absl::SimpleAtod(brief, &read) && read == value.get<double>() ? brief : value.dump();
+  }
   if (!value.is_array()) return value.dump();
   std::string list;
   for (const Json& item : value) absl::StrAppend(&list, list.empty() ? "" : ", ", Value(item));

@@ -13,6 +13,7 @@
 #include "engine/json.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/words.h"
 #include "engine/text.h"
 
 namespace nibble::engine {
@@ -154,15 +155,13 @@ std::string TrainerState(const AdapterExport& adapter) {
   return Pretty(value);
 }
 
-std::string_view QuantTypeName(spec::QuantKind quant) {
-  constexpr std::string_view kNames[] = {"nf4", "fp4", "int4", "int8", "bf16"};
-  return kNames[static_cast<int>(quant)];
-}
-
-// The recipe with every default written out; feeding it to `nibble run` repeats the job.
+// The recipe with every default written out; feeding it to `nibble run` with the data set repeats the job.
+// What never changes the result and hangs on the device (recomputation, a base kept decoded) is left open.
 std::string Recipe(const AdapterExport& adapter) {
   const spec::TrainSpec& s = adapter.spec;
-  std::string out = "# What this adapter was trained with, every default written out.\n";
+  std::string out =
+      "# What this adapter was trained with, every default written out. To repeat it:\n"
+      "# nibble run nibble_job.yaml datasets=FILE\n";
   const auto put = [&](std::string_view key, const json& value) {
     absl::StrAppend(&out, View(key), ": ",
                     value.dump(-1, ' ', false, json::error_handler_t::replace), "\n");
@@ -170,7 +169,7 @@ std::string Recipe(const AdapterExport& adapter) {
   put("base_model", adapter.config.base_model_name);
   put("adapter", s.quant == spec::QuantKind::kBF16 ? "lora" : "qlora");
   if (s.quant != spec::QuantKind::kBF16) {
-    put("bnb_4bit_quant_type", std::string(QuantTypeName(s.quant)));
+    put("bnb_4bit_quant_type", WordOf(spec::kQuantWords, s.quant));
     put("bnb_4bit_use_double_quant", s.double_quant);
   }
   put("lora_r", s.lora_r);
@@ -182,12 +181,12 @@ std::string Recipe(const AdapterExport& adapter) {
   put("train_on_inputs", s.train_on_inputs);
   put("sequence_len", s.sequence_len);
   put("sample_packing", s.sample_packing);
-  put("excess_length_strategy", s.excess_length == spec::ExcessLength::kDrop ? "drop" : "truncate");
+  put("excess_length_strategy", WordOf(spec::kExcessWords, s.excess_length));
   if (s.val_set_size >= 0) put("val_set_size", s.val_set_size);
+  put("optimizer", WordOf(spec::kOptimizerWords, s.optimizer));
+  put("paged_optimizer", s.paged_optimizer);
   put("learning_rate", s.learning_rate);
-  put("lr_scheduler", s.lr_schedule == spec::LrSchedule::kCosine   ? "cosine"
-                      : s.lr_schedule == spec::LrSchedule::kLinear ? "linear"
-                                                                   : "constant");
+  put("lr_scheduler", WordOf(spec::kScheduleWords, s.lr_schedule));
   if (s.warmup_steps >= 0) {
     put("warmup_steps", s.warmup_steps);
   } else {
@@ -202,7 +201,9 @@ std::string Recipe(const AdapterExport& adapter) {
   put("gradient_accumulation_steps", s.gradient_accumulation_steps);
   put("num_epochs", Plain(s.num_epochs));
   if (s.max_steps > 0) put("max_steps", s.max_steps);
-  put("gradient_checkpointing", s.recompute != spec::Recompute::kNone);
+  put("recompute", WordOf(spec::kRecomputeWords, spec::Recompute::kAuto));
+  put("activation_offloading", s.offload_activations);
+  put("cuda_graphs", WordOf(spec::kGraphsWords, s.graphs));
   put("logging_steps", s.logging_steps);
   if (s.eval_steps > 0) put("eval_steps", s.eval_steps);
   if (s.save_steps > 0) put("save_steps", s.save_steps);
@@ -210,6 +211,8 @@ std::string Recipe(const AdapterExport& adapter) {
   if (s.saves_per_epoch >= 0) put("saves_per_epoch", Plain(s.saves_per_epoch));
   put("save_total_limit", s.save_total_limit);
   put("seed", s.seed);
+  absl::StrAppend(&out, "nibble:\n  save_interval_seconds: ", s.save_interval_seconds,
+                  "\n  allow_numerics_change: ", s.allow_numerics_change ? "true" : "false", "\n");
   return out;
 }
 
@@ -243,7 +246,7 @@ std::string ModelCard(const AdapterExport& adapter) {
   absl::StrAppend(
       &out, "| | |\n|---|---|\n| rank, alpha | ", config.r, ", ", Plain(config.alpha).dump(),
       config.use_rslora ? " (rsLoRA)" : "", " |\n| modules | ", targets, " |\n| frozen base | ",
-      View(QuantTypeName(adapter.spec.quant)),
+      View(WordOf(spec::kQuantWords, adapter.spec.quant)),
       adapter.spec.double_quant ? ", double quantization" : "", " |\n| optimizer steps | ",
       adapter.step, " of ", adapter.total_steps, " |\n| tokens | ", tokens, " |\n");
   if (has_loss) {
