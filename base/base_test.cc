@@ -10,6 +10,7 @@
 #include "base/partial_file.h"
 #include "base/id.h"
 #include "base/mailbox.h"
+#include "base/outside_text.h"
 #include "base/random.h"
 #include "base/status.h"
 
@@ -72,6 +73,28 @@ TEST(File, IsBelowComparesWholeComponents) {
   EXPECT_FALSE(IsBelow("/ab", "/a"));
   EXPECT_EQ(DirName("/a/b"), "/a");
   EXPECT_EQ(BaseName("/a/b"), "b");
+}
+
+TEST(OutsideText, DepthIsThatOfBracketsOutsideOfStrings) {
+  EXPECT_EQ(JsonDepth(""), 0);
+  EXPECT_EQ(JsonDepth(R"({"a":[1,{"b":2}],"c":[[]]})"), 3);
+  EXPECT_EQ(JsonDepth(R"({"[[[\"[[":"{{\\"})"), 1);
+  EXPECT_EQ(JsonDepth(std::string(1000, '[')), 1000);
+  EXPECT_EQ(JsonDepth("]]]["), 0);
+}
+
+TEST(OutsideText, Utf8IsThatOfTheStandard) {
+  for (const char* good : {"", "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_TRUE(IsValidUtf8(good)) << good;
+    EXPECT_EQ(RepairUtf8(good), good);
+  }
+  // Continuation without a start, overlong, a surrogate, beyond the last code point, cut short.
+  for (const char* bad :
+       {"\x80", "\xC0\x80", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xF0\x9F\x98"}) {
+    EXPECT_FALSE(IsValidUtf8(bad));
+    EXPECT_TRUE(IsValidUtf8(RepairUtf8(bad)));
+  }
+  EXPECT_EQ(RepairUtf8("a\xF0\x9F\x98z"), "a\xEF\xBF\xBDz");
 }
 
 TEST(Mailbox, RefusesWhenFullAndDrainsAfterClose) {

@@ -1,7 +1,6 @@
 #include "client/recipe_reader.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
@@ -46,7 +45,7 @@ void RecipeReader::ReadNibbleField(const std::string& key, const std::string& na
     }
     recipe_.name = value.text;
   } else if (name == "priority") {
-    if (!ReadInteger(value, number) || std::abs(number) > 1000) {
+    if (!ReadInteger(value, number) || number < -1000 || number > 1000) {
       return Wrong(key, value, "a whole number from -1000 to 1000");
     }
     recipe_.priority = static_cast<int32_t>(number);

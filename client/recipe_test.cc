@@ -232,6 +232,18 @@ TEST(RecipeDataTest, NibbleBlock) {
   EXPECT_THAT(recipe->notices, SizeIs(1));
 }
 
+TEST(RecipeDataTest, BytesThatAreNoTextAndNumbersThatAreNone) {
+  const std::string head(kHead);
+  for (const char* line : {"chat_template: \xff", "bnb_4bit_quant_type: \"nf4\xc3\"", "lora_\xff: 8",
+                           "nibble: {labels: {team: \xed\xa0\x80}}"}) {
+    EXPECT_THAT(std::string(Read(head + line + "\n").status().message()), HasSubstr("not UTF-8")) << line;
+  }
+  EXPECT_THAT(std::string(Read(head, {"chat_template=\xff"}).status().message()), HasSubstr("not UTF-8"));
+  for (const char* priority : {"-9223372036854775808", "9223372036854775807", "1001", "-1e300"}) {
+    EXPECT_FALSE(Read(absl::StrCat(head, "nibble: {priority: ", priority, "}\n")).ok()) << priority;
+  }
+}
+
 TEST(RecipeDataTest, FilesAreFoundBesideTheRecipe) {
   TempDir dir;
   ASSERT_TRUE(WriteFileAtomic(dir.Join("r.yaml"), "base_model: base\ndatasets: [d.jsonl]\n").ok());

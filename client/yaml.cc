@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 
 namespace nibble::client {
@@ -63,6 +64,7 @@ class TreeBuilder : public YAML::EventHandler {
   }
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
+    if (!IsValidUtf8(value)) throw Refusal{"bytes that are not UTF-8", mark};
     // yaml-cpp gives plain scalars the tag "?", quoted ones "!".
     static constexpr std::string_view kCore = "tag:yaml.org,2002:";
     const bool quoted = tag == "!" || tag == std::string(kCore) + "str";

@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
@@ -73,6 +74,7 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {
 absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path) {
   if (!FileExists(path)) return Error(Reason::kAdapterNotFound, absl::StrCat(path, " is missing"));
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  if (JsonDepth(text) > kMaxJsonDepth) return Bad("adapter_config.json is nested too deep");
   const json config = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) return Bad("adapter_config.json is no JSON object");
   RETURN_IF_ERROR(RefuseOptions(config));

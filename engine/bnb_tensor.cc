@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "engine/text.h"
 #include "kernels/nf4.h"
@@ -54,6 +55,7 @@ absl::Status BnbTensor::ReadState(const TensorInfo& state, const std::vector<int
   }
   std::string text(static_cast<size_t>(state.size_bytes), '\0');
   RETURN_IF_ERROR(checkpoint_->Read(state, 0, state.size_bytes, text.data()));
+  if (JsonDepth(text) > kMaxJsonDepth) return Bad("has a quant_state that is nested too deep");
   const json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_object()) return Bad("has a quant_state that is no JSON object");
   if (value.value("shape", json()) != json(shape)) {

@@ -244,6 +244,11 @@ not json
                                   "rows[6].messages[1].role", "rows[7].messages[0].content[0]",
                                   "rows[8].messages[0].weight", "rows[9]"));
   EXPECT_EQ(StatusMetadata(data.status())["bad_rows"], "9");
+  // A number of many digits takes another way through the reader, which must be no deeper.
+  constexpr size_t kLevels = 500'000;
+  const std::string deep = "{\"text\":\"a\",\"n\":" + std::string(40, '9') + ",\"m\":" +
+                           std::string(kLevels, '[') + std::string(kLevels, ']') + "}\n";
+  EXPECT_EQ(StatusReason(Load(deep).status()), Reason::kDatasetSchemaMismatch);
   std::string many = "{\"text\":\"a\"}\n";
   for (int i = 0; i < 250; ++i) many += "{}\n";
   const auto status = Load(many).status();

@@ -9,27 +9,6 @@
 namespace nibble::engine {
 namespace {
 
-bool IsContinuation(std::string_view text, size_t i, uint8_t low = 0x80, uint8_t high = 0xBF) {
-  if (i >= text.size()) return false;
-  const auto b = static_cast<uint8_t>(text[i]);
-  return b >= low && b <= high;
-}
-
-// Length of the well-formed character at `pos`, or minus the length of the maximal ill-formed part
-// (Unicode 15, section 3.9, table 3-7).
-int Examine(std::string_view text, size_t pos) {
-  const auto b = static_cast<uint8_t>(text[pos]);
-  if (b < 0x80) return 1;
-  if (b < 0xC2 || b > 0xF4) return -1;
-  if (b < 0xE0) return IsContinuation(text, pos + 1) ? 2 : -1;
-  const uint8_t low = b == 0xE0 ? 0xA0 : b == 0xF0 ? 0x90 : 0x80;
-  const uint8_t high = b == 0xED ? 0x9F : b == 0xF4 ? 0x8F : 0xBF;
-  if (!IsContinuation(text, pos + 1, low, high)) return -1;
-  if (!IsContinuation(text, pos + 2)) return -2;
-  if (b < 0xF0) return 3;
-  return IsContinuation(text, pos + 3) ? 4 : -3;
-}
-
 int Category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
 
 }  // namespace
@@ -38,7 +17,7 @@ std::string Quote(std::string_view text, size_t limit) {
   std::string out = "'";
   size_t pos = 0;
   while (pos < text.size() && pos < limit) {
-    const int length = Examine(text, pos);
+    const int length = ExamineUtf8(text, pos);
     const auto b = static_cast<uint8_t>(text[pos]);
     if (length > 1) {
       out.append(text.substr(pos, length));
@@ -56,31 +35,6 @@ std::string Quote(std::string_view text, size_t limit) {
   }
   if (pos < text.size()) out += "...";
   out += "'";
-  return out;
-}
-
-bool IsValidUtf8(std::string_view text) {
-  for (size_t pos = 0; pos < text.size();) {
-    const int length = Examine(text, pos);
-    if (length < 0) return false;
-    pos += length;
-  }
-  return true;
-}
-
-std::string RepairUtf8(std::string_view text) {
-  std::string out;
-  out.reserve(text.size());
-  for (size_t pos = 0; pos < text.size();) {
-    const int length = Examine(text, pos);
-    if (length > 0) {
-      out.append(text.substr(pos, length));
-      pos += length;
-    } else {
-      out += "\xEF\xBF\xBD";
-      pos -= length;
-    }
-  }
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "absl/strings/string_view.h"
+#include "base/outside_text.h"
 
 namespace nibble::engine {
 
@@ -17,10 +18,6 @@ inline absl::string_view View(std::string_view s) { return {s.data(), s.size()};
 // 'text' with control characters and bytes that are not UTF-8 escaped, cut after `limit` bytes:
 // what may stand in an error message.
 std::string Quote(std::string_view text, size_t limit = 80);
-
-bool IsValidUtf8(std::string_view text);
-// Every maximal ill-formed part becomes one U+FFFD, as Rust and Python do it.
-std::string RepairUtf8(std::string_view text);
 
 // The code point at `pos` of valid UTF-8 and its length in bytes.
 struct CodePoint {

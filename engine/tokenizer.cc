@@ -7,6 +7,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "engine/tokenizer_pipeline.h"
 
@@ -47,6 +48,9 @@ std::string TemplateOf(const json& config) {
 
 absl::Status ApplyConfig(std::string_view config_json, Pipeline& pipeline) {
   if (config_json.empty()) return absl::OkStatus();
+  if (JsonDepth(config_json) > kMaxJsonDepth) {
+    return Error(Reason::kTokenizerUnsupported, "tokenizer_config.json is nested too deep");
+  }
   const json config = json::parse(config_json, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) {
     return Error(Reason::kTokenizerUnsupported, "tokenizer_config.json is no JSON object");
@@ -65,6 +69,7 @@ absl::StatusOr<std::string> ReadIfThere(const std::string& path, int64_t max_byt
 
 // bos_token_id or eos_token_id of a model's config.json: a number, or a list whose first we take.
 void FillFromModelConfig(std::string_view config_json, Pipeline& pipeline) {
+  if (JsonDepth(config_json) > kMaxJsonDepth) return;
   const json config = json::parse(config_json, nullptr, false);
   if (!config.is_object()) return;
   const auto fill = [&](const char* key, std::optional<int32_t>& id) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 
 namespace nibble::server {
@@ -17,6 +18,7 @@ using nlohmann::json;
 
 constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
 constexpr int64_t kMaxIndexBytes = int64_t{16} << 20;
+constexpr int32_t kMaxIndexDepth = 4;  // as the engine reads it
 constexpr int64_t kMaxHeaderBytes = int64_t{16} << 20;
 constexpr int64_t kMaxTokenizerBytes = int64_t{64} << 20;
 constexpr size_t kMaxTensors = 100'000;
@@ -117,6 +119,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const ModelFiles& m
   std::map<std::string, std::string> where;
   if (!Find(model, kIndexName)) return where;
   ASSIGN_OR_RETURN(const std::string text, ReadWhole(model, kIndexName, kMaxIndexBytes));
+  if (JsonDepth(text) > kMaxIndexDepth) return Bad(kIndexName, "is nested too deep");
   const json index = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
     return Bad(kIndexName, "has no weight_map");
@@ -267,21 +270,7 @@ absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view
                                                                 std::string_view header_json,
                                                                 int64_t data_bytes) {
   // Depth first: a header is an object of objects of arrays, nothing deeper.
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < header_json.size(); ++i) {
-    const char c = header_json[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > 4) return Bad(file, "has a header nested too deep");
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
+  if (JsonDepth(header_json) > 4) return Bad(file, "has a header nested too deep");
   // A key given twice would mean one thing here and another to the engine.
   std::vector<std::set<std::string>> keys;
   bool twice = false;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
 
@@ -11,6 +12,8 @@ namespace nibble::spec {
 namespace {
 
 using nlohmann::json;
+
+constexpr int64_t kMaxHeadDim = 1024;
 
 absl::Status Unsupported(const std::string& message) {
   return Error(Reason::kUnsupportedArchitecture, message);
@@ -146,6 +149,11 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
           "here), or one that bitsandbytes quantized to four bits");
     }
   }
+  // One that follows from hidden_size has not been held against the bound yet.
+  if (model.head_dim > kMaxHeadDim) {
+    return Unsupported(absl::StrCat("config.json: heads are ", model.head_dim, " wide (hidden_size by ",
+                                    "num_attention_heads); at most ", kMaxHeadDim, " are supported"));
+  }
   if (model.head_dim % 2 != 0) {
     return Unsupported(absl::StrCat("config.json: head_dim ", model.head_dim, " is odd"));
   }
@@ -194,7 +202,7 @@ absl::StatusOr<ModelConfig> FromJson(const json& config) {
   }
   const int64_t default_head_dim =
       model.model_type == "qwen3" ? 128 : model.hidden_size / model.heads;
-  model.head_dim = fields.Integer("head_dim", default_head_dim, 2, 1024);
+  model.head_dim = fields.Integer("head_dim", default_head_dim, 2, kMaxHeadDim);
   model.max_positions = fields.Integer("max_position_embeddings", 2048, 1, 1 << 24);
   model.rms_norm_eps = fields.Number("rms_norm_eps", 1e-6);
   model.tie_word_embeddings = fields.Flag("tie_word_embeddings", false);
@@ -228,6 +236,9 @@ int64_t ModelConfig::TotalParameters() const {
 }
 
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json) {
+  if (JsonDepth(config_json) > kMaxJsonDepth) {
+    return Invalid(absl::StrCat("config.json: nested deeper than ", kMaxJsonDepth, " levels"));
+  }
   const json config = json::parse(config_json, nullptr, /*allow_exceptions=*/false);
   if (config.is_discarded()) return Invalid("config.json: not valid JSON");
   return FromJson(config);

@@ -71,6 +71,24 @@ TEST(ParseModelConfig, RefusesBadFiles) {
   EXPECT_EQ(reason(With(R"(,"head_dim":1e99)")), Reason::kModelFileInvalid);
 }
 
+// Printing or copying what is nested half a million levels deep would overflow the stack.
+TEST(ParseModelConfig, RefusesWhatIsNestedDeep) {
+  constexpr size_t kLevels = 500'000;
+  const std::string deep = std::string(kLevels, '[') + std::string(kLevels, ']');
+  for (const std::string& json : {R"({"model_type":"llama","vocab_size":)" + deep + "}",
+                                  With(R"(,"dtype":)" + deep),
+                                  With(R"(,"quantization_config":{"quant_method":)" + deep + "}"), deep}) {
+    EXPECT_THAT(std::string(ParseModelConfig(json).status().message()), HasSubstr("nested deeper"));
+  }
+  EXPECT_TRUE(ParseModelConfig(With(R"(,"auto_map":[[[["[[["]]]])")).ok());
+}
+
+TEST(ParseModelConfig, HeadsThatFollowAreBoundedToo) {
+  const auto why = ParseModelConfig(R"({"model_type":"llama","vocab_size":512,"hidden_size":4096,
+      "intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2})").status();
+  EXPECT_THAT(std::string(why.message()), HasSubstr("heads are 2048 wide"));
+}
+
 TEST(ParseModelConfig, FamiliesDiffer) {
   std::string qwen = With("");
   qwen.replace(qwen.find("llama"), 5, "qwen2");
