@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/outside_text.h"
 #include "engine/dataset_rows.h"
 #include "engine/json.h"
 #include "engine/spec/row_keys.h"
@@ -201,14 +202,18 @@ struct RowReader::Parser {
       what = std::string(why);
       return absl::InvalidArgumentError("");
     };
-    if (ParseObject(parser, text, kMaxRowDepth, root, fail).ok()) return std::nullopt;
+    if (ParseObject(parser, text, spec::kMaxRowDepth, root, fail).ok()) return std::nullopt;
     // A number beyond 64 bits stops this parser, though JSON allows it. The other one reads it, and
     // only then may it be slow.
     if (what.find("number") != std::string::npos || what.find("NUMBER") != std::string::npos) {
+      // Its printing recurses, and this row may not have been parsed to its end.
+      if (JsonDepth(text) > spec::kMaxRowDepth) {
+        return RowProblem{"", absl::StrCat("is nested deeper than ", spec::kMaxRowDepth, " levels")};
+      }
       const auto value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
       if (value.is_object()) {
         rewritten = value.dump();
-        if (ParseObject(parser, rewritten, kMaxRowDepth, root, fail).ok()) return std::nullopt;
+        if (ParseObject(parser, rewritten, spec::kMaxRowDepth, root, fail).ok()) return std::nullopt;
       }
     }
     if (what == "it is no JSON object") return RowProblem{"", "must be a JSON object"};

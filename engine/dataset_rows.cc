@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/spec/row_keys.h"
 #include "engine/text.h"
 
 namespace nibble::engine {
@@ -94,10 +95,10 @@ class Splitter {
   }
 
   absl::Status Append(std::string_view part) {
-    if (static_cast<int64_t>(row_.size() + part.size()) > kMaxRowBytes) {
+    if (static_cast<int64_t>(row_.size() + part.size()) > spec::kMaxRowBytes) {
       return Error::Field(
           Reason::kRequestTooLarge, absl::StrCat(label_, "[", rows_, "]"),
-          absl::StrCat("is longer than ", kMaxRowBytes, " bytes; split it into several rows"));
+          absl::StrCat("is longer than ", spec::kMaxRowBytes, " bytes; split it into several rows"));
     }
     row_.append(part);
     return absl::OkStatus();
@@ -108,9 +109,9 @@ class Splitter {
       row_.clear();
       return absl::OkStatus();
     }
-    if (rows_ >= kMaxRows) {
+    if (rows_ >= spec::kMaxRows) {
       return Error(Reason::kRequestTooLarge,
-                   absl::StrCat("the data set has more than ", kMaxRows, " rows"));
+                   absl::StrCat("the data set has more than ", spec::kMaxRows, " rows"));
     }
     RETURN_IF_ERROR(on_row_(rows_++, row_));
     row_.clear();

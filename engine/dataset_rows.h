@@ -2,7 +2,7 @@
 // array.
 //
 // Bounded: at most one row and one chunk are in memory, and a row is refused as soon as it is
-// longer than kMaxRowBytes. Only brackets and strings are looked at here; whether a row is JSON is
+// longer than spec::kMaxRowBytes. Only brackets and strings are looked at here; whether a row is JSON is
 // for the caller.
 #pragma once
 
@@ -14,10 +14,6 @@
 #include "absl/status/status.h"
 
 namespace nibble::engine {
-
-inline constexpr int64_t kMaxRowBytes = 4 << 20;
-inline constexpr int64_t kMaxRows = 10'000'000;
-inline constexpr int kMaxRowDepth = 32;
 
 // Calls on_row(row from 0, text) for every row; blank lines are no rows. Stops at the first error
 // of on_row. `label` names the rows in errors: "rows", or "eval_rows".

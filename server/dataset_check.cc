@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "engine/spec/row_keys.h"
 
@@ -17,27 +18,6 @@ using nlohmann::json;
 
 constexpr size_t kMaxViolations = 100;
 constexpr int64_t kReadBytes = int64_t{1} << 20;
-
-// Nesting of brackets outside of strings: checked before parsing, so that the parser never builds
-// something deep.
-int32_t Depth(std::string_view text) {
-  int32_t depth = 0, deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return deepest;
-}
 
 struct Problem {
   std::string path;  // below the row; may be empty
@@ -111,8 +91,9 @@ constexpr std::array<Format, 5> kFormats = {{
 }};
 
 MaybeProblem CheckRow(std::string_view text, std::string& format) {
-  if (Depth(text) > kMaxRowDepth) {
-    return Problem{"", absl::StrCat("is nested deeper than ", kMaxRowDepth, " levels")};
+  // Before parsing, so that the parser never builds something deep.
+  if (JsonDepth(text) > spec::kMaxRowDepth) {
+    return Problem{"", absl::StrCat("is nested deeper than ", spec::kMaxRowDepth, " levels")};
   }
   const json row = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (row.is_discarded()) {

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "engine/spec/row_keys.h"
 
 namespace nibble::server {
 namespace {
@@ -125,7 +126,7 @@ TEST(CheckDataset, RefusesAnEndlessLineWithoutReadingIt) {
     auto facts = CheckDataset(read);
     EXPECT_EQ(StatusReason(facts.status()), Reason::kRequestTooLarge);
     EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0]");
-    EXPECT_LE(asked, kMaxRowBytes + (2 << 20));
+    EXPECT_LE(asked, spec::kMaxRowBytes + (2 << 20));
   }
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "engine/spec/row_keys.h"
 
 namespace nibble::server {
 namespace {
@@ -22,7 +23,7 @@ std::string_view Trim(std::string_view text) {
 
 absl::Status RowSplitter::TooLong() const {
   return Error::Field(Reason::kRequestTooLarge, absl::StrCat("rows[", rows_, "]"),
-                      absl::StrCat("is longer than ", kMaxRowBytes,
+                      absl::StrCat("is longer than ", spec::kMaxRowBytes,
                                    " bytes; split it, or put one example on each line"));
 }
 
@@ -35,9 +36,9 @@ absl::Status RowSplitter::NotAnArray(std::string_view what) const {
 absl::Status RowSplitter::EmitRow() {
   const std::string_view row = Trim(row_);
   if (!row.empty()) {
-    if (rows_ >= kMaxRows) {
+    if (rows_ >= spec::kMaxRows) {
       return Error(Reason::kRequestTooLarge,
-                   absl::StrCat("the data set has more than ", kMaxRows, " rows; split it"));
+                   absl::StrCat("the data set has more than ", spec::kMaxRows, " rows; split it"));
     }
     if (!on_row_(rows_, row)) stopped_ = true;
     ++rows_;
@@ -72,7 +73,7 @@ absl::Status RowSplitter::FeedLines(std::string_view data) {
   while (!data.empty() && !stopped_) {
     const size_t end = data.find('\n');
     const std::string_view part = data.substr(0, end);
-    if (static_cast<int64_t>(row_.size() + part.size()) > kMaxRowBytes) return TooLong();
+    if (static_cast<int64_t>(row_.size() + part.size()) > spec::kMaxRowBytes) return TooLong();
     row_.append(part);
     if (end == std::string_view::npos) return absl::OkStatus();
     RETURN_IF_ERROR(EmitRow());
@@ -104,7 +105,7 @@ absl::Status RowSplitter::ArrayByte(char c) {
     }
     if (row_.empty() && IsSpace(c)) return absl::OkStatus();
   }
-  if (static_cast<int64_t>(row_.size()) >= kMaxRowBytes) return TooLong();
+  if (static_cast<int64_t>(row_.size()) >= spec::kMaxRowBytes) return TooLong();
   row_ += c;
   if (in_string_) {
     if (escaped_) {

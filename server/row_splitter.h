@@ -1,6 +1,6 @@
 // Cuts a stream of bytes into rows: lines of JSON, or the elements of one JSON array.
 //
-// Streaming and bounded: it holds at most one row, and refuses a row longer than kMaxRowBytes as soon
+// Streaming and bounded: it holds at most one row, and refuses a row longer than spec::kMaxRowBytes as soon
 // as it gets that long, whatever follows. It only looks at brackets and strings; whether a row is JSON is
 // for the caller. Used by one thread.
 #pragma once
@@ -13,10 +13,6 @@
 #include "absl/status/status.h"
 
 namespace nibble::server {
-
-inline constexpr int64_t kMaxRowBytes = int64_t{4} << 20;
-inline constexpr int32_t kMaxRowDepth = 32;
-inline constexpr int64_t kMaxRows = 10'000'000;
 
 class RowSplitter {
  public:

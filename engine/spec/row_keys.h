@@ -1,10 +1,15 @@
-// How rows of training data spell what they are: the one list that a push to the server and the reader of
-// the engine both go by. Pure constants.
+// How rows of training data spell what they are, and how large they may be: what a push to the server and
+// the reader of the engine both go by. Pure constants.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 
 namespace nibble::spec {
+
+inline constexpr int64_t kMaxRowBytes = int64_t{4} << 20;
+inline constexpr int32_t kMaxRowDepth = 32;  // of brackets
+inline constexpr int64_t kMaxRows = 10'000'000;
 
 struct RowKeys {
   std::string_view format;

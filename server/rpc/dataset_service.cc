@@ -4,6 +4,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/id.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "nibble/v1/dataset.grpc.pb.h"
 #include "server/dataset_check.h"
@@ -215,10 +216,10 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
   absl::Status Preview(const core::Dataset& dataset, int32_t count, v1::PreviewDatasetResponse* response) {
     ASSIGN_OR_RETURN(auto rows, FirstRows(ReaderOf(edge_, dataset), count));
     size_t bytes = 0;
-    for (std::string& row : rows) {
+    for (const std::string& row : rows) {
       bytes += row.size();
       if (bytes > kMaxPreviewBytes) break;
-      response->add_rows(std::move(row));
+      response->add_rows(RepairUtf8(row));  // a file below the model root may have changed since
     }
     return absl::OkStatus();
   }
