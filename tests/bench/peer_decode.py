@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """How fast bitsandbytes decodes NF4 on one thread, at the shapes of the "decode" lines of
-nibble-bench-kernels: rows that fill 256 KiB, again and again (the second-level cache), as JSON lines."""
+nibble-bench-kernels, as JSON lines: rows that fill 256 KiB, again and again (the second-level cache), and
+whole matrices, from memory to memory."""
 
 import json
 import os
@@ -16,7 +17,7 @@ def main():
     import torch
 
     torch.set_num_threads(1)
-    for k, n in ((576, 1536), (2048, 2048), (4096, 4096)):
+    for k, n in ((576, 1536), (2048, 2048), (4096, 4096), (4096, 11008)):
         for name, rows in ((f"512x{k}x{n}", min(n, 131072 // k)), (f"{k}x{n}", n)):
             weight = torch.randn(rows, k, dtype=torch.bfloat16)
             codes, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)

@@ -36,7 +36,10 @@ def rows_of(lines):
             peers[item["peer_decode"]] = item["gb_per_second"]
     for item in items:
         if "kernel" in item:
-            peer = peers.get(item["shape"].split()[-1]) if item["kernel"].startswith("decode") else None
+            # The peer decodes NF4; lines of other formats name theirs between model and shape.
+            words = item["shape"].split()
+            nf4 = item["kernel"].startswith("decode") and len(words) == 2
+            peer = peers.get(words[-1]) if nf4 else None
             rows.append((item["kernel"], item["shape"], f"{item['figure']:.1f} {item['unit']}",
                          f"{item['limit']:.1f} {UNITS[item['limit_name']]}", item["share"],
                          f"{peer:.1f} GB/s" if peer else "", f"{item['figure'] / peer:.1f}x" if peer else ""))

@@ -63,6 +63,17 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
   });
 }
 
+// A whole matrix decoded into memory larger than the caches: Nibble never does this, its peers do.
+void BenchDecodeToMemory(Bench& bench, const std::string& model, int64_t k, int64_t n) {
+  const std::string shape = model + " " + std::to_string(k) + "x" + std::to_string(n);
+  if (!bench.Wants({"decode to memory"}, shape)) return;
+  const RandomWeight weight(QuantType::kNF4, n, k);
+  auto out = Activations(k * n);
+  bench.Line("decode to memory", shape, 2.0 * static_cast<double>(k * n), Limit::kCopy, [&] {
+    bench.table().decode_weight(bench.context(), out.data(), weight.view, 0, n);
+  });
+}
+
 void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64_t kv_heads, int64_t dim) {
   const int64_t m = bench.tokens();
   const std::string shape = model + " " + std::to_string(m) + " h" + std::to_string(heads) + "/" +
@@ -243,6 +254,7 @@ int Main(int argc, char** argv) {
                                    {"int4", QuantType::kINT4}, {"int8", QuantType::kINT8},
                                    {"bf16", QuantType::kBF16}})
     BenchLinear(bench, std::string("1.1B ") + name, 2048, 2048, type);
+  BenchDecodeToMemory(bench, "7B", 4096, 11008);
   BenchGenerate(bench, "1.1B", 2048, 5632);
   BenchGenerate(bench, "all of 1.1B", 2048, 473088);
   BenchAttentionOne(bench, "1.1B", 512, 32, 4, 64);
