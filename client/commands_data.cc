@@ -230,7 +230,9 @@ int WorkerList(const Globals& g) {
                                            FormatBytes(d.pinned_capacity_bytes()))
                             : "-",
                         absl::StrCat(d.jobs_size()), AgeText(w.last_seen_time(), now_us),
-                        d.description().empty() ? "-" : d.description()});
+                        !d.fault().empty()       ? absl::StrCat("withdrawn: ", d.fault())
+                        : d.description().empty() ? "-"
+                                                  : d.description()});
       }
       if (w.devices_size() == 0)
         rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", "-",

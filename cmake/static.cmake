@@ -1,4 +1,4 @@
-# NIBBLE_STATIC: a binary that starts on another Linux of the same age or younger. Abseil, OpenSSL, libstdc++
+# NIBBLE_STATIC: a binary that starts on another Linux with glibc 2.35 or later (old_glibc.cc). Abseil, OpenSSL, libstdc++
 # and utf8proc from their archives, fmt and spdlog from their headers. What Debian has as a shared library
 # only (simdjson) travels beside the binary.
 

@@ -136,6 +136,8 @@ inline constexpr MetricRow kMetricTable[] = {
     {"nibble_worker_engines_started_total", MetricType::kCounter, "", "Engine processes started."},
     {"nibble_worker_engines_lost_total", MetricType::kCounter, "",
      "Engine processes that ended by themselves."},
+    {"nibble_worker_devices_withdrawn", MetricType::kGauge, "",
+     "Devices that take no work because they do not answer."},
     {"nibble_worker_reports_total", MetricType::kCounter, "", "Reports sent to the server."},
     {"nibble_worker_reports_failed_total", MetricType::kCounter, "",
      "Reports the server did not take."},

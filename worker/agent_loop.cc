@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "engine/spec/words.h"
 #include "worker/check.h"
+#include "worker/devices.h"
 #include "worker/engine_line.h"
 
 namespace nibble::worker {
@@ -75,6 +76,7 @@ AgentLoop::~AgentLoop() {
     for (auto& [key, cancel] : *running) cancel->store(true);
   }
   for (auto& [id, cancel] : uploads_) cancel->store(true);
+  probes_ended_->store(true);
   inbox_.Close();
   link_.Shutdown();
   engines_.clear();
@@ -116,6 +118,7 @@ void AgentLoop::Handle(const Input& input) {
   }
   counts_.attempts = static_cast<int64_t>(agent_.attempts());
   counts_.engines = static_cast<int64_t>(agent_.engines());
+  counts_.withdrawn_devices = static_cast<int64_t>(agent_.withdrawn_devices());
   counts_.registered = agent_.registered();
 }
 
@@ -183,8 +186,6 @@ void AgentLoop::Do(const StartEngine& a) {
   if (!options_.devices.contains(a.group.device_id)) {
     return Deliver(EngineExited{a.engine, "this worker has no device " + a.group.device_id, false});
   }
-  // The new process opens and measures the device before it says hello: a device that failed is probed so
-  // before it gets new work.
   const std::string log_file =
       JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
   const std::vector<std::string> arguments = {
@@ -292,6 +293,30 @@ void AgentLoop::Do(const StartCheck& a) {
 }
 
 void AgentLoop::Do(const StopCheck& a) { StopOne(checks_, a.key); }
+
+void AgentLoop::Do(const DoProbe& a) {
+  const auto name = options_.devices.find(a.device_id);
+  if (name == options_.devices.end()) return Deliver(ProbeEnded{a.device_id, false, "no such device"});
+  LogInfo("device.probe", {{"device", a.device_id}});
+  const int64_t deadline_us = clock_.NowMonotonicUs() + options_.agent.probe_timeout_us;
+  probe_pool_.Post([this, id = a.device_id, name = name->second, deadline_us, ended = probes_ended_] {
+    const std::string log_file = JoinPath(options_.work_dir, absl::StrCat("log/engine-", id, ".log"));
+    const absl::Status probed =
+        ProbeDevice(options_.engine_binary, name, log_file, [this, deadline_us, ended] {
+          return ended->load() || clock_.NowMonotonicUs() >= deadline_us;
+        });
+    if (ended->load()) return;
+    if (probed.ok()) {
+      LogInfo("device.answers", {{"device", id}});
+      return Deliver(ProbeEnded{id, true, ""});
+    }
+    std::string message(probed.message());
+    if (const std::string last_words = LastWords(log_file); !last_words.empty())
+      absl::StrAppend(&message, ": ", last_words);
+    LogError("device.withdrawn", {{"device", id}, {"why", message}});
+    Deliver(ProbeEnded{id, false, message});
+  });
+}
 
 void AgentLoop::Do(const DoUpload& a) {
   const Cancel cancel = Register(uploads_, a.id);

@@ -45,6 +45,7 @@ struct LoopCounts {
   TrainCounts train;
   std::atomic<int64_t> attempts{0};
   std::atomic<int64_t> engines{0};
+  std::atomic<int64_t> withdrawn_devices{0};
   std::atomic<bool> registered{false};
 };
 
@@ -86,6 +87,7 @@ class AgentLoop {
   void Do(const KillEngine& a);
   void Do(const StartCheck& a);
   void Do(const StopCheck& a);
+  void Do(const DoProbe& a);
   void Do(const DoUpload& a);
   void Do(const StopUpload& a);
   void Do(const Forget& a);
@@ -112,6 +114,7 @@ class AgentLoop {
   std::map<int64_t, Cancel> uploads_;
   bool done_ = false;
   std::atomic<bool> stop_{false};
+  const Cancel probes_ended_ = std::make_shared<std::atomic<bool>>(false);
   absl::Status outcome_;
   // Last: their threads use everything above.
   TaskPool synchronize_pool_{1};
@@ -119,6 +122,7 @@ class AgentLoop {
   TaskPool fetch_pool_{2};
   TaskPool upload_pool_{2};
   TaskPool check_pool_{1};
+  TaskPool probe_pool_{1};
 };
 
 }  // namespace nibble::worker

@@ -5,7 +5,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <set>
 
@@ -29,6 +32,10 @@ class FakeServer : public ServerLink {
     std::unique_lock lock(mutex_);
     listing_.clear();
     for (const auto& a : action.request.attempts) listing_.insert(a.key);
+    faults_.clear();
+    for (const auto& d : action.request.devices) {
+      if (!d.fault.empty()) faults_[d.device_id] = d.fault;
+    }
     changed_.notify_all();
     changed_.wait_for(lock, std::chrono::milliseconds(200), [&] {
       return down_ || action.request.draining || action.request.known_revision != revision_ ||
@@ -147,6 +154,7 @@ class FakeServer : public ServerLink {
   std::map<std::string, std::string> checks_;
   std::set<AttemptKey> released_;
   std::set<AttemptKey> listing_;
+  std::map<std::string, std::string> faults_;
   std::map<std::string, std::string> blobs_;
   int registrations_ = 0;
 
@@ -173,6 +181,10 @@ class AgentLoopTest : public testing::Test {
     options.agent.metrics_interval_us = 10'000;
     options.agent.retry_min_us = 10'000;
     options.agent.retry_max_us = 50'000;
+    options.agent.probed_devices = {"cpu0"};
+    options.agent.probe_min_us = options.agent.probe_max_us = 50'000;
+    (void)!setenv("NIBBLE_FAKE_DEAD_FILE", DeadFile().c_str(), 1);
+    ASSERT_FALSE(FileExists(DeadFile()));
     loop_ = std::make_unique<AgentLoop>(options, server_);
     thread_ = std::thread([this] { outcome_ = loop_->Run(); });
   }
@@ -201,6 +213,10 @@ class AgentLoopTest : public testing::Test {
     a.dataset = server_.AddBlob("../odd name.jsonl", "{\"text\":\"a\"}\n");
     a.display_name = wish;
     return a;
+  }
+  // One for all tests: what starts the engines keeps the environment it began with.
+  static std::string DeadFile() {
+    return testing::TempDir() + "nibble-fake-dead-" + std::to_string(getpid());
   }
   TempDir dir_;
   FakeServer server_;
@@ -246,6 +262,22 @@ TEST_F(AgentLoopTest, AnEngineThatDiesFailsItsAttemptAndTheNextResumes) {
   EXPECT_EQ(*steps.rbegin(), 10);
   EXPECT_EQ(static_cast<int64_t>(steps.size()), 10 - again.checkpoint_step);
   EXPECT_EQ(loop_->counts().engines_lost, 1);
+}
+
+// From the death of a device through its withdrawal to new work on it.
+TEST_F(AgentLoopTest, ADeadDeviceIsWithdrawnUntilItAnswers) {
+  server_.Give(Job("dier", 1, 8, "dies-at-5"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.failures_.size() == 1; }));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.faults_.count("cpu0") == 1; }));
+  EXPECT_THAT(server_.faults_["cpu0"], HasSubstr("the fake device has fallen off the bus"));
+  server_.Give(Job("next", 1, 3));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.failures_.size() == 2; }));
+  EXPECT_EQ(server_.failures_[1].second.reason, "DEVICE_FAULT");
+  EXPECT_TRUE(server_.failures_[1].second.neighbour_fault);
+  ASSERT_TRUE(RemoveFile(DeadFile()).ok());
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.faults_.empty(); }));
+  server_.Give(Job("next", 2, 3));
+  EXPECT_TRUE(server_.WaitUntil([&] { return server_.results_.count("next") == 1; }));
 }
 
 TEST_F(AgentLoopTest, AnEngineThatTalksNonsenseIsEnded) {

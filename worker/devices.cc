@@ -88,12 +88,29 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field
   return static_cast<int64_t>(bytes);
 }
 
-HostShare ShareHost(int64_t available_bytes, int64_t asked_pinned_bytes, int64_t gpus) {
+absl::StatusOr<HostShare> ShareHost(const HostQuestion& q) {
   constexpr int64_t kLeastBytes = int64_t{1} << 20;
-  gpus = std::max<int64_t>(1, gpus);
-  const int64_t pinned_bytes = asked_pinned_bytes > 0 ? asked_pinned_bytes : available_bytes / 2;
-  const int64_t rest_bytes = available_bytes - pinned_bytes - kReserveBytes;
-  return {std::max(kLeastBytes, pinned_bytes / gpus), std::max(kLeastBytes, rest_bytes / gpus)};
+  HostShare share;
+  if (q.has_cpu) {
+    share.cpu_bytes = q.asked_cpu_bytes > 0 ? q.asked_cpu_bytes
+                      : q.gpus > 0          ? q.available_bytes / 2
+                                            : std::max<int64_t>(0, q.available_bytes - kReserveBytes);
+  }
+  if (q.gpus == 0) return share;
+  const int64_t rest_bytes = q.available_bytes - share.cpu_bytes;
+  const int64_t pinned_bytes = q.asked_pinned_bytes > 0 ? q.asked_pinned_bytes : rest_bytes / 2;
+  const int64_t host_bytes = rest_bytes - pinned_bytes - kReserveBytes;
+  if (q.has_cpu && q.asked_cpu_bytes + q.asked_pinned_bytes > 0 && host_bytes < q.gpus * kLeastBytes) {
+    return Error(Reason::kOutOfMemory,
+                 absl::StrCat("this host has ", q.available_bytes, " bytes available now; ", share.cpu_bytes,
+                              " for the processor's jobs, ", pinned_bytes,
+                              " page-locked and a reserve of ", kReserveBytes,
+                              " leave nothing for the jobs of GPUs; lower --memory or --pinned-memory"))
+        .ToStatus();
+  }
+  share.pinned_bytes = std::max(kLeastBytes, pinned_bytes / q.gpus);
+  share.host_bytes = std::max(kLeastBytes, host_bytes / q.gpus);
+  return share;
 }
 
 absl::StatusOr<std::vector<GpuInfo>> ListGpus(const std::string& engine_binary,
@@ -193,9 +210,7 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
     }
   } else {
     device.description = ProcessorName();
-    device.profile.capacity_bytes =
-        options.memory_bytes > 0 ? options.memory_bytes
-                                 : std::max<int64_t>(0, AvailableMemoryBytes() - kReserveBytes);
+    device.profile.capacity_bytes = options.memory_bytes;
   }
   if (device.profile.capacity_bytes <= device.profile.fixed_bytes) {
     return Error(Reason::kOutOfMemory,
@@ -205,6 +220,18 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
         .ToStatus();
   }
   return device;
+}
+
+absl::Status ProbeDevice(const std::string& engine_binary, const std::string& device,
+                         const std::string& log_file, const std::function<bool()>& cancelled) {
+  ASSIGN_OR_RETURN(const HelperResult result,
+                   RunHelper({engine_binary, "profile", "--device", device, "--threads", "1"}, log_file,
+                             cancelled));
+  if (result.exit.code == 0 && !result.cancelled) return absl::OkStatus();
+  return Error(Reason::kDeviceFault,
+               result.cancelled ? absl::StrCat(device, " does not answer")
+                                : absl::StrCat(device, " does not open: nibble-engine ", result.exit.message))
+      .ToStatus();
 }
 
 }  // namespace nibble::worker

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,7 +17,7 @@ struct DeviceOptions {
   std::string engine_binary;
   std::string device = "cpu";
   int threads = 0;           // 0: all this process may use
-  int64_t memory_bytes = 0;  // offered; 0: what is available now less 1 GiB
+  int64_t memory_bytes = 0;  // offered; of a GPU 0: what is free
   // Of a GPU: this host's memory for its jobs, page-locked and other.
   int64_t pinned_bytes = 0;
   int64_t host_bytes = 0;
@@ -50,16 +51,31 @@ std::string DeviceId(const std::string& device);
 absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
                                          const std::vector<GpuInfo>& gpus = {});
 
+// Has an engine open and measure the device, whatever it finds; the status says why it could not.
+absl::Status ProbeDevice(const std::string& engine_binary, const std::string& device,
+                         const std::string& log_file, const std::function<bool()>& cancelled);
+
 // "8GiB", "512 MiB", "6.5G", "123456": bytes.
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field);
 int AvailableThreads();
-// What a GPU's jobs may have of this host, when so many GPUs share it: page-locked `asked_bytes` in all (0:
-// half of what is available now), other memory the rest less 1 GiB; equal shares, at least 1 MiB each.
-struct HostShare {
-  int64_t pinned_bytes = 0;
-  int64_t host_bytes = 0;
+// This host's memory, of which each byte is given out once. The processor, where it is a device, offers what
+// was asked for (0: half of what is available now where there are GPUs, else all but 1 GiB). The rest is for
+// the jobs of GPUs, in equal shares of at least 1 MiB: page-locked what was asked for in all (0: half of that
+// rest), other memory what then remains, less 1 GiB.
+struct HostQuestion {
+  int64_t available_bytes = 0;
+  bool has_cpu = false;
+  int64_t gpus = 0;
+  int64_t asked_cpu_bytes = 0;
+  int64_t asked_pinned_bytes = 0;
 };
-HostShare ShareHost(int64_t available_bytes, int64_t asked_pinned_bytes, int64_t gpus);
+struct HostShare {
+  int64_t cpu_bytes = 0;
+  int64_t pinned_bytes = 0;  // of each GPU
+  int64_t host_bytes = 0;    // of each GPU
+};
+// OUT_OF_MEMORY when the processor and GPUs are devices and what was asked for leaves the GPUs' jobs nothing.
+absl::StatusOr<HostShare> ShareHost(const HostQuestion& question);
 // MemAvailable of /proc/meminfo, bounded by a cgroup's limit.
 int64_t AvailableMemoryBytes();
 

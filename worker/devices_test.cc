@@ -57,15 +57,55 @@ TEST(DevicesTest, ResolvesWhatTheFlagSays) {
 
 TEST(DevicesTest, TheHostsMemoryIsSharedOutOnce) {
   constexpr int64_t kGiB = int64_t{1} << 30;
-  const HostShare alone = ShareHost(64 * kGiB, 0, 1);
+  EXPECT_EQ(ShareHost({.available_bytes = 64 * kGiB, .has_cpu = true})->cpu_bytes, 63 * kGiB);
+  const HostShare alone = *ShareHost({.available_bytes = 64 * kGiB, .gpus = 1});
+  EXPECT_EQ(alone.cpu_bytes, 0);
   EXPECT_EQ(alone.pinned_bytes, 32 * kGiB);
   EXPECT_EQ(alone.host_bytes, 31 * kGiB);
-  const HostShare asked = ShareHost(64 * kGiB, 8 * kGiB, 4);
+  const HostShare asked =
+      *ShareHost({.available_bytes = 64 * kGiB, .gpus = 4, .asked_pinned_bytes = 8 * kGiB});
   EXPECT_EQ(asked.pinned_bytes, 2 * kGiB);
-  EXPECT_LE(4 * (asked.pinned_bytes + asked.host_bytes), 64 * kGiB);
+  EXPECT_EQ(4 * (asked.pinned_bytes + asked.host_bytes), 63 * kGiB);
   // Little is something: 0 would mean "not limited".
-  EXPECT_GT(ShareHost(1, 0, 8).pinned_bytes, 0);
-  EXPECT_GT(ShareHost(1, 0, 8).host_bytes, 0);
+  const HostShare little = *ShareHost({.available_bytes = 1, .gpus = 8});
+  EXPECT_GT(little.pinned_bytes, 0);
+  EXPECT_GT(little.host_bytes, 0);
+}
+
+// What jobs on the processor may take is not offered to jobs on GPUs a second time.
+TEST(DevicesTest, TheProcessorsMemoryIsNotTheGpusToo) {
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  for (const int64_t gpus : {1, 2, 8}) {
+    for (const int64_t cpu_bytes : {int64_t{0}, 10 * kGiB}) {
+      for (const int64_t pinned_bytes : {int64_t{0}, 16 * kGiB}) {
+        const HostShare share = *ShareHost({.available_bytes = 64 * kGiB,
+                                            .has_cpu = true,
+                                            .gpus = gpus,
+                                            .asked_cpu_bytes = cpu_bytes,
+                                            .asked_pinned_bytes = pinned_bytes});
+        EXPECT_EQ(share.cpu_bytes, cpu_bytes > 0 ? cpu_bytes : 32 * kGiB);
+        if (pinned_bytes > 0) {
+          EXPECT_EQ(gpus * share.pinned_bytes, pinned_bytes);
+        }
+        const int64_t given_bytes = share.cpu_bytes + gpus * (share.pinned_bytes + share.host_bytes);
+        EXPECT_LE(given_bytes, 63 * kGiB);
+        EXPECT_GT(given_bytes, 63 * kGiB - 2 * gpus);
+      }
+    }
+  }
+  const auto too_much =
+      ShareHost({.available_bytes = 64 * kGiB, .has_cpu = true, .gpus = 1, .asked_cpu_bytes = 63 * kGiB});
+  EXPECT_NE(too_much.status().message().find("--memory"), std::string::npos) << too_much.status();
+}
+
+TEST(DevicesTest, AProbeSaysWhetherTheDeviceOpens) {
+  TempDir dir;
+  EXPECT_TRUE(ProbeDevice(NIBBLE_FAKE_ENGINE, "cuda:0", dir.Join("log"), nullptr).ok());
+  const absl::Status dead = ProbeDevice("/bin/false", "cuda:0", dir.Join("log"), nullptr);
+  EXPECT_NE(dead.message().find("cuda:0 does not open"), std::string::npos) << dead;
+  const absl::Status silent =
+      ProbeDevice(NIBBLE_FAKE_ENGINE, "cuda:0", dir.Join("log"), [] { return true; });
+  EXPECT_NE(silent.message().find("does not answer"), std::string::npos) << silent;
 }
 
 TEST(DevicesTest, AsksTheEngineForGpus) {

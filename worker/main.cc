@@ -44,10 +44,11 @@ constexpr char kUsage[] =
     "  --device NAME        what to train on: cpu (default), cuda (every GPU), cuda:1, auto (GPUs, else\n"
     "                       cpu); may be given several times\n"
     "  --threads N          of the engine (default: all it may use)\n"
-    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB; of a GPU\n"
-    "                       what is free)\n"
+    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB, half of it\n"
+    "                       beside GPUs; of a GPU what is free)\n"
     "  --pinned-memory SIZE of this host, page-locked, for all GPUs together: paged optimizers, offloaded\n"
-    "                       activations (default: half of what is available now)\n"
+    "                       activations (default: half of what is available now, beside the processor as a\n"
+    "                       device half of what that leaves)\n"
     "  --cache-size SIZE    of fetched models and data (default 64GiB)\n"
     "  --http HOST:PORT     serve /metrics there (default: not at all)\n"
     "  --token-file FILE    access token (NIBBLE_TOKEN_FILE)\n"
@@ -72,7 +73,7 @@ struct Flags {
 absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
   static const std::vector<std::string> kNames = {
       "server", "data-dir",   "work-dir", "worker-id",  "engine",  "device", "threads",
-      "memory", "cache-size", "http",     "token-file", "ca-file", "log"};
+      "memory", "cache-size", "http",     "token-file", "ca-file", "log",    "pinned-memory"};
   Flags flags;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -186,10 +187,17 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
     ASSIGN_OR_RETURN(pinned_bytes, ParseBytes(pinned, "--pinned-memory"));
   }
   const auto is_gpu = [](const std::string& device) { return device.rfind("cuda", 0) == 0; };
-  const HostShare share = ShareHost(AvailableMemoryBytes(), pinned_bytes,
-                                    std::count_if(devices.begin(), devices.end(), is_gpu));
+  const int64_t gpu_count = std::count_if(devices.begin(), devices.end(), is_gpu);
+  ASSIGN_OR_RETURN(const HostShare share,
+                   ShareHost({.available_bytes = AvailableMemoryBytes(),
+                              .has_cpu = gpu_count < static_cast<int64_t>(devices.size()),
+                              .gpus = gpu_count,
+                              .asked_cpu_bytes = options.memory_bytes,
+                              .asked_pinned_bytes = pinned_bytes}));
+  const int64_t gpu_memory_bytes = options.memory_bytes;
   for (const std::string& name : devices) {
     options.device = name;
+    options.memory_bytes = is_gpu(name) ? gpu_memory_bytes : share.cpu_bytes;
     options.pinned_bytes = is_gpu(name) ? share.pinned_bytes : 0;
     options.host_bytes = is_gpu(name) ? share.host_bytes : 0;
     ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(options, gpus));
@@ -244,6 +252,9 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
   AgentLoopOptions options;
   ASSIGN_OR_RETURN(const DeviceOptions device_options,
                    FindDevices(flags, dir, identity, options.devices));
+  for (const auto& [id, name] : options.devices) {
+    if (name.rfind("cuda", 0) == 0) options.agent.probed_devices.insert(id);
+  }
   ASSIGN_OR_RETURN(ServerClientOptions server, ServerOptions(flags));
   ASSIGN_OR_RETURN(const auto link, ConnectToServer(std::move(server), identity));
 

@@ -118,6 +118,8 @@ class Counts : public prometheus::Collectable {
             value(counts_.engines_started)),
         One(kCounter, "nibble_worker_engines_lost_total",
             "Engine processes that ended by themselves.", value(counts_.engines_lost)),
+        One(kGauge, "nibble_worker_devices_withdrawn",
+            "Devices that take no work because they do not answer.", value(counts_.withdrawn_devices)),
         One(kCounter, "nibble_worker_reports_total", "Reports sent to the server.",
             value(counts_.reports)),
         One(kCounter, "nibble_worker_reports_failed_total", "Reports the server did not take.",

@@ -61,12 +61,15 @@ class Applier {
   void operator()(const RequestExpired& e);
   void operator()(const BlobPinned& e);
   void operator()(const RollbackSuspected&) { state_.rollback_suspected = true; }
+  void operator()(const DeviceWithdrawn& e) { SetFault(e.worker_id, e.device_id, e.fault); }
+  void operator()(const DeviceRestored& e) { SetFault(e.worker_id, e.device_id, ""); }
 
  private:
   Job& JobOf(const std::string& id);
   Attempt& AttemptOf(const std::string& job_id, int64_t epoch);
   Worker& WorkerOf(const std::string& id);
   void SetWorker(const std::string& id, bool Worker::*field, bool value);
+  void SetFault(const std::string& worker_id, const std::string& device_id, const std::string& fault);
   void SyncUnread(const Job& job);
   void Enter(Job& job, JobState to);
   void End(Job& job, JobState to);
@@ -103,6 +106,15 @@ Worker& Applier::WorkerOf(const std::string& id) {
 void Applier::SetWorker(const std::string& id, bool Worker::*field, bool value) {
   Worker& worker = WorkerOf(id);
   worker.*field = value;
+  SyncWorker(&state_, worker);
+}
+
+void Applier::SetFault(const std::string& worker_id, const std::string& device_id,
+                       const std::string& fault) {
+  Worker& worker = WorkerOf(worker_id);
+  const auto device = worker.devices.find(device_id);
+  if (device == worker.devices.end()) return;
+  device->second.fault = fault;
   SyncWorker(&state_, worker);
 }
 

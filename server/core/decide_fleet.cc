@@ -75,6 +75,21 @@ absl::Status Superseded(const std::string& worker_id, const std::string& incarna
       .With("worker", worker_id);
 }
 
+// A call says of all devices whether they are withdrawn.
+void NoteFaults(Turn& turn, const Worker& worker, const Synchronize& c) {
+  for (const auto& [id, device] : worker.devices) {
+    const auto use = std::find_if(c.devices.begin(), c.devices.end(),
+                                  [&id = id](const DeviceUse& u) { return u.device_id == id; });
+    const std::string fault = use == c.devices.end() ? "" : use->fault;
+    if (fault.empty() == device.fault.empty()) continue;
+    if (fault.empty()) {
+      turn.Emit(DeviceRestored{worker.id, id});
+    } else {
+      turn.Emit(DeviceWithdrawn{worker.id, id, fault});
+    }
+  }
+}
+
 // What the arrival of a listing says about one attempt that holds bytes.
 void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attempt& attempt) {
   // One that goes on in memory is listed by its first key until its worker has learned the new one.
@@ -187,7 +202,13 @@ Answer DecideFleet(Turn& turn, const RegisterWorker& c) {
   // Devices of a running process do not change under its attempts.
   if (!same_process || HeldBy(turn.state, c.worker_id).empty()) {
     worker.devices.clear();
-    for (const Device& device : c.devices) worker.devices[device.id] = device;
+    for (const Device& device : c.devices) {
+      Device& added = worker.devices[device.id] = device;
+      // A new process has opened all that it offers; another says in its next call what it has withdrawn.
+      if (!same_process) continue;
+      const auto before = known->devices.find(device.id);
+      if (before != known->devices.end()) added.fault = before->second.fault;
+    }
   }
   worker.id = c.worker_id;
   worker.incarnation = c.incarnation;
@@ -219,6 +240,7 @@ Answer DecideFleet(Turn& turn, const Synchronize& c) {
   }
   if (worker->lost) turn.Emit(WorkerReturned{worker->id});
   turn.Emit(LeaseRenewed{worker->id, c.known_revision, c.attempts, c.devices, c.draining});
+  NoteFaults(turn, *worker, c);
   for (const Attempt* attempt : HeldBy(turn.state, worker->id)) Settle(turn, *worker, c, *attempt);
   if (!c.draining && !worker->draining && !turn.state.rollback_suspected) {
     std::set<std::string> jobs;  // a job once, whatever the listing says

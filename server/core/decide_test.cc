@@ -478,6 +478,51 @@ TEST(Drain, RunningJobsMoveWithoutLosingARetry) {
   EXPECT_EQ(d.job("j").infra_retries, 0);
 }
 
+// A device its worker cannot open: nothing is placed there, before and after a restart, until it is back.
+TEST(Devices, AWithdrawnOneTakesNoWorkUntilItAnswers) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("runs"));
+  d.Place();
+  const std::string device = d.state().workers.at("w1").devices.begin()->first;
+  Synchronize sync = d.SyncOf("w1");
+  sync.devices.push_back({device, 0, {}, "cuda:0 does not open"});
+  d.Must(sync);
+  EXPECT_EQ(d.state().workers.at("w1").devices.at(device).fault, "cuda:0 does not open");
+  // Its worker lets go of what was on the way there; the job spends no retry.
+  d.Must(ReportFailed{d.FenceOf("runs"), "DEVICE_FAULT", "withdrawn", true, true});
+  d.Place();
+  EXPECT_EQ(d.job("runs").state, JobState::kQueued);
+  EXPECT_EQ(d.job("runs").infra_retries, 0);
+  EXPECT_THAT(StateReason(d.state(), d.job("runs"), d.Now().monotonic_us, d.core()),
+              HasSubstr("(cuda:0 does not open) is withdrawn"));
+  // It still counts as a device that will be back: a job that fits it is taken, and waits.
+  d.Must(Driver::JobOf("waits"));
+  d.Place();
+  EXPECT_EQ(d.job("waits").state, JobState::kQueued);
+  // Another call says nothing new of it; the same process registers again with what it has.
+  d.Must(sync);
+  d.Must(Driver::WorkerOf("w1", d.state().workers.at("w1").incarnation, 1'000 * kMB));
+  EXPECT_EQ(d.state().workers.at("w1").devices.at(device).fault, "cuda:0 does not open");
+  sync.devices[0].fault = "";
+  sync.attempts.clear();
+  d.Must(sync);
+  d.Place();
+  EXPECT_EQ(d.job("runs").state, JobState::kStarting);
+}
+
+TEST(Devices, ANewProcessHasOpenedWhatItOffers) {
+  Driver d;
+  d.AddWorker("w1");
+  Synchronize sync = d.SyncOf("w1");
+  sync.devices.push_back({d.state().workers.at("w1").devices.begin()->first, 0, {}, "dead"});
+  d.Must(sync);
+  d.Must(Driver::WorkerOf("w1", "another", 1'000 * kMB));
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  EXPECT_EQ(d.job("j").state, JobState::kStarting);
+}
+
 TEST(Rollback, NothingIsPlacedByADatabaseThatWentBack) {
   Driver d;
   RegisterWorker worker = Driver::WorkerOf("w1", "i1", 1'000 * kMB);

@@ -144,6 +144,14 @@ struct Describer {
   }
   void operator()(const BlobPinned&) {}
   void operator()(const RollbackSuspected&) {}
+  void operator()(const DeviceWithdrawn& e) {
+    OfDevice(e.worker_id, e.device_id, absl::StrCat("is withdrawn: ", e.fault));
+  }
+  void operator()(const DeviceRestored& e) { OfDevice(e.worker_id, e.device_id, "answers again"); }
+  void OfDevice(const std::string& worker_id, const std::string& device_id, std::string_view what) {
+    Say(absl::StrCat("workers/", worker_id, "/", device_id, " ", std::string(what)),
+        {{"worker", worker_id}, {"device", device_id}});
+  }
 };
 
 // The job whose sequence the event belongs to.

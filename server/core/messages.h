@@ -127,6 +127,7 @@ struct DeviceUse {
   std::string device_id;
   int64_t used_bytes = 0;
   std::set<std::string> resident_bases;
+  std::string fault;  // "" = it is well
   bool operator==(const DeviceUse&) const = default;
 };
 // Renews the lease. NOT_FOUND (WORKER_NOT_FOUND) = register again; STALE_ATTEMPT = another process
@@ -437,6 +438,19 @@ struct RollbackSuspected {
   std::string worker_id;
 };
 
+// Its worker cannot open it any more: it takes no work.
+struct DeviceWithdrawn {
+  NIBBLE_EVENT(39, "device.withdrawn", kFleet);
+  std::string worker_id;
+  std::string device_id;
+  std::string fault;
+};
+struct DeviceRestored {
+  NIBBLE_EVENT(40, "device.restored", kFleet);
+  std::string worker_id;
+  std::string device_id;
+};
+
 #undef NIBBLE_EVENT
 
 using EventBody =
@@ -447,7 +461,7 @@ using EventBody =
                  ProgressUpdated, LeaseRenewed, WorkerRegistered, WorkerLost, WorkerReturned,
                  WorkerDraining, WorkerUndrained, DatasetCreated, DatasetDeleted, ModelRegistered,
                  ModelDeleted, AdapterDeleted, BlobRecorded, BlobForgotten, JobChecked,
-                 RequestExpired, BlobPinned, RollbackSuspected>;
+                 RequestExpired, BlobPinned, RollbackSuspected, DeviceWithdrawn, DeviceRestored>;
 struct Event {
   Now now;
   EventBody body;

@@ -79,6 +79,7 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
   for (const auto& [worker_id, worker] : state.workers) {
     if (worker.lost) continue;
     for (const auto& [device_id, device] : worker.devices) {
+      if (!device.fault.empty()) continue;
       DeviceFit fit;
       ASSIGN_OR_RETURN(fit.plan, core.planner.Plan(model, spec, device.profile));
       const DeviceLoad load = LoadOf(state, worker, device_id);

@@ -35,7 +35,7 @@ struct DeviceFit {
   int64_t expected_end_us = 0;
 };
 struct FitReport {
-  std::vector<DeviceFit> fits;  // all devices of workers that are not lost
+  std::vector<DeviceFit> fits;  // all devices of workers that are not lost but for those withdrawn
   // For the device with the smallest shortfall; empty when the job fits somewhere.
   std::vector<Suggestion> suggestions;
 };

@@ -186,11 +186,15 @@ void SyncWorker(State* state, const Worker& worker) {
   board.PutWorker({worker.id, worker.heard && !worker.lost && !worker.draining &&
                                   !worker.self_draining,
                    worker.renewed_us});
-  for (const std::string& id : board.DevicesOf(worker.id)) {
-    if (worker.devices.count(id) == 0) board.RemoveDevice(worker.id, id);
-  }
   bool put = false;
+  for (const std::string& id : board.DevicesOf(worker.id)) {
+    const auto device = worker.devices.find(id);
+    if (device != worker.devices.end() && device->second.fault.empty()) continue;
+    board.RemoveDevice(worker.id, id);
+    put = true;
+  }
   for (const auto& [id, device] : worker.devices) {
+    if (!device.fault.empty()) continue;
     const int32_t known = board.FindDevice(worker.id, id);
     const std::string profile = ProfileKey(device.profile);
     if (known >= 0) {

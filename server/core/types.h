@@ -246,6 +246,7 @@ struct Device {
   int64_t capacity_bytes = 0;
   spec::DeviceProfile profile;
   std::string profile_json;  // as the engine reported it
+  std::string fault;         // why its worker has withdrawn it: no work is placed on it; "" = it is well
 
   int64_t used_bytes = 0;                // volatile; measured
   std::set<std::string> resident_bases;  // volatile; digests

@@ -60,6 +60,21 @@ std::string ShareText(const State& state, const Job& job, int64_t now_us) {
                       millionths / 1'000 % 10, " % of the fleet by its weight");
 }
 
+// Devices that would be there, were they well.
+std::string WithdrawnText(const State& state) {
+  int64_t count = 0;
+  std::string first;
+  for (const auto& [worker_id, worker] : state.workers) {
+    for (const auto& [id, device] : worker.devices) {
+      if (worker.lost || device.fault.empty() || ++count > 1) continue;
+      first = absl::StrCat("workers/", worker_id, "/", id, " (", device.fault, ")");
+    }
+  }
+  if (count == 0) return "";
+  return count == 1 ? absl::StrCat("; ", first, " is withdrawn")
+                    : absl::StrCat("; ", count, " devices are withdrawn, ", first, " among them");
+}
+
 // Where a queued job that does not fit now would come nearest to fitting.
 std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core& core) {
   using Kind = DeviceVerdict::Kind;
@@ -83,7 +98,8 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
   }
   if (!live) {
     return state.workers.empty() ? "waits for a worker: none is registered"
-                                 : "waits for a worker: none of those registered takes work now";
+                                 : absl::StrCat("waits for a worker: none of those registered takes work now",
+                                                WithdrawnText(state));
   }
   if (!numerics) {
     return absl::StrCat(
@@ -101,7 +117,8 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
                         "; a job that is not paged or offloaded needs little", DevicesText(why.devices));
   }
   const std::string more = absl::StrCat(DevicesText(why.devices), ShareText(state, job, now_us),
-                                        why.overdue ? "; overdue, so first in its project" : "");
+                                        why.overdue ? "; overdue, so first in its project" : "",
+                                        WithdrawnText(state));
   if (!why.reservation) {
     return absl::StrCat("needs ", Bytes(freest->needed_bytes),
                         "; no live device offers that: the largest free is ",

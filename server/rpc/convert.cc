@@ -226,6 +226,7 @@ void ToProto(const core::State& state, const core::Worker& worker, const core::C
     shown->set_body(device.body);
     shown->set_description(device.description);
     shown->set_uuid(device.uuid);
+    shown->set_fault(device.fault);
     shown->set_capacity_bytes(device.capacity_bytes);
     const core::DeviceLoad load = core::LoadOf(state, worker, id);
     shown->set_reserved_bytes(load.TotalBytes());

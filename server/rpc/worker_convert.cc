@@ -13,6 +13,8 @@ namespace {
 
 namespace wv1 = worker::v1;
 
+constexpr size_t kMaxFaultBytes = 1'000;
+
 template <typename Refs>
 std::vector<core::FileRef> ReadFiles(const Refs& refs) {
   std::vector<core::FileRef> files;
@@ -81,7 +83,8 @@ core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
   }
   for (const wv1::DeviceStatus& device : in.devices()) {
     out.devices.push_back({device.device_id(), device.used_bytes(),
-                           {device.resident_bases().begin(), device.resident_bases().end()}});
+                           {device.resident_bases().begin(), device.resident_bases().end()},
+                           device.fault().substr(0, kMaxFaultBytes)});
   }
   return out;
 }

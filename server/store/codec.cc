@@ -65,7 +65,7 @@ void from_json(const json& j, AttemptState& state) {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(FileRef, name, sha256, size_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Device, id, backend, body, description, uuid,
-                                                capacity_bytes, profile, profile_json)
+                                                capacity_bytes, profile, profile_json, fault)
 
 // By hand for the loss, which need not be a number.
 void to_json(json& j, const Checkpoint& c) {

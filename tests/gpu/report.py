@@ -1,6 +1,9 @@
 """The results file of ./dev gpu: Markdown for people, and every figure as JSON below."""
 
 import json
+import math
+
+import shapes
 
 
 def short(value):
@@ -38,3 +41,38 @@ def text(sections, emulated, date, seconds):
             lines += ["", "```", *entry["figures"]["lines"], "```"]
     lines += ["", "## Every figure", "", "```json", json.dumps(sections, indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def goals(sections, figures):
+    """Each goal that has a figure: wanted, measured, met. What was not measured is not listed."""
+    of = {entry["name"]: entry["figures"] for entry in sections}
+
+    def note(name, measured, wanted, at_least=True):
+        if isinstance(measured, (int, float)) and math.isfinite(measured):
+            met = measured >= wanted if at_least else measured <= wanted
+            figures[name] = {"wanted": ("at least " if at_least else "at most ") + short(wanted),
+                             "measured": measured, "met": "yes" if met else "NO"}
+
+    for name, row in of.get("model parity", {}).items():
+        note(f"logits, {name}", row["logits_distance"], 0.02, False)
+        note(f"gradients, {name}", row["gradients_distance"], 0.02, False)
+    note("ten-step loss beside the CPU", of.get("training parity", {}).get("loss_distance"), 0.01, False)
+    speed = of.get("kernel speed", {})
+    note("decoding, of copy bandwidth", speed.get("decode, least share of copying"), 0.85)
+    note("memory-bound kernels, of copy bandwidth",
+         speed.get("memory-bound kernels, least share of copying"), 0.80)
+    for name, entry in speed.get("attention as a share of cuDNN's rate", {}).items():
+        note(f"{name}, of cuDNN's rate", entry.get("share"), 0.70)
+    steps = of.get("training speed and memory", {})
+    for name, row in steps.items():
+        if not isinstance(row.get("goal"), tuple):
+            continue
+        unit, wanted = row["goal"]
+        if unit == "tokens/s":
+            note(f"{name}, tokens/s", row["tokens_per_second"], wanted)
+        else:
+            note(f"{name}, GiB", (row["driver_bytes"] - row["fixed_bytes"]) / 2**30, wanted, False)
+    nf4, bf16, wanted = shapes.NF4_AND_BF16
+    if all("tokens_per_second" in steps.get(name, {}) for name in (nf4, bf16)):
+        note("NF4, of our own bf16 LoRA's speed",
+             steps[nf4]["tokens_per_second"] / steps[bf16]["tokens_per_second"], wanted)

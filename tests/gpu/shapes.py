@@ -24,7 +24,20 @@ def tiny_tensors():
 
 # Of the kernel cases: words in their names.
 EMULATED_CASES = "rmsnorm"
-SANITIZED_CASES = ["rmsnorm_forward", "sum_squares", "add "]
+SANITIZED_CASES = ["h=4 g=2 d=32 starts=0,17,18,50,", "m=13 k=67 n=33 r=3 nf4 block=64 nested bias",
+                   "rmsnorm_forward", "sum_squares"]
+
+# What nibble-model-parity compares: (name, flags).
+MODEL_PARITY = {
+    False: [("the demo's shape", ["--shape", "demo", "--seq", "128"]),
+            ("a layer of SmolLM2-135M", ["--shape", "135m", "--layers", "1", "--seq", "64"])],
+    True: [("the demo's shape, 1 layer", ["--shape", "demo", "--layers", "1", "--seq", "24", "--rank", "4"])],
+}
+
+# Of nibble-bench-cuda's lines: kernels bound by memory, and attention with its name in attention_peer.py.
+MEMORY_BOUND = {"rmsnorm fwd", "rmsnorm bwd", "add", "rope", "embedding", "silu fwd", "silu bwd", "adamw", "adamw8",
+                "sum squares", "to act", "linear one row", "decode"}
+ATTENTION = {"attention fwd": "forward_ms", "attention bwd": "backward_ms"}
 
 PARITY_STEPS = {False: 10, True: 2}
 
@@ -35,36 +48,40 @@ def step(shape, seq, micro, steps, *more):
 
 NO_CACHE = ("--base-cache", "off")
 
-# (name, flags of nibble-bench-step, goal). The most telling first: time may run out.
+# (name, flags of nibble-bench-step, goal: at least so many tokens/s, at most so many GiB beside context and
+# libraries, or what it is there for). The most telling first: time may run out.
 STEPS = {
     False: [
-        ("Llama-3.1-8B, 4x4096, full recomputation", step("8b", 4096, 4, 3), "10,800 tokens/s"),
+        ("Llama-3.1-8B, 4x4096, full recomputation", step("8b", 4096, 4, 3), ("tokens/s", 10_800)),
         ("Llama-3.1-8B, 4x4096, nothing recomputed", step("8b", 4096, 4, 3, "--checkpointing", 0),
-         "15,000 tokens/s"),
-        ("Qwen3-0.6B, 2x2048", step("qwen3-0.6b", 2048, 2, 8), "60,000 tokens/s"),
-        ("Qwen3-1.7B, 2x2048", step("qwen3-1.7b", 2048, 2, 6), "36,000 tokens/s"),
-        ("Qwen3-4B, 2x2048", step("qwen3-4b", 2048, 2, 4), "17,000 tokens/s"),
-        ("Qwen3-8B, 2x2048", step("qwen3-8b", 2048, 2, 3), "11,500 tokens/s"),
-        ("Llama-3.1-8B, 1x2048, memory", step("8b", 2048, 1, 2, *NO_CACHE), "7.0 GiB and the context"),
-        ("Llama-3.1-8B, 2x2048, memory", step("8b", 2048, 2, 2, *NO_CACHE), "7.9 GiB and the context"),
+         ("tokens/s", 15_000)),
+        ("Qwen3-0.6B, 2x2048", step("qwen3-0.6b", 2048, 2, 8), ("tokens/s", 60_000)),
+        ("Qwen3-1.7B, 2x2048", step("qwen3-1.7b", 2048, 2, 6), ("tokens/s", 36_000)),
+        ("Qwen3-4B, 2x2048", step("qwen3-4b", 2048, 2, 4), ("tokens/s", 17_000)),
+        ("Qwen3-8B, 2x2048", step("qwen3-8b", 2048, 2, 3), ("tokens/s", 11_500)),
+        ("Llama-3.1-8B, 1x2048, memory", step("8b", 2048, 1, 2, *NO_CACHE), ("GiB", 7.0)),
+        ("Llama-3.1-8B, 2x2048, memory", step("8b", 2048, 2, 2, *NO_CACHE), ("GiB", 7.9)),
         ("Llama-3.1-8B, 2x2048, 8-bit AdamW, offload",
-         step("8b", 2048, 2, 2, "--optimizer", "adamw8bit", "--offload", 1), "7.0 GiB and the context"),
+         step("8b", 2048, 2, 2, "--optimizer", "adamw8bit", "--offload", 1), ("GiB", 7.0)),
         ("Llama-3.1-8B, 2x2048, 8-bit AdamW", step("8b", 2048, 2, 2, "--optimizer", "adamw8bit", *NO_CACHE),
          "the same without offload: what it costs in time"),
         ("Llama-3.1-8B, 2x2048, paged AdamW", step("8b", 2048, 2, 2, "--paged", 1),
          "beside the unpaged: what it costs in time"),
         ("Qwen3-0.6B, 2x2048, without graphs", step("qwen3-0.6b", 2048, 2, 8, "--graphs", "off"), ""),
-        ("Llama-3.1-8B, 2x4096, NF4", step("8b", 4096, 2, 3), "95 % of bf16 LoRA"),
+        ("Llama-3.1-8B, 2x4096, NF4", step("8b", 4096, 2, 3), "beside the bf16 base"),
         ("Llama-3.1-8B, 2x4096, NF4 decoded in every product", step("8b", 4096, 2, 3, *NO_CACHE), ""),
         ("Llama-3.1-8B, 2x4096, bf16 base", step("8b", 4096, 2, 3, "--quant", "bf16"), ""),
         ("Llama-3.1-70B, 1x2048, paged AdamW, offload",
-         step("70b", 2048, 1, 1, "--paged", 1, "--offload", 1), "43.6 GB and the context"),
+         step("70b", 2048, 1, 1, "--paged", 1, "--offload", 1), ("GiB", 43.6e9 / 2**30)),
     ],
     True: [("demo shape, 1x32", step("demo", 32, 1, 1, "--layers", 1), ""),
            ("demo shape, 1x32, paged, offload",
             step("demo", 32, 1, 1, "--layers", 2, "--paged", 1, "--offload", 1, "--optimizer", "adamw8bit"),
             "")],
 }
+
+# NF4 is held against bf16 at the same shape.
+NF4_AND_BF16 = ("Llama-3.1-8B, 2x4096, NF4", "Llama-3.1-8B, 2x4096, bf16 base", 0.95)
 
 # An 8B model on a card of 15 GB (Tesla T4): fp16 with loss scaling, 200 examples, one epoch. The cap is the
 # memory the plan is made for; what the driver reads is held against it.

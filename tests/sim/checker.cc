@@ -74,6 +74,12 @@ void Checker::AuditPlacement(const EventRecord& record, const Audit& audit,
   const bool later = record.fields.at("continues_epoch") != "0" && worker != nullptr && worker->draining;
   if (worker == nullptr || worker->lost || (worker->draining && !later))
     Fail("S1: " + record.job_id + " was given to a worker that takes no work");
+  // A CHECK needs no device, nor does a result that is on its way up.
+  const core::Job* job = state.FindJob(record.job_id);
+  const bool needs_device = job != nullptr && job->kind == core::JobKind::kTrain &&
+                            record.fields.at("continues_epoch") == "0";
+  if (needs_device && withdrawn_.count({record.fields.at("worker"), record.fields.at("device")}) != 0)
+    Fail("S5: " + record.job_id + " was given to a device that is withdrawn");
   const int64_t newest = audit.kept.empty() ? 0 : *audit.kept.rbegin();
   if (std::stoll(record.fields.at("resume_step")) != newest)
     Fail("S2: " + record.job_id + " does not go on from its newest checkpoint");
@@ -81,6 +87,17 @@ void Checker::AuditPlacement(const EventRecord& record, const Audit& audit,
 
 void Checker::AuditEvent(const EventRecord& record, const core::State& state) {
   number_ = record.number;
+  if (record.type == "device.withdrawn")
+    withdrawn_.insert({record.fields.at("worker"), record.fields.at("device")});
+  if (record.type == "device.restored")
+    withdrawn_.erase({record.fields.at("worker"), record.fields.at("device")});
+  if (record.type == "worker.registered") {
+    // A process that was started anew has opened what it offers.
+    std::string& incarnation = incarnations_[record.fields.at("worker")];
+    if (incarnation != record.fields.at("incarnation"))
+      std::erase_if(withdrawn_, [&](const auto& d) { return d.first == record.fields.at("worker"); });
+    incarnation = record.fields.at("incarnation");
+  }
   if (record.job_id.empty()) return;
   Audit& audit = jobs_[record.job_id];
   if (record.sequence != ++audit.sequence) Fail("I7: events of " + record.job_id + " have a gap");

@@ -78,6 +78,8 @@ class Checker {
   std::map<std::string, std::string> contents_;
   std::map<std::string, std::string> results_;
   std::map<std::string, int64_t> watched_;
+  std::set<std::pair<std::string, std::string>> withdrawn_;  // worker, device
+  std::map<std::string, std::string> incarnations_;          // by worker
   int64_t number_ = 0;
   int64_t turns_ = 0;
 };

@@ -257,6 +257,7 @@ void Cluster::FaultTick() {
     if (rng.Chance(faults_.worker_freeze)) worker.Freeze(rng.Between(1, 40) * kSecond);
     if (rng.Chance(faults_.worker_drain)) worker.Terminate();
     if (rng.Chance(faults_.engine_crash)) worker.CrashEngine();
+    if (rng.Chance(faults_.device_death)) worker.DieDevice(rng.Between(1, 40) * kSecond);
     if (rng.Chance(faults_.second_process)) {
       Host elsewhere = hosts_[i];
       elsewhere.name += "-elsewhere";

@@ -30,6 +30,7 @@ void WorkerProc::Perform(const worker::StartEngine& action) {
   CheckDevice();
   Later(world_.rng().Between(100, 1'000) * kMs, [this, id = action.engine] {
     if (engines_.count(id) == 0) return;
+    if (world_.now_us() < device_dead_until_us_) return EndEngine(id, "the device does not open");
     Feed(worker::EngineHello{id, host_.build});
     Later(kStepTimeUs, [this, id] { Turn(id); });
   });
@@ -128,6 +129,22 @@ void WorkerProc::CrashEngine() {
   auto it = engines_.begin();
   std::advance(it, static_cast<int64_t>(world_.rng().Below(engines_.size())));
   EndEngine(it->first, "crashed");
+}
+
+void WorkerProc::DieDevice(int64_t duration_us) {
+  world_.Trace("device dies on " + incarnation_);
+  device_dead_until_us_ = world_.now_us() + duration_us;
+  while (alive_ && !engines_.empty()) EndEngine(engines_.begin()->first, "the device is gone");
+}
+
+// A dead device says so, or says nothing for longer than anybody waits.
+void WorkerProc::Perform(const worker::DoProbe& action) {
+  const bool silent = world_.now_us() < device_dead_until_us_ && world_.rng().Chance(0.3);
+  const int64_t delay_us = silent ? 12 * kSecond : world_.rng().Between(100, 2'000) * kMs;
+  Later(delay_us, [this, id = action.device_id] {
+    const bool ok = world_.now_us() >= device_dead_until_us_;
+    Feed(worker::ProbeEnded{id, ok, ok ? "" : "the device does not open"});
+  });
 }
 
 void WorkerProc::FinishDetach(int64_t id, FakeEngine& engine, size_t index) {

@@ -21,6 +21,7 @@ struct Faults {
   double worker_drain = 0;    // SIGTERM
   double second_process = 0;  // another process starts under the same worker id
   double engine_crash = 0;
+  double device_death = 0;    // engines end and none starts, for a while
   double wall_clock = 0;  // is set, by up to an hour
   // Per detach, per fetch of a checkpoint, per commit.
   double engine_hang = 0;
@@ -46,6 +47,7 @@ struct Faults {
     f.worker_drain = some(0.002, 0.02);
     f.second_process = rng.Chance(0.2) ? 0.005 : 0;
     f.engine_crash = some(0.005, 0.05);
+    f.device_death = some(0.003, 0.02);
     f.wall_clock = some(0.01, 0.1);
     f.engine_hang = some(0.05, 0.5);
     f.bad_fetch = some(0.02, 0.3);
@@ -58,7 +60,7 @@ struct Faults {
   // The faults of the outside world end; what a job is stays.
   void Heal() {
     loss = duplicate = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
-    second_process = engine_crash = wall_clock = engine_hang = bad_fetch = commit_fails =
+    second_process = engine_crash = device_death = wall_clock = engine_hang = bad_fetch = commit_fails =
         user_action = 0;
     max_delay_us = 20'000;
   }

@@ -21,6 +21,10 @@ worker::AgentOptions AgentOptionsOf(const core::CoreOptions& options) {
   agent.retry_max_us = 2 * kSecond;
   agent.retry_disk_us = 4 * kSecond;
   agent.silence_us = 60 * kSecond;
+  agent.probed_devices = {"cpu0"};
+  agent.probe_timeout_us = 5 * kSecond;
+  agent.probe_min_us = kSecond;
+  agent.probe_max_us = 8 * kSecond;
   return agent;
 }
 
@@ -179,7 +183,7 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
                                 a.intact});
   }
   for (const worker::DeviceStatus& d : action.request.devices) {
-    request.devices.push_back({d.device_id, d.used_bytes, d.resident_bases});
+    request.devices.push_back({d.device_id, d.used_bytes, d.resident_bases, d.fault});
   }
   const auto self = weak_from_this();
   const int64_t id = action.request.id;

@@ -38,6 +38,10 @@ int64_t Agent::NextDueUs() const {
     if (!local.uploads.empty() && local.uploads.front().id == 0)
       at(local.uploads.front().not_before_us);
   }
+  for (const auto& [id, care] : cares_) {
+    if (care.in_flight && care.fault.empty()) at(care.sent_us + options_.probe_timeout_us);
+    if (!care.in_flight && !care.fault.empty()) at(care.not_before_us);
+  }
   return due_us;
 }
 
@@ -207,12 +211,15 @@ void Agent::Synchronize() {
   std::set<std::pair<AttemptKey, bool>> listed;
   for (const auto& [key, local] : attempts_) listed.insert({key, local.stage == Stage::kReleased});
   // An outstanding call is replaced when it has told something that is no longer so.
-  const bool news = listed != sync_listed_ || draining_ != sync_draining_;
+  const std::set<std::string> withdrawn = WithdrawnDevices();
+  const bool news =
+      listed != sync_listed_ || draining_ != sync_draining_ || withdrawn != sync_withdrawn_;
   if (sync_id_ != 0 ? !news : now_us_ < call_not_before_us_) return;
   sync_id_ = next_id_++;
   sync_sent_us_ = now_us_;
   sync_draining_ = draining_;
   sync_listed_ = std::move(listed);
+  sync_withdrawn_ = withdrawn;
   Do(DoSynchronize{{sync_id_, revision_, Listing(), Devices(), draining_}, generation_});
 }
 
@@ -224,23 +231,6 @@ std::vector<RunningAttempt> Agent::Listing() const {
         {key, local.assignment.device_id, phase, local.step, local.used_bytes, IsIntact(local)});
   }
   return listing;
-}
-
-std::vector<DeviceStatus> Agent::Devices() const {
-  std::map<std::string, DeviceStatus> devices;
-  for (const auto& [id, engine] : engines_) {
-    DeviceStatus& status = devices[engine.group.device_id];
-    status.device_id = engine.group.device_id;
-    if (!engine.stopping) status.resident_bases.insert(engine.group.base_digest);
-    status.used_bytes += engine.base_bytes;
-  }
-  for (const auto& [key, local] : attempts_) {
-    const auto it = devices.find(local.assignment.device_id);
-    if (it != devices.end() && local.engine != 0) it->second.used_bytes += local.used_bytes;
-  }
-  std::vector<DeviceStatus> list;
-  for (auto& [id, status] : devices) list.push_back(std::move(status));
-  return list;
 }
 
 void Agent::End(std::string why, bool superseded) {
@@ -516,6 +506,8 @@ void Agent::On(const ReportReply& in) {
 void Agent::Reconcile() {
   CheckTrust();
   CheckTimeouts();
+  AdvanceProbes();
+  FailWithdrawn();
   for (auto& [key, local] : attempts_) AdvanceFetch(local);
   AdvanceEngines();
   for (auto& [key, local] : attempts_) {

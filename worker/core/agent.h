@@ -18,6 +18,9 @@
 //  * An attempt the server gave up for our silence, and gives back as a later one that continues it, goes on
 //    where it is: engine and files go on knowing it by its first key.
 //  * When an engine dies, the attempt whose turn it was is at fault; its neighbours say so.
+//  * A device whose last engine died is probed before another starts there. One that does not answer is
+//    withdrawn: the server hears why, attempts that were to run on it fail without being at fault, and it is
+//    probed again and again until it answers.
 //  * Reports of an attempt go out one at a time, in order, again and again until answered.
 //  * A restart of the worker starts with an empty agent under a new incarnation: engines end with
 //  the
@@ -51,6 +54,10 @@ struct AgentOptions {
   int32_t max_fetch_tries = 5;
   int64_t metrics_interval_us = 1'000'000;  // steps are sent in batches this often
   size_t max_pending_metrics = 4'096;       // per attempt; beyond it the oldest are dropped
+  std::set<std::string> probed_devices;     // by id: those a driver may lose, so GPUs
+  int64_t probe_timeout_us = 180'000'000;   // then a device that says nothing is withdrawn
+  int64_t probe_min_us = 30'000'000;        // between probes of a withdrawn device: doubling
+  int64_t probe_max_us = 600'000'000;
 };
 
 // ---- Inputs
@@ -108,6 +115,13 @@ struct CheckEnded {
   std::string reason;  // when not ok
   std::string message;
   bool infrastructure = false;
+};
+
+// The device was opened and measured, or could not be.
+struct ProbeEnded {
+  std::string device_id;
+  bool ok = false;
+  std::string message;  // when not ok
 };
 
 struct EngineHello {
@@ -184,7 +198,7 @@ struct EngineFailed {
 
 using Input =
     std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply, Fetched,
-                 FetchFailed, Uploaded, UploadFailed, CheckEnded, EngineHello, EngineExited,
+                 FetchFailed, Uploaded, UploadFailed, CheckEnded, ProbeEnded, EngineHello, EngineExited,
                  EngineBase, EngineTurn, EnginePhase, EnginePlan, EngineStep, EngineEval,
                  EngineCheckpoint, EngineFinished, EngineDetached, EngineFailed>;
 
@@ -252,6 +266,10 @@ struct StartCheck {
 struct StopCheck {
   AttemptKey key;
 };
+// Whether the device can be opened; ends with ProbeEnded.
+struct DoProbe {
+  std::string device_id;
+};
 // All files of the directory, as blobs; ends with Uploaded or UploadFailed unless stopped.
 struct DoUpload {
   int64_t id = 0;
@@ -274,7 +292,7 @@ struct Exit {
 using Action =
     std::variant<DoRegister, DoSynchronize, DoReport, DoFetch, StopFetch, StartEngine, Attach,
                  PauseAttempt, ResumeAttempt, CheckpointAttempt, Detach, ShutdownEngine, KillEngine,
-                 StartCheck, StopCheck, DoUpload, StopUpload, Forget, Exit>;
+                 StartCheck, StopCheck, DoProbe, DoUpload, StopUpload, Forget, Exit>;
 
 // ---- The agent
 // ------------------------------------------------------------------------------------
@@ -290,6 +308,7 @@ class Agent {
   // For /metrics and tests.
   size_t attempts() const { return attempts_.size(); }
   size_t engines() const { return engines_.size(); }
+  size_t withdrawn_devices() const { return WithdrawnDevices().size(); }
   bool registered() const { return registered_; }
   bool trusted(int64_t now_us) const { return now_us < trust_until_us_; }
 
@@ -357,6 +376,18 @@ class Agent {
     std::vector<AttemptKey> order;  // attached, in order of attachment
   };
 
+  // What is known of a device that an engine has died on.
+  struct Care {
+    bool due = false;        // to be probed
+    bool in_flight = false;  // being probed
+    int64_t sent_us = 0;
+    int64_t not_before_us = 0;
+    int64_t backoff_us = 0;
+    std::string fault;  // "" = not withdrawn
+    // Engines that died before they said hello: the device's fault, or their own.
+    std::vector<std::pair<EngineGroup, FailedReport>> failed_starts;
+  };
+
   void On(const Start&);
   void On(const Tick&);
   void On(const Drain&);
@@ -368,6 +399,7 @@ class Agent {
   void On(const Uploaded&);
   void On(const UploadFailed&);
   void On(const CheckEnded&);
+  void On(const ProbeEnded&);
   void On(const EngineHello&);
   void On(const EngineExited&);
   void On(const EngineBase&);
@@ -397,6 +429,10 @@ class Agent {
   void AdvanceUploads(Local& local);
   void AdvanceReports(Local& local);
   void AdvanceEngines();
+  void AdvanceProbes();
+  void FailWaiting(const EngineGroup& group, const FailedReport& report);
+  void FailWithdrawn();
+  std::set<std::string> WithdrawnDevices() const;
   void AttachOrStart(Local& local);
   void StopEngine(int64_t id, Engine& engine);
   void CheckTimeouts();
@@ -425,6 +461,7 @@ class Agent {
   std::vector<Action> actions_;
   std::map<AttemptKey, Local> attempts_;
   std::map<int64_t, Engine> engines_;
+  std::map<std::string, Care> cares_;  // by device
   int64_t next_id_ = 1;  // engines, reports, uploads, calls
 
   bool started_ = false;
@@ -445,6 +482,7 @@ class Agent {
   int64_t sync_sent_us_ = 0;
   bool sync_draining_ = false;                         // what the outstanding call said
   std::set<std::pair<AttemptKey, bool>> sync_listed_;  // and whether released
+  std::set<std::string> sync_withdrawn_;
   int64_t call_not_before_us_ = 0;
   int64_t call_backoff_us_ = 0;
 };

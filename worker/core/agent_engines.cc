@@ -52,6 +52,8 @@ void Agent::StopEngine(int64_t id, Engine& engine) {
 
 void Agent::AttachOrStart(Local& local) {
   const EngineGroup group = GroupOf(local.assignment);
+  const auto care = cares_.find(group.device_id);
+  if (care != cares_.end() && (care->second.due || care->second.in_flight)) return;
   // An attempt of the same job that is being let go still has the bytes that were given to this one.
   for (const auto& [key, other] : attempts_) {
     if (key.job_id == local.assignment.key.job_id && other.engine != 0) return;
@@ -158,11 +160,28 @@ void Agent::On(const EngineExited& in) {
     Fail(*local, {reason, own ? in.message : "the engine died in the turn of " + faulty->ToString(),
                   true, !own});
   }
-  if (engine.ready || (engine.stopping && !engine.killed)) return;
+  if (engine.stopping && !engine.killed) return;
+  // While another engine works there, so does the device; and there need not be room for a probe.
+  const std::string& device_id = engine.group.device_id;
+  const bool last = std::none_of(engines_.begin(), engines_.end(), [&](const auto& entry) {
+    return entry.second.group.device_id == device_id;
+  });
+  const bool probe = last && options_.probed_devices.contains(device_id);
+  if (probe) cares_[device_id].due = true;
+  if (engine.ready) return;
   // It never came up: whoever waited for it would wait for the next in vain.
+  const FailedReport report{reason, "the engine did not start: " + in.message, true, false};
+  if (probe) {
+    cares_[device_id].failed_starts.emplace_back(engine.group, report);
+  } else {
+    FailWaiting(engine.group, report);
+  }
+}
+
+void Agent::FailWaiting(const EngineGroup& group, const FailedReport& report) {
   for (auto& [key, local] : attempts_) {
-    if (local.stage != Stage::kWaitingEngine || GroupOf(local.assignment) != engine.group) continue;
-    Fail(local, {reason, "the engine did not start: " + in.message, true, false});
+    if (local.stage == Stage::kWaitingEngine && GroupOf(local.assignment) == group)
+      Fail(local, report);
   }
 }
 

@@ -162,6 +162,7 @@ struct DeviceStatus {
   std::string device_id;
   int64_t used_bytes = 0;
   std::set<std::string> resident_bases;
+  std::string fault;  // why it is withdrawn; "" = it is well
 };
 struct SynchronizeRequest {
   int64_t id = 0;  // local; comes back with the answer

@@ -2,7 +2,8 @@
 //
 // Its loss falls with the step, its checkpoint holds the step, its adapter the step it ended with.
 // What goes wrong is asked for in the job's display name: "crash-at-N" (only when not resumed),
-// "fail-at-N", "nonsense-at-N", "slow" (20 ms a step).
+// "fail-at-N", "nonsense-at-N", "slow" (20 ms a step), "dies-at-N": the device, until NIBBLE_FAKE_DEAD_FILE
+// is removed.
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -57,6 +58,11 @@ const json kProfile = {{"backend", "cpu"},   {"body", "fake"}, {"build", "fake"}
                        {"threads", 1},       {"act_bytes", 2}, {"fixed_bytes", 1 << 20},
                        {"capacity_bytes", 0}};
 
+std::string DeadFile() {
+  const char* file = std::getenv("NIBBLE_FAKE_DEAD_FILE");
+  return file == nullptr ? "" : file;
+}
+
 long WishedStep(const Job& job, const std::string& what) {
   const size_t at = job.wish.find(what + "-at-");
   return at == std::string::npos ? -1 : std::atol(job.wish.c_str() + at + what.size() + 4);
@@ -104,6 +110,10 @@ Job Attach(const json& o) {
 bool Turn(Job& job) {
   ++job.step;
   if (!job.resumed && job.step == WishedStep(job, "crash")) std::abort();
+  if (!job.resumed && job.step == WishedStep(job, "dies")) {
+    WriteText(DeadFile(), "");
+    std::abort();
+  }
   if (job.step == WishedStep(job, "nonsense")) {
     (void)!write(kSocket, "hello there\n", 12);
     return true;
@@ -228,6 +238,10 @@ int Validate(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "";
+  if ((command == "serve" || command == "profile") && !DeadFile().empty() && fs::exists(DeadFile())) {
+    std::fprintf(stderr, "nibble-engine: the fake device has fallen off the bus\n");
+    return 1;
+  }
   if (command == "serve") return Serve();
   if (command == "profile") {
     json profile = kProfile;

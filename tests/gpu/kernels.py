@@ -1,0 +1,198 @@
+"""The sections of ./dev gpu about kernels alone: built from source, right, fast; and PyTorch beside us."""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+from runner import Failure, Skip, kill, last_lines, tail_of
+import shapes
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def find_tools(run):
+    """The prebuilt checks, if they start here and this is a GPU they were built for."""
+    folder = pathlib.Path(run.options.bin or run.options.bundle)
+    check = folder / "nibble-kernel-check"
+    if not check.exists() or not (run.emulated or run.facts.get("capability", "90") == "90"):
+        return
+    try:
+        run.command([check, "--list"], 30)
+    except (Failure, Skip) as why:
+        print(f"   the prebuilt checks do not start here, so they are built: {why}", flush=True)
+        return
+    run.tools = folder
+
+
+def build_commands(run):
+    """Configure and build kernels/ and its checks."""
+    if run.emulated:
+        return [["cmake", "-S", ROOT, "-B", run.build, "-DNIBBLE_KERNELS_ONLY=ON", "-DNIBBLE_CUDA=OFF"],
+                ["cmake", "--build", run.build, "--parallel", os.cpu_count(), "--target",
+                 "nibble-kernel-check"]]
+    capability = run.facts.get("capability", "90")
+    architecture = "90a" if capability == "90" else capability
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    return [["cmake", "-S", ROOT, "-B", run.build, *generator, "-DNIBBLE_KERNELS_ONLY=ON",
+             "-DNIBBLE_CUDA=ON", f"-DNIBBLE_CUDA_ARCHITECTURES={architecture}"],
+            # Two cores for what is measured meanwhile.
+            ["nice", "cmake", "--build", run.build, "--parallel", max(1, os.cpu_count() - 2), "--target",
+             "nibble-kernel-check", "nibble-bench-cuda"]]
+
+
+def start_build(run):
+    """Builds beside the sections that follow; what is timed waits for its end."""
+    lines = " && ".join(shlex.join(str(word) for word in words) for words in build_commands(run))
+    run.build_log = (run.scratch / "build.log").open("w+b")
+    run.build_began = time.monotonic()
+    run.building = subprocess.Popen(["sh", "-c", lines], stdin=subprocess.DEVNULL, stdout=run.build_log,
+                                    stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def build_kernels(run, figures):
+    """kernels/ and its checks, from source."""
+    if run.emulated and run.options.bin:
+        figures["built"] = "by the test run"
+        return
+    if run.building is None:
+        start_build(run)
+    try:
+        run.building.wait(timeout=max(1, run.left()))
+    except subprocess.TimeoutExpired:
+        raise Failure("the build did not end in time\n" + last_lines(tail_of(run.build_log))) from None
+    finally:
+        kill(run.building)
+    figures["seconds_from_its_start"] = round(time.monotonic() - run.build_began, 1)
+    if run.building.returncode != 0:
+        raise Failure(last_lines(tail_of(run.build_log)))
+    run.tools = run.tools or run.build / "bin"
+
+
+def tool(run, name):
+    """The path of one of the kernels' programs."""
+    if run.tools is None and run.building is not None and run.building.poll() is None:
+        raise Skip("the build from source has not ended")
+    path = (run.tools or run.build / "bin") / name
+    if not path.exists():
+        raise Skip(f"{name} is not there: it does not start here, and was not built")
+    return path
+
+
+def parity(fp16=False, table=None):
+    """Every kernel beside the reference."""
+    def section(run, figures):
+        words = [tool(run, "nibble-kernel-check"), f"--table={table or run.table}"]
+        words += ["--fp16"] if fp16 else []
+        words += [shapes.EMULATED_CASES] if run.emulated else []
+        text = run.command(words, 240, check=False)
+        worst = [float(m) for m in re.findall(r" ([0-9.]+) of tolerance", text)]
+        counts = re.search(r"(\d+) passed, (\d+) failed", text)
+        if not counts:
+            raise Failure("nibble-kernel-check did not finish:\n" + text[-800:])
+        figures.update(passed=int(counts[1]), failed=int(counts[2]),
+                       worst_share_of_tolerance=max(worst, default=0))
+        if int(counts[2]) or not int(counts[1]):
+            bad = [line for line in text.splitlines() if "FAILED" in line]
+            raise Failure("\n".join(bad[:12]) or "no case ran")
+    return section
+
+
+def sanitizer(run, figures):
+    """compute-sanitizer on small cases."""
+    if run.emulated:
+        raise Skip("there is nothing for compute-sanitizer to look at in an emulation")
+    if not shutil.which("compute-sanitizer"):
+        raise Skip("compute-sanitizer is not installed here")
+    for kind in ("memcheck", "racecheck"):
+        for case in shapes.SANITIZED_CASES:
+            text = run.command(["compute-sanitizer", "--tool", kind, "--error-exitcode", "9",
+                                tool(run, "nibble-kernel-check"), "--table=cuda", case], 60, check=False)
+            if "not supported" in text or "Unable to" in text:
+                raise Skip("compute-sanitizer does not work on this machine: " + last_lines(text, 4))
+            summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
+            figures[f"{kind} {case}"] = int(summary[-1]) if summary else "no summary"
+            if summary != ["0"] or not re.search(r"[1-9]\d* passed, 0 failed", text):
+                raise Failure(last_lines(text, 20))
+
+
+def kernel_speed(run, figures):
+    """Kernels as shares of measured copy bandwidth and of cuBLAS; attention beside cuDNN's."""
+    if run.emulated:
+        raise Skip("an emulation has no speed")
+    path = tool(run, "nibble-bench-cuda")
+    out = run.scratch / "kernels.json"
+    text = run.command([path, "--device", run.options.device, "--json", out], min(120, run.left() - 60))
+    figures["lines"] = text.strip().splitlines()
+    rows = json.loads(out.read_text())
+    figures["json"] = rows
+    shares = collections.defaultdict(dict)
+    for row in rows["lines"]:
+        shares[row["kernel"]][row["shape"]] = row["share"]
+    figures["decode, least share of copying"] = min(shares.get("decode", {"": math.nan}).values())
+    bound = {kernel: min(of.values()) for kernel, of in shares.items() if kernel in shapes.MEMORY_BOUND}
+    figures["memory-bound kernels, least share of copying"] = min(bound.values(), default=math.nan)
+    figures["the slowest of them"] = min(bound, key=bound.get, default="")
+    beside_cudnn(run, figures, [row for row in rows["lines"] if row["kernel"] in shapes.ATTENTION])
+
+
+def beside_cudnn(run, figures, ours):
+    """The same attention by cuDNN, in the same minutes."""
+    wanted = sorted({row["shape"] for row in ours})
+    script = pathlib.Path(__file__).resolve().parent / "attention_peer.py"
+    try:
+        text = run.command([python_with_torch(run), script, *wanted], min(90, run.left() - 5), check=False)
+        result = json.loads(text.strip().splitlines()[-1])
+    except (Failure, Skip, ValueError, IndexError) as why:
+        figures["cuDNN"] = f"not measured: {why}"
+        return
+    if "skipped" in result:
+        figures["cuDNN"] = f"not measured: {result['skipped']}"
+        return
+    figures["cuDNN"] = {key: result[key] for key in ("torch", "cudnn")}
+    shares = {}
+    for row in ours:
+        theirs = result["shapes"].get(row["shape"], {}).get(shapes.ATTENTION[row["kernel"]])
+        name = f"{row['kernel']} {row['shape']}"
+        if isinstance(theirs, float):
+            shares[name] = {"share": theirs / row["milliseconds"], "cudnn_milliseconds": theirs,
+                            "note": result["shapes"][row["shape"]].get("note", "")}
+        else:
+            shares[name] = {"cudnn": theirs or result["shapes"].get(row["shape"], {}).get("failed", "no answer")}
+    figures["attention as a share of cuDNN's rate"] = shares
+
+
+def python_with_torch(run):
+    """The interpreter that has PyTorch: python3 of the PATH may be another one than this."""
+    if "python" not in run.facts:
+        run.facts["python"] = sys.executable
+        for name in (sys.executable, "python3", "python"):
+            try:
+                run.command([name, "-c", "import torch"], 60)
+                run.facts["python"] = name
+                break
+            except (Failure, Skip):
+                continue
+    return run.facts["python"]
+
+
+def peer(run, figures):
+    """The same shapes under PyTorch, transformers and PEFT, when they are here."""
+    if run.emulated:
+        raise Skip("an emulation has no peer")
+    script = pathlib.Path(__file__).resolve().parent / "peer.py"
+    text = run.command([python_with_torch(run), script], max(5, run.left() - 5), check=False)
+    try:
+        result = json.loads(text.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise Failure(text[-800:]) from None
+    if "skipped" in result:
+        raise Skip(result["skipped"])
+    figures.update(result)

@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""./dev gpu when things go wrong: sections that crash, hang or are cut off, binaries that do not start.
+
+  run_test.py SCRATCH
+
+A machine with a GPU is played by scripts: nvidia-smi, nvcc, cmake and what is prebuilt.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import report  # noqa: E402
+from runner import Failure, Run, Skip  # noqa: E402
+
+SCRATCH = pathlib.Path(sys.argv.pop() if len(sys.argv) > 1 else "gpu-script")
+
+
+def options(**more):
+    return types.SimpleNamespace(**{"emulated": False, "minutes": 5, "bin": "", "bundle": "", "device": 0,
+                                    "only": "", **more})
+
+
+def figures_of(path):
+    """The JSON at the end of a results file, by section."""
+    sections = json.loads(re.search(r"```json\n(.*)\n```", path.read_text(), re.S)[1])
+    return {entry["name"]: entry for entry in sections}
+
+
+class RunnerTest(unittest.TestCase):
+    def run_sections(self, sections, **more):
+        run = Run(options(**more))
+        writes = []
+        for name, function, limit_s in sections:
+            run.section(name, lambda figures, f=function: f(run, figures), limit_s,
+                        lambda: writes.append([entry["state"] for entry in run.sections]))
+        return run.sections, writes
+
+    def test_what_goes_wrong_costs_its_section_alone(self):
+        def crash(run, figures):
+            figures["before"] = 1
+            run.command(["sh", "-c", "echo last words; kill -SEGV $$"])
+
+        def wrong(run, figures):
+            raise KeyError("the script's own fault")
+
+        def missing(run, figures):
+            run.command(["nibble-no-such-program"])
+
+        def good(run, figures):
+            figures["text"] = run.command(["echo", "fine"]).strip()
+
+        sections, writes = self.run_sections([("crash", crash, 60), ("wrong", wrong, 60),
+                                              ("missing", missing, 60), ("good", good, 60)])
+        self.assertEqual([entry["state"] for entry in sections], ["FAILED", "FAILED", "skipped", "ok"])
+        self.assertEqual(sections[0]["figures"], {"before": 1})
+        self.assertIn("last words", sections[0]["why"])
+        self.assertIn("SIGSEGV", sections[0]["why"])
+        self.assertEqual(sections[3]["figures"]["text"], "fine")
+        # Written before and after each, so that a cut run says where.
+        self.assertEqual(writes[0], ["cut off"])
+        self.assertEqual(writes[-1], ["FAILED", "FAILED", "skipped", "ok"])
+        self.assertEqual(len(writes), 8)
+
+    def test_a_section_that_hangs_is_ended_with_all_it_started(self):
+        marker = SCRATCH / "grandchild"
+        marker.unlink(missing_ok=True)
+
+        def hang(run, figures):
+            run.command(["sh", "-c", f"(sleep 300; echo)& echo $! > {marker}; echo waiting; sleep 300"])
+
+        def good(run, figures):
+            figures["left"] = run.left()
+
+        began = time.monotonic()
+        sections, _ = self.run_sections([("hang", hang, 6), ("good", good, 60)])
+        self.assertLess(time.monotonic() - began, 30)
+        self.assertEqual([entry["state"] for entry in sections], ["FAILED", "ok"])
+        self.assertIn("did not end within", sections[0]["why"])
+        self.assertIn("waiting", sections[0]["why"])
+        grandchild = int(marker.read_text())
+        for _ in range(50):  # it may be reaped a moment later
+            try:
+                state = pathlib.Path(f"/proc/{grandchild}/stat").read_text().rpartition(")")[2].split()[0]
+            except FileNotFoundError:
+                break
+            if state == "Z":
+                break
+            time.sleep(0.1)
+        else:
+            self.fail("what the section started lives on")
+
+    def test_time_that_is_up_skips_what_is_left(self):
+        def good(run, figures):
+            raise AssertionError("no time is left for this")
+
+        sections, _ = self.run_sections([("good", good, 60)], minutes=0.01)
+        self.assertEqual(sections[0]["state"], "skipped")
+        self.assertIn("no time was left", sections[0]["why"])
+
+    def test_goals_are_of_what_was_measured(self):
+        figures = {}
+        report.goals([{"name": "kernel speed", "figures": {
+            "decode, least share of copying": 0.9, "memory-bound kernels, least share of copying": 0.7,
+            "attention as a share of cuDNN's rate": {"attention fwd x": {"share": 0.71},
+                                                     "attention bwd x": {"cudnn": "refused"}}}},
+                      {"name": "training speed and memory", "figures": {
+                          "8B": {"goal": ("tokens/s", 100), "tokens_per_second": 99.0},
+                          "memory": {"goal": ("GiB", 7.0), "driver_bytes": 8 << 30, "fixed_bytes": 1 << 30},
+                          "cut": {"failed": "it crashed"}}}], figures)
+        met = {name: entry["met"] for name, entry in figures.items()}
+        self.assertEqual(met, {"decoding, of copy bandwidth": "yes",
+                               "memory-bound kernels, of copy bandwidth": "NO",
+                               "attention fwd x, of cuDNN's rate": "yes", "8B, tokens/s": "NO",
+                               "memory, GiB": "yes"})
+
+
+class ScriptTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = SCRATCH / self.id().rpartition(".")[2]
+        subprocess.run(["rm", "-rf", self.folder], check=True)
+        self.path, self.bundle = self.folder / "path", self.folder / "bundle"
+        self.path.mkdir(parents=True)
+        self.bundle.mkdir()
+        self.out = self.folder / "results.md"
+
+    def play(self, folder, name, *lines):
+        script = folder / name
+        script.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        script.chmod(0o755)
+
+    def a_gpu(self, capability="9.0"):
+        self.play(self.path, "nvidia-smi", f'case "$*" in -L) echo "GPU 0: played";; '
+                  f'*) echo "played, 580, 143771 MiB, {capability}, 1980 MHz, 700 W, GPU-1";; esac')
+        self.play(self.path, "nvcc", "echo release 13.0")
+        self.play(self.path, "compute-sanitizer", "shift 4", '"$@"', 'echo "========= ERROR SUMMARY: 0 errors"')
+        check = 'case "$*" in --list) exit 0;; esac; echo "x : ok 0.250 of tolerance"; echo "1 passed, 0 failed"'
+        self.play(self.bundle, "nibble-kernel-check", check)
+        # What cmake "builds" is put there beforehand.
+        self.play(self.path, "cmake", 'case "$1" in -S) mkdir -p "$4/bin";; --build) '
+                  f'cp {self.bundle}/nibble-kernel-check "$2/bin/";; esac')
+
+    def script(self, *words):
+        environment = {**os.environ, "PATH": f"{self.path.resolve()}:{os.environ['PATH']}"}
+        return subprocess.Popen([sys.executable, HERE / "run.py", "--bundle", self.bundle.resolve(), "--out",
+                                 self.out.resolve(), *words], env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def test_without_a_gpu_it_says_so_and_claims_nothing(self):
+        self.play(self.path, "nvidia-smi", "exit 9")
+        process = self.script()
+        said = process.communicate(timeout=60)[0]
+        self.assertEqual(process.returncode, 2)
+        self.assertIn("there is no NVIDIA GPU here", said)
+        self.assertFalse(self.out.exists())
+
+    def test_an_engine_that_does_not_start_leaves_the_kernels_checks(self):
+        self.a_gpu()
+        self.play(self.bundle, "nibble-engine", "echo \"version 'GLIBC_2.99' not found\" >&2; exit 1")
+        process = self.script()
+        said = process.communicate(timeout=100)[0]
+        self.assertEqual(process.returncode, 1, said)
+        of = figures_of(self.out)
+        self.assertEqual(of["engine"]["state"], "FAILED")
+        self.assertIn("GLIBC_2.99", of["engine"]["why"])
+        for name in ("model parity", "training parity", "rerun and resume", "training speed and memory",
+                     "jobs beside each other", "an 8B model on 15 GB", "fp16 training"):
+            self.assertEqual(of[name]["state"], "skipped", name)
+            self.assertIn("did not start", of[name]["why"])
+            self.assertEqual(of[name]["figures"], {})
+        for name in ("kernel parity bf16", "kernel parity fp16", "kernel parity of the CPU",
+                     "compute-sanitizer", "kernels built from source"):
+            self.assertEqual(of[name]["state"], "ok", name)
+        self.assertEqual(of["kernel parity bf16"]["figures"]["passed"], 1)
+        self.assertEqual(of["goals"]["figures"], {})
+        self.assertLess(said.index("kernel parity bf16"), said.index("kernels built from source"))
+
+    def test_another_gpu_gets_kernels_of_its_own(self):
+        self.a_gpu("8.9")
+        process = self.script("--only", "machine,kernels built from source,kernel parity bf16")
+        said = process.communicate(timeout=100)[0]
+        self.assertEqual(process.returncode, 0, said)
+        self.assertLess(said.index("kernels built from source"), said.index("kernel parity bf16"))
+        self.assertEqual(figures_of(self.out)["kernel parity bf16"]["state"], "ok")
+
+    def test_a_run_that_is_cut_off_keeps_what_it_had(self):
+        self.a_gpu()
+        self.play(self.bundle, "nibble-engine", "exec sleep 300")
+        process = self.script()
+        for _ in range(300):
+            if self.out.exists() and "engine" in figures_of(self.out):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        of = figures_of(self.out)
+        self.assertEqual(of["machine"]["state"], "ok")
+        self.assertEqual(of["machine"]["figures"]["name"], "played")
+        self.assertEqual(of["engine"]["state"], "cut off")
+
+
+if __name__ == "__main__":
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    unittest.main(verbosity=1)

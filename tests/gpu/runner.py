@@ -1,0 +1,124 @@
+"""What ./dev gpu runs its sections with: each within its own time, whatever becomes of it kept at once."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+
+class Skip(Exception):
+    """The section cannot run here, and why."""
+
+
+class Failure(Exception):
+    """The section ran and something is wrong."""
+
+
+def kill(process):
+    """The process and all it started; one that hangs in the driver is left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        print(f"   process {process.pid} cannot be killed; going on without it", flush=True)
+
+
+def tail_of(file, most_bytes=4 << 20):
+    """The end of what was written to it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - most_bytes))
+    return file.read().decode(errors="replace")
+
+
+def last_lines(text, count=12):
+    return "\n".join(text.strip().splitlines()[-count:])
+
+
+def ending(code):
+    """An exit status in words."""
+    return f"exit {code}" if code is None or code >= 0 else f"ended by {signal.Signals(-code).name}"
+
+
+class Run:
+    """One run: what it works with, and what its sections have found."""
+
+    def __init__(self, options):
+        self.options = options
+        self.emulated = options.emulated
+        self.deadline = self.section_deadline = time.monotonic() + options.minutes * 60
+        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="nibble-gpu-"))
+        self.build = pathlib.Path(options.bin).parent if options.bin else self.scratch / "build"
+        self.device = "cuda-emulated" if self.emulated else f"cuda:{options.device}"
+        self.table = "cuda-emulated" if self.emulated else "cuda"
+        self.engine = self.bench = self.model_parity = None
+        self.engine_missing = "no bundle was given; make one with ./dev gpu --bundle"
+        self.tools = None  # folder of nibble-kernel-check and nibble-bench-cuda that start here
+        self.building = None  # the build from source, while it runs
+        self.sections = []
+        self.facts = {}
+
+    def left(self):
+        """Seconds that the section under way has."""
+        return min(self.deadline, self.section_deadline) - time.monotonic()
+
+    def command(self, words, limit_s=300, check=True):
+        """Runs it; the output as text. Failure when it ends badly, Skip when time is up."""
+        limit_s = min(limit_s, self.left())
+        if limit_s <= 1:
+            raise Skip("no time was left")
+        words = [str(word) for word in words]
+        with tempfile.TemporaryFile() as out:  # a pipe would stay open as long as any grandchild lives
+            try:
+                process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                                           start_new_session=True)
+            except FileNotFoundError:
+                raise Skip(f"{words[0]} is not installed here") from None
+            except OSError as why:
+                raise Failure(f"{words[0]} does not start: {why}") from None
+            try:
+                process.wait(timeout=limit_s)
+                ended = True
+            except subprocess.TimeoutExpired:
+                ended = False
+            finally:
+                kill(process)
+            text = tail_of(out)
+        if not ended:
+            raise Failure(f"{' '.join(words)} did not end within {limit_s:.0f} s\n{last_lines(text)}")
+        if check and process.returncode != 0:
+            raise Failure(f"{last_lines(text)}\n({ending(process.returncode)}: {' '.join(words)})")
+        return text
+
+    def section(self, name, function, limit_s, write):
+        """Runs one section within its time and keeps what became of it."""
+        only = self.options.only.split(",") if self.options.only else []
+        if only and name not in only:
+            return
+        began = time.monotonic()
+        # An emulation has no speed, and its machine other things to do.
+        self.section_deadline = began + (self.options.minutes * 60 if self.emulated else limit_s)
+        entry = {"name": name, "state": "cut off", "why": "the script ended in this section", "seconds": 0,
+                 "figures": {}}
+        self.sections.append(entry)
+        write()
+        entry.update(state="ok", why="")
+        print(f"== {name}", flush=True)
+        try:
+            if self.left() < 5:
+                raise Skip("no time was left")
+            function(entry["figures"])
+        except Skip as why:
+            entry.update(state="skipped", why=str(why))
+        except Failure as why:
+            entry.update(state="FAILED", why=str(why))
+        except Exception as why:  # the script's own fault must not cost the other sections
+            entry.update(state="FAILED", why=f"{type(why).__name__}: {why}")
+        entry["seconds"] = round(time.monotonic() - began, 1)
+        write()
+        print(f"   {entry['state']} in {entry['seconds']} s {entry['why'][:300]}", flush=True)
