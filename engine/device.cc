@@ -150,7 +150,8 @@ spec::DeviceProfile MeasureProfile(kernels::Backend& backend) {
   } else {
     profile.fixed_bytes = backend.fixed_bytes();
     profile.converts_head = table.act != kernels::DType::kBF16;  // the base's own type
-    profile.capacity_bytes = backend.fixed_bytes() + std::max<int64_t>(0, backend.free_bytes());
+    profile.capacity_bytes =
+        backend.fixed_bytes() + std::max<int64_t>(0, backend.free_bytes() - backend.late_bytes());
   }
   return profile;
 }

@@ -93,6 +93,9 @@ class Backend {
   // Bytes of the device: taken by context, code and libraries before any Allocate (measured when it was
   // opened), and free now. The host backend knows neither: 0 and -1.
   virtual int64_t fixed_bytes() const = 0;
+  // Of fixed_bytes: set aside for what the driver takes later (code at its first launch, rounding up), free
+  // until then.
+  virtual int64_t late_bytes() const { return 0; }
   virtual int64_t free_bytes() const = 0;
 
   // Null: what this device would encode, the host encodes.

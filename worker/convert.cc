@@ -124,7 +124,7 @@ v1::SynchronizeRequest ToProto(const WorkerIdentity& identity, const DoSynchroni
     d->set_device_id(status.device_id);
     d->set_used_bytes(status.used_bytes);
     for (const std::string& base : status.resident_bases) d->add_resident_bases(base);
-    d->set_fault(status.fault);
+    d->set_fault(RepairUtf8(status.fault));
   }
   return out;
 }

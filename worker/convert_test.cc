@@ -46,6 +46,14 @@ TEST(ConvertTest, MessagesThatAreNoTextAreReadableThere) {
   EXPECT_EQ(read.failed().message(), "its log ends: \xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd caf\xef\xbf\xbd");
 }
 
+TEST(ConvertTest, AFaultTravelsAsText) {
+  DoSynchronize action;
+  action.request.devices.push_back({"cuda0", 7, {"base"}, "Xid 79 caf\xc3"});
+  v1::SynchronizeRequest read;
+  ASSERT_TRUE(read.ParseFromString(ToProto(Identity(), action).SerializeAsString()));
+  EXPECT_EQ(read.devices(0).fault(), "Xid 79 caf\xef\xbf\xbd");
+}
+
 TEST(ConvertTest, RegisterDescribesDevices) {
   const auto out = ToProto(Identity(), DoRegister{"t", 9});
   EXPECT_EQ(out.generation_seen(), 9);

@@ -153,6 +153,7 @@ class CudaBackend final : public Backend {
     return error_.empty() ? context_.error : error_.c_str();
   }
   int64_t fixed_bytes() const override { return fixed_bytes_; }
+  int64_t late_bytes() const override { return kLateBytes; }
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
     if (fault() == Fault::kDevice || cudaMemGetInfo(&free, &total) != cudaSuccess) return -1;

@@ -29,7 +29,7 @@ namespace {
 
 constexpr int64_t kPage = 4096;
 constexpr int64_t kMemoryBytes = int64_t{1} << 30;  // of the emulated device
-constexpr int64_t kFixedBytes = int64_t{1} << 20;
+constexpr int64_t kFixedBytes = int64_t{1} << 20, kLateBytes = int64_t{1} << 18;
 
 EmulatedBytes held;
 int64_t ops_left = -1;  // -1: no failure in sight
@@ -247,7 +247,10 @@ class EmulatedBackend final : public Backend {
     return fault_ == Fault::kOutOfMemory ? "emulated failure: the device's memory is taken" : nullptr;
   }
   int64_t fixed_bytes() const override { return kFixedBytes; }
-  int64_t free_bytes() const override { return kMemoryBytes - kFixedBytes - memory.used_bytes(); }
+  int64_t late_bytes() const override { return kLateBytes; }
+  int64_t free_bytes() const override {
+    return kMemoryBytes - kFixedBytes + kLateBytes - memory.used_bytes();
+  }
 
   const Encoders* encoders() const override { return &kEncoders; }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 
 namespace nibble::server {
@@ -84,7 +85,7 @@ core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
   for (const wv1::DeviceStatus& device : in.devices()) {
     out.devices.push_back({device.device_id(), device.used_bytes(),
                            {device.resident_bases().begin(), device.resident_bases().end()},
-                           device.fault().substr(0, kMaxFaultBytes)});
+                           RepairUtf8(device.fault().substr(0, kMaxFaultBytes))});
   }
   return out;
 }

@@ -267,9 +267,11 @@ absl::Status Run(const Flags& flags) {
       {"planned_device_bytes", plan.memory.DeviceBytes()},
       {"planned_pinned_bytes", plan.memory.pinned_bytes},
       {"updates", updates},
+      {"allocated_bytes", backend->is_host() ? 0 : free_before_bytes - backend->free_bytes()},
+      // Context, libraries and what was allocated since; what is set aside for later counts when it is taken.
       {"driver_bytes", backend->is_host() ? 0
-                                          : backend->fixed_bytes() + free_before_bytes -
-                                                backend->free_bytes()},
+                                          : backend->fixed_bytes() - backend->late_bytes() +
+                                                free_before_bytes - backend->free_bytes()},
       {"phase_us", phase_us},
       {"step_gflop", work * 1e-9},
       {"probe_gflops", probes[probes.size() / 2] * 1e-9},

@@ -26,8 +26,10 @@ def measure(shape):
         hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=length,
         head_dim=128, use_cache=False)
+    torch.set_default_dtype(torch.bfloat16)  # releases differ in how from_config is told
     with torch.device("cuda"):
-        model = transformers.AutoModelForCausalLM.from_config(config, torch_dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    torch.set_default_dtype(torch.float32)
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=MODULES))

@@ -71,7 +71,7 @@ def goals(sections, figures):
         if unit == "tokens/s":
             note(f"{name}, tokens/s", row["tokens_per_second"], wanted)
         else:
-            note(f"{name}, GiB", (row["driver_bytes"] - row["fixed_bytes"]) / 2**30, wanted, False)
+            note(f"{name}, GiB", row["allocated_bytes"] / 2**30, wanted, False)
     nf4, bf16, wanted = shapes.NF4_AND_BF16
     if all("tokens_per_second" in steps.get(name, {}) for name in (nf4, bf16)):
         note("NF4, of our own bf16 LoRA's speed",

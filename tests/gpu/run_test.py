@@ -115,7 +115,7 @@ class RunnerTest(unittest.TestCase):
                                                      "attention bwd x": {"cudnn": "refused"}}}},
                       {"name": "training speed and memory", "figures": {
                           "8B": {"goal": ("tokens/s", 100), "tokens_per_second": 99.0},
-                          "memory": {"goal": ("GiB", 7.0), "driver_bytes": 8 << 30, "fixed_bytes": 1 << 30},
+                          "memory": {"goal": ("GiB", 7.0), "allocated_bytes": 7 << 30},
                           "cut": {"failed": "it crashed"}}}], figures)
         met = {name: entry["met"] for name, entry in figures.items()}
         self.assertEqual(met, {"decoding, of copy bandwidth": "yes",

@@ -250,7 +250,7 @@ def step_speed(run, figures):
             continue
         row = json.loads(line)
         entry = {key: row[key] for key in ("tokens_per_second", "grad_norms", "planned_device_bytes",
-                                           "driver_bytes", "fixed_bytes")}
+                                           "driver_bytes", "allocated_bytes")}
         entry["goal"] = goal
         entry["loss"] = row["losses"][-1]
         over = row["driver_bytes"] - row["planned_device_bytes"]
