@@ -27,6 +27,9 @@ constexpr int64_t kTileRows = 6;   // 12 sums of 16
 constexpr int64_t kMaxDepth = kPairs && kTileRows < 32 ? 4096 : 2048;
 constexpr int64_t kPanelBytes = kThreadBytes / 2;
 constexpr int64_t kScratchBytes = kThreadBytes / 4;  // besides 256 per row
+// A branch's panel of this size lies beside the main panel, a larger one takes from it: a rank must not
+// make the panels of 4096 deep weights half as wide.
+constexpr int64_t kBranchBytes = kThreadBytes / 32;
 constexpr int64_t kMaxColumns = 256;
 
 #if !defined(NIBBLE_AMX)
@@ -213,7 +216,9 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
     if (columns > fit / kTileColumns * kTileColumns) columns = fit / kTileColumns * kTileColumns;
   }
   const auto depth_of = [&](int64_t width) {
-    return kPanelBytes / (4 * width) * kDepthPerStep - RoundUp(branch_depth, 32);
+    const int64_t branch_bytes = 4 * width * Steps(branch_depth);
+    const int64_t over = branch_bytes > kBranchBytes ? branch_bytes - kBranchBytes : 0;
+    return (kPanelBytes - over) / (4 * width) * kDepthPerStep;
   };
   GemmPlan plan{};
   plan.blocks = 1;
