@@ -201,11 +201,13 @@ absl::Status Run(const Flags& flags) {
   backend->Fill(persistent.data(), 0, persistent.mapped_bytes());
   backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.rope, rope.data(),
                   static_cast<int64_t>(rope.size() * sizeof(float)));
-  std::vector<std::byte> master(
-      static_cast<size_t>(plan.adapters.elements * kernels::DTypeBytes(table->real)));
-  engine::InitAdapters(plan, spec, table->real, master.data());
-  backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
-                  static_cast<int64_t>(master.size()));
+  {  // freed before the steps: an engine reads adapters straight into their region
+    std::vector<std::byte> master(
+        static_cast<size_t>(plan.adapters.elements * kernels::DTypeBytes(table->real)));
+    engine::InitAdapters(plan, spec, table->real, master.data());
+    backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
+                    static_cast<int64_t>(master.size()));
+  }
   engine::InitOptimizer(*backend, plan, spec, persistent.data(), executor.pinned());
   executor.DecodeBase();
   executor.RefreshCompute();
