@@ -23,6 +23,8 @@ cpu() {
   } >"$lines"
   python3 "$here/report.py" ${NIBBLE_BENCH_SVG:+--svg "$NIBBLE_BENCH_SVG"} <"$lines"
   rm -f "$lines"
+  echo
+  python3 "$here/bodies.py" "$bin"
 }
 
 # Tokens/s by sequence length and micro-batch, the probe beside.
