@@ -198,6 +198,7 @@ TEST_P(EmulatedTraining, RecordedStepsAreTheSameBits) {
   const TinyModel model({.qk_norm = GetParam()});
   spec::TrainSpec spec = SmallSpec();
   spec.graphs = spec::Graphs::kOn;
+  spec.base_cache = spec::BaseCache::kAhead;
   std::vector<std::vector<double>> masters;
   std::vector<Steps> runs;
   for (const bool record : {false, true}) {
@@ -218,14 +219,16 @@ TEST_P(EmulatedTraining, RecordedStepsAreTheSameBits) {
   EXPECT_EQ(kernels::EmulatedCudaCounts().recordings, 0);
 }
 
-// A decoded base in memory: the same numbers, and what the plan says.
+// A decoded base in memory, all of it or what is read next: the same numbers, and what the plan says.
 TEST_P(EmulatedTraining, AKeptDecodedBaseChangesNoBit) {
   const TinyModel model(TinyModel({}).config(), spec::QuantKind::kNF4, true, 3);
   std::vector<std::vector<double>> masters;
-  int64_t unquantized[2];
-  for (int i = 0; i < 2; ++i) {
+  int64_t unquantized[3];
+  constexpr spec::BaseCache kChoices[] = {spec::BaseCache::kOff, spec::BaseCache::kOn,
+                                          spec::BaseCache::kAhead};
+  for (int i = 0; i < 3; ++i) {
     spec::TrainSpec spec = SmallSpec();
-    spec.base_cache = i == 0 ? spec::BaseCache::kOff : spec::BaseCache::kOn;
+    spec.base_cache = kChoices[i];
     StepRig rig(Emulated(GetParam()), model, spec);
     EXPECT_EQ(rig.plan().base_cache, spec.base_cache);
     unquantized[i] =
@@ -235,6 +238,7 @@ TEST_P(EmulatedTraining, AKeptDecodedBaseChangesNoBit) {
     masters.push_back(rig.Read(rig.plan().persistent.master));
   }
   EXPECT_EQ(masters[0], masters[1]);
+  EXPECT_EQ(masters[0], masters[2]);
   EXPECT_EQ(unquantized[1] - unquantized[0],
             spec::BaseCacheBytes(model.config(), spec::QuantKind::kNF4, MeasureProfile(*Emulated())));
 }

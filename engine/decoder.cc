@@ -173,8 +173,7 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
     Norm(h_, x_, of.post_norm, m, hidden);
     Linear(gate_, h_, layer, Module::kGate, m);
     Linear(up_, h_, layer, Module::kUp, m);
-    table_.gated_forward(&context, gate_, gate_, up_,
-                         m * model_.intermediate_size, kernels::Activation::kSilu);
+    table_.gated_forward(&context, gate_, gate_, up_, {.width = m * model_.intermediate_size});
     Linear(h_, gate_, layer, Module::kDown, m);
     table_.add(&context, x_, x_, h_, m * hidden);
   }

@@ -69,7 +69,9 @@ void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64
   const auto known = std::find_if(recorded_.begin(), recorded_.end(),
                                   [&](const Recorded& r) { return r.shape == shape_; });
   if (known != recorded_.end() && known->recording != nullptr) {
+    BeginDecodeAhead();
     backend_.Replay(known->recording);
+    context_.ahead = nullptr;
   } else {
     RunMicroBatch();
     if (known == recorded_.end() && recorded_.size() < kMostRecordings)
@@ -80,7 +82,9 @@ void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64
 
 void KernelExecutor::RunMicroBatch() {
   op_ = 0;
+  BeginDecodeAhead();
   spec::TrainMicroBatch(*this, model_, spec_);
+  context_.ahead = nullptr;
   CHECK(op_ == static_cast<size_t>(plan_.optimizer_op));
 }
 
@@ -133,7 +137,9 @@ void KernelExecutor::QueueEvaluation(const MicroBatch& batch, int64_t slot) {
   op_ = static_cast<size_t>(plan_.evaluate_op);
   training_ = false;
   micro_batch_ = slot;
+  BeginDecodeAhead();
   spec::EvalMicroBatch(*this, model_, spec_);
+  context_.ahead = nullptr;
   CHECK(op_ == plan_.workspace_offset.size());
 }
 
@@ -343,17 +349,68 @@ void KernelExecutor::RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tens
                           a.rows, a.dim, 0.0f);
 }
 
+Context* KernelExecutor::NextLinear() {
+  if (context_.ahead != nullptr) {
+    const spec::LinearUse& use = plan_.next_weights[op_];
+    kernels::DecodeAhead& ahead = *context_.ahead;
+    ahead.next_count = use.count;
+    ahead.next_backward = use.backward;
+    for (int i = 0; i < use.count; ++i) {
+      ahead.next[i] =
+          base_.layers[static_cast<size_t>(use.layer)].linear[static_cast<int>(use.first) + i];
+    }
+  }
+  return NextOp(StepPhase::kLinear);
+}
+
+void KernelExecutor::BeginDecodeAhead() {
+  context_.ahead = plan_.persistent.tiles >= 0 ? backend_.ahead() : nullptr;
+  if (context_.ahead == nullptr) return;
+  kernels::DecodeAhead& ahead = *context_.ahead;
+  ahead.tile[0] = persistent_ + plan_.persistent.tiles;
+  ahead.tile[1] = persistent_ + plan_.persistent.tiles + plan_.persistent.tile_bytes;
+  ahead.tile_bytes = plan_.persistent.tile_bytes;
+  ahead.pending = {};  // the last product of a micro-batch begins nothing
+}
+
 void KernelExecutor::Linear(Tensor y, Tensor x, Tensor u, int32_t layer, Module module) {
   kernels::LoraArgs lora;
   const kernels::LinearArgs args = LinearOf(u, layer, module, lora);
-  table_.linear_forward(NextOp(StepPhase::kLinear), y, x, args);
+  table_.linear_forward(NextLinear(), y, x, args);
 }
 
 void KernelExecutor::LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u,
                                     int32_t layer, Module module) {
   kernels::LoraArgs lora;
   const kernels::LinearArgs args = LinearOf(u, layer, module, lora);
-  table_.linear_backward(NextOp(StepPhase::kLinear), dx, accumulate, dy, x, args);
+  table_.linear_backward(NextLinear(), dx, accumulate, dy, x, args);
+}
+
+kernels::LinearGroup KernelExecutor::GroupOf(std::initializer_list<Tensor> y, const Tensor* u,
+                                             int32_t layer, Module first,
+                                             kernels::LoraArgs* lora) const {
+  kernels::LinearGroup group;
+  for (const Tensor output : y) {
+    const int i = group.count++;
+    group.linear[i] = LinearOf(u[i], layer, static_cast<Module>(static_cast<int>(first) + i), lora[i]);
+    group.y[i] = output;
+  }
+  if (first == Module::kGate) group.stride = 2 * model_.intermediate_size;
+  return group;
+}
+
+void KernelExecutor::LinearGroup(std::initializer_list<Tensor> y, Tensor x, const Tensor* u,
+                                 int32_t layer, Module first) {
+  kernels::LoraArgs lora[kernels::kMostGrouped];
+  const kernels::LinearGroup group = GroupOf(y, u, layer, first, lora);
+  table_.linear_group_forward(NextLinear(), x, group);
+}
+
+void KernelExecutor::LinearGroupBackward(Tensor dx, std::initializer_list<Tensor> dy, Tensor x,
+                                         const Tensor* u, int32_t layer, Module first) {
+  kernels::LoraArgs lora[kernels::kMostGrouped];
+  const kernels::LinearGroup group = GroupOf(dy, u, layer, first, lora);
+  table_.linear_group_backward(NextLinear(), dx, x, group);
 }
 
 void KernelExecutor::Add(Tensor out, Tensor a, Tensor b) {
@@ -376,14 +433,17 @@ void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor d
                             AttentionOf());
 }
 
+kernels::GatedArgs KernelExecutor::GatedOf() const {
+  const int64_t width = model_.intermediate_size;
+  return {.rows = shape_.rows, .width = width, .stride = Groups() ? 2 * width : width};
+}
+
 void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
-  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up,
-                       shape_.rows * model_.intermediate_size, kernels::Activation::kSilu);
+  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up, GatedOf());
 }
 
 void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
-  table_.gated_backward(NextOp(StepPhase::kElementwise), dgate, dup, dout, gate, up,
-                        shape_.rows * model_.intermediate_size, kernels::Activation::kSilu);
+  table_.gated_backward(NextOp(StepPhase::kElementwise), dgate, dup, dout, gate, up, GatedOf());
 }
 
 void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {

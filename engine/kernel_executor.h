@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "engine/base_view.h"
@@ -98,6 +99,8 @@ class KernelExecutor {
   Tensor Real(const spec::TensorKey& key, int64_t) const { return At(key); }
   void Phase(spec::Phase, int32_t) {}
   bool Offloads() const { return plan_.offloaded; }
+  bool Groups() const { return plan_.grouped; }
+  Tensor Column(Tensor t, int64_t width) const { return t + width * kernels::DTypeBytes(table_.act); }
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer);
   void RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd,
@@ -105,6 +108,10 @@ class KernelExecutor {
   void Linear(Tensor y, Tensor x, Tensor u, int32_t layer, spec::Module module);
   void LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u, int32_t layer,
                       spec::Module module);
+  void LinearGroup(std::initializer_list<Tensor> y, Tensor x, const Tensor* u, int32_t layer,
+                   spec::Module first);
+  void LinearGroupBackward(Tensor dx, std::initializer_list<Tensor> dy, Tensor x, const Tensor* u,
+                           int32_t layer, spec::Module first);
   void Add(Tensor out, Tensor a, Tensor b);
   void Rope(Tensor x, int64_t heads, bool inverse);
   void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v);
@@ -183,6 +190,14 @@ class KernelExecutor {
   void CopyMoments(kernels::Lane lane, std::byte* chunk, int64_t first, int64_t count);
   kernels::LinearArgs LinearOf(Tensor u, int32_t layer, spec::Module module,
                                kernels::LoraArgs& lora) const;
+  // `lora` has room for kMostGrouped.
+  kernels::LinearGroup GroupOf(std::initializer_list<Tensor> y, const Tensor* u, int32_t layer,
+                               spec::Module first, kernels::LoraArgs* lora) const;
+  // NextOp of a linear: says what is to be decoded ahead of the one behind it.
+  kernels::Context* NextLinear();
+  // Before the ops of a micro-batch are queued: whether and where they decode ahead.
+  void BeginDecodeAhead();
+  kernels::GatedArgs GatedOf() const;
 
   kernels::Backend& backend_;
   const kernels::KernelTable& table_;

@@ -1,6 +1,8 @@
 // The plan's arithmetic of workspaces is the kernels' own.
 #include "engine/spec/workspace.h"
 
+#include <algorithm>
+
 #include "gtest/gtest.h"
 #include "kernels/cpu/workspace.h"
 #include "kernels/cuda/workspace.h"
@@ -73,6 +75,19 @@ TEST(WorkspaceBytes, AreTheCudaKernels) {
               .m = m, .k = k, .n = 11008, .r = r, .heads = 24, .head_dim = 128, .vocab = vocab};
           for (const Op op : {Op::kLinearForward, Op::kLinearBackward}) {
             EXPECT_EQ(WorkspaceBytes(op, ours, profile), theirs::LinearWorkspaceBytes(shape));
+            OpShape group = ours;
+            group.group = 3;
+            const int64_t n[] = {vocab, 1024, 100};
+            std::copy(n, n + 3, group.group_n);
+            for (const bool apart : {false, true}) {
+              for (const bool tiles : {false, true}) {
+                group.apart = apart;
+                group.tiles = tiles;
+                EXPECT_EQ(WorkspaceBytes(op, group, profile),
+                          theirs::LinearGroupOwnBytes(shape, n, 3, apart, tiles) + theirs::kLibraryBytes);
+              }
+            }
+            EXPECT_EQ(LinearPanelBytes(vocab, k), theirs::PanelBytes(vocab, k));
           }
           EXPECT_EQ(WorkspaceBytes(Op::kAttentionBackward, ours, profile),
                     theirs::AttentionBackwardWorkspaceBytes(shape));

@@ -98,6 +98,9 @@ class Backend {
   virtual int64_t late_bytes() const { return 0; }
   virtual int64_t free_bytes() const = 0;
 
+  // For Context::ahead, its queue set; the tiles are the caller's to set. Null: there is none.
+  virtual DecodeAhead* ahead() { return nullptr; }
+
   // Null: what this device would encode, the host encodes.
   virtual const Encoders* encoders() const { return nullptr; }
 

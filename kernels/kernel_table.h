@@ -43,6 +43,7 @@ constexpr int64_t DTypeBytes(DType type) {
 }
 
 class ThreadPool;  // kernels/parallel.h
+struct DecodeAhead;
 
 struct Context {
   void* workspace = nullptr;
@@ -58,6 +59,8 @@ struct Context {
   // Of asynchronous backends, in their memory: read when cross_entropy runs, in place of its argument, so
   // that a recording of the op (backend.h) can run with other values. Null = the argument.
   const double* late_gradient_scale = nullptr;
+  // Of asynchronous backends: null = every linear op decodes its weights when it runs.
+  DecodeAhead* ahead = nullptr;
 };
 
 // How a frozen matrix is stored. The flat order is bitsandbytes': element i of the row-major [N, K]
@@ -119,6 +122,41 @@ struct LinearArgs {
   const LoraArgs* lora = nullptr;
 };
 
+// Layers that share their input: q, k and v; gate and up. All have the same m and k.
+constexpr int kMostGrouped = 3;
+struct LinearGroup {
+  int count = 0;
+  LinearArgs linear[kMostGrouped];
+  void* y[kMostGrouped] = {};  // act [M, N] of each; going back dy, only read
+  // 0: every output, or its gradient, is an array of its own. Otherwise they are columns of one array with
+  // rows of `stride` elements, side by side from its first column on, and fill it.
+  int64_t stride = 0;
+};
+
+// Decoding ahead. What a product reads is decoded beside the product before it, into one of two tiles in the
+// backend's memory, which the linear ops then use in place of their workspace. It changes no bit. The caller
+// sets `tile` once and says before each linear op which weights the next one begins with.
+struct DecodeAhead {
+  void* tile[2] = {};
+  int64_t tile_bytes = 0;          // of each; LinearPanelBytes of every op (kernels/cuda/workspace.h)
+  WeightView next[kMostGrouped];
+  int next_count = 0;              // 0 = none
+  bool next_backward = false;
+  // The backend's: a queue beside the compute lane, an event of each; null where there is one queue only.
+  void* stream = nullptr;
+  void* compute_event = nullptr;
+  void* ahead_event = nullptr;
+  // The ops': the tile to be filled next, and what is on its way there.
+  int turn = 0;
+  struct Panel {
+    const void* data = nullptr;    // of the first weight; null = nothing is on its way
+    bool backward = false;
+    int64_t first = 0;
+    int64_t count = 0;
+    bool operator==(const Panel&) const = default;
+  } pending;
+};
+
 // Causal attention over documents: document s is rows starts[s] .. starts[s+1]-1 and sees only itself.
 struct AttentionArgs {
   int64_t m = 0;
@@ -133,6 +171,15 @@ struct AttentionArgs {
 };
 
 enum class Activation : uint8_t { kSilu = 0, kGeluTanh = 1 };
+
+// Rows of `width` elements. gate, up and their gradients have `stride` from row to row (0 = width), so that
+// they may be halves of one array; everything else is dense.
+struct GatedArgs {
+  int64_t rows = 1;
+  int64_t width = 0;
+  int64_t stride = 0;
+  Activation activation = Activation::kSilu;
+};
 
 struct AdamWArgs {
   int64_t count = 0;
@@ -174,6 +221,11 @@ struct KernelTable {
   void (*linear_backward)(Context*, void* dx, bool accumulate, const void* dy, const void* x,
                           const LinearArgs& args);
 
+  // The same for a group. dx is the sum over it, rounded once; null: not wanted. A table that has neither is
+  // given the layers one by one.
+  void (*linear_group_forward)(Context*, const void* x, const LinearGroup& group);
+  void (*linear_group_backward)(Context*, void* dx, const void* x, const LinearGroup& group);
+
   // y = x * rstd * (w + unit_offset); rstd real [M] = 1 / sqrt(mean(x^2) + eps). M rows of `dim`.
   // y may be x.
   void (*rmsnorm_forward)(Context*, void* y, void* rstd, const void* x, ParamView w, int64_t m,
@@ -203,12 +255,11 @@ struct KernelTable {
   void (*attention_decode)(Context*, void* out, const void* q, const void* k_cache,
                            const void* v_cache, int64_t length, const AttentionArgs& args);
 
-  // out = activation(gate) * up, `count` elements; out may be gate or up.
-  void (*gated_forward)(Context*, void* out, const void* gate, const void* up, int64_t count,
-                        Activation activation);
-  // dgate, dup from dout, gate and up; dgate may be gate, dup may be up or dout.
+  // out = activation(gate) * up; out may be gate or up where these are dense.
+  void (*gated_forward)(Context*, void* out, const void* gate, const void* up, const GatedArgs& args);
+  // dgate, dup from dout, gate and up; dgate may be gate, dup may be up, or dout where it is dense.
   void (*gated_backward)(Context*, void* dgate, void* dup, const void* dout, const void* gate,
-                         const void* up, int64_t count, Activation activation);
+                         const void* up, const GatedArgs& args);
 
   // out act [M, dim] = scale * table[ids].
   void (*embedding_forward)(Context*, void* out, const int32_t* ids, ParamView table, int64_t m,

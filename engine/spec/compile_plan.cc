@@ -1,6 +1,7 @@
 #include "engine/spec/compile_plan.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -84,6 +85,8 @@ std::string_view SlotName(Slot slot) {
       return "gate";
     case Slot::kUp:
       return "up";
+    case Slot::kGateUp:
+      return "gate_up";
     case Slot::kAct:
       return "act";
     case Slot::kFinal:
@@ -148,6 +151,30 @@ std::string PhaseText(const CountedOp& op) {
   return "";
 }
 
+// What is decoded at once of any operation's weights.
+int64_t TileBytes(const ModelConfig& model) {
+  const auto panel = [&](std::initializer_list<Module> modules) {
+    int64_t n = 0, k = 0;
+    for (const Module module : modules) {
+      const LinearShape shape = ShapeOf(model, module);
+      n += shape.n;
+      k = shape.k;
+    }
+    return LinearPanelBytes(n, k);
+  };
+  return std::max({panel({Module::kQ, Module::kK, Module::kV}), panel({Module::kO}),
+                   panel({Module::kGate, Module::kUp}), panel({Module::kDown})});
+}
+
+// Fills next_weights for the operations first .. last-1.
+void NoteNextWeights(const std::vector<CountedOp>& ops, size_t first, size_t last, CompiledPlan& plan) {
+  LinearUse next;
+  for (size_t op = last; op-- > first;) {
+    plan.next_weights[op] = next;
+    if (ops[op].weights.count > 0) next = ops[op].weights;
+  }
+}
+
 // The persistent region: one buffer behind the other.
 void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const DeviceProfile& profile,
                      int64_t red_zone, CompiledPlan& plan) {
@@ -182,6 +209,10 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
     plan.persistent.decoded = place("base.decoded", Category::kBaseUnquantized,
                                     BaseCacheBytes(model, spec.quant, profile));
   }
+  if (plan.base_cache == BaseCache::kAhead) {
+    plan.persistent.tile_bytes = TileBytes(model);
+    plan.persistent.tiles = place("base.tiles", Category::kWorkspace, 2 * plan.persistent.tile_bytes);
+  }
   if (plan.pads) plan.persistent.late = place("late", Category::kWorkspace, 3 * 8);
   plan.persistent.rope = place("rope", Category::kActivations,
                                int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
@@ -195,7 +226,7 @@ absl::StatusOr<BaseCache> ChooseBaseCache(const ModelConfig& model, const TrainS
                                           const DeviceProfile& profile) {
   if (spec.base_cache == BaseCache::kOff || BaseCacheBytes(model, spec.quant, profile) == 0)
     return BaseCache::kOff;
-  if (spec.base_cache == BaseCache::kOn) return BaseCache::kOn;
+  if (spec.base_cache != BaseCache::kAuto) return spec.base_cache;
   // Whoever moves memory to the host has none to spare; and without a capacity nobody knows.
   if (spec.paged_optimizer || spec.offload_activations || profile.capacity_bytes == 0)
     return BaseCache::kOff;
@@ -362,6 +393,10 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   OptimizerStep(counting);
   plan.evaluate_op = static_cast<int32_t>(counting.ops().size());
   EvalMicroBatch(counting, model, spec);
+  plan.next_weights.resize(counting.ops().size());
+  NoteNextWeights(counting.ops(), 0, static_cast<size_t>(plan.optimizer_op), plan);
+  NoteNextWeights(counting.ops(), static_cast<size_t>(plan.evaluate_op), counting.ops().size(), plan);
+  plan.grouped = counting.Groups();
   const int64_t live = PlaceStep(counting, model, Alignment(profile), options.red_zone_bytes, plan);
 
   plan.memory.fixed_bytes = profile.fixed_bytes;
@@ -384,7 +419,7 @@ absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainS
   const auto fits = [&](Recompute recompute, const DeviceProfile& device) -> absl::StatusOr<bool> {
     TrainSpec tried = spec;
     tried.recompute = recompute;
-    tried.base_cache = spec.base_cache == BaseCache::kOn ? BaseCache::kOn : BaseCache::kOff;
+    if (tried.base_cache == BaseCache::kAuto) tried.base_cache = BaseCache::kOff;
     ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, tried, device));
     return plan.Fits(device);
   };

@@ -11,6 +11,7 @@
 #include "engine/spec/adapter_layout.h"
 #include "engine/spec/host_memory.h"
 #include "engine/spec/memory_plan.h"
+#include "engine/spec/workspace.h"
 
 namespace nibble::spec {
 
@@ -27,6 +28,8 @@ struct PersistentLayout {
   int64_t absmax2 = 0;
   int64_t maps = 0;      // f32 [2, 256]: signed, unsigned
   int64_t decoded = -1;  // act, every linear of the base (DecodedOffset); -1 = not kept
+  int64_t tiles = -1;    // two, tile_bytes each (BaseCache::kAhead); -1 = none
+  int64_t tile_bytes = 0;
   // Of a plan that pads: u64 bits of the dropout stream, f64 scale of the gradients, f64 loss, all of the
   // micro-batch under way.
   int64_t late = -1;
@@ -52,6 +55,10 @@ struct CompiledPlan {
   std::vector<int64_t> tensor_offset;     // in the step region, by TensorKey::Index; -1 = unused
   std::vector<int64_t> workspace_offset;  // by operation number
   std::vector<int64_t> workspace_bytes;
+  // The layers whose weights the next operation reads that reads any in this walk, by operation number; of
+  // linears only.
+  std::vector<LinearUse> next_weights;
+  bool grouped = false;    // layers of one input are one operation (step.h)
   int32_t optimizer_op = 0;  // number of the optimizer's first operation; training is 0
   int32_t evaluate_op = 0;
 };

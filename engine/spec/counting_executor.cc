@@ -56,7 +56,26 @@ void CountingExecutor::Copy(Tensor x) { Run(Op::kAdd, {.m = tokens_}, {x}); }
 
 OpShape CountingExecutor::LinearShapeOf(Module module) const {
   const LinearShape shape = ShapeOf(model_, module);
-  return {.m = tokens_, .k = shape.k, .n = shape.n, .r = spec_.Targets(module) ? spec_.lora_r : 0};
+  return {.m = tokens_,
+          .k = shape.k,
+          .n = shape.n,
+          .r = spec_.Targets(module) ? spec_.lora_r : 0,
+          .tiles = spec_.base_cache == BaseCache::kAhead};
+}
+
+OpShape CountingExecutor::GroupShapeOf(Module first, size_t count, bool apart) const {
+  OpShape all = LinearShapeOf(first);
+  all.apart = apart;
+  for (size_t i = 0; i < count; ++i) {
+    const OpShape one = LinearShapeOf(static_cast<Module>(static_cast<size_t>(first) + i));
+    all.group_n[all.group++] = one.n;
+    all.r = std::max(all.r, one.r);
+  }
+  return all;
+}
+
+void CountingExecutor::Reads(int32_t layer, Module first, size_t count, bool backward) {
+  ops_.back().weights = {layer, first, static_cast<int32_t>(count), backward};
 }
 
 void CountingExecutor::Embedding(Tensor out) {
@@ -75,13 +94,36 @@ void CountingExecutor::RmsNormBackward(Tensor dx, bool, Tensor dy, Tensor x, Ten
   Run(Op::kRmsNormBackward, {.m = tokens_}, {dx, dy, x, rstd});
 }
 
-void CountingExecutor::Linear(Tensor y, Tensor x, Tensor u, int32_t, Module module) {
+void CountingExecutor::Linear(Tensor y, Tensor x, Tensor u, int32_t layer, Module module) {
   Run(Op::kLinearForward, LinearShapeOf(module), {y, x, u});
+  Reads(layer, module, 1, false);
 }
 
-void CountingExecutor::LinearBackward(Tensor dx, bool, Tensor dy, Tensor x, Tensor u, int32_t,
+void CountingExecutor::LinearBackward(Tensor dx, bool, Tensor dy, Tensor x, Tensor u, int32_t layer,
                                       Module module) {
   Run(Op::kLinearBackward, LinearShapeOf(module), {dx, dy, x, u});
+  if (!IsNone(dx)) Reads(layer, module, 1, true);
+}
+
+void CountingExecutor::LinearGroup(std::initializer_list<Tensor> y, Tensor x, const Tensor* u,
+                                   int32_t layer, Module first) {
+  const bool apart = *y.begin() != *(y.begin() + 1);
+  const Tensor none = None();
+  const bool three = y.size() == 3;
+  Run(Op::kLinearForward, GroupShapeOf(first, y.size(), apart),
+      {x, *y.begin(), *(y.begin() + 1), three ? *(y.begin() + 2) : none, u[0], u[1], three ? u[2] : none});
+  Reads(layer, first, y.size(), false);
+}
+
+void CountingExecutor::LinearGroupBackward(Tensor dx, std::initializer_list<Tensor> dy, Tensor x,
+                                           const Tensor* u, int32_t layer, Module first) {
+  const bool apart = *dy.begin() != *(dy.begin() + 1);
+  const Tensor none = None();
+  const bool three = dy.size() == 3;
+  Run(Op::kLinearBackward, GroupShapeOf(first, dy.size(), apart),
+      {dx, x, *dy.begin(), *(dy.begin() + 1), three ? *(dy.begin() + 2) : none, u[0], u[1],
+       three ? u[2] : none});
+  if (!IsNone(dx)) Reads(layer, first, dy.size(), true);
 }
 
 void CountingExecutor::Add(Tensor out, Tensor a, Tensor b) {

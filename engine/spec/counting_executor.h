@@ -27,6 +27,7 @@ struct CountedOp {
   Phase phase = Phase::kForward;
   int32_t layer = 0;
   int64_t workspace_bytes = 0;
+  LinearUse weights;
 };
 
 class CountingExecutor {
@@ -41,6 +42,8 @@ class CountingExecutor {
   Tensor Real(const TensorKey& key, int64_t width) { return Name(key, width * real_bytes_); }
   void Phase(enum Phase phase, int32_t layer);
   bool Offloads() const { return Offloaded(spec_, profile_); }
+  bool Groups() const { return IsCuda(profile_); }
+  Tensor Column(Tensor t, int64_t) const { return t; }
 
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, Norm norm, int32_t layer);
@@ -49,6 +52,9 @@ class CountingExecutor {
   void Linear(Tensor y, Tensor x, Tensor u, int32_t layer, Module module);
   void LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u, int32_t layer,
                       Module module);
+  void LinearGroup(std::initializer_list<Tensor> y, Tensor x, const Tensor* u, int32_t layer, Module first);
+  void LinearGroupBackward(Tensor dx, std::initializer_list<Tensor> dy, Tensor x, const Tensor* u,
+                           int32_t layer, Module first);
   void Add(Tensor out, Tensor a, Tensor b);
   void Rope(Tensor x, int64_t heads, bool inverse);
   void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v);
@@ -76,6 +82,9 @@ class CountingExecutor {
   void Copy(Tensor x);
   void Run(Op op, const OpShape& shape, std::initializer_list<Tensor> tensors);
   OpShape LinearShapeOf(Module module) const;
+  OpShape GroupShapeOf(Module first, size_t count, bool apart) const;
+  // Of the op that was run last.
+  void Reads(int32_t layer, Module first, size_t count, bool backward);
 
   const ModelConfig& model_;
   const TrainSpec& spec_;

@@ -10,6 +10,8 @@
 //   Act(key, width), Real(key, width)   [tokens, width] in the activation / accumulation type
 //   Phase(phase, layer)                 where we are, for people
 //   Offloads()                          inputs of blocks wait on the host (TrainSpec::offload_activations)
+//   Groups()                            layers of one input are one operation, LinearGroup; gate and up are
+//                                       then columns of one tensor, the second its Column
 // and one method per operation, with outputs before inputs. A tensor lives from its first to its
 // last mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's
 // own.
@@ -32,6 +34,7 @@
 
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
@@ -60,6 +63,7 @@ enum class Slot : uint8_t {
   kRstd2,
   kGate,
   kUp,
+  kGateUp,  // in place of both (Groups)
   kAct,
   kU,  // kU .. kU + 6: by module
   kFinal = kU + kModuleCount,
@@ -155,9 +159,14 @@ Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, 
   b.x2 = act(Slot::kX2, model.hidden_size, output);
   b.h2 = act(Slot::kH2, model.hidden_size, other);
   b.rstd2 = real(Slot::kRstd2, 1, other);
-  b.gate = act(Slot::kGate, model.intermediate_size, output);
-  b.up = act(Slot::kUp, model.intermediate_size, output);
-  b.act = keep == Keep::kInput ? b.gate : act(Slot::kAct, model.intermediate_size, other);
+  if (e.Groups()) {
+    b.gate = act(Slot::kGateUp, 2 * model.intermediate_size, output);
+    b.up = e.Column(b.gate, model.intermediate_size);
+  } else {
+    b.gate = act(Slot::kGate, model.intermediate_size, output);
+    b.up = act(Slot::kUp, model.intermediate_size, output);
+  }
+  b.act = keep == Keep::kInput && !e.Groups() ? b.gate : act(Slot::kAct, model.intermediate_size, other);
   for (int m = 0; m < kModuleCount; ++m) {
     const Module module = static_cast<Module>(m);
     const Slot slot = static_cast<Slot>(static_cast<int>(Slot::kU) + m);
@@ -172,13 +181,18 @@ Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, 
 template <class Exec>
 void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
                   typename Exec::Tensor next) {
-  const auto linear = [&](typename Exec::Tensor y, typename Exec::Tensor x, Module module) {
+  using Tensor = typename Exec::Tensor;
+  const auto linear = [&](Tensor y, Tensor x, Module module) {
     e.Linear(y, x, b.u[static_cast<int>(module)], b.layer, module);
   };
+  // Of layers from `first` on.
+  const auto group = [&](std::initializer_list<Tensor> outputs, Tensor x, Module first) {
+    int module = static_cast<int>(first);
+    if (e.Groups()) return e.LinearGroup(outputs, x, &b.u[module], b.layer, first);
+    for (const Tensor y : outputs) linear(y, x, static_cast<Module>(module++));
+  };
   e.RmsNorm(b.h1, b.rstd1, b.x, Norm::kInput, b.layer);
-  linear(b.q_raw, b.h1, Module::kQ);
-  linear(b.k_raw, b.h1, Module::kK);
-  linear(b.v, b.h1, Module::kV);
+  group({b.q_raw, b.k_raw, b.v}, b.h1, Module::kQ);
   if (model.qk_norm) {
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, b.layer);
     e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, b.layer);
@@ -189,8 +203,7 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
   linear(b.x2, b.o, Module::kO);
   e.Add(b.x2, b.x2, b.x);
   e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, b.layer);
-  linear(b.gate, b.h2, Module::kGate);
-  linear(b.up, b.h2, Module::kUp);
+  group({b.gate, b.up}, b.h2, Module::kGate);
   e.Gated(b.act, b.gate, b.up);
   if (e.IsNone(next)) return;
   linear(next, b.act, Module::kDown);
@@ -220,6 +233,22 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
     e.LinearBackward(dx, accumulate, dy, lora ? x : e.None(), b.u[static_cast<int>(module)], layer,
                      module);
   };
+  const auto group = [&](Tensor dx, std::initializer_list<Tensor> gradients, Tensor x, Module first) {
+    int module = static_cast<int>(first);
+    if (!e.Groups()) {
+      for (const Tensor dy : gradients) {
+        linear(dx, module > static_cast<int>(first), dy, x, static_cast<Module>(module));
+        ++module;
+      }
+      return;
+    }
+    bool lora = false;
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      lora = lora || spec.Targets(static_cast<Module>(module + static_cast<int>(i)));
+    }
+    if (e.IsNone(dx) && !lora) return;
+    e.LinearGroupBackward(dx, gradients, lora ? x : e.None(), &b.u[module], layer, first);
+  };
 
   if (rebuild && spec.Targets(Module::kDown)) e.Gated(b.act, b.gate, b.up);
   const Tensor dact = need_gate_up ? grad(Slot::kDAct, model.intermediate_size) : e.None();
@@ -228,8 +257,7 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   e.GatedBackward(b.gate, b.up, dact, b.gate, b.up);
   if (rebuild) e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, layer);
   const Tensor dh2 = need_attention ? grad(Slot::kDH2, model.hidden_size) : e.None();
-  linear(dh2, false, b.gate, b.h2, Module::kGate);
-  linear(dh2, true, b.up, b.h2, Module::kUp);
+  group(dh2, {b.gate, b.up}, b.h2, Module::kGate);
   if (!need_attention) return;
   e.RmsNormBackward(d, true, dh2, b.x2, b.rstd2, Norm::kPost, layer);
 
@@ -254,9 +282,7 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   }
   if (rebuild) e.RmsNorm(b.h1, b.rstd1, b.x, Norm::kInput, layer);
   const Tensor dh1 = below ? grad(Slot::kDH1, model.hidden_size) : e.None();
-  linear(dh1, false, dq, b.h1, Module::kQ);
-  linear(dh1, true, dk, b.h1, Module::kK);
-  linear(dh1, true, dv, b.h1, Module::kV);
+  group(dh1, {dq, dk, dv}, b.h1, Module::kQ);
   if (below) e.RmsNormBackward(d, true, dh1, b.x, b.rstd1, Norm::kInput, layer);
 }
 

@@ -28,7 +28,8 @@ enum class OptimizerKind {
 enum class Recompute { kAuto, kNone, kKeepGemmOutputs, kFull };
 // Whether a GPU keeps the decoded base beside the quantized one, so that no step decodes it again. It costs
 // two bytes a weight and never changes the result; elsewhere it means nothing.
-enum class BaseCache { kAuto, kOff, kOn };
+// kAhead: only what the next product reads, two tiles of up to 64 MiB, decoded while the present one runs.
+enum class BaseCache { kAuto, kOff, kOn, kAhead };
 // Whether a GPU is given the micro-batches of a step as recordings (CUDA graphs): what a small model gains
 // most. Batches are then padded to a few lengths, which changes rounding, so the choice is part of a job.
 // kAuto: for models of up to kGraphParameters and packed rows. Elsewhere it means nothing.

@@ -46,15 +46,26 @@ int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
   return RoundUp(4 * splits * rows * columns, 256);
 }
 
+int64_t Panel(int64_t n, int64_t k) {
+  return RoundUp(2 * std::max(PanelRows(n, k) * k, PanelRows(k, n) * n), 256);
+}
+
+int64_t Adapter(const OpShape& s, int64_t n) {
+  if (s.r == 0) return 0;
+  return RoundUp(2 * s.m * s.r, 256) +
+         std::max({PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, n),
+                   PartialBytes(s.k, s.r, s.m), PartialBytes(n, s.r, s.m)});
+}
+
 int64_t Linear(const OpShape& s) {
-  const int64_t panel =
-      RoundUp(2 * std::max(PanelRows(s.n, s.k) * s.k, PanelRows(s.k, s.n) * s.n), 256);
-  int64_t partial = 0;
-  if (s.r > 0) {
-    partial = std::max({PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, s.n),
-                        PartialBytes(s.k, s.r, s.m), PartialBytes(s.n, s.r, s.m)});
+  int64_t all = s.group > 0 ? 0 : s.n;
+  int64_t bytes = s.group > 0 ? 0 : Adapter(s, s.n);
+  for (int i = 0; i < s.group; ++i) {
+    all += s.group_n[i];
+    bytes += Adapter(s, s.group_n[i]);
   }
-  return panel + RoundUp(2 * s.m * s.r, 256) + partial + kLibraryBytes;
+  return bytes + (s.tiles ? 0 : Panel(all, s.k)) + (s.apart ? RoundUp(2 * s.m * all, 256) : 0) +
+         kLibraryBytes;
 }
 
 int64_t HeadPanel(const OpShape& s, bool converts_head) {
@@ -96,6 +107,8 @@ int64_t Bytes(Op op, const OpShape& s, bool converts_head) {
 }  // namespace
 
 bool IsCuda(const DeviceProfile& profile) { return profile.backend.starts_with("cuda"); }
+
+int64_t LinearPanelBytes(int64_t n, int64_t k) { return cuda::Panel(n, k); }
 
 int64_t WorkspaceBytes(Op op, const OpShape& s, const DeviceProfile& profile) {
   if (IsCuda(profile)) return cuda::Bytes(op, s, profile.converts_head);

@@ -32,6 +32,14 @@ enum class Op : uint8_t {
   kLogits,
 };
 
+// Which weights an op reads: of `count` modules of a layer from `first` on; 0 = none.
+struct LinearUse {
+  int32_t layer = 0;
+  Module first = Module::kQ;
+  int32_t count = 0;
+  bool backward = false;
+};
+
 struct OpShape {
   int64_t m = 0;  // tokens
   int64_t k = 0;  // inputs of a linear; hidden size for the loss
@@ -41,11 +49,20 @@ struct OpShape {
   int64_t head_dim = 0;
   int64_t vocab = 0;
   int64_t longest_document = 0;  // tokens; of generation all that is remembered
+  // Of layers that are one op: the outputs of each (n is not used), r the largest rank. `apart`: their outputs
+  // are tensors of their own.
+  int64_t group_n[3] = {};
+  int group = 0;
+  bool apart = false;
+  bool tiles = false;  // of linears: panels are not in the workspace (BaseCache::kAhead)
 };
 
 // The profile is one of a device whose memory is not the host's: "cuda", or in tests "cuda-emulated".
 bool IsCuda(const DeviceProfile& profile);
 
 int64_t WorkspaceBytes(Op op, const OpShape& shape, const DeviceProfile& profile);
+
+// On a cuda device: the most that is decoded at once of linears with n outputs in all and k inputs.
+int64_t LinearPanelBytes(int64_t n, int64_t k);
 
 }  // namespace nibble::spec

@@ -115,20 +115,19 @@ void AttentionBackward(Context* c, void* dq, void* dk, void* dv, const void* dou
   NoteAttention(args, {dq, dout, out, q}, {dk, dv, k, v}, lse);
   table->attention_backward(c, dq, dk, dv, dout, out, lse, q, k, v, args);
 }
-void GatedForward(Context* c, void* out, const void* gate, const void* up, int64_t count,
-                  Activation activation) {
+void GatedForward(Context* c, void* out, const void* gate, const void* up, const GatedArgs& args) {
   Begin(c);
-  for (const void* data : {static_cast<const void*>(out), gate, up}) Note(data, Act(count));
-  table->gated_forward(c, out, gate, up, count, activation);
+  for (const void* data : {static_cast<const void*>(out), gate, up}) Note(data, Act(args.rows * args.width));
+  table->gated_forward(c, out, gate, up, args);
 }
 void GatedBackward(Context* c, void* dgate, void* dup, const void* dout, const void* gate,
-                   const void* up, int64_t count, Activation activation) {
+                   const void* up, const GatedArgs& args) {
   Begin(c);
   for (const void* data : {static_cast<const void*>(dgate), static_cast<const void*>(dup), dout,
                            gate, up}) {
-    Note(data, Act(count));
+    Note(data, Act(args.rows * args.width));
   }
-  table->gated_backward(c, dgate, dup, dout, gate, up, count, activation);
+  table->gated_backward(c, dgate, dup, dout, gate, up, args);
 }
 void Embedding(Context* c, void* out, const int32_t* ids, ParamView param, int64_t m, int64_t dim,
                float scale) {

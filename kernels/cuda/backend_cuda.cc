@@ -60,6 +60,10 @@ class CudaBackend final : public Backend {
     for (cudaStream_t stream : streams_) {
       if (stream != nullptr) cudaStreamDestroy(stream);
     }
+    for (void* event : {ahead_.compute_event, ahead_.ahead_event}) {
+      if (event != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+    }
+    if (ahead_.stream != nullptr) cudaStreamDestroy(static_cast<cudaStream_t>(ahead_.stream));
   }
 
   // Streams, libraries, and what they and the context cost.
@@ -69,6 +73,14 @@ class CudaBackend final : public Backend {
       Check(cudaEventCreateWithFlags(&events_[i], cudaEventDisableTiming));
     }
     context_.stream = streams_[0];
+    cudaStream_t beside = nullptr;
+    Check(cudaStreamCreateWithFlags(&beside, cudaStreamNonBlocking));
+    ahead_.stream = beside;
+    for (void** event : {&ahead_.compute_event, &ahead_.ahead_event}) {
+      cudaEvent_t made = nullptr;
+      Check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
+      *event = made;
+    }
     // Whose products they are is part of the numerics.
     std::string missing;
     const int64_t version = OpenCudaLibraries(&context_, &missing);
@@ -160,6 +172,7 @@ class CudaBackend final : public Backend {
     return static_cast<int64_t>(free);
   }
 
+  DecodeAhead* ahead() override { return &ahead_; }
   const Encoders* encoders() const override { return &kEncoders; }
 
   bool BeginRecording() override {
@@ -211,6 +224,7 @@ class CudaBackend final : public Backend {
   std::string body_;  // table_'s
   cuda::Nvml nvml_;
   Context context_;
+  DecodeAhead ahead_;
   cudaStream_t streams_[kLanes] = {};
   cudaEvent_t events_[kLanes] = {};
   Fault fault_ = Fault::kNone;

@@ -73,11 +73,24 @@ struct Fetch<Kind::kBF16> : FetchPlain<BF16> {};
 template <>
 struct Fetch<Kind::kF32> : FetchPlain<float> {};
 
-// blockIdx.y is a row of the panel, or the only one when whole rows are decoded: then they are one long row.
-// `first` is the flat index of the panel's first weight, `stride` from one row to the next.
+// A panel's part in one matrix. When whole rows are decoded they are one long row.
+struct Part {
+  WeightView w;
+  void* out;         // act, dense
+  int64_t first;     // flat index of the first weight; w.k from one row to the next
+  int64_t rows, columns;
+};
+struct Parts {
+  Part of[kMostGrouped];
+};
+
+// blockIdx.y is a row of a part, z which part.
 template <typename Act, Kind kKind>
 __global__ void __launch_bounds__(kThreads)
-    DecodeKernel(Act* out, WeightView w, int64_t first, int64_t stride, int64_t columns, int block_shift) {
+    DecodeKernel(const __grid_constant__ Parts parts, int block_shift) {
+  const Part& part = parts.of[blockIdx.z];
+  if (blockIdx.y >= part.rows) return;
+  const WeightView& w = part.w;
   constexpr int kTableSize = Fetch<kKind>::kTableSize;
   __shared__ float table[kTableSize];
   if constexpr (kTableSize > 1) {
@@ -85,9 +98,9 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
   }
   const int64_t begin = int64_t{blockIdx.x} * kPerBlock + threadIdx.x * 8;
-  first += blockIdx.y * stride + begin;
-  out += blockIdx.y * columns + begin;
-  const int64_t left = columns - begin;
+  const int64_t first = part.first + blockIdx.y * w.k + begin;
+  Act* out = static_cast<Act*>(part.out) + blockIdx.y * part.columns + begin;
+  const int64_t left = part.columns - begin;
   if (left <= 0) return;
   // All loads go out before the first is waited for: no branch is between them, what is beyond the end
   // reads the last eight again.
@@ -128,45 +141,103 @@ __global__ void __launch_bounds__(kThreads)
   Put(out + blockIdx.y * columns + column, value);
 }
 
-template <typename Act, Kind kKind>
-void LaunchFast(Context* ctx, Act* out, const WeightView& w, int64_t first, int64_t rows, int64_t columns) {
-  Launch(ctx, dim3(Blocks(columns, kPerBlock), static_cast<unsigned>(rows)), kThreads, 0,
-         DecodeKernel<Act, kKind>, out, w, first, w.k, columns, ShiftOf(w.block));
-}
-
 // The grid's y ends at 65535.
 constexpr int64_t kMostRows = 65535;
+
+bool IsFast(const Part& part) {
+  const WeightView& w = part.w;
+  const bool plain = w.type == QuantType::kBF16 || w.type == QuantType::kF32;
+  return w.k % 8 == 0 && part.first % 8 == 0 && part.columns % 8 == 0 && part.rows <= kMostRows &&
+         Aligned(part.out, w.data) && (plain || ShiftOf(w.block) >= 3);
+}
+
+Kind KindOf(const WeightView& w) {
+  if (w.type == QuantType::kBF16) return Kind::kBF16;
+  if (w.type == QuantType::kF32) return Kind::kF32;
+  if (w.type == QuantType::kINT8) return Kind::kEightBit;
+  return w.absmax == nullptr ? Kind::kFourBitNested : Kind::kFourBit;
+}
+
+template <typename Act, Kind kKind>
+void LaunchFast(Context* ctx, const Parts& parts, int count) {
+  dim3 grid(0, 0, static_cast<unsigned>(count));
+  for (int i = 0; i < count; ++i) {
+    grid.x = Max(grid.x, Blocks(parts.of[i].columns, kPerBlock));
+    grid.y = Max(grid.y, static_cast<unsigned>(parts.of[i].rows));
+  }
+  Launch(ctx, grid, kThreads, 0, DecodeKernel<Act, kKind>, parts, ShiftOf(parts.of[0].w.block));
+}
+
+template <typename Act>
+void LaunchFast(Context* ctx, const Parts& parts, int count) {
+  switch (KindOf(parts.of[0].w)) {
+    case Kind::kBF16:
+      return LaunchFast<Act, Kind::kBF16>(ctx, parts, count);
+    case Kind::kF32:
+      return LaunchFast<Act, Kind::kF32>(ctx, parts, count);
+    case Kind::kEightBit:
+      return LaunchFast<Act, Kind::kEightBit>(ctx, parts, count);
+    case Kind::kFourBitNested:
+      return LaunchFast<Act, Kind::kFourBitNested>(ctx, parts, count);
+    case Kind::kFourBit:
+      return LaunchFast<Act, Kind::kFourBit>(ctx, parts, count);
+  }
+}
+
+template <typename Act>
+void LaunchAny(Context* ctx, const Part& part) {
+  auto* out = static_cast<Act*>(part.out);
+  int64_t first = part.first;
+  for (int64_t rows = part.rows; rows > 0; rows -= kMostRows) {
+    const int64_t some = Min(rows, kMostRows);
+    Launch(ctx, dim3(Blocks(part.columns, kThreads), static_cast<unsigned>(some)), kThreads, 0,
+           DecodeAnyKernel<Act>, out, part.w, first, part.w.k, part.columns);
+    first += some * part.w.k;
+    out += some * part.columns;
+  }
+}
 
 }  // namespace
 
 template <typename Act>
+void DecodePanel(Context* ctx, Act* out, const WeightView* w, int count, int64_t n0, int64_t rows, int64_t k0,
+                 int64_t columns) {
+  KERNEL_CHECK(n0 >= 0 && rows >= 0 && k0 >= 0 && columns >= 0 && k0 + columns <= w->k);
+  KERNEL_CHECK(count <= kMostGrouped);
+  Parts parts{};
+  int used = 0;
+  bool alike = true;
+  for (int i = 0; i < count && rows > 0; n0 -= w[i].n, ++i) {
+    KERNEL_CHECK(w[i].k == w->k);
+    if (n0 >= w[i].n) continue;
+    Part part{w[i], out, n0 * w->k + k0, Min(rows, w[i].n - n0), columns};
+    rows -= part.rows;
+    n0 += part.rows;
+    out += part.rows * columns;
+    if (columns == w->k) {
+      part.columns *= part.rows;
+      part.rows = 1;
+    }
+    alike = alike && IsFast(part) && (used == 0 || (KindOf(part.w) == KindOf(parts.of[0].w) &&
+                                                    part.w.block == parts.of[0].w.block));
+    parts.of[used++] = part;
+  }
+  KERNEL_CHECK(rows == 0);
+  if (alike && used > 0) return LaunchFast<Act>(ctx, parts, used);
+  for (int i = 0; i < used; ++i) {
+    Parts one{};
+    one.of[0] = parts.of[i];
+    if (IsFast(one.of[0]))
+      LaunchFast<Act>(ctx, one, 1);
+    else
+      LaunchAny<Act>(ctx, one.of[0]);
+  }
+}
+
+template <typename Act>
 void DecodePanel(Context* ctx, Act* out, const WeightView& w, int64_t n0, int64_t rows, int64_t k0,
                  int64_t columns) {
-  KERNEL_CHECK(n0 >= 0 && rows >= 0 && n0 + rows <= w.n && k0 >= 0 && columns >= 0 && k0 + columns <= w.k);
-  const bool plain = w.type == QuantType::kBF16 || w.type == QuantType::kF32;
-  const bool fast = w.k % 8 == 0 && k0 % 8 == 0 && columns % 8 == 0 && Aligned(out, w.data) &&
-                    (plain || (ShiftOf(w.block) >= 3));
-  int64_t first = n0 * w.k + k0;
-  if (columns == w.k) {
-    columns *= rows;
-    rows = 1;
-  }
-  for (; rows > 0; rows -= kMostRows, first += kMostRows * w.k, out += kMostRows * columns) {
-    const int64_t part = Min(rows, kMostRows);
-    if (!fast)
-      Launch(ctx, dim3(Blocks(columns, kThreads), static_cast<unsigned>(part)), kThreads, 0,
-             DecodeAnyKernel<Act>, out, w, first, w.k, columns);
-    else if (w.type == QuantType::kBF16)
-      LaunchFast<Act, Kind::kBF16>(ctx, out, w, first, part, columns);
-    else if (w.type == QuantType::kF32)
-      LaunchFast<Act, Kind::kF32>(ctx, out, w, first, part, columns);
-    else if (w.type == QuantType::kINT8)
-      LaunchFast<Act, Kind::kEightBit>(ctx, out, w, first, part, columns);
-    else if (w.absmax == nullptr)
-      LaunchFast<Act, Kind::kFourBitNested>(ctx, out, w, first, part, columns);
-    else
-      LaunchFast<Act, Kind::kFourBit>(ctx, out, w, first, part, columns);
-  }
+  DecodePanel(ctx, out, &w, 1, n0, rows, k0, columns);
 }
 
 template <typename Act>
@@ -176,6 +247,8 @@ void DecodeWeight(Context* ctx, void* out, const WeightView& w, int64_t n0, int6
 
 #define INSTANTIATE(Act)                                                                                 \
   template void DecodePanel<Act>(Context*, Act*, const WeightView&, int64_t, int64_t, int64_t, int64_t); \
+  template void DecodePanel<Act>(Context*, Act*, const WeightView*, int, int64_t, int64_t, int64_t,      \
+                                 int64_t);                                                               \
   template void DecodeWeight<Act>(Context*, void*, const WeightView&, int64_t, int64_t);
 INSTANTIATE(BF16)
 INSTANTIATE(FP16)

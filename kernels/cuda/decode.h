@@ -16,6 +16,11 @@ template <typename Act>
 void DecodePanel(Context* ctx, Act* out, const WeightView& w, int64_t n0, int64_t rows, int64_t k0,
                  int64_t columns);
 
+// The same of `count` matrices of equal width, one below the other; one launch where they are stored alike.
+template <typename Act>
+void DecodePanel(Context* ctx, Act* out, const WeightView* w, int count, int64_t n0, int64_t rows, int64_t k0,
+                 int64_t columns);
+
 // Log2 of a power of two, or -1.
 inline int ShiftOf(int64_t value) {
   for (int shift = 0; shift < 62; ++shift)

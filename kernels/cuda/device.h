@@ -74,6 +74,14 @@ void Launch(Context* ctx, dim3 grid, dim3 block, int64_t shared_bytes, void (*ke
   NoteError(ctx, cudaGetLastError());
 }
 
+// What is queued on the stream `waiting` from now on begins after all that `awaited` has so far.
+inline void WaitForStream(Context* ctx, void* waiting, void* awaited, void* event) {
+  if (ctx->error != nullptr) return;
+  const auto mark = static_cast<cudaEvent_t>(event);
+  if (NoteError(ctx, cudaEventRecord(mark, static_cast<cudaStream_t>(awaited))))
+    NoteError(ctx, cudaStreamWaitEvent(static_cast<cudaStream_t>(waiting), mark, 0));
+}
+
 inline void FillBytes(Context* ctx, void* to, uint8_t byte, int64_t bytes) {
   if (ctx->error == nullptr && bytes > 0)
     NoteError(ctx, cudaMemsetAsync(to, byte, static_cast<size_t>(bytes), Stream(ctx)));
@@ -94,6 +102,9 @@ void Launch(Context* ctx, dim3 grid, dim3 block, int64_t shared_bytes, void (*ke
   RunGrid(
       ctx->pool, grid, block, shared_bytes, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
 }
+
+// One thing after the other anyway.
+inline void WaitForStream(Context*, void*, void*, void*) {}
 
 inline void FillBytes(Context*, void* to, uint8_t byte, int64_t bytes) {
   if (bytes > 0) std::memset(to, byte, static_cast<size_t>(bytes));

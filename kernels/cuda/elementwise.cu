@@ -41,36 +41,49 @@ __device__ __forceinline__ Activated Activate(float g, Activation activation) {
   return {g / 2 * (1.0f + t), (1.0f + t) / 2 + g / 2 * (1.0f - t * t) * c * (1.0f + 3 * a * g * g)};
 }
 
-template <typename Act>
-__global__ void __launch_bounds__(kThreads)
-    GatedForwardKernel(Act* out, const Act* gate, const Act* up, int64_t count, Activation activation,
-                       bool vector) {
-  const int64_t first = FirstOfThread();
-  float g[8], u[8];
-  Load8(g, gate + first, count - first, vector);
-  Load8(u, up + first, count - first, vector);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) g[i] = Activate(g[i], activation).value * u[i];
-  Store8(out + first, g, count - first, vector);
+// Eight neighbours of a row: where they are in the dense arrays and in those with a stride, and how many are
+// left from there to the row's end.
+struct Eight {
+  int64_t dense, strided, left;
+};
+__device__ __forceinline__ Eight EightOfThread(const GatedArgs& args) {
+  const unsigned index = blockIdx.x * kThreads + threadIdx.x;
+  if (args.rows == 1) return {int64_t{index} * 8, int64_t{index} * 8, args.width - int64_t{index} * 8};
+  const auto per_row = static_cast<unsigned>(CeilDiv<int64_t>(args.width, 8));
+  const unsigned row = index / per_row;
+  const int64_t column = int64_t{index % per_row} * 8;
+  return {row * args.width + column, row * args.stride + column, row < args.rows ? args.width - column : 0};
 }
 
 template <typename Act>
 __global__ void __launch_bounds__(kThreads)
-    GatedBackwardKernel(Act* dgate, Act* dup, const Act* dout, const Act* gate, const Act* up, int64_t count,
-                        Activation activation, bool vector) {
-  const int64_t first = FirstOfThread();
+    GatedForwardKernel(Act* out, const Act* gate, const Act* up, GatedArgs args, bool vector) {
+  const Eight at = EightOfThread(args);
+  float g[8], u[8];
+  Load8(g, gate + at.strided, at.left, vector);
+  Load8(u, up + at.strided, at.left, vector);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) g[i] = Activate(g[i], args.activation).value * u[i];
+  Store8(out + at.dense, g, at.left, vector);
+}
+
+template <typename Act>
+__global__ void __launch_bounds__(kThreads)
+    GatedBackwardKernel(Act* dgate, Act* dup, const Act* dout, const Act* gate, const Act* up, GatedArgs args,
+                        bool vector) {
+  const Eight at = EightOfThread(args);
   float g[8], u[8], d[8];
-  Load8(g, gate + first, count - first, vector);
-  Load8(u, up + first, count - first, vector);
-  Load8(d, dout + first, count - first, vector);
+  Load8(g, gate + at.strided, at.left, vector);
+  Load8(u, up + at.strided, at.left, vector);
+  Load8(d, dout + at.dense, at.left, vector);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const Activated at = Activate(g[i], activation);
-    g[i] = d[i] * u[i] * at.slope;
-    u[i] = d[i] * at.value;
+    const Activated of = Activate(g[i], args.activation);
+    g[i] = d[i] * u[i] * of.slope;
+    u[i] = d[i] * of.value;
   }
-  Store8(dgate + first, g, count - first, vector);
-  Store8(dup + first, u, count - first, vector);
+  Store8(dgate + at.strided, g, at.left, vector);
+  Store8(dup + at.strided, u, at.left, vector);
 }
 
 template <typename Act>
@@ -144,20 +157,43 @@ void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count) {
          static_cast<const Act*>(a), static_cast<const Act*>(b), count, Aligned(out, a, b));
 }
 
+namespace {
+
+// Dense arrays become one row. Returns the eights.
+int64_t Flatten(GatedArgs* args) {
+  if (args->stride == 0 || args->stride == args->width) {
+    args->width *= args->rows;
+    args->stride = args->width;
+    args->rows = 1;
+  }
+  const int64_t eights = args->rows * CeilDiv<int64_t>(args->width, 8);
+  KERNEL_CHECK(eights < int64_t{1} << 32);
+  return eights;
+}
+// Rows that begin where eights may.
+bool VectorRows(const GatedArgs& args) {
+  return args.rows == 1 || (args.width % 8 == 0 && args.stride % 8 == 0);
+}
+
+}  // namespace
+
 template <typename Act>
-void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
-                  Activation activation) {
-  Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, GatedForwardKernel<Act>, static_cast<Act*>(out),
-         static_cast<const Act*>(gate), static_cast<const Act*>(up), count, activation,
-         Aligned(out, gate, up));
+void GatedForward(Context* ctx, void* out, const void* gate, const void* up, const GatedArgs& given) {
+  GatedArgs args = given;
+  const int64_t eights = Flatten(&args);
+  Launch(ctx, Blocks(eights, kThreads), kThreads, 0, GatedForwardKernel<Act>, static_cast<Act*>(out),
+         static_cast<const Act*>(gate), static_cast<const Act*>(up), args,
+         VectorRows(args) && Aligned(out, gate, up));
 }
 
 template <typename Act>
 void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
-                   int64_t count, Activation activation) {
-  Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, GatedBackwardKernel<Act>, static_cast<Act*>(dgate),
+                   const GatedArgs& given) {
+  GatedArgs args = given;
+  const int64_t eights = Flatten(&args);
+  Launch(ctx, Blocks(eights, kThreads), kThreads, 0, GatedBackwardKernel<Act>, static_cast<Act*>(dgate),
          static_cast<Act*>(dup), static_cast<const Act*>(dout), static_cast<const Act*>(gate),
-         static_cast<const Act*>(up), count, activation, Aligned(dgate, dup, dout, gate, up));
+         static_cast<const Act*>(up), args, VectorRows(args) && Aligned(dgate, dup, dout, gate, up));
 }
 
 template <typename Act>
@@ -189,9 +225,9 @@ void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin,
 
 #define INSTANTIATE(Act)                                                                                    \
   template void Add<Act>(Context*, void*, const void*, const void*, int64_t);                               \
-  template void GatedForward<Act>(Context*, void*, const void*, const void*, int64_t, Activation);          \
-  template void GatedBackward<Act>(Context*, void*, void*, const void*, const void*, const void*, int64_t,  \
-                                   Activation);                                                             \
+  template void GatedForward<Act>(Context*, void*, const void*, const void*, const GatedArgs&);             \
+  template void GatedBackward<Act>(Context*, void*, void*, const void*, const void*, const void*,           \
+                                   const GatedArgs&);                                                       \
   template void EmbeddingForward<Act>(Context*, void*, const int32_t*, ParamView, int64_t, int64_t, float); \
   template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t, bool);  \
   template void ToAct<Act>(Context*, void*, const void*, int64_t);

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -103,6 +104,24 @@ struct Kept<const LinearArgs&> {
   LoraArgs lora;
 };
 
+template <>
+struct Kept<const LinearGroup&> {
+  explicit Kept(const LinearGroup& group) : group(group) {
+    for (int i = 0; i < group.count; ++i) {
+      if (group.linear[i].lora != nullptr) lora[i] = *group.linear[i].lora;
+    }
+  }
+  LinearGroup get() const {
+    LinearGroup out = group;
+    for (int i = 0; i < group.count; ++i) {
+      if (group.linear[i].lora != nullptr) out.linear[i].lora = &lora[i];
+    }
+    return out;
+  }
+  LinearGroup group;
+  LoraArgs lora[kMostGrouped];
+};
+
 // The emulated table's ops, each between opening the device's memory and closing it.
 const KernelTable* inner[2];
 
@@ -112,8 +131,15 @@ template <int kWhich, typename... Args, void (*KernelTable::*kOp)(Context*, Args
 struct Guarded<kWhich, kOp> {
   static void Call(Context* context, Args... args) {
     if (recording != nullptr) {
-      recording->launches.push_back([context, then = *context, kept = std::tuple(Kept<Args>(args)...)] {
+      const DecodeAhead ahead = context->ahead != nullptr ? *context->ahead : DecodeAhead{};
+      recording->launches.push_back([context, then = *context, ahead,
+                                     kept = std::tuple(Kept<Args>(args)...)] {
         const Context now = std::exchange(*context, then);
+        if (then.ahead != nullptr) {
+          std::copy(std::begin(ahead.next), std::end(ahead.next), std::begin(then.ahead->next));
+          then.ahead->next_count = ahead.next_count;
+          then.ahead->next_backward = ahead.next_backward;
+        }
         std::apply([&](const auto&... arg) { Call(context, arg.get()...); }, kept);
         *context = now;
       });
@@ -252,6 +278,7 @@ class EmulatedBackend final : public Backend {
     return kMemoryBytes - kFixedBytes + kLateBytes - memory.used_bytes();
   }
 
+  DecodeAhead* ahead() override { return &ahead_; }
   const Encoders* encoders() const override { return &kEncoders; }
 
   bool BeginRecording() override {
@@ -307,6 +334,7 @@ class EmulatedBackend final : public Backend {
 
   const KernelTable& table_;
   Context context_;
+  DecodeAhead ahead_;
   Fault fault_ = Fault::kNone;
   std::vector<Copy> lanes_[3];
   std::vector<Copy> arrivals_;  // of the compute lane

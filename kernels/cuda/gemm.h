@@ -5,9 +5,11 @@
 //   C[m, n] = epilogue(sum over k of A(m, k) B(n, k)), summed in fp32, rounded once.
 //
 // A is [M, K] with K contiguous, or stored transposed, [K, M] with M contiguous; B is [N, K] or [K,
-// N] in the same sense. Dropout may mask A as it is read, or C as it is written; the mask's counter
-// is the element's flat index in the array that is masked, which is why the callers' arrays are
-// dense.
+// N] in the same sense. Dropout may mask A as it is read; the mask's counter is the element's flat
+// index in the array that is masked, which is why the callers' arrays are dense.
+//
+// Several products of a group of layers are one launch. Blocks of different products that read the
+// same rows stand side by side, so that what the group shares is read from memory once.
 //
 // Depth may be cut into `splits` pieces whose sums go to `partial`, fp32 [splits, M, N];
 // SumPartials adds them in order. The number of pieces depends on the shape alone, never on the
@@ -33,9 +35,9 @@ struct GemmArgs {
   void* c = nullptr;  // act, or float when c_float; [M, N], rows c_stride apart
   int64_t c_stride = 0;
   bool c_float = false;
-  bool accumulate = false;  // C += instead of =
   ParamView bias;           // [N], added after alpha
-  DropoutKey c_dropout;     // masks alpha * sum before anything is added
+  const void* add = nullptr;  // of C's type, [M, N], rows add_stride apart: added last; may be C
+  int64_t add_stride = 0;
 
   // When not null C is not written, nor is alpha used.
   float* partial = nullptr;
@@ -48,14 +50,39 @@ constexpr int64_t GemmColumns(int64_t n) { return n <= 16 ? 16 : 64; }
 
 // B and A must not be both plain and transposed the other way round: (plain, plain), (plain,
 // transposed) and (transposed, transposed) exist.
+// At most kMostGrouped of one layout.
 template <typename Act>
-void Gemm(Context* ctx, const GemmArgs& args);
+void Gemm(Context* ctx, const GemmArgs* products, int count);
+template <typename Act>
+void Gemm(Context* ctx, const GemmArgs& args) {
+  Gemm<Act>(ctx, &args, 1);
+}
 
-// out = alpha * sum over splits of partial[split], to act; `count` = M N.
+// C [M, N] = add + sum over terms of dropout(alpha A B), for A [M, K] and B stored [K, N], one rounding. The
+// mask's counter is the flat index in C, dense. `out` has m, n, c and add.
+struct GemmTerm {
+  const void* a = nullptr;  // dense
+  const void* b = nullptr;
+  int64_t k = 0;
+  float alpha = 1;
+  DropoutKey dropout;
+};
 template <typename Act>
-void SumPartials(Context* ctx, void* out, const float* partial, int64_t splits, int64_t count, float alpha);
-// out[i] += that, float; or, `transposed`, out[column, row] += for partial [splits, rows, columns].
-void AddPartials(Context* ctx, float* out, const float* partial, int64_t splits, int64_t rows,
-                 int64_t columns, float alpha, bool transposed);
+void GemmTerms(Context* ctx, const GemmArgs& out, const GemmTerm* terms, int count);
+
+// What becomes of partial sums [splits, rows, columns]: alpha times their sum.
+struct PartialSums {
+  void* out = nullptr;
+  const float* partial = nullptr;
+  int64_t splits = 1;
+  int64_t rows = 0, columns = 0;
+  float alpha = 1;
+  bool transposed = false;  // out is [columns, rows]; of AddPartials
+};
+// out act [rows, columns] = that.
+template <typename Act>
+void SumPartials(Context* ctx, const PartialSums* sums, int count);
+// out float += that.
+void AddPartials(Context* ctx, const PartialSums* sums, int count);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

@@ -27,7 +27,8 @@ void MatMul(Context* ctx, const MatMulArgs& args, void* scratch) {
   own.c = args.c;
   own.c_stride = args.c_stride;
   own.c_float = args.c_float;
-  own.accumulate = args.accumulate;
+  if (args.accumulate) own.add = args.c;
+  own.add_stride = args.c_stride;
   Gemm<Act>(ctx, own);
 }
 

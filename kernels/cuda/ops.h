@@ -14,11 +14,10 @@ void DecodeWeight(Context* ctx, void* out, const WeightView& w, int64_t n0, int6
 template <typename Act>
 void Add(Context* ctx, void* out, const void* a, const void* b, int64_t count);
 template <typename Act>
-void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
-                  Activation activation);
+void GatedForward(Context* ctx, void* out, const void* gate, const void* up, const GatedArgs& args);
 template <typename Act>
 void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
-                   int64_t count, Activation activation);
+                   const GatedArgs& args);
 template <typename Act>
 void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
                       float scale);
@@ -47,6 +46,10 @@ void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args)
 template <typename Act>
 void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
                     const LinearArgs& args);
+template <typename Act>
+void LinearGroupForward(Context* ctx, const void* x, const LinearGroup& group);
+template <typename Act>
+void LinearGroupBackward(Context* ctx, void* dx, const void* x, const LinearGroup& group);
 
 // attention_forward.cu, attention_backward.cu, attention_decode.cu
 template <typename Act>

@@ -27,6 +27,8 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
   t.to_act = ToAct<Act>;
   t.linear_forward = LinearForward<Act>;
   t.linear_backward = LinearBackward<Act>;
+  t.linear_group_forward = LinearGroupForward<Act>;
+  t.linear_group_backward = LinearGroupBackward<Act>;
   t.attention_forward = AttentionForward<Act>;
   t.attention_backward = AttentionBackward<Act>;
   t.attention_decode = AttentionDecode<Act>;

@@ -44,15 +44,28 @@ constexpr int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
   return RoundUp(4 * DepthSplits(rows, columns, depth) * rows * columns, 256);
 }
 
-// Without kLibraryBytes. Forward: a panel, partial sums of u. Backward: a panel, scale * dy B,
-// partial sums.
-constexpr int64_t LinearOwnBytes(const WorkspaceShape& s) {
-  int64_t partial = 0;
-  if (s.r > 0) {
-    partial = Most(Most(PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, s.n)),
-                   Most(PartialBytes(s.k, s.r, s.m), PartialBytes(s.n, s.r, s.m)));
+// Of the adapter of one layer. Forward: partial sums of u. Backward: scale * dy B, partial sums.
+constexpr int64_t AdapterPartialBytes(const WorkspaceShape& s) {
+  if (s.r == 0) return 0;
+  return Most(Most(PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, s.n)),
+              Most(PartialBytes(s.k, s.r, s.m), PartialBytes(s.n, s.r, s.m)));
+}
+constexpr int64_t AdapterGradientBytes(const WorkspaceShape& s) { return RoundUp(2 * s.m * s.r, 256); }
+
+// A group of layers (LinearGroup): `s` with the outputs of each. Without kLibraryBytes, and without the panel
+// where tiles take its place (DecodeAhead). `apart`: more than one, outputs in arrays of their own; then their
+// columns stand side by side here.
+constexpr int64_t LinearGroupOwnBytes(WorkspaceShape s, const int64_t* n, int count, bool apart, bool tiles) {
+  int64_t all = 0, bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    s.n = n[i];
+    all += n[i];
+    bytes += AdapterGradientBytes(s) + AdapterPartialBytes(s);
   }
-  return PanelBytes(s.n, s.k) + RoundUp(2 * s.m * s.r, 256) + partial;
+  return bytes + (tiles ? 0 : PanelBytes(all, s.k)) + (apart ? RoundUp(2 * s.m * all, 256) : 0);
+}
+constexpr int64_t LinearOwnBytes(const WorkspaceShape& s) {
+  return LinearGroupOwnBytes(s, &s.n, 1, false, false);
 }
 constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) { return LinearOwnBytes(s) + kLibraryBytes; }
 

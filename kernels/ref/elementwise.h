@@ -100,28 +100,36 @@ struct Elementwise {
     return g / 2 * (1 + t);
   }
 
-  static void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
-                           Activation activation) {
-    RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+  // Where element i of a dense array is in one with a stride.
+  static int64_t Strided(const GatedArgs& args, int64_t i) {
+    const int64_t stride = args.stride != 0 ? args.stride : args.width;
+    return i / args.width * stride + i % args.width;
+  }
+
+  static void GatedForward(Context* ctx, void* out, const void* gate, const void* up,
+                           const GatedArgs& args) {
+    RunSpans(ctx, args.rows * args.width, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const Real g = Get<Real>(static_cast<const Act*>(gate), i);
+        const int64_t at = Strided(args, i);
+        const Real g = Get<Real>(static_cast<const Act*>(gate), at);
         Put(static_cast<Act*>(out), i,
-            Activate(g, activation, nullptr) * Get<Real>(static_cast<const Act*>(up), i));
+            Activate(g, args.activation, nullptr) * Get<Real>(static_cast<const Act*>(up), at));
       }
     });
   }
 
   static void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
-                            const void* up, int64_t count, Activation activation) {
-    RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+                            const void* up, const GatedArgs& args) {
+    RunSpans(ctx, args.rows * args.width, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const Real g = Get<Real>(static_cast<const Act*>(gate), i);
-        const Real u = Get<Real>(static_cast<const Act*>(up), i);
+        const int64_t at = Strided(args, i);
+        const Real g = Get<Real>(static_cast<const Act*>(gate), at);
+        const Real u = Get<Real>(static_cast<const Act*>(up), at);
         const Real d = Get<Real>(static_cast<const Act*>(dout), i);
         Real derivative;
-        const Real value = Activate(g, activation, &derivative);
-        Put(static_cast<Act*>(dgate), i, d * u * derivative);
-        Put(static_cast<Act*>(dup), i, d * value);
+        const Real value = Activate(g, args.activation, &derivative);
+        Put(static_cast<Act*>(dgate), at, d * u * derivative);
+        Put(static_cast<Act*>(dup), at, d * value);
       }
     });
   }

@@ -17,25 +17,54 @@ struct Linear {
   }
 
   static void Forward(Context* ctx, void* y, const void* x, const LinearArgs& args) {
+    Outputs(ctx, static_cast<Act*>(y), args.w.n, static_cast<const Act*>(x), args);
+  }
+
+  static void Backward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
+                       const LinearArgs& args) {
+    Gradients(ctx, static_cast<Act*>(dx), accumulate, static_cast<const Act*>(dy), args.w.n,
+              static_cast<const Act*>(x), args);
+  }
+
+  static void GroupForward(Context* ctx, const void* x, const LinearGroup& group) {
+    for (int i = 0; i < group.count; ++i)
+      Outputs(ctx, static_cast<Act*>(group.y[i]), StrideOf(group, i), static_cast<const Act*>(x),
+              group.linear[i]);
+  }
+
+  // Where act is real, so that adding to dx is no further rounding.
+  static void GroupBackward(Context* ctx, void* dx, const void* x, const LinearGroup& group) {
+    for (int i = 0; i < group.count; ++i)
+      Gradients(ctx, static_cast<Act*>(dx), i > 0, static_cast<const Act*>(group.y[i]),
+                StrideOf(group, i), static_cast<const Act*>(x), group.linear[i]);
+  }
+
+ private:
+  static int64_t StrideOf(const LinearGroup& group, int i) {
+    return group.stride != 0 ? group.stride : group.linear[i].w.n;
+  }
+
+  // Rows of y and dy are `stride` apart.
+  static void Outputs(Context* ctx, Act* y, int64_t stride, const Act* x, const LinearArgs& args) {
     const WeightView& w = args.w;
     KERNEL_CHECK(args.m >= 0 && w.n > 0 && w.k > 0);
-    if (args.lora != nullptr) DownProjection(ctx, static_cast<const Act*>(x), args);
+    if (args.lora != nullptr) DownProjection(ctx, x, args);
     RunPieces(ctx->pool, w.n, [&](int64_t n, int thread) {
       Act* weights = ThreadSlice<Act>(ctx, thread, w.k);
       DecodeRow(weights, w, n * w.k, w.k);
       for (int64_t m = 0; m < args.m; ++m) {
         Real sum = 0;
         for (int64_t k = 0; k < w.k; ++k)
-          sum += Get<Real>(static_cast<const Act*>(x), m * w.k + k) * Get<Real>(weights, k);
+          sum += Get<Real>(x, m * w.k + k) * Get<Real>(weights, k);
         if (args.bias.data != nullptr) sum += GetParam<Real>(args.bias, n);
         if (args.lora != nullptr) sum += UpProjection(*args.lora, m, n);
-        Put(static_cast<Act*>(y), m * w.n + n, sum);
+        Put(y, m * stride + n, sum);
       }
     });
   }
 
-  static void Backward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
-                       const LinearArgs& args) {
+  static void Gradients(Context* ctx, Act* dx, bool accumulate, const Act* dy, int64_t stride, const Act* x,
+                        const LinearArgs& args) {
     KERNEL_CHECK(args.m >= 0 && args.w.n > 0 && args.w.k > 0);
     Real* du = nullptr;
     if (args.lora != nullptr) {
@@ -44,13 +73,11 @@ struct Linear {
       const int64_t slices = PoolThreads(ctx->pool) * (256 * args.m + 64);
       KERNEL_CHECK(bytes + slices <= ctx->workspace_bytes);
       du = reinterpret_cast<Real*>(static_cast<char*>(ctx->workspace) + RoundUp(slices, 64));
-      AdapterGradients(ctx, du, static_cast<const Act*>(dy), static_cast<const Act*>(x), args);
+      AdapterGradients(ctx, du, dy, stride, x, args);
     }
-    if (dx != nullptr)
-      InputGradient(ctx, static_cast<Act*>(dx), accumulate, static_cast<const Act*>(dy), du, args);
+    if (dx != nullptr) InputGradient(ctx, dx, accumulate, dy, stride, du, args);
   }
 
- private:
   static void DecodeRow(Act* out, const WeightView& w, int64_t first, int64_t count) {
     float span[256];
     for (int64_t done = 0; done < count; done += 256) {
@@ -82,7 +109,7 @@ struct Linear {
     return sum * static_cast<Real>(lora.scale);
   }
 
-  static void AdapterGradients(Context* ctx, Real* du, const Act* dy, const Act* x,
+  static void AdapterGradients(Context* ctx, Real* du, const Act* dy, int64_t stride, const Act* x,
                                const LinearArgs& args) {
     const LoraArgs& lora = *args.lora;
     const int64_t r = lora.r, rows = args.m, inputs = args.w.k, outputs = args.w.n;
@@ -91,7 +118,7 @@ struct Linear {
       for (int64_t j = 0; j < r; ++j) {
         Real sum = 0;
         for (int64_t n = 0; n < outputs; ++n)
-          sum += Get<Real>(dy, m * outputs + n) * Get<Real>(static_cast<const Act*>(lora.b), n * r + j);
+          sum += Get<Real>(dy, m * stride + n) * Get<Real>(static_cast<const Act*>(lora.b), n * r + j);
         du[m * r + j] = scale * sum;
       }
     });
@@ -111,15 +138,15 @@ struct Linear {
         for (int64_t j = 0; j < r; ++j) {
           Real sum = 0;
           for (int64_t m = 0; m < rows; ++m)
-            sum += Get<Real>(dy, m * outputs + n) * Get<Real>(static_cast<const Act*>(lora.u), m * r + j);
+            sum += Get<Real>(dy, m * stride + n) * Get<Real>(static_cast<const Act*>(lora.u), m * r + j);
           static_cast<Real*>(lora.db)[n * r + j] += scale * sum;
         }
       });
     }
   }
 
-  static void InputGradient(Context* ctx, Act* dx, bool accumulate, const Act* dy, const Real* du,
-                            const LinearArgs& args) {
+  static void InputGradient(Context* ctx, Act* dx, bool accumulate, const Act* dy, int64_t stride,
+                            const Real* du, const LinearArgs& args) {
     const WeightView& w = args.w;
     constexpr int64_t kColumns = 32;
     RunPieces(ctx->pool, (w.k + kColumns - 1) / kColumns, [&](int64_t piece, int thread) {
@@ -131,7 +158,7 @@ struct Linear {
         Act weights[kColumns];
         DecodeRow(weights, w, n * w.k + first, columns);
         for (int64_t m = 0; m < args.m; ++m) {
-          const Real g = Get<Real>(dy, m * w.n + n);
+          const Real g = Get<Real>(dy, m * stride + n);
           for (int64_t c = 0; c < columns; ++c) sums[m * kColumns + c] += g * Get<Real>(weights, c);
         }
       }

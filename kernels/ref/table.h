@@ -1,6 +1,8 @@
 // The reference ops as a table.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/ref/adam8.h"
 #include "kernels/ref/attention.h"
 #include "kernels/ref/elementwise.h"
@@ -19,6 +21,10 @@ constexpr KernelTable MakeTable(const char* name, const char* body, DType act, D
   t.decode_weight = Linear<Act, Real>::DecodeWeight;
   t.linear_forward = Linear<Act, Real>::Forward;
   t.linear_backward = Linear<Act, Real>::Backward;
+  if constexpr (std::is_same_v<Act, Real>) {
+    t.linear_group_forward = Linear<Act, Real>::GroupForward;
+    t.linear_group_backward = Linear<Act, Real>::GroupBackward;
+  }
   t.rmsnorm_forward = Elementwise<Act, Real>::RmsNormForward;
   t.rmsnorm_backward = Elementwise<Act, Real>::RmsNormBackward;
   t.add = Elementwise<Act, Real>::Add;

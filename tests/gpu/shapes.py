@@ -47,6 +47,7 @@ def step(shape, seq, micro, steps, *more):
 
 
 NO_CACHE = ("--base-cache", "off")
+AHEAD = ("--base-cache", "ahead")
 
 # (name, flags of nibble-bench-step, goal: at least so many tokens/s, at most so many GiB beside context and
 # libraries, or what it is there for). The most telling first: time may run out.
@@ -70,6 +71,8 @@ STEPS = {
         ("Qwen3-0.6B, 2x2048, without graphs", step("qwen3-0.6b", 2048, 2, 8, "--graphs", "off"), ""),
         ("Llama-3.1-8B, 2x4096, NF4", step("8b", 4096, 2, 3), "beside the bf16 base"),
         ("Llama-3.1-8B, 2x4096, NF4 decoded in every product", step("8b", 4096, 2, 3, *NO_CACHE), ""),
+        ("Llama-3.1-8B, 2x4096, NF4 decoded ahead of every product", step("8b", 4096, 2, 3, *AHEAD),
+         "above decoded in every product"),
         ("Llama-3.1-8B, 2x4096, bf16 base", step("8b", 4096, 2, 3, "--quant", "bf16"), ""),
         ("Llama-3.1-70B, 1x2048, paged AdamW, offload",
          step("70b", 2048, 1, 1, "--paged", 1, "--offload", 1), ("GiB", 43.6e9 / 2**30)),

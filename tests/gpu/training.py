@@ -159,11 +159,11 @@ def rerun_and_resume(run, figures):
     train(run, "cut", run.device, steps, ["--stop-after", steps // 2])
     _, resumed = train(run, "cut", run.device, steps, ["--resume", "latest"])
     # The decoded base kept or not: the same products, so the same bits.
-    kept, decoded = (train(run, f"cache-{choice}", run.device, steps, more={"base_cache": choice})[1]
-                     for choice in ("on", "off"))
+    kept, ahead, decoded = (train(run, f"cache-{choice}", run.device, steps, more={"base_cache": choice})[1]
+                            for choice in ("on", "ahead", "off"))
     figures["rerun_equal"] = whole is not None and whole == again
     figures["resume_equal"] = whole is not None and whole == resumed
-    figures["base_cache_equal"] = kept is not None and kept == decoded
+    figures["base_cache_equal"] = kept is not None and kept == ahead == decoded
     if not all(figures.values()):
         raise Failure("the adapters are not byte for byte the same")
 

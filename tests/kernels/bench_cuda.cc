@@ -160,9 +160,9 @@ void BenchElementwise(DeviceBench& bench, const std::string& model, int64_t dim,
   bench.Report("embedding", narrow, 2 * bytes, false,
                [&] { t.embedding_forward(c, x, positions, table, m, dim, 1); });
   bench.Report("silu fwd", broad, 3 * wide_bytes, false,
-               [&] { t.gated_forward(c, out, gate, up, m * wide, Activation::kSilu); });
+               [&] { t.gated_forward(c, out, gate, up, {.width = m * wide}); });
   bench.Report("silu bwd", broad, 5 * wide_bytes, false,
-               [&] { t.gated_backward(c, gate, up, out, gate, up, m * wide, Activation::kSilu); });
+               [&] { t.gated_backward(c, gate, up, out, gate, up, {.width = m * wide}); });
   bench.Clear();
 }
 

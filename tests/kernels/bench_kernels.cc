@@ -183,13 +183,13 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
   bench.Line("add", shape, 3 * bytes, Limit::kCopy,
              [&] { t.add(bench.context(), y.data(), x.data(), dy.data(), m * dim); });
   bench.Line("silu fwd", wide, 3 * wide_bytes, Limit::kCopy, [&] {
-    t.gated_forward(bench.context(), out.data(), gate.data(), up.data(), m * intermediate, Activation::kSilu);
+    t.gated_forward(bench.context(), out.data(), gate.data(), up.data(), {.width = m * intermediate});
   });
   // Three arrays read, two written; not in place, where values would shrink to subnormals.
   auto dgate = gate, dup = gate;
   bench.Line("silu bwd", wide, 5 * wide_bytes, Limit::kCopy, [&] {
     t.gated_backward(bench.context(), dgate.data(), dup.data(), out.data(), gate.data(), up.data(),
-                     m * intermediate, Activation::kSilu);
+                     {.width = m * intermediate});
   });
 }
 

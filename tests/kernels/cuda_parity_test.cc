@@ -4,17 +4,23 @@
 // and libraries do, it does not show.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <set>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/decode.h"
+#include "kernels/cuda/panels.h"
 #include "kernels/cuda/quantize.h"
 #include "kernels/cuda/small.h"
 #include "kernels/nf4.h"
 #include "tests/kernels/device_table.h"
 #include "tests/kernels/harness.h"
+#include "tests/kernels/weights.h"
 
 namespace nibble::kernels::check {
 namespace {
@@ -80,6 +86,70 @@ void ExpectSmallLinearIsParity(bool fp16) {
 
 TEST(EmulatedCudaSmallLinear, EqualsRefInBf16) { ExpectSmallLinearIsParity<BF16>(false); }
 TEST(EmulatedCudaSmallLinear, EqualsRefInFp16) { ExpectSmallLinearIsParity<FP16>(true); }
+
+bool SameBits(const BF16* a, const BF16* b, int64_t count) {
+  return std::memcmp(a, b, static_cast<size_t>(count) * sizeof(BF16)) == 0;
+}
+
+// A panel of matrices one below the other is the rows of each, in one launch or in several, and the same
+// whether it was decoded before or is now.
+TEST(EmulatedCudaPanels, AreTheRowsOfEachMatrix) {
+  using cuda_emulated::DecodePanel;
+  constexpr int64_t kK = 192, kRows[] = {48, 16, 24};
+  for (const bool alike : {true, false}) {
+    std::vector<std::unique_ptr<TestWeight>> weights;
+    std::vector<BF16> all;
+    cuda_emulated::Stack stack;
+    WeightView views[kMostGrouped];
+    Context ctx;
+    for (int i = 0; i < 3; ++i) {
+      const QuantType type = alike || i != 1 ? QuantType::kNF4 : QuantType::kINT8;
+      weights.push_back(std::make_unique<TestWeight>(type, kRows[i], kK, 64, true, 5 + i));
+      views[i] = weights.back()->view();
+      std::vector<BF16> rows(static_cast<size_t>(kRows[i] * kK));
+      DecodePanel<BF16>(&ctx, rows.data(), views[i], 0, kRows[i], 0, kK);
+      all.insert(all.end(), rows.begin(), rows.end());
+    }
+    stack = cuda_emulated::StackOf(views, 3);
+    ASSERT_EQ(stack.n, 88);
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 88}, {40, 30}, {48, 16}, {70, 18}}) {
+      std::vector<BF16> got(static_cast<size_t>(count * kK));
+      DecodePanel<BF16>(&ctx, got.data(), stack.w, 3, first, count, 0, kK);
+      EXPECT_TRUE(SameBits(got.data(), all.data() + first * kK, count * kK)) << first;
+    }
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 64}, {64, 128}, {67, 3}}) {
+      std::vector<BF16> got(static_cast<size_t>(count * stack.n));
+      DecodePanel<BF16>(&ctx, got.data(), stack.w, 3, 0, stack.n, first, count);
+      for (int64_t i = 0; i < stack.n * count; ++i)
+        ASSERT_TRUE(SameBits(got.data() + i, all.data() + i / count * kK + first + i % count, 1));
+    }
+    // Ahead: what was begun is taken, anything else is decoded then.
+    std::vector<BF16> tiles[2];
+    DecodeAhead ahead;
+    ctx.ahead = &ahead;
+    ahead.tile_bytes = stack.n * kK * 2;
+    for (int i = 0; i < 2; ++i) {
+      tiles[i].resize(static_cast<size_t>(stack.n * kK));
+      ahead.tile[i] = tiles[i].data();
+    }
+    ahead.next[0] = views[2];
+    ahead.next_count = 1;
+    const BF16* at = cuda_emulated::TakePanel<BF16>(&ctx, stack, false, 0, 88, nullptr);
+    EXPECT_EQ(at, tiles[0].data());
+    EXPECT_TRUE(SameBits(all.data(), at, stack.n * kK));
+    EXPECT_EQ(ahead.pending.data, views[2].data);
+    EXPECT_TRUE(SameBits(all.data() + 64 * kK, tiles[1].data(), 24 * kK));
+    tiles[1][0] = ToBF16(77);  // shows that it is not decoded once more
+    ahead.next_count = 0;
+    at = cuda_emulated::TakePanel<BF16>(&ctx, cuda_emulated::StackOf(views + 2, 1), false, 0, 24, nullptr);
+    EXPECT_EQ(at, tiles[1].data());
+    EXPECT_EQ(ToFloat(at[0]), 77);
+    EXPECT_EQ(ahead.pending.data, nullptr);
+    at = cuda_emulated::TakePanel<BF16>(&ctx, stack, true, 0, kK, nullptr);
+    EXPECT_EQ(at, tiles[0].data());
+    EXPECT_TRUE(SameBits(all.data(), at, stack.n * kK));
+  }
+}
 
 // The way to a device's memory and back, with an emulated device whose memory the host must not touch.
 TEST(EmulatedCudaBackend, RunsTheCasesInItsOwnMemory) {

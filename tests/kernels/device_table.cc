@@ -85,18 +85,33 @@ class Call {
     w.code_book = In(w.code_book, 4 * (w.type == QuantType::kINT8 ? 256 : 16));
     return w;
   }
-  LinearArgs Linear(const LinearArgs& args, bool backward) {
+  LinearArgs Linear(const LinearArgs& args, bool backward, int which = 0) {
     LinearArgs out = args;
     out.w = Weight(args.w);
     out.bias = Param(args.bias, args.w.n);
     if (args.lora == nullptr) return out;
-    lora_ = *args.lora;
-    lora_.a = In(lora_.a, Act(lora_.r * args.w.k));
-    lora_.b = In(lora_.b, Act(lora_.r * args.w.n));
-    lora_.u = Out(lora_.u, Act(lora_.r * args.m));
-    lora_.da = backward ? Out(lora_.da, Real(lora_.r * args.w.k)) : nullptr;
-    lora_.db = backward ? Out(lora_.db, Real(lora_.r * args.w.n)) : nullptr;
-    out.lora = &lora_;
+    LoraArgs& lora = lora_[which];
+    lora = *args.lora;
+    lora.a = In(lora.a, Act(lora.r * args.w.k));
+    lora.b = In(lora.b, Act(lora.r * args.w.n));
+    lora.u = Out(lora.u, Act(lora.r * args.m));
+    lora.da = backward ? Out(lora.da, Real(lora.r * args.w.k)) : nullptr;
+    lora.db = backward ? Out(lora.db, Real(lora.r * args.w.n)) : nullptr;
+    out.lora = &lora;
+    return out;
+  }
+  // Columns of one array are told by the first.
+  LinearGroup Group(const LinearGroup& group, bool backward) {
+    LinearGroup out = group;
+    const int64_t m = group.linear[0].m;
+    for (int i = 0; i < group.count; ++i) {
+      out.linear[i] = Linear(group.linear[i], backward, i);
+      const int64_t n = group.stride != 0 ? group.stride : group.linear[i].w.n;
+      if (group.stride != 0 && i > 0)
+        out.y[i] = static_cast<uint8_t*>(out.y[i - 1]) + Act(group.linear[i - 1].w.n);
+      else
+        out.y[i] = backward ? const_cast<void*>(In<void>(group.y[i], Act(m * n))) : Out(group.y[i], Act(m * n));
+    }
     return out;
   }
   AttentionArgs Attention(AttentionArgs args) {
@@ -147,7 +162,7 @@ class Call {
   int64_t workspace_bytes_;
   uint8_t* workspace_;
   std::vector<Array> arrays_;
-  LoraArgs lora_;
+  LoraArgs lora_[kMostGrouped];
 };
 
 void LinearOps(KernelTable& t) {
@@ -166,6 +181,17 @@ void LinearOps(KernelTable& t) {
     Op().linear_backward(call.context(), call.Out(dx, Act(args.m * args.w.k)), accumulate,
                          call.In(dy, Act(args.m * args.w.n)), call.In(x, Act(args.m * args.w.k)),
                          call.Linear(args, true));
+  };
+  t.linear_group_forward = [](Context* ctx, const void* x, const LinearGroup& group) {
+    Call call(ctx);
+    Op().linear_group_forward(call.context(), call.In(x, Act(group.linear[0].m * group.linear[0].w.k)),
+                              call.Group(group, false));
+  };
+  t.linear_group_backward = [](Context* ctx, void* dx, const void* x, const LinearGroup& group) {
+    Call call(ctx);
+    const int64_t bytes = Act(group.linear[0].m * group.linear[0].w.k);
+    Op().linear_group_backward(call.context(), call.Out(dx, bytes), call.In(x, bytes),
+                               call.Group(group, true));
   };
   t.cross_entropy = [](Context* ctx, double* loss, void* dh, const void* h, ParamView head,
                        const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double scale) {
@@ -236,18 +262,20 @@ void ElementwiseOps(KernelTable& t) {
     Op().rope(call.context(), call.Out(x, Act(m * heads * head_dim)), call.In(positions, 4 * m),
               call.In(cos_sin, 4 * (last + 1) * head_dim), m, heads, head_dim, inverse);
   };
-  t.gated_forward = [](Context* ctx, void* out, const void* gate, const void* up, int64_t count,
-                       Activation activation) {
+  t.gated_forward = [](Context* ctx, void* out, const void* gate, const void* up, const GatedArgs& args) {
     Call call(ctx);
-    Op().gated_forward(call.context(), call.Out(out, Act(count)), call.In(gate, Act(count)),
-                       call.In(up, Act(count)), count, activation);
+    const int64_t stride = args.stride != 0 ? args.stride : args.width;
+    const int64_t count = args.rows * args.width, reach = (args.rows - 1) * stride + args.width;
+    Op().gated_forward(call.context(), call.Out(out, Act(count)), call.In(gate, Act(reach)),
+                       call.In(up, Act(reach)), args);
   };
   t.gated_backward = [](Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
-                        const void* up, int64_t count, Activation activation) {
+                        const void* up, const GatedArgs& args) {
     Call call(ctx);
-    Op().gated_backward(call.context(), call.Out(dgate, Act(count)), call.Out(dup, Act(count)),
-                        call.In(dout, Act(count)), call.In(gate, Act(count)), call.In(up, Act(count)),
-                        count, activation);
+    const int64_t stride = args.stride != 0 ? args.stride : args.width;
+    const int64_t count = args.rows * args.width, reach = (args.rows - 1) * stride + args.width;
+    Op().gated_backward(call.context(), call.Out(dgate, Act(reach)), call.Out(dup, Act(reach)),
+                        call.In(dout, Act(count)), call.In(gate, Act(reach)), call.In(up, Act(reach)), args);
   };
   t.embedding_forward = [](Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m,
                            int64_t dim, float scale) {

@@ -1,4 +1,5 @@
 // Norms, rotary embedding, gated activations, add, embedding, optimizer, sums and conversion.
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -83,6 +84,27 @@ Outcome Rope(const KernelTable& t, int threads, int64_t m, int64_t heads, int64_
   return result.Result();
 }
 
+// gate and up in arrays whose rows have more than they need, as halves of one array have.
+Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width, int64_t stride) {
+  TestContext ctx(threads, 64), ref_ctx(1, 64);
+  const auto gate = Normal(rows * stride, 1, 3), up = Normal(rows * stride, 2), dout = Normal(rows * width, 3);
+  const Tensor gt(t.act, gate), ut(t.act, up), dt(t.act, dout), gr(DType::kF64, gate), ur(DType::kF64, up),
+      dr(DType::kF64, dout);
+  Tensor out(t.act, rows * width), want(DType::kF64, rows * width);
+  const Tensor dg(t.act, gate), du(t.act, up), dg_want(DType::kF64, gate), du_want(DType::kF64, up);
+  const GatedArgs args{.rows = rows, .width = width, .stride = stride};
+  t.gated_forward(ctx.get(), out.data(), gt.data(), ut.data(), args);
+  Ref64Table().gated_forward(ref_ctx.get(), want.data(), gr.data(), ur.data(), args);
+  t.gated_backward(ctx.get(), dg.data(), du.data(), dt.data(), dg.data(), du.data(), args);
+  Ref64Table().gated_backward(ref_ctx.get(), dg_want.data(), du_want.data(), dr.data(), dg_want.data(),
+                              du_want.data(), args);
+  Comparison result;
+  result.Add("out", out, want, ActTolerance(t));
+  result.Add("dgate", dg, dg_want, ActTolerance(t));
+  result.Add("dup", du, du_want, ActTolerance(t));
+  return result.Result();
+}
+
 Outcome Gated(const KernelTable& t, int threads, int64_t count, Activation activation) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const KernelTable& ref = Ref64Table();
@@ -93,13 +115,14 @@ Outcome Gated(const KernelTable& t, int threads, int64_t count, Activation activ
       ur(DType::kF64, up), dr(DType::kF64, dout);
   Tensor out(t.act, count), want(DType::kF64, count), dg(t.act, count), du(t.act, count),
       dg_want(DType::kF64, count), du_want(DType::kF64, count), in_gate(t.act, gate), in_up(t.act, up);
-  t.gated_forward(ctx.get(), out.data(), gt.data(), ut.data(), count, activation);
-  ref.gated_forward(ref_ctx.get(), want.data(), gr.data(), ur.data(), count, activation);
-  t.gated_backward(ctx.get(), dg.data(), du.data(), dt.data(), gt.data(), ut.data(), count, activation);
+  const GatedArgs args{.width = count, .activation = activation};
+  t.gated_forward(ctx.get(), out.data(), gt.data(), ut.data(), args);
+  ref.gated_forward(ref_ctx.get(), want.data(), gr.data(), ur.data(), args);
+  t.gated_backward(ctx.get(), dg.data(), du.data(), dt.data(), gt.data(), ut.data(), args);
   ref.gated_backward(ref_ctx.get(), dg_want.data(), du_want.data(), dr.data(), gr.data(), ur.data(),
-                     count, activation);
+                     args);
   t.gated_backward(ctx.get(), in_gate.data(), in_up.data(), dt.data(), in_gate.data(), in_up.data(),
-                   count, activation);
+                   args);
   Comparison result;
   result.Add("out", out, want, ActTolerance(t));
   result.Add("dgate", dg, dg_want, ActTolerance(t));
@@ -269,6 +292,12 @@ std::vector<Case> ElementwiseCases() {
     add("sum_squares" + shape,
         [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
     add("to_act" + shape, [=](const KernelTable& t, int threads) { return ToAct(t, threads, count); });
+  }
+  for (const auto& [rows, width, stride] : {std::array<int64_t, 3>{7, 40, 80}, {5, 13, 26}, {3, 64, 72}}) {
+    add("gated rows=" + std::to_string(rows) + " width=" + std::to_string(width),
+        [rows = rows, width = width, stride = stride](const KernelTable& t, int threads) {
+          return GatedRows(t, threads, rows, width, stride);
+        });
   }
   for (const int64_t dim : {2, 6, 32, 64, 100, 128}) {
     for (const bool inverse : {false, true}) {

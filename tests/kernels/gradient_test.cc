@@ -190,15 +190,15 @@ TEST(Gradient, DocumentsDoNotSeeEachOther) {
 TEST(Gradient, Gated) {
   for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
     const int64_t count = 20;
+    const GatedArgs args{.width = count, .activation = activation};
     Vector gate = Normal(count, 1, 2), up = Normal(count, 2), out(count), dgate(count), dup(count);
     const Vector c = Normal(count, 3);
     TestContext ctx(1, 64);
     const auto loss = [&] {
-      T().gated_forward(ctx.get(), out.data(), gate.data(), up.data(), count, activation);
+      T().gated_forward(ctx.get(), out.data(), gate.data(), up.data(), args);
       return Combine(out, c);
     };
-    T().gated_backward(ctx.get(), dgate.data(), dup.data(), c.data(), gate.data(), up.data(), count,
-                       activation);
+    T().gated_backward(ctx.get(), dgate.data(), dup.data(), c.data(), gate.data(), up.data(), args);
     ExpectSlope("dgate", &gate, dgate, loss);
     ExpectSlope("dup", &up, dup, loss);
   }

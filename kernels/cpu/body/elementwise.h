@@ -184,26 +184,40 @@ NIBBLE_INLINE Activated Activate(F32 g, Activation activation) {
   return {Mul(g, sigmoid), Mul(sigmoid, Fma(Mul(g, slope), Sub(one, sigmoid), one))};
 }
 
-static void GatedForward(Context* ctx, void* out, const void* gate, const void* up, int64_t count,
-                         Activation activation) {
-  RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+// Dense arrays are one row; else every row is on its own. each(first, last, strided): elements of the dense
+// arrays, and where the first is in those with a stride.
+template <typename Each>
+static void RunGated(Context* ctx, const GatedArgs& args, const Each& each) {
+  const bool dense = args.stride == 0 || args.stride == args.width;
+  if (dense) {
+    RunSpans(ctx, args.rows * args.width,
+             [&](int64_t first, int64_t last) { each(first, last, first); });
+    return;
+  }
+  RunRows(ctx, args.rows, args.width, [&](int64_t row) {
+    each(row * args.width, (row + 1) * args.width, row * args.stride);
+  });
+}
+
+static void GatedForward(Context* ctx, void* out, const void* gate, const void* up, const GatedArgs& args) {
+  RunGated(ctx, args, [&](int64_t first, int64_t last, int64_t strided) {
     EachVector(last - first, [&] NIBBLE_VECTOR {
-      const int64_t at = first + i;
-      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), activation);
+      const int64_t at = strided + i;
+      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), args.activation);
       const F32 u = LoadSome(static_cast<const BF16*>(up) + at, lanes);
-      StoreSome(static_cast<BF16*>(out) + at, Mul(a.value, u), lanes);
+      StoreSome(static_cast<BF16*>(out) + first + i, Mul(a.value, u), lanes);
     });
   });
 }
 
 static void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
-                          const void* up, int64_t count, Activation activation) {
-  RunSpans(ctx, count, [&](int64_t first, int64_t last) {
+                          const void* up, const GatedArgs& args) {
+  RunGated(ctx, args, [&](int64_t first, int64_t last, int64_t strided) {
     EachVector(last - first, [&] NIBBLE_VECTOR {
-      const int64_t at = first + i;
-      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), activation);
+      const int64_t at = strided + i;
+      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), args.activation);
       const F32 u = LoadSome(static_cast<const BF16*>(up) + at, lanes);
-      const F32 d = LoadSome(static_cast<const BF16*>(dout) + at, lanes);
+      const F32 d = LoadSome(static_cast<const BF16*>(dout) + first + i, lanes);
       StoreSome(static_cast<BF16*>(dgate) + at, Mul(Mul(d, u), a.derivative), lanes);
       StoreSome(static_cast<BF16*>(dup) + at, Mul(d, a.value), lanes);
     });
