@@ -30,6 +30,7 @@
 #include "engine/kernel_executor.h"
 #include "engine/region.h"
 #include "engine/spec/compile_plan.h"
+#include "engine/spec/words.h"
 #include "kernels/parallel.h"
 #include "tests/bench/random_base.h"
 #include "tests/kernels/bench_probe.h"
