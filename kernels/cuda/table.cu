@@ -1,4 +1,7 @@
 // Puts the ops of one world, nvcc's or the emulated one, into tables. An op that is not written yet is null.
+#include <climits>
+#include <iterator>
+
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ops.h"
 
@@ -42,23 +45,35 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
 
 #if defined(__CUDACC__)
 
+namespace {
+
+// From 8.0 on: which code runs, and its name in bf16 and in fp16.
+struct Body {
+  int below;  // capability
+  const char* name[2];
+};
+constexpr Body kBodies[] = {{86, {"sm_80", "sm_80 fp16"}},
+                            {89, {"sm_86", "sm_86 fp16"}},
+                            {90, {"sm_89", "sm_89 fp16"}},
+                            {91, {"sm_90", "sm_90 fp16"}},
+                            {INT_MAX, {"ptx", "ptx fp16"}}};
+
+template <typename Act, int kWhich>
+constexpr KernelTable kTable =
+    cuda::MakeTable<Act>("cuda", kBodies[kWhich].name[cuda::ActType<Act>::kType == DType::kF16]);
+
+template <int kWhich = 0>
+const KernelTable& TableOf(int capability, bool fp16) {
+  if constexpr (kWhich + 1 < static_cast<int>(std::size(kBodies)))
+    if (capability >= kBodies[kWhich].below) return TableOf<kWhich + 1>(capability, fp16);
+  return fp16 ? kTable<FP16, kWhich> : kTable<BF16, kWhich>;
+}
+
+}  // namespace
+
 const KernelTable& CudaTable(int capability, bool fp16) {
-  using cuda::MakeTable;
-  static constexpr KernelTable bf16_tables[] = {
-      MakeTable<BF16>("cuda", "sm_80"), MakeTable<BF16>("cuda", "sm_86"), MakeTable<BF16>("cuda", "sm_89"),
-      MakeTable<BF16>("cuda", "sm_90"), MakeTable<BF16>("cuda", "ptx")};
-  static constexpr KernelTable fp16_tables[] = {
-      MakeTable<FP16>("cuda", "sm_80 fp16"), MakeTable<FP16>("cuda", "sm_86 fp16"),
-      MakeTable<FP16>("cuda", "sm_89 fp16"), MakeTable<FP16>("cuda", "sm_90 fp16"),
-      MakeTable<FP16>("cuda", "ptx fp16")};
-  static constexpr KernelTable turing = MakeTable<FP16>("cuda", "sm_75");
-  if (capability < 80) return turing;
-  const int which = capability < 86    ? 0
-                    : capability < 89  ? 1
-                    : capability < 90  ? 2
-                    : capability == 90 ? 3
-                                       : 4;
-  return fp16 ? fp16_tables[which] : bf16_tables[which];
+  static constexpr KernelTable turing = cuda::MakeTable<FP16>("cuda", "sm_75");
+  return capability < 80 ? turing : TableOf(capability, fp16);
 }
 
 #else
