@@ -79,6 +79,51 @@ void BenchLinear(DeviceBench& bench, const std::string& model, int64_t k, int64_
   bench.Clear();
 }
 
+// Layers of one input as one op against one by one, with adapters: q, k and v with outputs of their own, gate
+// and up as halves of one array.
+void BenchGroup(DeviceBench& bench, const std::string& model, int64_t k, const std::vector<int64_t>& n) {
+  const int64_t m = bench.tokens(), r = 16;
+  const bool halves = n.size() == 2;
+  int64_t all = 0;
+  for (const int64_t outputs : n) all += outputs;
+  LinearGroup group;
+  LoraArgs lora[kMostGrouped];
+  void *x = bench.Act(m * k), *dx = bench.Act(m * k), *columns = halves ? bench.Act(m * all) : nullptr;
+  if (halves) group.stride = all;
+  for (const int64_t outputs : n) {
+    const int i = group.count++;
+    lora[i].r = r;
+    lora[i].scale = 2;
+    lora[i].a = bench.Act(r * k);
+    lora[i].b = bench.Act(outputs * r);
+    lora[i].u = bench.Act(m * r);
+    lora[i].da = bench.Array(4 * r * k);
+    lora[i].db = bench.Array(4 * r * outputs);
+    group.linear[i].m = m;
+    group.linear[i].w = Weight(bench, outputs, k);
+    group.linear[i].lora = &lora[i];
+    group.y[i] = halves ? static_cast<char*>(columns) + 2 * i * outputs : bench.Act(m * outputs);
+  }
+  const KernelTable& t = bench.table();
+  const std::string shape = Shape(model, m, k, all);
+  const double main = 2.0 * static_cast<double>(m * k * all),
+               branch = 2.0 * static_cast<double>(m * r * (group.count * k + all));
+  bench.Report("group fwd", shape, main + branch, true,
+               [&] { t.linear_group_forward(bench.context(), x, group); });
+  bench.Report("group bwd", shape, main + 2 * branch, true,
+               [&] { t.linear_group_backward(bench.context(), dx, x, group); });
+  // Each output anywhere: what is read and written is as much.
+  bench.Report("group one by one fwd", shape, main + branch, true, [&] {
+    for (int i = 0; i < group.count; ++i)
+      t.linear_forward(bench.context(), halves ? columns : group.y[i], x, group.linear[i]);
+  });
+  bench.Report("group one by one bwd", shape, main + 2 * branch, true, [&] {
+    for (int i = 0; i < group.count; ++i)
+      t.linear_backward(bench.context(), dx, i > 0, halves ? columns : group.y[i], x, group.linear[i]);
+  });
+  bench.Clear();
+}
+
 void BenchAttention(DeviceBench& bench, const std::string& model, int64_t heads, int64_t kv_heads,
                     int64_t dim, int64_t document, int64_t window) {
   const int64_t m = bench.tokens();
@@ -197,6 +242,8 @@ void BenchOptimizer(DeviceBench& bench, int64_t count) {
 void RunAll(DeviceBench& bench) {
   if (bench.small()) {
     BenchLinear(bench, "small", 128, 192);
+    BenchGroup(bench, "small", 64, {64, 32, 32});
+    BenchGroup(bench, "small", 64, {96, 96});
     BenchAttention(bench, "small", 2, 1, 64, 24, 0);
     BenchHead(bench, "small", 64, 200);
     BenchElementwise(bench, "small", 64, 128, 32);
@@ -208,6 +255,10 @@ void RunAll(DeviceBench& bench) {
     BenchLinear(bench, "8B", k, n);
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{1024, 2048}, {1024, 3072}, {3072, 1024}})
     BenchLinear(bench, "0.6B", k, n);
+  BenchGroup(bench, "8B q k v", 4096, {4096, 1024, 1024});
+  BenchGroup(bench, "8B gate up", 4096, {14336, 14336});
+  BenchGroup(bench, "0.6B q k v", 1024, {2048, 1024, 1024});
+  BenchGroup(bench, "0.6B gate up", 1024, {3072, 3072});
   BenchAttention(bench, "8B", 32, 8, 128, 4096, 0);
   BenchAttention(bench, "8B", 32, 8, 128, 2048, 0);
   BenchAttention(bench, "0.6B", 16, 8, 128, 2048, 0);
