@@ -112,8 +112,8 @@ TEST(CudaPlan, ADecodedBaseIsKeptWhereItLeavesRoom) {
   EXPECT_EQ(plan_on(140, BaseCache::kOn).base_cache, BaseCache::kOff);
 }
 
-// Two tiles in place of a panel in the workspace of every linear: where one of these takes the most, decoding ahead
-// costs one tile, else at most both.
+// Two tiles in place of a panel in the workspace of every linear: where one of these takes the most, decoding
+// ahead costs one tile, else at most both.
 TEST(CudaPlan, DecodingAheadCostsTwoTilesAtMost) {
   TrainSpec spec = Resolved(Llama8B(), {.sequence_len = 2048, .recompute = Recompute::kFull});
   spec.base_cache = BaseCache::kOff;

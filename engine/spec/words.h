@@ -36,7 +36,10 @@ inline constexpr Word<Recompute> kRecomputeWords[] = {{"auto", Recompute::kAuto}
                                                       {"keep_gemm_outputs", Recompute::kKeepGemmOutputs},
                                                       {"full", Recompute::kFull}};
 inline constexpr Word<BaseCache> kBaseCacheWords[] = {
-    {"auto", BaseCache::kAuto}, {"off", BaseCache::kOff}, {"on", BaseCache::kOn}, {"ahead", BaseCache::kAhead}};
+    {"auto", BaseCache::kAuto},
+    {"off", BaseCache::kOff},
+    {"on", BaseCache::kOn},
+    {"ahead", BaseCache::kAhead}};
 inline constexpr Word<Graphs> kGraphsWords[] = {
     {"auto", Graphs::kAuto}, {"off", Graphs::kOff}, {"on", Graphs::kOn}};
 

@@ -49,8 +49,8 @@ struct OpShape {
   int64_t head_dim = 0;
   int64_t vocab = 0;
   int64_t longest_document = 0;  // tokens; of generation all that is remembered
-  // Of layers that are one op: the outputs of each (n is not used), r the largest rank. `apart`: their outputs
-  // are tensors of their own.
+  // Of layers that are one op: the outputs of each (n is not used), r the largest rank. `apart`: their
+  // outputs are tensors of their own.
   int64_t group_n[3] = {};
   int group = 0;
   bool apart = false;

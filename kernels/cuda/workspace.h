@@ -52,9 +52,9 @@ constexpr int64_t AdapterPartialBytes(const WorkspaceShape& s) {
 }
 constexpr int64_t AdapterGradientBytes(const WorkspaceShape& s) { return RoundUp(2 * s.m * s.r, 256); }
 
-// A group of layers (LinearGroup): `s` with the outputs of each. Without kLibraryBytes, and without the panel
-// where tiles take its place (DecodeAhead). `apart`: more than one, outputs in arrays of their own; then their
-// columns stand side by side here.
+// A group of layers (LinearGroup): `s` with the outputs of each. Without kLibraryBytes, and without the
+// panel where tiles take its place (DecodeAhead). `apart`: more than one, outputs in arrays of their own;
+// then their columns stand side by side here.
 constexpr int64_t LinearGroupOwnBytes(WorkspaceShape s, const int64_t* n, int count, bool apart, bool tiles) {
   int64_t all = 0, bytes = 0;
   for (int i = 0; i < count; ++i) {

@@ -78,7 +78,8 @@ class Stream {
       Norm(layer.post_norm);
       Linear(layer, spec::Module::kGate, h_, gate_);
       Linear(layer, spec::Module::kUp, h_, up_);
-      table_.gated_forward(context_, gate_.data(), gate_.data(), up_.data(), {.width = model_.intermediate_size});
+      table_.gated_forward(context_, gate_.data(), gate_.data(), up_.data(),
+                           {.width = model_.intermediate_size});
       Linear(layer, spec::Module::kDown, gate_, h_);
     }
     table_.logits(context_, logits_.data(), x_.data(), base_.head, 1, model_.hidden_size, model_.vocab_size);

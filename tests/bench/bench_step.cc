@@ -111,7 +111,8 @@ spec::TrainSpec Recipe(const Flags& flags) {
   if (Text(flags, "optimizer", "") == "adamw8bit") spec.optimizer = spec::OptimizerKind::kAdamW8bit;
   if (Text(flags, "recompute", "") == "outputs") spec.recompute = spec::Recompute::kKeepGemmOutputs;
   const auto choice = [&](const char* name) { return Text(flags, name, "auto"); };
-  spec.base_cache = spec::FromWord(spec::kBaseCacheWords, choice("base-cache")).value_or(spec::BaseCache::kAuto);
+  const auto cache = spec::FromWord(spec::kBaseCacheWords, choice("base-cache"));
+  spec.base_cache = cache.value_or(spec::BaseCache::kAuto);
   if (choice("graphs") != "auto") {
     spec.graphs = choice("graphs") == "on" ? spec::Graphs::kOn : spec::Graphs::kOff;
   }

@@ -110,7 +110,7 @@ class Call {
       if (group.stride != 0 && i > 0)
         out.y[i] = static_cast<uint8_t*>(out.y[i - 1]) + Act(group.linear[i - 1].w.n);
       else
-        out.y[i] = backward ? const_cast<void*>(In<void>(group.y[i], Act(m * n))) : Out(group.y[i], Act(m * n));
+        out.y[i] = At(group.y[i], Act(m * n), !backward);
     }
     return out;
   }

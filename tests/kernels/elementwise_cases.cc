@@ -87,7 +87,8 @@ Outcome Rope(const KernelTable& t, int threads, int64_t m, int64_t heads, int64_
 // gate and up in arrays whose rows have more than they need, as halves of one array have.
 Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width, int64_t stride) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
-  const auto gate = Normal(rows * stride, 1, 3), up = Normal(rows * stride, 2), dout = Normal(rows * width, 3);
+  const auto gate = Normal(rows * stride, 1, 3), up = Normal(rows * stride, 2);
+  const auto dout = Normal(rows * width, 3);
   const Tensor gt(t.act, gate), ut(t.act, up), dt(t.act, dout), gr(DType::kF64, gate), ur(DType::kF64, up),
       dr(DType::kF64, dout);
   Tensor out(t.act, rows * width), want(DType::kF64, rows * width);

@@ -164,7 +164,8 @@ struct GroupSetup {
     for (int i = 0; i < group.count; ++i) {
       const Setup& layer = *layers[static_cast<size_t>(i)];
       group.y[i] = backward ? layer.dy.data() : layer.y.data();
-      if (group.stride != 0) group.y[i] = static_cast<char*>(columns->data()) + offset * DTypeBytes(table.act);
+      if (group.stride != 0)
+        group.y[i] = static_cast<char*>(columns->data()) + offset * DTypeBytes(table.act);
       offset += group.linear[i].w.n;
     }
   }
