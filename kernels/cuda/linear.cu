@@ -213,7 +213,8 @@ constexpr int kThreads = 256;
 
 // A thread has eight neighbours; blockIdx.y is the array they come from.
 template <typename Act>
-__global__ void __launch_bounds__(kThreads) GatherKernel(Act* to, Columns columns, bool vector) {
+__global__ void __launch_bounds__(kThreads) GatherKernel(Act* to, const __grid_constant__ Columns columns,
+                                                         bool vector) {
   const int64_t n = columns.n[blockIdx.y];
   const auto per_row = static_cast<unsigned>(CeilDiv<int64_t>(n, 8));
   const unsigned index = blockIdx.x * kThreads + threadIdx.x;
