@@ -195,12 +195,24 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
                               .asked_cpu_bytes = options.memory_bytes,
                               .asked_pinned_bytes = pinned_bytes}));
   const int64_t gpu_memory_bytes = options.memory_bytes;
+  const bool every_gpu = std::count(words.begin(), words.end(), "cuda") > 0 ||
+                         std::count(words.begin(), words.end(), "auto") > 0;
+  absl::Status left_out;
   for (const std::string& name : devices) {
     options.device = name;
     options.memory_bytes = is_gpu(name) ? gpu_memory_bytes : share.cpu_bytes;
     options.pinned_bytes = is_gpu(name) ? share.pinned_bytes : 0;
     options.host_bytes = is_gpu(name) ? share.host_bytes : 0;
-    ASSIGN_OR_RETURN(const DeviceInfo device, MeasureDevice(options, gpus));
+    const absl::StatusOr<DeviceInfo> measured = MeasureDevice(options, gpus);
+    if (!measured.ok()) {
+      // One GPU of several that nobody named does not keep the others from work.
+      if (!every_gpu || !is_gpu(name)) return measured.status();
+      LogError("worker.device_left_out",
+               {{"device", name}, {"why", std::string(measured.status().message())}});
+      left_out = measured.status();
+      continue;
+    }
+    const DeviceInfo& device = *measured;
     identity.devices.push_back(device);
     names[device.id] = name;
     LogInfo("worker.device", {{"worker", identity.worker_id},
@@ -211,6 +223,7 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
                               {"pinned_capacity_bytes", device.profile.pinned_capacity_bytes},
                               {"threads", static_cast<int64_t>(device.profile.threads)}});
   }
+  if (identity.devices.empty()) return left_out;
   return options;
 }
 

@@ -175,7 +175,7 @@ def python_with_torch(run):
         run.facts["python"] = sys.executable
         for name in (sys.executable, "python3", "python"):
             try:
-                run.command([name, "-c", "import torch"], 60)
+                run.command([name, "-c", "import importlib.util as i, sys; sys.exit(not i.find_spec('torch'))"], 60)
                 run.facts["python"] = name
                 break
             except (Failure, Skip):
