@@ -391,7 +391,7 @@ TEST_F(RunningTest, NumericsAreFixedByTheFirstAttempt) {
   d_.Must(other);
   d_.Place();
   EXPECT_EQ(state(), JobState::kQueued);
-  EXPECT_THAT(StateReason(d_.state(), d_.job("j"), d_.Now().monotonic_us, d_.core()),
+  EXPECT_THAT(d_.Why("j"),
               HasSubstr("numerics"));
   d_.Must(UndrainWorker{"w1"});
   d_.Place();
@@ -532,7 +532,7 @@ TEST(Rollback, NothingIsPlacedByADatabaseThatWentBack) {
   d.Must(Driver::JobOf("j"));
   d.Place();
   EXPECT_EQ(d.job("j").state, JobState::kQueued);
-  EXPECT_THAT(StateReason(d.state(), d.job("j"), d.Now().monotonic_us, d.core()),
+  EXPECT_THAT(d.Why("j"),
               HasSubstr("rolled back"));
 }
 

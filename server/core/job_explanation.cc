@@ -29,68 +29,69 @@ bool WillPass(Kind kind) {
 }
 
 // When the attempts there will have made room, one after another as they are expected to end.
-void FindStart(const Board& board, const PassFleet& fleet, const Board::Bucket& bucket,
-               const Need& need, int64_t now_us, DeviceExplanation& out) {
-  const Board::Device& d = board.devices()[static_cast<size_t>(out.verdict.device)];
+void FindStart(const QueueLook& look, const PassFleet& fleet, const Board::Bucket& bucket, const Need& need,
+               DeviceExplanation& out) {
+  const Board& board = look.state().board;
   std::set<HoldKey> gone;
-  for (const auto& [end_us, key] : d.ends) {
+  for (const auto& [end_us, key] : board.EndsOf(out.verdict.device)) {
     gone.insert(key);
-    out.until.push_back(board.FindHold(key)->job_id);
+    out.until.push_back(look.NameOf(board.FindHold(key)->job_id));
     if (!fleet.FitsWithout(out.verdict.device, gone, bucket, need)) continue;
-    out.start_us = std::max(end_us, now_us + 1);
+    out.start_us = std::max(end_us, look.now_us() + 1);
     return;
   }
   out.until.clear();
 }
 
-DeviceExplanation ExplainDevice(const Board& board, const PassFleet& fleet,
+DeviceExplanation ExplainDevice(const QueueLook& look, const PassFleet& fleet,
                                 const Board::Bucket& bucket, int64_t number,
-                                const DeviceVerdict& verdict, const BoardExplanation& why,
-                                int64_t now_us) {
+                                const DeviceVerdict& verdict, const BoardExplanation& why) {
+  const Board& board = look.state().board;
   const Board::Device& d = board.devices()[static_cast<size_t>(verdict.device)];
   DeviceExplanation out;
   out.worker_id = board.workers()[static_cast<size_t>(d.worker)].id;
   out.device_id = d.id;
   out.verdict = verdict;
-  for (const int32_t index : d.held) out.held_by.push_back(board.HoldAt(index).job_id);
+  for (const int32_t index : d.held) out.held_by.push_back(look.NameOf(board.HoldAt(index).job_id));
   std::sort(out.held_by.begin(), out.held_by.end());
   if (verdict.kind == Kind::kReserved && why.before)
-    out.reserved_for = board.waiting().at(why.before->number).job_id;
+    out.reserved_for = look.NameOf(board.waiting().at(why.before->number).job_id);
   if (WillPass(verdict.kind)) {
     if (const auto need = fleet.NeedOn(bucket, verdict.device, number))
-      FindStart(board, fleet, bucket, *need, now_us, out);
+      FindStart(look, fleet, bucket, *need, out);
   }
   return out;
 }
 
 }  // namespace
 
-JobExplanation ExplainJob(const State& state, const Job& job, int64_t now_us, Core& core) {
+JobExplanation ExplainJob(const Job& job, QueueLook& look) {
   JobExplanation out;
-  out.reason = StateReason(state, job, now_us, core);
+  out.reason = StateReason(job, look);
+  const State& state = look.state();
+  const Core& core = look.core();
+  const int64_t now_us = look.now_us();
   const Board& board = state.board;
   const auto waiting = board.waiting().find(job.number);
   if (job.state != JobState::kQueued || waiting == board.waiting().end()) return out;
-  const auto positions = QueuePositions(state, core.options, now_us);
-  const auto position = positions.find(job.id);
-  out.position = position == positions.end() ? 0 : position->second;
-  const NeedFn needs = NeedsOf(state, core);
-  const BoardExplanation why =
-      Explain(board, core.options, needs, now_us, core.options.lease_suspect_us, job.number);
+  out.position = look.PlaceOf(job);
+  const NeedFn needs = NeedsOf(state, look.core());
+  const BoardExplanation why = Explain(board, core.options, needs, now_us, core.options.lease_suspect_us,
+                                       job.number, look.Reservations());
   out.overdue = why.overdue;
   out.over_quota = why.over_quota;
   out.backing_off = why.backing_off;
   const int32_t project = board.FindProject(job.tenant);
   if (project >= 0) out.share_millionths = board.ShareOf(project, now_us, 0, 0);
   if (why.before) {
-    out.before = board.waiting().at(why.before->number).job_id;
+    out.before = look.NameOf(board.waiting().at(why.before->number).job_id);
     out.before_at = NameOf(board, why.before->device);
   }
   const Board::Bucket& bucket =
       board.buckets()[static_cast<size_t>(waiting->second.bucket)];
   const PassFleet fleet(board, core.options, needs, now_us, core.options.lease_suspect_us);
   for (const DeviceVerdict& verdict : why.devices)
-    out.devices.push_back(ExplainDevice(board, fleet, bucket, job.number, verdict, why, now_us));
+    out.devices.push_back(ExplainDevice(look, fleet, bucket, job.number, verdict, why));
   const auto rank = [](const DeviceExplanation& d) {
     const bool fits = d.verdict.kind == Kind::kFits;
     const int64_t missing_bytes = d.verdict.needed_bytes - d.verdict.free_bytes;

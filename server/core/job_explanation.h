@@ -19,26 +19,27 @@ struct DeviceExplanation {
   std::string worker_id;
   std::string device_id;
   DeviceVerdict verdict;
-  std::vector<std::string> held_by;  // jobs, by name
-  std::string reserved_for;          // when kReserved: the job
+  std::vector<std::string> held_by;  // "jobs/a", in order
+  std::string reserved_for;          // when kReserved: the job's name
   // When the attempts there are expected to have made room; 0 = not known or never.
   int64_t start_us = 0;
-  std::vector<std::string> until;  // the jobs that have to end for that
+  std::vector<std::string> until;  // names of the jobs that have to end for that
 };
 
 struct JobExplanation {
   std::string reason;    // StateReason
-  int32_t position = 0;  // in the queue, 1 = next; 0 = it does not wait
+  int32_t position = 0;  // QueueLook::PlaceOf
   bool overdue = false;
   bool over_quota = false;
   bool backing_off = false;
   int64_t share_millionths = 0;  // of the fleet, by weight, that its project has had
-  std::string before;            // the job before it that has a reservation; "" = none
+  std::string before;            // name of the job before it that has a reservation; "" = none
   std::string before_at;         // worker/device
   // Where it could start soonest first, then by what is missing; of a job that waits only.
   std::vector<DeviceExplanation> devices;
 };
-JobExplanation ExplainJob(const State& state, const Job& job, int64_t now_us, Core& core);
+// Jobs the look does not see are called QueueLook::kHidden; the others "jobs/a".
+JobExplanation ExplainJob(const Job& job, QueueLook& look);
 
 // A change of the spec with which the job would fit into what is free on a device now.
 struct Counterfactual {

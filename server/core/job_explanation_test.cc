@@ -24,8 +24,9 @@ CreateJob Sized(const std::string& id, int32_t sequence_len) {
   return create;
 }
 
-JobExplanation WhyOf(Driver& d, const std::string& id) {
-  return ExplainJob(d.state(), d.job(id), d.Now().monotonic_us, d.core());
+JobExplanation WhyOf(Driver& d, const std::string& id, const std::string& scope = "") {
+  QueueLook look(d.state(), d.core(), d.Now().monotonic_us, scope);
+  return ExplainJob(d.job(id), look);
 }
 
 const DeviceExplanation& On(const JobExplanation& why, const std::string& worker) {
@@ -56,13 +57,45 @@ TEST(ExplainJob, EachDeviceHasItsOwnReason) {
   EXPECT_EQ(full.verdict.kind, Kind::kBytes);
   EXPECT_EQ(full.verdict.needed_bytes, 190 * kMB);
   EXPECT_EQ(full.verdict.free_bytes, 180 * kMB);
-  EXPECT_THAT(full.held_by, ElementsAre("holder"));
-  EXPECT_THAT(full.until, ElementsAre("holder"));
+  EXPECT_THAT(full.held_by, ElementsAre("jobs/holder"));
+  EXPECT_THAT(full.until, ElementsAre("jobs/holder"));
   EXPECT_GT(full.start_us, d.Now().monotonic_us);
   EXPECT_EQ(On(why, "small").verdict.kind, Kind::kNever);
   EXPECT_EQ(On(why, "small").start_us, 0);
   EXPECT_EQ(On(why, "drained").verdict.kind, Kind::kNotLive);
   EXPECT_EQ(why.devices.front().worker_id, "full");  // where it starts first
+}
+
+// Whose job is in the way is nobody's business but its project's.
+TEST(ExplainJob, JobsOfOtherProjectsHaveNoNames) {
+  Driver d;
+  d.AddWorker("w1", 400 * kMB);
+  d.core().options.preempt_work_ratio = 0;
+  CreateJob holder = Sized("secret-holder", 200'000);  // 320 of 400 MB
+  holder.tenant = "theirs";
+  d.Must(holder);
+  d.Place();
+  CreateJob first = Sized("secret-first", 285'000);  // 95 MB more
+  first.tenant = "theirs";
+  first.priority = 5;
+  d.Must(first);
+  CreateJob mine = Sized("mine", 270'000);
+  mine.tenant = "ours";
+  d.Must(mine);
+  d.Place();
+  ASSERT_EQ(d.job("secret-holder").state, JobState::kStarting);
+  for (const char* scope : {"ours", "", "theirs"}) {
+    SCOPED_TRACE(scope);
+    const JobExplanation why = WhyOf(d, "mine", scope);
+    const bool sees = std::string_view(scope) != "ours";
+    const std::string hidden = QueueLook::kHidden;
+    const DeviceExplanation& on = On(why, "w1");
+    EXPECT_THAT(on.held_by, ElementsAre(sees ? "jobs/secret-holder" : hidden));
+    EXPECT_THAT(on.until, ElementsAre(sees ? "jobs/secret-holder" : hidden));
+    std::string all = why.reason + why.before + on.reserved_for;
+    EXPECT_EQ(all.find("secret") != std::string::npos, sees) << all;
+    EXPECT_THAT(why.reason, HasSubstr(sees ? "held by secret-holder" : "held by another project's job"));
+  }
 }
 
 TEST(ExplainJob, OfAJobThatRunsOnlyTheState) {
@@ -89,7 +122,7 @@ TEST(ExplainJob, WhatIsKeptForAnotherIsSaid) {
   d.Must(second);
   d.Place();
   const JobExplanation why = WhyOf(d, "second");
-  EXPECT_EQ(why.before, "first");
+  EXPECT_EQ(why.before, "jobs/first");
   EXPECT_EQ(why.before_at, "w1/cpu0");
   EXPECT_EQ(why.position, 2);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/queue_look.h"
 
 namespace nibble::core {
 namespace {
@@ -92,15 +93,6 @@ NeedFn NeedsOf(const State& state, Core& core) {
   };
 }
 
-std::vector<const Job*> QueueOrder(const State& state, const CoreOptions& options,
-                                   int64_t now_us) {
-  std::vector<const Job*> order;
-  for (const int64_t number : OrderOf(state.board, options, now_us)) {
-    order.push_back(&state.jobs.at(state.board.waiting().at(number).job_id));
-  }
-  return order;
-}
-
 std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const State& state,
                                                                       const Model& model,
                                                                       const spec::TrainSpec& spec,
@@ -116,7 +108,7 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
       if (!plan.ok() || known < 0 || !Need(*plan).FitsAlone(Capacity(device)))
         continue;
       // By the expected ends of what is there, one after another.
-      const std::vector<Board::EndKey>& held = board.devices()[static_cast<size_t>(known)].ends;
+      const std::vector<Board::EndKey>& held = board.EndsOf(known);
       for (size_t ended = 0; ended <= held.size(); ++ended) {
         DeviceLoad rest;
         for (size_t i = ended; i < held.size(); ++i) {
@@ -165,10 +157,14 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
     schedule.placements.push_back(std::move(p));
   }
   for (const BoardSchedule::Stop& stop : pass.stops) {
-    const std::string& claimant = board.waiting().at(stop.for_number).job_id;
+    const Job& claimant = state.jobs.at(board.waiting().at(stop.for_number).job_id);
+    const Job& victim = state.jobs.at(board.FindHold(stop.key)->job_id);
+    // It is kept with the victim, for whoever may see that one.
     schedule.preemptions.push_back(
-        {board.FindHold(stop.key)->job_id, stop.key.second,
-         absl::StrCat("preempted: jobs/", claimant, " ", stop.why)});
+        {victim.id, stop.key.second,
+         absl::StrCat("preempted: ",
+                      claimant.tenant == victim.tenant ? "jobs/" + claimant.id : QueueLook::kHidden, " ",
+                      stop.why)});
   }
   PlaceChecks(state, now_us, core.options, schedule);
   FindUnread(state, now_us, core.options, schedule);

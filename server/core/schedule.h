@@ -42,9 +42,6 @@ DeviceLoad LoadOf(const State& state, const Worker& worker, const std::string& d
 // What a job needs on devices of that profile.
 NeedFn NeedsOf(const State& state, Core& core);
 
-// Queued TRAIN jobs, next first.
-std::vector<const Job*> QueueOrder(const State& state, const CoreOptions& options, int64_t now_us);
-
 // When a job of this spec, created now, would start, by worker and device: now_us when it fits there,
 // absent where it never could or nothing starts at all.
 std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const State& state,

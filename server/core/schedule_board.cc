@@ -101,6 +101,11 @@ void Board::Recount(int32_t device) {
     d.load.Add(hold.group, hold.need, hold.alone);
     d.load_milli += hold.load_milli;
   }
+  FillSlot(device);
+}
+
+void Board::FillSlot(int32_t device) {
+  const Device& d = devices_[static_cast<size_t>(device)];
   Slot& slot = blocks_[static_cast<size_t>(d.block)].slots[static_cast<size_t>(d.slot)];
   slot.worker = d.worker;
   slot.device = device;
@@ -297,14 +302,20 @@ Board::Hold* Board::HoldOf(const HoldKey& key) {
 }
 
 // Neighbours came or went, so that all on it get slower or faster; or one of them changed.
-void Board::Retime(int32_t device) {
+void Board::Untime(int32_t device) {
   if (device < 0) return;
-  Device& d = devices_[static_cast<size_t>(device)];
+  const Device& d = devices_[static_cast<size_t>(device)];
+  if (d.timed) untimed_.push_back(device);
+  d.timed = false;
+}
+
+void Board::Retime(const Device& d) const {
+  d.timed = true;
   const int64_t slowed = std::max(1'000, d.load_milli);
   d.ends.clear();
   d.victims.clear();
   for (const int32_t index : d.held) {
-    Hold& hold = holds_[static_cast<size_t>(index)];
+    const Hold& hold = HoldAt(index);
     hold.end_us = hold.releasing ? hold.as_of_us : hold.as_of_us + hold.work_us / 1'000 * slowed;
     d.ends.emplace_back(hold.end_us, hold.key);
     if (!hold.releasing) d.victims.emplace_back(hold.priority, -hold.end_us, hold.key);
@@ -313,12 +324,25 @@ void Board::Retime(int32_t device) {
   std::sort(d.victims.begin(), d.victims.end());
 }
 
+const std::vector<Board::Device>& Board::TimedDevices() const {
+  for (const int32_t device : untimed_) {
+    const Device& d = devices_[static_cast<size_t>(device)];
+    if (!d.timed) Retime(d);
+  }
+  untimed_.clear();
+  return devices_;
+}
+
+const std::vector<Board::EndKey>& Board::EndsOf(int32_t device) const {
+  return TimedDevices()[static_cast<size_t>(device)].ends;
+}
+
 // What was seen of the others' times holds no longer.
 void Board::NoteChange(int32_t device, int64_t now_us) {
   if (device < 0) return;
   Device& d = devices_[static_cast<size_t>(device)];
   d.changed_us = now_us;
-  for (const int32_t index : d.held) holds_[static_cast<size_t>(index)].seen_milli = 0;
+  ++d.changes;
 }
 
 void Board::AddHold(const BoardHold& h, int64_t now_us) {
@@ -327,6 +351,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   const Hold* before = FindHold(h.key);
   const bool stays = before != nullptr && before->device == device;
   const int32_t seen_milli = stays ? before->seen_milli : 0;
+  const int32_t seen_change = stays ? before->seen_change : 0;
   const bool brief = stays ? before->brief : h.work_us <= policy_.brief_work_us;
   TakeOff(h.key, now_us);
   if (!stays) NoteChange(device, now_us);
@@ -343,6 +368,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   hold.key = h.key;
   hold.device = device;
   hold.seen_milli = seen_milli;
+  hold.seen_change = seen_change;
   hold.brief = brief;
   hold.job_id = h.job_id;
   hold.project = ProjectId(h.project);
@@ -367,13 +393,15 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
     d.held.insert(std::partition_point(d.held.begin(), d.held.end(),
                                        [&](int32_t i) { return HoldAt(i).key < h.key; }),
                   index);
+    d.load.Add(hold.group, h.need, h.alone);
+    d.load_milli += h.load_milli;
+    FillSlot(hold.device);
+    Untime(hold.device);
   }
   project.held_bytes += hold.added_bytes;
   project.held_load_milli += hold.load_milli;
   if (hold.brief) held_brief_milli_ += hold.load_milli;
   ++project.held_jobs;
-  Recount(hold.device);
-  Retime(hold.device);
 }
 
 void Board::RemoveHold(const HoldKey& key, int64_t now_us) {
@@ -401,7 +429,7 @@ void Board::TakeOff(const HoldKey& key, int64_t now_us) {
   free_holds_.push_back(index);
   hold_ids_.erase(it);
   Recount(device);
-  Retime(device);
+  Untime(device);
 }
 
 void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli, int64_t now_us) {
@@ -417,18 +445,22 @@ void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli,
     hold->load_milli = load_milli;
     Recount(hold->device);
   }
-  Retime(hold->device);
+  Untime(hold->device);
 }
 
 void Board::SetHoldSeen(const HoldKey& key, int32_t seen_milli) {
-  if (Hold* hold = HoldOf(key)) hold->seen_milli = seen_milli;
+  Hold* hold = HoldOf(key);
+  if (hold == nullptr || hold->device < 0) return;
+  hold->seen_milli = seen_milli;
+  hold->seen_change = devices_[static_cast<size_t>(hold->device)].changes;
 }
 
 int32_t Board::SeenLoadOf(int32_t device) const {
   int32_t milli = 0;
-  for (const int32_t index : devices_[static_cast<size_t>(device)].held) {
+  const Device& d = devices_[static_cast<size_t>(device)];
+  for (const int32_t index : d.held) {
     const Hold& hold = HoldAt(index);
-    if (hold.seen_milli == 0) return 1'000;
+    if (hold.seen_milli == 0 || hold.seen_change != d.changes) return 1'000;
     milli += hold.seen_milli;
   }
   return milli;
@@ -439,14 +471,14 @@ void Board::SetReleasing(const HoldKey& key, int64_t now_us) {
   if (hold == nullptr || hold->releasing) return;
   hold->releasing = true;
   hold->as_of_us = now_us;
-  Retime(hold->device);
+  Untime(hold->device);
 }
 
 void Board::SetHoldPriority(const HoldKey& key, int32_t priority) {
   Hold* hold = HoldOf(key);
   if (hold == nullptr) return;
   hold->priority = priority;
-  Retime(hold->device);
+  Untime(hold->device);
 }
 
 // ---- Shares ------------------------------------------------------------------------------------

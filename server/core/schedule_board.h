@@ -3,13 +3,18 @@
 //
 // A value, derived from the rows of the State (State.board) and kept up to date by Apply, one call
 // per change, each O(log n). It knows no policy but the keys it sorts by. Used by one thread at a
-// time: `Bucket::needs` and the like are filled while a const Board is read.
+// time: `Bucket::needs`, expected ends and the like are filled in while a const Board is read. A hold
+// that comes touches its device's totals and none of its neighbours, so that it costs the same on a full
+// fleet as on an empty one.
 //
 // Jobs that are alike for the scheduler (same project, plan, base, numerics, load) wait in one
 // bucket, so that a pass looks at each kind once, not at each job.
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <ext/pb_ds/assoc_container.hpp>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -24,6 +29,11 @@
 namespace nibble::core {
 
 using HoldKey = std::pair<int64_t, int64_t>;  // number of the job, epoch
+
+// A set that also knows how many of its keys come before another: order_of_key, O(log n).
+template <typename Key>
+using RankedSet = __gnu_pbds::tree<Key, __gnu_pbds::null_type, std::less<Key>, __gnu_pbds::rb_tree_tag,
+                                   __gnu_pbds::tree_order_statistics_node_update>;
 
 // A job that waits.
 struct BoardJob {
@@ -93,10 +103,17 @@ class Board {
     bool alone = false;
     int32_t own_load_milli = 0;  // of jobs that were measured; 0 = of those that were not
     int32_t load_milli = 0;
-    std::set<OrderKey> order;
-    std::set<UrgentKey> urgent;  // those that have never started
+    RankedSet<OrderKey> order;
+    RankedSet<UrgentKey> urgent;  // those that have never started
     // By block; what has been asked of the planner. nullopt inside: no plan for such devices.
     mutable std::vector<std::optional<std::optional<Need>>> needs;
+    // Of a job of this kind alone, on the first block that was asked about; 0 = on none.
+    int64_t KnownBytes() const {
+      for (const auto& need : needs) {
+        if (need && *need) return (*need)->TotalBytes();
+      }
+      return 0;
+    }
   };
   // Of a project, as of a time: what it holds, and its usage of the recent past, decayed: MiB x us,
   // and thousandths of a device x us.
@@ -127,11 +144,13 @@ class Board {
     bool brief = false;  // had little work left when it began
     int32_t priority = 0;
     int32_t load_milli = 0;
-    int32_t seen_milli = 0;  // of the device's time it had beside those there now; 0 = not known
+    // Of the device's time it had beside those there at that change of the device; 0 = not known.
+    int32_t seen_milli = 0;
+    int32_t seen_change = 0;
     int64_t start_us = 0;
     int64_t work_us = 0;  // left at as_of_us
     int64_t as_of_us = 0;
-    int64_t end_us = 0;  // expected, while the device stays as it is
+    mutable int64_t end_us = 0;  // expected, while the device stays as it is; see TimedDevices
   };
   struct Device {
     int32_t worker = 0;
@@ -146,12 +165,16 @@ class Board {
       return all;
     }
     int32_t load_milli = 0;
-    int64_t changed_us = 0;          // when the last came or went
-    int32_t slot = 0;                // in its block
-    std::vector<int32_t> held;       // for HoldAt, by key
-    std::vector<EndKey> ends;        // of those, the first first
-    std::vector<VictimKey> victims;  // of those nobody has asked to let go, the weakest first
-    std::vector<int32_t> warm;       // bases an engine still has in memory
+    int64_t changed_us = 0;     // when the last came or went
+    int32_t changes = 0;        // how often that was
+    int32_t slot = 0;           // in its block
+    std::vector<int32_t> held;  // for HoldAt, by key
+    // Of those, the first first; and those nobody has asked to let go, the weakest first. Right after
+    // TimedDevices or EndsOf.
+    mutable std::vector<EndKey> ends;
+    mutable std::vector<VictimKey> victims;
+    mutable bool timed = true;
+    std::vector<int32_t> warm;  // bases an engine still has in memory
   };
   // What a scan over all devices reads, in order of names.
   struct Slot {
@@ -218,12 +241,15 @@ class Board {
   bool BriefFits(int64_t load_milli, int64_t extra_load) const;
 
   const std::map<int64_t, Waiting>& waiting() const { return waiting_; }
-  const std::vector<Bucket>& buckets() const { return buckets_; }
+  const std::deque<Bucket>& buckets() const { return buckets_; }
   const std::vector<Project>& projects() const { return projects_; }
   const Hold* FindHold(const HoldKey& key) const;
   const Hold& HoldAt(int32_t index) const { return holds_[static_cast<size_t>(index)]; }
   bool HoldsNothing() const { return hold_ids_.empty(); }
   const std::vector<Device>& devices() const { return devices_; }
+  // The same, once expected ends and victims have been worked out where something changed.
+  const std::vector<Device>& TimedDevices() const;
+  const std::vector<EndKey>& EndsOf(int32_t device) const;
   const std::vector<Block>& blocks() const { return blocks_; }
   const std::vector<WorkerFacts>& workers() const { return workers_; }
   int32_t FindProject(const std::string& name) const { return Find(project_ids_, name); }
@@ -251,9 +277,12 @@ class Board {
   // Numbers the slots from `first` on.
   void NumberSlots(std::vector<Slot>& slots, size_t first);
   Hold* HoldOf(const HoldKey& key);
-  // After holds of the device changed.
+  // After holds of the device changed: its totals anew, from all of them.
   void Recount(int32_t device);
-  void Retime(int32_t device);
+  void FillSlot(int32_t device);
+  // What is expected of all on it holds no longer.
+  void Untime(int32_t device);
+  void Retime(const Device& device) const;
   void TakeOff(const HoldKey& key, int64_t now_us);
   void NoteChange(int32_t device, int64_t now_us);
   void Settle(Usage& usage, int64_t now_us) const;
@@ -269,12 +298,13 @@ class Board {
   std::vector<Device> devices_;
   std::map<std::pair<std::string, std::string>, int32_t> device_ids_;  // worker, device
   std::vector<int32_t> free_devices_;
+  mutable std::vector<int32_t> untimed_;
   int64_t fleet_mib_ = 0;
   int32_t fleet_devices_ = 0;
   int64_t held_brief_milli_ = 0;
 
   std::map<BucketKey, int32_t> bucket_ids_;
-  std::vector<Bucket> buckets_;
+  std::deque<Bucket> buckets_;  // they never move: their sets are copied when they do
   std::vector<int32_t> free_buckets_;
   std::map<int64_t, Waiting> waiting_;
   std::vector<Hold> holds_;  // by number; with free ones between

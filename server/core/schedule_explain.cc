@@ -5,7 +5,8 @@
 
 namespace nibble::core {
 BoardExplanation Explain(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
-                         int64_t now_us, int64_t suspect_us, int64_t number) {
+                         int64_t now_us, int64_t suspect_us, int64_t number,
+                         const std::vector<BoardReservation>& reservations) {
   BoardExplanation out;
   const auto found = board.waiting().find(number);
   if (found == board.waiting().end()) return out;
@@ -16,9 +17,7 @@ BoardExplanation Explain(const Board& board, const SchedulePolicy& policy, const
   PassFleet fleet(board, policy, need_of, now_us, suspect_us);
   out.over_quota = !fleet.InQuota(bucket);
   out.reservation = fleet.Reserve(number, w.bucket, {});
-  constexpr size_t kStarts = 1'000;
-  const BoardSchedule pass = RunPass(board, policy, need_of, now_us, suspect_us, kStarts);
-  for (const BoardReservation& r : pass.reservations) {
+  for (const BoardReservation& r : reservations) {
     if (r.number == number) {
       out.reservation = r;
     } else if (!out.before) {

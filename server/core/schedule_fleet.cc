@@ -334,7 +334,7 @@ std::optional<BoardReservation> PassFleet::Reserve(int64_t number, int32_t bucke
     std::set<HoldKey> gone;
   };
   std::map<int32_t, Chance> chances;
-  for (Merged ends(board_.devices(), &Board::Device::ends); !ends.Empty(); ends.Pop()) {
+  for (Merged ends(board_.TimedDevices(), &Board::Device::ends); !ends.Empty(); ends.Pop()) {
     const int32_t device = ends.device();
     const auto [it, fresh] = chances.try_emplace(device);
     Chance& chance = it->second;

@@ -38,7 +38,7 @@ class Lane {
     return entry;
   }
   // The next of the bucket after `key`.
-  void Push(const std::set<Key>& keys, const Key& key, int32_t bucket) {
+  void Push(const RankedSet<Key>& keys, const Key& key, int32_t bucket) {
     const auto next = keys.upper_bound(key);
     if (next != keys.end()) again_.insert({*next, bucket});
   }
@@ -347,7 +347,7 @@ class Pass {
     std::set<int32_t> seen;
     int count = 0;
     const std::vector<int32_t> reserved = Reserved();
-    for (Merged victims(board_.devices(), &Board::Device::victims); !victims.Empty();
+    for (Merged victims(board_.TimedDevices(), &Board::Device::victims); !victims.Empty();
          victims.Pop()) {
       if (++count > kMaxVictimsSeen || (best && best->victims.size() == 1)) break;
       const Board::Hold& hold = *board_.FindHold(std::get<HoldKey>(victims.Front()));
@@ -391,8 +391,7 @@ BoardSchedule RunPass(const Board& board, const SchedulePolicy& policy, const Ne
   return Pass(board, policy, need_of, now_us, suspect_us).Run(max_starts);
 }
 
-std::vector<int64_t> OrderOf(const Board& board, const SchedulePolicy& policy, int64_t now_us) {
-  static_cast<void>(policy);
+std::vector<int64_t> OrderOf(const Board& board, int64_t now_us, size_t limit) {
   const std::vector<char> failed(board.buckets().size(), 0);
   std::set<int64_t> taken;
   struct Source {
@@ -410,7 +409,7 @@ std::vector<int64_t> OrderOf(const Board& board, const SchedulePolicy& policy, i
     sources.push_back(std::move(source));
   }
   std::vector<int64_t> order;
-  while (true) {
+  while (order.size() < limit) {
     Source* first = nullptr;
     for (Source& source : sources) {
       if (source.next && (first == nullptr || source.offer.share < first->offer.share))
@@ -421,11 +420,7 @@ std::vector<int64_t> OrderOf(const Board& board, const SchedulePolicy& policy, i
     taken.insert(first->next->number);
     const Bucket& bucket = board.buckets()[static_cast<size_t>(first->next->bucket)];
     // As if it had started: the next of its project comes after those of others.
-    for (const auto& need : bucket.needs) {
-      if (!need || !*need) continue;
-      first->bytes += (*need)->TotalBytes();
-      break;
-    }
+    first->bytes += bucket.KnownBytes();
     first->load_milli += bucket.load_milli;
     first->offer.share =
         board.ShareOf(first->offer.project, now_us, first->bytes, first->load_milli);

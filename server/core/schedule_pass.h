@@ -81,10 +81,15 @@ struct BoardExplanation {
   std::optional<BoardReservation> reservation;  // its own, were it first
   std::optional<BoardReservation> before;       // the first reservation of those before it
 };
+// `reservations` are those of a pass over the same board at the same time.
 BoardExplanation Explain(const Board& board, const SchedulePolicy& policy, const NeedFn& need_of,
-                         int64_t now_us, int64_t suspect_us, int64_t number);
+                         int64_t now_us, int64_t suspect_us, int64_t number,
+                         const std::vector<BoardReservation>& reservations);
 
-// All that wait, next first: what RunPass would go through if nothing fitted and no share changed.
-std::vector<int64_t> OrderOf(const Board& board, const SchedulePolicy& policy, int64_t now_us);
+// The first `limit` of those that wait, next first, as if each started in its turn.
+std::vector<int64_t> OrderOf(const Board& board, int64_t now_us, size_t limit);
+// How many come before a waiting job in that order, without going through them: right when no other project
+// has a job waiting before it or those of each other project are alike, an estimate otherwise.
+int64_t JobsBefore(const Board& board, int64_t now_us, int64_t number);
 
 }  // namespace nibble::core

@@ -151,7 +151,7 @@ TEST(Schedule, OneByteTooFewWaits) {
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
   EXPECT_EQ(WorkerOfJob(d, "b"), "");
-  const std::string why = StateReason(d.state(), d.job("b"), d.Now().monotonic_us, d.core());
+  const std::string why = d.Why("b");
   EXPECT_THAT(why, HasSubstr("140000000 bytes"));
   EXPECT_THAT(why, HasSubstr("(19999999 bytes) on w1/cpu0"));
   EXPECT_THAT(why, HasSubstr("held by a"));
@@ -193,8 +193,9 @@ TEST(Schedule, OneBaseAtATimeOnADevice) {
 
 std::vector<std::string> OrderOf(Driver& d) {
   std::vector<std::string> ids;
-  for (const Job* job : QueueOrder(d.state(), d.core().options, d.Now().monotonic_us))
-    ids.push_back(job->id);
+  const Board& board = d.state().board;
+  for (const int64_t number : OrderOf(board, d.Now().monotonic_us, 1'000))
+    ids.push_back(board.waiting().at(number).job_id);
   return ids;
 }
 
@@ -210,7 +211,7 @@ TEST(Schedule, PriorityFirstThenTheLeastWork) {
   add("short", 0, 10);
   add("urgent", 1, 100'000);
   EXPECT_THAT(OrderOf(d), ElementsAre("urgent", "short", "long"));
-  EXPECT_EQ(QueuePositions(d.state(), d.core().options, d.Now().monotonic_us).at("long"), 3);
+  EXPECT_EQ(QueueLook(d.state(), d.core(), d.Now().monotonic_us).PlaceOf(d.job("long")), 3);
   UpdateJob update;
   update.job_id = "long";
   update.priority = 2;
@@ -305,7 +306,7 @@ TEST(Schedule, NothingGoesToWorkersThatDrainOrAreLate) {
   d.Advance(50 * kSecondUs);
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "a"), "");
-  EXPECT_THAT(StateReason(d.state(), d.job("a"), d.Now().monotonic_us, d.core()),
+  EXPECT_THAT(d.Why("a"),
               HasSubstr("none of those"));
   d.Must(Synchronize(d.SyncOf("w1")));
   d.Place();
@@ -409,7 +410,7 @@ TEST(Projects, AQuotaHoldsBackItsOwnJobsOnly) {
   EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
   EXPECT_EQ(WorkerOfJob(d, "b"), "");
   EXPECT_EQ(WorkerOfJob(d, "c"), "w1");
-  EXPECT_THAT(StateReason(d.state(), d.job("b"), d.Now().monotonic_us, d.core()),
+  EXPECT_THAT(d.Why("b"),
               HasSubstr("quota of project small"));
 }
 

@@ -12,15 +12,10 @@ namespace {
 
 std::string Bytes(int64_t bytes) { return absl::StrCat(HumanBytes(bytes), " (", bytes, " bytes)"); }
 
-std::string HeldByText(const Board& board, const Board::Device& device) {
+std::string HeldByText(const QueueLook& look, const Board::Device& device) {
   std::vector<std::string> jobs;
-  for (const int32_t index : device.held) jobs.push_back(board.HoldAt(index).job_id);
-  std::sort(jobs.begin(), jobs.end());
-  if (jobs.empty()) return "";
-  const size_t shown = std::min<size_t>(jobs.size(), 4);
-  std::string text = absl::StrJoin(jobs.begin(), jobs.begin() + static_cast<int64_t>(shown), ", ");
-  if (shown < jobs.size()) absl::StrAppend(&text, " and ", jobs.size() - shown, " more");
-  return text;
+  for (const int32_t index : device.held) jobs.push_back(look.state().board.HoldAt(index).job_id);
+  return look.NamesOf(jobs);
 }
 
 std::string ExpectedText(int64_t start_us, int64_t now_us) {
@@ -76,11 +71,15 @@ std::string WithdrawnText(const State& state) {
 }
 
 // Where a queued job that does not fit now would come nearest to fitting.
-std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core& core) {
+std::string WhyItWaits(const Job& job, QueueLook& look) {
   using Kind = DeviceVerdict::Kind;
+  const State& state = look.state();
+  const Core& core = look.core();
+  const int64_t now_us = look.now_us();
   const Board& board = state.board;
-  const BoardExplanation why = Explain(board, core.options, NeedsOf(state, core), now_us,
-                                       core.options.lease_suspect_us, job.number);
+  const BoardExplanation why =
+      Explain(board, core.options, NeedsOf(state, look.core()), now_us, core.options.lease_suspect_us,
+              job.number, look.Reservations());
   const DeviceVerdict* freest = nullptr;
   bool live = false;
   bool numerics = false;
@@ -125,14 +124,14 @@ std::string WhyItWaits(const State& state, const Job& job, int64_t now_us, Core&
                         Bytes(freest->free_bytes), " on ", where, more);
   }
   const Board::Device& at = board.devices()[static_cast<size_t>(why.reservation->device)];
-  const std::string holders = HeldByText(board, at);
+  const std::string holders = HeldByText(look, at);
   std::string text =
       absl::StrCat("needs ", Bytes(why.reservation->need.TotalBytes()),
                    job.run_alone ? " alone" : "", "; largest free ", Bytes(freest->free_bytes),
                    " on ", where, "; waits for ", NameOf(board, why.reservation->device));
   if (!holders.empty()) absl::StrAppend(&text, ", held by ", holders);
   if (why.before) {
-    absl::StrAppend(&text, "; jobs/", board.waiting().at(why.before->number).job_id,
+    absl::StrAppend(&text, "; ", look.NameOf(board.waiting().at(why.before->number).job_id),
                     " is before it and has ", NameOf(board, why.before->device), " reserved");
   }
   return absl::StrCat(text, ExpectedText(why.reservation->start_us, now_us), more);
@@ -176,7 +175,10 @@ const Dataset* FindDataset(const State& state, const std::string& id) {
 
 }  // namespace
 
-std::string StateReason(const State& state, const Job& job, int64_t now_us, Core& core) {
+std::string StateReason(const Job& job, QueueLook& look) {
+  const State& state = look.state();
+  const Core& core = look.core();
+  const int64_t now_us = look.now_us();
   if (job.state == JobState::kFailed) return job.error_message;
   if (job.state == JobState::kPaused) return "paused; resume it to go on";
   if (job.state != JobState::kQueued) return OfAttempt(state, job, now_us, core);
@@ -192,15 +194,7 @@ std::string StateReason(const State& state, const Job& job, int64_t now_us, Core
   const Model* model = state.ModelOf(job);
   if (model == nullptr) return "its base model is gone";
   if (job.kind == JobKind::kCheck) return "waits for a worker to read the data";
-  return WhyItWaits(state, job, now_us, core);
-}
-
-std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options,
-                                              int64_t now_us) {
-  std::map<std::string, int32_t> positions;
-  int32_t position = 0;
-  for (const Job* job : QueueOrder(state, options, now_us)) positions[job->id] = ++position;
-  return positions;
+  return WhyItWaits(job, look);
 }
 
 int64_t EstimatedEndUnixUs(const Job& job, int64_t now_unix_us) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "server/core/decide.h"
+#include "server/core/queue_look.h"
 #include "server/core/schedule.h"
 #include "server/core/state.h"
 
@@ -15,11 +16,7 @@ namespace nibble::core {
 
 // Why the job is in its state, in words and bytes: "needs 5.10 GiB (5476083302 bytes); largest free
 // 3.00 GiB on w1/cpu0, held by job-a; ...". Empty when there is nothing to say.
-std::string StateReason(const State& state, const Job& job, int64_t now_us, Core& core);
-
-// Job id -> place in the queue, 1 = next. Compute once per list.
-std::map<std::string, int32_t> QueuePositions(const State& state, const CoreOptions& options,
-                                              int64_t now_us);
+std::string StateReason(const Job& job, QueueLook& look);
 
 // Expected end of a RUNNING job on the wall clock, 0 when unknown.
 int64_t EstimatedEndUnixUs(const Job& job, int64_t now_unix_us);

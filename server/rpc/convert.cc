@@ -62,13 +62,6 @@ v1::JobSpec GivenSpec(const core::Job& job) {
 
 }  // namespace
 
-int32_t JobView::PositionOf(const core::Job& job) {
-  if (job.state != core::JobState::kQueued) return 0;
-  if (!positions) positions = core::QueuePositions(state, core.options, now.monotonic_us);
-  const auto position = positions->find(job.id);
-  return position == positions->end() ? 0 : position->second;
-}
-
 void ToTimestamp(int64_t unix_us, google::protobuf::Timestamp* out) {
   out->set_seconds(unix_us / 1'000'000);
   out->set_nanos(static_cast<int32_t>(unix_us % 1'000'000 * 1000));
@@ -86,7 +79,7 @@ void ToProto(JobView& view, const core::Job& job, v1::Job* out) {
   out->mutable_labels()->insert(job.labels.begin(), job.labels.end());
   out->set_priority(job.priority);
   out->set_state(static_cast<v1::JobState>(job.state));
-  out->set_state_reason(core::StateReason(view.state, job, view.now.monotonic_us, view.core));
+  out->set_state_reason(core::StateReason(job, view.look));
   *out->mutable_spec() = GivenSpec(job);
   *out->mutable_effective_spec() = ToJobSpec(job.spec);
   out->mutable_effective_spec()->set_base_model(ResourceName("models", job.model_id));
@@ -111,7 +104,7 @@ void ToProto(JobView& view, const core::Job& job, v1::Job* out) {
   SetTime(job.update_unix_us, &v1::Job::mutable_update_time, out);
   out->set_etag(core::Etag(job));
   out->set_stop_reason(job.stop_reason);
-  out->set_queue_position(view.PositionOf(job));
+  out->set_queue_position(view.look.PlaceOf(job));
 }
 
 void ToProto(const core::PlanBytes& plan, v1::MemoryPlan* out) {
@@ -210,7 +203,7 @@ void ToProto(const core::Adapter& adapter, v1::Adapter* out) {
 }
 
 void ToProto(const core::State& state, const core::Worker& worker, const core::CoreOptions& options,
-             int64_t now_us, v1::Worker* out) {
+             int64_t now_us, const std::string& scope, v1::Worker* out) {
   out->set_name(ResourceName("workers", worker.id));
   out->set_state(
       static_cast<v1::WorkerState>(core::WorkerStateNumber(state, worker, options, now_us)));
@@ -239,7 +232,9 @@ void ToProto(const core::State& state, const core::Worker& worker, const core::C
     if (holding == state.holding.end()) continue;
     for (const core::AttemptKey& key : holding->second) {
       const core::Attempt* attempt = state.FindAttempt(key);
-      if (attempt && attempt->device_id == id) shown->add_jobs(ResourceName("jobs", key.first));
+      const core::Job* job = state.FindJob(key.first);
+      if (attempt == nullptr || job == nullptr || attempt->device_id != id) continue;
+      if (scope.empty() || job->tenant == scope) shown->add_jobs(ResourceName("jobs", key.first));
     }
   }
 }

@@ -2,10 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "google/protobuf/timestamp.pb.h"
@@ -21,17 +20,14 @@
 
 namespace nibble::server {
 
-// What is needed to show a job besides its row. Places in the queue are computed once, when the first
-// queued job is shown.
+// What is needed to show jobs besides their rows; one for all of an answer. `scope`: Caller::Scope.
 struct JobView {
   const core::State& state;
-  core::Core& core;
   core::Now now;
-  std::optional<std::map<std::string, int32_t>> positions;
+  core::QueueLook look;
 
-  JobView(const core::State& s, core::Core& c, core::Now n) : state(s), core(c), now(n) {}
-  // 1 = next; 0 = not queued.
-  int32_t PositionOf(const core::Job& job);
+  JobView(const core::State& s, core::Core& c, core::Now n, std::string scope)
+      : state(s), now(n), look(s, c, n.monotonic_us, std::move(scope)) {}
 };
 
 void ToTimestamp(int64_t unix_us, google::protobuf::Timestamp* out);
@@ -46,8 +42,9 @@ void ToProto(const core::Checkpoint& checkpoint, v1::Checkpoint* out);
 void ToProto(const core::Dataset& dataset, v1::Dataset* out);
 void ToProto(const core::Model& model, v1::Model* out);
 void ToProto(const core::Adapter& adapter, v1::Adapter* out);
+// Names only the jobs that a caller of `scope` sees.
 void ToProto(const core::State& state, const core::Worker& worker, const core::CoreOptions& options,
-             int64_t now_us, v1::Worker* out);
+             int64_t now_us, const std::string& scope, v1::Worker* out);
 void ToProto(const core::Suggestion& suggestion, v1::Suggestion* out);
 void ToProto(const core::DeviceFit& fit, const core::Now& now, v1::DeviceFit* out);
 void ToProto(const core::MethodMemory& method, v1::MethodMemory* out);

@@ -55,7 +55,8 @@ absl::Status Explain(const Outcome& outcome, const std::string& id, const std::s
   ASSIGN_OR_RETURN(const core::Job* job, FindJob(state, id, scope));
   out.now = outcome.now;
   out.job = *job;
-  out.why = core::ExplainJob(state, *job, outcome.now.monotonic_us, outcome.core);
+  core::QueueLook look(state, outcome.core, outcome.now.monotonic_us, scope);
+  out.why = core::ExplainJob(*job, look);
   const bool lacks_bytes =
       std::none_of(out.why.devices.begin(), out.why.devices.end(), [](const auto& d) {
         return d.verdict.kind == core::DeviceVerdict::Kind::kFits;
@@ -76,11 +77,11 @@ void Show(const core::DeviceExplanation& d, const core::Now& now, v1::DeviceExpl
   out->set_capacity_bytes(d.verdict.capacity_bytes);
   out->set_attempts(d.verdict.attempts);
   out->set_load_milli(d.verdict.load_milli);
-  for (const std::string& job : d.held_by) out->add_held_by(ResourceName("jobs", job));
-  out->set_reserved_for(ResourceName("jobs", d.reserved_for));
+  for (const std::string& job : d.held_by) out->add_held_by(job);
+  out->set_reserved_for(d.reserved_for);
   if (d.start_us == 0) return;
   ToTimestamp(UnixOf(now, d.start_us), out->mutable_expected_start_time());
-  for (const std::string& job : d.until) out->add_until(ResourceName("jobs", job));
+  for (const std::string& job : d.until) out->add_until(job);
 }
 
 absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
@@ -97,7 +98,7 @@ absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
   out->set_backing_off(why.backing_off);
   out->set_project(in.job.tenant);
   out->set_project_share(static_cast<double>(why.share_millionths) / 1e6);
-  out->set_before(ResourceName("jobs", why.before));
+  out->set_before(why.before);
   out->set_before_at(why.before_at);
   out->set_devices_total(static_cast<int32_t>(why.devices.size()));
   const int32_t shown = std::min(max_devices > 0 ? max_devices : kDefaultDevices,

@@ -11,13 +11,14 @@
 namespace nibble::server {
 namespace {
 
-absl::Status Show(const Outcome& outcome, const std::string& id, v1::Worker* out) {
+absl::Status Show(const Outcome& outcome, const std::string& id, const std::string& scope,
+                  v1::Worker* out) {
   const core::Worker* worker = outcome.state.FindWorker(id);
   if (!worker) {
     return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", id, " has never registered"))
         .With("name", absl::StrCat("workers/", id));
   }
-  ToProto(outcome.state, *worker, outcome.core.options, outcome.now.monotonic_us, out);
+  ToProto(outcome.state, *worker, outcome.core.options, outcome.now.monotonic_us, scope, out);
   return absl::OkStatus();
 }
 
@@ -29,26 +30,32 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
 
   Reactor* ListWorkers(Context* context, const v1::ListWorkersRequest* request,
                        v1::ListWorkersResponse* response) override {
-    const auto list = [=](const Outcome& outcome) -> absl::Status {
+    const auto list = [=](const Outcome& outcome, const std::string& scope) -> absl::Status {
       ASSIGN_OR_RETURN(
           *response->mutable_next_page_token(),
           ListPage(outcome.state.workers, "workers", request->page_size(), request->page_token(),
                    [](const core::Worker&) { return true; }, [&](const core::Worker& worker) {
                      ToProto(outcome.state, worker, outcome.core.options, outcome.now.monotonic_us,
-                             response->add_workers());
+                             scope, response->add_workers());
                    }));
       return absl::OkStatus();
     };
     return Unary(edge_, context, "/nibble.v1.FleetService/ListWorkers",
-                 [this, list](const Caller&, Done done) { ReadState(edge_, done, list); });
+                 [this, list](const Caller& caller, Done done) {
+                   ReadState(edge_, done, [list, scope = caller.Scope()](const Outcome& outcome) {
+                     return list(outcome, scope);
+                   });
+                 });
   }
 
   Reactor* GetWorker(Context* context, const v1::GetWorkerRequest* request,
                      v1::Worker* response) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
       auto id = ParseName(request->name(), "workers", "name");
       if (!id.ok()) return done(id.status());
-      ReadState(edge_, done, [id = *id, response](const Outcome& o) { return Show(o, id, response); });
+      ReadState(edge_, done, [id = *id, scope = caller.Scope(), response](const Outcome& o) {
+        return Show(o, id, scope, response);
+      });
     };
     return Unary(edge_, context, "/nibble.v1.FleetService/GetWorker", body);
   }
@@ -67,11 +74,13 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
  private:
   template <typename Verb>
   Reactor* RunVerb(Context* context, const char* method, const std::string& name, v1::Worker* response) {
-    return Unary(edge_, context, method, [=, this, &name](const Caller&, Done done) {
+    return Unary(edge_, context, method, [=, this, &name](const Caller& caller, Done done) {
       auto id = ParseName(name, "workers", "name");
       if (!id.ok()) return done(id.status());
       Command(edge_, done, Verb{*id},
-              [id = *id, response](const Outcome& o) { return Show(o, id, response); });
+              [id = *id, scope = caller.Scope(), response](const Outcome& o) {
+                return Show(o, id, scope, response);
+              });
     });
   }
 

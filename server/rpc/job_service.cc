@@ -22,10 +22,10 @@ namespace nibble::server {
 namespace {
 
 // Shows the job the command was about.
-std::function<absl::Status(const Outcome&)> ShowJob(v1::Job* response) {
-  return [response](const Outcome& outcome) -> absl::Status {
+std::function<absl::Status(const Outcome&)> ShowJob(v1::Job* response, const std::string& scope) {
+  return [response, scope](const Outcome& outcome) -> absl::Status {
     ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, outcome.id, ""));
-    JobView view(outcome.state, outcome.core, outcome.now);
+    JobView view(outcome.state, outcome.core, outcome.now, scope);
     ToProto(view, *job, response);
     return absl::OkStatus();
   };
@@ -36,7 +36,7 @@ template <typename Verb>
 void RunVerb(Edge& edge, const Caller& caller, Done done, const std::string& name, v1::Job* response) {
   auto id = ParseName(name, "jobs", "name");
   if (!id.ok()) return done(id.status());
-  Command(edge, done, Verb{*std::move(id)}, ShowJob(response), caller.Scope());
+  Command(edge, done, Verb{*std::move(id)}, ShowJob(response, caller.Scope()), caller.Scope());
 }
 
 // What CreateJob would do, without doing it.
@@ -46,7 +46,7 @@ absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& comma
                    core::Decide(outcome.state, {outcome.now, command, scope}, outcome.core));
   for (const core::Event& event : decision.events) {
     if (const auto* queued = std::get_if<core::JobQueued>(&event.body)) {
-      JobView view(outcome.state, outcome.core, outcome.now);
+      JobView view(outcome.state, outcome.core, outcome.now, scope);
       ToProto(view, queued->job, response);
       // It has no name yet, unless the user chose one.
       if (!command.job_id_given) response->clear_name();
@@ -55,7 +55,7 @@ absl::Status ValidateCreate(const Outcome& outcome, const core::CreateJob& comma
     }
   }
   ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, decision.id, ""));
-  JobView view(outcome.state, outcome.core, outcome.now);
+  JobView view(outcome.state, outcome.core, outcome.now, scope);
   ToProto(view, *job, response);
   return absl::OkStatus();
 }
@@ -84,7 +84,7 @@ void JobServiceImpl::TryCreate(const std::shared_ptr<core::CreateJob>& command,
     posted = edge_.loop->Post(
         *command,
         [=](const absl::Status& status, const Outcome& outcome) {
-          tried(status.ok() ? ShowJob(response)(outcome) : status, outcome);
+          tried(status.ok() ? ShowJob(response, scope)(outcome) : status, outcome);
         },
         scope);
   }
@@ -129,7 +129,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::GetJob(Context* context, const v1::Get
     ReadState(edge_, done, [response, id = *std::move(id),
                             scope = caller.Scope()](const Outcome& outcome) -> absl::Status {
       ASSIGN_OR_RETURN(const core::Job* job, FindJob(outcome.state, id, scope));
-      JobView view(outcome.state, outcome.core, outcome.now);
+      JobView view(outcome.state, outcome.core, outcome.now, scope);
       ToProto(view, *job, response);
       return absl::OkStatus();
     });
@@ -149,7 +149,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobs(Context* context, const v1::L
       if (!states.empty() && !states.contains(static_cast<int>(job.state))) continue;
       jobs[absl::StrCat(absl::Dec(INT64_MAX - job.number, absl::kZeroPad19))] = &job;
     }
-    JobView view(outcome.state, outcome.core, outcome.now);
+    JobView view(outcome.state, outcome.core, outcome.now, scope);
     ASSIGN_OR_RETURN(*response->mutable_next_page_token(),
                      ListPage(jobs, query, request->page_size(), request->page_token(),
                               [](const core::Job*) { return true; },
@@ -174,7 +174,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::UpdateJob(Context* context,
   return Unary(edge_, context, "/nibble.v1.JobService/UpdateJob", [=, this](const Caller& caller, Done done) {
     auto command = ReadUpdateJob(*request);
     if (!command.ok()) return done(command.status());
-    Command(edge_, done, *std::move(command), ShowJob(response), caller.Scope());
+    Command(edge_, done, *std::move(command), ShowJob(response, caller.Scope()), caller.Scope());
   });
 }
 

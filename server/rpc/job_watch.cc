@@ -63,7 +63,7 @@ void JobWatch::Begin(const Outcome& outcome) {
                      absl::StrCat("is ", last_sequence_, "; the job's events end at ",
                                   (*job)->last_sequence)));
   } else {
-    JobView view(outcome.state, outcome.core, outcome.now);
+    JobView view(outcome.state, outcome.core, outcome.now, scope_);
     ToProto(view, **job, out_.emplace_back().mutable_snapshot());
     if (last_sequence_ == 0) last_sequence_ = (*job)->last_sequence;
     terminal_ = core::IsTerminal((*job)->state);

@@ -2,6 +2,7 @@
 //
 //   decisions  the core alone: 1,000 devices, 100,000 jobs waiting; from empty to full, then with
 //              ends and starts in turn; the cost of a placement in each tenth of the filling
+//   reads      the same queue: what it costs to say where a job stands and why it waits
 //   fleet      a million placements on 5,000 workers, with everything a job's life tells the core
 //   durable    the control loop over SQLite: placements that are on the disk
 //
@@ -75,28 +76,78 @@ Keys Draw(Keys& keys, size_t count, Random& rng) {
   return drawn;
 }
 
-void Decisions(int32_t workers, int64_t queued) {
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// From empty to full, in tenths: as many jobs come as the tenth holds, so that each pass does the same work.
+// The first filling is not counted, since its memory is fresh; of the others each tenth's median.
+Keys Fill(CoreDriver& core, const Setup& setup, int fillings, int64_t& number) {
+  const int64_t tenth = int64_t{setup.workers} * kSlots / 10;
+  std::vector<std::vector<double>> us(10);
+  Keys running;
+  for (int filling = 0; filling < fillings; ++filling) {
+    core.Finish(running);
+    running.clear();
+    for (std::vector<double>& part : us) {
+      for (int64_t i = 0; i < tenth; ++i) core.Do(NewJob(number++, setup));
+      double spent_s = 0;
+      const Keys placed = core.Place(&spent_s);
+      if (filling > 0) part.push_back(1e6 * spent_s / static_cast<double>(placed.size()));
+      running.insert(running.end(), placed.begin(), placed.end());
+    }
+  }
+  std::printf("empty to full, %d devices of %d slots, %d fillings: us per placement in each tenth:",
+              setup.workers, kSlots, fillings - 1);
+  std::vector<double> medians;
+  for (const std::vector<double>& part : us) {
+    medians.push_back(Median(part));
+    std::printf(" %.2f", medians.back());
+  }
+  std::printf("\n  %zu placed; last tenth over first: %.2f\n", running.size(), medians[9] / medians[0]);
+  return running;
+}
+
+// Asked one by one, as CreateJob and GetJob do; jobs all over the queue.
+void Ask(int32_t workers, int64_t queued) {
+  Setup setup;
+  setup.workers = workers;
+  CoreDriver core(setup);
+  const int64_t slots = int64_t{workers} * kSlots;
+  const int64_t first = 1'000'000;
+  for (int64_t i = 0; i < queued + slots; ++i) core.Do(NewJob(first + i, setup));
+  double unused_s = 0;
+  while (!core.Place(&unused_s).empty()) {
+  }
+  Random rng(1);
+  std::vector<double> place_us, reason_us;
+  for (int i = 0; i < 200; ++i) {
+    const core::Job& job = core.state().jobs.at(
+        NewJob(first + static_cast<int64_t>(rng.Below(static_cast<uint64_t>(queued + slots))), setup).job_id);
+    if (job.state != core::JobState::kQueued) continue;
+    core::QueueLook look = core.Look();
+    const double begin_s = ThreadSeconds();
+    CHECK(look.PlaceOf(job) > 0);
+    const double placed_s = ThreadSeconds();
+    CHECK(!core::StateReason(job, look).empty());
+    place_us.push_back(1e6 * (placed_s - begin_s));
+    reason_us.push_back(1e6 * (ThreadSeconds() - placed_s));
+  }
+  std::printf("%lld jobs waiting, %d devices full: its place p50 %.0f us, worst %.0f us; why it waits p50 "
+              "%.0f us, worst %.0f us\n",
+              static_cast<long long>(core.state().queued_jobs.size()), workers, Median(place_us),
+              *std::max_element(place_us.begin(), place_us.end()), Median(reason_us),
+              *std::max_element(reason_us.begin(), reason_us.end()));
+}
+
+void Decisions(int32_t workers, int64_t queued, int fillings) {
   Setup setup;
   setup.workers = workers;
   CoreDriver core(setup);
   Random rng(1);
-  // Filled in tenths: as many jobs come as the tenth holds, so that each pass does the same work.
-  const int64_t tenth = int64_t{workers} * kSlots / 10;
   int64_t number = 1'000'000;
-  Keys running;
-  std::printf("empty to full, %d devices of %d slots: us per placement in each tenth:", workers,
-              kSlots);
-  double first_us = 0, last_us = 0;
-  for (int part = 0; part < 10; ++part) {
-    for (int64_t i = 0; i < tenth; ++i) core.Do(NewJob(number++, setup));
-    double spent_s = 0;
-    const Keys placed = core.Place(&spent_s);
-    last_us = placed.empty() ? 0 : 1e6 * spent_s / static_cast<double>(placed.size());
-    if (part == 0) first_us = last_us;
-    running.insert(running.end(), placed.begin(), placed.end());
-    std::printf(" %.1f", last_us);
-  }
-  std::printf("\n  %zu placed; last tenth over first: %.2f\n", running.size(), last_us / first_us);
+  Keys running = Fill(core, setup, fillings, number);
   for (int64_t i = 0; i < queued; ++i) core.Do(NewJob(number++, setup));
   double spent_s = 0;
   int64_t placements = 0;
@@ -270,7 +321,10 @@ int Main(int argc, char** argv) {
     return value;
   };
   if (what == "decisions") {
-    Decisions(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000));
+    Decisions(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000),
+              static_cast<int>(number(4, 10)));
+  } else if (what == "reads") {
+    Ask(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000));
   } else if (what == "fleet") {
     Fleet(static_cast<int32_t>(number(2, 5'000)), number(3, 1'000'000));
   } else if (what == "durable") {
@@ -278,7 +332,8 @@ int Main(int argc, char** argv) {
             static_cast<int32_t>(number(3, 1'000)));
   } else {
     std::fprintf(stderr,
-                 "usage: nibble-bench-control decisions [DEVICES [WAITING]]\n"
+                 "usage: nibble-bench-control decisions [DEVICES [WAITING [FILLINGS]]]\n"
+                 "       nibble-bench-control reads [DEVICES [WAITING]]\n"
                  "       nibble-bench-control fleet [WORKERS [PLACEMENTS]]\n"
                  "       nibble-bench-control durable [DIR [WORKERS]]\n");
     return 2;

@@ -13,6 +13,7 @@
 #include "server/core/apply.h"
 #include "server/core/decide.h"
 #include "server/core/state.h"
+#include "server/core/views.h"
 
 namespace nibble::bench {
 
@@ -51,6 +52,7 @@ class CoreDriver {
   // Ends them: finished, no longer listed, and forgotten.
   void Finish(const std::vector<core::AttemptKey>& attempts);
   core::State& state() { return state_; }
+  core::QueueLook Look() { return core::QueueLook(state_, core_, now_us_); }
   void AdvanceUs(int64_t us) { now_us_ += us; }
   // Of all placements so far, in order: two schedulers that decide the same have the same.
   uint64_t fingerprint() const { return fingerprint_; }

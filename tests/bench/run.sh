@@ -72,6 +72,7 @@ peer() {
 # The control plane: deciding, a million placements, placements on disk.
 control() {
   "$bin/nibble-bench-control" decisions
+  "$bin/nibble-bench-control" reads
   "$bin/nibble-bench-control" fleet
   "$bin/nibble-bench-control" durable
   "$bin/nibble-bench-rpc"

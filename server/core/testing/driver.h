@@ -69,6 +69,11 @@ class Driver {
     Must(model);
   }
 
+  // Its state's reason, as a reader of that project sees it; "" = everybody's.
+  std::string Why(const std::string& id, const std::string& scope = "") {
+    QueueLook look(state_, core_, Now().monotonic_us, scope);
+    return StateReason(job(id), look);
+  }
   absl::StatusOr<std::string> Do(CommandBody body) {
     absl::StatusOr<Decision> decision = Decide(state_, {Now(), std::move(body)}, core_);
     if (!decision.ok()) return decision.status();
