@@ -2,6 +2,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/clock.h"
 #include "base/status.h"
 #include "client/commands.h"
@@ -213,16 +214,25 @@ int AdapterRemove(const Globals& g, const std::vector<std::string>& names) {
   return RemoveAllOf(g, "adapters", names, &Client::DeleteAdapter);
 }
 
+// "830 GFLOP/s".
+std::string SpeedText(int64_t mflop_per_s) {
+  if (mflop_per_s <= 0) return "-";
+  const double gflops = static_cast<double>(mflop_per_s) / 1e3;
+  return gflops < 1e3 ? absl::StrFormat("%.0f GFLOP/s", gflops)
+                      : absl::StrFormat("%.1f TFLOP/s", gflops / 1e3);
+}
+
 int WorkerList(const Globals& g) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::ListWorkersResponse list, client.ListWorkers());
     std::vector<std::vector<std::string>> rows = {
-        {"NAME", "STATE", "DEVICE", "BODY", "CAPACITY", "PLANNED", "USED", "PINNED", "JOBS", "SEEN", "WHAT"}};
+        {"NAME", "STATE", "DEVICE", "BODY", "SPEED", "CAPACITY", "PLANNED", "USED", "PINNED", "JOBS", "SEEN",
+         "WHAT"}};
     const int64_t now_us = RealClock::Get().NowUnixUs();
     for (const auto& w : list.workers()) {
       const std::string state = WorkerStateText(g.terminal.style, w.state());
       for (const auto& d : w.devices()) {
-        rows.push_back({ShortName(w.name()), state, d.id(), d.body(),
+        rows.push_back({ShortName(w.name()), state, d.id(), d.body(), SpeedText(d.linear_mflop_per_s()),
                         FormatBytes(d.capacity_bytes()), FormatBytes(d.reserved_bytes()),
                         FormatBytes(d.used_bytes()),
                         d.pinned_capacity_bytes() > 0
@@ -235,10 +245,10 @@ int WorkerList(const Globals& g) {
                                                   : d.description()});
       }
       if (w.devices_size() == 0)
-        rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", "-",
+        rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", "-", "-",
                         AgeText(w.last_seen_time(), now_us), "-"});
     }
-    return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7, 8});
+    return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7, 8, 9});
   });
 }
 

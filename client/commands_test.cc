@@ -154,6 +154,9 @@ TEST(WhyReportTest, EachDeviceHasALineAndEachChangeToo) {
   EXPECT_THAT(text, HasSubstr("and 2 more (--devices)"));
   EXPECT_THAT(text, HasSubstr("training.micro_batch_size=2 (the same batch, slower)"));
   EXPECT_THAT(text, HasSubstr("waits for w1/cpu0"));
+  EXPECT_THAT(text, ::testing::Not(HasSubstr("SPEED")));
+  device->set_speed_percent(59);
+  EXPECT_THAT(WhyText(why, 0, {}), HasSubstr("59 %"));
 }
 
 TEST(OutputTest, ExitCodesAreStable) {

@@ -15,6 +15,8 @@ namespace {
 
 using Device = v1::DeviceExplanation;
 
+constexpr int kSpeedColumn = 4;
+
 std::string Names(const google::protobuf::RepeatedPtrField<std::string>& names) {
   constexpr int kShown = 3;
   std::vector<std::string> shown;
@@ -45,6 +47,10 @@ std::string What(const Device& d) {
 std::string DevicesTable(const v1::ExplainJobResponse& why, int64_t now_unix_us, const Style& style) {
   std::vector<std::vector<std::string>> rows = {
       {"  DEVICE", "NEEDS", "FREE", "OF", "WHAT IS IN THE WAY", "ROOM"}};
+  // Only where devices differ.
+  const bool speeds = std::any_of(why.devices().begin(), why.devices().end(),
+                                  [](const Device& d) { return d.speed_percent() > 0; });
+  if (speeds) rows[0].insert(rows[0].begin() + kSpeedColumn, "SPEED");
   for (const Device& d : why.devices()) {
     std::string room = d.verdict() == Device::FITS ? "now" : "-";
     if (d.has_expected_start_time()) {
@@ -55,8 +61,11 @@ std::string DevicesTable(const v1::ExplainJobResponse& why, int64_t now_unix_us,
     rows.push_back({absl::StrCat("  ", ShortName(d.worker()), "/", d.device()),
                     d.needed_bytes() > 0 ? FormatBytes(d.needed_bytes()) : "-",
                     FormatBytes(d.free_bytes()), FormatBytes(d.capacity_bytes()), What(d), room});
+    if (!speeds) continue;
+    rows.back().insert(rows.back().begin() + kSpeedColumn,
+                       d.speed_percent() > 0 ? absl::StrCat(d.speed_percent(), " %") : "-");
   }
-  return Table(rows, style, {1, 2, 3});
+  return speeds ? Table(rows, style, {1, 2, 3, kSpeedColumn}) : Table(rows, style, {1, 2, 3});
 }
 
 void Changes(const v1::ExplainJobResponse& why, std::string& out) {

@@ -14,6 +14,7 @@
 #include "engine/dataset.h"
 #include "engine/line.h"
 #include "engine/serve.h"
+#include "engine/speed.h"
 
 namespace nibble::engine {
 
@@ -55,7 +56,8 @@ absl::Status ProfileCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const int64_t threads, flags.Integer("threads", 0));
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
                    OpenBackend(flags.Text("device", "cpu"), static_cast<int>(threads)));
-  const spec::DeviceProfile profile = MeasureProfile(*backend);
+  spec::DeviceProfile profile = MeasureProfile(*backend);
+  profile.linear_mflop_per_s = MeasureLinearMflopPerS(*backend, profile);
   std::printf("%s\n", spec::DeviceProfileToJson(profile).c_str());
   return absl::OkStatus();
 }

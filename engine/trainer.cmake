@@ -5,7 +5,8 @@ nibble_library(nibble_engine_step
 
 nibble_library(nibble_engine_train
   SRCS base_view.cc checkpoint.cc commands.cc decoder.cc device.cc flags.cc generate.cc generate_command.cc
-       job.cc job_run.cc line.cc output_ring.cc protocol.cc serve.cc train_command.cc turns.cc
+       job.cc job_run.cc line.cc output_ring.cc protocol.cc serve.cc speed.cc train_command.cc
+       turns.cc
   DEPS nibble_engine_step nibble_engine_io)
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)

@@ -48,6 +48,7 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
   fresh.learned = old.learned;
   fresh.learned_loads = old.learned_loads;
   fresh.picos_per_work = old.picos_per_work;
+  fresh.picos_mflops = old.picos_mflops;
   fresh.board.SetPolicy(options);
   core::RebuildBoard(&fresh, now.monotonic_us);
   for (auto& [digest, blob] : fresh.blobs)

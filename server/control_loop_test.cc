@@ -23,6 +23,7 @@ class ControlLoopTest : public ::testing::Test {
     ControlLoop::Options options;
     options.core.token_secret = "secret";
     options.batch_us = 0;
+    options.retain_events_us = retain_events_us_;
     options.timeline = "t";
     loop_ = std::make_unique<ControlLoop>(options, core::testing::CheapSpecFunctions(), &store_,
                                           &hub_, &clock_);
@@ -69,6 +70,7 @@ class ControlLoopTest : public ::testing::Test {
     loop_->RunOnce(0);
   }
 
+  int64_t retain_events_us_ = 0;
   SimClock clock_;
   store::MemoryStore store_;
   WatchHub hub_{4, 4};
@@ -217,6 +219,33 @@ TEST(WatchHub, DeliversInOrderAndCutsTheSlow) {
   hub.Close();
   EXPECT_TRUE(again->Take().cut);
   EXPECT_TRUE(hub.Subscribe("a", nullptr)->Take().cut);
+}
+
+// Looked at every ten minutes, whatever else happens; a day older than the 90 that are kept is too old.
+TEST_F(ControlLoopTest, EventsAreKeptForNinetyDaysAndNoLonger) {
+  constexpr int64_t kDayUs = int64_t{24} * 3600 * 1'000'000;
+  retain_events_us_ = 90 * kDayUs;
+  Open();
+  AddThings();
+  Post(Driver::JobOf("old"));
+  loop_->RunOnce(0);
+  const auto events = [&] { return store_.ReadEvents("old", 0, 100).value().size(); };
+  const size_t before = events();
+  ASSERT_GT(before, 0u);
+  clock_.AdvanceUs(89 * kDayUs);
+  Post(Driver::JobOf("young"));
+  loop_->RunOnce(0);
+  EXPECT_EQ(events(), before) << "too young";
+  clock_.AdvanceUs(kDayUs / 24 * 23);
+  loop_->RunOnce(0);
+  EXPECT_EQ(events(), before) << "an hour too young";
+  clock_.AdvanceUs(kDayUs / 24);
+  loop_->RunOnce(0);  // looked at an hour ago
+  clock_.AdvanceUs(60'000'000);
+  loop_->RunOnce(0);
+  EXPECT_EQ(events(), 0u);
+  EXPECT_GT(store_.ReadEvents("young", 0, 100).value().size(), 0u);
+  EXPECT_NE(loop_->state().FindJob("old"), nullptr) << "the job itself stays";
 }
 
 }  // namespace

@@ -61,6 +61,7 @@ core::State PlanningExcerpt(const core::State& state, const core::Model& model) 
   excerpt.learned = state.learned;
   excerpt.learned_loads = state.learned_loads;
   excerpt.picos_per_work = state.picos_per_work;
+  excerpt.picos_mflops = state.picos_mflops;
   excerpt.board.SetPolicy(state.board.policy());
   core::RebuildBoard(&excerpt, state.board.now_us());
   return excerpt;

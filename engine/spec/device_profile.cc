@@ -14,9 +14,10 @@ std::string DeviceProfileToJson(const DeviceProfile& profile) {
                        {"act_bytes", profile.act_bytes},
                        {"fixed_bytes", profile.fixed_bytes},
                        {"capacity_bytes", profile.capacity_bytes}};
-  // What only a device has.
+  // What is not always said.
   if (profile.pinned_capacity_bytes > 0) object["pinned_capacity_bytes"] = profile.pinned_capacity_bytes;
   if (profile.host_capacity_bytes > 0) object["host_capacity_bytes"] = profile.host_capacity_bytes;
+  if (profile.linear_mflop_per_s > 0) object["linear_mflop_per_s"] = profile.linear_mflop_per_s;
   if (profile.converts_head) object["converts_head"] = true;
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -51,6 +52,8 @@ absl::StatusOr<DeviceProfile> DeviceProfileFromJson(std::string_view text) {
       (key == "threads" ? profile.threads : profile.act_bytes) = static_cast<int32_t>(number);
     } else if (key == "fixed_bytes") {
       profile.fixed_bytes = number;
+    } else if (key == "linear_mflop_per_s") {
+      profile.linear_mflop_per_s = number;
     } else if (key == "capacity_bytes") {
       profile.capacity_bytes = number;
     } else if (key == "pinned_capacity_bytes") {

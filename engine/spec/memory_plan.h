@@ -47,6 +47,8 @@ struct DeviceProfile {
   // Of a device: the host's memory for its jobs, page-locked and other. 0 = not said, so not limited.
   int64_t pinned_capacity_bytes = 0;
   int64_t host_capacity_bytes = 0;
+  // How fast its linear layers are, measured when the worker started; no plan depends on it. 0 = not said.
+  int64_t linear_mflop_per_s = 0;
   bool converts_head = false;  // the base's head is not in the activation type (fp16 compute)
 
   bool operator==(const DeviceProfile&) const = default;

@@ -10,6 +10,7 @@
 
 #include "server/core/decide.h"
 #include "server/core/plan.h"
+#include "server/core/queue_look.h"
 #include "server/core/schedule_pass.h"
 #include "server/core/state.h"
 

@@ -56,14 +56,15 @@ void FindLargest(const Model& model, const FitQuestion& question, const Device& 
 }
 
 // How long a job of this spec would train; 0 when nothing like it was measured yet.
-int64_t ExpectedDurationUs(const State& state, const Model& model, const FitQuestion& question) {
+int64_t ExpectedDurationUs(const State& state, const Model& model, const FitQuestion& question,
+                           const Device& device) {
   if (question.planned_steps <= 0) return 0;
   Job job;
   job.spec = question.spec;
   job.model_id = model.id;
   job.plan_key = PlanKey(model, question.spec);
   job.progress.planned_steps = question.planned_steps;
-  const Estimate estimate = Predict(state, job);
+  const Estimate estimate = Predict(state, job, SpeedOf(device.profile));
   return estimate.measured || state.picos_per_work > 0 ? estimate.total_us : 0;
 }
 
@@ -75,7 +76,6 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
   const spec::TrainSpec& spec = question.spec;
   const std::string group = GroupKey(model, spec);
   const auto starts = ExpectedStarts(state, model, spec, question.now_us, core);
-  const int64_t duration_us = ExpectedDurationUs(state, model, question);
   for (const auto& [worker_id, worker] : state.workers) {
     if (worker.lost) continue;
     for (const auto& [device_id, device] : worker.devices) {
@@ -106,6 +106,7 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
       FindLargest(model, question, device, core, fit);
       if (const auto start = starts.find({worker_id, device_id}); start != starts.end()) {
         fit.expected_start_us = start->second;
+        const int64_t duration_us = ExpectedDurationUs(state, model, question, device);
         if (duration_us > 0) fit.expected_end_us = start->second + duration_us;
       }
       report.fits.push_back(std::move(fit));

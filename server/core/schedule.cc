@@ -154,6 +154,11 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
     p.plan = plan->second;
     p.why = absl::StrCat(start.warm ? "base resident, " : "", HumanBytes(start.left_bytes),
                          " left");
+    if (start.speed_percent == 100) {
+      absl::StrAppend(&p.why, ", fastest device");
+    } else if (start.speed_percent > 0) {
+      absl::StrAppend(&p.why, ", ", start.speed_percent, " % of the fastest device's speed");
+    }
     schedule.placements.push_back(std::move(p));
   }
   for (const BoardSchedule::Stop& stop : pass.stops) {

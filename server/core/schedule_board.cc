@@ -110,6 +110,7 @@ void Board::FillSlot(int32_t device) {
   slot.worker = d.worker;
   slot.device = device;
   slot.capacity_bytes = d.capacity_bytes;
+  slot.speed_mflops = d.speed_mflops;
   slot.free_bytes = d.capacity_bytes - d.load.total_bytes;
   slot.load_milli = d.load_milli;
   slot.attempts = d.load.attempts;
@@ -118,7 +119,7 @@ void Board::FillSlot(int32_t device) {
 
 void Board::PutDevice(const std::string& worker_id, const std::string& device_id,
                       const std::string& profile, const std::string& numerics,
-                      int64_t capacity_bytes, const HostPart& beside) {
+                      int64_t capacity_bytes, const HostPart& beside, int64_t speed_mflops) {
   RemoveDevice(worker_id, device_id);
   int32_t device = static_cast<int32_t>(devices_.size());
   if (free_devices_.empty()) {
@@ -134,6 +135,8 @@ void Board::PutDevice(const std::string& worker_id, const std::string& device_id
   d.block = BlockId(profile, numerics);
   d.capacity_bytes = capacity_bytes;
   d.beside = beside;
+  d.speed_mflops = speed_mflops;
+  if (speed_mflops > 0) ++speeds_[speed_mflops];
   device_ids_[{worker_id, device_id}] = device;
   fleet_mib_ += capacity_bytes / kMiB;
   ++fleet_devices_;
@@ -162,6 +165,8 @@ void Board::RemoveDevice(const std::string& worker_id, const std::string& device
   NumberSlots(slots, at);
   fleet_mib_ -= d.capacity_bytes / kMiB;
   --fleet_devices_;
+  const auto speed = speeds_.find(d.speed_mflops);
+  if (speed != speeds_.end() && --speed->second == 0) speeds_.erase(speed);
   d = {};
   free_devices_.push_back(device);
   device_ids_.erase(it);
@@ -174,6 +179,15 @@ void Board::SetWarm(const std::string& worker_id, const std::string& device_id,
   Device& d = devices_[static_cast<size_t>(device)];
   d.warm.clear();
   for (const std::string& base : bases) d.warm.push_back(Intern(base_ids_, base));
+}
+
+int64_t Board::MeanMflops() const {
+  int64_t sum = 0, devices = 0;
+  for (const auto& [mflops, count] : speeds_) {
+    sum += mflops * count;
+    devices += count;
+  }
+  return devices == 0 ? 0 : sum / devices;
 }
 
 // ---- Queue -------------------------------------------------------------------------------------

@@ -157,7 +157,8 @@ class Board {
     std::string id;
     int32_t block = 0;
     int64_t capacity_bytes = 0;
-    HostPart beside;  // offered of the host; see Capacity
+    int64_t speed_mflops = 0;  // SpeedOf; 0 = not known
+    HostPart beside;           // offered of the host; see Capacity
     LoadOn<int32_t> load;
     Capacity capacity() const {
       Capacity all(capacity_bytes);
@@ -180,6 +181,7 @@ class Board {
   struct Slot {
     int64_t free_bytes = 0;
     int64_t capacity_bytes = 0;
+    int64_t speed_mflops = 0;
     int32_t load_milli = 0;
     int32_t attempts = 0;
     int32_t group = -1;  // the first on it; -1 = empty
@@ -208,7 +210,7 @@ class Board {
   void SetRenewed(const std::string& worker_id, int64_t renewed_us);
   void PutDevice(const std::string& worker_id, const std::string& device_id,
                  const std::string& profile, const std::string& numerics, int64_t capacity_bytes,
-                 const HostPart& beside = {});
+                 const HostPart& beside = {}, int64_t speed_mflops = 0);
   void RemoveDevice(const std::string& worker_id, const std::string& device_id);
   void SetWarm(const std::string& worker_id, const std::string& device_id,
                const std::set<std::string>& bases);
@@ -241,6 +243,12 @@ class Board {
   bool BriefFits(int64_t load_milli, int64_t extra_load) const;
 
   const std::map<int64_t, Waiting>& waiting() const { return waiting_; }
+  // Of the devices whose speed is known; 0 = of none.
+  int64_t FastestMflops() const { return speeds_.empty() ? 0 : speeds_.rbegin()->first; }
+  int64_t MeanMflops() const;
+  // Whether there are devices of different speeds.
+  bool SpeedsDiffer() const { return speeds_.size() > 1; }
+
   const std::deque<Bucket>& buckets() const { return buckets_; }
   const std::vector<Project>& projects() const { return projects_; }
   const Hold* FindHold(const HoldKey& key) const;
@@ -301,6 +309,7 @@ class Board {
   mutable std::vector<int32_t> untimed_;
   int64_t fleet_mib_ = 0;
   int32_t fleet_devices_ = 0;
+  std::map<int64_t, int32_t> speeds_;  // known ones -> devices
   int64_t held_brief_milli_ = 0;
 
   std::map<BucketKey, int32_t> bucket_ids_;

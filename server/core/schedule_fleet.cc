@@ -9,6 +9,8 @@ namespace {
 constexpr int64_t kTailSteps = 64;
 // More than any score: a worker where the job has failed comes last.
 constexpr int64_t kAvoided = int64_t{1} << 40;
+// Thousandths by which turns take longer: beyond this a device is slow, and how slow does not matter.
+constexpr int64_t kSlowest = 16'000;
 // Entries of all rankings of a pass; beyond that they are made anew as they are needed.
 constexpr size_t kMaxRanked = 2'000'000;
 
@@ -21,6 +23,8 @@ PassFleet::PassFleet(const Board& board, const SchedulePolicy& policy, const Nee
       need_of_(need_of),
       now_us_(now_us),
       suspect_us_(suspect_us),
+      fastest_mflops_(board.SpeedsDiffer() ? board.FastestMflops() : 0),
+      mean_mflops_(board.MeanMflops()),
       own_(board.blocks().size()),
       tails_(board.blocks().size()),
       open_(board.blocks().size()),
@@ -105,7 +109,10 @@ const std::vector<int32_t>& PassFleet::OpenIn(size_t block) {
   for (size_t i = 0; i < slots.size(); ++i) {
     const Board::Slot& slot = slots[i];
     if (slot.attempts >= policy_.max_attempts_per_device || slot.free_bytes < least_bytes) continue;
-    if (!RoomForLoad(slot.load_milli, slot.attempts, least_milli)) continue;
+    const int32_t more_milli = fastest_mflops_ == 0
+                                   ? least_milli
+                                   : LoadAtSpeed(least_milli, mean_mflops_, slot.speed_mflops);
+    if (!RoomForLoad(slot.load_milli, slot.attempts, more_milli)) continue;
     if (IsLive(slot.worker)) open->push_back(static_cast<int32_t>(i));
   }
   return *open;
@@ -118,8 +125,9 @@ bool PassFleet::HasRoom() {
   return false;
 }
 
-// Three parts, each in thousandths: turns that would have to be shared; how many more free bytes
-// than before are of no use to what waits; and a base that has to be loaded first.
+// Four parts, each in thousandths: turns that would have to be shared; how much longer they take than on the
+// fastest device; how many more free bytes than before are of no use to what waits; and a base that has to
+// be loaded first.
 int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
                            int64_t added_bytes, bool warm) {
   const Tail& tail = TailOf(block);
@@ -129,10 +137,17 @@ int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::B
   };
   const double fragment = (useless(slot.free_bytes - added_bytes) - useless(slot.free_bytes)) /
                           static_cast<double>(slot.capacity_bytes);
-  const int64_t overload = std::max(0, slot.load_milli + bucket.load_milli - 1'000);
+  const int32_t load_milli = LoadThere(bucket, slot.speed_mflops);
+  const int64_t overload = std::max(0, slot.load_milli + load_milli - 1'000);
+  int64_t slow = 0;
+  if (slot.speed_mflops > 0 && slot.speed_mflops < fastest_mflops_) {
+    const int64_t longer = fastest_mflops_ * 1'000 / slot.speed_mflops - 1'000;
+    slow = std::min(longer, kSlowest) * load_milli / 1'000;
+  }
   // The tightest fit breaks ties.
   const int64_t left_milli = (slot.free_bytes - added_bytes) / (slot.capacity_bytes / 1'000 + 1);
   return 1'000 * (policy_.overload_weight * overload +
+                  policy_.slow_weight * slow +
                   policy_.fragment_weight * static_cast<int64_t>(fragment) +
                   (warm ? 0 : policy_.cold_base_weight * 1'000)) +
          left_milli;
@@ -142,7 +157,8 @@ std::optional<PassFleet::Offer> PassFleet::OfferOf(size_t block, size_t slot_ind
                                                    const Board::Bucket& bucket, const Need& need) {
   const Board::Slot& slot = SlotsOf(block)[slot_index];
   if (slot.attempts >= policy_.max_attempts_per_device) return std::nullopt;
-  if (!RoomForLoad(slot.load_milli, slot.attempts, bucket.load_milli)) return std::nullopt;
+  if (!RoomForLoad(slot.load_milli, slot.attempts, LoadThere(bucket, slot.speed_mflops)))
+    return std::nullopt;
   const bool empty = slot.group < 0;
   const int64_t least_bytes = need.persistent_bytes + need.host_bytes;
   if (slot.free_bytes < (empty ? need.TotalBytes() : least_bytes)) return std::nullopt;
@@ -271,12 +287,13 @@ void PassFleet::Place(const Board::Bucket& bucket, const Spot& spot) {
   Changed& changed = it->second;
   if (fresh) changed.load = d.load;
   changed.load.Add(bucket.group, spot.need, bucket.alone);
-  changed.added.push_back({spot.need, bucket.group, bucket.alone, bucket.load_milli});
+  const int32_t load_milli = LoadThere(bucket, d.speed_mflops);
+  changed.added.push_back({spot.need, bucket.group, bucket.alone, load_milli});
   std::vector<Board::Slot>& own = own_[static_cast<size_t>(d.block)];
   if (own.empty()) own = board_.blocks()[static_cast<size_t>(d.block)].slots;
   Board::Slot& slot = own[spot.slot];
   slot.free_bytes -= spot.added_bytes;
-  slot.load_milli += bucket.load_milli;
+  slot.load_milli += load_milli;
   ++slot.attempts;
   if (slot.group < 0) slot.group = bucket.group;
   std::vector<int32_t>& versions = versions_[static_cast<size_t>(d.block)];
@@ -310,7 +327,7 @@ bool PassFleet::FitsWithout(int32_t device, const std::set<HoldKey>& gone,
                             const Board::Bucket& bucket, const Need& need) const {
   const Rest rest = RestOf(device, gone);
   const Capacity capacity = board_.devices()[static_cast<size_t>(device)].capacity();
-  return RoomForLoad(rest.load_milli, rest.load.attempts, bucket.load_milli) &&
+  return RoomForLoad(rest.load_milli, rest.load.attempts, LoadOnDevice(bucket, device)) &&
          rest.load.Fits(capacity, bucket.group, need, bucket.alone, policy_);
 }
 
@@ -320,9 +337,9 @@ bool PassFleet::Delays(const BoardReservation& r, const Board::Bucket& bucket,
   const Board::Bucket& holder = board_.buckets()[static_cast<size_t>(r.bucket)];
   Rest then = RestOf(r.device, r.gone);
   then.load.Add(bucket.group, spot.need, bucket.alone);
-  then.load_milli += bucket.load_milli;
+  then.load_milli += LoadOnDevice(bucket, r.device);
   const Capacity capacity = board_.devices()[static_cast<size_t>(r.device)].capacity();
-  return !RoomForLoad(then.load_milli, then.load.attempts, holder.load_milli) ||
+  return !RoomForLoad(then.load_milli, then.load.attempts, LoadOnDevice(holder, r.device)) ||
          !then.load.Fits(capacity, holder.group, r.need, holder.alone, policy_);
 }
 
@@ -374,6 +391,12 @@ PassFleet::Extra PassFleet::ExtraOf(int32_t project) const {
   return it == extra_.end() ? Extra{} : it->second;
 }
 
+int32_t PassFleet::SpeedPercent(int32_t device) const {
+  if (fastest_mflops_ == 0) return 0;
+  const int64_t mflops = board_.devices()[static_cast<size_t>(device)].speed_mflops;
+  return static_cast<int32_t>(mflops * 100 / fastest_mflops_);
+}
+
 DeviceVerdict PassFleet::VerdictOf(int32_t device, const Board::Bucket& bucket,
                                    int64_t number) const {
   using Kind = DeviceVerdict::Kind;
@@ -381,6 +404,7 @@ DeviceVerdict PassFleet::VerdictOf(int32_t device, const Board::Bucket& bucket,
   const Board::Block& block = board_.blocks()[static_cast<size_t>(d.block)];
   DeviceVerdict v;
   v.device = device;
+  v.speed_percent = SpeedPercent(device);
   v.capacity_bytes = d.capacity_bytes;
   v.free_bytes = d.capacity_bytes - d.load.total_bytes;
   v.load_milli = d.load_milli;
@@ -402,7 +426,7 @@ DeviceVerdict PassFleet::VerdictOf(int32_t device, const Board::Bucket& bucket,
     v.lacks_host_memory = v.needed_bytes <= v.free_bytes;
   } else if (!d.load.Fits(d.capacity(), bucket.group, *need, bucket.alone, policy_)) {
     v.kind = Kind::kAttempts;
-  } else if (!RoomForLoad(d.load_milli, d.load.attempts, bucket.load_milli)) {
+  } else if (!RoomForLoad(d.load_milli, d.load.attempts, LoadThere(bucket, d.speed_mflops))) {
     v.kind = Kind::kLoad;
   }
   return v;

@@ -96,6 +96,8 @@ class PassFleet {
   std::optional<Need> NeedOn(const Board::Bucket& bucket, int32_t device, int64_t number) const;
   bool InQuota(const Board::Bucket& bucket) const;
   Extra ExtraOf(int32_t project) const;
+  // Of the fastest device's speed; 0 when it is not known or all are alike.
+  int32_t SpeedPercent(int32_t device) const;
   DeviceVerdict VerdictOf(int32_t device, const Board::Bucket& bucket, int64_t number) const;
 
  private:
@@ -153,6 +155,14 @@ class PassFleet {
   bool RoomForLoad(int32_t load_milli, int32_t attempts, int32_t more_milli) const {
     return attempts == 0 || load_milli + more_milli <= policy_.max_load_milli;
   }
+  // Of one job of the bucket on a device of that speed.
+  int32_t LoadThere(const Board::Bucket& bucket, int64_t speed_mflops) const {
+    if (fastest_mflops_ == 0) return bucket.load_milli;
+    return LoadAtSpeed(bucket.load_milli, mean_mflops_, speed_mflops);
+  }
+  int32_t LoadOnDevice(const Board::Bucket& bucket, int32_t device) const {
+    return LoadThere(bucket, board_.devices()[static_cast<size_t>(device)].speed_mflops);
+  }
   struct Rest {
     LoadOn<int32_t> load;
     int32_t load_milli = 0;
@@ -174,6 +184,8 @@ class PassFleet {
   const NeedFn& need_of_;
   const int64_t now_us_;
   const int64_t suspect_us_;
+  const int64_t fastest_mflops_;  // 0 = all devices are alike
+  const int64_t mean_mflops_;     // what loads of buckets are for
   std::vector<std::vector<Board::Slot>> own_;  // by block; empty = as on the board
   std::vector<Tail> tails_;
   std::vector<std::optional<std::vector<int32_t>>> open_;  // by block

@@ -47,6 +47,15 @@ struct Capacity {
   bool operator==(const Capacity&) const = default;
 };
 
+// The share of a device's time that a job keeps busy, on a device of another speed: its turns take longer or
+// shorter there, the host's work between them does not. Speeds as SpeedOf; 0 = not known, so the same.
+inline int32_t LoadAtSpeed(int32_t load_milli, int64_t from_mflops, int64_t to_mflops) {
+  if (from_mflops <= 0 || to_mflops <= 0 || from_mflops == to_mflops) return load_milli;
+  const int64_t turn = std::max<int64_t>(1, load_milli * from_mflops / to_mflops);
+  const int64_t host = std::max(0, 1'000 - load_milli);
+  return static_cast<int32_t>(std::max<int64_t>(1, turn * 1'000 / (turn + host)));
+}
+
 // The parts of a plan that are admitted.
 struct Need {
   int64_t fixed_bytes = 0;

@@ -234,7 +234,8 @@ class Pass {
       fleet_.Place(bucket, *spot);
       if (w.work_us <= policy_.brief_work_us) brief_milli_ += bucket.load_milli;
       taken_.insert(c.number);
-      result_.starts.push_back({c.number, c.bucket, spot->device, spot->left_bytes, spot->warm});
+      result_.starts.push_back({c.number, c.bucket, spot->device, spot->left_bytes, spot->warm,
+                                fleet_.SpeedPercent(spot->device)});
       return Outcome::kStarted;
     }
     if (reserves) {

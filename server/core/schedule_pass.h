@@ -37,6 +37,7 @@ struct BoardSchedule {
     int32_t device = 0;
     int64_t left_bytes = 0;
     bool warm = false;  // the base is there already
+    int32_t speed_percent = 0;  // of the fastest; 0 = not known, or all are alike
   };
   struct Stop {
     HoldKey key;
@@ -72,6 +73,7 @@ struct DeviceVerdict {
   bool lacks_host_memory = false;  // the device has room; the host beside it has not
   int32_t load_milli = 0;
   int32_t attempts = 0;
+  int32_t speed_percent = 0;  // of the fastest device's; 0 = not known, or all are alike
 };
 struct BoardExplanation {
   bool overdue = false;

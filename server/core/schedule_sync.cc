@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 namespace nibble::core {
 namespace {
@@ -71,6 +72,36 @@ BoardJob BoardJobOf(const State& state, const Job& job, const Model& model) {
   return b;
 }
 
+// Of the device the attempt is on; where all are alike, nobody needs to look it up.
+int64_t SpeedAt(const Board& board, const HoldKey& key) {
+  if (!board.SpeedsDiffer()) return board.MeanMflops();
+  const Board::Hold* hold = board.FindHold(key);
+  if (hold == nullptr || hold->device < 0) return 0;
+  return board.devices()[static_cast<size_t>(hold->device)].speed_mflops;
+}
+
+// As it would be on a device of another speed: only the turn depends on that.
+Learned AtSpeed(Learned seen, int64_t mflops) {
+  if (seen.speed_mflops <= 0 || mflops <= 0 || seen.speed_mflops == mflops) return seen;
+  const int64_t turn_us = MulDiv(seen.step_us, seen.load_milli, 1'000, kMaxStepUs);
+  const int64_t host_us = seen.step_us - turn_us;
+  seen.load_milli = LoadAtSpeed(seen.load_milli, seen.speed_mflops, mflops);
+  seen.step_us = std::min(kMaxStepUs, host_us + MulDiv(turn_us, seen.speed_mflops, mflops, kMaxStepUs));
+  seen.speed_mflops = mflops;
+  return seen;
+}
+
+// What is known of a plan on devices of that speed: measured there, else where most was measured.
+std::optional<Learned> LearnedOf(const State& state, const std::string& plan_key, int64_t mflops) {
+  const auto plan = state.learned.find(plan_key);
+  if (plan == state.learned.end()) return std::nullopt;
+  const auto there = plan->second.find(mflops);
+  if (there != plan->second.end()) return there->second;
+  const auto most = std::max_element(plan->second.begin(), plan->second.end(),
+                                     [](auto& a, auto& b) { return a.second.jobs < b.second.jobs; });
+  return AtSpeed(most->second, mflops);
+}
+
 // Steps of an attempt that took `passed_us`, each with a turn of `turn_us`, as they would be alone
 // on the device. While the device has time to spare, nobody waits for it: the share it had is what
 // it needs. Otherwise it may need more, and what was known before stands.
@@ -87,7 +118,7 @@ Learned Measured(Board& board, const HoldKey& key, int64_t turn_us, int64_t step
     if (!alone && board.SeenLoadOf(device) >= kBusyMilli)
       load_milli = std::max(load_milli, known_milli);
   }
-  return {std::min(kMaxStepUs, turn_us * 1'000 / load_milli), load_milli, 1};
+  return {std::min(kMaxStepUs, turn_us * 1'000 / load_milli), load_milli, 1, SpeedAt(board, key)};
 }
 
 // When somebody last came to the device of the attempt or went.
@@ -104,6 +135,7 @@ void Teach(const Learned& was, const Learned& now, Learned& plan) {
   const bool first = was.step_us == 0;
   if (first) plan.jobs = std::min(kJobs, plan.jobs + 1);
   plan.jobs = std::max(1, plan.jobs);
+  plan.speed_mflops = now.speed_mflops;
   const Learned from = first ? plan : was;
   plan.step_us = std::max<int64_t>(1, plan.step_us + (now.step_us - from.step_us) / plan.jobs);
   plan.load_milli = std::clamp(plan.load_milli + (now.load_milli - from.load_milli) / plan.jobs,
@@ -113,19 +145,25 @@ void Teach(const Learned& was, const Learned& now, Learned& plan) {
 }  // namespace
 
 Estimate Predict(const State& state, const Job& job) {
+  return Predict(state, job, state.board.MeanMflops());
+}
+
+Estimate Predict(const State& state, const Job& job, int64_t mflops) {
   Estimate estimate;
   const Model* model = state.ModelOf(job);
   if (model == nullptr) return estimate;
   int64_t step_us = 0;
-  const auto known = state.learned.find(job.plan_key);
-  if (job.measured.step_us > 0 || known != state.learned.end()) {
-    const Learned& seen = job.measured.step_us > 0 ? job.measured : known->second;
-    step_us = seen.step_us;
-    estimate.load_milli = seen.load_milli;
+  const std::optional<Learned> seen = job.measured.step_us > 0 ? AtSpeed(job.measured, mflops)
+                                                               : LearnedOf(state, job.plan_key, mflops);
+  if (seen) {
+    step_us = seen->step_us;
+    estimate.load_milli = seen->load_milli;
     estimate.measured = true;
   } else {
     const int64_t picos = state.picos_per_work > 0 ? state.picos_per_work : kGuessPicosPerWork;
     step_us = MulDiv(StepWork(*model, job.spec), picos, 1'000'000, kMaxStepUs);
+    if (state.picos_mflops > 0 && mflops > 0)
+      step_us = MulDiv(step_us, state.picos_mflops, mflops, kMaxStepUs);
     const auto alike = state.learned_loads.find(job.model_id);
     estimate.load_milli =
         alike != state.learned_loads.end() ? alike->second : state.board.policy().default_load_milli;
@@ -153,7 +191,12 @@ void SyncHold(State* state, const Job& job, const Attempt& attempt, int64_t now_
     state->board.RemoveHold(key, now_us);
     return;
   }
-  const Estimate estimate = Predict(*state, job);
+  const Board& board = state->board;
+  const int32_t device =
+      board.SpeedsDiffer() ? board.FindDevice(attempt.worker_id, attempt.device_id) : -1;
+  const Estimate estimate =
+      device < 0 ? Predict(*state, job)
+                 : Predict(*state, job, board.devices()[static_cast<size_t>(device)].speed_mflops);
   BoardHold h;
   h.key = key;
   h.job_id = job.id;
@@ -176,9 +219,9 @@ void SyncEstimate(State* state, const Job& job, int64_t now_us) {
   if (job.state == JobState::kQueued) return SyncQueued(state, job);
   const Attempt* attempt = job.Current();
   if (attempt == nullptr || attempt->group.empty()) return;
-  const Estimate estimate = Predict(*state, job);
-  state->board.SetHoldWork({job.number, attempt->epoch}, estimate.left_us, estimate.load_milli,
-                           now_us);
+  const HoldKey key{job.number, attempt->epoch};
+  const Estimate estimate = Predict(*state, job, SpeedAt(state->board, key));
+  state->board.SetHoldWork(key, estimate.left_us, estimate.load_milli, now_us);
 }
 
 void SyncWorker(State* state, const Worker& worker) {
@@ -200,10 +243,12 @@ void SyncWorker(State* state, const Worker& worker) {
     if (known >= 0) {
       const Board::Device& d = board.devices()[static_cast<size_t>(known)];
       const Board::Block& block = board.blocks()[static_cast<size_t>(d.block)];
-      if (d.capacity() == Capacity(device) && block.profile == profile) continue;
+      if (d.capacity() == Capacity(device) && block.profile == profile &&
+          d.speed_mflops == SpeedOf(device.profile))
+        continue;
     }
     board.PutDevice(worker.id, id, profile, NumericsClass(device.profile), device.capacity_bytes,
-                    Capacity(device).beside);
+                    Capacity(device).beside, SpeedOf(device.profile));
     board.SetWarm(worker.id, id, device.resident_bases);
     put = true;
   }
@@ -234,7 +279,7 @@ void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64
   const HoldKey key{job.number, attempt.epoch};
   const bool first = attempt.seen_us == 0 || attempt.seen_us < ChangedUs(state->board, key);
   // The step in hand when either head was sent is not counted: a few steps measure nothing.
-  const Estimate known = Predict(*state, job);
+  const Estimate known = Predict(*state, job, SpeedAt(state->board, key));
   if (!first && steps < (known.measured ? kMeasuredSteps : kFirstSteps)) return;
   attempt.seen_step = head.step;
   attempt.seen_us = now_us;
@@ -245,14 +290,19 @@ void Learn(State* state, Job& job, Attempt& attempt, const Progress& head, int64
                                passed_us, known.load_milli);
   if (state->learned.size() >= kMaxLearned && state->learned.count(job.plan_key) == 0)
     state->learned.clear();
-  Learned& plan = state->learned[job.plan_key];
+  Learned& plan = state->learned[job.plan_key][now.speed_mflops];
   const Learned was = plan;
-  Teach(job.measured, now, plan);
+  // What it taught on another device stays with that one.
+  Teach(job.measured.speed_mflops == now.speed_mflops ? job.measured : Learned{}, now, plan);
   job.measured = now;
   state->learned_loads[job.model_id] = plan.load_milli;
   state->picos_per_work = std::max<int64_t>(
       1, MulDiv(now.step_us, 1'000'000, StepWork(*model, job.spec), kMaxStepUs * 1'000));
-  if (was.load_milli != plan.load_milli) state->board.SetShapeLoad(job.plan_key, plan.load_milli);
+  state->picos_mflops = now.speed_mflops;
+  if (was.load_milli != plan.load_milli) {
+    const Learned on_most = *LearnedOf(*state, job.plan_key, state->board.MeanMflops());
+    state->board.SetShapeLoad(job.plan_key, on_most.load_milli);
+  }
   if (std::abs(was.step_us - plan.step_us) <= was.step_us / 4) return;
   for (const int64_t number : state->board.WaitingOfShape(job.plan_key, kMaxReordered)) {
     SyncQueued(state, state->jobs.at(state->board.waiting().at(number).job_id));

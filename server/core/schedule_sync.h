@@ -31,6 +31,9 @@ struct Estimate {
   int32_t load_milli = 1'000;
   bool measured = false;  // the step time was; else it is a guess
 };
+// On a device of that speed, as measured on such ones where there are measurements, else by the speeds.
+Estimate Predict(const State& state, const Job& job, int64_t mflops);
+// On the mean device of the fleet: what orders the queue.
 Estimate Predict(const State& state, const Job& job);
 
 }  // namespace nibble::core

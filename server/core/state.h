@@ -72,9 +72,11 @@ struct State {
   Board board;  // what the scheduler looks at
 
   // Volatile.
-  std::map<std::string, Learned> learned;        // by plan_key: of jobs with that plan
+  // By plan_key and speed of the device: of jobs with that plan on such devices.
+  std::map<std::string, std::map<int64_t, Learned>> learned;
   std::map<std::string, int32_t> learned_loads;  // by model: load of the last one measured
-  int64_t picos_per_work = 0;                    // of the last step measured anywhere
+  int64_t picos_per_work = 0;                    // of the last step measured anywhere,
+  int64_t picos_mflops = 0;                      // on a device so fast
   bool rollback_suspected = false;
   Touched touched;
 

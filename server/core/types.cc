@@ -1,5 +1,7 @@
 #include "server/core/types.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/digest.h"
@@ -65,6 +67,16 @@ std::string_view AttemptStateName(AttemptState state) { return ToName(kAttemptSt
 AttemptState AttemptStateFromName(std::string_view name) { return FromName(kAttemptStates, name); }
 std::string_view JobKindName(JobKind kind) { return kind == JobKind::kCheck ? "CHECK" : "TRAIN"; }
 std::string_view PhaseName(Phase phase) { return ToName(kPhases, phase); }
+
+int64_t SpeedOf(const spec::DeviceProfile& profile) {
+  constexpr int64_t kMost = 1'000'000'000'000;
+  constexpr int64_t kMillion = 1'000'000, kStep = 1'189'207, kHalfStep = 1'090'508;  // 2^(1/4), 2^(1/8)
+  const int64_t mflops = std::min(profile.linear_mflop_per_s, kMost);
+  if (mflops <= 0) return 0;
+  int64_t step = 1'000;
+  while (step * kHalfStep / kMillion < mflops) step = step * kStep / kMillion;
+  return step;
+}
 
 std::string ProfileKey(const spec::DeviceProfile& profile) {
   return absl::StrCat(profile.backend, "/", profile.body, "/", profile.build, "/t", profile.threads,

@@ -174,6 +174,7 @@ struct Learned {
   int64_t step_us = 0;     // of an optimizer step, alone on a device; 0 = nothing was seen
   int32_t load_milli = 0;  // share of the device's time it keeps busy then, in thousandths
   int32_t jobs = 0;        // it is the mean of so many, the last four for the most part
+  int64_t speed_mflops = 0;  // SpeedOf the device; 0 = not known
   bool operator==(const Learned&) const = default;
 };
 
@@ -341,6 +342,9 @@ struct Fence {
   std::string token;
 };
 
+// Its linear layers' millions of operations a second, to the nearest of steps a fifth apart, so that the same
+// hardware measured twice is one speed; 0 = not known.
+int64_t SpeedOf(const spec::DeviceProfile& profile);
 // Devices with equal keys share compiled plans.
 std::string ProfileKey(const spec::DeviceProfile& profile);
 // Devices with equal classes give bit-equal results.

@@ -220,6 +220,7 @@ void ToProto(const core::State& state, const core::Worker& worker, const core::C
     shown->set_description(device.description);
     shown->set_uuid(device.uuid);
     shown->set_fault(device.fault);
+    shown->set_linear_mflop_per_s(device.profile.linear_mflop_per_s);
     shown->set_capacity_bytes(device.capacity_bytes);
     const core::DeviceLoad load = core::LoadOf(state, worker, id);
     shown->set_reserved_bytes(load.TotalBytes());

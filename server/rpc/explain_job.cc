@@ -77,6 +77,7 @@ void Show(const core::DeviceExplanation& d, const core::Now& now, v1::DeviceExpl
   out->set_capacity_bytes(d.verdict.capacity_bytes);
   out->set_attempts(d.verdict.attempts);
   out->set_load_milli(d.verdict.load_milli);
+  out->set_speed_percent(d.verdict.speed_percent);
   for (const std::string& job : d.held_by) out->add_held_by(job);
   out->set_reserved_for(d.reserved_for);
   if (d.start_us == 0) return;

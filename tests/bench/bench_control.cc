@@ -322,7 +322,7 @@ int Main(int argc, char** argv) {
   };
   if (what == "decisions") {
     Decisions(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000),
-              static_cast<int>(number(4, 10)));
+              std::max(2, static_cast<int>(number(4, 10))));
   } else if (what == "reads") {
     Ask(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000));
   } else if (what == "fleet") {

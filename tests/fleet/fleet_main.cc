@@ -33,7 +33,7 @@ struct Flags {
 constexpr const char* kUsage =
     "usage: nibble-sim fleet --scenario=FILE [--policy=NAME|all] [--seeds=A-B] [--markdown=FILE]\n"
     "                        [--svg=FILE] [--set=OPTION=N] [--per-seed] [--bound]\n"
-    "policies: nibble, clairvoyant, fragmentation, reserve-20, fifo-backfill, fifo\n";
+    "policies: nibble, clairvoyant, clairvoyant-fair, fragmentation, reserve-20, fifo-backfill, fifo\n";
 
 bool Parse(int argc, char** argv, Flags& flags) {
   for (int i = 1; i < argc; ++i) {

@@ -127,6 +127,41 @@ TEST(Baselines, TheClairvoyantSetsLongJobsAside) {
   EXPECT_EQ(RunPolicy(s.scenario, s.workload, "clairvoyant", 1).preemptions, 1);
 }
 
+// Two projects with long queues: the one with few short jobs gets all first, unless shares are kept.
+TEST(Baselines, TheFairClairvoyantGivesProjectsTheirShares) {
+  Small s;
+  s.scenario.tenants = {{"t0", 1}, {"t1", 1}};
+  s.workload.capacity_bytes = {10 * kGb, 10 * kGb};
+  for (int i = 0; i < 8; ++i) {
+    s.workload.jobs.push_back(Job(0, i % 2 == 0 ? 10'000 : 20'000, 1));
+    s.workload.jobs.back().tenant = i % 2;
+  }
+  const RunResult all = RunPolicy(s.scenario, s.workload, "clairvoyant", 1);
+  const RunResult fair = RunPolicy(s.scenario, s.workload, "clairvoyant-fair", 1);
+  ASSERT_GT(fair.backlogged_hours, 0);
+  EXPECT_GT(all.share_error_mean, 45);
+  EXPECT_LT(fair.share_error_mean, 1);
+}
+
+// Half of the job's own time is host work: twice the speed makes it a quarter shorter.
+TEST(Floor, TurnsAreFasterOnAFasterDevice) {
+  Small s;
+  s.workload.jobs = {Job(0, 100, 0.5)};
+  s.workload.speed = {2};
+  ExpectNear(s.Run("clairvoyant"), {75});
+  // Three of them keep it busy for a third of the time each: nobody waits.
+  s.workload.jobs = {Job(0, 100, 0.5), Job(0, 100, 0.5), Job(0, 100, 0.5)};
+  ExpectNear(s.Run("clairvoyant"), {75, 75, 75});
+}
+
+TEST(Baselines, AllElseBeingEqualTheFasterDeviceIsTaken) {
+  Small s;
+  s.workload.capacity_bytes = {10 * kGb, 10 * kGb};
+  s.workload.speed = {0.5, 1};
+  s.workload.jobs = {Job(0, 100, 1)};
+  for (const std::string& policy : PolicyNames()) ExpectNear(s.Run(policy.c_str()), {100});
+}
+
 TEST(Workload, FollowsTheSeedAlone) {
   const Scenario scenario = Load("compute-bound");
   const auto plans = PlanRecipes(scenario);
@@ -150,7 +185,7 @@ TEST(Workload, FollowsTheSeedAlone) {
 
 TEST(Scenarios, AreAllReadable) {
   for (const char* name :
-       {"compute-bound", "memory-bound", "fair-backlog", "philly", "alibaba",
+       {"compute-bound", "memory-bound", "mixed-speed", "fair-backlog", "philly", "alibaba",
                            "philly-one-project", "alibaba-one-project", "small"}) {
     const Scenario scenario = Load(name);
     EXPECT_EQ(scenario.name, name);

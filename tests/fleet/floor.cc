@@ -84,7 +84,8 @@ Floor::Floor(const Scenario* scenario, const Workload* workload, Reserving reser
       tenant_memory_(scenario->tenants.size()),
       tenant_device_(scenario->tenants.size()) {
   for (const int64_t bytes : workload->capacity_bytes) {
-    devices_.push_back({bytes, Occupancy(&workload->plans, reserving)});
+    const double speed = workload->speed.empty() ? 1 : workload->speed[devices_.size()];
+    devices_.push_back({bytes, Occupancy(&workload->plans, reserving), speed});
     capacity_bytes_ += static_cast<double>(bytes);
   }
 }
@@ -95,7 +96,8 @@ double Floor::DoneUs(int32_t id) const {
   const Device& device = devices_[static_cast<size_t>(run.device)];
   const int64_t from_us = std::max(device.since_us, run.ready_us);
   if (now_us_ <= from_us) return run.done_us;
-  return run.done_us + static_cast<double>(now_us_ - from_us) * device.rate;
+  return run.done_us +
+         static_cast<double>(now_us_ - from_us) * device.rate * job(id).PaceAt(device.speed);
 }
 
 int64_t Floor::StepsDone(int32_t id) const {
@@ -117,7 +119,7 @@ void Floor::Refresh(Device& device) {
   int32_t working = 0;
   for (const int32_t id : device.jobs) {
     if (runs_[static_cast<size_t>(id)].ready_us > now_us_) continue;
-    device.busy_share += job(id).busy_share;
+    device.busy_share += job(id).BusyAt(device.speed);
     ++working;
   }
   const double overhead = 1 + scenario_.costs.sharing_overhead * std::max(0, working - 1);
@@ -181,7 +183,8 @@ int64_t Floor::NextUs() const {
       if (run.ready_us > now_us_) {
         next_us = std::min(next_us, run.ready_us);
       } else {
-        const double left_us = std::max(0.0, job(id).OwnUs() - run.done_us) / device.rate;
+        const double left_us = std::max(0.0, job(id).OwnUs() - run.done_us) /
+                               (device.rate * job(id).PaceAt(device.speed));
         const int64_t from_us = std::max(device.since_us, run.ready_us);
         next_us = std::min(next_us, from_us + static_cast<int64_t>(std::ceil(left_us)));
       }
@@ -222,7 +225,7 @@ void Floor::Start(int32_t id, int32_t to, int64_t start_us) {
   --waiting_of_[tenant];
   const core::PlanBytes& plan = workload_.plans[static_cast<size_t>(job(id).recipe)];
   tenant_memory_[tenant] += static_cast<double>(plan.TotalBytes());
-  tenant_device_[tenant] += job(id).busy_share;
+  tenant_device_[tenant] += job(id).BusyAt(device.speed);
 }
 
 void Floor::Preempt(int32_t id) {
@@ -251,7 +254,7 @@ void Floor::End(int32_t id) {
   const size_t tenant = static_cast<size_t>(job(id).tenant);
   const core::PlanBytes& plan = workload_.plans[static_cast<size_t>(job(id).recipe)];
   tenant_memory_[tenant] -= static_cast<double>(plan.TotalBytes());
-  tenant_device_[tenant] -= job(id).busy_share;
+  tenant_device_[tenant] -= job(id).BusyAt(device.speed);
 }
 
 }  // namespace nibble::fleet

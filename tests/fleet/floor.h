@@ -85,9 +85,10 @@ class Floor {
   struct Device {
     int64_t capacity_bytes = 0;
     Occupancy occupancy;
+    double speed = 1;
     std::set<int32_t> jobs;
     double busy_share = 0;  // sum over jobs whose turns have begun
-    double rate = 1;        // own time per time
+    double rate = 1;        // of a job's pace alone there
     int64_t since_us = 0;   // done_us of its jobs is right up to here
     int64_t reserved_bytes = 0;
     int64_t touched_bytes = 0;

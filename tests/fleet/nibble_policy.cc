@@ -1,5 +1,6 @@
 // Drives server/core as the control loop does, and plays its workers: one per device.
 #include <chrono>
+#include <cmath>
 #include <map>
 #include <queue>
 #include <tuple>
@@ -15,6 +16,7 @@ namespace nibble::fleet {
 namespace {
 
 constexpr const char* kDevice = "gpu0";
+constexpr double kMflopPerS = 1e8;  // of a device of speed 1
 const std::string& Sha() {
   static const auto* sha = new std::string(64, 'a');
   return *sha;
@@ -36,7 +38,8 @@ constexpr Knob kKnobs[] = {
     NIBBLE_KNOB(wait_floor_us),        NIBBLE_KNOB(share_window_us),
     NIBBLE_KNOB(max_load_milli),       NIBBLE_KNOB(default_load_milli),
     NIBBLE_KNOB(overload_weight),      NIBBLE_KNOB(fragment_weight),
-    NIBBLE_KNOB(cold_base_weight),     NIBBLE_KNOB(max_reservations),
+    NIBBLE_KNOB(cold_base_weight),     NIBBLE_KNOB(slow_weight),
+    NIBBLE_KNOB(max_reservations),
     NIBBLE_KNOB(max_passed_over),      NIBBLE_KNOB(min_run_us),
     NIBBLE_KNOB(preempt_work_ratio),   NIBBLE_KNOB(preempt_priority_delta),
     NIBBLE_KNOB(brief_work_us),        NIBBLE_KNOB(brief_milli),
@@ -211,6 +214,8 @@ class NibblePolicy : public Policy {
     d.id = kDevice;
     d.capacity_bytes = floor_.device(device).capacity_bytes;
     d.profile = SimProfile(d.capacity_bytes);
+    if (!floor_.workload().speed.empty())
+      d.profile.linear_mflop_per_s = std::llround(floor_.device(device).speed * kMflopPerS);
     d.backend = d.profile.backend;
     d.body = d.profile.body;
     c.devices = {d};
@@ -253,6 +258,11 @@ class NibblePolicy : public Policy {
     }
   }
 
+  // Of a step alone on that device.
+  double StepUs(int32_t id, int32_t device) const {
+    return floor_.job(id).step_us / floor_.job(id).PaceAt(floor_.device(device).speed);
+  }
+
   void Due(const Timer& timer) {
     if (timer.what == What::kCheckRead) return CheckRead(timer);
     const Attempt attempt = attempts_[static_cast<size_t>(timer.job)];
@@ -262,7 +272,7 @@ class NibblePolicy : public Policy {
     switch (timer.what) {
       case What::kReady:
         Must(core::ReportPlan{fence, floor_.job(timer.job).steps, "{}", ""});
-        After(static_cast<int64_t>(floor_.job(timer.job).step_us) + 1, What::kProgress, timer.job,
+        After(static_cast<int64_t>(StepUs(timer.job, attempt.device)) + 1, What::kProgress, timer.job,
               attempt.epoch, kMinuteUs / 2);
         return;
       case What::kProgress: {
@@ -270,9 +280,10 @@ class NibblePolicy : public Policy {
         After(interval_us, What::kProgress, timer.job, attempt.epoch, interval_us);
         core::Progress head;
         head.step = floor_.StepsDone(timer.job);
-        head.step_time_us =
-            static_cast<int64_t>(floor_.job(timer.job).step_us * floor_.job(timer.job).busy_share) +
-            1;
+        const double speed = floor_.device(attempt.device).speed;
+        head.step_time_us = static_cast<int64_t>(StepUs(timer.job, attempt.device) *
+                                                 floor_.job(timer.job).BusyAt(speed)) +
+                            1;
         if (head.step > 0) Must(core::ReportProgress{fence, head});
         return;
       }

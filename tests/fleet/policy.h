@@ -1,4 +1,4 @@
-// Who decides in a fleet simulation: Nibble's own core, or one of five baselines.
+// Who decides in a fleet simulation: Nibble's own core, or one of the baselines.
 #pragma once
 
 #include <cstdint>

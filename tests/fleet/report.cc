@@ -55,6 +55,10 @@ std::string Goals(const std::vector<Summary>& summaries) {
     absl::StrAppendFormat(&text, "mean completion is %.1f %% above the clairvoyant baseline's; ",
                           100 * (nibble->mean_h / c->mean_h - 1));
   }
+  if (const Summary* c = Find(summaries, "clairvoyant-fair")) {
+    absl::StrAppendFormat(&text, "%.1f %% above that of the one that keeps the projects' shares; ",
+                          100 * (nibble->mean_h / c->mean_h - 1));
+  }
   if (const Summary* f = Find(summaries, "fifo")) {
     absl::StrAppendFormat(&text, "%.1f times better than whole devices first in, first out; ",
                           f->mean_h / nibble->mean_h);
@@ -67,10 +71,10 @@ std::string Goals(const std::vector<Summary>& summaries) {
 
 // ---- SVG
 
-constexpr const char* kColors[] = {"#1b7f5c", "#3b5bdb", "#e8590c",
+constexpr const char* kColors[] = {"#1b7f5c", "#3b5bdb", "#7048e8", "#e8590c",
                                    "#c2255c", "#868e96", "#212529"};
 constexpr int kWidth = 960;
-constexpr int kHeight = 380;
+constexpr int kHeight = 400;
 
 std::string Label(double x, double y, const std::string& text, const char* anchor, int size = 12) {
   return absl::StrFormat(

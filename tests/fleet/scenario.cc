@@ -1,5 +1,6 @@
 #include "tests/fleet/scenario.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
@@ -89,8 +90,9 @@ absl::StatusOr<std::vector<Recipe>> ReadRecipes(const std::string& path) {
 
 void ReadFleet(const json& root, Scenario& s) {
   for (const json& kind : List(root, "fleet")) {
-    s.fleet.push_back(
-        {Whole(kind, "count", 0), static_cast<int64_t>(Number(kind, "capacity_gb", 0) * 1e9)});
+    s.fleet.push_back({Whole(kind, "count", 0),
+                       static_cast<int64_t>(Number(kind, "capacity_gb", 0) * 1e9),
+                       std::max(0.01, Number(kind, "speed", 1))});
   }
   for (const json& tenant : List(root, "tenants")) {
     s.tenants.push_back({Text(tenant, "name"), Number(tenant, "weight", 1)});

@@ -32,6 +32,7 @@ struct Recipe {
 struct DeviceKind {
   int64_t count = 0;
   int64_t capacity_bytes = 0;
+  double speed = 1;  // of its turns, against the device the recipes' step times are of
 };
 
 struct Tenant {

@@ -73,8 +73,17 @@ std::vector<double> Weights(const Scenario& s, const std::vector<core::PlanBytes
 
 void FillFleet(const Scenario& s, Workload& w) {
   for (const DeviceKind& kind : s.fleet) {
-    for (int64_t i = 0; i < kind.count; ++i) w.capacity_bytes.push_back(kind.capacity_bytes);
+    for (int64_t i = 0; i < kind.count; ++i) {
+      w.capacity_bytes.push_back(kind.capacity_bytes);
+      w.speed.push_back(kind.speed);
+    }
   }
+}
+
+// None where all are alike: then nobody says how fast a device is.
+void DropEqualSpeeds(Workload& w) {
+  const auto alike = [&](double speed) { return speed == w.speed.front(); };
+  if (std::all_of(w.speed.begin(), w.speed.end(), alike)) w.speed.clear();
 }
 
 void FillRandom(const Scenario& s, Workload& w, Random& rng) {
@@ -153,6 +162,7 @@ Workload MakeWorkload(const Scenario& s, const std::vector<core::PlanBytes>& pla
     FillRandom(s, w, rng);
   } else {
     FillFleet(s, w);
+    DropEqualSpeeds(w);
     const int64_t largest = *std::max_element(w.capacity_bytes.begin(), w.capacity_bytes.end());
     const std::vector<double> weights = Weights(s, plans, largest);
     if (!s.trace.kind.empty()) {

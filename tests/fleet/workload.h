@@ -18,14 +18,23 @@ struct FleetJob {
   int32_t tenant = 0;
   int64_t steps = 0;       // declared
   int64_t run_steps = 0;   // until it really ends
-  double step_us = 0;      // real, alone
+  double step_us = 0;      // real, alone, at speed 1
   double busy_share = 1;   // of that, the turn
   int64_t nominal_us = 0;  // declared steps at the recipe's nominal step time: what one can predict
+  // On a device so many times as fast: the turns are shorter there, the host's work between them is not. The
+  // share of the device's time it keeps busy alone, and its own time that passes in a time.
+  double BusyAt(double speed) const {
+    return speed == 1 ? busy_share : busy_share / speed / (busy_share / speed + 1 - busy_share);
+  }
+  double PaceAt(double speed) const {
+    return speed == 1 ? 1 : 1 / (busy_share / speed + 1 - busy_share);
+  }
   double OwnUs() const { return static_cast<double>(run_steps) * step_us; }
 };
 
 struct Workload {
   std::vector<int64_t> capacity_bytes;  // of each device
+  std::vector<double> speed;            // of each device; empty = all are alike
   std::vector<FleetJob> jobs;           // by arrival
   std::vector<core::PlanBytes> plans;   // of each recipe
 };

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 
 import client
+from alone_why import check_hidden
 from foreign_client import expect_error
 from lone_server import ROWS, Server, add_model, model_files
 
@@ -69,8 +70,13 @@ def check_tls(binary, in_memory):
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED, error
     channel.close()
-    check_projects(*(client.Api(server.address, grpc.composite_channel_credentials(
-        credentials, grpc.access_token_call_credentials(token[name]))) for name in ("one/ann", "two/bob", "root")))
+    def bearing(name):
+        return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token[name]))
+    people = [client.Api(server.address, bearing(name)) for name in ("one/ann", "two/bob", "root")]
+    model, anns, bobs = check_projects(*people)
+    check_hidden(*people, server.address, grpc.secure_channel(server.address, bearing("worker")), model, anns, bobs)
+    for api in people:
+        api.close()
     assert server.stop() == 0
 
 
@@ -126,9 +132,9 @@ def check_projects(ann, bob, root):
     bob.jobs.CreateJob(pb.job.CreateJobRequest(
         spec=pb.job.JobSpec(base_model=model.name, dataset=mine.name), job_id="bobs"))
     assert len(root.jobs.ListJobs(jobs).jobs) == 2 and len(ann.jobs.ListJobs(jobs).jobs) == 1
-    root.jobs.CancelJob(pb.job.CancelJobRequest(name=job.name))
-    for api in (ann, bob, root):
-        api.close()
+    for name in (job.name, "jobs/bobs"):
+        root.jobs.CancelJob(pb.job.CancelJobRequest(name=name))
+    return model, data, mine
 
 
 def call(channel, path, method, bearer):

@@ -62,11 +62,11 @@ class Server:
 class PlayedWorker:
     """Speaks WorkerService by hand."""
 
-    def __init__(self, address, name="w1"):
+    def __init__(self, address, name="w1", channel=None):
         import grpc
         self.pb = importlib.import_module("nibble.worker.v1.worker_pb2")
         stubs = importlib.import_module("nibble.worker.v1.worker_pb2_grpc")
-        self.stub = stubs.WorkerServiceStub(grpc.insecure_channel(address))
+        self.stub = stubs.WorkerServiceStub(channel or grpc.insecure_channel(address))
         self.name, self.incarnation, self.revision, self.running = name, uuid.uuid4().hex, 0, {}
 
     def register(self):

@@ -17,6 +17,7 @@ from alone_data import check_blobs, check_datasets, check_models
 from alone_durable import check_backup, check_restart
 from alone_jobs import Watch, check_fleet, check_jobs, check_refusal, check_training
 from alone_tls import check_exposure, check_tls
+from alone_why import check_why
 from foreign_client import expect_error
 from lone_server import Server, spec_of
 
@@ -54,6 +55,7 @@ def run():
     worker = check_training(server, api, job)
     check_fleet(api, worker)
     check_refusal(api, model, dataset)
+    check_why(server, api, model, dataset, worker)
     expect_error(lambda: api.models.DeleteModel(api.pb.model.DeleteModelRequest(name="models/none")),
                  "NOT_FOUND", "BASE_MODEL_NOT_FOUND")
     check_restart(server, api, job)

@@ -1,0 +1,87 @@
+"""Why a job waits, over the wire and from the command line: asked by who may see what is in its way, and by
+who may not."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import client
+from lone_server import PlayedWorker, spec_of
+
+HIDDEN = "another project's job"
+
+
+def largest_spec(api, model, dataset):
+    """A spec whose job fits w1 alone, but no second one beside it."""
+    spec = spec_of(api, model, dataset)
+    spec.training.micro_batch_size = 512
+    fits = api.jobs.PlanJob(api.pb.job.PlanJobRequest(spec=spec)).fits
+    largest = next(fit for fit in fits if fit.worker == "workers/w1").largest_micro_batch_size
+    assert 1 < largest < 512, largest
+    spec.training.micro_batch_size = largest
+    return spec
+
+
+def check_explanation(api, why, holder):
+    pb = api.pb.job
+    Verdict = pb.DeviceExplanation.Verdict
+    device = why.devices[0]
+    assert Verdict.Name(device.verdict) == "NO_BYTES" and device.needed_bytes > device.free_bytes, why
+    assert list(device.held_by) == [holder] and device.capacity_bytes == 300 << 20, why
+    assert why.queue_position == 1 and api.state(why) == "QUEUED" and why.devices_total == 1, why
+    assert why.counterfactuals, "a smaller batch would start at once"
+    for change in why.counterfactuals:
+        assert change.worker == "workers/w1" and change.change.changes, change
+        assert change.change.total_bytes < device.capacity_bytes, change
+
+
+def check_why(server, api, model, dataset, worker):
+    """ExplainJob and `nibble why -o json` say the same of a job that waits for another's bytes."""
+    pb = api.pb.job
+    spec = largest_spec(api, model, dataset)
+    holder = api.jobs.CreateJob(pb.CreateJobRequest(spec=spec, job_id="holder"))
+    worker.wait_for(lambda a: a.job_id == "holder")
+    waiter = api.jobs.CreateJob(pb.CreateJobRequest(spec=spec, job_id="waiter"))
+    assert api.state(waiter) == "QUEUED" and "held by holder" in waiter.state_reason, waiter
+    why = api.jobs.ExplainJob(pb.ExplainJobRequest(name=waiter.name))
+    check_explanation(api, why, holder.name)
+    binary = pathlib.Path(os.environ.get("NIBBLE_BIN_DIR", client.ROOT / "build" / "bin")) / "nibble"
+    if binary.is_file():
+        def nibble(*words):
+            return subprocess.run([binary, "--server", server.address, "why", "waiter", *words], check=True,
+                                  capture_output=True, text=True, timeout=30 * client.PATIENCE).stdout
+        said = json.loads(nibble("-o", "json"))
+        device = said["devices"][0]
+        assert said["name"] == waiter.name and said["state"] == "QUEUED" and said["queue_position"] == 1, said
+        assert device["verdict"] == "NO_BYTES" and device["held_by"] == [holder.name], said
+        assert int(device["needed_bytes"]) == why.devices[0].needed_bytes, said
+        assert len(said["counterfactuals"]) == len(why.counterfactuals), said
+        text = nibble()
+        assert "held by holder" in text and "would start now with one of" in text, text
+    for name in (waiter.name, holder.name):
+        api.jobs.CancelJob(pb.CancelJobRequest(name=name))
+    for key in [key for key in worker.running if key[0] == "holder"]:
+        del worker.running[key]
+    worker.synchronize()
+
+
+def check_hidden(ann, bob, root, address, channel, model, own, foreign):
+    """Bob's job waits for ann's: he hears that it does, and not what hers is called."""
+    pb = ann.pb
+    worker = PlayedWorker(address, channel=channel)
+    worker.register()
+    holder = ann.jobs.CreateJob(pb.job.CreateJobRequest(spec=largest_spec(ann, model, own), job_id="anns-secret"))
+    worker.wait_for(lambda a: a.job_id == "anns-secret")
+    waiter = bob.jobs.CreateJob(pb.job.CreateJobRequest(spec=largest_spec(bob, model, foreign), job_id="waiter"))
+    for api, name in ((bob, HIDDEN), (root, holder.name)):
+        job = api.get(waiter.name)
+        assert ("secret" in str(job)) == (api is root), job
+        why = api.jobs.ExplainJob(pb.job.ExplainJobRequest(name=waiter.name))
+        check_explanation(api, why, name)
+        assert ("secret" in str(why)) == (api is root), why
+        fleet = api.fleet.ListWorkers(pb.fleet.ListWorkersRequest())
+        assert ("secret" in str(fleet)) == (api is root), fleet
+    watch = bob.jobs.WatchJob(pb.job.WatchJobRequest(name=waiter.name))
+    assert "secret" not in str(next(iter(watch)))
+    watch.cancel()
