@@ -12,14 +12,27 @@ from lone_server import PlayedWorker, spec_of
 HIDDEN = "another project's job"
 
 
-def largest_spec(api, model, dataset):
-    """A spec whose job fits w1 alone, but no second one beside it."""
+def holder_spec(api, model, dataset):
+    """A job with more bytes of its own than one more row of a batch takes."""
     spec = spec_of(api, model, dataset)
-    spec.training.micro_batch_size = 512
-    fits = api.jobs.PlanJob(api.pb.job.PlanJobRequest(spec=spec)).fits
-    largest = next(fit for fit in fits if fit.worker == "workers/w1").largest_micro_batch_size
-    assert 1 < largest < 512, largest
-    spec.training.micro_batch_size = largest
+    spec.lora.r = 128
+    return spec
+
+
+def largest_spec(api, model, dataset):
+    """A job whose batch fills w1 to the last row, so that it does not fit beside the holder."""
+    pb, spec = api.pb.job, spec_of(api, model, dataset)
+    spec.data.sequence_len = 512
+
+    def fits(rows):
+        spec.training.micro_batch_size = rows
+        found = api.jobs.PlanJob(pb.PlanJobRequest(spec=spec)).fits
+        return next(fit for fit in found if fit.worker == "workers/w1").verdict != pb.DeviceFit.NEVER
+    low, high = 1, 512
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    spec.training.micro_batch_size = low
     return spec
 
 
@@ -40,7 +53,7 @@ def check_why(server, api, model, dataset, worker):
     """ExplainJob and `nibble why -o json` say the same of a job that waits for another's bytes."""
     pb = api.pb.job
     spec = largest_spec(api, model, dataset)
-    holder = api.jobs.CreateJob(pb.CreateJobRequest(spec=spec, job_id="holder"))
+    holder = api.jobs.CreateJob(pb.CreateJobRequest(spec=holder_spec(api, model, dataset), job_id="holder"))
     worker.wait_for(lambda a: a.job_id == "holder")
     waiter = api.jobs.CreateJob(pb.CreateJobRequest(spec=spec, job_id="waiter"))
     assert api.state(waiter) == "QUEUED" and "held by holder" in waiter.state_reason, waiter
@@ -71,7 +84,7 @@ def check_hidden(ann, bob, root, address, channel, model, own, foreign):
     pb = ann.pb
     worker = PlayedWorker(address, channel=channel)
     worker.register()
-    holder = ann.jobs.CreateJob(pb.job.CreateJobRequest(spec=largest_spec(ann, model, own), job_id="anns-secret"))
+    holder = ann.jobs.CreateJob(pb.job.CreateJobRequest(spec=holder_spec(ann, model, own), job_id="anns-secret"))
     worker.wait_for(lambda a: a.job_id == "anns-secret")
     waiter = bob.jobs.CreateJob(pb.job.CreateJobRequest(spec=largest_spec(bob, model, foreign), job_id="waiter"))
     for api, name in ((bob, HIDDEN), (root, holder.name)):
