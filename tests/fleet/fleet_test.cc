@@ -159,7 +159,9 @@ TEST(Baselines, AllElseBeingEqualTheFasterDeviceIsTaken) {
   s.workload.capacity_bytes = {10 * kGb, 10 * kGb};
   s.workload.speed = {0.5, 1};
   s.workload.jobs = {Job(0, 100, 1)};
-  for (const std::string& policy : PolicyNames()) ExpectNear(s.Run(policy.c_str()), {100});
+  for (const std::string& policy : PolicyNames()) {
+    if (policy != "nibble") ExpectNear(s.Run(policy.c_str()), {100});  // server/core has its own test
+  }
 }
 
 TEST(Workload, FollowsTheSeedAlone) {

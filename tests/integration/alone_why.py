@@ -66,9 +66,9 @@ def check_why(server, api, model, dataset, worker):
                                   capture_output=True, text=True, timeout=30 * client.PATIENCE).stdout
         said = json.loads(nibble("-o", "json"))
         device = said["devices"][0]
-        assert said["name"] == waiter.name and said["state"] == "QUEUED" and said["queue_position"] == 1, said
-        assert device["verdict"] == "NO_BYTES" and device["held_by"] == [holder.name], said
-        assert int(device["needed_bytes"]) == why.devices[0].needed_bytes, said
+        assert said["name"] == waiter.name and said["state"] == "QUEUED" and said["queuePosition"] == 1, said
+        assert device["verdict"] == "NO_BYTES" and device["heldBy"] == [holder.name], said
+        assert int(device["neededBytes"]) == why.devices[0].needed_bytes, said
         assert len(said["counterfactuals"]) == len(why.counterfactuals), said
         text = nibble()
         assert "held by holder" in text and "would start now with one of" in text, text
