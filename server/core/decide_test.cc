@@ -494,7 +494,7 @@ TEST(Devices, AWithdrawnOneTakesNoWorkUntilItAnswers) {
   d.Place();
   EXPECT_EQ(d.job("runs").state, JobState::kQueued);
   EXPECT_EQ(d.job("runs").infra_retries, 0);
-  EXPECT_THAT(StateReason(d.state(), d.job("runs"), d.Now().monotonic_us, d.core()),
+  EXPECT_THAT(d.Why("runs"),
               HasSubstr("(cuda:0 does not open) is withdrawn"));
   // It still counts as a device that will be back: a job that fits it is taken, and waits.
   d.Must(Driver::JobOf("waits"));

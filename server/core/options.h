@@ -50,7 +50,7 @@ struct SchedulePolicy {
   int32_t overload_weight = 16;
   int32_t fragment_weight = 4;
   int32_t cold_base_weight = 1;
-  int32_t slow_weight = 8;
+  int32_t slow_weight = 1;
 
   // Jobs that wait with a reservation, first in the order first; at most one per device.
   int32_t max_reservations = 1;

@@ -10,7 +10,7 @@ constexpr int64_t kTailSteps = 64;
 // More than any score: a worker where the job has failed comes last.
 constexpr int64_t kAvoided = int64_t{1} << 40;
 // Thousandths by which turns take longer: beyond this a device is slow, and how slow does not matter.
-constexpr int64_t kSlowest = 16'000;
+constexpr int64_t kSlowest = 64'000;
 // Entries of all rankings of a pass; beyond that they are made anew as they are needed.
 constexpr size_t kMaxRanked = 2'000'000;
 
