@@ -41,7 +41,8 @@ TEST(SpeedOf, TheSameHardwareMeasuredTwiceIsOneSpeed) {
   for (const int64_t gflops : {1, 40, 830, 300'000}) {
     profile.linear_mflop_per_s = gflops * kGflops;
     const int64_t speed = SpeedOf(profile);
-    EXPECT_NEAR(static_cast<double>(speed), static_cast<double>(gflops * kGflops), 0.1 * static_cast<double>(speed));
+    EXPECT_NEAR(static_cast<double>(speed), static_cast<double>(gflops * kGflops),
+                0.1 * static_cast<double>(speed));
     profile.linear_mflop_per_s = speed * 107 / 100;
     EXPECT_EQ(SpeedOf(profile), speed);
     profile.linear_mflop_per_s = speed * 94 / 100;

@@ -13,6 +13,7 @@ struct Faults {
   double loss = 0;
   double duplicate = 0;
   int64_t max_delay_us = 20'000;
+  double stuck = 0;  // of results: on the way for longer than a lease, its host cut off meanwhile
   // Per second of the chaos phase.
   double partition = 0;
   double server_crash = 0;
@@ -40,6 +41,7 @@ struct Faults {
     f.loss = some(0.01, 0.3);
     f.duplicate = some(0.01, 0.5);
     f.max_delay_us = rng.Chance(0.3) ? 5'000'000 : 20'000;
+    f.stuck = some(0.1, 0.5);
     f.partition = some(0.005, 0.03);
     f.server_crash = some(0.005, 0.05);
     f.worker_crash = some(0.005, 0.05);
@@ -59,7 +61,7 @@ struct Faults {
   }
   // The faults of the outside world end; what a job is stays.
   void Heal() {
-    loss = duplicate = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
+    loss = duplicate = stuck = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
     second_process = engine_crash = device_death = wall_clock = engine_hang = bad_fetch = commit_fails =
         user_action = 0;
     max_delay_us = 20'000;

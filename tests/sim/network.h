@@ -23,6 +23,12 @@ class Network {
     const int copies = rng.Chance(faults_.duplicate) ? 2 : 1;
     for (int i = 0; i < copies; ++i) world_.After(Delay(), deliver);
   }
+  // Arrives whatever is cut meanwhile; the peer is cut off both ways until shortly before.
+  void SendStuck(const std::string& peer, int64_t delay_us, std::function<void()> deliver) {
+    const int64_t until_us = world_.now_us() + delay_us - kSecond;
+    cut_until_us_[peer] = cut_until_us_[Back(peer)] = until_us;
+    world_.After(delay_us, std::move(deliver));
+  }
   // The way back is a link of its own.
   static std::string Back(const std::string& peer) { return peer + "<"; }
   // Both ways, or one.

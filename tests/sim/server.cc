@@ -90,12 +90,18 @@ void Server::Crash() {
 }
 
 void Server::Request(const std::string& peer, std::function<void()> handle) {
-  network_.Send(peer, [this, handle = std::move(handle)] {
-    if (loop_ == nullptr) return;
-    handle();
-    // Some company may come before the turn.
-    ScheduleTurn(world_.rng().Between(0, 2'000));
-  });
+  network_.Send(peer, [this, handle = std::move(handle)] { Arrived(handle); });
+}
+
+void Server::RequestStuck(const std::string& peer, int64_t delay_us, std::function<void()> handle) {
+  network_.SendStuck(peer, delay_us, [this, handle = std::move(handle)] { Arrived(handle); });
+}
+
+void Server::Arrived(const std::function<void()>& handle) {
+  if (loop_ == nullptr) return;
+  handle();
+  // Some company may come before the turn.
+  ScheduleTurn(world_.rng().Between(0, 2'000));
 }
 
 void Server::Reply(const std::string& peer, std::function<void()> deliver) {

@@ -59,6 +59,8 @@ class Server {
 
   // Runs `handle` at the server when and if the message arrives.
   void Request(const std::string& peer, std::function<void()> handle);
+  // The same after `delay_us`, while the peer is cut off.
+  void RequestStuck(const std::string& peer, int64_t delay_us, std::function<void()> handle);
   // Posts to the loop; the answer travels back to `peer`. `at_server` hears it when it is given.
   void Call(const std::string& peer, core::CommandBody body,
             std::function<void(const Answer&)> done,
@@ -71,6 +73,7 @@ class Server {
   std::map<std::string, std::string>& blobs() { return blobs_; }  // durable bytes by digest
 
  private:
+  void Arrived(const std::function<void()>& handle);
   void ScheduleTurn(int64_t delay_us);
   void Turn();
 

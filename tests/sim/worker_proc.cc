@@ -276,7 +276,7 @@ void WorkerProc::Perform(const worker::DoReport& action) {
   const auto self = weak_from_this();
   const auto answered = std::make_shared<bool>(false);
   const worker::Report report = action.report;
-  server_.Request(host_.name, [this, self, report, answered] {
+  const auto handle = [this, self, report, answered] {
     PostReport(report, [this, self, answered, id = report.id](const Server::Answer& answer) {
       const auto alive = self.lock();
       if (alive == nullptr || *answered) return;
@@ -296,7 +296,14 @@ void WorkerProc::Perform(const worker::DoReport& action) {
         world_.Trace("report answered: " + reply.message);
       Feed(reply);
     });
-  });
+  };
+  const bool result = std::holds_alternative<worker::FinishedReport>(report.body);
+  if (result && world_.rng().Chance(faults_.stuck)) {
+    const int64_t lease_us = server_.options().lease_lost_us;
+    server_.RequestStuck(host_.name, world_.rng().Between(lease_us, 2 * lease_us), handle);
+  } else {
+    server_.Request(host_.name, handle);
+  }
   Later(kCallTimeoutUs, [this, answered, id = report.id] {
     if (*answered) return;
     *answered = true;
