@@ -62,7 +62,8 @@ absl::Status SyncPath(const std::string& path, int flags) {
 
 absl::Status ErrnoStatus(int error, std::string_view what) {
   const std::string text(what);
-  if (error == ENOSPC || error == EDQUOT) {
+  // A file beyond the size that the process or the file system allows is as full as a full disk.
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
     return Error(Reason::kStorageFull, absl::StrCat(text, ": no space left on the device; free some ",
                                                     "space and try again"))
         .ToStatus();

@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/testing/full_disk.h"
 
 namespace nibble::engine {
 namespace {
@@ -140,6 +141,18 @@ TEST_F(AdapterTest, WeightsAndConfigDependOnNothingElse) {
   ASSERT_TRUE(first.ok() && second.ok());
   EXPECT_EQ((*first)[1].sha256, (*second)[1].sha256);
   EXPECT_EQ((*first)[2].sha256, (*second)[2].sha256);
+}
+
+TEST_F(AdapterTest, AFullDiskLeavesWholeFilesOnly) {
+  const auto before = ExportAdapter(dir_.path(), export_);
+  ASSERT_TRUE(before.ok()) << before.status();
+  for (const int64_t bytes : {0, 100, 900, 1500}) {
+    const FullDisk full(bytes);
+    const auto files = ExportAdapter(dir_.path(), export_);
+    EXPECT_EQ(StatusReason(files.status()), Reason::kStorageFull) << bytes << ": " << files.status();
+    EXPECT_EQ(ListDir(dir_.path())->size(), before->size());
+    for (const ExportedFile& file : *before) EXPECT_EQ(file.sha256, *Sha256HexOfFile(dir_.Join(file.name)));
+  }
 }
 
 TEST_F(AdapterTest, WhatWeDoNotCarryOutIsRefused) {

@@ -22,6 +22,7 @@
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/memory_plan.h"
+#include "engine/testing/full_disk.h"
 #include "kernels/nf4.h"
 
 namespace nibble::engine {
@@ -334,6 +335,19 @@ TEST_F(BaseModelTest, AKilledMakerLeavesNothingInTheWay) {
   auto base = BaseModel::Open(Options(QuantKind::kNF4));
   ASSERT_TRUE(base.ok()) << base.status();
   EXPECT_FALSE((*base)->cached());
+}
+
+TEST_F(BaseModelTest, AFullDiskLeavesNothingInTheWay) {
+  {
+    const FullDisk full(4096);
+    const auto base = BaseModel::Open(Options(QuantKind::kNF4));
+    EXPECT_EQ(StatusReason(base.status()), Reason::kStorageFull) << base.status();
+    const auto names = ListDir(cache_.path());
+    ASSERT_TRUE(names.ok());
+    for (const std::string& name : *names) EXPECT_TRUE(name.starts_with("digest-")) << name;
+  }
+  const auto base = BaseModel::Open(Options(QuantKind::kNF4));
+  EXPECT_TRUE(base.ok()) << base.status();
 }
 
 TEST_F(BaseModelTest, TheCacheFileNamesTheLayoutOfEveryTensor) {

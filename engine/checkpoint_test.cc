@@ -5,11 +5,14 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "engine/testing/full_disk.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace nibble::engine {
 namespace {
+
+using ::testing::ElementsAre;
 
 struct State {
   std::vector<float> master, moment1, moment2;
@@ -96,6 +99,25 @@ TEST(Checkpoint, RefusesWhatIsNotFinite) {
   const auto saved = SaveCheckpoint(dir.path(), Head(1), state.arrays(), {});
   EXPECT_EQ(StatusReason(saved.status()), Reason::kLossNotFinite);
   EXPECT_EQ(NewestCheckpoint(dir.path()), "");
+}
+
+TEST(Checkpoint, AFullDiskLeavesTheOlderOnes) {
+  TempDir dir;
+  State state(50'000);
+  const std::string older = SaveCheckpoint(dir.path(), Head(1), state.arrays(), History())->directory;
+  // Too little for the state, and too little for the manifest behind it.
+  for (const int64_t bytes : {100'000, 300}) {
+    const FullDisk full(bytes);
+    const auto saved = SaveCheckpoint(dir.path(), Head(2), state.arrays(), History());
+    EXPECT_EQ(StatusReason(saved.status()), Reason::kStorageFull) << saved.status();
+    EXPECT_THAT(*ListDir(dir.path()), ElementsAre("step-1"));
+    // The same step again: what stood there stays until the new one is whole.
+    EXPECT_FALSE(SaveCheckpoint(dir.path(), Head(1), state.arrays(), History()).ok());
+  }
+  State other(50'000, 9);
+  ASSERT_TRUE(LoadCheckpoint(older, other.arrays()).ok());
+  EXPECT_EQ(other.master, state.master);
+  EXPECT_TRUE(SaveCheckpoint(dir.path(), Head(2), state.arrays(), History()).ok());
 }
 
 TEST(Checkpoint, DamageIsFound) {

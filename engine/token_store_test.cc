@@ -1,7 +1,9 @@
 #include "engine/token_store.h"
 
+#include "base/error.h"
 #include "base/file.h"
 #include "base/random.h"
+#include "engine/testing/full_disk.h"
 #include "gtest/gtest.h"
 
 namespace nibble::engine {
@@ -39,6 +41,17 @@ TEST(TokenStore, GivesBackWhatWasAdded) {
     EXPECT_EQ(read, examples[i]) << i;
   }
   EXPECT_TRUE(ListDir(directory.path())->empty());  // nobody has to tidy up
+}
+
+TEST(TokenStore, AFullDiskIsSaid) {
+  const TempDir directory;
+  auto store = TokenStore::Create(directory.path());
+  ASSERT_TRUE(store.ok()) << store.status();
+  Random random(5);
+  const FullDisk full(100'000);
+  absl::Status status;
+  for (int i = 0; i < 600 && status.ok(); ++i) status = store->Add(RandomExample(random));
+  EXPECT_EQ(StatusReason(status), Reason::kStorageFull) << status;
 }
 
 TEST(TokenStore, SaysWhereItCannotBe) {

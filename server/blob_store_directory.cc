@@ -25,11 +25,6 @@ namespace {
 constexpr int64_t kSyncEveryBytes = int64_t{8} << 20;
 constexpr size_t kReadBytes = size_t{1} << 20;
 
-// A file beyond the process's or the file system's size limit is as full as a full disk.
-absl::Status WriteError(int error, std::string_view what) {
-  return ErrnoStatus(error == EFBIG ? ENOSPC : error, what);
-}
-
 int64_t MtimeUs(const struct stat& info) {
   return int64_t{info.st_mtim.tv_sec} * 1'000'000 + info.st_mtim.tv_nsec / 1000;
 }
@@ -55,7 +50,7 @@ absl::Status PwriteAll(int fd, std::string_view data, int64_t offset, int64_t& w
     const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
     if (wrote < 0) {
       if (errno == EINTR) continue;
-      return WriteError(errno, "write the upload");
+      return ErrnoStatus(errno, "write the upload");
     }
     data.remove_prefix(static_cast<size_t>(wrote));
     offset += wrote;
@@ -201,7 +196,7 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Begin(std::string_view sha256, i
       upload->size_bytes = size_bytes;
       upload->hash.emplace();
       upload->fd = open(upload->path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-      if (upload->fd < 0) return WriteError(errno, "create the upload");
+      if (upload->fd < 0) return ErrnoStatus(errno, "create the upload");
       uploads_[state.upload_id] = std::move(upload);
     }
   }
@@ -252,7 +247,7 @@ absl::Status DirectoryBlobStore::Sync(OpenUpload& upload) {
   if (fdatasync(upload.fd) != 0) {
     // The kernel may have dropped the dirty pages: nothing beyond the last good sync counts any more,
     // and the descriptor is not to be trusted.
-    const absl::Status status = WriteError(errno, "sync the upload");
+    const absl::Status status = ErrnoStatus(errno, "sync the upload");
     close(upload.fd);
     upload.fd = -1;
     upload.written_bytes = upload.durable_bytes.load();
@@ -328,7 +323,7 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Publish(OpenUpload& upload, Uplo
   const struct timespec now[2] = {{0, UTIME_OMIT},
                                   {clock_.NowUnixUs() / 1'000'000, clock_.NowUnixUs() % 1'000'000 * 1000}};
   if (fchmod(upload.fd, 0440) != 0 || futimens(upload.fd, now) != 0 || fsync(upload.fd) != 0) {
-    return WriteError(errno, "sync the blob");
+    return ErrnoStatus(errno, "sync the blob");
   }
   {
     std::lock_guard lock(mutex_);
