@@ -1,9 +1,7 @@
 // A data file as a stream of JSON texts: the lines of JSON lines, or the elements of one JSON
 // array.
 //
-// Bounded: at most one row and one chunk are in memory, and a row is refused as soon as it is
-// longer than spec::kMaxRowBytes. Only brackets and strings are looked at here; whether a row is JSON is
-// for the caller.
+// Bounded: at most one row and one chunk are in memory (engine/spec/row_splitter.h).
 #pragma once
 
 #include <cstdint>

@@ -122,16 +122,18 @@ MaybeProblem CheckRow(std::string_view text, std::string& format) {
 }  // namespace
 
 DatasetChecker::DatasetChecker()
-    : splitter_([this](int64_t row, std::string_view text) { return Row(row, text); }) {}
+    : splitter_("rows", [this](int64_t row, std::string_view text) {
+        Row(row, text);
+        return absl::OkStatus();
+      }) {}
 
-bool DatasetChecker::Row(int64_t row, std::string_view text) {
+void DatasetChecker::Row(int64_t row, std::string_view text) {
   if (auto problem = CheckRow(text, facts_.format)) {
     ++bad_rows_;
     if (violations_.size() < kMaxViolations) {
       violations_.push_back({absl::StrCat("rows[", row, "]", problem->path), problem->what});
     }
   }
-  return true;
 }
 
 absl::Status DatasetChecker::Feed(std::string_view data) { return splitter_.Feed(data); }
@@ -161,20 +163,19 @@ absl::StatusOr<DatasetFacts> CheckDataset(const ReadBytes& read) {
 
 absl::StatusOr<std::vector<std::string>> FirstRows(const ReadBytes& read, int64_t count) {
   std::vector<std::string> rows;
-  RowSplitter splitter([&](int64_t, std::string_view text) {
+  const auto has_all = [&] { return static_cast<int64_t>(rows.size()) >= count; };
+  spec::RowSplitter splitter("rows", [&](int64_t, std::string_view text) {
     rows.emplace_back(text);
-    return static_cast<int64_t>(rows.size()) < count;
+    return has_all() ? absl::CancelledError() : absl::OkStatus();
   });
-  for (int64_t offset = 0; !splitter.stopped();) {
+  for (int64_t offset = 0;;) {
     ASSIGN_OR_RETURN(const std::string data, read(offset, kReadBytes));
-    if (data.empty()) {
-      RETURN_IF_ERROR(splitter.Finish());
-      break;
-    }
-    RETURN_IF_ERROR(splitter.Feed(data));
+    const absl::Status fed = data.empty() ? splitter.Finish() : splitter.Feed(data);
+    if (has_all()) return rows;
+    RETURN_IF_ERROR(fed);
+    if (data.empty()) return rows;
     offset += static_cast<int64_t>(data.size());
   }
-  return rows;
 }
 
 }  // namespace nibble::server

@@ -1,7 +1,7 @@
 // What the server checks of a data set by itself: that every row is JSON of one known shape.
 //
 // No tokenizer: tokens, masks and truncation are counted by a CHECK attempt on a worker. Streaming and
-// bounded (see row_splitter.h; nesting at most 32). Bad rows are reported by path, counted from 0, the
+// bounded (see engine/spec/row_splitter.h; nesting at most 32). Bad rows are reported by path, counted from 0, the
 // first 100 of them and the total. Messages never quote the data. Used by one thread.
 #pragma once
 
@@ -14,7 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/error.h"
-#include "server/row_splitter.h"
+#include "engine/spec/row_splitter.h"
 
 namespace nibble::server {
 
@@ -32,9 +32,9 @@ class DatasetChecker {
   int64_t bad_rows() const { return bad_rows_; }
 
  private:
-  bool Row(int64_t row, std::string_view text);
+  void Row(int64_t row, std::string_view text);
 
-  RowSplitter splitter_;
+  spec::RowSplitter splitter_;
   DatasetFacts facts_;
   std::vector<FieldViolation> violations_;
   int64_t bad_rows_ = 0;

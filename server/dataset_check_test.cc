@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -127,6 +128,27 @@ TEST(CheckDataset, RefusesAnEndlessLineWithoutReadingIt) {
     EXPECT_EQ(StatusReason(facts.status()), Reason::kRequestTooLarge);
     EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0]");
     EXPECT_LE(asked, spec::kMaxRowBytes + (2 << 20));
+  }
+}
+
+TEST(CheckDataset, PiecesOfAnySizeAreTheSameRows) {
+  const std::string mark = "\xEF\xBB\xBF";
+  const std::string blanks(spec::kMaxRowBytes, ' ');
+  const std::pair<std::string, int64_t> files[] = {
+      {mark + "{\"text\":\"a\"}\r\n\r\n {\"text\":\"b\"}", 2},
+      {mark + " [{\"text\":\"],\\\"\"} , {\"text\":\"b\"}]\n", 2},
+      {"[" + blanks + "{\"text\":\"a\"}]", 1},
+      {blanks + "\n{\"text\":\"a\"}\n", 1}};
+  for (const auto& [file, rows] : files) {
+    for (const int64_t piece : {int64_t{1}, int64_t{2}, int64_t{5}, int64_t{1} << 20}) {
+      if (file.size() > 1000 && piece < 1000) continue;
+      const auto facts = CheckDataset(From(file, piece));
+      ASSERT_TRUE(facts.ok()) << piece << ": " << facts.status();
+      EXPECT_EQ(facts->rows, rows);
+    }
+  }
+  for (const std::string& file : {mark.substr(0, 2), mark.substr(0, 1) + " {}", mark + mark + "{}"}) {
+    EXPECT_EQ(StatusReason(CheckDataset(From(file, 1)).status()), Reason::kDatasetSchemaMismatch);
   }
 }
 
