@@ -36,22 +36,6 @@ constexpr int kLayoutVersion = 2;
 constexpr std::string_view kTensorLayout = "flat 1";
 constexpr int64_t kChunkElements = 4 << 20;  // a multiple of every block
 
-kernels::QuantType TypeOf(spec::QuantKind quant) {
-  switch (quant) {
-    case spec::QuantKind::kNF4:
-      return kernels::QuantType::kNF4;
-    case spec::QuantKind::kFP4:
-      return kernels::QuantType::kFP4;
-    case spec::QuantKind::kINT4:
-      return kernels::QuantType::kINT4;
-    case spec::QuantKind::kINT8:
-      return kernels::QuantType::kINT8;
-    case spec::QuantKind::kBF16:
-      break;
-  }
-  return kernels::QuantType::kBF16;
-}
-
 // The digest of a file's bytes, remembered under its name, size, inode and times.
 absl::StatusOr<std::string> FileDigest(const std::string& path, const std::string& cache_dir) {
   ASSIGN_OR_RETURN(const std::string real, RealPath(path));
@@ -170,7 +154,7 @@ class Maker {
   absl::Status MakeEntry(const BaseEntry& entry) {
     switch (entry.part) {
       case BasePart::kCodeBook:
-        return file_.Write(entry.offset, kernels::CodeBook(TypeOf(request_.quant)),
+        return file_.Write(entry.offset, kernels::CodeBook(KernelType(request_.quant)),
                            entry.size_bytes);
       case BasePart::kNestedMap:
         return file_.Write(entry.offset, kernels::SignedDynamicMap(), entry.size_bytes);
@@ -195,7 +179,7 @@ class Maker {
       if (entry.part == BasePart::kCodes) most = std::max(most, TensorOf(entry).elements);
     }
     if (most == 0) return nullptr;
-    return DeviceEncoder::Make(request_.backend, TypeOf(request_.quant), spec::kQuantBlock,
+    return DeviceEncoder::Make(request_.backend, KernelType(request_.quant), spec::kQuantBlock,
                                std::min(most, kChunkElements),
                                kernels::AbsmaxCount(most, spec::kQuantBlock));
   }
@@ -224,7 +208,7 @@ class Maker {
   absl::Status Quantize(const BaseEntry& entry) {
     const BaseTensor& tensor = TensorOf(entry);
     ASSIGN_OR_RETURN(const TensorReader reader, tensors_.Open(tensor));
-    const kernels::QuantType type = TypeOf(request_.quant);
+    const kernels::QuantType type = KernelType(request_.quant);
     const int64_t count = tensor.elements;
     if (reader.quantized() != nullptr && HasOurForm(*reader.quantized(), type)) {
       return CopyQuantized(entry, *reader.quantized());
@@ -313,6 +297,22 @@ class Maker {
 };
 
 }  // namespace
+
+kernels::QuantType KernelType(spec::QuantKind quant) {
+  switch (quant) {
+    case spec::QuantKind::kNF4:
+      return kernels::QuantType::kNF4;
+    case spec::QuantKind::kFP4:
+      return kernels::QuantType::kFP4;
+    case spec::QuantKind::kINT4:
+      return kernels::QuantType::kINT4;
+    case spec::QuantKind::kINT8:
+      return kernels::QuantType::kINT8;
+    case spec::QuantKind::kBF16:
+      break;
+  }
+  return kernels::QuantType::kBF16;
+}
 
 absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::string& cache_dir,
                                        const Checkpoint& checkpoint, spec::QuantKind quant,

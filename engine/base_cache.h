@@ -18,6 +18,9 @@
 
 namespace nibble::engine {
 
+// What the kernels call a kind of quantization.
+kernels::QuantType KernelType(spec::QuantKind quant);
+
 // SHA-256 over config.json, the weight files and the quantization. Hashing gigabytes takes a while,
 // so digests of files are remembered in cache_dir by name, size and time of change.
 absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::string& cache_dir,

@@ -29,22 +29,6 @@ using spec::Module;
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
-QuantType TypeOf(spec::QuantKind quant) {
-  switch (quant) {
-    case spec::QuantKind::kNF4:
-      return QuantType::kNF4;
-    case spec::QuantKind::kFP4:
-      return QuantType::kFP4;
-    case spec::QuantKind::kINT4:
-      return QuantType::kINT4;
-    case spec::QuantKind::kINT8:
-      return QuantType::kINT8;
-    case spec::QuantKind::kBF16:
-      break;
-  }
-  return QuantType::kBF16;
-}
-
 struct Layer {
   WeightView linear[spec::kModuleCount];
   ParamView bias[spec::kModuleCount];
@@ -227,7 +211,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
                                             options.quant, nested));
   if (options.exact) {
     impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32
-                                                          : TypeOf(options.quant));
+                                                          : KernelType(options.quant));
     RETURN_IF_ERROR(impl->LoadExact(tensors, layout, impl->layers[0].linear[0].type, nested));
     return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
   }
@@ -241,7 +225,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   request.progress = options.progress;
   ASSIGN_OR_RETURN(const BaseCacheFile file, EnsureBaseCache(request, tensors, layout));
   impl->cached = file.found;
-  impl->Prepare(TypeOf(options.quant));
+  impl->Prepare(KernelType(options.quant));
   RETURN_IF_ERROR(impl->Map(file.path, layout));
   return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
 }

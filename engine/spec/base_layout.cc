@@ -3,14 +3,10 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "engine/spec/round.h"
 
 namespace nibble::spec {
 namespace {
-
-constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t CodeBytes(QuantKind quant, int64_t count) {
   switch (quant) {

@@ -9,6 +9,7 @@
 #include "engine/spec/base_layout.h"
 #include "engine/spec/counting_executor.h"
 #include "engine/spec/offset_planner.h"
+#include "engine/spec/round.h"
 #include "engine/spec/step.h"
 #include "engine/spec/workspace.h"
 
@@ -18,10 +19,6 @@ namespace {
 // Of buffers: vector loads on the host, whole sectors of memory on a device.
 int64_t Alignment(const DeviceProfile& profile) { return IsCuda(profile) ? 256 : 64; }
 constexpr int64_t kPage = 4096;
-
-constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 Category CategoryOf(BasePart part) {
   switch (part) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/spec/round.h"
 #include "engine/spec/workspace.h"
 
 namespace nibble::spec {
@@ -9,10 +10,6 @@ namespace {
 
 // 16 MiB in each direction with fp32 moments: long enough for a bus, short beside any model.
 constexpr int64_t kChunkElements = int64_t{1} << 20;
-
-constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 }  // namespace
 

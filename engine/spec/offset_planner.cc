@@ -6,13 +6,10 @@
 #include <numeric>
 
 #include "base/status.h"
+#include "engine/spec/round.h"
 
 namespace nibble::spec {
 namespace {
-
-constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 struct Placed {
   int64_t begin;

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 
+#include "engine/spec/round.h"
+
 namespace nibble::spec {
 namespace {
 
 constexpr int64_t kThreadBytes = int64_t{1} << 20;
-
-constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 int64_t AttentionForward(const OpShape& s, int64_t threads) {
   return threads * (4608 * RoundUp(s.head_dim, 32) + 57344);
