@@ -55,6 +55,9 @@ void JobWatch::Start() {
 // On the loop's thread: what is published later is in the subscription.
 void JobWatch::Begin(const Outcome& outcome) {
   std::lock_guard lock(mutex_);
+  // Cancelled before its turn came. A subscription made now would outlive OnDone and could end with the last
+  // reference inside its own wake call, under the hub's locks.
+  if (final_) return;
   const auto job = FindJob(outcome.state, job_id_, scope_);
   if (!job.ok()) {
     End(job.status());
