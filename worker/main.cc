@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -256,6 +257,8 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
   std::string dir = flags.Get("data-dir", nullptr, flags.Get("work-dir", nullptr, "nibble-worker"));
   RETURN_IF_ERROR(MakeDirs(JoinPath(dir, "log")));
   ASSIGN_OR_RETURN(dir, RealPath(dir));
+  // Other people's data sets and adapters are kept here: as in the server's, nobody else looks.
+  if (chmod(dir.c_str(), 0700) != 0) return ErrnoStatus(errno, "chmod " + dir);
   RETURN_IF_ERROR(LockDirectory(JoinPath(dir, "lock-worker")));
   WorkerIdentity identity;
   ASSIGN_OR_RETURN(identity.worker_id, WorkerId(flags, dir));
