@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/digest.h"
@@ -89,11 +90,13 @@ absl::StatusOr<ExportedFile> WriteWeights(const std::string& directory, const ch
   const std::string temporary = JoinPath(directory, absl::StrCat(name, ".tmp"));
   HashedFile file(temporary);
   RETURN_IF_ERROR(file.Open());
+  absl::Cleanup nothing_half = [&] { RemoveFile(temporary).IgnoreError(); };
   RETURN_IF_ERROR(StreamSafetensors(
       tensors, {{"format", "pt"}},
       [&](const void* data, int64_t size) { return file.Write(data, size); }));
   RETURN_IF_ERROR(file.Finish());
   RETURN_IF_ERROR(Rename(temporary, JoinPath(directory, name)));
+  std::move(nothing_half).Cancel();
   return ExportedFile{name, file.bytes(), file.digest()};
 }
 
