@@ -1,8 +1,8 @@
 // What the server checks of a data set by itself: that every row is JSON of one known shape.
 //
 // No tokenizer: tokens, masks and truncation are counted by a CHECK attempt on a worker. Streaming and
-// bounded (see engine/spec/row_splitter.h; nesting at most 32). Bad rows are reported by path, counted from 0, the
-// first 100 of them and the total. Messages never quote the data. Used by one thread.
+// bounded (see engine/spec/row_splitter.h; nesting at most 32). Bad rows are reported by path, counted from
+// 0, the first 100 of them and the total. Messages never quote the data. Used by one thread.
 #pragma once
 
 #include <cstdint>
