@@ -313,7 +313,8 @@ void Backward(const Layers<Act>& layers, void* dx, bool accumulate, void* const*
 template <typename Act>
 void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args) {
   KERNEL_CHECK(args.m >= 0 && args.w.n > 0 && args.w.k > 0);
-  if (args.m == 0 || LinearForwardSmall<Act>(ctx, y, x, args)) return;
+  if (args.m == 0) return;
+  if (LinearForwardSmall<Act>(ctx, y, x, args)) return LeavePanel(ctx);
   Forward<Act>(Divide<Act>(ctx, &args, 1, 0), &y, x);
 }
 

@@ -57,6 +57,13 @@ int64_t PanelStep(const Stack& stack, bool backward) {
                   : cuda_workspace::PanelRows(stack.n, stack.k);
 }
 
+void LeavePanel(Context* ctx) {
+  DecodeAhead* const ahead = ctx->ahead;
+  if (ahead == nullptr || ahead->pending.data == nullptr) return;
+  WaitForStream(ctx, ctx->stream, ahead->stream, ahead->ahead_event);
+  ahead->pending = {};
+}
+
 template <typename Act>
 const Act* TakePanel(Context* ctx, const Stack& stack, bool backward, int64_t first, int64_t count,
                      Act* panel) {
@@ -67,8 +74,7 @@ const Act* TakePanel(Context* ctx, const Stack& stack, bool backward, int64_t fi
   }
   const DecodeAhead::Panel wanted{stack.w[0].data, backward, first, count};
   const bool there = ahead->pending == wanted;
-  if (ahead->pending.data != nullptr) WaitForStream(ctx, ctx->stream, ahead->stream, ahead->ahead_event);
-  ahead->pending = {};
+  LeavePanel(ctx);
   void* const tile = ahead->tile[ahead->turn];
   ahead->turn ^= 1;
   if (!there) {

@@ -43,4 +43,8 @@ template <typename Act>
 const Act* TakePanel(Context* ctx, const Stack& stack, bool backward, int64_t first, int64_t count,
                      Act* panel);
 
+// In place of TakePanel where a layer needs no panel: what was begun for it is waited for and forgotten, so
+// that nothing is on its way to a tile behind the last layer.
+void LeavePanel(Context* ctx);
+
 }  // namespace nibble::kernels::NIBBLE_CUDA

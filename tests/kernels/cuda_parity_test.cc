@@ -145,6 +145,13 @@ TEST(EmulatedCudaPanels, AreTheRowsOfEachMatrix) {
     EXPECT_EQ(at, tiles[1].data());
     EXPECT_EQ(ToFloat(at[0]), 77);
     EXPECT_EQ(ahead.pending.data, nullptr);
+    ahead.next_count = 1;
+    cuda_emulated::TakePanel<BF16>(&ctx, stack, true, 0, kK, nullptr);
+    EXPECT_EQ(ahead.pending.data, views[2].data);
+    cuda_emulated::LeavePanel(&ctx);
+    EXPECT_EQ(ahead.pending.data, nullptr);
+    ahead.next_count = 0;
+    ahead.turn = 0;
     at = cuda_emulated::TakePanel<BF16>(&ctx, stack, true, 0, kK, nullptr);
     EXPECT_EQ(at, tiles[0].data());
     EXPECT_TRUE(SameBits(all.data(), at, stack.n * kK));
