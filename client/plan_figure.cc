@@ -132,9 +132,11 @@ PlanCurve CurveOf(const v1::MemoryLayout& layout) {
   const auto at = [&](Layer layer) -> int64_t& {
     return curve.constant_bytes[static_cast<size_t>(layer)];
   };
-  int64_t persistent = 0;
+  int64_t lasting = 0, lasting_end = layout.plan().persistent_bytes();
   for (const v1::PlannedBuffer& buffer : layout.buffers()) {
-    if (!buffer.persistent()) {
+    // A job of short micro-batches has its activations in its persistent region.
+    if (buffer.persistent() && buffer.last_use() > 0) lasting_end = std::min(lasting_end, buffer.offset());
+    if (!buffer.persistent() || buffer.last_use() > 0) {
       std::vector<int64_t>& change = buffer.category() == "workspace" ? workspace : activations;
       const auto first = static_cast<size_t>(std::max(0, buffer.first_use()));
       const auto last = static_cast<size_t>(std::max(0, buffer.last_use()));
@@ -143,7 +145,7 @@ PlanCurve CurveOf(const v1::MemoryLayout& layout) {
       change[last + 1] -= buffer.size_bytes();
       continue;
     }
-    persistent += buffer.size_bytes();
+    lasting += buffer.size_bytes();
     at(buffer.category() == "adapters"    ? Layer::kAdapters
        : buffer.category() == "gradients" ? Layer::kGradients
        : buffer.category() == "optimizer" ? Layer::kOptimizer
@@ -151,7 +153,7 @@ PlanCurve CurveOf(const v1::MemoryLayout& layout) {
   }
   const v1::MemoryPlan& plan = layout.plan();
   at(Layer::kBase) = plan.base_bytes();
-  at(Layer::kTables) += plan.persistent_bytes() - persistent;
+  at(Layer::kTables) += lasting_end - lasting;
   at(Layer::kProcess) =
       plan.total_bytes() - plan.base_bytes() - plan.persistent_bytes() - plan.step_bytes();
   curve.planned_bytes = plan.total_bytes();

@@ -21,6 +21,7 @@
 #include "engine/dataset.h"
 #include "engine/device.h"
 #include "engine/kernel_executor.h"
+#include "engine/lockstep.h"
 #include "engine/packing.h"
 #include "engine/spec/compile_plan.h"
 
@@ -74,19 +75,31 @@ class Job {
   JobWork NextWork() const;
   // Does it. The device's step region must be at least plan().step_bytes.
   absl::StatusOr<JobEvent> Advance();
+  // The device is this job's for what comes next. Advance begins with it.
+  absl::Status TakeDevice();
   // Asks for a checkpoint at the next boundary; one of the same step is reported again.
   void RequestCheckpoint() { checkpoint_requested_ = true; }
   // False before the first step, and right after a resume: there is nothing a checkpoint would add.
   bool WorthSaving() const { return step_ > 0 && (step_ != last_saved_step_ || last_saved_); }
 
-  // What Advance does for a step, in two halves: the first may allocate, the second (the turn
-  // proper) does not.
+  // What Advance does for a step: the first may allocate, the second (the turn proper) does not, the third
+  // notes the result and fails when too many steps in a row were not finite.
   absl::Status PrepareStep();
   StepDone ComputeStep();
+  absl::StatusOr<JobEvent> ConcludeStep(StepDone done);
+
+  // A step may be part of a fused turn (fused_turn.h) when it is due and the plan keeps what it needs apart.
+  bool CanFuse() const;
+  // ComputeStep with the micro-batches left to others: between the two. EndStep's step_time_us is the time of
+  // the phases, which is this job's share.
+  void BeginStep();
+  Lockstep::Member MicroBatches();
+  StepDone EndStep();
 
   const JobInput& input() const { return input_; }
   const spec::TrainSpec& spec() const { return spec_; }
   const spec::MemoryPlan& plan() const { return plan_.memory; }
+  const kernels::KernelTable& table() const { return *table_; }
   const DataReport& report() const { return data_.report; }
   const std::string& numerics_id() const { return numerics_id_; }
   int64_t total_steps() const { return schedule_->total_steps(); }
@@ -148,6 +161,9 @@ class Job {
   std::vector<MicroBatch> batches_;
   size_t batch_count_ = 0;
   double epoch_done_ = 0;
+  int64_t data_us_ = 0;   // it took
+  MetricRow row_;         // of the step under way
+  double row_scale_ = 0;  // of its gradients: one divisor for the whole step
 
   int64_t eval_interval_ = 0;  // 0 = no evaluation
   int64_t save_interval_ = 0;  // steps; 0 = none

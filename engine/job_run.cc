@@ -1,5 +1,6 @@
 // The work of an attached job: what is due, and doing it.
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -42,7 +43,7 @@ JobWork Job::NextWork() const {
   return step_ == total_steps() ? JobWork::kFinish : JobWork::kStep;
 }
 
-absl::StatusOr<JobEvent> Job::Advance() {
+absl::Status Job::TakeDevice() {
   RETURN_IF_ERROR(FaultStatus(device_.backend()));
   if (device_.step().mapped_bytes() < plan_.memory.step_bytes) {
     return Error(Reason::kOutOfMemory,
@@ -50,6 +51,11 @@ absl::StatusOr<JobEvent> Job::Advance() {
                               " bytes, the plan ", plan_.memory.step_bytes));
   }
   executor_->set_step_region(device_.step().data());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobEvent> Job::Advance() {
+  RETURN_IF_ERROR(TakeDevice());
   switch (NextWork()) {
     case JobWork::kNothing:
       return JobEvent{};
@@ -70,12 +76,13 @@ absl::StatusOr<JobEvent> Job::Advance() {
     case JobWork::kStep:
       break;
   }
-  const int64_t begin_us = clock_.NowMonotonicUs();
   RETURN_IF_ERROR(PrepareStep());
-  const int64_t data_us = clock_.NowMonotonicUs() - begin_us;
-  StepDone done = ComputeStep();
+  return ConcludeStep(ComputeStep());
+}
+
+absl::StatusOr<JobEvent> Job::ConcludeStep(StepDone done) {
   if (device_.backend().is_host())
-    done.row.phase_us[static_cast<size_t>(spec::StepPhase::kData)] += data_us;
+    done.row.phase_us[static_cast<size_t>(spec::StepPhase::kData)] += data_us_;
   RETURN_IF_ERROR(FaultStatus(device_.backend()));
   history_.push_back(done.row);
   if (skipped_in_a_row_ >= kSkipsBeforeFailure) {
@@ -111,6 +118,7 @@ absl::Status Job::Fill(std::span<const int32_t> row, const std::vector<int32_t>&
 }
 
 absl::Status Job::PrepareStep() {
+  const int64_t begin_us = clock_.NowMonotonicUs();
   const StepSchedule::Step step = schedule_->At(step_ + 1);
   batch_count_ = step.batches.size();
   if (batches_.size() < batch_count_) batches_.resize(batch_count_);
@@ -122,39 +130,59 @@ absl::Status Job::PrepareStep() {
   }
   epoch_done_ = step.epoch_done;
   for (size_t i = 0; i < batch_count_; ++i) executor_->Record(batches_[i]);
+  data_us_ = clock_.NowMonotonicUs() - begin_us;
   return absl::OkStatus();
 }
 
 StepDone Job::ComputeStep() {
   const int64_t begin_us = clock_.NowMonotonicUs();
-  const int64_t step = step_ + 1;
-  MetricRow row;
-  row.step = step;
-  row.epoch = epoch_done_;
+  BeginStep();
   for (size_t i = 0; i < batch_count_; ++i) {
-    row.tokens += batches_[i].tokens();
-    row.target_tokens += batches_[i].target_tokens;
+    executor_->Queue(batches_[i], row_scale_, row_.step, static_cast<int64_t>(i));
   }
-  // One divisor for the whole step, known before its first forward.
-  const double scale = row.target_tokens > 0 ? 1.0 / static_cast<double>(row.target_tokens) : 0;
+  StepDone done = EndStep();
+  done.row.step_time_us = clock_.NowMonotonicUs() - begin_us;
+  return done;
+}
+
+void Job::BeginStep() {
+  row_ = {};
+  row_.step = step_ + 1;
+  row_.epoch = epoch_done_;
+  for (size_t i = 0; i < batch_count_; ++i) {
+    row_.tokens += batches_[i].tokens();
+    row_.target_tokens += batches_[i].target_tokens;
+  }
+  // Known before its first forward.
+  row_scale_ = row_.target_tokens > 0 ? 1.0 / static_cast<double>(row_.target_tokens) : 0;
   executor_->TakePhaseTimes();
   executor_->ZeroGradients();
-  for (size_t i = 0; i < batch_count_; ++i) {
-    executor_->Queue(batches_[i], scale, step, static_cast<int64_t>(i));
-  }
-  row.learning_rate = spec::LearningRateAt(spec_, step, total_steps());
+}
+
+StepDone Job::EndStep() {
+  row_.learning_rate = spec::LearningRateAt(spec_, row_.step, total_steps());
   const KernelExecutor::Update update = executor_->Optimize(
-      row.learning_rate, updates_ + 1, static_cast<int64_t>(batch_count_));
-  row.phase_us = executor_->TakePhaseTimes();
-  row.loss = update.loss_sum * scale;
-  row.grad_norm = update.grad_norm;
+      row_.learning_rate, updates_ + 1, static_cast<int64_t>(batch_count_));
+  row_.phase_us = executor_->TakePhaseTimes();
+  row_.step_time_us = std::accumulate(row_.phase_us.begin(), row_.phase_us.end(), int64_t{0});
+  row_.loss = update.loss_sum * row_scale_;
+  row_.grad_norm = update.grad_norm;
   updates_ += update.applied;
   // Finding the loss scale of fp16 costs steps without anything being wrong.
   if (!update.overflow) skipped_in_a_row_ = update.applied ? 0 : skipped_in_a_row_ + 1;
-  step_ = step;
-  last_loss_ = row.loss;
-  row.step_time_us = clock_.NowMonotonicUs() - begin_us;
-  return {row, update.applied};
+  step_ = row_.step;
+  last_loss_ = row_.loss;
+  return {row_, update.applied};
+}
+
+bool Job::CanFuse() const {
+  return plan_.persistent.activations >= 0 && table_->linear_forward_parts != nullptr &&
+         NextWork() == JobWork::kStep;
+}
+
+Lockstep::Member Job::MicroBatches() {
+  executor_->PrepareInPieces();
+  return {executor_.get(), {batches_.data(), batch_count_}, row_scale_, row_.step};
 }
 
 absl::StatusOr<std::optional<EvalDone>> Job::EvaluateSome() {

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/fused_turn.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/testing/tiny_directory.h"
@@ -294,7 +295,7 @@ void WriteOverflowingAdapter(const std::string& directory, int32_t r) {
                            SerializeSafetensors(tensors, {{"format", "pt"}})));
   CHECK_OK(WriteFileAtomic(
       JoinPath(directory, "adapter_config.json"),
-      R"({"peft_type":"LORA","task_type":"CAUSAL_LM","r":4,"lora_alpha":32,"target_modules":
+      R"({"peft_type":"LORA","task_type":"CAUSAL_LM","r":)" + std::to_string(r) + R"(,"lora_alpha":32,"target_modules":
                                ["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]})"));
 }
 
@@ -314,6 +315,57 @@ TEST_P(JobTest, ThreeBadStepsInARowEndTheJob) {
   EXPECT_EQ(StatusReason(job->Advance().status()), Reason::kLossNotFinite);
   EXPECT_EQ(job->history().size(), 3u);
   EXPECT_FALSE(FileExists(JoinPath(input.dir, "adapter/adapter_model.safetensors")));
+}
+
+// Three jobs, of which one's loss is no number: it fails as it would alone, and the others do not notice.
+TEST_P(JobTest, AFusedTurnIsEachJobsOwn) {
+  if (std::string(GetParam()) == "cuda-emulated") GTEST_SKIP() << "a device takes turns";
+  const auto input = [&](const std::string& name) {
+    JobInput of = Input(name);
+    of.eval_dataset = "";
+    of.spec.val_set_size = 0;
+    of.spec.lora_r = 64;
+    of.spec.recompute = spec::Recompute::kFull;
+    of.spec.sequence_len = 32;
+    of.spec.micro_batch_size = 1;
+    of.spec.max_steps = 5;
+    return of;
+  };
+  JobInput inputs[] = {input("a"), input("wild"), input("b")};
+  WriteOverflowingAdapter(dir_.Join("overflow"), 64);
+  inputs[1].init_adapter = dir_.Join("overflow");
+  inputs[2].spec.target_modules = {spec::Module::kQ, spec::Module::kUp};
+  inputs[2].spec.gradient_accumulation_steps = 1;
+  const Result alone[] = {RunAlone(inputs[0]), RunAlone(inputs[2])};
+  for (const int threads : {1, 2}) {
+    const auto device = OpenDevice(threads);
+    std::vector<std::unique_ptr<Job>> jobs;
+    std::vector<Job*> all;
+    for (JobInput& of : inputs) {
+      of.dir = dir_.Join(of.attempt.substr(0, of.attempt.find('/')) + std::to_string(threads));
+      jobs.push_back(Open(*device, of));
+      all.push_back(jobs.back().get());
+    }
+    // As many as the step region has room for.
+    EXPECT_EQ(FusedJobs(*device, all), (std::vector<Job*>{all[0]}));
+    CHECK_OK(device->ResizeStep(16 << 20));
+    EXPECT_EQ(FusedJobs(*device, all), all);
+    for (int step = 1; step <= 5; ++step) {
+      const std::vector<FusedStep> steps = AdvanceTogether(*device, all);
+      for (size_t i = 0; i < all.size(); ++i) {
+        if (step == 3 && i == 1) {
+          EXPECT_EQ(StatusReason(steps[i].event.status()), Reason::kLossNotFinite);
+          continue;
+        }
+        ASSERT_TRUE(steps[i].event.ok()) << steps[i].event.status();
+        EXPECT_EQ(std::get<StepDone>(*steps[i].event).applied, all.size() == 2 || i != 1);
+      }
+      if (step == 3) all.erase(all.begin() + 1);
+    }
+    for (Job* job : all) RunToEnd(*job);
+    EXPECT_EQ(ResultOf(*jobs[0]), alone[0]);
+    EXPECT_EQ(ResultOf(*jobs[2]), alone[1]);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, JobTest, ::testing::Values("ref", "cpu", "cuda-emulated"),

@@ -50,8 +50,7 @@ KernelExecutor::~KernelExecutor() {
   if (pinned_ != nullptr) backend_.ReleasePinned(pinned_);
 }
 
-void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64_t step,
-                           int64_t micro_batch) {
+void KernelExecutor::Begin(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch) {
   CHECK(micro_batch < loss_slots());
   BeginPhase(StepPhase::kData);
   Stage(batch);
@@ -61,6 +60,12 @@ void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64
   // 14 bits are left for layer and module, 17 for the micro-batch: see the bounds of the two.
   dropout_stream_ =
       (static_cast<uint64_t>(step) << 31) | (static_cast<uint64_t>(micro_batch) << 14);
+  op_ = 0;
+}
+
+void KernelExecutor::Queue(const MicroBatch& batch, double gradient_scale, int64_t step,
+                           int64_t micro_batch) {
+  Begin(batch, gradient_scale, step, micro_batch);
   if (!plan_.pads) return RunMicroBatch();
   // From memory of this function: it has been read when the call returns.
   const uint64_t stream = dropout_stream_;
@@ -116,6 +121,8 @@ void KernelExecutor::set_step_region(std::byte* step) {
     DropRecordings();
   }
   step_ = step;
+  const int64_t own = plan_.persistent.activations;
+  tensors_ = own < 0 ? step : persistent_ + own;
 }
 
 KernelExecutor::Shape KernelExecutor::ShapeOf(const MicroBatch& batch) const {
@@ -249,9 +256,13 @@ void KernelExecutor::BeginPhase(spec::StepPhase phase) {
   phase_since_ = now;
 }
 
-spec::StepPhaseTimes KernelExecutor::TakePhaseTimes() {
+void KernelExecutor::Rest() {
   BeginPhase(StepPhase::kData);
   phase_ = kNoPhase;
+}
+
+spec::StepPhaseTimes KernelExecutor::TakePhaseTimes() {
+  Rest();
   spec::StepPhaseTimes times{};
   for (size_t i = 0; i < times.size(); ++i) times[i] = phase_ns_[i] / 1000;
   phase_ns_ = {};

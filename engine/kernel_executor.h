@@ -24,6 +24,7 @@
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/step.h"
 #include "engine/spec/step_phases.h"
+#include "engine/spec/step_program.h"
 #include "kernels/backend.h"
 #include "kernels/kernel_table.h"
 
@@ -92,6 +93,20 @@ class KernelExecutor {
   // Time of the operations since the last call, by phase; zeros on a device.
   spec::StepPhaseTimes TakePhaseTimes();
 
+  // ---- Queue in pieces, for Lockstep (lockstep.h). The plan must own its activations. ----
+  // Before the first: notes the step as a list of operations; may allocate.
+  void PrepareInPieces();
+  // What Queue does before its first operation.
+  void Begin(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
+  // Goes as far as the next product with a frozen weight and returns its place (step_program.h); -1 = the
+  // micro-batch is done.
+  int32_t RunToProduct();
+  bool product_is_backward() const { return program_[op_].kind == spec::StepOpKind::kLinearBackward; }
+  // Hands that product over instead of doing it. `lora` is where the part's adapter goes.
+  kernels::LinearPart TakeProduct(kernels::LoraArgs& lora);
+  // It was done and took this long of the time of all.
+  void CountProduct(int64_t time_ns);
+
   // ---- The Executor of step.h. ----
   Tensor None() const { return nullptr; }
   bool IsNone(Tensor t) const { return t == nullptr; }
@@ -141,9 +156,10 @@ class KernelExecutor {
     int64_t dim;
   };
 
-  Tensor At(const spec::TensorKey& key) const {
-    const int64_t offset = plan_.tensor_offset[static_cast<size_t>(key.Index(model_.layers))];
-    return offset < 0 ? nullptr : step_ + offset;
+  Tensor At(const spec::TensorKey& key) const { return At(key.Index(model_.layers)); }
+  Tensor At(int64_t index) const {
+    const int64_t offset = plan_.tensor_offset[static_cast<size_t>(index)];
+    return offset < 0 ? nullptr : tensors_ + offset;
   }
   // What an op of a micro-batch depends on besides memory.
   struct Shape {
@@ -174,6 +190,8 @@ class KernelExecutor {
   kernels::Context* NextOp(spec::StepPhase phase);
   // What follows counts for `phase`.
   void BeginPhase(spec::StepPhase phase);
+  // What follows is not this executor's.
+  void Rest();
   NormArgs NormOf(spec::Norm norm, int32_t layer) const;
   kernels::AttentionArgs AttentionOf() const;
   std::byte* InputSlot(int32_t layer) const {
@@ -208,6 +226,8 @@ class KernelExecutor {
   const spec::CompiledPlan& plan_;
   std::byte* const persistent_;
   std::byte* step_ = nullptr;
+  std::byte* tensors_ = nullptr;  // step_, or a place in persistent_
+  spec::StepProgram program_;     // of PrepareInPieces
   std::vector<const spec::AdapterMatrix*> adapter_of_;  // by layer * 7 + module; null = none
 
   std::byte* pinned_ = nullptr;  // of plan_.pinned

@@ -24,7 +24,7 @@ constexpr char kUsage[] =
     "nibble-engine: trains LoRA adapters on a frozen, quantized base model\n"
     "\n"
     "  serve     --model-dir DIR --cache-dir DIR [--fd 3] [--quant nf4] [--double-quant true]\n"
-    "            [--device cpu] [--threads N] [--lock FILE]      jobs of a worker, see "
+    "            [--device cpu] [--threads N] [--lock FILE] [--fuse true]      jobs of a worker, see "
     "docs/engine-protocol.md\n"
     "  profile   [--device cpu] [--threads N]                    what this machine's device is, as "
     "JSON\n"
@@ -41,12 +41,13 @@ constexpr char kUsage[] =
 
 absl::Status ServeCommand(const Arguments& arguments) {
   std::vector<std::string> valued = DeviceFlagNames();
-  valued.insert(valued.end(), {"fd", "lock"});
+  valued.insert(valued.end(), {"fd", "lock", "fuse"});
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued));
   ServeOptions options;
   ASSIGN_OR_RETURN(const int64_t fd, flags.Integer("fd", 3));
   options.fd = static_cast<int>(fd);
   options.lock_path = flags.Text("lock");
+  ASSIGN_OR_RETURN(options.fuse, flags.Bool("fuse", true));
   ASSIGN_OR_RETURN(options.device, DeviceOptionsFrom(flags));
   return Serve(options);
 }

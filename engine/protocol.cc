@@ -145,7 +145,7 @@ std::string PlanLine(const std::string& attempt, const Job& job) {
 }
 
 std::string StepLine(const std::string& attempt, const MetricRow& row, int64_t time_us,
-                     int64_t used_bytes) {
+                     int64_t used_bytes, int64_t jobs) {
   return Line("step")
       .Text("attempt", attempt)
       .Integer("step", row.step)
@@ -159,6 +159,7 @@ std::string StepLine(const std::string& attempt, const MetricRow& row, int64_t t
       .Integer("time_us", time_us)
       .Number("epoch", row.epoch)
       .Integer("used_bytes", used_bytes)
+      .Integer("jobs", jobs)
       .Take();
 }
 

@@ -37,8 +37,9 @@ std::string HelloLine(const spec::DeviceProfile& profile, const std::string& num
 std::string BaseLine(const BaseModel& base, double seconds);
 std::string PhaseLine(const std::string& attempt, std::string_view phase);
 std::string PlanLine(const std::string& attempt, const Job& job);
+// `jobs` did a step in the same turn, this one included.
 std::string StepLine(const std::string& attempt, const MetricRow& row, int64_t time_us,
-                     int64_t used_bytes);
+                     int64_t used_bytes, int64_t jobs);
 std::string EvalLine(const std::string& attempt, const MetricRow& row, int64_t time_us);
 std::string CheckpointLine(const std::string& attempt, const CheckpointDone& done);
 std::string FinishedLine(const std::string& attempt, const FinishDone& done);

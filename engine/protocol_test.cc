@@ -72,10 +72,11 @@ TEST(ParseCommand, RefusesGarbage) {
 
 TEST(Lines, AreJsonAndRoundTrip) {
   MetricRow row{.step = 3, .loss = 0.1 + 0.2, .grad_norm = std::nan(""), .learning_rate = 1e-5};
-  const json step = json::parse(StepLine("a/1", row, 17, 99));
+  const json step = json::parse(StepLine("a/1", row, 17, 99, 3));
   EXPECT_EQ(step["type"], "step");
   EXPECT_EQ(step["loss"].get<double>(), 0.1 + 0.2);
   EXPECT_EQ(step["grad_norm"], "nan");
+  EXPECT_EQ(step["jobs"], 3);
   EXPECT_EQ(step["used_bytes"], 99);
   const json failed = json::parse(
       FailedLine("a/1", Error(Reason::kStorageFull, "disk \"full\"\n" + std::string(100000, 'x'))));

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/mailbox.h"
 #include "base/status.h"
+#include "engine/fused_turn.h"
 #include "engine/output_ring.h"
 #include "engine/protocol.h"
 #include "engine/turns.h"
@@ -248,9 +249,32 @@ class Server {
   }
 
   void TakeTurn() {
-    const std::string attempt = turns_.Next();
-    if (attempt.empty()) return;
-    AdvanceJob(attempt, jobs_.at(attempt));
+    const std::vector<std::string> attempts = turns_.NextTogether();
+    if (attempts.empty()) return;
+    std::map<const Job*, std::string> attempt_of;
+    std::vector<Job*> jobs;
+    for (const std::string& attempt : attempts) {
+      jobs.push_back(jobs_.at(attempt).job.get());
+      attempt_of[jobs.back()] = attempt;
+    }
+    if (!options_.fuse) jobs.resize(1);
+    jobs = FusedJobs(*device_, jobs);
+    if (jobs.size() == 1) return AdvanceJob(attempts.front(), jobs_.at(attempts.front()));
+    for (const Job* job : jobs) ReportPhase(attempt_of[job], jobs_.at(attempt_of[job]));
+    CountFused(jobs.size());
+    const std::vector<FusedStep> steps = AdvanceTogether(*device_, jobs);
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      const std::string& attempt = attempt_of[jobs[i]];
+      turns_.Charge(attempt, steps[i].time_us);
+      Report(attempt, *jobs[i], steps[i].event);
+    }
+  }
+
+  // Says once that turns are fused; how often is in the metrics of steps.
+  void CountFused(size_t jobs) {
+    jobs_in_turn_ = static_cast<int64_t>(jobs);
+    if (!fused_) LogInfo("turns.fused", {{"jobs", jobs_in_turn_}});
+    fused_ = true;
   }
 
   void ReportPhase(const std::string& attempt, Attached& attached) {
@@ -268,13 +292,19 @@ class Server {
     const int64_t begin_us = clock_.NowMonotonicUs();
     absl::StatusOr<JobEvent> event = job.Advance();
     turns_.Charge(attempt, clock_.NowMonotonicUs() - begin_us);
+    jobs_in_turn_ = 1;
+    Report(attempt, job, event);
+  }
+
+  void Report(const std::string& attempt, const Job& job, const absl::StatusOr<JobEvent>& event) {
     if (!event.ok()) return Fail(attempt, event.status());
     const int64_t now_us = clock_.NowUnixUs();
     if (const auto* step = std::get_if<StepDone>(&*event)) {
       const int64_t every = job.spec().logging_steps;
       if (step->row.step % every == 0 || step->row.step == 1 ||
           step->row.step == job.total_steps()) {
-        out_.Push(StepLine(attempt, step->row, now_us, UsedBytes(attempt)), /*may_be_lost=*/true);
+        out_.Push(StepLine(attempt, step->row, now_us, UsedBytes(attempt), jobs_in_turn_),
+                  /*may_be_lost=*/true);
       }
     } else if (const auto* eval = std::get_if<EvalDone>(&*event)) {
       out_.Push(EvalLine(attempt, eval->row, now_us));
@@ -312,6 +342,8 @@ class Server {
   std::unique_ptr<Device> device_;
   std::map<std::string, Attached> jobs_;
   TurnQueue turns_;
+  int64_t jobs_in_turn_ = 1;
+  bool fused_ = false;  // a turn was
   bool stopping_ = false;
 };
 

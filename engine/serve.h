@@ -16,6 +16,7 @@ struct ServeOptions {
   int fd = 3;                 // socket to the worker
   std::string lock_path;      // held while we run, one engine per device; empty = none
   int lock_wait_ms = 10'000;  // for the engine before us, which may be on its way out
+  bool fuse = true;           // jobs of short micro-batches may share turns; false: to compare
   DeviceOptions device;
 };
 

@@ -38,7 +38,7 @@ class ServeTest : public ::testing::Test {
     options_.fd = fds_[1];
     // A lock is held until the process ends, so each engine in this one has its own.
     options_.lock_path = dir_.Join("lock" + std::to_string(started_++));
-    options_.device.threads = 1;
+    options_.device.threads = threads_;
     options_.device.base.model_dir = dir_.Join("model");
     options_.device.base.cache_dir = dir_.path();
     engine_ = std::thread([this] { status_ = Serve(options_); });
@@ -133,6 +133,7 @@ class ServeTest : public ::testing::Test {
   ServeOptions options_;
   int fds_[2] = {-1, -1};
   int started_ = 0;
+  int threads_ = 1;
   std::thread engine_;
   absl::Status status_;
   std::string pending_;
@@ -250,10 +251,11 @@ std::vector<MixedJob> MixedJobs(spec::QuantKind quant) {
   };
 }
 
-class MixedJobsTest : public ServeTest, public ::testing::WithParamInterface<spec::QuantKind> {
+class MixedJobsTest : public ServeTest, public ::testing::WithParamInterface<std::pair<spec::QuantKind, int>> {
  protected:
   void SetUp() override {
-    options_.device.base.quant = GetParam();
+    options_.device.base.quant = GetParam().first;
+    threads_ = GetParam().second;
     ServeTest::SetUp();
   }
   void Restart() {
@@ -266,6 +268,12 @@ class MixedJobsTest : public ServeTest, public ::testing::WithParamInterface<spe
     json line = AttachSpec(attempt, job.spec);
     line["priority"] = job.priority;
     return line;
+  }
+  // Steps that were done in a turn of several.
+  int Fused() const {
+    int count = 0;
+    for (const json& line : seen_) count += line["type"] == "step" && line["jobs"] > 1;
+    return count;
   }
   // Everything of a step or an evaluation but its times, over all attempts of a job.
   std::map<std::string, std::string> Series(const std::string& job) const {
@@ -284,7 +292,7 @@ class MixedJobsTest : public ServeTest, public ::testing::WithParamInterface<spe
 };
 
 TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
-  const std::vector<MixedJob> jobs = MixedJobs(GetParam());
+  const std::vector<MixedJob> jobs = MixedJobs(GetParam().first);
   std::map<std::string, std::map<std::string, std::string>> solo;
   for (const MixedJob& job : jobs) {
     Restart();  // an engine of its own
@@ -330,10 +338,95 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
   }
 }
 
+// Short micro-batches beside one long one, whose step region is where products of several fit. What they
+// target, recompute and accumulate differs, so that not every product is every job's.
+std::vector<MixedJob> ShortJobs(spec::QuantKind quant) {
+  using spec::Module, spec::OptimizerKind, spec::Recompute;
+  const auto job = [&](const char* name, int64_t priority, auto change) {
+    MixedJob mixed{name, {}, priority};
+    mixed.spec.quant = quant;
+    mixed.spec.lora_r = 32;
+    mixed.spec.sequence_len = 48;
+    mixed.spec.micro_batch_size = 1;
+    mixed.spec.gradient_accumulation_steps = 1;
+    mixed.spec.max_steps = 12;
+    mixed.spec.eval_steps = 5;
+    mixed.spec.learning_rate = 5e-3;
+    mixed.spec.save_interval_seconds = 0;
+    mixed.spec.recompute = Recompute::kFull;
+    change(mixed.spec);
+    return mixed;
+  };
+  return {
+      job("long", 0, [](auto& s) { s.sequence_len = 128, s.micro_batch_size = 4, s.recompute = Recompute::kNone; }),
+      job("plain", 0, [](auto&) {}),
+      job("attention-only", 0, [](auto& s) {
+        s.lora_r = 64, s.target_modules = {Module::kQ, Module::kV}, s.lora_dropout = 0.2, s.seed = 3;
+      }),
+      job("eight-bit", 10, [](auto& s) { s.optimizer = OptimizerKind::kAdamW8bit, s.lora_r = 100; }),
+      job("accumulates", 0, [](auto& s) {
+        s.sequence_len = 24, s.gradient_accumulation_steps = 3, s.learning_rate = 1e-3;
+      }),
+      job("keeps-all", 0, [](auto& s) { s.lora_r = 160, s.recompute = Recompute::kNone; }),
+      job("keeps-outputs", -10, [](auto& s) {
+        s.lora_r = 100, s.recompute = Recompute::kKeepGemmOutputs, s.lora_dropout = 0;
+        s.target_modules = {Module::kGate, Module::kDown};
+      }),
+      job("unpacked", 0, [](auto& s) { s.sample_packing = false, s.micro_batch_size = 2, s.use_rslora = true; }),
+  };
+}
+
+TEST_P(MixedJobsTest, FusedTurnsChangeNoByte) {
+  const std::vector<MixedJob> jobs = ShortJobs(GetParam().first);
+  std::map<std::string, std::map<std::string, std::string>> solo;
+  for (const MixedJob& job : jobs) {
+    Send(AttachMixed(job, job.name + "/1"));
+    Until("finished", job.name + "/1");
+    solo[job.name] = Series(job.name);
+  }
+  EXPECT_EQ(Fused(), 0);
+  seen_.clear();
+  // One is cancelled, one is paused, one leaves and comes back: nobody else notices.
+  MixedJob cancelled{"cancelled", jobs[1].spec, 0};
+  cancelled.spec.max_steps = 500;
+  const auto attempt = [](const MixedJob& job) { return job.name + "/2"; };
+  for (const MixedJob& job : jobs) Send(AttachMixed(job, attempt(job)));
+  Send(AttachMixed(cancelled, attempt(cancelled)));
+  Until("step", attempt(cancelled));
+  Send({{"type", "pause"}, {"attempt", attempt(jobs[1])}});
+  Until("paused", attempt(jobs[1]));
+  Send({{"type", "detach"}, {"attempt", attempt(cancelled)}, {"checkpoint", false}});
+  Until("detached", attempt(cancelled));
+  Send({{"type", "detach"}, {"attempt", attempt(jobs[4])}, {"checkpoint", true}});
+  const json checkpoint = Until("checkpoint", attempt(jobs[4]));
+  json back = AttachMixed(jobs[4], jobs[4].name + "/3");
+  back["resume"] = checkpoint["dir"];
+  Send(back);
+  Send({{"type", "resume"}, {"attempt", attempt(jobs[1])}});
+  size_t finished = 0;
+  for (const json& line : seen_) finished += line["type"] == "finished";
+  while (finished < jobs.size()) {
+    const json line = Next();
+    ASSERT_FALSE(line.empty());
+    seen_.push_back(line);
+    ASSERT_NE(line["type"], "failed") << line.dump();
+    ASSERT_NE(line["type"], "dropped") << line.dump();
+    finished += line["type"] == "finished";
+  }
+  EXPECT_GT(Fused(), 40) << "they did step together";
+  for (const MixedJob& job : jobs) {
+    const bool returned = job.name == jobs[4].name;
+    EXPECT_TRUE(Weights(job.name + (returned ? "-3" : "-2")) == Weights(job.name + "-1")) << job.name;
+    EXPECT_EQ(Series(job.name), solo[job.name]) << job.name;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Bases, MixedJobsTest,
-                         ::testing::Values(spec::QuantKind::kNF4, spec::QuantKind::kBF16),
+                         ::testing::Values(std::pair(spec::QuantKind::kNF4, 1), std::pair(spec::QuantKind::kNF4, 2),
+                                           std::pair(spec::QuantKind::kBF16, 1)),
                          [](const auto& info) {
-                           return std::string(info.param == spec::QuantKind::kNF4 ? "nf4" : "bf16");
+                           return std::string(info.param.first == spec::QuantKind::kNF4 ? "nf4" : "bf16") +
+                                  std::to_string(info.param.second);
                          });
 
 TEST_F(ServeTest, RefusalsNameTheirReasonAndHarmNobody) {

@@ -1,11 +1,11 @@
 # The step, the jobs and nibble-engine.
 nibble_library(nibble_engine_step
-  SRCS kernel_executor.cc kernel_executor_linear.cc region.cc
+  SRCS kernel_executor.cc kernel_executor_linear.cc lockstep.cc region.cc
   DEPS nibble_base nibble_spec nibble_kernels)
 
 nibble_library(nibble_engine_train
-  SRCS base_view.cc checkpoint.cc commands.cc decoder.cc device.cc flags.cc generate.cc generate_command.cc
-       job.cc job_run.cc line.cc output_ring.cc protocol.cc serve.cc speed.cc train_command.cc
+  SRCS base_view.cc checkpoint.cc commands.cc decoder.cc device.cc flags.cc fused_turn.cc generate.cc
+       generate_command.cc job.cc job_run.cc line.cc output_ring.cc protocol.cc serve.cc speed.cc train_command.cc
        turns.cc
   DEPS nibble_engine_step nibble_engine_io)
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")

@@ -9,16 +9,16 @@ double TurnWeight(int64_t priority) {
   return std::exp2(static_cast<double>(std::clamp<int64_t>(priority, -40, 40)) / 10);
 }
 
-double TurnQueue::Least() const {
-  const Entry* least = nullptr;
+const TurnQueue::Entry* TurnQueue::First() const {
+  const Entry* first = nullptr;
   for (const Entry& entry : entries_) {
-    if (!entry.paused && (least == nullptr || entry.used < least->used)) least = &entry;
+    if (!entry.paused && (first == nullptr || entry.used < first->used)) first = &entry;
   }
-  return least == nullptr ? 0 : least->used;
+  return first;
 }
 
 void TurnQueue::Add(const std::string& id, double weight) {
-  entries_.push_back({id, weight, Least()});
+  entries_.push_back({.id = id, .weight = weight, .used = Least()});
 }
 
 void TurnQueue::Remove(const std::string& id) {
@@ -35,17 +35,28 @@ void TurnQueue::SetPaused(const std::string& id, bool paused) {
   }
 }
 
-std::string TurnQueue::Next() const {
-  const Entry* next = nullptr;
+std::string TurnQueue::Next() const { return First() == nullptr ? "" : First()->id; }
+
+std::vector<std::string> TurnQueue::NextTogether() const {
+  const Entry* const first = First();
+  if (first == nullptr) return {};
+  std::vector<const Entry*> company;
   for (const Entry& entry : entries_) {
-    if (!entry.paused && (next == nullptr || entry.used < next->used)) next = &entry;
+    if (&entry == first || entry.paused) continue;
+    if (entry.used == first->used || entry.used < first->used + first->last) company.push_back(&entry);
   }
-  return next == nullptr ? "" : next->id;
+  std::stable_sort(company.begin(), company.end(),
+                   [](const Entry* a, const Entry* b) { return a->used < b->used; });
+  std::vector<std::string> ids = {first->id};
+  for (const Entry* const entry : company) ids.push_back(entry->id);
+  return ids;
 }
 
 void TurnQueue::Charge(const std::string& id, int64_t time_us) {
   for (Entry& entry : entries_) {
-    if (entry.id == id) entry.used += static_cast<double>(time_us) / entry.weight;
+    if (entry.id != id) continue;
+    entry.last = static_cast<double>(time_us) / entry.weight;
+    entry.used += entry.last;
   }
 }
 

@@ -22,6 +22,9 @@ class TurnQueue {
   void SetPaused(const std::string& id, bool paused);
   // Empty when nobody can run.
   std::string Next() const;
+  // Next, and behind it in their order who would have a turn before it had a second one: who may do a step with
+  // it without getting ahead of anybody.
+  std::vector<std::string> NextTogether() const;
   // `id` used the device this long.
   void Charge(const std::string& id, int64_t time_us);
 
@@ -30,9 +33,11 @@ class TurnQueue {
     std::string id;
     double weight = 1;
     double used = 0;  // time over weight
+    double last = 0;  // of that the latest charge
     bool paused = false;
   };
-  double Least() const;
+  const Entry* First() const;  // null when nobody can run
+  double Least() const { return First() == nullptr ? 0 : First()->used; }
 
   std::vector<Entry> entries_;  // oldest first
 };

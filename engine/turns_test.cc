@@ -1,6 +1,8 @@
 #include "engine/turns.h"
 
 #include <map>
+#include <string>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -34,6 +36,42 @@ TEST(TurnQueue, WeightsCount) {
   queue.Add("b", 3);
   const auto used = RunTurns(queue, 400, {{"a", 10}, {"b", 10}});
   EXPECT_NEAR(static_cast<double>(used.at("b")) / static_cast<double>(used.at("a")), 3, 0.1);
+}
+
+TEST(TurnQueue, CompanyIsWhoWouldBeNextAnyway) {
+  TurnQueue queue;
+  EXPECT_TRUE(queue.NextTogether().empty());
+  for (const char* id : {"a", "b", "c", "paused"}) queue.Add(id);
+  queue.SetPaused("paused", true);
+  using Ids = std::vector<std::string>;
+  EXPECT_EQ(queue.NextTogether(), (Ids{"a", "b", "c"}));  // level
+  queue.Charge("a", 10);
+  queue.Charge("b", 25);
+  EXPECT_EQ(queue.NextTogether(), Ids{"c"});
+  queue.Charge("c", 8);
+  EXPECT_EQ(queue.NextTogether(), (Ids{"c", "a"}));  // at 16, c would be behind a; b is at 25
+}
+
+// Turns that take whoever may come share time as turns of one do.
+TEST(TurnQueue, CompanyDoesNotChangeTheShares) {
+  TurnQueue queue;
+  queue.Add("a", 1);
+  queue.Add("b", 2);
+  queue.Add("c", 1);
+  const std::map<std::string, int64_t> cost = {{"a", 10}, {"b", 10}, {"c", 30}};
+  std::map<std::string, double> used;
+  int turns = 0, together = 0;
+  for (; turns < 1000; ++turns) {
+    const std::vector<std::string> ids = queue.NextTogether();
+    together += ids.size() > 1;
+    for (const std::string& id : ids) {
+      queue.Charge(id, cost.at(id));
+      used[id] += static_cast<double>(cost.at(id));
+    }
+  }
+  EXPECT_GT(together, turns / 4);
+  EXPECT_NEAR(used["b"] / used["a"], 2, 0.05);
+  EXPECT_NEAR(used["c"] / used["a"], 1, 0.05);
 }
 
 TEST(TurnQueue, ANewcomerNeitherWaitsNorTakesOver) {

@@ -157,6 +157,16 @@ struct DecodeAhead {
   } pending;
 };
 
+// One of several linears over the same frozen weight, each with rows and an adapter of its own: of jobs that
+// share a base.
+struct LinearPart {
+  void* out = nullptr;         // y; in the backward dx, null = not wanted
+  bool accumulate = false;     // of the backward
+  const void* in = nullptr;    // x; in the backward dy
+  const void* x = nullptr;     // of the backward
+  LinearArgs args;             // w is the same in all parts
+};
+
 // Causal attention over documents: document s is rows starts[s] .. starts[s+1]-1 and sees only itself.
 struct AttentionArgs {
   int64_t m = 0;
@@ -225,6 +235,11 @@ struct KernelTable {
   // given the layers one by one.
   void (*linear_group_forward)(Context*, const void* x, const LinearGroup& group);
   void (*linear_group_backward)(Context*, void* dx, const void* x, const LinearGroup& group);
+
+  // linear_forward and linear_backward of every part, with the same bits; the arrays of two parts do not
+  // overlap. A table may decode the weight once for all of them. Null: this one does not offer it.
+  void (*linear_forward_parts)(Context*, const LinearPart* parts, int64_t count);
+  void (*linear_backward_parts)(Context*, const LinearPart* parts, int64_t count);
 
   // y = x * rstd * (w + unit_offset); rstd real [M] = 1 / sqrt(mean(x^2) + eps). M rows of `dim`.
   // y may be x.

@@ -72,6 +72,7 @@ StepMetric StepFrom(const json& o) {
   m.time_us = Integer(o, "time_us");
   m.used_bytes = Integer(o, "used_bytes");
   m.epoch_fraction = Number(o, "epoch");
+  if (o.contains("jobs")) m.jobs = Integer(o, "jobs");
   if (const auto phases = o.find("phase_us"); phases != o.end() && phases->is_object())
     for (size_t i = 0; i < m.phase_us.size(); ++i)
       m.phase_us[i] = Integer(*phases, spec::kStepPhaseNames[i].data());

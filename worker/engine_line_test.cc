@@ -34,12 +34,13 @@ TEST(EngineLineTest, EachTypeBecomesItsInput) {
       R"({"type":"step","attempt":"a-b/12","step":3,"loss":1.5,"grad_norm":"inf",
           "learning_rate":1e-4,"tokens":10,
           "target_tokens":5,"step_time_us":7,"phase_us":{"linear":3,"data":2},"time_us":8,"epoch":0.5,
-          "used_bytes":9})");
+          "used_bytes":9,"jobs":4})");
   EXPECT_EQ(step.key, (AttemptKey{"a-b", 12}));
   EXPECT_EQ(step.metric.step, 3);
   EXPECT_EQ(step.metric.loss, 1.5);
   EXPECT_TRUE(std::isinf(step.metric.gradient_norm));
   EXPECT_EQ(step.metric.used_bytes, 9);
+  EXPECT_EQ(step.metric.jobs, 4);
   EXPECT_EQ(step.metric.phase_us, (spec::StepPhaseTimes{3, 0, 0, 0, 0, 2}));
   EXPECT_TRUE(std::isnan(
       Parsed<EngineEval>(R"({"type":"eval","attempt":"a/1","step":3,"loss":"nan"})").loss));

@@ -52,6 +52,9 @@ void AddTraining(std::vector<MetricFamily>& families, const TrainCounts& train) 
   const auto value = [](const std::atomic<int64_t>& v) { return static_cast<double>(v.load()); };
   families.push_back(
       One(kCounter, "nibble_train_steps_total", "Optimizer steps.", value(train.steps)));
+  families.push_back(One(kCounter, "nibble_train_steps_fused_total",
+                         "Optimizer steps done in one turn with those of other jobs on the same base.",
+                         value(train.fused_steps)));
   families.push_back(One(kCounter, "nibble_train_steps_skipped_total",
                          "Optimizer steps whose update was left out.", value(train.nonfinite_steps),
                          {{"reason", "nonfinite"}}));

@@ -16,6 +16,7 @@ void TrainCounts::Count(const Input& input, int64_t now_us) {
   if (const auto* step = std::get_if<EngineStep>(&input)) {
     const StepMetric& metric = step->metric;
     ++steps;
+    if (metric.jobs > 1) ++fused_steps;
     if (!std::isfinite(metric.loss) || !std::isfinite(metric.gradient_norm)) ++nonfinite_steps;
     target_tokens += metric.target_tokens;
     context_tokens += metric.tokens - metric.target_tokens;

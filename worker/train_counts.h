@@ -32,6 +32,7 @@ struct TrainCounts {
   void Count(const Input& input, int64_t now_us);
 
   std::atomic<int64_t> steps{0};
+  std::atomic<int64_t> fused_steps{0};         // of these in a turn of several jobs
   std::atomic<int64_t> nonfinite_steps{0};     // changed nothing: loss or gradient was not finite
   std::atomic<int64_t> target_tokens{0};
   std::atomic<int64_t> context_tokens{0};      // read, but without a loss

@@ -20,9 +20,12 @@ EngineStep Step(double loss, int64_t tokens, int64_t targets, int64_t us) {
 
 TEST(TrainCounts, AddsUpSteps) {
   TrainCounts counts;
-  counts.Count(Step(2.5, 100, 40, 20'000), 0);
+  EngineStep fused = Step(2.5, 100, 40, 20'000);
+  fused.metric.jobs = 3;
+  counts.Count(fused, 0);
   counts.Count(Step(std::nan(""), 50, 50, 400'000'000), 0);
   EXPECT_EQ(counts.steps, 2);
+  EXPECT_EQ(counts.fused_steps, 1);
   EXPECT_EQ(counts.nonfinite_steps, 1);
   EXPECT_EQ(counts.target_tokens, 90);
   EXPECT_EQ(counts.context_tokens, 60);

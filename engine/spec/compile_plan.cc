@@ -233,55 +233,106 @@ absl::StatusOr<BaseCache> ChooseBaseCache(const ModelConfig& model, const TrainS
   return LeavesRoom(plan.TotalBytes(), profile.capacity_bytes) ? BaseCache::kOn : BaseCache::kOff;
 }
 
-// The step region. Returns the most bytes alive at once.
-int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, int64_t alignment,
-                  int64_t red_zone, CompiledPlan& plan) {
+// What is placed by its time in the step: tensors, and after them each operation's workspace.
+struct TimedBuffers {
   std::vector<LiveBuffer> live;
-  std::vector<PlannedBuffer> named;
+  std::vector<PlannedBuffer> named;  // `offset` is the tensor's key index or the operation's number
+  size_t tensors = 0;
+};
+
+TimedBuffers BuffersOf(const CountingExecutor& counted, const ModelConfig& model, int64_t red_zone) {
+  TimedBuffers all;
   for (const TensorKey& key : counted.keys()) {
     const CountedTensor& t = counted.tensors()[static_cast<size_t>(key.Index(model.layers))];
     if (t.first_use < 0) continue;
-    live.push_back({t.size_bytes + red_zone, t.first_use, t.last_use});
-    named.push_back({TensorName(key), Category::kActivations, Region::kStep,
-                     key.Index(model.layers), t.size_bytes, t.first_use, t.last_use});
+    all.live.push_back({t.size_bytes + red_zone, t.first_use, t.last_use});
+    all.named.push_back({TensorName(key), Category::kActivations, Region::kStep, key.Index(model.layers),
+                         t.size_bytes, t.first_use, t.last_use});
   }
-  const size_t tensors = live.size();
+  all.tensors = all.live.size();
   for (size_t op = 0; op < counted.ops().size(); ++op) {
     const int64_t bytes = counted.ops()[op].workspace_bytes;
+    if (bytes == 0) continue;
     const auto use = static_cast<int32_t>(op);
+    all.live.push_back({bytes + red_zone, use, use});
+    all.named.push_back(
+        {absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use, bytes, use, use});
+  }
+  return all;
+}
+
+void NamePhases(const CountingExecutor& counted, MemoryPlan& plan) {
+  for (size_t op = 0; op < counted.ops().size(); ++op) {
     if (op == 0 || counted.ops()[op].phase != counted.ops()[op - 1].phase ||
         counted.ops()[op].layer != counted.ops()[op - 1].layer) {
-      plan.memory.phases.push_back({PhaseText(counted.ops()[op]), use});
+      plan.phases.push_back({PhaseText(counted.ops()[op]), static_cast<int32_t>(op)});
     }
-    if (bytes == 0) continue;
-    live.push_back({bytes + red_zone, use, use});
-    named.push_back({absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use,
-                     bytes, use, use});
   }
-  const OffsetPlan placed = PlanOffsets(live, alignment);
+}
+
+// Places all in the step region; or, where kFusedTokens says so, the tensors behind what is persistent so far
+// and only workspaces, which never meet, in the step region. Fills in the plan's sizes.
+OffsetPlan PlaceTimed(TimedBuffers& all, bool may_own, int64_t alignment, CompiledPlan& plan) {
+  MemoryPlan& memory = plan.memory;
+  if (may_own) {
+    const auto tensors = static_cast<std::ptrdiff_t>(all.tensors);
+    OffsetPlan placed = PlanOffsets({all.live.begin(), all.live.begin() + tensors}, alignment);
+    if (2 * placed.total_bytes <= memory.persistent_bytes) {
+      int64_t workspace = 0;
+      for (size_t i = all.tensors; i < all.live.size(); ++i)
+        workspace = std::max(workspace, all.live[i].size_bytes);
+      plan.persistent.activations = memory.persistent_bytes;
+      memory.persistent_bytes += RoundUp(placed.total_bytes, kPage);
+      memory.step_bytes = RoundUp(workspace, kPage);
+      placed.total_bytes += workspace;
+      placed.lower_bound_bytes += workspace;
+      placed.offsets.resize(all.live.size(), 0);
+      return placed;
+    }
+  }
+  OffsetPlan placed = PlanOffsets(all.live, alignment);
+  memory.step_bytes = RoundUp(placed.total_bytes, kPage);
+  return placed;
+}
+
+// Returns the bytes above the largest set that is alive at once.
+int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, bool may_own, int64_t alignment,
+                  int64_t red_zone, CompiledPlan& plan) {
+  TimedBuffers all = BuffersOf(counted, model, red_zone);
+  NamePhases(counted, plan.memory);
+  const int64_t before = plan.memory.persistent_bytes;
+  const OffsetPlan placed = PlaceTimed(all, may_own, alignment, plan);
+  const bool owns = plan.persistent.activations >= 0;
 
   plan.tensor_offset.assign(static_cast<size_t>(TensorKey::IndexCount(model.layers)), -1);
   plan.workspace_offset.assign(counted.ops().size(), 0);
   plan.workspace_bytes.assign(counted.ops().size(), 0);
-  for (size_t i = 0; i < named.size(); ++i) {
-    PlannedBuffer& buffer = named[i];
+  int64_t largest_workspace = 0;
+  for (size_t i = 0; i < all.named.size(); ++i) {
+    PlannedBuffer& buffer = all.named[i];
     const auto index = static_cast<size_t>(buffer.offset);  // key index or operation number
-    if (i < tensors) {
-      plan.tensor_offset[index] = placed.offsets[i];
-    } else {
-      plan.workspace_offset[index] = placed.offsets[i];
-      plan.workspace_bytes[index] = buffer.size_bytes;
-    }
+    const bool tensor = i < all.tensors;
     buffer.offset = placed.offsets[i];
-    if (buffer.first_use <= placed.peak_use && placed.peak_use <= buffer.last_use) {
+    if (tensor) {
+      plan.tensor_offset[index] = buffer.offset;
+    } else {
+      plan.workspace_offset[index] = buffer.offset;
+      plan.workspace_bytes[index] = buffer.size_bytes;
+      largest_workspace = std::max(largest_workspace, buffer.size_bytes);
+    }
+    const bool at_peak = buffer.first_use <= placed.peak_use && placed.peak_use <= buffer.last_use;
+    if (at_peak && (tensor || !owns))
       plan.memory.category_bytes[static_cast<size_t>(buffer.category)] += buffer.size_bytes;
+    if (owns && tensor) {
+      buffer.region = Region::kPersistent;
+      buffer.offset += plan.persistent.activations;
     }
     plan.memory.buffers.push_back(std::move(buffer));
   }
+  if (owns) plan.memory.category_bytes[static_cast<size_t>(Category::kWorkspace)] += largest_workspace;
   plan.memory.operations = static_cast<int32_t>(counted.ops().size());
-  plan.memory.step_bytes = RoundUp(placed.total_bytes, kPage);
   plan.memory.peak_phase = PhaseText(counted.ops()[static_cast<size_t>(placed.peak_use)]);
-  return placed.lower_bound_bytes;
+  return plan.memory.step_bytes + plan.memory.persistent_bytes - before - placed.lower_bound_bytes;
 }
 
 // What an engine keeps on the host for its base: the tokenizer's tables (660 bytes an entry is the most
@@ -394,7 +445,10 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   NoteNextWeights(counting.ops(), 0, static_cast<size_t>(plan.optimizer_op), plan);
   NoteNextWeights(counting.ops(), static_cast<size_t>(plan.evaluate_op), counting.ops().size(), plan);
   plan.grouped = counting.Groups();
-  const int64_t live = PlaceStep(counting, model, Alignment(profile), options.red_zone_bytes, plan);
+  const bool may_own =
+      !IsCuda(profile) && int64_t{spec.micro_batch_size} * spec.sequence_len <= kFusedTokens;
+  const int64_t waste =
+      PlaceStep(counting, model, may_own, Alignment(profile), options.red_zone_bytes, plan);
 
   plan.memory.fixed_bytes = profile.fixed_bytes;
   plan.memory.host_bytes = JobHostBytes(spec);
@@ -406,7 +460,7 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
     // A checkpoint's copy of masters, and of moments that are the device's.
     plan.memory.host_bytes += plan.adapters.elements * 4 * (plan.paged ? 1 : 3);
   }
-  plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - plan.memory.step_bytes + live;
+  plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - waste;
   return plan;
 }
 

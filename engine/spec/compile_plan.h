@@ -36,7 +36,14 @@ struct PersistentLayout {
   int64_t rope = 0;  // f32 [sequence_len, head_dim / 2, 2]
   // f64 [gradient_accumulation_steps + 1]: a loss per micro-batch, the sum of squares of the gradients
   int64_t scalars = 0;
+  int64_t activations = -1;  // the tensors of the step; -1 = they are in the step region
 };
+
+// On the host a job of at most this many tokens a micro-batch keeps the tensors of its step to itself, if they
+// take at most half of what is persistent anyway. Then it shares only the workspace, and its step can go
+// beside those of others (engine/fused_turn.h) within base + sum(persistent) + max(step). Longer micro-batches
+// would gain little: docs/results/2026-11-22-shared.md.
+inline constexpr int64_t kFusedTokens = 128;
 
 // Where in `decoded` a layer's matrix begins, bytes; one layer's are one behind the other.
 int64_t DecodedOffset(const ModelConfig& model, int64_t layer, Module module, int64_t act_bytes);
@@ -52,7 +59,8 @@ struct CompiledPlan {
   PinnedLayout pinned;
   bool paged = false;      // the moments are in pinned memory
   bool offloaded = false;  // the inputs of blocks are
-  std::vector<int64_t> tensor_offset;     // in the step region, by TensorKey::Index; -1 = unused
+  // By TensorKey::Index; -1 = unused. In the step region, or from persistent.activations on.
+  std::vector<int64_t> tensor_offset;
   std::vector<int64_t> workspace_offset;  // by operation number
   std::vector<int64_t> workspace_bytes;
   // The layers whose weights the next operation reads that reads any in this walk, by operation number; of

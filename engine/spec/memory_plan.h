@@ -64,7 +64,8 @@ struct PlannedBuffer {
   Region region;
   int64_t offset = 0;  // in its region; multiple of 64
   int64_t size_bytes = 0;
-  int32_t first_use = 0;  // operation numbers, inclusive
+  // Operation numbers, inclusive. 0 and 0 in the persistent region: as long as the job is attached.
+  int32_t first_use = 0;
   int32_t last_use = 0;
 };
 

@@ -147,9 +147,12 @@ TEST(CompilePlan, LivingBuffersNeverOverlap) {
                   a.region == Region::kStep ? plan->step_bytes : plan->persistent_bytes);
         for (size_t j = 0; j < i; ++j) {
           const PlannedBuffer& b = plan->buffers[j];
+          const auto lasts = [](const PlannedBuffer& c) {
+            return c.region == Region::kPersistent && c.first_use == 0 && c.last_use == 0;
+          };
           const bool together =
-              a.region == b.region && (a.region == Region::kPersistent ||
-                                       (a.first_use <= b.last_use && b.first_use <= a.last_use));
+              a.region == b.region &&
+              (lasts(a) || lasts(b) || (a.first_use <= b.last_use && b.first_use <= a.last_use));
           if (!together) continue;
           EXPECT_TRUE(a.offset + a.size_bytes <= b.offset || b.offset + b.size_bytes <= a.offset)
               << a.name << " and " << b.name;
@@ -157,6 +160,38 @@ TEST(CompilePlan, LivingBuffersNeverOverlap) {
       }
     }
   }
+}
+
+TEST(CompilePlan, ShortMicroBatchesKeepTheirTensorsToThemselves) {
+  const auto compile = [](int32_t length, int32_t r, const char* backend) {
+    DeviceProfile profile = Profile();
+    profile.backend = backend;
+    TrainSpec given{.lora_r = r, .sequence_len = length, .recompute = Recompute::kFull};
+    const auto plan = CompileForEngine(kLlama8B, Resolved(kLlama8B, given), profile);
+    EXPECT_TRUE(plan.ok());
+    return *plan;
+  };
+  const CompiledPlan own = compile(kFusedTokens, 16, "cpu");
+  ASSERT_GE(own.persistent.activations, 0);
+  EXPECT_LE(2 * (own.memory.persistent_bytes - own.persistent.activations), own.persistent.activations);
+  int64_t end = 0, workspace = 0;
+  for (const PlannedBuffer& b : own.memory.buffers) {
+    if (b.category == Category::kWorkspace && b.region == Region::kStep) {
+      EXPECT_EQ(b.offset, 0) << "workspaces never meet";
+      workspace = std::max(workspace, b.size_bytes);
+    } else {
+      EXPECT_EQ(b.region, Region::kPersistent) << b.name;
+      end = std::max(end, b.offset + b.size_bytes);
+    }
+  }
+  EXPECT_EQ((end + 4095) / 4096 * 4096, own.memory.persistent_bytes);
+  EXPECT_EQ((workspace + 4095) / 4096 * 4096, own.memory.step_bytes);
+  // Alone it costs a little: a workspace no longer lies where tensors are dead.
+  EXPECT_LT(own.memory.TotalBytes(), compile(kFusedTokens + 1, 16, "cpu").memory.TotalBytes() * 101 / 100);
+  EXPECT_LT(compile(kFusedTokens + 1, 16, "cpu").persistent.activations, 0);
+  EXPECT_LT(compile(kFusedTokens, 16, "cuda").persistent.activations, 0);
+  EXPECT_LT(compile(kFusedTokens, 1, "cpu").persistent.activations, 0)
+      << "they would be more than half of the rest";
 }
 
 TEST(CompilePlan, EveryBufferBeginsAligned) {

@@ -131,4 +131,8 @@ int64_t WorkspaceBytes(Op op, const OpShape& s, const DeviceProfile& profile) {
   }
 }
 
+int64_t LinearPartBytes(const OpShape& shape, const DeviceProfile& profile) {
+  return WorkspaceBytes(Op::kLinearForward, shape, profile) - profile.threads * kThreadBytes;
+}
+
 }  // namespace nibble::spec

@@ -61,6 +61,9 @@ struct OpShape {
 bool IsCuda(const DeviceProfile& profile);
 
 int64_t WorkspaceBytes(Op op, const OpShape& shape, const DeviceProfile& profile);
+// What one more part adds to a product of several (LinearPart in kernels/kernel_table.h); the first needs
+// WorkspaceBytes. Of the host.
+int64_t LinearPartBytes(const OpShape& shape, const DeviceProfile& profile);
 
 // On a cuda device: the most that is decoded at once of linears with n outputs in all and k inputs.
 int64_t LinearPanelBytes(int64_t n, int64_t k);

@@ -4,6 +4,7 @@
 //
 // With T threads, R64 = round up to 64, R32 = round up to 32:
 //   linear      T (1 MiB + 256 m) + 32 m R32(r)           (forward and backward, any k and n)
+//   in parts    T (1 MiB + 256 M) + 32 sum of m R32(r)     (LinearPart; M = sum of m)
 //   attention   T (4608 R32(D) + 57344)                   (forward)
 //               T (20 R32(D) (L + 256) + 262144)           (backward; L = longest document)
 //   loss        c (b R64(V) + 8 R64(dim) + 64) + T (1 MiB + 256 c)
@@ -40,6 +41,14 @@ constexpr int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 
 
 constexpr int64_t LinearWorkspaceBytes(const WorkspaceShape& s) {
   return s.threads * (kThreadBytes + 256 * s.m) + 32 * s.m * RoundUp(s.r, 32);
+}
+
+// Of several parts, all with the first one's number of threads.
+constexpr int64_t LinearPartsWorkspaceBytes(const WorkspaceShape* parts, int64_t count) {
+  int64_t bytes = LinearWorkspaceBytes(parts[0]);
+  for (int64_t i = 1; i < count; ++i)
+    bytes += LinearWorkspaceBytes(parts[i]) - parts[i].threads * kThreadBytes;
+  return bytes;
 }
 
 constexpr int64_t AttentionForwardWorkspaceBytes(const WorkspaceShape& s) {

@@ -32,6 +32,17 @@ struct Linear {
               group.linear[i]);
   }
 
+  static void ForwardParts(Context* ctx, const LinearPart* parts, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) Forward(ctx, parts[i].out, parts[i].in, parts[i].args);
+  }
+
+  static void BackwardParts(Context* ctx, const LinearPart* parts, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const LinearPart& part = parts[i];
+      Backward(ctx, part.out, part.accumulate, part.in, part.x, part.args);
+    }
+  }
+
   // Where act is real, so that adding to dx is no further rounding.
   static void GroupBackward(Context* ctx, void* dx, const void* x, const LinearGroup& group) {
     for (int i = 0; i < group.count; ++i)

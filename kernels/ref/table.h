@@ -21,6 +21,8 @@ constexpr KernelTable MakeTable(const char* name, const char* body, DType act, D
   t.decode_weight = Linear<Act, Real>::DecodeWeight;
   t.linear_forward = Linear<Act, Real>::Forward;
   t.linear_backward = Linear<Act, Real>::Backward;
+  t.linear_forward_parts = Linear<Act, Real>::ForwardParts;
+  t.linear_backward_parts = Linear<Act, Real>::BackwardParts;
   if constexpr (std::is_same_v<Act, Real>) {
     t.linear_group_forward = Linear<Act, Real>::GroupForward;
     t.linear_group_backward = Linear<Act, Real>::GroupBackward;

@@ -2,10 +2,10 @@
 //
 //   nibble-bench-fused [--shape 7b] [--threads 1] [--rounds 5]
 //
-// An experiment. Jobs that share a base take turns by whole steps, and each decodes every 4-bit weight
-// anew; a fused step would decode a tile once for the rows of all. Here: the frozen product alone, forward
-// and the gradient of its input, of `jobs` times `rows` rows at once, against as many calls of `rows`
-// rows, per linear of one layer; adapters stay each job's own and cost the same either way. Processor
+// Jobs that share a base take turns by whole steps, and each decodes every 4-bit weight anew; a fused turn
+// (engine/fused_turn.h) decodes a tile once for the rows of all. Here: the frozen product alone, forward
+// and the gradient of its input, of `jobs` parts of `rows` rows in one call, against as many calls,
+// per linear of one layer; adapters stay each job's own and cost the same either way. Processor
 // time, the best of several rounds taken in turn; and whether every row has the same bits either way.
 #include <time.h>
 
@@ -42,9 +42,9 @@ class Case {
   Case(const kernels::KernelTable& table, const spec::DeviceProfile& profile, const kernels::WeightView& w,
        int threads, int64_t jobs, int64_t rows, bool backward)
       : table_(table), pool_(threads), w_(w), jobs_(jobs), rows_(rows), backward_(backward) {
-    const auto op = backward ? spec::Op::kLinearBackward : spec::Op::kLinearForward;
-    workspace_.resize(static_cast<size_t>(
-        spec::WorkspaceBytes(op, {.m = jobs * rows, .k = w.k, .n = w.n}, profile)));
+    const spec::OpShape shape{.m = rows, .k = w.k, .n = w.n};
+    workspace_.resize(static_cast<size_t>(spec::WorkspaceBytes(spec::Op::kLinearForward, shape, profile) +
+                                          (jobs - 1) * spec::LinearPartBytes(shape, profile)));
     context_.workspace = workspace_.data();
     context_.workspace_bytes = static_cast<int64_t>(workspace_.size());
     context_.pool = threads > 1 ? &pool_ : nullptr;
@@ -58,23 +58,30 @@ class Case {
   }
 
   void Apart() {
-    for (int64_t job = 0; job < jobs_; ++job) Call(apart_, job * rows_, rows_);
+    for (int64_t job = 0; job < jobs_; ++job) {
+      const kernels::LinearPart part = Part(apart_, job);
+      if (backward_) {
+        table_.linear_backward(&context_, part.out, false, part.in, nullptr, part.args);
+      } else {
+        table_.linear_forward(&context_, part.out, part.in, part.args);
+      }
+    }
   }
-  void Fused() { Call(fused_, 0, jobs_ * rows_); }
+  void Fused() {
+    std::vector<kernels::LinearPart> parts;
+    for (int64_t job = 0; job < jobs_; ++job) parts.push_back(Part(fused_, job));
+    (backward_ ? table_.linear_backward_parts : table_.linear_forward_parts)(&context_, parts.data(), jobs_);
+  }
   bool Same() const { return std::memcmp(apart_.data(), fused_.data(), 2 * apart_.size()) == 0; }
 
  private:
-  void Call(std::vector<uint16_t>& out, int64_t first, int64_t rows) {
-    kernels::LinearArgs args;
-    args.m = rows;
-    args.w = w_;
-    const uint16_t* in = in_.data() + first * in_width_;
-    uint16_t* to = out.data() + first * out_width_;
-    if (backward_) {
-      table_.linear_backward(&context_, to, /*accumulate=*/false, in, nullptr, args);
-    } else {
-      table_.linear_forward(&context_, to, in, args);
-    }
+  kernels::LinearPart Part(std::vector<uint16_t>& out, int64_t job) {
+    kernels::LinearPart part;
+    part.out = out.data() + job * rows_ * out_width_;
+    part.in = in_.data() + job * rows_ * in_width_;
+    part.args.m = rows_;
+    part.args.w = w_;
+    return part;
   }
 
   const kernels::KernelTable& table_;

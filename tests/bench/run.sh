@@ -78,9 +78,10 @@ control() {
   "$bin/nibble-bench-rpc"
 }
 
-# Ten jobs on one base, and what one product over the rows of several would gain.
+# Ten jobs on one base, ten of short micro-batches, and what one product over the rows of several would gain.
 shared() {
   python3 "$here/shared.py" "$bin" --shape "${NIBBLE_BENCH_SHAPES:-135m}" --threads "$threads"
+  python3 "$here/shared.py" "$bin" --shape "${NIBBLE_BENCH_SHAPES:-135m}" --threads "$threads" --rows 64 --steps 20
   "$bin/nibble-bench-fused" --shape 7b
 }
 

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Ten jobs on one base: in one engine process, in ten, and one after the other.
 
-    shared.py BIN_DIR [--shape 135m] [--jobs 10] [--steps 6] [--threads 2]
+    shared.py BIN_DIR [--shape 135m] [--jobs 10] [--steps 6] [--threads 2] [--rows 0] [--recompute full]
 
 A base of random weights is made once (nibble-make-base). Then the same jobs, of different ranks, targets,
 lengths and optimizers, run three times: attached to one `nibble-engine serve` that lets them take turns,
 one after the other in one engine, and side by side in an engine each. Printed as a Markdown table: the
 plan, the peak, the processor's time and tokens a second. It is an error when an adapter differs by a byte,
 or when a process peaks above its plan or more than 64 MiB below it.
+
+With --rows N every job has micro-batches of N tokens, and what is compared is fused turns (one decoding of each
+weight for the rows of all), turns of one job each (--fuse false) and one job after the other. The column "of
+steps" counts the time of steps alone, without starting, attaching and writing adapters.
 """
 
 import argparse
@@ -33,19 +37,20 @@ MIB = 1 << 20
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def recipes(count, steps):
-    """Jobs that have nothing but the base in common."""
+def recipes(count, steps, rows, recompute):
+    """Jobs that have nothing but the base in common; of `rows` tokens a micro-batch unless that is 0."""
     for i in range(count):
         yield {
-            "lora_r": (8, 16, 32, 64, 16)[i % 5], "target_modules": (ALL, ALL[:4], ["q_proj", "v_proj"])[i % 3],
-            "sequence_len": (256, 384, 512, 320)[i % 4], "optimizer": ("adamw", "adamw8bit")[i % 2],
+            "lora_r": (8, 16, 32, 64, 16)[i % 5] if rows == 0 else 16,
+            "target_modules": (ALL, ALL[:4], ["q_proj", "v_proj"])[i % 3 if rows == 0 else 0],
+            "sequence_len": rows or (256, 384, 512, 320)[i % 4], "optimizer": ("adamw", "adamw8bit")[i % 2],
             "gradient_accumulation_steps": 1, "micro_batch_size": 1, "max_steps": steps, "format": "text",
-            "val_set_size": 0, "recompute": "full", "save_interval_seconds": 0, "seed": i}
+            "val_set_size": 0, "recompute": recompute, "save_interval_seconds": 0, "seed": i}
 
 
-def write_rows(path, seed):
+def write_rows(path, seed, words_in_row=120):
     words = random.Random(seed)
-    rows = ({"text": " ".join(words.choice(("abc", "def", "ghi", "jkl")) for _ in range(120))}
+    rows = ({"text": " ".join(words.choice(("abc", "def", "ghi", "jkl")) for _ in range(words_in_row))}
             for _ in range(200))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -53,16 +58,17 @@ def write_rows(path, seed):
 class Engine:
     """`nibble-engine serve`, spoken to over a socket pair as a worker does."""
 
-    def __init__(self, binaries, model, cache, threads):
+    def __init__(self, binaries, model, cache, threads, fuse=True):
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [str(binaries / "nibble-engine"), "serve", "--fd", str(theirs.fileno()), "--model-dir", str(model),
-             "--cache-dir", str(cache), "--threads", str(threads)],
+             "--cache-dir", str(cache), "--threads", str(threads), "--fuse", str(fuse).lower()],
             pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         theirs.close()
         self.lines = ours.makefile("rw", encoding="utf-8", newline="\n")
         self.profile = json.loads(self.lines.readline())["profile"]
         self.plans, self.finished, self.tokens = {}, {}, 0
+        self.steps = self.fused = self.step_us = 0
         self.peak = self.pss = 0
 
     def attach(self, name, directory, spec, data):
@@ -81,6 +87,9 @@ class Engine:
                 self.plans[line["attempt"]] = line["plan"]
             elif line["type"] == "step":
                 self.tokens += line["tokens"]
+                self.steps += 1
+                self.fused += line["jobs"] > 1
+                self.step_us += line["step_time_us"]
                 self.pss = max(self.pss, self.proportional())
             elif line["type"] == "finished":
                 self.finished[line["attempt"]] = pathlib.Path(line["dir"])
@@ -117,12 +126,13 @@ class Bench:
         self.model, self.cache = directory / "model", directory / "cache"
         shape = big_runs.SHAPES[args.shape]
         big_runs.make_base(args.bin, self.model, self.cache, shape, sys.stderr)
-        self.specs = list(recipes(args.jobs, args.steps))
+        self.specs = list(recipes(args.jobs, args.steps, args.rows, args.recompute))
         for i in range(args.jobs):
-            write_rows(directory / f"rows{i}.jsonl", i)
+            # Rows that fill a micro-batch when packed: a word is about two tokens of the made-up tokenizer.
+            write_rows(directory / f"rows{i}.jsonl", i, 120 if args.rows == 0 else max(1, args.rows // 16))
 
-    def engine(self):
-        return Engine(self.args.bin, self.model, self.cache, self.args.threads)
+    def engine(self, fuse=True):
+        return Engine(self.args.bin, self.model, self.cache, self.args.threads, fuse)
 
     def attach(self, engine, run, i):
         engine.attach(f"job{i}", self.directory / run / f"job{i}", self.specs[i],
@@ -139,10 +149,10 @@ class Bench:
         processor = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
         return engines, seconds, processor
 
-    def shared(self):
-        engine = self.engine()
+    def shared(self, fuse=True):
+        engine = self.engine(fuse)
         for i in range(self.args.jobs):
-            self.attach(engine, "shared", i)
+            self.attach(engine, f"shared-{fuse}", i)
         engine.wait(self.args.jobs)
         return [engine]
 
@@ -152,6 +162,13 @@ class Bench:
             self.attach(engine, "serial", i)
             engine.wait(i + 1)
         return [engine]
+
+    def ways(self):
+        if self.args.rows:
+            return {"fused turns": self.shared, "turns of one job": lambda: self.shared(False),
+                    "one after the other": self.serial}
+        return {"one process, in turns": self.shared, "one process, one after the other": self.serial,
+                "a process each, at once": self.apart}
 
     def apart(self):
         engines = [self.engine() for _ in range(self.args.jobs)]
@@ -169,6 +186,8 @@ def main():
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rows", type=int, default=0, help="tokens of every job's micro-batch; 0 = a mix")
+    parser.add_argument("--recompute", default="full", choices=["none", "keep_gemm_outputs", "full"])
     args = parser.parse_args()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="nibble-shared-"))
     try:
@@ -176,18 +195,21 @@ def main():
         found, wrong = {}, []
         print(f"{args.jobs} jobs on one base of the {args.shape} shape, {args.steps} steps each, "
               f"{args.threads} threads\n")
-        print("| way | planned, MiB | peak, MiB | proportional, MiB | tokens/s | tokens per processor second |")
-        print("|---|---|---|---|---|---|")
-        for name, way in (("one process, in turns", bench.shared), ("one process, one after the other", bench.serial),
-                          ("a process each, at once", bench.apart)):
+        print("| way | planned, MiB | peak, MiB | proportional, MiB | tokens/s | tokens/s of steps | "
+              "tokens per processor second | steps fused |")
+        print("|---|---|---|---|---|---|---|---|")
+        for name, way in bench.ways().items():
             engines, seconds, processor = bench.measure(way)
             tokens = sum(engine.tokens for engine in engines)
+            # Of engines side by side the sum says nothing.
+            of_steps = f"{tokens / engines[0].step_us * 1e6:.1f}" if len(engines) == 1 else ""
             planned = [engine.planned() for engine in engines]
-            if name.startswith("one process, one"):
+            if name.endswith("one after the other"):
                 planned = []  # nobody admits it as a whole
             peak = sum(engine.peak for engine in engines)
             print(f"| {name} | {sum(planned) / MIB:.0f} | {peak / MIB:.0f} | "
-                  f"{sum(e.pss for e in engines) / MIB:.0f} | {tokens / seconds:.1f} | {tokens / processor:.1f} |",
+                  f"{sum(e.pss for e in engines) / MIB:.0f} | {tokens / seconds:.1f} | {of_steps} | "
+                  f"{tokens / processor:.1f} | {sum(e.fused for e in engines)} of {sum(e.steps for e in engines)} |",
                   flush=True)
             for engine, plan in zip(engines, planned):
                 if not 0 <= plan - engine.peak <= 64 * MIB:

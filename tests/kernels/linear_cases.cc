@@ -1,4 +1,4 @@
-// decode_weight, linear_forward, linear_backward.
+// decode_weight, linear_forward, linear_backward, and the same of several parts.
 #include <cmath>
 #include <memory>
 
@@ -239,6 +239,94 @@ Outcome RunDecode(const KernelTable& table, int threads, const LinearShape& s) {
   return result.Result();
 }
 
+// Parts together are, bit for bit, the parts one after the other.
+Outcome RunParts(const KernelTable& table, int threads, const std::vector<LinearShape>& shapes, bool backward) {
+  if (table.linear_forward_parts == nullptr) return {};  // a device's; the engine then takes turns
+  const TestWeight weight(shapes[0].type, shapes[0].n, shapes[0].k, shapes[0].block, shapes[0].nested, 1);
+  std::vector<std::unique_ptr<Setup>> together, apart;
+  std::vector<WorkspaceShape> needs;
+  for (const LinearShape& s : shapes) {
+    for (auto* setups : {&together, &apart})
+      setups->push_back(std::make_unique<Setup>(table, s, weight, table.act));
+    needs.push_back(together.back()->workspace);
+    needs.back().threads = threads;
+  }
+  const auto count = static_cast<int64_t>(shapes.size());
+  TestContext ctx(threads, LinearPartsWorkspaceBytes(needs.data(), count));
+  std::vector<LinearPart> parts;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    Setup& own = *together[i];
+    Setup& other = *apart[i];
+    TestContext alone(threads, other.WorkspaceBytes(threads));
+    if (backward) {
+      // The last one's input gradient is not wanted, as in the lowest layer.
+      void* dx = i + 1 == shapes.size() ? nullptr : own.dx.data();
+      parts.push_back({dx, shapes[i].accumulate, own.dy.data(), own.x.data(), own.args});
+      table.linear_backward(alone.get(), dx == nullptr ? nullptr : other.dx.data(), shapes[i].accumulate,
+                            other.dy.data(), other.x.data(), other.args);
+    } else {
+      parts.push_back({own.y.data(), false, own.x.data(), nullptr, own.args});
+      table.linear_forward(alone.get(), other.y.data(), other.x.data(), other.args);
+    }
+  }
+  (backward ? table.linear_backward_parts : table.linear_forward_parts)(ctx.get(), parts.data(), count);
+  Comparison result;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const std::string of = " of part " + std::to_string(i);
+    if (backward) {
+      result.Add("dx" + of, together[i]->dx, apart[i]->dx, 1e-12);
+      if (shapes[i].r > 0) result.Add("da" + of, together[i]->da, apart[i]->da, 1e-12);
+      if (shapes[i].r > 0) result.Add("db" + of, together[i]->db, apart[i]->db, 1e-12);
+    } else {
+      result.Add("y" + of, together[i]->y, apart[i]->y, 1e-12);
+      if (shapes[i].r > 0) result.Add("u" + of, together[i]->u, apart[i]->u, 1e-12);
+    }
+  }
+  result.Guard("workspace", ctx.Intact());
+  return result.Result();
+}
+
+std::vector<Case> PartsCases() {
+  // Rows, ranks and dropout of each part; every shape is of one weight.
+  struct Rows {
+    int64_t m, r;
+    float dropout;
+  };
+  const std::vector<std::vector<Rows>> groups = {
+      {{13, 3, 0}, {64, 16, 0.1f}, {1, 4, 0}, {7, 0, 0}},
+      {{50, 8, 0}, {1, 0, 0}},
+      {{3, 33, 0.5f}},
+      std::vector<Rows>(19, Rows{5, 2, 0.2f})};
+  const LinearShape weights[] = {{0, 192, 70, 0},
+                                 {0, 67, 33, 0, QuantType::kNF4, 64, true, true},
+                                 {0, 4200, 40, 0},
+                                 {0, 40, 4200, 0},
+                                 {0, 96, 48, 0, QuantType::kBF16},
+                                 {0, 128, 96, 0, QuantType::kINT8}};
+  std::vector<Case> cases;
+  for (const LinearShape& weight : weights) {
+    for (const std::vector<Rows>& group : groups) {
+      if (&weight != weights && &group != &groups[0]) continue;
+      std::vector<LinearShape> shapes;
+      for (const Rows& rows : group) {
+        shapes.push_back(weight);
+        shapes.back().m = rows.m;
+        shapes.back().r = rows.r;
+        shapes.back().dropout = rows.dropout;
+        shapes.back().accumulate = rows.m % 2 == 1;
+      }
+      const std::string of = std::to_string(shapes.size()) + " parts of";
+      cases.push_back({"linear_forward_parts " + Name(of, shapes[0]), [=](const KernelTable& t, int threads) {
+                         return RunParts(t, threads, shapes, false);
+                       }});
+      cases.push_back({"linear_backward_parts " + Name(of, shapes[0]), [=](const KernelTable& t, int threads) {
+                         return RunParts(t, threads, shapes, true);
+                       }});
+    }
+  }
+  return cases;
+}
+
 }  // namespace
 
 std::vector<Case> LinearCases() {
@@ -279,7 +367,7 @@ std::vector<Case> LinearCases() {
       {1, 100, 30, 2, QuantType::kINT8},
       {1, 192, 70, 8, nf4, 64, true, false, 0.1f},
   };
-  std::vector<Case> cases;
+  std::vector<Case> cases = PartsCases();
   for (const LinearShape& s : shapes) {
     cases.push_back({Name("linear_forward", s),
                      [s](const KernelTable& t, int threads) { return RunForward(t, threads, s); }});

@@ -104,6 +104,7 @@ struct StepMetric {
   int64_t used_bytes = 0;
   double epoch_fraction = 0;
   spec::StepPhaseTimes phase_us{};
+  int64_t jobs = 1;  // that did a step in the same turn
 };
 
 // ---- What is told to the server about an attempt

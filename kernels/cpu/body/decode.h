@@ -189,6 +189,7 @@ static void DecodeSpan(const WeightView& w, int64_t first, int64_t count, BF16* 
 // Dropout masks: which of 8 consecutive elements are kept. `threshold` is p in units of 2^-24, rounded up:
 // CounterKeep compares 24-bit integers.
 struct Dropout {
+  Dropout() = default;
   explicit Dropout(const DropoutKey& key)
       : mixed(CounterMix(key.seed + 0x9E3779B97F4A7C15ull * (key.stream + 1))),
         inverse(1.0f / (1.0f - key.p)) {
@@ -220,9 +221,9 @@ struct Dropout {
     return keep;
 #endif
   }
-  uint64_t mixed;
-  uint64_t threshold;
-  float inverse;
+  uint64_t mixed = 0;
+  uint64_t threshold = 0;
+  float inverse = 1;
 };
 
 // Eight values with the dropped ones zeroed.

@@ -241,18 +241,85 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
   return plan;
 }
 
-// pack(first column, columns, first depth, depth, panel) fills a panel. finish(row, rows, column, columns,
-// sums, stride) gets every finished tile once. `reserved` bytes at the workspace's beginning are the op's.
+// Some of the rows of a product: what they are made of and where their sums go. finish(row, rows, column,
+// columns, sums, stride), rows counted within the part, gets every finished tile once.
+template <typename BranchPacker, typename Finish>
+struct RowPart {
+  int64_t rows = 0;
+  Lhs lhs;
+  Branch<BranchPacker> branch;
+  const Finish* finish = nullptr;
+};
+
+// A panel of the right-hand side, and a thread's memory for multiplying with it.
+struct PanelBlock {
+  int64_t column0, columns, first, depth, stride;  // stride of the scratch
+  bool begins, ends;                               // the first, the last block of the depth
+  bool split;                                      // there are more than one: sums wait in the scratch
+};
+
+// Rows from .. to - 1 of a part times a panel. `scratch` is where the sums of row `from` wait.
+template <typename BranchPacker, typename Finish>
+static void SweepRows(const RowPart<BranchPacker, Finish>& part, int64_t all_columns, int64_t from, int64_t to,
+                      const PanelBlock& block, const ThreadMemory& mem, float* scratch) {
+  const Branch<BranchPacker>& branch = part.branch;
+  const bool branches = block.begins && branch.depth > 0;
+  const int64_t tile_rows = EvenRows(to - from);
+  const int64_t steps = Steps(block.depth), branch_steps = Steps(branch.depth);
+  alignas(64) float local[kTileRows * kTileColumns];
+  if (branches) branch.pack(block.column0, block.columns, int64_t{0}, branch.depth, mem.branch_panel);
+  for (int64_t row = from; row < to; row += tile_rows) {
+    const int64_t rows = to - row < tile_rows ? to - row : tile_rows;
+    const PreparedRows a = PrepareRows(part.lhs, row, rows, block.first, block.depth, mem.rows);
+    PreparedRows b{};
+    if (branches) b = PrepareRows(branch.lhs, row, rows, 0, branch.depth, mem.branch_rows);
+    for (int64_t j = 0; j < block.columns; j += kTileColumns) {
+      const int64_t width = block.columns - j < kTileColumns ? block.columns - j : kTileColumns;
+      float* tile = local;
+      int64_t stride = kTileColumns;
+      if (block.split) {
+        tile = scratch + (row - from) * block.stride + j;
+        stride = block.stride;
+      }
+      if (branches) {
+        MultiplyTile(b.data, b.stride_bytes, mem.branch_panel + j * branch_steps, branch_steps, rows, width,
+                     tile, stride, false);
+        for (int64_t r = 0; r < rows; ++r) {
+          float* sums = tile + r * stride;
+          if (branch.scale != 1)
+            for (int64_t v = 0; v < width; v += kLanes)
+              Store(sums + v, Mul(Load(sums + v), Set1(branch.scale)));
+          if (branch.dropout != nullptr)
+            ZeroDropped(*branch.dropout,
+                        static_cast<uint64_t>((row + r) * all_columns + block.column0 + j), width, sums);
+        }
+      }
+      MultiplyTile(a.data, a.stride_bytes, mem.panel + j * steps, steps, rows, width, tile, stride,
+                   !block.begins || branches, j == 0 ? a.next : nullptr);
+      if (block.ends) (*part.finish)(row, rows, block.column0 + j, width, tile, stride);
+    }
+  }
+}
+
+// The rows of all parts times one right-hand side of `columns` x `depth`, each panel of which is packed once.
+// pack(first column, columns, first depth, depth, panel) fills a panel. `reserved` bytes at the workspace's
+// beginning are the op's. A row's bits do not depend on the parts: its sums have an order of their own.
 template <typename Packer, typename BranchPacker, typename Finish>
-static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
-                 const Packer& pack, const Branch<BranchPacker>& branch, const Finish& finish) {
+static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t depth, const Packer& pack,
+                      const RowPart<BranchPacker, Finish>* parts, int64_t count) {
+  GemmShape shape{0, columns, depth};
+  int64_t branch_depth = 0;
+  for (int64_t p = 0; p < count; ++p) {
+    shape.rows += parts[p].rows;
+    if (parts[p].branch.depth > branch_depth) branch_depth = parts[p].branch.depth;
+  }
   if (shape.rows == 0 || shape.columns == 0 || shape.depth == 0) return;
   const int threads = PoolThreads(ctx->pool);
-  const GemmPlan plan = PlanGemm(shape, branch.depth, threads);
+  const GemmPlan plan = PlanGemm(shape, branch_depth, threads);
   const int64_t panel_floats = Steps(plan.block_depth) * plan.panel_columns;
-  const int64_t branch_floats = Steps(branch.depth) * plan.panel_columns;
+  const int64_t branch_floats = Steps(branch_depth) * plan.panel_columns;
   const int64_t row_operands = kTileRows * CopyStride(plan.block_depth);
-  const int64_t branch_operands = kTileRows * CopyStride(branch.depth);
+  const int64_t branch_operands = kTileRows * CopyStride(branch_depth);
   const int64_t scratch_floats = plan.blocks > 1 ? plan.chunk_rows * plan.panel_columns : 0;
   const int64_t thread_bytes =
       RoundUp(4 * panel_floats, 64) + RoundUp(4 * branch_floats, 64) +
@@ -281,51 +348,26 @@ static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const L
     const ThreadMemory mem = memory(thread);
     const int64_t column0 = piece / plan.row_chunks * plan.panel_columns;
     const int64_t row0 = piece % plan.row_chunks * plan.chunk_rows;
-    const int64_t columns =
+    PanelBlock block{};
+    block.column0 = column0;
+    block.columns =
         shape.columns - column0 < plan.panel_columns ? shape.columns - column0 : plan.panel_columns;
+    block.stride = plan.panel_columns;
+    block.split = plan.blocks > 1;
     const int64_t end = shape.rows - row0 < plan.chunk_rows ? shape.rows : row0 + plan.chunk_rows;
-    const int64_t tile_rows = EvenRows(end - row0);
-    const int64_t branch_steps = Steps(branch.depth);
-    alignas(64) float local[kTileRows * kTileColumns];
-    if (branch.depth > 0) branch.pack(column0, columns, int64_t{0}, branch.depth, mem.branch_panel);
-
-    for (int64_t block = 0; block < plan.blocks; ++block) {
-      const int64_t first = block * plan.block_depth;
-      const int64_t depth =
-          shape.depth - first < plan.block_depth ? shape.depth - first : plan.block_depth;
-      const int64_t steps = Steps(depth);
-      pack(column0, columns, first, depth, mem.panel);
-      for (int64_t row = row0; row < end; row += tile_rows) {
-        const int64_t rows = end - row < tile_rows ? end - row : tile_rows;
-        const PreparedRows a = PrepareRows(lhs, row, rows, first, depth, mem.rows);
-        PreparedRows b{};
-        if (block == 0 && branch.depth > 0)
-          b = PrepareRows(branch.lhs, row, rows, 0, branch.depth, mem.branch_rows);
-        for (int64_t j = 0; j < columns; j += kTileColumns) {
-          const int64_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
-          float* tile = local;
-          int64_t stride = kTileColumns;
-          if (plan.blocks > 1) {
-            tile = mem.scratch + (row - row0) * plan.panel_columns + j;
-            stride = plan.panel_columns;
-          }
-          if (b.data != nullptr) {
-            MultiplyTile(b.data, b.stride_bytes, mem.branch_panel + j * branch_steps, branch_steps, rows,
-                         width, tile, stride, false);
-            for (int64_t r = 0; r < rows; ++r) {
-              float* sums = tile + r * stride;
-              if (branch.scale != 1)
-                for (int64_t v = 0; v < width; v += kLanes)
-                  Store(sums + v, Mul(Load(sums + v), Set1(branch.scale)));
-              if (branch.dropout != nullptr)
-                ZeroDropped(*branch.dropout,
-                            static_cast<uint64_t>((row + r) * shape.columns + column0 + j), width, sums);
-            }
-          }
-          MultiplyTile(a.data, a.stride_bytes, mem.panel + j * steps, steps, rows, width, tile, stride,
-                       block > 0 || b.data != nullptr, j == 0 ? a.next : nullptr);
-          if (block + 1 == plan.blocks) finish(row, rows, column0 + j, width, tile, stride);
-        }
+    for (int64_t i = 0; i < plan.blocks; ++i) {
+      block.first = i * plan.block_depth;
+      block.depth = shape.depth - block.first < plan.block_depth ? shape.depth - block.first : plan.block_depth;
+      block.begins = i == 0;
+      block.ends = i + 1 == plan.blocks;
+      pack(column0, block.columns, block.first, block.depth, mem.panel);
+      int64_t before = 0;  // rows of the parts before this one
+      for (int64_t p = 0; p < count; before += parts[p++].rows) {
+        const int64_t from = row0 > before ? row0 - before : 0;
+        const int64_t to = end - before < parts[p].rows ? end - before : parts[p].rows;
+        if (from >= to) continue;
+        SweepRows(parts[p], shape.columns, from, to, block, mem,
+                  mem.scratch + (before + from - row0) * plan.panel_columns);
       }
     }
   });
@@ -338,7 +380,8 @@ struct NoPacker {
 template <typename Packer, typename Finish>
 static void Gemm(Context* ctx, int64_t reserved, const GemmShape& shape, const Lhs& lhs,
                  const Packer& pack, const Finish& finish) {
-  Gemm(ctx, reserved, shape, lhs, pack, Branch<NoPacker>{}, finish);
+  const RowPart<NoPacker, Finish> all{shape.rows, lhs, {}, &finish};
+  GemmParts(ctx, reserved, shape.columns, shape.depth, pack, &all, 1);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

@@ -1,5 +1,8 @@
 // Linear layers over frozen weights with a LoRA branch. The branch is folded into the products: its scaled
 // sum is where the sums of the main product start, so nothing of [rows, outputs] is written twice.
+//
+// The main product is written for several parts (LinearPart): a panel of the weight is decoded once and swept
+// by the rows of each, which start from the sums of its own adapter. One linear is one part.
 #pragma once
 
 #include "kernels/cpu/body/gemm.h"
@@ -7,16 +10,25 @@
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
-static void CheckLinear(Context* ctx, const LinearArgs& args) {
-  KERNEL_CHECK(args.m >= 0 && args.w.n > 0 && args.w.k > 0);
-  WorkspaceShape shape;
-  shape.m = args.m;
-  shape.k = args.w.k;
-  shape.n = args.w.n;
-  shape.r = args.lora != nullptr ? args.lora->r : 0;
-  shape.threads = PoolThreads(ctx->pool);
-  KERNEL_CHECK(ctx->workspace_bytes >= LinearWorkspaceBytes(shape));
+constexpr int64_t kMostParts = 16;  // of one product; more than that are multiplied in turn
+
+static void CheckParts(Context* ctx, const LinearPart* parts, int64_t count) {
+  WorkspaceShape shapes[kMostParts];
+  for (int64_t i = 0; i < count; ++i) {
+    const LinearArgs& args = parts[i].args;
+    KERNEL_CHECK(args.m >= 0 && args.w.n > 0 && args.w.k > 0);
+    KERNEL_CHECK(args.w.data == parts[0].args.w.data && args.w.n == parts[0].args.w.n);
+    KERNEL_CHECK(args.bias.data == nullptr || args.bias.type != DType::kF64);
+    shapes[i].m = args.m;
+    shapes[i].k = args.w.k;
+    shapes[i].n = args.w.n;
+    shapes[i].r = args.lora != nullptr ? args.lora->r : 0;
+    shapes[i].threads = PoolThreads(ctx->pool);
+  }
+  KERNEL_CHECK(ctx->workspace_bytes >= LinearPartsWorkspaceBytes(shapes, count));
 }
+
+static bool HasBranch(const LinearArgs& args) { return args.lora != nullptr && args.lora->r > 0; }
 
 static void DecodeWeight(Context* ctx, void* out, const WeightView& w, int64_t n0, int64_t rows) {
   KERNEL_CHECK(n0 >= 0 && rows >= 0 && n0 + rows <= w.n);
@@ -30,8 +42,8 @@ static void DecodeWeight(Context* ctx, void* out, const WeightView& w, int64_t n
 
 // sums (+ bias) (+ what is there) to bf16 rows of `width` columns.
 struct StoreRows {
-  BF16* out;
-  int64_t out_stride;
+  BF16* out = nullptr;
+  int64_t out_stride = 0;
   ParamView bias;
   bool accumulate = false;
   float scale = 1;
@@ -61,7 +73,7 @@ struct StoreRows {
 
 // One token, as in generation.
 static void LinearForwardOne(Context* ctx, BF16* y, const BF16* x, const LinearArgs& args) {
-  const LoraArgs* lora = args.lora != nullptr && args.lora->r > 0 ? args.lora : nullptr;
+  const LoraArgs* lora = HasBranch(args) ? args.lora : nullptr;
   const auto* u = lora != nullptr ? static_cast<const BF16*>(lora->u) : nullptr;
   if (lora != nullptr) {
     WeightView a;
@@ -89,56 +101,71 @@ static void LinearForwardOne(Context* ctx, BF16* y, const BF16* x, const LinearA
   });
 }
 
-static void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args) {
-  CheckLinear(ctx, args);
-  KERNEL_CHECK(args.bias.data == nullptr || args.bias.type != DType::kF64);
-  if (args.m == 1 && (args.lora == nullptr || args.lora->dropout.p == 0))
-    return LinearForwardOne(ctx, static_cast<BF16*>(y), static_cast<const BF16*>(x), args);
-  const WeightView& w = args.w;
-  const WeightSource source{w};
-  const auto pack = [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-    PackRows(source, column, columns, first, depth, panel);
-  };
-  const Lhs rows{x, w.k};
-  const StoreRows store{static_cast<BF16*>(y), w.n, args.bias};
-  const GemmShape shape{args.m, w.n, w.k};
-  if (args.lora == nullptr || args.lora->r == 0) {
-    Gemm(ctx, 0, shape, rows, pack, store);
-    return;
-  }
+// u = dropout(x) A^T.
+static void DownProjection(Context* ctx, const void* x, const LinearArgs& args) {
   const LoraArgs& lora = *args.lora;
   const Dropout dropout(lora.dropout);
   const bool drop = lora.dropout.p > 0;
-  const MatrixSource a{static_cast<const BF16*>(lora.a), w.k};
-  Gemm(ctx, 0, GemmShape{args.m, lora.r, w.k}, Lhs{x, w.k, false, drop ? &dropout : nullptr},
-       [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-         PackRows(a, column, columns, first, depth, panel);
-       },
+  Gemm(ctx, 0, GemmShape{args.m, lora.r, args.w.k}, Lhs{x, args.w.k, false, drop ? &dropout : nullptr},
+       RowPacker<MatrixSource>{{static_cast<const BF16*>(lora.a), args.w.k}},
        StoreRows{static_cast<BF16*>(lora.u), lora.r, {}, false, drop ? dropout.inverse : 1.0f});
-  const MatrixSource b{static_cast<const BF16*>(lora.b), lora.r};
-  const auto pack_b = [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-    PackRows(b, column, columns, first, depth, panel);
-  };
-  const Branch<decltype(pack_b)> branch{Lhs{lora.u, lora.r}, lora.r, lora.scale, nullptr, pack_b};
-  Gemm(ctx, 0, shape, rows, pack, branch, store);
 }
 
-// What the backward of a LoRA branch keeps in the workspace.
+static void ForwardOfParts(Context* ctx, const LinearPart* parts, int64_t count) {
+  CheckParts(ctx, parts, count);
+  const WeightView& w = parts[0].args.w;
+  RowPart<RowPacker<MatrixSource>, StoreRows> rows[kMostParts];
+  StoreRows stores[kMostParts];
+  int64_t used = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const LinearPart& part = parts[i];
+    const LinearArgs& args = part.args;
+    if (args.m == 1 && (args.lora == nullptr || args.lora->dropout.p == 0)) {
+      LinearForwardOne(ctx, static_cast<BF16*>(part.out), static_cast<const BF16*>(part.in), args);
+      continue;
+    }
+    stores[used] = StoreRows{static_cast<BF16*>(part.out), w.n, args.bias};
+    rows[used] = {args.m, Lhs{part.in, w.k}, {}, &stores[used]};
+    if (HasBranch(args)) {
+      DownProjection(ctx, part.in, args);
+      const LoraArgs& lora = *args.lora;
+      rows[used].branch = {Lhs{lora.u, lora.r}, lora.r, lora.scale, nullptr,
+                           {{static_cast<const BF16*>(lora.b), lora.r}}};
+    }
+    ++used;
+  }
+  GemmParts(ctx, 0, w.n, w.k, RowPacker<WeightSource>{{w}}, rows, used);
+}
+
+static void LinearForwardParts(Context* ctx, const LinearPart* parts, int64_t count) {
+  for (; count > 0; parts += kMostParts, count -= kMostParts)
+    ForwardOfParts(ctx, parts, count < kMostParts ? count : kMostParts);
+}
+
+static void LinearForward(Context* ctx, void* y, const void* x, const LinearArgs& args) {
+  const LinearPart part{y, false, x, nullptr, args};
+  ForwardOfParts(ctx, &part, 1);
+}
+
+// What the backward of a LoRA branch keeps in the workspace: du until the main product is done, the others
+// for its own gradients.
 struct BranchMemory {
   BF16* du;            // [m, r]
   Operand* du_across;  // [r, m]
   Operand* u_across;   // [r, m]
-  int64_t bytes;
+  int64_t bytes;       // from the workspace's beginning
 };
 
-static BranchMemory MakeBranchMemory(Context* ctx, int64_t m, int64_t r) {
-  char* base = static_cast<char*>(ctx->workspace);
+// Behind `reserved` bytes of the workspace.
+static BranchMemory MakeBranchMemory(Context* ctx, int64_t reserved, int64_t m, int64_t r) {
+  char* base = static_cast<char*>(ctx->workspace) + reserved;
   const int64_t across = RoundUp(m * r * static_cast<int64_t>(sizeof(Operand)), 64);
+  const int64_t du = RoundUp(2 * m * r, 64);
   BranchMemory memory;
-  memory.du_across = reinterpret_cast<Operand*>(base);
-  memory.u_across = reinterpret_cast<Operand*>(base + across);
-  memory.du = reinterpret_cast<BF16*>(base + 2 * across);
-  memory.bytes = 2 * across + RoundUp(2 * m * r, 64);
+  memory.du = reinterpret_cast<BF16*>(base);
+  memory.du_across = reinterpret_cast<Operand*>(base + du);
+  memory.u_across = reinterpret_cast<Operand*>(base + du + across);
+  memory.bytes = reserved + du + 2 * across;
   return memory;
 }
 
@@ -149,11 +176,8 @@ static void BranchGradients(Context* ctx, const void* dy, const void* x, const L
   const Dropout dropout(lora.dropout);
   const bool drop = lora.dropout.p > 0;
   // du = scale * dy B, kept both ways round.
-  const MatrixSource b{static_cast<const BF16*>(lora.b), r};
   Gemm(ctx, memory.bytes, GemmShape{m, r, n}, Lhs{dy, n},
-       [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-         PackColumns(b, first, depth, column, columns, panel);
-       },
+       ColumnPacker<MatrixSource>{{static_cast<const BF16*>(lora.b), r}},
        [&](int64_t row, int64_t rows, int64_t column, int64_t width, const float* sums, int64_t stride) {
          for (int64_t i = 0; i < rows; ++i) {
            for (int64_t j = 0; j < width; ++j) {
@@ -179,19 +203,9 @@ static void BranchGradients(Context* ctx, const void* dy, const void* x, const L
     const Lhs lhs{memory.du_across, m, true};
     const auto* values = static_cast<const BF16*>(x);
     if (drop) {
-      const DroppedSource source{values, k, dropout};
-      Gemm(ctx, memory.bytes, shape, lhs,
-           [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-             PackColumns(source, first, depth, column, columns, panel);
-           },
-           add);
+      Gemm(ctx, memory.bytes, shape, lhs, ColumnPacker<DroppedSource>{{values, k, dropout}}, add);
     } else {
-      const MatrixSource source{values, k};
-      Gemm(ctx, memory.bytes, shape, lhs,
-           [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-             PackColumns(source, first, depth, column, columns, panel);
-           },
-           add);
+      Gemm(ctx, memory.bytes, shape, lhs, ColumnPacker<MatrixSource>{{values, k}}, add);
     }
   }
   if (lora.db != nullptr) {
@@ -199,11 +213,8 @@ static void BranchGradients(Context* ctx, const void* dy, const void* x, const L
     const auto* u = static_cast<const BF16*>(lora.u);
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < r; ++j) memory.u_across[j * m + i] = ToOperand(u[i * r + j]);
-    const MatrixSource source{static_cast<const BF16*>(dy), n};
     Gemm(ctx, memory.bytes, GemmShape{r, n, m}, Lhs{memory.u_across, m, true},
-         [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-           PackColumns(source, first, depth, column, columns, panel);
-         },
+         ColumnPacker<MatrixSource>{{static_cast<const BF16*>(dy), n}},
          [&](int64_t row, int64_t rows, int64_t column, int64_t width, const float* sums,
              int64_t stride) {
            for (int64_t j = 0; j < width; ++j)
@@ -213,33 +224,44 @@ static void BranchGradients(Context* ctx, const void* dy, const void* x, const L
   }
 }
 
+static void BackwardOfParts(Context* ctx, const LinearPart* parts, int64_t count) {
+  CheckParts(ctx, parts, count);
+  const WeightView& w = parts[0].args.w;
+  RowPart<ColumnPacker<MatrixSource>, StoreRows> rows[kMostParts];
+  StoreRows stores[kMostParts];
+  Dropout dropouts[kMostParts];
+  int64_t used = 0, reserved = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const LinearPart& part = parts[i];
+    const LinearArgs& args = part.args;
+    stores[used] = StoreRows{static_cast<BF16*>(part.out), w.k, {}, part.accumulate};
+    rows[used] = {args.m, Lhs{part.in, w.n}, {}, &stores[used]};
+    if (HasBranch(args)) {
+      const LoraArgs& lora = *args.lora;
+      const BranchMemory memory = MakeBranchMemory(ctx, reserved, args.m, lora.r);
+      BranchGradients(ctx, part.in, part.x, args, memory);
+      if (part.out == nullptr) continue;
+      reserved += RoundUp(2 * args.m * lora.r, 64);
+      dropouts[used] = Dropout(lora.dropout);
+      const bool drop = lora.dropout.p > 0;
+      rows[used].branch = {Lhs{memory.du, lora.r}, lora.r, drop ? dropouts[used].inverse : 1.0f,
+                           drop ? &dropouts[used] : nullptr,
+                           {{static_cast<const BF16*>(lora.a), w.k}}};
+    }
+    if (part.out != nullptr) ++used;
+  }
+  GemmParts(ctx, reserved, w.k, w.n, ColumnPacker<WeightSource>{{w}}, rows, used);
+}
+
+static void LinearBackwardParts(Context* ctx, const LinearPart* parts, int64_t count) {
+  for (; count > 0; parts += kMostParts, count -= kMostParts)
+    BackwardOfParts(ctx, parts, count < kMostParts ? count : kMostParts);
+}
+
 static void LinearBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
                            const LinearArgs& args) {
-  CheckLinear(ctx, args);
-  const WeightView& w = args.w;
-  const WeightSource source{w};
-  const auto pack = [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-    PackColumns(source, first, depth, column, columns, panel);
-  };
-  const GemmShape shape{args.m, w.k, w.n};
-  const StoreRows store{static_cast<BF16*>(dx), w.k, {}, accumulate};
-  if (args.lora == nullptr || args.lora->r == 0) {
-    if (dx != nullptr) Gemm(ctx, 0, shape, Lhs{dy, w.n}, pack, store);
-    return;
-  }
-  const LoraArgs& lora = *args.lora;
-  const BranchMemory memory = MakeBranchMemory(ctx, args.m, lora.r);
-  BranchGradients(ctx, dy, x, args, memory);
-  if (dx == nullptr) return;
-  const Dropout dropout(lora.dropout);
-  const bool drop = lora.dropout.p > 0;
-  const MatrixSource a{static_cast<const BF16*>(lora.a), w.k};
-  const auto pack_a = [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-    PackColumns(a, first, depth, column, columns, panel);
-  };
-  const Branch<decltype(pack_a)> branch{Lhs{memory.du, lora.r}, lora.r, drop ? dropout.inverse : 1.0f,
-                                        drop ? &dropout : nullptr, pack_a};
-  Gemm(ctx, memory.bytes, shape, Lhs{dy, w.n}, pack, branch, store);
+  const LinearPart part{dx, accumulate, dy, x, args};
+  BackwardOfParts(ctx, &part, 1);
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

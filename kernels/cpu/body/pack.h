@@ -73,8 +73,8 @@ struct WeightSource {
 
 struct MatrixSource {
   static constexpr bool kLoads = false;
-  const BF16* data;
-  int64_t stride;
+  const BF16* data = nullptr;
+  int64_t stride = 0;
   NIBBLE_INLINE const BF16* At(int64_t row, int64_t first) const { return data + row * stride + first; }
   void Prefetch(int64_t row, int64_t first) const { FetchLines(data + row * stride + first); }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
@@ -197,5 +197,21 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
   }
   ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);
 }
+
+// What a product (gemm.h) packs its panels with.
+template <typename Source>
+struct RowPacker {
+  Source source;
+  void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) const {
+    PackRows(source, column, columns, first, depth, panel);
+  }
+};
+template <typename Source>
+struct ColumnPacker {
+  Source source;
+  void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) const {
+    PackColumns(source, first, depth, column, columns, panel);
+  }
+};
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

@@ -21,6 +21,8 @@ static KernelTable MakeTable(const char* body) {
   t.decode_weight = DecodeWeight;
   t.linear_forward = LinearForward;
   t.linear_backward = LinearBackward;
+  t.linear_forward_parts = LinearForwardParts;
+  t.linear_backward_parts = LinearBackwardParts;
   t.rmsnorm_forward = RmsNormForward;
   t.rmsnorm_backward = RmsNormBackward;
   t.add = AddArrays;
