@@ -64,6 +64,17 @@ TEST(PlanCurve, AddsUpWhatLivesAtEveryOperation) {
   EXPECT_EQ(curve.spans[2].last, 7);
 }
 
+TEST(PlanCurve, ActivationsMayBePersistent) {
+  v1::MemoryLayout layout = Layout();
+  layout.mutable_plan()->set_persistent_bytes(300);
+  layout.mutable_plan()->set_step_bytes(200);
+  layout.mutable_buffers(2)->set_persistent(true);  // layer0.x, of a job that may step with others
+  layout.mutable_buffers(2)->set_offset(200);
+  const PlanCurve curve = CurveOf(layout);
+  EXPECT_EQ(curve.ConstantBytes(), CurveOf(Layout()).ConstantBytes());
+  EXPECT_EQ(curve.activation_bytes, CurveOf(Layout()).activation_bytes);
+}
+
 TEST(PlotPlan, MarksThePeakAndNamesEveryLayer) {
   const auto lines = PlotPlan(CurveOf(Layout()), 80, 10, {.color = false, .unicode = false});
   ASSERT_GT(lines.size(), 10u);

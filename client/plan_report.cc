@@ -143,13 +143,19 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
                     Parts({{"codes", c.base_codes()},
                            {"scales", c.base_scales()},
                            {"unquantized", c.base_unquantized()}})));
+  // Of a job that may step together with others the activations are persistent, too (docs/memory.md).
+  const int64_t kept = c.adapters() + c.gradients() + c.optimizer();
+  const bool keeps_activations =
+      !plan.host_apart() && plan.persistent_bytes() - kept > c.activations() / 2;
+  const int64_t of_persistent = keeps_activations ? c.activations() : 0;
   Line(out, "persistent",
        absl::StrCat(FormatBytes(plan.persistent_bytes()), Parts({{"adapters", c.adapters()},
                                                                  {"gradients", c.gradients()},
-                                                                 {"optimizer", c.optimizer()}})));
+                                                                 {"optimizer", c.optimizer()},
+                                                                 {"activations", of_persistent}})));
   Line(out, "step",
-       absl::StrCat(FormatBytes(plan.step_bytes()),
-                    Parts({{"activations", c.activations()}, {"workspace", c.workspace()}})));
+       absl::StrCat(FormatBytes(plan.step_bytes()), Parts({{"activations", c.activations() - of_persistent},
+                                                           {"workspace", c.workspace()}})));
   Line(out, "process", FormatBytes(plan.fixed_bytes()));
   if (plan.host_bytes()) {
     Line(out, "host",
