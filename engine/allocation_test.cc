@@ -91,7 +91,8 @@ TEST_P(AllocationTest, AFusedStepAllocatesNothing) {
       members.push_back(job->MicroBatches());
     }
     testing::StartMallocCount();
-    Lockstep(*backend, jobs[0]->table(), (*device)->step().data(), (*device)->step().mapped_bytes()).Run(members);
+    const Region& step = (*device)->step();
+    Lockstep(*backend, jobs[0]->table(), step.data(), step.mapped_bytes()).Run(members);
     for (const auto& job : jobs) job->EndStep();
     EXPECT_EQ(testing::StopMallocCount(), 0);
   }

@@ -1,10 +1,11 @@
-// One turn for several jobs: each does one optimizer step, in lockstep, so that frozen weights are decoded once
-// for all of them (lockstep.h). For short micro-batches, of which decoding is a large part.
+// One turn for several jobs: each does one optimizer step, in lockstep, so that frozen weights are decoded
+// once for all of them (lockstep.h). For short micro-batches, of which decoding is a large part.
 //
 // It needs no more memory than turns do. The jobs' tensors are in their persistent regions (kFusedTokens in
-// spec/compile_plan.h), operations use the step region in turn, and a product of several jobs has to fit there
-// with its workspace: FusedJobs takes as many as do. Results are those of turns, bit for bit; an error, such as
-// a row of data that cannot be read, is that of its job alone. One thread; the jobs share a device.
+// spec/compile_plan.h), operations use the step region in turn, and a product of several jobs has to fit
+// there with its workspace: FusedJobs takes as many as do. Results are those of turns, bit for bit; an
+// error, such as a row of data that cannot be read, is that of its job alone. One thread; the jobs share a
+// device.
 #pragma once
 
 #include <cstdint>

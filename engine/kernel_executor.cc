@@ -50,7 +50,8 @@ KernelExecutor::~KernelExecutor() {
   if (pinned_ != nullptr) backend_.ReleasePinned(pinned_);
 }
 
-void KernelExecutor::Begin(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch) {
+void KernelExecutor::Begin(const MicroBatch& batch, double gradient_scale, int64_t step,
+                           int64_t micro_batch) {
   CHECK(micro_batch < loss_slots());
   BeginPhase(StepPhase::kData);
   Stage(batch);

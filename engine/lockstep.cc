@@ -47,8 +47,8 @@ void Lockstep::Advance(const Member& member, At& at) {
     at.done = true;
     return;
   }
-  member.executor->Begin(member.batches[static_cast<size_t>(at.micro_batch)], member.gradient_scale, member.step,
-                         at.micro_batch);
+  member.executor->Begin(member.batches[static_cast<size_t>(at.micro_batch)], member.gradient_scale,
+                         member.step, at.micro_batch);
   at.place = member.executor->RunToProduct();
 }
 

@@ -1,5 +1,5 @@
-// The micro-batches of several jobs at once, each with its own adapter, activations and dropout, so that every
-// frozen weight is decoded once for all of them.
+// The micro-batches of several jobs at once, each with its own adapter, activations and dropout, so that
+// every frozen weight is decoded once for all of them.
 //
 // Each executor goes as far as its next product with a frozen weight and waits there. The products that are
 // first in the order all jobs of a base have in common (step_program.h) are done as one call of
@@ -36,7 +36,10 @@ class Lockstep {
   // their executors' step region begins.
   Lockstep(kernels::Backend& backend, const kernels::KernelTable& table, std::byte* workspace,
            int64_t workspace_bytes)
-      : context_(backend.context()), table_(table), workspace_(workspace), workspace_bytes_(workspace_bytes) {}
+      : context_(backend.context()),
+        table_(table),
+        workspace_(workspace),
+        workspace_bytes_(workspace_bytes) {}
 
   // Forward and backward of all micro-batches, at most kMost members.
   void Run(std::span<const Member> members);

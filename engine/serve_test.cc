@@ -251,7 +251,8 @@ std::vector<MixedJob> MixedJobs(spec::QuantKind quant) {
   };
 }
 
-class MixedJobsTest : public ServeTest, public ::testing::WithParamInterface<std::pair<spec::QuantKind, int>> {
+class MixedJobsTest : public ServeTest,
+                      public ::testing::WithParamInterface<std::pair<spec::QuantKind, int>> {
  protected:
   void SetUp() override {
     options_.device.base.quant = GetParam().first;
@@ -358,7 +359,9 @@ std::vector<MixedJob> ShortJobs(spec::QuantKind quant) {
     return mixed;
   };
   return {
-      job("long", 0, [](auto& s) { s.sequence_len = 128, s.micro_batch_size = 4, s.recompute = Recompute::kNone; }),
+      job("long", 0, [](auto& s) {
+        s.sequence_len = 128, s.micro_batch_size = 4, s.recompute = Recompute::kNone;
+      }),
       job("plain", 0, [](auto&) {}),
       job("attention-only", 0, [](auto& s) {
         s.lora_r = 64, s.target_modules = {Module::kQ, Module::kV}, s.lora_dropout = 0.2, s.seed = 3;
@@ -372,7 +375,9 @@ std::vector<MixedJob> ShortJobs(spec::QuantKind quant) {
         s.lora_r = 100, s.recompute = Recompute::kKeepGemmOutputs, s.lora_dropout = 0;
         s.target_modules = {Module::kGate, Module::kDown};
       }),
-      job("unpacked", 0, [](auto& s) { s.sample_packing = false, s.micro_batch_size = 2, s.use_rslora = true; }),
+      job("unpacked", 0, [](auto& s) {
+        s.sample_packing = false, s.micro_batch_size = 2, s.use_rslora = true;
+      }),
   };
 }
 
@@ -422,7 +427,8 @@ TEST_P(MixedJobsTest, FusedTurnsChangeNoByte) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Bases, MixedJobsTest,
-                         ::testing::Values(std::pair(spec::QuantKind::kNF4, 1), std::pair(spec::QuantKind::kNF4, 2),
+                         ::testing::Values(std::pair(spec::QuantKind::kNF4, 1),
+                                           std::pair(spec::QuantKind::kNF4, 2),
                                            std::pair(spec::QuantKind::kBF16, 1)),
                          [](const auto& info) {
                            return std::string(info.param.first == spec::QuantKind::kNF4 ? "nf4" : "bf16") +

@@ -22,8 +22,8 @@ class TurnQueue {
   void SetPaused(const std::string& id, bool paused);
   // Empty when nobody can run.
   std::string Next() const;
-  // Next, and behind it in their order who would have a turn before it had a second one: who may do a step with
-  // it without getting ahead of anybody.
+  // Next, and behind it in their order who would have a turn before it had a second one: who may do a step
+  // with it without getting ahead of anybody.
   std::vector<std::string> NextTogether() const;
   // `id` used the device this long.
   void Charge(const std::string& id, int64_t time_us);

@@ -42,8 +42,8 @@ TEST(WorkspaceBytes, AreTheKernels) {
               EXPECT_EQ(WorkspaceBytes(Op::kLinearBackward, ours, profile),
                         LinearWorkspaceBytes(theirs));
               const kernels::WorkspaceShape parts[] = {theirs, theirs, theirs};
-              EXPECT_EQ(WorkspaceBytes(Op::kLinearForward, ours, profile) + 2 * LinearPartBytes(ours, profile),
-                        LinearPartsWorkspaceBytes(parts, 3));
+              const int64_t first = WorkspaceBytes(Op::kLinearForward, ours, profile);
+              EXPECT_EQ(first + 2 * LinearPartBytes(ours, profile), LinearPartsWorkspaceBytes(parts, 3));
               EXPECT_EQ(WorkspaceBytes(Op::kAttentionForward, ours, profile),
                         AttentionForwardWorkspaceBytes(theirs));
               EXPECT_EQ(WorkspaceBytes(Op::kAttentionBackward, ours, profile),

@@ -39,10 +39,10 @@ struct PersistentLayout {
   int64_t activations = -1;  // the tensors of the step; -1 = they are in the step region
 };
 
-// On the host a job of at most this many tokens a micro-batch keeps the tensors of its step to itself, if they
-// take at most half of what is persistent anyway. Then it shares only the workspace, and its step can go
-// beside those of others (engine/fused_turn.h) within base + sum(persistent) + max(step). Longer micro-batches
-// would gain little: docs/results/2026-11-22-shared.md.
+// On the host a job of at most this many tokens a micro-batch keeps the tensors of its step to itself, if
+// they take at most half of what is persistent anyway. Then it shares only the workspace, and its step can
+// go beside those of others (engine/fused_turn.h) within base + sum(persistent) + max(step). Longer micro-
+// batches would gain little: docs/results/2026-11-22-shared.md.
 inline constexpr int64_t kFusedTokens = 128;
 
 // Where in `decoded` a layer's matrix begins, bytes; one layer's are one behind the other.

@@ -9,17 +9,21 @@
 namespace nibble::spec {
 namespace {
 
-// Where a product stands in the longest step there is: all modules forward from the lowest block up; then, from
-// the highest down, those of the repeated forward and those of the backward.
+// Where a product stands in the longest step there is: all modules forward from the lowest block up; then,
+// from the highest down, those of the repeated forward and those of the backward.
 class Places {
  public:
   explicit Places(int64_t layers) : layers_(static_cast<int32_t>(layers)) {}
 
-  int32_t Forward(int32_t layer, Module module) const { return layer * kModuleCount + static_cast<int32_t>(module); }
-  int32_t Repeated(int32_t layer, Module module) const { return Down(layer) + static_cast<int32_t>(module); }
+  int32_t Forward(int32_t layer, Module module) const {
+    return layer * kModuleCount + static_cast<int32_t>(module);
+  }
+  int32_t Repeated(int32_t layer, Module module) const {
+    return Down(layer) + static_cast<int32_t>(module);
+  }
   int32_t Backward(int32_t layer, Module module) const {
-    constexpr std::array<Module, kModuleCount> kOrder = {Module::kDown, Module::kGate, Module::kUp, Module::kO,
-                                                         Module::kQ,    Module::kK,    Module::kV};
+    constexpr std::array<Module, kModuleCount> kOrder = {
+        Module::kDown, Module::kGate, Module::kUp, Module::kO, Module::kQ, Module::kK, Module::kV};
     int32_t at = 0;
     while (kOrder[static_cast<size_t>(at)] != module) ++at;
     return Down(layer) + kModuleCount + at;
@@ -60,7 +64,8 @@ class Recorder {
     op.norm = norm;
     op.layer = layer;
   }
-  void RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd, Norm norm, int32_t layer) {
+  void RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd, Norm norm,
+                       int32_t layer) {
     StepOp& op = Note(StepOpKind::kRmsNormBackward, {dx, dy, x, rstd});
     op.flag = accumulate;
     op.norm = norm;
@@ -72,7 +77,8 @@ class Recorder {
     op.module = module;
     Place(op, phase_ == Phase::kForward ? places_.Forward(layer, module) : places_.Repeated(layer, module));
   }
-  void LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u, int32_t layer, Module module) {
+  void LinearBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor u, int32_t layer,
+                      Module module) {
     StepOp& op = Note(StepOpKind::kLinearBackward, {dx, dy, x, u});
     op.flag = accumulate;
     op.layer = layer;

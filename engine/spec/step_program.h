@@ -1,8 +1,8 @@
 // The training step of one micro-batch as a list of operations, for who wants to stop between two of them.
 //
-// The template of step.h does a micro-batch in one go. Several jobs in lockstep (engine/lockstep.h) each go as
-// far as their next product with a frozen weight and wait there. RecordStep runs that same template and notes
-// what it calls; Perform calls it again on an executor, one operation at a time. A value; pure.
+// The template of step.h does a micro-batch in one go. Several jobs in lockstep (engine/lockstep.h) each go
+// as far as their next product with a frozen weight and wait there. RecordStep runs that same template and
+// notes what it calls; Perform calls it again on an executor, one operation at a time. A value; pure.
 #pragma once
 
 #include <array>
@@ -35,8 +35,9 @@ struct StepOp {
   Module module = Module::kQ;
   int32_t layer = 0;
   int32_t heads = 0;  // of kRope
-  // Of a product with a frozen weight: its place in the order that all jobs of a base have in common, whatever
-  // they target and recompute. Each job has some of the places, and passes them ascending. -1 = another op.
+  // Of a product with a frozen weight: its place in the order that all jobs of a base have in common,
+  // whatever they target and recompute. Each job has some of the places, and passes them ascending. -1 =
+  // another op.
   int32_t place = -1;
   std::array<int32_t, 9> tensors{};  // TensorKey::Index in the operation's order; -1 = none
 };

@@ -59,7 +59,8 @@ TEST(StepProgram, HasTheOperationsOfThePlan) {
   for (const bool qk_norm : {false, true}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull}) {
       const ModelConfig model = Tiny(qk_norm);
-      const TrainSpec spec = *ResolveTrainSpec({.lora_r = 4, .sequence_len = 32, .recompute = recompute}, model);
+      const TrainSpec spec =
+          *ResolveTrainSpec({.lora_r = 4, .sequence_len = 32, .recompute = recompute}, model);
       const auto plan = CompileForEngine(model, spec, DeviceProfile{});
       EXPECT_EQ(RecordStep(model, spec).size(), static_cast<size_t>(plan->optimizer_op));
     }

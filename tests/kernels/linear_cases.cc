@@ -240,7 +240,8 @@ Outcome RunDecode(const KernelTable& table, int threads, const LinearShape& s) {
 }
 
 // Parts together are, bit for bit, the parts one after the other.
-Outcome RunParts(const KernelTable& table, int threads, const std::vector<LinearShape>& shapes, bool backward) {
+Outcome RunParts(const KernelTable& table, int threads, const std::vector<LinearShape>& shapes,
+                 bool backward) {
   if (table.linear_forward_parts == nullptr) return {};  // a device's; the engine then takes turns
   const TestWeight weight(shapes[0].type, shapes[0].n, shapes[0].k, shapes[0].block, shapes[0].nested, 1);
   std::vector<std::unique_ptr<Setup>> together, apart;
@@ -316,12 +317,12 @@ std::vector<Case> PartsCases() {
         shapes.back().accumulate = rows.m % 2 == 1;
       }
       const std::string of = std::to_string(shapes.size()) + " parts of";
-      cases.push_back({"linear_forward_parts " + Name(of, shapes[0]), [=](const KernelTable& t, int threads) {
-                         return RunParts(t, threads, shapes, false);
-                       }});
-      cases.push_back({"linear_backward_parts " + Name(of, shapes[0]), [=](const KernelTable& t, int threads) {
-                         return RunParts(t, threads, shapes, true);
-                       }});
+      for (const bool backward : {false, true}) {
+        const std::string op = backward ? "linear_backward_parts " : "linear_forward_parts ";
+        cases.push_back({op + Name(of, shapes[0]), [=](const KernelTable& t, int threads) {
+                           return RunParts(t, threads, shapes, backward);
+                         }});
+      }
     }
   }
   return cases;

@@ -260,8 +260,8 @@ struct PanelBlock {
 
 // Rows from .. to - 1 of a part times a panel. `scratch` is where the sums of row `from` wait.
 template <typename BranchPacker, typename Finish>
-static void SweepRows(const RowPart<BranchPacker, Finish>& part, int64_t all_columns, int64_t from, int64_t to,
-                      const PanelBlock& block, const ThreadMemory& mem, float* scratch) {
+static void SweepRows(const RowPart<BranchPacker, Finish>& part, int64_t all_columns, int64_t from,
+                      int64_t to, const PanelBlock& block, const ThreadMemory& mem, float* scratch) {
   const Branch<BranchPacker>& branch = part.branch;
   const bool branches = block.begins && branch.depth > 0;
   const int64_t tile_rows = EvenRows(to - from);
@@ -357,7 +357,8 @@ static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t d
     const int64_t end = shape.rows - row0 < plan.chunk_rows ? shape.rows : row0 + plan.chunk_rows;
     for (int64_t i = 0; i < plan.blocks; ++i) {
       block.first = i * plan.block_depth;
-      block.depth = shape.depth - block.first < plan.block_depth ? shape.depth - block.first : plan.block_depth;
+      const int64_t left = shape.depth - block.first;
+      block.depth = left < plan.block_depth ? left : plan.block_depth;
       block.begins = i == 0;
       block.ends = i + 1 == plan.blocks;
       pack(column0, block.columns, block.first, block.depth, mem.panel);
