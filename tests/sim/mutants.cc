@@ -37,6 +37,7 @@ constexpr Row kRows[] = {
     {Mutant::kIgnoresHeld, "ignores-held"},
     {Mutant::kTooManyAttempts, "too-many-attempts"},
     {Mutant::kPlacesOnDraining, "places-on-draining"},
+    {Mutant::kPlacesOnWithdrawn, "places-on-withdrawn"},
     {Mutant::kIgnoresNumerics, "ignores-numerics"},
     {Mutant::kResumesFromStart, "resumes-from-start"},
     {Mutant::kReleaseSpendsRetry, "release-spends-retry"},
@@ -188,6 +189,14 @@ absl::StatusOr<Decision> PlacesOnDraining(const State& state, const Command& com
   });
 }
 
+absl::StatusOr<Decision> PlacesOnWithdrawn(const State& state, const Command& command, Core& core) {
+  return PlaceSeeing(state, command, core, [](State& seen) {
+    for (auto& [id, worker] : seen.workers) {
+      for (auto& [device_id, device] : worker.devices) device.fault.clear();
+    }
+  });
+}
+
 absl::StatusOr<Decision> IgnoresNumerics(const State& state, const Command& command, Core& core) {
   return PlaceSeeing(state, command, core, [](State& seen) {
     for (auto& [id, job] : seen.jobs) job.numerics_class.clear();
@@ -287,6 +296,8 @@ std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> Mut
       return TooManyAttempts;
     case Mutant::kPlacesOnDraining:
       return PlacesOnDraining;
+    case Mutant::kPlacesOnWithdrawn:
+      return PlacesOnWithdrawn;
     case Mutant::kIgnoresNumerics:
       return IgnoresNumerics;
     case Mutant::kResumesFromStart:

@@ -29,6 +29,7 @@ enum class Mutant {
   kIgnoresHeld,             // admission does not see what is there already
   kTooManyAttempts,         // more on a device than it may have
   kPlacesOnDraining,        // a worker that drains is given work
+  kPlacesOnWithdrawn,       // a device that does not answer is given work
   kIgnoresNumerics,         // a job goes on where it gets other results
   kResumesFromStart,        // the checkpoint is forgotten
   kReleaseSpendsRetry,      // being preempted or drained counts as a failure
