@@ -10,8 +10,9 @@ plan, the peak, the processor's time and tokens a second. It is an error when an
 or when a process peaks above its plan or more than 64 MiB below it.
 
 With --rows N every job has micro-batches of N tokens, and what is compared is fused turns (one decoding of each
-weight for the rows of all), turns of one job each (--fuse false) and one job after the other. The column "of
-steps" counts the time of steps alone, without starting, attaching and writing adapters.
+weight for the rows of all), turns of one job each (--fuse false) and one job after the other. The columns "of
+steps" count steps alone, without starting, attaching and writing adapters: their own times, and the process's
+from the 20th step on.
 """
 
 import argparse
@@ -34,6 +35,7 @@ sys.path.insert(0, str(HERE.parent / "integration"))
 import big_runs  # noqa: E402
 
 MIB = 1 << 20
+WARM_STEPS = 20  # of all jobs together
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -69,6 +71,7 @@ class Engine:
         self.profile = json.loads(self.lines.readline())["profile"]
         self.plans, self.finished, self.tokens = {}, {}, 0
         self.steps = self.fused = self.step_us = 0
+        self.warm = self.last = (0, 0)  # tokens, processor seconds
         self.peak = self.pss = 0
 
     def attach(self, name, directory, spec, data):
@@ -91,11 +94,23 @@ class Engine:
                 self.fused += line["jobs"] > 1
                 self.step_us += line["step_time_us"]
                 self.pss = max(self.pss, self.proportional())
+                self.last = (self.tokens, self.processor_seconds())
+                if self.steps == WARM_STEPS:
+                    self.warm = self.last
             elif line["type"] == "finished":
                 self.finished[line["attempt"]] = pathlib.Path(line["dir"])
             elif line["type"] == "failed":
                 raise AssertionError(line)
         self.peak = big_runs.status(self.process.pid, "VmHWM")
+
+    def processor_seconds(self):
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def warm_rate(self):
+        """Tokens a processor second from the 20th step on; empty when there were too few steps to say."""
+        tokens, seconds = self.last[0] - self.warm[0], self.last[1] - self.warm[1]
+        return f"{tokens / seconds:.1f}" if self.steps > 2 * WARM_STEPS and seconds > 1 else ""
 
     def proportional(self):
         for line in pathlib.Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines():
@@ -196,8 +211,8 @@ def main():
         print(f"{args.jobs} jobs on one base of the {args.shape} shape, {args.steps} steps each, "
               f"{args.threads} threads\n")
         print("| way | planned, MiB | peak, MiB | proportional, MiB | tokens/s | tokens/s of steps | "
-              "tokens per processor second | steps fused |")
-        print("|---|---|---|---|---|---|---|---|")
+              "tokens per processor second | the same of steps | steps fused |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for name, way in bench.ways().items():
             engines, seconds, processor = bench.measure(way)
             tokens = sum(engine.tokens for engine in engines)
@@ -209,7 +224,8 @@ def main():
             peak = sum(engine.peak for engine in engines)
             print(f"| {name} | {sum(planned) / MIB:.0f} | {peak / MIB:.0f} | "
                   f"{sum(e.pss for e in engines) / MIB:.0f} | {tokens / seconds:.1f} | {of_steps} | "
-                  f"{tokens / processor:.1f} | {sum(e.fused for e in engines)} of {sum(e.steps for e in engines)} |",
+                  f"{tokens / processor:.1f} | {engines[0].warm_rate() if len(engines) == 1 else ''} | "
+                  f"{sum(e.fused for e in engines)} of {sum(e.steps for e in engines)} |",
                   flush=True)
             for engine, plan in zip(engines, planned):
                 if not 0 <= plan - engine.peak <= 64 * MIB:
