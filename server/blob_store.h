@@ -1,7 +1,7 @@
 // Bytes by digest: uploads that can be cut and resumed, and finished blobs that never change.
 //
-// An upload is named by what it will become ("<sha256>-<size>"), so that beginning it twice finds the
-// first one, also after a restart. Bytes are appended at exactly the written offset and hashed on the
+// An upload is named by what it will become ("<sha256>-<size>", or with "-<tag>" for one whose sender has to
+// show the bytes even where they are known), so that beginning it twice finds the first one, also after a restart. Bytes are appended at exactly the written offset and hashed on the
 // way. A blob becomes visible only when size and digest are verified, the file is synced, renamed into
 // place and the directory synced. Every path is made of a verified digest, never of a name given to us.
 //
@@ -27,6 +27,7 @@ namespace nibble::server {
 
 struct UploadState {
   std::string upload_id;
+  std::string tag;
   std::string sha256;
   int64_t size_bytes = 0;
   int64_t committed_bytes = 0;  // durable
@@ -53,8 +54,10 @@ class BlobStore {
  public:
   virtual ~BlobStore() = default;
 
-  // Starts or finds the upload of these bytes; complete at once when the blob is present.
-  virtual absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes) = 0;
+  // Starts or finds the upload of these bytes; complete at once when the blob is present. With a tag (hex
+  // digits) it is an upload of its own and never complete before all bytes were sent to it.
+  virtual absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes,
+                                            std::string_view tag = "") = 0;
   // `offset` must be what has been written so far, else OFFSET_MISMATCH with the right one in the
   // metadata ("committed_bytes"). STORAGE_FULL leaves the upload resumable. The answer's
   // committed_bytes is what is durable, which may lag behind what is written.
@@ -85,8 +88,8 @@ class BlobStore {
   virtual int64_t OpenUploads() = 0;
 };
 
-// "<sha256>-<size>", and back; UPLOAD_NOT_FOUND for anything else.
-std::string UploadId(std::string_view sha256, int64_t size_bytes);
+// "<sha256>-<size>[-<tag>]", and back; UPLOAD_NOT_FOUND for anything else.
+std::string UploadId(std::string_view sha256, int64_t size_bytes, std::string_view tag = "");
 absl::StatusOr<UploadState> ParseUploadId(std::string_view upload_id);
 
 // Keeps everything under `root`: uploads/<sha256>-<size> and cas/<first two digits>/<sha256>. Sweeps

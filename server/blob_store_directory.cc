@@ -65,7 +65,8 @@ class DirectoryBlobStore : public BlobStore {
       : root_(std::move(root)), options_(options), clock_(clock) {}
 
   absl::Status Start();
-  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes) override;
+  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes,
+                                    std::string_view tag) override;
   absl::StatusOr<UploadState> Append(std::string_view upload_id, int64_t offset,
                                      std::string_view data) override;
   absl::StatusOr<UploadState> Finish(std::string_view upload_id) override;
@@ -177,10 +178,12 @@ absl::Status DirectoryBlobStore::CheckRoom(int64_t size_bytes) {
   return CheckFreeSpace(free, promised, options_);
 }
 
-absl::StatusOr<UploadState> DirectoryBlobStore::Begin(std::string_view sha256, int64_t size_bytes) {
+absl::StatusOr<UploadState> DirectoryBlobStore::Begin(std::string_view sha256, int64_t size_bytes,
+                                                      std::string_view tag) {
   RETURN_IF_ERROR(CheckUploadRequest(sha256, size_bytes, options_));
-  UploadState state{UploadId(sha256, size_bytes), std::string(sha256), size_bytes, 0, false};
-  if (Pin(sha256).ok()) {
+  UploadState state{UploadId(sha256, size_bytes, tag), std::string(tag), std::string(sha256), size_bytes, 0,
+                    false};
+  if (tag.empty() && Pin(sha256).ok()) {
     ASSIGN_OR_RETURN(const int64_t present, SizeBytes(sha256));
     RETURN_IF_ERROR(CheckPresentSize(present, size_bytes));
     state.committed_bytes = size_bytes;
@@ -215,7 +218,7 @@ absl::StatusOr<DirectoryBlobStore::UploadPtr> DirectoryBlobStore::FindUpload(
 // perhaps because somebody else sent the same bytes.
 absl::StatusOr<UploadState> DirectoryBlobStore::NotOpen(UploadState state) {
   const auto present = SizeBytes(state.sha256);
-  if (!present.ok() || *present != state.size_bytes) return UploadNotFound();
+  if (!state.tag.empty() || !present.ok() || *present != state.size_bytes) return UploadNotFound();
   state.committed_bytes = state.size_bytes;
   state.complete = true;
   return state;

@@ -14,15 +14,16 @@ class MemoryBlobStore : public BlobStore {
   MemoryBlobStore(const BlobStoreOptions& options, const Clock& clock)
       : options_(options), clock_(clock) {}
 
-  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes) override {
+  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes,
+                                    std::string_view tag) override {
     RETURN_IF_ERROR(CheckUploadRequest(sha256, size_bytes, options_));
-    const std::string id = UploadId(sha256, size_bytes);
+    const std::string id = UploadId(sha256, size_bytes, tag);
     {
       std::lock_guard lock(mutex_);
-      if (auto it = blobs_.find(std::string(sha256)); it != blobs_.end()) {
+      if (auto it = blobs_.find(std::string(sha256)); tag.empty() && it != blobs_.end()) {
         RETURN_IF_ERROR(CheckPresentSize(static_cast<int64_t>(it->second.data.size()), size_bytes));
         it->second.time_us = clock_.NowUnixUs();
-        return UploadState{id, it->first, size_bytes, size_bytes, true};
+        return UploadState{id, "", it->first, size_bytes, size_bytes, true};
       }
       if (!uploads_.contains(id)) {
         RETURN_IF_ERROR(CheckUploadCount(static_cast<int64_t>(uploads_.size()), options_));
@@ -158,7 +159,8 @@ class MemoryBlobStore : public BlobStore {
   // Of an upload that is not open: complete when its blob is present. Needs the mutex.
   absl::StatusOr<UploadState> Finished(UploadState state) {
     const auto it = blobs_.find(state.sha256);
-    if (it == blobs_.end() || static_cast<int64_t>(it->second.data.size()) != state.size_bytes) {
+    if (!state.tag.empty() || it == blobs_.end() ||
+        static_cast<int64_t>(it->second.data.size()) != state.size_bytes) {
       return UploadNotFound();
     }
     state.committed_bytes = state.size_bytes;

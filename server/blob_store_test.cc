@@ -99,6 +99,29 @@ TEST_P(BlobStoreContract, BeginFindsWhatIsThere) {
   EXPECT_EQ(second->committed_bytes, 3);
 }
 
+// Bytes that are here already are stored once more for nobody, but a tagged sender has to show them.
+TEST_P(BlobStoreContract, ATaggedUploadIsCompleteOnlyWithItsBytes) {
+  const std::string digest = Put("secret");
+  auto mine = store_->Begin(digest, 6, "a1");
+  ASSERT_TRUE(mine.ok()) << mine.status();
+  EXPECT_FALSE(mine->complete);
+  EXPECT_EQ(mine->committed_bytes, 0);
+  EXPECT_EQ(mine->upload_id, digest + "-6-a1");
+  EXPECT_EQ(ParseUploadId(mine->upload_id)->tag, "a1");
+  EXPECT_FALSE(ParseUploadId(digest + "-6-").ok());
+  EXPECT_FALSE(ParseUploadId(digest + "-6-../x").ok());
+  EXPECT_NE(store_->Begin(digest, 6, "b2")->upload_id, mine->upload_id);
+  EXPECT_FALSE(store_->Finish(mine->upload_id)->complete) << "nothing was sent";
+  ASSERT_TRUE(store_->Append(mine->upload_id, 0, "secret").ok());
+  EXPECT_TRUE(store_->Finish(mine->upload_id)->complete);
+  EXPECT_EQ(StatusReason(store_->Finish(mine->upload_id).status()), Reason::kUploadNotFound);
+  EXPECT_EQ(store_->TotalBytes(), 6);
+  auto guess = store_->Begin(digest, 6, "b2");
+  ASSERT_TRUE(store_->Append(guess->upload_id, 0, "s3cret").ok());
+  EXPECT_EQ(StatusReason(store_->Finish(guess->upload_id).status()), Reason::kDigestMismatch);
+  EXPECT_EQ(store_->Read(digest, 0, 6).value(), "secret");
+}
+
 TEST_P(BlobStoreContract, EmptyBlobIsCompleteAtOnce) {
   auto state = store_->Begin(Sha256Hex(""), 0);
   ASSERT_TRUE(state.ok()) << state.status();

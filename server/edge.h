@@ -20,6 +20,7 @@
 
 namespace nibble::server {
 
+class BlobOwners;
 class Meter;
 class PlanDesk;
 
@@ -29,6 +30,7 @@ struct Edge {
   store::History* history = nullptr;
   store::MetricStore* metrics = nullptr;
   BlobStore* blobs = nullptr;
+  BlobOwners* owners = nullptr;
   IoPool* io = nullptr;                 // short work: a chunk, a page of events
   IoPool* work = nullptr;               // long work: whole files, plans; never in the way of a chunk
   Ticker* ticker = nullptr;

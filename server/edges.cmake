@@ -29,7 +29,7 @@ target_compile_options(nibble_server_convert PRIVATE -O1)
 nibble_joined(nibble_server_convert)
 
 nibble_library(nibble_server_rpc
-  SRCS io_pool.cc plan_desk.cc ticker.cc
+  SRCS blob_owners.cc io_pool.cc plan_desk.cc ticker.cc
        rpc/adapter_service.cc rpc/blob_service.cc rpc/call.cc
        rpc/dataset_service.cc rpc/fleet_service.cc rpc/job_reads.cc rpc/job_service.cc
        rpc/explain_job.cc rpc/job_watch.cc rpc/model_service.cc rpc/plan_job.cc rpc/upload.cc rpc/worker_service.cc

@@ -95,8 +95,9 @@ class MeteredBlobStore : public BlobStore {
   MeteredBlobStore(std::unique_ptr<BlobStore> inner, Meter* meter)
       : inner_(std::move(inner)), meter_(meter) {}
 
-  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes) override {
-    return inner_->Begin(sha256, size_bytes);
+  absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes,
+                                    std::string_view tag) override {
+    return inner_->Begin(sha256, size_bytes, tag);
   }
   absl::StatusOr<UploadState> Append(std::string_view upload_id, int64_t offset,
                                      std::string_view data) override {

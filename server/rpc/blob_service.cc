@@ -21,8 +21,8 @@ class BlobServiceImpl final : public v1::BlobService::CallbackService {
   grpc::ServerUnaryReactor* BeginUpload(grpc::CallbackServerContext* context,
                                         const v1::BeginUploadRequest* request,
                                         v1::UploadStatus* response) override {
-    const auto body = [=, this](const Caller&, Done done) {
-      BeginBlobUpload(edge_, request->sha256(), request->size_bytes(), [=](const auto& state) {
+    const auto body = [=, this](const Caller& caller, Done done) {
+      BeginBlobUpload(edge_, request->sha256(), request->size_bytes(), caller.Scope(), [=](const auto& state) {
         if (state.ok()) Fill(*state, response);
         done(state.status());
       });
@@ -33,15 +33,17 @@ class BlobServiceImpl final : public v1::BlobService::CallbackService {
   grpc::ServerReadReactor<v1::UploadChunk>* Upload(grpc::CallbackServerContext* context,
                                                    v1::UploadStatus* response) override {
     return new UploadReactor<v1::UploadChunk, v1::UploadStatus>(
-        edge_, context, "/nibble.v1.BlobService/Upload", response);
+        edge_, context, "/nibble.v1.BlobService/Upload", /*confined=*/true, response);
   }
 
   grpc::ServerUnaryReactor* GetUpload(grpc::CallbackServerContext* context,
                                       const v1::GetUploadRequest* request,
                                       v1::UploadStatus* response) override {
-    const auto body = [=, this](const Caller&, Done done) {
+    const auto body = [=, this](const Caller& caller, Done done) {
+      const std::string scope = caller.Scope();
+      if (const absl::Status mine = CheckUploadOf(scope, request->upload_id()); !mine.ok()) return done(mine);
       OnIo(edge_, done, [=, this] {
-        RecordIfComplete(edge_, edge_.blobs->Get(request->upload_id()), [=](const auto& state) {
+        RecordIfComplete(edge_, edge_.blobs->Get(request->upload_id()), scope, [=](const auto& state) {
           if (state.ok()) Fill(*state, response);
           done(state.status());
         });

@@ -7,6 +7,8 @@
 #include "base/outside_text.h"
 #include "base/status.h"
 #include "nibble/v1/dataset.grpc.pb.h"
+#include "server/blob_owners.h"
+#include "server/blob_store_checks.h"
 #include "server/dataset_check.h"
 #include "server/meter.h"
 #include "server/rooted_files.h"
@@ -87,12 +89,19 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
         return done(Error::Field(Reason::kNameInvalid, "dataset_id",
                                  "must be 1 to 63 lower-case letters, digits and inner '-'"));
       }
-      OnWork(edge_, done, [=, this] {
+      const auto check = [=, this] {
         auto dataset = CheckRequest(edge_, *request, caller);
         if (edge_.meter) edge_.meter->OnDatasetChecked(dataset.ok());
         if (!dataset.ok()) return done(dataset.status());
         Store(*std::move(dataset), done, response);
+      };
+      // Before a byte of it is read: who names a digest must have had the bytes.
+      const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
+        if (!request->sha256().empty() && !MayUse(*edge_.owners, outcome.state, scope, request->sha256()))
+          return done(BlobNotFound(request->sha256()));
+        OnWork(edge_, done, check);
       });
+      if (!posted) done(Busy(edge_));
     };
     return Unary(edge_, context, "/nibble.v1.DatasetService/CreateDataset", body);
   }

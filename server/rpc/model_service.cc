@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -8,6 +9,7 @@
 #include "base/id.h"
 #include "base/status.h"
 #include "nibble/v1/model.grpc.pb.h"
+#include "server/blob_owners.h"
 #include "server/model_check.h"
 #include "server/rooted_files.h"
 #include "server/rpc/call.h"
@@ -141,11 +143,22 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
         return done(Error::Field(Reason::kNameInvalid, "model_id",
                                  "must be 1 to 63 lower-case letters, digits and inner '-'"));
       }
-      OnWork(edge_, done, [=, this] {
+      const auto check = [=, this] {
         auto model = CheckRequest(edge_, *request, caller);
         if (!model.ok()) return done(model.status());
         Store(*std::move(model), done, response);
+      };
+      // Before a byte is read: who names digests must have had the bytes.
+      const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
+        for (int i = 0; i < std::min(request->manifest_size(), kMaxManifest); ++i) {
+          if (MayUse(*edge_.owners, outcome.state, scope, request->manifest(i).sha256())) continue;
+          return done(Error::Field(Reason::kBlobNotFound, absl::StrCat("manifest[", i, "].sha256"),
+                                   absl::StrCat("of ", request->manifest(i).name().substr(0, 64),
+                                                " is not here; upload it first")));
+        }
+        OnWork(edge_, done, check);
       });
+      if (!posted) done(Busy(edge_));
     };
     return Unary(edge_, context, "/nibble.v1.ModelService/RegisterModel", body);
   }

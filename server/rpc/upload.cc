@@ -4,6 +4,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "server/blob_owners.h"
 
 namespace nibble::server {
 
@@ -16,6 +17,10 @@ void UploadSteps::Take(const std::string& upload_id, int64_t offset, const std::
   if (!upload_id.empty() && upload_id != upload_id_) {
     Stop(Error::Field(Reason::kSpecInvalid, "upload_id",
                       "differs from the first chunk's; one stream is one upload"));
+    return;
+  }
+  if (const absl::Status mine = CheckUploadOf(scope_, upload_id_); !mine.ok()) {
+    Stop(mine);
     return;
   }
   if (static_cast<int64_t>(data.size()) > kMaxChunkBytes) {
@@ -56,7 +61,8 @@ void UploadSteps::End() {
     return;
   }
   const bool posted = edge_.io->Post([this] {
-    RecordIfComplete(edge_, edge_.blobs->Finish(upload_id_), [this](absl::StatusOr<UploadState> state) {
+    RecordIfComplete(edge_, edge_.blobs->Finish(upload_id_), scope_,
+                     [this](absl::StatusOr<UploadState> state) {
       if (state.ok()) {
         Complete(*state);
       } else {
@@ -67,20 +73,38 @@ void UploadSteps::End() {
   if (!posted) Stop(Busy(edge_));
 }
 
-void BeginBlobUpload(Edge& edge, const std::string& sha256, int64_t size_bytes,
+void BeginBlobUpload(Edge& edge, const std::string& sha256, int64_t size_bytes, const std::string& scope,
                      std::function<void(absl::StatusOr<UploadState>)> answer) {
-  const bool posted = edge.io->Post([&edge, sha256, size_bytes, answer] {
-    RecordIfComplete(edge, edge.blobs->Begin(sha256, size_bytes), answer);
+  const auto begin = [&edge, sha256, size_bytes, scope, answer](bool may_use) {
+    const bool posted = edge.io->Post([&edge, sha256, size_bytes, scope, answer, may_use] {
+      const bool is_there = may_use && edge.blobs->Pin(sha256).ok();
+      RecordIfComplete(edge, edge.blobs->Begin(sha256, size_bytes, is_there ? "" : UploadTag(scope)), scope,
+                       answer);
+    });
+    if (!posted) answer(Busy(edge));
+  };
+  if (scope.empty()) return begin(true);
+  const bool posted = edge.loop->Read([&edge, sha256, scope, begin](const Outcome& outcome) {
+    begin(MayUse(*edge.owners, outcome.state, scope, sha256));
   });
   if (!posted) answer(Busy(edge));
 }
 
-void RecordIfComplete(Edge& edge, absl::StatusOr<UploadState> state,
+absl::Status CheckUploadOf(const std::string& scope, std::string_view upload_id) {
+  if (scope.empty()) return absl::OkStatus();
+  const absl::StatusOr<UploadState> state = ParseUploadId(upload_id);
+  if (!state.ok()) return state.status();
+  if (state->tag == UploadTag(scope)) return absl::OkStatus();
+  return Error(Reason::kUploadNotFound, "the upload does not exist; call BeginUpload to start or find it");
+}
+
+void RecordIfComplete(Edge& edge, absl::StatusOr<UploadState> state, const std::string& scope,
                       std::function<void(absl::StatusOr<UploadState>)> answer) {
   if (!state.ok() || !state->complete) {
     answer(std::move(state));
     return;
   }
+  if (!scope.empty()) edge.owners->Add(scope, state->sha256, edge.clock->NowMonotonicUs());
   core::RecordBlob record{state->sha256, state->size_bytes};
   const bool posted = edge.loop->Post(std::move(record),
                                       [state, answer](absl::Status status, const Outcome&) {

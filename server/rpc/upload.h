@@ -21,7 +21,8 @@ inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 // Does what is the same for every message type. Virtual calls, so that it is compiled once.
 class UploadSteps {
  public:
-  explicit UploadSteps(Edge& edge) : edge_(edge) {}
+  // `scope`: the project that sends, and has to show the bytes it claims; "" for who is trusted.
+  UploadSteps(Edge& edge, std::string scope) : edge_(edge), scope_(std::move(scope)) {}
   virtual ~UploadSteps() = default;
 
  protected:
@@ -34,6 +35,7 @@ class UploadSteps {
   virtual void Stop(const absl::Status& status) = 0;
 
   Edge& edge_;
+  std::string scope_;
 
  private:
   absl::Status Append(int64_t offset, std::string_view data);
@@ -44,10 +46,13 @@ class UploadSteps {
 template <typename Chunk, typename Answer>
 class UploadReactor : public grpc::ServerReadReactor<Chunk>, private UploadSteps {
  public:
-  UploadReactor(Edge& edge, grpc::CallbackServerContext* context, const char* method, Answer* answer)
-      : UploadSteps(edge), answer_(answer) {
+  // `confined`: to the caller's project. Workers are not: they send what jobs of all projects make.
+  UploadReactor(Edge& edge, grpc::CallbackServerContext* context, const char* method, bool confined,
+                Answer* answer)
+      : UploadSteps(edge, ""), answer_(answer) {
     const auto caller = Authorize(edge, context, method);
     if (caller.ok()) {
+      if (confined) scope_ = caller->Scope();
       this->StartRead(&chunk_);
     } else {
       this->Finish(ToGrpcStatus(caller.status()));
@@ -88,11 +93,14 @@ class UploadReactor : public grpc::ServerReadReactor<Chunk>, private UploadSteps
   Chunk chunk_;
 };
 
-// Begins or finds an upload, records the blob when it is there, and calls `answer` from any thread.
-void BeginBlobUpload(Edge& edge, const std::string& sha256, int64_t size_bytes,
+// Begins or finds an upload, records the blob when it is there, and calls `answer` from any thread. A project
+// (`scope` not "") is told that it is there only when it may use it anyway (blob_owners.h).
+void BeginBlobUpload(Edge& edge, const std::string& sha256, int64_t size_bytes, const std::string& scope,
                      std::function<void(absl::StatusOr<UploadState>)> answer);
-// Tells the loop of a complete blob before anybody else hears of it.
-void RecordIfComplete(Edge& edge, absl::StatusOr<UploadState> state,
+// UPLOAD_NOT_FOUND when it is an upload of another project.
+absl::Status CheckUploadOf(const std::string& scope, std::string_view upload_id);
+// Tells the loop of a complete blob before anybody else hears of it; what the project has sent, it has.
+void RecordIfComplete(Edge& edge, absl::StatusOr<UploadState> state, const std::string& scope,
                       std::function<void(absl::StatusOr<UploadState>)> answer);
 
 }  // namespace nibble::server

@@ -161,7 +161,7 @@ class WorkerServiceImpl final : public wv1::WorkerService::CallbackService {
                             absl::StrCat("attempt ", request->fence().job_id(), "/", request->fence().epoch(),
                                          " is not the job's current one")));
         }
-        BeginBlobUpload(edge_, request->sha256(), request->size_bytes(),
+        BeginBlobUpload(edge_, request->sha256(), request->size_bytes(), "",
                         [=](const absl::StatusOr<UploadState>& state) { answer(done, state); });
       });
       if (!posted) done(Busy(edge_));
@@ -171,7 +171,7 @@ class WorkerServiceImpl final : public wv1::WorkerService::CallbackService {
 
   grpc::ServerReadReactor<wv1::BlobChunk>* PutBlob(Context* context, wv1::BlobStatus* response) override {
     return new UploadReactor<wv1::BlobChunk, wv1::BlobStatus>(
-        edge_, context, "/nibble.worker.v1.WorkerService/PutBlob", response);
+        edge_, context, "/nibble.worker.v1.WorkerService/PutBlob", /*confined=*/false, response);
   }
 
  private:

@@ -1,5 +1,6 @@
 """Off loopback: TLS, tokens, roles and projects."""
 
+import hashlib
 import importlib
 import pathlib
 import subprocess
@@ -128,6 +129,7 @@ def check_projects(ann, bob, root):
         assert [j.name for j in who.jobs.ListJobs(jobs).jobs] == [job.name]
         assert [d.name for d in who.datasets.ListDatasets(datasets).datasets] == [data.name]
         assert who.get(job.name).name == job.name
+    check_possession(ann, bob)
     mine = bob.add_dataset(ROWS, dataset_id="bobs")
     bob.jobs.CreateJob(pb.job.CreateJobRequest(
         spec=pb.job.JobSpec(base_model=model.name, dataset=mine.name), job_id="bobs"))
@@ -135,6 +137,33 @@ def check_projects(ann, bob, root):
     for name in (job.name, "jobs/bobs"):
         root.jobs.CancelJob(pb.job.CancelJobRequest(name=name))
     return model, data, mine
+
+
+def check_possession(ann, bob):
+    """Who only knows a digest does not get at the bytes of another project."""
+    pb = ann.pb
+
+    def begin(api, data):
+        return api.blobs.BeginUpload(pb.blob.BeginUploadRequest(
+            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+    hers, his = begin(ann, ROWS), begin(bob, ROWS)
+    assert hers.complete and not his.complete and his.committed_bytes == 0, (hers, his)
+    digest = hashlib.sha256(ROWS).hexdigest()
+    expect_error(lambda: bob.datasets.CreateDataset(pb.dataset.CreateDatasetRequest(
+        dataset_id="stolen", sha256=digest)), "NOT_FOUND", "BLOB_NOT_FOUND")
+    expect_error(lambda: bob.models.RegisterModel(pb.model.RegisterModelRequest(manifest=[pb.model.ModelFile(
+        name="config.json", sha256=digest, size_bytes=len(ROWS))])), "NOT_FOUND", "BLOB_NOT_FOUND")
+    part = b"only ann has all of this" * 100
+    unfinished = begin(ann, part)
+    for upload in (unfinished.upload_id, hers.upload_id):
+        expect_error(lambda: bob.blobs.GetUpload(pb.blob.GetUploadRequest(upload_id=upload)),
+                     "NOT_FOUND", "UPLOAD_NOT_FOUND")
+        expect_error(lambda: bob.blobs.Upload(iter([pb.blob.UploadChunk(upload_id=upload, data=b"x")])),
+                     "NOT_FOUND", "UPLOAD_NOT_FOUND")
+    assert begin(bob, part).upload_id != unfinished.upload_id
+    # A model is everybody's, so nobody has to send its files again.
+    assert begin(bob, model_files()["config.json"]).complete
+    assert bob.upload(ROWS) == digest and begin(bob, ROWS).complete, "once sent, it is his as well"
 
 
 def call(channel, path, method, bearer):
