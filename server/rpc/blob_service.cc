@@ -22,7 +22,8 @@ class BlobServiceImpl final : public v1::BlobService::CallbackService {
                                         const v1::BeginUploadRequest* request,
                                         v1::UploadStatus* response) override {
     const auto body = [=, this](const Caller& caller, Done done) {
-      BeginBlobUpload(edge_, request->sha256(), request->size_bytes(), caller.Scope(), [=](const auto& state) {
+      const std::string scope = caller.Scope();
+      BeginBlobUpload(edge_, request->sha256(), request->size_bytes(), scope, [=](const auto& state) {
         if (state.ok()) Fill(*state, response);
         done(state.status());
       });
