@@ -1,10 +1,10 @@
 // Bytes by digest: uploads that can be cut and resumed, and finished blobs that never change.
 //
-// An upload is named by what it will become ("<sha256>-<size>", or with "-<tag>" for one whose sender has to
-// show the bytes even where they are known), so that beginning it twice finds the first one, also after a
-// restart. Bytes are appended at exactly the written offset and hashed on the way. A blob becomes visible
-// only when size and digest are verified, the file is synced, renamed into place and the directory synced. Every
-// path is made of a verified digest, never of a name given to us.
+// An upload is named by what it will become ("<sha256>-<size>", or with "-<tag>" for one whose sender
+// has to show the bytes even where they are known), so that beginning it twice finds the first one, also
+// after a restart. Bytes are appended at exactly the written offset and hashed on the way. A blob
+// becomes visible only when size and digest are verified, the file is synced, renamed into place and the
+// directory synced. Every path is made of a verified digest, never of a name given to us.
 //
 // A blob is kept while it is pinned (for `pin_us` after it was uploaded, found present, or pinned) or
 // referenced by the state. Whoever is about to refer to a blob pins it first: either the pin happens
