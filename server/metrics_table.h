@@ -121,6 +121,8 @@ inline constexpr MetricRow kMetricTable[] = {
     {"nibble_train_steps_total", MetricType::kCounter, "", "Optimizer steps."},
     {"nibble_train_steps_skipped_total", MetricType::kCounter, "reason",
      "Optimizer steps whose update was left out."},
+    {"nibble_train_steps_fused_total", MetricType::kCounter, "",
+     "Optimizer steps made together with other jobs' on one base."},
     {"nibble_train_tokens_total", MetricType::kCounter, "kind", "Tokens processed."},
     {"nibble_train_phase_seconds_total", MetricType::kCounter, "phase",
      "Time of optimizer steps on CPUs, by what it went into."},
