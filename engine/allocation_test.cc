@@ -11,21 +11,28 @@
 namespace nibble::engine {
 namespace {
 
-class AllocationTest : public ::testing::TestWithParam<const char*> {};
+class AllocationTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    if (!testing::MallocCountWorks()) GTEST_SKIP() << "a sanitizer has its own malloc";
+    testing::WriteTinyDirectory(dir.Join("model"), 3);
+    testing::WriteTinyDataset(dir.Join("train.jsonl"), 60, 4);
+    DeviceOptions options;
+    options.device = GetParam();
+    options.threads = 2;
+    options.base.model_dir = dir.Join("model");
+    options.base.cache_dir = dir.path();
+    backend = *OpenBackend(options.device, 2);
+    device = Device::Open(options, *backend, MeasureProfile(*backend));
+    CHECK_OK(device.status());
+  }
+
+  TempDir dir;
+  std::unique_ptr<kernels::Backend> backend;
+  absl::StatusOr<std::unique_ptr<Device>> device = absl::UnknownError("not open");
+};
 
 TEST_P(AllocationTest, AStepAllocatesNothing) {
-  if (!testing::MallocCountWorks()) GTEST_SKIP() << "a sanitizer has its own malloc";
-  TempDir dir;
-  testing::WriteTinyDirectory(dir.Join("model"), 3);
-  testing::WriteTinyDataset(dir.Join("train.jsonl"), 60, 4);
-  DeviceOptions options;
-  options.device = GetParam();
-  options.threads = 2;
-  options.base.model_dir = dir.Join("model");
-  options.base.cache_dir = dir.path();
-  const auto backend = *OpenBackend(options.device, 2);
-  auto device = Device::Open(options, *backend, MeasureProfile(*backend));
-  CHECK_OK(device.status());
   JobInput input;
   input.attempt = "job/1";
   input.dir = dir.Join("job");
@@ -52,18 +59,6 @@ TEST_P(AllocationTest, AStepAllocatesNothing) {
 }
 
 TEST_P(AllocationTest, AFusedStepAllocatesNothing) {
-  if (!testing::MallocCountWorks()) GTEST_SKIP() << "a sanitizer has its own malloc";
-  TempDir dir;
-  testing::WriteTinyDirectory(dir.Join("model"), 3);
-  testing::WriteTinyDataset(dir.Join("train.jsonl"), 60, 4);
-  DeviceOptions options;
-  options.device = GetParam();
-  options.threads = 2;
-  options.base.model_dir = dir.Join("model");
-  options.base.cache_dir = dir.path();
-  const auto backend = *OpenBackend(options.device, 2);
-  auto device = Device::Open(options, *backend, MeasureProfile(*backend));
-  CHECK_OK(device.status());
   std::vector<std::unique_ptr<Job>> jobs;
   for (const char* name : {"a", "b"}) {
     JobInput input;
