@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/status.h"
 #include "client/commands.h"
 #include "client/follow.h"
@@ -207,7 +208,8 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
 
 namespace {
 
-absl::StatusOr<std::vector<v1::JobState>> StatesOf(const std::vector<std::string>& names, bool all) {
+absl::StatusOr<std::vector<v1::JobState>> StatesOf(const std::vector<std::string>& names,
+                                                   bool all) {
   std::vector<v1::JobState> wanted;
   for (const std::string& text : names) {
     v1::JobState state;
@@ -452,12 +454,11 @@ int DownloadCommand(const Globals& g, const std::string& job, const std::string&
     PrintNote(g.terminal, absl::StrCat(found.files_size(), " files, ", FormatBytes(total),
                                        ", digests verified"));
     PrintNote(g.terminal, "try it:");
-    PrintNote(g.terminal,
-              absl::StrCat("  nibble generate --base BASE_DIR --adapter ", target, " \"prompt\""));
-    PrintNote(g.terminal, absl::StrCat("  vllm serve BASE_DIR --enable-lora --lora-modules ",
-                                       ShortName(adapter), "=", target));
-    PrintNote(g.terminal, absl::StrCat("  python convert_lora_to_gguf.py --base BASE_DIR ", target,
-                                       "    (llama.cpp)"));
+    const std::string config = ReadFile(absl::StrCat(target, "/adapter_config.json")).value_or("");
+    for (const absl::string_view line :
+         absl::StrSplit(AdapterUses(target, ShortName(adapter), config), '\n', absl::SkipEmpty())) {
+      PrintNote(g.terminal, absl::StrCat("  ", line));
+    }
     return kExitOk;
   });
 }

@@ -211,8 +211,9 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   EXPECT_THAT(text, HasSubstr("5.0 GiB (5368709120 bytes)"));
   EXPECT_THAT(text, HasSubstr("what would make it fit w1/cpu0"));
   // As overrides, to be copied behind the recipe.
-  EXPECT_THAT(text,
-              HasSubstr("micro_batch_size=1 gradient_accumulation_steps=8 optimizer=adamw8bit  3.0 GiB"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("micro_batch_size=1 gradient_accumulation_steps=8 optimizer=adamw8bit  3.0 GiB"));
   EXPECT_THAT(text, HasSubstr("the same batch, slower"));
   const std::string data = DataReportText(
       R"({"rows":3,"usable_rows":2,"tokens":10,"trained_tokens":4,"length":{"max":9},
@@ -283,6 +284,15 @@ TEST(ConnectionTest, TheServerIsFoundInOrder) {
   ASSERT_TRUE(WriteFileAtomic(AddressFile(dir.path()), "nonsense").ok());
   g.server.clear();
   EXPECT_EQ(FindServer(g), "127.0.0.1:7070");
+}
+
+TEST(AdapterUsesTest, VllmIsToldOfLargeRanks) {
+  EXPECT_THAT(AdapterUses("out", "mine", R"({"r": 16})"),
+              HasSubstr("vllm serve BASE_DIR --enable-lora --lora-modules mine=out\n"));
+  EXPECT_THAT(AdapterUses("out", "mine", R"({"r": 17})"),
+              HasSubstr("--enable-lora --max-lora-rank 32 --lora"));
+  EXPECT_THAT(AdapterUses("out", "mine", R"({"r": 300})"), HasSubstr("--max-lora-rank 320 "));
+  EXPECT_THAT(AdapterUses("out", "mine", "nonsense"), Not(HasSubstr("max-lora-rank")));
 }
 
 TEST(CompletionTest, EveryShellKnowsTheCommands) {

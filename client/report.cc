@@ -106,21 +106,21 @@ std::string SpecText(const v1::JobSpec& spec) {
                     OnOff(data.sample_packing()),
                     ", over-length rows: ", data.excess_length_strategy()));
   const auto& o = spec.optimizer();
-  Line(
-      out, "optimizer",
-      absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW", o.paged() ? ", paged" : "",
-                   ", lr ",
-                   FormatRate(o.learning_rate()), " ", o.lr_scheduler(), ", warm-up ",
-                   o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
-                                        : absl::StrCat(o.warmup_ratio()),
-                   ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
+  Line(out, "optimizer",
+       absl::StrCat(o.type() == "adamw8bit" ? "AdamW (8-bit moments)" : "AdamW",
+                    o.paged() ? ", paged" : "", ", lr ", FormatRate(o.learning_rate()), " ",
+                    o.lr_scheduler(), ", warm-up ",
+                    o.has_warmup_steps() ? absl::StrCat(o.warmup_steps(), " steps")
+                                         : absl::StrCat(o.warmup_ratio()),
+                    ", decay ", o.weight_decay(), ", clip ", o.max_grad_norm()));
   const auto& t = spec.training();
   Line(out, "batch",
        absl::StrCat(t.micro_batch_size(), " x ", t.gradient_accumulation_steps(),
                     " sequences a step"));
   Line(out, "length",
-       t.max_steps() > 0 ? absl::StrCat(t.max_steps(), " steps")
-                         : absl::StrCat(t.num_epochs(), t.num_epochs() == 1 ? " epoch" : " epochs"));
+       t.max_steps() > 0
+           ? absl::StrCat(t.max_steps(), " steps")
+           : absl::StrCat(t.num_epochs(), t.num_epochs() == 1 ? " epoch" : " epochs"));
   Line(out, "recomputation",
        absl::StrCat(t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute(),
                     t.offload_activations() ? ", inputs of blocks offloaded" : ""));
@@ -166,11 +166,12 @@ std::string JobText(const v1::Job& job, const Style& style) {
   }
   if (job.attempts_size() > 0) Heading(out, style, "attempts");
   for (const auto& a : job.attempts()) {
-    absl::StrAppend(&out, "  #", a.epoch(), " ", a.state(),
-                    a.worker().empty() ? "" : " on " + ShortName(a.worker()),
-                    a.start_step() > 0 ? absl::StrCat(" from step ", a.start_step()) : "",
-                    a.continues_epoch() > 0 ? absl::StrCat(", in the memory of #", a.continues_epoch()) : "",
-                    a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
+    absl::StrAppend(
+        &out, "  #", a.epoch(), " ", a.state(),
+        a.worker().empty() ? "" : " on " + ShortName(a.worker()),
+        a.start_step() > 0 ? absl::StrCat(" from step ", a.start_step()) : "",
+        a.continues_epoch() > 0 ? absl::StrCat(", in the memory of #", a.continues_epoch()) : "",
+        a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
   }
   return out;
 }
@@ -205,6 +206,26 @@ std::string DataReportText(const std::string& json, const Style& style) {
   Troubles(out, report);
   Samples(out, report, style);
   return out;
+}
+
+std::string AdapterUses(const std::string& directory, const std::string& name,
+                        const std::string& adapter_config) {
+  const Json config = Json::parse(adapter_config, nullptr, /*allow_exceptions=*/false);
+  const int64_t rank = config.is_object() ? Count(config, "r") : 0;
+  // vLLM serves ranks to 16 unless told, and takes these values (vllm/config/lora.py,
+  // MaxLoRARanks).
+  std::string longer;
+  if (rank > 16) {
+    for (const int64_t allowed : {32, 64, 128, 256, 320, 512}) {
+      if (allowed < rank) continue;
+      longer = absl::StrCat(" --max-lora-rank ", allowed);
+      break;
+    }
+  }
+  return absl::StrCat("nibble generate --base BASE_DIR --adapter ", directory, " \"prompt\"\n",
+                      "vllm serve BASE_DIR --enable-lora", longer, " --lora-modules ", name, "=",
+                      directory, "\n", "python convert_lora_to_gguf.py --base BASE_DIR ", directory,
+                      "    (llama.cpp)\n");
 }
 
 }  // namespace nibble::client

@@ -14,5 +14,10 @@ std::string JobText(const v1::Job& job, const Style& style);
 std::string SpecText(const v1::JobSpec& spec);
 // The report of nibble-engine validate, flattened into "key value" lines.
 std::string DataReportText(const std::string& json, const Style& style);
+// The commands that use a downloaded adapter, one a line. `directory` holds it, `name` is its short
+// name, `adapter_config` the text of its adapter_config.json (its rank; anything else counts as a
+// small one).
+std::string AdapterUses(const std::string& directory, const std::string& name,
+                        const std::string& adapter_config);
 
 }  // namespace nibble::client
