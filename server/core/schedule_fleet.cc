@@ -185,9 +185,16 @@ PassFleet::Ranking& PassFleet::RankingOf(size_t block, const Board::Bucket& buck
                                          const Need& need) {
   if (ranked_ > kMaxRanked) {
     rankings_.clear();
+    ranking_of_.clear();
     ranked_ = 0;
   }
-  Ranking& ranking = rankings_[{&bucket, block}];
+  Ranking*& known = ranking_of_[{&bucket, block}];
+  if (known == nullptr) {
+    known = &rankings_[{block, bucket.group, bucket.base, bucket.alone, bucket.load_milli,
+                        {need.fixed_bytes, need.base_bytes, need.persistent_bytes, need.host_bytes,
+                         need.step_bytes, need.beside.pinned_bytes, need.beside.host_bytes}}];
+  }
+  Ranking& ranking = *known;
   const auto put = [&](int32_t slot) {
     const auto offer = OfferOf(block, static_cast<size_t>(slot), bucket, need);
     if (!offer) return;

@@ -2,11 +2,12 @@
 //
 // Made for one pass and thrown away. Slots are copied only when something is placed on their block.
 //
-// Every device is scored, but once per kind of job (bucket) and pass: a placement changes one device, so
-// only that one is scored again. Each bucket keeps its scores in a heap per block.
+// Every device is scored, but once per kind of job and pass: a placement changes one device, so only that one
+// is scored again. Buckets whose jobs differ in nothing but their project share the scores, in a heap per block.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -147,6 +148,8 @@ class PassFleet {
   int32_t VersionOf(size_t block, int32_t slot) const {
     return versions_[block].empty() ? 0 : versions_[block][static_cast<size_t>(slot)];
   }
+  // All that a score depends on besides the slot: block, group, base, alone, load, need.
+  using RankingKey = std::tuple<size_t, int32_t, int32_t, bool, int32_t, std::array<int64_t, 7>>;
   Ranking& RankingOf(size_t block, const Board::Bucket& bucket, const Need& need);
   std::optional<Ranked> BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w,
                                const Need& need, const std::vector<int32_t>& excluded);
@@ -191,7 +194,8 @@ class PassFleet {
   std::vector<std::optional<std::vector<int32_t>>> open_;  // by block
   std::vector<std::vector<int32_t>> placed_;    // by block: slots placed on, in order
   std::vector<std::vector<int32_t>> versions_;  // by block and slot; empty = nothing placed there
-  std::map<std::pair<const Board::Bucket*, size_t>, Ranking> rankings_;
+  std::map<RankingKey, Ranking> rankings_;
+  std::map<std::pair<const Board::Bucket*, size_t>, Ranking*> ranking_of_;
   size_t ranked_ = 0;  // entries of all rankings
   std::map<int32_t, Changed> changed_;  // by device
   std::map<int32_t, Extra> extra_;      // by project
