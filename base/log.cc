@@ -67,9 +67,11 @@ void InitLog(std::string_view program, bool json) {
   g_json = json;
   made->set_pattern(json ? "{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",\"program\":\"%n\",%v}"
                          : "%Y-%m-%dT%H:%M:%S.%e%z %L %n %v");
-  const char* level = std::getenv("NIBBLE_LOG");
-  made->set_level(level && std::string_view(level) == "debug" ? spdlog::level::debug
-                                                              : spdlog::level::info);
+  const char* given = std::getenv("NIBBLE_LOG");
+  const std::string_view level = given == nullptr ? "" : given;
+  made->set_level(level == "debug"     ? spdlog::level::debug
+                  : level == "warning" ? spdlog::level::warn
+                                       : spdlog::level::info);
   made->flush_on(spdlog::level::info);
   Logger() = std::move(made);
 }

@@ -1,7 +1,7 @@
 // One line per fact: a noun.verb name and key=value fields.
 //
-// ERROR: someone must look. WARNING: we recovered. INFO: one line per life-cycle step. DEBUG is off
-// unless NIBBLE_LOG=debug. Never user text, training text, tokens or secrets. Thread-safe.
+// ERROR: someone must look. WARNING: we recovered. INFO: one line per life-cycle step; NIBBLE_LOG=warning
+// leaves it out. DEBUG: with NIBBLE_LOG=debug. Never user text, training text, tokens, secrets. Thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <mutex>
@@ -25,6 +26,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/random.h"
 #include "base/status.h"
 #include "grpcpp/grpcpp.h"
@@ -296,6 +298,9 @@ int Main(int argc, char** argv) {
       return 2;
     }
   }
+  // Prints its figures and no line for each job.
+  setenv("NIBBLE_LOG", "warning", 0);
+  InitLog("nibble-bench-rpc");
   const std::string dir =
       absl::StrCat(std::filesystem::temp_directory_path().string(), "/nibble-bench-rpc-", getpid());
   {
