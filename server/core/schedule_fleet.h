@@ -3,7 +3,7 @@
 // Made for one pass and thrown away. Slots are copied only when something is placed on their block.
 //
 // Every device is scored, but once per kind of job and pass: a placement changes one device, so only that one
-// is scored again. Buckets whose jobs differ in nothing but their project share the scores, in a heap per block.
+// is scored again. Buckets that differ in their project alone share the scores, kept in a heap per block.
 #pragma once
 
 #include <algorithm>
