@@ -2,7 +2,6 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
@@ -10,9 +9,6 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "base/error.h"
-#include "base/file.h"
 #include "base/id.h"
 #include "base/random.h"
 #include "base/status.h"
@@ -21,6 +17,7 @@
 #include "nibble/v1/fleet.grpc.pb.h"
 #include "nibble/v1/job.grpc.pb.h"
 #include "nibble/v1/model.grpc.pb.h"
+#include "proto/endpoint.h"
 #include "proto/from_grpc.h"
 
 namespace nibble::client {
@@ -73,12 +70,6 @@ absl::StatusOr<Response> AllPages(const Client& client, Stub& stub,
   return all;
 }
 
-bool TakePrefix(std::string& text, std::string_view prefix) {
-  if (text.compare(0, prefix.size(), prefix) != 0) return false;
-  text.erase(0, prefix.size());
-  return true;
-}
-
 }  // namespace
 
 struct Client::Stubs {
@@ -97,27 +88,7 @@ int64_t BackoffMs(int64_t first_ms, int attempt, uint64_t random) {
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
-  std::string target = options.server;
-  bool tls = !options.ca_file.empty();
-  if (TakePrefix(target, "https://") || TakePrefix(target, "grpcs://")) {
-    tls = true;
-  } else if (!TakePrefix(target, "http://")) {
-    TakePrefix(target, "grpc://");
-  }
-  while (!target.empty() && target.back() == '/') target.pop_back();
-  if (target.rfind(':') == std::string::npos) {
-    return Error(Reason::kSpecInvalid,
-                 absl::StrCat("server address \"", options.server, "\": expected host:port"))
-        .ToStatus();
-  }
-  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
-  if (tls) {
-    grpc::SslCredentialsOptions ssl;
-    if (!options.ca_file.empty()) {
-      ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.ca_file, int64_t{1} << 20));
-    }
-    credentials = grpc::SslCredentials(ssl);
-  }
+  ASSIGN_OR_RETURN(const Endpoint endpoint, EndpointOf(options.server, options.ca_file));
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   // The library takes this for the time a connection may need, too.
@@ -127,7 +98,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(64 << 20);
-  auto channel = grpc::CreateCustomChannel(target, credentials, arguments);
+  auto channel = grpc::CreateCustomChannel(endpoint.target, endpoint.credentials, arguments);
   return std::unique_ptr<Client>(new Client(std::move(options), std::move(channel)));
 }
 

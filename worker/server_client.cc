@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <grpcpp/channel.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 #include <unistd.h>
 
@@ -17,10 +16,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
-#include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
+#include "proto/endpoint.h"
 #include "proto/from_grpc.h"
 #include "worker/convert.h"
 
@@ -28,12 +27,6 @@ namespace nibble::worker {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{1} << 20;
-
-bool TakePrefix(std::string& text, std::string_view prefix) {
-  if (text.compare(0, prefix.size(), prefix) != 0) return false;
-  text.erase(0, prefix.size());
-  return true;
-}
 
 // Answers that would be the same next time. Everything else is worth another try.
 bool IsFinal(const absl::Status& status) {
@@ -272,21 +265,7 @@ class ServerClient : public ServerLink {
 
 absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions options,
                                                             WorkerIdentity identity) {
-  std::string target = options.server;
-  bool tls = !options.ca_file.empty();
-  if (TakePrefix(target, "https://") || TakePrefix(target, "grpcs://")) {
-    tls = true;
-  } else if (!TakePrefix(target, "http://")) {
-    TakePrefix(target, "grpc://");
-  }
-  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
-  if (tls) {
-    grpc::SslCredentialsOptions ssl;
-    if (!options.ca_file.empty()) {
-      ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.ca_file, int64_t{1} << 20));
-    }
-    credentials = grpc::SslCredentials(ssl);
-  }
+  ASSIGN_OR_RETURN(const Endpoint endpoint, EndpointOf(options.server, options.ca_file));
   grpc::ChannelArguments arguments;
   // The library's own maximum is 120 s, longer than a lease.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
@@ -301,7 +280,7 @@ absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions 
   arguments.SetMaxReceiveMessageSize(16 << 20);
   return std::unique_ptr<ServerLink>(
       std::make_unique<ServerClient>(std::move(options), std::move(identity),
-                                     grpc::CreateCustomChannel(target, credentials, arguments)));
+                                     grpc::CreateCustomChannel(endpoint.target, endpoint.credentials, arguments)));
 }
 
 }  // namespace nibble::worker

@@ -1,0 +1,49 @@
+#include "proto/endpoint.h"
+
+#include <grpcpp/security/credentials.h>
+
+#include <cstdint>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/status.h"
+
+namespace nibble {
+namespace {
+
+bool TakePrefix(std::string& text, std::string_view prefix) {
+  if (text.compare(0, prefix.size(), prefix) != 0) return false;
+  text.erase(0, prefix.size());
+  return true;
+}
+
+}  // namespace
+
+absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string& ca_file) {
+  Endpoint endpoint{server, grpc::InsecureChannelCredentials(), !ca_file.empty()};
+  std::string& target = endpoint.target;
+  if (TakePrefix(target, "https://") || TakePrefix(target, "grpcs://")) {
+    endpoint.tls = true;
+  } else if (!TakePrefix(target, "http://")) {
+    TakePrefix(target, "grpc://");
+  }
+  while (!target.empty() && target.back() == '/') target.pop_back();
+  const size_t colon = target.rfind(':');
+  if (colon == std::string::npos || colon + 1 == target.size()) {
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("server address \"", server, "\": expected host:port"))
+        .ToStatus();
+  }
+  if (endpoint.tls) {
+    grpc::SslCredentialsOptions ssl;
+    if (!ca_file.empty()) {
+      ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(ca_file, int64_t{1} << 20));
+    }
+    endpoint.credentials = grpc::SslCredentials(ssl);
+  }
+  return endpoint;
+}
+
+}  // namespace nibble

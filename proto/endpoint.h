@@ -1,0 +1,28 @@
+// Where a server is, as people write it: "host:port", with grpc:// or http:// before it or, for
+// TLS, grpcs:// or https://; slashes behind it are dropped. Pure but for reading the certificates;
+// thread-safe.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace grpc {
+class ChannelCredentials;
+}
+
+namespace nibble {
+
+struct Endpoint {
+  std::string target;  // host:port
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
+  bool tls = false;
+};
+
+// TLS by the prefix or because a file of certificates to trust (PEM, at most 1 MiB) is named;
+// without one the system's are trusted. Errors: SPEC_INVALID without a port; those of reading the
+// file.
+absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string& ca_file);
+
+}  // namespace nibble

@@ -1,0 +1,43 @@
+#include "proto/endpoint.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/security/credentials.h>
+#include <gtest/gtest.h>
+
+namespace nibble {
+namespace {
+
+TEST(EndpointTest, AsPeopleWriteIt) {
+  const struct {
+    const char* server;
+    const char* target;
+    bool tls;
+  } cases[] = {
+      {"host:7070", "host:7070", false},          {"grpc://host:7070/", "host:7070", false},
+      {"http://10.0.0.1:1", "10.0.0.1:1", false}, {"https://host:443//", "host:443", true},
+      {"grpcs://[::1]:7070", "[::1]:7070", true},
+  };
+  for (const auto& c : cases) {
+    const auto endpoint = EndpointOf(c.server, "");
+    ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+    EXPECT_EQ(endpoint->target, c.target);
+    EXPECT_EQ(endpoint->tls, c.tls) << c.server;
+    EXPECT_NE(endpoint->credentials, nullptr);
+  }
+}
+
+TEST(EndpointTest, WithoutAPortItIsRefused) {
+  for (const char* server : {"host", "https://host", "host:", "", "grpc://"}) {
+    const absl::Status status = EndpointOf(server, "").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << server;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("expected host:port"));
+  }
+}
+
+TEST(EndpointTest, CertificatesThatCannotBeReadAreNamed) {
+  EXPECT_THAT(std::string(EndpointOf("host:1", "/nowhere/ca.pem").status().message()),
+              testing::HasSubstr("/nowhere/ca.pem"));
+}
+
+}  // namespace
+}  // namespace nibble
