@@ -28,8 +28,8 @@ MAY_INCLUDE = {
                    "server/watch_hub.h", "server/blob_store.h", "server/store/history.h",
                    "server/store/store.h", "server/"],
     "server": ["base/", "engine/spec/"],
-    "worker": ["base/", "engine/spec/", "proto/from_grpc.h"],
-    "client": ["base/", "proto/from_grpc.h"],
+    "worker": ["base/", "engine/spec/", "proto/endpoint.h", "proto/from_grpc.h"],
+    "client": ["base/", "proto/endpoint.h", "proto/from_grpc.h"],
 }
 # Rooms whose own prefix includes other rooms' folders must not reach into these.
 NEVER = {

@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
@@ -43,8 +44,8 @@ bool IsFinal(const absl::Status& status) {
   }
 }
 
-// Equal bytes are one upload, whoever brings them: two jobs may meet over a file. The other has finished
-// it (NOT_FOUND) or is ahead (OUT_OF_RANGE); asking again tells which.
+// Equal bytes are one upload, whoever brings them: two jobs may meet over a file. The other has
+// finished it (NOT_FOUND) or is ahead (OUT_OF_RANGE); asking again tells which.
 bool MetAnother(const absl::Status& status) {
   return absl::IsNotFound(status) || absl::IsOutOfRange(status);
 }
@@ -269,7 +270,8 @@ absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions 
   grpc::ChannelArguments arguments;
   // The library's own maximum is 120 s, longer than a lease.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
-  // Also the time a connection may need, and the wait after one that failed: well below a short lease.
+  // Also the time a connection may need, and the wait after one that failed: well below a short
+  // lease.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 3'000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   // A dead peer is noticed while a call is out; servers allow pings this often.
@@ -278,9 +280,9 @@ absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions 
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(16 << 20);
-  return std::unique_ptr<ServerLink>(
-      std::make_unique<ServerClient>(std::move(options), std::move(identity),
-                                     grpc::CreateCustomChannel(endpoint.target, endpoint.credentials, arguments)));
+  return std::unique_ptr<ServerLink>(std::make_unique<ServerClient>(
+      std::move(options), std::move(identity),
+      grpc::CreateCustomChannel(endpoint.target, endpoint.credentials, arguments)));
 }
 
 }  // namespace nibble::worker
