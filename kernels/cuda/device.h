@@ -214,6 +214,16 @@ bool Aligned(const T*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % kVectorBytes == 0) && ...);
 }
 
+// A vector in memory, aligned to its size.
+template <typename V, typename T>
+__device__ __forceinline__ const V& VectorAt(const T* at) {
+#if defined(__CUDACC__)
+  return *reinterpret_cast<const V*>(at);
+#else
+  return *AlignedAccess(reinterpret_cast<const V*>(at));
+#endif
+}
+
 template <typename Act>
 __device__ __forceinline__ void Unpack8(float (&values)[8], uint4 word) {
   values[0] = ActType<Act>::Low(word.x), values[1] = ActType<Act>::High(word.x);
@@ -226,7 +236,7 @@ __device__ __forceinline__ void Unpack8(float (&values)[8], uint4 word) {
 template <typename Act>
 __device__ __forceinline__ void Load8(float (&values)[8], const Act* at, int64_t left, bool vector) {
   if (vector && left >= 8) {
-    Unpack8<Act>(values, *reinterpret_cast<const uint4*>(at));
+    Unpack8<Act>(values, VectorAt<uint4>(at));
     return;
   }
 #pragma unroll
@@ -235,7 +245,7 @@ __device__ __forceinline__ void Load8(float (&values)[8], const Act* at, int64_t
 
 __device__ __forceinline__ void Load8(float (&values)[8], const float* at, int64_t left, bool vector) {
   if (vector && left >= 8) {
-    const float4 a = *reinterpret_cast<const float4*>(at), b = *reinterpret_cast<const float4*>(at + 4);
+    const float4 a = VectorAt<float4>(at), b = VectorAt<float4>(at + 4);
     values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w;
     values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
     return;
@@ -256,8 +266,10 @@ __device__ __forceinline__ void StoreVector(void* at, uint4 word) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(word.x),
                "r"(word.y), "r"(word.z), "r"(word.w)
                : "memory");
-#else
+#elif defined(__CUDACC__)  // nvcc's pass for the host only looks
   *static_cast<uint4*>(at) = word;
+#else
+  *AlignedAccess(static_cast<uint4*>(at)) = word;
 #endif
 }
 __device__ __forceinline__ void StoreVector(float* at, float a, float b, float c, float d) {

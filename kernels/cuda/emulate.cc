@@ -3,11 +3,13 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/counter.h"
 #include "kernels/cuda/emulate_sanitizers.h"
 #include "kernels/parallel.h"
 
@@ -112,13 +114,13 @@ inline void Fiber::Switch(bool to_fiber) {
 #endif
 }
 
-void Fiber::Resume() {
+NIBBLE_UNSEEN void Fiber::Resume() {
   sanitizer_->BeforeResume();
   Switch(true);
   sanitizer_->AfterResume();
 }
 
-void Fiber::Suspend() {
+NIBBLE_UNSEEN void Fiber::Suspend() {
   sanitizer_->BeforeSuspend();
   Switch(false);
   sanitizer_->AfterSuspend();
@@ -133,7 +135,7 @@ struct Meeting {
   unsigned unread = 0;  // lanes for which the values must stay
   uint64_t values[32];
 
-  bool IsFree() const { return arrived == 0 && unread == 0; }
+  NIBBLE_UNSEEN bool IsFree() const { return arrived == 0 && unread == 0; }
 };
 
 struct Warp {
@@ -149,23 +151,44 @@ struct Thread {
   std::unique_ptr<Fiber> fiber;  // null before it starts and after it returns
   bool done = false;
   bool at_barrier = false;
+  bool odd_barrier = false;
   Meeting* meeting = nullptr;  // the last one: waits for it, or may still be reading of it
 
-  bool CanRun() const {
+  NIBBLE_UNSEEN bool CanRun() const {
     return !done && !at_barrier && (meeting == nullptr || (meeting->unread >> lane & 1) != 0);
   }
-  void LeaveMeeting() {
+  NIBBLE_UNSEEN void LeaveMeeting() {
     if (meeting != nullptr) meeting->unread &= ~(1u << lane);
     meeting = nullptr;
   }
 };
 
+// The order in which the waiting ones of `count` warps, or of a warp's lanes, go on: upwards, downwards, or
+// another one each time, made of the seed.
+class Order {
+ public:
+  Order(uint64_t seed, int kind) : seed_(seed), kind_(kind) {}
+  // Before each walk through all.
+  void Next() { bits_ = CounterBits(seed_, 0, walk_++); }
+  unsigned At(unsigned i, unsigned count) const {
+    if (kind_ < 2) return kind_ == 0 ? i : count - 1 - i;
+    // Round from somewhere, in steps that meet all: those of a prime number above any count.
+    constexpr uint64_t kSteps[] = {1, 1033, 1039, 1049};
+    return static_cast<unsigned>((bits_ % count + i * kSteps[bits_ >> 62]) % count);
+  }
+
+ private:
+  uint64_t seed_;
+  int kind_;
+  uint64_t walk_ = 0, bits_ = 0;
+};
+
 // Runs blocks one after the other; each host thread has one.
 class BlockRunner {
  public:
-  void Run(dim3 block, int64_t shared_bytes, bool backwards, void (*body)(void*), void* argument);
-  void SyncThreads();
-  const uint64_t* Exchange(unsigned mask, uint64_t value);
+  void Run(dim3 block, int64_t shared_bytes, Order order, void (*body)(void*), void* argument);
+  void SyncThreads(int place);
+  const uint64_t* Exchange(unsigned mask, uint64_t value, bool orders_memory);
   void* shared() { return shared_.data() + kSharedGuard; }
 
  private:
@@ -175,7 +198,7 @@ class BlockRunner {
   static void FiberEntry();
   void StartBlock(dim3 block, int64_t shared_bytes);
   void Arrange(dim3 block);
-  void RunToBarrier(unsigned warp, bool backwards);
+  void RunToBarrier(unsigned warp, Order& order);
   void RunThread(Thread& thread);
   void Finish(Thread& thread);
   static Meeting& Join(Warp& warp, unsigned mask);
@@ -188,23 +211,30 @@ class BlockRunner {
   std::vector<std::unique_ptr<Fiber>> idle_;
   std::vector<unsigned char> shared_;
   Thread* current_ = nullptr;
+  Fiber* current_fiber_ = nullptr;
   int waiting_ = 0;  // at the barrier
+  int place_ = 0;    // of the barrier they wait at
+  // What is handed over at these: see emulate_sanitizers.h. Who is at a barrier may not have taken over yet
+  // when another thread comes to the next one, so barriers take turns.
+  char started_ = 0, ended_ = 0, barriers_[2] = {};
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
 };
 
-BlockRunner& Runner() {
+NIBBLE_UNSEEN BlockRunner& Runner() {
   static thread_local BlockRunner runner;
   return runner;
 }
 
-void BlockRunner::FiberEntry() {
-  Runner().current_->fiber->Begin();
+NIBBLE_UNSEEN void BlockRunner::FiberEntry() {
+  Runner().current_fiber_->Begin();
   while (true) {
     BlockRunner& runner = Runner();
+    TakeOver(&runner.started_);
     runner.body_(runner.argument_);
+    HandOver(&runner.ended_);
     runner.current_->done = true;
-    runner.current_->fiber->Suspend();
+    runner.current_fiber_->Suspend();
   }
 }
 
@@ -213,10 +243,11 @@ void BlockRunner::StartBlock(dim3 block, int64_t shared_bytes) {
   for (Warp& warp : warps_) warp.running = 0;  // its meetings are all over
   for (Thread& thread : threads_) {
     thread.warp->running |= 1u << thread.lane;
-    thread.done = false;
+    thread.done = thread.odd_barrier = false;
   }
   shared_.assign(static_cast<size_t>(shared_bytes) + 2 * kSharedGuard, kGuardByte);
   std::memset(shared(), 0xFF, static_cast<size_t>(shared_bytes));
+  HandOver(&started_);
 }
 
 void BlockRunner::Arrange(dim3 block) {
@@ -232,52 +263,59 @@ void BlockRunner::Arrange(dim3 block) {
   }
 }
 
-void BlockRunner::Run(dim3 block, int64_t shared_bytes, bool backwards, void (*body)(void*), void* argument) {
+void BlockRunner::Run(dim3 block, int64_t shared_bytes, Order order, void (*body)(void*), void* argument) {
   body_ = body;
   argument_ = argument;
   StartBlock(block, shared_bytes);
   const auto warps = static_cast<unsigned>(warps_.size());
   while (true) {
-    for (unsigned i = 0; i < warps; ++i) RunToBarrier(backwards ? warps - 1 - i : i, backwards);
+    Order of_warps = order;
+    of_warps.Next();
+    for (unsigned i = 0; i < warps; ++i) RunToBarrier(of_warps.At(i, warps), order);
+    order.Next();
     if (waiting_ == 0) break;  // all have returned
     waiting_ = 0;
     for (Thread& thread : threads_) thread.at_barrier = false;
   }
+  TakeOver(&ended_);
   CheckSharedIntact(shared_bytes);
 }
 
 // Until every lane has returned or stands at the block's barrier.
-void BlockRunner::RunToBarrier(unsigned warp, bool backwards) {
-  const size_t first = warp * size_t{32}, lanes = std::min<size_t>(32, threads_.size() - first);
+void BlockRunner::RunToBarrier(unsigned warp, Order& order) {
+  const size_t first = warp * size_t{32};
+  const auto lanes = static_cast<unsigned>(std::min<size_t>(32, threads_.size() - first));
   for (bool progress = true; progress;) {
     progress = false;
-    for (size_t i = 0; i < lanes; ++i) {
-      Thread& thread = threads_[first + (backwards ? lanes - 1 - i : i)];
+    order.Next();
+    for (unsigned i = 0; i < lanes; ++i) {
+      Thread& thread = threads_[first + order.At(i, lanes)];
       if (!thread.CanRun()) continue;
       RunThread(thread);
       progress = true;
     }
   }
-  for (size_t i = 0; i < lanes; ++i) {
+  for (unsigned i = 0; i < lanes; ++i) {
     const bool waits_for_a_lane_that_never_comes =
         !threads_[first + i].done && !threads_[first + i].at_barrier;
     KERNEL_CHECK(!waits_for_a_lane_that_never_comes);
   }
 }
 
-void BlockRunner::RunThread(Thread& thread) {
+NIBBLE_UNSEEN void BlockRunner::RunThread(Thread& thread) {
   if (thread.fiber == nullptr) {
     if (idle_.empty()) idle_.push_back(std::make_unique<Fiber>(FiberEntry));
     thread.fiber = std::move(idle_.back());
     idle_.pop_back();
   }
   current_ = &thread;
+  current_fiber_ = thread.fiber.get();
   threadIdx = thread.index;
   thread.fiber->Resume();
   if (thread.done) Finish(thread);
 }
 
-void BlockRunner::Finish(Thread& thread) {
+NIBBLE_UNSEEN void BlockRunner::Finish(Thread& thread) {
   idle_.push_back(std::move(thread.fiber));
   thread.LeaveMeeting();
   thread.warp->running &= ~(1u << thread.lane);
@@ -285,13 +323,21 @@ void BlockRunner::Finish(Thread& thread) {
     if (meeting.arrived != 0) CompleteIfAllThere(*thread.warp, meeting);
 }
 
-void BlockRunner::SyncThreads() {
-  current_->at_barrier = true;
+NIBBLE_UNSEEN void BlockRunner::SyncThreads(int place) {
+  Thread& self = *current_;
+  const bool all_wait_at_the_same_barrier = waiting_ == 0 || place == place_;
+  KERNEL_CHECK(all_wait_at_the_same_barrier);
+  place_ = place;
+  char* const barrier = &barriers_[self.odd_barrier ? 1 : 0];
+  self.odd_barrier = !self.odd_barrier;
+  self.at_barrier = true;
   ++waiting_;
-  current_->fiber->Suspend();
+  HandOver(barrier);
+  current_fiber_->Suspend();
+  TakeOver(barrier);
 }
 
-const uint64_t* BlockRunner::Exchange(unsigned mask, uint64_t value) {
+NIBBLE_UNSEEN const uint64_t* BlockRunner::Exchange(unsigned mask, uint64_t value, bool orders_memory) {
   Thread& self = *current_;
   const bool mask_names_the_calling_lane = (mask >> self.lane & 1) != 0;
   KERNEL_CHECK(mask_names_the_calling_lane);
@@ -300,13 +346,15 @@ const uint64_t* BlockRunner::Exchange(unsigned mask, uint64_t value) {
   self.meeting = &meeting;
   meeting.values[self.lane] = value;
   meeting.arrived |= 1u << self.lane;
+  if (orders_memory) HandOver(&meeting);
   CompleteIfAllThere(*self.warp, meeting);
-  if (!self.CanRun()) self.fiber->Suspend();
+  if (!self.CanRun()) current_fiber_->Suspend();
+  if (orders_memory) TakeOver(&meeting);
   return meeting.values;
 }
 
 // The meeting of this mask that lanes are waiting in, or a new one.
-Meeting& BlockRunner::Join(Warp& warp, unsigned mask) {
+NIBBLE_UNSEEN Meeting& BlockRunner::Join(Warp& warp, unsigned mask) {
   Meeting* free = nullptr;
   for (Meeting& meeting : warp.meetings) {
     if (meeting.arrived != 0 && meeting.mask == mask) return meeting;
@@ -314,11 +362,11 @@ Meeting& BlockRunner::Join(Warp& warp, unsigned mask) {
   }
   KERNEL_CHECK(free != nullptr);
   free->mask = mask;
-  std::memset(free->values, 0xFF, sizeof free->values);
+  for (uint64_t& value : free->values) value = ~uint64_t{0};
   return *free;
 }
 
-void BlockRunner::CompleteIfAllThere(Warp& warp, Meeting& meeting) {
+NIBBLE_UNSEEN void BlockRunner::CompleteIfAllThere(Warp& warp, Meeting& meeting) {
   if ((meeting.mask & warp.running & ~meeting.arrived) != 0) return;
   meeting.unread = meeting.arrived;
   meeting.arrived = 0;
@@ -332,21 +380,36 @@ void BlockRunner::CheckSharedIntact(int64_t shared_bytes) const {
   KERNEL_CHECK(!shared_memory_was_written_outside_of_its_bounds);
 }
 
+std::atomic<uint64_t> launches = 0;
+
 }  // namespace
 
 void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void (*thread)(void*),
              void* argument) {
+  const bool grid_is_within_a_devices_limits =
+      grid.x <= 0x7FFFFFFFu && grid.y <= 0xFFFFu && grid.z <= 0xFFFFu;
+  const bool block_is_within_a_devices_limits = block.x <= 1024 && block.y <= 1024 && block.z <= 64;
+  const bool shared_memory_is_within_a_devices_limits = shared_bytes <= 227 * 1024;
+  KERNEL_CHECK(grid_is_within_a_devices_limits);
+  KERNEL_CHECK(block_is_within_a_devices_limits);
+  KERNEL_CHECK(shared_memory_is_within_a_devices_limits);
+  const uint64_t launch = launches.fetch_add(1, std::memory_order_relaxed);
   RunPieces(pool, static_cast<int64_t>(grid.x) * grid.y * grid.z, [&](int64_t piece, int) {
     const auto i = static_cast<unsigned>(piece);
     gridDim = grid;
     blockDim = block;
     blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
-    Runner().Run(block, shared_bytes, i % 2 == 1, thread, argument);
+    const uint64_t seed = launch + i;
+    Runner().Run(block, shared_bytes, Order(seed, static_cast<int>(seed % 3)), thread, argument);
   });
 }
 
+void BeginOrders() { launches = 0; }
+
 void* DynamicSharedBytes() { return Runner().shared(); }
-void SyncThreads() { Runner().SyncThreads(); }
-const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value) { return Runner().Exchange(mask, value); }
+NIBBLE_UNSEEN void SyncThreads(int place) { Runner().SyncThreads(place); }
+NIBBLE_UNSEEN const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value, bool orders_memory) {
+  return Runner().Exchange(mask, value, orders_memory);
+}
 
 }  // namespace nibble::kernels::cuda_emulated

@@ -9,9 +9,12 @@
 // How it runs. The threads of a block are fibers: each has a stack of its own and runs until it waits, at a
 // barrier or for the other lanes of a warp operation; then the next one runs (emulate.cc). So barriers may
 // be anywhere, also inside divergent code, as long as the guide allows it. What it forbids stops the process
-// with a sentence: a warp operation that a named lane never reaches with that mask, dynamic shared memory
-// written beyond its end. The order of threads, warps and blocks alternates, so that a missing
-// barrier shows as a wrong result; shared memory starts out as NaN where it is dynamic.
+// with a sentence: a warp operation that a named lane never reaches with that mask, threads of a block at
+// different barriers, dynamic shared memory written beyond its end, a vector access that is not aligned, a
+// launch beyond a device's limits. The order of threads and warps changes from block to block and from launch
+// to launch, so that a missing barrier shows as a wrong result; shared memory starts out as NaN where it is
+// dynamic. Under the thread sanitizer a missing barrier is reported whatever the order was
+// (emulate_sanitizers.h).
 //
 // Threads of the host. Blocks are spread over the context's pool, one block at a time on each: __shared__ is
 // thread_local. Fibers stay on the thread that started their block.
@@ -23,6 +26,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "kernels/check.h"
 
 #define __global__
 #define __device__
@@ -84,11 +89,16 @@ void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void
 // The running block's dynamic shared memory, aligned to 16 bytes, as long as the launch said.
 void* DynamicSharedBytes();
 
-void SyncThreads();
+// The next launch's orders are those of the first one of the process. For tests of the emulation.
+void BeginOrders();
+
+// `place` tells barriers of a kernel from each other.
+void SyncThreads(int place);
 
 // Waits until every running lane of `mask` has brought a value with the same mask. Returns the
 // values, 32 of them; lanes that are not there have all bits set. Valid until this lane's next operation.
-const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value);
+// orders_memory: what each lane did before comes before what the others do after.
+const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value, bool orders_memory = false);
 
 inline unsigned LaneId() {
   return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
@@ -113,8 +123,10 @@ const uint64_t* Bring(unsigned mask, T value) {
 
 // --- Barriers and warp operations ------------------------------------------------------------------
 
-inline void __syncthreads() { nibble::kernels::cuda_emulated::SyncThreads(); }
-inline void __syncwarp(unsigned mask = ~0u) { nibble::kernels::cuda_emulated::ExchangeInWarp(mask, 0); }
+inline void __syncthreads(int place = __builtin_LINE()) {
+  nibble::kernels::cuda_emulated::SyncThreads(place);
+}
+inline void __syncwarp(unsigned mask = ~0u) { nibble::kernels::cuda_emulated::ExchangeInWarp(mask, 0, true); }
 
 // Of the lanes 0 .. 31 in pieces of `width` (a power of two); a source outside of the piece is oneself.
 template <typename T>
@@ -156,25 +168,37 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 
 // --- Memory ----------------------------------------------------------------------------------------
 
+namespace nibble::kernels::cuda_emulated {
+
+// A device's accesses must be aligned to what they access.
+template <typename T>
+T* AlignedAccess(T* at) {
+  const bool access_is_aligned = reinterpret_cast<uintptr_t>(at) % sizeof(T) == 0;
+  KERNEL_CHECK(access_is_aligned);
+  return at;
+}
+
+}  // namespace nibble::kernels::cuda_emulated
+
 template <typename T>
 T __ldg(const T* at) {
-  return *at;
+  return *nibble::kernels::cuda_emulated::AlignedAccess(at);
 }
 template <typename T>
 T __ldcs(const T* at) {
-  return *at;
+  return *nibble::kernels::cuda_emulated::AlignedAccess(at);
 }
 template <typename T>
 T __ldcg(const T* at) {
-  return *at;
+  return *nibble::kernels::cuda_emulated::AlignedAccess(at);
 }
 template <typename T>
 void __stcs(T* at, T value) {
-  *at = value;
+  *nibble::kernels::cuda_emulated::AlignedAccess(at) = value;
 }
 template <typename T>
 void __stcg(T* at, T value) {
-  *at = value;
+  *nibble::kernels::cuda_emulated::AlignedAccess(at) = value;
 }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 // Integers only: the order of blocks is not defined, so a sum of floats would not be.

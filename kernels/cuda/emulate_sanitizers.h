@@ -3,6 +3,12 @@
 // every function here is empty.
 //
 // Each call comes right before or right after the switch it is named for, on the thread that makes it.
+//
+// The thread sanitizer sees a block's threads as a GPU has them: nothing orders two of them but what the
+// programming guide says does (HandOver, TakeOver: a block's begin and end, __syncthreads, __syncwarp), though
+// one host thread runs them in turn. So it reports every pair of accesses to shared or global memory that a
+// barrier should be between, whatever order they happened to run in. What the emulation itself keeps is
+// NIBBLE_UNSEEN.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +18,13 @@
 #include <sanitizer/common_interface_defs.h>
 #elif defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+#endif
+
+// Of a function whose own accesses to memory the thread sanitizer must not see.
+#if defined(__SANITIZE_THREAD__)
+#define NIBBLE_UNSEEN __attribute__((no_sanitize("thread")))
+#else
+#define NIBBLE_UNSEEN
 #endif
 
 namespace nibble::kernels::cuda_emulated {
@@ -47,10 +60,12 @@ class FiberSanitizer {
   ~FiberSanitizer() { __tsan_destroy_fiber(fiber_); }
   [[gnu::always_inline]] void BeforeResume() {
     caller_ = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(fiber_, 0);
+    __tsan_switch_to_fiber(fiber_, __tsan_switch_to_fiber_no_sync);
   }
   void AfterResume() {}
-  [[gnu::always_inline]] void BeforeSuspend() { __tsan_switch_to_fiber(caller_, 0); }
+  [[gnu::always_inline]] void BeforeSuspend() {
+    __tsan_switch_to_fiber(caller_, __tsan_switch_to_fiber_no_sync);
+  }
   void AfterSuspend() {}
 
  private:
@@ -69,6 +84,15 @@ class FiberSanitizer {
   void AfterSuspend() {}
 };
 
+#endif
+
+// All that was done before HandOver(x) comes before all that is done after a later TakeOver(x).
+#if defined(__SANITIZE_THREAD__)
+inline void HandOver(void* at) { __tsan_release(at); }
+inline void TakeOver(void* at) { __tsan_acquire(at); }
+#else
+inline void HandOver(void*) {}
+inline void TakeOver(void*) {}
 #endif
 
 }  // namespace nibble::kernels::cuda_emulated

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -63,11 +64,19 @@ __global__ void RaceKernel(int* out) {
 }
 
 TEST(Emulate, AMissingBarrierShowsInOneOrderOrTheOther) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer stops it: see EmulateDeathTest.ThreadSanitizerSeesMissingBarriers";
+#endif
   Context ctx;
-  std::vector<int> out(128);
-  Launch(&ctx, 2, 64, 0, RaceKernel, out.data());
+  std::vector<int> out(3 * 64);
+  BeginOrders();
+  Launch(&ctx, 3, 64, 0, RaceKernel, out.data());
   EXPECT_EQ(out[1], 0);        // block 0 ran upwards, and was lucky
   EXPECT_EQ(out[64 + 1], -1);  // block 1 ran downwards
+  EXPECT_EQ(std::count(out.begin() + 128, out.end(), -1) > 0, true);  // block 2 ran across
+  // The same block runs otherwise the next time.
+  Launch(&ctx, 1, 64, 0, RaceKernel, out.data());
+  EXPECT_EQ(out[1], -1);
 }
 
 __global__ void ReturnEarlyKernel(int* out) {
@@ -195,6 +204,14 @@ __global__ void LostLaneKernel() {
     __syncwarp();
 }
 __global__ void MasksDisagreeKernel() { __syncwarp(threadIdx.x == 0 ? 0x3u : 0x7u); }
+__global__ void TwoBarriersKernel() {
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+__global__ void NothingKernel() {}
+__global__ void MisalignedKernel(const unsigned* at) { __ldg(reinterpret_cast<const uint2*>(at)); }
 __global__ void BeyondSharedKernel() { DynamicShared<int>()[threadIdx.x] = 1; }
 __global__ void NotInMaskKernel() { __syncwarp(0xFFFFFFFEu); }
 
@@ -204,6 +221,43 @@ TEST(EmulateDeathTest, StopsKernelsThatBreakTheRules) {
   EXPECT_DEATH(Launch(&ctx, 1, 3, 0, MasksDisagreeKernel), "waits_for_a_lane_that_never_comes");
   EXPECT_DEATH(Launch(&ctx, 1, 32, 31 * 4, BeyondSharedKernel), "shared_memory_was_written_outside");
   EXPECT_DEATH(Launch(&ctx, 1, 32, 0, NotInMaskKernel), "mask_names_the_calling_lane");
+  EXPECT_DEATH(Launch(&ctx, 1, 64, 0, TwoBarriersKernel), "all_wait_at_the_same_barrier");
+  alignas(8) const unsigned words[4] = {};
+  Launch(&ctx, 1, 1, 0, MisalignedKernel, words);
+  EXPECT_DEATH(Launch(&ctx, 1, 1, 0, MisalignedKernel, words + 1), "access_is_aligned");
+}
+
+TEST(EmulateDeathTest, StopsLaunchesBeyondADevicesLimits) {
+  Context ctx;
+  Launch(&ctx, dim3(1, 65535), 1, 0, NothingKernel);
+  EXPECT_DEATH(Launch(&ctx, dim3(1, 65536), 1, 0, NothingKernel), "grid_is_within");
+  EXPECT_DEATH(Launch(&ctx, dim3(1, 1, 65536), 1, 0, NothingKernel), "grid_is_within");
+  EXPECT_DEATH(Launch(&ctx, 1, dim3(1, 1, 65), 0, NothingKernel), "block_is_within");
+  EXPECT_DEATH(Launch(&ctx, 1, dim3(32, 33), 0, NothingKernel), "count <= 1024");
+  EXPECT_DEATH(Launch(&ctx, 1, 32, 228 * 1024, NothingKernel), "shared_memory_is_within");
+}
+
+// A warp's lanes that hand something over in shared memory, with what orders it or without.
+template <bool kOrdered>
+void HandOverKernel(int* out) {
+  __shared__ int shared[32];
+  shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+  if constexpr (kOrdered) __syncwarp();
+  // Every lane comes here before any goes on; a GPU's shuffle orders no memory all the same.
+  const int neighbour = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 1);
+  out[threadIdx.x] = shared[neighbour];
+}
+
+TEST(EmulateDeathTest, ThreadSanitizerSeesMissingBarriers) {
+  Context ctx;
+  std::vector<int> out(64);
+  Launch(&ctx, 1, 32, 0, HandOverKernel<true>, out.data());
+#if defined(__SANITIZE_THREAD__)
+  EXPECT_DEATH(Launch(&ctx, 1, 64, 0, RaceKernel, out.data()), "data race");
+  EXPECT_DEATH(Launch(&ctx, 1, 32, 0, HandOverKernel<false>, out.data()), "data race");
+#else
+  GTEST_SKIP() << "needs the thread sanitizer: ./dev test --full thread";
+#endif
 }
 
 }  // namespace

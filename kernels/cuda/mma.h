@@ -17,6 +17,9 @@
 #include <type_traits>
 
 #include "kernels/cuda/device.h"
+#if !defined(__CUDACC__)
+#include "kernels/cuda/emulate_sanitizers.h"
+#endif
 
 namespace nibble::kernels::NIBBLE_CUDA {
 
@@ -63,7 +66,7 @@ inline MmaOperands* NextMmaOperands() {
 
 // c += a b, in the twin's order. No fmaf: fp32 holds a product of two 16-bit values exactly.
 template <typename T>
-inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
+NIBBLE_UNSEEN inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
   MmaOperands* mine = NextMmaOperands();
   for (int i = 0; i < 4; ++i) {
     mine->a[2 * i] = ActType<T>::Low(a[i]);
@@ -97,7 +100,7 @@ inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
 // the elements of rows 2t and 2t + 1 in column g.
 template <bool kTransposed>
 inline void LoadMatrices(uint32_t* out, const void* row) {
-  const uint64_t* all = Bring(kAllLanes, row);
+  const uint64_t* all = Bring(kAllLanes, static_cast<const void*>(AlignedAccess(static_cast<const uint4*>(row))));
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const auto element = [&](int r, int c) {

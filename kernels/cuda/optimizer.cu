@@ -70,7 +70,7 @@ __device__ __forceinline__ void LoadMap(Map& map, const float* from) {
 }
 
 __device__ __forceinline__ uint2 LoadCodes8(const uint8_t* at, int64_t left, bool vector) {
-  if (vector && left >= 8) return *reinterpret_cast<const uint2*>(at);
+  if (vector && left >= 8) return VectorAt<uint2>(at);
   uint2 codes = make_uint2(0, 0);
   for (int i = 0; i < 8; ++i)
     if (i < left) (i < 4 ? codes.x : codes.y) |= static_cast<unsigned>(at[i]) << (8 * (i % 4));
