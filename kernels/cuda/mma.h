@@ -100,7 +100,7 @@ NIBBLE_UNSEEN inline void Mma(float* c, const uint32_t* a, const uint32_t* b) {
 // the elements of rows 2t and 2t + 1 in column g.
 template <bool kTransposed>
 inline void LoadMatrices(uint32_t* out, const void* row) {
-  const uint64_t* all = Bring(kAllLanes, static_cast<const void*>(AlignedAccess(static_cast<const uint4*>(row))));
+  const uint64_t* all = Bring(kAllLanes, AlignedAccess(static_cast<const uint4*>(row)));
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const auto element = [&](int r, int c) {
