@@ -5,10 +5,10 @@
 // Each call comes right before or right after the switch it is named for, on the thread that makes it.
 //
 // The thread sanitizer sees a block's threads as a GPU has them: nothing orders two of them but what the
-// programming guide says does (HandOver, TakeOver: a block's begin and end, __syncthreads, __syncwarp), though
-// one host thread runs them in turn. So it reports every pair of accesses to shared or global memory that a
-// barrier should be between, whatever order they happened to run in. What the emulation itself keeps is
-// NIBBLE_UNSEEN.
+// programming guide says does (HandOver and TakeOver, at a block's begin and end, __syncthreads and
+// __syncwarp), though one host thread runs them in turn. So it reports every pair of accesses to shared or
+// global memory that a barrier should be between, whatever order they happened to run in. What the emulation
+// itself keeps is NIBBLE_UNSEEN.
 #pragma once
 
 #include <cstddef>
