@@ -1,10 +1,7 @@
 #include "engine/base_cache.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -18,6 +15,7 @@
 #include "base/status.h"
 #include "engine/device_encoder.h"
 #include "engine/floats.h"
+#include "engine/locked_file.h"
 #include "engine/spec/words.h"
 #include "engine/text.h"
 #include "kernels/nf4.h"
@@ -29,12 +27,49 @@ namespace {
 using spec::BaseEntry;
 using spec::BasePart;
 
-// Changes whenever the bytes of a file for the same input would.
+// Changes whenever the values in a file for the same input, or the places of its arrays, would.
 constexpr int kLayoutVersion = 2;
-// How every array lies in the file, and the version of that order: bitsandbytes' flat one (row-major, pairs
-// of codes in a byte), which all kernels read as it is (docs/performance.md).
-constexpr std::string_view kTensorLayout = "flat 1";
+// How an array lies in the file, and the version of that order: WeightOrder of kernels/kernel_table.h.
+constexpr std::string_view kFlatOrder = "flat 1", kTileOrder = "tile 1";
 constexpr int64_t kChunkElements = 4 << 20;  // a multiple of every block
+
+// Elements of a linear that are encoded at a time: rows of whole tiles where they can lie in some.
+int64_t ChunkElements(const BaseEntry& entry) {
+  if (entry.tiles.rows == 0) return kChunkElements;
+  const int64_t group = kernels::kTileHeight * entry.tiles.row_blocks * spec::kQuantBlock;
+  return std::max<int64_t>(1, kChunkElements / group) * group;
+}
+
+// Writes whole groups of rows of an array, given in flat order, into tiles; they begin at `offset` of it.
+absl::Status WriteInTiles(LockedFile& file, const BaseEntry& entry, int64_t offset, const void* flat,
+                          int64_t bytes, std::vector<uint8_t>& scratch) {
+  const spec::TileShape& tiles = entry.tiles;
+  scratch.resize(static_cast<size_t>(bytes));
+  kernels::ToTiles(flat, bytes / (tiles.row_blocks * tiles.unit_bytes), tiles.row_blocks, tiles.unit_bytes,
+                   scratch.data());
+  return file.Write(entry.offset + offset, scratch.data(), bytes);
+}
+
+// A file in flat order with what can lie in tiles there: the same values at the same places.
+absl::Status Transcode(const MappedFile& flat, const std::string& header, const spec::BaseLayout& layout,
+                       LockedFile& file) {
+  RETURN_IF_ERROR(file.Resize(layout.file_bytes));
+  RETURN_IF_ERROR(file.Write(0, header.data(), static_cast<int64_t>(header.size())));
+  std::vector<uint8_t> scratch;
+  for (const BaseEntry& entry : layout.entries) {
+    const uint8_t* const from = flat.data() + entry.offset;
+    if (entry.tiles.rows == 0) {
+      RETURN_IF_ERROR(file.Write(entry.offset, from, entry.size_bytes));
+      continue;
+    }
+    const int64_t chunk = ChunkElements(entry) / spec::kQuantBlock * entry.tiles.unit_bytes;
+    for (int64_t at = 0; at < entry.size_bytes; at += chunk) {
+      const int64_t bytes = std::min(chunk, entry.size_bytes - at);
+      RETURN_IF_ERROR(WriteInTiles(file, entry, at, from + at, bytes, scratch));
+    }
+  }
+  return absl::OkStatus();
+}
 
 // The digest of a file's bytes, remembered under its name, size, inode and times.
 absl::StatusOr<std::string> FileDigest(const std::string& path, const std::string& cache_dir) {
@@ -54,74 +89,6 @@ absl::StatusOr<std::string> FileDigest(const std::string& path, const std::strin
   return digest;
 }
 
-// An open file that holds the maker's lock; unlinked again unless Commit succeeds.
-class LockedFile {
- public:
-  ~LockedFile() {
-    if (fd_ < 0) return;
-    if (!committed_) ::unlink(path_.c_str());
-    ::close(fd_);
-  }
-  // Waits for another maker of the same file.
-  static absl::StatusOr<std::unique_ptr<LockedFile>> Open(const std::string& path) {
-    auto file = std::make_unique<LockedFile>();
-    file->path_ = path;
-    for (;;) {
-      const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-      if (fd < 0) return ErrnoStatus(errno, absl::StrCat("create ", path));
-      while (::flock(fd, LOCK_EX) != 0) {
-        if (errno == EINTR) continue;
-        const int error = errno;
-        ::close(fd);
-        return ErrnoStatus(error, absl::StrCat("lock ", path));
-      }
-      // Renamed or unlinked while we waited: the lock is on a file of another name.
-      struct stat ours = {}, named = {};
-      if (::fstat(fd, &ours) == 0 && ::stat(path.c_str(), &named) == 0 &&
-          ours.st_ino == named.st_ino) {
-        file->fd_ = fd;
-        return file;
-      }
-      ::close(fd);
-    }
-  }
-  absl::Status Resize(int64_t bytes) {
-    if (::ftruncate(fd_, 0) != 0 || ::ftruncate(fd_, bytes) != 0) return Failed("resize");
-    // So that a full disk is found now, not in the middle.
-    const int error = ::posix_fallocate(fd_, 0, bytes);
-    if (error != 0 && error != EOPNOTSUPP && error != EINVAL) {
-      return ErrnoStatus(error, absl::StrCat("allocate ", bytes, " bytes for ", path_));
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Write(int64_t offset, const void* data, int64_t size) {
-    const auto* from = static_cast<const char*>(data);
-    while (size > 0) {
-      const ssize_t n = ::pwrite(fd_, from, static_cast<size_t>(size), offset);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return Failed("write");
-      from += n;
-      offset += n;
-      size -= n;
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Commit(const std::string& to) {
-    if (::fsync(fd_) != 0) return Failed("fsync");
-    RETURN_IF_ERROR(Rename(path_, to));
-    committed_ = true;
-    return absl::OkStatus();
-  }
-
- private:
-  absl::Status Failed(std::string_view what) const {
-    return ErrnoStatus(errno, absl::StrCat(View(what), " ", path_));
-  }
-  std::string path_;
-  int fd_ = -1;
-  bool committed_ = false;
-};
-
 // Writes the entries of a layout one after the other.
 class Maker {
  public:
@@ -136,7 +103,7 @@ class Maker {
 
   absl::Status Make() {
     RETURN_IF_ERROR(file_.Resize(layout_.file_bytes));
-    const std::string header = BaseCacheHeader(request_.digest, layout_);
+    const std::string header = BaseCacheHeader(request_.digest, layout_, request_.tiles);
     RETURN_IF_ERROR(file_.Write(0, header.data(), static_cast<int64_t>(header.size())));
     for (const BaseEntry& entry : layout_.entries) {
       if (request_.progress) request_.progress(done_, static_cast<int64_t>(layout_.entries.size()));
@@ -174,13 +141,14 @@ class Maker {
   }
 
   std::unique_ptr<DeviceEncoder> MakeEncoder() const {
-    int64_t most = 0;
+    int64_t most = 0, chunk = 0;
     for (const BaseEntry& entry : layout_.entries) {
-      if (entry.part == BasePart::kCodes) most = std::max(most, TensorOf(entry).elements);
+      if (entry.part != BasePart::kCodes) continue;
+      most = std::max(most, TensorOf(entry).elements);
+      chunk = std::max(chunk, std::min(TensorOf(entry).elements, ChunkElements(entry)));
     }
     if (most == 0) return nullptr;
-    return DeviceEncoder::Make(request_.backend, KernelType(request_.quant), spec::kQuantBlock,
-                               std::min(most, kChunkElements),
+    return DeviceEncoder::Make(request_.backend, KernelType(request_.quant), spec::kQuantBlock, chunk,
                                kernels::AbsmaxCount(most, spec::kQuantBlock));
   }
 
@@ -215,8 +183,9 @@ class Maker {
     }
     std::vector<float> absmax(static_cast<size_t>(kernels::AbsmaxCount(count, spec::kQuantBlock)));
     std::vector<uint8_t> codes;
-    for (int64_t first = 0; first < count; first += kChunkElements) {
-      const int64_t size = std::min(kChunkElements, count - first);
+    const int64_t chunk = ChunkElements(entry);
+    for (int64_t first = 0; first < count; first += chunk) {
+      const int64_t size = std::min(chunk, count - first);
       RETURN_IF_ERROR(ReadChunk(reader, first, size));
       const int64_t bytes = kernels::WeightBytes(type, size);
       codes.resize(static_cast<size_t>(bytes));
@@ -226,8 +195,7 @@ class Maker {
       } else {
         kernels::QuantizeTensor(values_.data(), size, type, spec::kQuantBlock, codes.data(), scales, &pool_);
       }
-      RETURN_IF_ERROR(
-          file_.Write(entry.offset + kernels::WeightBytes(type, first), codes.data(), bytes));
+      RETURN_IF_ERROR(WriteOrdered(entry, kernels::WeightBytes(type, first), codes.data(), bytes));
     }
     return WriteScales(entry, absmax);
   }
@@ -243,28 +211,32 @@ class Maker {
   absl::Status CopyQuantized(const BaseEntry& entry, const kernels::WeightView& weight) {
     const int64_t count = weight.n * weight.k;
     const int64_t blocks = kernels::AbsmaxCount(count, weight.block);
-    RETURN_IF_ERROR(
-        file_.Write(entry.offset, weight.data, kernels::WeightBytes(weight.type, count)));
-    const auto offset_of = [&](BasePart part) {
-      return layout_.Find(part, entry.layer, entry.module)->offset;
-    };
+    RETURN_IF_ERROR(WriteOrdered(entry, 0, weight.data, kernels::WeightBytes(weight.type, count)));
     if (!request_.nested)
-      return file_.Write(offset_of(BasePart::kAbsmax), weight.absmax, blocks * 4);
+      return WriteOrdered(Sibling(entry, BasePart::kAbsmax), 0, weight.absmax, blocks * 4);
     offsets_[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)] = weight.offset;
-    RETURN_IF_ERROR(file_.Write(offset_of(BasePart::kAbsmaxCodes), weight.absmax_codes, blocks));
-    return file_.Write(offset_of(BasePart::kNestedAbsmax), weight.nested_absmax,
+    RETURN_IF_ERROR(WriteOrdered(Sibling(entry, BasePart::kAbsmaxCodes), 0, weight.absmax_codes, blocks));
+    return file_.Write(Sibling(entry, BasePart::kNestedAbsmax).offset, weight.nested_absmax,
                        kernels::NestedCount(blocks) * 4);
+  }
+
+  // Another array of the same linear.
+  const BaseEntry& Sibling(const BaseEntry& entry, BasePart part) const {
+    const BaseEntry* found = layout_.Find(part, entry.layer, entry.module);
+    CHECK(found != nullptr);
+    return *found;
+  }
+
+  // Bytes of an array from `offset` on, given in flat order.
+  absl::Status WriteOrdered(const BaseEntry& entry, int64_t offset, const void* flat, int64_t bytes) {
+    if (!request_.tiles || entry.tiles.rows == 0) return file_.Write(entry.offset + offset, flat, bytes);
+    return WriteInTiles(file_, entry, offset, flat, bytes, scratch_);
   }
 
   absl::Status WriteScales(const BaseEntry& entry, const std::vector<float>& absmax) {
     const auto blocks = static_cast<int64_t>(absmax.size());
-    const auto find = [&](BasePart part) {
-      const BaseEntry* found = layout_.Find(part, entry.layer, entry.module);
-      CHECK(found != nullptr);
-      return found;
-    };
     if (!request_.nested) {
-      return file_.Write(find(BasePart::kAbsmax)->offset, absmax.data(), blocks * 4);
+      return WriteOrdered(Sibling(entry, BasePart::kAbsmax), 0, absmax.data(), blocks * 4);
     }
     std::vector<uint8_t> codes(absmax.size());
     std::vector<float> nested(static_cast<size_t>(kernels::NestedCount(blocks)));
@@ -275,8 +247,8 @@ class Maker {
     } else {
       kernels::QuantizeAbsmax(absmax.data(), blocks, codes.data(), nested.data(), &offset);
     }
-    RETURN_IF_ERROR(file_.Write(find(BasePart::kAbsmaxCodes)->offset, codes.data(), blocks));
-    return file_.Write(find(BasePart::kNestedAbsmax)->offset, nested.data(),
+    RETURN_IF_ERROR(WriteOrdered(Sibling(entry, BasePart::kAbsmaxCodes), 0, codes.data(), blocks));
+    return file_.Write(Sibling(entry, BasePart::kNestedAbsmax).offset, nested.data(),
                        static_cast<int64_t>(nested.size()) * 4);
   }
 
@@ -292,6 +264,7 @@ class Maker {
   kernels::ThreadPool pool_;
   const std::unique_ptr<DeviceEncoder> encoder_;  // null = the host encodes
   std::vector<float> values_;
+  std::vector<uint8_t> scratch_;
   std::vector<float> offsets_;
   int64_t done_ = 0;
 };
@@ -329,7 +302,7 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
   return Sha256Hex(text);
 }
 
-std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& layout) {
+std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& layout, bool tiles) {
   std::string header = absl::StrCat("nibble base\nlayout ", kLayoutVersion, "\ndigest ", digest,
                                     "\nbytes ", layout.file_bytes, "\n");
   // One line for the same array of all layers.
@@ -340,7 +313,8 @@ std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& l
     std::string name = spec::BaseEntryName(any);
     if (entry.layer >= 0) name = absl::StrCat("layers.*", name.substr(std::string_view("layers.0").size()));
     if (std::find(names.begin(), names.end(), name) != names.end()) continue;
-    absl::StrAppend(&header, "tensor ", name, " ", View(kTensorLayout), "\n");
+    const bool tiled = tiles && entry.tiles.rows > 0;
+    absl::StrAppend(&header, "tensor ", name, " ", View(tiled ? kTileOrder : kFlatOrder), "\n");
     names.push_back(std::move(name));
   }
   CHECK(static_cast<int64_t>(header.size()) <= spec::kBaseHeaderBytes);
@@ -348,19 +322,74 @@ std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& l
   return header;
 }
 
+absl::StatusOr<bool> IsInTiles(const MappedFile& file, const std::string& path, const std::string& digest,
+                               const spec::BaseLayout& layout) {
+  if (static_cast<int64_t>(file.size()) == layout.file_bytes) {
+    for (const bool tiles : {true, false}) {
+      if (file.view().starts_with(BaseCacheHeader(digest, layout, tiles))) return tiles;
+    }
+  }
+  return Error(Reason::kModelFileInvalid,
+               absl::StrCat(path, " is no quantized base of this layout (", file.size(), " bytes, ",
+                            layout.file_bytes, " expected); remove it and it is made anew"));
+}
+
 absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
                                               const BaseTensors& tensors,
                                               const spec::BaseLayout& layout) {
-  BaseCacheFile result;
-  result.path = JoinPath(request.cache_dir, absl::StrCat("base-", request.digest));
-  result.found = FileExists(result.path);
-  if (result.found) return result;
-  ASSIGN_OR_RETURN(const auto file, LockedFile::Open(absl::StrCat(result.path, ".tmp")));
-  result.found = FileExists(result.path);  // another process made it while we waited
-  if (result.found) return result;
-  RETURN_IF_ERROR(Maker(request, tensors, layout, *file).Make());
-  RETURN_IF_ERROR(file->Commit(result.path));
+  const std::string path = JoinPath(request.cache_dir, absl::StrCat("base-", request.digest));
+  BaseCacheFile result{.path = path};
+  // Whether what is there will do.
+  const auto look = [&]() -> absl::StatusOr<bool> {
+    result.found = FileExists(path);
+    if (!result.found) return false;
+    if (!request.tiles) return true;
+    ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(path));
+    return IsInTiles(file, path, request.digest, layout);
+  };
+  const auto make = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const auto file, LockedFile::Open(absl::StrCat(path, ".tmp")));
+    ASSIGN_OR_RETURN(const bool there, look());  // another process made it while we waited
+    if (there) return absl::OkStatus();
+    if (result.found) {
+      ASSIGN_OR_RETURN(const MappedFile flat, MappedFile::Open(path));
+      RETURN_IF_ERROR(Transcode(flat, BaseCacheHeader(request.digest, layout, true), layout, *file));
+    } else {
+      RETURN_IF_ERROR(Maker(request, tensors, layout, *file).Make());
+    }
+    return file->Commit(path);
+  };
+  ASSIGN_OR_RETURN(const bool there, look());
+  if (there) return result;
+  const absl::Status made = make();
+  // A flat file is slower and nothing else: without room for a second one beside it, it stays.
+  if (!made.ok() && !result.found) return made;
   return result;
+}
+
+void ReadFlat(std::span<const std::byte> file, const spec::BaseLayout& layout, bool tiles, int64_t first,
+              int64_t count, std::byte* out) {
+  const int64_t end = first + count;
+  CHECK(first >= 0 && end <= static_cast<int64_t>(file.size()));
+  int64_t at = first;
+  const auto copy_to = [&](int64_t to) {
+    if (to <= at) return;
+    std::memcpy(out + (at - first), file.data() + at, static_cast<size_t>(to - at));
+    at = to;
+  };
+  for (const BaseEntry& entry : layout.entries) {
+    const int64_t entry_end = entry.offset + entry.size_bytes;
+    if (!tiles || entry.tiles.rows == 0 || entry_end <= at) continue;
+    copy_to(std::min(entry.offset, end));
+    if (at == end) return;
+    const spec::TileShape& shape = entry.tiles;
+    const int64_t stop = std::min(entry_end, end), unit = shape.unit_bytes;
+    CHECK((at - entry.offset) % unit == 0 && (stop - at) % unit == 0);
+    kernels::FromTiles(file.data() + entry.offset, shape.rows, shape.row_blocks, unit,
+                       (at - entry.offset) / unit, (stop - at) / unit, out + (at - first));
+    at = stop;
+  }
+  copy_to(end);
 }
 
 }  // namespace nibble::engine

@@ -3,13 +3,22 @@
 // Named by the digest of what went into it, so a file that is there is the right one: it appears by
 // a rename, after its bytes are durable. Two processes that want the same file make it once; the
 // second waits. A maker that dies leaves only a temporary file, which the next maker overwrites.
+//
+// Order. The header names, array by array, the order it lies in: "flat 1" or "tile 1" (WeightOrder in
+// kernels/kernel_table.h). Values and places do not depend on it, so neither does the digest. An engine of
+// the host makes files in tiles and transcodes a flat one that it finds, once; whoever has that one mapped
+// keeps it until he closes it. An engine of a device makes flat files and takes both: tiles are undone on
+// the way to the device.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/file.h"
 #include "engine/base_tensors.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
@@ -32,6 +41,8 @@ struct BaseCacheRequest {
   std::string digest;
   spec::QuantKind quant = spec::QuantKind::kNF4;
   bool nested = true;  // double quantization is on for this kind
+  // A file is made in tiles, and one that is flat is transcoded; false: made flat, taken as it is.
+  bool tiles = true;
   int threads = 1;
   kernels::Backend* backend = nullptr;  // quantizes there when it can; the file is the same
   std::function<void(int64_t, int64_t)> progress;  // may be empty
@@ -40,13 +51,24 @@ struct BaseCacheFile {
   std::string path;
   bool found = false;  // it was there already
 };
-// Finds or makes the file. `layout` is the model's; memory used beside it is a few chunks of a
-// tensor, on the device, too, when that is where it is quantized.
+// Finds, transcodes or makes the file; one that is flat stays when it cannot be transcoded. `layout` is the
+// model's; memory used beside it is a few chunks of a tensor, on the device, too, when that is where it is
+// quantized.
 absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
                                               const BaseTensors& tensors,
                                               const spec::BaseLayout& layout);
 
 // The first page of the file, kBaseHeaderBytes long.
-std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& layout);
+std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& layout, bool tiles);
+
+// Whether what can lie in tiles does, by the header; MODEL_FILE_INVALID when the file is of no order of this
+// layout. Asked of the mapping that is used: another process may put a file in tiles in its place any time.
+absl::StatusOr<bool> IsInTiles(const MappedFile& file, const std::string& path, const std::string& digest,
+                               const spec::BaseLayout& layout);
+
+// Bytes first .. first + count - 1 of the file as they are when it is flat; both ends at multiples of
+// kBaseEntryAlignment.
+void ReadFlat(std::span<const std::byte> file, const spec::BaseLayout& layout, bool tiles, int64_t first,
+              int64_t count, std::byte* out);
 
 }  // namespace nibble::engine

@@ -41,6 +41,8 @@ struct BaseModel::Impl {
   spec::ModelConfig config;
   std::string digest;
   bool cached = false;
+  spec::BaseLayout layout;
+  bool tiles = false;
   MappedFile file;
   int64_t unmapped_bytes = 0;
   std::vector<std::vector<char>> arrays;  // exact: owned instead of mapped
@@ -101,7 +103,10 @@ struct BaseModel::Impl {
       if (entry.part == BasePart::kOffsets) offsets = static_cast<const float*>(data);
       if (entry.layer < 0) continue;
       WeightView& weight = layers[entry.layer].linear[static_cast<int>(entry.module)];
-      if (entry.part == BasePart::kCodes) weight.data = data;
+      if (entry.part == BasePart::kCodes) {
+        weight.data = data;
+        if (tiles && entry.tiles.rows > 0) weight.order = kernels::WeightOrder::kTiles;
+      }
       if (entry.part == BasePart::kAbsmax) weight.absmax = static_cast<const float*>(data);
       if (entry.part == BasePart::kAbsmaxCodes)
         weight.absmax_codes = static_cast<const uint8_t*>(data);
@@ -116,16 +121,9 @@ struct BaseModel::Impl {
     if (head.data == nullptr) head = embedding;
   }
 
-  absl::Status Map(const std::string& path, const spec::BaseLayout& layout) {
+  absl::Status Map(const std::string& path) {
     ASSIGN_OR_RETURN(file, MappedFile::Open(path));
-    const std::string header = BaseCacheHeader(digest, layout);
-    if (static_cast<int64_t>(file.size()) != layout.file_bytes ||
-        !file.view().starts_with(header)) {
-      return Error(
-          Reason::kModelFileInvalid,
-          absl::StrCat(path, " is no quantized base of this layout (", file.size(), " bytes, ",
-                       layout.file_bytes, " expected); remove it and it is made anew"));
-    }
+    ASSIGN_OR_RETURN(tiles, IsInTiles(file, path, digest, layout));
     // All of it is in memory from the start, as planned, and no step waits for the disk. A system that
     // does not know the request reads pages when they are touched.
     madvise(const_cast<uint8_t*>(file.data()), file.size(), MADV_POPULATE_READ);
@@ -203,8 +201,8 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   ASSIGN_OR_RETURN(impl->config, spec::ParseModelConfig(config_json));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model_dir));
   ASSIGN_OR_RETURN(const BaseTensors tensors, BaseTensors::Make(checkpoint.get(), impl->config));
-  const spec::BaseLayout layout =
-      spec::LayoutBase(impl->config, options.quant, options.double_quant);
+  impl->layout = spec::LayoutBase(impl->config, options.quant, options.double_quant);
+  const spec::BaseLayout& layout = impl->layout;
   const bool nested = layout.Find(BasePart::kNestedMap) != nullptr;
   RETURN_IF_ERROR(MakeDirs(options.cache_dir));
   ASSIGN_OR_RETURN(impl->digest, BaseDigest(options.model_dir, options.cache_dir, *checkpoint,
@@ -220,13 +218,14 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   request.digest = impl->digest;
   request.quant = options.quant;
   request.nested = nested;
+  request.tiles = options.tiles;
   request.threads = std::max(options.threads, 1);
   request.backend = options.backend;
   request.progress = options.progress;
   ASSIGN_OR_RETURN(const BaseCacheFile file, EnsureBaseCache(request, tensors, layout));
   impl->cached = file.found;
   impl->Prepare(KernelType(options.quant));
-  RETURN_IF_ERROR(impl->Map(file.path, layout));
+  RETURN_IF_ERROR(impl->Map(file.path));
   return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
 }
 
@@ -247,6 +246,10 @@ ParamView BaseModel::Head() const { return impl_->head; }
 const std::string& BaseModel::digest() const { return impl_->digest; }
 std::span<const std::byte> BaseModel::file() const {
   return {reinterpret_cast<const std::byte*>(impl_->file.data()), impl_->file.size()};
+}
+bool BaseModel::tiles() const { return impl_->tiles; }
+void BaseModel::CopyFlat(int64_t first, int64_t count, std::byte* out) const {
+  ReadFlat(file(), impl_->layout, impl_->tiles, first, count, out);
 }
 void BaseModel::Unmap() {
   impl_->unmapped_bytes = static_cast<int64_t>(impl_->file.size());

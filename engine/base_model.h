@@ -33,6 +33,8 @@ struct BaseModelOptions {
   // Keeps what is not quantized (with kBF16 the linears too) in fp32 when the files have fp32; for
   // tests that compare logits. Not what memory plans count.
   bool exact = false;
+  // The order of the cache file (base_cache.h); an exact base is flat.
+  bool tiles = true;
   int threads = 1;
   // Where to quantize, when it can; null = on the host. The bits are the same.
   kernels::Backend* backend = nullptr;
@@ -60,6 +62,10 @@ class BaseModel {
   int64_t bytes() const;                 // of the mapped file
   // The mapped file; empty when it is exact, or unmapped.
   std::span<const std::byte> file() const;
+  // Whether what can lie in tiles does.
+  bool tiles() const;
+  // Bytes of the mapped file as they are when it is flat; see ReadFlat in base_cache.h.
+  void CopyFlat(int64_t first, int64_t count, std::byte* out) const;
   // When its bytes have gone elsewhere: the views point nowhere from now on, the numbers stay.
   void Unmap();
   bool cached() const;                   // true when Open found the file

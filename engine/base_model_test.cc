@@ -40,7 +40,7 @@ class BaseModelTest : public ::testing::Test {
 
   void Write(bool tied, const std::string& leave_out = "", const std::string& wrong_shape = "") {
     const std::string config = absl::StrCat(
-        R"({"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":32,)",
+        R"({"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":)", hidden_, ",",
         R"("intermediate_size":48,"num_hidden_layers":2,"num_attention_heads":4,)",
         R"("num_key_value_heads":2,"vocab_size":20,"max_position_embeddings":64,)",
         R"("rms_norm_eps":1e-5,"hidden_act":"silu","tie_word_embeddings":)",
@@ -61,12 +61,12 @@ class BaseModelTest : public ::testing::Test {
       for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(random.Unit() - 0.5));
       tensors_.push_back({name, TensorType::kF32, shape, values.data()});
     };
-    add("model.embed_tokens.weight", {20, 32});
-    if (!tied) add("lm_head.weight", {20, 32});
-    add("model.norm.weight", {32});
+    add("model.embed_tokens.weight", {20, hidden_});
+    if (!tied) add("lm_head.weight", {20, hidden_});
+    add("model.norm.weight", {hidden_});
     for (int64_t layer = 0; layer < 2; ++layer) {
-      add(CheckpointName(BasePart::kInputNorm, layer, Module::kQ), {32});
-      add(CheckpointName(BasePart::kPostNorm, layer, Module::kQ), {32});
+      add(CheckpointName(BasePart::kInputNorm, layer, Module::kQ), {hidden_});
+      add(CheckpointName(BasePart::kPostNorm, layer, Module::kQ), {hidden_});
       for (int m = 0; m < spec::kModuleCount; ++m) {
         const spec::LinearShape shape = spec::ShapeOf(config_, static_cast<Module>(m));
         add(CheckpointName(BasePart::kCodes, layer, static_cast<Module>(m)), {shape.n, shape.k});
@@ -93,6 +93,7 @@ class BaseModelTest : public ::testing::Test {
   }
 
   TempDir model_, cache_;
+  int64_t hidden_ = 32;
   spec::ModelConfig config_;
   std::vector<TensorToWrite> tensors_;
   std::map<std::string, std::vector<float>> values_;
@@ -223,6 +224,96 @@ TEST_F(BaseModelTest, FaultsOfTheCheckpointAreNamed) {
   EXPECT_THAT(Refused(), HasSubstr("neither model.safetensors"));
   CHECK_OK(RemoveFile(model_.Join("config.json")));
   EXPECT_THAT(Refused(), HasSubstr("config.json is missing"));
+}
+
+// What a base says of its values, in flat order.
+std::vector<float> Decoded(const BaseModel& base) {
+  std::vector<float> all;
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    for (int m = 0; m < spec::kModuleCount; ++m) {
+      const kernels::WeightView& view = base.Linear(layer, static_cast<Module>(m));
+      const size_t before = all.size();
+      all.resize(before + static_cast<size_t>(view.n * view.k));
+      kernels::DequantizeRange(view, 0, view.n * view.k, all.data() + before);
+    }
+  }
+  return all;
+}
+
+TEST_F(BaseModelTest, ATiledBaseHasTheValuesOfAFlatOne) {
+  hidden_ = 128;
+  Write(true);
+  for (const bool double_quant : {true, false}) {
+    for (const QuantKind quant : {QuantKind::kNF4, QuantKind::kFP4, QuantKind::kINT4, QuantKind::kINT8}) {
+      BaseModelOptions options = Options(quant, double_quant);
+      auto tiled = BaseModel::Open(options);
+      ASSERT_TRUE(tiled.ok()) << tiled.status();
+      EXPECT_TRUE((*tiled)->tiles());
+      EXPECT_EQ((*tiled)->Linear(0, Module::kUp).order, kernels::WeightOrder::kTiles);
+      EXPECT_EQ((*tiled)->Linear(0, Module::kDown).order, kernels::WeightOrder::kFlat);  // 48 inputs
+      const TempDir other;
+      options.cache_dir = other.path();
+      options.tiles = false;
+      auto flat = BaseModel::Open(options);
+      ASSERT_TRUE(flat.ok()) << flat.status();
+      EXPECT_FALSE((*flat)->tiles());
+      EXPECT_EQ((*flat)->Linear(0, Module::kUp).order, kernels::WeightOrder::kFlat);
+      EXPECT_EQ((*flat)->digest(), (*tiled)->digest());
+      EXPECT_EQ((*flat)->bytes(), (*tiled)->bytes());
+      EXPECT_EQ(Decoded(**flat), Decoded(**tiled));
+      // Undone on the way to a device, whatever the pieces.
+      const auto want = (*flat)->file();
+      for (const int64_t piece : {int64_t{4096}, int64_t{1 << 20}}) {
+        std::vector<std::byte> got(want.size());
+        for (int64_t at = 0; at < (*tiled)->bytes(); at += piece) {
+          (*tiled)->CopyFlat(at, std::min(piece, (*tiled)->bytes() - at), got.data() + at);
+        }
+        EXPECT_TRUE(std::equal(got.begin() + 4096, got.end(), want.begin() + 4096)) << piece;
+      }
+    }
+  }
+}
+
+TEST_F(BaseModelTest, AFlatFileIsTranscodedOnce) {
+  hidden_ = 128;
+  Write(true);
+  BaseModelOptions options = Options(QuantKind::kNF4);
+  options.tiles = false;
+  auto flat = BaseModel::Open(options);
+  ASSERT_TRUE(flat.ok()) << flat.status();
+  const std::string path = cache_.Join("base-" + (*flat)->digest());
+  const std::string before = *ReadFile(path);
+  options.tiles = true;
+  {  // No room for two: it is used as it is.
+    const FullDisk full(4096);
+    auto same = BaseModel::Open(options);
+    ASSERT_TRUE(same.ok()) << same.status();
+    EXPECT_FALSE((*same)->tiles());
+    EXPECT_EQ(Decoded(**same), Decoded(**flat));
+  }
+  EXPECT_EQ(*ReadFile(path), before);
+  auto tiled = BaseModel::Open(options);
+  ASSERT_TRUE(tiled.ok()) << tiled.status();
+  EXPECT_TRUE((*tiled)->tiles());
+  EXPECT_TRUE((*tiled)->cached());
+  EXPECT_EQ(Decoded(**tiled), Decoded(**flat));  // whose mapping is still the file of before
+  const std::string after = *ReadFile(path);
+  EXPECT_NE(after, before);
+  // As if made so.
+  const TempDir other;
+  BaseModelOptions anew = options;
+  anew.cache_dir = other.path();
+  ASSERT_TRUE(BaseModel::Open(anew).ok());
+  EXPECT_EQ(*ReadFile(other.Join("base-" + (*flat)->digest())), after);
+  // It stays, also for one who would have made it flat.
+  options.tiles = false;
+  auto taken = BaseModel::Open(options);
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  EXPECT_TRUE((*taken)->tiles());
+  EXPECT_EQ(*ReadFile(path), after);
+  auto names = ListDir(cache_.path());
+  ASSERT_TRUE(names.ok());
+  for (const std::string& name : *names) EXPECT_FALSE(name.ends_with(".tmp")) << name;
 }
 
 TEST_F(BaseModelTest, CheckpointsOfBitsandbytesAreTakenAsTheyAre) {
@@ -361,6 +452,16 @@ TEST_F(BaseModelTest, TheCacheFileNamesTheLayoutOfEveryTensor) {
     EXPECT_THAT(header, HasSubstr(absl::StrCat("\ntensor ", name, " flat 1\n")));
   // Layers are alike, so a line stands for all of them.
   EXPECT_EQ(header.find("layers.0"), std::string::npos);
+  hidden_ = 64;
+  Write(true);
+  base = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(base.ok()) << base.status();
+  bytes = ReadFile(cache_.Join("base-" + (*base)->digest()), int64_t{1} << 30);
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  for (const char* line : {"embedding flat 1", "layers.*.q_proj.codes tile 1",
+                           "layers.*.q_proj.absmax_codes tile 1", "layers.*.q_proj.nested_absmax flat 1",
+                           "layers.*.down_proj.codes flat 1"})
+    EXPECT_THAT(*bytes, HasSubstr(absl::StrCat("\ntensor ", line, "\n")));
 }
 
 TEST_F(BaseModelTest, ADamagedCacheFileIsRefused) {

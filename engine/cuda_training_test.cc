@@ -346,6 +346,34 @@ TEST_F(EmulatedDevice, QuantizesABaseAsTheHostDoes) {
   }
 }
 
+// What an engine of the host has cached is in tiles; the kernels of a device read the flat order.
+TEST_F(EmulatedDevice, TakesABaseInTiles) {
+  testing::WriteTinyDirectory(dir_.Join("wide"), 3, 128);
+  options_.base.model_dir = dir_.Join("wide");
+  std::string weights[2];
+  for (const bool tiles : {false, true}) {
+    options_.base.cache_dir = dir_.Join(tiles ? "tiles" : "flat");
+    if (tiles) {
+      const auto by_host = BaseModel::Open(options_.base);
+      CHECK_OK(by_host.status());
+      EXPECT_TRUE((*by_host)->tiles());
+    }
+    auto device = Device::Open(options_, *backend_, profile_);
+    CHECK_OK(device.status());
+    EXPECT_EQ((*device)->base().cached(), tiles);
+    EXPECT_EQ((*device)->base().tiles(), tiles);
+    EXPECT_EQ((*device)->view().layers[1].linear[0].order, kernels::WeightOrder::kFlat);
+    const JobInput input = Input(tiles ? "in-tiles" : "in-flat");
+    auto job = Job::Open(**device, input, RealClock::Get());
+    ASSERT_TRUE(job.ok()) << job.status();
+    CHECK_OK((*job)->Start());
+    CHECK_OK((*device)->ResizeStep((*job)->plan().step_bytes));
+    while (!(*job)->finished()) CHECK_OK((*job)->Advance().status());
+    weights[tiles] = *ReadFile(JoinPath(input.dir, "adapter/adapter_model.safetensors"));
+  }
+  EXPECT_TRUE(weights[0] == weights[1]);
+}
+
 TEST_F(EmulatedDevice, QuantizesOnTheHostWhenTheDeviceHasNoRoom) {
   BaseModelOptions options = options_.base;
   options.cache_dir = dir_.Join("elsewhere");

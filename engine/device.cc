@@ -172,6 +172,7 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
   base.threads = std::max(1, backend.is_host() ? profile.threads
                                                : static_cast<int>(std::thread::hardware_concurrency()));
   base.backend = &backend;
+  base.tiles = base.tiles && backend.is_host();
   ASSIGN_OR_RETURN(device->base_, BaseModel::Open(base));
   device->view_ = ViewOf(*device->base_);
   if (!backend.is_host()) RETURN_IF_ERROR(device->CopyBaseToDevice());
@@ -195,7 +196,7 @@ absl::Status Device::CopyBaseToDevice() {
   for (int64_t at = 0, turn = 0; at < size; at += kPiece, ++turn) {
     std::byte* const piece = pinned + turn % 2 * kPiece;
     const int64_t bytes = std::min(kPiece, size - at);
-    std::memcpy(piece, file.data() + at, static_cast<size_t>(bytes));
+    base_->CopyFlat(at, bytes, piece);
     backend_.Synchronize();  // the other piece has arrived
     backend_.CopyIn(kernels::Lane::kCompute, base_region_.data() + at, piece, bytes);
   }
@@ -203,6 +204,9 @@ absl::Status Device::CopyBaseToDevice() {
   backend_.ReleasePinned(pinned);
   RETURN_IF_ERROR(FaultStatus(backend_));
   view_ = MovedView(view_, file.data(), base_region_.data());
+  for (BaseView::Layer& layer : view_.layers) {
+    for (kernels::WeightView& w : layer.linear) w.order = kernels::WeightOrder::kFlat;
+  }
   base_->Unmap();
   return absl::OkStatus();
 }

@@ -2,8 +2,8 @@
 nibble_library(nibble_engine_io
   SRCS adapter.cc adapter_export.cc base_cache.cc device_encoder.cc base_model.cc base_tensors.cc bnb_tensor.cc
        chat_template.cc data_report.cc dataset.cc dataset_format.cc dataset_rows.cc jinja_builtin.cc jinja_eval.cc
-       jinja_lex.cc jinja_parse.cc jinja_value.cc json.cc packing.cc safetensors.cc text.cc tokenizer.cc
-       tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc tokenizer_pre.cc tokenizer_scan.cc
+       jinja_lex.cc jinja_parse.cc jinja_value.cc json.cc locked_file.cc packing.cc safetensors.cc text.cc
+       tokenizer.cc tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc tokenizer_pre.cc tokenizer_scan.cc
        tokenizer_text.cc token_store.cc validate.cc
   DEPS nibble_base nibble_spec nibble_kernels)
 target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF8PROC

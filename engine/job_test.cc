@@ -28,8 +28,9 @@ class JobTest : public ::testing::TestWithParam<const char*> {
     testing::WriteTinyDataset(dir_.Join("eval.jsonl"), 12, 5);
   }
 
-  std::unique_ptr<Device> OpenDevice(int threads = 1) {
+  std::unique_ptr<Device> OpenDevice(int threads = 1, bool tiles = true) {
     DeviceOptions options;
+    options.base.tiles = tiles;
     options.device = GetParam();
     options.threads = threads;
     options.base.model_dir = dir_.Join("model");
@@ -152,6 +153,38 @@ TEST_P(JobTest, AnyInterruptionGivesTheSameBytes) {
     EXPECT_EQ(resumed.weights == whole.weights, true) << "stopped at " << stop;
     EXPECT_EQ(resumed.rows, whole.rows) << "stopped at " << stop;
     EXPECT_EQ(resumed.config, whole.config);
+  }
+}
+
+// A cache file of before, in flat order, then the same base in tiles, also in the middle of a job.
+TEST_P(JobTest, TheOrderOfTheBaseChangesNothing) {
+  testing::WriteTinyDirectory(dir_.Join("model"), 3, 128);
+  JobInput input = Input("flat");
+  input.spec.max_steps = 4;
+  auto device = OpenDevice(1, /*tiles=*/false);
+  EXPECT_FALSE(device->base().tiles());
+  auto job = Open(*device, input);
+  RunToEnd(*job);
+  const Result flat = ResultOf(*job);
+  JobInput part = input;
+  part.dir = dir_.Join("part");
+  job = Open(*device, part);
+  while (job->step() < 2) CHECK_OK(job->Advance().status());
+  job->RequestCheckpoint();
+  const auto event = job->Advance();
+  ASSERT_TRUE(event.ok()) << event.status();
+  part.resume = std::get<CheckpointDone>(*event).saved.directory;
+  part.dir += "-again";
+  // Beside the one that has the flat file mapped.
+  const auto other = OpenDevice(2);
+  EXPECT_EQ(other->base().tiles(), other->backend().is_host());
+  EXPECT_TRUE(other->base().cached());
+  EXPECT_EQ(other->base().digest(), device->base().digest());
+  for (JobInput* again : {&input, &part}) {
+    again->dir += "-in-tiles";
+    const auto in_tiles = Open(*other, *again);
+    RunToEnd(*in_tiles);
+    EXPECT_TRUE(ResultOf(*in_tiles) == flat) << again->dir;
   }
 }
 

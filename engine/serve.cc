@@ -151,6 +151,7 @@ class Server {
     LogInfo("base.mapped", {{"digest", device_->base().digest()},
                             {"bytes", device_->base().bytes()},
                             {"cached", device_->base().cached()},
+                            {"tiles", device_->base().tiles()},
                             {"seconds", seconds}});
     out_.Push(BaseLine(device_->base(), seconds));
     return absl::OkStatus();

@@ -63,18 +63,34 @@ struct Context {
   DecodeAhead* ahead = nullptr;
 };
 
-// How a frozen matrix is stored. The flat order is bitsandbytes': element i of the row-major [N, K]
-// matrix is in byte i / 2, even i in the high nibble.
+// What the elements of a frozen matrix are stored as.
 enum class QuantType : uint8_t { kF32 = 0, kBF16 = 1, kNF4 = 2, kFP4 = 3, kINT4 = 4, kINT8 = 5 };
+
+// Where the elements of a frozen matrix lie.
+//
+// kFlat is bitsandbytes' order: element i of the row-major [N, K] matrix is in byte i / 2, even i in the high
+// nibble (INT8: in byte i), and belongs to scale i / block.
+//
+// kTiles is for quantized weights with blocks of kTileBlock whose K is a multiple of it. Rows are taken
+// kTileHeight at a time, in the last group as many as are left. Of a group there lies block 0 of each row,
+// then block 1 of each row, and so on, each with its bytes as in kFlat; scales (absmax or absmax_codes) lie
+// in the same order, one a block. nested_absmax stays where kFlat has it: entry b / 256 is that of block
+// b = row * K / block + block of the row. Every array has the size it has in kFlat, and a group of rows has
+// the same bytes of it. Tables of the host read both orders and give the same bits; cuda reads kFlat.
+enum class WeightOrder : uint8_t { kFlat = 0, kTiles = 1 };
+constexpr int64_t kTileHeight = 16;
+constexpr int64_t kTileBlock = 64;
 
 struct WeightView {
   QuantType type = QuantType::kNF4;
+  WeightOrder order = WeightOrder::kFlat;
   int64_t n = 0;                          // outputs (rows)
   int64_t k = 0;                          // inputs
   const void* data = nullptr;             // codes; or the bf16 / f32 values themselves
   int64_t block = 64;                     // consecutive flat elements per absmax; the last may be short
   const float* absmax = nullptr;          // [blocks]; null when double-quantized
-  // [blocks]: absmax = f32(nested_map[code] * nested_absmax[b / 256]) + offset, two fp32 roundings.
+  // [blocks]: absmax = f32(nested_map[code] * nested_absmax[b / 256]) + offset, two fp32 roundings; b counts
+  // blocks of the flat order.
   const uint8_t* absmax_codes = nullptr;
   const float* nested_absmax = nullptr;   // [ceil(blocks / 256)]
   const float* nested_map = nullptr;      // [256]

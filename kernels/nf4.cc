@@ -225,9 +225,68 @@ void QuantizeAbsmax(const float* absmax, int64_t blocks, uint8_t* codes, float* 
   }
 }
 
+namespace {
+
+// Where a block of the flat order is stored, in blocks.
+int64_t StoredBlock(const WeightView& w, int64_t block) {
+  return w.order == WeightOrder::kFlat ? block : TileIndex(block, w.n, w.k / kTileBlock);
+}
+
+// With the size known, a copy is a few loads and stores.
+template <int64_t kUnit>
+void CopyFromTiles(const char* tiles, int64_t n, int64_t row_blocks, int64_t first, int64_t count,
+                   char* flat) {
+  for (int64_t b = first, end = first + count; b < end;) {
+    // To the end of the row: blocks a tile apart.
+    const int64_t row = b / row_blocks, stop = std::min(end, (row + 1) * row_blocks);
+    const char* from = tiles + TileIndex(b, n, row_blocks) * kUnit;
+    const int64_t step = std::min(kTileHeight, n - row / kTileHeight * kTileHeight) * kUnit;
+    for (; b < stop; ++b, from += step, flat += kUnit) std::memcpy(flat, from, kUnit);
+  }
+}
+
+template <int64_t kUnit>
+void CopyToTiles(const char* flat, int64_t n, int64_t row_blocks, char* tiles) {
+  for (int64_t row = 0; row < n; ++row) {
+    char* to = tiles + TileIndex(row * row_blocks, n, row_blocks) * kUnit;
+    const int64_t step = std::min(kTileHeight, n - row / kTileHeight * kTileHeight) * kUnit;
+    for (int64_t b = 0; b < row_blocks; ++b, to += step, flat += kUnit) std::memcpy(to, flat, kUnit);
+  }
+}
+
+}  // namespace
+
+void ToTiles(const void* flat, int64_t n, int64_t row_blocks, int64_t unit, void* tiles) {
+  const auto* from = static_cast<const char*>(flat);
+  auto* to = static_cast<char*>(tiles);
+  switch (unit) {
+    case 1: return CopyToTiles<1>(from, n, row_blocks, to);
+    case 4: return CopyToTiles<4>(from, n, row_blocks, to);
+    case 32: return CopyToTiles<32>(from, n, row_blocks, to);
+    default:
+      KERNEL_CHECK(unit == 64);
+      return CopyToTiles<64>(from, n, row_blocks, to);
+  }
+}
+
+void FromTiles(const void* tiles, int64_t n, int64_t row_blocks, int64_t unit, int64_t first, int64_t count,
+               void* flat) {
+  const auto* from = static_cast<const char*>(tiles);
+  auto* to = static_cast<char*>(flat);
+  switch (unit) {
+    case 1: return CopyFromTiles<1>(from, n, row_blocks, first, count, to);
+    case 4: return CopyFromTiles<4>(from, n, row_blocks, first, count, to);
+    case 32: return CopyFromTiles<32>(from, n, row_blocks, first, count, to);
+    default:
+      KERNEL_CHECK(unit == 64);
+      return CopyFromTiles<64>(from, n, row_blocks, first, count, to);
+  }
+}
+
 float WeightAbsmax(const WeightView& w, int64_t block) {
-  if (w.absmax != nullptr) return w.absmax[block];
-  const float nested = w.nested_map[w.absmax_codes[block]] * w.nested_absmax[block / kNestedBlock];
+  const int64_t stored = StoredBlock(w, block);
+  if (w.absmax != nullptr) return w.absmax[stored];
+  const float nested = w.nested_map[w.absmax_codes[stored]] * w.nested_absmax[block / kNestedBlock];
   return nested + w.offset;
 }
 
@@ -248,8 +307,9 @@ void DequantizeRange(const WeightView& w, int64_t first, int64_t count, float* o
     const int64_t block = (first + i) / w.block;
     const int64_t end = std::min(count, (block + 1) * w.block - first);
     const float absmax = WeightAbsmax(w, block);
+    const int64_t moved = (StoredBlock(w, block) - block) * w.block;
     for (; i < end; ++i) {
-      const int64_t at = first + i;
+      const int64_t at = first + i + moved;
       const uint8_t code = w.type == QuantType::kINT8 ? codes[at]
                            : at % 2 == 0              ? codes[at / 2] >> 4
                                                       : codes[at / 2] & 15;

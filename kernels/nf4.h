@@ -49,10 +49,27 @@ void QuantizeTensor(const float* values, int64_t count, QuantType type, int64_t 
 void QuantizeAbsmax(const float* absmax, int64_t blocks, uint8_t* codes, float* nested_absmax,
                     float* offset);
 
-// One block's absmax of a weight, nested or not.
+// Whether a weight can be stored in WeightOrder::kTiles.
+constexpr bool SuitsTiles(QuantType type, int64_t k, int64_t block) {
+  return IsQuantized(type) && block == kTileBlock && k % kTileBlock == 0;
+}
+// Where block `block` of the flat order lies in kTiles, in blocks; `n` rows of `row_blocks` blocks.
+constexpr int64_t TileIndex(int64_t block, int64_t n, int64_t row_blocks) {
+  const int64_t row = block / row_blocks, in_group = row % kTileHeight, first = row - in_group;
+  const int64_t height = n - first < kTileHeight ? n - first : kTileHeight;
+  return first * row_blocks + block % row_blocks * height + in_group;
+}
+// An array with `unit` bytes for each block (codes or scales) of n rows, from one order to the other. A
+// matrix may be done in parts that begin at multiples of kTileHeight rows; the arrays do not overlap.
+void ToTiles(const void* flat, int64_t n, int64_t row_blocks, int64_t unit, void* tiles);
+// Blocks first .. first + count - 1 of the flat order.
+void FromTiles(const void* tiles, int64_t n, int64_t row_blocks, int64_t unit, int64_t first, int64_t count,
+               void* flat);
+
+// The absmax of a block of the flat order, nested or not, whatever the weight's order.
 float WeightAbsmax(const WeightView& w, int64_t block);
 
-// Elements first .. first + count - 1 of a weight in fp32, before the rounding to an act type.
+// Elements first .. first + count - 1 of a row-major weight in fp32, before the rounding to an act type.
 void DequantizeRange(const WeightView& w, int64_t first, int64_t count, float* out);
 
 }  // namespace nibble::kernels

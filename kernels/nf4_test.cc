@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -150,6 +151,48 @@ TEST(Nf4, EqualAbsmaxIsExact) {
   EXPECT_EQ(offset, 0.25f);
   EXPECT_EQ(nested[1], 0.0f);
   EXPECT_EQ(codes[299], 127);
+}
+
+// By the words of kernel_table.h: groups of rows, in them blocks, in them rows.
+TEST(Tiles, AreGroupsOfRowsBlockByBlock) {
+  for (const int64_t n : {1, 7, 16, 17, 40, 48}) {
+    constexpr int64_t kRowBlocks = 5;
+    for (const int64_t unit : {1, 4, 32, 64}) {
+      std::vector<uint8_t> flat(static_cast<size_t>(n * kRowBlocks * unit));
+      for (size_t i = 0; i < flat.size(); ++i) flat[i] = static_cast<uint8_t>(i * 2654435761u >> 11);
+      std::vector<uint8_t> want, got(flat.size()), back(flat.size());
+      for (int64_t group = 0; group < n; group += 16) {
+        for (int64_t block = 0; block < kRowBlocks; ++block) {
+          for (int64_t row = group; row < std::min(group + 16, n); ++row) {
+            EXPECT_EQ(TileIndex(row * kRowBlocks + block, n, kRowBlocks),
+                      static_cast<int64_t>(want.size()) / unit);
+            const auto at = flat.begin() + (row * kRowBlocks + block) * unit;
+            want.insert(want.end(), at, at + unit);
+          }
+        }
+      }
+      ToTiles(flat.data(), n, kRowBlocks, unit, got.data());
+      EXPECT_EQ(got, want);
+      FromTiles(got.data(), n, kRowBlocks, unit, 0, n * kRowBlocks, back.data());
+      EXPECT_EQ(back, flat);
+      // A part that begins and ends inside of rows.
+      if (n < 16) continue;
+      std::vector<uint8_t> part(static_cast<size_t>(61 * unit));
+      FromTiles(got.data(), n, kRowBlocks, unit, 13, 61, part.data());
+      EXPECT_TRUE(std::equal(part.begin(), part.end(), flat.begin() + 13 * unit));
+      // A part of whole groups is as long, and at the same place, in both orders.
+      ToTiles(flat.data(), 16, kRowBlocks, unit, got.data());
+      EXPECT_EQ(got, want);
+    }
+  }
+}
+
+TEST(Tiles, AreForBlocksOf64InWholeRows) {
+  EXPECT_TRUE(SuitsTiles(QuantType::kNF4, 192, 64));
+  EXPECT_TRUE(SuitsTiles(QuantType::kINT8, 64, 64));
+  EXPECT_FALSE(SuitsTiles(QuantType::kNF4, 200, 64));
+  EXPECT_FALSE(SuitsTiles(QuantType::kNF4, 256, 128));
+  EXPECT_FALSE(SuitsTiles(QuantType::kBF16, 192, 64));
 }
 
 }  // namespace

@@ -24,8 +24,9 @@ int64_t CodeBytes(QuantKind quant, int64_t count) {
 
 class Builder {
  public:
-  void Add(BasePart part, int64_t size_bytes, int32_t layer = -1, Module module = Module::kQ) {
-    layout_.entries.push_back({part, layer, module, next_, size_bytes});
+  void Add(BasePart part, int64_t size_bytes, int32_t layer = -1, Module module = Module::kQ,
+           TileShape tiles = {}) {
+    layout_.entries.push_back({part, layer, module, next_, size_bytes, tiles});
     next_ = RoundUp(next_ + size_bytes, kBaseEntryAlignment);
   }
   BaseLayout Finish() {
@@ -83,14 +84,17 @@ void AddLinear(Builder& builder, const ModelConfig& model, QuantKind quant, bool
                int32_t layer, Module module) {
   const LinearShape shape = ShapeOf(model, module);
   const int64_t count = shape.n * shape.k;
-  builder.Add(BasePart::kCodes, CodeBytes(quant, count), layer, module);
-  if (quant == QuantKind::kBF16) return;
+  if (quant == QuantKind::kBF16) return builder.Add(BasePart::kCodes, CodeBytes(quant, count), layer, module);
+  const auto tiles = [&](int64_t unit_bytes) {
+    return shape.k % kQuantBlock == 0 ? TileShape{shape.n, shape.k / kQuantBlock, unit_bytes} : TileShape{};
+  };
+  builder.Add(BasePart::kCodes, CodeBytes(quant, count), layer, module, tiles(CodeBytes(quant, kQuantBlock)));
   const int64_t blocks = CeilDiv(count, kQuantBlock);
   if (nested) {
-    builder.Add(BasePart::kAbsmaxCodes, blocks, layer, module);
+    builder.Add(BasePart::kAbsmaxCodes, blocks, layer, module, tiles(1));
     builder.Add(BasePart::kNestedAbsmax, 4 * CeilDiv(blocks, kNestedBlock), layer, module);
   } else {
-    builder.Add(BasePart::kAbsmax, 4 * blocks, layer, module);
+    builder.Add(BasePart::kAbsmax, 4 * blocks, layer, module, tiles(4));
   }
 }
 

@@ -39,12 +39,21 @@ enum class BasePart {
   kNestedAbsmax,  // f32 [ceil(blocks / 256)]; with
 };
 
+// An array with some bytes for each block of a matrix whose rows are whole blocks: what can lie in tiles (see
+// WeightOrder in kernels/kernel_table.h) as well as in flat order, of the same size in both.
+struct TileShape {
+  int64_t rows = 0;  // 0: no such array
+  int64_t row_blocks = 0;
+  int64_t unit_bytes = 0;  // of a block
+};
+
 struct BaseEntry {
   BasePart part;
   int32_t layer = -1;          // -1: not of a layer
   Module module = Module::kQ;  // kBias, kCodes and the scales only
   int64_t offset = 0;          // from the start of the file
   int64_t size_bytes = 0;
+  TileShape tiles{};
 };
 
 struct BaseLayout {

@@ -63,6 +63,27 @@ TEST(LayoutBase, SizesAreTheFormats) {
       60 * 60 * 2);
 }
 
+TEST(LayoutBase, WhatCanLieInTilesIsWholeBlocks) {
+  ModelConfig model = Model();
+  model.hidden_size = 128;
+  for (const QuantKind quant : {QuantKind::kNF4, QuantKind::kINT8, QuantKind::kBF16}) {
+    const BaseLayout layout = LayoutBase(model, quant, true);
+    const bool nested = quant == QuantKind::kNF4;
+    int tiled = 0;
+    for (const BaseEntry& entry : layout.entries) {
+      const TileShape& tiles = entry.tiles;
+      if (tiles.rows == 0) continue;
+      EXPECT_EQ(tiles.rows * tiles.row_blocks * tiles.unit_bytes, entry.size_bytes) << BaseEntryName(entry);
+      EXPECT_EQ(tiles.row_blocks, 2);  // of 128; o and down have 60 and 100 inputs
+      const bool codes = entry.part == BasePart::kCodes;
+      EXPECT_EQ(tiles.unit_bytes, codes ? (nested ? 32 : 64) : (nested ? 1 : 4));
+      EXPECT_NE(entry.part, BasePart::kNestedAbsmax);
+      ++tiled;
+    }
+    EXPECT_EQ(tiled, quant == QuantKind::kBF16 ? 0 : 2 * 5 * 2);
+  }
+}
+
 TEST(LayoutBase, NamesAreReadable) {
   const BaseLayout layout = LayoutBase(Model(), QuantKind::kNF4, true);
   EXPECT_EQ(BaseEntryName(*layout.Find(BasePart::kCodes, 1, Module::kDown)),

@@ -110,24 +110,24 @@ class Weights {
 
 }  // namespace
 
-spec::ModelConfig TinyDirectoryConfig() {
+spec::ModelConfig TinyDirectoryConfig(int64_t hidden) {
   spec::ModelConfig model;
   model.model_type = "llama";
   model.vocab_size = 259;
-  model.hidden_size = 32;
-  model.intermediate_size = 64;
+  model.hidden_size = hidden;
+  model.intermediate_size = 2 * hidden;
   model.layers = 2;
   model.heads = 4;
   model.kv_heads = 2;
-  model.head_dim = 8;
+  model.head_dim = hidden / 4;
   model.max_positions = 128;
   model.rms_norm_eps = 1e-5;
   model.tie_word_embeddings = true;
   return model;
 }
 
-void WriteTinyDirectory(const std::string& directory, uint64_t seed) {
-  const spec::ModelConfig m = TinyDirectoryConfig();
+void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hidden) {
+  const spec::ModelConfig m = TinyDirectoryConfig(hidden);
   const json config = {{"model_type", m.model_type},
                        {"vocab_size", m.vocab_size},
                        {"hidden_size", m.hidden_size},

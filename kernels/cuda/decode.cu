@@ -208,7 +208,7 @@ void DecodePanel(Context* ctx, Act* out, const WeightView* w, int count, int64_t
   int used = 0;
   bool alike = true;
   for (int i = 0; i < count && rows > 0; n0 -= w[i].n, ++i) {
-    KERNEL_CHECK(w[i].k == w->k);
+    KERNEL_CHECK(w[i].k == w->k && w[i].order == WeightOrder::kFlat);
     if (n0 >= w[i].n) continue;
     Part part{w[i], out, n0 * w->k + k0, Min(rows, w[i].n - n0), columns};
     rows -= part.rows;

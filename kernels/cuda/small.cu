@@ -103,6 +103,7 @@ bool FourBit(QuantType type) {
 template <typename Act>
 bool LinearForwardSmall(Context* ctx, void* y, const void* x, const LinearArgs& args) {
   const WeightView& w = args.w;
+  KERNEL_CHECK(w.order == WeightOrder::kFlat);
   const bool coded = FourBit(w.type) && ShiftOf(w.block) >= 3;
   const bool plain = w.type == QuantType::kBF16 && ActType<Act>::kType == DType::kBF16;
   if (args.m > kSmallRows || w.k % 8 != 0 || !(coded || plain) || !Aligned(x, w.data)) return false;

@@ -1,7 +1,7 @@
 // nibble-bench-generate: one stream of generation at the shape of a known model, beside what reading the
 // same bytes from memory takes.
 //
-//   nibble-bench-generate --shape 1.1b --threads 2 --length 512 --tokens 8
+//   nibble-bench-generate --shape 1.1b --threads 2 --length 512 --tokens 8 [--order flat]
 //
 // A token is every kernel call of the decoder on a base of random weights: norms, seven linear layers of one
 // row, attention over `length` cached tokens, logits. Reading memory is measured before every token, by as
@@ -129,7 +129,8 @@ absl::Status Run(std::map<std::string, std::string> flags) {
   if (model.layers == 0) return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, engine::OpenBackend("cpu", threads));
   ASSIGN_OR_RETURN(const RandomBase base,
-                   RandomBase::Make(*backend, model, spec::QuantKind::kNF4, true, 1));
+                   RandomBase::Make(*backend, model, spec::QuantKind::kNF4, true, 1,
+                                    flags.count("order") == 0 || flags["order"] != "flat"));
   kernels::Context& context = backend->context();
   context.workspace_bytes = int64_t{8} << 20;
   context.workspace = backend->Allocate(context.workspace_bytes);

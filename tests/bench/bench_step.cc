@@ -5,6 +5,7 @@
 //   compare
 //
 //   --fp16 1, --accumulation N, --paged 1, --offload 1, --optimizer adamw8bit, --quant bf16, --recompute auto
+//   --order flat        the base in flat order, not in tiles (random weights on the host; the same values)
 //   --capacity BYTES    plan for a device of that memory, and refuse what does not fit it
 //
 // tokens_per_second is of the median step after one warm-up; peak_rss_bytes is VmHWM of this
@@ -177,7 +178,8 @@ absl::Status Run(const Flags& flags) {
     model = NamedShape(Text(flags, "shape", "135m"), Number(flags, "layers", 0));
     if (model.layers == 0)
       return absl::InvalidArgumentError("--shape: see random_base.h");
-    ASSIGN_OR_RETURN(random_base, RandomBase::Make(*backend, model, asked.quant, asked.double_quant, 1));
+    ASSIGN_OR_RETURN(random_base, RandomBase::Make(*backend, model, asked.quant, asked.double_quant, 1,
+                                                   Text(flags, "order", "tiles") == "tiles"));
     view = random_base.view();
     rows = RandomRows(needed, asked.sequence_len, model.vocab_size);
   }

@@ -71,6 +71,12 @@ void FillEntry(const spec::BaseEntry& entry, std::byte* at, spec::QuantKind quan
   }
 }
 
+// What was filled in flat order, in tiles.
+void MoveToTiles(const spec::TileShape& tiles, std::byte* at) {
+  const std::vector<std::byte> flat(at, at + tiles.rows * tiles.row_blocks * tiles.unit_bytes);
+  kernels::ToTiles(flat.data(), tiles.rows, tiles.row_blocks, tiles.unit_bytes, at);
+}
+
 }  // namespace
 
 spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
@@ -114,8 +120,9 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
 
 absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
                                             const spec::ModelConfig& model, spec::QuantKind quant,
-                                            bool double_quant, uint64_t seed) {
+                                            bool double_quant, uint64_t seed, bool tiles) {
   using spec::BasePart;
+  tiles = tiles && backend.is_host();
   const spec::BaseLayout layout = spec::LayoutBase(model, quant, double_quant);
   RandomBase base;
   ASSIGN_OR_RETURN(base.region_, engine::Region::On(backend, layout.file_bytes));
@@ -128,6 +135,7 @@ absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
   for (const spec::BaseEntry& entry : layout.entries) {
     if (backend.is_host()) {
       FillEntry(entry, start + entry.offset, quant, spread * 4, random);
+      if (tiles && entry.tiles.rows > 0) MoveToTiles(entry.tiles, start + entry.offset);
       continue;
     }
     spec::BaseEntry first = entry;
@@ -157,6 +165,7 @@ absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
       kernels::WeightView& w = view.linear[m];
       w.type =
           quant == spec::QuantKind::kBF16 ? kernels::QuantType::kBF16 : kernels::QuantType::kNF4;
+      if (tiles && kernels::SuitsTiles(w.type, shape.k, w.block)) w.order = kernels::WeightOrder::kTiles;
       w.n = shape.n;
       w.k = shape.k;
       w.data = find(BasePart::kCodes, layer, module);

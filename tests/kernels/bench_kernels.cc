@@ -22,7 +22,8 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
   const int64_t m = bench.tokens(), r = 16;
   const std::string shape =
       model + " " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
-  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "decode to L2"},
+  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "linear fwd flat",
+                    "linear bwd flat", "decode to L2"},
                    shape))
     return;
   const RandomWeight weight(type, n, k);
@@ -48,6 +49,16 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
   bench.Line("linear bwd", shape, main, Limit::kProducts, [&] {
     bench.table().linear_backward(bench.context(), x.data(), false, y.data(), nullptr, args);
   });
+  if (weight.view.order == WeightOrder::kTiles && type == QuantType::kNF4) {  // what tiles gain
+    LinearArgs flat = args;
+    flat.w.order = WeightOrder::kFlat;
+    bench.Line("linear fwd flat", shape, main, Limit::kProducts, [&] {
+      bench.table().linear_forward(bench.context(), y.data(), x.data(), flat);
+    });
+    bench.Line("linear bwd flat", shape, main, Limit::kProducts, [&] {
+      bench.table().linear_backward(bench.context(), x.data(), false, y.data(), nullptr, flat);
+    });
+  }
   args.lora = &lora;
   bench.Line("linear+lora fwd", shape, main + branch, Limit::kProducts, [&] {
     bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
@@ -106,13 +117,17 @@ void BenchAttention(Bench& bench, const std::string& model, int64_t heads, int64
 void BenchGenerate(Bench& bench, const std::string& model, int64_t k, int64_t n,
                    QuantType type = QuantType::kNF4) {
   const std::string shape = model + " 1x" + std::to_string(k) + "x" + std::to_string(n);
-  if (!bench.Wants({"linear one"}, shape)) return;
+  if (!bench.Wants({"linear one", "linear one flat"}, shape)) return;
   const RandomWeight weight(type, n, k);
   auto x = Activations(k), y = Activations(n);
   LinearArgs args;
   args.m = 1;
   args.w = weight.view;
   bench.Line("linear one", shape, weight.Bytes(), Limit::kRead, [&] {
+    bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
+  });
+  args.w.order = WeightOrder::kFlat;
+  bench.Line("linear one flat", shape, weight.Bytes(), Limit::kRead, [&] {
     bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
   });
 }

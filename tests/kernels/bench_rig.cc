@@ -111,6 +111,7 @@ RandomWeight::RandomWeight(QuantType type, int64_t n, int64_t k)
       codes[i] = reinterpret_cast<const uint8_t*>(values.data())[i % (values.size() * 2)];
   }
   view.type = type;
+  if (SuitsTiles(type, k, view.block)) view.order = WeightOrder::kTiles;
   view.n = n;
   view.k = k;
   view.data = codes.data();

@@ -68,7 +68,7 @@ class Bench {
 // bf16 values of all magnitudes around one.
 Array<uint16_t> Activations(int64_t count);
 
-// A weight of random codes.
+// A weight of random codes: in tiles, as a cache file has it, where they suit.
 struct RandomWeight {
   RandomWeight(QuantType type, int64_t n, int64_t k);
   // Bytes of one reading.

@@ -11,6 +11,8 @@
 namespace nibble::kernels::check {
 namespace {
 
+constexpr double kSameBits = 1e-12;  // as a tolerance
+
 struct LinearShape {
   int64_t m, k, n, r;
   QuantType type = QuantType::kNF4;
@@ -19,6 +21,7 @@ struct LinearShape {
   bool bias = false;
   float dropout = 0;
   bool accumulate = false;
+  bool tiles = false;  // of tables that read them
 };
 
 std::string Name(const std::string& op, const LinearShape& s) {
@@ -31,7 +34,13 @@ std::string Name(const std::string& op, const LinearShape& s) {
   if (s.bias) name += " bias";
   if (s.dropout > 0) name += " dropout=" + std::to_string(s.dropout).substr(0, 4);
   if (s.accumulate) name += " accumulate";
+  if (s.tiles) name += " tiles";
   return name;
+}
+
+TestWeight WeightOf(const LinearShape& s, bool tiles, uint64_t seed = 1) {
+  return TestWeight(s.type, s.n, s.k, s.block, s.nested, seed,
+                    tiles ? WeightOrder::kTiles : WeightOrder::kFlat);
 }
 
 // Everything one linear touches, in one table's types.
@@ -89,8 +98,9 @@ struct Setup {
 };
 
 Outcome RunForward(const KernelTable& table, int threads, const LinearShape& s) {
-  const TestWeight weight(s.type, s.n, s.k, s.block, s.nested, 1);
-  Setup got(table, s, weight, table.act), want(Ref64Table(), s, weight, table.act);
+  if (s.tiles && IsCuda(table)) return {};
+  const TestWeight weight = WeightOf(s, s.tiles), flat = WeightOf(s, false);
+  Setup got(table, s, weight, table.act), want(Ref64Table(), s, flat, table.act);
   TestContext ctx(threads, got.WorkspaceBytes(threads)), ref(1, want.WorkspaceBytes(1));
   table.linear_forward(ctx.get(), got.y.data(), got.x.data(), got.args);
   Ref64Table().linear_forward(ref.get(), want.y.data(), want.x.data(), want.args);
@@ -102,8 +112,9 @@ Outcome RunForward(const KernelTable& table, int threads, const LinearShape& s) 
 }
 
 Outcome RunBackward(const KernelTable& table, int threads, const LinearShape& s) {
-  const TestWeight weight(s.type, s.n, s.k, s.block, s.nested, 1);
-  Setup got(table, s, weight, table.act), want(Ref64Table(), s, weight, table.act);
+  if (s.tiles && IsCuda(table)) return {};
+  const TestWeight weight = WeightOf(s, s.tiles), flat = WeightOf(s, false);
+  Setup got(table, s, weight, table.act), want(Ref64Table(), s, flat, table.act);
   TestContext ctx(threads, got.WorkspaceBytes(threads)), ref(1, want.WorkspaceBytes(1));
   table.linear_backward(ctx.get(), got.dx.data(), s.accumulate, got.dy.data(), got.x.data(), got.args);
   Ref64Table().linear_backward(ref.get(), want.dx.data(), s.accumulate, want.dy.data(), want.x.data(),
@@ -135,14 +146,14 @@ std::string GroupName(const std::string& op, const GroupShape& s) {
 }
 
 struct GroupSetup {
-  GroupSetup(const KernelTable& table, const GroupShape& s, DType weight_act) {
+  GroupSetup(const KernelTable& table, const GroupShape& s, DType weight_act, bool reference) {
     WorkspaceShape shape;
     shape.m = s.of[0].m;
     shape.k = s.of[0].k;
     int64_t all = 0, n[kMostGrouped] = {}, slices = 0;
     for (size_t i = 0; i < s.of.size(); ++i) {
       const LinearShape& one = s.of[i];
-      weights.push_back(std::make_unique<TestWeight>(one.type, one.n, one.k, one.block, one.nested, 1 + i));
+      weights.push_back(std::make_unique<TestWeight>(WeightOf(one, one.tiles && !reference, 1 + i)));
       layers.push_back(std::make_unique<Setup>(table, one, *weights[i], weight_act));
       layers[i]->lora.dropout.stream += i;
       group.linear[i] = layers[i]->args;
@@ -178,7 +189,8 @@ struct GroupSetup {
 
 Outcome RunGroup(const KernelTable& table, int threads, const GroupShape& s, bool backward) {
   if (table.linear_group_forward == nullptr) return {};  // the engine then gives it the layers one by one
-  GroupSetup got(table, s, table.act), want(Ref64Table(), s, table.act);
+  if (s.of[0].tiles && IsCuda(table)) return {};
+  GroupSetup got(table, s, table.act, false), want(Ref64Table(), s, table.act, true);
   got.Point(table, backward);
   want.Point(Ref64Table(), backward);
   TestContext ctx(threads, got.bytes), ref(1, want.bytes);
@@ -222,34 +234,60 @@ std::vector<GroupShape> GroupShapes() {
       {{{20, 130, 70, 4, QuantType::kINT8}, {20, 130, 50, 4, QuantType::kFP4, 32, false}}, true},
       {{{12, 64, 32, 0}, {12, 64, 48, 2, nf4, 64, true, true}}, true},
       {{{30, 96, 64, 16, bf16}, {30, 96, 32, 16, bf16}}},
+      {{{30, 128, 70, 4, nf4, 64, true, true, 0, false, true},
+        {30, 128, 48, 0, nf4, 64, false, false, 0, false, true}}},
   };
 }
 
 // Bit for bit.
 Outcome RunDecode(const KernelTable& table, int threads, const LinearShape& s) {
-  const TestWeight weight(s.type, s.n, s.k, s.block, s.nested, 1);
+  if (s.tiles && IsCuda(table)) return {};
+  const TestWeight weight = WeightOf(s, s.tiles), flat = WeightOf(s, false);
   const int64_t first = s.n / 3, rows = s.n - first;
-  const std::vector<double> all = weight.Values(table.act);
+  const std::vector<double> all = flat.Values(table.act);
   const Tensor want(DType::kF64, {all.begin() + first * s.k, all.end()});
   Tensor got(table.act, rows * s.k);
   TestContext ctx(threads, threads * kThreadBytes);
   table.decode_weight(ctx.get(), got.data(), weight.view(), first, rows);
   Comparison result;
-  result.Add("w", got, want, 1e-12);
+  result.Add("w", got, want, kSameBits);
   result.Guard("workspace", ctx.Intact());
   return result.Result();
 }
 
-// Parts together are, bit for bit, the parts one after the other.
+// Tiles give, bit for bit, what the flat order gives.
+Outcome RunOrders(const KernelTable& table, int threads, const LinearShape& s) {
+  if (IsCuda(table)) return {};
+  const TestWeight tiles = WeightOf(s, true), flat = WeightOf(s, false);
+  Setup got(table, s, tiles, table.act), want(table, s, flat, table.act);
+  TestContext ctx(threads, got.WorkspaceBytes(threads));
+  for (Setup* setup : {&got, &want}) {
+    table.linear_forward(ctx.get(), setup->y.data(), setup->x.data(), setup->args);
+    table.linear_backward(ctx.get(), setup->dx.data(), s.accumulate, setup->dy.data(), setup->x.data(),
+                          setup->args);
+  }
+  Comparison result;
+  result.Add("y", got.y, want.y, kSameBits);
+  result.Add("dx", got.dx, want.dx, kSameBits);
+  if (s.r > 0) {
+    result.Add("u", got.u, want.u, kSameBits);
+    result.Add("da", got.da, want.da, kSameBits);
+    result.Add("db", got.db, want.db, kSameBits);
+  }
+  result.Guard("workspace", ctx.Intact());
+  return result.Result();
+}
+
+// Parts together are, bit for bit, the parts one after the other, of the flat order.
 Outcome RunParts(const KernelTable& table, int threads, const std::vector<LinearShape>& shapes,
                  bool backward) {
   if (table.linear_forward_parts == nullptr) return {};  // a device's; the engine then takes turns
-  const TestWeight weight(shapes[0].type, shapes[0].n, shapes[0].k, shapes[0].block, shapes[0].nested, 1);
+  const TestWeight weight = WeightOf(shapes[0], shapes[0].tiles), flat = WeightOf(shapes[0], false);
   std::vector<std::unique_ptr<Setup>> together, apart;
   std::vector<WorkspaceShape> needs;
   for (const LinearShape& s : shapes) {
-    for (auto* setups : {&together, &apart})
-      setups->push_back(std::make_unique<Setup>(table, s, weight, table.act));
+    together.push_back(std::make_unique<Setup>(table, s, weight, table.act));
+    apart.push_back(std::make_unique<Setup>(table, s, flat, table.act));
     needs.push_back(together.back()->workspace);
     needs.back().threads = threads;
   }
@@ -276,12 +314,12 @@ Outcome RunParts(const KernelTable& table, int threads, const std::vector<Linear
   for (size_t i = 0; i < shapes.size(); ++i) {
     const std::string of = " of part " + std::to_string(i);
     if (backward) {
-      result.Add("dx" + of, together[i]->dx, apart[i]->dx, 1e-12);
-      if (shapes[i].r > 0) result.Add("da" + of, together[i]->da, apart[i]->da, 1e-12);
-      if (shapes[i].r > 0) result.Add("db" + of, together[i]->db, apart[i]->db, 1e-12);
+      result.Add("dx" + of, together[i]->dx, apart[i]->dx, kSameBits);
+      if (shapes[i].r > 0) result.Add("da" + of, together[i]->da, apart[i]->da, kSameBits);
+      if (shapes[i].r > 0) result.Add("db" + of, together[i]->db, apart[i]->db, kSameBits);
     } else {
-      result.Add("y" + of, together[i]->y, apart[i]->y, 1e-12);
-      if (shapes[i].r > 0) result.Add("u" + of, together[i]->u, apart[i]->u, 1e-12);
+      result.Add("y" + of, together[i]->y, apart[i]->y, kSameBits);
+      if (shapes[i].r > 0) result.Add("u" + of, together[i]->u, apart[i]->u, kSameBits);
     }
   }
   result.Guard("workspace", ctx.Intact());
@@ -304,7 +342,8 @@ std::vector<Case> PartsCases() {
                                  {0, 4200, 40, 0},
                                  {0, 40, 4200, 0},
                                  {0, 96, 48, 0, QuantType::kBF16},
-                                 {0, 128, 96, 0, QuantType::kINT8}};
+                                 {0, 128, 96, 0, QuantType::kINT8},
+                                 {0, 256, 88, 0, QuantType::kNF4, 64, true, false, 0, false, true}};
   std::vector<Case> cases;
   for (const LinearShape& weight : weights) {
     for (const std::vector<Rows>& group : groups) {
@@ -333,7 +372,7 @@ std::vector<Case> PartsCases() {
 
 std::vector<Case> LinearCases() {
   const QuantType nf4 = QuantType::kNF4;
-  const std::vector<LinearShape> shapes = {
+  std::vector<LinearShape> shapes = {
       {1, 64, 32, 0},
       {1, 1, 1, 0, nf4, 64, false},
       {12, 64, 32, 0, nf4, 64, false},
@@ -369,7 +408,28 @@ std::vector<Case> LinearCases() {
       {1, 100, 30, 2, QuantType::kINT8},
       {1, 192, 70, 8, nf4, 64, true, false, 0.1f},
   };
+  // Whole groups of rows and less, blocks up to and beyond what is fetched at a time, a cut depth.
+  std::vector<LinearShape> tiles = {
+      {40, 192, 96, 8, nf4, 64, true, true},
+      {37, 320, 41, 3, nf4, 64, true, false, 0.1f, true},
+      {14, 64, 7, 2, nf4, 64, false},
+      {24, 4160, 45, 4},
+      {24, 128, 4200, 4, nf4, 64, false},
+      {20, 192, 70, 0, QuantType::kFP4},
+      {20, 192, 70, 0, QuantType::kINT4, 64, false},
+      {20, 192, 70, 4, QuantType::kINT8, 64, false},
+      // One token.
+      {1, 1088, 55, 3, nf4, 64, true, true},
+      {1, 192, 64, 0, nf4, 64, false},
+      {1, 192, 34, 0, QuantType::kINT8, 64, false},
+  };
   std::vector<Case> cases = PartsCases();
+  for (LinearShape& s : tiles) {
+    cases.push_back({Name("linear_orders", s),
+                     [s](const KernelTable& t, int threads) { return RunOrders(t, threads, s); }});
+    s.tiles = true;
+  }
+  shapes.insert(shapes.end(), tiles.begin(), tiles.end());
   for (const LinearShape& s : shapes) {
     cases.push_back({Name("linear_forward", s),
                      [s](const KernelTable& t, int threads) { return RunForward(t, threads, s); }});

@@ -13,7 +13,8 @@ namespace nibble::kernels::check {
 
 class TestWeight {
  public:
-  TestWeight(QuantType type, int64_t n, int64_t k, int64_t block, bool nested, uint64_t seed) {
+  TestWeight(QuantType type, int64_t n, int64_t k, int64_t block, bool nested, uint64_t seed,
+             WeightOrder order = WeightOrder::kFlat) {
     const std::vector<double> values = Normal(n * k, seed, 0.5);
     std::vector<float> floats(values.begin(), values.end());
     view_.type = type;
@@ -36,14 +37,18 @@ class TestWeight {
     QuantizeTensor(floats.data(), n * k, type, block, static_cast<uint8_t*>(data_->data()), absmax,
                    nullptr);
     view_.code_book = CodeBook(type);
+    view_.order = order;
+    if (order == WeightOrder::kTiles) Move(*data_, WeightBytes(type, block));
     if (!nested) {
       view_.absmax = absmax;
+      if (order == WeightOrder::kTiles) Move(*absmax_, 4);
       return;
     }
     codes_ = std::make_unique<Guarded>(blocks);
     nested_ = std::make_unique<Guarded>(NestedCount(blocks) * 4);
     QuantizeAbsmax(absmax, blocks, static_cast<uint8_t*>(codes_->data()),
                    static_cast<float*>(nested_->data()), &view_.offset);
+    if (order == WeightOrder::kTiles) Move(*codes_, 1);
     view_.absmax_codes = static_cast<const uint8_t*>(codes_->data());
     view_.nested_absmax = static_cast<const float*>(nested_->data());
     view_.nested_map = SignedDynamicMap();
@@ -65,6 +70,14 @@ class TestWeight {
   }
 
  private:
+  // From the flat order to tiles; `unit` bytes for each block.
+  void Move(Guarded& array, int64_t unit) const {
+    const int64_t blocks = view_.n * view_.k / view_.block;
+    const auto* at = static_cast<const uint8_t*>(array.data());
+    const std::vector<uint8_t> flat(at, at + blocks * unit);
+    ToTiles(flat.data(), view_.n, view_.k / view_.block, unit, array.data());
+  }
+
   WeightView view_;
   std::unique_ptr<Guarded> data_, absmax_, codes_, nested_;
 };

@@ -11,12 +11,53 @@
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
-NIBBLE_INLINE float BlockAbsmax(const WeightView& w, int64_t block) {
-  if (w.absmax != nullptr) return w.absmax[block];
-  const float nested = w.nested_map[w.absmax_codes[block]] * w.nested_absmax[block >> 8];
+// `stored`: where the scale of a block of the flat order lies.
+NIBBLE_INLINE float BlockAbsmax(const WeightView& w, int64_t stored, int64_t block) {
+  if (w.absmax != nullptr) return w.absmax[stored];
+  const float nested = w.nested_map[w.absmax_codes[stored]] * w.nested_absmax[block >> 8];
   return nested + w.offset;
 }
+NIBBLE_INLINE float BlockAbsmax(const WeightView& w, int64_t block) { return BlockAbsmax(w, block, block); }
 
+// Where the blocks of a row lie in WeightOrder::kTiles, in blocks: block b at first + b * step.
+struct TiledRow {
+  NIBBLE_INLINE TiledRow(const WeightView& w, int64_t row) {
+    const int64_t in_group = row % kTileHeight, begin = row - in_group;
+    step = w.n - begin < kTileHeight ? w.n - begin : kTileHeight;
+    first = begin * (w.k / kTileBlock) + in_group;
+  }
+  int64_t first, step;
+};
+
+// Where the blocks of a group of up to kTileHeight rows that begins at `row` lie, in either order, in blocks:
+// block b of the group's row i at first + i * row_step + b * block_step. Rows are whole blocks.
+struct GroupBlocks {
+  NIBBLE_INLINE GroupBlocks(const WeightView& w, int64_t row) {
+    const int64_t row_blocks = w.k / kTileBlock;
+    const bool tiles = w.order == WeightOrder::kTiles;
+    first = row * row_blocks;
+    row_step = tiles ? 1 : row_blocks;
+    block_step = tiles ? TiledRow(w, row).step : 1;
+  }
+  int64_t first, row_step, block_step;
+};
+
+// Rows of whole blocks of 64 four-bit codes.
+NIBBLE_INLINE bool NibbleBlocks(const WeightView& w) {
+  const bool four_bits =
+      w.type == QuantType::kNF4 || w.type == QuantType::kFP4 || w.type == QuantType::kINT4;
+  return four_bits && w.block == kTileBlock && w.k % kTileBlock == 0;
+}
+
+// Bytes before element `at` of a weight's data.
+NIBBLE_INLINE int64_t BytesBefore(const WeightView& w, int64_t at) {
+  return w.type == QuantType::kF32    ? 4 * at
+         : w.type == QuantType::kBF16 ? 2 * at
+         : w.type == QuantType::kINT8 ? at
+                                      : at / 2;
+}
+
+// The code of stored element i.
 NIBBLE_INLINE uint32_t CodeAt(const WeightView& w, int64_t i) {
   const auto* codes = static_cast<const uint8_t*>(w.data);
   if (w.type == QuantType::kINT8) return codes[i];
@@ -63,7 +104,7 @@ struct NibbleTable {
     words = UpperTwice(RoundedUpper(products));
   }
   // 32 weights of 16 bytes: every byte goes to two words, of which the first is shifted by a nibble.
-  NIBBLE_INLINE void Decode32(const uint8_t* codes, BF16* out) const {
+  NIBBLE_INLINE I32 Look32(const uint8_t* codes) const {
     const I32 bytes = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)codes));
     const I32 spread = _mm512_set_epi32(
         static_cast<int>(0x800F800F), static_cast<int>(0x800E800E), static_cast<int>(0x800D800D),
@@ -73,8 +114,9 @@ struct NibbleTable {
         static_cast<int>(0x80038003), static_cast<int>(0x80028002), static_cast<int>(0x80018001),
         static_cast<int>(0x80008000));
     const I32 index = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, spread), _mm512_set1_epi32(4));
-    _mm512_storeu_si512(out, _mm512_permutexvar_epi16(index, words));
+    return _mm512_permutexvar_epi16(index, words);
   }
+  NIBBLE_INLINE void Decode32(const uint8_t* codes, BF16* out) const { StoreInt(out, Look32(codes)); }
   I32 words;
 };
 
@@ -141,7 +183,7 @@ NIBBLE_INLINE void DecodeBytes32(const uint8_t* codes, float absmax, BF16* out) 
 
 #endif
 
-// `count` elements inside one block.
+// `count` stored elements inside one block.
 static void DecodeInBlock(const WeightView& w, float absmax, int64_t first, int64_t count, BF16* out) {
   const auto* codes = static_cast<const uint8_t*>(w.data);
   int64_t i = 0;
@@ -154,7 +196,7 @@ static void DecodeInBlock(const WeightView& w, float absmax, int64_t first, int6
   for (; i < count; ++i) out[i] = ToBF16(w.code_book[CodeAt(w, first + i)] * absmax);
 }
 
-// Flat elements first .. first + count - 1.
+// Elements first .. first + count - 1 of the flat order.
 static void DecodeSpan(const WeightView& w, int64_t first, int64_t count, BF16* out) {
   if (w.type == QuantType::kBF16) {
     std::memcpy(out, static_cast<const BF16*>(w.data) + first, static_cast<size_t>(2 * count));
@@ -183,6 +225,37 @@ static void DecodeSpan(const WeightView& w, int64_t first, int64_t count, BF16* 
     const int64_t part = left < count - done ? left : count - done;
     DecodeInBlock(w, BlockAbsmax(w, block), first + done, part, out + done);
     done += part;
+  }
+}
+
+// Elements first .. first + count - 1 of a row in WeightOrder::kTiles.
+static void DecodeTiledRow(const WeightView& w, int64_t row, int64_t first, int64_t count, BF16* out) {
+  const TiledRow at(w, row);
+  const int64_t before = row * (w.k / kTileBlock);
+  const bool whole = w.type != QuantType::kINT8;
+  int64_t block = first / kTileBlock;
+  for (int64_t done = 0, in_block = first % kTileBlock; done < count; ++block, in_block = 0) {
+    const int64_t left = kTileBlock - in_block, part = left < count - done ? left : count - done;
+    const int64_t stored = at.first + block * at.step;
+    const float absmax = BlockAbsmax(w, stored, before + block);
+    if (whole && part == kTileBlock) {
+      const auto* codes = static_cast<const uint8_t*>(w.data) + stored * (kTileBlock / 2);
+      const NibbleTable table(w.code_book, absmax);
+      table.Decode32(codes, out + done);
+      table.Decode32(codes + 16, out + done + 32);
+    } else {
+      DecodeInBlock(w, absmax, stored * kTileBlock + in_block, part, out + done);
+    }
+    done += part;
+  }
+}
+
+// Elements first .. first + count - 1 of a row.
+static void DecodeRow(const WeightView& w, int64_t row, int64_t first, int64_t count, BF16* out) {
+  if (w.order == WeightOrder::kFlat) {
+    DecodeSpan(w, row * w.k + first, count, out);
+  } else {
+    DecodeTiledRow(w, row, first, count, out);
   }
 }
 

@@ -144,15 +144,42 @@ struct NibbleSums {
 
 #endif
 
-// kRows consecutive rows against x.
-template <int kRows, ScaleKind kKind>
+// Where the blocks of 64 of consecutive rows lie, in such blocks: block b of row r at
+// first + r * row_step + b * block_step.
+template <bool kTiled>
+struct RowPlaces;
+template <>
+struct RowPlaces<false> {
+  NIBBLE_INLINE RowPlaces(const WeightView& w, int64_t row) : row_step(w.k / kNibbleBlock) {
+    first = row * row_step;
+  }
+  int64_t first, row_step;
+  static constexpr int64_t block_step = 1;
+};
+template <>
+struct RowPlaces<true> {
+  NIBBLE_INLINE RowPlaces(const WeightView& w, int64_t row) {
+    const TiledRow tile(w, row);
+    first = tile.first;
+    block_step = tile.step;
+  }
+  static constexpr int64_t row_step = 1;
+  int64_t first, block_step;
+};
+
+// kRows consecutive rows, in tiles of one group, against x.
+template <int kRows, ScaleKind kKind, bool kTiled>
 static void NibbleRows(const WeightView& w, int64_t row, const Operand* x, NestedScales* nested,
                        float* sums) {
+  constexpr int64_t kBytes = kNibbleBlock / 2;
   const int64_t row_bytes = w.k / 2, blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
-  const auto* codes = static_cast<const uint8_t*>(w.data) + row * row_bytes;
-  const int64_t ahead = RoundUp(kFetchAhead, kRows * row_bytes);
-  const uint8_t* scale_codes = kKind == ScaleKind::kNested ? w.absmax_codes + row * blocks : nullptr;
-  const float* scales = kKind == ScaleKind::kPlain ? w.absmax + row * blocks : nullptr;
+  const RowPlaces<kTiled> at(w, row);
+  const auto* codes = static_cast<const uint8_t*>(w.data) + at.first * kBytes;
+  // What is read so many rows later.
+  const int64_t later = row + RoundUp(kFetchAhead, kRows * row_bytes) / row_bytes;
+  const int64_t ahead = later < w.n ? (RowPlaces<kTiled>(w, later).first - at.first) * kBytes : 0;
+  const uint8_t* scale_codes = kKind == ScaleKind::kNested ? w.absmax_codes + at.first : nullptr;
+  const float* scales = kKind == ScaleKind::kPlain ? w.absmax + at.first : nullptr;
   NibbleSums rows[kRows];
   for (int64_t b = 0; b < blocks;) {
     const float* table[kRows];
@@ -168,35 +195,50 @@ static void NibbleRows(const WeightView& w, int64_t row, const Operand* x, Neste
     for (; b < end; ++b) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const uint8_t* at = codes + r * row_bytes + b * 32;
-        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+        const int64_t place = r * at.row_step + b * at.block_step;
+        const uint8_t* block = codes + place * kBytes;
+        // Rows of a tile are side by side: two are in a line.
+        if (!kTiled || r % 2 == 0 || kRows == 1)
+          _mm_prefetch(reinterpret_cast<const char*>(block + ahead), _MM_HINT_T0);
         float scale;
         if constexpr (kKind == ScaleKind::kNested) {
-          scale = table[r][scale_codes[r * blocks + b]];
+          scale = table[r][scale_codes[place]];
         } else if constexpr (kKind == ScaleKind::kPlain) {
-          scale = scales[r * blocks + b];
+          scale = scales[place];
         } else {
-          scale = BlockAbsmax(w, ((row + r) * blocks + b) / per_scale);
+          scale = BlockAbsmax(w, (at.first + place) / per_scale, ((row + r) * blocks + b) / per_scale);
         }
-        rows[r].AddBlock(at, w.code_book, scale, x + b * kNibbleBlock);
+        rows[r].AddBlock(block, w.code_book, scale, x + b * kNibbleBlock);
       }
     }
   }
   for (int r = 0; r < kRows; ++r) sums[r] = rows[r].Sum();
 }
 
-template <ScaleKind kKind, typename Emit>
+// Rows that are taken together begin at a multiple of their number from `row`, itself one of a group's
+// beginning in tiles: so they are of one group.
+template <ScaleKind kKind, bool kTiled, typename Emit>
 static void NibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
                            const Emit& emit) {
   NestedScales nested;
   float sums[kRowsTogether];
   for (; row + kRowsTogether <= end; row += kRowsTogether) {
-    NibbleRows<kRowsTogether, kKind>(w, row, x, &nested, sums);
+    NibbleRows<kRowsTogether, kKind, kTiled>(w, row, x, &nested, sums);
     for (int64_t r = 0; r < kRowsTogether; ++r) emit(row + r, sums[r]);
   }
   for (; row < end; ++row) {
-    NibbleRows<1, kKind>(w, row, x, &nested, sums);
+    NibbleRows<1, kKind, kTiled>(w, row, x, &nested, sums);
     emit(row, sums[0]);
+  }
+}
+
+template <ScaleKind kKind, typename Emit>
+static void NibbleProductsOf(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+                             const Emit& emit) {
+  if (w.order == WeightOrder::kTiles) {
+    NibbleProducts<kKind, true>(w, row, end, x, emit);
+  } else {
+    NibbleProducts<kKind, false>(w, row, end, x, emit);
   }
 }
 
@@ -233,7 +275,7 @@ static float PlainRow(const WeightView& w, int64_t row, const Operand* x) {
     alignas(64) BF16 decoded[kSpan];
     for (int64_t k = 0; k < w.k; k += kSpan) {
       const int64_t span = w.k - k < kSpan ? w.k - k : kSpan;
-      DecodeSpan(w, row * w.k + k, span, decoded);
+      DecodeRow(w, row, k, span, decoded);
       for (int64_t i = span; i < RoundUp(span, 32); ++i) decoded[i] = BF16{};
       DotSpan(decoded, x + k, span, sums);
     }
@@ -250,7 +292,7 @@ static int64_t RowsOfPiece(const WeightView& w, int threads) {
                             : w.type == QuantType::kINT8 ? w.k
                                                          : (w.k + 1) / 2;
   const int64_t share = (w.n + 4 * threads - 1) / (4 * threads), least = kPieceBytes / row_bytes + 1;
-  return RoundUp(share > least ? share : least, kRowsTogether);
+  return RoundUp(share > least ? share : least, kTileHeight);
 }
 
 // emit(n, x . row n of w) for every row; x bf16 [k]. The workspace's beginning holds x.
@@ -273,11 +315,11 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
     if (!nibbles) {
       for (int64_t n = row; n < end; ++n) emit(n, PlainRow(w, n, operands));
     } else if (w.block == kNibbleBlock && NestedScales::Suits(w, kRowsTogether)) {
-      NibbleProducts<ScaleKind::kNested>(w, row, end, operands, emit);
+      NibbleProductsOf<ScaleKind::kNested>(w, row, end, operands, emit);
     } else if (w.block == kNibbleBlock && w.absmax != nullptr) {
-      NibbleProducts<ScaleKind::kPlain>(w, row, end, operands, emit);
+      NibbleProductsOf<ScaleKind::kPlain>(w, row, end, operands, emit);
     } else {
-      NibbleProducts<ScaleKind::kAny>(w, row, end, operands, emit);
+      NibbleProductsOf<ScaleKind::kAny>(w, row, end, operands, emit);
     }
   });
 }

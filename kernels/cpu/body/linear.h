@@ -18,6 +18,7 @@ static void CheckParts(Context* ctx, const LinearPart* parts, int64_t count) {
     const LinearArgs& args = parts[i].args;
     KERNEL_CHECK(args.m >= 0 && args.w.n > 0 && args.w.k > 0);
     KERNEL_CHECK(args.w.data == parts[0].args.w.data && args.w.n == parts[0].args.w.n);
+    KERNEL_CHECK(args.w.order == parts[0].args.w.order);
     KERNEL_CHECK(args.bias.data == nullptr || args.bias.type != DType::kF64);
     shapes[i].m = args.m;
     shapes[i].k = args.w.k;
@@ -36,7 +37,9 @@ static void DecodeWeight(Context* ctx, void* out, const WeightView& w, int64_t n
   RunPieces(ctx->pool, (rows + piece_rows - 1) / piece_rows, [&](int64_t piece, int) {
     const int64_t first = piece * piece_rows;
     const int64_t count = rows - first < piece_rows ? rows - first : piece_rows;
-    DecodeSpan(w, (n0 + first) * w.k, count * w.k, static_cast<BF16*>(out) + first * w.k);
+    BF16* const to = static_cast<BF16*>(out) + first * w.k;
+    if (w.order == WeightOrder::kFlat) return DecodeSpan(w, (n0 + first) * w.k, count * w.k, to);
+    for (int64_t row = 0; row < count; ++row) DecodeTiledRow(w, n0 + first + row, 0, w.k, to + row * w.k);
   });
 }
 

@@ -37,36 +37,67 @@ NIBBLE_INLINE void FetchLines(const void* address) {
   __builtin_prefetch(static_cast<const char*>(address) + 64);
 }
 
-// Bytes before element `at` of a weight's data.
-NIBBLE_INLINE int64_t BytesBefore(const WeightView& w, int64_t at) {
-  return w.type == QuantType::kF32    ? 4 * at
-         : w.type == QuantType::kBF16 ? 2 * at
-         : w.type == QuantType::kINT8 ? at
-                                      : at / 2;
-}
+constexpr int64_t kGroupsAhead = 4;  // groups of kTileHeight rows
 
 struct WeightSource {
   static constexpr bool kLoads = true;
   const WeightView& w;
   NIBBLE_INLINE const BF16* At(int64_t, int64_t) const { return nullptr; }
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
-    DecodeSpan(w, row * w.k + first, count, out);
+    DecodeRow(w, row, first, count, out);
   }
   void Prefetch(int64_t row, int64_t first) const {
     if (row >= w.n || first >= w.k) return;
-    FetchLines(static_cast<const char*>(w.data) + BytesBefore(w, row * w.k + first));
+    int64_t at = row * w.k + first;
+    if (w.order == WeightOrder::kTiles) {
+      // Rows of a tile are asked for one after the other: each announces its share of all of them.
+      const TiledRow tile(w, row);
+      const int64_t in_group = row % kTileHeight;
+      at = (tile.first - in_group + first / kTileBlock * tile.step) * kTileBlock + in_group * kPrefetched;
+    }
+    FetchLines(static_cast<const char*>(w.data) + BytesBefore(w, at));
   }
   // By loading and not by prefetching: the loads wait for each other's lines at the same time, and announcing
   // rows one by one, however far ahead, left a product of 512 rows waiting for 9 % of its time.
   void Load(int64_t row, int64_t rows, int64_t first, int64_t count) const {
     const int64_t end = row + rows < w.n ? row + rows : w.n;
+    if (w.order == WeightOrder::kTiles) {
+      const int64_t begin = first / kTileBlock;
+      const int64_t blocks = (first + count + kTileBlock - 1) / kTileBlock - begin;
+      for (row -= row % kTileHeight; row < end; row += kTileHeight) {
+        const TiledRow tile(w, row);
+        LoadBytes((tile.first + begin * tile.step) * kTileBlock, blocks * tile.step * kTileBlock);
+      }
+      return;
+    }
+    for (; row < end; ++row) LoadBytes(row * w.k + first, count);
+  }
+  // Blocks of a group of rows of whole blocks, ahead of use.
+  NIBBLE_INLINE void FetchGroup(int64_t row, int64_t first, int64_t blocks) const {
+    if (row >= w.n) return;
+    const GroupBlocks group(w, row);
+    const int64_t unit = BytesBefore(w, kTileBlock);
+    const auto fetch = [&](int64_t at, int64_t count) {
+      const char* from = static_cast<const char*>(w.data) + at * unit;
+      for (int64_t b = 0; b < count * unit; b += 64) __builtin_prefetch(from + b);
+    };
+    if (w.order == WeightOrder::kTiles) {
+      fetch(group.first + first * group.block_step, blocks * group.block_step);
+      return;
+    }
+    for (int64_t i = 0; i < kTileHeight && row + i < w.n; ++i)
+      fetch(group.first + i * group.row_step + first, blocks);
+  }
+
+ private:
+  static constexpr int64_t kPrefetched = 256;  // elements of four bits in two lines
+  // The lines of `count` elements that are stored one behind the other.
+  void LoadBytes(int64_t first, int64_t count) const {
+    const auto* at = static_cast<const volatile uint8_t*>(w.data) + BytesBefore(w, first);
     const int64_t bytes = BytesBefore(w, count);
     uint32_t any = 0;
-    for (; row < end; ++row) {
-      const auto* at = static_cast<const volatile uint8_t*>(w.data) + BytesBefore(w, row * w.k + first);
-      for (int64_t b = 0; b < bytes; b += 64) any |= at[b];
-      any |= at[bytes - 1];
-    }
+    for (int64_t b = 0; b < bytes; b += 64) any |= at[b];
+    any |= at[bytes - 1];
     (void)any;
   }
 };
@@ -198,6 +229,70 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
   ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);
 }
 
+#if defined(__AVX512F__)
+
+// A step of a tile from 32 columns of a row (float), or of two rows (bf16), as bf16 in registers.
+NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
+#if defined(__AVX512BF16__)
+  alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
+                                                      37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const I32 first = LoadInt(kFirst);
+  const I32 second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  StoreInt(out, _mm512_permutex2var_epi16(a, first, b));
+  StoreInt(out + kLanes, _mm512_permutex2var_epi16(a, second, b));
+#else
+  (void)b;
+  const auto floats = [](__m256i values) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16); };
+  StoreInt(out, floats(_mm512_castsi512_si256(a)));
+  StoreInt(out + kLanes, floats(_mm512_extracti64x4_epi64(a, 1)));
+#endif
+}
+
+// Rows of whole blocks of 64 four-bit codes: two tiles of columns at a time go from the codes to the panel
+// without a stop. `first` and `columns` are multiples of 32, row0 and depth of kDepthPerStep.
+static void PackNibbleColumns(const WeightView& w, int64_t row0, int64_t depth, int64_t first,
+                              int64_t columns, float* panel) {
+  static_assert(kTileColumns == 32);
+  const int64_t steps = Steps(depth), row_blocks = w.k / kTileBlock;
+  const int64_t first_block = first / kTileBlock, end_block = (first + columns + kTileBlock - 1) / kTileBlock;
+  const auto* codes = static_cast<const uint8_t*>(w.data);
+  const WeightSource source{w};
+  const int64_t end = row0 + depth;
+  for (int64_t row = row0; row < end;) {
+    const int64_t begin = row / kTileHeight * kTileHeight;
+    const int64_t stop = begin + kTileHeight < end ? begin + kTileHeight : end;
+    const GroupBlocks group(w, begin);
+    source.FetchGroup(begin + kGroupsAhead * kTileHeight, first_block, end_block - first_block);
+    for (; row < stop; row += kDepthPerStep) {
+      float* const out = panel + (row - row0) / kDepthPerStep * kTileColumns;
+      for (int64_t block = first_block; block < end_block; ++block) {
+        const int64_t at = group.first + (row - begin) * group.row_step + block * group.block_step;
+        const NibbleTable a(w.code_book, BlockAbsmax(w, at, row * row_blocks + block));
+        const uint8_t* const codes_a = codes + at * (kTileBlock / 2);
+        const auto both = [&](const NibbleTable& b, const uint8_t* codes_b) {
+          for (int64_t half = 0; half < 2; ++half) {
+            const int64_t column = block * kTileBlock + 32 * half;
+            if (column < first || column >= first + columns) continue;
+            StoreStep(a.Look32(codes_a + 16 * half), b.Look32(codes_b + 16 * half),
+                      out + (column - first) / kTileColumns * steps * kTileColumns);
+          }
+        };
+        if constexpr (kPairs) {
+          const int64_t next = at + group.row_step;
+          both(NibbleTable(w.code_book, BlockAbsmax(w, next, (row + 1) * row_blocks + block)),
+               codes + next * (kTileBlock / 2));
+        } else {
+          both(a, codes_a);
+        }
+      }
+    }
+  }
+  ZeroSteps(panel, depth / kDepthPerStep, steps, columns);
+}
+
+#endif
+
 // What a product (gemm.h) packs its panels with.
 template <typename Source>
 struct RowPacker {
@@ -210,6 +305,12 @@ template <typename Source>
 struct ColumnPacker {
   Source source;
   void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) const {
+#if defined(__AVX512F__)
+    if constexpr (Source::kLoads) {
+      if (NibbleBlocks(source.w) && (column | columns) % 32 == 0 && (first | depth) % kDepthPerStep == 0)
+        return PackNibbleColumns(source.w, first, depth, column, columns, panel);
+    }
+#endif
     PackColumns(source, first, depth, column, columns, panel);
   }
 };
