@@ -1,5 +1,6 @@
 #include "client/report.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -19,7 +20,7 @@ using Json = nlohmann::ordered_json;
 
 int64_t Count(const Json& o, const char* key) {
   const auto it = o.find(key);
-  return it != o.end() && it->is_number() ? it->get<int64_t>() : 0;
+  return it != o.end() && it->is_number_integer() ? it->get<int64_t>() : 0;
 }
 
 double Share(const Json& o, const char* key) {
@@ -188,16 +189,18 @@ std::string DataReportText(const std::string& json, const Style& style) {
   Line(out, "format", Text(report, "format"));
   const int64_t tokens = Count(report, "tokens");
   const int64_t trained = Count(report, "trained_tokens");
+  const double share = tokens > 0 ? static_cast<double>(trained) * 100 / static_cast<double>(tokens) : 0;
+  const int percent = static_cast<int>(std::clamp(share, 0.0, 100.0));
   Line(out, "tokens",
        absl::StrCat(tokens, ", of which ", trained, " are trained on (",
-                    tokens > 0 ? trained * 100 / tokens : 0, " %)"));
+                    percent, " %)"));
   if (const auto it = report.find("length"); it != report.end() && it->is_object()) {
     Line(out, "tokens a row",
          absl::StrCat("min ", Count(*it, "min"), ", p5 ", Count(*it, "p5"), ", median ",
                       Count(*it, "p50"), ", p95 ", Count(*it, "p95"), ", max ", Count(*it, "max")));
   }
   const auto fill = [&](const char* key) {
-    return static_cast<int>(Share(report, key) * 100 + 0.5);
+    return static_cast<int>(std::clamp(Share(report, key), 0.0, 1.0) * 100 + 0.5);
   };
   Line(out, "steps",
        absl::StrCat(Count(report, "steps_packed"), " packed (", fill("fill_packed"), " % full), ",

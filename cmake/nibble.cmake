@@ -52,6 +52,13 @@ if(NOT NIBBLE_SANITIZE STREQUAL "none")
                       -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=${sanitizers})
 endif()
+set(seen_locks)
+if(NIBBLE_SANITIZE STREQUAL "thread")
+  add_library(nibble_tsan_grpc OBJECT ${CMAKE_CURRENT_LIST_DIR}/tsan_grpc.cc)
+  # Shared libraries have to find what it defines, too.
+  target_link_options(nibble_tsan_grpc INTERFACE -rdynamic)
+  set(seen_locks nibble_tsan_grpc)
+endif()
 
 # nibble_library(NAME SRCS a.cc b.cc DEPS x y): a static library of one room or one part of it.
 function(nibble_library name)
@@ -77,7 +84,7 @@ function(nibble_binary name)
   if(NIBBLE_STATIC)
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/cmake/old_glibc.cc)
   endif()
-  target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${ARG_DEPS})
+  target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${seen_locks} ${ARG_DEPS})
 endfunction()
 
 # nibble_test(NAME SRCS x_test.cc DEPS ...): one GoogleTest binary, one ctest entry. LABELS: "slow".
@@ -87,8 +94,8 @@ function(nibble_test name)
   endif()
   cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
-  target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${ARG_DEPS} GTest::gmock
-                                        GTest::gtest_main)
+  target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${seen_locks} ${ARG_DEPS}
+                                        GTest::gmock GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)

@@ -25,7 +25,7 @@ namespace {
 using nlohmann::json;
 using spec::Module;
 
-constexpr int64_t kMaxConfigBytes = 1 << 20;
+constexpr int64_t kMaxAdapterConfigBytes = 1 << 20;
 constexpr int64_t kMaxRank = 4096;
 
 absl::Status Bad(std::string_view what) {
@@ -73,7 +73,7 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {
 
 absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path) {
   if (!FileExists(path)) return Error(Reason::kAdapterNotFound, absl::StrCat(path, " is missing"));
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxAdapterConfigBytes));
   if (JsonDepth(text) > kMaxJsonDepth) return Bad("adapter_config.json is nested too deep");
   const json config = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) return Bad("adapter_config.json is no JSON object");

@@ -29,15 +29,15 @@ using spec::Module;
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
-struct Layer {
-  WeightView linear[spec::kModuleCount];
-  ParamView bias[spec::kModuleCount];
-  ParamView input_norm, post_norm, q_norm, k_norm;
-};
-
 }  // namespace
 
 struct BaseModel::Impl {
+  struct Layer {
+    WeightView linear[spec::kModuleCount];
+    ParamView bias[spec::kModuleCount];
+    ParamView input_norm, post_norm, q_norm, k_norm;
+  };
+
   spec::ModelConfig config;
   std::string digest;
   bool cached = false;

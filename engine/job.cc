@@ -122,10 +122,11 @@ int64_t Job::Interval(int64_t steps, double per_epoch, int64_t usual_per_epoch,
                       int64_t usual_in_all) const {
   if (steps > 0) return steps;
   const int64_t epoch = schedule_->steps_per_epoch();
-  if (per_epoch == 0) return total_steps();
-  if (per_epoch > 0) {
-    return std::max<int64_t>(
-        1, static_cast<int64_t>(std::ceil(static_cast<double>(epoch) / per_epoch)));
+  if (per_epoch >= 0) {
+    // Seldom enough is never before the end; what is next to nothing has an interval beyond all integers.
+    const double interval = std::ceil(static_cast<double>(epoch) / per_epoch);
+    if (!(interval < static_cast<double>(total_steps()))) return total_steps();
+    return std::max<int64_t>(1, static_cast<int64_t>(interval));
   }
   const int64_t by_epoch = (epoch + usual_per_epoch - 1) / usual_per_epoch;
   const int64_t by_job = (total_steps() + usual_in_all - 1) / usual_in_all;

@@ -107,6 +107,20 @@ class JobTest : public ::testing::TestWithParam<const char*> {
   std::vector<std::unique_ptr<kernels::Backend>> backends_;  // outlive their devices
 };
 
+TEST_P(JobTest, AlmostNeverIsAtTheEndsOnly) {
+  JobInput input = Input("job");
+  input.spec.eval_steps = -1;
+  input.spec.evals_per_epoch = 1e-300;
+  const auto device = OpenDevice();
+  const auto job = Open(*device, input);
+  RunToEnd(*job);
+  std::vector<int64_t> evaluated;
+  for (const MetricRow& row : job->history()) {
+    if (row.is_eval) evaluated.push_back(row.step);
+  }
+  EXPECT_THAT(evaluated, ::testing::ElementsAre(0, 9));
+}
+
 TEST_P(JobTest, LearnsEvaluatesAndExports) {
   JobInput input = Input("job");
   input.spec.max_steps = 40;

@@ -19,9 +19,11 @@ import xml.etree.ElementTree as ElementTree
 
 
 SUPPRESSIONS = pathlib.Path(__file__).resolve().parent / "suppressions"
-# Each as NAME=VALUE words of the sanitizer's own variable. What it finds ends the process that did it.
+# Each as NAME=VALUE words of the sanitizer's own variable. What it finds ends the process that did it. A failed
+# CHECK, or assertion of the standard library, is a finding too: an engine's end would look like any other.
 SANITIZERS = {
-    "address": {"ASAN_OPTIONS": "exitcode=99:strict_string_checks=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    "address": {"ASAN_OPTIONS": "exitcode=99:strict_string_checks=1:handle_abort=1",
+                "UBSAN_OPTIONS": "print_stacktrace=1"},
     "thread": {"TSAN_OPTIONS": f"exitcode=99:halt_on_error=1:suppressions={SUPPRESSIONS}/thread.txt"},
     "undefined": {"UBSAN_OPTIONS": "print_stacktrace=1"},
 }

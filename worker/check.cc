@@ -20,7 +20,7 @@ int64_t PlannedSteps(const json& report, const spec::TrainSpec& spec) {
   for (const char* key :
        {"planned_steps", spec.sample_packing ? "steps_packed" : "steps_unpacked"}) {
     const auto it = report.find(key);
-    if (it != report.end() && it->is_number()) return it->get<int64_t>();
+    if (it != report.end() && it->is_number_integer()) return it->get<int64_t>();
   }
   return 0;
 }

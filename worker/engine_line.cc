@@ -27,7 +27,7 @@ std::string Text(const json& object, const char* key) {
 
 int64_t Integer(const json& object, const char* key) {
   const auto it = object.find(key);
-  return it != object.end() && it->is_number() ? it->get<int64_t>() : 0;
+  return it != object.end() && it->is_number_integer() ? it->get<int64_t>() : 0;
 }
 
 bool Flag(const json& object, const char* key) {

@@ -60,6 +60,15 @@ TEST(EngineLineTest, EachTypeBecomesItsInput) {
   EXPECT_EQ(Parsed<EngineStep>(R"({"type":"step","attempt":"a/1"})").engine, 7);
 }
 
+TEST(EngineLineTest, CountsAreWholeNumbers) {
+  const auto step = Parsed<EngineStep>(
+      R"({"type":"step","attempt":"a/1","step":1e300,"tokens":-1e19,"loss":1e300,"phase_us":{"linear":0.5}})");
+  EXPECT_EQ(step.metric.step, 0);
+  EXPECT_EQ(step.metric.tokens, 0);
+  EXPECT_EQ(step.metric.loss, 1e300);
+  EXPECT_EQ(step.metric.phase_us, spec::StepPhaseTimes{});
+}
+
 TEST(EngineLineTest, LinesThatOnlyInform) {
   for (const char* line :
        {R"({"type":"paused","attempt":"a/1","step":1})", R"({"type":"dropped","count":3})"}) {

@@ -128,7 +128,10 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
 int64_t ExpectedEndUs(const Job& job, int64_t now_us) {
   const Progress& p = job.progress;
   if (p.planned_steps <= 0 || p.step_time_us <= 0) return kNever;
-  return now_us + std::max<int64_t>(0, p.planned_steps - p.step) * p.step_time_us;
+  const int64_t left = std::max<int64_t>(0, p.planned_steps - p.step);
+  // So far away that it is no date.
+  if (left > (kNever - now_us) / p.step_time_us) return kNever;
+  return now_us + left * p.step_time_us;
 }
 
 Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {

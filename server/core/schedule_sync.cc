@@ -109,7 +109,7 @@ Learned Measured(Board& board, const HoldKey& key, int64_t turn_us, int64_t step
                  int64_t passed_us, int32_t known_milli) {
   constexpr int32_t kBusyMilli = 950;
   auto load_milli = static_cast<int32_t>(std::clamp<int64_t>(
-      MulDiv(turn_us * steps, 1'000, passed_us, 1'000), kLeastLoadMilli, 1'000));
+      MulDiv(turn_us, steps * 1'000, passed_us, 1'000), kLeastLoadMilli, 1'000));
   board.SetHoldSeen(key, load_milli);
   const Board::Hold* hold = board.FindHold(key);
   if (hold != nullptr && hold->device >= 0) {

@@ -218,6 +218,33 @@ TEST(HeadAfter, CountsEveryStepOnce) {
   EXPECT_DOUBLE_EQ(head.tokens_per_second, 10);
 }
 
+// A worker that has lost count: nothing the server computes with its figures leaves 64 bits.
+TEST(ReadMetrics, FiguresThatCannotBeAreBounded) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  worker::v1::ReportProgressRequest request;
+  for (const int64_t step : {int64_t{1}, int64_t{2}, kMost, -kMost}) {
+    worker::v1::StepMetric* const metric = request.add_metrics();
+    metric->set_step(step);
+    metric->set_tokens(step < 0 ? step : kMost);
+    metric->set_step_time_us(kMost);
+    metric->set_used_bytes(kMost);
+  }
+  request.mutable_plan()->set_planned_steps(kMost);
+  core::Progress head;
+  head.trained_tokens = int64_t{1} << 60;
+  head = HeadAfter(head, ReadMetrics(request));
+  EXPECT_EQ(head.step, 1 << 30);
+  EXPECT_EQ(head.trained_tokens, int64_t{1} << 60);
+  EXPECT_EQ(head.used_bytes, int64_t{1} << 60);
+  core::Job job;
+  job.state = core::JobState::kRunning;
+  job.progress = head;
+  job.progress.step = 0;
+  job.progress.planned_steps = std::get<core::ReportPlan>(*ReadReport(request)).planned_steps;
+  EXPECT_EQ(job.progress.planned_steps, 1 << 30);
+  EXPECT_EQ(core::EstimatedEndUnixUs(job, int64_t{1} << 51), 0) << "no date";
+}
+
 TEST(ReadSynchronize, TakesPhasesItDoesNotKnow) {
   worker::v1::SynchronizeRequest request;
   request.set_worker_id("w");

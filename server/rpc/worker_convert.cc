@@ -15,6 +15,12 @@ namespace {
 namespace wv1 = worker::v1;
 
 constexpr size_t kMaxFaultBytes = 1'000;
+// What workers count goes into sums and products of 64 bits; nothing real is beyond these.
+constexpr int64_t kMostSteps = int64_t{1} << 30;
+constexpr int64_t kMostInStep = int64_t{1} << 40;  // tokens, microseconds
+constexpr int64_t kMostInAll = int64_t{1} << 60;   // tokens, bytes, microseconds since 1970
+
+int64_t UpTo(int64_t most, int64_t told) { return std::clamp<int64_t>(told, 0, most); }
 
 template <typename Refs>
 std::vector<core::FileRef> ReadFiles(const Refs& refs) {
@@ -60,7 +66,7 @@ absl::StatusOr<core::RegisterWorker> ReadRegister(const wv1::RegisterRequest& in
     added.body = device.body();
     added.description = device.description();
     added.uuid = device.uuid();
-    added.capacity_bytes = device.capacity_bytes();
+    added.capacity_bytes = UpTo(kMostInAll, device.capacity_bytes());
     added.profile = *std::move(profile);
     added.profile_json = device.profile_json();
   }
@@ -79,11 +85,12 @@ core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
     const core::Phase phase = wv1::AttemptPhase_IsValid(attempt.phase())
                                   ? static_cast<core::Phase>(attempt.phase())
                                   : core::Phase::kUnspecified;
-    out.attempts.push_back({attempt.job_id(), attempt.epoch(), attempt.device_id(), phase, attempt.step(),
-                            attempt.used_bytes(), attempt.intact()});
+    out.attempts.push_back({attempt.job_id(), attempt.epoch(), attempt.device_id(), phase,
+                            UpTo(kMostSteps, attempt.step()), UpTo(kMostInAll, attempt.used_bytes()),
+                            attempt.intact()});
   }
   for (const wv1::DeviceStatus& device : in.devices()) {
-    out.devices.push_back({device.device_id(), device.used_bytes(),
+    out.devices.push_back({device.device_id(), UpTo(kMostInAll, device.used_bytes()),
                            {device.resident_bases().begin(), device.resident_bases().end()},
                            RepairUtf8(device.fault().substr(0, kMaxFaultBytes))});
   }
@@ -98,22 +105,23 @@ std::vector<store::StepMetric> ReadMetrics(const wv1::ReportProgressRequest& in)
   std::vector<store::StepMetric> out;
   for (const wv1::StepMetric& metric : in.metrics()) {
     store::StepMetric& added = out.emplace_back();
-    added.step = metric.step();
+    added.step = UpTo(kMostSteps, metric.step());
     added.epoch = in.fence().epoch();
     added.loss = metric.loss();
     added.gradient_norm = metric.gradient_norm();
     added.learning_rate = metric.learning_rate();
-    added.tokens = metric.tokens();
-    added.target_tokens = metric.target_tokens();
-    added.step_time_us = metric.step_time_us();
-    added.time_unix_us = metric.time_us();
+    added.tokens = UpTo(kMostInStep, metric.tokens());
+    added.target_tokens = UpTo(kMostInStep, metric.target_tokens());
+    added.step_time_us = UpTo(kMostInStep, metric.step_time_us());
+    added.time_unix_us = UpTo(kMostInAll, metric.time_us());
     if (metric.has_eval_loss()) added.eval_loss = metric.eval_loss();
-    added.used_bytes = metric.used_bytes();
+    added.used_bytes = UpTo(kMostInAll, metric.used_bytes());
     added.epoch_fraction = metric.epoch_fraction();
     if (metric.has_phases()) {
       const wv1::StepPhases& p = metric.phases();
       added.phase_us = {p.linear_us(), p.attention_us(), p.elementwise_us(),
                         p.loss_us(),   p.optimizer_us(), p.data_us()};
+      for (int64_t& time_us : added.phase_us) time_us = UpTo(kMostInStep, time_us);
     }
   }
   return out;
@@ -130,7 +138,7 @@ core::Progress HeadAfter(const core::Progress& before, const std::vector<store::
     if (metric.step <= head.step) continue;
     head.step = metric.step;
     head.epoch = std::max(head.epoch, metric.epoch_fraction);
-    head.trained_tokens += metric.tokens;
+    head.trained_tokens = std::min(kMostInAll, head.trained_tokens + metric.tokens);
     head.step_time_us = metric.step_time_us;
     head.tokens_per_second = SmoothRate(head.tokens_per_second, metric.tokens, metric.step_time_us);
     set(metric.loss, head.loss);
@@ -144,21 +152,22 @@ std::optional<core::CommandBody> ReadReport(const wv1::ReportProgressRequest& in
   const core::Fence fence = ReadFence(in.fence());
   switch (in.report_case()) {
     case wv1::ReportProgressRequest::kPlan:
-      return core::ReportPlan{fence, in.plan().planned_steps(), in.plan().plan_json(),
+      return core::ReportPlan{fence, UpTo(kMostSteps, in.plan().planned_steps()), in.plan().plan_json(),
                               in.plan().numerics_id()};
     case wv1::ReportProgressRequest::kCheckpoint:
-      return core::ReportCheckpoint{fence, in.checkpoint().step(), ReadFiles(in.checkpoint().files()),
-                                    in.checkpoint().manifest_sha256(), in.checkpoint().loss()};
+      return core::ReportCheckpoint{fence, UpTo(kMostSteps, in.checkpoint().step()),
+                                    ReadFiles(in.checkpoint().files()), in.checkpoint().manifest_sha256(), in.checkpoint().loss()};
     case wv1::ReportProgressRequest::kFinished:
-      return core::ReportFinished{fence, in.finished().step(), ReadFiles(in.finished().files()),
-                                  in.finished().stop_reason()};
+      return core::ReportFinished{fence, UpTo(kMostSteps, in.finished().step()),
+                                  ReadFiles(in.finished().files()), in.finished().stop_reason()};
     case wv1::ReportProgressRequest::kFailed:
       return core::ReportFailed{fence, in.failed().reason(), in.failed().message(),
                                 in.failed().infrastructure(), in.failed().neighbour_fault()};
     case wv1::ReportProgressRequest::kCheck:
-      return core::ReportCheck{fence, in.check().report_json(), in.check().planned_steps()};
+      return core::ReportCheck{fence, in.check().report_json(),
+                               UpTo(kMostSteps, in.check().planned_steps())};
     case wv1::ReportProgressRequest::kReleased:
-      return core::ReportReleased{fence, in.released().step()};
+      return core::ReportReleased{fence, UpTo(kMostSteps, in.released().step())};
     case wv1::ReportProgressRequest::REPORT_NOT_SET:
       break;
   }
