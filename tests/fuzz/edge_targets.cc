@@ -15,9 +15,11 @@
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
 #include "nibble/v1/job.pb.h"
+#include "nibble/worker/v1/worker.pb.h"
 #include "server/dataset_check.h"
 #include "server/model_check.h"
 #include "server/rpc/convert_spec.h"
+#include "server/rpc/worker_convert.h"
 #include "tests/fuzz/fuzz.h"
 #include "worker/engine_line.h"
 
@@ -82,6 +84,22 @@ void Header(std::string_view input) {
           "the server accepts a header that the engine refuses");
 }
 
+// Whatever a worker counts, the server can compute with it.
+void WorkerReport(std::string_view input) {
+  worker::v1::ReportProgressRequest request;
+  if (!google::protobuf::util::JsonStringToMessage(std::string(input), &request).ok()) return;
+  const std::vector<store::StepMetric> metrics = server::ReadMetrics(request);
+  core::Job job;
+  job.state = core::JobState::kRunning;
+  job.progress = server::HeadAfter(server::HeadAfter({}, metrics), metrics);
+  if (const auto report = server::ReadReport(request)) {
+    if (const auto* plan = std::get_if<core::ReportPlan>(&*report)) job.progress.planned_steps = plan->planned_steps;
+  }
+  constexpr int64_t kNowUs = 1'800'000'000'000'000;
+  const int64_t end_us = core::EstimatedEndUnixUs(job, kNowUs);
+  Require(end_us == 0 || end_us >= kNowUs, "a job ends before now");
+}
+
 void EngineLine(std::string_view input) { (void)worker::ParseEngineLine(1, input); }
 
 }  // namespace
@@ -127,6 +145,17 @@ std::vector<Target> EdgeTargets() {
         R"({"type":"failed","attempt":"a/1","reason":"PLAN_EXCEEDED","message":"m"})"},
        json_words,
        EngineLine});
+  std::vector<std::string> report_words = json_words;
+  report_words.insert(report_words.end(), {"9223372036854775807", "-9223372036854775808", "1e300", "\"NaN\""});
+  targets.push_back(
+      {"worker_report",
+       {R"({"fence":{"jobId":"a","epoch":"1"},"metrics":[{"step":"1","loss":2.5,"tokens":"10","stepTimeUs":"9"},)"
+        R"({"step":"2","tokens":"11","targetTokens":"3","stepTimeUs":"8","timeUs":"7","usedBytes":"6",)"
+        R"("epochFraction":0.5,"evalLoss":1,"phases":{"linearUs":"5","dataUs":"4"}}],)"
+        R"("plan":{"plannedSteps":"100","planJson":"{}","numericsId":"n"}})",
+        R"({"checkpoint":{"step":"3","files":[{"name":"f","sizeBytes":"1"}],"loss":1.5}})"},
+       report_words,
+       WorkerReport});
   return targets;
 }
 

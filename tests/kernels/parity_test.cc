@@ -2,6 +2,9 @@
 // equal bits.
 #include <gtest/gtest.h>
 
+#include <string_view>
+#include <vector>
+
 #include "kernels/tables.h"
 #include "tests/kernels/emulated_amx.h"
 #include "tests/kernels/harness.h"
@@ -9,8 +12,19 @@
 namespace nibble::kernels::check {
 namespace {
 
+#if defined(__SANITIZE_THREAD__)
+// Who touches what is the same in every body; a tenfold of this test's time would show no more.
+constexpr bool kOnlyRaces = true;
+#else
+constexpr bool kOnlyRaces = false;
+#endif
+
 void RunAll(const KernelTable& table) {
   for (const Case& c : AllCases()) {
+    if (kOnlyRaces) {
+      EXPECT_TRUE(c.run(table, 4).ok()) << c.name;
+      continue;
+    }
     const Outcome one = c.run(table, 1);
     EXPECT_TRUE(one.ok()) << "nibble-kernel-check --body " << table.body << " '" << c.name << "'\n"
                           << one.failure << " (" << one.error << " of the tolerance)";
@@ -22,10 +36,14 @@ void RunAll(const KernelTable& table) {
   }
 }
 
-TEST(Parity, Ref) { RunAll(RefTable()); }
+TEST(Parity, Ref) {
+  if (kOnlyRaces) GTEST_SKIP() << "under the thread sanitizer the best body is enough";
+  RunAll(RefTable());
+}
 
 #if defined(__x86_64__)
 TEST(Parity, EmulatedAmx) {
+  if (kOnlyRaces) GTEST_SKIP() << "under the thread sanitizer the best body is enough";
   if (CpuTableFor("avx512_bf16") == nullptr) GTEST_SKIP() << "this machine has no AVX-512 bf16";
   RunAll(EmulatedAmxTable());
 }
@@ -35,7 +53,13 @@ class CpuParity : public testing::TestWithParam<std::string_view> {};
 
 TEST_P(CpuParity, EqualsRef) { RunAll(*CpuTableFor(GetParam())); }
 
-INSTANTIATE_TEST_SUITE_P(Bodies, CpuParity, testing::ValuesIn(CpuBodies()),
+std::vector<std::string_view> Bodies() {
+  std::vector<std::string_view> bodies = CpuBodies();  // the best one first
+  if (kOnlyRaces) bodies.resize(1);
+  return bodies;
+}
+
+INSTANTIATE_TEST_SUITE_P(Bodies, CpuParity, testing::ValuesIn(Bodies()),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
