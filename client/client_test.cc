@@ -31,8 +31,8 @@ using grpc::Status;
 using grpc::StatusCode;
 using testing::ElementsAre;
 
-// Held by a handler until it answers, and for a moment by the test before it looks at what handlers noted: the order
-// there is comes over a socket, which no sanitizer follows.
+// Held by a handler until it answers, and for a moment by the test before it looks at what handlers noted:
+// the order that there is comes over a socket, which no sanitizer follows.
 std::mutex handling;
 
 class Jobs : public v1::JobService::Service {

@@ -1,7 +1,7 @@
-// Linked into everything that runs under the thread sanitizer. Debian's gRPC and Abseil are not built with it: their
-// locks are futexes and their queues atomics of their own, so the sanitizer does not see that these order anything;
-// and gRPC hands every call from thread to thread by them. What is defined here comes before the libraries'
-// functions of the same names, in the libraries too: it calls those and tells the sanitizer what they order.
+// Linked into everything that runs under the thread sanitizer. Debian's gRPC and Abseil are not built with
+// it: their locks are futexes and their queues atomics of their own, so the sanitizer does not see that these
+// order anything; and gRPC hands every call from thread to thread by them. What is defined here comes before
+// the libraries' functions of the same names, in the libraries too: it calls those and tells the sanitizer.
 //
 // Only what gRPC needs. Our own code locks with std::mutex.
 #include <dlfcn.h>
@@ -31,11 +31,12 @@ auto Waiting(void* mutex, const Wait& wait) {
 
 }  // namespace
 
-// --- Operations of a call: what came before one is asked for, comes before it is over. ----------------------
+// --- Operations of a call: what came before one is asked for comes before its end. ---
 
 extern "C" {
 
-grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_t count, void* tag, void* reserved) {
+grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_t count, void* tag,
+                                      void* reserved) {
   static const auto next = Next<decltype(&grpc_call_start_batch)>("grpc_call_start_batch");
   __tsan_release(tag);
   return next(call, ops, count, tag, reserved);
@@ -50,7 +51,8 @@ grpc_event grpc_completion_queue_pluck(grpc_completion_queue* queue, void* tag, 
 }
 
 // grpc::internal::CallbackWithSuccessTag::StaticRun, with which every operation of a server ends.
-#define NIBBLE_STATIC_RUN "_ZN4grpc8internal22CallbackWithSuccessTag9StaticRunEP29grpc_completion_queue_functori"
+#define NIBBLE_STATIC_RUN \
+  "_ZN4grpc8internal22CallbackWithSuccessTag9StaticRunEP29grpc_completion_queue_functori"
 void NibbleRunTag(grpc_completion_queue_functor* tag, int ok) __asm__(NIBBLE_STATIC_RUN);
 void NibbleRunTag(grpc_completion_queue_functor* tag, int ok) {
   static const auto next = Next<decltype(&NibbleRunTag)>(NIBBLE_STATIC_RUN);
@@ -60,7 +62,7 @@ void NibbleRunTag(grpc_completion_queue_functor* tag, int ok) {
 
 }  // extern "C"
 
-// --- Abseil's locks. ----------------------------------------------------------------------------------------
+// --- Abseil's locks. ---
 
 namespace absl {
 ABSL_NAMESPACE_BEGIN

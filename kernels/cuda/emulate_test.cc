@@ -3,6 +3,9 @@
 #include "kernels/cuda/emulate.h"
 
 #include <gtest/gtest.h>
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #include <algorithm>
 #include <csignal>
@@ -216,7 +219,7 @@ __global__ void MisalignedKernel(const unsigned* at) { __ldg(reinterpret_cast<co
 __global__ void BeyondSharedKernel() { DynamicShared<int>()[threadIdx.x] = 1; }
 __global__ void NotInMaskKernel() { __syncwarp(0xFFFFFFFEu); }
 
-// Deaths that are wanted: run_tests.py takes every report of a sanitizer for a finding, so those go to the test here.
+// Deaths that are wanted: run_tests.py takes every report of a sanitizer for a finding, so these make none.
 class EmulateDeathTest : public testing::Test {
  protected:
   void SetUp() override { before_ = std::signal(SIGABRT, SIG_DFL); }

@@ -156,7 +156,8 @@ std::optional<core::CommandBody> ReadReport(const wv1::ReportProgressRequest& in
                               in.plan().numerics_id()};
     case wv1::ReportProgressRequest::kCheckpoint:
       return core::ReportCheckpoint{fence, UpTo(kMostSteps, in.checkpoint().step()),
-                                    ReadFiles(in.checkpoint().files()), in.checkpoint().manifest_sha256(), in.checkpoint().loss()};
+                                    ReadFiles(in.checkpoint().files()),
+                                    in.checkpoint().manifest_sha256(), in.checkpoint().loss()};
     case wv1::ReportProgressRequest::kFinished:
       return core::ReportFinished{fence, UpTo(kMostSteps, in.finished().step()),
                                   ReadFiles(in.finished().files()), in.finished().stop_reason()};

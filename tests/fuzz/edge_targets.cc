@@ -93,7 +93,8 @@ void WorkerReport(std::string_view input) {
   job.state = core::JobState::kRunning;
   job.progress = server::HeadAfter(server::HeadAfter({}, metrics), metrics);
   if (const auto report = server::ReadReport(request)) {
-    if (const auto* plan = std::get_if<core::ReportPlan>(&*report)) job.progress.planned_steps = plan->planned_steps;
+    const auto* const plan = std::get_if<core::ReportPlan>(&*report);
+    if (plan != nullptr) job.progress.planned_steps = plan->planned_steps;
   }
   constexpr int64_t kNowUs = 1'800'000'000'000'000;
   const int64_t end_us = core::EstimatedEndUnixUs(job, kNowUs);
@@ -146,7 +147,8 @@ std::vector<Target> EdgeTargets() {
        json_words,
        EngineLine});
   std::vector<std::string> report_words = json_words;
-  report_words.insert(report_words.end(), {"9223372036854775807", "-9223372036854775808", "1e300", "\"NaN\""});
+  report_words.insert(report_words.end(),
+                      {"9223372036854775807", "-9223372036854775808", "1e300", "\"NaN\""});
   targets.push_back(
       {"worker_report",
        {R"({"fence":{"jobId":"a","epoch":"1"},"metrics":[{"step":"1","loss":2.5,"tokens":"10","stepTimeUs":"9"},)"
