@@ -31,8 +31,8 @@ using grpc::Status;
 using grpc::StatusCode;
 using testing::ElementsAre;
 
-// Held by a handler until it answers, and for a moment by the test before it looks at what handlers noted:
-// the order that there is comes over a socket, which no sanitizer follows.
+// Held by a handler until it answers, and by the test while it looks at what handlers noted: the order that
+// there is anyway comes over a socket, which no sanitizer follows.
 std::mutex handling;
 
 class Jobs : public v1::JobService::Service {
@@ -174,21 +174,23 @@ class ClientTest : public testing::Test {
     client_ = std::move(*client);
   }
   v1::AdapterFile File(const std::string& name, const std::string& content) {
-    adapters().content_ = content;
+    adapters()->content_ = content;
     v1::AdapterFile file;
     file.set_name(name);
     file.set_size_bytes(static_cast<int64_t>(content.size()));
     file.set_sha256(Sha256Hex(content));
     return file;
   }
+  // `handling` held to the end of the expression.
   template <typename Service>
-  static Service& Settled(Service& service) {
-    std::lock_guard lock(handling);
-    return service;
-  }
-  Jobs& jobs() { return Settled(jobs_); }
-  Blobs& blobs() { return Settled(blobs_); }
-  Adapters& adapters() { return Settled(adapters_); }
+  struct Settled {
+    Service* operator->() const { return service; }
+    Service* service;
+    std::lock_guard<std::mutex> lock{handling};
+  };
+  Settled<Jobs> jobs() { return {&jobs_}; }
+  Settled<Blobs> blobs() { return {&blobs_}; }
+  Settled<Adapters> adapters() { return {&adapters_}; }
 
   Jobs jobs_;
   Blobs blobs_;
@@ -199,26 +201,26 @@ class ClientTest : public testing::Test {
 };
 
 TEST_F(ClientTest, ReadsAreRetriedWhileUnavailable) {
-  jobs().unavailable_ = 3;
+  jobs()->unavailable_ = 3;
   EXPECT_TRUE(client_->GetJob("jobs/a").ok());
-  EXPECT_EQ(jobs().gets_, 4);
-  jobs().gets_ = 0;
-  jobs().unavailable_ = 100;
+  EXPECT_EQ(jobs()->gets_, 4);
+  jobs()->gets_ = 0;
+  jobs()->unavailable_ = 100;
   EXPECT_TRUE(absl::IsUnavailable(client_->GetJob("jobs/a").status()));
-  EXPECT_EQ(jobs().gets_, 5);
+  EXPECT_EQ(jobs()->gets_, 5);
 }
 
 TEST_F(ClientTest, CreatingIsRetriedUnderOneRequestId) {
-  jobs().unavailable_ = 2;
+  jobs()->unavailable_ = 2;
   EXPECT_TRUE(client_->CreateJob({}).ok());
-  EXPECT_EQ(jobs().creates_, 3);
-  ASSERT_EQ(jobs().request_ids_.size(), 1u);
-  EXPECT_EQ(jobs().request_ids_.begin()->size(), 36u);
+  EXPECT_EQ(jobs()->creates_, 3);
+  ASSERT_EQ(jobs()->request_ids_.size(), 1u);
+  EXPECT_EQ(jobs()->request_ids_.begin()->size(), 36u);
 }
 
 TEST_F(ClientTest, WhatIsNotIdempotentIsNeverRepeated) {
   EXPECT_FALSE(client_->DeleteJob("jobs/a").ok());
-  EXPECT_EQ(jobs().deletes_, 1);
+  EXPECT_EQ(jobs()->deletes_, 1);
 }
 
 TEST_F(ClientTest, ErrorsKeepReasonMetadataAndFields) {
@@ -234,46 +236,46 @@ TEST_F(ClientTest, ErrorsKeepReasonMetadataAndFields) {
 TEST_F(ClientTest, UploadGoesOnWhereItWasCut) {
   const std::string content(5 << 20, 'x');
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), content).ok());
-  blobs().chunks_ = 2;
+  blobs()->chunks_ = 2;
   int64_t last = 0;
   const auto digest =
       UploadFile(*client_, dir_.Join("f"), [&](int64_t done, int64_t) { last = done; });
   ASSERT_TRUE(digest.ok()) << digest.status();
   EXPECT_EQ(*digest, Sha256Hex(content));
-  EXPECT_EQ(blobs().bytes_, content);
-  EXPECT_EQ(blobs().streams_, 3);
+  EXPECT_EQ(blobs()->bytes_, content);
+  EXPECT_EQ(blobs()->streams_, 3);
   EXPECT_EQ(last, 5 << 20);
 }
 
 TEST_F(ClientTest, AnEmptyFileIsUploadedToo) {
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "").ok());
   EXPECT_TRUE(UploadFile(*client_, dir_.Join("f"), nullptr).ok());
-  EXPECT_EQ(blobs().streams_, 1);
+  EXPECT_EQ(blobs()->streams_, 1);
 }
 
 TEST_F(ClientTest, UploadGivesUpWhenNothingMoves) {
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "hello").ok());
-  blobs().chunks_ = 0;
+  blobs()->chunks_ = 0;
   EXPECT_TRUE(absl::IsUnavailable(UploadFile(*client_, dir_.Join("f"), nullptr).status()));
   EXPECT_FALSE(UploadFile(*client_, dir_.Join("missing"), nullptr).ok());
 }
 
 TEST_F(ClientTest, DownloadGoesOnWhereItWasCut) {
   const v1::AdapterFile file = File("a.bin", "0123456789abcdef");
-  adapters().chunks_ = 2;
+  adapters()->chunks_ = 2;
   ASSERT_TRUE(DownloadAdapterFile(*client_, "adapters/x", file, dir_.path(), nullptr).ok());
   EXPECT_EQ(*ReadFile(dir_.Join("a.bin")), "0123456789abcdef");
-  EXPECT_THAT(adapters().offsets_, ElementsAre(0, 8));
+  EXPECT_THAT(adapters()->offsets_, ElementsAre(0, 8));
   // Whole already: nothing is asked again.
   ASSERT_TRUE(DownloadAdapterFile(*client_, "adapters/x", file, dir_.path(), nullptr).ok());
-  EXPECT_EQ(adapters().offsets_.size(), 2u);
+  EXPECT_EQ(adapters()->offsets_.size(), 2u);
 }
 
 TEST_F(ClientTest, DownloadUsesAPartOfAnEarlierRun) {
   const v1::AdapterFile file = File("a.bin", "0123456789abcdef");
   ASSERT_TRUE(WriteFileAtomic(dir_.Join(".a.bin.part"), "01234567").ok());
   ASSERT_TRUE(DownloadAdapterFile(*client_, "adapters/x", file, dir_.path(), nullptr).ok());
-  EXPECT_THAT(adapters().offsets_, ElementsAre(8));
+  EXPECT_THAT(adapters()->offsets_, ElementsAre(8));
   ASSERT_TRUE(RemoveFile(dir_.Join("a.bin")).ok());
   // A part with other bytes fails its digest once and is then fetched whole.
   ASSERT_TRUE(WriteFileAtomic(dir_.Join(".a.bin.part"), "98765432").ok());
@@ -301,13 +303,13 @@ TEST_F(ClientTest, WatchReconnectsBySequence) {
   });
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_THAT(seen, ElementsAre(1, 2, 3, 4, 5));
-  EXPECT_THAT(jobs().after_, ElementsAre(0, 1, 2, 3, 4));
+  EXPECT_THAT(jobs()->after_, ElementsAre(0, 1, 2, 3, 4));
 }
 
 TEST_F(ClientTest, WatchStopsWhenTold) {
   JobWatch watch(*client_, "jobs/a", {});
   EXPECT_TRUE(watch.Run([](const v1::WatchJobResponse&) { return false; }).ok());
-  EXPECT_EQ(jobs().after_.size(), 1u);
+  EXPECT_EQ(jobs()->after_.size(), 1u);
   watch.Cancel();
   EXPECT_TRUE(watch.Run([](const v1::WatchJobResponse&) { return true; }).ok());
 }

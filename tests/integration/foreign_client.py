@@ -142,7 +142,9 @@ def run(api, steps=12):
     watch.check(steps)
     assert done.labels["client"] == "foreign"
     assert done.progress.completed_steps == steps
-    assert done.plan.total_bytes >= done.used_bytes > 0, (done.plan.total_bytes, done.used_bytes)
+    # A sanitizer, with which everybody has to be patient, has memory of its own that no plan knows.
+    assert done.used_bytes > 0
+    assert client.PATIENCE > 1 or done.plan.total_bytes >= done.used_bytes, (done.plan, done.used_bytes)
     expect_error(lambda: api.jobs.DeleteJob(pb.job.DeleteJobRequest(name="jobs/none")), "NOT_FOUND",
                  "JOB_NOT_FOUND")
 
