@@ -562,7 +562,7 @@ std::string Board::Dump() const {
     absl::StrAppend(&text, " p", w.priority, " q", w.queued_us, " b", w.not_before_us, " a",
                     w.avoid.size(), "\n");
   }
-  for (const auto& [key, index] : hold_ids_) {
+  for (const auto& [key, index] : std::map<HoldKey, int32_t>(hold_ids_.begin(), hold_ids_.end())) {
     const Hold& hold = HoldAt(index);
     const Device* d = hold.device < 0 ? nullptr : &devices_[static_cast<size_t>(hold.device)];
     absl::StrAppend(&text, "holds ", key.first, "/", key.second, " ",

@@ -20,6 +20,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -318,7 +319,12 @@ class Board {
   std::map<int64_t, Waiting> waiting_;
   std::vector<Hold> holds_;  // by number; with free ones between
   std::vector<int32_t> free_holds_;
-  std::map<HoldKey, int32_t> hold_ids_;
+  struct HashOfHold {
+    size_t operator()(const HoldKey& key) const {
+      return static_cast<size_t>(key.first * 31 + key.second);
+    }
+  };
+  std::unordered_map<HoldKey, int32_t, HashOfHold> hold_ids_;  // never gone through in its own order
 };
 
 }  // namespace nibble::core

@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
-#include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "server/core/options.h"
 #include "server/core/types.h"
 
@@ -93,7 +93,7 @@ struct LoadOn {
     bool alone = false;
     bool operator==(const Group&) const = default;
   };
-  std::vector<Group> groups;
+  absl::InlinedVector<Group, 4> groups;
   int32_t attempts = 0;
   int64_t total_bytes = 0;
   HostPart beside;  // the sum

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/flat_set.h"
 #include "server/core/options.h"
 #include "server/core/schedule_board.h"
 #include "server/core/types.h"
@@ -58,7 +59,7 @@ struct State {
   // Derived; BuildIndexes makes them from the rows.
   std::set<std::string> live_jobs;  // not terminal
   std::set<std::string> queued_jobs;
-  std::map<std::string, std::set<AttemptKey>> holding;         // worker -> attempts that hold bytes
+  std::map<std::string, FlatSet<AttemptKey>> holding;          // worker -> attempts that hold bytes
   std::map<std::string, std::string> checks;                   // CheckKey -> newest check job
   std::map<std::string, std::set<std::string>> model_users;    // model -> live jobs
   std::map<std::string, std::set<std::string>> dataset_users;  // data set -> live jobs
