@@ -20,7 +20,6 @@
 
 namespace nibble::server {
 
-class BlobOwners;
 class Meter;
 class PlanDesk;
 
@@ -30,7 +29,6 @@ struct Edge {
   store::History* history = nullptr;
   store::MetricStore* metrics = nullptr;
   BlobStore* blobs = nullptr;
-  BlobOwners* owners = nullptr;
   IoPool* io = nullptr;                 // short work: a chunk, a page of events
   IoPool* work = nullptr;               // long work: whole files, plans; never in the way of a chunk
   Ticker* ticker = nullptr;

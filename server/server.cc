@@ -11,7 +11,6 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "server/auth.h"
-#include "server/blob_owners.h"
 #include "server/control_loop.h"
 #include "server/data_dir.h"
 #include "server/edge.h"
@@ -91,7 +90,6 @@ class ServerImpl : public Server {
   std::unique_ptr<store::Store> store_;
   std::unique_ptr<store::MetricStore> metrics_;
   std::unique_ptr<BlobStore> blobs_;
-  std::unique_ptr<BlobOwners> owners_;
   WatchHub hub_;
   std::unique_ptr<ControlLoop> loop_;
   std::unique_ptr<store::History> history_;
@@ -228,8 +226,6 @@ absl::Status ServerImpl::Start() {
   edge_.history = history_.get();
   edge_.metrics = metrics_.get();
   edge_.blobs = blobs_.get();
-  owners_ = std::make_unique<BlobOwners>(options_.blobs.pin_us);
-  edge_.owners = owners_.get();
   edge_.io = io_.get();
   edge_.work = work_.get();
   edge_.ticker = ticker_.get();

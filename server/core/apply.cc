@@ -23,6 +23,9 @@ class Applier {
  public:
   Applier(State* state, const Now& now) : state_(*state), now_(now) {}
 
+  // The job whose event it was.
+  Job& Changed(const std::string& id) { return last_ != nullptr ? *last_ : JobOf(id); }
+
   void operator()(const ServerStarted& e);
   void operator()(const JobQueued& e);
   void operator()(const JobUpdated& e);
@@ -62,6 +65,7 @@ class Applier {
   void operator()(const BlobPinned& e);
   void operator()(const RollbackSuspected&) { state_.rollback_suspected = true; }
   void operator()(const DeviceWithdrawn& e) { SetFault(e.worker_id, e.device_id, e.fault); }
+  void operator()(const BlobShown& e);
   void operator()(const DeviceRestored& e) { SetFault(e.worker_id, e.device_id, ""); }
 
  private:
@@ -77,6 +81,7 @@ class Applier {
 
   State& state_;
   const Now& now_;
+  Job* last_ = nullptr;  // that was asked for
 };
 
 Job& Applier::JobOf(const std::string& id) {
@@ -84,7 +89,8 @@ Job& Applier::JobOf(const std::string& id) {
   CHECK(it != state_.jobs.end());
   state_.touched.jobs.insert(id);
   it->second.update_unix_us = now_.unix_us;
-  return it->second;
+  last_ = &it->second;
+  return *last_;
 }
 
 Attempt& Applier::AttemptOf(const std::string& job_id, int64_t epoch) {
@@ -502,7 +508,14 @@ void Applier::operator()(const AdapterDeleted& e) {
 }
 
 void Applier::operator()(const BlobRecorded& e) {
-  state_.blobs[e.sha256] = {e.sha256, e.size_bytes, e.pin_until_us};
+  state_.blobs[e.sha256] = {e.sha256, e.size_bytes, e.pin_until_us, {}};
+  state_.touched.blobs.insert(e.sha256);
+}
+
+void Applier::operator()(const BlobShown& e) {
+  const auto it = state_.blobs.find(e.sha256);
+  if (it == state_.blobs.end()) return;
+  it->second.projects.insert(e.project);
   state_.touched.blobs.insert(e.sha256);
 }
 
@@ -540,17 +553,17 @@ Keep KeepOf(const EventBody& body) {
 }  // namespace
 
 void Apply(State* state, const Event& event, std::vector<EventRecord>* records) {
-  std::visit(Applier(state, event.now), event.body);
+  Applier applier(state, event.now);
+  std::visit(applier, event.body);
   const Keep keep = KeepOf(event.body);
   if (keep == Keep::kVolatile) return;
   EventRecord record = Describe(event);
   record.number = ++state->last_event_number;
   state->touched.meta = true;
   if (keep == Keep::kJob) {
-    Job& job = state->jobs.at(record.job_id);
+    Job& job = applier.Changed(record.job_id);
     record.sequence = ++job.last_sequence;
     record.state = job.state;
-    state->touched.jobs.insert(job.id);
   }
   if (records != nullptr) records->push_back(std::move(record));
 }

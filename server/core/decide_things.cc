@@ -141,6 +141,8 @@ Answer DecideThing(Turn& turn, const RecordBlob& c) {
   } else {
     turn.Emit(BlobPinned{c.sha256, pin_until_us});
   }
+  const bool known_of = known != turn.state.blobs.end() && known->second.projects.count(c.project) > 0;
+  if (!c.project.empty() && !known_of) turn.Emit(BlobShown{c.sha256, c.project});
   return c.sha256;
 }
 

@@ -93,10 +93,12 @@ struct DeleteAdapter {
   std::string adapter_id;
 };
 
-// A blob is durable: hashed, fsynced, renamed to its digest. Idempotent; renews the pin.
+// A blob is durable: hashed, fsynced, renamed to its digest. Idempotent; renews the pin. `project` is who has
+// sent it; "" = nobody who is confined to a project.
 struct RecordBlob {
   std::string sha256;
   int64_t size_bytes = 0;
+  std::string project;
 };
 // The collector's: forgets those that are unreferenced and unpinned now; unlink after the reply,
 // and only what the BlobForgotten events name.
@@ -450,6 +452,12 @@ struct DeviceRestored {
   std::string worker_id;
   std::string device_id;
 };
+// A project has sent the bytes of this digest, whoever sent them first.
+struct BlobShown {
+  NIBBLE_EVENT(41, "blob.shown", kFleet);
+  std::string sha256;
+  std::string project;
+};
 
 #undef NIBBLE_EVENT
 
@@ -461,7 +469,8 @@ using EventBody =
                  ProgressUpdated, LeaseRenewed, WorkerRegistered, WorkerLost, WorkerReturned,
                  WorkerDraining, WorkerUndrained, DatasetCreated, DatasetDeleted, ModelRegistered,
                  ModelDeleted, AdapterDeleted, BlobRecorded, BlobForgotten, JobChecked,
-                 RequestExpired, BlobPinned, RollbackSuspected, DeviceWithdrawn, DeviceRestored>;
+                 RequestExpired, BlobPinned, RollbackSuspected, DeviceWithdrawn, DeviceRestored,
+                 BlobShown>;
 struct Event {
   Now now;
   EventBody body;

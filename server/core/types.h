@@ -320,6 +320,7 @@ struct Blob {
   std::string sha256;
   int64_t size_bytes = 0;
   int64_t pin_until_us = 0;
+  std::set<std::string> projects;  // that have sent them, so that naming the digest is enough from then on
   bool operator==(const Blob&) const = default;
 };
 

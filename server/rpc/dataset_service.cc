@@ -97,7 +97,7 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
       };
       // Before a byte of it is read: who names a digest must have had the bytes.
       const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
-        if (!request->sha256().empty() && !MayUse(*edge_.owners, outcome.state, scope, request->sha256()))
+        if (!request->sha256().empty() && !MayUse(outcome.state, scope, request->sha256()))
           return done(BlobNotFound(request->sha256()));
         OnWork(edge_, done, check);
       });

@@ -151,7 +151,7 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
       // Before a byte is read: who names digests must have had the bytes.
       const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
         for (int i = 0; i < std::min(request->manifest_size(), kMaxManifest); ++i) {
-          if (MayUse(*edge_.owners, outcome.state, scope, request->manifest(i).sha256())) continue;
+          if (MayUse(outcome.state, scope, request->manifest(i).sha256())) continue;
           return done(Error::Field(Reason::kBlobNotFound, absl::StrCat("manifest[", i, "].sha256"),
                                    absl::StrCat("of ", request->manifest(i).name().substr(0, 64),
                                                 " is not here; upload it first")));

@@ -85,7 +85,7 @@ void BeginBlobUpload(Edge& edge, const std::string& sha256, int64_t size_bytes, 
   };
   if (scope.empty()) return begin(true);
   const bool posted = edge.loop->Read([&edge, sha256, scope, begin](const Outcome& outcome) {
-    begin(MayUse(*edge.owners, outcome.state, scope, sha256));
+    begin(MayUse(outcome.state, scope, sha256));
   });
   if (!posted) answer(Busy(edge));
 }
@@ -104,8 +104,7 @@ void RecordIfComplete(Edge& edge, absl::StatusOr<UploadState> state, const std::
     answer(std::move(state));
     return;
   }
-  if (!scope.empty()) edge.owners->Add(scope, state->sha256, edge.clock->NowMonotonicUs());
-  core::RecordBlob record{state->sha256, state->size_bytes};
+  core::RecordBlob record{state->sha256, state->size_bytes, scope};
   const bool posted = edge.loop->Post(std::move(record),
                                       [state, answer](absl::Status status, const Outcome&) {
                                         if (status.ok()) {

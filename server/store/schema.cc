@@ -49,6 +49,11 @@ INSERT INTO job_specs SELECT id, user_spec, body FROM jobs;
 ALTER TABLE jobs DROP COLUMN user_spec;
 )sql";
 
+// Who has sent the bytes: names of projects, parted by spaces.
+constexpr std::string_view kState3 = R"sql(
+ALTER TABLE blobs ADD COLUMN projects TEXT NOT NULL DEFAULT '';
+)sql";
+
 constexpr std::string_view kMetrics1 = R"sql(
 CREATE TABLE step_metrics (
   job_id TEXT NOT NULL, step INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL,
@@ -69,7 +74,7 @@ ALTER TABLE step_metrics ADD COLUMN phase_us TEXT NOT NULL DEFAULT '';
 }  // namespace
 
 const Schema& StateSchema() {
-  static const auto* schema = new Schema{"state", 0x4e69624c, {kState1, kState2}};
+  static const auto* schema = new Schema{"state", 0x4e69624c, {kState1, kState2, kState3}};
   return *schema;
 }
 

@@ -7,6 +7,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -107,7 +109,8 @@ absl::Status SqliteStore::Prepare() {
               "INSERT INTO adapters VALUES(?1,?2,?3) ON CONFLICT(id) DO UPDATE SET body=?3"));
   RETURN_IF_ERROR(prepare(s_.delete_adapter, "DELETE FROM adapters WHERE id=?1"));
   RETURN_IF_ERROR(
-      prepare(s_.put_blob, "INSERT INTO blobs VALUES(?1,?2) ON CONFLICT(sha256) DO NOTHING"));
+      prepare(s_.put_blob, "INSERT INTO blobs VALUES(?1,?2,?3) "
+                            "ON CONFLICT(sha256) DO UPDATE SET projects=excluded.projects"));
   RETURN_IF_ERROR(prepare(s_.delete_blob, "DELETE FROM blobs WHERE sha256=?1"));
   RETURN_IF_ERROR(prepare(s_.put_request, "INSERT INTO requests VALUES(?1,?2,?3,?4,?5)"));
   RETURN_IF_ERROR(
@@ -184,10 +187,11 @@ absl::Status SqliteStore::LoadThings(core::State& state) {
   RETURN_IF_ERROR(load("SELECT body FROM datasets", DecodeDataset, state.datasets));
   RETURN_IF_ERROR(load("SELECT body FROM models", DecodeModel, state.models));
   RETURN_IF_ERROR(load("SELECT body FROM adapters", DecodeAdapter, state.adapters));
-  ASSIGN_OR_RETURN(Statement blobs, db_.Prepare("SELECT sha256, size_bytes FROM blobs"));
+  ASSIGN_OR_RETURN(Statement blobs, db_.Prepare("SELECT sha256, size_bytes, projects FROM blobs"));
   ASSIGN_OR_RETURN(bool row, blobs.Step());
   while (row) {
-    state.blobs[blobs.Text(0)] = {blobs.Text(0), blobs.Int(1), 0};
+    const std::vector<std::string> projects = absl::StrSplit(blobs.Text(2), ' ', absl::SkipEmpty());
+    state.blobs[blobs.Text(0)] = {blobs.Text(0), blobs.Int(1), 0, {projects.begin(), projects.end()}};
     ASSIGN_OR_RETURN(row, blobs.Step());
   }
   ASSIGN_OR_RETURN(
@@ -324,7 +328,10 @@ absl::Status SqliteStore::WriteThings(const core::State& state) {
     const auto it = state.blobs.find(sha256);
     RETURN_IF_ERROR(it == state.blobs.end()
                         ? s_.delete_blob.Bind(1, sha256).Run()
-                        : s_.put_blob.Bind(1, sha256).Bind(2, it->second.size_bytes).Run());
+                        : s_.put_blob.Bind(1, sha256)
+                              .Bind(2, it->second.size_bytes)
+                              .Bind(3, absl::StrJoin(it->second.projects, " "))
+                              .Run());
   }
   for (const core::RequestKey& key : state.touched.requests) {
     RETURN_IF_ERROR(s_.delete_request.Bind(1, key.first).Bind(2, key.second).Run());

@@ -124,6 +124,18 @@ TEST_P(StoreTest, BringsBackAWholeLife) {
   EXPECT_TRUE(state.CheckInvariants(driver.core().options).ok());
 }
 
+TEST_P(StoreTest, KnowsWhoHasSentABlob) {
+  Driver driver;
+  const std::string sha256(64, 'a');
+  driver.Must(core::RecordBlob{sha256, 7});
+  CommitAndCompare(driver);
+  driver.Must(core::RecordBlob{sha256, 7, "theirs"});
+  CommitAndCompare(driver);
+  driver.Must(core::RecordBlob{sha256, 7, "ours"});
+  CommitAndCompare(driver);
+  EXPECT_EQ(store_->Load().value().blobs.at(sha256).projects, (std::set<std::string>{"ours", "theirs"}));
+}
+
 TEST_P(StoreTest, EventsAreReadInOrderAndGoWithTheirJob) {
   Driver driver;
   driver.Must(Driver::JobOf("job-1"));
@@ -337,10 +349,12 @@ TEST(SqliteStore, AFileOfTheFirstVersionKeepsItsJobs) {
                     R"("progress":{"loss":null,"step":2},"epoch":0,"last_sequence":1,"spec":)", spec,
                     R"(,"create_unix_us":7,"check_key":"k"})"));
     ASSERT_TRUE(put.Run().ok());
+    ASSERT_TRUE(db.Execute("INSERT INTO blobs VALUES('digest',5)").ok());
   }
   for (int open = 0; open < 2; ++open) {
     auto store = OpenSqliteStore(dir.path()).value();
     core::State state = store->Load().value();
+    EXPECT_EQ(state.blobs.at("digest"), (core::Blob{"digest", 5, 0, {}}));
     core::Job& read = state.jobs.at("job-1");
     EXPECT_EQ(read.user_spec, create.user_spec);
     EXPECT_EQ(read.spec, job.spec);

@@ -170,6 +170,13 @@ void Checker::CheckJobs(const core::State& state) {
     if (job.epoch != audit->second.epoch)
       Fail("I2: row of " + id + " has another epoch than its events");
   }
+  for (const auto& [sha256, projects] : shown_) {
+    const auto blob = state.blobs.find(sha256);
+    for (const std::string& project : projects) {
+      if (blob == state.blobs.end() || blob->second.projects.count(project) == 0)
+        Fail("I9: it is forgotten that " + project + " has sent blob " + sha256);
+    }
+  }
   for (const auto& [id, adapter] : state.adapters) {
     const auto expected = results_.find(id);
     for (const core::FileRef& file : adapter.files) {

@@ -32,7 +32,12 @@ class Checker {
   void BlobStored(const std::string& sha256, const std::string& content) {
     contents_[sha256] = content;
   }
-  void BlobForgotten(const std::string& sha256) { contents_.erase(sha256); }
+  void BlobForgotten(const std::string& sha256) {
+    contents_.erase(sha256);
+    shown_.erase(sha256);
+  }
+  // A project was told that the server has what it sent.
+  void ShownAcked(const std::string& sha256, const std::string& project) { shown_[sha256].insert(project); }
   // The server answered OK to a worker's report. Judged by the events up to the turn before.
   void ReportAccepted(const std::string& job_id, int64_t epoch, const std::string& kind,
                       int64_t step);
@@ -76,6 +81,7 @@ class Checker {
   std::set<std::string> acked_;
   std::set<std::string> deleted_;
   std::map<std::string, std::string> contents_;
+  std::map<std::string, std::set<std::string>> shown_;  // digest -> projects
   std::map<std::string, std::string> results_;
   std::map<std::string, int64_t> watched_;
   std::set<std::pair<std::string, std::string>> withdrawn_;  // worker, device

@@ -56,6 +56,7 @@ constexpr const char* kMustReach[] = {
     "worker.undrained",
     "device.withdrawn",
     "device.restored",
+    "blob.shown",
     "attempt FAILED DEVICE_FAULT",
     "attempt DONE finished",
     "attempt LOST WORKER_LOST",
