@@ -55,11 +55,27 @@ absl::Status CheckRegister(const State& state, const RegisterWorker& c) {
                         absl::StrCat("has ", c.devices.size(), " entries; 1 to ",
                                      kMaxDevicesPerWorker, " are allowed"));
   }
-  for (const Device& device : c.devices) {
-    if (!device.id.empty() && device.capacity_bytes > 0) continue;
-    return Error::Field(
-        Reason::kSpecInvalid, absl::StrCat("devices[", device.id, "]"),
-        absl::StrCat("must have an id and a capacity, got ", device.capacity_bytes, " bytes"));
+  std::set<std::string_view> ids;
+  for (size_t i = 0; i < c.devices.size(); ++i) {
+    const Device& device = c.devices[i];
+    const auto refused = [&](const char* part, const std::string& why) {
+      return Error::Field(Reason::kSpecInvalid, absl::StrCat("devices[", i, "].", part), why).ToStatus();
+    };
+    if (!IsValidId(device.id)) return refused("id", "must be 1 to 63 of a-z, 0-9 and inner '-'");
+    if (!ids.insert(device.id).second)
+      return refused("id", absl::StrCat(device.id, " is there twice; each device has an id of its own"));
+    const spec::DeviceProfile& p = device.profile;
+    struct Figure {
+      const char* part;
+      int64_t bytes, least;
+    };
+    for (const auto& [part, bytes, least] :
+         {Figure{"capacity_bytes", device.capacity_bytes, 1}, Figure{"profile.fixed_bytes", p.fixed_bytes, 0},
+          Figure{"profile.pinned_capacity_bytes", p.pinned_capacity_bytes, 0},
+          Figure{"profile.host_capacity_bytes", p.host_capacity_bytes, 0}}) {
+      if (bytes < least || bytes > kMaxDeviceBytes)
+        return refused(part, absl::StrCat("must be ", least, " to ", kMaxDeviceBytes, ", got ", bytes));
+    }
   }
   if (state.FindWorker(c.worker_id) == nullptr && state.workers.size() >= kMaxWorkers) {
     return Error(Reason::kQuotaExceeded,

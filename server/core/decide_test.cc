@@ -461,66 +461,21 @@ TEST(Things, BlobsAreForgottenOnlyUnreferencedAndUnpinned) {
   EXPECT_EQ(d.state().blobs.count(used), 1u);
 }
 
-TEST(Drain, RunningJobsMoveWithoutLosingARetry) {
+TEST(Things, WhoHasSentABlobIsKnownAsLongAsItIsThere) {
   Driver d;
-  d.AddWorker("w1");
-  d.Must(Driver::JobOf("j"));
-  d.Place();
-  d.Must(DrainWorker{"w1"});
-  d.AddWorker("w2");
-  // It had not even heard of it: the listing says nothing is left.
-  Synchronize sync = d.SyncOf("w1");
-  sync.attempts.clear();
-  d.Must(sync);
-  EXPECT_EQ(d.job("j").attempts.at(1).state, AttemptState::kReleased);
-  d.Place();
-  EXPECT_EQ(d.job("j").attempts.at(2).worker_id, "w2");
-  EXPECT_EQ(d.job("j").infra_retries, 0);
-}
-
-// A device its worker cannot open: nothing is placed there, before and after a restart, until it is back.
-TEST(Devices, AWithdrawnOneTakesNoWorkUntilItAnswers) {
-  Driver d;
-  d.AddWorker("w1");
-  d.Must(Driver::JobOf("runs"));
-  d.Place();
-  const std::string device = d.state().workers.at("w1").devices.begin()->first;
-  Synchronize sync = d.SyncOf("w1");
-  sync.devices.push_back({device, 0, {}, "cuda:0 does not open"});
-  d.Must(sync);
-  EXPECT_EQ(d.state().workers.at("w1").devices.at(device).fault, "cuda:0 does not open");
-  // Its worker lets go of what was on the way there; the job spends no retry.
-  d.Must(ReportFailed{d.FenceOf("runs"), "DEVICE_FAULT", "withdrawn", true, true});
-  d.Place();
-  EXPECT_EQ(d.job("runs").state, JobState::kQueued);
-  EXPECT_EQ(d.job("runs").infra_retries, 0);
-  EXPECT_THAT(d.Why("runs"),
-              HasSubstr("(cuda:0 does not open) is withdrawn"));
-  // It still counts as a device that will be back: a job that fits it is taken, and waits.
-  d.Must(Driver::JobOf("waits"));
-  d.Place();
-  EXPECT_EQ(d.job("waits").state, JobState::kQueued);
-  // Another call says nothing new of it; the same process registers again with what it has.
-  d.Must(sync);
-  d.Must(Driver::WorkerOf("w1", d.state().workers.at("w1").incarnation, 1'000 * kMB));
-  EXPECT_EQ(d.state().workers.at("w1").devices.at(device).fault, "cuda:0 does not open");
-  sync.devices[0].fault = "";
-  sync.attempts.clear();
-  d.Must(sync);
-  d.Place();
-  EXPECT_EQ(d.job("runs").state, JobState::kStarting);
-}
-
-TEST(Devices, ANewProcessHasOpenedWhatItOffers) {
-  Driver d;
-  d.AddWorker("w1");
-  Synchronize sync = d.SyncOf("w1");
-  sync.devices.push_back({d.state().workers.at("w1").devices.begin()->first, 0, {}, "dead"});
-  d.Must(sync);
-  d.Must(Driver::WorkerOf("w1", "another", 1'000 * kMB));
-  d.Must(Driver::JobOf("j"));
-  d.Place();
-  EXPECT_EQ(d.job("j").state, JobState::kStarting);
+  const std::string sha256(64, 'a');
+  d.Must(RecordBlob{sha256, 3, "ours"});
+  d.TakeRecords();
+  d.Must(RecordBlob{sha256, 3, "ours"});  // again: nothing new
+  d.Must(RecordBlob{sha256, 3});          // a worker's
+  EXPECT_TRUE(d.TakeRecords().empty());
+  d.Must(RecordBlob{sha256, 3, "theirs"});
+  EXPECT_EQ(d.TakeRecords().at(0).type, "blob.shown");
+  EXPECT_EQ(d.state().blobs.at(sha256).projects, (std::set<std::string>{"ours", "theirs"}));
+  d.Advance(25 * 3600 * kSecondUs);
+  d.Must(ForgetBlobs{{sha256}});
+  d.Must(RecordBlob{sha256, 3, "theirs"});
+  EXPECT_EQ(d.state().blobs.at(sha256).projects, (std::set<std::string>{"theirs"}));
 }
 
 TEST(Rollback, NothingIsPlacedByADatabaseThatWentBack) {
