@@ -1,5 +1,5 @@
-// A set of a few keys in one piece of memory: what a worker holds, say. Iterates in order, as std::set does; insert
-// and erase move what comes after.
+// A set of a few keys in one piece of memory: what a worker holds, say. Iterates in order, as std::set does;
+// insert and erase move what comes after.
 #pragma once
 
 #include <algorithm>
