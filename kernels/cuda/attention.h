@@ -12,15 +12,29 @@ namespace nibble::kernels::NIBBLE_CUDA {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // Token i sees documents' rows First(i) .. i; token i is seen by i .. End(i) - 1. Both grow with i. Rows fit
-// into an int: the starts do.
+// into an int: the starts do. The document of a row is that with the last start not behind it, so of
+// documents that share a start because they are empty the last.
 struct Visibility {
   const int32_t* starts;
   int documents;
   int window;  // 0 = none
 
-  // The document of a row. Empty documents share a start; the last of those is the row's.
-  __device__ __forceinline__ int Document(int row) const {
+  // The document of a row that all lanes of the warp ask for together: thirty-two probes at a time, as each
+  // is a way to memory and back.
+  __device__ __forceinline__ int DocumentForWarp(int row) const {
     int low = 0, high = documents;  // starts[low] <= row < starts[high]
+    while (high - low > 1) {
+      const int step = CeilDiv(high - low, 33), at = low + (static_cast<int>(threadIdx.x % 32) + 1) * step;
+      const int behind = __popc(__ballot_sync(kAllLanes, at < high && starts[at] <= row));
+      low += behind * step;
+      high = Min(high, low + step);
+    }
+    return low;
+  }
+  // The document of a row, which is not before that of an earlier row.
+  __device__ __forceinline__ int Document(int row, int earlier) const {
+    int low = earlier, high = documents;
+    if (starts[low + 1] > row) return low;  // most often
     while (high - low > 1) {
       const int middle = (low + high) / 2;
       if (starts[middle] <= row)
@@ -30,12 +44,12 @@ struct Visibility {
     }
     return low;
   }
-  __device__ __forceinline__ int First(int row) const {
-    const int start = starts[Document(row)];
+  __device__ __forceinline__ int First(int row, int document) const {
+    const int start = starts[document];
     return window > 0 ? Max(start, row - window + 1) : start;
   }
-  __device__ __forceinline__ int End(int row) const {
-    const int end = starts[Document(row) + 1];
+  __device__ __forceinline__ int End(int row, int document) const {
+    const int end = starts[document + 1];
     return window > 0 ? Min(end, row + window) : end;
   }
 };
@@ -64,14 +78,14 @@ struct Scoring {
   float inner;             // with one: score = outer * tanh(product * scale / cap); 2 log2(e) scale / cap
   float outer, one_outer;  // cap * log2(e), 0 = no cap; and 1 / that
 
+  __device__ __forceinline__ bool capped() const { return outer != 0; }
+  // With a cap.
   __device__ __forceinline__ float Score(float product) const {
-    if (outer == 0) return product * factor;
     // tanh x = 1 - 2 / (exp(2x) + 1): off by 1e-7 absolutely, which is enough for what is exponentiated.
     return outer * (1.0f - __fdividef(2.0f, FastExp2(product * inner) + 1.0f));
   }
-  // d score / d (scale * product), from the score.
+  // d score / d (scale * product), from the score, with a cap.
   __device__ __forceinline__ float Slope(float score) const {
-    if (outer == 0) return 1.0f;
     const float t = score * one_outer;
     return fmaf(-t, t, 1.0f);
   }
@@ -93,18 +107,23 @@ template <int kRows, int kDim, int kThreads, typename Act>
 __device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head, int stride,
                                          int row0, int rows, int dim, bool vector) {
   constexpr int kChunks = kDim / 8;
-  const Act* first = head + static_cast<int64_t>(row0) * stride;
   if (vector) {
-#pragma unroll 4
-    for (int chunk = static_cast<int>(threadIdx.x); chunk < kRows * kChunks; chunk += kThreads) {
-      const int r = chunk / kChunks, c = chunk % kChunks * 8;
-      const int count = row0 + r < rows ? Max(0, Min(8, dim - c)) : 0;
-      // Nothing is read where count is 0; the address stays inside the array anyway.
-      const Act* from = count > 0 ? first + static_cast<int64_t>(r) * stride + c : head;
-      copies->Copy16(tile + TileAt<kDim>(r, c), from, 2 * count);
+    // A thread has the same columns of every so many rows. Where nothing exists the address stays inside the
+    // array.
+    static_assert(kThreads % kChunks == 0 && kRows * kChunks % kThreads == 0);
+    const int thread = static_cast<int>(threadIdx.x), r0 = thread / kChunks, c = thread % kChunks * 8;
+    const auto* from = reinterpret_cast<const char*>(head + (c < dim ? c : 0));
+    const auto row_bytes = static_cast<unsigned>(stride) * 2;
+#pragma unroll
+    for (int r = r0; r < r0 + kRows; r += kThreads / kChunks) {
+      const int row = row0 + r;
+      copies->Copy16OrZeros(tile + TileAt<kDim>(r, c),
+                            from + uint64_t{static_cast<unsigned>(Min(row, rows - 1))} * row_bytes,
+                            row < rows && c < dim);
     }
     return;
   }
+  const Act* first = head + static_cast<int64_t>(row0) * stride;
 #pragma unroll 1
   for (int at = static_cast<int>(threadIdx.x); at < kRows * kDim; at += kThreads) {
     const int r = at / kDim, c = at % kDim;
@@ -182,6 +201,23 @@ inline void CheckAttention(const AttentionArgs& args) {
   KERNEL_CHECK(args.heads > 0 && args.kv_heads > 0 && args.heads % args.kv_heads == 0);
   KERNEL_CHECK(args.head_dim > 0 && args.head_dim <= 256);
   KERNEL_CHECK(args.m < (int64_t{1} << 31) - 256);
+  KERNEL_CHECK(args.scale > 0);
+}
+
+// Whether two blocks with so much shared memory run on one of the device's processors at a time, so that one
+// multiplies while the other waits: those of 8.0 have 164 KiB, 8.6 and 8.9 100, 9.0 and 10.0 228, 7.5 64. In
+// the emulation bf16 stands for 9.0 and fp16 for 7.5.
+template <typename Act>
+bool TwoBlocksFit(int64_t shared_bytes) {
+  int processor_bytes = ActType<Act>::kType == DType::kBF16 ? 228 << 10 : 64 << 10;
+#if defined(__CUDACC__)
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&processor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) !=
+          cudaSuccess)
+    return false;
+#endif
+  return 2 * (shared_bytes + 1024) <= processor_bytes;  // the system takes a KiB of each
 }
 
 // Calls run(std::integral_constant<int, the padded head size>).

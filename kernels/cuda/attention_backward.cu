@@ -1,14 +1,13 @@
 // attention_backward, without atomics: one kernel owns rows of dQ, another rows of dK and dV, and
-// each computes the probabilities it needs again. They are one template. A block keeps 64 (or 32)
-// rows of one side in shared memory, a warp has 16 of them, and the other side streams by in tiles
-// of 32:
+// each computes the probabilities it needs again. They are one template. A block keeps rows of one side in
+// shared memory, a warp has 16 or 32 of them, and the other side streams by in tiles of 32:
 //   for dQ:      kept are Q and dO, streaming K and V:   S = Q K^T, dP = dO V^T, dQ += dS K
 //   for dK, dV:  kept are K and V, streaming Q and dO:   S^T = K Q^T, dP^T = V dO^T, dK += dS^T Q,
 //   dV += P^T dO
 // with P = exp(S - lse), dS = P (dP - delta), delta = the row sums of dO * O. What the warp
 // computed is, packed, the left operand of the last products; nothing goes through shared memory in
-// between.
-#include "kernels/cuda/attention.h"
+// between. Where a device has room for it dK and dV are the other kernel's (attention_keys.h).
+#include "kernels/cuda/attention_backward.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/workspace.h"
 
@@ -17,7 +16,7 @@ namespace {
 
 constexpr int kStream = 32;
 
-// Both for kDim = 256, where accumulators and tiles are large; one stage of tiles then, else two.
+// All for kDim = 256, where accumulators and tiles are large; one stage of tiles then, else two.
 template <int kDim>
 constexpr int kWarpsOf = kDim <= 128 ? 4 : 2;
 template <int kDim>
@@ -25,97 +24,20 @@ constexpr int kStagesOf = kDim <= 128 ? 2 : 1;
 // Columns of dK and dV that one block of 256 can hold; the others are another block's.
 template <int kDim, bool kKeys>
 constexpr int kColumnsOf = kKeys&& kDim > 128 ? 128 : kDim;
+template <int kDim, int kTiles>
+constexpr int kRowsOf = 16 * kWarpsOf<kDim> * kTiles;
+template <int kDim, int kTiles>
+constexpr int kSharedOf = 2 * 2 * kDim * (kRowsOf<kDim, kTiles> + kStagesOf<kDim> * kStream);
 
-struct BackwardArgs {
-  const void *q, *k, *v, *dout;
-  const float *lse, *delta;
-  void *first_out, *second_out;  // dQ; or dK and dV
-  int m;
-  int heads, group, head_dim;
-  Visibility visible;
-  Scoring scoring;
-  bool vector;
-};
-
-// Probabilities and score gradients of a warp's 16 kept rows against a streaming tile, in place of
-// the products. `query_data` gives lse (in units of log 2) and delta of an element's query.
-template <bool kKeys, typename Visible, typename QueryData>
-__device__ __forceinline__ void ScoreGradients(float (&p)[kStream / 8][4], float (&ds)[kStream / 8][4],
-                                               const Scoring& scoring, bool whole, const Visible& visible,
-                                               const QueryData& query_data) {
-#pragma unroll
-  for (int j = 0; j < kStream / 8; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float score = scoring.Score(p[j][e]);
-      const float2 data = query_data(j, e);
-      p[j][e] = FastExp2(score - data.x);
-      ds[j][e] = (ds[j][e] - data.y) * scoring.Slope(score);
-    }
-  }
-  if (!whole) {
-#pragma unroll
-    for (int j = 0; j < kStream / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (!visible(j, e)) p[j][e] = 0;
-  }
-#pragma unroll
-  for (int j = 0; j < kStream / 8; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) ds[j][e] *= p[j][e];
-}
-
-// sums += A tile, for the columns of the tile from column0.
-template <int kDim, int kColumns, typename Act>
-__device__ __forceinline__ void AddProduct(float (&sums)[kColumns / 8][4],
-                                           const float (&weights)[kStream / 8][4], const Act* tile,
-                                           int column0) {
-#pragma unroll
-  for (int depth = 0; depth < kStream; depth += 16) {
-    uint32_t a[4];
-    AccumulatorsAsA<Act>(a, weights[depth / 8], weights[depth / 8 + 1]);
-#pragma unroll
-    for (int column = 0; column < kColumns; column += 16) {
-      uint32_t b[4];
-      TileBRows<kDim>(b, tile, depth, column0 + column);
-      Mma<Act>(sums[column / 8], a, b);
-      Mma<Act>(sums[column / 8 + 1], a, b + 2);
-    }
-  }
-}
-
-// out = kept stream^T, for a warp's 16 rows.
-template <int kDim, typename Act>
-__device__ __forceinline__ void Multiply(float (&out)[kStream / 8][4], const Act* kept, int warp_row,
-                                         const Act* stream) {
-#pragma unroll
-  for (int j = 0; j < kStream / 8; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) out[j][e] = 0;
-#pragma unroll(kDim == 64 ? 2 : 4)
-  for (int column = 0; column < kDim; column += 16) {
-    uint32_t a[4];
-    TileA<kDim>(a, kept, warp_row, column);
-#pragma unroll
-    for (int j = 0; j < kStream; j += 16) {
-      uint32_t b[4];
-      TileB<kDim>(b, stream, j, column);
-      Mma<Act>(out[j / 8], a, b);
-      Mma<Act>(out[j / 8 + 1], a, b + 2);
-    }
-  }
-}
-
-template <int kDim, bool kKeys, typename Act>
+template <int kDim, bool kKeys, int kTiles, typename Act>
 __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardArgs args) {
-  constexpr int kWarps = kWarpsOf<kDim>, kThreads = 32 * kWarps, kRows = 16 * kWarps,
-                kStages = kStagesOf<kDim>;
+  constexpr int kThreads = 32 * kWarpsOf<kDim>, kRows = kRowsOf<kDim, kTiles>, kStages = kStagesOf<kDim>;
   constexpr int kColumns = kColumnsOf<kDim, kKeys>;
   Act* kept_a = DynamicShared<Act>();   // Q or K
   Act* kept_b = kept_a + kRows * kDim;  // dO or V
   Act* tiles = kept_b + kRows * kDim;   // kStages of (K, V) or (Q, dO)
-  const int lane = static_cast<int>(threadIdx.x % 32), warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * kTiles;
   const int dim = args.head_dim, column0 = static_cast<int>(blockIdx.z) * kColumns;
   const int kv_heads = args.heads / args.group;
   const int q_stride = args.heads * dim, kv_stride = kv_heads * dim;
@@ -130,27 +52,32 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
   const Act* k = static_cast<const Act*>(args.k) + kv_head * dim;
   const Act* v = static_cast<const Act*>(args.v) + kv_head * dim;
 
-  // Of the warp's rows: of a query the first key, of a key the end of the queries that see it.
-  int rows[2], bounds[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    rows[half] = row0 + warp_row + lane / 4 + 8 * half;
-    const int row = Min(rows[half], args.m - 1);
-    bounds[half] = kKeys ? args.visible.End(row) : args.visible.First(row);
-  }
-  const int warp_first = Min(row0 + warp_row, args.m - 1), warp_last = Min(row0 + warp_row + 15, args.m - 1);
-  const int warp_bound = kKeys ? args.visible.End(warp_first) : args.visible.First(warp_last);
-  const int begin = kKeys ? row0 : args.visible.First(row0);
-  const int end = kKeys ? args.visible.End(last_row) : last_row + 1;
+  AsyncCopies copies;
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0, args.m,
+                                  dim, args.vector);
+  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride, row0, args.m,
+                                  dim, args.vector);
+  const Visibility& visible = args.visible;
+  const int document = visible.DocumentForWarp(row0);
+  // Of a query the first key, of a key the end of the queries that see it.
+  const auto bound_of = [&](int row) {
+    const int existing = Min(row, args.m - 1), of = visible.Document(existing, document);
+    return kKeys ? visible.End(existing, of) : visible.First(existing, of);
+  };
+  const auto row_of = [&](int tile, int half) { return row0 + warp_row + 16 * tile + lane / 4 + 8 * half; };
+  const int warp_first = row0 + warp_row, warp_last = warp_first + 16 * kTiles - 1;
+  // Bounds of the warp's first and last rows: between them there is something for some, beyond both nothing.
+  const int first_bound = bound_of(warp_first), last_bound = bound_of(warp_last);
+  const int begin = kKeys ? row0 : visible.First(row0, document);
+  const int end = kKeys ? bound_of(last_row) : last_row + 1;
   const int tiles_per_head = CeilDiv(end - begin, kStream);
   const int count = tiles_per_head * (kKeys ? args.group : 1);
 
-  AsyncCopies copies;
   const auto load = [&](int tile) {
     if (tile < count) {
-      Act* to = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
-      const int at = begin + tile % tiles_per_head * kStream;
-      const int head = head0 + tile / tiles_per_head;
+      Act* to = tiles + tile % kStages * 2 * kStream * kDim;
+      const int at = begin + (kKeys ? tile % tiles_per_head : tile) * kStream;
+      const int head = kKeys ? head0 + tile / tiles_per_head : 0;
       LoadRows<kStream, kDim, kThreads>(&copies, to, kKeys ? q + head * dim : k, stream_stride, at, args.m,
                                         dim, args.vector);
       LoadRows<kStream, kDim, kThreads>(&copies, to + kStream * kDim, kKeys ? dout + head * dim : v,
@@ -158,10 +85,6 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
     }
     copies.Commit();
   };
-  LoadRows<kRows, kDim, kThreads>(&copies, kept_a, kKeys ? k : q + head0 * dim, kept_stride, row0, args.m,
-                                  dim, args.vector);
-  LoadRows<kRows, kDim, kThreads>(&copies, kept_b, kKeys ? v : dout + head0 * dim, kept_stride, row0, args.m,
-                                  dim, args.vector);
   load(0);
 
   // Of the query of a row: lse in units of log 2, delta.
@@ -169,18 +92,19 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
     const int64_t at = static_cast<int64_t>(Min(row, args.m - 1)) * args.heads + head;
     return make_float2(args.lse[at] * kLog2E, args.delta[at]);
   };
-  float2 own[2] = {};
+  float2 own[kTiles][2] = {};
   if constexpr (!kKeys) {
-    own[0] = query(rows[0], head0);
-    own[1] = query(rows[1], head0);
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) own[i][half] = query(row_of(i, half), head0);
   }
 
-  float first_sums[kColumns / 8][4] = {};
-  float second_sums[kKeys ? kColumns / 8 : 1][4] = {};
+  float first_sums[kTiles][kColumns / 8][4] = {};
+  float second_sums[kTiles][kKeys ? kColumns / 8 : 1][4] = {};
   for (int tile = 0; tile < count; ++tile) {
-    if constexpr (kStages == 2) load(tile + 1);
-    const int at = begin + tile % tiles_per_head * kStream;
-    const Act* stream_a = tiles + static_cast<int>(tile % kStages) * 2 * kStream * kDim;
+    const int at = begin + (kKeys ? tile % tiles_per_head : tile) * kStream;
+    const Act* stream_a = tiles + tile % kStages * 2 * kStream * kDim;
     const Act* stream_b = stream_a + kStream * kDim;
     float2 theirs[kKeys ? kStream / 8 : 1][2];
     if constexpr (kKeys) {
@@ -190,39 +114,61 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
 #pragma unroll
         for (int e = 0; e < 2; ++e) theirs[j][e] = query(at + 8 * j + lane % 4 * 2 + e, head);
     }
-    copies.Wait<kStages - 1>();
-    __syncthreads();  // the tile is there for all
-
-    float p[kStream / 8][4], ds[kStream / 8][4];
-    Multiply<kDim>(p, kept_a, warp_row, stream_a);
-    Multiply<kDim>(ds, kept_b, warp_row, stream_b);
-    const auto query_data = [&](int j, int e) {
-      if constexpr (kKeys)
-        return theirs[j][e % 2];
-      else
-        return own[e / 2];
-    };
-    const auto visible = [&](int j, int e) {
-      const int other = at + 8 * j + lane % 4 * 2 + e % 2, row = rows[e / 2];
-      return kKeys ? other >= row && other < bounds[e / 2] : other <= row && other >= bounds[e / 2];
-    };
-    const bool whole = kKeys ? at >= row0 + warp_row + 15 && at + kStream <= warp_bound
-                             : at >= warp_bound && at + kStream - 1 <= row0 + warp_row;
-    ScoreGradients<kKeys>(p, ds, args.scoring, whole, visible, query_data);
-    AddProduct<kDim, kColumns>(first_sums, ds, stream_a, column0);
-    if constexpr (kKeys) AddProduct<kDim, kColumns>(second_sums, p, stream_b, column0);
-    __syncthreads();  // all are through with the tile
-    if constexpr (kStages == 1) load(tile + 1);
+    copies.Wait<0>();
+    __syncthreads();  // the tile is there for all, and all are through with the one before
+    if constexpr (kStages == 2) load(tile + 1);
+    const bool any = warp_first < args.m && (kKeys ? at + kStream > warp_first && at < last_bound
+                                                   : at <= warp_last && at + kStream > first_bound);
+    if (any) {
+      float p[kTiles][kStream / 8][4], ds[kTiles][kStream / 8][4];
+      Multiply<kDim>(p, kept_a, warp_row, stream_a, 0);
+      Multiply<kDim>(ds, kept_b, warp_row, stream_b, 0);
+      const bool whole = kKeys ? at >= warp_last && at + kStream <= first_bound
+                               : at >= last_bound && at + kStream - 1 <= warp_first;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        const auto query_data = [&](int j, int e) {
+          if constexpr (kKeys)
+            return theirs[j][e % 2];
+          else
+            return own[i][e / 2];
+        };
+        Probabilities(p[i], ds[i], args.scoring, query_data);
+        if (!whole) {
+          const int bounds[2] = {bound_of(row_of(i, 0)), bound_of(row_of(i, 1))};
+#pragma unroll
+          for (int j = 0; j < kStream / 8; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const int other = at + 8 * j + lane % 4 * 2 + e % 2, row = row_of(i, e / 2);
+              const bool sees = kKeys ? other >= row && other < bounds[e / 2]
+                                      : other <= row && other >= bounds[e / 2];
+              if (!sees) p[i][j][e] = 0;
+            }
+          }
+        }
+        ScoreGradients(p[i], ds[i]);
+      }
+      AddProduct<kDim, kColumns>(first_sums, ds, stream_a, column0);
+      if constexpr (kKeys) AddProduct<kDim, kColumns>(second_sums, p, stream_b, column0);
+    }
+    if constexpr (kStages == 1) {
+      __syncthreads();  // all are through with the tile
+      load(tile + 1);
+    }
   }
   copies.Wait<0>();
 
   const float scale = args.scoring.scale, first_factor[2] = {scale, scale}, second_factor[2] = {1, 1};
   const int head_at = (kKeys ? kv_head : head0) * dim;
-  StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, row0 + warp_row, args.m,
-                          column0, dim, first_sums, first_factor);
-  if constexpr (kKeys)
-    StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride, row0 + warp_row,
-                            args.m, column0, dim, second_sums, second_factor);
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    StoreRows<kColumns / 8>(static_cast<Act*>(args.first_out) + head_at, kept_stride, warp_first + 16 * i,
+                            args.m, column0, dim, first_sums[i], first_factor);
+    if constexpr (kKeys)
+      StoreRows<kColumns / 8>(static_cast<Act*>(args.second_out) + head_at, kept_stride, warp_first + 16 * i,
+                              args.m, column0, dim, second_sums[i], second_factor);
+  }
 }
 
 // delta[row, head] = sum of dO * O; a warp for each.
@@ -243,14 +189,29 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x % 32 == 0) delta[at] = sum;
 }
 
-template <int kDim, bool kKeys, typename Act>
+template <int kDim, bool kKeys, int kTiles, typename Act>
 void Start(Context* ctx, const BackwardArgs& args) {
-  constexpr int kRows = 16 * kWarpsOf<kDim>;
-  constexpr int kShared = 2 * 2 * kDim * (kRows + kStagesOf<kDim> * kStream);
-  const dim3 grid(static_cast<unsigned>(CeilDiv(args.m, kRows)),
+  const dim3 grid(static_cast<unsigned>(CeilDiv(args.m, kRowsOf<kDim, kTiles>)),
                   static_cast<unsigned>(kKeys ? args.heads / args.group : args.heads),
                   kDim / kColumnsOf<kDim, kKeys>);
-  Launch(ctx, grid, 32 * kWarpsOf<kDim>, kShared, BackwardKernel<kDim, kKeys, Act>, args);
+  Launch(ctx, grid, 32 * kWarpsOf<kDim>, kSharedOf<kDim, kTiles>, BackwardKernel<kDim, kKeys, kTiles, Act>,
+         args);
+}
+
+template <int kDim, typename Act>
+void StartQueries(Context* ctx, const BackwardArgs& args) {
+  if constexpr (kDim <= 128) {
+    if (TwoBlocksFit<Act>(kSharedOf<kDim, 2>)) return Start<kDim, false, 2, Act>(ctx, args);
+  }
+  Start<kDim, false, 1, Act>(ctx, args);
+}
+
+template <int kDim, typename Act>
+void StartKeys(Context* ctx, const BackwardArgs& args) {
+  if constexpr (kDim <= 128) {
+    if (AttentionKeys<kDim, Act>(ctx, args)) return;
+  }
+  Start<kDim, true, 1, Act>(ctx, args);
 }
 
 }  // namespace
@@ -289,10 +250,10 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
     constexpr int kDim = decltype(dim)::value;
     b.first_out = dq;
     b.second_out = nullptr;
-    Start<kDim, false, Act>(ctx, b);
+    StartQueries<kDim, Act>(ctx, b);
     b.first_out = dk;
     b.second_out = dv;
-    Start<kDim, true, Act>(ctx, b);
+    StartKeys<kDim, Act>(ctx, b);
   });
 }
 

@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads) PieceKernel(DecodeArgs args) {
     float sum = 0;
     for (int i = lane; i < dim; i += 32) sum = fmaf(query[i], Get(k + key * stride + i), sum);
     sum = WarpSum(sum);
-    if (lane == 0) scores[key] = args.scoring.Score(sum);
+    if (lane == 0)
+      scores[key] = args.scoring.capped() ? args.scoring.Score(sum) : sum * args.scoring.factor;
   }
   __syncthreads();
   float largest = -INFINITY, total = 0;
