@@ -29,6 +29,7 @@ constexpr Encoders kEncoders = {.quantize = cuda::Quantize, .quantize_absmax = c
 
 constexpr int64_t kLateBytes = int64_t{48} << 20;
 constexpr int64_t kUnmeasuredBytes = int64_t{768} << 20;
+constexpr int64_t kReadAtOnceBytes = int64_t{64} << 10;
 constexpr int kLanes = 3;
 
 std::string Uuid(const cudaUUID_t& uuid) {
@@ -83,7 +84,7 @@ class CudaBackend final : public Backend {
     }
     // Whose products they are is part of the numerics.
     std::string missing;
-    const int64_t version = OpenCudaLibraries(&context_, &missing);
+    const int64_t version = OpenCudaLibraries(&context_, table_.act, &missing);
     body_ += version != 0 ? " cublasLt " + std::to_string(version) : " own products";
     table_.body = body_.c_str();
     void* first = Allocate(1 << 20);  // the allocator takes its first piece
@@ -135,6 +136,12 @@ class CudaBackend final : public Backend {
 
   void CopyIn(Lane lane, void* device, const void* host, int64_t bytes) override {
     Copy(lane, device, host, bytes, cudaMemcpyHostToDevice);
+    // What is not page-locked has been read on return: up to 64 KiB the driver says so, beyond "might".
+    // Nothing that large is copied while a step runs.
+    if (bytes <= kReadAtOnceBytes || fault() == Fault::kDevice) return;
+    cudaPointerAttributes of{};
+    if (Check(cudaPointerGetAttributes(&of, host)) && of.type == cudaMemoryTypeUnregistered)
+      Check(cudaStreamSynchronize(streams_[static_cast<int>(lane)]));
   }
   void CopyOut(Lane lane, void* host, const void* device, int64_t bytes) override {
     Copy(lane, host, device, bytes, cudaMemcpyDeviceToHost);

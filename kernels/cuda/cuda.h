@@ -14,9 +14,10 @@ namespace nibble::kernels {
 const KernelTable& CudaTable(int capability, bool fp16);
 
 // The vendor's library of products (libraries.h), behind ctx->libraries from then on; ctx has its stream,
-// and its device is the current one. Multiplies once, so that the library's code is loaded. Returns its
-// version, or 0: `why` then says in a sentence what is missing; everything works without, and slower.
-int64_t OpenCudaLibraries(Context* ctx, std::string* why);
+// and its device is the current one. Multiplies a little in `act`, so that the library's code is loaded.
+// Returns its version, or 0: `why` then says in a sentence what is missing; everything works without, and
+// slower.
+int64_t OpenCudaLibraries(Context* ctx, DType act, std::string* why);
 void CloseCudaLibraries(Context* ctx);
 
 // The same kernels compiled for the host under kernels/cuda/emulate.h, named "cuda-emulated". From

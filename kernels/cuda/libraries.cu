@@ -160,22 +160,28 @@ bool Libraries::CanStride(DType act, const MatMulArgs& args) {
 }
 
 bool Libraries::MatMul(Context* ctx, DType act, const MatMulArgs& args, void* scratch) {
-  const Plan* plan = Find(act, args);
+  Plan* plan = Find(act, args);
   if (!plan->found) return false;
   const float alpha = 1, beta = args.accumulate ? 1 : 0;
   const cublasStatus_t status =
       functions_->Matmul(handle_, plan->product, &alpha, args.b, plan->left, args.a, plan->right, &beta,
                          args.c, plan->out, args.c, plan->out, &plan->algorithm, scratch,
                          static_cast<size_t>(cuda_workspace::kLibraryBytes), Stream(ctx));
-  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr) ctx->error = "cuBLASLt refused a product";
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
+      status == CUBLAS_STATUS_ARCH_MISMATCH) {
+    plan->found = false;  // now and ever after, so that a shape's sums stay the same
+    return false;
+  }
+  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr)
+    ctx->error = "cuBLASLt failed to start a product";
   return true;
 }
 
 namespace {
 
-// Has the library load its code: a product of zeros.
-void Warm(Context* ctx, Libraries* libraries) {
-  constexpr int64_t kSize = 256, kBytes = 2 * kSize * kSize;
+// Has the library load its code, which takes memory of the device: products of zeros of every kind there is.
+void Warm(Context* ctx, Libraries* libraries, DType act) {
+  constexpr int64_t kSize = 512, kBytes = 4 * kSize * kSize;
   void* memory = nullptr;
   if (!NoteError(ctx, cudaMalloc(&memory, 3 * kBytes + cuda_workspace::kLibraryBytes))) return;
   FillBytes(ctx, memory, 0, 3 * kBytes);
@@ -186,7 +192,12 @@ void Warm(Context* ctx, Libraries* libraries) {
   args.b = at + kBytes;
   args.c = at + 2 * kBytes;
   args.a_stride = args.b_stride = args.c_stride = kSize;
-  libraries->MatMul(ctx, DType::kF16, args, at + 3 * kBytes);
+  for (int kind = 0; kind < 8; ++kind) {
+    args.b_transposed = (kind & 1) != 0;
+    args.c_float = (kind & 2) != 0;
+    args.accumulate = (kind & 4) != 0;
+    libraries->MatMul(ctx, act, args, at + 3 * kBytes);
+  }
   NoteError(ctx, cudaStreamSynchronize(Stream(ctx)));
   NoteError(ctx, cudaFree(memory));
 }
@@ -196,10 +207,10 @@ void Warm(Context* ctx, Libraries* libraries) {
 
 namespace nibble::kernels {
 
-int64_t OpenCudaLibraries(Context* ctx, std::string* why) {
+int64_t OpenCudaLibraries(Context* ctx, DType act, std::string* why) {
   std::unique_ptr<cuda::Libraries> libraries = cuda::Libraries::Open(why);
   if (libraries == nullptr) return 0;
-  cuda::Warm(ctx, libraries.get());
+  cuda::Warm(ctx, libraries.get(), act);
   const int64_t version = libraries->version();
   ctx->libraries = libraries.release();
   return version;

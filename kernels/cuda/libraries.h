@@ -27,7 +27,8 @@ class Libraries {
   Libraries(const Libraries&) = delete;
   Libraries& operator=(const Libraries&) = delete;
 
-  // False when there is no algorithm for this shape; nothing has happened then.
+  // False when there is no algorithm for this shape, or it turns out that the library will not run it;
+  // nothing has happened then.
   bool MatMul(Context* ctx, DType act, const MatMulArgs& args, void* scratch);
 
   // Whether the algorithm for args.b_as_if can do args.b_stride; when there is none for b_as_if, our own
