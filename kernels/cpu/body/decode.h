@@ -92,6 +92,7 @@ NIBBLE_INLINE I32 UpperTwice(I32 values) {
 
 // The scaled table in both halves, so that the word permutation needs no masking of its 5-bit indices.
 struct NibbleTable {
+  NibbleTable() = default;
   explicit NIBBLE_INLINE NibbleTable(const float* code_book, float absmax) {
     const F32 products = Mul(Load(code_book), Set1(absmax));
 #if defined(__AVX512BF16__)

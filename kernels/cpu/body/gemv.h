@@ -3,9 +3,9 @@
 //
 // 4-bit rows of whole blocks of 64: 32 bytes are looked up in the block's scaled table where they are, their
 // high and low nibbles being the even and the odd elements; x waits in the order in which they come. Four
-// rows at a time share x and keep four streams going; what is read is fetched into the first-level cache two
-// pages ahead, because the hardware does not follow rows. Everything else is decoded in spans into the
-// first-level cache, or multiplied where it is (bf16).
+// rows at a time share x; in flat order they are four streams, in tiles one. What is read is fetched into the
+// first-level cache two pages ahead, because the hardware does not follow rows. Everything else is decoded in
+// spans into the first-level cache, or multiplied where it is (bf16).
 #pragma once
 
 #include "kernels/cpu/body/gemm.h"
@@ -13,7 +13,9 @@
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
 constexpr int64_t kNibbleBlock = 64;
-constexpr int64_t kFetchAhead = 8192;  // bytes
+constexpr int64_t kFetchAhead = 8192;       // bytes
+constexpr int64_t kTileFetchAhead = 16384;  // one stream has to be asked for earlier than four
+constexpr int64_t kBlocksTogether = 32;     // of a row in tiles, before the next rows
 
 // Doubly quantized scales, ready: the whole map times one nested absmax, plus the offset. A nested block's
 // 256 scales cost one pass over 256 values instead of 256 gathers; tables are made when first asked for.
@@ -144,101 +146,120 @@ struct NibbleSums {
 
 #endif
 
-// Where the blocks of 64 of consecutive rows lie, in such blocks: block b of row r at
-// first + r * row_step + b * block_step.
-template <bool kTiled>
-struct RowPlaces;
-template <>
-struct RowPlaces<false> {
-  NIBBLE_INLINE RowPlaces(const WeightView& w, int64_t row) : row_step(w.k / kNibbleBlock) {
-    first = row * row_step;
-  }
-  int64_t first, row_step;
-  static constexpr int64_t block_step = 1;
-};
-template <>
-struct RowPlaces<true> {
-  NIBBLE_INLINE RowPlaces(const WeightView& w, int64_t row) {
+// Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums; of tiles, the rows are of
+// one group. `ahead`: what will be read later, fetched a line with every two blocks, or with every block of
+// flat rows, which are apart.
+template <int kRows, ScaleKind kKind, bool kTiled>
+static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const Operand* x,
+                       NestedScales* nested, const uint8_t* ahead, NibbleSums* sums) {
+  constexpr int64_t kBytes = kNibbleBlock / 2;
+  const int64_t blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
+  int64_t first = row * blocks, row_step = blocks, block_step = 1;  // in blocks
+  if constexpr (kTiled) {
     const TiledRow tile(w, row);
     first = tile.first;
+    row_step = 1;
     block_step = tile.step;
   }
-  static constexpr int64_t row_step = 1;
-  int64_t first, block_step;
-};
-
-// kRows consecutive rows, in tiles of one group, against x.
-template <int kRows, ScaleKind kKind, bool kTiled>
-static void NibbleRows(const WeightView& w, int64_t row, const Operand* x, NestedScales* nested,
-                       float* sums) {
-  constexpr int64_t kBytes = kNibbleBlock / 2;
-  const int64_t row_bytes = w.k / 2, blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
-  const RowPlaces<kTiled> at(w, row);
-  const auto* codes = static_cast<const uint8_t*>(w.data) + at.first * kBytes;
-  // What is read so many rows later.
-  const int64_t later = row + RoundUp(kFetchAhead, kRows * row_bytes) / row_bytes;
-  const int64_t ahead = later < w.n ? (RowPlaces<kTiled>(w, later).first - at.first) * kBytes : 0;
-  const uint8_t* scale_codes = kKind == ScaleKind::kNested ? w.absmax_codes + at.first : nullptr;
-  const float* scales = kKind == ScaleKind::kPlain ? w.absmax + at.first : nullptr;
+  const auto* codes = static_cast<const uint8_t*>(w.data) + first * kBytes;
+  const uint8_t* scale_codes = kKind == ScaleKind::kNested ? w.absmax_codes + first : nullptr;
+  const float* scales = kKind == ScaleKind::kPlain ? w.absmax + first : nullptr;
   NibbleSums rows[kRows];
-  for (int64_t b = 0; b < blocks;) {
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) rows[r] = sums[r];
+  for (int64_t b = begin; b < end;) {
     const float* table[kRows];
-    int64_t end = blocks;
+    int64_t stop = end;
     if constexpr (kKind == ScaleKind::kNested) {  // to where the first of the rows needs its next table
       for (int r = 0; r < kRows; ++r) {
         const int64_t block = (row + r) * blocks + b;
         table[r] = nested->Of(w, block >> 8);
         const int64_t left = 256 - (block & 255);
-        if (end - b > left) end = b + left;
+        if (stop - b > left) stop = b + left;
       }
     }
-    for (; b < end; ++b) {
+    for (; b < stop; ++b) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const int64_t place = r * at.row_step + b * at.block_step;
-        const uint8_t* block = codes + place * kBytes;
-        // Rows of a tile are side by side: two are in a line.
-        if (!kTiled || r % 2 == 0 || kRows == 1)
-          _mm_prefetch(reinterpret_cast<const char*>(block + ahead), _MM_HINT_T0);
+        const int64_t place = r * row_step + b * block_step;
+        if (!kTiled) {
+          _mm_prefetch(reinterpret_cast<const char*>(ahead + place * kBytes), _MM_HINT_T0);
+        } else if (r % 2 == 0) {
+          const uint8_t* later = ahead + ((b - begin) * kRows + r) * kBytes;
+          _mm_prefetch(reinterpret_cast<const char*>(later), _MM_HINT_T0);
+        }
         float scale;
         if constexpr (kKind == ScaleKind::kNested) {
           scale = table[r][scale_codes[place]];
         } else if constexpr (kKind == ScaleKind::kPlain) {
           scale = scales[place];
         } else {
-          scale = BlockAbsmax(w, (at.first + place) / per_scale, ((row + r) * blocks + b) / per_scale);
+          scale = BlockAbsmax(w, (first + place) / per_scale, ((row + r) * blocks + b) / per_scale);
         }
-        rows[r].AddBlock(block, w.code_book, scale, x + b * kNibbleBlock);
+        rows[r].AddBlock(codes + place * kBytes, w.code_book, scale, x + b * kNibbleBlock);
       }
     }
   }
-  for (int r = 0; r < kRows; ++r) sums[r] = rows[r].Sum();
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = rows[r];
 }
 
-// Rows that are taken together begin at a multiple of their number from `row`, itself one of a group's
-// beginning in tiles: so they are of one group.
-template <ScaleKind kKind, bool kTiled, typename Emit>
-static void NibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
-                           const Emit& emit) {
+// Flat rows row .. end - 1, some at a time, each from its beginning to its end.
+template <ScaleKind kKind, typename Emit>
+static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+                               const Emit& emit) {
+  const int64_t blocks = w.k / kNibbleBlock, row_bytes = w.k / 2;
   NestedScales nested;
-  float sums[kRowsTogether];
-  for (; row + kRowsTogether <= end; row += kRowsTogether) {
-    NibbleRows<kRowsTogether, kKind, kTiled>(w, row, x, &nested, sums);
-    for (int64_t r = 0; r < kRowsTogether; ++r) emit(row + r, sums[r]);
-  }
-  for (; row < end; ++row) {
-    NibbleRows<1, kKind, kTiled>(w, row, x, &nested, sums);
-    emit(row, sums[0]);
+  const auto some = [&]<int kRows>() {
+    NibbleSums sums[kRows];
+    const auto* ahead =
+        static_cast<const uint8_t*>(w.data) + row * row_bytes + RoundUp(kFetchAhead, kRows * row_bytes);
+    NibbleRows<kRows, kKind, false>(w, row, 0, blocks, x, &nested, ahead, sums);
+    for (int64_t r = 0; r < kRows; ++r) emit(row + r, sums[r].Sum());
+    row += kRows;
+  };
+  while (row + kRowsTogether <= end) some.template operator()<kRowsTogether>();
+  while (row < end) some.template operator()<1>();
+}
+
+// Whole groups of rows in tiles, read as they lie: some blocks of all rows, then the next blocks. Meanwhile
+// the sums wait.
+template <ScaleKind kKind, typename Emit>
+static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+                                const Emit& emit) {
+  const int64_t blocks = w.k / kNibbleBlock;
+  // Scales of all rows of a group have to find room, or else their tables would be made again and again.
+  const bool fits = w.absmax != nullptr || NestedScales::Suits(w, kTileHeight);
+  const int64_t chunk = fits ? kBlocksTogether : blocks;
+  NestedScales nested;
+  for (; row < end; row += kTileHeight) {
+    const TiledRow tile(w, row);
+    const int64_t height = tile.step;
+    NibbleSums sums[kTileHeight];
+    for (int64_t b = 0; b < blocks; b += chunk) {
+      const int64_t stop = b + chunk < blocks ? b + chunk : blocks;
+      const auto* ahead = static_cast<const uint8_t*>(w.data) + kTileFetchAhead +
+                          (tile.first + b * height) * (kNibbleBlock / 2);
+      int64_t r = 0;
+      const auto some = [&]<int kRows>() {
+        NibbleRows<kRows, kKind, true>(w, row + r, b, stop, x, &nested, ahead, sums + r);
+        ahead += (stop - b) * kRows * (kNibbleBlock / 2);
+        r += kRows;
+      };
+      while (r + kRowsTogether <= height) some.template operator()<kRowsTogether>();
+      while (r < height) some.template operator()<1>();
+    }
+    for (int64_t r = 0; r < height; ++r) emit(row + r, sums[r].Sum());
   }
 }
 
 template <ScaleKind kKind, typename Emit>
-static void NibbleProductsOf(const WeightView& w, int64_t row, int64_t end, const Operand* x,
-                             const Emit& emit) {
+static void NibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+                           const Emit& emit) {
   if (w.order == WeightOrder::kTiles) {
-    NibbleProducts<kKind, true>(w, row, end, x, emit);
+    TiledNibbleProducts<kKind>(w, row, end, x, emit);
   } else {
-    NibbleProducts<kKind, false>(w, row, end, x, emit);
+    FlatNibbleProducts<kKind>(w, row, end, x, emit);
   }
 }
 
@@ -315,11 +336,11 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
     if (!nibbles) {
       for (int64_t n = row; n < end; ++n) emit(n, PlainRow(w, n, operands));
     } else if (w.block == kNibbleBlock && NestedScales::Suits(w, kRowsTogether)) {
-      NibbleProductsOf<ScaleKind::kNested>(w, row, end, operands, emit);
+      NibbleProducts<ScaleKind::kNested>(w, row, end, operands, emit);
     } else if (w.block == kNibbleBlock && w.absmax != nullptr) {
-      NibbleProductsOf<ScaleKind::kPlain>(w, row, end, operands, emit);
+      NibbleProducts<ScaleKind::kPlain>(w, row, end, operands, emit);
     } else {
-      NibbleProductsOf<ScaleKind::kAny>(w, row, end, operands, emit);
+      NibbleProducts<ScaleKind::kAny>(w, row, end, operands, emit);
     }
   });
 }

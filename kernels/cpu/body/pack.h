@@ -37,7 +37,8 @@ NIBBLE_INLINE void FetchLines(const void* address) {
   __builtin_prefetch(static_cast<const char*>(address) + 64);
 }
 
-constexpr int64_t kGroupsAhead = 4;  // groups of kTileHeight rows
+// Of groups of kTileHeight rows.
+constexpr int64_t kGroupsAhead = 4, kGroupsTogether = 8;
 
 struct WeightSource {
   static constexpr bool kLoads = true;
@@ -72,21 +73,31 @@ struct WeightSource {
     }
     for (; row < end; ++row) LoadBytes(row * w.k + first, count);
   }
-  // Blocks of a group of rows of whole blocks, ahead of use.
-  NIBBLE_INLINE void FetchGroup(int64_t row, int64_t first, int64_t blocks) const {
-    if (row >= w.n) return;
-    const GroupBlocks group(w, row);
-    const int64_t unit = BytesBefore(w, kTileBlock);
-    const auto fetch = [&](int64_t at, int64_t count) {
-      const char* from = static_cast<const char*>(w.data) + at * unit;
-      for (int64_t b = 0; b < count * unit; b += 64) __builtin_prefetch(from + b);
-    };
-    if (w.order == WeightOrder::kTiles) {
-      fetch(group.first + first * group.block_step, blocks * group.block_step);
+  // Before blocks of a group of rows that begins at `begin` are looked up: brings what lies in tiles from
+  // there on into the first-level cache, scales as well, kGroupsTogether groups at once; announces flat rows
+  // kGroupsAhead groups ahead. `groups`: how many have been looked up before.
+  void Bring(int64_t begin, int64_t groups, int64_t first_block, int64_t blocks) const {
+    if (w.order == WeightOrder::kFlat) {
+      const int64_t row = begin + kGroupsAhead * kTileHeight;
+      for (int64_t i = 0; i < kTileHeight && row + i < w.n; ++i) {
+        const char* at = static_cast<const char*>(w.data) +
+                         BytesBefore(w, (row + i) * w.k + first_block * kTileBlock);
+        for (int64_t b = 0; b < blocks * (kTileBlock / 2); b += 64) __builtin_prefetch(at + b);
+      }
       return;
     }
-    for (int64_t i = 0; i < kTileHeight && row + i < w.n; ++i)
-      fetch(group.first + i * group.row_step + first, blocks);
+    if (groups % kGroupsTogether != 0) return;
+    const int64_t rows = kGroupsTogether * kTileHeight, end = begin + rows < w.n ? begin + rows : w.n;
+    Load(begin, rows, first_block * kTileBlock, blocks * kTileBlock);
+    uint32_t any = 0;
+    for (int64_t row = begin; row < end; row += kTileHeight) {
+      const TiledRow tile(w, row);
+      const int64_t at = tile.first + first_block * tile.step;
+      const void* scale = w.absmax_codes + at;
+      if (w.absmax != nullptr) scale = w.absmax + at;
+      any |= *static_cast<const volatile uint8_t*>(scale);
+    }
+    (void)any;
   }
 
  private:
@@ -249,6 +260,51 @@ NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
 #endif
 }
 
+// Rows of whole blocks of 64 four-bit codes become columns: 16 rows, which are one group, are looked up and
+// transposed in registers. row0 is a multiple of 16, `first` and `depth` of 32.
+static void PackNibbleRows(const WeightView& w, int64_t row0, int64_t columns, int64_t first, int64_t depth,
+                           float* panel) {
+  static_assert(kLanes == kTileHeight);
+  constexpr int64_t kAhead = 4;  // blocks
+  const int64_t steps = Steps(depth), row_blocks = w.k / kTileBlock;
+  const auto* codes = static_cast<const uint8_t*>(w.data);
+  NibbleTable tables[kLanes];
+  for (int64_t column = 0; column < columns; column += kLanes) {
+    float* const tile = panel + column / kTileColumns * steps * kTileColumns + column % kTileColumns;
+    const int64_t present = columns - column < kLanes ? columns - column : kLanes;
+    const int64_t row = row0 + column;
+    const GroupBlocks group(w, row);
+    for (int64_t block = first / kTileBlock; block * kTileBlock < first + depth; ++block) {
+      const int64_t at = group.first + block * group.block_step;
+      for (int64_t r = 0; r < present; ++r) {
+        const int64_t stored = at + r * group.row_step;
+        __builtin_prefetch(codes + (stored + kAhead * group.block_step) * (kTileBlock / 2));
+        tables[r] = NibbleTable(w.code_book, BlockAbsmax(w, stored, (row + r) * row_blocks + block));
+      }
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t d = block * kTileBlock + 32 * half - first;
+        if (d < 0 || d >= depth) continue;
+        const uint8_t* from = codes + at * (kTileBlock / 2) + 16 * half;
+        I32 pairs[kLanes];
+        for (int64_t r = 0; r < kLanes; ++r) {
+          pairs[r] = r < present ? tables[r].Look32(from) : _mm512_setzero_si512();
+          if (r + 1 < present) from += group.row_step * (kTileBlock / 2);
+        }
+        Transpose(pairs);
+        float* const out = tile + d / kDepthPerStep * kTileColumns;
+        for (int64_t i = 0; i < kLanes; ++i) {
+          if constexpr (kPairs) {
+            StoreInt(out + i * kTileColumns, pairs[i]);
+          } else {
+            Store(out + 2 * i * kTileColumns, FirstOfPairs(pairs[i]));
+            Store(out + (2 * i + 1) * kTileColumns, SecondOfPairs(pairs[i]));
+          }
+        }
+      }
+    }
+  }
+}
+
 // Rows of whole blocks of 64 four-bit codes: two tiles of columns at a time go from the codes to the panel
 // without a stop. `first` and `columns` are multiples of 32, row0 and depth of kDepthPerStep.
 static void PackNibbleColumns(const WeightView& w, int64_t row0, int64_t depth, int64_t first,
@@ -259,11 +315,12 @@ static void PackNibbleColumns(const WeightView& w, int64_t row0, int64_t depth, 
   const auto* codes = static_cast<const uint8_t*>(w.data);
   const WeightSource source{w};
   const int64_t end = row0 + depth;
+  int64_t groups = 0;
   for (int64_t row = row0; row < end;) {
     const int64_t begin = row / kTileHeight * kTileHeight;
     const int64_t stop = begin + kTileHeight < end ? begin + kTileHeight : end;
     const GroupBlocks group(w, begin);
-    source.FetchGroup(begin + kGroupsAhead * kTileHeight, first_block, end_block - first_block);
+    source.Bring(begin, groups++, first_block, end_block - first_block);
     for (; row < stop; row += kDepthPerStep) {
       float* const out = panel + (row - row0) / kDepthPerStep * kTileColumns;
       for (int64_t block = first_block; block < end_block; ++block) {
@@ -298,6 +355,12 @@ template <typename Source>
 struct RowPacker {
   Source source;
   void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) const {
+#if defined(__AVX512F__)
+    if constexpr (Source::kLoads) {
+      if (NibbleBlocks(source.w) && column % kLanes == 0 && (first | depth) % 32 == 0)
+        return PackNibbleRows(source.w, column, columns, first, depth, panel);
+    }
+#endif
     PackRows(source, column, columns, first, depth, panel);
   }
 };
