@@ -1,9 +1,11 @@
 #include "engine/turns.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "base/random.h"
 #include "gtest/gtest.h"
 
 namespace nibble::engine {
@@ -72,6 +74,39 @@ TEST(TurnQueue, CompanyDoesNotChangeTheShares) {
   EXPECT_GT(together, turns / 4);
   EXPECT_NEAR(used["b"] / used["a"], 2, 0.05);
   EXPECT_NEAR(used["c"] / used["a"], 1, 0.05);
+}
+
+// Whoever takes the most steps in its share of time is in each turn; all others come along. So there are as
+// few turns, and weights are decoded as few times, as shares of time allow: one for each of its steps.
+TEST(TurnQueue, JobsOfUnequalCostAreTogetherAsOftenAsTheirSharesAllow) {
+  Random random(5);
+  for (int trial = 0; trial < 50; ++trial) {
+    TurnQueue queue;
+    std::map<std::string, int64_t> cost, steps;
+    std::map<std::string, double> weight;
+    const int64_t jobs = random.Between(2, 8);
+    for (int64_t i = 0; i < jobs; ++i) {
+      const std::string id(1, static_cast<char>('a' + i));
+      cost[id] = random.Chance(0.3) ? 1'000 : random.Between(1'000, 4'000);
+      weight[id] = TurnWeight(random.Chance(0.5) ? 0 : random.Between(-10, 10));
+      queue.Add(id, weight[id]);
+    }
+    constexpr int kTurns = 2'000;
+    for (int turn = 0; turn < kTurns; ++turn) {
+      for (const std::string& id : queue.NextTogether()) {
+        queue.Charge(id, cost[id] * random.Between(900, 1'100) / 1'000);
+        ++steps[id];
+      }
+    }
+    int64_t most = 0;
+    for (const auto& [id, count] : steps) most = std::max(most, count);
+    EXPECT_GE(most, kTurns * 98 / 100) << "trial " << trial;
+    const auto time_of = [&](const std::string& id) {
+      return static_cast<double>(steps[id] * cost[id]) / weight[id];
+    };
+    for (const auto& [id, unused] : cost)
+      EXPECT_NEAR(time_of(id) / time_of("a"), 1, 0.05) << "trial " << trial;
+  }
 }
 
 TEST(TurnQueue, ANewcomerNeitherWaitsNorTakesOver) {

@@ -12,10 +12,11 @@ or when a process peaks above its plan or more than 64 MiB below it.
 With --rows N every job has micro-batches of N tokens, and what is compared is fused turns (one decoding of each
 weight for the rows of all), turns of one job each (--fuse false) and one job after the other. The columns "of
 steps" count steps alone, without starting, attaching and writing adapters: their own times, and the process's
-from the 20th step on.
+from the 20th step on. A second table has where the time of a step goes.
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -73,6 +74,7 @@ class Engine:
         self.steps = self.fused = self.step_us = 0
         self.warm = self.last = (0, 0)  # tokens, processor seconds
         self.peak = self.pss = 0
+        self.phase_us = collections.Counter()
 
     def attach(self, name, directory, spec, data):
         large = 1 << 60
@@ -93,6 +95,7 @@ class Engine:
                 self.steps += 1
                 self.fused += line["jobs"] > 1
                 self.step_us += line["step_time_us"]
+                self.phase_us.update(line["phase_us"])
                 self.pss = max(self.pss, self.proportional())
                 self.last = (self.tokens, self.processor_seconds())
                 if self.steps == WARM_STEPS:
@@ -207,7 +210,7 @@ def main():
     directory = pathlib.Path(tempfile.mkdtemp(prefix="nibble-shared-"))
     try:
         bench = Bench(args, directory)
-        found, wrong = {}, []
+        found, phases, wrong = {}, {}, []
         print(f"{args.jobs} jobs on one base of the {args.shape} shape, {args.steps} steps each, "
               f"{args.threads} threads\n")
         print("| way | planned, MiB | peak, MiB | proportional, MiB | tokens/s | tokens/s of steps | "
@@ -230,7 +233,13 @@ def main():
             for engine, plan in zip(engines, planned):
                 if not 0 <= plan - engine.peak <= 64 * MIB:
                     wrong.append(f"{name}: a plan of {plan / MIB:.1f} MiB, a peak of {engine.peak / MIB:.1f} MiB")
+            phases[name] = (engines[0].phase_us, engines[0].steps)
             found[name] = {k: v for engine in engines for k, v in adapters(engine).items()}
+        if args.rows:
+            names = list(next(iter(phases.values()))[0])
+            print(f"\n| ms of a step | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+            for way, (us, steps) in phases.items():
+                print(f"| {way} | {' | '.join(f'{us[name] / steps / 1000:.2f}' for name in names)} |")
         first, *rest = found.values()
         wrong += ["adapters differ"] * any(other != first for other in rest)
         print(f"\nAdapters: {'identical' if all(o == first for o in rest) else 'DIFFERENT'} in all three.")
