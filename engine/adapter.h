@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,7 +80,7 @@ struct AdapterExport {
   std::string numerics_id;
   int64_t step = 0;
   int64_t total_steps = 0;
-  std::vector<MetricRow> metrics;
+  std::span<const MetricRow> metrics;
 };
 
 struct ExportedFile {

@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "base/digest.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -76,9 +78,26 @@ std::string ConfigJson(const AdapterConfig& config) {
   return Pretty(value);
 }
 
-// Beside, and renamed when it is durable. The masters go straight to the file.
-absl::StatusOr<ExportedFile> WriteWeights(const std::string& directory, const char* name,
-                                          const AdapterExport& adapter) {
+// Beside, and renamed when it is durable. `fill` writes piece by piece: neither masters nor the rows of a
+// long job are in memory twice.
+absl::StatusOr<ExportedFile> WriteStreamed(const std::string& directory, const char* name,
+                                           const std::function<absl::Status(HashedFile&)>& fill) {
+  const std::string temporary = JoinPath(directory, absl::StrCat(name, ".tmp"));
+  HashedFile file(temporary);
+  RETURN_IF_ERROR(file.Open());
+  absl::Cleanup nothing_half = [&] { RemoveFile(temporary).IgnoreError(); };
+  RETURN_IF_ERROR(fill(file));
+  RETURN_IF_ERROR(file.Finish());
+  RETURN_IF_ERROR(Rename(temporary, JoinPath(directory, name)));
+  std::move(nothing_half).Cancel();
+  return ExportedFile{name, file.bytes(), file.digest()};
+}
+
+absl::Status WriteText(HashedFile& file, std::string_view text) {
+  return file.Write(text.data(), static_cast<int64_t>(text.size()));
+}
+
+absl::Status WriteWeights(const AdapterExport& adapter, HashedFile& file) {
   std::vector<TensorToWrite> tensors;
   const int64_t r = adapter.config.r;
   for (const AdapterPairView& pair : adapter.pairs) {
@@ -87,21 +106,11 @@ absl::StatusOr<ExportedFile> WriteWeights(const std::string& directory, const ch
     tensors.push_back({path + ".lora_A.weight", TensorType::kF32, {r, shape.k}, pair.a});
     tensors.push_back({path + ".lora_B.weight", TensorType::kF32, {shape.n, r}, pair.b});
   }
-  const std::string temporary = JoinPath(directory, absl::StrCat(name, ".tmp"));
-  HashedFile file(temporary);
-  RETURN_IF_ERROR(file.Open());
-  absl::Cleanup nothing_half = [&] { RemoveFile(temporary).IgnoreError(); };
-  RETURN_IF_ERROR(StreamSafetensors(
-      tensors, {{"format", "pt"}},
-      [&](const void* data, int64_t size) { return file.Write(data, size); }));
-  RETURN_IF_ERROR(file.Finish());
-  RETURN_IF_ERROR(Rename(temporary, JoinPath(directory, name)));
-  std::move(nothing_half).Cancel();
-  return ExportedFile{name, file.bytes(), file.digest()};
+  return StreamSafetensors(tensors, {{"format", "pt"}},
+                           [&](const void* data, int64_t size) { return file.Write(data, size); });
 }
 
-std::string MetricsLines(const std::vector<MetricRow>& metrics) {
-  std::string out;
+absl::Status WriteMetrics(std::span<const MetricRow> metrics, HashedFile& file) {
   for (const MetricRow& row : metrics) {
     json line = {{"step", row.step},
                  {"epoch", Number(row.epoch)},
@@ -113,29 +122,33 @@ std::string MetricsLines(const std::vector<MetricRow>& metrics) {
       line["learning_rate"] = Number(row.learning_rate);
       line["target_tokens"] = row.target_tokens;
     }
-    absl::StrAppend(&out, line.dump(), "\n");
+    RETURN_IF_ERROR(WriteText(file, line.dump() + "\n"));
   }
-  return out;
+  return absl::OkStatus();
+}
+
+json LogEntry(const MetricRow& row) {
+  json entry = {{"epoch", Number(row.epoch)}, {"step", row.step}};
+  if (row.is_eval) {
+    entry["eval_loss"] = Number(row.loss);
+  } else {
+    entry["loss"] = Number(row.loss);
+    entry["grad_norm"] = Number(row.grad_norm);
+    entry["learning_rate"] = Number(row.learning_rate);
+  }
+  return entry;
 }
 
 // The form transformers' Trainer leaves behind, which plotting tools read.
-std::string TrainerState(const AdapterExport& adapter) {
-  json history = json::array();
+absl::Status WriteTrainerState(const AdapterExport& adapter, HashedFile& file) {
   int64_t tokens = 0;
   double epoch = 0;
   for (const MetricRow& row : adapter.metrics) {
-    json entry = {{"epoch", Number(row.epoch)}, {"step", row.step}};
-    if (row.is_eval) {
-      entry["eval_loss"] = Number(row.loss);
-    } else {
-      entry["loss"] = Number(row.loss);
-      entry["grad_norm"] = Number(row.grad_norm);
-      entry["learning_rate"] = Number(row.learning_rate);
-      tokens += row.tokens;
-      epoch = row.epoch;
-    }
-    history.push_back(std::move(entry));
+    if (row.is_eval) continue;
+    tokens += row.tokens;
+    epoch = row.epoch;
   }
+  constexpr std::string_view kHere = "\"the rows\"";
   const json value = {{"best_metric", json()},
                       {"best_model_checkpoint", json()},
                       {"epoch", Number(epoch)},
@@ -144,7 +157,7 @@ std::string TrainerState(const AdapterExport& adapter) {
                       {"is_hyper_param_search", false},
                       {"is_local_process_zero", true},
                       {"is_world_process_zero", true},
-                      {"log_history", history},
+                      {"log_history", "the rows"},
                       {"logging_steps", adapter.spec.logging_steps},
                       {"max_steps", adapter.total_steps},
                       {"num_input_tokens_seen", tokens},
@@ -155,7 +168,17 @@ std::string TrainerState(const AdapterExport& adapter) {
                       {"train_batch_size", adapter.spec.micro_batch_size},
                       {"trial_name", json()},
                       {"trial_params", json()}};
-  return Pretty(value);
+  const std::string text = Pretty(value);
+  const size_t rows = text.find(kHere);
+  RETURN_IF_ERROR(WriteText(file, std::string_view(text).substr(0, rows)));
+  const char* before = "[\n    ";
+  for (const MetricRow& row : adapter.metrics) {
+    const std::string entry = LogEntry(row).dump(2);
+    RETURN_IF_ERROR(WriteText(file, before + absl::StrReplaceAll(entry, {{"\n", "\n    "}})));
+    before = ",\n    ";
+  }
+  RETURN_IF_ERROR(WriteText(file, adapter.metrics.empty() ? "[]" : "\n  ]"));
+  return WriteText(file, std::string_view(text).substr(rows + kHere.size()));
 }
 
 // The recipe with every default written out; feeding it to `nibble run` with the data set repeats the job.
@@ -277,12 +300,6 @@ std::string ModelCard(const AdapterExport& adapter) {
 absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& directory,
                                                         const AdapterExport& adapter) {
   RETURN_IF_ERROR(MakeDirs(directory));
-  std::vector<std::pair<std::string, std::string>> contents;
-  contents.emplace_back("README.md", ModelCard(adapter));
-  contents.emplace_back("adapter_config.json", ConfigJson(adapter.config));
-  contents.emplace_back("metrics.jsonl", MetricsLines(adapter.metrics));
-  contents.emplace_back("nibble_job.yaml", Recipe(adapter));
-  contents.emplace_back("trainer_state.json", TrainerState(adapter));
   std::vector<ExportedFile> files;
   std::string checksums;
   const auto write = [&](const std::string& name, const std::string& data) -> absl::Status {
@@ -290,10 +307,20 @@ absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& direc
     files.push_back({name, static_cast<int64_t>(data.size()), Sha256Hex(data)});
     return absl::OkStatus();
   };
-  for (const auto& [name, data] : contents) RETURN_IF_ERROR(write(name, data));
-  ASSIGN_OR_RETURN(ExportedFile weights,
-                   WriteWeights(directory, "adapter_model.safetensors", adapter));
-  files.insert(files.begin() + 2, std::move(weights));  // they are listed by name
+  const auto stream = [&](const char* name, const auto& fill) -> absl::Status {
+    ASSIGN_OR_RETURN(ExportedFile file, WriteStreamed(directory, name, fill));
+    files.push_back(std::move(file));
+    return absl::OkStatus();
+  };
+  // They are listed by name.
+  RETURN_IF_ERROR(write("README.md", ModelCard(adapter)));
+  RETURN_IF_ERROR(write("adapter_config.json", ConfigJson(adapter.config)));
+  RETURN_IF_ERROR(
+      stream("adapter_model.safetensors", [&](HashedFile& f) { return WriteWeights(adapter, f); }));
+  RETURN_IF_ERROR(stream("metrics.jsonl", [&](HashedFile& f) { return WriteMetrics(adapter.metrics, f); }));
+  RETURN_IF_ERROR(write("nibble_job.yaml", Recipe(adapter)));
+  RETURN_IF_ERROR(
+      stream("trainer_state.json", [&](HashedFile& f) { return WriteTrainerState(adapter, f); }));
   for (const ExportedFile& file : files) {
     absl::StrAppend(&checksums, file.sha256, "  ", file.name, "\n");
   }

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <fstream>
@@ -40,9 +41,7 @@ class AdapterTest : public ::testing::Test {
     export_.job_name = "extract";
     export_.step = 2;
     export_.total_steps = 2;
-    export_.metrics = {{1, 0.5, false, 3.25, 1.5, 1e-4, 100, 40, 2000},
-                       {2, 1.0, false, NAN, INFINITY, 2e-4, 90, 30, 1000},
-                       {2, 1.0, true, 2.5, 0, 0, 50, 50, 10}};
+    export_.metrics = rows_;
     Random random(2);
     for (int64_t layer = 0; layer < 2; ++layer) {
       for (const Module module : export_.config.target_modules) {
@@ -76,6 +75,9 @@ class AdapterTest : public ::testing::Test {
   TempDir dir_;
   AdapterExport export_;
   std::deque<std::vector<float>> values_;
+  const std::vector<MetricRow> rows_ = {{1, 0.5, false, 3.25, 1.5, 1e-4, 100, 40, 2000},
+                                        {2, 1.0, false, NAN, INFINITY, 2e-4, 90, 30, 1000},
+                                        {2, 1.0, true, 2.5, 0, 0, 50, 50, 10}};
 };
 
 TEST_F(AdapterTest, WhatIsExportedIsImported) {
@@ -133,9 +135,27 @@ TEST_F(AdapterTest, FilesHaveTheFormOthersRead) {
   EXPECT_THAT(*ReadFile(dir_.Join("checksums.txt")), HasSubstr("  adapter_model.safetensors\n"));
 }
 
+// The rows are written one by one, in the form the whole would have.
+TEST_F(AdapterTest, TheCourseOfTheRunIsJsonHoweverLongItWas) {
+  for (const size_t steps : {0, 1, 3'000}) {
+    std::vector<MetricRow> rows;
+    for (size_t i = 1; i <= steps; ++i)
+      rows.push_back({static_cast<int64_t>(i), 0.5, false, 2.5, 1, 1e-4, 7});
+    export_.metrics = rows;
+    ASSERT_TRUE(ExportAdapter(dir_.path(), export_).ok());
+    const std::string text = *ReadFile(dir_.Join("trainer_state.json"));
+    const json state = json::parse(text);
+    EXPECT_EQ(state["log_history"].size(), steps);
+    EXPECT_EQ(state["num_input_tokens_seen"], 7 * steps);
+    EXPECT_EQ(state.dump(2) + "\n", text);
+    const std::string lines = *ReadFile(dir_.Join("metrics.jsonl"));
+    EXPECT_EQ(static_cast<size_t>(std::count(lines.begin(), lines.end(), '\n')), steps);
+  }
+}
+
 TEST_F(AdapterTest, WeightsAndConfigDependOnNothingElse) {
   const auto first = ExportAdapter(dir_.Join("a"), export_);
-  export_.metrics.clear();
+  export_.metrics = {};
   export_.job_name = "other";
   const auto second = ExportAdapter(dir_.Join("b"), export_);
   ASSERT_TRUE(first.ok() && second.ok());

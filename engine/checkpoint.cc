@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 
 #include "absl/cleanup/cleanup.h"
@@ -349,17 +350,13 @@ absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& directory,
   LoadedCheckpoint loaded;
   ASSIGN_OR_RETURN(loaded.head, ReadHead(directory));
   RETURN_IF_ERROR(ReadState(directory, loaded.head.step, arrays));
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(JoinPath(directory, kHistoryFile)));
-  size_t begin = 0;
-  while (begin < text.size()) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
+  std::ifstream rows(JoinPath(directory, kHistoryFile));
+  for (std::string line; std::getline(rows, line);) {
     MetricRow row;
-    if (!RowFromJson(text.substr(begin, end - begin), row)) {
-      return Invalid(directory, "history.jsonl has a line that is no metric row");
-    }
+    if (!RowFromJson(line, row)) return Invalid(directory, "history.jsonl has a line that is no metric row");
     loaded.history.push_back(row);
-    begin = end + 1;
   }
+  if (!rows.eof()) return Invalid(directory, "history.jsonl cannot be read");
   return loaded;
 }
 

@@ -113,6 +113,7 @@ class Job {
   Job(Device& device, JobInput input, const Clock& clock)
       : device_(device), input_(std::move(input)), clock_(clock) {}
 
+  void Keep(const MetricRow& row);
   absl::Status ChooseNumerics();
   absl::Status LoadData();
   // Steps between what the spec asks for every `steps`, or so many times an epoch, or not at all
@@ -153,7 +154,7 @@ class Job {
   int64_t updates_ = 0;
   int64_t skipped_in_a_row_ = 0;
   double last_loss_ = 0;
-  std::vector<MetricRow> history_;
+  std::vector<MetricRow> history_;  // by Keep
   bool finished_ = false;
 
   // The step made ready by PrepareStep; buffers keep their room.

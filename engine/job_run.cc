@@ -15,6 +15,16 @@ constexpr int kSkipsBeforeFailure = 3;
 
 }  // namespace
 
+// In place, so that a long history is not in memory twice while it grows: what spec::HistoryRows plans.
+void Job::Keep(const MetricRow& row) {
+  constexpr int64_t kMost = int64_t{1} << 22;  // half a GB of addresses
+  if (history_.size() == history_.capacity()) {
+    const int64_t rows = total_steps() + (eval_interval_ > 0 ? total_steps() / eval_interval_ : 0) + 2;
+    history_.reserve(static_cast<size_t>(std::min(kMost, rows)));
+  }
+  history_.push_back(row);
+}
+
 bool Job::EvaluationDue() const {
   if (eval_interval_ == 0) return false;
   // At the start for comparison, at every interval, and at the end.
@@ -84,7 +94,7 @@ absl::StatusOr<JobEvent> Job::ConcludeStep(StepDone done) {
   if (device_.backend().is_host())
     done.row.phase_us[static_cast<size_t>(spec::StepPhase::kData)] += data_us_;
   RETURN_IF_ERROR(FaultStatus(device_.backend()));
-  history_.push_back(done.row);
+  Keep(done.row);
   if (skipped_in_a_row_ >= kSkipsBeforeFailure) {
     return Error(Reason::kLossNotFinite,
                  absl::StrCat("loss or gradient norm was not finite in ", skipped_in_a_row_,
@@ -208,7 +218,7 @@ absl::StatusOr<std::optional<EvalDone>> Job::EvaluateSome() {
   row.tokens = eval_tokens_;
   row.target_tokens = eval_targets_;
   row.step_time_us = eval_time_us_;
-  history_.push_back(row);
+  Keep(row);
   eval_next_ = 0;
   eval_loss_sum_ = 0;
   eval_targets_ = eval_tokens_ = eval_time_us_ = 0;

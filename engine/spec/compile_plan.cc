@@ -345,7 +345,7 @@ int64_t BaseHostBytes(const ModelConfig& model) { return (int64_t{8} << 20) + 66
 // made: at most kRowBytes together. By blocks of rows, so that data sets of nearly one size have one plan.
 int64_t JobHostBytes(const TrainSpec& spec) {
   constexpr int64_t kRowBytes = 64, kBlock = 1 << 14;
-  return (int64_t{1} << 20) + (spec.data_rows / kBlock + 1) * kBlock * kRowBytes;
+  return (int64_t{1} << 20) + (spec.data_rows / kBlock + 1) * kBlock * kRowBytes + HistoryBytes(spec);
 }
 
 constexpr int64_t kMaxDataRows = int64_t{1} << 31;
@@ -462,6 +462,20 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   }
   plan.memory.lower_bound_bytes = plan.memory.TotalBytes() - waste;
   return plan;
+}
+
+int64_t HistoryBytes(const TrainSpec& spec) {
+  constexpr int64_t kRowBytes = 128, kBlockRows = (int64_t{1} << 20) / kRowBytes;
+  constexpr double kMostSteps = 1e9;  // max_steps may say no more
+  const double batch = std::max(1.0, double{1} * spec.micro_batch_size * spec.gradient_accumulation_steps);
+  const double epochs = std::max(0.0, spec.num_epochs);
+  const double wanted = spec.max_steps > 0 ? static_cast<double>(spec.max_steps)
+                                           : static_cast<double>(spec.data_rows) * epochs / batch;
+  const auto steps = static_cast<int64_t>(std::min(kMostSteps, wanted));
+  const double often = std::max(1.0, spec.evals_per_epoch) * epochs;
+  const int64_t evaluations =
+      spec.eval_steps > 0 ? steps / spec.eval_steps : static_cast<int64_t>(std::min<double>(steps, often));
+  return (steps + evaluations + kBlockRows / 2) / kBlockRows * kBlockRows * kRowBytes;
 }
 
 absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,

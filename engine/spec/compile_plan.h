@@ -71,6 +71,10 @@ struct CompiledPlan {
   int32_t evaluate_op = 0;
 };
 
+// Of the rows a job keeps of its steps and evaluations, for its checkpoints and its adapter: 128 bytes each,
+// in blocks of a MiB, none of a few thousand steps.
+int64_t HistoryBytes(const TrainSpec& spec);
+
 // Tokens of a padded micro-batch: one of about eight lengths up to the room.
 int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens);
 

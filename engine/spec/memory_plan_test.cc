@@ -194,6 +194,19 @@ TEST(CompilePlan, ShortMicroBatchesKeepTheirTensorsToThemselves) {
       << "they would be more than half of the rest";
 }
 
+// What an engine keeps of each step is planned, by the steps that are known or can be.
+TEST(CompilePlan, LongHistoriesAreCounted) {
+  constexpr int64_t kMiB = 1 << 20;
+  EXPECT_EQ(HistoryBytes({}), 0);
+  EXPECT_EQ(HistoryBytes({.max_steps = 3'000}), 0);
+  EXPECT_EQ(HistoryBytes({.max_steps = 1'000'000}), 122 * kMiB);
+  EXPECT_EQ(HistoryBytes({.max_steps = 1'000'000, .eval_steps = 1}), 244 * kMiB);
+  EXPECT_EQ(HistoryBytes({.micro_batch_size = 2, .gradient_accumulation_steps = 4, .num_epochs = 80,
+                          .data_rows = 100'000}),
+            122 * kMiB);
+  EXPECT_GT(HistoryBytes({.num_epochs = 1e9, .data_rows = 1 << 30}), 0);
+}
+
 TEST(CompilePlan, EveryBufferBeginsAligned) {
   for (const int32_t r : {1, 3, 8, 50}) {
     const TrainSpec spec = Resolved(kTiny, {.lora_r = r, .optimizer = OptimizerKind::kAdamW8bit});

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/digest.h"
+#include "engine/spec/compile_plan.h"
 
 namespace nibble::core {
 namespace {
@@ -100,7 +101,7 @@ std::string CheckKey(const Dataset& dataset, const Dataset* eval_dataset, const 
 }
 
 std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
-  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g|b%d|n%d",
+  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g|b%d|n%d|h%d",
                          model.digest, model.id, spec.lora_r, Targets(spec), spec.lora_dropout,
                          static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
                          spec.sample_packing, spec.micro_batch_size,
@@ -110,7 +111,7 @@ std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
                          spec.val_set_size, spec.train_on_inputs,
                          static_cast<int>(spec.excess_length), spec.max_grad_norm,
                          static_cast<int>(spec.base_cache) * 3 + static_cast<int>(spec.graphs),
-                         spec.data_rows >> 14);
+                         spec.data_rows >> 14, spec::HistoryBytes(spec) >> 20);
 }
 
 std::string GroupKey(const Model& model, const spec::TrainSpec& spec) {
