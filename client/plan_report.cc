@@ -134,7 +134,9 @@ std::string OverridesText(const v1::Suggestion& suggestion) {
   return absl::StrJoin(overrides, " ");
 }
 
+// Every line says what its figure is worth: to the byte, or what was measured or allowed for.
 std::string MemoryText(const v1::MemoryPlan& plan) {
+  constexpr const char* kExact = "; exact";
   std::string out;
   const auto& c = plan.by_category();
   Line(out, "total", Exact(plan.total_bytes()));
@@ -142,7 +144,8 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
        absl::StrCat(FormatBytes(plan.base_bytes()),
                     Parts({{"codes", c.base_codes()},
                            {"scales", c.base_scales()},
-                           {"unquantized", c.base_unquantized()}})));
+                           {"unquantized", c.base_unquantized()}}),
+                    kExact));
   // Of a job that may step together with others the activations are persistent, too (docs/memory.md).
   const int64_t kept = c.adapters() + c.gradients() + c.optimizer();
   const bool keeps_activations =
@@ -152,17 +155,21 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
        absl::StrCat(FormatBytes(plan.persistent_bytes()), Parts({{"adapters", c.adapters()},
                                                                  {"gradients", c.gradients()},
                                                                  {"optimizer", c.optimizer()},
-                                                                 {"activations", of_persistent}})));
+                                                                 {"activations", of_persistent}}),
+                    kExact));
   Line(out, "step",
        absl::StrCat(FormatBytes(plan.step_bytes()), Parts({{"activations", c.activations() - of_persistent},
-                                                           {"workspace", c.workspace()}})));
-  Line(out, "process", FormatBytes(plan.fixed_bytes()));
+                                                           {"workspace", c.workspace()}}),
+                    kExact));
+  Line(out, "process",
+       absl::StrCat(FormatBytes(plan.fixed_bytes()), "; measured by the worker, assumed for a card"));
   if (plan.host_bytes()) {
-    Line(out, "host",
-         absl::StrCat(FormatBytes(plan.host_bytes()), plan.host_apart() ? ", beside the device's" : ""));
+    const char* beside = plan.host_apart() ? ", beside the device's" : "";
+    Line(out, "host", absl::StrCat(FormatBytes(plan.host_bytes()), beside, "; at most"));
   }
   if (plan.pinned_bytes()) {
-    Line(out, "page-locked", absl::StrCat(FormatBytes(plan.pinned_bytes()), ", beside the device's"));
+    Line(out, "page-locked",
+         absl::StrCat(FormatBytes(plan.pinned_bytes()), ", beside the device's", kExact));
   }
   Line(out, "peak", plan.peak_phase().empty() ? "" : absl::StrCat("in ", plan.peak_phase()));
   if (plan.lower_bound_bytes() > 0 && plan.total_bytes() > 0) {
