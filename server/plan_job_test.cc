@@ -4,21 +4,16 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <functional>
-#include <limits>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "base/error.h"
-#include "base/file.h"
 #include "base/status.h"
-#include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
-#include "grpcpp/grpcpp.h"
 #include "nibble/v1/job.grpc.pb.h"
-#include "server/server.h"
+#include "server/testing/absurd_specs.h"
+#include "server/testing/served.h"
 
 namespace nibble::server {
 namespace {
@@ -28,32 +23,17 @@ using testing::HasSubstr;
 // The refusal as the server meant it.
 absl::Status Decoded(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
-  google::rpc::Status rich;
-  google::rpc::ErrorInfo info;
-  google::rpc::BadRequest bad;
-  EXPECT_TRUE(rich.ParseFromString(status.error_details())) << status.error_message();
-  for (const auto& detail : rich.details()) {
-    if (!detail.UnpackTo(&info)) detail.UnpackTo(&bad);
-  }
-  Error error(ReasonFromName(info.reason()), rich.message());
-  for (const auto& v : bad.field_violations()) error.Violation(v.field(), v.description());
+  const Details details = DetailsOf(status);
+  Error error(ReasonFromName(details.info.reason()), details.status.message());
+  for (const auto& v : details.bad.field_violations()) error.Violation(v.field(), v.description());
   return error.ToStatus();
 }
 
-class PlanJobTest : public testing::Test {
+class PlanJobTest : public ServedTest {
  protected:
   void SetUp() override {
-    ServerOptions options;
-    options.data_dir = directory_.Join("data");
-    options.listen = "127.0.0.1:0";
-    options.http_listen = "";
-    options.in_memory = true;
-    options.blobs.min_free_bytes = 0;
-    auto server = StartServer(options);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
-    jobs_ = v1::JobService::NewStub(grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()),
-                                                        grpc::InsecureChannelCredentials()));
+    ServedTest::SetUp();
+    jobs_ = v1::JobService::NewStub(channel_);
   }
 
   absl::StatusOr<v1::PlanJobResponse> Plan(const v1::PlanJobRequest& request) {
@@ -64,8 +44,6 @@ class PlanJobTest : public testing::Test {
   }
 
  private:
-  TempDir directory_;
-  std::unique_ptr<Server> server_;
   std::unique_ptr<v1::JobService::Stub> jobs_;
 };
 
@@ -240,34 +218,7 @@ constexpr char kFine[] =
     R"("num_hidden_layers":1,"num_attention_heads":2,"max_position_embeddings":2048})";
 
 TEST_F(PlanJobTest, AbsurdRecipesAreRefusedByFieldAndBound) {
-  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
-  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min();
-  constexpr double kInfinite = std::numeric_limits<double>::infinity();
-  struct Case {
-    std::function<void(v1::JobSpec&)> spoil;
-    const char* field;
-    const char* bound;
-  };
-  const Case cases[] = {
-      {[](auto& s) { s.mutable_lora()->set_r(-1); }, "spec.lora.r", "1 to 256"},
-      {[](auto& s) { s.mutable_lora()->set_r(kMost); }, "spec.lora.r", "1 to 256"},
-      {[](auto& s) { s.mutable_lora()->set_alpha(kInfinite); }, "spec.lora.alpha", "65536"},
-      {[](auto& s) { s.mutable_data()->set_sequence_len(-1); }, "spec.data.sequence_len", "8 to 2048"},
-      {[](auto& s) { s.mutable_data()->set_sequence_len(kMost); }, "spec.data.sequence_len", "8 to 2048"},
-      {[](auto& s) { s.mutable_training()->set_micro_batch_size(kLeast); }, "spec.training.micro_batch_size",
-       "1 to 4096"},
-      {[](auto& s) { s.mutable_training()->set_micro_batch_size(kMost); }, "spec.training.micro_batch_size",
-       "1 to 4096"},
-      {[](auto& s) { s.mutable_training()->set_gradient_accumulation_steps(kMost); },
-       "spec.training.gradient_accumulation_steps", "1 to 65536"},
-      {[](auto& s) { s.mutable_training()->set_max_steps(std::numeric_limits<int64_t>::max()); },
-       "spec.training.max_steps", "1 to 1e+09"},
-      {[](auto& s) { s.mutable_training()->set_evals_per_epoch(-1); }, "spec.training.evals_per_epoch",
-       "0 to 1000"},
-      {[](auto& s) { s.mutable_training()->set_recompute("some"); }, "spec.training.recompute",
-       "must be one of"},
-  };
-  for (const Case& c : cases) {
+  for (const AbsurdSpec& c : AbsurdSpecs()) {
     v1::PlanJobRequest request;
     request.set_model_config_json(kFine);
     c.spoil(*request.mutable_spec());

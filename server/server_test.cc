@@ -4,14 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/file.h"
-#include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
-#include "grpcpp/grpcpp.h"
 #include "nibble/v1/adapter.grpc.pb.h"
 #include "nibble/v1/blob.grpc.pb.h"
 #include "nibble/v1/dataset.grpc.pb.h"
@@ -19,6 +17,8 @@
 #include "nibble/v1/job.grpc.pb.h"
 #include "nibble/v1/model.grpc.pb.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
+#include "server/testing/absurd_specs.h"
+#include "server/testing/served.h"
 #include "server/testing/tiny_model.h"
 
 namespace nibble::server {
@@ -30,48 +30,23 @@ constexpr char kProfile[] = R"({"act_bytes":2,"backend":"cpu","body":"avx2","bui
     "capacity_bytes":1073741824,"fixed_bytes":1048576,"threads":1})";
 
 std::string ReasonOf(const grpc::Status& status) {
-  google::rpc::Status rich;
-  google::rpc::ErrorInfo info;
-  if (status.ok() || !rich.ParseFromString(status.error_details())) return status.ok() ? "OK" : "no details";
-  EXPECT_EQ(rich.code(), static_cast<int>(status.error_code()));
-  EXPECT_FALSE(rich.message().empty());
-  for (const auto& detail : rich.details()) {
-    if (detail.UnpackTo(&info)) {
-      EXPECT_EQ(info.domain(), "nibble");
-      return info.reason();
-    }
-  }
-  return "no ErrorInfo";
+  if (status.ok()) return "OK";
+  const Details details = DetailsOf(status);
+  EXPECT_EQ(details.status.code(), static_cast<int>(status.error_code()));
+  EXPECT_FALSE(details.status.message().empty());
+  EXPECT_EQ(details.info.domain(), "nibble");
+  return details.info.reason();
 }
 
 std::string FieldOf(const grpc::Status& status) {
-  google::rpc::Status rich;
-  google::rpc::BadRequest bad;
-  rich.ParseFromString(status.error_details());
-  for (const auto& detail : rich.details()) {
-    if (detail.UnpackTo(&bad)) return bad.field_violations(0).field();
-  }
-  return "";
+  const Details details = DetailsOf(status);
+  return details.bad.field_violations().empty() ? "" : details.bad.field_violations(0).field();
 }
 
-class ServerTest : public testing::Test {
+class ServerTest : public ServedTest {
  protected:
   void SetUp() override {
-    ServerOptions options;
-    options.data_dir = directory_.Join("data");
-    options.listen = "127.0.0.1:0";
-    options.http_listen = "";
-    options.in_memory = true;
-    options.model_root = directory_.Join("models");
-    options.blobs.min_free_bytes = 0;
-    options.heartbeat_us = 1'000'000;
-    SetLease(6'000'000, &options.core);
-    ASSERT_TRUE(MakeDirs(options.model_root).ok());
-    auto server = StartServer(options);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
-    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()),
-                                   grpc::InsecureChannelCredentials());
+    ServedTest::SetUp();
     jobs_ = v1::JobService::NewStub(channel_);
     datasets_ = v1::DatasetService::NewStub(channel_);
     models_ = v1::ModelService::NewStub(channel_);
@@ -196,9 +171,6 @@ class ServerTest : public testing::Test {
     return workers_->ReportProgress(&context, request, &response);
   }
 
-  TempDir directory_;
-  std::unique_ptr<Server> server_;
-  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::JobService::Stub> jobs_;
   std::unique_ptr<v1::DatasetService::Stub> datasets_;
   std::unique_ptr<v1::ModelService::Stub> models_;
@@ -248,6 +220,44 @@ TEST_F(ServerTest, ErrorsNameReasonAndField) {
   v1::Model model;
   grpc::ClientContext context;
   EXPECT_EQ(ReasonOf(models_->RegisterModel(&context, escape, &model)), "PATH_NOT_ALLOWED");
+}
+
+TEST_F(ServerTest, AbsurdRecipesMakeNoJob) {
+  const v1::CreateJobRequest good = JobRequest();
+  for (const AbsurdSpec& c : AbsurdSpecs()) {
+    v1::CreateJobRequest bad = good;
+    c.spoil(*bad.mutable_spec());
+    v1::Job job;
+    const grpc::Status status = Create(bad, &job);
+    EXPECT_EQ(ReasonOf(status), "SPEC_INVALID") << c.field;
+    EXPECT_EQ(FieldOf(status), c.field);
+    EXPECT_NE(DetailsOf(status).bad.field_violations(0).description().find(c.bound), std::string::npos)
+        << c.field;
+  }
+  v1::ListJobsResponse jobs;
+  grpc::ClientContext context;
+  ASSERT_EQ(ReasonOf(jobs_->ListJobs(&context, {}, &jobs)), "OK");
+  EXPECT_EQ(jobs.jobs_size(), 0);
+}
+
+// A worker's devices through the whole of Register: nobody is let in with figures that no sum survives.
+TEST_F(ServerTest, AbsurdDevicesAreNotRegistered) {
+  for (const int64_t bytes : {int64_t{0}, int64_t{-1}, std::numeric_limits<int64_t>::min(),
+                              std::numeric_limits<int64_t>::max()}) {
+    wv1::RegisterRequest request;
+    request.set_worker_id("w1");
+    request.set_incarnation("one");
+    wv1::DeviceProfile* device = request.add_devices();
+    device->set_id("cpu0");
+    device->set_backend("cpu");
+    device->set_capacity_bytes(bytes);
+    device->set_profile_json(kProfile);
+    wv1::RegisterResponse response;
+    grpc::ClientContext context;
+    const grpc::Status status = workers_->Register(&context, request, &response);
+    EXPECT_EQ(ReasonOf(status), "SPEC_INVALID") << bytes;
+    EXPECT_EQ(FieldOf(status), "devices[0].capacity_bytes");
+  }
 }
 
 TEST_F(ServerTest, ModelsAndDataSetsByPath) {

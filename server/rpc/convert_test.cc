@@ -3,7 +3,9 @@
 #include <limits>
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "engine/spec/testing/no_defaults.h"
 #include "google/rpc/error_details.pb.h"
 #include "server/rpc/convert_spec.h"
 #include "server/rpc/job_request.h"
@@ -23,47 +25,15 @@ TEST(ConvertSpec, UnsetKeepsTheDefaults) {
 }
 
 TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
-  spec::TrainSpec in;
-  in.lora_r = 8;
-  in.lora_alpha = 4;
-  in.lora_dropout = 0.5;
-  in.target_modules = {spec::Module::kQ, spec::Module::kDown};
-  in.use_rslora = true;
-  in.quant = spec::QuantKind::kINT8;
-  in.double_quant = false;
+  spec::TrainSpec in = spec::NoDefaults();
+  // In the API fields may stand beside each other that exclude each other in a recipe.
   in.format = "alpaca";
-  in.chat_template = "chatml";
-  in.train_on_inputs = true;
-  in.sequence_len = 77;
-  in.sample_packing = false;
-  in.excess_length = spec::ExcessLength::kTruncate;
-  in.val_set_size = 0.25;
-  in.learning_rate = 1e-3;
-  in.lr_schedule = spec::LrSchedule::kLinear;
   in.warmup_ratio = 0.2;
-  in.warmup_steps = 5;
-  in.weight_decay = 0.1;
-  in.adam_beta1 = 0.8;
-  in.adam_beta2 = 0.95;
-  in.adam_epsilon = 1e-6;
-  in.max_grad_norm = 0;
-  in.micro_batch_size = 2;
-  in.gradient_accumulation_steps = 3;
-  in.num_epochs = 2.5;
-  in.max_steps = 9;
-  in.recompute = spec::Recompute::kKeepGemmOutputs;
-  in.base_cache = spec::BaseCache::kOn;
-  in.graphs = spec::Graphs::kOff;
-  in.optimizer = spec::OptimizerKind::kAdamW8bit;
-  in.logging_steps = 2;
-  in.eval_steps = 3;
-  in.save_steps = 4;
   in.evals_per_epoch = 2.5;
   in.saves_per_epoch = 0;
-  in.save_interval_seconds = 0;
-  in.save_total_limit = 7;
+  in.recompute = spec::Recompute::kKeepGemmOutputs;
+  in.base_cache = spec::BaseCache::kOn;
   in.seed = std::numeric_limits<uint64_t>::max();
-  in.allow_numerics_change = true;
   const auto out = ToTrainSpec(ToJobSpec(in));
   ASSERT_TRUE(out.ok()) << out.status();
   EXPECT_EQ(*out, in);
@@ -243,6 +213,29 @@ TEST(ReadMetrics, FiguresThatCannotBeAreBounded) {
   job.progress.planned_steps = std::get<core::ReportPlan>(*ReadReport(request)).planned_steps;
   EXPECT_EQ(job.progress.planned_steps, 1 << 30);
   EXPECT_EQ(core::EstimatedEndUnixUs(job, int64_t{1} << 51), 0) << "no date";
+}
+
+// JSON has no NaN; what stands for one, and figures that are no whole ones of 63 bits, are refused by key.
+TEST(ReadRegister, ProfilesWithAbsurdFiguresAreRefused) {
+  worker::v1::RegisterRequest request;
+  worker::v1::DeviceProfile* device = request.add_devices();
+  const auto read = [&](const std::string& json) {
+    device->set_profile_json(json);
+    return ReadRegister(request).status();
+  };
+  const std::string fine = R"({"act_bytes":2,"backend":"cpu","body":"avx2","build":"test","threads":1,)";
+  EXPECT_TRUE(read(fine + R"("linear_mflop_per_s":9223372036854775807})").ok());
+  for (const char* key : {"linear_mflop_per_s", "fixed_bytes", "capacity_bytes", "pinned_capacity_bytes",
+                          "host_capacity_bytes", "threads", "act_bytes"}) {
+    for (const char* value : {"NaN", "nan", "\"NaN\"", "null", "-1", "1e308", "1e999", "0.5", "[]",
+                              "9223372036854775808", "18446744073709551615", "18446744073709551616"}) {
+      const absl::Status status = read(absl::StrCat(fine, "\"", key, "\":", value, "}"));
+      ASSERT_FALSE(StatusViolations(status).empty()) << key << " " << value << ": " << status;
+      EXPECT_EQ(StatusViolations(status)[0].field, "devices[0].profile_json") << key << " " << value;
+    }
+  }
+  EXPECT_FALSE(read("").ok());
+  EXPECT_FALSE(read(std::string(100'000, '[')).ok());
 }
 
 TEST(ReadSynchronize, TakesPhasesItDoesNotKnow) {

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "client/recipe.h"
 #include "engine/adapter.h"
+#include "engine/spec/testing/no_defaults.h"
 #include "nibble/v1/job.pb.h"
 #include "server/rpc/convert_spec.h"
 
@@ -21,43 +22,6 @@ using spec::TrainSpec;
 
 // Together they have something else than the default in every field; some cannot stand beside each other.
 std::vector<TrainSpec> Specs() {
-  TrainSpec a;
-  a.lora_r = 8;
-  a.lora_alpha = 20.5;
-  a.lora_dropout = 0.125;
-  a.target_modules = {spec::Module::kQ, spec::Module::kDown};
-  a.use_rslora = true;
-  a.quant = spec::QuantKind::kINT8;
-  a.double_quant = false;
-  a.chat_template = "chatml";
-  a.train_on_inputs = true;
-  a.sequence_len = 300;
-  a.sample_packing = false;
-  a.excess_length = spec::ExcessLength::kTruncate;
-  a.val_set_size = 0.1;
-  a.optimizer = spec::OptimizerKind::kAdamW8bit;
-  a.paged_optimizer = true;
-  a.offload_activations = true;
-  a.learning_rate = 1.2345678e-4;
-  a.lr_schedule = spec::LrSchedule::kConstant;
-  a.warmup_steps = 7;
-  a.weight_decay = 0.01;
-  a.adam_beta1 = 0.85;
-  a.adam_beta2 = 0.99;
-  a.adam_epsilon = 1e-6;
-  a.max_grad_norm = 0.3;
-  a.micro_batch_size = 3;
-  a.gradient_accumulation_steps = 5;
-  a.num_epochs = 2.5;
-  a.max_steps = 11;
-  a.graphs = spec::Graphs::kOn;
-  a.logging_steps = 2;
-  a.eval_steps = 4;
-  a.save_steps = 6;
-  a.save_interval_seconds = 60;
-  a.save_total_limit = 2;
-  a.seed = 7;
-  a.allow_numerics_change = true;
   TrainSpec b;
   b.target_modules = {spec::Module::kV};
   b.quant = spec::QuantKind::kBF16;
@@ -65,7 +29,7 @@ std::vector<TrainSpec> Specs() {
   b.warmup_ratio = 0.25;
   b.evals_per_epoch = 2;
   b.saves_per_epoch = 0.5;
-  return {a, b};
+  return {spec::NoDefaults(), b};
 }
 
 // What the recipe leaves to whoever repeats the job: the file's format is that of the data set it is given,
