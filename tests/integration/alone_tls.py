@@ -40,8 +40,8 @@ def check_tls(binary, in_memory):
                                   check=True, capture_output=True, text=True).stdout.strip()
              for name, role in (("client", "client"), ("worker", "worker"), ("one/ann", "client"),
                                 ("two/bob", "client"), ("root", "admin"))}
-    server.start("--tls-cert", f"{data}/tls/server.crt", "--tls-key", f"{data}/tls/server.key",
-                 "--reflection")
+    flags = ["--tls-cert", f"{data}/tls/server.crt", "--tls-key", f"{data}/tls/server.key", "--reflection"]
+    server.start(*flags)
     credentials = grpc.ssl_channel_credentials(pathlib.Path(data, "tls/ca.crt").read_bytes())
     channel = grpc.secure_channel(server.address, credentials)
     pb = client.stubs()
@@ -73,10 +73,23 @@ def check_tls(binary, in_memory):
     channel.close()
     def bearing(name):
         return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token[name]))
-    people = [client.Api(server.address, bearing(name)) for name in ("one/ann", "two/bob", "root")]
+    def come_in():
+        return [client.Api(server.address, bearing(name)) for name in ("one/ann", "two/bob", "root")]
+    people = come_in()
     model, anns, bobs = check_projects(*people)
     check_hidden(*people, server.address, grpc.secure_channel(server.address, bearing("worker")), model, anns, bobs)
+    late = b"sent by ann, of use to nobody yet"
+    people[0].upload(late)
     for api in people:
+        api.close()
+    assert server.stop() == 0
+    if in_memory:
+        return
+    # Who has sent what is known to the next server.
+    server.start(*flags)
+    ann, bob, root = come_in()
+    assert begin(ann, late).complete and not begin(bob, late).complete
+    for api in (ann, bob, root):
         api.close()
     assert server.stop() == 0
 
@@ -139,13 +152,14 @@ def check_projects(ann, bob, root):
     return model, data, mine
 
 
+def begin(api, data):
+    return api.blobs.BeginUpload(api.pb.blob.BeginUploadRequest(
+        sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+
+
 def check_possession(ann, bob):
     """Who only knows a digest does not get at the bytes of another project."""
     pb = ann.pb
-
-    def begin(api, data):
-        return api.blobs.BeginUpload(pb.blob.BeginUploadRequest(
-            sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
     hers, his = begin(ann, ROWS), begin(bob, ROWS)
     assert hers.complete and not his.complete and his.committed_bytes == 0, (hers, his)
     digest = hashlib.sha256(ROWS).hexdigest()
