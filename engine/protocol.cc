@@ -104,6 +104,7 @@ absl::StatusOr<Command> ParseCommand(std::string_view line, std::string& attempt
   command.type = known->second;
   if (command.type == CommandType::kShutdown) return command;
   RETURN_IF_ERROR(TakeText(object, "attempt", true, attempt));
+  if (attempt.empty()) return Bad("names no attempt");
   command.attempt = attempt;
   if (command.type == CommandType::kAttach) RETURN_IF_ERROR(ReadAttach(object, command));
   if (const auto it = object.find("checkpoint"); it != object.end() && it->is_boolean()) {

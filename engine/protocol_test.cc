@@ -65,7 +65,7 @@ TEST(ParseCommand, ABadAttachStillNamesItsAttempt) {
 TEST(ParseCommand, RefusesGarbage) {
   std::string attempt;
   for (const char* line : {"", "x", "[]", "{}", R"({"type":"fly","attempt":"a"})",
-                           R"({"type":"pause"})", R"({"type":3})"}) {
+                           R"({"type":"pause"})", R"({"type":"pause","attempt":""})", R"({"type":3})"}) {
     EXPECT_FALSE(ParseCommand(line, attempt).ok()) << line;
   }
 }
