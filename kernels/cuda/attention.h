@@ -204,15 +204,28 @@ inline void CheckAttention(const AttentionArgs& args) {
   KERNEL_CHECK(args.scale > 0);
 }
 
-// Whether two blocks with so much shared memory run on one of the device's processors at a time, so that one
-// multiplies while the other waits: those of 8.0 have 164 KiB, 8.6 and 8.9 100, 9.0 and 10.0 228, 7.5 64. In
+// Kernels with 32 rows to a warp are not compiled for 7.5, which has no room for them.
+constexpr bool kCompilesLarge =
+#if defined(__CUDA_ARCH__)
+    __CUDA_ARCH__ >= 800;
+#else
+    true;
+#endif
+
+// Whether such a kernel is there and two of its blocks run on one of the device's processors at a time, so
+// that one multiplies while the other waits: those of 8.0 have 164 KiB, 8.6 and 8.9 100, 9.0 and 10.0 228. In
 // the emulation bf16 stands for 9.0 and fp16 for 7.5.
-template <typename Act>
+template <auto kKernel, typename Act>
 bool TwoBlocksFit(int64_t shared_bytes) {
   int processor_bytes = ActType<Act>::kType == DType::kBF16 ? 228 << 10 : 64 << 10;
 #if defined(__CUDACC__)
+  // A later device may run what the driver made of the code for 7.5.
+  static const int compiled_for = [] {
+    cudaFuncAttributes of{};
+    return cudaFuncGetAttributes(&of, kKernel) == cudaSuccess ? of.ptxVersion : 0;
+  }();
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
+  if (compiled_for < 80 || cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&processor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) !=
           cudaSuccess)
     return false;

@@ -31,6 +31,7 @@ constexpr int kSharedOf = 2 * 2 * kDim * (kRowsOf<kDim, kTiles> + kStagesOf<kDim
 
 template <int kDim, bool kKeys, int kTiles, typename Act>
 __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardArgs args) {
+  if (kTiles > 1 && !kCompilesLarge) return;
   constexpr int kThreads = 32 * kWarpsOf<kDim>, kRows = kRowsOf<kDim, kTiles>, kStages = kStagesOf<kDim>;
   constexpr int kColumns = kColumnsOf<kDim, kKeys>;
   Act* kept_a = DynamicShared<Act>();   // Q or K
@@ -201,7 +202,8 @@ void Start(Context* ctx, const BackwardArgs& args) {
 template <int kDim, typename Act>
 void StartQueries(Context* ctx, const BackwardArgs& args) {
   if constexpr (kDim <= 128) {
-    if (TwoBlocksFit<Act>(kSharedOf<kDim, 2>)) return Start<kDim, false, 2, Act>(ctx, args);
+    if (TwoBlocksFit<BackwardKernel<kDim, false, 2, Act>, Act>(kSharedOf<kDim, 2>))
+      return Start<kDim, false, 2, Act>(ctx, args);
   }
   Start<kDim, false, 1, Act>(ctx, args);
 }

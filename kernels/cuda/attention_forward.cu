@@ -108,6 +108,7 @@ __device__ __forceinline__ void Softmax(float (&scores)[kKeys / 8][4], float (&s
 
 template <int kDim, int kTiles, typename Act>
 __global__ void __launch_bounds__(kThreads, 2) ForwardKernel(ForwardArgs args) {
+  if (kTiles > 1 && !kCompilesLarge) return;
   constexpr int kKeys = kKeysOf<kDim>, kQueries = kQueriesOf<kTiles>;
   Act* q_tile = DynamicShared<Act>();
   Act* k_tile = q_tile + kQueries * kDim;
@@ -263,7 +264,8 @@ void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const v
   WithPaddedDim(args.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
     if constexpr (kDim <= 128) {
-      if (TwoBlocksFit<Act>(kSharedOf<kDim, 2>)) return Start<kDim, 2, Act>(ctx, f);
+      if (TwoBlocksFit<ForwardKernel<kDim, 2, Act>, Act>(kSharedOf<kDim, 2>))
+        return Start<kDim, 2, Act>(ctx, f);
     }
     Start<kDim, 1, Act>(ctx, f);
   });

@@ -55,6 +55,7 @@ __device__ __forceinline__ void AddRows(float (&sums)[kTiles][kDim / 16][4], con
 
 template <int kDim, typename Act>
 __global__ void __launch_bounds__(kThreads, 2) KeysKernel(BackwardArgs args) {
+  if (!kCompilesLarge) return;
   Act* k_tile = DynamicShared<Act>();
   Act* v_tile = k_tile + kRows * kDim;
   Act* tiles = v_tile + kRows * kDim;  // two stages of (Q, dO)
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 2) KeysKernel(BackwardArgs args) {
 template <int kDim, typename Act>
 bool AttentionKeys(Context* ctx, const BackwardArgs& args) {
   constexpr int kShared = kSharedOf<kDim>;
-  if (!TwoBlocksFit<Act>(kShared)) return false;
+  if (!TwoBlocksFit<KeysKernel<kDim, Act>, Act>(kShared)) return false;
   const dim3 grid(static_cast<unsigned>(CeilDiv(args.m, kRows)),
                   static_cast<unsigned>(args.heads / args.group));
   Launch(ctx, grid, kThreads, kShared, KeysKernel<kDim, Act>, args);

@@ -169,18 +169,24 @@ class Order {
  public:
   Order(uint64_t seed, int kind) : seed_(seed), kind_(kind) {}
   // Before each walk through all.
-  void Next() { bits_ = CounterBits(seed_, 0, walk_++); }
+  void Next() {
+    if (kind_ < 2) return;
+    // Round from somewhere, in steps that meet all: those of a prime number above any count.
+    constexpr unsigned kSteps[] = {1, 1033, 1039, 1049};
+    const uint64_t bits = CounterBits(seed_, 0, walk_++);
+    from_ = static_cast<unsigned>(bits >> 48);
+    step_ = kSteps[bits & 3];
+  }
   unsigned At(unsigned i, unsigned count) const {
     if (kind_ < 2) return kind_ == 0 ? i : count - 1 - i;
-    // Round from somewhere, in steps that meet all: those of a prime number above any count.
-    constexpr uint64_t kSteps[] = {1, 1033, 1039, 1049};
-    return static_cast<unsigned>((bits_ % count + i * kSteps[bits_ >> 62]) % count);
+    return (from_ + i * step_) % count;
   }
 
  private:
   uint64_t seed_;
   int kind_;
-  uint64_t walk_ = 0, bits_ = 0;
+  uint64_t walk_ = 0;
+  unsigned from_ = 0, step_ = 1;
 };
 
 // Runs blocks one after the other; each host thread has one.
