@@ -343,7 +343,7 @@ absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
   const auto look = [&]() -> absl::StatusOr<bool> {
     result.found = FileExists(path);
     if (!result.found) return false;
-    if (!request.tiles) return true;
+    if (!request.tiles || (request.backend != nullptr && !request.backend->is_host())) return true;
     ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(path));
     return IsInTiles(file, path, request.digest, layout);
   };

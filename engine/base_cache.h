@@ -5,10 +5,10 @@
 // second waits. A maker that dies leaves only a temporary file, which the next maker overwrites.
 //
 // Order. The header names, array by array, the order it lies in: "flat 1" or "tile 1" (WeightOrder in
-// kernels/kernel_table.h). Values and places do not depend on it, so neither does the digest. An engine of
-// the host makes files in tiles and transcodes a flat one that it finds, once; whoever has that one mapped
-// keeps it until he closes it. An engine of a device makes flat files and takes both: tiles are undone on
-// the way to the device.
+// kernels/kernel_table.h). Values and places do not depend on it, so neither does the digest. Files are
+// made in tiles, whoever makes them. An engine of the host transcodes a flat one that it finds, once; whoever
+// has that one mapped keeps it until he closes it. An engine of a device takes both: tiles are undone on the
+// way to the device.
 #pragma once
 
 #include <cstddef>
@@ -41,10 +41,10 @@ struct BaseCacheRequest {
   std::string digest;
   spec::QuantKind quant = spec::QuantKind::kNF4;
   bool nested = true;  // double quantization is on for this kind
-  // A file is made in tiles, and one that is flat is transcoded; false: made flat, taken as it is.
+  // Made in tiles, and a flat file that is there is transcoded for the host; false: made flat, taken as is.
   bool tiles = true;
   int threads = 1;
-  kernels::Backend* backend = nullptr;  // quantizes there when it can; the file is the same
+  kernels::Backend* backend = nullptr;  // whose file it is: quantizes there when it can; null = the host's
   std::function<void(int64_t, int64_t)> progress;  // may be empty
 };
 struct BaseCacheFile {

@@ -353,6 +353,7 @@ TEST_F(EmulatedDevice, TakesABaseInTiles) {
   std::string weights[2];
   for (const bool tiles : {false, true}) {
     options_.base.cache_dir = dir_.Join(tiles ? "tiles" : "flat");
+    options_.base.tiles = tiles;
     if (tiles) {
       const auto by_host = BaseModel::Open(options_.base);
       CHECK_OK(by_host.status());

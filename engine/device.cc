@@ -176,7 +176,6 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
   base.threads = std::max(1, backend.is_host() ? profile.threads
                                                : static_cast<int>(std::thread::hardware_concurrency()));
   base.backend = &backend;
-  base.tiles = base.tiles && backend.is_host();
   ASSIGN_OR_RETURN(device->base_, BaseModel::Open(base));
   device->view_ = ViewOf(*device->base_);
   if (!backend.is_host()) RETURN_IF_ERROR(device->CopyBaseToDevice());
