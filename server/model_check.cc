@@ -269,6 +269,10 @@ absl::Status CheckTokenizer(const ModelFiles& model) {
 absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view file,
                                                                 std::string_view header_json,
                                                                 int64_t data_bytes) {
+  // White space may follow a header, but the format has none in front.
+  if (!header_json.starts_with('{')) {
+    return Bad(file, "has a header that is no JSON object from its first byte on");
+  }
   // Depth first: a header is an object of objects of arrays, nothing deeper.
   if (JsonDepth(header_json) > 4) return Bad(file, "has a header nested too deep");
   // A key given twice would mean one thing here and another to the engine.

@@ -160,6 +160,7 @@ TEST(CheckSafetensorsHeader, RefusesWhatDoesNotAddUp) {
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", "truncated"},
       {R"({"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}})", "dimensions"},
       {R"({"a":{"dtype":"F32","shape":[2],"shape":[1],"data_offsets":[0,4]}})", "same key twice"},
+      {R"( {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "first byte"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
            "b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
        "overlap"},
