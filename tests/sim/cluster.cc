@@ -106,6 +106,7 @@ void Cluster::StartWorker(size_t index) {
   const std::string incarnation = hosts_[index].worker_id + "-" + std::to_string(++incarnations_);
   workers_[index] = std::make_shared<WorkerProc>(&world_, &network_, &server_, &faults_,
                                                  hosts_[index], incarnation);
+  processes_.push_back(workers_[index]);
   workers_[index]->Start();
 }
 

@@ -63,6 +63,8 @@ class Cluster {
   World world_;
   Faults faults_;
   Network network_;
+  // Every process there was: what one has sent may be handled, or answered, after its end.
+  std::vector<std::shared_ptr<WorkerProc>> processes_;
   Server server_;
   std::vector<Host> hosts_;
   std::vector<std::shared_ptr<WorkerProc>> workers_;    // by host

@@ -77,6 +77,13 @@ void Server::Start() {
   ScheduleTurn(kSecond);
 }
 
+// Nobody is there any more for what the loop would answer at its end.
+Server::~Server() {
+  ++life_;
+  dying_ = true;
+  loop_.reset();
+}
+
 void Server::Crash() {
   if (loop_ == nullptr) return;
   world_.Trace("server crashes");

@@ -47,6 +47,7 @@ class Server {
 
   Server(World* world, Network* network, const Faults* faults, const core::CoreOptions& options,
          Mutant mutant);
+  ~Server();
 
   void Start();
   void Crash();
