@@ -66,7 +66,7 @@ def print_table(rows):
 
 def write_svg(rows, title, path):
     """Horizontal bars of the shares, 100 % marked."""
-    height, left, width, top = 17, 330, 480, 54
+    height, left, width, top = 17, 330, 480, 66
     most = max(1.2, min(2.0, max(row[4] for row in rows)))
     x = lambda share: left + width * min(share, most) / most
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 190}" '
