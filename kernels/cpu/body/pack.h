@@ -185,17 +185,32 @@ static void PackRows(const Source& source, int64_t row0, int64_t columns, int64_
   }
 }
 
-// One step of a tile from one (float) or two (bf16) rows of kTileColumns values.
-NIBBLE_INLINE void InterleaveRows(const BF16* a, const BF16* b, float* out) {
+#if defined(__AVX512F__)
+
+// A step of a tile from 32 columns of a row (float), or of two rows (bf16), as bf16 in registers.
+NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
 #if defined(__AVX512BF16__)
   alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
                                                       37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
                                                       11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const I32 first = LoadInt(kFirst);
   const I32 second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-  const I32 x = LoadInt(a), y = LoadInt(b);
-  StoreInt(out, _mm512_permutex2var_epi16(x, first, y));
-  StoreInt(out + kLanes, _mm512_permutex2var_epi16(x, second, y));
+  StoreInt(out, _mm512_permutex2var_epi16(a, first, b));
+  StoreInt(out + kLanes, _mm512_permutex2var_epi16(a, second, b));
+#else
+  (void)b;
+  const auto floats = [](__m256i values) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16); };
+  StoreInt(out, floats(_mm512_castsi512_si256(a)));
+  StoreInt(out + kLanes, floats(_mm512_extracti64x4_epi64(a, 1)));
+#endif
+}
+
+#endif
+
+// One step of a tile from one (float) or two (bf16) rows of kTileColumns values.
+NIBBLE_INLINE void InterleaveRows(const BF16* a, const BF16* b, float* out) {
+#if defined(__AVX512BF16__)
+  StoreStep(LoadInt(a), LoadInt(b), out);
 #else
   (void)b;
   Store(out, Load(a));
@@ -241,24 +256,6 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
 }
 
 #if defined(__AVX512F__)
-
-// A step of a tile from 32 columns of a row (float), or of two rows (bf16), as bf16 in registers.
-NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
-#if defined(__AVX512BF16__)
-  alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
-                                                      37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
-                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const I32 first = LoadInt(kFirst);
-  const I32 second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-  StoreInt(out, _mm512_permutex2var_epi16(a, first, b));
-  StoreInt(out + kLanes, _mm512_permutex2var_epi16(a, second, b));
-#else
-  (void)b;
-  const auto floats = [](__m256i values) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16); };
-  StoreInt(out, floats(_mm512_castsi512_si256(a)));
-  StoreInt(out + kLanes, floats(_mm512_extracti64x4_epi64(a, 1)));
-#endif
-}
 
 // Rows of whole blocks of 64 four-bit codes become columns: 16 rows, which are one group, are looked up and
 // transposed in registers. row0 is a multiple of 16, `first` and `depth` of 32.
