@@ -126,7 +126,7 @@ int UpCommand(const Globals& g, const UpArgs& args);
 int DownCommand(const Globals& g);
 int DoctorCommand(const Globals& g);
 // Replace this process by a binary that lies beside it.
-int GenerateCommand(const Globals& g, const std::vector<std::string>& arguments);
+int EngineCommand(const Globals& g, const std::string& command, const std::vector<std::string>& arguments);
 int TokenCommand(const Globals& g, const std::vector<std::string>& arguments);
 // Beside this binary, else on PATH.
 std::string SiblingBinary(const std::string& name);

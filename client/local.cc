@@ -43,8 +43,8 @@ std::string SiblingBinary(const std::string& name) {
   return name;
 }
 
-int GenerateCommand(const Globals& g, const std::vector<std::string>& arguments) {
-  std::vector<std::string> all = {"generate"};
+int EngineCommand(const Globals& g, const std::string& command, const std::vector<std::string>& arguments) {
+  std::vector<std::string> all = {command};
   all.insert(all.end(), arguments.begin(), arguments.end());
   return Become(g, SiblingBinary("nibble-engine"), std::move(all));
 }

@@ -253,7 +253,7 @@ void AddMachine(CLI::App& app, Commands& c) {
                                   : "nibble " NIBBLE_VERSION "\n");
     return static_cast<int>(kExitOk);
   });
-  // Both take words of their own, which Main hands on; here they are named for help and completion.
+  // They take words of their own, which Main hands on; here they are named for help and completion.
   auto* generate =
       app.add_subcommand("generate", "Generate text on this machine, with or without an adapter");
   generate->add_option("--base", c.base, "base model directory")->required();
@@ -266,7 +266,7 @@ void AddMachine(CLI::App& app, Commands& c) {
       {"--seed", "of the draws (42)"},
       {"--prompts", "file of JSON lines, each with a prompt; with a completion too for --score"},
       {"--limit", "only the first so many of them"},
-      {"--quant", "how the base is held: nf4, fp4, int4, int8, bf16 (nf4)"},
+      {"--quant", "how the base is held: nf4, fp4, int4, int8, bf16 (as the adapter was trained on; nf4)"},
       {"--device", "cpu, or cuda:0 and so on (cpu)"},
       {"--threads", "of the engine (all cores)"}};
   for (const auto& [flag, what] : valued) generate->add_option(flag, what);
@@ -276,6 +276,16 @@ void AddMachine(CLI::App& app, Commands& c) {
       "a line of JSON per answer, with token counts");
   generate->add_flag("--score")->description(
       "count the answers against the completions in --prompts");
+  auto* merge = app.add_subcommand("merge", "Add an adapter into its base: a model that needs none");
+  merge->add_option("--base", c.base, "base model directory")->required();
+  merge->add_option("--adapter", c.adapter, "adapter directory")->required();
+  const std::pair<const char*, const char*> merge_valued[] = {
+      {"--out", "folder to make"},
+      {"--onto", "original: weights as the base has them; quantized: as it was trained on (original)"},
+      {"--threads", "(all cores)"}};
+  for (const auto& [flag, what] : merge_valued) merge->add_option(flag, what);
+  merge->add_flag("--any-base")->description("also onto weights the adapter was not trained on");
+  merge->add_flag("--json")->description("the result as a line of JSON");
   app.add_subcommand("token", "create, ls or revoke access tokens of the server on this machine");
   auto* completion = Add(&app, "completion", "Print a completion script", c, [&c, &app] {
     PrintOut(CompletionScript(ShapeOf(app), c.shell));
@@ -300,14 +310,14 @@ std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
       close.empty() ? "; see nibble --help" : absl::StrCat("; did you mean nibble ", close, "?"));
 }
 
-// `nibble generate ...` and `nibble token ...` are other binaries' commands under our name.
+// `nibble generate`, `nibble merge` and `nibble token` are other binaries' commands under our name.
 bool IsHandedOn(int argc, char** argv) {
   if (argc < 3) return false;
   const std::string command = argv[1];
   const bool asks = std::any_of(argv + 2, argv + argc, [](const std::string_view word) {
     return word == "-h" || word == "--help";
   });
-  return (command == "generate" || command == "token") && !asks;
+  return (command == "generate" || command == "merge" || command == "token") && !asks;
 }
 
 int Main(int argc, char** argv) {
@@ -315,7 +325,7 @@ int Main(int argc, char** argv) {
   if (IsHandedOn(argc, argv)) {
     c.g.terminal = DetectTerminal(false);
     const std::vector<std::string> words(argv + 2, argv + argc);
-    return std::string(argv[1]) == "token" ? TokenCommand(c.g, words) : GenerateCommand(c.g, words);
+    return std::string(argv[1]) == "token" ? TokenCommand(c.g, words) : EngineCommand(c.g, argv[1], words);
   }
   CLI::App app{"Fine-tune language models: QLoRA jobs on a server of your own."};
   app.name("nibble");

@@ -228,7 +228,8 @@ std::string AdapterUses(const std::string& directory, const std::string& name,
   return absl::StrCat("nibble generate --base BASE_DIR --adapter ", directory, " \"prompt\"\n",
                       "vllm serve BASE_DIR --enable-lora", longer, " --lora-modules ", name, "=",
                       directory, "\n", "python convert_lora_to_gguf.py --base BASE_DIR ", directory,
-                      "    (llama.cpp)\n");
+                      "    (llama.cpp)\n", "nibble merge --base BASE_DIR --adapter ", directory,
+                      " --out MODEL_DIR    (a model that needs no adapter)\n");
 }
 
 }  // namespace nibble::client

@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/words.h"
 #include "engine/text.h"
 
 namespace nibble::engine {
@@ -144,6 +145,25 @@ absl::StatusOr<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const
   return values;
 }
 
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenWeights(const std::string& directory) {
+  const std::string path = JoinPath(directory, "adapter_model.safetensors");
+  if (FileExists(path)) return SafetensorsFile::Open(path);
+  return Error(Reason::kAdapterNotFound,
+               absl::StrCat(path, " is missing; adapters saved as .bin must be converted first"));
+}
+
+AdapterBase BaseFrom(const SafetensorsFile& file) {
+  const auto text = [&](const char* key) {
+    const auto it = file.metadata().find(key);
+    return it == file.metadata().end() ? std::string() : it->second;
+  };
+  AdapterBase base;
+  base.weights_digest = text(kBaseWeightsKey);
+  base.quant = FromWord(spec::kQuantWords, text(kBaseQuantKey)).value_or(base.quant);
+  base.double_quant = text(kBaseDoubleQuantKey) != "false";
+  return base;
+}
+
 }  // namespace
 
 double AdapterConfig::Scale() const {
@@ -155,16 +175,17 @@ std::string ModulePath(int64_t layer, Module module) {
                       View(spec::ModuleName(module)));
 }
 
+absl::StatusOr<AdapterBase> BaseOfAdapter(const std::string& directory) {
+  ASSIGN_OR_RETURN(const auto file, OpenWeights(directory));
+  return BaseFrom(*file);
+}
+
 absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
                                       const spec::ModelConfig& model) {
   Adapter adapter;
   ASSIGN_OR_RETURN(adapter.config, ReadConfig(JoinPath(directory, "adapter_config.json")));
-  const std::string path = JoinPath(directory, "adapter_model.safetensors");
-  if (!FileExists(path)) {
-    return Error(Reason::kAdapterNotFound,
-                 absl::StrCat(path, " is missing; adapters saved as .bin must be converted first"));
-  }
-  ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(path));
+  ASSIGN_OR_RETURN(const auto file, OpenWeights(directory));
+  adapter.base = BaseFrom(*file);
   std::map<MatrixName, const TensorInfo*> found;
   for (const auto& [name, tensor] : file->tensors()) {
     ASSIGN_OR_RETURN(const MatrixName key, ParseName(name));
@@ -185,7 +206,7 @@ absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
         const auto it = found.find({layer, module, is_b});
         if (it == found.end()) {
           return Bad(absl::StrCat("lora_", is_b ? "B" : "A", " of ", ModulePath(layer, module),
-                                  " is missing from ", BaseName(path)));
+                                  " is missing from ", BaseName(file->path())));
         }
         ASSIGN_OR_RETURN(
             (is_b ? pair.b : pair.a),

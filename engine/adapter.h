@@ -2,7 +2,8 @@
 //
 // Directory: adapter_config.json, adapter_model.safetensors (fp32, names without the adapter's
 // own), README.md, trainer_state.json, metrics.jsonl, nibble_job.yaml, checksums.txt. The first two
-// are equal byte for byte for equal weights and configuration; times stand only in the others.
+// are equal byte for byte for equal weights and configuration; times stand only in the others. The metadata
+// of the second says which base the adapter belongs to and how that was quantized.
 //
 // Pure apart from the files; thread-safe.
 #pragma once
@@ -40,8 +41,16 @@ struct AdapterPair {
   std::vector<float> b;
 };
 
+// The frozen base that an adapter was trained on.
+struct AdapterBase {
+  std::string weights_digest;  // WeightsDigest in base_cache.h; empty: nobody knows
+  spec::QuantKind quant = spec::QuantKind::kNF4;
+  bool double_quant = true;
+};
+
 struct Adapter {
   AdapterConfig config;
+  AdapterBase base;                // of adapters made by Nibble
   std::vector<AdapterPair> pairs;  // by layer, then module
 };
 
@@ -52,6 +61,11 @@ struct AdapterPairView {
   const float* a = nullptr;
   const float* b = nullptr;
 };
+
+// Keys of AdapterBase in the metadata of adapter_model.safetensors.
+inline constexpr char kBaseWeightsKey[] = "nibble.base_weights";
+inline constexpr char kBaseQuantKey[] = "nibble.quant";
+inline constexpr char kBaseDoubleQuantKey[] = "nibble.double_quant";
 
 // "model.layers.3.self_attn.q_proj"
 std::string ModulePath(int64_t layer, spec::Module module);
@@ -76,7 +90,8 @@ struct AdapterExport {
   spec::ModelConfig model;
   spec::TrainSpec spec;  // resolved; becomes nibble_job.yaml
   std::string job_name;  // title of the model card
-  std::string base_digest;
+  std::string base_digest;     // quantization included
+  std::string weights_digest;  // of AdapterBase; its quantization is the spec's
   std::string numerics_id;
   int64_t step = 0;
   int64_t total_steps = 0;
@@ -97,5 +112,7 @@ absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& direc
 // (DoRA, modules_to_save, biases, rank patterns, other tensors, layers the model lacks) is refused
 // by name.
 absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model);
+// What ImportAdapter says of the base, before there is a model to hold the adapter against.
+absl::StatusOr<AdapterBase> BaseOfAdapter(const std::string& directory);
 
 }  // namespace nibble::engine

@@ -106,7 +106,13 @@ absl::Status WriteWeights(const AdapterExport& adapter, HashedFile& file) {
     tensors.push_back({path + ".lora_A.weight", TensorType::kF32, {r, shape.k}, pair.a});
     tensors.push_back({path + ".lora_B.weight", TensorType::kF32, {shape.n, r}, pair.b});
   }
-  return StreamSafetensors(tensors, {{"format", "pt"}},
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (!adapter.weights_digest.empty()) {
+    metadata[kBaseWeightsKey] = adapter.weights_digest;
+    metadata[kBaseQuantKey] = WordOf(spec::kQuantWords, adapter.spec.quant);
+    metadata[kBaseDoubleQuantKey] = adapter.spec.double_quant ? "true" : "false";
+  }
+  return StreamSafetensors(tensors, metadata,
                            [&](const void* data, int64_t size) { return file.Write(data, size); });
 }
 

@@ -99,6 +99,19 @@ TEST_F(AdapterTest, WhatIsExportedIsImported) {
   }
 }
 
+TEST_F(AdapterTest, SaysWhichBaseItBelongsTo) {
+  export_.weights_digest = Sha256Hex("weights");
+  export_.spec.quant = spec::QuantKind::kINT8;
+  export_.spec.double_quant = false;
+  ASSERT_TRUE(ExportAdapter(dir_.path(), export_).ok());
+  const auto base = BaseOfAdapter(dir_.path());
+  ASSERT_TRUE(base.ok()) << base.status();
+  EXPECT_EQ(base->weights_digest, export_.weights_digest);
+  EXPECT_EQ(base->quant, spec::QuantKind::kINT8);
+  EXPECT_FALSE(base->double_quant);
+  EXPECT_EQ(ImportAdapter(dir_.path(), export_.model)->base.weights_digest, export_.weights_digest);
+}
+
 TEST_F(AdapterTest, FilesHaveTheFormOthersRead) {
   const auto files = ExportAdapter(dir_.path(), export_);
   ASSERT_TRUE(files.ok()) << files.status();

@@ -302,6 +302,15 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
   return Sha256Hex(text);
 }
 
+absl::StatusOr<std::string> WeightsDigest(const std::string& cache_dir, const Checkpoint& checkpoint) {
+  std::string text = "nibble weights\n";
+  for (const std::string& path : checkpoint.Paths()) {
+    ASSIGN_OR_RETURN(const std::string digest, FileDigest(path, cache_dir));
+    absl::StrAppend(&text, digest, "\n");
+  }
+  return Sha256Hex(text);
+}
+
 std::string BaseCacheHeader(const std::string& digest, const spec::BaseLayout& layout, bool tiles) {
   std::string header = absl::StrCat("nibble base\nlayout ", kLayoutVersion, "\ndigest ", digest,
                                     "\nbytes ", layout.file_bytes, "\n");

@@ -36,6 +36,9 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
                                        const Checkpoint& checkpoint, spec::QuantKind quant,
                                        bool double_quant);
 
+// SHA-256 over the weight files alone: whose weights an adapter belongs to, however they are quantized.
+absl::StatusOr<std::string> WeightsDigest(const std::string& cache_dir, const Checkpoint& checkpoint);
+
 struct BaseCacheRequest {
   std::string cache_dir;
   std::string digest;

@@ -40,6 +40,7 @@ struct BaseModel::Impl {
 
   spec::ModelConfig config;
   std::string digest;
+  std::string weights_digest;
   bool cached = false;
   spec::BaseLayout layout;
   bool tiles = false;
@@ -207,6 +208,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   RETURN_IF_ERROR(MakeDirs(options.cache_dir));
   ASSIGN_OR_RETURN(impl->digest, BaseDigest(options.model_dir, options.cache_dir, *checkpoint,
                                             options.quant, nested));
+  ASSIGN_OR_RETURN(impl->weights_digest, WeightsDigest(options.cache_dir, *checkpoint));
   if (options.exact) {
     impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32
                                                           : KernelType(options.quant));
@@ -244,6 +246,7 @@ ParamView BaseModel::FinalNorm() const { return impl_->final_norm; }
 ParamView BaseModel::Embedding() const { return impl_->embedding; }
 ParamView BaseModel::Head() const { return impl_->head; }
 const std::string& BaseModel::digest() const { return impl_->digest; }
+const std::string& BaseModel::weights_digest() const { return impl_->weights_digest; }
 std::span<const std::byte> BaseModel::file() const {
   return {reinterpret_cast<const std::byte*>(impl_->file.data()), impl_->file.size()};
 }

@@ -59,6 +59,7 @@ class BaseModel {
   kernels::ParamView Embedding() const;  // [vocab, hidden]
   kernels::ParamView Head() const;       // [vocab, hidden]; the embedding when tied
   const std::string& digest() const;     // 64 hex digits
+  const std::string& weights_digest() const;  // of the files it was made from, see base_cache.h
   int64_t bytes() const;                 // of the mapped file
   // The mapped file; empty when it is exact, or unmapped.
   std::span<const std::byte> file() const;

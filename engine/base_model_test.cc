@@ -22,6 +22,7 @@
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/memory_plan.h"
+#include "engine/testing/bnb_checkpoint.h"
 #include "engine/testing/full_disk.h"
 #include "kernels/nf4.h"
 
@@ -320,36 +321,10 @@ TEST_F(BaseModelTest, CheckpointsOfBitsandbytesAreTakenAsTheyAre) {
   auto plain = BaseModel::Open(Options(QuantKind::kNF4));
   ASSERT_TRUE(plain.ok()) << plain.status();
   // The same model, its linears stored as bitsandbytes does.
-  std::deque<std::string> bytes;
-  std::vector<TensorToWrite> stored;
-  const auto add = [&](const std::string& name, TensorType type, const void* data, int64_t size) {
-    bytes.emplace_back(static_cast<const char*>(data), static_cast<size_t>(size));
-    stored.push_back({name, type, {size / TensorTypeBytes(type)}, bytes.back().data()});
-  };
+  const testing::BnbLinears linears(**plain);
+  std::vector<TensorToWrite> stored = linears.tensors;
   for (const TensorToWrite& tensor : tensors_) {
     if (tensor.name.find("_proj.") == std::string::npos) stored.push_back(tensor);
-  }
-  for (int64_t layer = 0; layer < 2; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<Module>(m);
-      const std::string name = CheckpointName(BasePart::kCodes, layer, module);
-      const kernels::WeightView& view = (*plain)->Linear(layer, module);
-      const int64_t count = view.n * view.k, blocks = kernels::AbsmaxCount(count, 64);
-      add(name, TensorType::kU8, view.data, (count + 1) / 2);
-      add(name + ".absmax", TensorType::kU8, view.absmax_codes, blocks);
-      add(name + ".quant_map", TensorType::kF32, view.code_book, 64);
-      add(name + ".nested_absmax", TensorType::kF32, view.nested_absmax,
-          kernels::NestedCount(blocks) * 4);
-      add(name + ".nested_quant_map", TensorType::kF32, view.nested_map, 1024);
-      char offset[40];
-      std::snprintf(offset, sizeof(offset), "%.17g", static_cast<double>(view.offset));
-      const std::string state = absl::StrCat(
-          R"({"quant_type":"nf4","blocksize":64,"dtype":"bfloat16","nested_blocksize":256,)",
-          R"("nested_dtype":"float32","nested_offset":)", offset, R"(,"shape":[)", view.n, ",",
-          view.k, "]}");
-      add(name + ".quant_state.bitsandbytes__nf4", TensorType::kU8, state.data(),
-          static_cast<int64_t>(state.size()));
-    }
   }
   const auto good = stored;
   tensors_ = stored;

@@ -14,6 +14,7 @@ namespace nibble::engine {
 using Arguments = std::vector<std::string>;
 
 absl::Status GenerateCommand(const Arguments& arguments);
+absl::Status MergeCommand(const Arguments& arguments);
 absl::Status TrainCommand(const Arguments& arguments);
 
 // Names of the flags that say which base to open on which device, for Flags::Parse.

@@ -29,4 +29,18 @@ inline float FloatFromF16(uint16_t bits) {
   return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
+// Round to nearest even; what is too large becomes infinite, a NaN stays a NaN.
+inline uint16_t F16FromFloat(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
+  if (rest > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00);
+  if (rest >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);  // 65,520 and above
+  // Below 2^-14 the steps are 2^-24: adding 0.5, whose own steps are those, rounds to them.
+  if (rest < 0x38800000) {
+    const float rounded = std::bit_cast<float>(rest) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(rounded) - 0x3F000000));
+  }
+  return static_cast<uint16_t>(sign | (((rest + 0xFFF + (rest >> 13 & 1)) >> 13) - (112 << 10)));
+}
+
 }  // namespace nibble::engine

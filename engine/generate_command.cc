@@ -156,7 +156,13 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued, {"json", "chat", "score"}));
   ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(flags));
   ASSIGN_OR_RETURN(SamplingOptions sampling, SamplingFrom(flags));
-  ASSIGN_OR_RETURN(const DeviceOptions options, DeviceOptionsFrom(flags));
+  ASSIGN_OR_RETURN(DeviceOptions options, DeviceOptionsFrom(flags));
+  AdapterBase trained_on;
+  if (flags.Has("adapter")) {
+    ASSIGN_OR_RETURN(trained_on, BaseOfAdapter(flags.Text("adapter")));
+    if (!flags.Has("quant")) options.base.quant = trained_on.quant;
+    if (!flags.Has("quant") && !flags.Has("double-quant")) options.base.double_quant = trained_on.double_quant;
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
                    OpenBackend(options.device, options.threads));
   ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
@@ -165,6 +171,11 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   std::optional<Adapter> adapter;
   if (flags.Has("adapter")) {
     ASSIGN_OR_RETURN(adapter, ImportAdapter(flags.Text("adapter"), device->model()));
+    if (!trained_on.weights_digest.empty() && trained_on.weights_digest != device->base().weights_digest()) {
+      std::fprintf(stderr, "note: the adapter was trained on other weights (%s, files %.12s) than these (files %.12s)\n",
+                   adapter->config.base_model_name.c_str(), trained_on.weights_digest.c_str(),
+                   device->base().weights_digest().c_str());
+    }
   }
   std::optional<ChatTemplate> chat;
   if (flags.Has("chat")) {

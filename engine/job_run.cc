@@ -272,6 +272,7 @@ absl::StatusOr<FinishDone> Job::Finish() {
   adapter.spec = spec_;
   adapter.job_name = input_.display_name;
   adapter.base_digest = device_.base().digest();
+  adapter.weights_digest = device_.base().weights_digest();
   adapter.numerics_id = numerics_id_;
   adapter.step = step_;
   adapter.total_steps = total_steps();

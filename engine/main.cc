@@ -34,6 +34,8 @@ constexpr char kUsage[] =
     "[--chat] [--json]\n"
     "            [--max-tokens 128] [--temperature 0] [--top-p 1] [--seed 42] [--limit N] "
     "[--score]\n"
+    "  merge     --model-dir DIR --adapter DIR --out DIR [--onto original|quantized] [--any-base]\n"
+    "            [--json]                                              the adapter added into its base\n"
     "  train     --model-dir DIR --dataset FILE --out DIR [--spec FILE] [--eval-dataset FILE]\n"
     "            [--resume DIR|latest] [--init-adapter DIR] [--stop-after STEP]    one job, here "
     "and now\n"
@@ -100,6 +102,7 @@ absl::Status Run(const std::string& command, const Arguments& arguments) {
   if (command == "devices") return DevicesCommand();
   if (command == "validate") return ValidateCommand(arguments);
   if (command == "generate") return GenerateCommand(arguments);
+  if (command == "merge") return MergeCommand(arguments);
   if (command == "train") return TrainCommand(arguments);
   if (command == "version") {
     std::printf("nibble-engine %s\n", NIBBLE_VERSION);

@@ -387,18 +387,18 @@ std::string Checkpoint::Where(std::string_view name) const {
                       ": tensor ", Quote(name));
 }
 
+int64_t TensorToWrite::Bytes() const {
+  int64_t bytes = TensorTypeBytes(type);
+  for (const int64_t dim : shape) bytes *= dim;
+  return bytes;
+}
+
 absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
-                               const std::map<std::string, std::string>& metadata,
-                               const std::function<absl::Status(const void*, int64_t)>& write) {
+                               const std::map<std::string, std::string>& metadata, const ByteSink& write) {
   std::vector<const TensorToWrite*> order;
   for (const TensorToWrite& tensor : tensors) order.push_back(&tensor);
   std::sort(order.begin(), order.end(),
             [](const TensorToWrite* a, const TensorToWrite* b) { return a->name < b->name; });
-  const auto size_of = [](const TensorToWrite& tensor) {
-    int64_t bytes = TensorTypeBytes(tensor.type);
-    for (const int64_t dim : tensor.shape) bytes *= dim;
-    return bytes;
-  };
   std::string header = "{";
   if (!metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -416,7 +416,7 @@ absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
     for (size_t i = 0; i < tensor->shape.size(); ++i) {
       absl::StrAppend(&header, i > 0 ? "," : "", tensor->shape[i]);
     }
-    const int64_t size = size_of(*tensor);
+    const int64_t size = tensor->Bytes();
     absl::StrAppend(&header, "],\"data_offsets\":[", offset, ",", offset + size, "]}");
     offset += size;
   }
@@ -427,7 +427,7 @@ absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
   start += header;
   RETURN_IF_ERROR(write(start.data(), static_cast<int64_t>(start.size())));
   for (const TensorToWrite* tensor : order) {
-    RETURN_IF_ERROR(write(tensor->data, size_of(*tensor)));
+    RETURN_IF_ERROR(tensor->pieces ? tensor->pieces(write) : write(tensor->data, tensor->Bytes()));
   }
   return absl::OkStatus();
 }

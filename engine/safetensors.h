@@ -98,16 +98,20 @@ class Checkpoint {
   std::map<std::string, size_t, std::less<>> file_of_;
 };
 
+using ByteSink = std::function<absl::Status(const void*, int64_t)>;
 struct TensorToWrite {
   std::string name;
   TensorType type = TensorType::kF32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
+  // Instead of data: hands over the tensor's bytes, all of them, when they are asked for.
+  std::function<absl::Status(const ByteSink&)> pieces;
+
+  int64_t Bytes() const;  // shape times type
 };
 // Hands the bytes of a file to `write`, piece by piece; the first error ends it.
 absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
-                               const std::map<std::string, std::string>& metadata,
-                               const std::function<absl::Status(const void*, int64_t)>& write);
+                               const std::map<std::string, std::string>& metadata, const ByteSink& write);
 // The bytes of a file; tensors sorted by name, header padded to 8 bytes: the same input, the same
 // bytes.
 std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,

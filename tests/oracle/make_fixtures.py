@@ -1,7 +1,7 @@
 """Makes tests/oracle/fixtures: what bitsandbytes, transformers and PEFT say, for tests that run without
 them. Seeded; the same pinned versions (requirements.txt) give the same files.
 
-    python make_fixtures.py [--out DIR] [nf4] [models] [steps] [adam8]
+    python make_fixtures.py [--out DIR] [nf4] [models] [steps] [merged] [adam8]
 """
 
 import argparse
@@ -12,13 +12,16 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 import types
 
 import bitsandbytes.functional as bnb
 import numpy
 import torch
 import transformers
+from peft import PeftModel
 from safetensors.torch import save_file
 
 import peer
@@ -213,6 +216,22 @@ def make_steps(out):
         "bf16": bf16, "versions": versions()})
 
 
+# ---- merging --------------------------------------------------------------------------------------
+
+def make_merged(out):
+    """PEFT's merge_and_unload of the trained adapter in fp32, rounded to bf16: the last layer's linears."""
+    tensors = {}
+    with tempfile.TemporaryDirectory() as adapter:
+        shutil.copy(out / "ten-steps" / "adapter_config.json", adapter)
+        shutil.copy(out / "ten-steps" / "final.safetensors", pathlib.Path(adapter) / "adapter_model.safetensors")
+        for onto, load in (("original", peer.load_base), ("quantized", peer.load_quantized)):
+            model = PeftModel.from_pretrained(load(out / "tiny-llama", torch.float32), adapter).merge_and_unload()
+            for name, parameter in model.named_parameters():
+                if name.startswith("model.layers.1.") and name.endswith("_proj.weight"):
+                    tensors[f"{onto}.{name}"] = parameter.detach().bfloat16().contiguous()
+    save_file(tensors, out / "ten-steps" / "merged.safetensors")
+
+
 # ---- 8-bit AdamW ----------------------------------------------------------------------------------
 
 def peer_adam8():
@@ -257,11 +276,12 @@ def make_adam8(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "fixtures")
-    parser.add_argument("what", nargs="*", default=["nf4", "models", "steps", "adam8"])
+    parser.add_argument("what", nargs="*", default=["nf4", "models", "steps", "merged", "adam8"])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for what in options.what:
-        {"nf4": make_nf4, "models": make_models, "steps": make_steps, "adam8": make_adam8}[what](options.out)
+        {"nf4": make_nf4, "models": make_models, "steps": make_steps, "merged": make_merged,
+         "adam8": make_adam8}[what](options.out)
     for path in sorted(options.out.rglob("*")):
         if path.is_file():
             print(f"{path.stat().st_size:8d}  {path.relative_to(options.out)}")
