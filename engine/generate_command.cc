@@ -161,7 +161,8 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   if (flags.Has("adapter")) {
     ASSIGN_OR_RETURN(trained_on, BaseOfAdapter(flags.Text("adapter")));
     if (!flags.Has("quant")) options.base.quant = trained_on.quant;
-    if (!flags.Has("quant") && !flags.Has("double-quant")) options.base.double_quant = trained_on.double_quant;
+    const bool asked = flags.Has("quant") || flags.Has("double-quant");
+    if (!asked) options.base.double_quant = trained_on.double_quant;
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
                    OpenBackend(options.device, options.threads));
@@ -172,7 +173,8 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   if (flags.Has("adapter")) {
     ASSIGN_OR_RETURN(adapter, ImportAdapter(flags.Text("adapter"), device->model()));
     if (!trained_on.weights_digest.empty() && trained_on.weights_digest != device->base().weights_digest()) {
-      std::fprintf(stderr, "note: the adapter was trained on other weights (%s, files %.12s) than these (files %.12s)\n",
+      std::fprintf(stderr,
+                   "note: the adapter was trained on other weights (%s, files %.12s) than these (%.12s)\n",
                    adapter->config.base_model_name.c_str(), trained_on.weights_digest.c_str(),
                    device->base().weights_digest().c_str());
     }

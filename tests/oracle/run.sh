@@ -45,7 +45,7 @@ NIBBLE_BIN_DIR="$build/bin" /usr/bin/python3 "$root/tests/integration/run_stack.
   --save "$saved" || stack=$?
 if [[ $stack -eq 0 ]]; then
   "$venv/bin/python" "$here/check_adapter.py" --base "$root/demo/base" --adapter "$saved" \
-    --probe "$build/tests/oracle_probe" || code=$?
+    --probe "$build/tests/oracle_probe" --nibble "$build/bin/nibble" || code=$?
   for peer in ${peers[@]+"${peers[@]}"}; do
     "$venv/bin/python" "$here/$peer" --adapter "$saved" --nibble "$build/bin/nibble" || code=$?
   done
