@@ -145,6 +145,28 @@ absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
   return sampling;
 }
 
+// The base is held as the adapter was trained on it, unless the flags say otherwise.
+absl::StatusOr<DeviceOptions> OptionsFrom(const Flags& flags) {
+  ASSIGN_OR_RETURN(DeviceOptions options, DeviceOptionsFrom(flags));
+  if (!flags.Has("adapter") || flags.Has("quant")) return options;
+  ASSIGN_OR_RETURN(const AdapterBase trained_on, BaseOfAdapter(flags.Text("adapter")));
+  options.base.quant = trained_on.quant;
+  if (!flags.Has("double-quant")) options.base.double_quant = trained_on.double_quant;
+  return options;
+}
+
+absl::StatusOr<std::optional<Adapter>> AdapterFrom(const Flags& flags, const Device& device) {
+  if (!flags.Has("adapter")) return std::nullopt;
+  ASSIGN_OR_RETURN(Adapter adapter, ImportAdapter(flags.Text("adapter"), device.model()));
+  const std::string& theirs = adapter.base.weights_digest;
+  const std::string& ours = device.base().weights_digest();
+  if (!theirs.empty() && theirs != ours) {
+    std::fprintf(stderr, "note: the adapter was trained on other weights (%s, %.12s) than these (%.12s)\n",
+                 adapter.config.base_model_name.c_str(), theirs.c_str(), ours.c_str());
+  }
+  return adapter;
+}
+
 }  // namespace
 
 absl::Status GenerateCommand(const Arguments& arguments) {
@@ -156,29 +178,13 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued, {"json", "chat", "score"}));
   ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(flags));
   ASSIGN_OR_RETURN(SamplingOptions sampling, SamplingFrom(flags));
-  ASSIGN_OR_RETURN(DeviceOptions options, DeviceOptionsFrom(flags));
-  AdapterBase trained_on;
-  if (flags.Has("adapter")) {
-    ASSIGN_OR_RETURN(trained_on, BaseOfAdapter(flags.Text("adapter")));
-    if (!flags.Has("quant")) options.base.quant = trained_on.quant;
-    const bool asked = flags.Has("quant") || flags.Has("double-quant");
-    if (!asked) options.base.double_quant = trained_on.double_quant;
-  }
+  ASSIGN_OR_RETURN(const DeviceOptions options, OptionsFrom(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
                    OpenBackend(options.device, options.threads));
   ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
                    Device::Open(options, *backend, MeasureProfile(*backend)));
   const Tokenizer& tokenizer = device->tokenizer();
-  std::optional<Adapter> adapter;
-  if (flags.Has("adapter")) {
-    ASSIGN_OR_RETURN(adapter, ImportAdapter(flags.Text("adapter"), device->model()));
-    if (!trained_on.weights_digest.empty() && trained_on.weights_digest != device->base().weights_digest()) {
-      std::fprintf(stderr,
-                   "note: the adapter was trained on other weights (%s, files %.12s) than these (%.12s)\n",
-                   adapter->config.base_model_name.c_str(), trained_on.weights_digest.c_str(),
-                   device->base().weights_digest().c_str());
-    }
-  }
+  ASSIGN_OR_RETURN(const std::optional<Adapter> adapter, AdapterFrom(flags, *device));
   std::optional<ChatTemplate> chat;
   if (flags.Has("chat")) {
     ASSIGN_OR_RETURN(chat, ChatTemplate::Select("tokenizer_default", tokenizer));
