@@ -110,12 +110,15 @@ std::vector<float> Rig::Logits(const Documents& documents) {
   const spec::TensorKey key{spec::Slot::kFinal, spec::Walk::kEval};
   const int64_t offset = plan_.tensor_offset[static_cast<size_t>(key.Index(model().layers))];
   CHECK(offset >= 0);
+  // Jobs of short micro-batches keep theirs beside the adapter (fused turns).
+  const int64_t own = plan_.persistent.activations;
+  const std::byte* const tensors = own >= 0 ? persistent_.data() + own : step_.data();
   std::vector<float> logits(static_cast<size_t>(batch.tokens() * model().vocab_size));
   std::vector<std::byte> workspace(32 << 20);
   kernels::Context context = backend_->context();
   context.workspace = workspace.data();
   context.workspace_bytes = static_cast<int64_t>(workspace.size());
-  options_.table->logits(&context, logits.data(), step_.data() + offset, view_.head, batch.tokens(),
+  options_.table->logits(&context, logits.data(), tensors + offset, view_.head, batch.tokens(),
                          model().hidden_size, model().vocab_size);
   return logits;
 }
