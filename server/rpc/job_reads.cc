@@ -1,5 +1,7 @@
 // JobService: the past.
 #include <algorithm>
+#include <functional>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +20,17 @@ constexpr int64_t kDefaultPoints = 1000;
 // As many as fit a message of 4 MiB, which is what clients take unless told otherwise.
 constexpr int64_t kMaxPoints = 30'000;
 
+// `read`, which asks the disk, once the job is known to be there for this caller.
+void ReadJobHistory(Edge& edge, const Done& done, const std::string& id, const std::string& scope,
+                    const std::function<absl::Status()>& read) {
+  const bool posted = edge.loop->Read([=, &edge](const Outcome& outcome) {
+    const auto job = FindJob(outcome.state, id, scope);
+    if (!job.ok()) return done(job.status());
+    OnIo(edge, done, [=] { done(read()); });
+  });
+  if (!posted) done(Busy(edge));
+}
+
 }  // namespace
 
 grpc::ServerUnaryReactor* JobServiceImpl::ListJobEvents(Context* context,
@@ -33,12 +46,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobEvents(Context* context,
       for (const core::EventRecord& event : events) ToProto(event, response->add_events());
       return absl::OkStatus();
     };
-    const bool posted = edge_.loop->Read([=, this, id = *id, scope = caller.Scope()](const Outcome& outcome) {
-      const auto job = FindJob(outcome.state, id, scope);
-      if (!job.ok()) return done(job.status());
-      OnIo(edge_, done, [=] { done(read()); });
-    });
-    if (!posted) done(Busy(edge_));
+    ReadJobHistory(edge_, done, *id, caller.Scope(), read);
   };
   return Unary(edge_, context, "/nibble.v1.JobService/ListJobEvents", body);
 }
@@ -63,12 +71,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::QueryMetrics(Context* context,
       for (const store::StepMetric& metric : metrics) ToProto(metric, response->add_points());
       return absl::OkStatus();
     };
-    const bool posted = edge_.loop->Read([=, this, id = *id, scope = caller.Scope()](const Outcome& outcome) {
-      const auto job = FindJob(outcome.state, id, scope);
-      if (!job.ok()) return done(job.status());
-      OnIo(edge_, done, [=] { done(read()); });
-    });
-    if (!posted) done(Busy(edge_));
+    ReadJobHistory(edge_, done, *id, caller.Scope(), read);
   };
   return Unary(edge_, context, "/nibble.v1.JobService/QueryMetrics", body);
 }
