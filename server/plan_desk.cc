@@ -117,7 +117,7 @@ absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, cons
     ASSIGN_OR_RETURN(answer.methods, core::CompareMethods(q.model, spec, profile, core_.planner));
   }
   if (q.layout) {
-    ASSIGN_OR_RETURN(spec::MemoryPlan plan, functions_.plan(q.model.config, spec, profile));
+    ASSIGN_OR_RETURN(spec::MemoryPlan plan, spec::CompilePlan(q.model.config, spec, profile));
     answer.layout = Layout{fit->worker_id, fit->device_id, std::move(plan), fit->plan};
   }
   return answer;

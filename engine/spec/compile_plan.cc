@@ -9,6 +9,7 @@
 #include "engine/spec/base_layout.h"
 #include "engine/spec/counting_executor.h"
 #include "engine/spec/offset_planner.h"
+#include "engine/spec/plan_names.h"
 #include "engine/spec/round.h"
 #include "engine/spec/step.h"
 #include "engine/spec/workspace.h"
@@ -36,116 +37,6 @@ Category CategoryOf(BasePart part) {
     default:
       return Category::kBaseScales;
   }
-}
-
-std::string_view SlotName(Slot slot) {
-  switch (slot) {
-    case Slot::kIds:
-      return "ids";
-    case Slot::kLabels:
-      return "labels";
-    case Slot::kPositions:
-      return "positions";
-    case Slot::kStarts:
-      return "starts";
-    case Slot::kX:
-      return "x";
-    case Slot::kH1:
-      return "h1";
-    case Slot::kRstd1:
-      return "rstd1";
-    case Slot::kQRaw:
-      return "q_raw";
-    case Slot::kRstdQ:
-      return "rstd_q";
-    case Slot::kKRaw:
-      return "k_raw";
-    case Slot::kRstdK:
-      return "rstd_k";
-    case Slot::kQ:
-      return "q";
-    case Slot::kK:
-      return "k";
-    case Slot::kV:
-      return "v";
-    case Slot::kO:
-      return "o";
-    case Slot::kLse:
-      return "lse";
-    case Slot::kX2:
-      return "x2";
-    case Slot::kH2:
-      return "h2";
-    case Slot::kRstd2:
-      return "rstd2";
-    case Slot::kGate:
-      return "gate";
-    case Slot::kUp:
-      return "up";
-    case Slot::kGateUp:
-      return "gate_up";
-    case Slot::kAct:
-      return "act";
-    case Slot::kFinal:
-      return "final";
-    case Slot::kRstdFinal:
-      return "rstd_final";
-    case Slot::kGrad:
-      return "grad";
-    case Slot::kDAct:
-      return "dact";
-    case Slot::kDH2:
-      return "dh2";
-    case Slot::kDO:
-      return "do";
-    case Slot::kDQ:
-      return "dq";
-    case Slot::kDK:
-      return "dk";
-    case Slot::kDV:
-      return "dv";
-    case Slot::kDH1:
-      return "dh1";
-    default:
-      return "u";
-  }
-}
-
-bool OfLayer(Slot slot) {
-  return slot > Slot::kStarts && slot != Slot::kFinal && slot != Slot::kRstdFinal &&
-         slot != Slot::kGrad;
-}
-
-std::string TensorName(const TensorKey& key) {
-  std::string name;
-  if (key.walk == Walk::kPassing) name = "pass.";
-  if (key.walk == Walk::kEval) name = "eval.";
-  if (OfLayer(key.slot)) absl::StrAppend(&name, "layer", key.layer, ".");
-  const std::string_view slot = SlotName(key.slot);
-  name.append(slot);
-  if (slot == "u") {
-    const int module = static_cast<int>(key.slot) - static_cast<int>(Slot::kU);
-    name.append("_").append(ModuleName(static_cast<Module>(module)));
-  }
-  return name;
-}
-
-std::string PhaseText(const CountedOp& op) {
-  switch (op.phase) {
-    case Phase::kForward:
-      return absl::StrCat("forward layer ", op.layer);
-    case Phase::kHead:
-      return "loss";
-    case Phase::kRecompute:
-      return absl::StrCat("recompute layer ", op.layer);
-    case Phase::kBackward:
-      return absl::StrCat("backward layer ", op.layer);
-    case Phase::kOptimizer:
-      return "optimizer";
-    case Phase::kEvaluate:
-      return absl::StrCat("evaluate layer ", op.layer);
-  }
-  return "";
 }
 
 // What is decoded at once of any operation's weights.
@@ -229,34 +120,32 @@ absl::StatusOr<BaseCache> ChooseBaseCache(const ModelConfig& model, const TrainS
     return BaseCache::kOff;
   TrainSpec with = spec;
   with.base_cache = BaseCache::kOn;
-  ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, with, profile));
+  ASSIGN_OR_RETURN(const MemoryPlan plan, PlanTotals(model, with, profile));
   return LeavesRoom(plan.TotalBytes(), profile.capacity_bytes) ? BaseCache::kOn : BaseCache::kOff;
 }
 
 // What is placed by its time in the step: tensors, and after them each operation's workspace.
 struct TimedBuffers {
   std::vector<LiveBuffer> live;
-  std::vector<PlannedBuffer> named;  // `offset` is the tensor's key index or the operation's number
-  size_t tensors = 0;
+  std::vector<TensorKey> tensors;   // of the first
+  std::vector<int32_t> operations;  // of the others
 };
 
 TimedBuffers BuffersOf(const CountingExecutor& counted, const ModelConfig& model, int64_t red_zone) {
   TimedBuffers all;
+  all.live.reserve(counted.keys().size() + counted.ops().size());
   for (const TensorKey& key : counted.keys()) {
     const CountedTensor& t = counted.tensors()[static_cast<size_t>(key.Index(model.layers))];
     if (t.first_use < 0) continue;
     all.live.push_back({t.size_bytes + red_zone, t.first_use, t.last_use});
-    all.named.push_back({TensorName(key), Category::kActivations, Region::kStep, key.Index(model.layers),
-                         t.size_bytes, t.first_use, t.last_use});
+    all.tensors.push_back(key);
   }
-  all.tensors = all.live.size();
   for (size_t op = 0; op < counted.ops().size(); ++op) {
     const int64_t bytes = counted.ops()[op].workspace_bytes;
     if (bytes == 0) continue;
     const auto use = static_cast<int32_t>(op);
     all.live.push_back({bytes + red_zone, use, use});
-    all.named.push_back(
-        {absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, use, bytes, use, use});
+    all.operations.push_back(use);
   }
   return all;
 }
@@ -272,14 +161,15 @@ void NamePhases(const CountingExecutor& counted, MemoryPlan& plan) {
 
 // Places all in the step region; or, where kFusedTokens says so, the tensors behind what is persistent so far
 // and only workspaces, which never meet, in the step region. Fills in the plan's sizes.
-OffsetPlan PlaceTimed(TimedBuffers& all, bool may_own, int64_t alignment, CompiledPlan& plan) {
+OffsetPlan PlaceTimed(const TimedBuffers& all, bool may_own, int64_t alignment, bool totals_only,
+                      CompiledPlan& plan) {
   MemoryPlan& memory = plan.memory;
   if (may_own) {
-    const auto tensors = static_cast<std::ptrdiff_t>(all.tensors);
+    const auto tensors = static_cast<std::ptrdiff_t>(all.tensors.size());
     OffsetPlan placed = PlanOffsets({all.live.begin(), all.live.begin() + tensors}, alignment);
     if (2 * placed.total_bytes <= memory.persistent_bytes) {
       int64_t workspace = 0;
-      for (size_t i = all.tensors; i < all.live.size(); ++i)
+      for (size_t i = all.tensors.size(); i < all.live.size(); ++i)
         workspace = std::max(workspace, all.live[i].size_bytes);
       plan.persistent.activations = memory.persistent_bytes;
       memory.persistent_bytes += RoundUp(placed.total_bytes, kPage);
@@ -290,46 +180,63 @@ OffsetPlan PlaceTimed(TimedBuffers& all, bool may_own, int64_t alignment, Compil
       return placed;
     }
   }
-  OffsetPlan placed = PlanOffsets(all.live, alignment);
+  OffsetPlan placed = PlanOffsets(all.live, alignment, totals_only ? kPage : 1);
   memory.step_bytes = RoundUp(placed.total_bytes, kPage);
   return placed;
 }
 
-// Returns the bytes above the largest set that is alive at once.
-int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, bool may_own, int64_t alignment,
-                  int64_t red_zone, CompiledPlan& plan) {
-  TimedBuffers all = BuffersOf(counted, model, red_zone);
-  NamePhases(counted, plan.memory);
-  const int64_t before = plan.memory.persistent_bytes;
-  const OffsetPlan placed = PlaceTimed(all, may_own, alignment, plan);
+// The buffers with their names, and the tables in which the engine finds them.
+void NoteBuffers(const TimedBuffers& all, const OffsetPlan& placed, const CountingExecutor& counted,
+                 const ModelConfig& model, CompiledPlan& plan) {
   const bool owns = plan.persistent.activations >= 0;
-
   plan.tensor_offset.assign(static_cast<size_t>(TensorKey::IndexCount(model.layers)), -1);
   plan.workspace_offset.assign(counted.ops().size(), 0);
   plan.workspace_bytes.assign(counted.ops().size(), 0);
-  int64_t largest_workspace = 0;
-  for (size_t i = 0; i < all.named.size(); ++i) {
-    PlannedBuffer& buffer = all.named[i];
-    const auto index = static_cast<size_t>(buffer.offset);  // key index or operation number
-    const bool tensor = i < all.tensors;
-    buffer.offset = placed.offsets[i];
-    if (tensor) {
-      plan.tensor_offset[index] = buffer.offset;
-    } else {
-      plan.workspace_offset[index] = buffer.offset;
-      plan.workspace_bytes[index] = buffer.size_bytes;
-      largest_workspace = std::max(largest_workspace, buffer.size_bytes);
+  for (size_t i = 0; i < all.live.size(); ++i) {
+    const LiveBuffer& live = all.live[i];
+    const int64_t offset = placed.offsets[i];
+    if (i < all.tensors.size()) {
+      const TensorKey& key = all.tensors[i];
+      const auto index = static_cast<size_t>(key.Index(model.layers));
+      plan.tensor_offset[index] = offset;
+      plan.memory.buffers.push_back({TensorName(key), Category::kActivations,
+                                     owns ? Region::kPersistent : Region::kStep,
+                                     offset + (owns ? plan.persistent.activations : 0),
+                                     counted.tensors()[index].size_bytes, live.first_use, live.last_use});
+      continue;
     }
-    const bool at_peak = buffer.first_use <= placed.peak_use && placed.peak_use <= buffer.last_use;
-    if (at_peak && (tensor || !owns))
-      plan.memory.category_bytes[static_cast<size_t>(buffer.category)] += buffer.size_bytes;
-    if (owns && tensor) {
-      buffer.region = Region::kPersistent;
-      buffer.offset += plan.persistent.activations;
-    }
-    plan.memory.buffers.push_back(std::move(buffer));
+    const int32_t op = all.operations[i - all.tensors.size()];
+    const int64_t bytes = counted.ops()[static_cast<size_t>(op)].workspace_bytes;
+    plan.workspace_offset[static_cast<size_t>(op)] = offset;
+    plan.workspace_bytes[static_cast<size_t>(op)] = bytes;
+    plan.memory.buffers.push_back(
+        {absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, offset, bytes, op, op});
   }
-  if (owns) plan.memory.category_bytes[static_cast<size_t>(Category::kWorkspace)] += largest_workspace;
+}
+
+// Returns the bytes above the largest set that is alive at once.
+int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, bool may_own, int64_t alignment,
+                  const CompileOptions& options, CompiledPlan& plan) {
+  const TimedBuffers all = BuffersOf(counted, model, options.red_zone_bytes);
+  const int64_t before = plan.memory.persistent_bytes;
+  const OffsetPlan placed = PlaceTimed(all, may_own, alignment, options.totals_only, plan);
+  const bool owns = plan.persistent.activations >= 0;
+  if (!options.totals_only) {
+    NamePhases(counted, plan.memory);
+    NoteBuffers(all, placed, counted, model, plan);
+  }
+  int64_t tensors = 0, workspace = 0, largest_workspace = 0;  // the first two: at the peak
+  for (size_t i = 0; i < all.live.size(); ++i) {
+    const LiveBuffer& live = all.live[i];
+    const int64_t bytes = live.size_bytes - options.red_zone_bytes;
+    const bool at_peak = live.first_use <= placed.peak_use && placed.peak_use <= live.last_use;
+    const bool tensor = i < all.tensors.size();
+    if (!tensor) largest_workspace = std::max(largest_workspace, bytes);
+    if (at_peak) (tensor ? tensors : workspace) += bytes;
+  }
+  const auto category = [&](Category c) -> int64_t& { return plan.memory.category_bytes[static_cast<size_t>(c)]; };
+  category(Category::kActivations) += tensors;
+  category(Category::kWorkspace) += owns ? largest_workspace : workspace;
   plan.memory.operations = static_cast<int32_t>(counted.ops().size());
   plan.memory.peak_phase = PhaseText(counted.ops()[static_cast<size_t>(placed.peak_use)]);
   return plan.memory.step_bytes + plan.memory.persistent_bytes - before - placed.lower_bound_bytes;
@@ -441,14 +348,15 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   OptimizerStep(counting);
   plan.evaluate_op = static_cast<int32_t>(counting.ops().size());
   EvalMicroBatch(counting, model, spec);
-  plan.next_weights.resize(counting.ops().size());
-  NoteNextWeights(counting.ops(), 0, static_cast<size_t>(plan.optimizer_op), plan);
-  NoteNextWeights(counting.ops(), static_cast<size_t>(plan.evaluate_op), counting.ops().size(), plan);
+  if (!options.totals_only) {
+    plan.next_weights.resize(counting.ops().size());
+    NoteNextWeights(counting.ops(), 0, static_cast<size_t>(plan.optimizer_op), plan);
+    NoteNextWeights(counting.ops(), static_cast<size_t>(plan.evaluate_op), counting.ops().size(), plan);
+  }
   plan.grouped = counting.Groups();
   const bool may_own =
       !IsCuda(profile) && int64_t{spec.micro_batch_size} * spec.sequence_len <= kFusedTokens;
-  const int64_t waste =
-      PlaceStep(counting, model, may_own, Alignment(profile), options.red_zone_bytes, plan);
+  const int64_t waste = PlaceStep(counting, model, may_own, Alignment(profile), options, plan);
 
   plan.memory.fixed_bytes = profile.fixed_bytes;
   plan.memory.host_bytes = JobHostBytes(spec);
@@ -485,7 +393,7 @@ absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainS
     TrainSpec tried = spec;
     tried.recompute = recompute;
     if (tried.base_cache == BaseCache::kAuto) tried.base_cache = BaseCache::kOff;
-    ASSIGN_OR_RETURN(const MemoryPlan plan, CompilePlan(model, tried, device));
+    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanTotals(model, tried, device));
     return plan.Fits(device);
   };
   std::vector<const DeviceProfile*> places;
@@ -508,6 +416,13 @@ absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainS
 absl::StatusOr<MemoryPlan> CompilePlan(const ModelConfig& model, const TrainSpec& spec,
                                        const DeviceProfile& profile) {
   ASSIGN_OR_RETURN(CompiledPlan plan, CompileForEngine(model, spec, profile));
+  return std::move(plan.memory);
+}
+
+absl::StatusOr<MemoryPlan> PlanTotals(const ModelConfig& model, const TrainSpec& spec,
+                                      const DeviceProfile& profile) {
+  ASSIGN_OR_RETURN(CompiledPlan plan, CompileForEngine(model, spec, profile, {.totals_only = true}));
+  plan.memory.buffers.clear();  // the persistent ones
   return std::move(plan.memory);
 }
 

@@ -80,6 +80,7 @@ int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens);
 
 struct CompileOptions {
   int64_t red_zone_bytes = 0;  // tests: untouched bytes behind every buffer; multiple of 64
+  bool totals_only = false;    // PlanTotals: the tables by tensor and operation stay empty
 };
 
 absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const TrainSpec& spec,

@@ -74,6 +74,34 @@ TEST(CudaPlan, LargeModelsTakeWhatTheDocsSay) {
   EXPECT_LE(WithoutContext(PlanOf(Llama70B(), 1, 2048, Recompute::kFull)) / 1e9, 46.9);
 }
 
+// E6's bounds, device memory without the context: with 8-bit moments; the 65B shape with its moments paged.
+TEST(CudaPlan, FootprintGoalsAreMet) {
+  ModelConfig llama7b = Llama8B();
+  llama7b.intermediate_size = 11008;
+  llama7b.kv_heads = 32;
+  llama7b.vocab_size = 32000;
+  ModelConfig llama2_70b = Llama70B();
+  llama2_70b.vocab_size = 32000;
+  ModelConfig llama65b = llama2_70b;
+  llama65b.intermediate_size = 22016;
+  llama65b.kv_heads = 64;
+  const auto bytes = [](const ModelConfig& model, int32_t r, int32_t length, bool paged) {
+    const TrainSpec spec = Resolved(model, {.lora_r = r,
+                                            .sequence_len = length,
+                                            .optimizer = OptimizerKind::kAdamW8bit,
+                                            .paged_optimizer = paged,
+                                            .recompute = Recompute::kFull,
+                                            .base_cache = BaseCache::kOff});
+    const auto plan = CompilePlan(model, spec, Cuda(140));
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    return WithoutContext(*plan);
+  };
+  EXPECT_LE(bytes(llama7b, 16, 2048, false), 5.45e9);
+  EXPECT_LE(bytes(Llama8B(), 16, 2048, false), 7.4e9);
+  EXPECT_LE(bytes(llama2_70b, 16, 2048, false), 43.6e9);
+  EXPECT_LE(bytes(llama65b, 64, 512, true), 44.0e9);
+}
+
 // With what the host holds for the device.
 TEST(CudaPlan, OffloadAndPagingTakeWhatTheDocsSay) {
   TrainSpec spec;

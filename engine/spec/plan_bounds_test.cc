@@ -159,6 +159,54 @@ TEST(Waste, IsAtMostEightPercentOfTheDynamicPartForRandomShapes) {
   }
 }
 
+// What a search asks for is what the whole plan says, wherever it runs and whatever is moved to the host.
+TEST(Totals, AreThoseOfTheWholePlan) {
+  Random random(5);
+  int owning = 0;
+  for (int i = 0; i < 150; ++i) {
+    const int64_t kv_heads = random.Between(1, 8);
+    const ModelConfig model =
+        Shape(random.Chance(0.3) ? "qwen3" : "llama", random.Between(16, 3000), random.Between(16, 9000),
+              random.Between(1, 20), kv_heads * random.Between(1, 6), kv_heads, 2 * random.Between(8, 64),
+              random.Between(100, 200000), random.Chance(0.5));
+    TrainSpec given{.lora_r = static_cast<int32_t>(random.Between(1, 64)),
+                    .quant = static_cast<QuantKind>(random.Below(5)),
+                    .sequence_len = static_cast<int32_t>(random.Between(8, 3000)),
+                    .optimizer = static_cast<OptimizerKind>(random.Below(2)),
+                    .micro_batch_size = static_cast<int32_t>(random.Between(1, 4)),
+                    .recompute = static_cast<Recompute>(random.Below(4)),
+                    .base_cache = static_cast<BaseCache>(random.Below(4))};
+    for (int m = 0; m < kModuleCount; ++m) {
+      if (random.Chance(0.6)) given.target_modules.push_back(static_cast<Module>(m));
+    }
+    DeviceProfile profile;
+    profile.threads = static_cast<int32_t>(random.Between(1, 16));
+    profile.fixed_bytes = 40'000'000;
+    if (random.Chance(0.7)) profile.capacity_bytes = random.Between(100'000'000, 4'000'000'000);
+    if (random.Chance(0.4)) {
+      profile.backend = "cuda";
+      given.paged_optimizer = random.Chance(0.3);
+      given.offload_activations = random.Chance(0.3);
+      if (given.offload_activations) given.recompute = Recompute::kFull;
+    } else if (random.Chance(0.3)) {
+      given.sequence_len = static_cast<int32_t>(random.Between(8, 32));  // activations of its own
+    }
+    const auto spec = ResolveTrainSpec(given, model);
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    const auto whole = CompilePlan(model, *spec, profile);
+    const auto totals = PlanTotals(model, *spec, profile);
+    ASSERT_TRUE(whole.ok() && totals.ok()) << whole.status() << totals.status();
+    EXPECT_EQ(MemoryPlanToJson(*totals), MemoryPlanToJson(*whole)) << "case " << i;
+    EXPECT_EQ(totals->operations, whole->operations);
+    EXPECT_EQ(totals->device, whole->device);
+    EXPECT_TRUE(totals->buffers.empty() && totals->phases.empty());
+    for (const PlannedBuffer& b : whole->buffers) {
+      owning += b.name == "layer0.x" && b.region == Region::kPersistent;
+    }
+  }
+  EXPECT_GT(owning, 2);
+}
+
 // Anything a config.json may hold: what is not refused is planned without a sum that wraps.
 TEST(Bounds, SizesNeverOverflow) {
   Random random(11);

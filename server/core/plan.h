@@ -30,7 +30,7 @@ struct SpecFunctions {
       choose_recompute = [](const spec::ModelConfig&, const spec::TrainSpec& spec,
                             const std::vector<spec::DeviceProfile>&) { return spec.recompute; };
 };
-// spec::CompilePlan, ResolveTrainSpec and ChooseRecompute.
+// spec::PlanTotals, ResolveTrainSpec and ChooseRecompute.
 SpecFunctions RealSpecFunctions();
 
 struct SpecChange {

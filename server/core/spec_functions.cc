@@ -2,7 +2,7 @@
 
 namespace nibble::core {
 
-SpecFunctions RealSpecFunctions() { return {spec::CompilePlan, spec::ResolveTrainSpec,
+SpecFunctions RealSpecFunctions() { return {spec::PlanTotals, spec::ResolveTrainSpec,
                                             spec::ChooseRecompute}; }
 
 }  // namespace nibble::core

@@ -61,26 +61,27 @@ def write_rows(path, seed, words_in_row=120):
 class Engine:
     """`nibble-engine serve`, spoken to over a socket pair as a worker does."""
 
-    def __init__(self, binaries, model, cache, threads, fuse=True):
+    def __init__(self, binaries, model, cache, threads, fuse=True, flags=()):
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [str(binaries / "nibble-engine"), "serve", "--fd", str(theirs.fileno()), "--model-dir", str(model),
-             "--cache-dir", str(cache), "--threads", str(threads), "--fuse", str(fuse).lower()],
+             "--cache-dir", str(cache), "--threads", str(threads), "--fuse", str(fuse).lower(), *flags],
             pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         theirs.close()
         self.lines = ours.makefile("rw", encoding="utf-8", newline="\n")
         self.profile = json.loads(self.lines.readline())["profile"]
         self.plans, self.finished, self.tokens = {}, {}, 0
+        self.checkpoints = collections.defaultdict(list)  # directories, of each attempt
         self.steps = self.fused = self.step_us = 0
         self.warm = self.last = (0, 0)  # tokens, processor seconds
         self.peak = self.pss = 0
         self.phase_us = collections.Counter()
 
-    def attach(self, name, directory, spec, data):
+    def attach(self, name, directory, spec, data, resume=""):
         large = 1 << 60
         self.lines.write(json.dumps({
             "type": "attach", "attempt": f"{name}/1", "dir": str(directory), "spec": spec, "dataset": str(data),
-            "eval_dataset": "", "resume": "", "numerics_id": "", "base_name": "base", "display_name": name,
+            "eval_dataset": "", "resume": resume, "numerics_id": "", "base_name": "base", "display_name": name,
             "planned": {"base_bytes": large, "persistent_bytes": large, "step_bytes": large}}) + "\n")
         self.lines.flush()
 
@@ -100,6 +101,8 @@ class Engine:
                 self.last = (self.tokens, self.processor_seconds())
                 if self.steps == WARM_STEPS:
                     self.warm = self.last
+            elif line["type"] == "checkpoint":
+                self.checkpoints[line["attempt"]].append(line["dir"])
             elif line["type"] == "finished":
                 self.finished[line["attempt"]] = pathlib.Path(line["dir"])
             elif line["type"] == "failed":

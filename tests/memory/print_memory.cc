@@ -1,6 +1,6 @@
 // Prints the tables of docs/memory.md: every figure computed by the planner that admits jobs.
 //
-//     print_memory            both tables, each between the marks docs/memory.md has around it
+//     print_memory            all tables, each between the marks docs/memory.md has around it
 //
 // check_docs.py holds the page to it.
 #include <cstdio>
@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "server/core/known_cards.h"
 #include "server/core/plan_methods.h"
+#include "server/core/schedule_load.h"
 
 namespace nibble::core {
 namespace {
@@ -149,6 +150,78 @@ void PrintQuoted() {
   }
 }
 
+PlanBytes CardPlan(const Shape& shape, int rank, int tokens, spec::OptimizerKind optimizer, bool paged,
+                   const KnownCard& card) {
+  const Model model = ModelOf(shape);
+  spec::TrainSpec spec = SpecOf(model, rank, tokens, optimizer);
+  spec.paged_optimizer = paged;
+  Planner planner(RealSpecFunctions());
+  const auto plan = planner.Plan(model, spec, CardProfile(card));
+  CHECK(plan.ok());
+  return *plan;
+}
+
+struct Footprint {
+  const Shape& shape;
+  int rank;
+  int tokens;
+  double goal_gb;
+};
+
+// On the device, without context and libraries.
+void PrintFootprints() {
+  std::printf("| model | r, tokens | goal | adamw | adamw_8bit | paged_adamw_32bit | paged_adamw_8bit |\n"
+              "|---|---|---|---|---|---|---|\n");
+  for (const Footprint& row : {Footprint{k7B, 16, 2048, 5.45}, Footprint{k8B, 16, 2048, 7.4},
+                               Footprint{k70B, 16, 2048, 43.6}, Footprint{k65B, 64, 512, 44.0}}) {
+    std::printf("| %s | %d, %d | %.2f |", row.shape.name, row.rank, row.tokens, row.goal_gb);
+    for (const bool paged : {false, true}) {
+      for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
+        const PlanBytes plan =
+            CardPlan(row.shape, row.rank, row.tokens, optimizer, paged, KnownCards().back());
+        const double gb = static_cast<double>(plan.TotalBytes() - plan.fixed_bytes) / 1e9;
+        const char* const mark = gb <= row.goal_gb ? "**" : "";
+        std::printf(" %s%.2f%s |", mark, gb, mark);
+      }
+    }
+    std::printf("\n");
+  }
+}
+
+// Jobs of one recipe that a card admits, by bytes alone: one base each, in a process each, or one for all.
+int JobsOn(const KnownCard& card, const PlanBytes& plan, bool shared) {
+  SchedulePolicy policy;
+  policy.max_attempts_per_device = policy.max_bases_per_device = 1'000'000;
+  LoadOn<int> load;
+  int jobs = 0;
+  while (load.Fits(Capacity(CardProfile(card)), shared ? 0 : jobs, plan, /*alone=*/false, policy)) {
+    load.Add(shared ? 0 : jobs, plan, /*alone=*/false);
+    ++jobs;
+  }
+  return jobs;
+}
+
+void PrintShared() {
+  std::printf("| model | optimizer |");
+  std::vector<KnownCard> cards(KnownCards().begin(), KnownCards().begin() + 3);
+  for (const KnownCard& card : cards) std::printf(" %s |", card.name);
+  std::printf("\n|---|---|---|---|---|\n");
+  for (const Shape& shape : {k7B, k8B, k13B, k70B}) {
+    for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
+      const bool small = optimizer == spec::OptimizerKind::kAdamW8bit;
+      std::printf("| %s | %s |", shape.name, small ? "adamw_8bit" : "adamw");
+      for (const KnownCard& card : cards) {
+        const PlanBytes plan = CardPlan(shape, 16, 2048, optimizer, /*paged=*/false, card);
+        const int apart = JobsOn(card, plan, false), together = JobsOn(card, plan, true);
+        std::printf(" %d / %d", apart, together);
+        if (apart > 0) std::printf(" (%.1fx)", static_cast<double>(together) / apart);
+        std::printf(" |");
+      }
+      std::printf("\n");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::core
 
@@ -157,6 +230,10 @@ int main() {
   nibble::core::PrintQuoted();
   std::printf("<!-- end quoted -->\n<!-- begin methods -->\n");
   nibble::core::PrintMethods();
-  std::printf("<!-- end methods -->\n");
+  std::printf("<!-- end methods -->\n<!-- begin footprints -->\n");
+  nibble::core::PrintFootprints();
+  std::printf("<!-- end footprints -->\n<!-- begin shared -->\n");
+  nibble::core::PrintShared();
+  std::printf("<!-- end shared -->\n");
   return 0;
 }
