@@ -3,11 +3,16 @@
 A case follows from its seed alone. Models are written as others publish them (config.json, tokenizer.json, one
 safetensors file of random bf16), in every architecture the engine knows; recipes take every quantization,
 optimizer, recompute policy and shape of batch. Small enough that a case takes about a second of one core.
+Where NIBBLE_TEST_DATA has published tokenizers (tokenizers/*/tokenizer.json), a quarter of the models have one;
+otherwise all have made-up ones.
 """
 
+import functools
 import json
+import os
 import pathlib
 import random
+import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "big"))
@@ -24,6 +29,18 @@ def skewed(rng, low, high):
     return int(round(low * (high / low) ** rng.random()))
 
 
+@functools.cache
+def published_tokenizers():
+    """(directory, entries) of each."""
+    found = []
+    data = pathlib.Path(os.environ.get("NIBBLE_TEST_DATA", "/nowhere"))
+    for path in sorted(data.glob("tokenizers/*/tokenizer.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        ids = [*document["model"]["vocab"].values(), *(token["id"] for token in document["added_tokens"])]
+        found.append((path.parent, max(ids) + 1))
+    return found
+
+
 class Model:
     """An architecture and the numbers of its config.json."""
 
@@ -34,6 +51,7 @@ class Model:
                 return
 
     def _draw(self, rng):
+        self.tokenizer = None
         self.kind = rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3"])
         self.kv_heads = rng.choice([1, 2, 3, 4])
         self.heads = self.kv_heads * rng.choice([1, 1, 2, 3, 4])
@@ -43,6 +61,8 @@ class Model:
         self.ffn = skewed(rng, 32, 3072)
         self.layers = skewed(rng, 1, 12)
         self.vocab = skewed(rng, 300, 60_000)
+        if rng.random() < 0.25 and published_tokenizers():
+            self.tokenizer, self.vocab = rng.choice(published_tokenizers())
         self.tied = rng.random() < 0.4
         self.window = skewed(rng, 16, 1024) if self.kind == "mistral" else 0
 
@@ -91,9 +111,12 @@ class Model:
     def write(self, directory, rng):
         directory.mkdir(parents=True)
         (directory / "config.json").write_text(json.dumps(self.config()))
-        (directory / "tokenizer.json").write_text(json.dumps(big_runs.byte_tokenizer(self.vocab)))
-        (directory / "tokenizer_config.json").write_text(json.dumps(
-            {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}))
+        if self.tokenizer:
+            shutil.copy(self.tokenizer / "tokenizer.json", directory)
+        else:
+            (directory / "tokenizer.json").write_text(json.dumps(big_runs.byte_tokenizer(self.vocab)))
+            (directory / "tokenizer_config.json").write_text(json.dumps(
+                {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}))
         # bf16 of 2^-7 to 2^-5 in size and of either sign; the same block again and again, from where it may be.
         noise = bytearray(rng.randbytes(NOISE_BYTES))
         noise[1::2] = bytes(0x3C | (byte & 0x80) for byte in rng.randbytes(NOISE_BYTES // 2))
@@ -110,8 +133,9 @@ class Model:
                 out.write(noise[:min(left, NOISE_BYTES)])
 
     def __str__(self):
+        tokenizer = f" of {self.tokenizer.name}" if self.tokenizer else ""
         return (f"{self.kind} {self.hidden}/{self.ffn} x{self.layers}, heads {self.heads}/{self.kv_heads} of "
-                f"{self.head_dim}, vocabulary {self.vocab}{', tied' if self.tied else ''}")
+                f"{self.head_dim}, vocabulary {self.vocab}{tokenizer}{', tied' if self.tied else ''}")
 
 
 class Job:
