@@ -1,6 +1,7 @@
 #include "engine/device.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -176,10 +177,13 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
   base.threads = std::max(1, backend.is_host() ? profile.threads
                                                : static_cast<int>(std::thread::hardware_concurrency()));
   base.backend = &backend;
+  // Reading tokenizer.json takes a few times what stays of it. So it comes first, where the base will be, and
+  // what it took goes back to the system.
+  ASSIGN_OR_RETURN(device->tokenizer_, Tokenizer::Load(options.base.model_dir));
+  malloc_trim(0);
   ASSIGN_OR_RETURN(device->base_, BaseModel::Open(base));
   device->view_ = ViewOf(*device->base_);
   if (!backend.is_host()) RETURN_IF_ERROR(device->CopyBaseToDevice());
-  ASSIGN_OR_RETURN(device->tokenizer_, Tokenizer::Load(options.base.model_dir));
   ASSIGN_OR_RETURN(device->step_, Region::On(backend, kStepCapacityBytes));
   return device;
 }

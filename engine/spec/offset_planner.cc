@@ -95,6 +95,12 @@ void FindPeak(const std::vector<LiveBuffer>& buffers, int64_t alignment, int32_t
   }
 }
 
+// The first of equally good ones gives the offsets. Who wants the total alone begins with the quickest.
+std::array<Order, 4> OrdersFor(int64_t enough) {
+  if (enough > 1) return {Order::kLongest, Order::kLargest, Order::kMostBytesTimesLife, Order::kFirst};
+  return {Order::kLargest, Order::kLongest, Order::kMostBytesTimesLife, Order::kFirst};
+}
+
 }  // namespace
 
 OffsetPlan PlanOffsets(const std::vector<LiveBuffer>& buffers, int64_t alignment, int64_t enough) {
@@ -109,7 +115,7 @@ OffsetPlan PlanOffsets(const std::vector<LiveBuffer>& buffers, int64_t alignment
   std::vector<Ranked> ranked(buffers.size());
   std::vector<int64_t> offsets(buffers.size());
   plan.total_bytes = std::numeric_limits<int64_t>::max();
-  for (const Order order : {Order::kLargest, Order::kLongest, Order::kMostBytesTimesLife, Order::kFirst}) {
+  for (const Order order : OrdersFor(enough)) {
     for (size_t i = 0; i < buffers.size(); ++i)
       ranked[i] = {KeyOf(buffers[i], order), static_cast<int32_t>(i)};
     sorter.Sort(ranked);

@@ -74,7 +74,7 @@ class PlacedBuffers {
           busy_.push_back(part.bytes);
       }
     }
-    return busy_.size() <= kFew ? LowestAmongFew(size) : LowestAmongMany(size);
+    return LowestAmongBusy(size);
   }
 
   void Add(const LiveBuffer& buffer, int64_t begin, int64_t size) {
@@ -103,7 +103,7 @@ class PlacedBuffers {
  private:
   static constexpr int32_t kSlotUses = 16;
   static constexpr int32_t kSpanSlots = 16;
-  static constexpr size_t kFew = 48;
+  static constexpr int kPasses = 4;
 
   struct Part {
     Bytes bytes;
@@ -137,23 +137,19 @@ class PlacedBuffers {
     int32_t span_first, span_last;
   };
 
-  // In any order: whoever is in the way of the lowest place not yet ruled out rules out all below its end.
-  int64_t LowestAmongFew(int64_t size) const {
+  // Whoever is in the way of the lowest place not yet ruled out rules out all below its end. So in any order a
+  // pass without such a one has found the place; mostly that is the second or third. After that, in order.
+  int64_t LowestAmongBusy(int64_t size) {
     int64_t begin = 0;
-    for (bool moved = true; moved;) {
-      moved = false;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int64_t before = begin;
       for (const Bytes& busy : busy_) {
-        if (busy.begin < begin + size && busy.end > begin) {
-          begin = busy.end;
-          moved = true;
-        }
+        if (busy.begin < begin + size && busy.end > begin) begin = busy.end;
       }
+      if (begin == before) return begin;
     }
-    return begin;
-  }
-  int64_t LowestAmongMany(int64_t size) {
+    std::erase_if(busy_, [&](const Bytes& busy) { return busy.end <= begin; });
     std::sort(busy_.begin(), busy_.end(), [](const Bytes& a, const Bytes& b) { return a.begin < b.begin; });
-    int64_t begin = 0;
     for (const Bytes& busy : busy_) {
       if (busy.begin - begin >= size) break;
       begin = std::max(begin, busy.end);

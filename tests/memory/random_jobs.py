@@ -155,7 +155,8 @@ class Job:
         if rng.random() < 0.03:
             self.rows, self.full, length, packed = skewed(rng, 20_000, 100_000), False, 32, True
             self.length = 6
-        self.format = rng.choice(["text", "completion", "messages"])
+        # A chat template's own words take some twenty tokens.
+        self.format = rng.choice(["text", "completion", "messages"] if length >= 64 else ["text", "completion"])
         self.spec = {
             "lora_r": rng.choice([1, 4, 8, 16, 16, 33, 64]), "lora_dropout": rng.choice([0, 0, 0.05, 0.3]),
             "target_modules": (MODULES if rng.random() < 0.4 else
