@@ -62,7 +62,7 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
   by_content.reserve(config.vocab.size());
   bpe.vocab_.reserve(config.vocab.size());
   for (const auto& [content, id] : config.vocab) {
-    if (!by_content.emplace(content, id).second) {
+    if (!by_content.emplace(View(content), id).second) {
       return Unsupported(absl::StrCat("model.vocab has ", Quote(content), " twice"));
     }
     if (!ids.insert(id).second) {
@@ -70,20 +70,22 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
           absl::StrCat("model.vocab gives id ", id, " twice, also to ", Quote(content)));
     }
     if (!config.byte_level) {
-      bpe.vocab_.emplace(content, id);
+      bpe.vocab_.emplace(std::string(content), id);
     } else if (auto bytes = BytesOfToken(content)) {
       // A token outside the alphabet can never come out of byte-level text.
       bpe.vocab_.emplace(std::move(*bytes), id);
     }
   }
-  const auto find = [&](const std::string& content) {
-    const auto it = by_content.find(content);
+  const auto find = [&](std::string_view content) {
+    const auto it = by_content.find(View(content));
     return it == by_content.end() ? -1 : it->second;
   };
   bpe.merges_.reserve(config.merges.size());
+  std::string both;
   for (size_t rank = 0; rank < config.merges.size(); ++rank) {
     const auto& [left, right] = config.merges[rank];
-    const int32_t a = find(left), b = find(right), merged = find(left + right);
+    both.assign(left).append(right);
+    const int32_t a = find(left), b = find(right), merged = find(both);
     if (a < 0 || b < 0 || merged < 0) {
       return Unsupported(absl::StrCat("model.merges[", rank, "] joins ", Quote(left), " and ",
                                       Quote(right), ", but the vocabulary lacks ",

@@ -24,9 +24,10 @@ const std::array<char32_t, 256>& ByteAlphabet();
 // The bytes a byte-level token stands for; nothing when a character is none of the alphabet.
 std::optional<std::string> BytesOfToken(std::string_view token);
 
+// As the file has it; its text is the reader's, and need not outlive Make.
 struct BpeConfig {
-  std::vector<std::pair<std::string, int32_t>> vocab;       // content, id
-  std::vector<std::pair<std::string, std::string>> merges;  // by rank
+  std::vector<std::pair<std::string_view, int32_t>> vocab;            // content, id
+  std::vector<std::pair<std::string_view, std::string_view>> merges;  // by rank
   std::string unk_token;                                    // empty = none
   bool byte_level = false;
   bool byte_fallback = false;

@@ -376,6 +376,7 @@ absl::Status ReadMerges(Fields& model, BpeConfig& config) {
     return Refuse("model.merges",
                   "is missing or no list; a BPE tokenizer without merges cannot be used");
   }
+  config.merges.reserve(merges.size());
   for (const element entry : merges) {
     const size_t rank = config.merges.size();
     if (rank >= kMaxMerges)
@@ -511,7 +512,11 @@ absl::StatusOr<Pipeline> LoadPipeline(std::string_view tokenizer_json) {
   BpeConfig config;
   RETURN_IF_ERROR(ReadModel(root, byte_level, config));
   ASSIGN_OR_RETURN(pipeline.model, Bpe::Make(config));
-  for (const auto& [content, id] : config.vocab) RETURN_IF_ERROR(Enter(pipeline, content, id));
+  config.merges = {};
+  pipeline.contents.reserve(config.vocab.size());
+  pipeline.ids.reserve(config.vocab.size());
+  for (const auto& [content, id] : config.vocab)
+    RETURN_IF_ERROR(Enter(pipeline, std::string(content), id));
   RETURN_IF_ERROR(ReadAddedTokens(root, pipeline));
   RETURN_IF_ERROR(ReadPostProcessor(root, pipeline));
   ASSIGN_OR_RETURN(auto decoders, Components(root, "decoder", "decoders"));

@@ -24,8 +24,8 @@ struct OffsetPlan {
 };
 
 // Ends at the first order whose total is the same multiple of `enough` bytes, rounded up, as the lower bound,
-// which no order can undercut. 1: nothing but the best will do. More: total_bytes, rounded up to a multiple of
-// it, is what it would be with 1; the offsets may be another order's.
+// which no order can undercut. 1: nothing but the best will do. More: total_bytes, rounded up to a multiple
+// of it, is what it would be with 1; the offsets may be another order's.
 OffsetPlan PlanOffsets(const std::vector<LiveBuffer>& buffers, int64_t alignment, int64_t enough = 1);
 
 }  // namespace nibble::spec

@@ -137,8 +137,8 @@ class PlacedBuffers {
     int32_t span_first, span_last;
   };
 
-  // Whoever is in the way of the lowest place not yet ruled out rules out all below its end. So in any order a
-  // pass without such a one has found the place; mostly that is the second or third. After that, in order.
+  // Whoever is in the way of the lowest place not yet ruled out rules out all below its end. So in any order
+  // a pass without such a one has found the place; mostly that is the second or third. After that, in order.
   int64_t LowestAmongBusy(int64_t size) {
     int64_t begin = 0;
     for (int pass = 0; pass < kPasses; ++pass) {
