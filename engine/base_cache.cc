@@ -31,7 +31,8 @@ using spec::BasePart;
 constexpr int kLayoutVersion = 2;
 // How an array lies in the file, and the version of that order: WeightOrder of kernels/kernel_table.h.
 constexpr std::string_view kFlatOrder = "flat 1", kTileOrder = "tile 1";
-constexpr int64_t kChunkElements = 4 << 20;  // a multiple of every block
+// A multiple of every block. As floats 2 MiB: this is before any job is there, and no plan has room for more.
+constexpr int64_t kChunkElements = 1 << 19;
 
 // Elements of a linear that are encoded at a time: rows of whole tiles where they can lie in some.
 int64_t ChunkElements(const BaseEntry& entry) {
