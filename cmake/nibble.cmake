@@ -60,22 +60,34 @@ if(NIBBLE_SANITIZE STREQUAL "thread")
   set(seen_locks nibble_tsan_grpc)
 endif()
 
+# nibble_joined(NAME): compiles its sources four at a time. For targets whose headers (gRPC, protobuf) cost more than their
+# own code: it halves what they take of a first build.
+function(nibble_joined name)
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
+endfunction()
+# These are joined under a sanitizer only, where all is compiled at once, takes twice as long and is rarely edited. A file whose
+# names collide with its neighbours' has SKIP_UNITY_BUILD_INCLUSION beside its target.
+set(joined_sanitized
+  nibble_base nibble_client_text nibble_commands nibble_core nibble_engine_train nibble_fleet nibble_server_app
+  nibble_server_checks nibble_server_meter nibble-sim nibble_spec nibble_store nibble_worker_edges spec_test step_test
+  trainer_parts_test worker_edges_test)
+function(nibble_joined_sanitized name)
+  if(NOT NIBBLE_SANITIZE STREQUAL "none" AND name IN_LIST joined_sanitized)
+    nibble_joined(${name})
+  endif()
+endfunction()
+
 # nibble_library(NAME SRCS a.cc b.cc DEPS x y): a static library of one room or one part of it.
 function(nibble_library name)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
   if(ARG_SRCS)
     add_library(${name} STATIC ${ARG_SRCS})
     target_link_libraries(${name} PUBLIC nibble_options ${ARG_DEPS} PRIVATE nibble_warnings)
+    nibble_joined_sanitized(${name})
   else()
     add_library(${name} INTERFACE)
     target_link_libraries(${name} INTERFACE nibble_options ${ARG_DEPS})
   endif()
-endfunction()
-
-# nibble_joined(NAME): compiles its sources four at a time. For targets whose headers (gRPC, protobuf) cost more than their
-# own code: it halves what they take of a first build.
-function(nibble_joined name)
-  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
 endfunction()
 
 function(nibble_binary name)
@@ -85,7 +97,22 @@ function(nibble_binary name)
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/cmake/old_glibc.cc)
   endif()
   target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${seen_locks} ${ARG_DEPS})
+  nibble_joined_sanitized(${name})
+  if(name MATCHES "^nibble(-server|-worker|-engine|-planted)?$")
+    add_dependencies(threaded ${name})
+  endif()
 endfunction()
+
+# Tests in which the thread sanitizer has nothing to see: of one thread, or, cuda_training_test, whole jobs on emulated
+# kernels, which cuda_parity_test shows it one by one.
+set(no_races
+  adam8_oracle_test adapter_test agent_test auth_test commands_test cuda_training_test dataset_check_test dataset_test
+  draw_test endpoint_test
+  engine_oracle_test fleet_test jinja_test kernel_gradient_test model_check_test nf4_oracle_test phases_test
+  plan_exact_test recipe_test reference_models_test repeat_recipe_test safetensors_test schedule_property_test
+  server_convert_test server_core_test spec_test tokenizer_test worker_convert_test)
+# What `./dev test --full thread` builds.
+add_custom_target(threaded)
 
 # nibble_test(NAME SRCS x_test.cc DEPS ...): one GoogleTest binary, one ctest entry. LABELS: "slow".
 function(nibble_test name)
@@ -96,10 +123,16 @@ function(nibble_test name)
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${seen_locks} ${ARG_DEPS}
                                         GTest::gmock GTest::gtest_main)
+  nibble_joined_sanitized(${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
+  endif()
+  if(name IN_LIST no_races)
+    list(APPEND ARG_LABELS no-races)
+  else()
+    add_dependencies(threaded ${name})
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT}${TENFOLD} LABELS "${ARG_LABELS}"
                        ENVIRONMENT "NIBBLE_SOURCE_DIR=${PROJECT_SOURCE_DIR};NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;GTEST_OUTPUT=json:${CMAKE_BINARY_DIR}/test-results/${name}.json")

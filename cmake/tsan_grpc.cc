@@ -3,10 +3,20 @@
 // order anything; and gRPC hands every call from thread to thread by them. What is defined here comes before
 // the libraries' functions of the same names, in the libraries too: it calls those and tells the sanitizer.
 //
-// Only what gRPC needs. Our own code locks with std::mutex.
+// Memory is the other half. What gRPC frees is freed inside a library that tests/suppressions/thread.txt names, so
+// the sanitizer keeps what it knows of it; and gets it again there, so nothing clears that. Two calls that have the
+// same memory one after the other, a call's objects and its arena, would look like two threads at one object. So
+// the libraries get their memory here: it is new to the sanitizer each time.
+//
+// Only what gRPC needs. Our own code locks with std::mutex. What must be seen all the same is planted in
+// tests/sanitizers.
 #include <dlfcn.h>
 #include <grpc/grpc.h>
+#include <grpc/support/alloc.h>
 #include <sanitizer/tsan_interface.h>
+
+#include <cstdlib>
+#include <new>
 
 #include "absl/synchronization/mutex.h"
 
@@ -30,6 +40,26 @@ auto Waiting(void* mutex, const Wait& wait) {
 }
 
 }  // namespace
+
+// --- Memory. operator delete and gpr_free are the runtime's and the library's: all of it is malloc's. ---
+
+namespace {
+void* OrAbort(void* memory) {
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+}  // namespace
+
+void* operator new(size_t bytes) { return OrAbort(std::malloc(bytes == 0 ? 1 : bytes)); }
+void* operator new[](size_t bytes) { return OrAbort(std::malloc(bytes == 0 ? 1 : bytes)); }
+
+extern "C" {
+void* gpr_malloc(size_t bytes) { return bytes == 0 ? nullptr : OrAbort(std::malloc(bytes)); }
+void* gpr_zalloc(size_t bytes) { return bytes == 0 ? nullptr : OrAbort(std::calloc(bytes, 1)); }
+void* gpr_realloc(void* memory, size_t bytes) {
+  return memory == nullptr && bytes == 0 ? nullptr : OrAbort(std::realloc(memory, bytes));
+}
+}  // extern "C"
 
 // --- Operations of a call: what came before one is asked for comes before its end. ---
 

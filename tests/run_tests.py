@@ -4,7 +4,8 @@
 Each GoogleTest binary leaves its cases as JSON under <build>/test-results; any other ctest entry
 counts as one case (exit code 77 is a skip). With --second-try, for shared machines, a failed entry runs
 once more, and one that passes then is named as unsteady. A build with a sanitizer runs under its options
-(SANITIZERS, tests/suppressions). Closes with a line 'N passed, N failed, N skipped'.
+(SANITIZERS, tests/suppressions). With --times, what ran is listed with its cases and seconds, and what the build has
+and did not run. Closes with a line 'N passed, N failed, N skipped'.
 """
 
 import json
@@ -68,8 +69,22 @@ def run_ctest(command):
     return process.returncode, failed
 
 
+def show_times(build, entries):
+    """What ran, longest first, from (name, outcome, seconds, cases); then what ctest knows and did not run."""
+    print("What ran, and for how long:")
+    for name, outcome, seconds, cases in sorted(entries, key=lambda entry: -entry[2]):
+        skipped = sum(case[1] == "skipped" for case in cases)
+        print(f"{seconds:8.1f} s  {name:26} {len(cases) - skipped:4} cases"
+              f"{f', {skipped} skipped' if skipped else ''}{'' if outcome == 'passed' else ': ' + outcome}")
+    listed = subprocess.run(["ctest", "--test-dir", build, "-N"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    left_out = sorted(set(re.findall(r"Test +#\d+: (\S+)", listed)) - {entry[0] for entry in entries})
+    print(f"Left out: {' '.join(left_out) or 'nothing'}")
+
+
 def main():
     build, ctest_args = sys.argv[1], sys.argv[2:]
+    times = "--times" in ctest_args
+    ctest_args = [a for a in ctest_args if a != "--times"]
     if "--second-try" in ctest_args:
         ctest_args = [a for a in ctest_args if a != "--second-try"] + ["--repeat", "until-pass:2"]
     results = pathlib.Path(build, "test-results")
@@ -83,6 +98,7 @@ def main():
                                    "--output-junit", str(junit), *ctest_args])
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     notes = {"failed": [], "skipped": []}
+    entries = []
     for entry in ElementTree.parse(junit).getroot().iter("testcase"):
         name, status = entry.get("name"), entry.get("status")
         report = results / f"{name}.json"
@@ -92,6 +108,7 @@ def main():
             cases.append((name, "failed", "the program ended badly or timed out"))
         if not cases:
             cases = [(name, outcome, "")]
+        entries.append((name, outcome, float(entry.get("time") or 0), cases))
         if name in failed_once and outcome == "passed":
             print(f"unsteady: {name} failed first and passed on its second try")
         for case, result, message in cases:
@@ -107,6 +124,8 @@ def main():
     if found:
         counts["failed"] += 1
         print(f"failed: {len(found)} reports of the sanitizer")
+    if times:
+        show_times(build, entries)
     print(f"Tests took {time.monotonic() - began:.0f} s.")
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     bad = counts["failed"] or counts["passed"] == 0 or code not in (0, 8)
