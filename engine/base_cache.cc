@@ -99,7 +99,7 @@ class Maker {
         tensors_(tensors),
         layout_(layout),
         file_(file),
-        pool_(request.threads),
+        pool_(request.threads, kernels::AskedPlacement()),
         encoder_(MakeEncoder()) {}
 
   absl::Status Make() {

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -13,14 +14,15 @@
 #include "engine/testing/tiny_directory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/tables.h"
 
 namespace nibble::engine {
 namespace {
 
-class JobTest : public ::testing::TestWithParam<const char*> {
+class JobTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    if (std::string(GetParam()) == "cuda-emulated" && !testing::FullRun()) {
+    if (GetParam() == "cuda-emulated" && !testing::FullRun()) {
       GTEST_SKIP() << "the emulation is slow: cuda_training_test has a short form, --full runs this";
     }
     testing::WriteTinyDirectory(dir_.Join("model"), 3);
@@ -102,10 +104,68 @@ class JobTest : public ::testing::TestWithParam<const char*> {
     return ResultOf(*job);
   }
 
+  void InterruptAnywhere();
+  void VaryWhatMustNotMatter();
+
   TempDir dir_;
   SimClock clock_;
   std::vector<std::unique_ptr<kernels::Backend>> backends_;  // outlive their devices
 };
+
+// What every body of this machine promises; the rest of a job is the same code whatever the body.
+class EveryBodyTest : public JobTest {};
+
+void JobTest::InterruptAnywhere() {
+  const Result whole = RunAlone(Input("whole"));
+  for (const int64_t stop : {0, 1, 4, 8, 9}) {
+    JobInput input = Input("part" + std::to_string(stop));
+    {
+      const auto device = OpenDevice();
+      const auto job = Open(*device, input);
+      while (job->step() < stop) CHECK_OK(job->Advance().status());
+      job->RequestCheckpoint();
+      const auto event = job->Advance();
+      ASSERT_TRUE(event.ok()) << event.status();
+      input.resume = std::get<CheckpointDone>(*event).saved.directory;
+    }
+    input.dir += "-again";
+    const Result resumed = RunAlone(input);
+    EXPECT_EQ(resumed.weights == whole.weights, true) << "stopped at " << stop;
+    EXPECT_EQ(resumed.rows, whole.rows) << "stopped at " << stop;
+    EXPECT_EQ(resumed.config, whole.config);
+  }
+}
+
+void JobTest::VaryWhatMustNotMatter() {
+  const Result alone = RunAlone(Input("alone"));
+  for (const spec::Recompute recompute :
+       {spec::Recompute::kFull, spec::Recompute::kKeepGemmOutputs, spec::Recompute::kNone}) {
+    for (const int threads : {1, 2, 4}) {
+      JobInput input = Input(absl::StrCat(std::string(RecomputeName(recompute)), threads));
+      input.spec.recompute = recompute;
+      EXPECT_TRUE(RunAlone(input, threads) == alone) << RecomputeName(recompute) << " on " << threads << " threads";
+    }
+  }
+
+  JobInput other = Input("other");
+  other.spec.seed = 7;
+  other.spec.lora_r = 8;
+  other.spec.micro_batch_size = 4;
+  const Result other_alone = RunAlone(other);
+  other.dir += "-beside";
+  JobInput first = Input("beside");
+  const auto device = OpenDevice();
+  const auto a = Open(*device, first);
+  const auto b = Open(*device, other);
+  while (!a->finished() || !b->finished()) {
+    CHECK_OK(a->Advance().status());
+    CHECK_OK(b->Advance().status());
+    CHECK_OK(b->Advance().status());
+  }
+  EXPECT_TRUE(ResultOf(*a) == alone);
+  EXPECT_TRUE(ResultOf(*b) == other_alone);
+  EXPECT_FALSE(alone.weights == other_alone.weights);
+}
 
 TEST_P(JobTest, AlmostNeverIsAtTheEndsOnly) {
   JobInput input = Input("job");
@@ -149,26 +209,8 @@ TEST_P(JobTest, LearnsEvaluatesAndExports) {
   EXPECT_LE(device->step().TouchedBytes(), job->plan().step_bytes);
 }
 
-TEST_P(JobTest, AnyInterruptionGivesTheSameBytes) {
-  const Result whole = RunAlone(Input("whole"));
-  for (const int64_t stop : {0, 1, 4, 8, 9}) {
-    JobInput input = Input("part" + std::to_string(stop));
-    {
-      const auto device = OpenDevice();
-      const auto job = Open(*device, input);
-      while (job->step() < stop) CHECK_OK(job->Advance().status());
-      job->RequestCheckpoint();
-      const auto event = job->Advance();
-      ASSERT_TRUE(event.ok()) << event.status();
-      input.resume = std::get<CheckpointDone>(*event).saved.directory;
-    }
-    input.dir += "-again";
-    const Result resumed = RunAlone(input);
-    EXPECT_EQ(resumed.weights == whole.weights, true) << "stopped at " << stop;
-    EXPECT_EQ(resumed.rows, whole.rows) << "stopped at " << stop;
-    EXPECT_EQ(resumed.config, whole.config);
-  }
-}
+TEST_P(JobTest, AnyInterruptionGivesTheSameBytes) { InterruptAnywhere(); }
+TEST_P(EveryBodyTest, AnyInterruptionGivesTheSameBytes) { InterruptAnywhere(); }
 
 // A cache file of before, in flat order, then the same base in tiles, also in the middle of a job.
 TEST_P(JobTest, TheOrderOfTheBaseChangesNothing) {
@@ -235,35 +277,8 @@ TEST_P(JobTest, EightBitMomentsComeBackFromACheckpoint) {
   EXPECT_EQ(StatusReason((*job)->Start()), Reason::kCheckpointInvalid);
 }
 
-TEST_P(JobTest, ThreadsNeighboursAndRecomputationChangeNothing) {
-  const Result alone = RunAlone(Input("alone"));
-  EXPECT_TRUE(RunAlone(Input("two-threads"), 2) == alone);
-  for (const spec::Recompute recompute :
-       {spec::Recompute::kFull, spec::Recompute::kKeepGemmOutputs, spec::Recompute::kNone}) {
-    JobInput policy = Input("policy" + std::string(spec::RecomputeName(recompute)));
-    policy.spec.recompute = recompute;
-    EXPECT_TRUE(RunAlone(policy) == alone);
-  }
-
-  JobInput other = Input("other");
-  other.spec.seed = 7;
-  other.spec.lora_r = 8;
-  other.spec.micro_batch_size = 4;
-  const Result other_alone = RunAlone(other);
-  other.dir += "-beside";
-  JobInput first = Input("beside");
-  const auto device = OpenDevice();
-  const auto a = Open(*device, first);
-  const auto b = Open(*device, other);
-  while (!a->finished() || !b->finished()) {
-    CHECK_OK(a->Advance().status());
-    CHECK_OK(b->Advance().status());
-    CHECK_OK(b->Advance().status());
-  }
-  EXPECT_TRUE(ResultOf(*a) == alone);
-  EXPECT_TRUE(ResultOf(*b) == other_alone);
-  EXPECT_FALSE(alone.weights == other_alone.weights);
-}
+TEST_P(JobTest, ThreadsNeighboursAndRecomputationChangeNothing) { VaryWhatMustNotMatter(); }
+TEST_P(EveryBodyTest, ThreadsNeighboursAndRecomputationChangeNothing) { VaryWhatMustNotMatter(); }
 
 TEST_P(JobTest, SavesWhenDue) {
   JobInput input = Input("job");
@@ -366,7 +381,7 @@ TEST_P(JobTest, ThreeBadStepsInARowEndTheJob) {
 
 // Three jobs, of which one's loss is no number: it fails as it would alone, and the others do not notice.
 TEST_P(JobTest, AFusedTurnIsEachJobsOwn) {
-  if (std::string(GetParam()) == "cuda-emulated") GTEST_SKIP() << "a device takes turns";
+  if (GetParam() == "cuda-emulated") GTEST_SKIP() << "a device takes turns";
   const auto input = [&](const std::string& name) {
     JobInput of = Input(name);
     of.eval_dataset = "";
@@ -416,6 +431,14 @@ TEST_P(JobTest, AFusedTurnIsEachJobsOwn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, JobTest, ::testing::Values("ref", "cpu", "cuda-emulated"),
+                         [](const auto& info) { return testing::TestName(info.param); });
+
+std::vector<std::string> Bodies() {
+  std::vector<std::string> bodies;
+  for (const std::string_view body : kernels::CpuBodies()) bodies.push_back(absl::StrCat("cpu:", std::string(body)));
+  return bodies;
+}
+INSTANTIATE_TEST_SUITE_P(Bodies, EveryBodyTest, ::testing::ValuesIn(Bodies()),
                          [](const auto& info) { return testing::TestName(info.param); });
 
 }  // namespace

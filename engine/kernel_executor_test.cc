@@ -113,39 +113,33 @@ std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& bat
 }
 
 constexpr Recompute kPolicies[] = {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull};
-const kernels::KernelTable* const kTables[] = {&kernels::RefTable(), &kernels::CpuTable()};
 
-TEST(Recomputation, ChangesNoBit) {
-  for (const kernels::KernelTable* table : kTables) {
+// ref, and every body this machine has.
+std::vector<const kernels::KernelTable*> Tables() {
+  std::vector<const kernels::KernelTable*> tables = {&kernels::RefTable()};
+  for (const std::string_view body : kernels::CpuBodies()) tables.push_back(kernels::CpuTableFor(body));
+  return tables;
+}
+
+TEST(RecomputationAndThreads, ChangeNoBit) {
+  for (const kernels::KernelTable* table : Tables()) {
     for (const bool qk_norm : {false, true}) {
       const TinyModel model({.qk_norm = qk_norm, .layers = 3});
       const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);
-      std::vector<std::vector<double>> gradients;
-      for (const spec::Recompute recompute : kPolicies) {
+      std::vector<double> first;
+      for (const Recompute recompute : kPolicies) {
         spec::TrainSpec spec = SmallSpec();
         spec.recompute = recompute;
-        StepRig rig(*table, model, spec);
-        rig.Randomize(5);
-        gradients.push_back(GradientsOf(rig, {batch}, 0.1));
+        for (const int threads : {1, 2, 3, 4}) {
+          StepRig rig(*table, model, spec, threads);
+          rig.Randomize(5);
+          const std::vector<double> gradients = GradientsOf(rig, {batch}, 0.1);
+          if (first.empty()) first = gradients;
+          EXPECT_EQ(gradients, first) << table->name << "/" << table->body << ", " << RecomputeName(recompute)
+                                      << " on " << threads << " threads";
+        }
       }
-      EXPECT_EQ(gradients[0], gradients[1]) << table->name;
-      EXPECT_EQ(gradients[0], gradients[2]) << table->name;
     }
-  }
-}
-
-TEST(Threads, ChangeNoBit) {
-  for (const kernels::KernelTable* table : kTables) {
-    const TinyModel model({.layers = 2});
-    const MicroBatch batch = RandomBatch({16, 9, 5}, model.config().vocab_size, 8);
-    std::vector<std::vector<double>> gradients;
-    for (const int threads : {1, 2, 3}) {
-      StepRig rig(*table, model, SmallSpec(), threads);
-      rig.Randomize(5);
-      gradients.push_back(GradientsOf(rig, {batch}, 0.1));
-    }
-    EXPECT_EQ(gradients[0], gradients[1]) << table->name;
-    EXPECT_EQ(gradients[0], gradients[2]) << table->name;
   }
 }
 
@@ -189,7 +183,7 @@ TEST(Dropout, IsKeyedByStepAndMicroBatch) {
 // What lies between the planned buffers stays as it was: no operation writes past its own.
 TEST(Plan, IsKeptToTheByte) {
   constexpr int64_t kRedZone = 256;
-  for (const kernels::KernelTable* table : kTables) {
+  for (const kernels::KernelTable* table : Tables()) {
     for (const spec::Recompute recompute : kPolicies) {
       const TinyModel model({.qkv_bias = true, .qk_norm = true});
       spec::TrainSpec spec = SmallSpec();
@@ -220,7 +214,7 @@ TEST(Plan, IsKeptToTheByte) {
 
 // What an operation reads it has been given: the garbage that was in memory before cannot matter.
 TEST(Plan, OldContentsDoNotMatter) {
-  for (const kernels::KernelTable* table : kTables) {
+  for (const kernels::KernelTable* table : Tables()) {
     const TinyModel model({.qk_norm = true});
     std::vector<std::vector<double>> gradients;
     for (const int fill : {0x00, 0xFF}) {  // 0xFF bytes are NaN in every type

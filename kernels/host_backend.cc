@@ -13,7 +13,7 @@ namespace {
 // Everything happens at once, in the caller's order.
 class HostBackend final : public Backend {
  public:
-  HostBackend(const KernelTable& table, int threads) : table_(table), pool_(threads) {
+  HostBackend(const KernelTable& table, int threads) : table_(table), pool_(threads, AskedPlacement()) {
     context_.pool = &pool_;
   }
   ~HostBackend() override {

@@ -1,7 +1,13 @@
 #include "kernels/parallel.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include "kernels/check.h"
 
@@ -20,14 +26,52 @@ void Pause() {
 #endif
 }
 
+#if defined(__linux__)
+// What the process was given, before any thread of it was pinned.
+const cpu_set_t& Allowed() {
+  static const cpu_set_t allowed = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    sched_getaffinity(0, sizeof set, &set);
+    return set;
+  }();
+  return allowed;
+}
+
+// Without effect where the system refuses: results do not depend on it.
+void PinOnce(int thread) {
+  thread_local bool pinned = false;
+  if (pinned) return;
+  pinned = true;
+  const int count = CPU_COUNT(&Allowed());
+  if (count == 0) return;
+  int left = thread % count, cpu = 0;
+  while (!CPU_ISSET(cpu, &Allowed()) || left-- > 0) ++cpu;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  sched_setaffinity(0, sizeof one, &one);
+}
+#else
+void Allowed() {}
+void PinOnce(int) {}
+#endif
+
 }  // namespace
+
+Placement AskedPlacement() {
+  const char* asked = std::getenv("NIBBLE_PIN_THREADS");
+  return asked != nullptr && std::strcmp(asked, "1") == 0 ? Placement::kPinned : Placement::kFree;
+}
 
 struct ThreadPool::Workers {
   std::vector<std::thread> threads;
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), workers_(std::make_unique<Workers>()) {
+ThreadPool::ThreadPool(int threads, Placement placement)
+    : threads_(threads), placement_(placement), workers_(std::make_unique<Workers>()) {
   KERNEL_CHECK(threads >= 1 && threads <= 4096);
+  if (placement == Placement::kPinned) Allowed();
   for (int thread = 1; thread < threads; ++thread)
     workers_->threads.emplace_back([this, thread] { WorkerLoop(thread); });
 }
@@ -42,6 +86,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::RunErased(int64_t pieces, Function function, void* argument) {
   KERNEL_CHECK(pieces >= 0 && pieces < int64_t{1} << 32);
   if (pieces == 0) return;
+  if (placement_ == Placement::kPinned) PinOnce(0);
   pieces_ = pieces;
   function_ = function;
   argument_ = argument;
@@ -77,6 +122,7 @@ bool ThreadPool::TakePieces(int thread) {
 }
 
 void ThreadPool::WorkerLoop(int thread) {
+  if (placement_ == Placement::kPinned) PinOnce(thread);
   uint64_t seen = state_.load(std::memory_order_acquire);
   while (!stop_.load(std::memory_order_relaxed)) {
     TakePieces(thread);

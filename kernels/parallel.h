@@ -7,6 +7,9 @@
 // The calling thread takes part. Workers spin a short while after each Run and then sleep, and a Run never
 // waits for a worker that has not taken a piece, so small ops cost little. Run allocates nothing.
 //
+// The system places the threads. With kPinned thread i keeps to the i-th processor that the process may use, the
+// caller too, from its first Run on: for a machine that does nothing else. Two pinned pools share processors.
+//
 // Threads: one thread at a time may call Run. fn must not throw and must not call Run.
 #pragma once
 
@@ -17,10 +20,14 @@
 
 namespace nibble::kernels {
 
+enum class Placement { kFree, kPinned };
+// kPinned with NIBBLE_PIN_THREADS=1 in the environment.
+Placement AskedPlacement();
+
 class ThreadPool {
  public:
   // `threads` counts the caller: 1 starts none.
-  explicit ThreadPool(int threads);
+  explicit ThreadPool(int threads, Placement placement = Placement::kFree);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -44,6 +51,7 @@ class ThreadPool {
   void WorkerLoop(int thread);
 
   const int threads_;
+  const Placement placement_;
   // The Run's number in the high half, pieces not yet taken in the low half: one compare-exchange both
   // takes a piece and proves that the job below is still the one it belongs to.
   alignas(64) std::atomic<uint64_t> state_{0};

@@ -1,8 +1,10 @@
 #include "kernels/parallel.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -73,6 +75,40 @@ TEST(ThreadPool, PoolsBesideEachOtherComputeWhatEachDoesAlone) {
     for (std::thread& job : jobs) job.join();
   }
   for (const double result : together) EXPECT_EQ(result, alone);
+}
+
+// How many processors each thread of a pool may use.
+std::vector<int> ProcessorsOf(int threads, Placement placement) {
+  std::vector<int> counts(static_cast<size_t>(threads));
+  // A thread of its own: a pinned caller stays pinned.
+  std::thread([&] {
+    ThreadPool pool(threads, placement);
+    std::atomic<int> arrived{0};
+    pool.Run(threads, [&](int64_t, int thread) {
+      ++arrived;
+      while (arrived < threads) std::this_thread::yield();  // so that each thread takes one piece
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      ASSERT_EQ(sched_getaffinity(0, sizeof set, &set), 0);
+      counts[static_cast<size_t>(thread)] = CPU_COUNT(&set);
+    });
+  }).join();
+  return counts;
+}
+
+TEST(ThreadPool, IsPinnedOnlyWhenAsked) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  ASSERT_EQ(sched_getaffinity(0, sizeof set, &set), 0);
+  EXPECT_EQ(ProcessorsOf(3, Placement::kFree), std::vector<int>(3, CPU_COUNT(&set)));
+  EXPECT_EQ(ProcessorsOf(3, Placement::kPinned), std::vector<int>(3, 1));
+  EXPECT_EQ(ProcessorsOf(3, Placement::kFree), std::vector<int>(3, CPU_COUNT(&set))) << "after a pinned one";
+
+  unsetenv("NIBBLE_PIN_THREADS");
+  EXPECT_EQ(AskedPlacement(), Placement::kFree);
+  setenv("NIBBLE_PIN_THREADS", "1", 1);
+  EXPECT_EQ(AskedPlacement(), Placement::kPinned);
+  unsetenv("NIBBLE_PIN_THREADS");
 }
 
 }  // namespace

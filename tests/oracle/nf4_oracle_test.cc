@@ -125,7 +125,8 @@ TEST_P(Nf4Oracle, DequantizedIsEqual) {
                 {.type = QuantType::kFP4, .data = fp4_codes.data(), .absmax = absmax.data()});
 }
 
-// Every cpu body this machine can run, whole matrices and a part.
+// Every cpu body this machine can run, whole matrices and a part; where the shape allows tiles, bitsandbytes' codes laid
+// out so, too.
 TEST_P(Nf4Oracle, EveryBodyDecodesEqually) {
   const std::string& name = GetParam();
   const std::vector<uint8_t> codes = Nf4().Bytes(name + ".codes");
@@ -142,6 +143,17 @@ TEST_P(Nf4Oracle, EveryBodyDecodesEqually) {
                               .nested_map = kernels::SignedDynamicMap(),
                               .offset = Nf4().Floats(name + ".offset")[0],
                               .code_book = kernels::CodeBook(QuantType::kNF4)};
+  const int64_t row_blocks = w.k / kBlock;
+  std::vector<uint8_t> tiled_codes(codes.size()), tiled_absmax(absmax_codes.size());
+  std::vector<kernels::WeightView> views = {w};
+  if (kernels::SuitsTiles(w.type, w.k, w.block)) {
+    kernels::ToTiles(codes.data(), w.n, row_blocks, kBlock / 2, tiled_codes.data());
+    kernels::ToTiles(absmax_codes.data(), w.n, row_blocks, 1, tiled_absmax.data());
+    views.push_back(w);
+    views.back().order = kernels::WeightOrder::kTiles;
+    views.back().data = tiled_codes.data();
+    views.back().absmax_codes = tiled_absmax.data();
+  }
   const std::vector<uint16_t> theirs = Nf4().BF16Bits(name + ".dequant_nested");
   std::vector<std::byte> workspace(1 << 20);
   kernels::Context context{.workspace = workspace.data(), .workspace_bytes = 1 << 20};
@@ -149,10 +161,13 @@ TEST_P(Nf4Oracle, EveryBodyDecodesEqually) {
     const kernels::KernelTable& table = *kernels::CpuTableFor(body);
     ASSERT_EQ(table.act, kernels::DType::kBF16);
     const int64_t first = w.n / 3;
-    for (const int64_t n0 : {int64_t{0}, first}) {
-      std::vector<uint16_t> decoded((w.n - n0) * w.k);
-      table.decode_weight(&context, decoded.data(), w, n0, w.n - n0);
-      EXPECT_THAT(decoded, testing::ElementsAreArray(theirs.begin() + n0 * w.k, theirs.end())) << body;
+    for (const kernels::WeightView& view : views) {
+      for (const int64_t n0 : {int64_t{0}, first}) {
+        std::vector<uint16_t> decoded((w.n - n0) * w.k);
+        table.decode_weight(&context, decoded.data(), view, n0, w.n - n0);
+        EXPECT_THAT(decoded, testing::ElementsAreArray(theirs.begin() + n0 * w.k, theirs.end()))
+            << body << (view.order == kernels::WeightOrder::kTiles ? ", in tiles" : "");
+      }
     }
   }
 }
