@@ -74,6 +74,49 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
   });
 }
 
+// Four jobs of 64 tokens over one weight, each with its adapter: in one product, as a fused turn does it, and one after
+// the other, each decoding the weight for itself.
+void BenchParts(Bench& bench, const std::string& model, int64_t k, int64_t n) {
+  constexpr int64_t kJobs = 4, kTokens = 64, kRank = 16;
+  const std::string shape = model + " 4x" + std::to_string(kTokens) + "x" + std::to_string(k) + "x" + std::to_string(n);
+  if (!bench.Wants({"parts fwd", "parts bwd", "parts fwd apart", "parts bwd apart"}, shape)) return;
+  struct Job {
+    Array<uint16_t> x, y, a, b, u;
+    std::vector<float> da, db;
+    LoraArgs lora;
+  };
+  const RandomWeight weight(QuantType::kNF4, n, k);
+  std::vector<Job> jobs(kJobs);
+  std::vector<LinearPart> forward(kJobs), backward(kJobs);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    Job& job = jobs[i];
+    job = {Activations(kTokens * k), Activations(kTokens * n), Activations(kRank * k), Activations(n * kRank),
+           Activations(kTokens * kRank), std::vector<float>(static_cast<size_t>(kRank * k)),
+           std::vector<float>(static_cast<size_t>(n * kRank)), {}};
+    job.lora = {.r = kRank, .scale = 2, .a = job.a.data(), .b = job.b.data(), .u = job.u.data(),
+                .da = job.da.data(), .db = job.db.data()};
+    LinearArgs args;
+    args.m = kTokens;
+    args.w = weight.view;
+    args.lora = &job.lora;
+    forward[i] = {.out = job.y.data(), .in = job.x.data(), .args = args};
+    backward[i] = {.out = job.x.data(), .in = job.y.data(), .x = job.x.data(), .args = args};
+  }
+  const KernelTable& t = bench.table();
+  const double main = 2.0 * static_cast<double>(kJobs * kTokens * k * n);
+  const double branch = 2.0 * static_cast<double>(kJobs * kTokens * kRank * (k + n));
+  bench.Line("parts fwd", shape, main + branch, Limit::kProducts,
+             [&] { t.linear_forward_parts(bench.context(), forward.data(), kJobs); });
+  bench.Line("parts fwd apart", shape, main + branch, Limit::kProducts, [&] {
+    for (const LinearPart& p : forward) t.linear_forward(bench.context(), p.out, p.in, p.args);
+  });
+  bench.Line("parts bwd", shape, main + 3 * branch, Limit::kProducts,
+             [&] { t.linear_backward_parts(bench.context(), backward.data(), kJobs); });
+  bench.Line("parts bwd apart", shape, main + 3 * branch, Limit::kProducts, [&] {
+    for (const LinearPart& p : backward) t.linear_backward(bench.context(), p.out, false, p.in, p.x, p.args);
+  });
+}
+
 // A whole matrix decoded into memory larger than the caches: Nibble never does this, its peers do.
 void BenchDecodeToMemory(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   const std::string shape = model + " " + std::to_string(k) + "x" + std::to_string(n);
@@ -269,6 +312,9 @@ int Main(int argc, char** argv) {
                                    {"int4", QuantType::kINT4}, {"int8", QuantType::kINT8},
                                    {"bf16", QuantType::kBF16}})
     BenchLinear(bench, std::string("1.1B ") + name, 2048, 2048, type);
+  BenchParts(bench, "135M", 576, 1536);
+  BenchParts(bench, "1.1B", 2048, 5632);
+  BenchParts(bench, "7B", 4096, 11008);
   BenchDecodeToMemory(bench, "7B", 4096, 11008);
   BenchGenerate(bench, "1.1B", 2048, 5632);
   BenchGenerate(bench, "all of 1.1B", 2048, 473088);
