@@ -3,10 +3,10 @@
 // order anything; and gRPC hands every call from thread to thread by them. What is defined here comes before
 // the libraries' functions of the same names, in the libraries too: it calls those and tells the sanitizer.
 //
-// Memory is the other half. What gRPC frees is freed inside a library that tests/suppressions/thread.txt names, so
-// the sanitizer keeps what it knows of it; and gets it again there, so nothing clears that. Two calls that have the
-// same memory one after the other, a call's objects and its arena, would look like two threads at one object. So
-// the libraries get their memory here: it is new to the sanitizer each time.
+// Memory is the other half. What gRPC frees is freed inside a library that tests/suppressions/thread.txt
+// names, so the sanitizer keeps what it knows of it; and gets it again there, so nothing clears that. Two
+// calls that have the same memory one after the other, a call's objects and its arena, would look like two
+// threads at one object. So the libraries get their memory here: it is new to the sanitizer each time.
 //
 // Only what gRPC needs. Our own code locks with std::mutex. What must be seen all the same is planted in
 // tests/sanitizers.

@@ -143,7 +143,7 @@ void JobTest::VaryWhatMustNotMatter() {
     for (const int threads : {1, 2, 4}) {
       JobInput input = Input(absl::StrCat(std::string(RecomputeName(recompute)), threads));
       input.spec.recompute = recompute;
-      EXPECT_TRUE(RunAlone(input, threads) == alone) << RecomputeName(recompute) << " on " << threads << " threads";
+      EXPECT_TRUE(RunAlone(input, threads) == alone) << input.dir;
     }
   }
 
@@ -435,7 +435,7 @@ INSTANTIATE_TEST_SUITE_P(Devices, JobTest, ::testing::Values("ref", "cpu", "cuda
 
 std::vector<std::string> Bodies() {
   std::vector<std::string> bodies;
-  for (const std::string_view body : kernels::CpuBodies()) bodies.push_back(absl::StrCat("cpu:", std::string(body)));
+  for (const std::string_view body : kernels::CpuBodies()) bodies.push_back("cpu:" + std::string(body));
   return bodies;
 }
 INSTANTIATE_TEST_SUITE_P(Bodies, EveryBodyTest, ::testing::ValuesIn(Bodies()),

@@ -7,8 +7,9 @@
 // The calling thread takes part. Workers spin a short while after each Run and then sleep, and a Run never
 // waits for a worker that has not taken a piece, so small ops cost little. Run allocates nothing.
 //
-// The system places the threads. With kPinned thread i keeps to the i-th processor that the process may use, the
-// caller too, from its first Run on: for a machine that does nothing else. Two pinned pools share processors.
+// The system places the threads. With kPinned thread i keeps to the i-th processor that the process may use,
+// the caller too, from its first Run on: for a machine that does nothing else. Two pinned pools share
+// processors.
 //
 // Threads: one thread at a time may call Run. fn must not throw and must not call Run.
 #pragma once

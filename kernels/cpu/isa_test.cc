@@ -21,7 +21,8 @@ TEST(ChosenIsa, IsWhatTheEnvironmentSaysWhereTheMachineHasIt) {
   const Isa best = ChosenIsa();
   for (int isa = 0; isa <= static_cast<int>(Isa::kAmx); ++isa) {
     const Isa wanted = static_cast<Isa>(isa);
-    EXPECT_EQ(ChosenWith(std::string(IsaName(wanted))), wanted <= DetectIsa() ? wanted : best) << IsaName(wanted);
+    EXPECT_EQ(ChosenWith(std::string(IsaName(wanted))), wanted <= DetectIsa() ? wanted : best)
+        << IsaName(wanted);
   }
   EXPECT_EQ(ChosenWith("avx1024"), best);
   EXPECT_EQ(ChosenWith(""), best);

@@ -74,11 +74,12 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
   });
 }
 
-// Four jobs of 64 tokens over one weight, each with its adapter: in one product, as a fused turn does it, and one after
-// the other, each decoding the weight for itself.
+// Four jobs of 64 tokens over one weight, each with its adapter: in one product, as a fused turn does it, and
+// one after the other, each decoding the weight for itself.
 void BenchParts(Bench& bench, const std::string& model, int64_t k, int64_t n) {
   constexpr int64_t kJobs = 4, kTokens = 64, kRank = 16;
-  const std::string shape = model + " 4x" + std::to_string(kTokens) + "x" + std::to_string(k) + "x" + std::to_string(n);
+  const std::string shape =
+      model + " 4x" + std::to_string(kTokens) + "x" + std::to_string(k) + "x" + std::to_string(n);
   if (!bench.Wants({"parts fwd", "parts bwd", "parts fwd apart", "parts bwd apart"}, shape)) return;
   struct Job {
     Array<uint16_t> x, y, a, b, u;

@@ -125,8 +125,8 @@ TEST_P(Nf4Oracle, DequantizedIsEqual) {
                 {.type = QuantType::kFP4, .data = fp4_codes.data(), .absmax = absmax.data()});
 }
 
-// Every cpu body this machine can run, whole matrices and a part; where the shape allows tiles, bitsandbytes' codes laid
-// out so, too.
+// Every cpu body this machine can run, whole matrices and a part; where the shape allows tiles, bitsandbytes'
+// codes laid out so, too.
 TEST_P(Nf4Oracle, EveryBodyDecodesEqually) {
   const std::string& name = GetParam();
   const std::vector<uint8_t> codes = Nf4().Bytes(name + ".codes");

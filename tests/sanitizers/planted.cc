@@ -1,10 +1,11 @@
-// Mistakes planted on purpose, of the shapes that the full runs under sanitizers are there to find: a run that
-// misses one of them has shown nothing. planted_test.py runs each twice, as it is and mended.
+// Mistakes planted on purpose, of the shapes that the full runs under sanitizers are there to find: a run
+// that misses one of them has shown nothing. planted_test.py runs each twice, as it is and mended.
 //
 //   nibble-planted MISTAKE [--mended]
 //
-// Races are made certain, not likely: both sides meet first, by relaxed atomics, which order nothing. Those of calls
-// stand where cmake/tsan_grpc.cc tells the sanitizer what gRPC orders: too much told there would hide them.
+// Races are made certain, not likely: both sides meet first, by relaxed atomics, which order nothing. Those
+// of calls stand where cmake/tsan_grpc.cc tells the sanitizer what gRPC orders: too much told there would
+// hide them.
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
