@@ -33,8 +33,8 @@ auto Waiting(void* mutex, const Wait& wait) {
 }  // namespace
 
 // --- Operations of a call: what came before one is asked for, and what the thread did that ended it, comes
-// before what is done at its end. A call itself begins as the end of one: the thread that finds it on the wire
-// makes its objects, another runs it and lets go of them. ---
+// before what is done at its end. A call itself begins as the end of one: the thread that finds it on the
+// wire makes its objects, another runs it and lets go of them. ---
 
 extern "C" {
 
@@ -48,11 +48,11 @@ grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_
 // Puts the tag into a queue without a lock. Of C++ in the library; a status is passed by its address.
 #define NIBBLE_END_OP \
   "_Z14grpc_cq_end_opP21grpc_completion_queuePvN4absl7debian36StatusEPFvS1_P18grpc_cq_completionES1_S6_b"
-using EndOp = void(grpc_completion_queue* queue, void* tag, void* status, void (*done)(void*, void*), void* argument,
-                   void* storage, bool internal);
+using EndOp = void(grpc_completion_queue* queue, void* tag, void* status, void (*done)(void*, void*),
+                   void* argument, void* storage, bool internal);
 EndOp NibbleEndOp __asm__(NIBBLE_END_OP);
-void NibbleEndOp(grpc_completion_queue* queue, void* tag, void* status, void (*done)(void*, void*), void* argument,
-                 void* storage, bool internal) {
+void NibbleEndOp(grpc_completion_queue* queue, void* tag, void* status, void (*done)(void*, void*),
+                 void* argument, void* storage, bool internal) {
   static const auto next = Next<EndOp*>(NIBBLE_END_OP);
   __tsan_release(tag);
   next(queue, tag, status, done, argument, storage, internal);

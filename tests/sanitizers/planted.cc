@@ -140,8 +140,8 @@ void RunResponse() {
   std::mutex mutex;
   Reactor* reactor = nullptr;
   v1::Worker* response = nullptr;
-  // The response dies behind OnDone. Until then this thread does nothing more: what it locks afterwards, to end the
-  // server, could order the two by chance.
+  // The response dies behind OnDone. Until then this thread does nothing more: what it locks afterwards, to
+  // end the server, could order the two by chance.
   Meeting at_the_end;
   const auto write = [&] { response->set_name("workers/which-has-a-name-that-takes-memory-of-its-own"); };
   Call(
