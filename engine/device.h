@@ -63,6 +63,8 @@ class Device {
 
   // Makes the step region exactly this large; its contents are lost.
   absl::Status ResizeStep(int64_t bytes);
+  // At most this large; on the host, where what is left keeps its contents.
+  void ShrinkStep(int64_t bytes) { step_.Shrink(bytes); }
   const Region& step() const { return step_; }
 
  private:

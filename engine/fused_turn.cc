@@ -47,6 +47,10 @@ std::vector<FusedStep> AdvanceTogether(Device& device, std::span<Job* const> job
   if (ready.empty()) return steps;
   Lockstep(device.backend(), jobs.front()->table(), device.step().data(), device.step().mapped_bytes())
       .Run(members);
+  if (jobs[ready.front()]->StepWasStopped()) {
+    for (const size_t i : ready) jobs[i]->StopStep();
+    return steps;
+  }
   for (const size_t i : ready) {
     const StepDone done = jobs[i]->EndStep();
     steps[i].time_us = done.row.step_time_us;

@@ -4,8 +4,8 @@
 // It needs no more memory than turns do. The jobs' tensors are in their persistent regions (kFusedTokens in
 // spec/compile_plan.h), operations use the step region in turn, and a product of several jobs has to fit
 // there with its workspace: FusedJobs takes as many as do. Results are those of turns, bit for bit; an
-// error, such as a row of data that cannot be read, is that of its job alone. One thread; the jobs share a
-// device.
+// error, such as a row of data that cannot be read, is that of its job alone. A turn that is stopped
+// (Job::set_stop) is stopped for all. One thread; the jobs share a device.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ namespace nibble::engine {
 std::vector<Job*> FusedJobs(const Device& device, std::span<Job* const> jobs);
 
 struct FusedStep {
-  absl::StatusOr<JobEvent> event;
+  absl::StatusOr<JobEvent> event;  // empty where the step was stopped
   int64_t time_us = 0;  // its share of the turn
 };
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -59,7 +60,7 @@ struct FinishDone {
   std::string directory;
   std::vector<ExportedFile> files;
 };
-// Empty: part of an evaluation.
+// Empty: part of an evaluation, or a step that was stopped.
 using JobEvent = std::variant<std::monostate, StepDone, EvalDone, CheckpointDone, FinishDone>;
 
 class Job {
@@ -75,6 +76,11 @@ class Job {
   JobWork NextWork() const;
   // Does it. The device's step region must be at least plan().step_bytes.
   absl::StatusOr<JobEvent> Advance();
+  // After Start. Asked inside a step or evaluation (KernelExecutor::set_stop). When it says true the step
+  // is given up: the job is as after the step before, and it is computed again when the job goes on.
+  void set_stop(std::function<bool()> stop);
+  bool StepWasStopped() const { return executor_->step_was_stopped(); }
+  void StopStep() { executor_->StopStep(); }
   // The device is this job's for what comes next. Advance begins with it.
   absl::Status TakeDevice();
   // Asks for a checkpoint at the next boundary; one of the same step is reported again.
@@ -85,7 +91,8 @@ class Job {
   // What Advance does for a step: the first may allocate, the second (the turn proper) does not, the third
   // notes the result and fails when too many steps in a row were not finite.
   absl::Status PrepareStep();
-  StepDone ComputeStep();
+  // nullopt: it was stopped.
+  std::optional<StepDone> ComputeStep();
   absl::StatusOr<JobEvent> ConcludeStep(StepDone done);
 
   // A step may be part of a fused turn (fused_turn.h) when it is due and the plan keeps what it needs apart.

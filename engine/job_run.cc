@@ -1,6 +1,7 @@
 // The work of an attached job: what is due, and doing it.
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -87,8 +88,12 @@ absl::StatusOr<JobEvent> Job::Advance() {
       break;
   }
   RETURN_IF_ERROR(PrepareStep());
-  return ConcludeStep(ComputeStep());
+  const std::optional<StepDone> done = ComputeStep();
+  if (!done) return JobEvent{};
+  return ConcludeStep(*done);
 }
+
+void Job::set_stop(std::function<bool()> stop) { executor_->set_stop(std::move(stop)); }
 
 absl::StatusOr<JobEvent> Job::ConcludeStep(StepDone done) {
   if (device_.backend().is_host())
@@ -144,11 +149,15 @@ absl::Status Job::PrepareStep() {
   return absl::OkStatus();
 }
 
-StepDone Job::ComputeStep() {
+std::optional<StepDone> Job::ComputeStep() {
   const int64_t begin_us = clock_.NowMonotonicUs();
   BeginStep();
-  for (size_t i = 0; i < batch_count_; ++i) {
+  for (size_t i = 0; i < batch_count_ && !executor_->StepStopped(); ++i) {
     executor_->Queue(batches_[i], row_scale_, row_.step, static_cast<int64_t>(i));
+  }
+  if (executor_->step_was_stopped()) {
+    executor_->StopStep();
+    return std::nullopt;
   }
   StepDone done = EndStep();
   done.row.step_time_us = clock_.NowMonotonicUs() - begin_us;
@@ -199,16 +208,21 @@ absl::StatusOr<std::optional<EvalDone>> Job::EvaluateSome() {
   const int64_t begin_us = clock_.NowMonotonicUs();
   const int64_t rows = eval_rows_.count();
   for (int i = 0; i < spec_.gradient_accumulation_steps && eval_next_ < rows; ++i) {
+    if (executor_->StepStopped()) break;
     Clear(eval_batch_);
     const int64_t end = std::min(rows, eval_next_ + spec_.micro_batch_size);
-    for (; eval_next_ < end; ++eval_next_) {
-      RETURN_IF_ERROR(Fill(eval_rows_.Row(eval_next_), data_.eval, eval_batch_));
+    for (int64_t row = eval_next_; row < end; ++row) {
+      RETURN_IF_ERROR(Fill(eval_rows_.Row(row), data_.eval, eval_batch_));
     }
-    eval_loss_sum_ += executor_->Evaluate(eval_batch_);
+    const double loss = executor_->Evaluate(eval_batch_);
+    if (executor_->step_was_stopped()) break;
+    eval_next_ = end;
+    eval_loss_sum_ += loss;
     eval_targets_ += eval_batch_.target_tokens;
     eval_tokens_ += eval_batch_.tokens();
   }
   eval_time_us_ += clock_.NowMonotonicUs() - begin_us;
+  if (executor_->step_was_stopped()) executor_->StopStep();
   if (eval_next_ < rows) return std::nullopt;
   MetricRow row;
   row.is_eval = true;

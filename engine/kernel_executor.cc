@@ -91,7 +91,14 @@ void KernelExecutor::RunMicroBatch() {
   BeginDecodeAhead();
   spec::TrainMicroBatch(*this, model_, spec_);
   context_.ahead = nullptr;
-  CHECK(op_ == static_cast<size_t>(plan_.optimizer_op));
+  CHECK(stopped_ || op_ == static_cast<size_t>(plan_.optimizer_op));
+}
+
+void KernelExecutor::StopStep() {
+  Rest();
+  backend_.Synchronize();
+  staged_ = 0;
+  stopped_ = false;
 }
 
 void KernelExecutor::Record(const MicroBatch& batch) {
@@ -148,7 +155,7 @@ void KernelExecutor::QueueEvaluation(const MicroBatch& batch, int64_t slot) {
   BeginDecodeAhead();
   spec::EvalMicroBatch(*this, model_, spec_);
   context_.ahead = nullptr;
-  CHECK(op_ == plan_.workspace_offset.size());
+  CHECK(stopped_ || op_ == plan_.workspace_offset.size());
 }
 
 double KernelExecutor::Losses(int64_t count) {

@@ -16,7 +16,9 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
+#include <utility>
 #include <vector>
 
 #include "engine/base_view.h"
@@ -61,6 +63,14 @@ class KernelExecutor {
   void set_step_region(std::byte* step);
   const LossScale& loss_scale() const { return loss_scale_; }
   void set_loss_scale(const LossScale& scale) { loss_scale_ = scale; }
+
+  // Asked before every micro-batch, and on the host before every block of one. Once it says true, what is
+  // left of the step is not done: then StopStep, and no Optimize. Nothing that outlives a step was changed.
+  void set_stop(std::function<bool()> stop) { stop_ = std::move(stop); }
+  bool StepStopped() { return stopped_ = stopped_ || (stop_ && stop_()); }
+  bool step_was_stopped() const { return stopped_; }
+  // Waits for what was queued of it.
+  void StopStep();
 
   // Before the first micro-batch of a step: gradients become zero.
   void ZeroGradients();
@@ -115,6 +125,7 @@ class KernelExecutor {
   void Phase(spec::Phase, int32_t) {}
   bool Offloads() const { return plan_.offloaded; }
   bool Groups() const { return plan_.grouped; }
+  bool Stopped() { return backend_.is_host() && StepStopped(); }  // a device's blocks may be being recorded
   Tensor Column(Tensor t, int64_t width) const { return t + width * kernels::DTypeBytes(table_.act); }
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer);
@@ -237,6 +248,8 @@ class KernelExecutor {
   std::byte* staging_ = nullptr;
   int64_t staged_ = 0;  // sets handed out since the last wait
   LossScale loss_scale_;
+  std::function<bool()> stop_;
+  bool stopped_ = false;
 
   // Of the micro-batch or update under way.
   Shape shape_;
@@ -258,7 +271,6 @@ class KernelExecutor {
   size_t phase_ = kNoPhase;
   std::chrono::steady_clock::time_point phase_since_;
 };
-
 
 // Fresh optimizer state in a region of zeros: zero moments. With 8-bit moments, zero is a code of its own.
 // `pinned` is the executor's.

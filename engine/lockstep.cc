@@ -93,7 +93,7 @@ void Lockstep::Run(std::span<const Member> members) {
         first = &at;
       }
     }
-    if (first == nullptr) return;
+    if (first == nullptr || members.front().executor->StepStopped()) return;
     Multiply(members, At(*first));
   }
 }

@@ -41,7 +41,7 @@ class Lockstep {
         workspace_(workspace),
         workspace_bytes_(workspace_bytes) {}
 
-  // Forward and backward of all micro-batches, at most kMost members.
+  // Forward and backward of all micro-batches, at most kMost members; less when the first one's StepStopped.
   void Run(std::span<const Member> members);
 
  private:

@@ -112,6 +112,15 @@ void Region::Unmap() {
   mapped_bytes_ = 0;
 }
 
+void Region::Shrink(int64_t bytes) {
+  CHECK(backend_ == nullptr && bytes >= 0);
+  const int64_t size = RoundUpToPage(bytes);
+  if (size >= mapped_bytes_) return;
+  CHECK(mmap(data_ + size, static_cast<size_t>(mapped_bytes_ - size), PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == data_ + size);
+  mapped_bytes_ = size;
+}
+
 int64_t Region::TouchedBytes(int64_t limit) const {
   if (backend_ != nullptr) return std::min(limit, mapped_bytes_);
   std::array<unsigned char, 4096> resident;  // one byte a page; no allocation inside a turn

@@ -31,6 +31,8 @@ class Region {
   // pages, on a device with whatever it holds. OUT_OF_MEMORY when a device has no more.
   absl::Status Map(int64_t bytes);
   void Unmap();
+  // On the host: gives back what is behind the first `bytes`, which keep what they hold.
+  void Shrink(int64_t bytes);
 
   std::byte* data() const { return data_; }
   int64_t mapped_bytes() const { return mapped_bytes_; }

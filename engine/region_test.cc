@@ -31,6 +31,18 @@ TEST(Region, GivesMemoryBackAndComesBackZeroed) {
   EXPECT_EQ(at[4999], std::byte{0});
 }
 
+TEST(Region, WhatIsLeftKeepsItsContents) {
+  auto region = Region::Reserve(1 << 20);
+  ASSERT_TRUE(region->Map(10 * 4096).ok());
+  std::memset(region->data(), 1, 10 * 4096);
+  region->Shrink(3 * 4096 - 5);
+  EXPECT_EQ(region->mapped_bytes(), 3 * 4096);
+  EXPECT_EQ(region->TouchedBytes(), 3 * 4096);
+  EXPECT_EQ(region->data()[3 * 4096 - 1], std::byte{1});
+  region->Shrink(1 << 20);  // it is smaller already
+  EXPECT_EQ(region->mapped_bytes(), 3 * 4096);
+}
+
 TEST(RegionDeathTest, AWriteBehindThePlanFaults) {
   auto region = Region::Reserve(1 << 20);
   ASSERT_TRUE(region->Map(4096).ok());

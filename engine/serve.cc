@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -12,6 +13,8 @@
 #include <map>
 #include <memory>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
@@ -98,10 +101,12 @@ class Server {
     const spec::DeviceProfile profile = MeasureProfile(*backend_);
     out_.Push(HelloLine(profile, NumericsId(backend_->table())));
     while (!stopping_) {
-      const std::string next = turns_.Next();
-      for (const std::string& line : lines_.Take(64, next.empty() ? kIdleUs : 0)) {
-        Handle(line, profile);
-        if (stopping_) break;
+      const bool waits = turns_.Next().empty() && put_off_.empty();
+      for (const std::string& line : std::exchange(put_off_, {})) {
+        if (!stopping_) Handle(line, profile);
+      }
+      for (const std::string& line : lines_.Take(64, waits ? kIdleUs : 0)) {
+        if (!stopping_) Handle(line, profile);
       }
       if (!stopping_) TakeTurn();
     }
@@ -166,6 +171,7 @@ class Server {
     ASSIGN_OR_RETURN(std::unique_ptr<Job> job, Job::Open(*device_, command.job, clock_));
     RETURN_IF_ERROR(CheckPlan(command, job->plan()));
     RETURN_IF_ERROR(job->Start());
+    job->set_stop([this] { return LookUp(); });
     Attached& attached = jobs_[attempt];
     attached.job = std::move(job);
     const absl::Status fitted = FitStep();
@@ -203,16 +209,22 @@ class Server {
   }
 
   // The step region is as large as the neediest attached job's, no larger.
-  absl::Status FitStep() {
+  absl::Status FitStep() { return device_->ResizeStep(StepBytes()); }
+  int64_t StepBytes() const {
     int64_t bytes = 0;
     for (const auto& [unused, attached] : jobs_)
       bytes = std::max(bytes, attached.job->plan().step_bytes);
-    return device_->ResizeStep(bytes);
+    return bytes;
   }
 
   void Remove(const std::string& attempt) {
     turns_.Remove(attempt);
-    if (jobs_.erase(attempt) > 0) FitStep().IgnoreError();  // shrinking
+    if (jobs_.erase(attempt) == 0) return;
+    if (letting_go_) {
+      device_->ShrinkStep(StepBytes());  // its front is in use
+    } else {
+      FitStep().IgnoreError();  // shrinking
+    }
   }
 
   void Fail(const std::string& attempt, const absl::Status& status) {
@@ -249,6 +261,45 @@ class Server {
     out_.Push(StateLine("detached", attempt, step));
   }
 
+  // In the middle of a turn. Lets neighbours go that are to; true: the turn is to be given up.
+  bool LookUp() {
+    if (lines_.size() == 0 || put_off_.size() >= kMailboxCommands) return false;
+    bool give_up = false;
+    for (std::string& line : lines_.Take(64, 0)) {
+      std::string attempt;
+      const absl::StatusOr<Command> command = ParseCommand(line, attempt);
+      const bool detach = command.ok() && command->type == CommandType::kDetach;
+      const bool shutdown = command.ok() && command->type == CommandType::kShutdown;
+      const bool has_turn = std::count(in_turn_.begin(), in_turn_.end(), attempt) > 0;
+      const bool first = std::none_of(put_off_.begin(), put_off_.end(), [&](const std::string& other) {
+        return other.find(absl::StrCat("\"", attempt, "\"")) != std::string::npos;
+      });
+      // A device still works on what was queued.
+      if (detach && !has_turn && first && backend_->is_host()) {
+        LetGoInTurn(attempt, command->checkpoint);
+        continue;
+      }
+      if (!give_up && (shutdown || (detach && has_turn)))
+        LogInfo("turn.given_up", {{"attempt", in_turn_.front()}});
+      give_up = give_up || shutdown || (detach && has_turn);
+      put_off_.push_back(std::move(line));
+    }
+    return give_up;
+  }
+
+  void LetGoInTurn(const std::string& attempt, bool checkpoint) {
+    const int64_t jobs_in_turn = jobs_in_turn_;
+    letting_go_ = true;
+    Detach(attempt, checkpoint);
+    letting_go_ = false;
+    jobs_in_turn_ = jobs_in_turn;
+    // The phase that was told last is to be that of who has the turn.
+    for (const std::string& other : in_turn_) {
+      jobs_.at(other).phase = JobWork::kNothing;
+      ReportPhase(other, jobs_.at(other));
+    }
+  }
+
   void TakeTurn() {
     const std::vector<std::string> attempts = turns_.NextTogether();
     if (attempts.empty()) return;
@@ -260,7 +311,16 @@ class Server {
     }
     if (!options_.fuse) jobs.resize(1);
     jobs = FusedJobs(*device_, jobs);
-    if (jobs.size() == 1) return AdvanceJob(attempts.front(), jobs_.at(attempts.front()));
+    for (const Job* job : jobs) in_turn_.push_back(attempt_of[job]);
+    if (jobs.size() == 1) {
+      AdvanceJob(attempts.front(), jobs_.at(attempts.front()));
+    } else {
+      AdvanceFused(jobs, attempt_of);
+    }
+    in_turn_.clear();
+  }
+
+  void AdvanceFused(const std::vector<Job*>& jobs, std::map<const Job*, std::string>& attempt_of) {
     for (const Job* job : jobs) ReportPhase(attempt_of[job], jobs_.at(attempt_of[job]));
     CountFused(jobs.size());
     const std::vector<FusedStep> steps = AdvanceTogether(*device_, jobs);
@@ -343,6 +403,9 @@ class Server {
   std::unique_ptr<Device> device_;
   std::map<std::string, Attached> jobs_;
   TurnQueue turns_;
+  std::vector<std::string> in_turn_;  // whose turn is under way
+  std::vector<std::string> put_off_;  // commands that came in a turn and wait for its end
+  bool letting_go_ = false;           // a neighbour, in a turn
   int64_t jobs_in_turn_ = 1;
   bool fused_ = false;  // a turn was
   bool stopping_ = false;

@@ -3,6 +3,11 @@
 // One driving thread takes commands and turns; a reader thread turns lines into commands, the
 // output ring's thread writes. End of file ends the process at once: without its worker nobody
 // wants the result, and what is on disk is complete at every moment.
+//
+// A turn may be long (a step of a large model on a processor takes minutes), so a command to let go does not
+// wait for its end: inside a turn, before every block of the model, commands are looked at. Who is to detach
+// and does not have the turn does so at once; who has it gives the step up, and is saved as it was after the
+// step before. On a GPU that is so between micro-batches, for who has the turn. All else waits for its end.
 #pragma once
 
 #include <string>

@@ -44,6 +44,7 @@ class CountingExecutor {
   bool Offloads() const { return Offloaded(spec_, profile_); }
   bool Groups() const { return IsCuda(profile_); }
   Tensor Column(Tensor t, int64_t) const { return t; }
+  bool Stopped() const { return false; }
 
   void Embedding(Tensor out);
   void RmsNorm(Tensor y, Tensor rstd, Tensor x, Norm norm, int32_t layer);

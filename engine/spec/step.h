@@ -12,6 +12,8 @@
 //   Offloads()                          inputs of blocks wait on the host (TrainSpec::offload_activations)
 //   Groups()                            layers of one input are one operation, LinearGroup; gate and up are
 //                                       then columns of one tensor, the second its Column
+//   Stopped()                           asked before every block; true: the rest of the micro-batch, and
+//                                       with it the step, is not wanted any more
 // and one method per operation, with outputs before inputs. A tensor lives from its first to its
 // last mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's
 // own.
@@ -307,6 +309,7 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   e.Phase(Phase::kForward, 0);
   e.Embedding(forward_x(0));
   for (int32_t layer = 0; layer <= top; ++layer) {
+    if (e.Stopped()) return;
     e.Phase(Phase::kForward, layer);
     const Tensor next = forward_x(layer + 1);
     Block<Exec> block = NameBlock(e, model, spec, layer, kept(layer));
@@ -317,6 +320,7 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
     if (out) e.OffloadDone(block.x);
   }
 
+  if (e.Stopped()) return;
   e.Phase(Phase::kHead, top);
   const Tensor out = x(top + 1);
   const Tensor rstd = e.Real({Slot::kRstdFinal}, 1);
@@ -327,6 +331,7 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   e.RmsNormBackward(d, false, d, out, rstd, Norm::kFinal, 0);
 
   for (int32_t layer = top; layer >= 0; --layer) {
+    if (e.Stopped()) return;
     const Block<Exec> block = NameBlock(e, model, spec, layer, Keep::kAll);
     e.Phase(kept(layer) == Keep::kInput ? Phase::kRecompute : Phase::kBackward, layer);
     if (offloads && layer < top) e.FetchDone(block.x);
@@ -359,6 +364,7 @@ void EvalMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   e.Embedding(x(0));
   const auto layers = static_cast<int32_t>(model.layers);
   for (int32_t layer = 0; layer < layers; ++layer) {
+    if (e.Stopped()) return;
     e.Phase(Phase::kEvaluate, layer);
     ForwardBlock(e, model, NameBlock(e, model, spec, layer, Keep::kInput, true), x(layer + 1));
   }

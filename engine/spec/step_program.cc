@@ -51,6 +51,7 @@ class Recorder {
   bool Offloads() const { return false; }
   bool Groups() const { return false; }
   Tensor Column(Tensor t, int64_t) const { return t; }
+  bool Stopped() const { return false; }
   void LinearGroup(std::initializer_list<Tensor>, Tensor, const Tensor*, int32_t, Module) {}
   void LinearGroupBackward(Tensor, std::initializer_list<Tensor>, Tensor, const Tensor*, int32_t, Module) {}
   void Offload(Tensor, int32_t) {}

@@ -25,6 +25,8 @@ constexpr Style kStyles[] = {
     {"fifo-backfill", Reserving::kWhole, true, false, false, false},
     {"fifo", Reserving::kWhole, false, false, false, false},
 };
+// Only of fills.
+constexpr Style kTightest{"tightest", Reserving::kSeparate, true, false, false, false};
 
 // Sum of busy shares a device may be given. A quarter too many slows everybody on it by a fifth at
 // most, which costs less than waiting does: of 1, 1.1, 1.25, 1.5 and 2 this gave the baselines
@@ -166,7 +168,8 @@ class Baseline : public Policy {
       } else if (!style_.backfill) {
         return;
       } else {
-        if (reserved_on < 0) {
+        // Where nobody ever leaves there is nothing to wait for.
+        if (reserved_on < 0 && !floor_.scenario().fill.wanted) {
           head_ = id;
           Reserve(id, reserved_on, reserved_at_us, rest);
         }
@@ -305,15 +308,16 @@ Reserving ReservingOf(std::string_view name) {
   for (const Style& style : kStyles) {
     if (name == style.name) return style.reserving;
   }
-  return Reserving::kShared;
+  return name == kTightest.name || name == "nibble-apart" ? Reserving::kSeparate : Reserving::kShared;
 }
 
 std::unique_ptr<Policy> MakePolicy(std::string_view name, Floor* floor) {
   for (const Style& style : kStyles) {
     if (name == style.name) return std::make_unique<Baseline>(style, floor);
   }
-  CHECK(name == "nibble");
-  return MakeNibblePolicy(floor);
+  if (name == kTightest.name) return std::make_unique<Baseline>(kTightest, floor);
+  CHECK(name == "nibble" || name == "nibble-apart");
+  return MakeNibblePolicy(floor, /*apart=*/name == "nibble-apart");
 }
 
 }  // namespace nibble::fleet

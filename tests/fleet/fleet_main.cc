@@ -1,8 +1,9 @@
 // nibble-sim fleet --scenario=FILE [--policy=NAME|all] [--seeds=A-B] [--markdown=FILE] [--svg=FILE]
-//                  [--set=OPTION=N] [--per-seed] [--bound]
+//                  [--set=OPTION=N] [--per-seed] [--bound] [--rho]
 //
 // Exit codes: 0 fine, 1 usage or input, 2 a device held more than it has, 3 with --bound: a job
 // started later than its bound.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "tests/fleet/fill.h"
 #include "tests/fleet/run.h"
 
 namespace nibble::fleet {
@@ -28,12 +30,14 @@ struct Flags {
   std::map<std::string, int64_t> set;
   bool per_seed = false;
   bool bound = false;
+  bool rho = false;  // also each project alone on its share
 };
 
 constexpr const char* kUsage =
     "usage: nibble-sim fleet --scenario=FILE [--policy=NAME|all] [--seeds=A-B] [--markdown=FILE]\n"
-    "                        [--svg=FILE] [--set=OPTION=N] [--per-seed] [--bound]\n"
-    "policies: nibble, clairvoyant, clairvoyant-fair, fragmentation, reserve-20, fifo-backfill, fifo\n";
+    "                        [--svg=FILE] [--set=OPTION=N] [--per-seed] [--bound] [--rho]\n"
+    "policies: nibble, clairvoyant, clairvoyant-fair, fragmentation, reserve-20, fifo-backfill, fifo;\n"
+    "          where a fleet is filled also nibble-apart and tightest\n";
 
 bool Parse(int argc, char** argv, Flags& flags) {
   for (int i = 1; i < argc; ++i) {
@@ -60,6 +64,8 @@ bool Parse(int argc, char** argv, Flags& flags) {
       flags.per_seed = true;
     } else if (name == "--bound") {
       flags.bound = true;
+    } else if (name == "--rho") {
+      flags.rho = true;
     } else if (name == "--set") {
       const std::vector<std::string> pair = absl::StrSplit(value, absl::MaxSplits('=', 1));
       if (pair.size() != 2 || !IsCoreOption(pair[0]) ||
@@ -77,7 +83,9 @@ bool Parse(int argc, char** argv, Flags& flags) {
       return false;
     }
   }
-  return !flags.scenario.empty() && (flags.policy == "all" || IsPolicy(flags.policy));
+  const std::vector<std::string>& fill = FillPolicyNames();
+  return !flags.scenario.empty() && (flags.policy == "all" || IsPolicy(flags.policy) ||
+                                     std::find(fill.begin(), fill.end(), flags.policy) != fill.end());
 }
 
 int Refuse(const absl::Status& status) {
@@ -113,6 +121,30 @@ void PrintRun(const RunResult& r) {
   std::fflush(stdout);
 }
 
+int FillMain(const Scenario& scenario, const std::vector<TraceJob>& trace, const Flags& flags) {
+  const Scenario asked = scenario.fill.thousandths ? WithStatedRequests(scenario, trace) : scenario;
+  const absl::StatusOr<std::vector<core::PlanBytes>> plans = PlanRecipes(asked);
+  if (!plans.ok()) return Refuse(plans.status());
+  const int64_t first = flags.first_seed > 0 ? flags.first_seed : scenario.first_seed;
+  const int64_t last = flags.first_seed > 0 ? flags.last_seed : scenario.last_seed;
+  std::vector<FillSummary> summaries;
+  int code = 0;
+  for (const std::string& policy : FillPolicyNames()) {
+    if (flags.policy != "all" && flags.policy != policy) continue;
+    std::vector<FillResult> runs;
+    for (int64_t seed = first; seed <= last; ++seed) {
+      runs.push_back(RunFill(asked, MakeFillWorkload(asked, *plans, static_cast<uint64_t>(seed)), policy));
+      if (runs.back().over_capacity > 0) code = 2;
+    }
+    summaries.push_back(SummarizeFill(policy, runs));
+  }
+  const int64_t runs = last - first + 1;
+  std::fputs(FillText(asked, runs, summaries, /*markdown=*/false).c_str(), stdout);
+  absl::Status s = Write(flags.markdown, FillText(asked, runs, summaries, /*markdown=*/true));
+  if (s.ok()) s = Write(flags.svg, FillSvg(asked, runs, summaries));
+  return s.ok() ? code : Refuse(s);
+}
+
 }  // namespace
 
 int FleetMain(int argc, char** argv) {
@@ -126,6 +158,7 @@ int FleetMain(int argc, char** argv) {
   for (const auto& [name, value] : flags.set) scenario->core[name] = value;
   const absl::StatusOr<std::vector<TraceJob>> trace = ReadTrace(scenario->trace);
   if (!trace.ok()) return Refuse(trace.status());
+  if (scenario->fill.wanted) return FillMain(*scenario, *trace, flags);
   const absl::StatusOr<std::vector<core::PlanBytes>> plans = PlanRecipes(*scenario);
   if (!plans.ok()) return Refuse(plans.status());
   const int64_t first = flags.first_seed > 0 ? flags.first_seed : scenario->first_seed;
@@ -139,6 +172,10 @@ int FleetMain(int argc, char** argv) {
       const Workload workload =
           MakeWorkload(*scenario, *plans, *trace, static_cast<uint64_t>(seed));
       runs.push_back(RunPolicy(*scenario, workload, policy, static_cast<uint64_t>(seed)));
+      if (flags.rho) {
+        const absl::Status status = AddFairness(*scenario, workload, runs.back());
+        if (!status.ok()) return Refuse(status);
+      }
       if (flags.per_seed) PrintRun(runs.back());
       if (flags.bound && runs.back().bound_broken > 0) {
         std::printf(

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "tests/fleet/fill.h"
 #include "tests/fleet/run.h"
 
 namespace nibble::fleet {
@@ -188,7 +189,8 @@ TEST(Workload, FollowsTheSeedAlone) {
 TEST(Scenarios, AreAllReadable) {
   for (const char* name :
        {"compute-bound", "memory-bound", "mixed-speed", "fair-backlog", "philly", "alibaba",
-                           "philly-one-project", "alibaba-one-project", "small"}) {
+                           "philly-one-project", "alibaba-one-project", "small", "fill-bytes",
+                           "fill-thousandths"}) {
     const Scenario scenario = Load(name);
     EXPECT_EQ(scenario.name, name);
     EXPECT_EQ(scenario.recipes.size(), 10u);
@@ -271,6 +273,102 @@ TEST(Runs, TheCoreDecidesTheSameTwice) {
   const RunResult b = RunPolicy(scenario, workload, "nibble", 3);
   EXPECT_EQ(a.completion_h, b.completion_h);
   EXPECT_EQ(a.preemptions, b.preemptions);
+}
+
+// Two projects, two devices; alone each has one.
+struct TwoProjects : Small {
+  TwoProjects() {
+    scenario.tenants = {{"t0", 1}, {"t1", 1}};
+    workload.capacity_bytes = {10 * kGb, 10 * kGb};
+  }
+  RunResult Measure(const char* policy) {
+    RunResult result = RunPolicy(scenario, workload, policy, 1);
+    status = AddFairness(scenario, workload, result);
+    return result;
+  }
+  absl::Status status;
+};
+
+FleetJob JobOf(int32_t tenant, int64_t arrive_s, int64_t own_s) {
+  FleetJob job = Job(arrive_s, own_s, 1);
+  job.tenant = tenant;
+  return job;
+}
+
+TEST(Fairness, RhoIsCompletionOverThatAloneOnTheShare) {
+  TwoProjects s;
+  // First in, first out on both: 100, 100, 200 s; alone the first project needs 100 and 200 s, the other 100.
+  s.workload.jobs = {JobOf(0, 0, 100), JobOf(0, 0, 100), JobOf(1, 0, 100)};
+  const RunResult result = s.Measure("fifo");
+  ASSERT_TRUE(s.status.ok()) << s.status;
+  ExpectNear(result.rho, {1, 0.5, 2});
+  EXPECT_NEAR(result.rho_worst_project, 2, 1e-6);
+  const Summary summary = Summarize({result});
+  EXPECT_NEAR(summary.rho_p50, 1, 1e-6);
+  EXPECT_NEAR(summary.rho_max, 2, 1e-6);
+}
+
+TEST(Fairness, OneProjectAloneFaresAsItDoes) {
+  const Scenario scenario = [] {
+    Scenario s = Load("compute-bound");
+    s.tenants.resize(1);
+    s.jobs = 60;
+    return s;
+  }();
+  const auto plans = PlanRecipes(scenario);
+  ASSERT_TRUE(plans.ok()) << plans.status();
+  const Workload workload = MakeWorkload(scenario, *plans, {}, 1);
+  for (const char* policy : {"nibble", "clairvoyant-fair", "fragmentation"}) {
+    RunResult result = RunPolicy(scenario, workload, policy, 1);
+    ASSERT_TRUE(AddFairness(scenario, workload, result).ok());
+    ExpectNear(result.rho, std::vector<double>(60, 1));
+  }
+}
+
+TEST(Fairness, PartsThatAreNoWholeDevicesAreRefused) {
+  TwoProjects s;
+  s.scenario.tenants[1].weight = 2;
+  s.workload.jobs = {JobOf(0, 0, 100), JobOf(1, 0, 100)};
+  s.Measure("fifo");
+  EXPECT_NE(std::string(s.status.message()).find("no whole number"), std::string::npos);
+}
+
+TEST(Fills, WhatIsLeftOverIsCounted) {
+  Small s;
+  s.scenario.fill.wanted = true;
+  s.workload.capacity_bytes = {10 * kGb, 4 * kGb};
+  // Of 14 GB: 4 on the small one, 6 on the large; the third of 6 finds 4 free, the last of 4 takes them.
+  for (const int32_t recipe : {1, 0, 0, 1}) {
+    s.workload.jobs.push_back(Job(static_cast<int64_t>(s.workload.jobs.size()), 1'000'000, 0.001, recipe));
+  }
+  const FillResult result = RunFill(s.scenario, s.workload, "tightest");
+  ASSERT_EQ(result.levels.size(), std::size(kFillLevels));
+  // 80 to 110 % of 14 GB are reached with the third job, 130 % with the fourth.
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_NEAR(result.levels[i].unallocated, 4.0 / 14, 1e-9);
+    EXPECT_NEAR(result.levels[i].placed_jobs, 2.0 / 3, 1e-9);
+  }
+  EXPECT_NEAR(result.levels[4].unallocated, 0, 1e-9);
+  EXPECT_NEAR(result.levels[4].placed, 1, 1e-9);
+  EXPECT_NEAR(result.levels[4].placed_jobs, 0.75, 1e-9);
+}
+
+TEST(Fills, NobodyGetsMoreThanThereIs) {
+  Scenario scenario = Load("fill-bytes");
+  for (DeviceKind& kind : scenario.fleet) kind.count /= 16;
+  const auto plans = PlanRecipes(scenario);
+  ASSERT_TRUE(plans.ok()) << plans.status();
+  const Workload workload = MakeFillWorkload(scenario, *plans, 3);
+  for (const std::string& policy : FillPolicyNames()) {
+    SCOPED_TRACE(policy);
+    const FillResult result = RunFill(scenario, workload, policy);
+    EXPECT_EQ(result.over_capacity, 0);
+    for (const FillLevel& level : result.levels) {
+      EXPECT_GE(level.unallocated, 0);
+      if (policy == "nibble") continue;  // it counts a base once
+      EXPECT_LE(level.placed + level.unallocated, 1 + 1e-9);
+    }
+  }
 }
 
 TEST(Quantiles, AreTakenFromTheValues) {

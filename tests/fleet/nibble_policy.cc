@@ -49,11 +49,19 @@ constexpr Knob kKnobs[] = {
 
 // The real plan compiler, asked once per recipe in the life of the process: runs begin with an
 // empty planner, and many runs are short.
-core::SpecFunctions RememberingFunctions() {
+core::SpecFunctions RememberingFunctions(const Scenario& scenario) {
   core::SpecFunctions functions = core::RealSpecFunctions();
-  functions.plan = [compile = functions.plan](
+  functions.plan = [compile = functions.plan, &scenario](
                        const spec::ModelConfig& model, const spec::TrainSpec& train,
                        const spec::DeviceProfile& profile) -> absl::StatusOr<spec::MemoryPlan> {
+    for (const Recipe& recipe : scenario.recipes) {
+      if (recipe.stated_bytes == 0) break;  // none is, or all are
+      if (!(recipe.model == model)) continue;
+      spec::MemoryPlan stated;
+      stated.device = true;
+      stated.persistent_bytes = stated.lower_bound_bytes = recipe.stated_bytes;
+      return stated;
+    }
     struct Known {
       spec::ModelConfig model;
       spec::TrainSpec train;
@@ -74,11 +82,13 @@ core::SpecFunctions RememberingFunctions() {
 
 class NibblePolicy : public Policy {
  public:
-  explicit NibblePolicy(Floor* floor)
-      : floor_(*floor), core_{OptionsOf(floor->scenario()), core::Planner(RememberingFunctions())} {
+  NibblePolicy(Floor* floor, bool apart)
+      : floor_(*floor),
+        apart_(apart),
+        core_{OptionsOf(floor->scenario()), core::Planner(RememberingFunctions(floor->scenario()))} {
     Must(core::ServerStart{"simulated"});
     Must(core::RecordBlob{Sha(), 1});
-    for (const Recipe& recipe : floor_.scenario().recipes) RegisterModel(recipe);
+    for (const Recipe& recipe : floor_.scenario().recipes) RegisterModel(recipe, recipe.name);
     for (int32_t d = 0; d < floor_.devices(); ++d) RegisterWorker(d);
     names_.resize(floor_.workload().jobs.size());
     attempts_.resize(floor_.workload().jobs.size());
@@ -100,6 +110,7 @@ class NibblePolicy : public Policy {
     create.tenant = tenant;
     create.spec = recipe.train;
     create.model_id = recipe.name;
+    if (apart_) RegisterModel(recipe, create.model_id = absl::StrCat(recipe.name, "-", id));
     create.dataset_id = data.dataset.id;
     Must(create);
   }
@@ -195,11 +206,11 @@ class NibblePolicy : public Policy {
   }
   void Must(core::CommandBody body) { CHECK_OK(Do(std::move(body))); }
 
-  void RegisterModel(const Recipe& recipe) {
+  void RegisterModel(const Recipe& recipe, const std::string& name) {
     core::RegisterModel c;
-    c.model.id = recipe.name;
-    c.model.digest = recipe.name;
-    c.model.root_path = "/" + recipe.name;
+    c.model.id = name;
+    c.model.digest = name;
+    c.model.root_path = "/" + name;
     c.model.files = {{"config.json", Sha(), 1}};
     c.model.config_json = recipe.model_json;
     c.model.config = recipe.model;
@@ -327,6 +338,7 @@ class NibblePolicy : public Policy {
   }
 
   Floor& floor_;
+  const bool apart_;
   core::State state_;
   core::Core core_;
   std::vector<core::EventRecord> records_;
@@ -348,8 +360,8 @@ bool IsCoreOption(std::string_view name) {
   return false;
 }
 
-std::unique_ptr<Policy> MakeNibblePolicy(Floor* floor) {
-  return std::make_unique<NibblePolicy>(floor);
+std::unique_ptr<Policy> MakeNibblePolicy(Floor* floor, bool apart) {
+  return std::make_unique<NibblePolicy>(floor, apart);
 }
 
 }  // namespace nibble::fleet

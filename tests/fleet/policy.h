@@ -36,7 +36,8 @@ std::unique_ptr<Policy> MakePolicy(std::string_view name, Floor* floor);
 // Whether the scheduler has a knob of that name (CoreOptions), to be set by a scenario or --set.
 bool IsCoreOption(std::string_view name);
 
-// Nibble: server/core (Decide, Apply, the scheduler) with simulated workers.
-std::unique_ptr<Policy> MakeNibblePolicy(Floor* floor);
+// Nibble: server/core (Decide, Apply, the scheduler) with simulated workers. `apart`: each job has a base
+// of its own, so that none is shared.
+std::unique_ptr<Policy> MakeNibblePolicy(Floor* floor, bool apart = false);
 
 }  // namespace nibble::fleet

@@ -4,12 +4,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "tests/fleet/report.h"
 #include "tests/fleet/run.h"
 
 namespace nibble::fleet {
 namespace {
-
-using Cells = std::vector<std::string>;
 
 const Cells& Header() {
   static const auto* header =
@@ -46,6 +45,20 @@ const Summary* Find(const std::vector<Summary>& summaries, std::string_view poli
   return nullptr;
 }
 
+bool HasFairness(const std::vector<Summary>& summaries) {
+  return !summaries.empty() && summaries.front().rho_p50 > 0;
+}
+
+// Of finish-time fairness, where it was measured: policies as rows.
+std::vector<Cells> FairnessRows(const std::vector<Summary>& summaries) {
+  std::vector<Cells> rows{{"policy", "rho p50", "rho p95", "rho max", "worst project"}};
+  for (const Summary& s : summaries) {
+    rows.push_back({s.policy, absl::StrFormat("%.2f", s.rho_p50), absl::StrFormat("%.2f", s.rho_p95),
+                    absl::StrFormat("%.2f", s.rho_max), absl::StrFormat("%.2f", s.rho_worst_project)});
+  }
+  return rows;
+}
+
 // What the goals are about, in words.
 std::string Goals(const std::vector<Summary>& summaries) {
   const Summary* nibble = Find(summaries, "nibble");
@@ -71,83 +84,70 @@ std::string Goals(const std::vector<Summary>& summaries) {
 
 // ---- SVG
 
-constexpr const char* kColors[] = {"#1b7f5c", "#3b5bdb", "#7048e8", "#e8590c",
-                                   "#c2255c", "#868e96", "#212529"};
 constexpr int kWidth = 960;
 constexpr int kHeight = 400;
 
-std::string Label(double x, double y, const std::string& text, const char* anchor, int size = 12) {
-  return absl::StrFormat(
-      "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-size=\"%d\" "
-      "fill=\"#212529\">%s</text>\n",
-      x, y, anchor, size, text);
-}
-
 // Horizontal bars, one per policy.
-std::string Bars(const std::vector<Summary>& summaries) {
+std::string Bars(const std::string& title, const std::vector<Summary>& summaries, double Summary::* value,
+                 int decimals, double top) {
   double longest = 0;
-  for (const Summary& s : summaries) longest = std::max(longest, s.mean_h);
-  std::string svg = Label(20, 60, "Mean completion, hours", "start", 14);
+  for (const Summary& s : summaries) longest = std::max(longest, s.*value);
+  std::string svg = SvgLabel(20, top - 20, title, "start", 14);
   for (size_t i = 0; i < summaries.size(); ++i) {
-    const double y = 80 + static_cast<double>(i) * 44;
-    const double width = 250 * summaries[i].mean_h / std::max(longest, 1e-9);
-    absl::StrAppend(&svg, Label(118, y + 19, summaries[i].policy, "end"));
+    const double y = top + static_cast<double>(i) * 44;
+    const double width = 250 * summaries[i].*value / std::max(longest, 1e-9);
+    absl::StrAppend(&svg, SvgLabel(118, y + 19, summaries[i].policy, "end"));
     absl::StrAppendFormat(&svg,
                           "<rect x=\"124\" y=\"%.1f\" width=\"%.1f\" height=\"26\" fill=\"%s\"/>\n",
-                          y, std::max(1.0, width), kColors[i % std::size(kColors)]);
+                          y, std::max(1.0, width), SvgColor(i));
     absl::StrAppend(
-        &svg, Label(130 + width, y + 18, absl::StrFormat("%.1f", summaries[i].mean_h), "start"));
+        &svg, SvgLabel(130 + width, y + 18, absl::StrFormat("%.*f", decimals, summaries[i].*value), "start"));
   }
   return svg;
 }
 
-// Share of jobs (y) with at most that slowdown (x, logarithmic).
-std::string Curves(const std::vector<Summary>& summaries) {
-  constexpr double kLeft = 530, kTop = 80, kW = 400, kH = 240;
-  double worst = 10;
-  for (const Summary& s : summaries) worst = std::max(worst, s.slowdown_steps.back());
-  const double decades = std::ceil(std::log10(worst));
-  const auto x_of = [&](double slowdown) { return kLeft + kW * std::log10(slowdown) / decades; };
-  std::string svg = Label(kLeft - 30, 60, "Jobs with at most this slowdown, %", "start", 14);
-  for (int d = 0; d <= static_cast<int>(decades); ++d) {
-    const double x = x_of(std::pow(10.0, d));
-    absl::StrAppendFormat(
-        &svg, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"#dee2e6\"/>\n", x,
-        kTop, x, kTop + kH);
-    absl::StrAppend(&svg,
-                    Label(x, kTop + kH + 18, absl::StrFormat("%.0f", std::pow(10.0, d)), "middle"));
+// Share of jobs (y) with at most that much (x, logarithmic): `steps` are quantiles at 0, 1, ... 100 %.
+std::string Curves(const std::string& title, const std::vector<Summary>& summaries,
+                   std::vector<double> Summary::* steps, double top) {
+  constexpr double kLeft = 530, kW = 400, kH = 240;
+  double least = 1, most = 10;
+  for (const Summary& s : summaries) {
+    if ((s.*steps).empty()) continue;
+    least = std::min(least, std::max(1e-3, (s.*steps).front()));
+    most = std::max(most, (s.*steps).back());
+  }
+  const double first = std::floor(std::log10(least)), last = std::ceil(std::log10(most));
+  const auto x_of = [&](double value) {
+    return kLeft + kW * (std::max(first, std::log10(value)) - first) / (last - first);
+  };
+  std::string svg = SvgLabel(kLeft - 30, top - 20, title, "start", 14);
+  for (double decade = first; decade <= last; ++decade) {
+    const double x = x_of(std::pow(10.0, decade));
+    absl::StrAppend(&svg, SvgLine(x, top, x, top + kH),
+                    SvgLabel(x, top + kH + 18, absl::StrFormat("%g", std::pow(10.0, decade)), "middle"));
   }
   for (int p = 0; p <= 100; p += 25) {
-    const double y = kTop + kH * (1 - p / 100.0);
-    absl::StrAppendFormat(
-        &svg, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"#dee2e6\"/>\n", kLeft,
-        y, kLeft + kW, y);
-    absl::StrAppend(&svg, Label(kLeft - 6, y + 4, absl::StrCat(p), "end"));
+    const double y = top + kH * (1 - p / 100.0);
+    absl::StrAppend(&svg, SvgLine(kLeft, y, kLeft + kW, y),
+                    SvgLabel(kLeft - 6, y + 4, absl::StrCat(p), "end"));
   }
   for (size_t i = summaries.size(); i-- > 0;) {
-    std::string points;
-    for (size_t p = 0; p < summaries[i].slowdown_steps.size(); ++p) {
-      absl::StrAppendFormat(&points, "%.1f,%.1f ", x_of(summaries[i].slowdown_steps[p]),
-                            kTop + kH * (1 - static_cast<double>(p) / 100));
-    }
-    absl::StrAppendFormat(
-        &svg, "<polyline points=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"%d\"/>\n", points,
-        kColors[i % std::size(kColors)], i == 0 ? 3 : 2);
+    std::vector<std::pair<double, double>> points;
+    for (size_t p = 0; p < (summaries[i].*steps).size(); ++p)
+      points.emplace_back(x_of((summaries[i].*steps)[p]), top + kH * (1 - static_cast<double>(p) / 100));
+    absl::StrAppend(&svg, SvgCurve(points, i, i == 0 ? 3 : 2));
   }
   return svg;
 }
 
 }  // namespace
 
-std::string TableText(const Scenario& scenario, const std::vector<Summary>& summaries) {
-  std::vector<Cells> rows{Header()};
-  for (const Summary& s : summaries) rows.push_back(Row(s));
-  std::vector<size_t> widths(Header().size());
+std::string RowsText(const std::vector<Cells>& rows) {
+  std::vector<size_t> widths(rows.front().size());
   for (const Cells& row : rows) {
     for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
   }
-  const int64_t runs = summaries.empty() ? 0 : summaries.front().runs;
-  std::string text = absl::StrCat(scenario.name, ", ", runs, " runs\n");
+  std::string text;
   for (const Cells& row : rows) {
     for (size_t i = 0; i < row.size(); ++i) {
       const std::string pad(widths[i] - row[i].size(), ' ');
@@ -155,31 +155,87 @@ std::string TableText(const Scenario& scenario, const std::vector<Summary>& summ
                       i + 1 < row.size() ? "  " : "\n");
     }
   }
-  return text + Goals(summaries);
+  return text;
 }
 
-std::string TableMarkdown(const Scenario& scenario, const std::vector<Summary>& summaries) {
-  std::string text = absl::StrCat("### ", scenario.name, "\n\n", scenario.about, "\n\n");
+std::string RowsMarkdown(const std::vector<Cells>& rows) {
+  std::string text;
   const auto add = [&](const Cells& row) {
     for (const std::string& cell : row) absl::StrAppend(&text, "| ", cell, " ");
     absl::StrAppend(&text, "|\n");
   };
-  add(Header());
-  add(Cells(Header().size(), "---"));
-  for (const Summary& s : summaries) add(Row(s));
-  return absl::StrCat(text, "\n", Goals(summaries));
+  add(rows.front());
+  add(Cells(rows.front().size(), "---"));
+  std::for_each(rows.begin() + 1, rows.end(), add);
+  return text;
 }
 
-std::string PlotSvg(const Scenario& scenario, const std::vector<Summary>& summaries) {
-  const int64_t runs = summaries.empty() ? 0 : summaries.front().runs;
+const char* SvgColor(size_t policy) {
+  constexpr const char* kColors[] = {"#1b7f5c", "#3b5bdb", "#7048e8", "#e8590c",
+                                     "#c2255c", "#868e96", "#212529"};
+  return kColors[policy % std::size(kColors)];
+}
+
+std::string SvgLabel(double x, double y, const std::string& text, const char* anchor, int size) {
+  return absl::StrFormat(
+      "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-size=\"%d\" "
+      "fill=\"#212529\">%s</text>\n",
+      x, y, anchor, size, text);
+}
+
+std::string SvgHead(int width, int height, const std::string& title) {
   return absl::StrFormat(
              "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" "
              "height=\"%d\" "
              "font-family=\"sans-serif\">\n<rect width=\"100%%\" height=\"100%%\" "
              "fill=\"#ffffff\"/>\n",
-             kWidth, kHeight, kWidth, kHeight) +
-         Label(20, 30, absl::StrFormat("%s (%d runs)", scenario.name, runs), "start", 18) +
-         Bars(summaries) + Curves(summaries) + "</svg>\n";
+             width, height, width, height) +
+         SvgLabel(20, 30, title, "start", 18);
+}
+
+std::string SvgLine(double x1, double y1, double x2, double y2) {
+  return absl::StrFormat(
+      "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"#dee2e6\"/>\n", x1, y1, x2, y2);
+}
+
+std::string SvgCurve(const std::vector<std::pair<double, double>>& points, size_t policy, int width) {
+  std::string list;
+  for (const auto& [x, y] : points) absl::StrAppendFormat(&list, "%.1f,%.1f ", x, y);
+  return absl::StrFormat("<polyline points=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"%d\"/>\n",
+                         list, SvgColor(policy), width);
+}
+
+std::string TableText(const Scenario& scenario, const std::vector<Summary>& summaries) {
+  std::vector<Cells> rows{Header()};
+  for (const Summary& s : summaries) rows.push_back(Row(s));
+  const int64_t runs = summaries.empty() ? 0 : summaries.front().runs;
+  std::string text = absl::StrCat(scenario.name, ", ", runs, " runs\n", RowsText(rows), Goals(summaries));
+  if (HasFairness(summaries)) absl::StrAppend(&text, RowsText(FairnessRows(summaries)));
+  return text;
+}
+
+std::string TableMarkdown(const Scenario& scenario, const std::vector<Summary>& summaries) {
+  std::vector<Cells> rows{Header()};
+  for (const Summary& s : summaries) rows.push_back(Row(s));
+  std::string text = absl::StrCat("### ", scenario.name, "\n\n", scenario.about, "\n\n", RowsMarkdown(rows),
+                                  "\n", Goals(summaries));
+  if (HasFairness(summaries)) absl::StrAppend(&text, "\n", RowsMarkdown(FairnessRows(summaries)));
+  return text;
+}
+
+std::string PlotSvg(const Scenario& scenario, const std::vector<Summary>& summaries) {
+  const int64_t runs = summaries.empty() ? 0 : summaries.front().runs;
+  const bool fair = HasFairness(summaries);
+  const int height = fair ? 2 * kHeight - 60 : kHeight;
+  std::string svg = SvgHead(kWidth, height, absl::StrFormat("%s (%d runs)", scenario.name, runs));
+  absl::StrAppend(&svg, Bars("Mean completion, hours", summaries, &Summary::mean_h, 1, 80),
+                  Curves("Jobs with at most this slowdown, %", summaries, &Summary::slowdown_steps, 80));
+  if (fair) {
+    absl::StrAppend(&svg,
+                    Bars("Completion over that alone (rho), p95", summaries, &Summary::rho_p95, 2, 420),
+                    Curves("Jobs with at most this rho, %", summaries, &Summary::rho_steps, 420));
+  }
+  return svg + "</svg>\n";
 }
 
 }  // namespace nibble::fleet

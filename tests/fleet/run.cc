@@ -110,6 +110,19 @@ RunResult RunPolicy(const Scenario& scenario, const Workload& workload, std::str
   return result;
 }
 
+namespace {
+
+// Quantiles at 0, 1, ... 100 %; none of none.
+std::vector<double> Steps(std::vector<double> values) {
+  std::vector<double> steps;
+  if (values.empty()) return steps;
+  std::sort(values.begin(), values.end());
+  for (size_t i = 0; i <= 100; ++i) steps.push_back(values[i * (values.size() - 1) / 100]);
+  return steps;
+}
+
+}  // namespace
+
 Summary Summarize(const std::vector<RunResult>& runs) {
   Summary s;
   if (runs.empty()) return s;
@@ -118,7 +131,10 @@ Summary Summarize(const std::vector<RunResult>& runs) {
   const double n = static_cast<double>(runs.size());
   std::vector<double> completion;
   std::vector<double> slowdown;
+  std::vector<double> rho;
   for (const RunResult& r : runs) {
+    rho.insert(rho.end(), r.rho.begin(), r.rho.end());
+    s.rho_worst_project = std::max(s.rho_worst_project, r.rho_worst_project);
     completion.insert(completion.end(), r.completion_h.begin(), r.completion_h.end());
     slowdown.insert(slowdown.end(), r.slowdown.begin(), r.slowdown.end());
     s.makespan_h += r.makespan_h / n;
@@ -145,9 +161,11 @@ Summary Summarize(const std::vector<RunResult>& runs) {
   s.p50_h = Quantile(completion, 0.5);
   s.p99_h = Quantile(completion, 0.99);
   s.slowdown_p99 = Quantile(slowdown, 0.99);
-  std::sort(slowdown.begin(), slowdown.end());
-  for (size_t i = 0; i <= 100; ++i)
-    s.slowdown_steps.push_back(slowdown[i * (slowdown.size() - 1) / 100]);
+  s.slowdown_steps = Steps(std::move(slowdown));
+  s.rho_p50 = Quantile(rho, 0.5);
+  s.rho_p95 = Quantile(rho, 0.95);
+  s.rho_max = Quantile(rho, 1);
+  s.rho_steps = Steps(std::move(rho));
   return s;
 }
 

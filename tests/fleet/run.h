@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "tests/fleet/policy.h"
 
 namespace nibble::fleet {
@@ -29,6 +30,10 @@ struct RunResult {
   int64_t over_capacity = 0;  // times a device held more than it has
   int64_t bound_broken = 0;   // starts later than max(10 x predicted, 24 h) after the arrival
   double worst_wait = 0;      // as a part of that bound
+  // By AddFairness, else empty: of each job its completion over that of the same job when its project is
+  // alone on its part of the fleet; and of the project that fares worst, by the sums over its jobs.
+  std::vector<double> rho;
+  double rho_worst_project = 0;
   int64_t passes = 0;         // of the scheduler
   double pass_p99_ms = 0;
   double wall_s = 0;
@@ -36,6 +41,11 @@ struct RunResult {
 
 RunResult RunPolicy(const Scenario& scenario, const Workload& workload, std::string_view policy,
                     uint64_t seed);
+
+// Finish-time fairness (Themis, NSDI 2020: rho = T_shared / T_alone, T_alone with 1/N of the cluster): runs
+// each project's jobs by the result's policy on the devices that its weight is due. Fails when a
+// kind of device cannot be parted by weight into whole devices.
+absl::Status AddFairness(const Scenario& scenario, const Workload& workload, RunResult& result);
 
 // The value below which a share `q` of the values lies; 0 of none.
 double Quantile(std::vector<double> values, double q);
@@ -62,8 +72,13 @@ struct Summary {
   int64_t over_capacity = 0;
   int64_t bound_broken = 0;
   double worst_wait = 0;
+  double rho_p50 = 0;  // 0 = not measured
+  double rho_p95 = 0;
+  double rho_max = 0;
+  double rho_worst_project = 0;  // of the worst run
   double pass_p99_ms = 0;
   std::vector<double> slowdown_steps;  // its quantiles at 0, 1, ... 100 %
+  std::vector<double> rho_steps;
 };
 Summary Summarize(const std::vector<RunResult>& runs);
 

@@ -127,6 +127,12 @@ absl::StatusOr<Scenario> LoadScenario(const std::string& path) {
   const json trace = Part(root, "trace");
   s.trace = {Text(trace, "kind"), Text(trace, "file"), Whole(trace, "skip", 0),
              Number(trace, "load", 1)};
+  const std::string requests = Text(Part(root, "fill"), "requests");
+  s.fill = {root.contains("fill"), requests == "thousandths"};
+  if (s.fill.wanted && requests != "thousandths" && requests != "recipes")
+    return Bad(path, absl::StrCat("fill.requests is '", requests, "', neither thousandths nor recipes"));
+  if (s.fill.wanted && s.fleet.empty()) return Bad(path, "states no fleet to fill");
+  if (s.fill.thousandths && s.trace.kind.empty()) return Bad(path, "has no trace to take thousandths from");
   s.jobs = Whole(root, "jobs", 0);
   s.arrivals_per_minute = Number(root, "arrivals_per_minute", 0);
   s.busy_share_scale = Number(root, "busy_share_scale", 1);
@@ -146,9 +152,10 @@ absl::StatusOr<Scenario> LoadScenario(const std::string& path) {
   s.first_seed = static_cast<int64_t>(seeds.first);
   s.last_seed = static_cast<int64_t>(seeds.second);
   if (s.name.empty()) return Bad(path, "has no name");
-  if (s.random_fleet.devices_high == 0 && (s.fleet.empty() || s.jobs <= 0))
+  if (!s.fill.wanted && s.random_fleet.devices_high == 0 && (s.fleet.empty() || s.jobs <= 0))
     return Bad(path, "states neither a fleet with jobs nor a random fleet");
-  if (s.trace.kind.empty() && s.durations.empty()) return Bad(path, "has no law of durations");
+  if (!s.fill.wanted && s.trace.kind.empty() && s.durations.empty())
+    return Bad(path, "has no law of durations");
   return s;
 }
 

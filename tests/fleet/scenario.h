@@ -27,6 +27,7 @@ struct Recipe {
   std::string model_json;
   spec::ModelConfig model;
   spec::TrainSpec train;  // resolved
+  int64_t stated_bytes = 0;  // needed by itself alone, instead of what a plan says; 0 = as planned
 };
 
 struct DeviceKind {
@@ -64,6 +65,12 @@ struct RandomFleet {
   double load_high = 0;
 };
 
+// Jobs come until they ask for more than there is, and never leave (fill.h).
+struct Fill {
+  bool wanted = false;
+  bool thousandths = false;  // requests are the trace's shares of a device; else plans of recipes
+};
+
 struct Costs {
   int64_t check_us = 0;         // reading the data of a job
   int64_t start_us = 0;         // from a placement to the first turn
@@ -80,6 +87,7 @@ struct Scenario {
   std::vector<DurationLaw> durations;
   TraceSource trace;
   RandomFleet random_fleet;
+  Fill fill;
   int64_t jobs = 0;
   double arrivals_per_minute = 0;  // Poisson; 0 = all at the beginning
   double busy_share_scale = 1;

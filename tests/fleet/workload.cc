@@ -5,7 +5,6 @@
 #include <map>
 #include <numbers>
 
-#include "base/random.h"
 #include "base/status.h"
 
 namespace nibble::fleet {
@@ -32,17 +31,6 @@ double DrawMinutes(const std::vector<DurationLaw>& laws, Random& rng) {
   return std::pow(10.0, law->log10_low + (law->log10_high - law->log10_low) * rng.Unit());
 }
 
-int32_t DrawWeighted(const std::vector<double>& weights, Random& rng) {
-  double total = 0;
-  for (const double w : weights) total += w;
-  double u = rng.Unit() * total;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (u < weights[i]) return static_cast<int32_t>(i);
-    u -= weights[i];
-  }
-  return static_cast<int32_t>(weights.size()) - 1;
-}
-
 FleetJob DrawJob(const Scenario& s, const std::vector<double>& weights, double duration_s,
                  double busy_share, Random& rng) {
   FleetJob job;
@@ -59,16 +47,6 @@ FleetJob DrawJob(const Scenario& s, const std::vector<double>& weights, double d
   job.busy_share = std::clamp(share * s.busy_share_scale, 0.01, 1.0);
   job.tenant = static_cast<int32_t>(rng.Below(s.tenants.size()));
   return job;
-}
-
-// Recipes that fit the largest device, by weight.
-std::vector<double> Weights(const Scenario& s, const std::vector<core::PlanBytes>& plans,
-                            int64_t largest_bytes) {
-  std::vector<double> weights;
-  for (size_t i = 0; i < plans.size(); ++i) {
-    weights.push_back(plans[i].TotalBytes() <= largest_bytes ? s.recipes[i].weight : 0);
-  }
-  return weights;
 }
 
 void FillFleet(const Scenario& s, Workload& w) {
@@ -92,7 +70,7 @@ void FillRandom(const Scenario& s, Workload& w, Random& rng) {
   const int64_t devices = rng.Between(r.devices_low, r.devices_high);
   for (int64_t i = 0; i < devices; ++i) w.capacity_bytes.push_back(kSizes[rng.Below(3)]);
   const int64_t largest = *std::max_element(w.capacity_bytes.begin(), w.capacity_bytes.end());
-  const std::vector<double> weights = Weights(s, w.plans, largest);
+  const std::vector<double> weights = RecipeWeights(s, w.plans, largest);
   const int64_t jobs = rng.Between(r.jobs_low, r.jobs_high);
   const double load = r.load_low + (r.load_high - r.load_low) * rng.Unit();
   double work_s = 0;
@@ -129,6 +107,26 @@ void FillTrace(const Scenario& s, const std::vector<TraceJob>& trace,
 
 }  // namespace
 
+int32_t DrawWeighted(const std::vector<double>& weights, Random& rng) {
+  double total = 0;
+  for (const double w : weights) total += w;
+  double u = rng.Unit() * total;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (u < weights[i]) return static_cast<int32_t>(i);
+    u -= weights[i];
+  }
+  return static_cast<int32_t>(weights.size()) - 1;
+}
+
+std::vector<double> RecipeWeights(const Scenario& s, const std::vector<core::PlanBytes>& plans,
+                                  int64_t largest_bytes) {
+  std::vector<double> weights;
+  for (size_t i = 0; i < plans.size(); ++i) {
+    weights.push_back(plans[i].TotalBytes() <= largest_bytes ? s.recipes[i].weight : 0);
+  }
+  return weights;
+}
+
 spec::DeviceProfile SimProfile(int64_t capacity_bytes) {
   spec::DeviceProfile profile;
   profile.backend = "cuda";
@@ -143,6 +141,12 @@ absl::StatusOr<std::vector<core::PlanBytes>> PlanRecipes(const Scenario& scenari
   core::Planner planner(core::RealSpecFunctions());
   std::vector<core::PlanBytes> plans;
   for (const Recipe& recipe : scenario.recipes) {
+    if (recipe.stated_bytes > 0) {
+      core::PlanBytes plan;
+      plan.persistent_bytes = plan.lower_bound_bytes = recipe.stated_bytes;
+      plans.push_back(plan);
+      continue;
+    }
     core::Model model;
     model.id = recipe.name;
     model.digest = recipe.name;
@@ -164,7 +168,7 @@ Workload MakeWorkload(const Scenario& s, const std::vector<core::PlanBytes>& pla
     FillFleet(s, w);
     DropEqualSpeeds(w);
     const int64_t largest = *std::max_element(w.capacity_bytes.begin(), w.capacity_bytes.end());
-    const std::vector<double> weights = Weights(s, plans, largest);
+    const std::vector<double> weights = RecipeWeights(s, plans, largest);
     if (!s.trace.kind.empty()) {
       FillTrace(s, trace, weights, w, rng);
     } else {

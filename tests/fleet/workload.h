@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/random.h"
 #include "server/core/plan.h"
 #include "tests/fleet/scenario.h"
 
@@ -41,6 +42,10 @@ struct Workload {
 
 // Plans of the recipes on the simulated device; compiled by engine/spec.
 absl::StatusOr<std::vector<core::PlanBytes>> PlanRecipes(const Scenario& scenario);
+// By weight; 0 for what fits no device of that size.
+std::vector<double> RecipeWeights(const Scenario& scenario, const std::vector<core::PlanBytes>& plans,
+                                  int64_t largest_bytes);
+int32_t DrawWeighted(const std::vector<double>& weights, Random& rng);
 // What the simulated workers register.
 spec::DeviceProfile SimProfile(int64_t capacity_bytes);
 

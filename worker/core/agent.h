@@ -255,7 +255,7 @@ struct Detach {
 };
 struct ShutdownEngine {
   int64_t engine = 0;
-};  // after the current turn
+};  // a step under way is given up
 struct KillEngine {
   int64_t engine = 0;
 };  // now
