@@ -2,7 +2,7 @@
 # Sets NIBBLE_CUDA_FOUND and, when true, NIBBLE_NVCC, NIBBLE_NVCC_FLAGS, NIBBLE_CUDA_INCLUDE, NIBBLE_CUDART.
 
 set(NIBBLE_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO, ON or OFF")
-set(NIBBLE_CUDA_ARCHITECTURES "90;75-virtual" CACHE STRING
+set(NIBBLE_CUDA_ARCHITECTURES "90a;75-virtual" CACHE STRING
     "Compute capabilities to compile for; N-virtual is PTX, which the driver compiles; 'all' is every one")
 set(NIBBLE_CUDA_FOUND OFF)
 if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NIBBLE_BUILD_ENGINE)
@@ -24,7 +24,7 @@ endif()
 if(NIBBLE_CUDA_FOUND)
   set(architectures ${NIBBLE_CUDA_ARCHITECTURES})
   if(architectures STREQUAL "all")
-    set(architectures 75 80 86 89 90 90-virtual)
+    set(architectures 75 80 86 89 90a 90-virtual)
   endif()
   # -fmad=false is nvcc's -ffp-contract=off (cmake/nibble.cmake).
   set(NIBBLE_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -Xptxas=-v -Xcompiler=-fPIC,-Wall)
@@ -38,6 +38,9 @@ if(NIBBLE_CUDA_FOUND)
       list(APPEND NIBBLE_NVCC_FLAGS -gencode=arch=compute_${architecture},code=sm_${architecture})
     endif()
   endforeach()
+  if("90a" IN_LIST architectures)
+    list(APPEND NIBBLE_NVCC_FLAGS -DNIBBLE_CUDA_WGMMA)
+  endif()
   message(STATUS "CUDA: ${NIBBLE_NVCC}, for ${architectures}")
 else()
   message(STATUS "CUDA: none; its kernels are built for the host only, for the tests")

@@ -102,8 +102,9 @@ __device__ __forceinline__ int TileAt(int row, int column) {
   return row * kDim + ((column / 8) ^ (row & 7)) * 8;
 }
 
-// Rows row0 .. of one head into a tile of kRows; `rows` and `dim` say what exists.
-template <int kRows, int kDim, int kThreads, typename Act>
+// Rows row0 .. of one head into a tile of kRows; `rows` and `dim` say what exists. kAt(row, column) is where
+// a chunk of eight elements lies.
+template <int kRows, int kDim, int kThreads, int (*kAt)(int, int) = TileAt<kDim>, typename Act>
 __device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const Act* head, int stride,
                                          int row0, int rows, int dim, bool vector) {
   constexpr int kChunks = kDim / 8;
@@ -117,7 +118,7 @@ __device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const A
 #pragma unroll
     for (int r = r0; r < r0 + kRows; r += kThreads / kChunks) {
       const int row = row0 + r;
-      copies->Copy16OrZeros(tile + TileAt<kDim>(r, c),
+      copies->Copy16OrZeros(tile + kAt(r, c),
                             from + uint64_t{static_cast<unsigned>(Min(row, rows - 1))} * row_bytes,
                             row < rows && c < dim);
     }
@@ -128,7 +129,7 @@ __device__ __forceinline__ void LoadRows(AsyncCopies* copies, Act* tile, const A
   for (int at = static_cast<int>(threadIdx.x); at < kRows * kDim; at += kThreads) {
     const int r = at / kDim, c = at % kDim;
     const bool inside = row0 + r < rows && c < dim;
-    tile[TileAt<kDim>(r, c) + c % 8] = inside ? first[static_cast<int64_t>(r) * stride + c] : Act{0};
+    tile[kAt(r, c) + c % 8] = inside ? first[static_cast<int64_t>(r) * stride + c] : Act{0};
   }
 }
 
@@ -158,6 +159,38 @@ __device__ __forceinline__ void AccumulatorsAsA(uint32_t* a, const float* left, 
   a[1] = ActType<Act>::Pack(left[2], left[3]);
   a[2] = ActType<Act>::Pack(right[0], right[1]);
   a[3] = ActType<Act>::Pack(right[2], right[3]);
+}
+
+// sums += A tile, for kTiles times 16 rows and the columns of the tile from column0; left(a, i, depth) gives
+// a fragment of A, of rows 16 i .. and columns depth .. .
+template <int kDim, int kDepth, int kTiles, int kBlocks, typename Act, typename Left>
+__device__ __forceinline__ void AddProduct(float (&sums)[kTiles][kBlocks][4], const Act* tile, int column0,
+                                           const Left& left) {
+#pragma unroll
+  for (int depth = 0; depth < kDepth; depth += 16) {
+    uint32_t a[kTiles][4];
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) left(a[i], i, depth);
+#pragma unroll
+    for (int column = 0; column < 8 * kBlocks; column += 16) {
+      uint32_t b[4];
+      TileBRows<kDim>(b, tile, depth, column0 + column);
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        Mma<Act>(sums[i][column / 8], a[i], b);
+        Mma<Act>(sums[i][column / 8 + 1], a[i], b + 2);
+      }
+    }
+  }
+}
+// The same where A is what a warp's products left in accumulators.
+template <int kDim, int kTiles, int kBlocks, int kDepths, typename Act>
+__device__ __forceinline__ void AddProduct(float (&sums)[kTiles][kBlocks][4],
+                                           const float (&weights)[kTiles][kDepths][4], const Act* tile,
+                                           int column0) {
+  AddProduct<kDim, 8 * kDepths>(sums, tile, column0, [&](uint32_t* a, int i, int depth) {
+    AccumulatorsAsA<Act>(a, weights[i][depth / 8], weights[i][depth / 8 + 1]);
+  });
 }
 
 // Over the four lanes that hold a row of an accumulator.

@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
         }
         ScoreGradients(p[i], ds[i]);
       }
-      AddProduct<kDim, kColumns>(first_sums, ds, stream_a, column0);
-      if constexpr (kKeys) AddProduct<kDim, kColumns>(second_sums, p, stream_b, column0);
+      AddProduct<kDim>(first_sums, ds, stream_a, column0);
+      if constexpr (kKeys) AddProduct<kDim>(second_sums, p, stream_b, column0);
     }
     if constexpr (kStages == 1) {
       __syncthreads();  // all are through with the tile
@@ -199,8 +199,9 @@ void Start(Context* ctx, const BackwardArgs& args) {
          args);
 }
 
-template <int kDim, typename Act>
+template <int kDim, bool kHopper, typename Act>
 void StartQueries(Context* ctx, const BackwardArgs& args) {
+  if constexpr (kDim <= 128 && kHopper) return HopperBackward<kDim, false, Act>(ctx, args);
   if constexpr (kDim <= 128) {
     if (TwoBlocksFit<BackwardKernel<kDim, false, 2, Act>, Act>(kSharedOf<kDim, 2>))
       return Start<kDim, false, 2, Act>(ctx, args);
@@ -208,8 +209,9 @@ void StartQueries(Context* ctx, const BackwardArgs& args) {
   Start<kDim, false, 1, Act>(ctx, args);
 }
 
-template <int kDim, typename Act>
+template <int kDim, bool kHopper, typename Act>
 void StartKeys(Context* ctx, const BackwardArgs& args) {
+  if constexpr (kDim <= 128 && kHopper) return HopperBackward<kDim, true, Act>(ctx, args);
   if constexpr (kDim <= 128) {
     if (AttentionKeys<kDim, Act>(ctx, args)) return;
   }
@@ -218,7 +220,7 @@ void StartKeys(Context* ctx, const BackwardArgs& args) {
 
 }  // namespace
 
-template <typename Act>
+template <typename Act, bool kHopper>
 void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout, const void* out,
                        const void* lse, const void* q, const void* k, const void* v,
                        const AttentionArgs& args) {
@@ -252,16 +254,24 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
     constexpr int kDim = decltype(dim)::value;
     b.first_out = dq;
     b.second_out = nullptr;
-    StartQueries<kDim, Act>(ctx, b);
+    StartQueries<kDim, kHopper, Act>(ctx, b);
     b.first_out = dk;
     b.second_out = dv;
-    StartKeys<kDim, Act>(ctx, b);
+    StartKeys<kDim, kHopper, Act>(ctx, b);
   });
 }
 
-template void AttentionBackward<BF16>(Context*, void*, void*, void*, const void*, const void*, const void*,
-                                      const void*, const void*, const void*, const AttentionArgs&);
-template void AttentionBackward<FP16>(Context*, void*, void*, void*, const void*, const void*, const void*,
-                                      const void*, const void*, const void*, const AttentionArgs&);
+template void AttentionBackward<BF16, false>(Context*, void*, void*, void*, const void*, const void*,
+                                             const void*, const void*, const void*, const void*,
+                                             const AttentionArgs&);
+template void AttentionBackward<BF16, true>(Context*, void*, void*, void*, const void*, const void*,
+                                             const void*, const void*, const void*, const void*,
+                                             const AttentionArgs&);
+template void AttentionBackward<FP16, false>(Context*, void*, void*, void*, const void*, const void*,
+                                             const void*, const void*, const void*, const void*,
+                                             const AttentionArgs&);
+template void AttentionBackward<FP16, true>(Context*, void*, void*, void*, const void*, const void*,
+                                             const void*, const void*, const void*, const void*,
+                                             const AttentionArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

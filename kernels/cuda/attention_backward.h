@@ -45,30 +45,6 @@ __device__ __forceinline__ void Multiply(float (&out)[kTiles][kBlocks][4], const
   }
 }
 
-// sums += A tile, for the columns of the tile from column0.
-template <int kDim, int kColumns, int kTiles, int kBlocks, typename Act>
-__device__ __forceinline__ void AddProduct(float (&sums)[kTiles][kColumns / 8][4],
-                                           const float (&weights)[kTiles][kBlocks][4], const Act* tile,
-                                           int column0) {
-#pragma unroll
-  for (int depth = 0; depth < 8 * kBlocks; depth += 16) {
-    uint32_t a[kTiles][4];
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-      AccumulatorsAsA<Act>(a[i], weights[i][depth / 8], weights[i][depth / 8 + 1]);
-#pragma unroll
-    for (int column = 0; column < kColumns; column += 16) {
-      uint32_t b[4];
-      TileBRows<kDim>(b, tile, depth, column0 + column);
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        Mma<Act>(sums[i][column / 8], a[i], b);
-        Mma<Act>(sums[i][column / 8 + 1], a[i], b + 2);
-      }
-    }
-  }
-}
-
 // p: products q k become probabilities. ds: products dO v become gradients of scale times the product q k,
 // but for the probability's factor. `query_data` gives lse (in units of log 2) and delta of an element's
 // query.
@@ -110,5 +86,9 @@ __device__ __forceinline__ void ScoreGradients(const float (&p)[kBlocks][4], flo
 // attention_keys.cu: dK and dV for heads of at most 128 elements; false where the device has no room for it.
 template <int kDim, typename Act>
 bool AttentionKeys(Context* ctx, const BackwardArgs& args);
+
+// attention_hopper_backward.cu: dK and dV, or dQ, for heads of at most 128 elements.
+template <int kDim, bool kKeys, typename Act>
+void HopperBackward(Context* ctx, const BackwardArgs& args);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

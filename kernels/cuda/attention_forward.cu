@@ -2,7 +2,7 @@
 // keys they see a tile at a time with a running maximum and sum. Keys and values are copied while the other
 // is multiplied. With 32 queries to a warp what it reads of keys and values serves two products, and shared
 // memory is what the tensor cores wait for; that takes registers and shared memory that not every device has.
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_forward.h"
 #include "kernels/cuda/ops.h"
 
 namespace nibble::kernels::NIBBLE_CUDA {
@@ -16,17 +16,6 @@ template <int kDim>
 constexpr int kKeysOf = kDim <= 128 ? 64 : 32;
 template <int kDim, int kTiles>
 constexpr int kSharedOf = 2 * kDim * (kQueriesOf<kTiles> + 2 * kKeysOf<kDim>);
-
-struct ForwardArgs {
-  const void *q, *k, *v;
-  void* out;
-  float* lse;
-  int m;
-  int heads, group, head_dim;  // group: query heads of a key/value head
-  Visibility visible;
-  Scoring scoring;
-  bool vector;
-};
 
 // Q's fragments stay in registers where these are enough.
 template <int kDim, int kTiles>
@@ -62,46 +51,6 @@ __device__ __forceinline__ void Products(float (&scores)[kTiles][kKeys / 8][4],
         Mma<Act>(scores[i][j / 8], a, b);
         Mma<Act>(scores[i][j / 8 + 1], a, b + 2);
       }
-    }
-  }
-}
-
-// Turns 16 rows of scores, `unit` to a power of two, into probabilities, and what was summed up before into
-// their measure: relative to the largest score so far.
-template <int kKeys, int kDim>
-__device__ __forceinline__ void Softmax(float (&scores)[kKeys / 8][4], float (&sums)[kDim / 8][4],
-                                        float (&largest)[2], float (&totals)[2], float unit) {
-  float now[2] = {largest[0], largest[1]};
-#pragma unroll
-  for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) now[e / 2] = fmaxf(now[e / 2], scores[j][e]);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) now[half] = QuadMax(now[half]);
-  float base[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-    base[half] = now[half] == -INFINITY ? 0.0f : now[half] * unit;  // a row that has seen nothing yet
-  // Rows whose largest score stays shrink by 1.
-  if (__any_sync(kAllLanes, now[0] != largest[0] || now[1] != largest[1])) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float shrink = FastExp2(largest[half] * unit - base[half]);
-      totals[half] *= shrink;
-#pragma unroll
-      for (int j = 0; j < kDim / 8; ++j) {
-        sums[j][2 * half] *= shrink;
-        sums[j][2 * half + 1] *= shrink;
-      }
-      largest[half] = now[half];
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      scores[j][e] = FastExp2(fmaf(scores[j][e], unit, -base[e / 2]));
-      totals[e / 2] += scores[j][e];
     }
   }
 }
@@ -167,71 +116,28 @@ __global__ void __launch_bounds__(kThreads, 2) ForwardKernel(ForwardArgs args) {
       LoadRows<kKeys, kDim, kThreads>(&copies, k_tile, k, kv_stride, key0 + kKeys, args.m, dim, args.vector);
     copies.Commit();
     if (any) {
-      if (args.scoring.capped()) {
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-          for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) scores[i][j][e] = args.scoring.Score(scores[i][j][e]);
-      }
+      for (int i = 0; i < kTiles; ++i) CapScores(scores[i], args.scoring);
       if (key0 < all_seen || key0 + kKeys - 1 > warp_first) {
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int row = row_of(i, half), first = first_of(row);
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                const int key = key0 + 8 * j + lane % 4 * 2 + e;
-                if (key > row || key < first) scores[i][j][2 * half + e] = -INFINITY;
-              }
-            }
-          }
+          const int rows[2] = {row_of(i, 0), row_of(i, 1)};
+          HideUnseen(scores[i], key0, rows, first_of);
         }
       }
 #pragma unroll
       for (int i = 0; i < kTiles; ++i)
-        Softmax<kKeys, kDim>(scores[i], sums[i], largest[i], totals[i], unit);
-#pragma unroll
-      for (int depth = 0; depth < kKeys; depth += 16) {
-        uint32_t a[kTiles][4];
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i)
-          AccumulatorsAsA<Act>(a[i], scores[i][depth / 8], scores[i][depth / 8 + 1]);
-#pragma unroll
-        for (int column = 0; column < kDim; column += 16) {
-          uint32_t b[4];
-          TileBRows<kDim>(b, v_tile, depth, column);
-#pragma unroll
-          for (int i = 0; i < kTiles; ++i) {
-            Mma<Act>(sums[i][column / 8], a[i], b);
-            Mma<Act>(sums[i][column / 8 + 1], a[i], b + 2);
-          }
-        }
-      }
+        Softmax(scores[i], largest[i], totals[i], unit,
+                [&](int half, float shrink) { Shrink(sums[i], half, shrink); });
+      AddProduct<kDim>(sums, scores, v_tile, 0);
     }
     copies.Wait<0>();
     __syncthreads();  // the next keys are there for all, and all are through with the values
   }
 
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    float factor[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float total = QuadSum(totals[i][half]);
-      factor[half] = 1.0f / total;
-      const int row = row_of(i, half);
-      if (lane % 4 == 0 && row < args.m)
-        args.lse[static_cast<int64_t>(row) * args.heads + head] =
-            kLn2 * (largest[i][half] * unit + log2f(total));
-    }
-    StoreRows<kDim / 8>(static_cast<Act*>(args.out) + head * dim, q_stride, warp_first + 16 * i, args.m, 0,
-                        dim, sums[i], factor);
-  }
+  for (int i = 0; i < kTiles; ++i)
+    FinishRows<Act>(args, head, warp_first + 16 * i, sums[i], largest[i], totals[i], unit);
 }
 
 template <int kDim, int kTiles, typename Act>
@@ -243,7 +149,7 @@ void Start(Context* ctx, const ForwardArgs& args) {
 
 }  // namespace
 
-template <typename Act>
+template <typename Act, bool kHopper>
 void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k, const void* v,
                       const AttentionArgs& args) {
   CheckAttention(args);
@@ -263,6 +169,7 @@ void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const v
              Aligned(static_cast<const char*>(q), static_cast<const char*>(k), static_cast<const char*>(v));
   WithPaddedDim(args.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
+    if constexpr (kDim <= 128 && kHopper) return HopperForward<kDim, Act>(ctx, f);
     if constexpr (kDim <= 128) {
       if (TwoBlocksFit<ForwardKernel<kDim, 2, Act>, Act>(kSharedOf<kDim, 2>))
         return Start<kDim, 2, Act>(ctx, f);
@@ -271,9 +178,13 @@ void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const v
   });
 }
 
-template void AttentionForward<BF16>(Context*, void*, void*, const void*, const void*, const void*,
-                                     const AttentionArgs&);
-template void AttentionForward<FP16>(Context*, void*, void*, const void*, const void*, const void*,
-                                     const AttentionArgs&);
+template void AttentionForward<BF16, false>(Context*, void*, void*, const void*, const void*, const void*,
+                                            const AttentionArgs&);
+template void AttentionForward<BF16, true>(Context*, void*, void*, const void*, const void*, const void*,
+                                            const AttentionArgs&);
+template void AttentionForward<FP16, false>(Context*, void*, void*, const void*, const void*, const void*,
+                                            const AttentionArgs&);
+template void AttentionForward<FP16, true>(Context*, void*, void*, const void*, const void*, const void*,
+                                            const AttentionArgs&);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

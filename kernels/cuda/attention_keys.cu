@@ -31,28 +31,6 @@ __device__ __forceinline__ void LeaveRows(Act* tile, int row, int column, const 
   }
 }
 
-// sums += weights tile, for a warp's rows of the weights.
-template <int kDim, typename Act>
-__device__ __forceinline__ void AddRows(float (&sums)[kTiles][kDim / 16][4], const Act* weights, int row,
-                                        const Act* tile, int column0) {
-#pragma unroll
-  for (int depth = 0; depth < kStream; depth += 16) {
-    uint32_t a[kTiles][4];
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) TileA<kStream>(a[i], weights, row + 16 * i, depth);
-#pragma unroll
-    for (int column = 0; column < kDim / 2; column += 16) {
-      uint32_t b[4];
-      TileBRows<kDim>(b, tile, depth, column0 + column);
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        Mma<Act>(sums[i][column / 8], a[i], b);
-        Mma<Act>(sums[i][column / 8 + 1], a[i], b + 2);
-      }
-    }
-  }
-}
-
 template <int kDim, typename Act>
 __global__ void __launch_bounds__(kThreads, 2) KeysKernel(BackwardArgs args) {
   if (!kCompilesLarge) return;
@@ -150,8 +128,11 @@ __global__ void __launch_bounds__(kThreads, 2) KeysKernel(BackwardArgs args) {
       }
       __syncthreads();  // both halves of a pair's rows are there
       if (any) {
-        AddRows<kDim>(dk, ds_tile, pair_row, q_tile, column0);
-        AddRows<kDim>(dv, p_tile, pair_row, dout_tile, column0);
+        const auto rows_of = [&](const Act* weights) {
+          return [=](uint32_t* a, int i, int depth) { TileA<kStream>(a, weights, pair_row + 16 * i, depth); };
+        };
+        AddProduct<kDim, kStream>(dk, q_tile, column0, rows_of(ds_tile));
+        AddProduct<kDim, kStream>(dv, dout_tile, column0, rows_of(p_tile));
       }
     }
   }

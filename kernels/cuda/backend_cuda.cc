@@ -305,6 +305,8 @@ std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) 
            std::to_string(capability % 10) + "; 7.5 or more is needed";
     return nullptr;
   }
+  const CudaAttention* attention = ChosenAttention(HasWgmma(capability), why);
+  if (attention == nullptr) return nullptr;
   const std::string uuid = Uuid(properties.uuid);
   int64_t free_bytes = 0, used_bytes = -1;
   cuda::Nvml().Memory(uuid, &free_bytes, &used_bytes);
@@ -313,7 +315,7 @@ std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) 
     *why = Text(error);
     return nullptr;
   }
-  auto backend = std::make_unique<CudaBackend>(CudaTable(capability, options.fp16), uuid);
+  auto backend = std::make_unique<CudaBackend>(CudaTable(capability, options.fp16, *attention), uuid);
   if (!backend->SetUp(used_bytes)) {
     *why = backend->error();
     return nullptr;

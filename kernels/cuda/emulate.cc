@@ -196,6 +196,7 @@ class BlockRunner {
   void SyncThreads(int place);
   const uint64_t* Exchange(unsigned mask, uint64_t value, bool orders_memory);
   void* shared() { return shared_.data() + kSharedGuard; }
+  int64_t shared_bytes() const { return static_cast<int64_t>(shared_.size() - 2 * kSharedGuard); }
 
  private:
   static constexpr size_t kSharedGuard = 256;
@@ -413,6 +414,7 @@ void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void
 void BeginOrders() { launches = 0; }
 
 void* DynamicSharedBytes() { return Runner().shared(); }
+int64_t DynamicSharedSize() { return Runner().shared_bytes(); }
 NIBBLE_UNSEEN void SyncThreads(int place) { Runner().SyncThreads(place); }
 NIBBLE_UNSEEN const uint64_t* ExchangeInWarp(unsigned mask, uint64_t value, bool orders_memory) {
   return Runner().Exchange(mask, value, orders_memory);

@@ -88,6 +88,7 @@ void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void
 
 // The running block's dynamic shared memory, aligned to 16 bytes, as long as the launch said.
 void* DynamicSharedBytes();
+int64_t DynamicSharedSize();
 
 // The next launch's orders are those of the first one of the process. For tests of the emulation.
 void BeginOrders();

@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/device.h"
 #if !defined(__CUDACC__)
+#include "kernels/cuda/emulate_proxies.h"
 #include "kernels/cuda/emulate_sanitizers.h"
 #endif
 
@@ -256,6 +257,7 @@ inline void AsyncCopies::Wait() {
     }
     std::memset(copy.to, 0, static_cast<size_t>(copy.size));
     std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid));
+    if (copy.size == 16) Unfenced().Note(copy.to);
   }
   queued_ = kept;
 }

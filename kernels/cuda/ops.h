@@ -51,11 +51,12 @@ void LinearGroupForward(Context* ctx, const void* x, const LinearGroup& group);
 template <typename Act>
 void LinearGroupBackward(Context* ctx, void* dx, const void* x, const LinearGroup& group);
 
-// attention_forward.cu, attention_backward.cu, attention_decode.cu
-template <typename Act>
+// attention_forward.cu, attention_backward.cu, attention_decode.cu; kHopper: by warpgroup products (wgmma.h)
+// for heads of at most 128 elements, on 9.0 alone
+template <typename Act, bool kHopper>
 void AttentionForward(Context* ctx, void* out, void* lse, const void* q, const void* k, const void* v,
                       const AttentionArgs& args);
-template <typename Act>
+template <typename Act, bool kHopper>
 void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* dout, const void* out,
                        const void* lse, const void* q, const void* k, const void* v,
                        const AttentionArgs& args);

@@ -9,7 +9,7 @@ namespace nibble::kernels {
 namespace NIBBLE_CUDA {
 namespace {
 
-template <typename Act>
+template <typename Act, bool kHopper = false>
 constexpr KernelTable MakeTable(const char* name, const char* body) {
   KernelTable t{};
   t.name = name;
@@ -32,8 +32,8 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
   t.linear_backward = LinearBackward<Act>;
   t.linear_group_forward = LinearGroupForward<Act>;
   t.linear_group_backward = LinearGroupBackward<Act>;
-  t.attention_forward = AttentionForward<Act>;
-  t.attention_backward = AttentionBackward<Act>;
+  t.attention_forward = AttentionForward<Act, kHopper>;
+  t.attention_backward = AttentionBackward<Act, kHopper>;
   t.attention_decode = AttentionDecode<Act>;
   t.cross_entropy = CrossEntropy<Act>;
   t.logits = Logits<Act>;
@@ -71,17 +71,31 @@ const KernelTable& TableOf(int capability, bool fp16) {
 
 }  // namespace
 
-const KernelTable& CudaTable(int capability, bool fp16) {
+bool HasWgmma([[maybe_unused]] int capability) {
+#if defined(NIBBLE_CUDA_WGMMA)
+  return capability == 90;
+#else
+  return false;
+#endif
+}
+
+const KernelTable& CudaTable(int capability, bool fp16, CudaAttention attention) {
+  static constexpr KernelTable bf16_hopper = cuda::MakeTable<BF16, true>("cuda", "sm_90 wgmma");
+  static constexpr KernelTable fp16_hopper = cuda::MakeTable<FP16, true>("cuda", "sm_90 wgmma fp16");
+  if (attention == CudaAttention::kWgmma) return fp16 ? fp16_hopper : bf16_hopper;
   static constexpr KernelTable turing = cuda::MakeTable<FP16>("cuda", "sm_75");
   return capability < 80 ? turing : TableOf(capability, fp16);
 }
 
 #else
 
-const KernelTable& EmulatedCudaKernels(bool fp16) {
+const KernelTable& EmulatedCudaKernels(bool fp16, CudaAttention attention) {
   using cuda_emulated::MakeTable;
   static constexpr KernelTable bf16_table = MakeTable<BF16>("cuda-emulated", "sm_90");
   static constexpr KernelTable fp16_table = MakeTable<FP16>("cuda-emulated", "sm_75");
+  static constexpr KernelTable bf16_hopper = MakeTable<BF16, true>("cuda-emulated", "sm_90 wgmma");
+  static constexpr KernelTable fp16_hopper = MakeTable<FP16, true>("cuda-emulated", "sm_90 wgmma fp16");
+  if (attention == CudaAttention::kWgmma) return fp16 ? fp16_hopper : bf16_hopper;
   return fp16 ? fp16_table : bf16_table;
 }
 

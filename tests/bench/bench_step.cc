@@ -16,7 +16,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -28,28 +27,15 @@
 #include "base/status.h"
 #include "engine/base_model.h"
 #include "engine/device.h"
-#include "engine/kernel_executor.h"
-#include "engine/region.h"
-#include "engine/spec/compile_plan.h"
 #include "engine/spec/words.h"
 #include "kernels/parallel.h"
+#include "tests/bench/flags.h"
+#include "tests/bench/planned_run.h"
 #include "tests/bench/random_base.h"
 #include "tests/kernels/bench_probe.h"
 
 namespace nibble::bench {
 namespace {
-
-using Flags = std::map<std::string, std::string>;
-
-int64_t Number(const Flags& flags, const std::string& name, int64_t otherwise) {
-  const auto found = flags.find(name);
-  return found == flags.end() ? otherwise : std::atoll(found->second.c_str());
-}
-
-std::string Text(const Flags& flags, const std::string& name, const std::string& otherwise) {
-  const auto found = flags.find(name);
-  return found == flags.end() ? otherwise : found->second;
-}
 
 int64_t PeakResidentBytes() {
   std::ifstream status("/proc/self/status");
@@ -186,31 +172,21 @@ absl::Status Run(const Flags& flags) {
   if (static_cast<int64_t>(rows.size()) < needed)
     return absl::InvalidArgumentError("too few rows of tokens");
 
-  ASSIGN_OR_RETURN(spec::TrainSpec spec, spec::ResolveTrainSpec(asked, model));
-  ASSIGN_OR_RETURN(const spec::CompiledPlan plan, spec::CompileForEngine(model, spec, profile));
-  spec.recompute = plan.recompute;
+  ASSIGN_OR_RETURN(const spec::TrainSpec resolved, spec::ResolveTrainSpec(asked, model));
+  ASSIGN_OR_RETURN(const spec::CompiledPlan plan, spec::CompileForEngine(model, resolved, profile));
   if (!backend->is_host() && !plan.memory.Fits(profile))
     return absl::ResourceExhaustedError("the plan is above --capacity");
-  ASSIGN_OR_RETURN(engine::Region persistent,
-                   engine::Region::On(*backend, plan.memory.persistent_bytes));
-  ASSIGN_OR_RETURN(engine::Region step, engine::Region::On(*backend, plan.memory.step_bytes));
-  RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
-  RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
-  engine::KernelExecutor executor(*backend, *table, view, model, spec, plan, persistent.data());
-  if (!executor.has_memory()) return absl::ResourceExhaustedError("no page-locked memory left");
-  executor.set_step_region(step.data());
-  const std::vector<float> rope = spec::RopeTable(model, spec.sequence_len);
-  backend->Fill(persistent.data(), 0, persistent.mapped_bytes());
-  backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.rope, rope.data(),
-                  static_cast<int64_t>(rope.size() * sizeof(float)));
+  ASSIGN_OR_RETURN(const std::unique_ptr<PlannedRun> run,
+                   PlannedRun::Open(*backend, view, model, resolved, plan));
+  engine::KernelExecutor& executor = run->executor();
+  const spec::TrainSpec& spec = run->spec();
   {  // freed before the steps: an engine reads adapters straight into their region
     std::vector<std::byte> master(
         static_cast<size_t>(plan.adapters.elements * kernels::DTypeBytes(table->real)));
     engine::InitAdapters(plan, spec, table->real, master.data());
-    backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
-                    static_cast<int64_t>(master.size()));
+    run->SetMaster(master.data(), static_cast<int64_t>(master.size()));
   }
-  engine::InitOptimizer(*backend, plan, spec, persistent.data(), executor.pinned());
+  engine::InitOptimizer(*backend, plan, spec, run->persistent(), executor.pinned());
   executor.DecodeBase();
   executor.RefreshCompute();
 
@@ -292,12 +268,7 @@ absl::Status Run(const Flags& flags) {
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
-  nibble::bench::Flags flags;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name.rfind("--", 0) == 0) flags[name.substr(2)] = argv[i + 1];
-  }
-  const absl::Status status = nibble::bench::Run(flags);
+  const absl::Status status = nibble::bench::Run(nibble::bench::ParseFlags(argc, argv));
   if (!status.ok()) std::fprintf(stderr, "nibble-bench-step: %s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

@@ -24,8 +24,10 @@ def find_tools(run):
     check = folder / "nibble-kernel-check"
     if not check.exists() or not (run.emulated or run.facts.get("capability", "90") == "90"):
         return
+    # One that starts may still not reach the device: a driver older than the bundle's runtime wants.
+    words = ["--list"] if run.emulated else [f"--table={run.table}", "--device", run.options.device, "sum_squares"]
     try:
-        run.command([check, "--list"], 30)
+        run.command([check, *words], 30)
     except (Failure, Skip) as why:
         print(f"   the prebuilt checks do not start here, so they are built: {why}", flush=True)
         return
@@ -42,7 +44,8 @@ def build_commands(run):
     architecture = "90a" if capability == "90" else capability
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     return [["cmake", "-S", ROOT, "-B", run.build, *generator, "-DNIBBLE_KERNELS_ONLY=ON",
-             "-DNIBBLE_CUDA=ON", f"-DNIBBLE_CUDA_ARCHITECTURES={architecture}"],
+             "-DNIBBLE_CUDA=ON", f"-DNIBBLE_CUDA_ARCHITECTURES={architecture}",
+             "-DNIBBLE_WERROR=OFF"],  # what another compiler warns of is no reason to measure nothing
             # Two cores for what is measured meanwhile.
             ["nice", "cmake", "--build", run.build, "--parallel", max(1, os.cpu_count() - 2), "--target",
              "nibble-kernel-check", "nibble-bench-cuda"]]
@@ -86,23 +89,41 @@ def tool(run, name):
     return path
 
 
+def checked(run, words):
+    """nibble-kernel-check's counts; Failure when a case is wrong."""
+    text = run.command(words, 240, check=False)
+    worst = [float(m) for m in re.findall(r" ([0-9.]+) of tolerance", text)]
+    counts = re.search(r"(\d+) passed, (\d+) failed", text)
+    if not counts:
+        raise Failure("nibble-kernel-check did not finish:\n" + text[-800:])
+    if int(counts[2]) or not int(counts[1]):
+        bad = [line for line in text.splitlines() if "FAILED" in line]
+        raise Failure("\n".join(bad[:12]) or "no case ran")
+    return {"passed": int(counts[1]), "failed": int(counts[2]), "worst_share_of_tolerance": max(worst, default=0)}
+
+
 def parity(fp16=False, table=None):
     """Every kernel beside the reference."""
     def section(run, figures):
         words = [tool(run, "nibble-kernel-check"), f"--table={table or run.table}"]
         words += ["--fp16"] if fp16 else []
         words += [shapes.EMULATED_CASES] if run.emulated else []
-        text = run.command(words, 240, check=False)
-        worst = [float(m) for m in re.findall(r" ([0-9.]+) of tolerance", text)]
-        counts = re.search(r"(\d+) passed, (\d+) failed", text)
-        if not counts:
-            raise Failure("nibble-kernel-check did not finish:\n" + text[-800:])
-        figures.update(passed=int(counts[1]), failed=int(counts[2]),
-                       worst_share_of_tolerance=max(worst, default=0))
-        if int(counts[2]) or not int(counts[1]):
-            bad = [line for line in text.splitlines() if "FAILED" in line]
-            raise Failure("\n".join(bad[:12]) or "no case ran")
+        figures.update(checked(run, words))
     return section
+
+
+def has_wgmma(run):
+    """Whether this GPU can run Hopper's attention, which is asked for by WGMMA."""
+    return run.emulated or run.facts.get("capability") == "90"
+
+
+def wgmma_parity(run, figures):
+    """Hopper's attention beside the reference."""
+    if not has_wgmma(run):
+        raise Skip("only compute capability 9.0 has it")
+    for name, words in (("bf16", []), ("fp16", ["--fp16"])):
+        figures[name] = checked(run, [*shapes.WGMMA, tool(run, "nibble-kernel-check"), f"--table={run.table}",
+                                      *words, shapes.WGMMA_CASES[run.emulated]])
 
 
 def sanitizer(run, figures):
@@ -111,16 +132,18 @@ def sanitizer(run, figures):
         raise Skip("there is nothing for compute-sanitizer to look at in an emulation")
     if not shutil.which("compute-sanitizer"):
         raise Skip("compute-sanitizer is not installed here")
-    for kind in ("memcheck", "racecheck"):
-        for case in shapes.SANITIZED_CASES:
-            text = run.command(["compute-sanitizer", "--tool", kind, "--error-exitcode", "9",
-                                tool(run, "nibble-kernel-check"), "--table=cuda", case], 60, check=False)
-            if "not supported" in text or "Unable to" in text:
-                raise Skip("compute-sanitizer does not work on this machine: " + last_lines(text, 4))
-            summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
-            figures[f"{kind} {case}"] = int(summary[-1]) if summary else "no summary"
-            if summary != ["0"] or not re.search(r"[1-9]\d* passed, 0 failed", text):
-                raise Failure(last_lines(text, 20))
+    runs = [(kind, [], case) for kind in ("memcheck", "racecheck") for case in shapes.SANITIZED_CASES]
+    if has_wgmma(run):
+        runs.append(("memcheck", shapes.WGMMA, shapes.SANITIZED_CASES[0]))
+    for kind, before, case in runs:
+        text = run.command([*before, "compute-sanitizer", "--tool", kind, "--error-exitcode", "9",
+                            tool(run, "nibble-kernel-check"), "--table=cuda", case], 60, check=False)
+        if "not supported" in text or "Unable to" in text:
+            raise Skip("compute-sanitizer does not work on this machine: " + last_lines(text, 4))
+        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
+        figures[" ".join([kind, *before[1:], case])] = int(summary[-1]) if summary else "no summary"
+        if summary != ["0"] or not re.search(r"[1-9]\d* passed, 0 failed", text):
+            raise Failure(last_lines(text, 20))
 
 
 def kernel_speed(run, figures):
@@ -140,7 +163,26 @@ def kernel_speed(run, figures):
     bound = {kernel: min(of.values()) for kernel, of in shares.items() if kernel in shapes.MEMORY_BOUND}
     figures["memory-bound kernels, least share of copying"] = min(bound.values(), default=math.nan)
     figures["the slowest of them"] = min(bound, key=bound.get, default="")
-    beside_cudnn(run, figures, [row for row in rows["lines"] if row["kernel"] in shapes.ATTENTION])
+    attention = [row for row in rows["lines"] if row["kernel"] in shapes.ATTENTION]
+    if has_wgmma(run):
+        try:
+            attention += by_wgmma(run, figures, path, {(row["kernel"], row["shape"]): row for row in attention})
+        except (Failure, Skip) as why:
+            figures["attention by wgmma"] = f"not measured: {why}"
+    beside_cudnn(run, figures, attention)
+
+
+def by_wgmma(run, figures, path, ours):
+    """The same lines by Hopper's attention, and how they stand beside the others."""
+    out = run.scratch / "wgmma.json"
+    text = run.command([*shapes.WGMMA, path, "--device", run.options.device, "--json", out, "attention"],
+                       min(30, run.left() - 45))
+    figures["lines"] += ["", "Attention by wgmma:", *text.strip().splitlines()]
+    rows = [row for row in json.loads(out.read_text())["lines"] if row["kernel"] in shapes.ATTENTION]
+    figures["attention by wgmma, of the other kernels' time"] = {
+        f"{row['kernel']} {row['shape']}": row["milliseconds"] / ours[row["kernel"], row["shape"]]["milliseconds"]
+        for row in rows if (row["kernel"], row["shape"]) in ours}
+    return [{**row, "by": "wgmma"} for row in rows]
 
 
 def beside_cudnn(run, figures, ours):
@@ -160,7 +202,7 @@ def beside_cudnn(run, figures, ours):
     shares = {}
     for row in ours:
         theirs = result["shapes"].get(row["shape"], {}).get(shapes.ATTENTION[row["kernel"]])
-        name = f"{row['kernel']} {row['shape']}"
+        name = " ".join(filter(None, (row["kernel"], row.get("by"), row["shape"])))
         if isinstance(theirs, float):
             shares[name] = {"share": theirs / row["milliseconds"], "cudnn_milliseconds": theirs,
                             "note": result["shapes"][row["shape"]].get("note", "")}

@@ -7,36 +7,21 @@
 // |got - want| / |want| in the Euclidean norm: of all logits, of each adapter matrix's gradient.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
 #include "base/status.h"
 #include "engine/device.h"
-#include "engine/kernel_executor.h"
-#include "engine/region.h"
-#include "engine/spec/compile_plan.h"
+#include "tests/bench/flags.h"
+#include "tests/bench/planned_run.h"
 #include "tests/bench/random_base.h"
 
 namespace nibble::bench {
 namespace {
-
-using Flags = std::map<std::string, std::string>;
-
-std::string Text(const Flags& flags, const std::string& name, const std::string& otherwise) {
-  const auto found = flags.find(name);
-  return found == flags.end() ? otherwise : found->second;
-}
-
-int64_t Number(const Flags& flags, const std::string& name, int64_t otherwise) {
-  const auto found = flags.find(name);
-  return found == flags.end() ? otherwise : std::atoll(found->second.c_str());
-}
 
 // Two documents of unequal length that fill the sequence between them.
 engine::MicroBatch Documents(int64_t tokens, int64_t vocab) {
@@ -78,23 +63,13 @@ absl::StatusOr<Result> Compute(const std::string& device, const spec::ModelConfi
                    RandomBase::Make(*backend, model, spec.quant, spec.double_quant, 1));
   ASSIGN_OR_RETURN(const spec::CompiledPlan plan,
                    spec::CompileForEngine(model, spec, engine::MeasureProfile(*backend)));
-  spec.recompute = plan.recompute;
-  ASSIGN_OR_RETURN(engine::Region persistent, engine::Region::On(*backend, plan.memory.persistent_bytes));
-  ASSIGN_OR_RETURN(engine::Region step, engine::Region::On(*backend, plan.memory.step_bytes));
-  RETURN_IF_ERROR(persistent.Map(plan.memory.persistent_bytes));
-  RETURN_IF_ERROR(step.Map(plan.memory.step_bytes));
-  engine::KernelExecutor executor(*backend, table, base.view(), model, spec, plan, persistent.data());
-  if (!executor.has_memory()) return absl::ResourceExhaustedError("no page-locked memory left");
-  executor.set_step_region(step.data());
-  backend->Fill(persistent.data(), 0, persistent.mapped_bytes());
-  const std::vector<float> rope = spec::RopeTable(model, spec.sequence_len);
-  backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.rope, rope.data(),
-                  static_cast<int64_t>(rope.size() * sizeof(float)));
+  ASSIGN_OR_RETURN(const std::unique_ptr<PlannedRun> run,
+                   PlannedRun::Open(*backend, base.view(), model, std::move(spec), plan));
+  engine::KernelExecutor& executor = run->executor();
   std::vector<float> master(static_cast<size_t>(plan.adapters.elements));
   Random random(3);
   for (float& value : master) value = static_cast<float>(0.1 * (2 * random.Unit() - 1));
-  backend->CopyIn(kernels::Lane::kCompute, persistent.data() + plan.persistent.master, master.data(),
-                  static_cast<int64_t>(master.size() * sizeof(float)));
+  run->SetMaster(master.data(), static_cast<int64_t>(master.size() * sizeof(float)));
   executor.DecodeBase();
   executor.RefreshCompute();
   Result result;
@@ -106,7 +81,7 @@ absl::StatusOr<Result> Compute(const std::string& device, const spec::ModelConfi
   const double targets = static_cast<double>(batch.target_tokens);
   result.loss = executor.Train(batch, 1 / targets, 1, 0) / targets;
   ASSIGN_OR_RETURN(result.gradients,
-                   Read(*backend, persistent.data() + plan.persistent.gradient, plan.adapters.elements));
+                   Read(*backend, run->persistent() + plan.persistent.gradient, plan.adapters.elements));
   for (float& value : result.gradients) value /= static_cast<float>(executor.loss_scale().scale);
 
   executor.Evaluate(batch);
@@ -121,7 +96,7 @@ absl::StatusOr<Result> Compute(const std::string& device, const spec::ModelConfi
   void* logits = backend->Allocate(count * static_cast<int64_t>(sizeof(float)));
   if (context.workspace == nullptr || logits == nullptr)
     return absl::ResourceExhaustedError("no room for logits");
-  table.logits(&context, static_cast<float*>(logits), step.data() + offset, base.view().head, batch.tokens(),
+  table.logits(&context, static_cast<float*>(logits), run->step() + offset, base.view().head, batch.tokens(),
                model.hidden_size, model.vocab_size);
   ASSIGN_OR_RETURN(result.logits, Read(*backend, logits, count));
   backend->Release(logits);
@@ -184,12 +159,7 @@ absl::Status Run(const Flags& flags) {
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
-  nibble::bench::Flags flags;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name.rfind("--", 0) == 0) flags[name.substr(2)] = argv[i + 1];
-  }
-  const absl::Status status = nibble::bench::Run(flags);
+  const absl::Status status = nibble::bench::Run(nibble::bench::ParseFlags(argc, argv));
   if (!status.ok()) std::fprintf(stderr, "nibble-model-parity: %s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

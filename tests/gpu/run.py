@@ -34,9 +34,8 @@ from runner import Run, Skip, kill  # noqa: E402
 import training  # noqa: E402
 
 
-def find_cublas():
-    """The folder of the library that multiplies; put on the path of libraries when the loader has it not."""
-    name = "libcublasLt.so.13"
+def find_cublas(name="libcublasLt.so.13"):
+    """The library that multiplies; its folder is put on the path of libraries when the loader has it not."""
     loaded = subprocess.run(["sh", "-c", f"ldconfig -p | grep -m1 {name}"], capture_output=True, text=True,
                             check=False).stdout
     if loaded.strip():
@@ -68,6 +67,8 @@ def machine(run, figures):
     figures["cuBLASLt"] = find_cublas() or "not found: our own products are measured"
     kernels.find_tools(run)
     if run.tools is None:
+        # What is built here wants the library of this toolkit.
+        find_cublas("libcublasLt.so.12")
         kernels.start_build(run)
     try:
         figures["nvcc"] = run.command(["nvcc", "--version"], 30).strip().splitlines()[-1]
@@ -82,6 +83,7 @@ SECTIONS = [
     ("machine", machine, 60), ("engine", training.start_engine, 60),
     ("model parity", training.model_parity, 60), ("training parity", training.training_parity, 60),
     ("rerun and resume", training.rerun_and_resume, 60), ("kernel parity bf16", kernels.parity(), 90),
+    ("parity of wgmma attention", kernels.wgmma_parity, 45),
     ("training speed and memory", training.step_speed, 200), ("kernel speed", kernels.kernel_speed, 150),
     ("jobs beside each other", training.neighbours, 45),
     ("an 8B model on 15 GB", training.small_card, 100), ("kernel parity fp16", kernels.parity(fp16=True), 60),

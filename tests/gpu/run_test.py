@@ -192,6 +192,18 @@ class ScriptTest(unittest.TestCase):
         self.assertLess(said.index("kernels built from source"), said.index("kernel parity bf16"))
         self.assertEqual(figures_of(self.out)["kernel parity bf16"]["state"], "ok")
 
+    def test_checks_that_a_driver_is_too_old_for_are_built(self):
+        self.a_gpu()
+        self.play(self.bundle, "nibble-kernel-check", 'case "$*:$0" in *table=cuda*bundle/*) '
+                  'echo "the NVIDIA driver is older than this build\'s CUDA runtime wants" >&2; exit 2;; esac',
+                  'echo "x : ok 0.250 of tolerance"; echo "1 passed, 0 failed"')
+        process = self.script("--only", "machine,kernels built from source,kernel parity bf16")
+        said = process.communicate(timeout=100)[0]
+        self.assertEqual(process.returncode, 0, said)
+        self.assertIn("the NVIDIA driver is older", said)
+        self.assertLess(said.index("kernels built from source"), said.index("kernel parity bf16"))
+        self.assertEqual(figures_of(self.out)["kernel parity bf16"]["state"], "ok")
+
     def test_a_run_that_is_cut_off_keeps_what_it_had(self):
         self.a_gpu()
         self.play(self.bundle, "nibble-engine", "exec sleep 300")

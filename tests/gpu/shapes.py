@@ -27,6 +27,10 @@ EMULATED_CASES = "rmsnorm"
 SANITIZED_CASES = ["h=4 g=2 d=32 starts=0,17,18,50,", "m=13 k=67 n=33 r=3 nf4 block=64 nested bias",
                    "rmsnorm_forward", "sum_squares"]
 
+# Attention by Hopper's warpgroup products: how it is asked for, and its cases.
+WGMMA = ["env", "NIBBLE_CUDA_ATTENTION=wgmma"]
+WGMMA_CASES = {False: "attention_", True: "h=2 g=1 d=64 starts=0,40,"}
+
 # What nibble-model-parity compares: (name, flags).
 MODEL_PARITY = {
     False: [("the demo's shape", ["--shape", "demo", "--seq", "128"]),
@@ -49,11 +53,13 @@ def step(shape, seq, micro, steps, *more):
 NO_CACHE = ("--base-cache", "off")
 AHEAD = ("--base-cache", "ahead")
 
-# (name, flags of nibble-bench-step, goal: at least so many tokens/s, at most so many GiB beside context and
+# (name, flags of nibble-bench-step, behind an environment if need be, goal: at least so many tokens/s, at most so many GiB beside context and
 # libraries, or what it is there for). The most telling first: time may run out.
 STEPS = {
     False: [
         ("Llama-3.1-8B, 4x4096, full recomputation", step("8b", 4096, 4, 3), ("tokens/s", 10_800)),
+        ("Llama-3.1-8B, 4x4096, full recomputation, attention by wgmma",
+         [*WGMMA, *step("8b", 4096, 4, 3)], "above the same without"),
         ("Llama-3.1-8B, 4x4096, nothing recomputed", step("8b", 4096, 4, 3, "--checkpointing", 0),
          ("tokens/s", 15_000)),
         ("Qwen3-0.6B, 2x2048", step("qwen3-0.6b", 2048, 2, 8), ("tokens/s", 60_000)),

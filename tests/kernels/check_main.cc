@@ -5,8 +5,9 @@
 //                       [--threads N] [WORDS IN A CASE'S NAME]
 //
 // cpu, the default, checks every body of this machine, or the one that --body names; cuda runs on a device,
-// each case twice, and wants equal bits; cuda-emulated runs the same kernels on the host. Prints a line per
-// case; exit status 1 when one fails, 2 when the table cannot run here.
+// each case twice, and wants equal bits; cuda-emulated runs the same kernels on the host;
+// NIBBLE_CUDA_ATTENTION=wgmma chooses Hopper's attention in both. Prints a line per case; exit status 1 when
+// one fails, 2 when the table cannot run here.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -71,7 +72,8 @@ Tables Choose(const Options& options) {
   if (options.table == "ref" || options.body == "ref") {
     out.tables.push_back(RefTable());
   } else if (options.table == "cuda-emulated") {
-    out.tables.push_back(EmulatedCudaKernels(options.fp16));
+    if (const CudaAttention* attention = ChosenAttention(true, &out.why))
+      out.tables.push_back(EmulatedCudaKernels(options.fp16, *attention));
   } else if (options.table == "cuda") {
     out.backend = OpenCuda({.index = options.device, .fp16 = options.fp16}, &out.why);
     if (out.backend != nullptr) out.tables.push_back(TableForHostMemory(*out.backend));

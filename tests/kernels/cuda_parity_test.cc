@@ -33,12 +33,16 @@ std::set<std::string> Ops() {
   return ops;
 }
 
-using Parameter = std::tuple<std::string, bool>;
+struct Parameter {
+  std::string op;
+  bool fp16;
+  CudaAttention attention = CudaAttention::kEverywhere;
+};
 class EmulatedCuda : public testing::TestWithParam<Parameter> {};
 
 TEST_P(EmulatedCuda, EqualsRef) {
-  const auto& [op, fp16] = GetParam();
-  const KernelTable& table = EmulatedCudaKernels(fp16);
+  const auto& [op, fp16, attention] = GetParam();
+  const KernelTable& table = EmulatedCudaKernels(fp16, attention);
   const char* full = std::getenv("NIBBLE_FULL");
   const bool full_run = full != nullptr && std::string_view(full) == "1";
   int count = 0;
@@ -49,7 +53,8 @@ TEST_P(EmulatedCuda, EqualsRef) {
     if (c.name.find("m=1100") != std::string::npos) continue;
     const Outcome one = RunCase(c, table, 2);
     if (!one.missing.empty()) GTEST_SKIP() << "missing: the cuda table has no " << one.missing;
-    EXPECT_TRUE(one.ok()) << "nibble-kernel-check --table=cuda-emulated " << (fp16 ? "--fp16 '" : "'")
+    EXPECT_TRUE(one.ok()) << (attention == CudaAttention::kWgmma ? "NIBBLE_CUDA_ATTENTION=wgmma " : "")
+                          << "nibble-kernel-check --table=cuda-emulated " << (fp16 ? "--fp16 '" : "'")
                           << c.name << "'\n"
                           << one.failure << " (" << one.error << " of the tolerance)";
     // Once more on another number of the host's threads, so in another order of blocks; all of them only when
@@ -57,12 +62,23 @@ TEST_P(EmulatedCuda, EqualsRef) {
     if (++count % 4 != 0 && !full_run) continue;
     EXPECT_EQ(RunCase(c, table, 3).digest, one.digest) << c.name << " a second time";
   }
+  EXPECT_GT(count, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ops, EmulatedCuda, testing::Combine(testing::ValuesIn(Ops()), testing::Bool()),
-                         [](const auto& info) {
-                           return std::get<0>(info.param) + (std::get<1>(info.param) ? "_fp16" : "_bf16");
-                         });
+std::vector<Parameter> Parameters() {
+  std::vector<Parameter> all;
+  for (const bool fp16 : {false, true}) {
+    for (const std::string& op : Ops()) all.push_back({op, fp16});
+    for (const char* op : {"attention_forward", "attention_backward"})
+      all.push_back({op, fp16, CudaAttention::kWgmma});
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, EmulatedCuda, testing::ValuesIn(Parameters()), [](const auto& info) {
+  return info.param.op + (info.param.attention == CudaAttention::kWgmma ? "_wgmma" : "") +
+         (info.param.fp16 ? "_fp16" : "_bf16");
+});
 
 // What a linear layer of few rows takes instead of decoding into memory.
 bool was_small = false;

@@ -1,101 +1,11 @@
 // decode_weight, linear_forward, linear_backward, and the same of several parts.
-#include <cmath>
 #include <memory>
 
-#include "kernels/cpu/workspace.h"
-#include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
-#include "tests/kernels/harness.h"
-#include "tests/kernels/weights.h"
+#include "tests/kernels/linear_setup.h"
 
 namespace nibble::kernels::check {
 namespace {
-
-constexpr double kSameBits = 1e-12;  // as a tolerance
-
-struct LinearShape {
-  int64_t m, k, n, r;
-  QuantType type = QuantType::kNF4;
-  int64_t block = 64;
-  bool nested = true;
-  bool bias = false;
-  float dropout = 0;
-  bool accumulate = false;
-  bool tiles = false;  // of tables that read them
-};
-
-std::string Name(const std::string& op, const LinearShape& s) {
-  static const char* const types[] = {"f32", "bf16", "nf4", "fp4", "int4", "int8"};
-  std::string name = op + " m=" + std::to_string(s.m) + " k=" + std::to_string(s.k) +
-                     " n=" + std::to_string(s.n) + " r=" + std::to_string(s.r) + " " +
-                     types[static_cast<int>(s.type)];
-  if (IsQuantized(s.type)) name += " block=" + std::to_string(s.block);
-  if (s.nested) name += " nested";
-  if (s.bias) name += " bias";
-  if (s.dropout > 0) name += " dropout=" + std::to_string(s.dropout).substr(0, 4);
-  if (s.accumulate) name += " accumulate";
-  if (s.tiles) name += " tiles";
-  return name;
-}
-
-TestWeight WeightOf(const LinearShape& s, bool tiles, uint64_t seed = 1) {
-  return TestWeight(s.type, s.n, s.k, s.block, s.nested, seed,
-                    tiles ? WeightOrder::kTiles : WeightOrder::kFlat);
-}
-
-// Everything one linear touches, in one table's types.
-struct Setup {
-  Setup(const KernelTable& table, const LinearShape& s, const TestWeight& weight, DType weight_act)
-      : values(DType::kF32, weight.Values(weight_act)),
-        x(table.act, Normal(s.m * s.k, 2)),
-        a(table.act, Normal(s.r * s.k, 3, 0.3)),
-        b(table.act, Normal(s.n * s.r, 4, 0.3)),
-        u(table.act, Normal(s.m * s.r, 5)),
-        bias(DType::kF32, Normal(s.n, 6)),
-        dy(table.act, Normal(s.m * s.n, 7)),
-        y(table.act, s.m * s.n),
-        dx(table.act, Normal(s.m * s.k, 8)),
-        da(table.real, Normal(s.r * s.k, 9)),
-        db(table.real, Normal(s.n * s.r, 10)) {
-    args.m = s.m;
-    args.w = weight.view();
-    // The reference multiplies with what the tested table decodes to, so that only products differ.
-    if (table.act != weight_act) {
-      args.w = WeightView{};
-      args.w.type = QuantType::kF32;
-      args.w.n = s.n;
-      args.w.k = s.k;
-      args.w.data = values.data();
-    }
-    if (s.bias) args.bias = {bias.data(), DType::kF32};
-    lora.r = s.r;
-    lora.scale = 1.5f;
-    lora.a = a.data();
-    lora.b = b.data();
-    lora.u = u.data();
-    lora.da = da.data();
-    lora.db = db.data();
-    lora.dropout = {11, 22, s.dropout};
-    if (s.r > 0) args.lora = &lora;
-    WorkspaceShape shape;
-    shape.m = s.m;
-    shape.k = s.k;
-    shape.n = s.n;
-    shape.r = s.r;
-    workspace = shape;
-    cuda = IsCuda(table);
-  }
-  int64_t WorkspaceBytes(int threads) const {
-    WorkspaceShape shape = workspace;
-    shape.threads = threads;
-    return cuda ? cuda_workspace::LinearOwnBytes(shape) : LinearWorkspaceBytes(shape);
-  }
-  Tensor values, x, a, b, u, bias, dy, y, dx, da, db;
-  LoraArgs lora;
-  LinearArgs args;
-  WorkspaceShape workspace;
-  bool cuda;
-};
 
 Outcome RunForward(const KernelTable& table, int threads, const LinearShape& s) {
   if (s.tiles && IsCuda(table)) return {};
@@ -129,114 +39,6 @@ Outcome RunBackward(const KernelTable& table, int threads, const LinearShape& s)
   }
   result.Guard("workspace", ctx.Intact());
   return result.Result();
-}
-
-// Layers of one input, with outputs of their own or as columns of one array. A shape of r 0 has no adapter.
-struct GroupShape {
-  std::vector<LinearShape> of;
-  bool columns = false;
-};
-
-std::string GroupName(const std::string& op, const GroupShape& s) {
-  std::string name = Name(op, s.of[0]);
-  for (size_t i = 1; i < s.of.size(); ++i)
-    name += " + n=" + std::to_string(s.of[i].n) + " r=" + std::to_string(s.of[i].r) +
-            (s.of[i].bias ? " bias" : "");
-  return name + (s.columns ? " columns" : "");
-}
-
-struct GroupSetup {
-  GroupSetup(const KernelTable& table, const GroupShape& s, DType weight_act, bool reference) {
-    WorkspaceShape shape;
-    shape.m = s.of[0].m;
-    shape.k = s.of[0].k;
-    int64_t all = 0, n[kMostGrouped] = {}, slices = 0;
-    for (size_t i = 0; i < s.of.size(); ++i) {
-      const LinearShape& one = s.of[i];
-      weights.push_back(std::make_unique<TestWeight>(WeightOf(one, one.tiles && !reference, 1 + i)));
-      layers.push_back(std::make_unique<Setup>(table, one, *weights[i], weight_act));
-      layers[i]->lora.dropout.stream += i;
-      group.linear[i] = layers[i]->args;
-      n[i] = one.n;
-      all += one.n;
-      shape.r = std::max(shape.r, one.r);
-      slices = std::max(slices, layers[i]->WorkspaceBytes(1));
-    }
-    group.count = static_cast<int>(s.of.size());
-    bytes = IsCuda(table)
-                ? cuda_workspace::LinearGroupOwnBytes(shape, n, group.count, !s.columns && all > n[0], false)
-                : slices;
-    if (s.columns) group.stride = all;
-    columns = std::make_unique<Tensor>(table.act, Normal(shape.m * all, 12));
-  }
-  // Forward to y, going back from dy.
-  void Point(const KernelTable& table, bool backward) {
-    int64_t offset = 0;
-    for (int i = 0; i < group.count; ++i) {
-      const Setup& layer = *layers[static_cast<size_t>(i)];
-      group.y[i] = backward ? layer.dy.data() : layer.y.data();
-      if (group.stride != 0)
-        group.y[i] = static_cast<char*>(columns->data()) + offset * DTypeBytes(table.act);
-      offset += group.linear[i].w.n;
-    }
-  }
-  std::vector<std::unique_ptr<TestWeight>> weights;
-  std::vector<std::unique_ptr<Setup>> layers;
-  std::unique_ptr<Tensor> columns;
-  LinearGroup group;
-  int64_t bytes = 0;
-};
-
-Outcome RunGroup(const KernelTable& table, int threads, const GroupShape& s, bool backward) {
-  if (table.linear_group_forward == nullptr) return {};  // the engine then gives it the layers one by one
-  if (s.of[0].tiles && IsCuda(table)) return {};
-  GroupSetup got(table, s, table.act, false), want(Ref64Table(), s, table.act, true);
-  got.Point(table, backward);
-  want.Point(Ref64Table(), backward);
-  TestContext ctx(threads, got.bytes), ref(1, want.bytes);
-  Setup &first = *got.layers[0], &first_want = *want.layers[0];
-  if (backward) {
-    table.linear_group_backward(ctx.get(), first.dx.data(), first.x.data(), got.group);
-    Ref64Table().linear_group_backward(ref.get(), first_want.dx.data(), first_want.x.data(), want.group);
-  } else {
-    table.linear_group_forward(ctx.get(), first.x.data(), got.group);
-    Ref64Table().linear_group_forward(ref.get(), first_want.x.data(), want.group);
-  }
-  const double tolerance = 2 * ActTolerance(table);
-  Comparison result;
-  if (backward) result.Add("dx", first.dx, first_want.dx, tolerance);
-  if (!backward && s.columns) result.Add("y", *got.columns, *want.columns, tolerance);
-  for (size_t i = 0; i < s.of.size(); ++i) {
-    const Setup &mine = *got.layers[i], &theirs = *want.layers[i];
-    const std::string number = " " + std::to_string(i);
-    if (!backward && !s.columns) result.Add("y" + number, mine.y, theirs.y, tolerance);
-    if (s.of[i].r == 0) continue;
-    if (!backward) result.Add("u" + number, mine.u, theirs.u, ActTolerance(table));
-    if (backward) result.Add("da" + number, mine.da, theirs.da, tolerance);
-    if (backward) result.Add("db" + number, mine.db, theirs.db, tolerance);
-  }
-  result.Guard("workspace", ctx.Intact());
-  return result.Result();
-}
-
-std::vector<GroupShape> GroupShapes() {
-  const QuantType nf4 = QuantType::kNF4, bf16 = QuantType::kBF16;
-  return {
-      {{{40, 192, 128, 8}, {40, 192, 32, 8}, {40, 192, 32, 8}}},
-      {{{40, 192, 128, 8, nf4, 64, true, false, 0.1f},
-        {40, 192, 32, 8, nf4, 64, true, false, 0.1f},
-        {40, 192, 32, 8, nf4, 64, true, false, 0.1f}}},
-      // Some have an adapter, some a bias.
-      {{{21, 67, 33, 3, nf4, 64, true, true}, {21, 67, 10, 0}, {21, 67, 70, 3, nf4, 64, true, true}}},
-      {{{9, 128, 24, 0}, {9, 128, 40, 0}}},
-      {{{130, 64, 200, 16}, {130, 64, 200, 16}}, true},
-      {{{35, 96, 88, 33, nf4, 64, true, false, 0.3f}, {35, 96, 88, 33, nf4, 64, true, false, 0.3f}}, true},
-      {{{20, 130, 70, 4, QuantType::kINT8}, {20, 130, 50, 4, QuantType::kFP4, 32, false}}, true},
-      {{{12, 64, 32, 0}, {12, 64, 48, 2, nf4, 64, true, true}}, true},
-      {{{30, 96, 64, 16, bf16}, {30, 96, 32, 16, bf16}}},
-      {{{30, 128, 70, 4, nf4, 64, true, true, 0, false, true},
-        {30, 128, 48, 0, nf4, 64, false, false, 0, false, true}}},
-  };
 }
 
 // Bit for bit.
@@ -438,12 +240,7 @@ std::vector<Case> LinearCases() {
     cases.push_back({Name("decode_weight", s),
                      [s](const KernelTable& t, int threads) { return RunDecode(t, threads, s); }});
   }
-  for (const GroupShape& s : GroupShapes()) {
-    cases.push_back({GroupName("linear_group_forward", s),
-                     [s](const KernelTable& t, int threads) { return RunGroup(t, threads, s, false); }});
-    cases.push_back({GroupName("linear_group_backward", s),
-                     [s](const KernelTable& t, int threads) { return RunGroup(t, threads, s, true); }});
-  }
+  for (const Case& c : LinearGroupCases()) cases.push_back(c);
   return cases;
 }
 
