@@ -177,17 +177,25 @@ StepRig::~StepRig() {
 BaseView StepRig::PlaceModel(const TinyModel& model) {
   BaseView view = model.view();
   if (backend_->is_host()) return view;
-  const auto move = [&](const void*& data, int64_t count) {
+  const auto move_bytes = [&]<typename T>(const T*& data, int64_t bytes) {
     if (data == nullptr) return;
-    void* array = backend_->Allocate(count * 4);
+    void* array = backend_->Allocate(bytes);
     CHECK(array != nullptr);
-    backend_->CopyIn(kernels::Lane::kCompute, array, data, count * 4);
+    backend_->CopyIn(kernels::Lane::kCompute, array, data, bytes);
     arrays_.push_back(array);
-    data = array;
+    data = static_cast<const T*>(array);
+  };
+  const auto move = [&](const void*& data, int64_t count) { move_bytes(data, count * 4); };
+  const auto move_weight = [&](kernels::WeightView& w) {
+    const int64_t blocks = kernels::AbsmaxCount(w.n * w.k, w.block);
+    move_bytes(w.data, kernels::WeightBytes(w.type, w.n * w.k));
+    move_bytes(w.absmax, blocks * 4);
+    move_bytes(w.absmax_codes, blocks);
+    move_bytes(w.nested_absmax, kernels::NestedCount(blocks) * 4);
   };
   for (BaseView::Layer& layer : view.layers) {
     for (int m = 0; m < spec::kModuleCount; ++m) {
-      move(layer.linear[m].data, layer.linear[m].n * layer.linear[m].k);
+      move_weight(layer.linear[m]);
       move(layer.bias[m].data, layer.linear[m].n);
     }
     move(layer.input_norm.data, config_.hidden_size);
