@@ -2,7 +2,7 @@
 
 A case follows from its seed alone. Models are written as others publish them (config.json, tokenizer.json, one
 safetensors file of random bf16), in every architecture the engine knows; recipes take every quantization,
-optimizer, recompute policy and shape of batch. Small enough that a case takes about a second of one core.
+optimizer, recompute policy and shape of batch. Small enough that most take less than half a second of a core.
 Where NIBBLE_TEST_DATA has published tokenizers (tokenizers/*/tokenizer.json), a quarter of the models have one;
 otherwise all have made-up ones.
 """
@@ -19,7 +19,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "big"))
 import big_runs  # noqa: E402
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-MOST_FLOP = 2e10       # of all steps of all jobs of a case
+MOST_FLOP = 1e10  # of a job's steps
+SLOW_FLOP = 1e9   # of one on the portable kernels
 MOST_BASE_BYTES = 192 << 20  # in bf16
 NOISE_BYTES = 1 << 20
 
@@ -141,17 +142,17 @@ class Model:
 class Job:
     """A recipe, and rows for it."""
 
-    def __init__(self, rng, model, quant, double_quant):
+    def __init__(self, rng, model, quant, double_quant, most_flop):
         accumulation, steps = rng.choice([1, 1, 2, 3]), rng.choice([2, 3])
         flop = 10 * (model.linear_weights() + model.vocab * model.hidden) * accumulation * steps
-        tokens = max(16, min(4096, int(MOST_FLOP / flop)))
+        tokens = max(16, min(4096, int(most_flop / flop)))
         micro_batch = rng.choice([1, 1, 2, 4])
         length = max(8, min(2048, skewed(rng, min(16, tokens), tokens) // micro_batch))
         self.full = rng.random() < 0.7  # rows as long as sequences, or of any length
         packed = rng.random() < 0.6
         self.length = length
         evaluates = rng.random() < 0.4
-        self.rows = max(micro_batch * accumulation * 4, 4, skewed(rng, 8, 400))
+        self.rows = max(micro_batch * accumulation * 4, 4, skewed(rng, 8, 100 if evaluates else 400))
         if rng.random() < 0.03:
             self.rows, self.full, length, packed = skewed(rng, 20_000, 100_000), False, 32, True
             self.length = 6
@@ -206,7 +207,8 @@ class Case:
         self.cached = rng.random() < 0.3  # the base is in the cache already
         self.resumes = rng.random() < 0.15
         count = rng.choice([2, 3, 5]) if not self.resumes and rng.random() < 0.15 else 1
-        self.jobs = [Job(rng, self.model, self.quant, self.double_quant) for _ in range(count)]
+        most_flop = SLOW_FLOP if self.device == "cpu:portable" else MOST_FLOP
+        self.jobs = [Job(rng, self.model, self.quant, self.double_quant, most_flop) for _ in range(count)]
         self.rng = rng
 
     def flags(self):
