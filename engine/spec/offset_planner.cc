@@ -62,14 +62,15 @@ uint64_t KeyOf(const LiveBuffer& b, Order order) {
 
 // Lowest-offset-first in the given order. Gives up, and says so by `limit`, once the total is no less than
 // that.
-int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<Ranked>& order,
-                     int64_t alignment, int32_t last_use, int64_t limit, std::vector<int64_t>& offsets) {
+int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<int64_t>& sizes,
+                     const std::vector<Ranked>& order, int32_t last_use, int64_t limit,
+                     std::vector<int64_t>& offsets) {
   PlacedBuffers placed(last_use);
   int64_t total = 0;
   for (const Ranked& next : order) {
     const auto i = static_cast<size_t>(next.buffer);
     const LiveBuffer& buffer = buffers[i];
-    const int64_t size = RoundUp(buffer.size_bytes, alignment);
+    const int64_t size = sizes[i];
     const int64_t begin = placed.LowestGap(buffer, size);
     offsets[i] = begin;
     total = std::max(total, begin + size);
@@ -79,11 +80,12 @@ int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<R
   return total;
 }
 
-void FindPeak(const std::vector<LiveBuffer>& buffers, int64_t alignment, int32_t last_use, OffsetPlan& plan) {
+void FindPeak(const std::vector<LiveBuffer>& buffers, const std::vector<int64_t>& sizes, int32_t last_use,
+              OffsetPlan& plan) {
   std::vector<int64_t> change(static_cast<size_t>(last_use) + 2, 0);
-  for (const LiveBuffer& b : buffers) {
-    change[b.first_use] += RoundUp(b.size_bytes, alignment);
-    change[b.last_use + 1] -= RoundUp(b.size_bytes, alignment);
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    change[buffers[i].first_use] += sizes[i];
+    change[buffers[i].last_use + 1] -= sizes[i];
   }
   int64_t live = 0;
   for (int32_t use = 0; use <= last_use; ++use) {
@@ -108,8 +110,13 @@ OffsetPlan PlanOffsets(const std::vector<LiveBuffer>& buffers, int64_t alignment
   plan.offsets.resize(buffers.size());
   if (buffers.empty()) return plan;
   int32_t last_use = 0;
-  for (const LiveBuffer& buffer : buffers) last_use = std::max(last_use, buffer.last_use);
-  FindPeak(buffers, alignment, last_use, plan);
+  std::vector<int64_t> sizes;
+  sizes.reserve(buffers.size());
+  for (const LiveBuffer& buffer : buffers) {
+    last_use = std::max(last_use, buffer.last_use);
+    sizes.push_back(RoundUp(buffer.size_bytes, alignment));
+  }
+  FindPeak(buffers, sizes, last_use, plan);
 
   StableSorter sorter;
   std::vector<Ranked> ranked(buffers.size());
@@ -119,7 +126,7 @@ OffsetPlan PlanOffsets(const std::vector<LiveBuffer>& buffers, int64_t alignment
     for (size_t i = 0; i < buffers.size(); ++i)
       ranked[i] = {KeyOf(buffers[i], order), static_cast<int32_t>(i)};
     sorter.Sort(ranked);
-    const int64_t total = PlaceInOrder(buffers, ranked, alignment, last_use, plan.total_bytes, offsets);
+    const int64_t total = PlaceInOrder(buffers, sizes, ranked, last_use, plan.total_bytes, offsets);
     if (total < plan.total_bytes) {
       plan.total_bytes = total;
       plan.offsets.swap(offsets);
