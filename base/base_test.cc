@@ -160,5 +160,18 @@ TEST(PartialFile, GoesOnWhereItWasCutAndTakesOnlyTheRightBytes) {
   EXPECT_EQ(PartialFile::Open(path, 10)->offset(), 0);
 }
 
+TEST(ErrnoStatusTest, ADiskThatTakesNoBytesSaysWhereAndWhatIsFree) {
+  const TempDir dir;
+  for (const int error : {ENOSPC, EDQUOT, EFBIG, EROFS}) {
+    const absl::Status status = ErrnoStatus(error, "write " + dir.Join("f"));
+    EXPECT_EQ(StatusReason(status), Reason::kStorageFull);
+    EXPECT_NE(status.message().find(dir.Join("f") + ": "), absl::string_view::npos) << status;
+    EXPECT_NE(status.message().find(" bytes free"), absl::string_view::npos) << status;
+  }
+  EXPECT_EQ(ErrnoStatus(ENOSPC, "write the log").message(),
+            "write the log: no space left on the device; free some space and try again");
+  EXPECT_EQ(StatusReason(ErrnoStatus(EIO, "write " + dir.Join("f"))), Reason::kUnspecified);
+}
+
 }  // namespace
 }  // namespace nibble

@@ -47,6 +47,17 @@ absl::Status WriteAll(int fd, std::string_view data, const std::string& path) {
   return absl::OkStatus();
 }
 
+// " (5 bytes free)" of the volume that the path at the end of `what` is on; "" when there is none.
+std::string FreeText(const std::string& what) {
+  const size_t begin = what.rfind(" /");
+  struct statvfs info;
+  if (begin == std::string::npos || statvfs(DirName(what.substr(begin + 1)).c_str(), &info) != 0)
+    return "";
+  return absl::StrCat(
+      " (", static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize),
+      " bytes free", info.f_files > 0 && info.f_favail == 0 ? ", no inode" : "", ")");
+}
+
 absl::Status FromCode(const std::error_code& code, const std::string& what) {
   return code ? ErrnoStatus(code.value(), what) : absl::OkStatus();
 }
@@ -63,12 +74,15 @@ absl::Status SyncPath(const std::string& path, int flags) {
 absl::Status ErrnoStatus(int error, std::string_view what) {
   const std::string text(what);
   // A file beyond the size that the process or the file system allows is as full as a full disk.
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
-    return Error(Reason::kStorageFull, absl::StrCat(text, ": no space left on the device; free some ",
-                                                    "space and try again"))
-        .ToStatus();
-  }
-  return absl::ErrnoToStatus(error, text);
+  const char* how = error == ENOSPC   ? "no space left on the device; free some space"
+                    : error == EDQUOT ? "the quota is used up; free some space or raise it"
+                    : error == EFBIG  ? "no file may grow so large; raise the limit"
+                    : error == EROFS  ? "the file system is read-only; mount it for writing"
+                                      : nullptr;
+  if (how == nullptr) return absl::ErrnoToStatus(error, text);
+  return Error(Reason::kStorageFull,
+               absl::StrCat(text, ": ", how, " and try again", FreeText(text)))
+      .ToStatus();
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {

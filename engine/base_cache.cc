@@ -1,8 +1,5 @@
 #include "engine/base_cache.h"
 
-#include <errno.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -10,9 +7,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
+#include "base/digest_memo.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/base_sum.h"
 #include "engine/device_encoder.h"
 #include "engine/floats.h"
 #include "engine/locked_file.h"
@@ -70,24 +69,6 @@ absl::Status Transcode(const MappedFile& flat, const std::string& header, const 
     }
   }
   return absl::OkStatus();
-}
-
-// The digest of a file's bytes, remembered under its name, size, inode and times.
-absl::StatusOr<std::string> FileDigest(const std::string& path, const std::string& cache_dir) {
-  ASSIGN_OR_RETURN(const std::string real, RealPath(path));
-  struct stat info = {};
-  if (::stat(real.c_str(), &info) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", real));
-  const std::string key = Sha256Hex(
-      absl::StrCat(real, "\n", info.st_size, " ", info.st_ino, " ", info.st_mtim.tv_sec, ".",
-                   info.st_mtim.tv_nsec, " ", info.st_ctim.tv_sec, ".", info.st_ctim.tv_nsec));
-  const std::string memo = JoinPath(cache_dir, absl::StrCat("digest-", key));
-  if (FileExists(memo)) {
-    ASSIGN_OR_RETURN(const std::string known, ReadFile(memo, 64));
-    if (IsSha256Hex(known)) return known;
-  }
-  ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(real));
-  RETURN_IF_ERROR(WriteFileAtomic(memo, digest));
-  return digest;
 }
 
 // Writes the entries of a layout one after the other.
@@ -297,7 +278,7 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
   ASSIGN_OR_RETURN(const std::string config, Sha256HexOfFile(JoinPath(model_dir, "config.json")));
   absl::StrAppend(&text, config, "\n");
   for (const std::string& path : checkpoint.Paths()) {
-    ASSIGN_OR_RETURN(const std::string digest, FileDigest(path, cache_dir));
+    ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, cache_dir));
     absl::StrAppend(&text, digest, "\n");
   }
   return Sha256Hex(text);
@@ -306,7 +287,7 @@ absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::
 absl::StatusOr<std::string> WeightsDigest(const std::string& cache_dir, const Checkpoint& checkpoint) {
   std::string text = "nibble weights\n";
   for (const std::string& path : checkpoint.Paths()) {
-    ASSIGN_OR_RETURN(const std::string digest, FileDigest(path, cache_dir));
+    ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, cache_dir));
     absl::StrAppend(&text, digest, "\n");
   }
   return Sha256Hex(text);
@@ -344,10 +325,14 @@ absl::StatusOr<bool> IsInTiles(const MappedFile& file, const std::string& path, 
                             layout.file_bytes, " expected); remove it and it is made anew"));
 }
 
+std::string BaseCachePath(const BaseCacheRequest& request) {
+  return JoinPath(request.cache_dir, absl::StrCat("base-", request.digest));
+}
+
 absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
                                               const BaseTensors& tensors,
                                               const spec::BaseLayout& layout) {
-  const std::string path = JoinPath(request.cache_dir, absl::StrCat("base-", request.digest));
+  const std::string path = BaseCachePath(request);
   BaseCacheFile result{.path = path};
   // Whether what is there will do.
   const auto look = [&]() -> absl::StatusOr<bool> {
@@ -363,6 +348,9 @@ absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
     if (there) return absl::OkStatus();
     if (result.found) {
       ASSIGN_OR_RETURN(const MappedFile flat, MappedFile::Open(path));
+      if (!IsAsItWasMade(path, {reinterpret_cast<const std::byte*>(flat.data()), flat.size()}))
+        return Error(Reason::kModelFileInvalid,
+                     path + " does not have the bytes any more that it was made with");
       RETURN_IF_ERROR(Transcode(flat, BaseCacheHeader(request.digest, layout, true), layout, *file));
     } else {
       RETURN_IF_ERROR(Maker(request, tensors, layout, *file).Make());

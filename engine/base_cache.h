@@ -50,6 +50,7 @@ struct BaseCacheRequest {
   kernels::Backend* backend = nullptr;  // whose file it is: quantizes there when it can; null = the host's
   std::function<void(int64_t, int64_t)> progress;  // may be empty
 };
+std::string BaseCachePath(const BaseCacheRequest& request);
 struct BaseCacheFile {
   std::string path;
   bool found = false;  // it was there already

@@ -1,6 +1,10 @@
 #include "engine/base_model.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,8 +13,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "engine/base_cache.h"
+#include "engine/base_sum.h"
 #include "engine/base_tensors.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
@@ -29,6 +35,24 @@ using spec::Module;
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
+// A shared lock on a file, and a mark that it was used now. Where there are no locks there is none.
+class SharedLock {
+ public:
+  ~SharedLock() {
+    if (fd_ >= 0) close(fd_);
+  }
+  void Take(const std::string& path) {
+    if (fd_ >= 0) close(fd_);
+    fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd_ < 0) return;
+    flock(fd_, LOCK_SH);
+    futimens(fd_, nullptr);
+  }
+
+ private:
+  int fd_ = -1;
+};
+
 }  // namespace
 
 struct BaseModel::Impl {
@@ -44,6 +68,7 @@ struct BaseModel::Impl {
   bool cached = false;
   spec::BaseLayout layout;
   bool tiles = false;
+  SharedLock lock;
   MappedFile file;
   int64_t unmapped_bytes = 0;
   std::vector<std::vector<char>> arrays;  // exact: owned instead of mapped
@@ -123,11 +148,17 @@ struct BaseModel::Impl {
   }
 
   absl::Status Map(const std::string& path) {
+    // Held as long as it is mapped, so that a worker that needs room leaves it; its time is when it
+    // was last used.
+    lock.Take(path);
     ASSIGN_OR_RETURN(file, MappedFile::Open(path));
     ASSIGN_OR_RETURN(tiles, IsInTiles(file, path, digest, layout));
     // All of it is in memory from the start, as planned, and no step waits for the disk. A system that
     // does not know the request reads pages when they are touched.
     madvise(const_cast<uint8_t*>(file.data()), file.size(), MADV_POPULATE_READ);
+    if (!IsAsItWasMade(path, {reinterpret_cast<const std::byte*>(file.data()), file.size()}))
+      return Error(Reason::kModelFileInvalid,
+                   path + " does not have the bytes any more that it was made with");
     Point(layout, DType::kBF16,
           [&](const BaseEntry& entry) -> const void* { return file.data() + entry.offset; });
     return absl::OkStatus();
@@ -224,10 +255,22 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   request.threads = std::max(options.threads, 1);
   request.backend = options.backend;
   request.progress = options.progress;
-  ASSIGN_OR_RETURN(const BaseCacheFile file, EnsureBaseCache(request, tensors, layout));
-  impl->cached = file.found;
   impl->Prepare(KernelType(options.quant));
-  RETURN_IF_ERROR(impl->Map(file.path));
+  // What the disk has changed, or a cleaner took between two calls, is made anew.
+  for (int tries = 0;; ++tries) {
+    absl::StatusOr<BaseCacheFile> file = EnsureBaseCache(request, tensors, layout);
+    absl::Status mapped = file.status();
+    if (file.ok()) {
+      impl->cached = file->found;
+      mapped = impl->Map(file->path);
+    }
+    if (mapped.ok()) break;
+    const std::string path = BaseCachePath(request);
+    const bool damaged = StatusReason(mapped) == Reason::kModelFileInvalid && FileExists(path);
+    if (tries > 0 || !(damaged || absl::IsNotFound(mapped))) return mapped;
+    LogError("base.damaged", {{"path", path}, {"why", std::string(mapped.message())}});
+    if (damaged) RETURN_IF_ERROR(RemoveFile(path));
+  }
   return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
 }
 

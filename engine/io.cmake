@@ -1,6 +1,6 @@
 # What the engine reads and writes: checkpoints, tokenizers, data sets, adapters.
 nibble_library(nibble_engine_io
-  SRCS adapter.cc adapter_export.cc base_cache.cc device_encoder.cc base_model.cc base_tensors.cc bnb_tensor.cc
+  SRCS adapter.cc adapter_export.cc base_cache.cc base_sum.cc device_encoder.cc base_model.cc base_tensors.cc bnb_tensor.cc
        chat_template.cc data_report.cc dataset.cc dataset_format.cc dataset_rows.cc jinja_builtin.cc jinja_eval.cc
        jinja_lex.cc jinja_parse.cc jinja_value.cc json.cc locked_file.cc merge.cc merged_weights.cc packing.cc safetensors.cc text.cc
        tokenizer.cc tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc tokenizer_pre.cc tokenizer_scan.cc

@@ -39,6 +39,9 @@ struct JobInput {
   std::string numerics_id;   // empty = this engine's
   std::string base_name;     // for adapter_config.json
   std::string display_name;
+  // A full disk is no failure: what could not be written is tried again after this long. 0 = it is
+  // one.
+  int64_t disk_retry_us = 0;
 };
 
 enum class JobWork { kStep, kEvaluate, kCheckpoint, kFinish, kNothing };
@@ -60,8 +63,15 @@ struct FinishDone {
   std::string directory;
   std::vector<ExportedFile> files;
 };
+// The disk had no room. Of a checkpoint: steps go on, and it is made later. Of the adapter: nothing
+// is left to do but that (NextWork says kFinish).
+struct NoRoom {
+  int64_t step = 0;
+  absl::Status why;
+};
 // Empty: part of an evaluation, or a step that was stopped.
-using JobEvent = std::variant<std::monostate, StepDone, EvalDone, CheckpointDone, FinishDone>;
+using JobEvent =
+    std::variant<std::monostate, StepDone, EvalDone, CheckpointDone, FinishDone, NoRoom>;
 
 class Job {
  public:
@@ -112,6 +122,8 @@ class Job {
   int64_t total_steps() const { return schedule_->total_steps(); }
   int64_t step() const { return step_; }
   bool finished() const { return finished_; }
+  // Why a checkpoint that was due is not there yet; OK when none is owed.
+  const absl::Status& no_room() const { return no_room_; }
   const std::vector<MetricRow>& history() const { return history_; }
   // Touched pages of this job's regions.
   int64_t PersistentTouchedBytes() const { return persistent_.TouchedBytes(); }
@@ -138,6 +150,8 @@ class Job {
   // Empty until the last share is done.
   absl::StatusOr<std::optional<EvalDone>> EvaluateSome();
   absl::StatusOr<CheckpointDone> Checkpoint();
+  // `status` as an event, if it is of a full disk and those are waited for; else the error.
+  absl::StatusOr<JobEvent> WaitForRoom(const absl::Status& status);
   absl::StatusOr<FinishDone> Finish();
   static void Clear(MicroBatch& batch);
   // Appends a row of examples of `part`.
@@ -187,6 +201,8 @@ class Job {
   int64_t last_saved_step_ = -1;              // also of the checkpoint resumed from
   std::optional<CheckpointDone> last_saved_;  // of this attempt
   int64_t last_saved_us_ = 0;
+  absl::Status no_room_;  // of the checkpoint that is owed
+  int64_t no_checkpoint_until_us_ = 0;
 };
 
 class Job::HostState {

@@ -39,6 +39,7 @@ bool Job::EvaluationDue() const {
 bool Job::CheckpointDue() const {
   if (checkpoint_requested_) return true;
   if (step_ == 0 || step_ == last_saved_step_ || step_ == total_steps()) return false;
+  if (!no_room_.ok()) return clock_.NowMonotonicUs() >= no_checkpoint_until_us_;
   if (step_ % save_interval_ == 0) return true;
   return spec_.save_interval_seconds > 0 &&
          clock_.NowMonotonicUs() - last_saved_us_ >= spec_.save_interval_seconds * 1'000'000;
@@ -77,12 +78,20 @@ absl::StatusOr<JobEvent> Job::Advance() {
       return JobEvent{*done};
     }
     case JobWork::kCheckpoint: {
-      ASSIGN_OR_RETURN(CheckpointDone done, Checkpoint());
-      return JobEvent{std::move(done)};
+      absl::StatusOr<CheckpointDone> done = Checkpoint();
+      if (!done.ok()) {
+        ASSIGN_OR_RETURN(JobEvent event, WaitForRoom(done.status()));
+        no_room_ = done.status();
+        no_checkpoint_until_us_ = clock_.NowMonotonicUs() + input_.disk_retry_us;
+        return event;
+      }
+      no_room_ = absl::OkStatus();
+      return JobEvent{*std::move(done)};
     }
     case JobWork::kFinish: {
-      ASSIGN_OR_RETURN(FinishDone done, Finish());
-      return JobEvent{std::move(done)};
+      absl::StatusOr<FinishDone> done = Finish();
+      if (!done.ok()) return WaitForRoom(done.status());
+      return JobEvent{*std::move(done)};
     }
     case JobWork::kStep:
       break;
@@ -266,6 +275,11 @@ absl::StatusOr<CheckpointDone> Job::Checkpoint() {
   last_saved_us_ = clock_.NowMonotonicUs();
   last_saved_ = done;
   return done;
+}
+
+absl::StatusOr<JobEvent> Job::WaitForRoom(const absl::Status& status) {
+  if (input_.disk_retry_us == 0 || StatusReason(status) != Reason::kStorageFull) return status;
+  return JobEvent{NoRoom{step_, status}};
 }
 
 absl::StatusOr<FinishDone> Job::Finish() {

@@ -61,6 +61,8 @@ absl::Status ReadAttach(const json& object, Command& command) {
   return TakeBytes(*planned, "step_bytes", command.planned_step_bytes);
 }
 
+constexpr size_t kMaxMessageBytes = 4096;
+
 // Trouble with the machine or with us, not with the job: another try elsewhere may succeed.
 bool IsInfrastructure(Reason reason) {
   switch (reason) {
@@ -204,12 +206,19 @@ std::string FinishedLine(const std::string& attempt, const FinishDone& done) {
       .Take();
 }
 
+std::string NoRoomLine(const std::string& attempt, const NoRoom& no_room) {
+  return Line("no_room")
+      .Text("attempt", attempt)
+      .Integer("step", no_room.step)
+      .Text("message", std::string(no_room.why.message().substr(0, kMaxMessageBytes)))
+      .Take();
+}
+
 std::string StateLine(std::string_view type, const std::string& attempt, int64_t step) {
   return Line(type).Text("attempt", attempt).Integer("step", step).Take();
 }
 
 std::string FailedLine(const std::string& attempt, const absl::Status& status) {
-  constexpr size_t kMaxMessageBytes = 4096;
   const Reason found = StatusReason(status);
   const Reason reason = found == Reason::kUnspecified ? Reason::kInternal : found;
   return Line("failed")

@@ -43,6 +43,7 @@ std::string StepLine(const std::string& attempt, const MetricRow& row, int64_t t
 std::string EvalLine(const std::string& attempt, const MetricRow& row, int64_t time_us);
 std::string CheckpointLine(const std::string& attempt, const CheckpointDone& done);
 std::string FinishedLine(const std::string& attempt, const FinishDone& done);
+std::string NoRoomLine(const std::string& attempt, const NoRoom& no_room);
 // "paused" or "detached".
 std::string StateLine(std::string_view type, const std::string& attempt, int64_t step);
 std::string FailedLine(const std::string& attempt, const absl::Status& status);

@@ -101,11 +101,12 @@ class Server {
     const spec::DeviceProfile profile = MeasureProfile(*backend_);
     out_.Push(HelloLine(profile, NumericsId(backend_->table())));
     while (!stopping_) {
+      WakeHeldUp();
       const bool waits = turns_.Next().empty() && put_off_.empty();
       for (const std::string& line : std::exchange(put_off_, {})) {
         if (!stopping_) Handle(line, profile);
       }
-      for (const std::string& line : lines_.Take(64, waits ? kIdleUs : 0)) {
+      for (const std::string& line : lines_.Take(64, waits ? IdleUs() : 0)) {
         if (!stopping_) Handle(line, profile);
       }
       if (!stopping_) TakeTurn();
@@ -118,7 +119,33 @@ class Server {
   struct Attached {
     std::unique_ptr<Job> job;
     JobWork phase = JobWork::kNothing;  // last reported
+    bool paused = false;                // by the worker
+    int64_t held_until_us = 0;          // for want of room on the disk; 0 = not held
   };
+
+  // A job that has nothing left to do but to write its adapter waits for room without turns.
+  void HoldUp(const std::string& attempt, const NoRoom& no_room) {
+    LogWarning("job.no_room", {{"attempt", attempt},
+                               {"step", no_room.step},
+                               {"why", std::string(no_room.why.message())}});
+    out_.Push(NoRoomLine(attempt, no_room));
+    Attached& attached = jobs_.at(attempt);
+    attached.phase = JobWork::kNothing;
+    if (attached.job->NextWork() != JobWork::kFinish) return;
+    attached.held_until_us = clock_.NowMonotonicUs() + options_.disk_retry_us;
+    turns_.SetPaused(attempt, true);
+    out_.Push(PhaseLine(attempt, "PAUSED_DISK"));
+  }
+
+  void WakeHeldUp() {
+    for (auto& [attempt, attached] : jobs_) {
+      if (attached.held_until_us == 0 || clock_.NowMonotonicUs() < attached.held_until_us) continue;
+      attached.held_until_us = 0;
+      turns_.SetPaused(attempt, attached.paused);
+    }
+  }
+
+  int64_t IdleUs() const { return std::min(kIdleUs, options_.disk_retry_us); }
 
   void Handle(const std::string& line, const spec::DeviceProfile& profile) {
     std::string attempt;
@@ -168,7 +195,9 @@ class Server {
     if (device_ == nullptr) out_.Push(PhaseLine(attempt, "LOADING_BASE"));
     RETURN_IF_ERROR(OpenDevice(profile));
     out_.Push(PhaseLine(attempt, "TOKENIZING"));
-    ASSIGN_OR_RETURN(std::unique_ptr<Job> job, Job::Open(*device_, command.job, clock_));
+    JobInput input = command.job;
+    input.disk_retry_us = options_.disk_retry_us;
+    ASSIGN_OR_RETURN(std::unique_ptr<Job> job, Job::Open(*device_, std::move(input), clock_));
     RETURN_IF_ERROR(CheckPlan(command, job->plan()));
     RETURN_IF_ERROR(job->Start());
     job->set_stop([this] { return LookUp(); });
@@ -239,7 +268,8 @@ class Server {
   void SetPaused(const std::string& attempt, bool paused) {
     const auto it = jobs_.find(attempt);
     if (it == jobs_.end()) return;
-    turns_.SetPaused(attempt, paused);
+    it->second.paused = paused;
+    turns_.SetPaused(attempt, paused || it->second.held_until_us > 0);
     if (paused) out_.Push(StateLine("paused", attempt, it->second.job->step()));
   }
 
@@ -255,6 +285,9 @@ class Server {
     if (checkpoint) WriteCheckpoint(attempt);
     const auto it = jobs_.find(attempt);  // a failed checkpoint has removed it
     if (it == jobs_.end()) return;
+    // Letting go without what was asked for would lose the steps unsaid.
+    const absl::Status owed = it->second.job->no_room();
+    if (checkpoint && !owed.ok()) return Fail(attempt, owed);
     const int64_t step = it->second.job->step();
     Remove(attempt);
     LogInfo("job.detached", {{"attempt", attempt}, {"step", step}});
@@ -376,6 +409,8 @@ class Server {
       LogInfo("job.finished", {{"attempt", attempt}, {"step", finish->step}});
       out_.Push(FinishedLine(attempt, *finish));
       Remove(attempt);
+    } else if (const auto* no_room = std::get_if<NoRoom>(&*event)) {
+      HoldUp(attempt, *no_room);
     }
   }
 
@@ -415,6 +450,7 @@ class Server {
 
 absl::Status Serve(const ServeOptions& options) {
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   RETURN_IF_ERROR(TakeLock(options.lock_path, options.lock_wait_ms));
   Mailbox<std::string> lines(kMailboxCommands);
   OutputRing out(options.fd, kRingLines);

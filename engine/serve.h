@@ -22,6 +22,7 @@ struct ServeOptions {
   std::string lock_path;      // held while we run, one engine per device; empty = none
   int lock_wait_ms = 10'000;  // for the engine before us, which may be on its way out
   bool fuse = true;           // jobs of short micro-batches may share turns; false: to compare
+  int64_t disk_retry_us = 30'000'000;  // what a full disk held up is tried again after this
   DeviceOptions device;
 };
 

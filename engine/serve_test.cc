@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/testing/full_disk.h"
 #include "engine/testing/serve_fixture.h"
 #include "engine/testing/tiny_directory.h"
 #include "gmock/gmock.h"
@@ -345,6 +346,51 @@ TEST_F(ServeTest, RefusalsNameTheirReasonAndHarmNobody) {
   Send(json("garbage"));
   Send({{"type", "detach"}, {"attempt", "good/1"}, {"checkpoint", false}});
   Until("detached", "good/1");
+}
+
+TEST_F(ServeTest, AFullDiskHoldsUpFilesNotSteps) {
+  Stop();
+  pending_.clear();
+  options_.disk_retry_us = 20'000;
+  Start();
+  Send(Attach("undisturbed/1", 12));
+  Until("finished", "undisturbed/1");
+  json attach = Attach("job/1", 12);
+  attach["spec"]["save_steps"] = 3;
+  Send(attach);
+  Send({{"type", "pause"}, {"attempt", "job/1"}});
+  Until("paused", "job/1");
+  {
+    const FullDisk full(64);
+    Send({{"type", "resume"}, {"attempt", "job/1"}});
+    const json no_room = Until("no_room", "job/1");
+    EXPECT_THAT(no_room["message"].get<std::string>(), ::testing::HasSubstr(dir_.Join("job-1")));
+    while (true) {
+      const json phase = Until("phase", "job/1");
+      ASSERT_FALSE(phase.empty());
+      if (phase["phase"] == "PAUSED_DISK") break;
+    }
+    EXPECT_EQ(CountSeen("checkpoint", "job/1"), 0);
+  }
+  Until("finished", "job/1");
+  EXPECT_EQ(CountSeen("step", "job/1"), 12);
+  EXPECT_EQ(Weights("job-1"), Weights("undisturbed-1"));
+}
+
+TEST_F(ServeTest, NobodyIsLetGoWithoutTheCheckpointAskedFor) {
+  Stop();
+  pending_.clear();
+  options_.disk_retry_us = 3'600'000'000;
+  Start();
+  Send(Attach("job/1", 1'000'000));
+  Until("step", "job/1");
+  const FullDisk full(64);
+  Send({{"type", "detach"}, {"attempt", "job/1"}, {"checkpoint", true}});
+  json line = Next();
+  while (line["type"] != "failed" && line["type"] != "detached") line = Next();
+  EXPECT_EQ(line["type"], "failed");
+  EXPECT_EQ(line["reason"], "STORAGE_FULL");
+  EXPECT_EQ(line["infrastructure"], true);
 }
 
 TEST_F(ServeTest, TheDeviceIsLocked) {

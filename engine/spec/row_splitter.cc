@@ -37,6 +37,7 @@ std::string_view RowSplitter::Begin(std::string_view data) {
       mark_bytes_ = kByteOrderMark.size();
       if (!row_.empty() || !IsBlank(c)) mode_ = row_.empty() && c == '[' ? Mode::kArray : Mode::kLines;
       if (mode_ == Mode::kLines) return data;
+      line_ += c == '\n';
     }
     data.remove_prefix(1);
   }
@@ -63,6 +64,7 @@ absl::Status RowSplitter::FeedLines(std::string_view data) {
     RETURN_IF_ERROR(Append(data.substr(0, end)));
     if (end == data.size()) break;
     RETURN_IF_ERROR(Emit());
+    ++line_;
     data.remove_prefix(end + 1);
   }
   return absl::OkStatus();
@@ -108,8 +110,11 @@ absl::Status RowSplitter::EndElement(char c) {
 
 absl::Status RowSplitter::Append(std::string_view part) {
   if (row_.empty()) {  // blanks before a row may be megabytes of them
-    while (!part.empty() && IsBlank(part.front())) part.remove_prefix(1);
+    for (; !part.empty() && IsBlank(part.front()); part.remove_prefix(1))
+      line_ += part.front() == '\n';
+    row_line_ = line_;
   }
+  line_ += std::count(part.begin(), part.end(), '\n');
   if (static_cast<int64_t>(row_.size() + part.size()) > kMaxRowBytes) {
     return Error::Field(Reason::kRequestTooLarge, absl::StrCat(label_, "[", rows_, "]"),
                         absl::StrCat("is longer than ", kMaxRowBytes,

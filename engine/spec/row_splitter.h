@@ -29,6 +29,8 @@ class RowSplitter {
   absl::Status Feed(std::string_view data);
   absl::Status Finish();
   int64_t rows() const { return rows_; }
+  // Of the file, from 1, where the row begins that on_row is called with.
+  int64_t line() const { return row_line_; }
 
  private:
   enum class Mode { kStart, kLines, kArray, kArrayDone };
@@ -51,6 +53,8 @@ class RowSplitter {
   bool after_comma_ = false;
   int64_t depth_ = 0;  // of brackets inside an element
   int64_t rows_ = 0;
+  int64_t line_ = 1;  // of the next byte
+  int64_t row_line_ = 1;
   std::string row_;
 };
 
