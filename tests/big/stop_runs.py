@@ -28,8 +28,8 @@ PATIENCE_S = 900
 
 
 def log_time(stack, event, since):
-    """When the worker or its engine first logged that event after `since`; None when it has not."""
-    for line in (stack.root / "worker-w1.log").read_text(errors="replace").splitlines():
+    """When the engine first logged that event after `since`; None when it has not."""
+    for line in (stack.root / "w1/log/engine-cpu0.log").read_text(errors="replace").splitlines():
         words = line.split()
         if event not in words:
             continue

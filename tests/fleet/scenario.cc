@@ -80,7 +80,9 @@ absl::StatusOr<std::vector<Recipe>> ReadRecipes(const std::string& path) {
     spec.sequence_len = static_cast<int32_t>(Whole(train, "sequence_len", spec.sequence_len));
     spec.micro_batch_size = static_cast<int32_t>(Whole(train, "micro_batch_size", 1));
     spec.lora_r = static_cast<int32_t>(Whole(train, "lora_r", spec.lora_r));
+    // What depends on the devices is stated, so that all policies count the same bytes.
     spec.recompute = spec::Recompute::kFull;
+    spec.base_cache = spec::BaseCache::kOff;
     ASSIGN_OR_RETURN(recipe.train, spec::ResolveTrainSpec(spec, recipe.model));
     recipes.push_back(std::move(recipe));
   }
