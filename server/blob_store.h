@@ -42,6 +42,8 @@ struct BlobStoreOptions {
   int64_t min_free_bytes = int64_t{1} << 29;      // no upload begins that would leave less
   int32_t max_uploads = 64;                       // unfinished ones
   int64_t pin_us = int64_t{24} * 3600 * 1'000'000;
+  int64_t idle_upload_us =
+      int64_t{3600} * 1'000'000;  // one untouched for so long counts for neither bound
   int64_t upload_ttl_us = int64_t{24} * 3600 * 1'000'000;  // an untouched upload is swept after this
 };
 

@@ -45,12 +45,13 @@ struct OpenUpload {
   }
 };
 
-absl::Status PwriteAll(int fd, std::string_view data, int64_t offset, int64_t& written) {
+absl::Status PwriteAll(int fd, const std::string& path, std::string_view data, int64_t offset,
+                       int64_t& written) {
   while (!data.empty()) {
     const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
     if (wrote < 0) {
       if (errno == EINTR) continue;
-      return ErrnoStatus(errno, "write the upload");
+      return ErrnoStatus(errno, "write the upload " + path);
     }
     data.remove_prefix(static_cast<size_t>(wrote));
     offset += wrote;
@@ -167,13 +168,19 @@ std::string DirectoryBlobStore::PathOf(std::string_view sha256) const {
   return JoinPath(JoinPath(JoinPath(root_, "cas"), sha256.substr(0, 2)), sha256);
 }
 
+// What a sender has left lying keeps nobody out: the checkpoints of a fleet come this way, too.
 absl::Status DirectoryBlobStore::CheckRoom(int64_t size_bytes) {
-  RETURN_IF_ERROR(CheckUploadCount(static_cast<int64_t>(uploads_.size()), options_));
-  int64_t promised = size_bytes;
+  int64_t promised = size_bytes, open = 0;
   for (const auto& [id, upload] : uploads_) {
+    struct stat info;
+    if (stat(upload->path.c_str(), &info) != 0 ||
+        MtimeUs(info) + options_.idle_upload_us < clock_.NowUnixUs())
+      continue;
+    ++open;
     // Without the upload's mutex: an estimate is enough, and its I/O must not hold us up.
     promised += upload->size_bytes - upload->durable_bytes.load();
   }
+  RETURN_IF_ERROR(CheckUploadCount(open, options_));
   ASSIGN_OR_RETURN(const int64_t free, FreeDiskBytes(root_));
   return CheckFreeSpace(free, promised, options_);
 }
@@ -199,7 +206,7 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Begin(std::string_view sha256, i
       upload->size_bytes = size_bytes;
       upload->hash.emplace();
       upload->fd = open(upload->path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-      if (upload->fd < 0) return ErrnoStatus(errno, "create the upload");
+      if (upload->fd < 0) return ErrnoStatus(errno, "create the upload " + upload->path);
       uploads_[state.upload_id] = std::move(upload);
     }
   }
@@ -250,7 +257,7 @@ absl::Status DirectoryBlobStore::Sync(OpenUpload& upload) {
   if (fdatasync(upload.fd) != 0) {
     // The kernel may have dropped the dirty pages: nothing beyond the last good sync counts any more,
     // and the descriptor is not to be trusted.
-    const absl::Status status = ErrnoStatus(errno, "sync the upload");
+    const absl::Status status = ErrnoStatus(errno, "sync the upload " + upload.path);
     close(upload.fd);
     upload.fd = -1;
     upload.written_bytes = upload.durable_bytes.load();
@@ -273,7 +280,7 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Append(std::string_view upload_i
   RETURN_IF_ERROR(CheckChunk(offset, static_cast<int64_t>(data.size()), upload.written_bytes,
                              upload.size_bytes));
   int64_t wrote = 0;
-  const absl::Status status = PwriteAll(upload.fd, data, offset, wrote);
+  const absl::Status status = PwriteAll(upload.fd, upload.path, data, offset, wrote);
   upload.hash->Update(data.substr(0, static_cast<size_t>(wrote)));
   upload.written_bytes += wrote;
   RETURN_IF_ERROR(status);

@@ -131,7 +131,8 @@ void DatasetChecker::Row(int64_t row, std::string_view text) {
   if (auto problem = CheckRow(text, facts_.format)) {
     ++bad_rows_;
     if (violations_.size() < kMaxViolations) {
-      violations_.push_back({absl::StrCat("rows[", row, "]", problem->path), problem->what});
+      violations_.push_back({absl::StrCat("rows[", row, "]", problem->path),
+                             absl::StrCat(problem->what, " (line ", splitter_.line(), ")")});
     }
   }
 }
@@ -151,10 +152,34 @@ absl::StatusOr<DatasetFacts> DatasetChecker::Finish() {
   return error.ToStatus();
 }
 
+namespace {
+
+// What people push by mistake; "" for anything else.
+std::string_view OtherFormat(std::string_view head) {
+  static constexpr std::pair<std::string_view, std::string_view> kMarks[] = {
+      {"PAR1", "is a Parquet file; convert it to JSON lines"},
+      {"ARROW1", "is an Arrow file; convert it to JSON lines"},
+      {"\x1f\x8b", "is compressed with gzip; unpack it"},
+      {"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it"},
+      {"PK\x03\x04", "is a zip archive; unpack it"},
+      {"\xff\xfe", "is text in UTF-16; save it as UTF-8"},
+      {"\xfe\xff", "is text in UTF-16; save it as UTF-8"},
+  };
+  for (const auto& [mark, what] : kMarks) {
+    if (head.starts_with(mark)) return what;
+  }
+  return "";
+}
+
+}  // namespace
+
 absl::StatusOr<DatasetFacts> CheckDataset(const ReadBytes& read) {
   DatasetChecker checker;
   for (int64_t offset = 0;;) {
     ASSIGN_OR_RETURN(const std::string data, read(offset, kReadBytes));
+    if (const std::string_view other = OtherFormat(data); offset == 0 && !other.empty())
+      return Error::Field(Reason::kDatasetSchemaMismatch, "the data set", std::string(other))
+          .ToStatus();
     if (data.empty()) return checker.Finish();
     RETURN_IF_ERROR(checker.Feed(data));
     offset += static_cast<int64_t>(data.size());

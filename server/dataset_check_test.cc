@@ -76,6 +76,30 @@ not json
   EXPECT_EQ(StatusMetadata(facts.status())["bad_rows"], "4");
 }
 
+TEST(CheckDataset, SaysOnWhichLine) {
+  const auto line_of = [](const std::string& file) {
+    const auto violations = StatusViolations(CheckDataset(From(file, 3)).status());
+    if (violations.size() != 1) return std::string("none");
+    const std::string& text = violations[0].description;
+    return text.substr(text.rfind('('));
+  };
+  EXPECT_EQ(line_of("{}"), "(line 1)");
+  EXPECT_EQ(line_of("\xEF\xBB\xBF\n\n{\"text\":\"a\"}\r\n \n{\"text\":1}\n"), "(line 5)");
+  EXPECT_EQ(line_of("\n[{\"text\":\n\"a\"},\n\n{\n\"text\":1},\n{\"text\":\"b\"}]\n"), "(line 5)");
+}
+
+TEST(CheckDataset, NamesOtherFormats) {
+  for (const auto& [data, says] : {std::pair{std::string("PAR1\x15\x04"), "Parquet"},
+                                   {std::string("\x1f\x8b\x08"), "gzip"},
+                                   {std::string("\xff\xfe{"), "UTF-16"},
+                                   {std::string("PK\x03\x04"), "zip"}}) {
+    const auto facts = CheckDataset(From(data, 1 << 20));
+    EXPECT_EQ(StatusReason(facts.status()), Reason::kDatasetSchemaMismatch);
+    EXPECT_NE(std::string(facts.status().message()).find(says), std::string::npos)
+        << facts.status();
+  }
+}
+
 TEST(CheckDataset, NamesTheTurn) {
   auto facts = Check(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant"}]})");
   EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].messages[1].content");

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "engine/spec/words.h"
+#include "worker/base_files.h"
 #include "worker/check.h"
 #include "worker/devices.h"
 #include "worker/engine_line.h"
@@ -24,6 +25,7 @@ constexpr size_t kInboxCapacity = 16'384;
 constexpr size_t kBatch = 256;
 constexpr int64_t kMaxWaitUs = 1'000'000;
 constexpr size_t kTailBytes = 1'000;
+constexpr int64_t kMaxLogBytes = int64_t{16} << 20;
 
 std::string ReasonText(const absl::Status& status) {
   const Reason reason = StatusReason(status);
@@ -33,7 +35,17 @@ std::string ReasonText(const absl::Status& status) {
 // An error that another try cannot mend.
 bool IsHopeless(const absl::Status& status) {
   const Reason reason = StatusReason(status);
-  return reason == Reason::kNameInvalid || reason == Reason::kInternal;
+  return reason == Reason::kNameInvalid || reason == Reason::kInternal ||
+         reason == Reason::kCheckpointInvalid || reason == Reason::kModelFileInvalid;
+}
+
+// Something found no room on this machine's disk.
+bool IsFullDisk(const Input& input) {
+  constexpr std::string_view kFull = "STORAGE_FULL";
+  if (const auto* fetch = std::get_if<FetchFailed>(&input)) return fetch->reason == kFull;
+  if (const auto* failed = std::get_if<EngineFailed>(&input)) return failed->reason == kFull;
+  if (const auto* check = std::get_if<CheckEnded>(&input)) return check->reason == kFull;
+  return std::holds_alternative<EngineNoRoom>(input);
 }
 
 // What an engine said last, if that was a complaint: its file goes on over many engines, and most
@@ -43,6 +55,12 @@ std::string LastWords(const std::string& log_file) {
   const size_t newline = tail.rfind('\n');
   const std::string line = newline == std::string::npos ? tail : tail.substr(newline + 1);
   return absl::StrContains(line, " I nibble-engine ") ? "" : line;
+}
+
+// A log that has grown large becomes the one before; engines that write to it go on doing so.
+void TurnLogOver(const std::string& log_file) {
+  const auto size = FileSizeBytes(log_file);
+  if (size.ok() && *size > kMaxLogBytes) (void)Rename(log_file, log_file + ".1");
 }
 
 template <typename Key, typename Map>
@@ -112,6 +130,12 @@ void AgentLoop::Deliver(Input input) {
 
 void AgentLoop::Handle(const Input& input) {
   if (const auto* exited = std::get_if<EngineExited>(&input)) engines_.erase(exited->engine);
+  if (const auto* no_room = std::get_if<EngineNoRoom>(&input)) {
+    LogWarning(
+        "checkpoint.no_room",
+        {{"attempt", no_room->key.ToString()}, {"step", no_room->step}, {"why", no_room->message}});
+  }
+  if (IsFullDisk(input)) MakeRoom();
   counts_.train.Count(input, clock_.NowMonotonicUs());
   for (const Action& action : agent_.Handle(input, clock_.NowMonotonicUs())) {
     std::visit([this](const auto& a) { Do(a); }, action);
@@ -120,6 +144,13 @@ void AgentLoop::Handle(const Input& input) {
   counts_.engines = static_cast<int64_t>(agent_.engines());
   counts_.withdrawn_devices = static_cast<int64_t>(agent_.withdrawn_devices());
   counts_.registered = agent_.registered();
+}
+
+void AgentLoop::MakeRoom() {
+  fetch_pool_.Post([this] {
+    cache_.ShrinkTo(0);
+    ShrinkBases(JoinPath(options_.work_dir, "cache/base"), 0);
+  });
 }
 
 void AgentLoop::Do(const DoRegister& a) {
@@ -176,7 +207,8 @@ void AgentLoop::Do(const DoFetch& a) {
     LogWarning("attempt.fetch_failed", {{"attempt", assignment.key.ToString()},
                                         {"why", std::string(files.status().message())}});
     Deliver(FetchFailed{assignment.key, ReasonText(files.status()),
-                        std::string(files.status().message()), !IsHopeless(files.status())});
+                        std::string(files.status().message()), !IsHopeless(files.status()),
+                        StatusReason(files.status()) != Reason::kModelFileInvalid});
   });
 }
 
@@ -188,6 +220,9 @@ void AgentLoop::Do(const StartEngine& a) {
   }
   const std::string log_file =
       JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
+  TurnLogOver(log_file);
+  const std::string bases = JoinPath(options_.work_dir, "cache/base");
+  ShrinkBases(bases, options_.cache_max_bytes);
   const std::vector<std::string> arguments = {
       options_.engine_binary,
       "serve",
@@ -196,7 +231,7 @@ void AgentLoop::Do(const StartEngine& a) {
       "--model-dir",
       a.model_dir,
       "--cache-dir",
-      JoinPath(options_.work_dir, "cache/base"),
+      bases,
       "--quant",
       std::string(WordOf(spec::kQuantWords, a.group.quant)),
       "--double-quant",

@@ -32,7 +32,8 @@ struct AgentLoopOptions {
   std::string engine_binary;
   std::map<std::string, std::string> devices = {{"cpu0", "cpu"}};  // id -> what the engine calls it
   int threads = 1;
-  int64_t cache_max_bytes = int64_t{64} << 30;
+  int64_t cache_max_bytes = int64_t{64}
+                            << 30;  // of what was fetched; of quantized bases as much again
   bool shares_file_system = false;
 };
 
@@ -96,6 +97,8 @@ class AgentLoop {
   void Send(int64_t engine, const std::string& line);
   void OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,
                     const std::string& nonsense);
+  // The disk is full: caches that nobody uses go.
+  void MakeRoom();
   void MeasureDevices(std::vector<DeviceStatus>& devices) const;
   std::string DirOf(const AttemptKey& key) const;
 

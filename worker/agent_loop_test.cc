@@ -4,7 +4,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
 #include <unistd.h>
 
 #include <condition_variable>
@@ -13,6 +12,7 @@
 #include <set>
 
 #include "base/digest.h"
+#include "base/error.h"
 #include "base/file.h"
 
 namespace nibble::worker {
@@ -329,6 +329,38 @@ TEST_F(AgentLoopTest, AMissingBlobFailsTheAttempt) {
   a.dataset->sha256 = Sha256Hex("never seen");
   server_.Give(a);
   ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+}
+
+TEST_F(AgentLoopTest, ADamagedCheckpointIsNamedSoThatTheOneBeforeIsTaken) {
+  Assignment a = Job("a", 2, 10);
+  a.checkpoint_step = 4;
+  a.checkpoint_files = {server_.AddBlob("state.bin", "what it was")};
+  server_.blobs_[a.checkpoint_files[0].sha256] = "what it has";
+  server_.Give(a);
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+  EXPECT_EQ(server_.failures_[0].second.reason, "CHECKPOINT_INVALID");
+  EXPECT_THAT(server_.failures_[0].second.message, HasSubstr("step 4 is damaged on the server"));
+  EXPECT_TRUE(server_.failures_[0].second.infrastructure);
+}
+
+TEST_F(AgentLoopTest, AMappedBaseThatWasChangedIsRefused) {
+  const std::string model = dir_.Join("model");
+  ASSERT_TRUE(MakeDirs(model).ok());
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(model, "config.json"), "{}").ok());
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(model, "model.safetensors"), "weights").ok());
+  BlobCache cache(dir_.Join("c"), 1 << 20);
+  ASSERT_TRUE(cache.Open().ok());
+  const AttemptFiles files(dir_.Join("x"), true, cache, server_);
+  Assignment a = Job("a", 1, 10);
+  a.base_path = model;
+  const auto same = files.Fetch(a, [] { return false; });
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_EQ(same->model_dir, model);
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(model, "model.safetensors"), "changed").ok());
+  const auto other = files.Fetch(a, [] { return false; });
+  EXPECT_EQ(StatusReason(other.status()), Reason::kModelFileInvalid) << other.status();
+  EXPECT_THAT(std::string(other.status().message()),
+              HasSubstr("has changed since the model was registered"));
 }
 
 TEST_F(AgentLoopTest, DrainSavesAndLeaves) {

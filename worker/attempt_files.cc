@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
+#include "base/digest_memo.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -31,6 +32,43 @@ absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment
   return JoinPath(directory, named.name);
 }
 
+// A directory that is mapped where it lies is its owner's to change, but not under a job: what was
+// planned and begun on one base would go on on another.
+absl::Status AttemptFiles::CheckMappedBase(const Assignment& a) const {
+  const std::string memo_dir = JoinPath(work_dir_, "cache/base");
+  RETURN_IF_ERROR(MakeDirs(memo_dir));
+  for (const FileRef& file : a.base_files) {
+    const std::string path = JoinPath(a.base_path, file.name);
+    const auto size = FileSizeBytes(path);
+    if (size.ok() && *size == file.size_bytes) {
+      ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, memo_dir));
+      if (digest == file.sha256) continue;
+    }
+    return Error(
+        Reason::kModelFileInvalid,
+        absl::StrCat(path, size.ok() ? " has changed" : " is gone",
+                     " since the model was registered; put it "
+                     "back as it was, or submit the job again with the model as it is now"));
+  }
+  return absl::OkStatus();
+}
+
+// What is not there in full, or has other bytes twice, will never be: the job can go on from the
+// one before.
+absl::Status AttemptFiles::FetchCheckpoint(const Assignment& a, const std::string& directory,
+                                           const BlobCache::Fetch& fetch) const {
+  absl::Status status;
+  for (int tries = 0; tries < 2; ++tries) {
+    status = cache_.LinkInto(a.key.ToString(), a.checkpoint_files, directory, fetch);
+    if (StatusReason(status) != Reason::kDigestMismatch) break;
+  }
+  const Reason reason = StatusReason(status);
+  if (reason != Reason::kDigestMismatch && reason != Reason::kBlobNotFound) return status;
+  return Error(Reason::kCheckpointInvalid,
+               absl::StrCat("the checkpoint of step ", a.checkpoint_step,
+                            " is damaged on the server: ", std::string(status.message())));
+}
+
 absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
                                                const IsCancelled& cancelled) const {
   const BlobCache::Fetch fetch = [&](const std::string& sha256, int64_t offset,
@@ -47,6 +85,7 @@ absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
   LocalFiles files;
   const bool map_base = shares_file_system_ && !a.base_path.empty() && IsDirectory(a.base_path);
   if (map_base) {
+    RETURN_IF_ERROR(CheckMappedBase(a));
     files.model_dir = a.base_path;
   } else {
     ASSIGN_OR_RETURN(files.model_dir, cache_.GetModel(owner, a.base_digest, a.base_files, fetch));
@@ -64,7 +103,7 @@ absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
   }
   if (!a.checkpoint_files.empty()) {
     files.resume_dir = JoinPath(dir, absl::StrCat("resume/step-", a.checkpoint_step));
-    RETURN_IF_ERROR(cache_.LinkInto(owner, a.checkpoint_files, files.resume_dir, fetch));
+    RETURN_IF_ERROR(FetchCheckpoint(a, files.resume_dir, fetch));
   }
   cache_.Shrink();
   return files;

@@ -43,6 +43,9 @@ class AttemptFiles {
   absl::StatusOr<std::string> FetchData(const Assignment& assignment, const FileRef& file,
                                         const std::string& folder,
                                         const BlobCache::Fetch& fetch) const;
+  absl::Status CheckMappedBase(const Assignment& assignment) const;
+  absl::Status FetchCheckpoint(const Assignment& assignment, const std::string& directory,
+                               const BlobCache::Fetch& fetch) const;
 
   const std::string work_dir_;
   const bool shares_file_system_;

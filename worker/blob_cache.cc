@@ -9,8 +9,11 @@
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/partial_file.h"
 #include "base/status.h"
 
@@ -18,6 +21,7 @@ namespace nibble::worker {
 namespace {
 
 constexpr char kGone[] = ".gone";  // on its way out; no name of a digest
+constexpr int64_t kSoundUs = int64_t{86'400} * 1'000'000;
 
 // Used now: what the least-recently-used order goes by.
 void Touch(const std::string& path) { utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
@@ -116,6 +120,27 @@ absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
   return out.Finish(file.sha256, BlobPath(file.sha256), 0444);
 }
 
+// Whether `path` holds the bytes of the file. Bytes that came over the wire were hashed on the way,
+// not on the disk.
+bool BlobCache::IsSound(const std::string& path, const FileRef& file) {
+  const auto size = FileSizeBytes(path);
+  if (!size.ok() || *size != file.size_bytes) return false;
+  const int64_t now_us = RealClock::Get().NowMonotonicUs();
+  {
+    std::lock_guard lock(mutex_);
+    const auto known = sound_until_us_.find(file.sha256);
+    if (known != sound_until_us_.end() && now_us < known->second) return true;
+  }
+  const auto digest = Sha256HexOfFile(path);
+  if (!digest.ok() || *digest != file.sha256) {
+    LogError("cache.damaged", {{"path", path}, {"sha256", file.sha256}});
+    return false;
+  }
+  std::lock_guard lock(mutex_);
+  sound_until_us_[file.sha256] = now_us + kSoundUs;
+  return true;
+}
+
 absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileRef& file,
                                            const Fetch& fetch) {
   if (!IsSha256Hex(file.sha256)) {
@@ -125,8 +150,7 @@ absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileR
   Pin(owner, file.sha256);
   std::lock_guard lock(LockFor(file.sha256));
   const std::string path = BlobPath(file.sha256);
-  const auto size = FileSizeBytes(path);
-  if (size.ok() && *size == file.size_bytes) {
+  if (IsSound(path, file)) {
     Touch(path);
     return path;
   }
@@ -156,9 +180,15 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   Pin(owner, digest);
   const std::string path = JoinPath(directory_, "models/" + digest);
   std::lock_guard model_lock(LockFor("model " + digest));
+  const auto is_sound = [&](const FileRef& file) {
+    return IsPlainFileName(file.name) && IsSound(JoinPath(path, file.name), file);
+  };
   if (IsDirectory(path)) {
-    Touch(path);
-    return path;
+    if (std::all_of(files.begin(), files.end(), is_sound)) {
+      Touch(path);
+      return path;
+    }
+    RETURN_IF_ERROR(RemoveAll(path));
   }
   const std::string building = path + ".building";
   RETURN_IF_ERROR(RemoveAll(building));
@@ -167,10 +197,10 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   return path;
 }
 
-int64_t BlobCache::RemoveBlobs(int64_t total) {
+int64_t BlobCache::RemoveBlobs(int64_t total, int64_t max_bytes) {
   const std::string blobs = JoinPath(directory_, "blobs");
   for (const Entry& blob : EntriesByAge(blobs)) {
-    if (total <= max_bytes_) break;
+    if (total <= max_bytes) break;
     if (blob.linked || !IsSha256Hex(blob.name)) continue;
     const std::string gone = JoinPath(directory_, "partial/" + blob.name + kGone);
     if (!MoveAwayUnpinned(JoinPath(blobs, blob.name), gone)) continue;
@@ -179,21 +209,21 @@ int64_t BlobCache::RemoveBlobs(int64_t total) {
   return total;
 }
 
-int64_t BlobCache::Shrink() {
+int64_t BlobCache::ShrinkTo(int64_t max_bytes) {
   std::lock_guard lock(shrink_mutex_);
   const std::string models = JoinPath(directory_, "models");
   int64_t total = 0;
   for (const Entry& entry : EntriesByAge(JoinPath(directory_, "blobs"))) total += entry.bytes;
-  if (total <= max_bytes_) return total;
+  if (total <= max_bytes) return total;
   // Model directories hold links: only without them do their blobs' bytes come back.
   for (const Entry& entry : EntriesByAge(models)) {
-    if (total <= max_bytes_) break;
+    if (total <= max_bytes) break;
     if (!IsSha256Hex(entry.name)) continue;
     const std::string gone = JoinPath(models, entry.name + kGone);
     if (!MoveAwayUnpinned(JoinPath(models, entry.name), gone) || !RemoveAll(gone).ok()) continue;
-    total = RemoveBlobs(total);
+    total = RemoveBlobs(total, max_bytes);
   }
-  return RemoveBlobs(total);
+  return RemoveBlobs(total, max_bytes);
 }
 
 }  // namespace nibble::worker

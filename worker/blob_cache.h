@@ -4,9 +4,10 @@
 //   partial/<sha256>            a fetch that was cut; it goes on from its length
 //   models/<digest>/<name>      a model directory made of hard links to blobs
 //
-// What an attempt uses is pinned while it runs; beyond `max_bytes` the least recently used model
-// directories go first, then blobs nobody links. Thread-safe; fetches of one digest wait for each
-// other.
+// What is there is hashed again when it is used for the first time and then once a day: a disk that
+// changes bytes costs a fetch, not a result. What an attempt uses is pinned while it runs; beyond
+// `max_bytes` the least recently used model directories go first, then blobs nobody links.
+// Thread-safe; fetches of one digest wait for each other.
 #pragma once
 
 #include <cstdint>
@@ -47,21 +48,25 @@ class BlobCache {
                         const std::string& directory, const Fetch& fetch);
   void Unpin(const std::string& owner);
   // Removes what is beyond the bound; returns the bytes left.
-  int64_t Shrink();
+  int64_t Shrink() { return ShrinkTo(max_bytes_); }
+  // The same with another bound: 0 when the disk is full.
+  int64_t ShrinkTo(int64_t max_bytes);
 
  private:
+  bool IsSound(const std::string& path, const FileRef& file);
   std::string BlobPath(const std::string& sha256) const;
   absl::Status FetchToFile(const FileRef& file, const Fetch& fetch);
   std::mutex& LockFor(const std::string& sha256);
   void Pin(const std::string& owner, const std::string& what);
   bool MoveAwayUnpinned(const std::string& path, const std::string& to);
-  int64_t RemoveBlobs(int64_t total);
+  int64_t RemoveBlobs(int64_t total, int64_t max_bytes);
 
   const std::string directory_;
   const int64_t max_bytes_;
-  std::mutex mutex_;                                   // guards the two below
+  std::mutex mutex_;                                   // guards the three below
   std::map<std::string, std::set<std::string>> pins_;  // owner -> digests of blobs and models
   std::map<std::string, std::mutex> fetching_;
+  std::map<std::string, int64_t> sound_until_us_;  // by digest
   std::mutex shrink_mutex_;  // no eviction while a model directory is assembled
 };
 

@@ -98,6 +98,35 @@ TEST_F(BlobCacheTest, ModelsAreDirectoriesOfLinks) {
   EXPECT_FALSE(cache_.GetModel("job/3", Sha256Hex("x"), {Ref("../x", "{}")}, server_.fetch).ok());
 }
 
+// Writes into a file that nobody may write to, its size and links as they were.
+void Damage(const std::string& path) {
+  ASSERT_EQ(chmod(path.c_str(), 0644), 0);
+  FILE* const file = fopen(path.c_str(), "r+b");
+  ASSERT_NE(file, nullptr);
+  fputc('#', file);
+  fclose(file);
+}
+
+TEST_F(BlobCacheTest, WhatTheDiskHasChangedIsFetchedAgain) {
+  const FileRef data = server_.Add("a", "hello world"), shard = server_.Add("w", "weights");
+  const std::string digest = Sha256Hex("model");
+  const auto path = cache_.Get("job/1", data, server_.fetch);
+  const auto model = cache_.GetModel("job/1", digest, {shard}, server_.fetch);
+  ASSERT_TRUE(path.ok() && model.ok());
+  Damage(*path);
+  Damage(JoinPath(*model, "w"));
+  BlobCache later(dir_.Join("c"), 100);  // the next process on the same disk
+  ASSERT_TRUE(later.Open().ok());
+  const int calls = server_.calls;
+  ASSERT_TRUE(later.Get("job/2", data, server_.fetch).ok());
+  ASSERT_TRUE(later.GetModel("job/2", digest, {shard}, server_.fetch).ok());
+  EXPECT_EQ(server_.calls, calls + 2);
+  EXPECT_EQ(*ReadFile(*path), "hello world");
+  EXPECT_EQ(*ReadFile(JoinPath(*model, "w")), "weights");
+  ASSERT_TRUE(later.GetModel("job/3", digest, {shard}, server_.fetch).ok());
+  EXPECT_EQ(server_.calls, calls + 2) << "what was found sound is not fetched";
+}
+
 TEST_F(BlobCacheTest, ShrinksTheLeastRecentlyUsedButNotWhatIsPinned) {
   const FileRef old_one = server_.Add("old", std::string(60, 'o'));
   const FileRef pinned = server_.Add("pinned", std::string(60, 'p'));

@@ -57,6 +57,7 @@ Phase PhaseFromName(const std::string& name) {
   if (name == "TRAINING") return Phase::kTraining;
   if (name == "EVALUATING") return Phase::kEvaluating;
   if (name == "CHECKPOINTING") return Phase::kCheckpointing;
+  if (name == "PAUSED_DISK") return Phase::kPausedDisk;
   return Phase::kUnspecified;
 }
 
@@ -115,6 +116,8 @@ absl::StatusOr<std::optional<Input>> ParseAttemptLine(int64_t engine, const std:
     return Input(EngineFailed{engine, std::move(key), Text(o, "reason"), Text(o, "message"),
                               Flag(o, "infrastructure")});
   }
+  if (type == "no_room")
+    return Input(EngineNoRoom{engine, std::move(key), step, Text(o, "message")});
   if (type == "paused" || type == "resumed") return std::optional<Input>();
   return Bad(line, "has a type we do not know");
 }

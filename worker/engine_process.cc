@@ -43,6 +43,9 @@ ProcessExit ExitOf(int status, int64_t kernel_kills_before) {
                                 strsignal(WTERMSIG(status)), ")");
     exit.out_of_memory = WTERMSIG(status) == SIGKILL && kernel_kills_before >= 0 &&
                          KernelKills() > kernel_kills_before;
+    if (exit.out_of_memory) {
+      exit.message += ", by the kernel: this machine had no memory left (--memory offers less of it)";
+    }
   } else {
     exit.code = WEXITSTATUS(status);
     exit.message =
@@ -70,6 +73,12 @@ struct Descriptors {
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);
+  // When memory runs out, an engine costs a few steps; the worker or the server would cost more.
+  const int first = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (first >= 0) {
+    (void)!write(first, "500", 3);
+    close(first);
+  }
   // A source among 0 to 3 would be overwritten before it is copied: move all above first.
   const int in = fcntl(fds.in, F_DUPFD_CLOEXEC, 10);
   const int out = fcntl(fds.out, F_DUPFD_CLOEXEC, 10);

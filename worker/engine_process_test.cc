@@ -113,5 +113,12 @@ TEST(RunHelperTest, OutputExitAndCancel) {
   EXPECT_TRUE(cancelled->cancelled);
 }
 
+TEST(RunHelperTest, IsTheFirstToGoWhenMemoryRunsOut) {
+  const TempDir dir;
+  const auto result = RunHelper({"cat", "/proc/self/oom_score_adj"}, dir.Join("log"), nullptr, 100);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->output, "500\n");
+}
+
 }  // namespace
 }  // namespace nibble::worker

@@ -34,6 +34,10 @@
 namespace nibble::worker {
 namespace {
 
+// Exit code of a worker whose name another process has taken. Whoever starts it again would take
+// the name back, and the two would go on losing each other's attempts: the unit file does not.
+constexpr int kSuperseded = 3;
+
 constexpr char kUsage[] =
     "nibble-worker: trains what a nibble-server gives it\n"
     "\n"
@@ -42,21 +46,27 @@ constexpr char kUsage[] =
     "the same\n"
     "  --worker-id ID       stable name (default: made once, kept in the data directory)\n"
     "  --engine PATH        nibble-engine (default: beside this binary)\n"
-    "  --device NAME        what to train on: cpu (default), cuda (every GPU), cuda:1, auto (GPUs, else\n"
+    "  --device NAME        what to train on: cpu (default), cuda (every GPU), cuda:1, auto (GPUs, "
+    "else\n"
     "                       cpu); may be given several times\n"
     "  --threads N          of the engine (default: all it may use)\n"
-    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB, half of it\n"
+    "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB, half "
+    "of it\n"
     "                       beside GPUs; of a GPU what is free)\n"
-    "  --pinned-memory SIZE of this host, page-locked, for all GPUs together: paged optimizers, offloaded\n"
-    "                       activations (default: half of what is available now, beside the processor as a\n"
+    "  --pinned-memory SIZE of this host, page-locked, for all GPUs together: paged optimizers, "
+    "offloaded\n"
+    "                       activations (default: half of what is available now, beside the "
+    "processor as a\n"
     "                       device half of what that leaves)\n"
-    "  --cache-size SIZE    of fetched models and data (default 64GiB)\n"
+    "  --cache-size SIZE    of fetched models and data, and as much again of quantized bases "
+    "(default 64GiB)\n"
     "  --http HOST:PORT     serve /metrics there (default: not at all)\n"
     "  --token-file FILE    access token (NIBBLE_TOKEN_FILE)\n"
     "  --ca-file FILE       certificates to trust, for TLS (NIBBLE_CA_FILE)\n"
     "  --shares-file-system the server's paths are valid here\n"
     "  --log json|text\n"
-    "SIGTERM drains: checkpoint, release, exit; two minutes at most. A second one exits at once.\n";
+    "SIGTERM drains: checkpoint, release, exit; two minutes at most. A second one exits at once.\n"
+    "Exit codes: 0 drained, 1 error, 2 bad flags, 3 another process has this worker's name.\n";
 
 struct Flags {
   std::map<std::string, std::string> values;
@@ -116,11 +126,12 @@ absl::Status LockDirectory(const std::string& path) {
 absl::StatusOr<std::string> WorkerId(const Flags& flags, const std::string& dir) {
   const std::string given = flags.Get("worker-id", nullptr, "");
   const std::string path = JoinPath(dir, "worker-id");
-  std::string id = given;
-  if (id.empty() && FileExists(path)) {
-    ASSIGN_OR_RETURN(const std::string kept, ReadFile(path, 200));
-    id = std::string(absl::StripAsciiWhitespace(kept));
+  std::string kept;
+  if (FileExists(path)) {
+    ASSIGN_OR_RETURN(kept, ReadFile(path, 200));
+    kept = std::string(absl::StripAsciiWhitespace(kept));
   }
+  std::string id = given.empty() ? kept : given;
   if (id.empty()) id = NewId("w");
   if (!IsValidId(id)) {
     return Error::Field(
@@ -128,7 +139,8 @@ absl::StatusOr<std::string> WorkerId(const Flags& flags, const std::string& dir)
                absl::StrCat("must be 1 to 63 characters of a-z, 0-9 and -, got \"", id, "\""))
         .ToStatus();
   }
-  RETURN_IF_ERROR(WriteFileAtomic(path, id + "\n"));
+  // Not when it is there: on a full disk a worker must be able to start, so that it can make room.
+  if (id != kept) RETURN_IF_ERROR(WriteFileAtomic(path, id + "\n"));
   return id;
 }
 
@@ -283,7 +295,7 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
   }
   AgentLoop loop(std::move(options), *link);
   ASSIGN_OR_RETURN(const auto metrics,
-                   ServeMetrics(flags.Get("http", nullptr, ""), identity, loop.counts()));
+                   ServeMetrics(flags.Get("http", nullptr, ""), identity, dir, loop.counts()));
   std::atomic<bool> over{false};
   std::thread signal_thread([&] { HandleSignals(signals, loop, over); });
   const absl::Status status = loop.Run();
@@ -310,6 +322,7 @@ int Main(int argc, char** argv) {
   }
   InitLog("nibble-worker", flags->Get("log", "NIBBLE_LOG_FORMAT", "text") == "json");
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
   // Before any thread starts, so that all of them leave these signals to ours.
   sigset_t signals;
   sigemptyset(&signals);
@@ -317,6 +330,14 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   const absl::Status status = Work(*flags, signals);
   if (status.ok()) return 0;
+  if (StatusReason(status) == Reason::kStaleAttempt) {
+    LogError("worker.superseded",
+             {{"why", std::string(status.message())},
+              {"what_to_do",
+               "if that is another machine, give each a --worker-id of its own (of a copied data "
+               "directory remove the file worker-id)"}});
+    return kSuperseded;
+  }
   LogError("worker.failed", {{"why", std::string(status.message())}});
   return 1;
 }

@@ -3,6 +3,7 @@
 #include <prometheus/collectable.h>
 #include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <sys/statvfs.h>
 
 #include <exception>
 #include <limits>
@@ -76,9 +77,28 @@ void AddTraining(std::vector<MetricFamily>& families, const TrainCounts& train) 
   families.push_back(Distribution("nibble_checkpoint_duration_seconds",
                                   "Time from a checkpoint's start to its report.",
                                   train.checkpoint_time));
-  families.push_back(One(kCounter, "nibble_checkpoint_failures_total",
-                         "Checkpoints and adapters that failed to upload.",
-                         value(train.upload_failures)));
+  families.push_back(One(
+      kCounter, "nibble_checkpoint_failures_total",
+      "Times that a checkpoint or adapter could not be written or uploaded; each is tried again.",
+      value(train.checkpoint_failures)));
+}
+
+// Below this a checkpoint or a quantized base may find no room.
+constexpr double kReservedBytes = 1 << 30;
+
+void AddVolume(std::vector<MetricFamily>& families, const std::string& work_dir) {
+  struct statvfs info;
+  if (statvfs(work_dir.c_str(), &info) != 0) return;
+  const double unit = static_cast<double>(info.f_frsize);
+  const auto add = [&](const char* name, const char* help, double value) {
+    families.push_back(One(MetricType::Gauge, name, help, value, {{"volume", "worker"}}));
+  };
+  add("nibble_storage_size_bytes", "Size of the volume.",
+      static_cast<double>(info.f_blocks) * unit);
+  add("nibble_storage_free_bytes", "Free bytes of the volume.",
+      static_cast<double>(info.f_bavail) * unit);
+  add("nibble_storage_reserved_bytes", "With less free than this a checkpoint may find no room.",
+      kReservedBytes);
 }
 
 // What the driver does not say has no series.
@@ -103,8 +123,8 @@ void AddGpu(std::vector<MetricFamily>& families, const DeviceInfo& device, const
 // Reads the loop's counts at every scrape: nothing to keep in step.
 class Counts : public prometheus::Collectable {
  public:
-  Counts(const WorkerIdentity& identity, const LoopCounts& counts)
-      : identity_(identity), counts_(counts) {}
+  Counts(const WorkerIdentity& identity, std::string work_dir, const LoopCounts& counts)
+      : identity_(identity), work_dir_(std::move(work_dir)), counts_(counts) {}
   std::vector<MetricFamily> Collect() const override {
     constexpr auto kGauge = MetricType::Gauge;
     constexpr auto kCounter = MetricType::Counter;
@@ -129,6 +149,7 @@ class Counts : public prometheus::Collectable {
             value(counts_.reports_failed)),
     };
     AddTraining(families, counts_.train);
+    AddVolume(families, work_dir_);
     for (const DeviceInfo& device : identity_.devices) {
       families.push_back(
           One(kGauge, "nibble_worker_device_capacity_bytes", "Memory this worker offers.",
@@ -146,14 +167,16 @@ class Counts : public prometheus::Collectable {
 
  private:
   const WorkerIdentity identity_;
+  const std::string work_dir_;
   const LoopCounts& counts_;
   mutable Nvml nvml_;
 };
 
 class Server : public MetricsServer {
  public:
-  Server(const std::string& address, const WorkerIdentity& identity, const LoopCounts& counts)
-      : counts_(std::make_shared<Counts>(identity, counts)), exposer_(address, 1) {
+  Server(const std::string& address, const WorkerIdentity& identity, const std::string& work_dir,
+         const LoopCounts& counts)
+      : counts_(std::make_shared<Counts>(identity, work_dir, counts)), exposer_(address, 1) {
     exposer_.RegisterCollectable(counts_);
   }
 
@@ -166,10 +189,12 @@ class Server : public MetricsServer {
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address,
                                                             const WorkerIdentity& identity,
+                                                            const std::string& work_dir,
                                                             const LoopCounts& counts) {
   if (address.empty()) return std::unique_ptr<MetricsServer>();
   try {
-    return std::unique_ptr<MetricsServer>(std::make_unique<Server>(address, identity, counts));
+    return std::unique_ptr<MetricsServer>(
+        std::make_unique<Server>(address, identity, work_dir, counts));
   } catch (const std::exception& e) {
     return Error::Field(Reason::kSpecInvalid, "--http",
                         absl::StrCat(address, " cannot be listened on: ", e.what()))

@@ -15,9 +15,11 @@ class MetricsServer {
   virtual ~MetricsServer() = default;
 };
 
-// Serves until destroyed; `address` "" serves nothing. `counts` must outlive it.
+// Serves until destroyed; `address` "" serves nothing. `work_dir` is whose disk is shown; `counts`
+// must outlive it.
 absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& address,
                                                             const WorkerIdentity& identity,
+                                                            const std::string& work_dir,
                                                             const LoopCounts& counts);
 
 }  // namespace nibble::worker

@@ -29,8 +29,9 @@ void TrainCounts::Count(const Input& input, int64_t now_us) {
     if (since == checkpointing_since_us_.end()) return;
     checkpoint_time.Observe(now_us - since->second);
     checkpointing_since_us_.erase(since);
-  } else if (std::holds_alternative<UploadFailed>(input)) {
-    ++upload_failures;
+  } else if (std::holds_alternative<UploadFailed>(input) ||
+             std::holds_alternative<EngineNoRoom>(input)) {
+    ++checkpoint_failures;
   } else if (const auto* finished = std::get_if<EngineFinished>(&input)) {
     checkpointing_since_us_.erase(finished->key);
   } else if (const auto* failed = std::get_if<EngineFailed>(&input)) {

@@ -36,7 +36,7 @@ struct TrainCounts {
   std::atomic<int64_t> nonfinite_steps{0};     // changed nothing: loss or gradient was not finite
   std::atomic<int64_t> target_tokens{0};
   std::atomic<int64_t> context_tokens{0};      // read, but without a loss
-  std::atomic<int64_t> upload_failures{0};     // of checkpoints and adapters
+  std::atomic<int64_t> checkpoint_failures{0};  // of writing or uploading checkpoints and adapters
   std::array<std::atomic<int64_t>, spec::kStepPhaseNames.size()> phase_us{};  // of steps
   DurationCounts step_time;
   DurationCounts checkpoint_time;              // from the engine's beginning to its being durable there

@@ -45,7 +45,8 @@ TEST(TrainCounts, TimesCheckpointsFromTheirPhase) {
   counts.Count(EngineCheckpoint{.key = key}, 3'500'000);
   EXPECT_DOUBLE_EQ(counts.checkpoint_time.sum_seconds(), 2.5);
   counts.Count(UploadFailed{}, 0);
-  EXPECT_EQ(counts.upload_failures, 1);
+  counts.Count(EngineNoRoom{.key = key}, 0);
+  EXPECT_EQ(counts.checkpoint_failures, 2);
 }
 
 }  // namespace

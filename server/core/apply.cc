@@ -163,6 +163,8 @@ void Applier::Enter(Job& job, JobState to) {
 void Applier::End(Job& job, JobState to) {
   Enter(job, to);
   job.end_unix_us = now_.unix_us;
+  job.checkpoints
+      .clear();  // nothing goes on from them any more, and they are several times the adapter
   state_.live_jobs.erase(job.id);
   state_.model_users[job.model_id].erase(job.id);
   state_.dataset_users[job.dataset_id].erase(job.id);
@@ -185,6 +187,12 @@ void Applier::operator()(const ServerStarted& e) {
     worker.heard = false;
   }
   for (auto& [id, blob] : state_.blobs) blob.pin_until_us = e.pin_until_us;
+  // Of jobs that ended under a version that kept them.
+  for (auto& [id, job] : state_.jobs) {
+    if (!IsTerminal(job.state) || job.checkpoints.empty()) continue;
+    job.checkpoints.clear();
+    state_.touched.jobs.insert(id);
+  }
   for (auto& [id, job] : state_.jobs) {
     // Age survives by the wall clock, but can never become negative by its jumps.
     job.queued_us = now_.monotonic_us - std::max<int64_t>(0, now_.unix_us - job.queued_unix_us);

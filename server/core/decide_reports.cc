@@ -233,6 +233,10 @@ Answer DecideReport(Turn& turn, const ReportFailed& c) {
   ending.message = c.message.substr(0, kMaxReportBytes);
   if (c.neighbour_fault) {
     ending.then = Ending::Then::kRequeue;
+  } else if (c.infrastructure && reason == Reason::kStorageFull) {
+    // For a person to mend; a night with a full disk must not use up the retries of all that waits.
+    ending.then = Ending::Then::kRequeue;
+    ending.backoff_us = turn.options().backoff_max_us / 2;
   } else if (c.infrastructure) {
     ending.then = Ending::Then::kRetry;
     ending.own_fault = reason == Reason::kEngineFailed || reason == Reason::kDeviceFault ||

@@ -318,6 +318,32 @@ TEST_F(RunningTest, RetriesBackOffAndEnd) {
   EXPECT_EQ(d_.job("j").error_reason, "STORE_UNAVAILABLE");
 }
 
+TEST_F(RunningTest, AFullDiskIsWaitedForAndSpendsNoRetry) {
+  for (int i = 0; i < 2 * d_.core().options.max_infra_retries; ++i) {
+    d_.Must(
+        ReportFailed{d_.FenceOf("j"), "STORAGE_FULL", "write /data/x: no space left", true, false});
+    ASSERT_EQ(state(), JobState::kQueued);
+    EXPECT_THAT(d_.Why("j"), ::testing::AllOf(HasSubstr("another try after STORAGE_FULL"),
+                                              HasSubstr("/data/x")));
+    d_.Must(Synchronize(d_.SyncOf("w1")));
+    d_.Place();
+    EXPECT_EQ(state(), JobState::kQueued) << "not at once";
+    d_.Advance(d_.core().options.backoff_max_us / 2);
+    d_.Must(Synchronize(d_.SyncOf("w1")));
+    d_.Must(Driver::WorkerOf("w1", "i1", 1'000 * kMB));
+    d_.Place();
+    ASSERT_EQ(state(), JobState::kStarting);
+  }
+  EXPECT_EQ(d_.job("j").infra_retries, 0);
+}
+
+TEST_F(RunningTest, ARetrySaysWhatItFollows) {
+  const std::string killed = "the engine was ended by signal 9";
+  d_.Must(ReportFailed{d_.FenceOf("j"), "OUT_OF_MEMORY", killed, true, false});
+  EXPECT_THAT(d_.Why("j"), ::testing::AllOf(HasSubstr("retry 1 of 10 after OUT_OF_MEMORY"),
+                                            HasSubstr("signal 9")));
+}
+
 TEST_F(RunningTest, ANeighboursFaultCostsNothing) {
   d_.Must(ReportFailed{d_.FenceOf("j"), "ENGINE_FAILED", "", true, true});
   EXPECT_EQ(state(), JobState::kQueued);
@@ -378,6 +404,21 @@ TEST_F(RunningTest, CheckpointsGoForwardAndTheNewestAreKept) {
   d_.Must(Synchronize(d_.SyncOf("w1")));
   d_.Place();
   EXPECT_EQ(attempt(3).resume_step, 4);
+}
+
+TEST_F(RunningTest, CheckpointsEndWithASuccess) {
+  const std::vector<FileRef> files = d_.Upload("state");
+  d_.Must(ReportCheckpoint{d_.FenceOf("j"), 5, files, "m", 1.0});
+  EXPECT_TRUE(ReferencedBlobs(d_.state()).contains(files[0].sha256));
+  d_.Must(ReportFinished{d_.FenceOf("j"), 9, d_.Upload("adapter"), "completed"});
+  EXPECT_TRUE(d_.job("j").checkpoints.empty());
+  EXPECT_FALSE(ReferencedBlobs(d_.state()).contains(files[0].sha256));
+}
+
+TEST_F(RunningTest, CheckpointsEndWithAFailure) {
+  d_.Must(ReportCheckpoint{d_.FenceOf("j"), 5, d_.Upload("state"), "m", 1.0});
+  d_.Must(Failed("LOSS_NOT_FINITE", false));
+  EXPECT_TRUE(ReferencedBlobs(d_.state()).empty());
 }
 
 TEST_F(RunningTest, NumericsAreFixedByTheFirstAttempt) {

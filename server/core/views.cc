@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/error.h"
 #include "base/status.h"
 #include "server/core/schedule.h"
 
@@ -152,6 +153,16 @@ std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const 
                           job.resume_requested ? "; then goes back to the queue" : "", silent);
     case JobState::kCancelling:
       return absl::StrCat("waits for workers/", attempt->worker_id, " to let go", silent);
+    default:
+      break;
+  }
+  if (attempt->phase == Phase::kPausedDisk) {
+    return absl::StrCat("workers/", attempt->worker_id,
+                        " waits for room on a full disk, its own or the server's; "
+                        "the job goes on by itself",
+                        silent);
+  }
+  switch (job.state) {
     case JobState::kStarting:
       return absl::StrCat("workers/", attempt->worker_id, ": ",
                           std::string(PhaseName(attempt->phase)), silent);
@@ -188,8 +199,17 @@ std::string StateReason(const Job& job, QueueLook& look) {
            "been rolled back";
   }
   if (job.not_before_us > now_us) {
-    return absl::StrCat("waits ", (job.not_before_us - now_us) / kSecondUs + 1, " s before retry ",
-                        job.infra_retries, " of ", core.options.max_infra_retries);
+    const std::string wait =
+        absl::StrCat("waits ", (job.not_before_us - now_us) / kSecondUs + 1, " s before ");
+    const Attempt* last = job.attempts.empty() ? nullptr : &job.attempts.rbegin()->second;
+    const std::string after = last == nullptr || last->reason.empty()
+                                  ? ""
+                                  : absl::StrCat(" after ", last->reason,
+                                                 last->message.empty() ? "" : ": ", last->message);
+    if (last != nullptr && last->reason == ReasonName(Reason::kStorageFull))
+      return absl::StrCat(wait, "another try", after);
+    return absl::StrCat(wait, "retry ", job.infra_retries, " of ", core.options.max_infra_retries,
+                        after);
   }
   const Model* model = state.ModelOf(job);
   if (model == nullptr) return "its base model is gone";

@@ -10,10 +10,6 @@ constexpr int64_t kCallSpacingUs = 20'000;
 constexpr size_t kMaxMetricsPerReport = 512;
 constexpr int64_t kLongestSleepUs = 1'000'000;
 
-FailedReport Infrastructure(std::string reason, std::string message) {
-  return {std::move(reason), std::move(message), true, false};
-}
-
 }  // namespace
 
 std::vector<Action> Agent::Handle(const Input& input, int64_t now_us) {
@@ -359,7 +355,7 @@ void Agent::On(const FetchFailed& in) {
         now_us_ + NextBackoff(local->fetch_backoff_us, options_.retry_disk_us);
     return;
   }
-  Fail(*local, Infrastructure(in.reason, in.message));
+  Fail(*local, {in.reason, in.message, in.infrastructure, false});
 }
 
 void Agent::On(const CheckEnded& in) {
@@ -396,6 +392,7 @@ void Agent::AdvanceUploads(Local& local) {
   PendingUpload& upload = local.uploads.front();
   if (upload.id != 0 || now_us_ < upload.not_before_us) return;
   upload.id = next_id_++;
+  if (local.stage == Stage::kFinishing) local.phase = Phase::kUploading;
   Do(DoUpload{upload.id, local.assignment.key, local.assignment.token, upload.dir});
 }
 
@@ -426,6 +423,8 @@ void Agent::On(const UploadFailed& in) {
       return;
     }
     upload.not_before_us = now_us_ + NextBackoff(upload.backoff_us, options_.retry_disk_us);
+    if (in.reason == "STORAGE_FULL" && local.stage == Stage::kFinishing)
+      local.phase = Phase::kPausedDisk;
     return;
   }
 }

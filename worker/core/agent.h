@@ -96,6 +96,7 @@ struct FetchFailed {
   std::string reason;  // of base/error.h
   std::string message;
   bool again = true;  // worth another try
+  bool infrastructure = true;
 };
 struct Uploaded {
   int64_t id = 0;
@@ -183,6 +184,13 @@ struct EngineFinished {
   std::string dir;
   std::string stop_reason;
 };
+// A checkpoint or the adapter found a full disk; the engine tries again by itself.
+struct EngineNoRoom {
+  int64_t engine = 0;
+  AttemptKey key;
+  int64_t step = 0;
+  std::string message;
+};
 struct EngineDetached {
   int64_t engine = 0;
   AttemptKey key;
@@ -196,11 +204,11 @@ struct EngineFailed {
   bool infrastructure = false;
 };
 
-using Input =
-    std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply, Fetched,
-                 FetchFailed, Uploaded, UploadFailed, CheckEnded, ProbeEnded, EngineHello, EngineExited,
-                 EngineBase, EngineTurn, EnginePhase, EnginePlan, EngineStep, EngineEval,
-                 EngineCheckpoint, EngineFinished, EngineDetached, EngineFailed>;
+using Input = std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply,
+                           Fetched, FetchFailed, Uploaded, UploadFailed, CheckEnded, ProbeEnded,
+                           EngineHello, EngineExited, EngineBase, EngineTurn, EnginePhase,
+                           EnginePlan, EngineStep, EngineEval, EngineCheckpoint, EngineNoRoom,
+                           EngineFinished, EngineDetached, EngineFailed>;
 
 // ---- Actions
 // --------------------------------------------------------------------------------------
@@ -409,6 +417,7 @@ class Agent {
   void On(const EngineStep&);
   void On(const EngineEval&);
   void On(const EngineCheckpoint&);
+  void On(const EngineNoRoom&) {}  // counted by the edge; the phase says what has to wait
   void On(const EngineFinished&);
   void On(const EngineDetached&);
   void On(const EngineFailed&);

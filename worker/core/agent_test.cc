@@ -189,6 +189,26 @@ TEST_F(AgentTest, WhatIsNoLongerDesiredIsStoppedWithoutAWord) {
   EXPECT_TRUE(sync_.attempts.empty());
 }
 
+TEST_F(AgentTest, AResultWaitsForTheServersDiskAndSaysSo) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(EngineNoRoom{engine, {"a", 1}, 8, "no space left"});
+  Feed(EngineFinished{engine, {"a", 1}, 9, "/adapter", "completed"});
+  const int64_t upload = Find<DoUpload>()->id;
+  Feed(UploadFailed{upload, "STORAGE_FULL", "the server's disk has 5 bytes free"});
+  Advance(50'000);
+  Desire({AssignmentOf("a")});
+  Advance(50'000);
+  ASSERT_EQ(sync_.attempts.size(), 1u);
+  EXPECT_EQ(sync_.attempts[0].phase, Phase::kPausedDisk);
+  Advance(31 * kSecondUs);
+  const auto* again = Find<DoUpload>();
+  ASSERT_NE(again, nullptr);
+  EXPECT_EQ(again->dir, "/adapter");
+  Feed(Uploaded{again->id, {{"adapter", "sha", 5}}});
+  ASSERT_EQ(reports_.size(), 1u);
+  EXPECT_TRUE(std::holds_alternative<FinishedReport>(reports_[0].body));
+}
+
 TEST_F(AgentTest, AStaleAnswerEndsTheAttempt) {
   Run("a", {AssignmentOf("a")});
   Feed(StepOf("a", 1));
