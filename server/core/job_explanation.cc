@@ -82,7 +82,9 @@ JobExplanation ExplainJob(const Job& job, QueueLook& look) {
   out.over_quota = why.over_quota;
   out.backing_off = why.backing_off;
   const int32_t project = board.FindProject(job.tenant);
-  if (project >= 0) out.share_millionths = board.ShareOf(project, now_us, 0, 0);
+  // Of all it may be more: jobs that nobody has measured count as a whole device each.
+  if (project >= 0)
+    out.share_millionths = std::min<int64_t>(1'000'000, board.ShareOf(project, now_us, 0, 0));
   if (why.before) {
     out.before = look.NameOf(board.waiting().at(why.before->number).job_id);
     out.before_at = NameOf(board, why.before->device);

@@ -21,7 +21,11 @@ std::string HeldByText(const QueueLook& look, const Board::Device& device) {
 
 std::string ExpectedText(int64_t start_us, int64_t now_us) {
   if (start_us >= kNever || start_us <= now_us) return "";
-  return absl::StrCat("; expected to start in about ", (start_us - now_us) / kSecondUs + 1, " s");
+  const int64_t seconds = (start_us - now_us) / kSecondUs + 1;
+  std::string text = absl::StrCat(seconds, " s");
+  if (seconds >= 180) text = absl::StrCat((seconds + 30) / 60, " min");
+  if (seconds >= 10'800) text = absl::StrCat((seconds + 1'800) / 3'600, " h");
+  return absl::StrCat("; expected to start in about ", text);
 }
 
 std::string NameOf(const Board& board, int32_t device) {
@@ -51,7 +55,9 @@ std::string DevicesText(const std::vector<DeviceVerdict>& devices) {
 std::string ShareText(const State& state, const Job& job, int64_t now_us) {
   if (state.board.projects().size() < 2) return "";
   const int32_t project = state.board.FindProject(job.tenant);
-  const int64_t millionths = state.board.ShareOf(project, now_us, 0, 0);
+  // Jobs that nobody has measured count as a whole device each, so it may be more than all.
+  const int64_t millionths =
+      std::min<int64_t>(1'000'000, state.board.ShareOf(project, now_us, 0, 0));
   return absl::StrCat("; project ", job.tenant, " has had ", millionths / 10'000, ".",
                       millionths / 1'000 % 10, " % of the fleet by its weight");
 }
@@ -126,9 +132,17 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
   }
   const Board::Device& at = board.devices()[static_cast<size_t>(why.reservation->device)];
   const std::string holders = HeldByText(look, at);
+  const auto there = std::find_if(why.devices.begin(), why.devices.end(), [&](const DeviceVerdict& v) {
+    return v.device == why.reservation->device;
+  });
+  const bool shares = there != why.devices.end() &&
+                      there->needed_bytes < why.reservation->need.TotalBytes() && !job.run_alone;
   std::string text =
-      absl::StrCat("needs ", Bytes(why.reservation->need.TotalBytes()),
-                   job.run_alone ? " alone" : "", "; largest free ", Bytes(freest->free_bytes),
+      absl::StrCat("needs ", Bytes(why.reservation->need.TotalBytes()), job.run_alone ? " alone" : "",
+                   shares ? absl::StrCat(", of which ", Bytes(there->needed_bytes),
+                                         " are not there with its base")
+                          : "",
+                   "; largest free ", Bytes(freest->free_bytes),
                    " on ", where, "; waits for ", NameOf(board, why.reservation->device));
   if (!holders.empty()) absl::StrAppend(&text, ", held by ", holders);
   if (why.before) {
