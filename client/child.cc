@@ -63,6 +63,8 @@ bool Child::Running() {
   how_ = WIFSIGNALED(status)          ? absl::StrCat("was ended by signal ", WTERMSIG(status))
          : WEXITSTATUS(status) == 127 ? "could not be started"
                                       : absl::StrCat("ended with code ", WEXITSTATUS(status));
+  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+  hopeless_ = code == 127 || code == 2 || code == 3;
   pid_ = -1;
   return false;
 }

@@ -25,6 +25,9 @@ class Child {
   // False once it has ended; `how` then says how.
   bool Running();
   const std::string& how() const { return how_; }
+  // It ended in a way that another start would repeat: not to be executed, bad flags (2), its name
+  // taken (3).
+  bool hopeless() const { return hopeless_; }
   void Signal(int signal);
   // SIGTERM, then SIGKILL after `grace_ms`; returns when the process is gone. A second `hurry()`
   // call from the caller's own signal makes it kill at once.
@@ -34,6 +37,7 @@ class Child {
  private:
   pid_t pid_ = -1;
   std::string how_;
+  bool hopeless_ = false;
 };
 
 }  // namespace nibble::client

@@ -33,6 +33,8 @@ struct ClientOptions {
   int64_t call_timeout_ms = 30'000;
   int retries = 4;                 // of a retryable call
   int64_t first_backoff_ms = 200;  // doubles, with jitter, up to 3 s
+  int64_t patience_ms = 300'000;   // of transfers and waits with a server that is away
+  std::function<void(const absl::Status&)> on_away;  // when such a time begins; may be empty
 };
 
 class Client {

@@ -100,6 +100,7 @@ class Blobs : public v1::BlobService::Service {
   Status BeginUpload(ServerContext*, const v1::BeginUploadRequest* request,
                      v1::UploadStatus* status) override {
     std::lock_guard lock(handling);
+    if (--unavailable_ >= 0) return {StatusCode::UNAVAILABLE, "not now"};
     sha256_ = request->sha256();
     size_ = request->size_bytes();
     Fill(status);
@@ -126,6 +127,7 @@ class Blobs : public v1::BlobService::Service {
     status->set_committed_bytes(static_cast<int64_t>(bytes_.size()));
     status->set_complete(static_cast<int64_t>(bytes_.size()) == size_ && streams_ > 0);
   }
+  int unavailable_ = 0;
   int chunks_ = 1'000'000;
   int streams_ = 0;
   std::string sha256_;
@@ -169,6 +171,8 @@ class ClientTest : public testing::Test {
     ClientOptions options;
     options.server = "127.0.0.1:" + std::to_string(port);
     options.first_backoff_ms = 1;
+    options.patience_ms = 1'000;
+    options.on_away = [this](const absl::Status&) { ++away_; };
     auto client = Client::Connect(options);
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = std::move(*client);
@@ -197,6 +201,7 @@ class ClientTest : public testing::Test {
   Adapters adapters_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Client> client_;
+  int away_ = 0;
   TempDir dir_;
 };
 
@@ -251,6 +256,14 @@ TEST_F(ClientTest, AnEmptyFileIsUploadedToo) {
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "").ok());
   EXPECT_TRUE(UploadFile(*client_, dir_.Join("f"), nullptr).ok());
   EXPECT_EQ(blobs()->streams_, 1);
+}
+
+TEST_F(ClientTest, UploadOutlivesAServerThatIsAway) {
+  ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "hello").ok());
+  blobs()->unavailable_ = 5;
+  const auto digest = UploadFile(*client_, dir_.Join("f"), nullptr);
+  EXPECT_TRUE(digest.ok()) << digest.status();
+  EXPECT_EQ(away_, 1) << "said once";
 }
 
 TEST_F(ClientTest, UploadGivesUpWhenNothingMoves) {

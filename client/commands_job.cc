@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "client/commands.h"
 #include "client/follow.h"
+#include "client/patience.h"
 #include "client/phases.h"
 #include "client/report.h"
 #include "client/transfer.h"
@@ -134,8 +135,18 @@ void PrintMetricRows(const Globals& g, const v1::QueryMetricsResponse& metrics,
 
 absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::string& name,
                                v1::JobState wanted, int64_t deadline_us) {
+  Patience patience(client);
   while (true) {
-    ASSIGN_OR_RETURN(const v1::Job job, client.GetJob(name));
+    const absl::StatusOr<v1::Job> found = client.GetJob(name);
+    if (Interrupted()) return kExitInterrupted;
+    if (!found.ok()) {
+      const bool in_time = deadline_us <= 0 || RealClock::Get().NowMonotonicUs() < deadline_us;
+      if (!IsAway(found.status()) || !in_time || !patience.Again(found.status()))
+        return found.status();
+      continue;
+    }
+    patience.Reset();
+    const v1::Job& job = *found;
     const bool reached =
         wanted == v1::JOB_STATE_UNSPECIFIED ? IsTerminal(job.state()) : job.state() == wanted;
     if (reached || IsTerminal(job.state())) {
@@ -144,7 +155,6 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
         return reached ? kExitOk : std::max<int>(kExitError, ExitCodeOf(job.state()));
       return ExitCodeOf(job.state());
     }
-    if (Interrupted()) return kExitInterrupted;
     if (deadline_us > 0 && RealClock::Get().NowMonotonicUs() >= deadline_us) {
       PrintNote(g.terminal,
                 absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state())));
@@ -233,10 +243,16 @@ absl::StatusOr<std::vector<v1::JobState>> StatesOf(const std::vector<std::string
 absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
                               const std::vector<v1::JobState>& states, int limit) {
   InstallInterrupt();
+  Patience patience(client);
   while (!Interrupted()) {
-    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(states, limit));
+    const absl::StatusOr<v1::ListJobsResponse> jobs = client.ListJobs(states, limit);
+    if (!jobs.ok()) {
+      if (!IsAway(jobs.status()) || !patience.Again(jobs.status())) return jobs.status();
+      continue;
+    }
+    patience.Reset();
     if (g.terminal.live) PrintOut("\x1b[H\x1b[2J");
-    PrintJobs(g, jobs);
+    PrintJobs(g, *jobs);
     if (!g.terminal.live) PrintOut("\n");
     for (int i = 0; i < 20 && !Interrupted(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(100));

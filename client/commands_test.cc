@@ -172,6 +172,14 @@ TEST(OutputTest, ExitCodesAreStable) {
   EXPECT_EQ(ExitCodeOf(v1::SUCCEEDED), 0);
 }
 
+TEST(OutputTest, ALostConnectionSaysWhatToLookAt) {
+  EXPECT_THAT(ConnectionHint("SSL routines::certificate verify failed"), HasSubstr("has ended"));
+  EXPECT_THAT(ConnectionHint("Peer name 10.0.0.1 is not in peer certificate"),
+              HasSubstr("for other names"));
+  EXPECT_THAT(ConnectionHint("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed"), HasSubstr("TLS"));
+  EXPECT_THAT(ConnectionHint("Connection refused"), HasSubstr("nibble up"));
+}
+
 TEST(OutputTest, NamesJsonAndYaml) {
   EXPECT_EQ(FullName("jobs", "a"), "jobs/a");
   EXPECT_EQ(FullName("jobs", "jobs/a"), "jobs/a");

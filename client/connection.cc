@@ -59,6 +59,10 @@ absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals) {
   options.server = FindServer(globals);
   options.ca_file = globals.ca_file.empty() ? Env("NIBBLE_CA_FILE") : globals.ca_file;
   options.call_timeout_ms = int64_t{globals.timeout_s} * 1000;
+  options.on_away = [terminal = globals.terminal](const absl::Status& why) {
+    PrintNote(terminal, absl::StrCat("the server does not answer (", std::string(why.message()),
+                                     "); trying again"));
+  };
   options.token = Env("NIBBLE_TOKEN");
   const std::string token_file =
       globals.token_file.empty() ? Env("NIBBLE_TOKEN_FILE") : globals.token_file;

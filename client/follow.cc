@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/mailbox.h"
+#include "client/patience.h"
 #include "client/run_view.h"
 #include "client/watch.h"
 
@@ -117,7 +118,12 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
                                      "   Stop it: nibble cancel ", id));
     return kExitInterrupted;
   }
-  if (!outcome.ok()) return PrintError(terminal, outcome);
+  if (!outcome.ok()) {
+    if (IsAway(outcome))
+      PrintNote(terminal,
+                "the job goes on without us; look again: nibble watch " + ShortName(name));
+    return PrintError(terminal, outcome);
+  }
   if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
   if (!terminal.quiet) {
     for (const std::string& line : view.Summary()) PrintOut(line + "\n");

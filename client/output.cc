@@ -133,6 +133,27 @@ void PrintNote(const Terminal& terminal, std::string_view line) {
   std::fputc('\n', stderr);
 }
 
+std::string ConnectionHint(std::string_view why) {
+  const auto says = [&](std::string_view words) {
+    return why.find(words) != std::string_view::npos;
+  };
+  if (says("certificate verify failed")) {
+    return "The server's certificate was not accepted: it has ended, or another authority signed "
+           "it than --ca-file (or "
+           "NIBBLE_CA_FILE) names. `openssl s_client -connect HOST:PORT` shows it.";
+  }
+  if (says("is not in peer certificate"))
+    return "The server's certificate is for other names: use one of them in --server, or have it "
+           "made for this one.";
+  if (says("Socket closed") || says("wrong version number")) {
+    return "Something answers there and hangs up: a server with TLS wants --ca-file or "
+           "https://HOST:PORT, one without "
+           "neither.";
+  }
+  return "Is a server running there? `nibble up` starts one on this machine; --server or "
+         "NIBBLE_SERVER names another.";
+}
+
 int PrintError(const Terminal& terminal, const absl::Status& status) {
   Style style = terminal.style;
   style.color = style.color && terminal.live_errors;
@@ -145,9 +166,7 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
     }
   }
   if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
-    absl::StrAppend(&text,
-                    "Is a server running there? `nibble up` starts one on this machine; "
-                    "--server or NIBBLE_SERVER names another.\n");
+    absl::StrAppend(&text, ConnectionHint(std::string(status.message())), "\n");
   } else if (StatusReason(status) != Reason::kUnspecified) {
     absl::StrAppend(&text,
                     Paint(style, Ink::kDim,

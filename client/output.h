@@ -58,6 +58,8 @@ std::string ToYaml(const google::protobuf::Message& message);
 // JSON or YAML; false when the form asks for something else.
 bool PrintMessage(const Terminal& terminal, const google::protobuf::Message& message);
 
+// What to look at when there is no connection, by what the library says about it.
+std::string ConnectionHint(std::string_view why);
 // "job-1" -> "jobs/job-1"; a full name stays.
 std::string FullName(std::string_view collection, std::string_view text);
 // "jobs/job-1" -> "job-1".

@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,8 +14,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/partial_file.h"
-#include "base/random.h"
 #include "base/status.h"
+#include "client/patience.h"
 #include "nibble/v1/adapter.grpc.pb.h"
 #include "nibble/v1/blob.grpc.pb.h"
 #include "proto/from_grpc.h"
@@ -26,8 +24,6 @@ namespace nibble::client {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{1} << 20;
-// Tries in a row that bring nothing forward before giving up.
-constexpr int kFruitlessTries = 6;
 
 class File {
  public:
@@ -50,11 +46,6 @@ bool CanResume(const absl::Status& status) {
          absl::IsDeadlineExceeded(status) || absl::IsCancelled(status) ||
          StatusReason(status) == Reason::kOffsetMismatch ||
          StatusReason(status) == Reason::kUploadNotFound;
-}
-
-void Pause(const Client& client, int attempt) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(
-      BackoffMs(client.options().first_backoff_ms, attempt, SystemEntropy())));
 }
 
 // Sends from the committed offset to the end, or until the stream breaks.
@@ -95,15 +86,14 @@ absl::Status SendOnce(const Client& client, v1::BlobService::Stub& stub, int fd,
 }
 
 absl::StatusOr<v1::UploadStatus> Begin(const Client& client, v1::BlobService::Stub& stub,
-                                       const v1::BeginUploadRequest& request) {
-  for (int attempt = 0;; ++attempt) {
+                                       const v1::BeginUploadRequest& request, Patience& patience) {
+  while (true) {
     grpc::ClientContext context;
     client.Prepare(context, client.options().call_timeout_ms);
     v1::UploadStatus status;
     const absl::Status outcome = FromGrpc(stub.BeginUpload(&context, request, &status));
     if (outcome.ok()) return status;
-    if (!absl::IsUnavailable(outcome) || attempt >= client.options().retries) return outcome;
-    Pause(client, attempt);
+    if (!absl::IsUnavailable(outcome) || !patience.Again(outcome)) return outcome;
   }
 }
 
@@ -138,16 +128,16 @@ absl::Status Receive(const Client& client, const std::string& adapter, const v1:
   v1::DownloadAdapterRequest request;
   request.set_name(adapter);
   request.set_file(file.name());
-  int fruitless = 0;
+  Patience patience(client);
   while (!out.IsWhole()) {
     const int64_t before = out.offset();
     request.set_offset(before);
     const absl::Status got = ReceiveOnce(client, *stub, request, file.size_bytes(), out, on_bytes);
     if (!got.ok() && !CanResume(got)) return got;
-    fruitless = out.offset() > before ? 0 : fruitless + 1;
-    if (fruitless >= kFruitlessTries)
-      return got.ok() ? absl::DataLossError("the server sends no bytes") : got;
-    if (!out.IsWhole()) Pause(client, fruitless);
+    if (out.IsWhole()) break;
+    if (out.offset() > before) patience.Reset();
+    const absl::Status why = got.ok() ? absl::DataLossError("the server sends no bytes") : got;
+    if (!patience.Again(why)) return why;
   }
   return absl::OkStatus();
 }
@@ -169,9 +159,9 @@ absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
   request.set_size_bytes(size);
   request.set_sha256(digest);
   const auto stub = v1::BlobService::NewStub(client.channel());
-  ASSIGN_OR_RETURN(v1::UploadStatus status, Begin(client, *stub, request));
+  Patience patience(client);
+  ASSIGN_OR_RETURN(v1::UploadStatus status, Begin(client, *stub, request, patience));
   if (status.complete()) return digest;
-  int fruitless = 0;
   while (!status.complete()) {
     const int64_t before = status.committed_bytes();
     const absl::Status sent = SendOnce(client, *stub, file.get(), status, on_bytes);
@@ -179,13 +169,13 @@ absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
     if (!sent.ok() && !CanResume(sent)) return sent;
     // Where the server stands decides where to go on; Begin answers that too, and finds an upload
     // that was swept meanwhile.
-    ASSIGN_OR_RETURN(status, Begin(client, *stub, request));
-    fruitless = status.committed_bytes() > before ? 0 : fruitless + 1;
-    if (fruitless >= kFruitlessTries) {
-      return sent.ok() ? absl::UnavailableError("the server does not finish the upload of " + path)
-                       : sent;
-    }
-    Pause(client, fruitless);
+    ASSIGN_OR_RETURN(status, Begin(client, *stub, request, patience));
+    if (status.complete()) break;
+    if (status.committed_bytes() > before) patience.Reset();
+    const absl::Status why =
+        sent.ok() ? absl::UnavailableError("the server does not finish the upload of " + path)
+                  : sent;
+    if (!patience.Again(why)) return why;
   }
   if (on_bytes) on_bytes(size, size);
   return digest;

@@ -8,7 +8,9 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <memory>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -16,8 +18,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "client/child.h"
 #include "client/commands.h"
+#include "client/kept_child.h"
 
 namespace nibble::client {
 namespace {
@@ -81,16 +83,6 @@ pid_t HolderOf(const std::string& path) {
   return static_cast<pid_t>(pid);
 }
 
-std::string LogTail(const std::string& path) {
-  const auto text = ReadFile(path, int64_t{64} << 20);
-  if (!text.ok()) return "";
-  size_t begin = text->size();
-  for (int lines = 0; begin > 0 && lines < 9; --begin) {
-    if ((*text)[begin - 1] == '\n') ++lines;
-  }
-  return text->substr(begin);
-}
-
 class House {
  public:
   House(const Globals& g, const UpArgs& args) : g_(g), args_(args), dir_(DataDir(g)) {}
@@ -103,14 +95,13 @@ class House {
     // An address file of an earlier run would look like readiness.
     const std::string address_file = AddressFile(dir_);
     if (FileExists(address_file)) RETURN_IF_ERROR(RemoveFile(address_file));
-    // The user of this machine may name any file of theirs: the server runs as them.
-    RETURN_IF_ERROR(
-        server_.Start({SiblingBinary("nibble-server"), "--data-dir", ServerDir(dir_), "--listen",
-                       args_.listen, "--http-listen", args_.http, "--model-root", "/"},
-                      ServerLog()));
-    RETURN_IF_ERROR(
-        WaitFor("nibble-server", server_, ServerLog(), [&] { return FileExists(address_file); }));
+    server_ = std::make_unique<KeptChild>("nibble-server", JoinPath(dir_, "log/server.log"));
+    worker_ = std::make_unique<KeptChild>("nibble-worker", JoinPath(dir_, "log/worker.log"));
+    RETURN_IF_ERROR(server_->Start(ServerArguments(args_.listen, args_.http)));
+    RETURN_IF_ERROR(WaitFor("nibble-server", *server_, [&] { return FileExists(address_file); }));
     address_ = ReadAddress(dir_);
+    // Should it have to be started again, clients and the worker find it where it was.
+    server_->set_arguments(ServerArguments(address_.grpc, address_.http));
     if (args_.no_worker) return absl::OkStatus();
     std::vector<std::string> arguments = {SiblingBinary("nibble-worker"),
                                           "--server",
@@ -123,11 +114,11 @@ class House {
     if (args_.threads > 0)
       arguments.insert(arguments.end(), {"--threads", absl::StrCat(args_.threads)});
     if (!args_.memory.empty()) arguments.insert(arguments.end(), {"--memory", args_.memory});
-    RETURN_IF_ERROR(worker_.Start(arguments, WorkerLog()));
+    RETURN_IF_ERROR(worker_->Start(std::move(arguments)));
     Globals own = g_;
     own.server = address_.grpc;
     ASSIGN_OR_RETURN(const auto client, Open(own));
-    return WaitFor("nibble-worker", worker_, WorkerLog(), [&] {
+    return WaitFor("nibble-worker", *worker_, [&] {
       const auto workers = client->ListWorkers();
       if (!workers.ok()) return false;
       for (const auto& w : workers->workers()) {
@@ -145,12 +136,15 @@ class House {
     if (!args_.detach) PrintOut("Ctrl-C stops it.\n");
   }
 
-  // Until a signal, or until a child ends by itself.
+  // Until a signal, or until a child is gone for good.
   int Serve() {
     while (stop_signals == 0) {
-      if (!server_.Running()) return Lost("nibble-server", server_.how(), ServerLog());
-      if (!args_.no_worker && !worker_.Running())
-        return Lost("nibble-worker", worker_.how(), WorkerLog());
+      for (KeptChild* child : {server_.get(), args_.no_worker ? nullptr : worker_.get()}) {
+        if (child == nullptr) continue;
+        const auto said = child->Keep(RealClock::Get().NowMonotonicUs());
+        if (!said.ok()) return PrintError(g_.terminal, said.status());
+        if (!said->empty()) PrintNote(g_.terminal, *said);
+      }
       SleepMs(100);
     }
     return kExitOk;
@@ -160,36 +154,39 @@ class House {
     hurry_from_ = stop_signals;
     const auto hurry = [] { return stop_signals > hurry_from_; };
     // The worker first: it hands its checkpoints to the server.
-    worker_.Stop(kGraceMs, hurry);
-    server_.Stop(kGraceMs, hurry);
+    for (KeptChild* child : {worker_.get(), server_.get()}) {
+      if (child != nullptr) child->child().Stop(kGraceMs, hurry);
+    }
   }
 
  private:
-  std::string ServerLog() const { return JoinPath(dir_, "log/server.log"); }
-  std::string WorkerLog() const { return JoinPath(dir_, "log/worker.log"); }
+  // The user of this machine may name any file of theirs: the server runs as them.
+  std::vector<std::string> ServerArguments(const std::string& listen,
+                                           const std::string& http) const {
+    return {SiblingBinary("nibble-server"),
+            "--data-dir",
+            ServerDir(dir_),
+            "--listen",
+            listen,
+            "--http-listen",
+            http,
+            "--model-root",
+            "/"};
+  }
 
   template <typename Ready>
-  absl::Status WaitFor(const std::string& what, Child& child, const std::string& log,
-                       const Ready& ready) {
+  absl::Status WaitFor(const std::string& what, KeptChild& child, const Ready& ready) {
     const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + kReadyTimeoutUs;
     while (!ready()) {
-      if (!child.Running()) {
-        return absl::InternalError(
-            absl::StrCat(what, " ", child.how(), "; the end of ", log, ":\n", LogTail(log)));
-      }
+      if (!child.Running()) return absl::InternalError(child.Obituary());
       if (stop_signals > 0) return absl::CancelledError("stopped while starting");
       if (RealClock::Get().NowMonotonicUs() > deadline_us) {
         return absl::DeadlineExceededError(
-            absl::StrCat(what, " is not ready after 60 s; see ", log));
+            absl::StrCat(what, " is not ready after 60 s; see ", JoinPath(dir_, "log")));
       }
       SleepMs(30);
     }
     return absl::OkStatus();
-  }
-
-  int Lost(const std::string& what, const std::string& how, const std::string& log) const {
-    return PrintError(g_.terminal, absl::InternalError(absl::StrCat(what, " ", how, "; the end of ",
-                                                                    log, ":\n", LogTail(log))));
   }
 
   inline static std::sig_atomic_t hurry_from_ = 0;
@@ -197,8 +194,7 @@ class House {
   const UpArgs& args_;
   std::string dir_;
   PidLock lock_;
-  Child server_;
-  Child worker_;
+  std::unique_ptr<KeptChild> server_, worker_;
   ServerAddress address_;
 };
 
@@ -225,7 +221,10 @@ int UpInBackground(const Globals& g, const UpArgs& args) {
       static_cast<char>(started.ok() ? static_cast<int>(kExitOk) : PrintError(g.terminal, started));
   if (started.ok()) house.Announce();
   const int null = open("/dev/null", O_RDWR);
-  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null, fd);
+  for (int fd : {STDIN_FILENO, STDOUT_FILENO}) dup2(null, fd);
+  const int log = open(JoinPath(DataDir(g), "log/up.log").c_str(),
+                       O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  dup2(log >= 0 ? log : null, STDERR_FILENO);
   if (write(fds[1], &code, 1) != 1) return kExitError;
   close(fds[1]);
   const int served = started.ok() ? house.Serve() : code;

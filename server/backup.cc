@@ -1,5 +1,8 @@
 #include "server/backup.h"
 
+#include <sys/stat.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <system_error>
 
@@ -68,6 +71,9 @@ absl::Status Backup(const std::string& data_dir, const std::string& to) {
     if (!names.empty()) return Missing("--to", "is not empty; every backup gets a directory of its own");
   }
   RETURN_IF_ERROR(MakeDirs(to));
+  // Data sets and the key of attempt tokens are in it: as with the data directory itself, nobody
+  // else looks.
+  if (chmod(to.c_str(), 0700) != 0) return ErrnoStatus(errno, "chmod " + to);
   RETURN_IF_ERROR(store::BackupDatabases(data_dir, to));
   return CopyRest(data_dir, to);
 }

@@ -49,7 +49,7 @@ nibble_library(nibble_server_grpc
 target_compile_options(nibble_server_grpc PRIVATE -O1)
 
 nibble_library(nibble_server_app
-  SRCS backup.cc data_dir.cc flags.cc keeper.cc memory_history.cc server.cc
+  SRCS backup.cc data_dir.cc flags.cc keeper.cc memory_history.cc server.cc verify.cc
   DEPS nibble_server_grpc)
 nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -20,12 +21,14 @@
 #include "server/flags.h"
 #include "server/server.h"
 #include "server/tls_files.h"
+#include "server/verify.h"
 #include "server/version.h"
 
 namespace nibble::server {
 namespace {
 
-constexpr char kHelp[] = R"(nibble-server: takes fine-tuning jobs over gRPC and places them on workers.
+constexpr char kHelp[] =
+    R"(nibble-server: takes fine-tuning jobs over gRPC and places them on workers.
 
   nibble-server --data-dir DIR [flags]            serve
   nibble-server init-tls --data-dir DIR --host NAME [--host NAME ...] [--client ROLE:NAME]
@@ -34,6 +37,8 @@ constexpr char kHelp[] = R"(nibble-server: takes fine-tuning jobs over gRPC and 
   nibble-server token ls | revoke ID --data-dir DIR
   nibble-server backup --data-dir DIR --to DIR    a consistent copy, also while a server runs
   nibble-server restore --from DIR --data-dir DIR into an empty directory
+  nibble-server verify --data-dir DIR             every blob read and compared with its digest; also of a
+                                                  backup, also while a server runs
 
 Flags of the server:
   --data-dir DIR               everything it keeps (default ~/.local/share/nibble/server)
@@ -151,7 +156,12 @@ int Serve(Flags& flags) {
   // The database is lost: what runs now must not answer anybody. 74 is EX_IOERR.
   options.on_fatal = [] { std::_Exit(74); };
   auto server = StartServer(std::move(options));
-  if (!server.ok()) return Fail(server.status());
+  if (!server.ok()) {
+    // Flags that cannot be read are 2, for good. A port that is taken or a disk that is full may be
+    // free next time.
+    (void)Fail(server.status());
+    return 1;
+  }
   int signal = 0;
   sigwait(&signals, &signal);
   // A second one ends the process at once: what was acknowledged is on disk.
@@ -252,6 +262,27 @@ int RestoreCommand(Flags& flags) {
   return 0;
 }
 
+int VerifyCommand(Flags& flags) {
+  const std::string data_dir = flags.Text("data-dir", DefaultDataDir());
+  if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  const auto report = VerifyBlobs(data_dir);
+  if (!report.ok()) return Fail(report.status());
+  for (const DamagedBlob& blob : report->damaged) {
+    std::cout << (blob.missing ? "missing " : "damaged ") << blob.sha256
+              << (blob.used_by.empty() ? ", of nothing" : ", of ")
+              << absl::StrJoin(blob.used_by, ", ") << "\n";
+  }
+  std::cout << report->blobs << " blobs, " << report->bytes << " bytes, " << report->damaged.size()
+            << " damaged or missing\n";
+  if (report->damaged.empty()) return 0;
+  std::cout << "damaged ones were moved to " << data_dir
+            << "/blobs/damaged; send data sets and models again (nibble "
+            << "data push, nibble model register), and they are whole; a job with a damaged "
+               "checkpoint goes on from "
+            << "the one before\n";
+  return 1;
+}
+
 int Main(int argc, char** argv) {
   Flags flags(argc, argv);
   if (flags.Switch("help")) {
@@ -267,6 +298,7 @@ int Main(int argc, char** argv) {
   if (command == "token") return TokenCommand(flags);
   if (command == "backup") return BackupCommand(flags);
   if (command == "restore") return RestoreCommand(flags);
+  if (command == "verify") return VerifyCommand(flags);
   return Serve(flags);
 }
 

@@ -32,6 +32,8 @@ using prometheus::Histogram;
 // There is one queue; the label is there for the day there are more.
 const std::string kQueue = "default";
 constexpr auto kScrapeTimeout = std::chrono::seconds(2);
+// Series of a worker that is lost stay so long.
+constexpr int64_t kLostSeriesUs = int64_t{3600} * 1'000'000;
 
 const Histogram::BucketBoundaries kCallBuckets = {0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60};
 const Histogram::BucketBoundaries kFastBuckets = {0.0001, 0.0005, 0.0025, 0.01, 0.05, 0.25, 1, 5};
@@ -136,6 +138,7 @@ struct Meter::Impl {
   Family<Counter>& lease_expirations = CounterFamily(registry, "nibble_worker_lease_expirations_total");
   Family<Counter>& datasets = CounterFamily(registry, "nibble_datasets_validated_total");
   Family<Counter>& artifact_failures = CounterFamily(registry, "nibble_artifact_failures_total");
+  Family<Counter>& database_failures = CounterFamily(registry, "nibble_db_failures_total");
   Family<Counter>& series_dropped = CounterFamily(registry, "nibble_job_series_dropped_total");
   Family<Counter>& calls_started = CounterFamily(registry, "grpc_server_started_total");
   Family<Counter>& calls_handled = CounterFamily(registry, "grpc_server_handled_total");
@@ -205,7 +208,9 @@ void Meter::OnPlacementPass(int64_t duration_us) {
   impl_->placement.Add({}, kFastBuckets).Observe(Seconds(duration_us));
 }
 
-void Meter::OnDatabase(std::string_view operation, int64_t duration_us) {
+void Meter::OnDatabase(std::string_view operation, int64_t duration_us, bool failed) {
+  auto& failures = impl_->database_failures.Add({{"operation", std::string(operation)}});
+  if (failed) failures.Increment();
   impl_->database_time.Add({{"operation", std::string(operation)}}, kFastBuckets)
       .Observe(Seconds(duration_us));
 }
@@ -327,6 +332,8 @@ void Meter::Impl::CollectWorkers(Families& families, const ControlLoop::Outcome&
         core::WorkerStateNumber(outcome.state, worker, outcome.core.options, outcome.now.monotonic_us);
     const std::string state = number >= 1 && number <= 5 ? kStates[number - 1] : "LOST";
     ++counts[{state, worker.devices.empty() ? "cpu" : worker.devices.begin()->second.backend}];
+    // Machines that came for a day leave no series behind.
+    if (worker.lost && outcome.now.monotonic_us - worker.renewed_us > kLostSeriesUs) continue;
     if (worker.last_seen_unix_us > 0) {
       families.Add("nibble_worker_last_heartbeat_timestamp_seconds", {{"worker", id}},
                    Seconds(worker.last_seen_unix_us));
@@ -379,7 +386,13 @@ void Meter::Impl::CollectServer(Families& families) {
   families.Add("nibble_scheduler_last_dispatch_timestamp_seconds", {}, Seconds(last_dispatch_unix_us));
   AddVolume(families, "artifacts", sources.data_dir);
   AddVolume(families, "state", sources.data_dir);
+  families.Add("nibble_storage_reserved_bytes", {{"volume", "artifacts"}},
+               static_cast<double>(sources.reserved_bytes));
   AddVolume(families, "models", sources.model_root);
+  if (sources.certificate_end_unix_us > 0) {
+    families.Add("nibble_tls_certificate_expiry_timestamp_seconds", {},
+                 Seconds(sources.certificate_end_unix_us));
+  }
   if (!sources.data_dir.empty()) {
     double size = 0, wal = 0;
     for (const char* name : {"state.db", "metrics.db"}) {

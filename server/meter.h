@@ -44,6 +44,8 @@ class Meter {
     const Authorizer* authorizer = nullptr;
     std::string data_dir;
     std::string model_root;
+    int64_t reserved_bytes = 0;  // of the data directory's volume; no upload may leave less
+    int64_t certificate_end_unix_us = 0;  // 0 = without TLS
   };
   void SetSources(Sources sources);
 
@@ -51,7 +53,7 @@ class Meter {
   void OnCommit(const std::vector<core::EventRecord>& records, const core::State& state);
   void OnProgress(const std::string& job_id);
   void OnPlacementPass(int64_t duration_us);
-  void OnDatabase(std::string_view operation, int64_t duration_us);
+  void OnDatabase(std::string_view operation, int64_t duration_us, bool failed);
   void OnArtifact(std::string_view operation, int64_t duration_us, bool failed);
   void OnDatasetChecked(bool good);
 

@@ -1,13 +1,57 @@
 #include "server/metered.h"
 
+#include <map>
+#include <mutex>
+#include <string>
 #include <utility>
 
 #include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
 
 namespace nibble::server {
 namespace {
 
 int64_t NowUs() { return RealClock::Get().NowMonotonicUs(); }
+
+const absl::Status& StatusOf(const absl::Status& status) { return status; }
+template <typename T>
+const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
+  return result.status();
+}
+
+// Whoever reads the server's log should not have to ask its callers: says when something begins to
+// fail, once a minute while it does, and when it works again. Thread-safe.
+class TroubleLog {
+ public:
+  explicit TroubleLog(std::string what) : what_(std::move(what)) {}
+
+  void Note(const char* operation, const absl::Status& status, bool failed) {
+    const int64_t now_us = NowUs();
+    std::lock_guard lock(mutex_);
+    int64_t& since_us = since_us_[operation];
+    if (!failed) {
+      if (since_us > 0) {
+        LogInfo(what_ + ".works_again",
+                {{"operation", operation}, {"after_s", (now_us - since_us) / 1'000'000}});
+      }
+      since_us = 0;
+      return;
+    }
+    if (since_us == 0) since_us = now_us;
+    if (since_us < now_us && now_us - said_us_ < kAgainUs) return;
+    said_us_ = now_us;
+    LogError(what_ + ".fails",
+             {{"operation", operation}, {"status", std::string(status.message())}});
+  }
+
+ private:
+  static constexpr int64_t kAgainUs = 60'000'000;
+  const std::string what_;
+  std::mutex mutex_;
+  std::map<std::string, int64_t> since_us_;  // by operation; 0 = it works
+  int64_t said_us_ = 0;
+};
 
 class MeteredStore : public store::Store {
   // Before its uses: its type is deduced.
@@ -15,7 +59,9 @@ class MeteredStore : public store::Store {
   auto Timed(const char* operation, const Work& work) {
     const int64_t begin_us = NowUs();
     auto result = work();
-    meter_->OnDatabase(operation, NowUs() - begin_us);
+    const absl::Status& status = StatusOf(result);
+    meter_->OnDatabase(operation, NowUs() - begin_us, !status.ok());
+    trouble_.Note(operation, status, !status.ok());
     return result;
   }
 
@@ -39,6 +85,7 @@ class MeteredStore : public store::Store {
  private:
   std::unique_ptr<store::Store> inner_;
   Meter* meter_;
+  TroubleLog trouble_{"store"};
 };
 
 class MeteredMetricStore : public store::MetricStore {
@@ -49,7 +96,8 @@ class MeteredMetricStore : public store::MetricStore {
   absl::Status Append(std::string_view job_id, const std::vector<store::StepMetric>& metrics) override {
     const int64_t begin_us = NowUs();
     const absl::Status status = inner_->Append(job_id, metrics);
-    meter_->OnDatabase("append_metrics", NowUs() - begin_us);
+    meter_->OnDatabase("append_metrics", NowUs() - begin_us, !status.ok());
+    trouble_.Note("append_metrics", status, !status.ok());
     return status;
   }
   absl::StatusOr<std::vector<store::StepMetric>> Read(std::string_view job_id, int64_t after_step,
@@ -67,6 +115,7 @@ class MeteredMetricStore : public store::MetricStore {
  private:
   std::unique_ptr<store::MetricStore> inner_;
   Meter* meter_;
+  TroubleLog trouble_{"metrics"};
 };
 
 // Callers' mistakes are no failures of the store.
@@ -88,6 +137,7 @@ class MeteredBlobStore : public BlobStore {
     const int64_t begin_us = NowUs();
     auto result = work();
     meter_->OnArtifact(operation, NowUs() - begin_us, IsFailure(result.status()));
+    trouble_.Note(operation, result.status(), IsFailure(result.status()));
     return result;
   }
 
@@ -97,7 +147,9 @@ class MeteredBlobStore : public BlobStore {
 
   absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes,
                                     std::string_view tag) override {
-    return inner_->Begin(sha256, size_bytes, tag);
+    auto result = inner_->Begin(sha256, size_bytes, tag);
+    trouble_.Note("begin", result.status(), StatusReason(result.status()) == Reason::kStorageFull);
+    return result;
   }
   absl::StatusOr<UploadState> Append(std::string_view upload_id, int64_t offset,
                                      std::string_view data) override {
@@ -124,6 +176,7 @@ class MeteredBlobStore : public BlobStore {
  private:
   std::unique_ptr<BlobStore> inner_;
   Meter* meter_;
+  TroubleLog trouble_{"blob"};
 };
 
 }  // namespace

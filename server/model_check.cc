@@ -96,7 +96,8 @@ std::string CheckTensor(const json& tensor, int64_t data_bytes, Extent& extent) 
 }
 
 // Header of one shard, read and checked.
-absl::StatusOr<std::vector<std::string>> CheckShard(const ModelFiles& model, const core::FileRef& file) {
+absl::StatusOr<std::map<std::string, std::string>> CheckShard(const ModelFiles& model,
+                                                              const core::FileRef& file) {
   if (file.size_bytes < 8) return Bad(file.name, "is too short to be a safetensors file");
   ASSIGN_OR_RETURN(const std::string prefix, model.read(file, 0, 8));
   if (prefix.size() != 8) return Bad(file.name, "could not be read");
@@ -152,8 +153,8 @@ absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& conf
   std::set<std::string> shards;
   for (const auto& [tensor, shard] : index) shards.insert(shard);
   if (index.empty()) shards.insert("model.safetensors");
-  std::map<std::string, std::set<std::string>> tensors;  // by shard
-  std::set<std::string> all;
+  std::map<std::string, std::map<std::string, std::string>> tensors;  // by shard: names and types
+  std::map<std::string, std::string> all;
   for (const std::string& shard : shards) {
     const core::FileRef* file = Find(model, shard);
     if (!file) {
@@ -162,9 +163,8 @@ absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& conf
                               "safetensors form")
                  : Bad(shard, "is missing; the index names it as a shard");
     }
-    ASSIGN_OR_RETURN(const auto names, CheckShard(model, *file));
-    tensors[shard].insert(names.begin(), names.end());
-    all.insert(names.begin(), names.end());
+    ASSIGN_OR_RETURN(tensors[shard], CheckShard(model, *file));
+    all.insert(tensors[shard].begin(), tensors[shard].end());
   }
   for (const auto& [tensor, shard] : index) {
     if (!tensors[shard].contains(tensor)) {
@@ -172,8 +172,16 @@ absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& conf
     }
   }
   for (const std::string& name : RequiredTensors(config)) {
-    if (!all.contains(name)) {
+    const auto found = all.find(name);
+    if (found == all.end()) {
       return Bad("model.safetensors", absl::StrCat("no shard holds ", name, ", which config.json asks for"));
+    }
+    // Bytes may be four bits of bitsandbytes, which the engine knows by their companions.
+    const std::string& type = found->second;
+    if (type != "F32" && type != "F16" && type != "BF16" && type != "U8") {
+      return Bad("model.safetensors", absl::StrCat(name, " has type ", type,
+                                                   "; a base must be given in F32, F16 or "
+                                                   "BF16, or in four bits by bitsandbytes"));
     }
   }
   return absl::OkStatus();
@@ -266,9 +274,8 @@ absl::Status CheckTokenizer(const ModelFiles& model) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view file,
-                                                                std::string_view header_json,
-                                                                int64_t data_bytes) {
+absl::StatusOr<std::map<std::string, std::string>> CheckSafetensorsHeader(
+    std::string_view file, std::string_view header_json, int64_t data_bytes) {
   // White space may follow a header, but the format has none in front.
   if (!header_json.starts_with('{')) {
     return Bad(file, "has a header that is no JSON object from its first byte on");
@@ -288,7 +295,7 @@ absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view
   if (!header.is_object()) return Bad(file, "has a header that is no JSON object");
   if (twice) return Bad(file, "has a header that gives the same key twice");
   if (header.size() > kMaxTensors) return Bad(file, "holds too many tensors");
-  std::vector<std::string> names;
+  std::map<std::string, std::string> types;
   std::vector<Extent> extents;
   for (const auto& [name, tensor] : header.items()) {
     if (name == "__metadata__") continue;
@@ -296,7 +303,7 @@ absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view
     std::string problem = name.size() > kMaxTensorName ? "has too long a name"
                                                        : CheckTensor(tensor, data_bytes, extent);
     if (!problem.empty()) return Bad(file, absl::StrCat("tensor ", name.substr(0, 64), " ", problem));
-    names.push_back(name);
+    types[name] = tensor["dtype"].get<std::string>();
     extents.push_back(extent);
   }
   std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
@@ -311,7 +318,7 @@ absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view
     return Bad(file, absl::StrCat("holds ", data_bytes, " bytes of data where its tensors need ", at,
                                   "; it is truncated or its header is wrong"));
   }
-  return names;
+  return types;
 }
 
 absl::StatusOr<ModelFacts> CheckModel(const ModelFiles& model) {

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,9 +42,8 @@ bool BelongsToModel(std::string_view name);
 // Over names, sizes and digests: the identity of the base.
 std::string ManifestDigest(std::vector<core::FileRef> files);
 
-// One shard's header, given the whole file's size: names of its tensors.
-absl::StatusOr<std::vector<std::string>> CheckSafetensorsHeader(std::string_view file,
-                                                                std::string_view header_json,
-                                                                int64_t data_bytes);
+// One shard's header, given the bytes behind it: its tensors' names and types.
+absl::StatusOr<std::map<std::string, std::string>> CheckSafetensorsHeader(
+    std::string_view file, std::string_view header_json, int64_t data_bytes);
 
 }  // namespace nibble::server

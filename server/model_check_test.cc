@@ -109,6 +109,16 @@ TEST_F(ModelCheck, NamesWhatIsMissing) {
   ExpectRefused(Reason::kModelFileInvalid, "model.layers.0.mlp.down_proj.weight");
 }
 
+TEST_F(ModelCheck, RefusesTypesThatCannotBeTrainedOn) {
+  std::string header = Header(Names());
+  const size_t at = header.find("\"F32\"");
+  ASSERT_NE(at, std::string::npos);
+  header.replace(at, 5, "\"I32\"");
+  files_["model.safetensors"] = Shard(header, 4 * static_cast<int64_t>(Names().size()));
+  ExpectRefused(Reason::kModelFileInvalid,
+                "has type I32; a base must be given in F32, F16 or BF16");
+}
+
 TEST_F(ModelCheck, RefusesUnknownArchitectures) {
   files_["config.json"] = R"({"model_type":"mamba","architectures":["MambaForCausalLM"]})";
   ExpectRefused(Reason::kUnsupportedArchitecture, "");

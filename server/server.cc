@@ -22,6 +22,7 @@
 #include "server/rpc/grpc_server.h"
 #include "server/store/memory_store.h"
 #include "server/store/sqlite_store.h"
+#include "server/tls_files.h"
 
 namespace nibble::server {
 namespace {
@@ -79,6 +80,7 @@ class ServerImpl : public Server {
   absl::Status StartLoop();
   void CheckBlobs();
   absl::Status OpenHistory();
+  absl::StatusOr<int64_t> CertificateEnd() const;
   absl::StatusOr<GrpcOptions> ReadGrpcOptions() const;
   absl::Status StartServing();
 
@@ -174,6 +176,14 @@ absl::Status ServerImpl::OpenHistory() {
   return absl::OkStatus();
 }
 
+// 0 without TLS.
+absl::StatusOr<int64_t> ServerImpl::CertificateEnd() const {
+  if (options_.tls_cert.empty()) return 0;
+  ASSIGN_OR_RETURN(const std::string certificate, ReadFile(options_.tls_cert, 1 << 20));
+  ASSIGN_OR_RETURN(const std::string key, ReadFile(options_.tls_key, 1 << 20));
+  return CheckServerCertificate(certificate, key, RealClock::Get().NowUnixUs());
+}
+
 absl::StatusOr<GrpcOptions> ServerImpl::ReadGrpcOptions() const {
   GrpcOptions grpc;
   grpc.listen = options_.listen;
@@ -209,6 +219,7 @@ absl::Status ServerImpl::Start() {
   RemoveServerInfo(options_.data_dir);
   RETURN_IF_ERROR(tokens_.Refresh());
   RETURN_IF_ERROR(CheckExposure(options_, tokens_));
+  ASSIGN_OR_RETURN(const int64_t certificate_end_us, CertificateEnd());
   if (!options_.model_root.empty()) {
     ASSIGN_OR_RETURN(options_.model_root, RealPath(options_.model_root));
   }
@@ -236,7 +247,7 @@ absl::Status ServerImpl::Start() {
   edge_.model_root = options_.model_root;
   edge_.heartbeat_us = options_.heartbeat_us;
   meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir,
-                     options_.model_root});
+                     options_.model_root, options_.blobs.min_free_bytes, certificate_end_us});
   ticker_->Add(kTokenRefreshUs, [this] {
     if (absl::Status status = tokens_.Refresh(); !status.ok()) {
       LogError("tokens.unreadable", {{"status", std::string(status.ToString())}});

@@ -10,6 +10,7 @@
 #include <openssl/x509v3.h>
 #include <sys/stat.h>
 
+#include <ctime>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -196,6 +197,35 @@ absl::Status IssueClientCertificate(const std::string& directory, Role role, con
   const std::string role_name(RoleName(role));
   return Issue(directory, absl::StrCat(role_name, "-", name), absl::StrCat(role_name, ":", name),
                {{NID_ext_key_usage, "clientAuth"}});
+}
+
+absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pem,
+                                               const std::string& key_pem, int64_t now_unix_us) {
+  const auto bad = [](const char* flag, const std::string& what) {
+    return Error::Field(Reason::kSpecInvalid, flag, what).ToStatus();
+  };
+  const Memory memory(
+      BIO_new_mem_buf(certificate_pem.data(), static_cast<int>(certificate_pem.size())));
+  const Certificate certificate(PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr));
+  if (!certificate) return bad("--tls-cert", "holds no certificate in PEM");
+  const Memory key_memory(BIO_new_mem_buf(key_pem.data(), static_cast<int>(key_pem.size())));
+  const Key key(PEM_read_bio_PrivateKey(key_memory.get(), nullptr, nullptr, nullptr));
+  if (!key) return bad("--tls-key", "holds no key in PEM, or one that asks for a password");
+  if (X509_check_private_key(certificate.get(), key.get()) != 1)
+    return bad("--tls-key", "is not the key of --tls-cert; give the two that were made together");
+  const auto unix_us = [](const ASN1_TIME* time) {
+    struct tm parts = {};
+    return ASN1_TIME_to_tm(time, &parts) == 1 ? int64_t{timegm(&parts)} * 1'000'000 : 0;
+  };
+  const int64_t end_us = unix_us(X509_get0_notAfter(certificate.get()));
+  if (end_us <= now_unix_us) {
+    return bad("--tls-cert",
+               absl::StrCat("ended ", (now_unix_us - end_us) / 1'000'000 / kDaySeconds,
+                            " days ago; renew it (nibble-server init-tls keeps the authority)"));
+  }
+  if (unix_us(X509_get0_notBefore(certificate.get())) > now_unix_us)
+    return bad("--tls-cert", "is not valid yet; look at the clock of this machine");
+  return end_us;
 }
 
 }  // namespace nibble::server

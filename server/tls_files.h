@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/auth.h"
 
 namespace nibble::server {
@@ -19,5 +20,11 @@ namespace nibble::server {
 absl::Status InitTls(const std::string& directory, const std::vector<std::string>& hosts);
 // <role>-<name>.crt and .key in `directory`, signed by its authority.
 absl::Status IssueClientCertificate(const std::string& directory, Role role, const std::string& name);
+
+// When the certificate ends, in microseconds of Unix time. Refused (SPEC_INVALID, naming the flag)
+// is what no client could speak to: no certificate or key in PEM, a key of another certificate, one
+// that has ended or not yet begun.
+absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pem,
+                                               const std::string& key_pem, int64_t now_unix_us);
 
 }  // namespace nibble::server

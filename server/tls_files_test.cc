@@ -1,11 +1,13 @@
 #include "server/tls_files.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 #include <sys/stat.h>
 
+#include "base/clock.h"
 #include "base/file.h"
 
 namespace nibble::server {
@@ -71,6 +73,30 @@ TEST(InitTls, RefusesBadNames) {
   EXPECT_FALSE(InitTls(directory.path(), {}).ok());
   EXPECT_FALSE(InitTls(directory.path(), {"a,DNS:evil"}).ok());
   EXPECT_FALSE(IssueClientCertificate(directory.path(), Role::kAdmin, "../x").ok());
+}
+
+TEST(CheckServerCertificate, RefusesWhatNobodyCouldSpeakTo) {
+  TempDir directory;
+  ASSERT_TRUE(InitTls(directory.path(), {"a"}).ok());
+  ASSERT_TRUE(IssueClientCertificate(directory.path(), Role::kWorker, "w1").ok());
+  const auto file = [&](const char* name) { return ReadFile(directory.Join(name)).value(); };
+  const std::string certificate = file("server.crt"), key = file("server.key");
+  constexpr int64_t kDayUs = int64_t{86'400} * 1'000'000;
+  const int64_t now_us = RealClock::Get().NowUnixUs();
+  const auto end_us = CheckServerCertificate(certificate, key, now_us);
+  ASSERT_TRUE(end_us.ok()) << end_us.status();
+  EXPECT_NEAR(static_cast<double>(*end_us - now_us), 825.0 * kDayUs, 0.1 * kDayUs);
+  const auto why = [&](const std::string& c, const std::string& k, int64_t at_us) {
+    const auto checked = CheckServerCertificate(c, k, at_us);
+    return checked.ok() ? "fine" : std::string(checked.status().message());
+  };
+  EXPECT_THAT(why(certificate, key, *end_us + 2 * kDayUs),
+              testing::HasSubstr("--tls-cert ended 2 days ago"));
+  EXPECT_THAT(why(certificate, key, now_us - kDayUs), testing::HasSubstr("not valid yet"));
+  EXPECT_THAT(why(certificate, file("worker-w1.key"), now_us),
+              testing::HasSubstr("--tls-key is not the key of"));
+  EXPECT_THAT(why("", key, now_us), testing::HasSubstr("--tls-cert holds no certificate"));
+  EXPECT_THAT(why(certificate, certificate, now_us), testing::HasSubstr("--tls-key holds no key"));
 }
 
 }  // namespace

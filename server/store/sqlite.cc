@@ -8,19 +8,35 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/status.h"
 
 namespace nibble::store {
 
 absl::Status SqliteError(sqlite3* db, std::string_view what) {
   const int code = sqlite3_errcode(db);
+  const char* name = sqlite3_db_filename(db, "main");
+  const std::string file = name != nullptr ? name : "";
   const std::string text = absl::StrCat(std::string(what), ": ", sqlite3_errmsg(db), " (",
                                         sqlite3_extended_errcode(db), ")");
-  if ((code & 0xff) == SQLITE_FULL) {
-    return Error(Reason::kStorageFull,
-                 absl::StrCat("the server's disk is full; free some space: ", text));
+  switch (code & 0xff) {
+    case SQLITE_FULL: {
+      const auto free = FreeDiskBytes(DirName(file));
+      return Error(Reason::kStorageFull,
+                   absl::StrCat("the server's disk is full (", free.value_or(0), " bytes free for ",
+                                file, "); free some space: ", text));
+    }
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB: {
+      const char* remedy =
+          BaseName(file) == "metrics.db"
+              ? "; move it away, and the loss curves of before are all that is lost: "
+              : "; restore a backup (nibble-server restore): ";
+      return Error(Reason::kStoreUnavailable, absl::StrCat(file, " is damaged", remedy, text));
+    }
+    default:
+      return Error(Reason::kStoreUnavailable, absl::StrCat(file, file.empty() ? "" : ": ", text));
   }
-  return Error(Reason::kStoreUnavailable, text);
 }
 
 Statement::~Statement() { sqlite3_finalize(stmt_); }

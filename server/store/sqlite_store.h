@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "server/store/store.h"
@@ -20,5 +21,11 @@ absl::StatusOr<std::unique_ptr<MetricStore>> OpenSqliteMetricStore(const std::st
 // A consistent copy of state.db and metrics.db into `target_dir` (which must not hold any), by
 // SQLite's backup API; for `nibble-server backup`, also while a server runs.
 absl::Status BackupDatabases(const std::string& data_dir, const std::string& target_dir);
+
+// Of a database that a server may have open: the digests it knows, and the names of the models,
+// data sets, adapters and jobs (for their checkpoints) that refer to one.
+absl::StatusOr<std::vector<std::string>> KnownBlobs(const std::string& data_dir);
+absl::StatusOr<std::vector<std::string>> ResourcesWith(const std::string& data_dir,
+                                                       const std::string& sha256);
 
 }  // namespace nibble::store

@@ -324,6 +324,32 @@ TEST(SqliteStore, RefusesFilesThatAreNotOursOrTooNew) {
 }
 
 // As version 1 wrote it: the spec in `body`, and what the user gave in a column of `jobs`.
+TEST(SqliteStore, ADamagedFileIsNamedWithWhatToDo) {
+  for (const bool cut : {false, true}) {
+    const TempDir dir;
+    ASSERT_TRUE(OpenSqliteStore(dir.path()).ok() && OpenSqliteMetricStore(dir.path()).ok());
+    for (const char* name : {"state.db", "metrics.db"}) {
+      const std::string path = dir.Join(name);
+      if (cut) {
+        const int64_t size = *FileSizeBytes(path);
+        ASSERT_GT(size, 8192);
+        ASSERT_EQ(::truncate(path.c_str(), size - 4096), 0);
+      } else {
+        ASSERT_TRUE(WriteFileAtomic(path, std::string(20'000, 'x')).ok());
+      }
+    }
+    const absl::Status state = OpenSqliteStore(dir.path()).status();
+    EXPECT_EQ(StatusReason(state), Reason::kStoreUnavailable);
+    EXPECT_THAT(std::string(state.message()),
+                testing::AllOf(testing::HasSubstr(dir.Join("state.db") + " is damaged"),
+                               testing::HasSubstr("restore")));
+    if (cut) continue;  // a loss curve may not reach the end
+    EXPECT_THAT(std::string(OpenSqliteMetricStore(dir.path()).status().message()),
+                testing::AllOf(testing::HasSubstr(dir.Join("metrics.db") + " is damaged"),
+                               testing::HasSubstr("move it away")));
+  }
+}
+
 TEST(SqliteStore, AFileOfTheFirstVersionKeepsItsJobs) {
   TempDir dir;
   Driver driver;

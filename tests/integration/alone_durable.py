@@ -23,6 +23,26 @@ def check_restart(server, api, job):
     again.close()
 
 
+def check_damage(server, api, job):
+    """A blob that the disk has changed is found, and sending it again makes it whole."""
+    if "--in-memory" in server.flags:
+        return
+    verify = lambda: subprocess.run([server.binary, "verify", "--data-dir", server.data], capture_output=True,
+                                    text=True, timeout=30)
+    whole = verify()
+    assert whole.returncode == 0 and " 0 damaged" in whole.stdout, whole
+    rows = b"".join(b'{"prompt": "a%d", "completion": "b"}\n' % i for i in range(30))
+    digest = api.upload(rows)
+    name = api.add_dataset(rows).name
+    path = server.data / "blobs" / "cas" / digest[:2] / digest
+    path.chmod(0o600)
+    path.write_bytes(rows[:-2] + b"?\n")
+    found = verify()
+    assert found.returncode == 1 and f"damaged {digest}, of {name}" in found.stdout, found
+    assert api.upload(rows) == digest
+    assert verify().returncode == 0 and path.read_bytes() == rows
+
+
 def check_backup(server, api, job):
     """A copy made while the server runs can be started from, on another timeline."""
     if "--in-memory" in server.flags:
@@ -32,6 +52,7 @@ def check_backup(server, api, job):
     run = lambda *words: subprocess.run([server.binary, *words], check=True, capture_output=True, timeout=30)
     try:
         run("backup", "--data-dir", server.data, "--to", copy)
+        assert copy.stat().st_mode & 0o77 == 0, oct(copy.stat().st_mode)
         again = subprocess.run([server.binary, "backup", "--data-dir", server.data, "--to", copy],
                                capture_output=True, text=True)
         assert again.returncode != 0 and "not empty" in again.stderr, again

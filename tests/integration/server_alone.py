@@ -14,7 +14,7 @@ import sys
 
 import client
 from alone_data import check_blobs, check_datasets, check_models
-from alone_durable import check_backup, check_restart
+from alone_durable import check_backup, check_damage, check_restart
 from alone_jobs import Watch, check_fleet, check_jobs, check_refusal, check_training
 from alone_tls import check_exposure, check_tls
 from alone_why import check_why
@@ -60,6 +60,7 @@ def run():
                  "NOT_FOUND", "BASE_MODEL_NOT_FOUND")
     check_restart(server, api, job)
     api = client.Api(server.address)
+    check_damage(server, api, job)
     check_backup(server, api, job)
     watching = Watch(client.Api(server.address), name=job.name) if in_memory else None
     code = server.stop()

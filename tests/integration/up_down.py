@@ -76,6 +76,27 @@ def check_watch(nibble):
     assert process.wait(10) == 0
 
 
+def check_crash(nibble):
+    """A server that is killed is started again where it was."""
+    info = nibble.data / "server" / "run" / "server.json"
+    before = json.loads(info.read_text())
+    os.kill(before["pid"], signal.SIGKILL)
+    end = time.monotonic() + 30
+    while True:
+        try:
+            after = json.loads(info.read_text())
+        except (OSError, ValueError):
+            after = before
+        if after["pid"] != before["pid"]:
+            break
+        assert time.monotonic() < end, "the server was not started again"
+        time.sleep(0.05)
+    assert (after["host"], after["port"]) == (before["host"], before["port"]), (before, after)
+    nibble("ps", say=[r"no jobs"])
+    log = (nibble.data / "log" / "up.log").read_text()
+    assert "nibble-server was ended by signal 9; it is started again in 1 s" in log, log
+
+
 def main():
     for name in ("nibble", "nibble-server"):
         if not (BIN / name).is_file():
@@ -96,6 +117,7 @@ def main():
             check_plans(nibble, folder)
             check_recipes(nibble, folder)
             check_watch(nibble)
+            check_crash(nibble)
         finally:
             nibble("down", say=[r"nibble is down"])
         nibble("down", say=[r"no nibble up runs"])

@@ -1,0 +1,80 @@
+#include "client/kept_child.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/status.h"
+
+namespace nibble::client {
+namespace {
+
+constexpr int64_t kSecondUs = 1'000'000;
+constexpr int64_t kLongestWaitUs = 60 * kSecondUs;
+constexpr int64_t kStaysUpUs = 60 * kSecondUs;
+constexpr int64_t kMaxLogBytes = int64_t{32} << 20;
+constexpr int64_t kTailBytes = 4'000;
+constexpr int kTailLines = 9;
+
+std::string LogTail(const std::string& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) return "";
+  const auto size = static_cast<int64_t>(in.tellg());
+  in.seekg(std::max<int64_t>(0, size - kTailBytes));
+  std::string text(static_cast<size_t>(std::min(size, kTailBytes)), '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  size_t begin = text.size();
+  for (int lines = 0; begin > 0 && lines < kTailLines; --begin) {
+    if (text[begin - 1] == '\n') ++lines;
+  }
+  return text.substr(begin);
+}
+
+}  // namespace
+
+absl::Status KeptChild::Start(std::vector<std::string> arguments) {
+  arguments_ = std::move(arguments);
+  started_us_ = RealClock::Get().NowMonotonicUs();
+  return child_.Start(arguments_, log_file_);
+}
+
+std::string KeptChild::Obituary() const {
+  return absl::StrCat(name_, " ", child_.how(), "; the end of ", log_file_, ":\n",
+                      LogTail(log_file_));
+}
+
+absl::StatusOr<std::string> KeptChild::Keep(int64_t now_us) {
+  CutLog(now_us);
+  if (child_.Running()) return "";
+  if (again_us_ == 0) {
+    if (child_.hopeless()) return absl::InternalError(Obituary());
+    wait_us_ = now_us - started_us_ >= kStaysUpUs || wait_us_ == 0
+                   ? kSecondUs
+                   : std::min(2 * wait_us_, kLongestWaitUs);
+    again_us_ = now_us + wait_us_;
+    return absl::StrCat(name_, " ", child_.how(), "; it is started again in ", wait_us_ / kSecondUs,
+                        " s (", log_file_, ")");
+  }
+  if (now_us < again_us_) return "";
+  again_us_ = 0;
+  started_us_ = now_us;
+  RETURN_IF_ERROR(child_.Start(arguments_, log_file_));
+  return "";
+}
+
+// The child goes on writing where the end is then. What it writes between the two calls is lost.
+void KeptChild::CutLog(int64_t now_us) {
+  if (now_us < next_look_us_) return;
+  next_look_us_ = now_us + kLongestWaitUs;
+  const auto size = FileSizeBytes(log_file_);
+  if (!size.ok() || *size <= kMaxLogBytes) return;
+  const auto text = ReadFile(log_file_);
+  if (text.ok() && WriteFileAtomic(log_file_ + ".1", *text).ok())
+    (void)!truncate(log_file_.c_str(), 0);
+}
+
+}  // namespace nibble::client

@@ -1,0 +1,38 @@
+#include "client/patience.h"
+
+#include <chrono>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/random.h"
+
+namespace nibble::client {
+namespace {
+
+constexpr int kMostTries = 6;
+
+}  // namespace
+
+bool IsAway(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+}
+
+void Patience::Reset() {
+  tries_ = 0;
+  since_us_ = 0;
+}
+
+bool Patience::Again(const absl::Status& why) {
+  const ClientOptions& options = client_.options();
+  const int64_t now_us = RealClock::Get().NowMonotonicUs();
+  if (since_us_ == 0) since_us_ = now_us;
+  const bool away = IsAway(why);
+  ++tries_;
+  if (away ? now_us - since_us_ > options.patience_ms * 1'000 : tries_ >= kMostTries) return false;
+  if (away && tries_ == 1 && options.on_away) options.on_away(why);
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(BackoffMs(options.first_backoff_ms, tries_, SystemEntropy())));
+  return true;
+}
+
+}  // namespace nibble::client
