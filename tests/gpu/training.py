@@ -157,9 +157,10 @@ def training_parity(run, figures):
 
 
 def contents(folder):
-    """Digests of the files of a cache, but for locks."""
+    """Digests of the files of a cache, but for locks, and for sums, which name the file's inode."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size > 0}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.stat().st_size > 0 and path.suffix != ".sum"}
 
 
 def rerun_and_resume(run, figures):
