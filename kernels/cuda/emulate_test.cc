@@ -8,11 +8,11 @@
 #endif
 
 #include <algorithm>
-#include <csignal>
 #include <numeric>
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/emulate_death.h"
 #include "kernels/parallel.h"
 
 namespace nibble::kernels::cuda_emulated {
@@ -219,19 +219,13 @@ __global__ void MisalignedKernel(const unsigned* at) { __ldg(reinterpret_cast<co
 __global__ void BeyondSharedKernel() { DynamicShared<int>()[threadIdx.x] = 1; }
 __global__ void NotInMaskKernel() { __syncwarp(0xFFFFFFFEu); }
 
-// Deaths that are wanted: run_tests.py takes every report of a sanitizer for a finding, so these make none.
-class EmulateDeathTest : public testing::Test {
+class EmulateDeathTest : public WantedDeathTest {
  protected:
-  void SetUp() override { before_ = std::signal(SIGABRT, SIG_DFL); }
-  void TearDown() override { std::signal(SIGABRT, before_); }
   static void ReportHere() {
 #if defined(__SANITIZE_THREAD__)
     __sanitizer_set_report_fd(reinterpret_cast<void*>(2));
 #endif
   }
-
- private:
-  void (*before_)(int) = SIG_DFL;
 };
 
 TEST_F(EmulateDeathTest, StopsKernelsThatBreakTheRules) {

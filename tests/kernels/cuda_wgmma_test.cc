@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cuda/attention_hopper.h"
+#include "kernels/cuda/emulate_death.h"
 
 namespace nibble::kernels::cuda_emulated {
 namespace {
@@ -168,7 +169,9 @@ TEST(EmulatedWgmma, FaultsShowAsWrongResults) {
 #endif
 }
 
-TEST(EmulatedWgmmaDeathTest, WhatTheIsaForbidsStops) {
+using EmulatedWgmmaDeathTest = WantedDeathTest;
+
+TEST_F(EmulatedWgmmaDeathTest, WhatTheIsaForbidsStops) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH((Wrong<16, false, BF16>(Fault::kNoFence)), "registers_were_fenced");
   EXPECT_DEATH((Wrong<16, false, BF16>(Fault::kSumsTouched)), "sums_in_flight_were_left_alone");
