@@ -68,7 +68,7 @@ class CudaBackend final : public Backend {
   }
 
   // Streams, libraries, and what they and the context cost.
-  bool SetUp(int64_t used_before_bytes) {
+  bool SetUp(int64_t used_before_bytes, CudaProducts products) {
     for (int i = 0; i < kLanes; ++i) {
       Check(cudaStreamCreateWithFlags(&streams_[i], cudaStreamNonBlocking));
       Check(cudaEventCreateWithFlags(&events_[i], cudaEventDisableTiming));
@@ -84,7 +84,8 @@ class CudaBackend final : public Backend {
     }
     // Whose products they are is part of the numerics.
     std::string missing;
-    const int64_t version = OpenCudaLibraries(&context_, table_.act, &missing);
+    const int64_t version = OpenCudaLibraries(&context_, table_.act, products, &missing);
+    if (products == CudaProducts::kTold && version == 0) std::fprintf(stderr, "%s\n", missing.c_str());
     body_ += version != 0 ? " cublasLt " + std::to_string(version) : " own products";
     table_.body = body_.c_str();
     void* first = Allocate(1 << 20);  // the allocator takes its first piece
@@ -163,6 +164,8 @@ class CudaBackend final : public Backend {
   bool Synchronize() override {
     if (fault() == Fault::kDevice) return false;
     for (cudaStream_t stream : streams_) Check(cudaStreamSynchronize(stream));
+    // A step that was given up may have left a panel on its way.
+    Check(cudaStreamSynchronize(static_cast<cudaStream_t>(ahead_.stream)));
     return fault() != Fault::kDevice;
   }
 
@@ -306,7 +309,8 @@ std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) 
     return nullptr;
   }
   const CudaAttention* attention = ChosenAttention(HasWgmma(capability), why);
-  if (attention == nullptr) return nullptr;
+  const CudaProducts* products = ChosenProducts(why);
+  if (attention == nullptr || products == nullptr) return nullptr;
   const std::string uuid = Uuid(properties.uuid);
   int64_t free_bytes = 0, used_bytes = -1;
   cuda::Nvml().Memory(uuid, &free_bytes, &used_bytes);
@@ -316,7 +320,7 @@ std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) 
     return nullptr;
   }
   auto backend = std::make_unique<CudaBackend>(CudaTable(capability, options.fp16, *attention), uuid);
-  if (!backend->SetUp(used_bytes)) {
+  if (!backend->SetUp(used_bytes, *products)) {
     *why = backend->error();
     return nullptr;
   }

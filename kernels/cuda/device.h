@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 
 #include "kernels/bf16.h"
 #include "kernels/check.h"
@@ -60,18 +61,36 @@ inline bool NoteError(Context* ctx, cudaError_t status) {
   return ctx->error == nullptr;
 }
 
+// The same of a launch: the error says of which kernel. The text stays until another launch fails.
+inline void NoteLaunch(Context* ctx, cudaError_t status, const void* kernel, dim3 grid, dim3 block,
+                       int64_t shared_bytes) {
+  if (status == cudaSuccess || ctx->error != nullptr) return;
+  static thread_local char text[512];
+  const char* name = nullptr;
+#if CUDART_VERSION >= 12030
+  if (cudaFuncGetName(&name, kernel) != cudaSuccess) name = nullptr;
+#endif
+  std::snprintf(text, sizeof text, "%s: %.300s, grid %u x %u x %u, %u threads, %lld bytes shared",
+                cudaGetErrorString(status), name == nullptr ? "a kernel" : name, grid.x, grid.y, grid.z,
+                block.x, static_cast<long long>(shared_bytes));
+  ctx->error = text;
+}
+
 inline cudaStream_t Stream(const Context* ctx) { return static_cast<cudaStream_t>(ctx->stream); }
 
 template <typename... P, typename... A>
 void Launch(Context* ctx, dim3 grid, dim3 block, int64_t shared_bytes, void (*kernel)(P...), A... arguments) {
   if (ctx->error != nullptr || grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaError_t status = cudaSuccess;
   // Beyond 48 KiB a kernel must be told.
-  if (shared_bytes > 48 * 1024 &&
-      !NoteError(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared_bytes))))
-    return;
-  kernel<<<grid, block, static_cast<size_t>(shared_bytes), Stream(ctx)>>>(static_cast<P>(arguments)...);
-  NoteError(ctx, cudaGetLastError());
+  if (shared_bytes > 48 * 1024)
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared_bytes));
+  if (status == cudaSuccess) {
+    kernel<<<grid, block, static_cast<size_t>(shared_bytes), Stream(ctx)>>>(static_cast<P>(arguments)...);
+    status = cudaGetLastError();
+  }
+  NoteLaunch(ctx, status, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes);
 }
 
 // What is queued on the stream `waiting` from now on begins after all that `awaited` has so far.

@@ -1,5 +1,7 @@
 #include <dlfcn.h>
 
+#include <cstdio>
+
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/workspace.h"
@@ -47,15 +49,18 @@ struct Libraries::Functions {
   }
 };
 
-std::unique_ptr<Libraries> Libraries::Open(std::string* why) {
+std::unique_ptr<Libraries> Libraries::Open(bool tells, std::string* why) {
   std::unique_ptr<Libraries> libraries(new Libraries);
+  libraries->tells_ = tells;
   const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
   for (const std::string& path : {name, "/usr/local/cuda/lib64/" + name}) {
     libraries->library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (libraries->library_ != nullptr) break;
   }
   if (libraries->library_ == nullptr) {
-    *why = name + " was not found; products are our own, and slower";
+    const char* reason = dlerror();
+    *why = name + " cannot be loaded (" + (reason == nullptr ? "?" : reason) +
+           "); products are our own, and slower";
     return nullptr;
   }
   libraries->functions_ = std::make_unique<Functions>();
@@ -119,11 +124,18 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
-  ok = ok && f.MatmulAlgoGetHeuristic(handle_, plan->product, plan->left, plan->right, plan->out, plan->out,
-                                      preference, 1, &result, &found) == CUBLAS_STATUS_SUCCESS;
+  cublasStatus_t status = CUBLAS_STATUS_INVALID_VALUE;
+  if (ok)
+    status = f.MatmulAlgoGetHeuristic(handle_, plan->product, plan->left, plan->right, plan->out, plan->out,
+                                      preference, 1, &result, &found);
   f.MatmulPreferenceDestroy(preference);
-  plan->found = ok && found == 1 && result.state == CUBLAS_STATUS_SUCCESS;
+  plan->found = status == CUBLAS_STATUS_SUCCESS && found == 1 && result.state == CUBLAS_STATUS_SUCCESS;
   plan->algorithm = result.algo;
+  if (tells_)
+    Tell(args, alignment,
+         plan->found ? std::to_string(result.workspaceSize) + " bytes of workspace, " +
+                           std::to_string(result.wavesCount) + " waves"
+                     : "no algorithm (" + std::to_string(status) + "), so our own");
   if (!plan->found || b_chosen == args.b_stride) return;
   f.MatrixLayoutDestroy(plan->left);
   plan->left = nullptr;
@@ -133,6 +145,16 @@ void Libraries::Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t a
                   f.MatmulAlgoCheck(handle_, plan->product, plan->left, plan->right, plan->out, plan->out,
                                     &plan->algorithm, &checked) == CUBLAS_STATUS_SUCCESS &&
                   checked.workspaceSize <= bytes;
+}
+
+void Libraries::Tell(const MatMulArgs& args, uint32_t alignment, const std::string& answer) const {
+  std::fprintf(stderr,
+               "cublasLt m=%lld n=%lld k=%lld strides %lld %lld (as if %lld) %lld%s%s%s, aligned to %u: %s\n",
+               static_cast<long long>(args.m), static_cast<long long>(args.n), static_cast<long long>(args.k),
+               static_cast<long long>(args.a_stride), static_cast<long long>(args.b_stride),
+               static_cast<long long>(args.b_as_if), static_cast<long long>(args.c_stride),
+               args.b_transposed ? " b transposed" : "", args.c_float ? " float" : "",
+               args.accumulate ? " accumulates" : "", alignment, answer.c_str());
 }
 
 Libraries::Plan* Libraries::Find(DType act, const MatMulArgs& args) {
@@ -170,10 +192,16 @@ bool Libraries::MatMul(Context* ctx, DType act, const MatMulArgs& args, void* sc
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
       status == CUBLAS_STATUS_ARCH_MISMATCH) {
     plan->found = false;  // now and ever after, so that a shape's sums stay the same
+    if (tells_) Tell(args, 0, "refused when called (" + std::to_string(status) + "), so our own");
     return false;
   }
-  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr)
-    ctx->error = "cuBLASLt failed to start a product";
+  if (status != CUBLAS_STATUS_SUCCESS && ctx->error == nullptr) {
+    static thread_local char text[128];  // that of the first error, which is kept
+    std::snprintf(text, sizeof text, "cuBLASLt failed to start a product of %lld x %lld x %lld: status %d",
+                  static_cast<long long>(args.m), static_cast<long long>(args.n),
+                  static_cast<long long>(args.k), static_cast<int>(status));
+    ctx->error = text;
+  }
   return true;
 }
 
@@ -207,8 +235,12 @@ void Warm(Context* ctx, Libraries* libraries, DType act) {
 
 namespace nibble::kernels {
 
-int64_t OpenCudaLibraries(Context* ctx, DType act, std::string* why) {
-  std::unique_ptr<cuda::Libraries> libraries = cuda::Libraries::Open(why);
+int64_t OpenCudaLibraries(Context* ctx, DType act, CudaProducts products, std::string* why) {
+  if (products == CudaProducts::kOwn) {
+    *why = "products are our own, as asked";
+    return 0;
+  }
+  std::unique_ptr<cuda::Libraries> libraries = cuda::Libraries::Open(products == CudaProducts::kTold, why);
   if (libraries == nullptr) return 0;
   cuda::Warm(ctx, libraries.get(), act);
   const int64_t version = libraries->version();

@@ -21,8 +21,8 @@ namespace nibble::kernels::cuda {
 class Libraries {
  public:
   // Needs a current device. Null: `why` says in a sentence what is missing, and everything works
-  // without.
-  static std::unique_ptr<Libraries> Open(std::string* why);
+  // without. `tells`: what is asked and answered goes to stderr, a line a shape.
+  static std::unique_ptr<Libraries> Open(bool tells, std::string* why);
   ~Libraries();
   Libraries(const Libraries&) = delete;
   Libraries& operator=(const Libraries&) = delete;
@@ -53,11 +53,13 @@ class Libraries {
   Libraries() = default;
   Plan* Find(DType act, const MatMulArgs& args);
   void Choose(Plan* plan, DType act, const MatMulArgs& args, uint32_t alignment);
+  void Tell(const MatMulArgs& args, uint32_t alignment, const std::string& answer) const;
 
   void* library_ = nullptr;
   std::unique_ptr<Functions> functions_;
   cublasLtHandle_t handle_ = nullptr;
   int64_t version_ = 0;
+  bool tells_ = false;
   std::map<Shape, Plan> plans_;
 };
 

@@ -12,10 +12,13 @@ import subprocess
 import sys
 import time
 
-from runner import Failure, Skip, kill, last_lines, tail_of
+from runner import MOST_ENDS, QUIET_S, Failure, Skip, kill, last_lines, tail_of
 import shapes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+BUILD = "kernels built from source"  # the section
 
 
 def find_tools(run):
@@ -27,11 +30,13 @@ def find_tools(run):
     # One that starts may still not reach the device: a driver older than the bundle's runtime wants.
     words = ["--list"] if run.emulated else [f"--table={run.table}", "--device", run.options.device, "sum_squares"]
     try:
-        run.command([check, *words], 30)
+        text = run.command([check, *words], 60, check=run.emulated)
     except (Failure, Skip) as why:
-        print(f"   the prebuilt checks do not start here, so they are built: {why}", flush=True)
-        return
-    run.tools = folder
+        text = str(why)
+    if run.emulated or re.search(r"\d+ passed, \d+ failed", text):
+        run.tools = folder
+    else:
+        print(f"   the prebuilt checks do not start here, so they are built: {last_lines(text)}", flush=True)
 
 
 def build_commands(run):
@@ -89,72 +94,49 @@ def tool(run, name):
     return path
 
 
-def checked(run, words):
-    """nibble-kernel-check's counts; Failure when a case is wrong."""
-    text = run.command(words, 240, check=False)
-    worst = [float(m) for m in re.findall(r" ([0-9.]+) of tolerance", text)]
-    counts = re.search(r"(\d+) passed, (\d+) failed", text)
-    if not counts:
-        raise Failure("nibble-kernel-check did not finish:\n" + text[-800:])
-    if int(counts[2]) or not int(counts[1]):
-        bad = [line for line in text.splitlines() if "FAILED" in line]
-        raise Failure("\n".join(bad[:12]) or "no case ran")
-    return {"passed": int(counts[1]), "failed": int(counts[2]), "worst_share_of_tolerance": max(worst, default=0)}
-
-
-def parity(fp16=False, table=None):
-    """Every kernel beside the reference."""
-    def section(run, figures):
-        words = [tool(run, "nibble-kernel-check"), f"--table={table or run.table}"]
-        words += ["--fp16"] if fp16 else []
-        words += [shapes.EMULATED_CASES] if run.emulated else []
-        figures.update(checked(run, words))
-    return section
-
-
 def has_wgmma(run):
     """Whether this GPU can run Hopper's attention, which is asked for by WGMMA."""
     return run.emulated or run.facts.get("capability") == "90"
 
 
-def wgmma_parity(run, figures):
-    """Hopper's attention beside the reference."""
-    if not has_wgmma(run):
-        raise Skip("only compute capability 9.0 has it")
-    for name, words in (("bf16", []), ("fp16", ["--fp16"])):
-        figures[name] = checked(run, [*shapes.WGMMA, tool(run, "nibble-kernel-check"), f"--table={run.table}",
-                                      *words, shapes.WGMMA_CASES[run.emulated]])
-
-
-def sanitizer(run, figures):
-    """compute-sanitizer on small cases."""
-    if run.emulated:
-        raise Skip("there is nothing for compute-sanitizer to look at in an emulation")
-    if not shutil.which("compute-sanitizer"):
-        raise Skip("compute-sanitizer is not installed here")
-    runs = [(kind, [], case) for kind in ("memcheck", "racecheck") for case in shapes.SANITIZED_CASES]
-    if has_wgmma(run):
-        runs.append(("memcheck", shapes.WGMMA, shapes.SANITIZED_CASES[0]))
-    for kind, before, case in runs:
-        text = run.command([*before, "compute-sanitizer", "--tool", kind, "--error-exitcode", "9",
-                            tool(run, "nibble-kernel-check"), "--table=cuda", case], 60, check=False)
-        if "not supported" in text or "Unable to" in text:
-            raise Skip("compute-sanitizer does not work on this machine: " + last_lines(text, 4))
-        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
-        figures[" ".join([kind, *before[1:], case])] = int(summary[-1]) if summary else "no summary"
-        if summary != ["0"] or not re.search(r"[1-9]\d* passed, 0 failed", text):
-            raise Failure(last_lines(text, 20))
+def bench_lines(run, figures, words, filters, limit_s):
+    """nibble-bench-cuda; where a line ends or stops it, it goes on behind that one. All rows."""
+    figures.setdefault("lines", [])
+    until = time.monotonic() + limit_s
+    out = run.scratch / "lines.json"
+    rows, skip = None, 0
+    for _ in range(MOST_ENDS):
+        out.unlink(missing_ok=True)
+        ended = ""
+        try:
+            text = run.command([*words, "--json", out, "--skip", skip, *filters], max(2, until - time.monotonic()),
+                               quiet_s=QUIET_S)
+        except Failure as why:
+            text, ended = why.text, str(why)
+        figures["lines"] += text.strip().splitlines()
+        part = json.loads(out.read_text()) if out.exists() else {"lines": []}
+        if rows is None:
+            rows = part
+        else:
+            rows["lines"] += part["lines"]
+        if not ended:
+            return rows
+        skip += len(part["lines"])
+        figures.setdefault("ended", []).append(f"the line behind the first {skip}: {last_lines(ended, 3)}")
+        skip += 1
+        if until - time.monotonic() < 5:
+            break
+    if not rows["lines"]:
+        raise Failure("\n".join(figures["ended"]))
+    return rows
 
 
 def kernel_speed(run, figures):
     """Kernels as shares of measured copy bandwidth and of cuBLAS; attention beside cuDNN's."""
     if run.emulated:
         raise Skip("an emulation has no speed")
-    path = tool(run, "nibble-bench-cuda")
-    out = run.scratch / "kernels.json"
-    text = run.command([path, "--device", run.options.device, "--json", out], min(120, run.left() - 60))
-    figures["lines"] = text.strip().splitlines()
-    rows = json.loads(out.read_text())
+    words = [tool(run, "nibble-bench-cuda"), "--device", run.options.device]
+    rows = bench_lines(run, figures, words, [], min(90, run.left() - 60))
     figures["json"] = rows
     shares = collections.defaultdict(dict)
     for row in rows["lines"]:
@@ -166,19 +148,19 @@ def kernel_speed(run, figures):
     attention = [row for row in rows["lines"] if row["kernel"] in shapes.ATTENTION]
     if has_wgmma(run):
         try:
-            attention += by_wgmma(run, figures, path, {(row["kernel"], row["shape"]): row for row in attention})
+            attention += by_wgmma(run, figures, words, {(row["kernel"], row["shape"]): row for row in attention})
         except (Failure, Skip) as why:
             figures["attention by wgmma"] = f"not measured: {why}"
     beside_cudnn(run, figures, attention)
+    if "ended" in figures:
+        raise Failure("\n".join(figures["ended"]))
 
 
-def by_wgmma(run, figures, path, ours):
+def by_wgmma(run, figures, words, ours):
     """The same lines by Hopper's attention, and how they stand beside the others."""
-    out = run.scratch / "wgmma.json"
-    text = run.command([*shapes.WGMMA, path, "--device", run.options.device, "--json", out, "attention"],
-                       min(30, run.left() - 45))
-    figures["lines"] += ["", "Attention by wgmma:", *text.strip().splitlines()]
-    rows = [row for row in json.loads(out.read_text())["lines"] if row["kernel"] in shapes.ATTENTION]
+    figures["lines"] += ["", "Attention by wgmma:"]
+    rows = [row for row in bench_lines(run, figures, [*shapes.WGMMA, *words], ["attention"],
+                                       min(30, run.left() - 45))["lines"] if row["kernel"] in shapes.ATTENTION]
     figures["attention by wgmma, of the other kernels' time"] = {
         f"{row['kernel']} {row['shape']}": row["milliseconds"] / ours[row["kernel"], row["shape"]]["milliseconds"]
         for row in rows if (row["kernel"], row["shape"]) in ours}

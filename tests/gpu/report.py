@@ -43,6 +43,15 @@ def text(sections, emulated, date, seconds):
     return "\n".join(lines)
 
 
+def brief(sections, most=10_000):
+    """For the screen: what went wrong, then the figures, as far as they go."""
+    wrong = [f"{entry['name']}: {entry['state']}: {entry['why'][:1200]}" for entry in sections
+             if entry["state"] not in ("ok", "skipped")]
+    lines = [f"{entry['name']}, {key}: {short(value)}"[:400] for entry in reversed(sections)
+             for key, value in entry["figures"].items() if key not in ("lines", "json")]
+    return "\n".join(wrong + lines)[:most]
+
+
 def goals(sections, figures):
     """Each goal that has a figure: wanted, measured, met. What was not measured is not listed."""
     of = {entry["name"]: entry["figures"] for entry in sections}
@@ -65,7 +74,8 @@ def goals(sections, figures):
         note(f"{name}, of cuDNN's rate", entry.get("share"), 0.70)
     steps = of.get("training speed and memory", {})
     for name, row in steps.items():
-        if not isinstance(row.get("goal"), tuple):
+        # An earlier run's file has lists for tuples.
+        if not isinstance(row, dict) or not isinstance(row.get("goal"), (tuple, list)):
             continue
         unit, wanted = row["goal"]
         if unit == "tokens/s":

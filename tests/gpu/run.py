@@ -1,96 +1,64 @@
 #!/usr/bin/env python3
 """Everything a GPU is needed for, in one go of under ten minutes; one results file.
 
-  run.py [--bundle DIR] [--out FILE] [--device N] [--minutes 9.5] [--only NAME,NAME]
+  run.py [--bundle DIR] [--out FILE] [--device N] [--minutes 9.5] [--only NAME,NAME] [--after FILE]
   run.py --emulated [--bin DIR] [--out FILE]    the same script on emulated kernels and tiny shapes; without
                                                 --bin kernels are built here, and there is no engine
 
 The machine needs the CUDA toolkit, CMake, g++ and Python; PyTorch is used when it is there, nothing is
-installed. Everything comes prebuilt in the bundle (./dev gpu --bundle), for compute capability 9.0. The
-kernels' checks that do not start here, or not on this GPU, are built from source, beside the first sections;
-else that build comes at the end, to see that it works. If nibble-engine does not start, that is said and the
-kernel checks run all the same.
+installed. Everything comes prebuilt in the bundle (./dev gpu --bundle), for compute capability 9.0: the folder
+gpu-bundle, or gpu-bundle.tar.gz, which is unpacked. kernels/ is built from source, too, beside the first
+sections, and its checks are taken where the prebuilt ones do not start. If nibble-engine does not start, that
+is said and the kernel checks run all the same.
 
 A section that fails, crashes or hangs does not stop the next: what it started is killed at its limit, and the
-results file is written before and after each. The exit status is 1 when one failed. What was skipped is named
-with its reason.
+results file is written before and after each. It is --out, or a file of today's date in the folder $OUT, or
+here. The exit status is 1 when one failed. What was skipped is named with its reason; --after takes such a file
+and runs what is missing or went wrong in it.
 """
 
 import argparse
 import datetime
+import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import cases  # noqa: E402
+import explain  # noqa: E402
 import kernels  # noqa: E402
+import machine  # noqa: E402
 import report  # noqa: E402
-from runner import Run, Skip, kill  # noqa: E402
+from runner import Run, kill  # noqa: E402
+import shapes  # noqa: E402
 import training  # noqa: E402
 
 
-def find_cublas(name="libcublasLt.so.13"):
-    """The library that multiplies; its folder is put on the path of libraries when the loader has it not."""
-    loaded = subprocess.run(["sh", "-c", f"ldconfig -p | grep -m1 {name}"], capture_output=True, text=True,
-                            check=False).stdout
-    if loaded.strip():
-        return loaded.split()[-1]
-    nvcc = pathlib.Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc").resolve()
-    folders = [pathlib.Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    folders += [nvcc.parent.parent / "lib64", *sorted(pathlib.Path("/usr/local").glob("cuda*/targets/*/lib"))]
-    # A wheel's, as PyTorch brings it.
-    for prefix in {pathlib.Path(sys.prefix), pathlib.Path(shutil.which("python3") or sys.executable).parent.parent}:
-        folders += sorted(prefix.glob("lib/python*/*-packages/nvidia/*/lib"))
-    for folder in folders:
-        if (folder / name).exists():
-            os.environ["LD_LIBRARY_PATH"] = f"{folder}:" + os.environ.get("LD_LIBRARY_PATH", "")
-            return str(folder / name)
-    return ""
-
-
-def machine(run, figures):
-    """Which device, driver, toolkit."""
-    if run.emulated:
-        figures["device"] = "emulated on " + os.uname().machine
-        kernels.find_tools(run)
-        return
-    fields = "name,driver_version,memory.total,compute_cap,clocks.max.sm,power.limit,uuid"
-    line = run.command(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader",
-                        f"--id={run.options.device}"], 60).strip()
-    figures.update(zip(fields.split(","), [part.strip() for part in line.split(",")]))
-    run.facts["capability"] = figures["compute_cap"].replace(".", "")
-    figures["cuBLASLt"] = find_cublas() or "not found: our own products are measured"
-    kernels.find_tools(run)
-    if run.tools is None:
-        # What is built here wants the library of this toolkit.
-        find_cublas("libcublasLt.so.12")
-        kernels.start_build(run)
-    try:
-        figures["nvcc"] = run.command(["nvcc", "--version"], 30).strip().splitlines()[-1]
-    except Skip as why:
-        figures["nvcc"] = str(why)
-    figures["host"] = f"{os.cpu_count()} cores, {os.uname().release}"
-
-
 # Name, what, and the most seconds it may take. Right before fast, then the most valuable first: of ten minutes
-# the last may find none.
+# the last may find none; --after takes them up.
 SECTIONS = [
-    ("machine", machine, 60), ("engine", training.start_engine, 60),
-    ("model parity", training.model_parity, 60), ("training parity", training.training_parity, 60),
-    ("rerun and resume", training.rerun_and_resume, 60), ("kernel parity bf16", kernels.parity(), 90),
-    ("parity of wgmma attention", kernels.wgmma_parity, 45),
-    ("training speed and memory", training.step_speed, 200), ("kernel speed", kernels.kernel_speed, 150),
+    ("machine", machine.look, 60), ("engine", training.start_engine, 60),
+    ("model parity", training.model_parity, 60), ("training parity", training.training_parity, 75),
+    ("rerun and resume", training.rerun_and_resume, 60), ("kernel parity bf16", cases.parity(), 90),
+    ("parity of wgmma attention", cases.wgmma_parity, 45),
+    ("what broke", explain.what_broke, 90), ("what makes the difference", explain.what_makes_the_difference, 75),
+    (kernels.BUILD, kernels.build_kernels, 90),
+    ("training speed and memory", training.step_speed, 190), ("kernel speed", kernels.kernel_speed, 150),
     ("jobs beside each other", training.neighbours, 45),
-    ("an 8B model on 15 GB", training.small_card, 100), ("kernel parity fp16", kernels.parity(fp16=True), 60),
+    ("an 8B model on 15 GB", training.small_card, 100), ("kernel parity fp16", cases.parity(fp16=True), 60),
     ("fp16 training", training.fp16_training, 45), ("PyTorch beside us", kernels.peer, 90),
-    ("compute-sanitizer", kernels.sanitizer, 90), ("kernel parity of the CPU", kernels.parity(table="cpu"), 60),
-    ("kernels built from source", kernels.build_kernels, 240),
+    ("parity of our own products", cases.parity(before=shapes.OWN_PRODUCTS, filters=["linear"]), 45),
+    ("compute-sanitizer", cases.sanitizer, 90), ("kernel parity of the CPU", cases.parity(table="cpu"), 60),
 ]
+# Of an earlier run's, too: what the others work with.
+ALWAYS = {"machine", "engine", "goals"}
 
 
 def rest_of(run):
@@ -101,6 +69,26 @@ def rest_of(run):
         rest.remove(build)
         rest.insert(next(i for i, s in enumerate(rest) if s[0].startswith("kernel")), build)
     return rest
+
+
+def take_up(run, path):
+    """What an earlier run's file has need not run again."""
+    text = path.read_text()
+    for entry in json.loads(text[text.rindex("```json\n") + 8:text.rindex("\n```")]):
+        if entry["state"] == "ok" and entry["name"] not in ALWAYS:
+            run.done[entry["name"]] = entry
+        run.earlier[entry["name"]] = entry["figures"]
+
+
+def writable(path):
+    """There, or where files can be written."""
+    for folder in (path.parent, pathlib.Path(tempfile.gettempdir())):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                return folder / path.name
+        except OSError as why:
+            print(f"gpu: {folder} cannot be written to: {why}", file=sys.stderr)
+    return path
 
 
 def no_gpu(options):
@@ -126,6 +114,7 @@ def main():
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=9.5)
     parser.add_argument("--only", default="")
+    parser.add_argument("--after", default=None, type=pathlib.Path)
     parser.add_argument("--emulated", action="store_true")
     options = parser.parse_args()
     why = no_gpu(options)
@@ -135,7 +124,10 @@ def main():
     run = Run(options)
     began = time.monotonic()
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    out = pathlib.Path(options.out or f"{today}-gpu.md")
+    out = writable(pathlib.Path(options.out or pathlib.Path(os.environ.get("OUT", "")) / f"{today}-gpu.md"))
+    if options.after:
+        take_up(run, options.after)
+    machine.unpack(run, ROOT)
 
     def write():
         # Before and after every section: whatever ends the script, what was found stays.
@@ -160,6 +152,7 @@ def main():
             kill(run.building)
         shutil.rmtree(run.scratch, ignore_errors=True)
     failed = [entry["name"] for entry in run.sections if entry["state"] == "FAILED"]
+    print(report.brief(run.sections))
     print(f"Results in {out}; {len(failed)} sections failed{': ' + ', '.join(failed) if failed else ''}")
     return 1 if failed else 0
 

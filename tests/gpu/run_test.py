@@ -19,8 +19,12 @@ import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import machine  # noqa: E402
 import report  # noqa: E402
 from runner import Failure, Run, Skip  # noqa: E402
+
+# A kernel check with one case that is right.
+GOOD_CHECK = ["echo \"cuda sm_90 threads=2 'x' : ok 0.250 of tolerance\"", 'echo "1 passed, 0 failed, 0 missing"']
 
 SCRATCH = pathlib.Path(sys.argv.pop() if len(sys.argv) > 1 else "gpu-script")
 
@@ -99,6 +103,35 @@ class RunnerTest(unittest.TestCase):
         else:
             self.fail("what the section started lives on")
 
+    def test_what_falls_silent_is_ended(self):
+        def hang(run, figures):
+            run.command(["sh", "-c", "echo a case; sleep 300"], quiet_s=1)
+
+        began = time.monotonic()
+        sections, _ = self.run_sections([("hang", hang, 60)])
+        self.assertLess(time.monotonic() - began, 30)
+        self.assertIn("said nothing for 1 s", sections[0]["why"])
+        self.assertIn("a case", sections[0]["why"])
+
+    def test_a_fault_of_the_device_is_remembered(self):
+        run = Run(options())
+        run.section_deadline = run.deadline
+        for text in ("error: an illegal memory access was encountered", "cannot read the data set"):
+            with self.assertRaises(Failure):
+                run.command(["sh", "-c", f"echo '{text}'; exit 1"])
+        self.assertEqual(len(run.suspects), 1)
+        self.assertIn("illegal memory access", next(iter(run.suspects)))
+
+    def test_the_bundle_may_come_as_its_archive(self):
+        root = SCRATCH / "archived"
+        (root / "gpu-bundle").mkdir(parents=True, exist_ok=True)
+        (root / "gpu-bundle" / "nibble-engine").write_text("x")
+        subprocess.run(["tar", "-czf", "gpu-bundle.tar.gz", "gpu-bundle"], cwd=root, check=True)
+        run = Run(options(bundle=str(root / "elsewhere")))
+        run.section_deadline = run.deadline
+        machine.unpack(run, root)
+        self.assertEqual((pathlib.Path(run.options.bundle) / "nibble-engine").read_text(), "x")
+
     def test_time_that_is_up_skips_what_is_left(self):
         def good(run, figures):
             raise AssertionError("no time is left for this")
@@ -143,8 +176,7 @@ class ScriptTest(unittest.TestCase):
                   f'*) echo "played, 580, 143771 MiB, {capability}, 1980 MHz, 700 W, GPU-1";; esac')
         self.play(self.path, "nvcc", "echo release 13.0")
         self.play(self.path, "compute-sanitizer", "shift 4", '"$@"', 'echo "========= ERROR SUMMARY: 0 errors"')
-        check = 'case "$*" in --list) exit 0;; esac; echo "x : ok 0.250 of tolerance"; echo "1 passed, 0 failed"'
-        self.play(self.bundle, "nibble-kernel-check", check)
+        self.play(self.bundle, "nibble-kernel-check", *GOOD_CHECK)
         # What cmake "builds" is put there beforehand.
         self.play(self.path, "cmake", 'case "$1" in -S) mkdir -p "$4/bin";; --build) '
                   f'cp {self.bundle}/nibble-kernel-check "$2/bin/";; esac')
@@ -180,9 +212,48 @@ class ScriptTest(unittest.TestCase):
         for name in ("kernel parity bf16", "kernel parity fp16", "kernel parity of the CPU",
                      "compute-sanitizer", "kernels built from source"):
             self.assertEqual(of[name]["state"], "ok", name)
-        self.assertEqual(of["kernel parity bf16"]["figures"]["passed"], 1)
+        self.assertGreaterEqual(of["kernel parity bf16"]["figures"]["passed"], 1)
         self.assertEqual(of["goals"]["figures"], {})
+        self.assertEqual(of["what broke"]["state"], "skipped")
         self.assertLess(said.index("kernel parity bf16"), said.index("kernels built from source"))
+
+    def test_a_case_that_ends_the_check_costs_itself_alone(self):
+        self.a_gpu()
+        self.play(self.bundle, "nibble-kernel-check", 'case "$*" in *"--skip 0"*)',
+                  "echo \"cuda sm_90 threads=2 'a' : ok 0.100 of tolerance\"",
+                  "printf \"cuda sm_90 threads=2 'b' : \"; kill -SEGV $$;; esac", *GOOD_CHECK)
+        process = self.script("--only", "machine,kernel parity bf16,what broke")
+        said = process.communicate(timeout=100)[0]
+        self.assertEqual(process.returncode, 1, said)
+        of = figures_of(self.out)
+        figures = of["kernel parity bf16"]["figures"]
+        self.assertEqual(figures["passed"], 2 * figures["failed"])
+        self.assertIn("b: nothing came back", figures["bad"][0])
+        self.assertIn("b", of["what broke"]["figures"])
+
+    def test_a_second_run_takes_up_the_first(self):
+        self.a_gpu()
+        only = ["--only", "machine,kernel parity bf16,kernel parity fp16"]
+        self.script(*only[:1], "machine,kernel parity bf16").communicate(timeout=100)
+        first = self.out
+        self.out = self.folder / "second.md"
+        self.play(self.bundle, "nibble-kernel-check", 'case "$*" in *--fp16*|*sum_squares) ;; *) exit 1;; esac',
+                  *GOOD_CHECK)
+        process = self.script("--after", first.resolve(), *only)
+        said = process.communicate(timeout=100)[0]
+        self.assertEqual(process.returncode, 0, said)
+        of = figures_of(self.out)
+        self.assertEqual([of[name]["state"] for name in ("kernel parity bf16", "kernel parity fp16")], ["ok", "ok"])
+
+    def test_a_folder_that_is_not_there_costs_no_results(self):
+        self.a_gpu()
+        self.out = self.folder / "missing" / f"{self.id()}.md"
+        process = self.script("--only", "machine")
+        said = process.communicate(timeout=100)[0]
+        self.assertEqual(process.returncode, 0, said)
+        written = pathlib.Path(re.search(r"^Results in (.*?);", said, re.M)[1])
+        self.assertEqual(figures_of(written)["machine"]["state"], "ok")
+        written.unlink()
 
     def test_another_gpu_gets_kernels_of_its_own(self):
         self.a_gpu("8.9")
@@ -196,7 +267,7 @@ class ScriptTest(unittest.TestCase):
         self.a_gpu()
         self.play(self.bundle, "nibble-kernel-check", 'case "$*:$0" in *table=cuda*bundle/*) '
                   'echo "the NVIDIA driver is older than this build\'s CUDA runtime wants" >&2; exit 2;; esac',
-                  'echo "x : ok 0.250 of tolerance"; echo "1 passed, 0 failed"')
+                  *GOOD_CHECK)
         process = self.script("--only", "machine,kernels built from source,kernel parity bf16")
         said = process.communicate(timeout=100)[0]
         self.assertEqual(process.returncode, 0, said)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -9,12 +10,27 @@ import tempfile
 import time
 
 
+# A case or a line that says nothing for so long hangs; after so many ends before the last one it is given up.
+QUIET_S = 30
+MOST_ENDS = 4
+
+
 class Skip(Exception):
     """The section cannot run here, and why."""
 
 
 class Failure(Exception):
-    """The section ran and something is wrong."""
+    """The section ran and something is wrong; `text` is what the program said."""
+
+    def __init__(self, why, text=""):
+        super().__init__(why)
+        self.text = text
+
+
+# What a program says whose device has failed, or refused a kernel.
+DEVICE_FAULT = re.compile(r"illegal (memory|instruction|address)|misaligned|unspecified launch|launch failure|Xid|"
+                          r"the device failed|hardware stack|invalid (argument|configuration)|too many resources|"
+                          r"out of range|device-side assert|cuBLASLt failed")
 
 
 def kill(process):
@@ -40,6 +56,25 @@ def last_lines(text, count=12):
     return "\n".join(text.strip().splitlines()[-count:])
 
 
+def wait(process, out, limit_s, quiet_s):
+    """Until it ends; else, in words, why it is not waited for any longer. quiet_s: so long it may say nothing."""
+    began = heard = time.monotonic()
+    said = 0
+    while True:
+        try:
+            process.wait(timeout=max(0.01, min(0.5, began + limit_s - time.monotonic())))
+            return ""
+        except subprocess.TimeoutExpired:
+            pass
+        now, size = time.monotonic(), os.fstat(out.fileno()).st_size
+        if size != said:
+            said, heard = size, now
+        if now - began >= limit_s:
+            return f"did not end within {limit_s:.0f} s"
+        if quiet_s is not None and now - heard > quiet_s:
+            return f"said nothing for {quiet_s:.0f} s"
+
+
 def ending(code):
     """An exit status in words."""
     return f"exit {code}" if code is None or code >= 0 else f"ended by {signal.Signals(-code).name}"
@@ -62,13 +97,20 @@ class Run:
         self.building = None  # the build from source, while it runs
         self.sections = []
         self.facts = {}
+        self.suspects = {}  # commands that ended with a fault of the device, by a name
+        self.done = {}  # of an earlier run's file: sections that need not run again
+        self.earlier = {}  # and figures of the others
 
     def left(self):
         """Seconds that the section under way has."""
         return min(self.deadline, self.section_deadline) - time.monotonic()
 
-    def command(self, words, limit_s=300, check=True):
-        """Runs it; the output as text. Failure when it ends badly, Skip when time is up."""
+    def suspect(self, name, words):
+        """Something that ended with a fault of the device, to be looked at again (explain.py)."""
+        self.suspects.setdefault(name, [str(word) for word in words])
+
+    def command(self, words, limit_s=300, check=True, quiet_s=None):
+        """Runs it; the output as text. Failure when it ends badly or not at all, Skip when time is up."""
         limit_s = min(limit_s, self.left())
         if limit_s <= 1:
             raise Skip("no time was left")
@@ -82,23 +124,26 @@ class Run:
             except OSError as why:
                 raise Failure(f"{words[0]} does not start: {why}") from None
             try:
-                process.wait(timeout=limit_s)
-                ended = True
-            except subprocess.TimeoutExpired:
-                ended = False
+                stuck = wait(process, out, limit_s, quiet_s)
             finally:
                 kill(process)
             text = tail_of(out)
-        if not ended:
-            raise Failure(f"{' '.join(words)} did not end within {limit_s:.0f} s\n{last_lines(text)}")
+        if stuck:
+            raise Failure(f"{' '.join(words)} {stuck}\n{last_lines(text)}", text)
         if check and process.returncode != 0:
-            raise Failure(f"{last_lines(text)}\n({ending(process.returncode)}: {' '.join(words)})")
+            if DEVICE_FAULT.search(text):
+                self.suspect(" ".join(pathlib.Path(word).name for word in words)[:120], words)
+            raise Failure(f"{last_lines(text)}\n({ending(process.returncode)}: {' '.join(words)})", text)
         return text
+
+    def wants(self, name):
+        """Whether that section is to run."""
+        return name not in self.done and (not self.options.only or name in self.options.only.split(","))
 
     def section(self, name, function, limit_s, write):
         """Runs one section within its time and keeps what became of it."""
-        only = self.options.only.split(",") if self.options.only else []
-        if only and name not in only:
+        if not self.wants(name):
+            self.sections += [self.done[name]] if name in self.done else []
             return
         began = time.monotonic()
         # An emulation has no speed, and its machine other things to do.

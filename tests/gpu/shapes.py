@@ -27,6 +27,10 @@ EMULATED_CASES = "rmsnorm"
 SANITIZED_CASES = ["h=4 g=2 d=32 starts=0,17,18,50,", "m=13 k=67 n=33 r=3 nf4 block=64 nested bias",
                    "rmsnorm_forward", "sum_squares"]
 
+# Our own products in place of cuBLASLt's; and what it answers said, a line for every shape.
+OWN_PRODUCTS = ["env", "NIBBLE_CUDA_PRODUCTS=own"]
+TOLD_PRODUCTS = ["env", "NIBBLE_CUDA_PRODUCTS=tell"]
+
 # Attention by Hopper's warpgroup products: how it is asked for, and its cases.
 WGMMA = ["env", "NIBBLE_CUDA_ATTENTION=wgmma"]
 WGMMA_CASES = {False: "attention_", True: "h=2 g=1 d=64 starts=0,40,"}
@@ -49,6 +53,8 @@ PARITY_STEPS = {False: 10, True: 2}
 def step(shape, seq, micro, steps, *more):
     return ["--shape", shape, "--seq", seq, "--micro-batch", micro, "--steps", steps, *more]
 
+
+STEP_LIMIT_S = 75  # of a shape: context, base, steps; the 70B shape's base alone is 40 GB
 
 NO_CACHE = ("--base-cache", "off")
 AHEAD = ("--base-cache", "ahead")
@@ -99,3 +105,15 @@ SMALL_CARD = {
     False: step("8b", 2048, 1, 49, "--accumulation", 4, "--fp16", 1, "--recompute", "auto"),
     True: step("demo", 32, 1, 1, "--accumulation", 1, "--fp16", 1, "--recompute", "auto", "--layers", 1),
 }
+
+# Ten steps of the demo base, each with one thing otherwise: (name, environment, of the spec, behind the device).
+# Asked when training is not right: what makes the difference is what is wrong.
+VARIANTS = [
+    ("as it was", [], {}, ""),
+    ("our own products", OWN_PRODUCTS, {}, ""),
+    ("without graphs", [], {"cuda_graphs": "off"}, ""),
+    ("decoded in every product", [], {"base_cache": "off"}, ""),
+    ("attention by wgmma", WGMMA, {}, ""),
+    ("fp16", [], {}, ",fp16"),
+    ("every launch waited for", ["env", "CUDA_LAUNCH_BLOCKING=1"], {"cuda_graphs": "off"}, ""),
+]

@@ -1,11 +1,12 @@
 // nibble-bench-cuda: every important kernel on a device at the shapes of real models, as a share of what that
 // device did in the same run: copying memory, or the vendor's own bf16 product.
 //
-//   nibble-bench-cuda [--device N] [--fp16] [--tokens M] [--small] [--json FILE] [WORDS IN A LINE]
+//   nibble-bench-cuda [--device N] [--fp16] [--tokens M] [--small] [--json FILE] [--skip N] [WORDS IN A LINE]
 //
 // A line: kernel, shape, milliseconds, figure (TFLOP/s, or GB/s read plus written), limit, share. Operations
-// are those of the result: what a kernel computes twice counts once. --small takes shapes so small that the
-// emulation runs them; its figures mean nothing. Needs nothing but backend.h and the table.
+// are those of the result: what a kernel computes twice counts once. --skip leaves out the first lines, where
+// an earlier run ended. --small takes shapes so small that the emulation runs them; its figures mean nothing.
+// Needs nothing but backend.h and the table.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -288,6 +289,8 @@ int Main(int argc, char** argv) {
       options.tokens = 40;
     } else if (word == "--json" && more) {
       options.json = argv[++i];
+    } else if (word == "--skip" && more) {
+      options.skip = std::atoi(argv[++i]);
     } else {
       options.filter = word;
     }
@@ -295,7 +298,8 @@ int Main(int argc, char** argv) {
   if (options.tokens < 1) {
     std::fprintf(
         stderr,
-        "usage: nibble-bench-cuda [--device N] [--fp16] [--tokens M] [--small] [--json FILE] [WORD]\n");
+        "usage: nibble-bench-cuda [--device N] [--fp16] [--tokens M] [--small] [--json FILE] [--skip N] "
+        "[WORD]\n");
     return 2;
   }
   std::string why;

@@ -55,6 +55,10 @@ void DeviceBench::Clear() {
 void DeviceBench::Report(const std::string& kernel, const std::string& shape, double work, bool products,
                          const std::function<void()>& run) {
   if ((kernel + " " + shape).find(options_.filter) == std::string::npos) return;
+  if (skipped_ < options_.skip) {
+    ++skipped_;
+    return;
+  }
   const double seconds = Seconds(run), unit = products ? 1e-12 : 1e-9;
   const Line line{kernel,
                   shape,
@@ -66,6 +70,7 @@ void DeviceBench::Report(const std::string& kernel, const std::string& shape, do
               line.milliseconds, line.figure, line.unit.c_str(), line.limit, 100 * line.figure / line.limit);
   std::fflush(stdout);
   lines_.push_back(line);
+  Write();  // the next one may be the end of this process
 }
 
 bool DeviceBench::Write() const {

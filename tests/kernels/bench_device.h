@@ -15,6 +15,7 @@ struct DeviceOptions {
   int64_t tokens = 16384;
   bool small = false;
   std::string json, filter;
+  int skip = 0;  // of the lines that the filter wants, so many first ones
 };
 
 class DeviceBench {
@@ -35,8 +36,8 @@ class DeviceBench {
   }
   void Clear();
 
-  // Measures and prints a line, when the filter wants it. `work` of one call is operations (products) or
-  // bytes.
+  // Measures and prints a line, when the filter wants it, and writes all there are so far. `work` of one call
+  // is operations (products) or bytes.
   void Report(const std::string& kernel, const std::string& shape, double work, bool products,
               const std::function<void()>& run);
 
@@ -65,6 +66,7 @@ class DeviceBench {
   double copy_rate_ = 1, product_rate_ = 1;  // bytes, operations per second
   std::vector<void*> arrays_;
   std::vector<Line> lines_;
+  int skipped_ = 0;
 };
 
 }  // namespace nibble::kernels::bench

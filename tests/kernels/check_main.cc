@@ -2,17 +2,21 @@
 //
 //   nibble-kernel-check --list
 //   nibble-kernel-check [--table=cpu|cuda|cuda-emulated|ref] [--body NAME] [--fp16] [--device N]
-//                       [--threads N] [WORDS IN A CASE'S NAME]
+//                       [--threads N] [--part I/N] [--skip N] [WORDS IN A CASE'S NAME]
 //
 // cpu, the default, checks every body of this machine, or the one that --body names; cuda runs on a device,
 // each case twice, and wants equal bits; cuda-emulated runs the same kernels on the host;
-// NIBBLE_CUDA_ATTENTION=wgmma chooses Hopper's attention in both. Prints a line per case; exit status 1 when
-// one fails, 2 when the table cannot run here.
+// NIBBLE_CUDA_ATTENTION=wgmma chooses Hopper's attention in both. --part I/N takes every N-th of the cases,
+// from the I-th on (from 0), and --skip leaves out the first of those. Prints a line per case; exit status 1
+// when one fails, 2 when the table cannot run here, 3 when the device failed and what is left was not run.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
@@ -27,6 +31,7 @@ struct Options {
   std::string table = "cpu", body, filter;
   bool fp16 = false, list = false;
   int device = 0, threads = 2;
+  int part = 0, parts = 1, skip = 0;
 };
 
 std::optional<Options> Parse(int argc, char** argv) {
@@ -46,6 +51,10 @@ std::optional<Options> Parse(int argc, char** argv) {
       options.threads = std::atoi(argv[++i]);
     } else if (word == "--device" && more) {
       options.device = std::atoi(argv[++i]);
+    } else if (word == "--part" && more) {
+      if (std::sscanf(argv[++i], "%d/%d", &options.part, &options.parts) != 2) options.parts = 0;
+    } else if (word == "--skip" && more) {
+      options.skip = std::atoi(argv[++i]);
     } else if (word.starts_with("-")) {
       std::fprintf(stderr, "unknown option %s\n", word.c_str());
       return std::nullopt;
@@ -55,6 +64,10 @@ std::optional<Options> Parse(int argc, char** argv) {
   }
   if (options.threads < 1 || options.threads > 256) {
     std::fprintf(stderr, "--threads wants 1 to 256\n");
+    return std::nullopt;
+  }
+  if (options.part < 0 || options.part >= options.parts) {
+    std::fprintf(stderr, "--part wants I/N, I from 0 to N - 1\n");
     return std::nullopt;
   }
   return options;
@@ -87,10 +100,23 @@ Tables Choose(const Options& options) {
   return out;
 }
 
+// The cases that are asked for.
+std::vector<Case> ChooseCases(const Options& options) {
+  std::vector<Case> chosen;
+  int at = 0;
+  for (Case& c : AllCases()) {
+    if (c.name.find(options.filter) == std::string::npos) continue;
+    const int turn = at++;
+    if (turn % options.parts == options.part && turn / options.parts >= options.skip)
+      chosen.push_back(std::move(c));
+  }
+  return chosen;
+}
+
 int Run(const Options& options) {
+  const std::vector<Case> cases = ChooseCases(options);
   if (options.list) {
-    for (const Case& c : AllCases())
-      if (c.name.find(options.filter) != std::string::npos) std::printf("%s\n", c.name.c_str());
+    for (const Case& c : cases) std::printf("%s\n", c.name.c_str());
     return 0;
   }
   const Tables chosen = Choose(options);
@@ -100,8 +126,7 @@ int Run(const Options& options) {
   }
   int failed = 0, passed = 0, missing = 0;
   for (const KernelTable& table : chosen.tables) {
-    for (const Case& c : AllCases()) {
-      if (c.name.find(options.filter) == std::string::npos) continue;
+    for (const Case& c : cases) {
       std::printf("%s %s threads=%d '%s' : ", table.name, table.body, options.threads, c.name.c_str());
       std::fflush(stdout);  // so that a fault leaves the line of the case it came from
       Outcome outcome = RunCase(c, table, options.threads);
@@ -118,6 +143,10 @@ int Run(const Options& options) {
       std::printf("%s %.3f of tolerance %s\n", outcome.ok() ? "ok" : "FAILED", outcome.error,
                   outcome.failure.c_str());
       (outcome.ok() ? passed : failed)++;
+      if (chosen.backend != nullptr && chosen.backend->fault() == Fault::kDevice) {
+        std::printf("stopped: the device failed; %d passed, %d failed before\n", passed, failed - 1);
+        return 3;
+      }
     }
   }
   std::printf("%d passed, %d failed, %d missing\n", passed, failed, missing);

@@ -31,12 +31,12 @@ void Fail(const std::string& what) {
 // back when the call is over.
 class Call {
  public:
-  // The workspace's contents are of no interest, and it may be large: nothing but its guards is copied.
+  // The workspace's contents are of no interest, and it may be large: nothing but its guards is copied. A
+  // device that has failed gives no memory and runs nothing: the case fails.
   explicit Call(const Context* host) : workspace_bytes_(host->workspace_bytes) {
     // The cases give what our own code needs; the vendor's comes on top.
     if (device->context().libraries != nullptr) workspace_bytes_ += cuda_workspace::kLibraryBytes;
-    workspace_ = static_cast<uint8_t*>(device->Allocate(workspace_bytes_ + 2 * kGuard));
-    KERNEL_CHECK(workspace_ != nullptr);
+    workspace_ = Memory(workspace_bytes_ + 2 * kGuard);
     device->Fill(workspace_, kPattern, kGuard);
     device->Fill(workspace_ + kGuard, 0xFF, workspace_bytes_);
     device->Fill(workspace_ + kGuard + workspace_bytes_, kPattern, kGuard);
@@ -48,8 +48,10 @@ class Call {
     uint8_t guards[2 * kGuard] = {};
     device->CopyOut(Lane::kCompute, guards, workspace_, kGuard);
     device->CopyOut(Lane::kCompute, guards + kGuard, workspace_ + kGuard + workspace_bytes_, kGuard);
-    if (!device->Synchronize() || device->error() != nullptr)
+    const bool back = device->Synchronize();
+    if (!back || device->error() != nullptr)
       Fail(device->error() != nullptr ? device->error() : "the device failed");
+    if (!back) return;
     for (Array& array : arrays_) {
       Finish(array);
       device->Release(array.base);
@@ -139,11 +141,15 @@ class Call {
     Array array{host, bytes, kGuard + static_cast<int64_t>(reinterpret_cast<uintptr_t>(host) % 16), result};
     array.all.assign(static_cast<size_t>(array.offset + bytes + kGuard), kPattern);
     if (bytes > 0) std::memcpy(array.all.data() + array.offset, host, static_cast<size_t>(bytes));
-    array.base = device->Allocate(static_cast<int64_t>(array.all.size()));
-    KERNEL_CHECK(array.base != nullptr);
+    array.base = Memory(static_cast<int64_t>(array.all.size()));
     device->CopyIn(Lane::kCompute, array.base, array.all.data(), static_cast<int64_t>(array.all.size()));
     arrays_.push_back(std::move(array));
     return static_cast<uint8_t*>(arrays_.back().base) + arrays_.back().offset;
+  }
+  static uint8_t* Memory(int64_t bytes) {
+    void* memory = device->Allocate(bytes);
+    KERNEL_CHECK(memory != nullptr || device->fault() == Fault::kDevice);
+    return static_cast<uint8_t*>(memory);
   }
   void CopyBack(Array& array) {
     device->CopyOut(Lane::kCompute, array.all.data(), array.base, static_cast<int64_t>(array.all.size()));

@@ -115,22 +115,23 @@ void Comparison::Add(const std::string& name, const Tensor& got, const Tensor& w
   for (const double value : b) squares += value * value;
   const double rms = b.empty() ? 0 : std::sqrt(squares / static_cast<double>(b.size()));
   double worst = 0;
-  size_t at = 0;
+  size_t at = 0, first_off = 0, off = 0;  // where it is off most, where first, how often
   for (size_t i = 0; i < b.size(); ++i) {
     const double bound = tolerance * (std::fabs(b[i]) + rms) + 1e-30;
     const double share = a[i] == b[i] ? 0 : std::fabs(a[i] - b[i]) / bound;
-    if (!(share <= worst)) {
+    if (!(share <= 1) && off++ == 0) first_off = i;
+    if (!(share <= worst) && !std::isnan(worst)) {
       worst = share;
       at = i;
     }
-    if (std::isnan(share)) break;
     uint64_t bits;
     std::memcpy(&bits, &a[i], 8);
     outcome_.digest = CounterMix(outcome_.digest ^ bits) + 1;
   }
   if (!b.empty())
     Worse(worst, name + "[" + std::to_string(at) + "] = " + std::to_string(a[at]) + ", want " +
-                     std::to_string(b[at]));
+                     std::to_string(b[at]) + ", " + std::to_string(off) + " of " + std::to_string(b.size()) +
+                     " off, the first at " + std::to_string(first_off));
 }
 
 void Comparison::AddScalar(const std::string& name, double got, double want, double tolerance) {

@@ -1,0 +1,98 @@
+"""The machine ./dev gpu finds itself on: device, driver, toolkit, what is in the way; and the bundle, unpacked."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import kernels
+from runner import Failure, Skip
+
+
+def find_cublas(name="libcublasLt.so.13"):
+    """The library that multiplies; its folder is put on the path of libraries when the loader has it not."""
+    loaded = subprocess.run(["sh", "-c", f"ldconfig -p | grep -m1 {name}"], capture_output=True, text=True,
+                            check=False).stdout
+    if loaded.strip():
+        return loaded.split()[-1]
+    nvcc = pathlib.Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc").resolve()
+    folders = [pathlib.Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    folders += [nvcc.parent.parent / "lib64", *sorted(pathlib.Path("/usr/local").glob("cuda*/targets/*/lib"))]
+    # A wheel's, as PyTorch brings it.
+    for prefix in {pathlib.Path(sys.prefix), pathlib.Path(shutil.which("python3") or sys.executable).parent.parent}:
+        folders += sorted(prefix.glob("lib/python*/*-packages/nvidia/*/lib"))
+    for folder in folders:
+        if (folder / name).exists():
+            os.environ["LD_LIBRARY_PATH"] = f"{folder}:" + os.environ.get("LD_LIBRARY_PATH", "")
+            return str(folder / name)
+    return ""
+
+
+def unpack(run, root):
+    """The folder of what is prebuilt: --bundle, or out of the archive where only that was brought along."""
+    archive = root / "gpu-bundle.tar.gz"
+    if run.emulated or pathlib.Path(run.options.bundle).exists() or not archive.exists():
+        return
+    try:
+        run.command(["tar", "-xzf", archive, "-C", run.scratch, "gpu-bundle"], 60)
+        run.options.bundle = str(run.scratch / "gpu-bundle")
+    except (Failure, Skip) as why:
+        print(f"   {archive} cannot be unpacked: {why}", flush=True)
+
+
+def said(run, words, lines):
+    """The first lines of what a program says; or why not."""
+    try:
+        return run.command(words, 20, check=False).strip().splitlines()[:lines]
+    except (Failure, Skip) as why:
+        return [str(why).split("\n", maxsplit=1)[0]]
+
+
+def processor():
+    """Its name, and the instructions that our kernels ask for."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "unknown"
+    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = set(fields.get("flags", "").split())
+    return " ".join([fields.get("model name", "?"), *sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"})])
+
+
+def look(run, figures):
+    """Which device, driver, toolkit; and what another process has of the device."""
+    if run.emulated:
+        figures["device"] = "emulated on " + os.uname().machine
+        kernels.find_tools(run)
+        return
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's
+    fields = "name,driver_version,memory.total,compute_cap,clocks.max.sm,power.limit,uuid"
+    query = ["nvidia-smi", "--format=csv,noheader", f"--id={run.options.device}"]
+    line = run.command([*query, f"--query-gpu={fields}"], 60).strip().splitlines()[-1]
+    figures.update(zip(fields.split(","), [part.strip() for part in line.split(",")]))
+    run.facts["capability"] = figures["compute_cap"].replace(".", "")
+    state = "memory.used,utilization.gpu,temperature.gpu,clocks.sm,clocks.mem,ecc.mode.current,mig.mode.current"
+    figures["before"] = dict(zip(state.split(","), [
+        part.strip() for part in "".join(said(run, [*query, f"--query-gpu={state}"], 1)).split(",")]))
+    used = figures["before"].get("memory.used", "").split()
+    if used and used[0].isdigit() and int(used[0]) > 2048:
+        figures["busy"] = f"another process has {' '.join(used)} of the device: its figures are not ours alone"
+    if figures["before"].get("mig.mode.current") == "Enabled":
+        figures["MIG"] = "a part of a device: its shares of copying count, its tokens per second do not compare"
+    figures["cuBLASLt"] = find_cublas() or "not found: our own products are measured"
+    kernels.find_tools(run)
+    figures["prebuilt checks"] = "start here" if run.tools else "do not start here: built from source"
+    if run.tools is None:
+        # What is built here wants the library of this toolkit.
+        figures["cuBLASLt 12"] = find_cublas("libcublasLt.so.12") or "not found"
+        run.done.pop(kernels.BUILD, None)
+    if run.tools is None or run.wants(kernels.BUILD):
+        kernels.start_build(run)
+    figures["host"] = f"{os.cpu_count()} cores, {os.uname().release}, {processor()}"
+    figures["lines"] = [
+        *said(run, ["nvcc", "--version"], 9)[-2:], *said(run, ["g++", "--version"], 1),
+        *said(run, ["cmake", "--version"], 1), *said(run, ["compute-sanitizer", "--version"], 9)[-2:],
+        *said(run, ["ldd", "--version"], 1), *said(run, ["df", "-h", run.scratch], 2), *said(run, ["free", "-g"], 2),
+        *said(run, ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv"], 9)]
