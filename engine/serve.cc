@@ -34,6 +34,7 @@ namespace {
 constexpr size_t kRingLines = 1024;
 constexpr size_t kMailboxCommands = 256;
 constexpr int64_t kIdleUs = 1'000'000;
+constexpr int64_t kHeldUs = 600'000'000;  // ServeOptions::waits_in_turn
 
 // One engine per device, also across workers that die and start again.
 absl::Status TakeLock(const std::string& path, int wait_ms) {
@@ -296,9 +297,13 @@ class Server {
 
   // In the middle of a turn. Lets neighbours go that are to; true: the turn is to be given up.
   bool LookUp() {
-    if (lines_.size() == 0 || put_off_.size() >= kMailboxCommands) return false;
+    if (put_off_.size() >= kMailboxCommands) return false;
+    const bool wait = !heard_in_turn_ && options_.waits_in_turn &&
+                      options_.waits_in_turn(in_turn_, jobs_.at(in_turn_.front()).job->step());
+    if (lines_.size() == 0 && !wait) return false;
+    heard_in_turn_ = true;
     bool give_up = false;
-    for (std::string& line : lines_.Take(64, 0)) {
+    for (std::string& line : lines_.Take(64, wait ? kHeldUs : 0)) {
       std::string attempt;
       const absl::StatusOr<Command> command = ParseCommand(line, attempt);
       const bool detach = command.ok() && command->type == CommandType::kDetach;
@@ -345,6 +350,7 @@ class Server {
     if (!options_.fuse) jobs.resize(1);
     jobs = FusedJobs(*device_, jobs);
     for (const Job* job : jobs) in_turn_.push_back(attempt_of[job]);
+    heard_in_turn_ = false;
     if (jobs.size() == 1) {
       AdvanceJob(attempts.front(), jobs_.at(attempts.front()));
     } else {
@@ -440,6 +446,7 @@ class Server {
   TurnQueue turns_;
   std::vector<std::string> in_turn_;  // whose turn is under way
   std::vector<std::string> put_off_;  // commands that came in a turn and wait for its end
+  bool heard_in_turn_ = false;        // a command came in the turn under way
   bool letting_go_ = false;           // a neighbour, in a turn
   int64_t jobs_in_turn_ = 1;
   bool fused_ = false;  // a turn was

@@ -10,7 +10,9 @@
 // step before. On a GPU that is so between micro-batches, for who has the turn. All else waits for its end.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/device.h"
@@ -23,6 +25,10 @@ struct ServeOptions {
   int lock_wait_ms = 10'000;  // for the engine before us, which may be on its way out
   bool fuse = true;           // jobs of short micro-batches may share turns; false: to compare
   int64_t disk_retry_us = 30'000'000;  // what a full disk held up is tried again after this
+  // Asked wherever a turn looks at commands, with whose turn it is and how many steps the first of them has
+  // done. True: the turn stays there until a command comes, unless one has come in it already, so that a
+  // test need not be quicker than a step.
+  std::function<bool(const std::vector<std::string>& attempts, int64_t steps_done)> waits_in_turn;
   DeviceOptions device;
 };
 

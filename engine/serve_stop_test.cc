@@ -1,40 +1,66 @@
 // Commands to let go that come in the middle of a turn.
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "engine/testing/serve_fixture.h"
 
 namespace nibble::engine {
 namespace {
 
-// So many micro-batches that a step takes long: commands sent when it begins come in its middle.
-constexpr int32_t kManyMicroBatches = 8192;
-
+// A turn is held in its middle until the command is there that is to come in it: nothing here depends on who
+// is quicker.
 class StopTest : public ServeTest {
  protected:
-  json AttachLong(const std::string& attempt, int64_t max_steps) {
+  using Turn = std::pair<std::vector<std::string>, int64_t>;  // whose, and steps the first has done
+
+  StopTest() {
+    options_.waits_in_turn = [this](const std::vector<std::string>& attempts, int64_t steps_done) {
+      return ++looks_[{attempts, steps_done}] == 3 && held_.contains({attempts, steps_done});
+    };
+  }
+  // To be called before the turn begins.
+  void Hold(const std::vector<std::string>& attempts, int64_t steps_done) {
+    held_.insert({attempts, steps_done});
+  }
+
+  // Of micro-batches so short that turns may be fused.
+  json AttachSteps(const std::string& attempt, int64_t max_steps, int32_t sequence_len = 48) {
     spec::TrainSpec spec;
-    spec.lora_r = 4;
-    spec.sequence_len = 64;
-    spec.micro_batch_size = 2;
-    spec.gradient_accumulation_steps = kManyMicroBatches;
+    spec.lora_r = 32;
+    spec.sequence_len = sequence_len;
+    spec.micro_batch_size = 1;
+    spec.recompute = spec::Recompute::kFull;
+    spec.gradient_accumulation_steps = 4;
     spec.max_steps = max_steps;
     spec.eval_steps = -1;
     spec.save_interval_seconds = 0;
-    return AttachSpec(attempt, spec);
+    json attach = AttachSpec(attempt, spec);
+    attach["eval_dataset"] = "";  // a turn is a step
+    return attach;
   }
   void Detach(const std::string& attempt, bool checkpoint) {
     Send({{"type", "detach"}, {"attempt", attempt}, {"checkpoint", checkpoint}});
   }
+
+ private:
+  std::map<Turn, int> looks_;  // the engine's thread
+  std::set<Turn> held_;        // set before the line that begins the turn is sent
 };
 
 TEST_F(StopTest, AStepThatIsGivenUpIsDoneAgainWithTheSameBits) {
-  Send(AttachLong("alone/1", 2));
+  Hold({"job/1"}, 1);
+  Send(AttachSteps("alone/1", 2));
   Until("finished", "alone/1");
-  Send(AttachLong("job/1", 2));
+  Send(AttachSteps("job/1", 2));
   Until("step", "job/1");
   Detach("job/1", true);  // in the second step
   const json checkpoint = Until("checkpoint", "job/1");
   EXPECT_EQ(checkpoint["step"], 1);
   EXPECT_EQ(Until("detached", "job/1")["step"], 1);
-  json rest = AttachLong("job/2", 2);
+  json rest = AttachSteps("job/2", 2);
   rest["resume"] = checkpoint["dir"];
   Send(rest);
   Until("finished", "job/2");
@@ -43,8 +69,8 @@ TEST_F(StopTest, AStepThatIsGivenUpIsDoneAgainWithTheSameBits) {
 }
 
 TEST_F(StopTest, WhoIsNotToBeSavedLeavesInTheFirstStep) {
-  Send(AttachLong("job/1", 2));
-  Until("phase", "job/1");
+  Hold({"job/1"}, 0);
+  Send(AttachSteps("job/1", 2));
   Until("plan", "job/1");
   Until("phase", "job/1");  // TRAINING
   Detach("job/1", false);
@@ -58,11 +84,12 @@ class TurnsTest : public StopTest {
 };
 
 TEST_F(TurnsTest, ANeighbourLeavesInTheMiddleOfATurn) {
-  Send(AttachLong("alone/1", 1));
+  Hold({"long/1"}, 0);
+  Send(AttachSteps("alone/1", 1));
   Until("finished", "alone/1");
   Send(Attach("short/1", 1000));
   Until("step", "short/1");
-  Send(AttachLong("long/1", 1));
+  Send(AttachSteps("long/1", 1));
   Until("plan", "long/1");
   while (Until("phase", "long/1")["phase"] != "TRAINING") {
   }
@@ -75,21 +102,31 @@ TEST_F(TurnsTest, ANeighbourLeavesInTheMiddleOfATurn) {
 }
 
 TEST_F(StopTest, OneOfAFusedTurnLeavesInItsMiddle) {
-  Send(AttachLong("alone/1", 1));
+  Hold({"a/1"}, 0);  // until b is on its way
+  // Products of two jobs fit into the step region of one of long sequences.
+  Send(AttachSteps("room/1", 1000, 128));
+  Send({{"type", "pause"}, {"attempt", "room/1"}});
+  Until("paused", "room/1");
+  Hold({"a/1", "b/1"}, 1);
+  Send(AttachSteps("alone/1", 2));
   Until("finished", "alone/1");
-  Send(AttachLong("a/1", 1));
-  Send(AttachLong("b/1", 1));
+  Send(AttachSteps("a/1", 2));
+  while (Until("phase", "a/1")["phase"] != "TRAINING") {
+  }
+  Send(AttachSteps("b/1", 2));
   Until("plan", "b/1");
   while (Until("phase", "b/1")["phase"] != "TRAINING") {
   }
   Detach("b/1", false);
   EXPECT_EQ(Until("detached", "b/1")["step"], 0);
+  EXPECT_EQ(CountSeen("step", "a/1"), 1);  // the second was given up with b's first
   Until("finished", "a/1");
   EXPECT_TRUE(Weights("a-1") == Weights("alone-1"));
 }
 
 TEST_F(StopTest, AnEngineThatIsToStopDoesNotEndTheStep) {
-  Send(AttachLong("job/1", 2));
+  Hold({"job/1"}, 0);
+  Send(AttachSteps("job/1", 2));
   Until("plan", "job/1");
   Until("phase", "job/1");
   Send({{"type", "shutdown"}});
