@@ -2,6 +2,9 @@
 // (kernels/cuda/emulate.h) behind guarded memory (kernels/cuda/emulated.h). What a GPU does is for
 // `./dev gpu` to say.
 #include <cmath>
+#include <cstdlib>
+#include <string_view>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -90,10 +93,10 @@ double RelativeDistance(const std::vector<double>& got, const std::vector<double
   return std::sqrt(difference / norm);
 }
 
-TEST_P(EmulatedTraining, TenStepsAgreeWithTheCpu) {
-  const TinyModel model({.qk_norm = GetParam(), .weight_scale = 0.15, .bf16_weights = true});
+void ExpectTenStepsOfTheCpu(std::unique_ptr<kernels::Backend> backend, bool qk_norm) {
+  const TinyModel model({.qk_norm = qk_norm, .weight_scale = 0.15, .bf16_weights = true});
   const int64_t vocab = model.config().vocab_size;
-  StepRig device(Emulated(GetParam()), model, SmallSpec());
+  StepRig device(std::move(backend), model, SmallSpec());
   StepRig cpu(kernels::CpuTable(), model, SmallSpec());
   device.Randomize(7);
   cpu.Randomize(7);
@@ -106,16 +109,38 @@ TEST_P(EmulatedTraining, TenStepsAgreeWithTheCpu) {
   EXPECT_LT(ours.losses[8], ours.losses[0]);  // the same documents
 }
 
-TEST_P(EmulatedTraining, GradientsAgreeWithTheReference) {
+void ExpectGradientsOfTheReference(std::unique_ptr<kernels::Backend> backend, bool qk_norm) {
   const TinyModel model({.qkv_bias = true,
-                         .qk_norm = !GetParam(),
+                         .qk_norm = qk_norm,
                          .sliding_window = 5,
                          .weight_scale = 0.15,
                          .bf16_weights = true});
   const int64_t vocab = model.config().vocab_size;
-  StepRig device(Emulated(GetParam()), model, SmallSpec());
+  StepRig device(std::move(backend), model, SmallSpec());
   StepRig ref(kernels::RefTable(), model, SmallSpec());
   EXPECT_LE(RelativeDistance(GradientsOf(device, vocab), GradientsOf(ref, vocab)), 2e-2);
+}
+
+TEST_P(EmulatedTraining, TenStepsAgreeWithTheCpu) {
+  ExpectTenStepsOfTheCpu(Emulated(GetParam()), GetParam());
+}
+
+TEST_P(EmulatedTraining, GradientsAgreeWithTheReference) {
+  ExpectGradientsOfTheReference(Emulated(GetParam()), !GetParam());
+}
+
+// Whole steps with Hopper's attention, of which the rest of a step knows nothing.
+TEST_P(EmulatedTraining, HoppersAttentionTrainsAsWell) {
+  ASSERT_EQ(setenv("NIBBLE_CUDA_ATTENTION", "wgmma", 1), 0);
+  std::unique_ptr<kernels::Backend> backends[] = {Emulated(GetParam()), Emulated(GetParam())};
+  ASSERT_EQ(setenv("NIBBLE_CUDA_ATTENTION", "none such", 1), 0);
+  std::string why;
+  EXPECT_EQ(kernels::OpenCuda({}, &why), nullptr);
+  EXPECT_NE(why.find("it can be wgmma"), std::string::npos) << why;
+  ASSERT_EQ(unsetenv("NIBBLE_CUDA_ATTENTION"), 0);
+  ASSERT_NE(std::string_view(backends[0]->table().body).find("wgmma"), std::string_view::npos);
+  ExpectTenStepsOfTheCpu(std::move(backends[0]), GetParam());
+  ExpectGradientsOfTheReference(std::move(backends[1]), !GetParam());
 }
 
 TEST_P(EmulatedTraining, ARerunIsTheSameBits) {

@@ -5,12 +5,15 @@
 // follows a device pointer faults at once, and copies out that arrive at Synchronize and no earlier.
 #pragma once
 
+#include <string>
+
 #include "kernels/kernel_table.h"
 
 namespace nibble::kernels {
 
-// Activations bf16, or fp16. Named "cuda-emulated".
-const KernelTable& EmulatedCudaTable(bool fp16);
+// Activations bf16, or fp16, and the attention that NIBBLE_CUDA_ATTENTION asks for (cuda.h). Named
+// "cuda-emulated". Null: `why` says what is wrong with that word.
+const KernelTable* EmulatedCudaTable(bool fp16, std::string* why);
 
 // Bytes that all emulated devices of this process hold now, of Allocate and of AllocatePinned.
 struct EmulatedBytes {

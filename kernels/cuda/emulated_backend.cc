@@ -122,8 +122,10 @@ struct Kept<const LinearGroup&> {
   LoraArgs lora[kMostGrouped];
 };
 
-// The emulated table's ops, each between opening the device's memory and closing it.
-const KernelTable* inner[2];
+// The emulated tables' ops, each between opening the device's memory and closing it: bf16 and fp16, with either
+// attention.
+constexpr int kTables = 4;
+const KernelTable* inner[kTables];
 
 template <int kWhich, auto kOp>
 struct Guarded;
@@ -165,10 +167,17 @@ KernelTable MakeGuarded(const KernelTable& table) {
   return guarded;
 }
 
-const KernelTable& GuardedTable(bool fp16) {
-  static const KernelTable bf16_table = MakeGuarded<0>(EmulatedCudaTable(false));
-  static const KernelTable fp16_table = MakeGuarded<1>(EmulatedCudaTable(true));
-  return fp16 ? fp16_table : bf16_table;
+template <int kWhich = 0>
+const KernelTable& GuardedTable(const KernelTable& table) {
+  static const KernelTable* of = nullptr;
+  static KernelTable guarded;
+  if (of == nullptr) {
+    of = &table;
+    guarded = MakeGuarded<kWhich>(table);
+  }
+  if (of == &table) return guarded;
+  if constexpr (kWhich + 1 < kTables) return GuardedTable<kWhich + 1>(table);
+  KERNEL_CHECK(false);
 }
 
 constexpr Encoders kEncoders = {
@@ -187,7 +196,7 @@ constexpr Encoders kEncoders = {
 
 class EmulatedBackend final : public Backend {
  public:
-  explicit EmulatedBackend(bool fp16) : table_(GuardedTable(fp16)) {}
+  explicit EmulatedBackend(const KernelTable& table) : table_(GuardedTable(table)) {}
   ~EmulatedBackend() override {
     for (const auto& [address, bytes] : pinned_) std::free(address);
   }
@@ -375,7 +384,9 @@ std::unique_ptr<Backend> OpenCuda(const CudaOptions& options, std::string* why) 
     *why = "emulated failure: the device does not answer";
     return nullptr;
   }
-  return std::make_unique<EmulatedBackend>(options.fp16);
+  const KernelTable* table = EmulatedCudaTable(options.fp16, why);
+  if (table == nullptr) return nullptr;
+  return std::make_unique<EmulatedBackend>(*table);
 }
 
 }  // namespace nibble::kernels

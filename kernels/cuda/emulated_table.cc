@@ -3,6 +3,9 @@
 
 namespace nibble::kernels {
 
-const KernelTable& EmulatedCudaTable(bool fp16) { return EmulatedCudaKernels(fp16); }
+const KernelTable* EmulatedCudaTable(bool fp16, std::string* why) {
+  const CudaAttention* attention = ChosenAttention(true, why);
+  return attention == nullptr ? nullptr : &EmulatedCudaKernels(fp16, *attention);
+}
 
 }  // namespace nibble::kernels

@@ -130,21 +130,22 @@ absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
   std::byte* const start = base.region_.data();
   Random random(seed);
   const float spread = 1.0f / static_cast<float>(model.hidden_size);
+  // Random up to here, then the same again: on the host as on a device, which are held against each other.
   constexpr int64_t kPieceBytes = int64_t{4} << 20;
-  std::vector<std::byte> piece(static_cast<size_t>(backend.is_host() ? 0 : kPieceBytes));
+  std::vector<std::byte> piece(static_cast<size_t>(kPieceBytes));
   for (const spec::BaseEntry& entry : layout.entries) {
-    if (backend.is_host()) {
-      FillEntry(entry, start + entry.offset, quant, spread * 4, random);
-      if (tiles && entry.tiles.rows > 0) MoveToTiles(entry.tiles, start + entry.offset);
-      continue;
-    }
     spec::BaseEntry first = entry;
     first.size_bytes = std::min(kPieceBytes, entry.size_bytes);
     FillEntry(first, piece.data(), quant, spread * 4, random);
     for (int64_t at = 0; at < entry.size_bytes; at += kPieceBytes) {
-      backend.CopyIn(kernels::Lane::kCompute, start + entry.offset + at, piece.data(),
-                     std::min(kPieceBytes, entry.size_bytes - at));
+      std::byte* const to = start + entry.offset + at;
+      const int64_t bytes = std::min(kPieceBytes, entry.size_bytes - at);
+      if (backend.is_host())
+        std::memcpy(to, piece.data(), static_cast<size_t>(bytes));
+      else
+        backend.CopyIn(kernels::Lane::kCompute, to, piece.data(), bytes);
     }
+    if (tiles && entry.tiles.rows > 0) MoveToTiles(entry.tiles, start + entry.offset);
     if (!backend.Synchronize()) return engine::FaultStatus(backend);
   }
   const auto find = [&](BasePart part, int64_t layer = -1,

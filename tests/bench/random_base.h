@@ -22,8 +22,8 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers);
 
 class RandomBase {
  public:
-  // In the backend's memory, which must outlive it. On a device arrays repeat what fits 4 MiB. On the host
-  // weights lie in tiles, as in a cache file, or all in flat order: the same values.
+  // In the backend's memory, which must outlive it. Arrays repeat what fits 4 MiB. On the host weights lie in
+  // tiles, as in a cache file, or all in flat order: the same values, which are a device's, too.
   static absl::StatusOr<RandomBase> Make(kernels::Backend& backend, const spec::ModelConfig& model,
                                          spec::QuantKind quant, bool double_quant, uint64_t seed,
                                          bool tiles = true);

@@ -6,7 +6,7 @@
 A shape is a name, tokens/length of a document, heads/key heads, head size and perhaps a window, which PyTorch
 cannot ask of cuDNN. bf16, causal, [token][head][element] in memory as ours; PyTorch is allowed no other backend
 than cuDNN, so that a figure is cuDNN's or none. Its backward need not give the same bits twice; ours does.
-Prints one JSON line; {"skipped": why} when there is no PyTorch with a GPU.
+Prints a JSON line after each shape, the last with all; {"skipped": why} when there is no PyTorch with a GPU.
 """
 
 import json
@@ -98,7 +98,7 @@ def main():
         except Exception as why:  # what cuDNN refuses is a result, too
             answer["shapes"][shape] = {"failed": f"{type(why).__name__}: {str(why)[:300]}"}
         torch.cuda.empty_cache()
-    print(json.dumps(answer))
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def find_tools(run):
     # One that starts may still not reach the device: a driver older than the bundle's runtime wants.
     words = ["--list"] if run.emulated else [f"--table={run.table}", "--device", run.options.device, "sum_squares"]
     try:
-        text = run.command([check, *words], 60, check=run.emulated)
+        # The first to read the libraries from the disk.
+        text = run.command([check, *words], 90, check=run.emulated)
     except (Failure, Skip) as why:
         text = str(why)
     if run.emulated or re.search(r"\d+ passed, \d+ failed", text):
@@ -172,9 +173,8 @@ def beside_cudnn(run, figures, ours):
     wanted = sorted({row["shape"] for row in ours})
     script = pathlib.Path(__file__).resolve().parent / "attention_peer.py"
     try:
-        text = run.command([python_with_torch(run), script, *wanted], min(90, run.left() - 5), check=False)
-        result = json.loads(text.strip().splitlines()[-1])
-    except (Failure, Skip, ValueError, IndexError) as why:
+        result = last_json(run, [python_with_torch(run), script, *wanted], min(90, run.left() - 5))
+    except (Failure, Skip) as why:
         figures["cuDNN"] = f"not measured: {why}"
         return
     if "skipped" in result:
@@ -191,6 +191,21 @@ def beside_cudnn(run, figures, ours):
         else:
             shares[name] = {"cudnn": theirs or result["shapes"].get(row["shape"], {}).get("failed", "no answer")}
     figures["attention as a share of cuDNN's rate"] = shares
+
+
+def last_json(run, words, limit_s):
+    """The last object that a program prints a line each of, however it ends."""
+    try:
+        text = run.command(words, limit_s, check=False)
+    except Failure as why:
+        text = why.text
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except ValueError:  # cut off while it was printed
+                continue
+    raise Failure(f"{words[1]} printed no figures:\n{text[-800:]}")
 
 
 def python_with_torch(run):
@@ -212,11 +227,7 @@ def peer(run, figures):
     if run.emulated:
         raise Skip("an emulation has no peer")
     script = pathlib.Path(__file__).resolve().parent / "peer.py"
-    text = run.command([python_with_torch(run), script], max(5, run.left() - 5), check=False)
-    try:
-        result = json.loads(text.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        raise Failure(text[-800:]) from None
+    result = last_json(run, [python_with_torch(run), script], max(5, run.left() - 5))
     if "skipped" in result:
         raise Skip(result["skipped"])
     figures.update(result)

@@ -61,6 +61,12 @@ def processor():
     return " ".join([fields.get("model name", "?"), *sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"})])
 
 
+def read_ahead(run, library):
+    """What is started later is read from the disk beside the first sections: half a gigabyte of library, PyTorch."""
+    words = f"cat {library} >/dev/null; for p in python3 python; do $p -c 'import torch, transformers, peft'; done"
+    run.beside(["nice", "sh", "-c", words])
+
+
 def look(run, figures):
     """Which device, driver, toolkit; and what another process has of the device."""
     if run.emulated:
@@ -82,6 +88,7 @@ def look(run, figures):
     if figures["before"].get("mig.mode.current") == "Enabled":
         figures["MIG"] = "a part of a device: its shares of copying count, its tokens per second do not compare"
     figures["cuBLASLt"] = find_cublas() or "not found: our own products are measured"
+    read_ahead(run, figures["cuBLASLt"] if figures["cuBLASLt"].startswith("/") else "/dev/null")
     kernels.find_tools(run)
     figures["prebuilt checks"] = "start here" if run.tools else "do not start here: built from source"
     if run.tools is None:

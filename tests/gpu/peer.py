@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """bf16 LoRA of the same shapes under transformers and PEFT: tokens per second and gradient norms.
 
-Prints one JSON line; {"skipped": why} when something it needs is not installed. Random weights.
+Prints a JSON line after each shape, the last with all; {"skipped": why} when something it needs is not installed.
+Random weights.
 """
 
 import importlib.util
@@ -30,6 +31,7 @@ def measure(shape):
     with torch.device("cuda"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     torch.set_default_dtype(torch.float32)
+    model.to(torch.bfloat16)
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=MODULES))
@@ -49,7 +51,8 @@ def measure(shape):
         seconds.append(time.monotonic() - began)
     timed = sorted(seconds[2:])
     return {"tokens_per_second": rows * length / timed[len(timed) // 2], "grad_norms": norms,
-            "peak_bytes": torch.cuda.max_memory_allocated()}
+            "peak_bytes": torch.cuda.max_memory_allocated(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "peft": peft.__version__}
 
 
 def main():
@@ -63,7 +66,7 @@ def main():
             result[name] = measure(shape)
         except Exception as why:  # another library's trouble is a result, too
             result[name] = {"failed": f"{type(why).__name__}: {why}"}
-    print(json.dumps(result))
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

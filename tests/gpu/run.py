@@ -44,7 +44,7 @@ import training  # noqa: E402
 # Name, what, and the most seconds it may take. Right before fast, then the most valuable first: of ten minutes
 # the last may find none; --after takes them up.
 SECTIONS = [
-    ("machine", machine.look, 60), ("engine", training.start_engine, 60),
+    ("machine", machine.look, 120), ("engine", training.start_engine, 90),
     ("model parity", training.model_parity, 60), ("training parity", training.training_parity, 75),
     ("rerun and resume", training.rerun_and_resume, 60), ("kernel parity bf16", cases.parity(), 90),
     ("parity of wgmma attention", cases.wgmma_parity, 45),
@@ -148,8 +148,9 @@ def main():
         run.deadline = time.monotonic() + 60  # this takes none
         section("goals", lambda of, figures: report.goals(of.sections, figures), 60)
     finally:
-        if run.building is not None:
-            kill(run.building)
+        for process in [run.building, *run.companions]:
+            if process is not None:
+                kill(process)
         shutil.rmtree(run.scratch, ignore_errors=True)
     failed = [entry["name"] for entry in run.sections if entry["state"] == "FAILED"]
     print(report.brief(run.sections))

@@ -95,6 +95,7 @@ class Run:
         self.engine_missing = "no bundle was given; make one with ./dev gpu --bundle"
         self.tools = None  # folder of nibble-kernel-check and nibble-bench-cuda that start here
         self.building = None  # the build from source, while it runs
+        self.companions = []  # started, not waited for
         self.sections = []
         self.facts = {}
         self.suspects = {}  # commands that ended with a fault of the device, by a name
@@ -108,6 +109,11 @@ class Run:
     def suspect(self, name, words):
         """Something that ended with a fault of the device, to be looked at again (explain.py)."""
         self.suspects.setdefault(name, [str(word) for word in words])
+
+    def beside(self, words):
+        """Starts what nobody waits for; it ends with the script at the latest."""
+        self.companions.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                                stderr=subprocess.DEVNULL, start_new_session=True))
 
     def command(self, words, limit_s=300, check=True, quiet_s=None):
         """Runs it; the output as text. Failure when it ends badly or not at all, Skip when time is up."""
