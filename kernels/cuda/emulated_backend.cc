@@ -122,8 +122,8 @@ struct Kept<const LinearGroup&> {
   LoraArgs lora[kMostGrouped];
 };
 
-// The emulated tables' ops, each between opening the device's memory and closing it: bf16 and fp16, with either
-// attention.
+// The emulated tables' ops, each between opening the device's memory and closing it: bf16 and fp16, with
+// either attention.
 constexpr int kTables = 4;
 const KernelTable* inner[kTables];
 
