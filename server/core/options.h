@@ -51,9 +51,11 @@ struct SchedulePolicy {
   int32_t fragment_weight = 4;
   int32_t cold_base_weight = 1;
   int32_t slow_weight = 1;
+  // Within fragment_weight: of the bytes that typical jobs would leave over in the end, in thousandths.
+  int32_t rest_milli = 250;
 
   // Jobs that wait with a reservation, first in the order first; at most one per device.
-  int32_t max_reservations = 1;
+  int32_t max_reservations = 8;
   // Jobs looked at in one pass that cannot start: bounds the time of a turn of the control loop.
   int32_t max_passed_over = 1'000;
 

@@ -19,6 +19,13 @@ int32_t RoundedLoad(int32_t load_milli) {
   return std::max(kStepMilli, (load_milli + kStepMilli - 1) / kStepMilli * kStepMilli);
 }
 
+// Counts by value; none is not kept.
+void CountIn(std::map<int64_t, int32_t>& counts, int64_t value) { ++counts[value]; }
+void CountOut(std::map<int64_t, int32_t>& counts, int64_t value) {
+  const auto it = counts.find(value);
+  if (it != counts.end() && --it->second == 0) counts.erase(it);
+}
+
 // Where a slot of that name belongs.
 template <typename Slots, typename Less>
 auto LowerBound(Slots& slots, const Less& less) {
@@ -136,7 +143,8 @@ void Board::PutDevice(const std::string& worker_id, const std::string& device_id
   d.capacity_bytes = capacity_bytes;
   d.beside = beside;
   d.speed_mflops = speed_mflops;
-  if (speed_mflops > 0) ++speeds_[speed_mflops];
+  if (speed_mflops > 0) CountIn(speeds_, speed_mflops);
+  CountIn(capacities_, capacity_bytes);
   device_ids_[{worker_id, device_id}] = device;
   fleet_mib_ += capacity_bytes / kMiB;
   ++fleet_devices_;
@@ -165,8 +173,8 @@ void Board::RemoveDevice(const std::string& worker_id, const std::string& device
   NumberSlots(slots, at);
   fleet_mib_ -= d.capacity_bytes / kMiB;
   --fleet_devices_;
-  const auto speed = speeds_.find(d.speed_mflops);
-  if (speed != speeds_.end() && --speed->second == 0) speeds_.erase(speed);
+  CountOut(speeds_, d.speed_mflops);
+  CountOut(capacities_, d.capacity_bytes);
   d = {};
   free_devices_.push_back(device);
   device_ids_.erase(it);
@@ -412,6 +420,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
     FillSlot(hold.device);
     Untime(hold.device);
   }
+  CountIn(held_sizes_, hold.need.TotalBytes());
   project.held_bytes += hold.added_bytes;
   project.held_load_milli += hold.load_milli;
   if (hold.brief) held_brief_milli_ += hold.load_milli;
@@ -433,6 +442,7 @@ void Board::TakeOff(const HoldKey& key, int64_t now_us) {
   Hold& hold = holds_[static_cast<size_t>(index)];
   Project& project = projects_[static_cast<size_t>(hold.project)];
   Settle(project, now_us);
+  CountOut(held_sizes_, hold.need.TotalBytes());
   project.held_bytes -= hold.added_bytes;
   project.held_load_milli -= hold.load_milli;
   if (hold.brief) held_brief_milli_ -= hold.load_milli;
@@ -579,6 +589,9 @@ std::string Board::Dump() const {
                     d.beside.pinned_bytes, " ", d.beside.host_bytes, " ",
                     d.load.total_bytes, " n", d.load.attempts, " ", worker.takes_work, "\n");
   }
+  for (const auto& [bytes, holds] : held_sizes_) absl::StrAppend(&text, "size ", bytes, " n", holds, "\n");
+  for (const auto& [bytes, devices] : capacities_)
+    absl::StrAppend(&text, "capacity ", bytes, " n", devices, "\n");
   return text;
 }
 

@@ -255,6 +255,9 @@ class Board {
   const Hold* FindHold(const HoldKey& key) const;
   const Hold& HoldAt(int32_t index) const { return holds_[static_cast<size_t>(index)]; }
   bool HoldsNothing() const { return hold_ids_.empty(); }
+  // How many of those that hold bytes need so many, alone on a device: what comes is like what runs.
+  const std::map<int64_t, int32_t>& held_sizes() const { return held_sizes_; }
+  int64_t LargestBytes() const { return capacities_.empty() ? 0 : capacities_.rbegin()->first; }
   const std::vector<Device>& devices() const { return devices_; }
   // The same, once expected ends and victims have been worked out where something changed.
   const std::vector<Device>& TimedDevices() const;
@@ -310,7 +313,9 @@ class Board {
   mutable std::vector<int32_t> untimed_;
   int64_t fleet_mib_ = 0;
   int32_t fleet_devices_ = 0;
-  std::map<int64_t, int32_t> speeds_;  // known ones -> devices
+  std::map<int64_t, int32_t> speeds_;      // known ones -> devices
+  std::map<int64_t, int32_t> capacities_;  // -> devices
+  std::map<int64_t, int32_t> held_sizes_;
   int64_t held_brief_milli_ = 0;
 
   std::map<BucketKey, int32_t> bucket_ids_;

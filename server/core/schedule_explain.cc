@@ -27,9 +27,12 @@ BoardExplanation Explain(const Board& board, const SchedulePolicy& policy, const
   for (const Board::Block& block : board.blocks()) {
     for (const Board::Slot& slot : block.slots) {
       DeviceVerdict v = fleet.VerdictOf(slot.device, bucket, number);
-      if (v.kind == DeviceVerdict::Kind::kFits && out.before) {
+      if (v.kind == DeviceVerdict::Kind::kFits) {
         const Spot spot{slot.device, 0, *fleet.NeedOn(bucket, slot.device, number), 0, 0, 0, false};
-        if (fleet.Delays(*out.before, bucket, spot)) v.kind = DeviceVerdict::Kind::kReserved;
+        const bool reserved = std::any_of(reservations.begin(), reservations.end(), [&](const auto& r) {
+          return r.number != number && fleet.Delays(r, bucket, spot);
+        });
+        if (reserved) v.kind = DeviceVerdict::Kind::kReserved;
       }
       out.devices.push_back(v);
     }

@@ -6,9 +6,11 @@
 namespace nibble::core {
 namespace {
 
-constexpr int64_t kTailSteps = 64;
+constexpr int64_t kMillion = 1'000'000;
+// Of the largest device's bytes. What is larger than all devices is in the last.
+constexpr int64_t kSizeSteps = 1'001;
 // More than any score: a worker where the job has failed comes last.
-constexpr int64_t kAvoided = int64_t{1} << 40;
+constexpr int64_t kAvoided = int64_t{1} << 50;
 // Thousandths by which turns take longer: beyond this a device is slow, and how slow does not matter.
 constexpr int64_t kSlowest = 64'000;
 // Entries of all rankings of a pass; beyond that they are made anew as they are needed.
@@ -25,8 +27,10 @@ PassFleet::PassFleet(const Board& board, const SchedulePolicy& policy, const Nee
       suspect_us_(suspect_us),
       fastest_mflops_(board.SpeedsDiffer() ? board.FastestMflops() : 0),
       mean_mflops_(board.MeanMflops()),
+      largest_bytes_(board.LargestBytes()),
+      step_bytes_(std::max<int64_t>(1, largest_bytes_ / (kSizeSteps - 1))),
       own_(board.blocks().size()),
-      tails_(board.blocks().size()),
+      typical_(board.blocks().size()),
       open_(board.blocks().size()),
       placed_(board.blocks().size()),
       versions_(board.blocks().size()) {}
@@ -59,34 +63,43 @@ std::optional<Need> PassFleet::NeedOn(const Board::Bucket& bucket, int32_t devic
   return need;
 }
 
-const PassFleet::Tail& PassFleet::TailOf(size_t block) {
-  Tail& tail = tails_[block];
-  if (tail.known) return tail;
-  tail.known = true;
-  int64_t largest_bytes = 1;
-  for (const Board::Slot& slot : board_.blocks()[block].slots)
-    largest_bytes = std::max(largest_bytes, slot.capacity_bytes);
-  tail.step_bytes = largest_bytes / kTailSteps + 1;
-  std::vector<int64_t> count(kTailSteps + 1, 0);
+const PassFleet::Typical& PassFleet::TypicalIn(size_t block) {
+  Typical& typical = typical_[block];
+  if (!typical.lost.empty()) return typical;
+  std::vector<int64_t> count(kSizeSteps + 1, 0);
   int64_t total = 0;
+  const auto add = [&](int64_t bytes, int64_t jobs) {
+    const int64_t step = (bytes + step_bytes_ - 1) / step_bytes_;
+    count[static_cast<size_t>(std::clamp<int64_t>(step, 1, kSizeSteps))] += jobs;
+    total += jobs;
+  };
   for (const Board::Bucket& bucket : board_.buckets()) {
     if (bucket.order.empty() || bucket.needs.size() <= block || !bucket.needs[block]) continue;
     const std::optional<Need>& need = *bucket.needs[block];
-    if (!need) continue;
-    const int64_t step = std::min(need->TotalBytes() / tail.step_bytes + 1, kTailSteps);
-    const auto jobs = static_cast<int64_t>(bucket.order.size());
-    count[static_cast<size_t>(step)] += jobs;
-    total += jobs;
+    if (need) add(need->TotalBytes(), static_cast<int64_t>(bucket.order.size()));
   }
-  // Free bytes in step i hold what needs step i or less.
-  tail.milli.assign(kTailSteps + 1, 0);
-  int64_t larger = 0;
-  for (int64_t step = kTailSteps; step >= 0; --step) {
-    tail.milli[static_cast<size_t>(step)] =
-        total == 0 ? 0 : static_cast<int32_t>(larger * 1'000 / total);
-    larger += count[static_cast<size_t>(step)];
+  // What runs tells what will come, also when little waits.
+  for (const auto& [bytes, holds] : board_.held_sizes()) add(bytes, holds);
+  std::vector<std::pair<size_t, int64_t>> sizes;
+  for (size_t step = 0; step < count.size(); ++step) {
+    if (count[step] > 0) sizes.emplace_back(step, count[step]);
   }
-  return tail;
+  typical.larger.assign(kSizeSteps + 1, 0);
+  typical.lost.assign(kSizeSteps + 1, 0);
+  int64_t fit = 0;
+  for (size_t free = 0; free < typical.lost.size(); ++free) {
+    // Free bytes in a step hold what needs that step or less.
+    fit += count[free];
+    typical.larger[free] = total == 0 ? 0 : (total - fit) * kMillion / total;
+    int64_t lost = 0;
+    for (const auto& [step, jobs] : sizes) {
+      if (step > free) break;
+      lost += jobs * typical.lost[free - step];
+    }
+    const int64_t all = static_cast<int64_t>(free) * (kMillion / (kSizeSteps - 1));
+    typical.lost[free] = fit == 0 ? all : lost / fit;
+  }
+  return typical;
 }
 
 const std::vector<int32_t>& PassFleet::OpenIn(size_t block) {
@@ -126,17 +139,20 @@ bool PassFleet::HasRoom() {
 }
 
 // Four parts, each in thousandths: turns that would have to be shared; how much longer they take than on the
-// fastest device; how many more free bytes than before are of no use to what waits; and a base that has to
-// be loaded first.
+// fastest device; how many more free bytes than before are of no use to typical jobs, those that wait and
+// run, of the largest device's; and a base that has to be loaded first.
 int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
                            int64_t added_bytes, bool warm) {
-  const Tail& tail = TailOf(block);
+  const Typical& typical = TypicalIn(block);
+  // In millionths of the largest device, so that no product overflows.
+  const int64_t unit_bytes = std::max<int64_t>(1, largest_bytes_ / kMillion);
   const auto useless = [&](int64_t free_bytes) {
-    const auto step = static_cast<size_t>(free_bytes / tail.step_bytes);
-    return static_cast<double>(free_bytes) * tail.milli[step];
+    const auto step = static_cast<size_t>(std::min(free_bytes / step_bytes_, kSizeSteps));
+    return free_bytes / unit_bytes * typical.larger[step] +
+           typical.lost[step] * policy_.rest_milli * (kMillion / 1'000);
   };
-  const double fragment = (useless(slot.free_bytes - added_bytes) - useless(slot.free_bytes)) /
-                          static_cast<double>(slot.capacity_bytes);
+  const int64_t fragment =
+      (useless(slot.free_bytes - added_bytes) - useless(slot.free_bytes)) / kMillion;
   const int32_t load_milli = LoadThere(bucket, slot.speed_mflops);
   const int64_t overload = std::max(0, slot.load_milli + load_milli - 1'000);
   int64_t slow = 0;
@@ -146,11 +162,9 @@ int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::B
   }
   // The tightest fit breaks ties.
   const int64_t left_milli = (slot.free_bytes - added_bytes) / (slot.capacity_bytes / 1'000 + 1);
-  return 1'000 * (policy_.overload_weight * overload +
-                  policy_.slow_weight * slow +
-                  policy_.fragment_weight * static_cast<int64_t>(fragment) +
-                  (warm ? 0 : policy_.cold_base_weight * 1'000)) +
-         left_milli;
+  return kMillion * (policy_.overload_weight * overload + policy_.slow_weight * slow +
+                     (warm ? 0 : policy_.cold_base_weight * 1'000)) +
+         1'000 * policy_.fragment_weight * fragment + left_milli;
 }
 
 std::optional<PassFleet::Offer> PassFleet::OfferOf(size_t block, size_t slot_index,
@@ -358,14 +372,15 @@ std::optional<BoardReservation> PassFleet::Reserve(int64_t number, int32_t bucke
     std::set<HoldKey> gone;
   };
   std::map<int32_t, Chance> chances;
-  for (Merged ends(board_.TimedDevices(), &Board::Device::ends); !ends.Empty(); ends.Pop()) {
-    const int32_t device = ends.device();
+  if (!ends_) ends_.emplace(board_.TimedDevices(), &Board::Device::ends);
+  for (size_t i = 0; const auto end = ends_->At(i); ++i) {
+    const int32_t device = end->device;
     const auto [it, fresh] = chances.try_emplace(device);
     Chance& chance = it->second;
     if (fresh && std::count(reserved.begin(), reserved.end(), device) == 0)
       chance.need = NeedOn(bucket, device, number);
     if (!chance.need) continue;
-    const auto& [end_us, key] = ends.Front();
+    const auto& [end_us, key] = *end->key;
     chance.gone.insert(key);
     if (!FitsWithout(device, chance.gone, bucket, *chance.need)) continue;
     return BoardReservation{number, bucket_id, device, *chance.need, std::max(end_us, now_us_),

@@ -31,10 +31,17 @@ struct Spot {
   bool warm = false;
 };
 
-// The lists of all devices, each in order, as one list in order.
+// The lists of all devices, each in order, as one list in order; made as far as somebody has looked, so that
+// those who look again pay nothing.
 template <typename Key>
 class Merged {
  public:
+  struct Entry {
+    const Key* key;
+    int32_t device;
+    bool operator<(const Entry& other) const { return *other.key < *key; }  // smallest on top
+  };
+
   Merged(const std::vector<Board::Device>& devices, std::vector<Key> Board::Device::* list)
       : devices_(devices), list_(list) {
     for (size_t i = 0; i < devices.size(); ++i) {
@@ -43,10 +50,15 @@ class Merged {
     }
     std::make_heap(heap_.begin(), heap_.end());
   }
-  bool Empty() const { return heap_.empty(); }
-  const Key& Front() const { return *heap_.front().key; }
-  int32_t device() const { return heap_.front().device; }
-  void Pop() {
+  // nullopt beyond the last.
+  std::optional<Entry> At(size_t index) {
+    while (made_.size() <= index && !heap_.empty()) MakeNext();
+    return index < made_.size() ? std::optional<Entry>(made_[index]) : std::nullopt;
+  }
+
+ private:
+  void MakeNext() {
+    made_.push_back(heap_.front());
     std::pop_heap(heap_.begin(), heap_.end());
     Entry& entry = heap_.back();
     const std::vector<Key>& list = devices_[static_cast<size_t>(entry.device)].*list_;
@@ -57,15 +69,10 @@ class Merged {
     }
   }
 
- private:
-  struct Entry {
-    const Key* key;
-    int32_t device;
-    bool operator<(const Entry& other) const { return *other.key < *key; }  // smallest on top
-  };
   const std::vector<Board::Device>& devices_;
   std::vector<Key> Board::Device::* list_;
   std::vector<Entry> heap_;
+  std::vector<Entry> made_;
 };
 
 class PassFleet {
@@ -171,14 +178,15 @@ class PassFleet {
     int32_t load_milli = 0;
   };
   Rest RestOf(int32_t device, const std::set<HoldKey>& gone) const;
-  // Per block, in 64 steps of the largest capacity: how much of what waits would not fit, in
-  // thousandths.
-  struct Tail {
-    bool known = false;
-    int64_t step_bytes = 1;
-    std::vector<int32_t> milli;
+  // What jobs that wait or run ask for, by block; by free bytes in thousandths of the largest device.
+  struct Typical {
+    std::vector<int64_t> larger;  // how many of them would not fit, in millionths
+    // Bytes that are left in the end, in millionths of the largest device, when of those that fit one after
+    // the other comes, each as likely as it is frequent, until none fits:
+    //   lost(free) = sum over sizes <= free of frequency * lost(free - size) / sum of those frequencies.
+    std::vector<int64_t> lost;
   };
-  const Tail& TailOf(size_t block);
+  const Typical& TypicalIn(size_t block);
   // Indexes of the slots of the block that could take something when the pass began.
   const std::vector<int32_t>& OpenIn(size_t block);
 
@@ -189,14 +197,17 @@ class PassFleet {
   const int64_t suspect_us_;
   const int64_t fastest_mflops_;  // 0 = all devices are alike
   const int64_t mean_mflops_;     // what loads of buckets are for
+  const int64_t largest_bytes_;   // of a device
+  const int64_t step_bytes_;      // of sizes in Typical
   std::vector<std::vector<Board::Slot>> own_;  // by block; empty = as on the board
-  std::vector<Tail> tails_;
+  std::vector<Typical> typical_;
   std::vector<std::optional<std::vector<int32_t>>> open_;  // by block
   std::vector<std::vector<int32_t>> placed_;    // by block: slots placed on, in order
   std::vector<std::vector<int32_t>> versions_;  // by block and slot; empty = nothing placed there
   std::map<RankingKey, Ranking> rankings_;
   std::map<std::pair<const Board::Bucket*, size_t>, Ranking*> ranking_of_;
   size_t ranked_ = 0;  // entries of all rankings
+  mutable std::optional<Merged<Board::EndKey>> ends_;
   std::map<int32_t, Changed> changed_;  // by device
   std::map<int32_t, Extra> extra_;      // by project
 };

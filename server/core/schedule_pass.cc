@@ -348,10 +348,10 @@ class Pass {
     std::set<int32_t> seen;
     int count = 0;
     const std::vector<int32_t> reserved = Reserved();
-    for (Merged victims(board_.TimedDevices(), &Board::Device::victims); !victims.Empty();
-         victims.Pop()) {
+    if (!victims_) victims_.emplace(board_.TimedDevices(), &Board::Device::victims);
+    for (size_t i = 0; const auto victim = victims_->At(i); ++i) {
       if (++count > kMaxVictimsSeen || (best && best->victims.size() == 1)) break;
-      const Board::Hold& hold = *board_.FindHold(std::get<HoldKey>(victims.Front()));
+      const Board::Hold& hold = *board_.FindHold(std::get<HoldKey>(*victim->key));
       if (now_us_ - hold.start_us < policy_.min_run_us) continue;
       if (std::count(reserved.begin(), reserved.end(), hold.device) > 0) continue;
       const std::optional<Need> need = fleet_.NeedOn(bucket, hold.device, c.number);
@@ -377,6 +377,7 @@ class Pass {
   const SchedulePolicy& policy_;
   const int64_t now_us_;
   PassFleet fleet_;
+  std::optional<Merged<Board::VictimKey>> victims_;
   std::vector<char> failed_;  // by bucket: nothing of this kind can start now
   std::set<int64_t> taken_;
   std::set<HoldKey> stopped_;

@@ -56,7 +56,7 @@ Scenario WithStatedRequests(const Scenario& scenario, const std::vector<TraceJob
 
 Workload MakeFillWorkload(const Scenario& scenario, const std::vector<core::PlanBytes>& plans,
                           uint64_t seed) {
-  Random rng(seed * 0x9e3779b97f4a7c15u + 2);
+  Random rng = RandomOf(seed);
   Workload w;
   w.plans = plans;
   int64_t capacity = 0;

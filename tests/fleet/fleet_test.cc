@@ -186,6 +186,16 @@ TEST(Workload, FollowsTheSeedAlone) {
   EXPECT_NEAR(gap_min, 1 / 0.049, 0.1 / 0.049);
 }
 
+// The generator walks by a constant; seeds that are alike but for one must not walk behind one another.
+TEST(Workload, SeedsShareNoNumbers) {
+  std::set<uint64_t> drawn;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Random rng = RandomOf(seed);
+    for (int i = 0; i < 1'000; ++i) drawn.insert(rng.Next());
+  }
+  EXPECT_EQ(drawn.size(), 20'000u);
+}
+
 TEST(Scenarios, AreAllReadable) {
   for (const char* name :
        {"compute-bound", "memory-bound", "mixed-speed", "fair-backlog", "philly", "alibaba",
@@ -303,6 +313,12 @@ TEST(Fairness, RhoIsCompletionOverThatAloneOnTheShare) {
   ASSERT_TRUE(s.status.ok()) << s.status;
   ExpectNear(result.rho, {1, 0.5, 2});
   EXPECT_NEAR(result.rho_worst_project, 2, 1e-6);
+  // Alone again, each a little later: only who waits for another is touched by that.
+  ASSERT_EQ(result.rho_chance.size(), 3u);
+  EXPECT_NEAR(result.rho_chance[0], 1, 1e-6);
+  EXPECT_GE(result.rho_chance[1], 0.7);
+  EXPECT_LT(result.rho_chance[1], 1);
+  EXPECT_NEAR(result.rho_chance[2], 1, 1e-6);
   const Summary summary = Summarize({result});
   EXPECT_NEAR(summary.rho_p50, 1, 1e-6);
   EXPECT_NEAR(summary.rho_max, 2, 1e-6);

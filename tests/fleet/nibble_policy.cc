@@ -39,7 +39,7 @@ constexpr Knob kKnobs[] = {
     NIBBLE_KNOB(max_load_milli),       NIBBLE_KNOB(default_load_milli),
     NIBBLE_KNOB(overload_weight),      NIBBLE_KNOB(fragment_weight),
     NIBBLE_KNOB(cold_base_weight),     NIBBLE_KNOB(slow_weight),
-    NIBBLE_KNOB(max_reservations),
+    NIBBLE_KNOB(rest_milli),           NIBBLE_KNOB(max_reservations),
     NIBBLE_KNOB(max_passed_over),      NIBBLE_KNOB(min_run_us),
     NIBBLE_KNOB(preempt_work_ratio),   NIBBLE_KNOB(preempt_priority_delta),
     NIBBLE_KNOB(brief_work_us),        NIBBLE_KNOB(brief_milli),

@@ -51,10 +51,11 @@ bool HasFairness(const std::vector<Summary>& summaries) {
 
 // Of finish-time fairness, where it was measured: policies as rows.
 std::vector<Cells> FairnessRows(const std::vector<Summary>& summaries) {
-  std::vector<Cells> rows{{"policy", "rho p50", "rho p95", "rho max", "worst project"}};
+  std::vector<Cells> rows{{"policy", "rho p50", "rho p95", "rho max", "worst project", "p95 of chance"}};
   for (const Summary& s : summaries) {
     rows.push_back({s.policy, absl::StrFormat("%.2f", s.rho_p50), absl::StrFormat("%.2f", s.rho_p95),
-                    absl::StrFormat("%.2f", s.rho_max), absl::StrFormat("%.2f", s.rho_worst_project)});
+                    absl::StrFormat("%.2f", s.rho_max), absl::StrFormat("%.2f", s.rho_worst_project),
+                    absl::StrFormat("%.2f", s.rho_chance_p95)});
   }
   return rows;
 }

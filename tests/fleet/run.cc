@@ -131,9 +131,10 @@ Summary Summarize(const std::vector<RunResult>& runs) {
   const double n = static_cast<double>(runs.size());
   std::vector<double> completion;
   std::vector<double> slowdown;
-  std::vector<double> rho;
+  std::vector<double> rho, chance;
   for (const RunResult& r : runs) {
     rho.insert(rho.end(), r.rho.begin(), r.rho.end());
+    chance.insert(chance.end(), r.rho_chance.begin(), r.rho_chance.end());
     s.rho_worst_project = std::max(s.rho_worst_project, r.rho_worst_project);
     completion.insert(completion.end(), r.completion_h.begin(), r.completion_h.end());
     slowdown.insert(slowdown.end(), r.slowdown.begin(), r.slowdown.end());
@@ -165,6 +166,7 @@ Summary Summarize(const std::vector<RunResult>& runs) {
   s.rho_p50 = Quantile(rho, 0.5);
   s.rho_p95 = Quantile(rho, 0.95);
   s.rho_max = Quantile(rho, 1);
+  s.rho_chance_p95 = Quantile(std::move(chance), 0.95);
   s.rho_steps = Steps(std::move(rho));
   return s;
 }

@@ -34,6 +34,9 @@ struct RunResult {
   // alone on its part of the fleet; and of the project that fares worst, by the sums over its jobs.
   std::vector<double> rho;
   double rho_worst_project = 0;
+  // What chance alone makes of rho: the job's completion alone on that part when all jobs there arrive up to
+  // a minute later, over that when they do not. Nobody shares anything.
+  std::vector<double> rho_chance;
   int64_t passes = 0;         // of the scheduler
   double pass_p99_ms = 0;
   double wall_s = 0;
@@ -76,6 +79,7 @@ struct Summary {
   double rho_p95 = 0;
   double rho_max = 0;
   double rho_worst_project = 0;  // of the worst run
+  double rho_chance_p95 = 0;
   double pass_p99_ms = 0;
   std::vector<double> slowdown_steps;  // its quantiles at 0, 1, ... 100 %
   std::vector<double> rho_steps;

@@ -107,6 +107,8 @@ void FillTrace(const Scenario& s, const std::vector<TraceJob>& trace,
 
 }  // namespace
 
+Random RandomOf(uint64_t seed) { return Random(Random(seed).Next()); }
+
 int32_t DrawWeighted(const std::vector<double>& weights, Random& rng) {
   double total = 0;
   for (const double w : weights) total += w;
@@ -159,7 +161,7 @@ absl::StatusOr<std::vector<core::PlanBytes>> PlanRecipes(const Scenario& scenari
 
 Workload MakeWorkload(const Scenario& s, const std::vector<core::PlanBytes>& plans,
                       const std::vector<TraceJob>& trace, uint64_t seed) {
-  Random rng(seed * 0x9e3779b97f4a7c15u + 1);
+  Random rng = RandomOf(seed);
   Workload w;
   w.plans = plans;
   if (s.random_fleet.devices_high > 0) {

@@ -42,6 +42,9 @@ struct Workload {
 
 // Plans of the recipes on the simulated device; compiled by engine/spec.
 absl::StatusOr<std::vector<core::PlanBytes>> PlanRecipes(const Scenario& scenario);
+// What a seed draws from. The generator walks by a constant, so seeds that differed by it (or by multiples of
+// it) would draw the same numbers, one or some later: hence a seed is mixed first.
+Random RandomOf(uint64_t seed);
 // By weight; 0 for what fits no device of that size.
 std::vector<double> RecipeWeights(const Scenario& scenario, const std::vector<core::PlanBytes>& plans,
                                   int64_t largest_bytes);
