@@ -112,6 +112,9 @@ def wgmma_parity(run, figures):
 def sanitizer(run, figures):
     """compute-sanitizer on small cases."""
     if run.emulated:
+        for case in shapes.SANITIZED_CASES:
+            if not run.command([tool(run, "nibble-kernel-check"), "--list", case], 60).strip():
+                raise Failure(f"no case is called '{case}'")
         raise Skip("there is nothing for compute-sanitizer to look at in an emulation")
     if not shutil.which("compute-sanitizer"):
         raise Skip("compute-sanitizer is not installed here")

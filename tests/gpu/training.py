@@ -151,6 +151,8 @@ def training_parity(run, figures):
         raise Failure(f"{len(ours)} and {len(theirs)} steps came back, not {steps}")
     figures["losses"] = [row[1] for row in ours]
     figures["losses_cpu"] = [row[1] for row in theirs]
+    figures["grad_norms"] = [row[2] for row in ours]
+    figures["grad_norms_cpu"] = [row[2] for row in theirs]
     figures["loss_distance"] = max(abs(a[1] / b[1] - 1) for a, b in zip(ours, theirs))
     figures["grad_norm_distance"] = max(abs(a[2] / b[2] - 1) for a, b in zip(ours, theirs))
     mine, cpus = (contents(run.scratch / name) for name in ("cache", "cache-cpu"))
