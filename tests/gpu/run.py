@@ -2,6 +2,7 @@
 """Everything a GPU is needed for, in one go of under ten minutes; one results file.
 
   run.py [--bundle DIR] [--out FILE] [--device N] [--minutes 9.5] [--only NAME,NAME] [--after FILE]
+         [--patience 1]
   run.py --emulated [--bin DIR] [--out FILE]    the same script on emulated kernels and tiny shapes; without
                                                 --bin kernels are built here, and there is no engine
 
@@ -113,6 +114,7 @@ def main():
     parser.add_argument("--base", default=str(ROOT / "demo/base"))
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--patience", type=float, default=1)  # so many times every limit but --minutes
     parser.add_argument("--only", default="")
     parser.add_argument("--after", default=None, type=pathlib.Path)
     parser.add_argument("--emulated", action="store_true")

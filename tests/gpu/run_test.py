@@ -20,6 +20,7 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import machine  # noqa: E402
+import rehearse  # noqa: E402
 import report  # noqa: E402
 from runner import Failure, Run, Skip  # noqa: E402
 
@@ -30,7 +31,7 @@ SCRATCH = pathlib.Path(sys.argv.pop() if len(sys.argv) > 1 else "gpu-script")
 
 
 def options(**more):
-    return types.SimpleNamespace(**{"emulated": False, "minutes": 5, "bin": "", "bundle": "", "device": 0,
+    return types.SimpleNamespace(**{"emulated": False, "minutes": 5, "patience": 1, "bin": "", "bundle": "", "device": 0,
                                     "only": "", **more})
 
 
@@ -131,6 +132,17 @@ class RunnerTest(unittest.TestCase):
         run.section_deadline = run.deadline
         machine.unpack(run, root)
         self.assertEqual((pathlib.Path(run.options.bundle) / "nibble-engine").read_text(), "x")
+
+    def test_a_rehearsal_asks_the_emulation_what_a_gpu_is_asked(self):
+        self.assertEqual(
+            rehearse.translated("nibble-kernel-check", ["--table=cuda", "--device", "0", "--part", "0/2", "linear"]),
+            ("nibble-kernel-check", ["--table=cuda-emulated", "--part", "0/2", "linear"]))
+        name, words = rehearse.translated("nibble-bench-step", ["--device", "cuda:0", "--shape", "8b", "--paged", "1"])
+        self.assertEqual(name, "nibble-bench-step-emulated")
+        self.assertEqual(words[-4:], ["--device", "cuda-emulated", "--paged", "1"])
+        self.assertNotIn("8b", words)
+        self.assertEqual(rehearse.translated("nibble-engine", ["train", "--device", "cuda:0,fp16"])[1],
+                         ["train", "--device", "cuda-emulated,fp16"])
 
     def test_time_that_is_up_skips_what_is_left(self):
         def good(run, figures):

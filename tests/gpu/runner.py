@@ -117,7 +117,9 @@ class Run:
 
     def command(self, words, limit_s=300, check=True, quiet_s=None):
         """Runs it; the output as text. Failure when it ends badly or not at all, Skip when time is up."""
-        limit_s = min(limit_s, self.left())
+        limit_s = min(limit_s * self.options.patience, self.left())
+        if quiet_s is not None:
+            quiet_s *= self.options.patience
         if limit_s <= 1:
             raise Skip("no time was left")
         words = [str(word) for word in words]
@@ -153,7 +155,8 @@ class Run:
             return
         began = time.monotonic()
         # An emulation has no speed, and its machine other things to do.
-        self.section_deadline = began + (self.options.minutes * 60 if self.emulated else limit_s)
+        self.section_deadline = began + (self.options.minutes * 60 if self.emulated
+                                         else limit_s * self.options.patience)
         entry = {"name": name, "state": "cut off", "why": "the script ended in this section", "seconds": 0,
                  "figures": {}}
         self.sections.append(entry)
