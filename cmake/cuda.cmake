@@ -30,6 +30,8 @@ if(NIBBLE_CUDA_FOUND)
   set(NIBBLE_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -Xptxas=-v -Xcompiler=-fPIC,-Wall)
   if(NIBBLE_WERROR)
     list(APPEND NIBBLE_NVCC_FLAGS -Werror=all-warnings -Xcompiler=-Werror)
+  else()
+    list(APPEND NIBBLE_NVCC_FLAGS -allow-unsupported-compiler)  # a g++ newer than this nvcc knows
   endif()
   foreach(architecture ${architectures})
     if(architecture MATCHES "^([0-9]+a?)-virtual$")

@@ -1,4 +1,5 @@
 // attention_forward, attention_backward, attention_decode.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cpu/workspace.h"

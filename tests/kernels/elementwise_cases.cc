@@ -2,6 +2,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/nf4.h"
 #include "kernels/cuda/workspace.h"

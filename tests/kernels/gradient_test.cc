@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <functional>
+#include <utility>
 
 #include "kernels/cpu/workspace.h"
 #include "kernels/tables.h"
