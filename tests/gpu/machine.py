@@ -29,6 +29,13 @@ def find_cublas(name="libcublasLt.so.13"):
     return ""
 
 
+def find_header(library):
+    """cublasLt.h beside the library, for a toolkit that came without it; on the path of every compiler."""
+    folder = pathlib.Path(library).parent.parent / "include"
+    if (folder / "cublasLt.h").exists():
+        os.environ["CPATH"] = ":".join(filter(None, [os.environ.get("CPATH", ""), str(folder)]))
+
+
 def unpack(run, root):
     """The folder of what is prebuilt: --bundle, or out of the archive where only that was brought along."""
     archive = root / "gpu-bundle.tar.gz"
@@ -96,6 +103,7 @@ def look(run, figures):
         figures["cuBLASLt 12"] = find_cublas("libcublasLt.so.12") or "not found"
         run.done.pop(kernels.BUILD, None)
     if run.tools is None or run.wants(kernels.BUILD):
+        find_header(figures.get("cuBLASLt 12", figures["cuBLASLt"]))
         kernels.start_build(run)
     figures["host"] = f"{os.cpu_count()} cores, {os.uname().release}, {processor()}"
     figures["lines"] = [
