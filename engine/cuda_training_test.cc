@@ -72,15 +72,10 @@ Steps Train(StepRig& rig, int64_t vocab, int64_t steps, bool record = false) {
   return run;
 }
 
-// Gradients of one micro-batch, without the loss scale.
+// Gradients of one micro-batch.
 std::vector<double> GradientsOf(StepRig& rig, int64_t vocab) {
-  const MicroBatch batch = RandomBatch({8, 4}, vocab, 8);
   rig.Randomize(5);
-  rig.executor().ZeroGradients();
-  rig.executor().Train(batch, 1.0 / 32, 1, 0);
-  std::vector<double> gradients = rig.Read(rig.plan().persistent.gradient);
-  for (double& x : gradients) x /= rig.executor().loss_scale().scale;
-  return gradients;
+  return rig.Gradients({RandomBatch({8, 4}, vocab, 8)}, 1.0 / 32);
 }
 
 double RelativeDistance(const std::vector<double>& got, const std::vector<double>& want) {

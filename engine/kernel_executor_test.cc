@@ -103,15 +103,6 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"OneLayer", {.layers = 1}, {Module::kGate, Module::kK}, Recompute::kFull}),
     [](const auto& info) { return info.param.name; });
 
-std::vector<double> GradientsOf(StepRig& rig, const std::vector<MicroBatch>& batches,
-                                double scale) {
-  rig.executor().ZeroGradients();
-  for (size_t i = 0; i < batches.size(); ++i) {
-    rig.executor().Train(batches[i], scale, 1, static_cast<int64_t>(i));
-  }
-  return rig.Read(rig.plan().persistent.gradient);
-}
-
 constexpr Recompute kPolicies[] = {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull};
 
 // ref, and every body this machine has.
@@ -133,7 +124,7 @@ TEST(RecomputationAndThreads, ChangeNoBit) {
         for (const int threads : {1, 2, 3, 4}) {
           StepRig rig(*table, model, spec, threads);
           rig.Randomize(5);
-          const std::vector<double> gradients = GradientsOf(rig, {batch}, 0.1);
+          const std::vector<double> gradients = rig.Gradients({batch}, 0.1);
           if (first.empty()) first = gradients;
           EXPECT_EQ(gradients, first) << table->name << "/" << table->body << ", " << RecomputeName(recompute)
                                       << " on " << threads << " threads";
@@ -163,8 +154,8 @@ TEST(Accumulation, ChangesNothingButRounding) {
     parts.push_back(part);
   }
   const double scale = 1.0 / static_cast<double>(whole.target_tokens);
-  const std::vector<double> once = GradientsOf(rig, {whole}, scale);
-  const std::vector<double> thrice = GradientsOf(rig, parts, scale);
+  const std::vector<double> once = rig.Gradients({whole}, scale);
+  const std::vector<double> thrice = rig.Gradients(parts, scale);
   for (size_t i = 0; i < once.size(); ++i) EXPECT_NEAR(once[i], thrice[i], 1e-13);
 }
 
@@ -222,7 +213,7 @@ TEST(Plan, OldContentsDoNotMatter) {
       rig.Randomize(5);
       std::memset(rig.step().data(), fill, static_cast<size_t>(rig.plan().memory.step_bytes));
       gradients.push_back(
-          GradientsOf(rig, {RandomBatch({16, 3}, model.config().vocab_size, 8)}, 0.1));
+          rig.Gradients({RandomBatch({16, 3}, model.config().vocab_size, 8)}, 0.1));
     }
     EXPECT_EQ(gradients[0], gradients[1]) << table->name;
   }

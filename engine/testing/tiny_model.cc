@@ -244,6 +244,15 @@ double StepRig::ReadMaster(int64_t element) const {
   return Read(plan_.persistent.master)[static_cast<size_t>(element)];
 }
 
+std::vector<double> StepRig::Gradients(const std::vector<MicroBatch>& batches, double scale) {
+  executor().ZeroGradients();
+  for (size_t i = 0; i < batches.size(); ++i)
+    executor().Train(batches[i], scale, 1, static_cast<int64_t>(i));
+  std::vector<double> gradients = Read(plan_.persistent.gradient);
+  for (double& value : gradients) value /= executor().loss_scale().scale;
+  return gradients;
+}
+
 void StepRig::Randomize(uint64_t seed) {
   for (const spec::AdapterMatrix& matrix : plan_.adapters.matrices) {
     const auto fill = [&](int64_t first, int64_t count) {

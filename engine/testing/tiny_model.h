@@ -77,6 +77,8 @@ class StepRig {
   double ReadMaster(int64_t element) const;
   // Random values in B too, so that every gradient is alive; compute copies refreshed.
   void Randomize(uint64_t seed);
+  // Of a step of these micro-batches, each with this scale; without the loss scale of fp16. Flat, [elements].
+  std::vector<double> Gradients(const std::vector<MicroBatch>& batches, double scale);
 
  private:
   // The model's arrays where the backend can reach them.
