@@ -207,7 +207,7 @@ class EmulatedBackend final : public Backend {
 
   void* Allocate(int64_t bytes) override {
     KERNEL_CHECK(bytes > 0);
-    Synchronize();
+    if (!Synchronize()) return nullptr;
     if (refuse_next || bytes > free_bytes()) {
       refuse_next = false;
       fault_ = Fault::kOutOfMemory;

@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/emulated.h"
 #include "kernels/cuda/panels.h"
 #include "kernels/cuda/quantize.h"
 #include "kernels/cuda/small.h"
@@ -187,6 +188,27 @@ TEST(EmulatedCudaBackend, RunsTheCasesInItsOwnMemory) {
     EXPECT_TRUE(outcome.ok()) << c.name << "\n" << outcome.failure << outcome.missing;
     EXPECT_EQ(TakeDeviceFailure(), "") << c.name;
   }
+}
+
+// A device that fails in the middle of a case fails it, and those behind it, and nothing else.
+TEST(EmulatedCudaBackend, FailsTheCasesOfADeviceThatFailed) {
+  std::string why;
+  const auto backend = OpenCuda({}, &why);
+  ASSERT_NE(backend, nullptr) << why;
+  const KernelTable table = TableForHostMemory(*backend);
+  const int64_t held = EmulatedCudaBytes().device;
+  EmulatedCudaFailAfter(1);  // the backward that follows a forward
+  int failed = 0;
+  for (const Case& c : ElementwiseCases()) {
+    const Outcome outcome = RunCase(c, table, 1);
+    const std::string failure = TakeDeviceFailure();
+    EXPECT_EQ(failure.empty(), outcome.ok()) << c.name << ": " << outcome.failure << failure;
+    failed += !outcome.ok();
+  }
+  EXPECT_GT(failed, 1);
+  EXPECT_EQ(backend->fault(), Fault::kDevice);
+  EXPECT_EQ(EmulatedCudaBytes().device, held);
+  EmulatedCudaFailAfter(-1);
 }
 
 // Encoding on the device and nf4.h's: the same bytes.

@@ -51,13 +51,12 @@ class Call {
     const bool back = device->Synchronize();
     if (!back || device->error() != nullptr)
       Fail(device->error() != nullptr ? device->error() : "the device failed");
-    if (!back) return;
     for (Array& array : arrays_) {
-      Finish(array);
-      device->Release(array.base);
+      if (back) Finish(array);
+      if (array.base != nullptr) device->Release(array.base);
     }
-    if (!Untouched(guards, 2 * kGuard)) Fail("written outside of the workspace");
-    device->Release(workspace_);
+    if (back && !Untouched(guards, 2 * kGuard)) Fail("written outside of the workspace");
+    if (workspace_ != nullptr) device->Release(workspace_);
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
