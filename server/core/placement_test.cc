@@ -120,6 +120,39 @@ TEST(Placement, LeavesWhatTypicalJobsFill) {
   EXPECT_EQ(fleet.PlaceOf("shared", Fleet::Sized(150, 100)), "a") << "any job finds as much room as before";
 }
 
+// On "a" something runs for an hour; who needs nearly all of it comes first and waits for that. What would
+// not fit beside it may use the hour, if it is over by then.
+TEST(Placement, AReservedDeviceIsUsedUntilItsHolderMayStart) {
+  const auto starts = [](int64_t work_minutes) {
+    Fleet fleet;
+    fleet.Add("a", 200);
+    fleet.Run("a", "x", Fleet::Sized(0, 150));
+    const std::map<std::string, Need> needs{{"first", Fleet::Sized(0, 190)}, {"behind", Fleet::Sized(0, 30)}};
+    std::map<int64_t, Need> by_number;
+    for (const auto& [name, need] : needs) {
+      BoardJob job;
+      job.number = 100 + static_cast<int64_t>(by_number.size());
+      job.job_id = job.shape = job.group = job.base = name;
+      job.project = "p";
+      job.priority = name == "first" ? 1 : 0;
+      job.work_us = job.total_us = work_minutes * 60 * kSecondUs;
+      job.load_milli = 1;
+      by_number[job.number] = need;
+      fleet.board.Enqueue(job);
+    }
+    const NeedFn need_of = [&](int64_t number, const Board::Device&) {
+      return std::optional<Need>(by_number.at(number));
+    };
+    const BoardSchedule schedule =
+        RunPass(fleet.board, fleet.policy, need_of, kNowUs, int64_t{1} << 60, 10);
+    EXPECT_EQ(schedule.reservations.front().number, 101);
+    EXPECT_EQ(schedule.reservations.front().start_us, kNowUs + 3600 * kSecondUs);
+    return schedule.starts.size();
+  };
+  EXPECT_EQ(starts(58), 1u);
+  EXPECT_EQ(starts(60), 0u) << "a minute is left for what predictions are wrong by";
+}
+
 TEST(Board, KnowsTheSizesThatRunAndTheLargestDevice) {
   Fleet fleet;
   EXPECT_EQ(fleet.board.LargestBytes(), 0);

@@ -30,7 +30,7 @@ BoardExplanation Explain(const Board& board, const SchedulePolicy& policy, const
       if (v.kind == DeviceVerdict::Kind::kFits) {
         const Spot spot{slot.device, 0, *fleet.NeedOn(bucket, slot.device, number), 0, 0, 0, false};
         const bool reserved = std::any_of(reservations.begin(), reservations.end(), [&](const auto& r) {
-          return r.number != number && fleet.Delays(r, bucket, spot);
+          return r.number != number && fleet.Delays(r, bucket, w.work_us, spot);
         });
         if (reserved) v.kind = DeviceVerdict::Kind::kReserved;
       }

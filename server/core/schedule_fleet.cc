@@ -352,9 +352,13 @@ bool PassFleet::FitsWithout(int32_t device, const std::set<HoldKey>& gone,
          rest.load.Fits(capacity, bucket.group, need, bucket.alone, policy_);
 }
 
-bool PassFleet::Delays(const BoardReservation& r, const Board::Bucket& bucket,
+bool PassFleet::Delays(const BoardReservation& r, const Board::Bucket& bucket, int64_t work_us,
                        const Spot& spot) const {
   if (r.device != spot.device) return false;
+  // It may be gone by then, with all of those that are there taking turns with it.
+  const int32_t shared_milli = RestOf(r.device, {}).load_milli + LoadOnDevice(bucket, r.device);
+  const int64_t end_us = now_us_ + work_us / 1'000 * std::max(1'000, shared_milli);
+  if (end_us + policy_.preempt_patience_us <= r.start_us) return false;
   const Board::Bucket& holder = board_.buckets()[static_cast<size_t>(r.bucket)];
   Rest then = RestOf(r.device, r.gone);
   then.load.Add(bucket.group, spot.need, bucket.alone);

@@ -93,7 +93,8 @@ class PassFleet {
                            const std::vector<int32_t>& excluded);
   void Place(const Board::Bucket& bucket, const Spot& spot);
   // Whether the holder of the reservation could then no longer start when it is due.
-  bool Delays(const BoardReservation& r, const Board::Bucket& bucket, const Spot& spot) const;
+  bool Delays(const BoardReservation& r, const Board::Bucket& bucket, int64_t work_us,
+              const Spot& spot) const;
   // Where the job can start earliest when the attempts there end as expected; not on `reserved`.
   // nullopt when no live device could ever hold it.
   std::optional<BoardReservation> Reserve(int64_t number, int32_t bucket,

@@ -265,7 +265,7 @@ class Pass {
       if (!spot) return spot;
       const bool delays = std::any_of(
           result_.reservations.begin(), result_.reservations.end(),
-          [&](const BoardReservation& r) { return fleet_.Delays(r, bucket, *spot); });
+          [&](const BoardReservation& r) { return fleet_.Delays(r, bucket, w.work_us, *spot); });
       if (!delays) return spot;
       excluded.push_back(spot->device);
     }

@@ -3,8 +3,8 @@
 //
 // Order: the project with the smallest dominant share first; inside it the overdue, then priority,
 // then the least predicted work with aging. Each job goes to the device with the best score. The
-// first that cannot start holds a reservation (EASY): what comes after it may only take bytes there
-// that it will not need once the attempts it waits for have ended. docs/scheduling.md.
+// first that cannot start hold reservations (EASY): what comes after them may only take bytes there
+// that they will not need once the attempts they wait for have ended, or be over by then. docs/scheduling.md.
 #pragma once
 
 #include <cstdint>
