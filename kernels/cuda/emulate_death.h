@@ -1,7 +1,6 @@
 // A test fixture for deaths that are wanted: tests/run_tests.py takes every report of a sanitizer for a
 // finding, a failed CHECK's among them, so these make none.
-#ifndef NIBBLE_KERNELS_CUDA_EMULATE_DEATH_H_
-#define NIBBLE_KERNELS_CUDA_EMULATE_DEATH_H_
+#pragma once
 
 #include <gtest/gtest.h>
 
@@ -19,5 +18,3 @@ class WantedDeathTest : public testing::Test {
 };
 
 }  // namespace nibble::kernels::cuda_emulated
-
-#endif  // NIBBLE_KERNELS_CUDA_EMULATE_DEATH_H_
