@@ -36,7 +36,8 @@ def run_cases(run, words, filters, part):
             text, ended = why.text, str(why).split("\n", maxsplit=1)[0]
         cases = re.findall(r"^\S+ .*threads=\d+ '(.*)' :(.*)$", text, re.M)
         found["passed"] += sum(" ok " in outcome for _, outcome in cases)
-        found["worst"] += [float(share) for share in re.findall(r" ([0-9.]+) of tolerance", text)]
+        found["worst"] += [(float(share), name) for name, outcome in cases
+                           for share in re.findall(r" ([0-9.]+) of tolerance", outcome)]
         found["bad"] += [f"{name}:{outcome}" for name, outcome in cases if "FAILED" in outcome]
         if re.search(r"^\d+ passed, \d+ failed", text, re.M):
             break
@@ -68,7 +69,9 @@ def checked(run, words, filters=()):
             failures.append(str(why))
     every = {key: sum((part[key] for part in found), []) for key in ("worst", "bad", "ended")}
     counts = {key: sum(part[key] for part in found) for key in ("passed", "failed")}
-    counts["worst_share_of_tolerance"] = max(every["worst"], default=0)
+    worst = sorted(every["worst"], reverse=True)
+    counts["worst_share_of_tolerance"] = worst[0][0] if worst else 0
+    counts["nearest to it"] = [f"{name} {share}" for share, name in worst[:3]]
     counts.update({key: every[key] for key in ("bad", "ended") if every[key]})
     if failures or every["bad"] or every["ended"]:
         raise Wrong("\n".join(failures + every["bad"][:12] + every["ended"]), counts)

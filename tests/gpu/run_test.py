@@ -16,9 +16,11 @@ import sys
 import time
 import types
 import unittest
+import unittest.mock
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import explain  # noqa: E402
 import machine  # noqa: E402
 import rehearse  # noqa: E402
 import report  # noqa: E402
@@ -132,6 +134,27 @@ class RunnerTest(unittest.TestCase):
         run.section_deadline = run.deadline
         machine.unpack(run, root)
         self.assertEqual((pathlib.Path(run.options.bundle) / "nibble-engine").read_text(), "x")
+
+    def test_training_that_is_not_right_is_taken_apart(self):
+        run = Run(options())
+        run.section_deadline = run.deadline
+        with self.assertRaises(Skip):
+            explain.what_makes_the_difference(run, {})
+        run.facts.update({"training differs": True, "losses_cpu": [2.0, 1.0]})
+
+        def train(_, name, device, steps, more, before):
+            if device.endswith("fp16"):
+                raise Failure("it crashed")
+            return [(1, 2.0, 1.0), (2, 1.0 if "own" in name else 1.5, 1.0)], name[-1:].encode() if before else b"same"
+
+        figures = {}
+        with unittest.mock.patch.object(explain.training, "train", train), self.assertRaises(Failure):
+            explain.what_makes_the_difference(run, figures)
+        self.assertEqual(figures["our own products"]["distance"], 0)
+        self.assertFalse(figures["our own products"]["twice the same"])
+        self.assertEqual(figures["as it was"]["distance"], 0.5)
+        self.assertTrue(figures["as it was"]["twice the same"])
+        self.assertEqual(figures["fp16"], {"failed": "it crashed"})
 
     def test_a_rehearsal_asks_the_emulation_what_a_gpu_is_asked(self):
         self.assertEqual(
