@@ -142,7 +142,11 @@ def main():
         run.section(name, lambda figures: function(run, figures), limit_s, write)
 
     # Whoever ends the script early ends what it started, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    def ended(*_):
+        run.stop()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, ended)
     try:
         section(*SECTIONS[0])
         for name, function, limit_s in rest_of(run):

@@ -252,6 +252,20 @@ class ScriptTest(unittest.TestCase):
         self.assertEqual(of["what broke"]["state"], "skipped")
         self.assertLess(said.index("kernel parity bf16"), said.index("kernels built from source"))
 
+    def test_a_run_that_is_told_to_end_ends_what_it_started(self):
+        self.a_gpu()
+        self.play(self.bundle, "nibble-kernel-check", 'case "$*" in *--skip*) exec sleep 300;; esac', *GOOD_CHECK)
+        process = self.script("--only", "machine,kernel parity bf16")
+        for _ in range(600):
+            if self.out.exists() and "kernel parity bf16" in figures_of(self.out):
+                break
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 143)
+        self.assertEqual(figures_of(self.out)["kernel parity bf16"]["state"], "cut off")
+
     def test_a_case_that_ends_the_check_costs_itself_alone(self):
         self.a_gpu()
         self.play(self.bundle, "nibble-kernel-check", 'case "$*" in *"--skip 0"*)',

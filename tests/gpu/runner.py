@@ -96,6 +96,7 @@ class Run:
         self.tools = None  # folder of nibble-kernel-check and nibble-bench-cuda that start here
         self.building = None  # the build from source, while it runs
         self.companions = []  # started, not waited for
+        self.running = set()  # waited for, by this thread or another
         self.sections = []
         self.facts = {}
         self.suspects = {}  # commands that ended with a fault of the device, by a name
@@ -115,6 +116,12 @@ class Run:
         self.companions.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                                 stderr=subprocess.DEVNULL, start_new_session=True))
 
+    def stop(self):
+        """Ends what sections wait for, in whichever thread."""
+        self.deadline = 0
+        for process in list(self.running):
+            kill(process)
+
     def command(self, words, limit_s=300, check=True, quiet_s=None):
         """Runs it; the output as text. Failure when it ends badly or not at all, Skip when time is up."""
         limit_s = min(limit_s * self.options.patience, self.left())
@@ -131,9 +138,11 @@ class Run:
                 raise Skip(f"{words[0]} is not installed here") from None
             except OSError as why:
                 raise Failure(f"{words[0]} does not start: {why}") from None
+            self.running.add(process)
             try:
                 stuck = wait(process, out, limit_s, quiet_s)
             finally:
+                self.running.discard(process)
                 kill(process)
             text = tail_of(out)
         if stuck:
