@@ -293,4 +293,10 @@ absl::StatusOr<v1::Worker> Client::UndrainWorker(const std::string& name) {
               Named<v1::UndrainWorkerRequest>(name), Repeat::kSafe);
 }
 
+absl::Status Client::DeleteWorker(const std::string& name) {
+  return Call(*this, stubs_->fleet, &v1::FleetService::Stub::DeleteWorker,
+              Named<v1::DeleteWorkerRequest>(name), Repeat::kNever)
+      .status();
+}
+
 }  // namespace nibble::client

@@ -77,6 +77,7 @@ class Client {
   absl::StatusOr<v1::ListWorkersResponse> ListWorkers();
   absl::StatusOr<v1::Worker> DrainWorker(const std::string& name);
   absl::StatusOr<v1::Worker> UndrainWorker(const std::string& name);
+  absl::Status DeleteWorker(const std::string& name);
 
   const ClientOptions& options() const { return options_; }
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }

@@ -95,6 +95,7 @@ int AdapterGet(const Globals& g, const std::string& name);
 int AdapterRemove(const Globals& g, const std::vector<std::string>& names);
 int WorkerList(const Globals& g);
 int WorkerDrain(const Globals& g, const std::string& name, bool drain);
+int WorkerRemove(const Globals& g, const std::vector<std::string>& names);
 
 // Recipes and their plans (commands_plan.cc).
 struct PlanArgs {

@@ -241,6 +241,7 @@ int WorkerList(const Globals& g) {
                             : "-",
                         absl::StrCat(d.jobs_size()), AgeText(w.last_seen_time(), now_us),
                         !d.fault().empty()       ? absl::StrCat("withdrawn: ", d.fault())
+                        : !w.no_room().empty()    ? absl::StrCat("no new work, its disk is full: ", w.no_room())
                         : d.description().empty() ? "-"
                                                   : d.description()});
       }
@@ -262,6 +263,10 @@ int WorkerDrain(const Globals& g, const std::string& name, bool drain) {
         absl::StrCat(ShortName(worker.name()), " ", v1::WorkerState_Name(worker.state()), "\n"));
     return kExitOk;
   });
+}
+
+int WorkerRemove(const Globals& g, const std::vector<std::string>& names) {
+  return RemoveAllOf(g, "workers", names, &Client::DeleteWorker);
 }
 
 }  // namespace nibble::client

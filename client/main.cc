@@ -171,8 +171,9 @@ void AddNamed(CLI::App* group, const std::string& name, const std::string& descr
 }
 
 void AddRemove(CLI::App* group, Commands& c,
-               int (*body)(const Globals&, const std::vector<std::string>&)) {
-  Add(group, "rm", "Remove", c, [&c, body] { return body(c.g, c.names); })
+               int (*body)(const Globals&, const std::vector<std::string>&),
+               const char* description = "Remove") {
+  Add(group, "rm", description, c, [&c, body] { return body(c.g, c.names); })
       ->add_option("names", c.names, "their names")
       ->required();
 }
@@ -221,6 +222,7 @@ void AddThings(CLI::App& app, Commands& c) {
         ->add_option("name", c.name, "its name")
         ->required();
   }
+  AddRemove(worker, c, WorkerRemove, "Forget workers that are lost for good");
 }
 
 CommandShape ShapeOf(const CLI::App& app) {

@@ -53,10 +53,11 @@ std::string DevicesTable(const v1::ExplainJobResponse& why, int64_t now_unix_us,
   if (speeds) rows[0].insert(rows[0].begin() + kSpeedColumn, "SPEED");
   for (const Device& d : why.devices()) {
     std::string room = d.verdict() == Device::FITS ? "now" : "-";
-    if (d.has_expected_start_time()) {
-      room = absl::StrCat(WhenText(d.expected_start_time(), now_unix_us),
-                          d.until().empty() ? "" : absl::StrCat(" when ", Names(d.until()),
-                                                                d.until_size() > 1 ? " end" : " ends"));
+    if (!d.until().empty()) {
+      room = absl::StrCat("when ", Names(d.until()), d.until_size() > 1 ? " end" : " ends");
+      if (d.has_expected_start_time()) room = absl::StrCat(WhenText(d.expected_start_time(), now_unix_us), " ", room);
+    } else if (d.has_expected_start_time()) {
+      room = WhenText(d.expected_start_time(), now_unix_us);
     }
     rows.push_back({absl::StrCat("  ", ShortName(d.worker()), "/", d.device()),
                     d.needed_bytes() > 0 ? FormatBytes(d.needed_bytes()) : "-",

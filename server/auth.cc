@@ -65,6 +65,7 @@ constexpr MethodRow kMethods[] = {
     {"/nibble.v1.FleetService/GetWorker", kUsers},
     {"/nibble.v1.FleetService/DrainWorker", kAdminBit},
     {"/nibble.v1.FleetService/UndrainWorker", kAdminBit},
+    {"/nibble.v1.FleetService/DeleteWorker", kAdminBit},
     {"/nibble.worker.v1.WorkerService/Register", kWorkerBit},
     {"/nibble.worker.v1.WorkerService/Synchronize", kWorkerBit},
     {"/nibble.worker.v1.WorkerService/ReportProgress", kWorkerBit},

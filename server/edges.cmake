@@ -6,7 +6,7 @@ nibble_library(nibble_server_blobs
 nibble_test(blob_store_test SRCS blob_store_test.cc DEPS nibble_server_blobs)
 
 nibble_library(nibble_server_checks
-  SRCS dataset_check.cc model_check.cc rooted_files.cc
+  SRCS dataset_check.cc model_check.cc model_shapes.cc rooted_files.cc
   DEPS nibble_base nibble_spec)
 target_link_libraries(nibble_server_checks PRIVATE nlohmann_json::nlohmann_json)
 nibble_test(dataset_check_test SRCS dataset_check_test.cc DEPS nibble_server_checks)

@@ -96,7 +96,7 @@ std::string CheckTensor(const json& tensor, int64_t data_bytes, Extent& extent) 
 }
 
 // Header of one shard, read and checked.
-absl::StatusOr<std::map<std::string, std::string>> CheckShard(const ModelFiles& model,
+absl::StatusOr<std::map<std::string, TensorFacts>> CheckShard(const ModelFiles& model,
                                                               const core::FileRef& file) {
   if (file.size_bytes < 8) return Bad(file.name, "is too short to be a safetensors file");
   ASSIGN_OR_RETURN(const std::string prefix, model.read(file, 0, 8));
@@ -134,27 +134,13 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const ModelFiles& m
   return where;
 }
 
-std::vector<std::string> RequiredTensors(const spec::ModelConfig& config) {
-  std::vector<std::string> names = {"model.embed_tokens.weight", "model.norm.weight"};
-  if (!config.tie_word_embeddings) names.push_back("lm_head.weight");
-  for (int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    for (const char* part : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj",
-                             "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-                             "mlp.up_proj", "mlp.down_proj"}) {
-      names.push_back(absl::StrCat(prefix, part, ".weight"));
-    }
-  }
-  return names;
-}
-
 absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& config) {
   ASSIGN_OR_RETURN(const auto index, ReadIndex(model));
   std::set<std::string> shards;
   for (const auto& [tensor, shard] : index) shards.insert(shard);
   if (index.empty()) shards.insert("model.safetensors");
-  std::map<std::string, std::map<std::string, std::string>> tensors;  // by shard: names and types
-  std::map<std::string, std::string> all;
+  std::map<std::string, std::map<std::string, TensorFacts>> tensors;  // by shard
+  std::map<std::string, TensorFacts> all;
   for (const std::string& shard : shards) {
     const core::FileRef* file = Find(model, shard);
     if (!file) {
@@ -164,36 +150,24 @@ absl::Status CheckWeights(const ModelFiles& model, const spec::ModelConfig& conf
                  : Bad(shard, "is missing; the index names it as a shard");
     }
     ASSIGN_OR_RETURN(tensors[shard], CheckShard(model, *file));
-    all.insert(tensors[shard].begin(), tensors[shard].end());
   }
   for (const auto& [tensor, shard] : index) {
     if (!tensors[shard].contains(tensor)) {
       return Bad(shard, absl::StrCat("does not hold ", tensor, ", which the index puts there"));
     }
+    all[tensor] = tensors[shard][tensor];
   }
-  for (const std::string& name : RequiredTensors(config)) {
-    const auto found = all.find(name);
-    if (found == all.end()) {
-      return Bad("model.safetensors", absl::StrCat("no shard holds ", name, ", which config.json asks for"));
-    }
-    // Bytes may be four bits of bitsandbytes, which the engine knows by their companions.
-    const std::string& type = found->second;
-    if (type != "F32" && type != "F16" && type != "BF16" && type != "U8") {
-      return Bad("model.safetensors", absl::StrCat(name, " has type ", type,
-                                                   "; a base must be given in F32, F16 or "
-                                                   "BF16, or in four bits by bitsandbytes"));
-    }
-  }
-  return absl::OkStatus();
+  return CheckTensors(index.empty() ? tensors.begin()->second : all, config);
 }
 
-// Looks at three things of a tokenizer.json without building it: documents of 64 MiB would take a
+// Looks at a few things of a tokenizer.json without building it: documents of 64 MiB would take a
 // gigabyte as a tree.
 class TokenizerScan : public json::json_sax_t {
  public:
   bool has_model = false;
   bool other_type = false;
   int64_t vocab = 0;
+  uint64_t last_id = 0;  // the largest of the vocabulary
   bool has_merges = false;
   int64_t merges = 0;
   bool needs_merges = false;  // some token of its vocabulary is longer than one character
@@ -201,7 +175,11 @@ class TokenizerScan : public json::json_sax_t {
   bool null() override { return Value(); }
   bool boolean(bool) override { return Value(); }
   bool number_integer(json::number_integer_t) override { return Value(); }
-  bool number_unsigned(json::number_unsigned_t) override { return Value(); }
+  bool number_unsigned(json::number_unsigned_t id) override {
+    if (depth_ == 3 && path_.size() == 2 && path_[0] == "model" && path_[1] == "vocab")
+      last_id = std::max<uint64_t>(last_id, id);
+    return Value();
+  }
   bool number_float(json::number_float_t, const std::string&) override { return Value(); }
   bool binary(json::binary_t&) override { return Value(); }
   bool string(std::string& text) override {
@@ -252,7 +230,7 @@ class TokenizerScan : public json::json_sax_t {
   std::vector<std::string> path_;  // keys of the two outermost objects
 };
 
-absl::Status CheckTokenizer(const ModelFiles& model) {
+absl::Status CheckTokenizer(const ModelFiles& model, const spec::ModelConfig& config) {
   constexpr char kName[] = "tokenizer.json";
   if (!Find(model, kName)) {
     return Bad(kName, "is missing; a tokenizer.model alone is not enough, save the fast tokenizer beside it",
@@ -265,6 +243,11 @@ absl::Status CheckTokenizer(const ModelFiles& model) {
   if (!scan.has_model) return bad("has no model");
   if (scan.other_type) return bad("is of another type than BPE");
   if (scan.vocab == 0) return bad("has no vocabulary");
+  // Added tokens may lie beyond: many are never used, and the engine refuses data that use them.
+  if (scan.last_id >= static_cast<uint64_t>(config.vocab_size)) {
+    return bad(absl::StrCat("has tokens up to id ", scan.last_id, ", config.json a vocabulary of ",
+                            config.vocab_size, "; they are not of the same model"));
+  }
   // A vocabulary of single characters is whole without them.
   if (!scan.has_merges || (scan.merges == 0 && scan.needs_merges)) {
     return bad("has no merges; its vocabulary cannot work without them");
@@ -274,7 +257,7 @@ absl::Status CheckTokenizer(const ModelFiles& model) {
 
 }  // namespace
 
-absl::StatusOr<std::map<std::string, std::string>> CheckSafetensorsHeader(
+absl::StatusOr<std::map<std::string, TensorFacts>> CheckSafetensorsHeader(
     std::string_view file, std::string_view header_json, int64_t data_bytes) {
   // White space may follow a header, but the format has none in front.
   if (!header_json.starts_with('{')) {
@@ -295,7 +278,7 @@ absl::StatusOr<std::map<std::string, std::string>> CheckSafetensorsHeader(
   if (!header.is_object()) return Bad(file, "has a header that is no JSON object");
   if (twice) return Bad(file, "has a header that gives the same key twice");
   if (header.size() > kMaxTensors) return Bad(file, "holds too many tensors");
-  std::map<std::string, std::string> types;
+  std::map<std::string, TensorFacts> tensors;
   std::vector<Extent> extents;
   for (const auto& [name, tensor] : header.items()) {
     if (name == "__metadata__") continue;
@@ -303,7 +286,7 @@ absl::StatusOr<std::map<std::string, std::string>> CheckSafetensorsHeader(
     std::string problem = name.size() > kMaxTensorName ? "has too long a name"
                                                        : CheckTensor(tensor, data_bytes, extent);
     if (!problem.empty()) return Bad(file, absl::StrCat("tensor ", name.substr(0, 64), " ", problem));
-    types[name] = tensor["dtype"].get<std::string>();
+    tensors[name] = {tensor["dtype"].get<std::string>(), tensor["shape"].get<std::vector<int64_t>>()};
     extents.push_back(extent);
   }
   std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
@@ -318,7 +301,7 @@ absl::StatusOr<std::map<std::string, std::string>> CheckSafetensorsHeader(
     return Bad(file, absl::StrCat("holds ", data_bytes, " bytes of data where its tensors need ", at,
                                   "; it is truncated or its header is wrong"));
   }
-  return types;
+  return tensors;
 }
 
 absl::StatusOr<ModelFacts> CheckModel(const ModelFiles& model) {
@@ -335,7 +318,7 @@ absl::StatusOr<ModelFacts> CheckModel(const ModelFiles& model) {
   ASSIGN_OR_RETURN(facts.config_json, ReadWhole(model, "config.json", kMaxConfigBytes));
   ASSIGN_OR_RETURN(facts.config, spec::ParseModelConfig(facts.config_json));
   RETURN_IF_ERROR(CheckWeights(model, facts.config));
-  RETURN_IF_ERROR(CheckTokenizer(model));
+  RETURN_IF_ERROR(CheckTokenizer(model, facts.config));
   return facts;
 }
 

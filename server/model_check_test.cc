@@ -5,6 +5,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/error.h"
 
 namespace nibble::server {
@@ -16,12 +17,27 @@ std::string Shard(const std::string& header, int64_t data_bytes) {
   return file + header + std::string(static_cast<size_t>(data_bytes), '\0');
 }
 
-std::string Tensor(const std::string& name, int64_t begin, int64_t values) {
-  return absl::StrCat("\"", name, "\":{\"dtype\":\"F32\",\"shape\":[", values, "],\"data_offsets\":[", begin,
-                      ",", begin + 4 * values, "]}");
+using Tensors = std::vector<std::pair<std::string, std::vector<int64_t>>>;
+
+int64_t Bytes(const std::vector<int64_t>& shape) {
+  int64_t bytes = 4;
+  for (const int64_t size : shape) bytes *= size;
+  return bytes;
 }
 
-// A model of one layer; the values' shapes do not matter to the check.
+// A file of zeros in F32.
+std::string FileOf(const Tensors& tensors) {
+  std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
+  int64_t at = 0;
+  for (const auto& [name, shape] : tensors) {
+    absl::StrAppend(&header, ",\"", name, "\":{\"dtype\":\"F32\",\"shape\":[", absl::StrJoin(shape, ","),
+                    "],\"data_offsets\":[", at, ",", at + Bytes(shape), "]}");
+    at += Bytes(shape);
+  }
+  return Shard(header + "}", at);
+}
+
+// A model of one layer.
 class ModelCheck : public testing::Test {
  protected:
   void SetUp() override {
@@ -30,24 +46,22 @@ class ModelCheck : public testing::Test {
         "num_attention_heads":2,"num_key_value_heads":1,"max_position_embeddings":64,
         "rms_norm_eps":1e-5,"tie_word_embeddings":true,"hidden_act":"silu"})";
     files_["tokenizer.json"] = R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
-    files_["model.safetensors"] = Shard(Header(Names()), 4 * static_cast<int64_t>(Names().size()));
+    files_["model.safetensors"] = FileOf(All());
   }
 
-  static std::vector<std::string> Names() {
-    std::vector<std::string> names = {"model.embed_tokens.weight", "model.norm.weight"};
-    for (const char* part : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj",
-                             "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-                             "mlp.up_proj", "mlp.down_proj"}) {
-      names.push_back(absl::StrCat("model.layers.0.", part, ".weight"));
-    }
-    return names;
-  }
-  static std::string Header(const std::vector<std::string>& names) {
-    std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
-    for (size_t i = 0; i < names.size(); ++i) {
-      absl::StrAppend(&header, ",", Tensor(names[i], 4 * static_cast<int64_t>(i), 1));
-    }
-    return header + "}";
+  static Tensors All() {
+    const std::string layer = "model.layers.0.";
+    return {{"model.embed_tokens.weight", {32, 8}},
+            {"model.norm.weight", {8}},
+            {layer + "input_layernorm.weight", {8}},
+            {layer + "post_attention_layernorm.weight", {8}},
+            {layer + "self_attn.q_proj.weight", {8, 8}},
+            {layer + "self_attn.k_proj.weight", {4, 8}},
+            {layer + "self_attn.v_proj.weight", {4, 8}},
+            {layer + "self_attn.o_proj.weight", {8, 8}},
+            {layer + "mlp.gate_proj.weight", {16, 8}},
+            {layer + "mlp.up_proj.weight", {16, 8}},
+            {layer + "mlp.down_proj.weight", {8, 16}}};
   }
 
   absl::Status Check() {
@@ -73,21 +87,21 @@ class ModelCheck : public testing::Test {
 TEST_F(ModelCheck, AcceptsAWholeModel) { EXPECT_TRUE(Check().ok()) << Check(); }
 
 TEST_F(ModelCheck, AcceptsShards) {
-  auto names = Names();
-  const std::string last = names.back();
-  names.pop_back();
+  Tensors tensors = All();
+  const std::string last = tensors.back().first;
   files_.erase("model.safetensors");
-  files_["a.safetensors"] = Shard(Header(names), 4 * static_cast<int64_t>(names.size()));
-  files_["b.safetensors"] = Shard(Header({last}), 4);
+  files_["b.safetensors"] = FileOf({tensors.back()});
+  tensors.pop_back();
+  files_["a.safetensors"] = FileOf(tensors);
   std::string map;
-  for (const auto& name : names) absl::StrAppend(&map, "\"", name, "\":\"a.safetensors\",");
+  for (const auto& [name, shape] : tensors) absl::StrAppend(&map, "\"", name, "\":\"a.safetensors\",");
   files_["model.safetensors.index.json"] =
       absl::StrCat("{\"weight_map\":{", map, "\"", last, "\":\"b.safetensors\"}}");
   EXPECT_TRUE(Check().ok()) << Check();
   const std::string shard = files_["b.safetensors"];
   files_.erase("b.safetensors");
   ExpectRefused(Reason::kModelFileInvalid, "b.safetensors: is missing");
-  files_["b.safetensors"] = Shard(Header({"other"}), 4);
+  files_["b.safetensors"] = FileOf({{"other", {1}}});
   ExpectRefused(Reason::kModelFileInvalid, "does not hold");
   files_["b.safetensors"] = shard;
   files_["model.safetensors.index.json"] = R"({"weight_map":{"x":"../../etc/passwd"}})";
@@ -103,20 +117,69 @@ TEST_F(ModelCheck, NamesWhatIsMissing) {
     ExpectRefused(reason, name);
     files_[name] = data;
   }
-  auto names = Names();
-  names.pop_back();
-  files_["model.safetensors"] = Shard(Header(names), 4 * static_cast<int64_t>(names.size()));
+  Tensors tensors = All();
+  tensors.pop_back();
+  files_["model.safetensors"] = FileOf(tensors);
   ExpectRefused(Reason::kModelFileInvalid, "model.layers.0.mlp.down_proj.weight");
 }
 
 TEST_F(ModelCheck, RefusesTypesThatCannotBeTrainedOn) {
-  std::string header = Header(Names());
-  const size_t at = header.find("\"F32\"");
+  std::string& file = files_["model.safetensors"];
+  const size_t at = file.find("\"F32\"");
   ASSERT_NE(at, std::string::npos);
-  header.replace(at, 5, "\"I32\"");
-  files_["model.safetensors"] = Shard(header, 4 * static_cast<int64_t>(Names().size()));
+  file.replace(at, 5, "\"I32\"");
   ExpectRefused(Reason::kModelFileInvalid,
                 "has type I32; a base must be given in F32, F16 or BF16");
+}
+
+// config.json of one model beside the weights of another: said before a worker has fetched anything.
+TEST_F(ModelCheck, RefusesShapesThatConfigJsonDoesNotAskFor) {
+  const std::string config = files_["config.json"];
+  const auto with = [&](const char* from, const char* to) {
+    std::string changed = config;
+    const size_t at = changed.find(from);
+    ASSERT_NE(at, std::string::npos);
+    files_["config.json"] = changed.replace(at, std::string(from).size(), to);
+  };
+  with("\"hidden_size\":8", "\"hidden_size\":16");
+  ExpectRefused(Reason::kModelFileInvalid,
+                "model.embed_tokens.weight has shape [32, 8], config.json asks for [32, 16]");
+  with("\"intermediate_size\":16", "\"intermediate_size\":24");
+  ExpectRefused(Reason::kModelFileInvalid,
+                "mlp.down_proj.weight has shape [8, 16], config.json asks for [8, 24]");
+  with("\"num_key_value_heads\":1", "\"num_key_value_heads\":2");
+  ExpectRefused(Reason::kModelFileInvalid, "k_proj.weight has shape [4, 8], config.json asks for [8, 8]");
+  with("\"vocab_size\":32", "\"vocab_size\":33");
+  ExpectRefused(Reason::kModelFileInvalid, "[32, 8], config.json asks for [33, 8]");
+  files_["config.json"] = config;
+  Tensors tensors = All();
+  tensors.push_back({"model.layers.1.mlp.up_proj.weight", {16, 8}});
+  files_["model.safetensors"] = FileOf(tensors);
+  ExpectRefused(Reason::kModelFileInvalid,
+                "model.layers.1.mlp.up_proj.weight has no place in a llama model with 1 layers");
+}
+
+TEST_F(ModelCheck, TakesInnerModelsTiedHeadsAndFourBits) {
+  Tensors tensors = All();
+  for (auto& [name, shape] : tensors) name = name.substr(6);
+  tensors.push_back({"lm_head.weight", {32, 8}});
+  files_["model.safetensors"] = FileOf(tensors);
+  EXPECT_TRUE(Check().ok()) << Check();
+  const std::string four_bits = "model.layers.0.mlp.up_proj.weight";
+  std::map<std::string, TensorFacts> facts;
+  for (const auto& [name, shape] : All()) facts[name] = {"BF16", shape};
+  facts[four_bits] = {"U8", {64, 1}};
+  facts[four_bits + ".absmax"] = {"F32", {2}};
+  facts[four_bits + ".quant_state.bitsandbytes__nf4"] = {"U8", {90}};
+  const spec::ModelConfig config = spec::ParseModelConfig(files_["config.json"]).value();
+  EXPECT_TRUE(CheckTensors(facts, config).ok()) << CheckTensors(facts, config);
+  facts[four_bits].shape = {63, 1};
+  EXPECT_FALSE(CheckTensors(facts, config).ok());
+}
+
+TEST_F(ModelCheck, RefusesATokenizerOfALargerVocabulary) {
+  files_["tokenizer.json"] = R"({"model":{"type":"BPE","vocab":{"a":0,"b":32,"ab":2},"merges":["a b"]}})";
+  ExpectRefused(Reason::kTokenizerUnsupported, "has tokens up to id 32, config.json a vocabulary of 32");
 }
 
 TEST_F(ModelCheck, RefusesUnknownArchitectures) {

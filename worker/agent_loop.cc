@@ -144,6 +144,13 @@ void AgentLoop::Handle(const Input& input) {
   counts_.engines = static_cast<int64_t>(agent_.engines());
   counts_.withdrawn_devices = static_cast<int64_t>(agent_.withdrawn_devices());
   counts_.registered = agent_.registered();
+  if (counts_.has_room.exchange(agent_.has_room()) != agent_.has_room()) {
+    if (agent_.has_room()) {
+      LogInfo("disk.has_room");
+    } else {
+      LogWarning("disk.full", {{"dir", options_.work_dir}});
+    }
+  }
 }
 
 void AgentLoop::MakeRoom() {
@@ -351,6 +358,11 @@ void AgentLoop::Do(const DoProbe& a) {
     LogError("device.withdrawn", {{"device", id}, {"why", message}});
     Deliver(ProbeEnded{id, false, message});
   });
+}
+
+void AgentLoop::Do(const MeasureRoom&) {
+  const absl::StatusOr<int64_t> free_bytes = FreeDiskBytes(options_.work_dir);
+  Deliver(RoomMeasured{free_bytes.value_or(0)});
 }
 
 void AgentLoop::Do(const DoUpload& a) {

@@ -48,6 +48,7 @@ struct LoopCounts {
   std::atomic<int64_t> engines{0};
   std::atomic<int64_t> withdrawn_devices{0};
   std::atomic<bool> registered{false};
+  std::atomic<bool> has_room{true};
 };
 
 class AgentLoop {
@@ -89,6 +90,7 @@ class AgentLoop {
   void Do(const StartCheck& a);
   void Do(const StopCheck& a);
   void Do(const DoProbe& a);
+  void Do(const MeasureRoom& a);
   void Do(const DoUpload& a);
   void Do(const StopUpload& a);
   void Do(const Forget& a);

@@ -109,6 +109,7 @@ v1::SynchronizeRequest ToProto(const WorkerIdentity& identity, const DoSynchroni
   out.set_generation_seen(action.generation_seen);
   out.set_known_revision(action.request.known_revision);
   out.set_draining(action.request.draining);
+  out.set_no_room(RepairUtf8(action.request.no_room));
   for (const RunningAttempt& a : action.request.attempts) {
     auto* r = out.add_attempts();
     r->set_job_id(a.key.job_id);

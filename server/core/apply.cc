@@ -53,6 +53,9 @@ class Applier {
   void operator()(const WorkerReturned& e) { SetWorker(e.worker_id, &Worker::lost, false); }
   void operator()(const WorkerDraining& e) { SetWorker(e.worker_id, &Worker::draining, true); }
   void operator()(const WorkerUndrained& e) { SetWorker(e.worker_id, &Worker::draining, false); }
+  void operator()(const WorkerDeleted& e);
+  void operator()(const WorkerDiskFull& e) { SetNoRoom(e.worker_id, e.why); }
+  void operator()(const WorkerHasRoom& e) { SetNoRoom(e.worker_id, ""); }
   void operator()(const DatasetCreated& e);
   void operator()(const DatasetDeleted& e);
   void operator()(const ModelRegistered& e);
@@ -73,6 +76,7 @@ class Applier {
   Attempt& AttemptOf(const std::string& job_id, int64_t epoch);
   Worker& WorkerOf(const std::string& id);
   void SetWorker(const std::string& id, bool Worker::*field, bool value);
+  void SetNoRoom(const std::string& worker_id, const std::string& why);
   void SetFault(const std::string& worker_id, const std::string& device_id, const std::string& fault);
   void SyncUnread(const Job& job);
   void Enter(Job& job, JobState to);
@@ -112,6 +116,12 @@ Worker& Applier::WorkerOf(const std::string& id) {
 void Applier::SetWorker(const std::string& id, bool Worker::*field, bool value) {
   Worker& worker = WorkerOf(id);
   worker.*field = value;
+  SyncWorker(&state_, worker);
+}
+
+void Applier::SetNoRoom(const std::string& worker_id, const std::string& why) {
+  Worker& worker = WorkerOf(worker_id);
+  worker.no_room = why;
   SyncWorker(&state_, worker);
 }
 
@@ -488,6 +498,17 @@ void Applier::operator()(const WorkerRegistered& e) {
   state_.workers[worker.id] = worker;
   SyncWorker(&state_, worker);
   state_.touched.workers.insert(worker.id);
+}
+
+// It holds nothing any more. The board keeps its place, empty: who is gone for good takes no work.
+void Applier::operator()(const WorkerDeleted& e) {
+  Worker& worker = WorkerOf(e.worker_id);
+  state_.UnlistDevices(worker);
+  worker.devices.clear();
+  worker.heard = false;
+  SyncWorker(&state_, worker);
+  state_.workers.erase(e.worker_id);
+  state_.holding.erase(e.worker_id);
 }
 
 void Applier::operator()(const DatasetCreated& e) {

@@ -106,6 +106,15 @@ void NoteFaults(Turn& turn, const Worker& worker, const Synchronize& c) {
   }
 }
 
+void NoteRoom(Turn& turn, const Worker& worker, const std::string& no_room) {
+  if (no_room.empty() == worker.no_room.empty()) return;
+  if (no_room.empty()) {
+    turn.Emit(WorkerHasRoom{worker.id});
+  } else {
+    turn.Emit(WorkerDiskFull{worker.id, no_room});
+  }
+}
+
 // What the arrival of a listing says about one attempt that holds bytes.
 void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attempt& attempt) {
   // One that goes on in memory is listed by its first key until its worker has learned the new one.
@@ -202,6 +211,7 @@ Answer DecideFleet(Turn& turn, const RegisterWorker& c) {
     worker.draining = known->draining;
     worker.past_incarnations = known->past_incarnations;
     worker.devices = known->devices;
+    if (known->incarnation == c.incarnation) worker.no_room = known->no_room;
   }
   const bool same_process = known != nullptr && known->incarnation == c.incarnation;
   if (known != nullptr && !same_process) {
@@ -257,6 +267,7 @@ Answer DecideFleet(Turn& turn, const Synchronize& c) {
   if (worker->lost) turn.Emit(WorkerReturned{worker->id});
   turn.Emit(LeaseRenewed{worker->id, c.known_revision, c.attempts, c.devices, c.draining});
   NoteFaults(turn, *worker, c);
+  NoteRoom(turn, *worker, c.no_room);
   for (const Attempt* attempt : HeldBy(turn.state, worker->id)) Settle(turn, *worker, c, *attempt);
   if (!c.draining && !worker->draining && !turn.state.rollback_suspected) {
     std::set<std::string> jobs;  // a job once, whatever the listing says
@@ -297,6 +308,30 @@ Answer DecideFleet(Turn& turn, const UndrainWorker& c) {
         .ToStatus();
   }
   if (worker->draining) turn.Emit(WorkerUndrained{c.worker_id});
+  return c.worker_id;
+}
+
+Answer DecideFleet(Turn& turn, const DeleteWorker& c) {
+  const Worker* worker = turn.state.FindWorker(c.worker_id);
+  if (worker == nullptr) {
+    return Error(Reason::kWorkerNotFound, absl::StrCat("workers/", c.worker_id, " does not exist"))
+        .ToStatus();
+  }
+  if (!worker->lost) {
+    const int64_t silent_us = std::max<int64_t>(0, turn.now.monotonic_us - worker->renewed_us);
+    return Error(Reason::kResourceInUse,
+                 absl::StrCat("workers/", c.worker_id, " is not lost: ",
+                              worker->heard ? "it called " : "the server has waited for it for ",
+                              silent_us / kSecondUs, worker->heard ? " s ago" : " s",
+                              "; stop it, and remove it once it has been silent for ",
+                              turn.options().lease_lost_us / kSecondUs, " s"))
+        .With("worker", c.worker_id)
+        .ToStatus();
+  }
+  // Attempts that were lost with it: should it come back, it is told to stop them as one that is new.
+  for (const Attempt* attempt : HeldBy(turn.state, c.worker_id))
+    turn.Emit(AttemptFreed{attempt->job_id, attempt->epoch});
+  turn.Emit(WorkerDeleted{c.worker_id});
   return c.worker_id;
 }
 

@@ -170,5 +170,66 @@ TEST(Fleet, MayVanishWhole) {
   EXPECT_EQ(d.state().board.waiting().size(), 13u);
 }
 
+TEST(DeleteWorker, OnlyOneThatIsLostForGood) {
+  Driver d;
+  d.AddWorker("w1");
+  d.AddWorker("w2");
+  EXPECT_EQ(ReasonOf(d.Do(DeleteWorker{"never"})), Reason::kWorkerNotFound);
+  const auto refused = d.Do(DeleteWorker{"w1"});
+  EXPECT_EQ(ReasonOf(refused), Reason::kResourceInUse);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("silent for 120 s"));
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  const std::string there = d.job("j").attempts.at(1).worker_id;
+  const std::string other = there == "w1" ? "w2" : "w1";
+  d.Advance(d.core().options.lease_lost_us + 1);
+  d.Must(d.SyncOf(other));
+  d.Must(core::Tick{});
+  EXPECT_EQ(ReasonOf(d.Do(DeleteWorker{other})), Reason::kResourceInUse);
+  Synchronize late = d.SyncOf(there);
+  late.attempts = {{"j", 1, "cpu0", Phase::kTraining, 5, 0, true}};
+  d.Must(DeleteWorker{there});
+  EXPECT_EQ(d.state().FindWorker(there), nullptr);
+  EXPECT_FALSE(d.job("j").attempts.at(1).holds_bytes);
+  EXPECT_EQ(d.state().board.FindDevice(there, "cpu0"), -1);
+  // It was not dead after all: it is nobody the server knows, and its job is not its own any more.
+  EXPECT_EQ(ReasonOf(d.Do(late)), Reason::kWorkerNotFound);
+  d.AddWorker(there);
+  d.Must(late);
+  EXPECT_EQ(d.job("j").state, JobState::kQueued);
+  d.Advance(d.core().options.backoff_max_us);
+  d.Must(d.SyncOf(other));
+  d.Must(d.SyncOf(there));
+  d.Place();
+  EXPECT_EQ(d.job("j").state, JobState::kStarting);
+}
+
+TEST(FullDisk, ItsWorkerGetsNoNewWorkUntilItHasRoom) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  const Fence fence = d.FenceOf("j");
+  d.Must(ReportFailed{fence, "STORAGE_FULL", "no space left", true, false});
+  EXPECT_EQ(d.state().workers.at("w1").no_room, "no space left");
+  Synchronize sync = d.SyncOf("w1");
+  sync.no_room = "no space left";
+  d.Must(sync);
+  d.Advance(d.core().options.backoff_max_us);
+  d.Must(sync);
+  d.Place();
+  EXPECT_EQ(d.job("j").state, JobState::kQueued);
+  EXPECT_THAT(d.Why("j"), HasSubstr("the disk of workers/w1 is full (no space left)"));
+  // Another takes it; and this one, too, once it says that there is room.
+  d.AddWorker("w2");
+  d.Place();
+  EXPECT_EQ(d.job("j").attempts.at(2).worker_id, "w2");
+  d.Must(Driver::JobOf("k"));
+  sync.no_room.clear();
+  d.Must(sync);
+  EXPECT_EQ(d.state().workers.at("w1").no_room, "");
+  EXPECT_EQ(d.job("j").infra_retries, 0);
+}
+
 }  // namespace
 }  // namespace nibble::core

@@ -122,6 +122,11 @@ struct Describer {
   void operator()(const WorkerReturned& e) { OfWorker(e.worker_id, "is back"); }
   void operator()(const WorkerDraining& e) { OfWorker(e.worker_id, "drains"); }
   void operator()(const WorkerUndrained& e) { OfWorker(e.worker_id, "takes work again"); }
+  void operator()(const WorkerDeleted& e) { OfWorker(e.worker_id, "removed"); }
+  void operator()(const WorkerDiskFull& e) {
+    OfWorker(e.worker_id, absl::StrCat("takes no new work, its disk is full: ", e.why));
+  }
+  void operator()(const WorkerHasRoom& e) { OfWorker(e.worker_id, "has room on its disk again"); }
   void OfWorker(const std::string& id, std::string_view what) {
     Say(absl::StrCat("workers/", id, " ", std::string(what)), {{"worker", id}});
   }
@@ -189,7 +194,7 @@ std::string_view CommandName(const CommandBody& body) {
       "RegisterModel",  "DeleteModel",  "DeleteAdapter", "RecordBlob",     "ForgetBlobs",
       "RegisterWorker", "Synchronize",  "ReportPlan",    "ReportProgress", "ReportCheckpoint",
       "ReportFinished", "ReportFailed", "ReportCheck",   "ReportReleased", "DrainWorker",
-      "UndrainWorker",  "Tick",         "Place"};
+      "UndrainWorker",  "DeleteWorker", "Tick",          "Place"};
   static_assert(std::size(kNames) == std::variant_size_v<CommandBody>);
   return kNames[body.index()];
 }

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/core/schedule.h"
 #include "server/core/schedule_fleet.h"
+#include "server/core/schedule_sync.h"
 #include "server/core/views.h"
 
 namespace nibble::core {
@@ -33,11 +34,13 @@ void FindStart(const QueueLook& look, const PassFleet& fleet, const Board::Bucke
                DeviceExplanation& out) {
   const Board& board = look.state().board;
   std::set<HoldKey> gone;
+  bool known = true;
   for (const auto& [end_us, key] : board.EndsOf(out.verdict.device)) {
     gone.insert(key);
+    known = known && EndIsKnown(look.state(), key);
     out.until.push_back(look.NameOf(board.FindHold(key)->job_id));
     if (!fleet.FitsWithout(out.verdict.device, gone, bucket, need)) continue;
-    out.start_us = std::max(end_us, look.now_us() + 1);
+    if (known) out.start_us = std::max(end_us, look.now_us() + 1);
     return;
   }
   out.until.clear();

@@ -59,11 +59,34 @@ TEST(ExplainJob, EachDeviceHasItsOwnReason) {
   EXPECT_EQ(full.verdict.free_bytes, 180 * kMB);
   EXPECT_THAT(full.held_by, ElementsAre("jobs/holder"));
   EXPECT_THAT(full.until, ElementsAre("jobs/holder"));
-  EXPECT_GT(full.start_us, d.Now().monotonic_us);
+  // Nothing was measured yet: who has to end is known, when that will be is not.
+  EXPECT_EQ(full.start_us, 0);
+  EXPECT_THAT(why.reason, HasSubstr("when is not known yet: no steps of holder or its like were measured"));
   EXPECT_EQ(On(why, "small").verdict.kind, Kind::kNever);
   EXPECT_EQ(On(why, "small").start_us, 0);
   EXPECT_EQ(On(why, "drained").verdict.kind, Kind::kNotLive);
   EXPECT_EQ(why.devices.front().worker_id, "full");  // where it starts first
+}
+
+TEST(ExplainJob, AStartIsToldOnceStepsWereMeasured) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Sized("holder", 700'000));
+  d.Place();
+  d.Must(Sized("big", 880'000));
+  d.Place();
+  d.Must(ReportPlan{d.FenceOf("holder"), 1'000, "{}", "n"});
+  for (int64_t step = 1; step <= 21; step += 10) {
+    Progress head;
+    head.step = step;
+    head.step_time_us = kSecondUs;
+    d.Must(ReportProgress{d.FenceOf("holder"), head});
+    d.Advance(10 * kSecondUs);
+    d.Must(d.SyncOf("w1"));
+  }
+  const JobExplanation why = WhyOf(d, "big");
+  EXPECT_GT(On(why, "w1").start_us, d.Now().monotonic_us + 900 * kSecondUs);
+  EXPECT_THAT(why.reason, HasSubstr("expected to start in about 1"));
 }
 
 // Whose job is in the way is nobody's business but its project's.

@@ -142,6 +142,7 @@ struct Synchronize {
   std::vector<ListedAttempt> attempts;
   std::vector<DeviceUse> devices;
   bool draining = false;
+  std::string no_room;  // its disk is full; "" = there is room
 };
 
 struct ReportPlan {
@@ -190,6 +191,10 @@ struct DrainWorker {
 struct UndrainWorker {
   std::string worker_id;
 };
+// One that is lost for good.
+struct DeleteWorker {
+  std::string worker_id;
+};
 
 // Leases, forced cancels, expiries. Sent by the loop's own timer.
 struct Tick {};
@@ -201,7 +206,7 @@ using CommandBody =
                  CreateDataset, DeleteDataset, ValidateDataset, RegisterModel, DeleteModel,
                  DeleteAdapter, RecordBlob, ForgetBlobs, RegisterWorker, Synchronize, ReportPlan,
                  ReportProgress, ReportCheckpoint, ReportFinished, ReportFailed, ReportCheck,
-                 ReportReleased, DrainWorker, UndrainWorker, Tick, Place>;
+                 ReportReleased, DrainWorker, UndrainWorker, DeleteWorker, Tick, Place>;
 struct Command {
   Now now;
   CommandBody body;
@@ -452,6 +457,20 @@ struct DeviceRestored {
   std::string worker_id;
   std::string device_id;
 };
+struct WorkerDeleted {
+  NIBBLE_EVENT(42, "worker.deleted", kFleet);
+  std::string worker_id;
+};
+// Its disk is full, and it takes no new work; or there is room again.
+struct WorkerDiskFull {
+  NIBBLE_EVENT(43, "worker.disk_full", kFleet);
+  std::string worker_id;
+  std::string why;
+};
+struct WorkerHasRoom {
+  NIBBLE_EVENT(44, "worker.has_room", kFleet);
+  std::string worker_id;
+};
 // A project has sent the bytes of this digest, whoever sent them first.
 struct BlobShown {
   NIBBLE_EVENT(41, "blob.shown", kFleet);
@@ -470,7 +489,7 @@ using EventBody =
                  WorkerDraining, WorkerUndrained, DatasetCreated, DatasetDeleted, ModelRegistered,
                  ModelDeleted, AdapterDeleted, BlobRecorded, BlobForgotten, JobChecked,
                  RequestExpired, BlobPinned, RollbackSuspected, DeviceWithdrawn, DeviceRestored,
-                 BlobShown>;
+                 BlobShown, WorkerDeleted, WorkerDiskFull, WorkerHasRoom>;
 struct Event {
   Now now;
   EventBody body;

@@ -55,17 +55,17 @@ void FindLargest(const Model& model, const FitQuestion& question, const Device& 
   fit.largest_sequence_len = LargestThatFits(1, positions / kLengthUnit, kLengthUnit, length_fits);
 }
 
-// How long a job of this spec would train; 0 when nothing like it was measured yet.
-int64_t ExpectedDurationUs(const State& state, const Model& model, const FitQuestion& question,
-                           const Device& device) {
-  if (question.planned_steps <= 0) return 0;
+// How long a job of this spec would train; nothing when nothing like it was measured yet.
+Estimate ExpectedDuration(const State& state, const Model& model, const FitQuestion& question,
+                          const Device& device) {
+  if (question.planned_steps <= 0) return {};
   Job job;
   job.spec = question.spec;
   job.model_id = model.id;
   job.plan_key = PlanKey(model, question.spec);
   job.progress.planned_steps = question.planned_steps;
   const Estimate estimate = Predict(state, job, SpeedOf(device.profile));
-  return estimate.measured || state.picos_per_work > 0 ? estimate.total_us : 0;
+  return estimate.measured || state.picos_per_work > 0 ? estimate : Estimate{};
 }
 
 }  // namespace
@@ -106,8 +106,9 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
       FindLargest(model, question, device, core, fit);
       if (const auto start = starts.find({worker_id, device_id}); start != starts.end()) {
         fit.expected_start_us = start->second;
-        const int64_t duration_us = ExpectedDurationUs(state, model, question, device);
-        if (duration_us > 0) fit.expected_end_us = start->second + duration_us;
+        const Estimate duration = ExpectedDuration(state, model, question, device);
+        if (duration.total_us > 0) fit.expected_end_us = start->second + duration.total_us;
+        fit.end_is_scaled = duration.total_us > 0 && !duration.measured;
       }
       report.fits.push_back(std::move(fit));
     }

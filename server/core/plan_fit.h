@@ -33,6 +33,7 @@ struct DeviceFit {
   // A job created now; 0 = not known.
   int64_t expected_start_us = 0;  // monotonic
   int64_t expected_end_us = 0;
+  bool end_is_scaled = false;  // from the steps of another plan: nothing like it was measured yet
 };
 struct FitReport {
   std::vector<DeviceFit> fits;  // all devices of workers that are not lost but for those withdrawn

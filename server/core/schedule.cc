@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/queue_look.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble::core {
 namespace {
@@ -101,7 +102,8 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
   const Board& board = state.board;
   const std::string group = GroupKey(model, spec);
   for (const auto& [worker_id, worker] : state.workers) {
-    if (!worker.heard || worker.lost || worker.draining || worker.self_draining) continue;
+    if (!worker.heard || worker.lost || worker.draining || worker.self_draining || !worker.no_room.empty())
+      continue;
     for (const auto& [device_id, device] : worker.devices) {
       const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, spec, device.profile);
       const int32_t known = board.FindDevice(worker_id, device_id);
@@ -110,6 +112,7 @@ std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const Stat
       // By the expected ends of what is there, one after another.
       const std::vector<Board::EndKey>& held = board.EndsOf(known);
       for (size_t ended = 0; ended <= held.size(); ++ended) {
+        if (ended > 0 && !EndIsKnown(state, held[ended - 1].second)) break;
         DeviceLoad rest;
         for (size_t i = ended; i < held.size(); ++i) {
           const Board::Hold& hold = *board.FindHold(held[i].second);

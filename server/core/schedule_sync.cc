@@ -175,6 +175,14 @@ Estimate Predict(const State& state, const Job& job, int64_t mflops) {
   return estimate;
 }
 
+bool EndIsKnown(const State& state, const HoldKey& key) {
+  const Board::Hold* hold = state.board.FindHold(key);
+  if (hold == nullptr || hold->releasing) return true;
+  const Job* job = state.FindJob(hold->job_id);
+  if (job == nullptr) return true;
+  return (job->progress.planned_steps > 0 || job->spec.max_steps > 0) && Predict(state, *job).measured;
+}
+
 void SyncQueued(State* state, const Job& job) {
   if (job.kind != JobKind::kTrain) return;
   const Model* model = state->ModelOf(job);
@@ -227,7 +235,7 @@ void SyncEstimate(State* state, const Job& job, int64_t now_us) {
 void SyncWorker(State* state, const Worker& worker) {
   Board& board = state->board;
   board.PutWorker({worker.id, worker.heard && !worker.lost && !worker.draining &&
-                                  !worker.self_draining,
+                                  !worker.self_draining && worker.no_room.empty(),
                    worker.renewed_us});
   bool put = false;
   for (const std::string& id : board.DevicesOf(worker.id)) {

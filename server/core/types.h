@@ -265,6 +265,7 @@ struct Worker {
   bool shares_file_system = false;
   bool draining = false;  // asked for by an operator
   bool lost = false;      // its lease ran out and it has not come back
+  std::string no_room;    // its disk is full, in words: no new work; "" = there is room
   int64_t register_unix_us = 0;
 
   bool self_draining = false;  // volatile; the worker wants to go

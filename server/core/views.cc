@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "server/core/schedule.h"
+#include "server/core/schedule_sync.h"
 
 namespace nibble::core {
 namespace {
@@ -19,7 +20,15 @@ std::string HeldByText(const QueueLook& look, const Board::Device& device) {
   return look.NamesOf(jobs);
 }
 
-std::string ExpectedText(int64_t start_us, int64_t now_us) {
+// A start that hangs on the end of jobs nobody has measured is not told.
+std::string ExpectedText(const QueueLook& look, const BoardReservation& reservation) {
+  for (const HoldKey& key : reservation.gone) {
+    const Board::Hold* hold = look.state().board.FindHold(key);
+    if (hold != nullptr && !EndIsKnown(look.state(), key))
+      return absl::StrCat("; when is not known yet: no steps of ", look.NamesOf({hold->job_id}),
+                          " or its like were measured");
+  }
+  const int64_t start_us = reservation.start_us, now_us = look.now_us();
   if (start_us >= kNever || start_us <= now_us) return "";
   const int64_t seconds = (start_us - now_us) / kSecondUs + 1;
   std::string text = absl::StrCat(seconds, " s");
@@ -77,6 +86,15 @@ std::string WithdrawnText(const State& state) {
                     : absl::StrCat("; ", count, " devices are withdrawn, ", first, " among them");
 }
 
+std::string NoRoomText(const State& state) {
+  std::string text;
+  for (const auto& [id, worker] : state.workers) {
+    if (!worker.lost && !worker.no_room.empty())
+      absl::StrAppend(&text, "; the disk of workers/", id, " is full (", worker.no_room, ")");
+  }
+  return text;
+}
+
 // Where a queued job that does not fit now would come nearest to fitting.
 std::string WhyItWaits(const Job& job, QueueLook& look) {
   using Kind = DeviceVerdict::Kind;
@@ -105,7 +123,7 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
   if (!live) {
     return state.workers.empty() ? "waits for a worker: none is registered"
                                  : absl::StrCat("waits for a worker: none of those registered takes work now",
-                                                WithdrawnText(state));
+                                                NoRoomText(state), WithdrawnText(state));
   }
   if (!numerics) {
     return absl::StrCat(
@@ -124,7 +142,7 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
   }
   const std::string more = absl::StrCat(DevicesText(why.devices), ShareText(state, job, now_us),
                                         why.overdue ? "; overdue, so first in its project" : "",
-                                        WithdrawnText(state));
+                                        NoRoomText(state), WithdrawnText(state));
   if (!why.reservation) {
     return absl::StrCat("needs ", Bytes(freest->needed_bytes),
                         "; no live device offers that: the largest free is ",
@@ -149,7 +167,7 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
     absl::StrAppend(&text, "; ", look.NameOf(board.waiting().at(why.before->number).job_id),
                     " is before it and has ", NameOf(board, why.before->device), " reserved");
   }
-  return absl::StrCat(text, ExpectedText(why.reservation->start_us, now_us), more);
+  return absl::StrCat(text, ExpectedText(look, *why.reservation), more);
 }
 
 std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {

@@ -208,6 +208,7 @@ void ToProto(const core::State& state, const core::Worker& worker, const core::C
   out->set_state(
       static_cast<v1::WorkerState>(core::WorkerStateNumber(state, worker, options, now_us)));
   out->set_version(worker.version);
+  out->set_no_room(worker.no_room);
   if (worker.last_seen_unix_us > 0) {
     ToTimestamp(worker.last_seen_unix_us, out->mutable_last_seen_time());
   }

@@ -71,6 +71,15 @@ class FleetServiceImpl final : public v1::FleetService::CallbackService {
                                         response);
   }
 
+  Reactor* DeleteWorker(Context* context, const v1::DeleteWorkerRequest* request,
+                        v1::DeleteWorkerResponse*) override {
+    return Unary(edge_, context, "/nibble.v1.FleetService/DeleteWorker", [=, this](const Caller&, Done done) {
+      auto id = ParseName(request->name(), "workers", "name");
+      if (!id.ok()) return done(id.status());
+      Command(edge_, done, core::DeleteWorker{*id}, [](const Outcome&) { return absl::OkStatus(); });
+    });
+  }
+
  private:
   template <typename Verb>
   Reactor* RunVerb(Context* context, const char* method, const std::string& name, v1::Worker* response) {

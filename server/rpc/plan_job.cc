@@ -1,4 +1,5 @@
 // JobService.PlanJob: what a job would need and where it would fit. Nothing is created.
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -123,6 +124,10 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
   if (input.question.fit.planned_steps == 0) {
     response->add_notices(
         "how long it would take is known once a worker has read the data set (nibble validate)");
+  }
+  const auto& fits = answer.devices.fits;
+  if (std::any_of(fits.begin(), fits.end(), [](const core::DeviceFit& fit) { return fit.end_is_scaled; })) {
+    response->add_notices("ends are scaled from other jobs' steps: nothing like this one was measured yet");
   }
 }
 

@@ -80,6 +80,7 @@ core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
   out.generation_seen = in.generation_seen();
   out.known_revision = in.known_revision();
   out.draining = in.draining();
+  out.no_room = RepairUtf8(in.no_room().substr(0, kMaxFaultBytes));
   for (const wv1::RunningAttempt& attempt : in.attempts()) {
     // A phase of a later release is a phase we know nothing about.
     const core::Phase phase = wv1::AttemptPhase_IsValid(attempt.phase())

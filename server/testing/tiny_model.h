@@ -21,23 +21,32 @@ inline std::string TinyConfig(int positions) {
 inline constexpr char kTinyTokenizer[] =
     R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
 
-// All tensors the config asks for, one float each: the server checks headers, not shapes.
+// All tensors the config asks for, zero.
 inline std::string TinyWeights() {
   std::string header = "{";
   int64_t at = 0;
-  const auto add = [&](const std::string& name) {
-    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name,
-                    "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[", at, ",", at + 4,
+  const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
+    const int64_t bytes = 4 * rows * (columns > 0 ? columns : 1);
+    absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name, "\":{\"dtype\":\"F32\",\"shape\":[", rows,
+                    columns > 0 ? absl::StrCat(",", columns) : "", "],\"data_offsets\":[", at, ",", at + bytes,
                     "]}");
-    at += 4;
+    at += bytes;
   };
-  add("model.embed_tokens.weight");
-  add("model.norm.weight");
-  for (const char* part :
-       {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-        "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
-    add(absl::StrCat("model.layers.0.", part, ".weight"));
-  }
+  constexpr int64_t kHidden = 32, kKeyValue = 16, kMiddle = 64;
+  add("model.embed_tokens.weight", 64, kHidden);
+  add("model.norm.weight", kHidden, 0);
+  const auto part = [&](const char* name, int64_t rows, int64_t columns) {
+    add(absl::StrCat("model.layers.0.", name, ".weight"), rows, columns);
+  };
+  part("input_layernorm", kHidden, 0);
+  part("post_attention_layernorm", kHidden, 0);
+  part("self_attn.q_proj", kHidden, kHidden);
+  part("self_attn.k_proj", kKeyValue, kHidden);
+  part("self_attn.v_proj", kKeyValue, kHidden);
+  part("self_attn.o_proj", kHidden, kHidden);
+  part("mlp.gate_proj", kMiddle, kHidden);
+  part("mlp.up_proj", kMiddle, kHidden);
+  part("mlp.down_proj", kHidden, kMiddle);
   header += "}";
   std::string file;
   for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i));

@@ -80,6 +80,8 @@ void Checker::AuditPlacement(const EventRecord& record, const Audit& audit,
                             record.fields.at("continues_epoch") == "0";
   if (needs_device && withdrawn_.count({record.fields.at("worker"), record.fields.at("device")}) != 0)
     Fail("S5: " + record.job_id + " was given to a device that is withdrawn");
+  if (record.fields.at("continues_epoch") == "0" && full_.count(record.fields.at("worker")) != 0)
+    Fail("S6: " + record.job_id + " was given to a worker whose disk is full");
   const int64_t newest = audit.kept.empty() ? 0 : *audit.kept.rbegin();
   if (std::stoll(record.fields.at("resume_step")) != newest)
     Fail("S2: " + record.job_id + " does not go on from its newest checkpoint");
@@ -91,11 +93,19 @@ void Checker::AuditEvent(const EventRecord& record, const core::State& state) {
     withdrawn_.insert({record.fields.at("worker"), record.fields.at("device")});
   if (record.type == "device.restored")
     withdrawn_.erase({record.fields.at("worker"), record.fields.at("device")});
+  if (record.type == "worker.disk_full") full_.insert(record.fields.at("worker"));
+  if (record.type == "worker.has_room") full_.erase(record.fields.at("worker"));
+  if (record.type == "worker.deleted") {
+    full_.erase(record.fields.at("worker"));
+    std::erase_if(withdrawn_, [&](const auto& d) { return d.first == record.fields.at("worker"); });
+  }
   if (record.type == "worker.registered") {
     // A process that was started anew has opened what it offers.
     std::string& incarnation = incarnations_[record.fields.at("worker")];
-    if (incarnation != record.fields.at("incarnation"))
+    if (incarnation != record.fields.at("incarnation")) {
       std::erase_if(withdrawn_, [&](const auto& d) { return d.first == record.fields.at("worker"); });
+      full_.erase(record.fields.at("worker"));
+    }
     incarnation = record.fields.at("incarnation");
   }
   if (record.job_id.empty()) return;

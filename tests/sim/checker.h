@@ -85,6 +85,7 @@ class Checker {
   std::map<std::string, std::string> results_;
   std::map<std::string, int64_t> watched_;
   std::set<std::pair<std::string, std::string>> withdrawn_;  // worker, device
+  std::set<std::string> full_;                               // workers that said that their disk is
   std::map<std::string, std::string> incarnations_;          // by worker
   int64_t number_ = 0;
   int64_t turns_ = 0;

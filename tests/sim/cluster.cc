@@ -213,6 +213,11 @@ void Cluster::UserAction() {
       });
     default: {
       const std::string worker = hosts_[rng.Below(hosts_.size())].worker_id;
+      if (rng.Chance(0.5)) {
+        return CallUntilAnswered(core::DeleteWorker{worker}, [this](const Server::Answer& answer) {
+          if (answer.status.ok()) marks_.insert("worker removed");
+        });
+      }
       CallUntilAnswered(core::DrainWorker{worker}, ignore);
       world_.After(rng.Between(2, 20) * kSecond, [this, worker, ignore] {
         CallUntilAnswered(core::UndrainWorker{worker}, ignore);
@@ -264,6 +269,7 @@ void Cluster::FaultTick() {
     if (rng.Chance(faults_.worker_drain)) worker.Terminate();
     if (rng.Chance(faults_.engine_crash)) worker.CrashEngine();
     if (rng.Chance(faults_.device_death)) worker.DieDevice(rng.Between(1, 40) * kSecond);
+    if (rng.Chance(faults_.disk_full)) worker.FillDisk(rng.Between(1, 60) * kSecond);
     if (rng.Chance(faults_.second_process)) {
       Host elsewhere = hosts_[i];
       elsewhere.name += "-elsewhere";

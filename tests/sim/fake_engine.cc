@@ -147,6 +147,12 @@ void WorkerProc::Perform(const worker::DoProbe& action) {
   });
 }
 
+void WorkerProc::Perform(const worker::MeasureRoom&) {
+  Later(10 * kMs, [this] {
+    Feed(worker::RoomMeasured{world_.now_us() < disk_full_until_us_ ? 0 : int64_t{1} << 30});
+  });
+}
+
 void WorkerProc::FinishDetach(int64_t id, FakeEngine& engine, size_t index) {
   const Attached a = engine.attempts[index];
   // Its regions are free before anybody hears of it.

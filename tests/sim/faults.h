@@ -23,6 +23,7 @@ struct Faults {
   double second_process = 0;  // another process starts under the same worker id
   double engine_crash = 0;
   double device_death = 0;    // engines end and none starts, for a while
+  double disk_full = 0;   // of a worker, for a while: what it would fetch finds no room
   double wall_clock = 0;  // is set, by up to an hour
   // Per detach, per fetch of a checkpoint, per commit.
   double engine_hang = 0;
@@ -50,6 +51,7 @@ struct Faults {
     f.second_process = rng.Chance(0.2) ? 0.005 : 0;
     f.engine_crash = some(0.005, 0.05);
     f.device_death = some(0.003, 0.02);
+    f.disk_full = some(0.003, 0.02);
     f.wall_clock = some(0.01, 0.1);
     f.engine_hang = some(0.05, 0.5);
     f.bad_fetch = some(0.02, 0.3);
@@ -62,8 +64,8 @@ struct Faults {
   // The faults of the outside world end; what a job is stays.
   void Heal() {
     loss = duplicate = stuck = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
-    second_process = engine_crash = device_death = wall_clock = engine_hang = bad_fetch = commit_fails =
-        user_action = 0;
+    second_process = engine_crash = device_death = disk_full = wall_clock = engine_hang = bad_fetch =
+        commit_fails = user_action = 0;
     max_delay_us = 20'000;
   }
 };

@@ -38,6 +38,7 @@ constexpr Row kRows[] = {
     {Mutant::kTooManyAttempts, "too-many-attempts"},
     {Mutant::kPlacesOnDraining, "places-on-draining"},
     {Mutant::kPlacesOnWithdrawn, "places-on-withdrawn"},
+    {Mutant::kPlacesOnFullDisk, "places-on-full-disk"},
     {Mutant::kIgnoresNumerics, "ignores-numerics"},
     {Mutant::kResumesFromStart, "resumes-from-start"},
     {Mutant::kReleaseSpendsRetry, "release-spends-retry"},
@@ -197,6 +198,12 @@ absl::StatusOr<Decision> PlacesOnWithdrawn(const State& state, const Command& co
   });
 }
 
+absl::StatusOr<Decision> PlacesOnFullDisk(const State& state, const Command& command, Core& core) {
+  return PlaceSeeing(state, command, core, [](State& seen) {
+    for (auto& [id, worker] : seen.workers) worker.no_room.clear();
+  });
+}
+
 absl::StatusOr<Decision> IgnoresNumerics(const State& state, const Command& command, Core& core) {
   return PlaceSeeing(state, command, core, [](State& seen) {
     for (auto& [id, job] : seen.jobs) job.numerics_class.clear();
@@ -298,6 +305,8 @@ std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> Mut
       return PlacesOnDraining;
     case Mutant::kPlacesOnWithdrawn:
       return PlacesOnWithdrawn;
+    case Mutant::kPlacesOnFullDisk:
+      return PlacesOnFullDisk;
     case Mutant::kIgnoresNumerics:
       return IgnoresNumerics;
     case Mutant::kResumesFromStart:

@@ -30,6 +30,7 @@ enum class Mutant {
   kTooManyAttempts,         // more on a device than it may have
   kPlacesOnDraining,        // a worker that drains is given work
   kPlacesOnWithdrawn,       // a device that does not answer is given work
+  kPlacesOnFullDisk,        // a worker without room on its disk is given work
   kIgnoresNumerics,         // a job goes on where it gets other results
   kResumesFromStart,        // the checkpoint is forgotten
   kReleaseSpendsRetry,      // being preempted or drained counts as a failure

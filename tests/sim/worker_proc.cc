@@ -20,6 +20,7 @@ worker::AgentOptions AgentOptionsOf(const core::CoreOptions& options) {
   agent.retry_min_us = 200 * kMs;
   agent.retry_max_us = 2 * kSecond;
   agent.retry_disk_us = 4 * kSecond;
+  agent.room_us = 20 * kSecond;
   agent.silence_us = 60 * kSecond;
   agent.probed_devices = {"cpu0"};
   agent.probe_timeout_us = 5 * kSecond;
@@ -177,6 +178,7 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
   request.generation_seen = action.generation_seen;
   request.known_revision = action.request.known_revision;
   request.draining = action.request.draining;
+  request.no_room = action.request.no_room;
   for (const worker::RunningAttempt& a : action.request.attempts) {
     request.attempts.push_back({a.key.job_id, a.key.epoch, a.device_id,
                                 static_cast<core::Phase>(a.phase), a.step, a.used_bytes,
@@ -316,6 +318,12 @@ void WorkerProc::Perform(const worker::DoFetch& action) {
   const auto done = std::make_shared<bool>(false);
   const worker::Assignment assignment = action.assignment;
   worker::LocalFiles files{"models", "data", "", ""};
+  if (world_.now_us() < disk_full_until_us_) {
+    Later(50 * kMs, [this, key = assignment.key] {
+      Feed(worker::FetchFailed{key, "STORAGE_FULL", "no room", true});
+    });
+    return;
+  }
   if (assignment.checkpoint_files.empty()) {
     Later(world_.rng().Between(10, 500) * kMs, [this, assignment, files] {
       Feed(worker::Fetched{assignment.key, files});

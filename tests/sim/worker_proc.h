@@ -40,6 +40,7 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
   void Terminate();    // SIGTERM
   void CrashEngine();  // one of them
   void DieDevice(int64_t duration_us);
+  void FillDisk(int64_t duration_us) { disk_full_until_us_ = world_.now_us() + duration_us; }
   bool alive() const { return alive_; }
   bool superseded() const { return superseded_; }
   const Host& host() const { return host_; }
@@ -83,6 +84,7 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
   void Perform(const worker::StartCheck& action);
   void Perform(const worker::StopCheck&) {}
   void Perform(const worker::DoProbe& action);
+  void Perform(const worker::MeasureRoom& action);
   void Perform(const worker::DoUpload& action);
   void Perform(const worker::StopUpload&) {}
   void Perform(const worker::Forget&) {}
@@ -110,6 +112,7 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
   bool superseded_ = false;
   int64_t frozen_until_us_ = 0;
   int64_t device_dead_until_us_ = 0;
+  int64_t disk_full_until_us_ = 0;
   int64_t tick_at_us_ = 0;
   std::map<int64_t, FakeEngine> engines_;
 };

@@ -38,6 +38,7 @@ int64_t Agent::NextDueUs() const {
     if (care.in_flight && care.fault.empty()) at(care.sent_us + options_.probe_timeout_us);
     if (!care.in_flight && !care.fault.empty()) at(care.not_before_us);
   }
+  if (!no_room_.empty()) at(std::min(room_measured_us_ + options_.retry_disk_us, full_since_us_ + options_.room_us));
   return due_us;
 }
 
@@ -52,6 +53,7 @@ void Agent::On(const RegisterReply& reply) {
   if (reply.superseded) return End("another process has this worker id", true);
   if (!reply.ok) return RetryCall();
   registered_ = true;
+  forgotten_ = false;
   call_backoff_us_ = call_not_before_us_ = 0;
   if (!timeline_.empty() && timeline_ != reply.timeline) {
     AbandonAll();
@@ -70,7 +72,11 @@ void Agent::On(const SynchronizeReply& reply) {
     case SynchronizeReply::Code::kSuperseded:
       return End("another process has this worker id", true);
     case SynchronizeReply::Code::kRegisterAgain:
+      // The server has forgotten this worker: what is here is nobody's, and its revisions begin anew.
+      AbandonAll();
+      revision_ = 0;
       registered_ = false;
+      forgotten_ = true;
       return RetryCall();
     case SynchronizeReply::Code::kUnavailable:
       return RetryCall();
@@ -197,6 +203,8 @@ void Agent::RetryCall() {
 
 void Agent::Register() {
   if (registered_ || register_in_flight_ || now_us_ < call_not_before_us_) return;
+  // A server that does not know what holds bytes here would place other work on them.
+  if (forgotten_ && !attempts_.empty()) return;
   register_in_flight_ = true;
   register_sent_us_ = now_us_;
   Do(DoRegister{timeline_, generation_});
@@ -209,14 +217,16 @@ void Agent::Synchronize() {
   // An outstanding call is replaced when it has told something that is no longer so.
   const std::set<std::string> withdrawn = WithdrawnDevices();
   const bool news =
-      listed != sync_listed_ || draining_ != sync_draining_ || withdrawn != sync_withdrawn_;
+      listed != sync_listed_ || draining_ != sync_draining_ || withdrawn != sync_withdrawn_ ||
+      no_room_ != sync_no_room_;
   if (sync_id_ != 0 ? !news : now_us_ < call_not_before_us_) return;
   sync_id_ = next_id_++;
   sync_sent_us_ = now_us_;
   sync_draining_ = draining_;
   sync_listed_ = std::move(listed);
   sync_withdrawn_ = withdrawn;
-  Do(DoSynchronize{{sync_id_, revision_, Listing(), Devices(), draining_}, generation_});
+  sync_no_room_ = no_room_;
+  Do(DoSynchronize{{sync_id_, revision_, Listing(), Devices(), draining_, no_room_}, generation_});
 }
 
 std::vector<RunningAttempt> Agent::Listing() const {
@@ -331,6 +341,7 @@ void Agent::On(const Fetched& in) {
   if (local == nullptr || local->stage != Stage::kFetching) return;
   local->fetching = false;
   local->files = in.files;
+  NoteRoom();
   if (local->assignment.kind == Kind::kTrain) {
     local->stage = Stage::kWaitingEngine;
     local->phase = Phase::kLoadingBase;
@@ -346,6 +357,10 @@ void Agent::On(const FetchFailed& in) {
   if (local == nullptr || local->stage != Stage::kFetching) return;
   local->fetching = false;
   if (in.reason == "STORAGE_FULL") {
+    NoteFull(in.message);
+    // Once more, when caches have been dropped.
+    if (local->fetch_found_no_room) return Fail(*local, {in.reason, in.message, true, false});
+    local->fetch_found_no_room = true;
     local->phase = Phase::kPausedDisk;
     local->fetch_not_before_us = now_us_ + options_.retry_disk_us;
     return;
@@ -361,6 +376,7 @@ void Agent::On(const FetchFailed& in) {
 void Agent::On(const CheckEnded& in) {
   Local* local = Find(in.key);
   if (local == nullptr || local->stage != Stage::kChecking) return;
+  if (in.reason == "STORAGE_FULL") NoteFull(in.message);
   if (!in.ok) return Fail(*local, {in.reason, in.message, in.infrastructure, false});
   local->last_body = CheckReport{in.report_json, in.planned_steps};
   Finish(*local);
@@ -506,6 +522,7 @@ void Agent::Reconcile() {
   CheckTrust();
   CheckTimeouts();
   AdvanceProbes();
+  WatchRoom();
   FailWithdrawn();
   for (auto& [key, local] : attempts_) AdvanceFetch(local);
   AdvanceEngines();

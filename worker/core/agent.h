@@ -21,6 +21,9 @@
 //  * A device whose last engine died is probed before another starts there. One that does not answer is
 //    withdrawn: the server hears why, attempts that were to run on it fail without being at fault, and it is
 //    probed again and again until it answers.
+//  * What found a full disk here makes the worker say so until something was written again, room was made, or
+//    `room_us` have passed: it gets no new work meanwhile. Files that cannot be fetched for want of room are
+//    tried once more, then the attempt goes back.
 //  * Reports of an attempt go out one at a time, in order, again and again until answered.
 //  * A restart of the worker starts with an empty agent under a new incarnation: engines end with
 //  the
@@ -58,6 +61,8 @@ struct AgentOptions {
   int64_t probe_timeout_us = 180'000'000;   // then a device that says nothing is withdrawn
   int64_t probe_min_us = 30'000'000;        // between probes of a withdrawn device: doubling
   int64_t probe_max_us = 600'000'000;
+  int64_t room_us = 300'000'000;       // a full disk is taken to have room again after this
+  int64_t room_bytes = int64_t{64} << 20;  // or when so much more is free than then
 };
 
 // ---- Inputs
@@ -123,6 +128,11 @@ struct ProbeEnded {
   std::string device_id;
   bool ok = false;
   std::string message;  // when not ok
+};
+
+// What is free on the disk.
+struct RoomMeasured {
+  int64_t free_bytes = 0;
 };
 
 struct EngineHello {
@@ -205,7 +215,7 @@ struct EngineFailed {
 };
 
 using Input = std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply,
-                           Fetched, FetchFailed, Uploaded, UploadFailed, CheckEnded, ProbeEnded,
+                           Fetched, FetchFailed, Uploaded, UploadFailed, CheckEnded, ProbeEnded, RoomMeasured,
                            EngineHello, EngineExited, EngineBase, EngineTurn, EnginePhase,
                            EnginePlan, EngineStep, EngineEval, EngineCheckpoint, EngineNoRoom,
                            EngineFinished, EngineDetached, EngineFailed>;
@@ -278,6 +288,8 @@ struct StopCheck {
 struct DoProbe {
   std::string device_id;
 };
+// Ends with RoomMeasured.
+struct MeasureRoom {};
 // All files of the directory, as blobs; ends with Uploaded or UploadFailed unless stopped.
 struct DoUpload {
   int64_t id = 0;
@@ -300,7 +312,7 @@ struct Exit {
 using Action =
     std::variant<DoRegister, DoSynchronize, DoReport, DoFetch, StopFetch, StartEngine, Attach,
                  PauseAttempt, ResumeAttempt, CheckpointAttempt, Detach, ShutdownEngine, KillEngine,
-                 StartCheck, StopCheck, DoProbe, DoUpload, StopUpload, Forget, Exit>;
+                 StartCheck, StopCheck, DoProbe, MeasureRoom, DoUpload, StopUpload, Forget, Exit>;
 
 // ---- The agent
 // ------------------------------------------------------------------------------------
@@ -318,6 +330,7 @@ class Agent {
   size_t engines() const { return engines_.size(); }
   size_t withdrawn_devices() const { return WithdrawnDevices().size(); }
   bool registered() const { return registered_; }
+  bool has_room() const { return no_room_.empty(); }
   bool trusted(int64_t now_us) const { return now_us < trust_until_us_; }
 
  private:
@@ -360,6 +373,7 @@ class Agent {
     int64_t used_bytes = 0;
     bool fetching = false;
     int32_t fetch_tries = 0;
+    bool fetch_found_no_room = false;
     int64_t fetch_not_before_us = 0;
     int64_t fetch_backoff_us = 0;
     int64_t detach_deadline_us = 0;
@@ -408,6 +422,7 @@ class Agent {
   void On(const UploadFailed&);
   void On(const CheckEnded&);
   void On(const ProbeEnded&);
+  void On(const RoomMeasured&);
   void On(const EngineHello&);
   void On(const EngineExited&);
   void On(const EngineBase&);
@@ -417,7 +432,7 @@ class Agent {
   void On(const EngineStep&);
   void On(const EngineEval&);
   void On(const EngineCheckpoint&);
-  void On(const EngineNoRoom&) {}  // counted by the edge; the phase says what has to wait
+  void On(const EngineNoRoom&);  // the phase says what has to wait
   void On(const EngineFinished&);
   void On(const EngineDetached&);
   void On(const EngineFailed&);
@@ -441,6 +456,9 @@ class Agent {
   void AdvanceProbes();
   void FailWaiting(const EngineGroup& group, const FailedReport& report);
   void FailWithdrawn();
+  void NoteFull(const std::string& why);
+  void NoteRoom() { no_room_.clear(); }  // something was written
+  void WatchRoom();
   std::set<std::string> WithdrawnDevices() const;
   void AttachOrStart(Local& local);
   void StopEngine(int64_t id, Engine& engine);
@@ -471,11 +489,16 @@ class Agent {
   std::map<AttemptKey, Local> attempts_;
   std::map<int64_t, Engine> engines_;
   std::map<std::string, Care> cares_;  // by device
+  std::string no_room_;                // what found the disk full said; "" = there is room
+  int64_t full_since_us_ = 0;
+  int64_t least_free_bytes_ = 0;       // since then; -1 = not measured yet
+  int64_t room_measured_us_ = 0;       // when that was last asked for
   int64_t next_id_ = 1;  // engines, reports, uploads, calls
 
   bool started_ = false;
   bool registered_ = false;
   bool register_in_flight_ = false;
+  bool forgotten_ = false;  // by the server, and not registered again yet
   std::set<AttemptKey> given_up_;  // abandoned here and not begun again, until the server knows
   bool draining_ = false;
   bool drain_told_ = false;  // the server has answered a call that said so
@@ -492,6 +515,7 @@ class Agent {
   bool sync_draining_ = false;                         // what the outstanding call said
   std::set<std::pair<AttemptKey, bool>> sync_listed_;  // and whether released
   std::set<std::string> sync_withdrawn_;
+  std::string sync_no_room_;
   int64_t call_not_before_us_ = 0;
   int64_t call_backoff_us_ = 0;
 };

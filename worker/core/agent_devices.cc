@@ -1,5 +1,6 @@
 // The agent's devices: what is on them, and whether one that an engine died on still answers.
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -84,6 +85,29 @@ std::set<std::string> Agent::WithdrawnDevices() const {
     if (!care.fault.empty()) withdrawn.insert(id);
   }
   return withdrawn;
+}
+
+// ---- The disk ----------------------------------------------------------------------------------
+
+void Agent::NoteFull(const std::string& why) {
+  if (no_room_.empty()) least_free_bytes_ = -1;
+  no_room_ = why.empty() ? "no room on the disk" : why;
+  full_since_us_ = now_us_;
+}
+
+void Agent::WatchRoom() {
+  if (no_room_.empty()) return;
+  if (now_us_ >= full_since_us_ + options_.room_us) return NoteRoom();
+  if (least_free_bytes_ >= 0 && now_us_ < room_measured_us_ + options_.retry_disk_us) return;
+  if (least_free_bytes_ < 0) least_free_bytes_ = std::numeric_limits<int64_t>::max();
+  room_measured_us_ = now_us_;
+  Do(MeasureRoom{});
+}
+
+void Agent::On(const RoomMeasured& in) {
+  if (no_room_.empty()) return;
+  least_free_bytes_ = std::min(least_free_bytes_, in.free_bytes);
+  if (in.free_bytes - least_free_bytes_ >= options_.room_bytes) NoteRoom();
 }
 
 }  // namespace nibble::worker

@@ -239,6 +239,7 @@ void Agent::On(const EngineEval& in) {
 void Agent::On(const EngineCheckpoint& in) {
   Local* local = InEngine(in.key, in.engine);
   if (local == nullptr || local->abandoned) return;
+  NoteRoom();
   // Of those that wait, only the newest is worth sending.
   while (!local->uploads.empty() && local->uploads.back().id == 0) local->uploads.pop_back();
   PendingUpload upload;
@@ -247,12 +248,17 @@ void Agent::On(const EngineCheckpoint& in) {
   local->uploads.push_back(std::move(upload));
 }
 
+void Agent::On(const EngineNoRoom& in) {
+  if (InEngine(in.key, in.engine) != nullptr) NoteFull(in.message);
+}
+
 void Agent::On(const EngineFinished& in) {
   Local* local = InEngine(in.key, in.engine);
   if (local == nullptr) return;
   LeaveEngine(*local);
   local->step = in.step;
   local->last_body.reset();  // of a release that came too late
+  NoteRoom();
   if (!local->abandoned) {
     while (!local->uploads.empty() && local->uploads.back().id == 0) local->uploads.pop_back();
     PendingUpload upload;
@@ -278,6 +284,7 @@ void Agent::On(const EngineFailed& in) {
   Local* local = InEngine(in.key, in.engine);
   if (local == nullptr) return;
   LeaveEngine(*local);
+  if (in.reason == "STORAGE_FULL") NoteFull(in.message);
   Fail(*local, {in.reason, in.message, in.infrastructure, false});
 }
 

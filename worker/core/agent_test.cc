@@ -209,6 +209,66 @@ TEST_F(AgentTest, AResultWaitsForTheServersDiskAndSaysSo) {
   EXPECT_TRUE(std::holds_alternative<FinishedReport>(reports_[0].body));
 }
 
+// A full disk is said until something was written again, there is more room than there was, or a while passed.
+TEST_F(AgentTest, AFullDiskIsSaidUntilThereIsRoom) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Advance(50'000);
+  EXPECT_EQ(sync_.no_room, "");
+  Feed(EngineNoRoom{engine, {"a", 1}, 8, "no space left"});
+  EXPECT_NE(Find<MeasureRoom>(), nullptr);
+  EXPECT_EQ(sync_.no_room, "no space left");
+  Feed(RoomMeasured{5'000});
+  Feed(EngineCheckpoint{engine, {"a", 1}, 8, "/checkpoint", "sum", 1.0});
+  EXPECT_EQ(sync_.no_room, "") << "a checkpoint was written";
+  Feed(EngineNoRoom{engine, {"a", 1}, 16, "no space left"});
+  Feed(RoomMeasured{5'000});
+  Advance(31 * kSecondUs);
+  ASSERT_NE(Find<MeasureRoom>(), nullptr);
+  Feed(RoomMeasured{3'000});
+  Advance(31 * kSecondUs);
+  ASSERT_NE(Find<MeasureRoom>(), nullptr);
+  Feed(RoomMeasured{3'000 + (int64_t{64} << 20)});
+  EXPECT_EQ(sync_.no_room, "") << "somebody made room";
+  Feed(EngineNoRoom{engine, {"a", 1}, 24, "no space left"});
+  EXPECT_NE(sync_.no_room, "");
+  Advance(301 * kSecondUs);
+  EXPECT_EQ(sync_.no_room, "") << "worth another try";
+}
+
+TEST_F(AgentTest, WhatCannotBeFetchedForWantOfRoomIsTriedOnceMoreAndGoesBack) {
+  Desire({AssignmentOf("a")});
+  Feed(FetchFailed{{"a", 1}, "STORAGE_FULL", "no space left", true, true});
+  Advance(50'000);
+  EXPECT_EQ(sync_.no_room, "no space left");
+  EXPECT_TRUE(reports_.empty());
+  Advance(31 * kSecondUs);
+  ASSERT_NE(Find<DoFetch>(), nullptr);
+  Feed(FetchFailed{{"a", 1}, "STORAGE_FULL", "no space left", true, true});
+  ASSERT_EQ(reports_.size(), 1u);
+  const auto& failed = std::get<FailedReport>(reports_[0].body);
+  EXPECT_EQ(failed.reason, "STORAGE_FULL");
+  EXPECT_TRUE(failed.infrastructure);
+}
+
+// A worker that was removed and lives all the same lets everything go before it registers as a new one.
+TEST_F(AgentTest, WhoWasForgottenLetsGoFirst) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Advance(50'000);
+  SynchronizeReply reply;
+  reply.id = sync_.id;
+  reply.code = SynchronizeReply::Code::kRegisterAgain;
+  Feed(reply);
+  EXPECT_NE(Find<Detach>(), nullptr);
+  Advance(2 * kSecondUs);
+  EXPECT_EQ(Find<DoRegister>(), nullptr) << "the job's bytes are still in use";
+  Feed(EngineDetached{engine, {"a", 1}, 1});
+  ASSERT_NE(Find<DoRegister>(), nullptr);
+  Feed(RegisterReply{true, false, "t1", 1, 120 * kSecondUs});
+  Advance(50'000);
+  EXPECT_EQ(sync_.known_revision, 0) << "revisions of a new worker begin anew";
+  EXPECT_TRUE(sync_.attempts.empty());
+}
+
 TEST_F(AgentTest, AStaleAnswerEndsTheAttempt) {
   Run("a", {AssignmentOf("a")});
   Feed(StepOf("a", 1));

@@ -171,6 +171,7 @@ struct SynchronizeRequest {
   std::vector<RunningAttempt> attempts;
   std::vector<DeviceStatus> devices;
   bool draining = false;
+  std::string no_room;  // the disk is full, in words: no new work; "" = there is room
 };
 
 }  // namespace nibble::worker
