@@ -241,7 +241,8 @@ int WorkerList(const Globals& g) {
                             : "-",
                         absl::StrCat(d.jobs_size()), AgeText(w.last_seen_time(), now_us),
                         !d.fault().empty()       ? absl::StrCat("withdrawn: ", d.fault())
-                        : !w.no_room().empty()    ? absl::StrCat("no new work, its disk is full: ", w.no_room())
+                        : !w.no_room().empty()
+                            ? absl::StrCat("no new work, its disk is full: ", w.no_room())
                         : d.description().empty() ? "-"
                                                   : d.description()});
       }

@@ -284,6 +284,11 @@ TEST(ConnectionTest, TheServerIsFoundInOrder) {
                   .ok());
   EXPECT_EQ(FindServer(g), "127.0.0.1:4711");
   EXPECT_EQ(ReadAddress(dir.path()).http, "127.0.0.1:4712");
+  ASSERT_TRUE(WriteFileAtomic(AddressFile(dir.path()),
+                              R"({"listen":"unix:/run/n.sock","http_listen":"127.0.0.1:9","port":0,"http_port":9})")
+                  .ok());
+  EXPECT_EQ(FindServer(g), "unix:/run/n.sock");
+  EXPECT_EQ(ReadAddress(dir.path()).http, "127.0.0.1:9");
   setenv("NIBBLE_SERVER", "there:1", 1);
   EXPECT_EQ(FindServer(g), "there:1");
   g.server = "here:2";

@@ -31,7 +31,12 @@ ServerAddress ReadAddress(const std::string& data_dir) {
   const auto text = ReadFile(AddressFile(data_dir), 64 << 10);
   if (!text.ok()) return {};
   const auto json = nlohmann::json::parse(*text, nullptr, false);
-  if (!json.is_object() || !json.contains("port") || !json["port"].is_number_integer()) return {};
+  if (!json.is_object()) return {};
+  const auto text_at = [&](const char* key) {
+    return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : "";
+  };
+  if (!text_at("listen").empty()) return {text_at("listen"), text_at("http_listen")};
+  if (!json.contains("port") || !json["port"].is_number_integer()) return {};
   const auto with_port = [&](const char* key) {
     const int64_t port =
         json.contains(key) && json[key].is_number_integer() ? json[key].get<int64_t>() : 0;

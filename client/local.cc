@@ -1,3 +1,4 @@
+#include <google/protobuf/struct.pb.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,12 +22,39 @@ int Become(const Globals& g, const std::string& binary, std::vector<std::string>
   return PrintError(g.terminal, ErrnoStatus(errno, "start " + binary));
 }
 
-void Verdict(const Globals& g, bool good, const std::string& what, const std::string& said) {
-  const Style& style = g.terminal.style;
-  const std::string mark = style.unicode ? (good ? "✓" : "✗") : (good ? "ok" : "!!");
-  PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said,
-                        "\n"));
-}
+// What was looked at: printed line by line, or at the end as one message.
+class Findings {
+ public:
+  explicit Findings(const Globals& g) : g_(g) {}
+
+  // `counts`: a bad one makes the whole bad.
+  void Add(bool good, const std::string& what, const std::string& said, bool counts = true) {
+    good_ &= good || !counts;
+    auto& found = *(*report_.mutable_fields())["checks"]
+                       .mutable_list_value()
+                       ->add_values()
+                       ->mutable_struct_value()
+                       ->mutable_fields();
+    found["what"].set_string_value(what);
+    found["good"].set_bool_value(good);
+    found["said"].set_string_value(said);
+    if (g_.terminal.form == Form::kJson || g_.terminal.form == Form::kYaml) return;
+    const Style& style = g_.terminal.style;
+    const std::string mark = style.unicode ? (good ? "✓" : "✗") : (good ? "ok" : "!!");
+    PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said, "\n"));
+  }
+  // The exit code: `bad` when something is.
+  int End(int bad = kExitError) {
+    (*report_.mutable_fields())["good"].set_bool_value(good_);
+    (void)PrintMessage(g_.terminal, report_);
+    return good_ ? static_cast<int>(kExitOk) : bad;
+  }
+
+ private:
+  const Globals& g_;
+  google::protobuf::Struct report_;
+  bool good_ = true;
+};
 
 }  // namespace
 
@@ -65,10 +93,9 @@ int TokenCommand(const Globals& g, const std::vector<std::string>& arguments) {
 }
 
 int DoctorCommand(const Globals& g) {
-  bool good = true;
+  Findings findings(g);
   const auto check = [&](bool passed, const std::string& what, const std::string& said) {
-    Verdict(g, passed, what, said);
-    good &= passed;
+    findings.Add(passed, what, said);
   };
   for (const char* name : {"nibble-server", "nibble-worker", "nibble-engine"}) {
     const std::string path = SiblingBinary(name);
@@ -84,12 +111,12 @@ int DoctorCommand(const Globals& g) {
   const auto client = Open(g);
   if (!client.ok()) {
     check(false, "server", std::string(client.status().message()));
-    return kExitUnreachable;
+    return findings.End(kExitUnreachable);
   }
   const auto workers = (*client)->ListWorkers();
   if (!workers.ok()) {
     check(false, "server", absl::StrCat(server, ": ", std::string(workers.status().message())));
-    return ExitCodeOf(workers.status());
+    return findings.End(ExitCodeOf(workers.status()));
   }
   check(true, "server", server);
   int ready = 0;
@@ -97,17 +124,18 @@ int DoctorCommand(const Globals& g) {
     const bool alive = w.state() == v1::IDLE || w.state() == v1::BUSY;
     ready += alive;
     for (const auto& d : w.devices()) {
-      Verdict(g, alive, "worker " + ShortName(w.name()),
-              absl::StrCat(v1::WorkerState_Name(w.state()), ", ", d.id(), " ", d.body(), ", ",
+      findings.Add(alive, "worker " + ShortName(w.name()),
+                   absl::StrCat(v1::WorkerState_Name(w.state()), ", ", d.id(), " ", d.body(), ", ",
                            FormatBytes(d.capacity_bytes()),
                            w.version() == NIBBLE_VERSION
                                ? ""
                                : absl::StrCat(", version ", w.version(), " (this is ",
-                                              NIBBLE_VERSION, ")")));
+                                              NIBBLE_VERSION, ")")),
+                   /*counts=*/false);
     }
   }
   check(ready > 0, "workers", absl::StrCat(ready, " ready of ", workers->workers_size()));
-  return good ? kExitOk : kExitError;
+  return findings.End();
 }
 
 }  // namespace nibble::client

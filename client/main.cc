@@ -104,7 +104,8 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   list->add_flag("-a,--all", c.list.all, "finished ones too");
   list->add_flag("-w,--watch", c.list.watch, "again and again, until Ctrl-C");
   list->add_option("--state", c.list.states, "only jobs in these states");
-  list->add_option("--limit", c.list.limit, "at most so many; 0 = all");
+  list->add_option("--limit", c.list.limit, "at most so many; 0 = all")
+      ->check(CLI::NonNegativeNumber);
   const auto one = [&](const std::string& name, const std::string& description,
                        int (*body)(const Globals&, const std::string&)) {
     CLI::App* command = Add(&app, name, description, c, [&c, body] { return body(c.g, c.job); });
@@ -313,18 +314,38 @@ std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
 }
 
 // `nibble generate`, `nibble merge` and `nibble token` are other binaries' commands under our name.
-bool IsHandedOn(int argc, char** argv) {
+bool IsHandedOn(const std::string_view command, int argc, char** argv) {
   if (argc < 3) return false;
-  const std::string command = argv[1];
   const bool asks = std::any_of(argv + 2, argv + argc, [](const std::string_view word) {
     return word == "-h" || word == "--help";
   });
   return (command == "generate" || command == "merge" || command == "token") && !asks;
 }
 
+// Their options are their own and stand behind their name: what stands before it would be lost in silence.
+std::string HandedOnTooLate(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (IsHandedOn(word, 3, argv) && word != argv[1]) {
+      return absl::StrCat("nibble ", argv[i], " has options of its own, behind its name; those before it (",
+                          argv[1], ") are not for it");
+    }
+    if (word.empty() || word[0] != '-') return "";
+    const bool valued = word.find('=') == std::string_view::npos && word != "-q" && word != "--quiet" &&
+                        word != "--no-color";
+    if (valued) ++i;
+  }
+  return "";
+}
+
 int Main(int argc, char** argv) {
   Commands c;
-  if (IsHandedOn(argc, argv)) {
+  const std::string late = argc > 1 && argv[1][0] == '-' ? HandedOnTooLate(argc, argv) : "";
+  if (!late.empty()) {
+    std::fprintf(stderr, "%s\n", late.c_str());
+    return kExitUsage;
+  }
+  if (argc > 1 && IsHandedOn(argv[1], argc, argv)) {
     c.g.terminal = DetectTerminal(false);
     const std::vector<std::string> words(argv + 2, argv + argc);
     return std::string(argv[1]) == "token" ? TokenCommand(c.g, words) : EngineCommand(c.g, argv[1], words);
@@ -334,7 +355,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   app.add_option("--server", c.g.server,
-                 "host:port (NIBBLE_SERVER; default: the nibble up on this machine)");
+                 "host:port or unix:/path (NIBBLE_SERVER; default: the nibble up on this machine)");
   app.add_option("--data-dir", c.g.data_dir,
                  "of nibble up (NIBBLE_DATA_DIR; default ~/.local/share/nibble)");
   app.add_option("--token-file", c.g.token_file, "access token (NIBBLE_TOKEN_FILE, NIBBLE_TOKEN)");

@@ -167,6 +167,9 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
   }
   if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
     absl::StrAppend(&text, ConnectionHint(std::string(status.message())), "\n");
+  } else if (absl::IsDeadlineExceeded(status) && StatusReason(status) == Reason::kUnspecified) {
+    absl::StrAppend(&text,
+                    "The server did not answer in time (--call-timeout): it is stopped, or very busy.\n");
   } else if (StatusReason(status) != Reason::kUnspecified) {
     absl::StrAppend(&text,
                     Paint(style, Ink::kDim,

@@ -47,7 +47,8 @@ void RecipeReader::ReadDatasets(const std::string& key, const Yaml& value, std::
   const Yaml* entry = &value;
   if (value.IsList()) {
     if (value.items.size() > 1) {
-      return Unsupported(key, value.items[1], "join the files into one data set");
+      return Unsupported(key, value.items[1],
+                         "join the files into one data set (cat A.jsonl B.jsonl; rows of one format)");
     }
     entry = &value.items[0];
   }

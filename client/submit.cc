@@ -105,6 +105,10 @@ absl::StatusOr<v1::Job> CreateWithFreeName(Client& client, v1::CreateJobRequest 
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> ModelFiles(const std::string& directory) {
+  if (!IsDirectory(directory)) {
+    return Error(Reason::kBaseModelNotFound, absl::StrCat("base model ", directory, ": no such directory"))
+        .ToStatus();
+  }
   ASSIGN_OR_RETURN(const std::vector<std::string> all, ListDir(directory));
   std::vector<std::string> files;
   for (const std::string& name : all) {

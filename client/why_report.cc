@@ -55,7 +55,8 @@ std::string DevicesTable(const v1::ExplainJobResponse& why, int64_t now_unix_us,
     std::string room = d.verdict() == Device::FITS ? "now" : "-";
     if (!d.until().empty()) {
       room = absl::StrCat("when ", Names(d.until()), d.until_size() > 1 ? " end" : " ends");
-      if (d.has_expected_start_time()) room = absl::StrCat(WhenText(d.expected_start_time(), now_unix_us), " ", room);
+      if (d.has_expected_start_time())
+        room = absl::StrCat(WhenText(d.expected_start_time(), now_unix_us), " ", room);
     } else if (d.has_expected_start_time()) {
       room = WhenText(d.expected_start_time(), now_unix_us);
     }

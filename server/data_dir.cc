@@ -7,6 +7,10 @@
 
 #include <cerrno>
 
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -77,11 +81,24 @@ absl::StatusOr<std::string> LoadOrMakeSecret(const std::string& data_dir) {
   return ReadFile(path, 4096);
 }
 
-absl::Status WriteServerInfo(const std::string& data_dir, const std::string& host, int port, int http_port) {
+absl::Status WriteServerInfo(const std::string& data_dir, const std::string& listen,
+                             const std::string& http_listen) {
   RETURN_IF_ERROR(MakeDirs(JoinPath(data_dir, "run")));
-  return WriteFileAtomic(InfoPath(data_dir),
-                         absl::StrCat("{\"host\":\"", host, "\",\"port\":", port,
-                                      ",\"http_port\":", http_port, ",\"pid\":", getpid(), "}\n"));
+  const auto port_of = [](const std::string& address) {
+    int port = 0;
+    const size_t colon = address.rfind(':');
+    const bool socket = address.starts_with("unix:") || colon == std::string::npos;
+    return !socket && absl::SimpleAtoi(address.substr(colon + 1), &port) ? port : 0;
+  };
+  const int port = port_of(listen);
+  const nlohmann::ordered_json info = {{"listen", listen},
+                                       {"http_listen", http_listen},
+                                       {"host", port > 0 ? listen.substr(0, listen.rfind(':')) : ""},
+                                       {"port", port},
+                                       {"http_port", port_of(http_listen)},
+                                       {"pid", getpid()}};
+  const std::string text = info.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return WriteFileAtomic(InfoPath(data_dir), text + "\n");
 }
 
 void RemoveServerInfo(const std::string& data_dir) { (void)RemoveFile(InfoPath(data_dir)); }

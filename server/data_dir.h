@@ -27,8 +27,10 @@ class DataDirLock {
 // 64 hex digits, made at the first start; the key of attempt tokens.
 absl::StatusOr<std::string> LoadOrMakeSecret(const std::string& data_dir);
 
-// run/server.json: {"host", "port", "http_port", "pid"}, whole or not there at all.
-absl::Status WriteServerInfo(const std::string& data_dir, const std::string& host, int port, int http_port);
+// run/server.json: {"listen", "http_listen", "host", "port", "http_port", "pid"}, whole or not there at all.
+// What a client is to be given: "host:port" or "unix:/path"; of a socket host is empty and port 0.
+absl::Status WriteServerInfo(const std::string& data_dir, const std::string& listen,
+                             const std::string& http_listen);
 void RemoveServerInfo(const std::string& data_dir);
 
 // What a restore leaves for the next start: it must begin a new timeline.

@@ -3,8 +3,8 @@
 // config.json is read; every shard's header is checked against the file's size (rank, data types, offsets
 // that tile the data exactly); shards named by the index are there; every tensor the architecture needs is
 // somewhere, in the shape config.json's numbers give it, and there is none without a place; tokenizer.json is
-// byte-level or byte-fallback BPE with merges, its vocabulary within config.json's. Values are not read. All input
-// is hostile: headers at most 16 MiB, tokenizer.json at most 64 MiB.
+// byte-level or byte-fallback BPE with merges, its vocabulary within config.json's. Values are not read. All
+// input is hostile: headers at most 16 MiB, tokenizer.json at most 64 MiB.
 //
 // Files are reached through a ModelFiles, so blobs and directories are checked by the same code. Pure but
 // for that.
@@ -50,8 +50,8 @@ struct TensorFacts {
 // One shard's header, given the bytes behind it: its tensors by name.
 absl::StatusOr<std::map<std::string, TensorFacts>> CheckSafetensorsHeader(
     std::string_view file, std::string_view header_json, int64_t data_bytes);
-// Those of all shards against the architecture: MODEL_FILE_INVALID names the first that is missing, of another type
-// or shape, or without a place in the model.
+// Those of all shards against the architecture: MODEL_FILE_INVALID names the first that is missing, of another
+// type or shape, or without a place in the model.
 absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors, const spec::ModelConfig& config);
 
 }  // namespace nibble::server

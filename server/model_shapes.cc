@@ -71,14 +71,16 @@ absl::Status CheckOne(const std::string& name, const TensorFacts& tensor, const 
 
 }  // namespace
 
-absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors, const spec::ModelConfig& config) {
+absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors,
+                          const spec::ModelConfig& config) {
   std::map<std::string, Shape> wanted = WantedTensors(config);
   std::map<std::string, bool> used;  // and whether in four bits
   for (const auto& [name, shape] : wanted) {
     auto found = tensors.find(name);
     // Checkpoints saved from the inner model lack the prefix.
     if (found == tensors.end() && absl::StartsWith(name, "model.")) found = tensors.find(name.substr(6));
-    if (found == tensors.end()) return Bad(absl::StrCat("no shard holds ", name, ", which config.json asks for"));
+    if (found == tensors.end())
+      return Bad(absl::StrCat("no shard holds ", name, ", which config.json asks for"));
     RETURN_IF_ERROR(CheckOne(found->first, found->second, shape));
     used[found->first] = found->second.dtype == "U8";
   }

@@ -77,10 +77,13 @@ TEST(DataDir, KeepsItsSecret) {
 
 TEST(DataDir, SaysWhereTheServerIs) {
   TempDir directory;
-  ASSERT_TRUE(WriteServerInfo(directory.path(), "127.0.0.1", 7, 8).ok());
-  const std::string text = ReadFile(directory.Join("run/server.json")).value();
-  EXPECT_EQ(text, "{\"host\":\"127.0.0.1\",\"port\":7,\"http_port\":8,\"pid\":" +
-                      std::to_string(getpid()) + "}\n");
+  const auto said = [&] { return ReadFile(directory.Join("run/server.json")).value(); };
+  const std::string pid = std::to_string(getpid()) + "}\n";
+  ASSERT_TRUE(WriteServerInfo(directory.path(), "127.0.0.1:7", "[::1]:8").ok());
+  EXPECT_EQ(said(), R"({"listen":"127.0.0.1:7","http_listen":"[::1]:8","host":"127.0.0.1","port":7,)"
+                    R"("http_port":8,"pid":)" + pid);
+  ASSERT_TRUE(WriteServerInfo(directory.path(), "unix:/run/a \"b\":9", "").ok());
+  EXPECT_EQ(said(), R"({"listen":"unix:/run/a \"b\":9","http_listen":"","host":"","port":0,"http_port":0,"pid":)" + pid);
   RemoveServerInfo(directory.path());
   EXPECT_FALSE(FileExists(directory.Join("run/server.json")));
 }

@@ -1,6 +1,8 @@
 #include "server/server.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -36,6 +38,13 @@ constexpr int64_t kTokenRefreshUs = 1'000'000;
 std::string HostOf(const std::string& listen) {
   const size_t colon = listen.rfind(':');
   return colon == std::string::npos ? listen : listen.substr(0, colon);
+}
+
+// Where clients find what listens there.
+std::string AddressOf(const std::string& listen, int port) {
+  constexpr std::string_view kSocket = "unix:";
+  if (!listen.starts_with(kSocket)) return absl::StrCat(HostOf(listen), ":", port);
+  return absl::StrCat("unix:", std::filesystem::absolute(listen.substr(kSocket.size())).string());
 }
 
 absl::Status CheckExposure(const ServerOptions& options, const TokenFile& tokens) {
@@ -207,8 +216,10 @@ absl::Status ServerImpl::StartServing() {
   }
   loop_->RunThread();
   grpc_->SetServing(true);
-  RETURN_IF_ERROR(WriteServerInfo(options_.data_dir, HostOf(options_.listen), port(), http_port()));
-  LogInfo("server.serving", {{"listen", absl::StrCat(HostOf(options_.listen), ":", port())},
+  const std::string address = AddressOf(options_.listen, port());
+  RETURN_IF_ERROR(WriteServerInfo(options_.data_dir, address,
+                                  http_ ? AddressOf(options_.http_listen, http_port()) : ""));
+  LogInfo("server.serving", {{"listen", address},
                              {"http_port", http_port()},
                              {"tls", !grpc.tls_cert.empty()}});
   return absl::OkStatus();

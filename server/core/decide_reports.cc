@@ -234,8 +234,8 @@ Answer DecideReport(Turn& turn, const ReportFailed& c) {
   if (c.neighbour_fault) {
     ending.then = Ending::Then::kRequeue;
   } else if (c.infrastructure && reason == Reason::kStorageFull) {
-    // For a person to mend; a night with a full disk must not use up the retries of all that waits. Its worker
-    // gets no new work until it says that there is room; others may take the job soon.
+    // For a person to mend; a night with a full disk must not use up the retries of all that waits. Its
+    // worker gets no new work until it says that there is room; others may take the job soon.
     ending.then = Ending::Then::kRequeue;
     ending.backoff_us = turn.options().backoff_min_us;
     const Worker* worker = turn.state.FindWorker(attempt.worker_id);

@@ -22,8 +22,8 @@ struct DeviceExplanation {
   DeviceVerdict verdict;
   std::vector<std::string> held_by;  // "jobs/a", in order
   std::string reserved_for;          // when kReserved: the job's name
-  // When the attempts there are expected to have made room; 0 = not known, as when nothing like them was measured
-  // yet, or never.
+  // When the attempts there are expected to have made room; 0 = not known, as when nothing like them was
+  // measured yet, or never.
   int64_t start_us = 0;
   std::vector<std::string> until;  // names of the jobs that have to end for that; empty = never
 };

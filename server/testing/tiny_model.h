@@ -28,8 +28,8 @@ inline std::string TinyWeights() {
   const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
     const int64_t bytes = 4 * rows * (columns > 0 ? columns : 1);
     absl::StrAppend(&header, at == 0 ? "" : ",", "\"", name, "\":{\"dtype\":\"F32\",\"shape\":[", rows,
-                    columns > 0 ? absl::StrCat(",", columns) : "", "],\"data_offsets\":[", at, ",", at + bytes,
-                    "]}");
+                    columns > 0 ? absl::StrCat(",", columns) : "", "],\"data_offsets\":[", at, ",",
+                    at + bytes, "]}");
     at += bytes;
   };
   constexpr int64_t kHidden = 32, kKeyValue = 16, kMiddle = 64;

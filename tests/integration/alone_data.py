@@ -77,6 +77,8 @@ def check_models(api):
             ("model.safetensors", files["model.safetensors"][:-10], "MODEL_FILE_INVALID"),
             ("model.safetensors", b"\xff" * 64, "MODEL_FILE_INVALID"),
             ("tokenizer.json", b'{"model":{"type":"BPE","vocab":{"a":0}}}', "TOKENIZER_UNSUPPORTED"),
+            ("config.json", files["config.json"].replace(b'"hidden_size": 64', b'"hidden_size": 128'),
+             "MODEL_FILE_INVALID"),
             ("config.json", b'{"model_type":"mamba"}', "UNSUPPORTED_ARCHITECTURE")):
         bad = {k: v for k, v in files.items() if k != name}
         if change is not None:

@@ -199,6 +199,10 @@ def check_fleet(api, worker):
     api.fleet.UndrainWorker(pb.UndrainWorkerRequest(name="workers/w1"))
     expect_error(lambda: api.fleet.GetWorker(pb.GetWorkerRequest(name="workers/none")), "NOT_FOUND",
                  "WORKER_NOT_FOUND")
+    expect_error(lambda: api.fleet.DeleteWorker(pb.DeleteWorkerRequest(name="workers/w1")),
+                 "FAILED_PRECONDITION", "RESOURCE_IN_USE")
+    expect_error(lambda: api.fleet.DeleteWorker(pb.DeleteWorkerRequest(name="workers/none")), "NOT_FOUND",
+                 "WORKER_NOT_FOUND")
 
 
 def check_refusal(api, model, dataset):

@@ -59,7 +59,7 @@ def check_tls(binary, in_memory):
                     if reason == "ROLE_NOT_ALLOWED":
                         assert metadata["method"] == path, (metadata, path)
                 count += 1
-    assert count == 41, count
+    assert count == 42, count
     call(channel, "/nibble.v1.JobService/ListJobs", pb.job.DESCRIPTOR.services_by_name["JobService"].methods_by_name[
         "ListJobs"], token["client"])
     health = pb.health_grpc.HealthStub(channel).Check(pb.health.HealthCheckRequest())

@@ -38,7 +38,10 @@ int64_t Agent::NextDueUs() const {
     if (care.in_flight && care.fault.empty()) at(care.sent_us + options_.probe_timeout_us);
     if (!care.in_flight && !care.fault.empty()) at(care.not_before_us);
   }
-  if (!no_room_.empty()) at(std::min(room_measured_us_ + options_.retry_disk_us, full_since_us_ + options_.room_us));
+  if (!no_room_.empty()) {
+    at(room_measured_us_ + options_.retry_disk_us);
+    at(full_since_us_ + options_.room_us);
+  }
   return due_us;
 }
 

@@ -209,7 +209,7 @@ TEST_F(AgentTest, AResultWaitsForTheServersDiskAndSaysSo) {
   EXPECT_TRUE(std::holds_alternative<FinishedReport>(reports_[0].body));
 }
 
-// A full disk is said until something was written again, there is more room than there was, or a while passed.
+// A full disk is said until something was written again, more is free than was, or a while passed.
 TEST_F(AgentTest, AFullDiskIsSaidUntilThereIsRoom) {
   const int64_t engine = Run("a", {AssignmentOf("a")});
   Advance(50'000);
