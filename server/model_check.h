@@ -50,8 +50,8 @@ struct TensorFacts {
 // One shard's header, given the bytes behind it: its tensors by name.
 absl::StatusOr<std::map<std::string, TensorFacts>> CheckSafetensorsHeader(
     std::string_view file, std::string_view header_json, int64_t data_bytes);
-// Those of all shards against the architecture: MODEL_FILE_INVALID names the first that is missing, of another
-// type or shape, or without a place in the model.
+// Those of all shards against the architecture: MODEL_FILE_INVALID names the first that is missing, of
+// another type or shape, or without a place in the model.
 absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors, const spec::ModelConfig& config);
 
 }  // namespace nibble::server

@@ -36,7 +36,8 @@ Estimate Predict(const State& state, const Job& job, int64_t mflops);
 // On the mean device of the fleet: what orders the queue.
 Estimate Predict(const State& state, const Job& job);
 // Whether the time at which that attempt's bytes will be free may be told: its steps are counted, and their
-// time was measured, on it or on jobs of its plan; or it is letting go. The rest is a guess that orders queues.
+// time was measured, on it or on jobs of its plan; or it is letting go. The rest is a guess that orders
+// queues.
 bool EndIsKnown(const State& state, const HoldKey& key);
 
 }  // namespace nibble::core
