@@ -59,9 +59,19 @@ absl::StatusOr<std::string> ResolveModel(Client& client, const Terminal& termina
   return model.name();
 }
 
+// Else it is the name of one that the server has, or nothing.
+bool IsFile(const std::string& dataset) {
+  return !dataset.empty() && (!absl::StartsWith(dataset, "datasets/") || FileExists(dataset));
+}
+
+absl::Status CheckDataFile(const std::string& path) {
+  if (FileExists(path) && !IsDirectory(path)) return absl::OkStatus();
+  return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file")).ToStatus();
+}
+
 absl::StatusOr<std::string> ResolveDataset(Client& client, const Terminal& terminal,
                                            const std::string& text) {
-  if (text.empty() || (absl::StartsWith(text, "datasets/") && !FileExists(text))) return text;
+  if (!IsFile(text)) return text;
   ASSIGN_OR_RETURN(const v1::Dataset dataset, PushDataset(client, terminal, text, ""));
   return dataset.name();
 }
@@ -193,10 +203,7 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
 
 absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal,
                                         const std::string& path, const std::string& dataset_id) {
-  if (!FileExists(path) || IsDirectory(path)) {
-    return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file"))
-        .ToStatus();
-  }
+  RETURN_IF_ERROR(CheckDataFile(path));
   std::string digest;
   {
     ByteProgress progress(terminal, absl::StrCat("uploading ", BaseName(path)));
@@ -228,7 +235,16 @@ absl::StatusOr<v1::JobSpec> PrepareSpec(Client& client, const Terminal& terminal
   }
   for (const std::string& notice : recipe.notices)
     PrintNote(terminal, absl::StrCat("note: ", notice));
+  // What is wrong is said before gigabytes have gone up.
+  for (const std::string* text : {&recipe.dataset, &recipe.eval_dataset}) {
+    if (IsFile(*text)) RETURN_IF_ERROR(CheckDataFile(*text));
+  }
   ASSIGN_OR_RETURN(*spec.mutable_base_model(), ResolveModel(client, terminal, recipe));
+  if (IsFile(recipe.dataset)) {
+    v1::PlanJobRequest question;
+    *question.mutable_spec() = spec;
+    RETURN_IF_ERROR(client.PlanJob(question).status());
+  }
   ASSIGN_OR_RETURN(*spec.mutable_dataset(), ResolveDataset(client, terminal, recipe.dataset));
   ASSIGN_OR_RETURN(*spec.mutable_eval_dataset(),
                    ResolveDataset(client, terminal, recipe.eval_dataset));

@@ -42,7 +42,8 @@ constexpr char kHelp[] =
 
 Flags of the server:
   --data-dir DIR               everything it keeps (default ~/.local/share/nibble/server)
-  --listen HOST:PORT           gRPC (127.0.0.1:7070; port 0 = a free one, written to DIR/run/server.json)
+  --listen ADDRESS             gRPC, HOST:PORT or unix:/PATH (127.0.0.1:7070; port 0 = a free one, written to
+                               DIR/run/server.json)
   --http-listen HOST:PORT      /metrics, /healthz, /readyz (127.0.0.1:7071; "" = none)
   --model-root DIR             models and data sets may be named by path below it (off)
   --tls-cert, --tls-key FILE   needed for any address that is not loopback, with a token or --client-ca
