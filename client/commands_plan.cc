@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -59,6 +60,15 @@ Recipe Absolute(Recipe recipe) {
     if (auto real = RealPath(*path); real.ok()) *path = *std::move(real);
   }
   return recipe;
+}
+
+// Errors name the option rather than the request's field.
+template <typename Answer>
+absl::StatusOr<Answer> InOurWords(absl::StatusOr<Answer> answer) {
+  if (answer.ok() || !absl::StrContains(answer.status().message(), "layout_worker")) return answer;
+  return Error(StatusReason(answer.status()),
+               absl::StrReplaceAll(answer.status().message(), {{"layout_worker", "--device"}}))
+      .ToStatus();
 }
 
 // What the figure is of.
@@ -119,7 +129,7 @@ absl::StatusOr<int> Plan(Client& client, const Globals& g, const PlanArgs& args)
   request.set_methods(args.methods);
   request.set_layout(args.plot || !args.svg.empty());
   request.set_layout_worker(args.device);
-  ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, client.PlanJob(request));
+  ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, InOurWords(client.PlanJob(request)));
   if (!PrintMessage(g.terminal, plan)) {
     PrintOut(PlanText(plan, args.device, RealClock::Get().NowUnixUs(), g.terminal.style));
     PrintOut(MethodsText(plan, g.terminal.style));

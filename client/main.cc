@@ -105,7 +105,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   list->add_flag("-w,--watch", c.list.watch, "again and again, until Ctrl-C");
   list->add_option("--state", c.list.states, "only jobs in these states");
   list->add_option("--limit", c.list.limit, "at most so many; 0 = all")
-      ->check(CLI::NonNegativeNumber);
+      ->check([](const std::string& text) { return text[0] == '-' ? "must be 0 or more" : ""; });
   const auto one = [&](const std::string& name, const std::string& description,
                        int (*body)(const Globals&, const std::string&)) {
     CLI::App* command = Add(&app, name, description, c, [&c, body] { return body(c.g, c.job); });

@@ -61,7 +61,7 @@ TEST(ExplainJob, EachDeviceHasItsOwnReason) {
   EXPECT_THAT(full.until, ElementsAre("jobs/holder"));
   // Nothing was measured yet: who has to end is known, when that will be is not.
   EXPECT_EQ(full.start_us, 0);
-  EXPECT_THAT(why.reason, HasSubstr("when is not known yet: no steps of holder or its like were measured"));
+  EXPECT_THAT(why.reason, HasSubstr("nobody knows when: no steps of holder or its like were measured yet"));
   EXPECT_EQ(On(why, "small").verdict.kind, Kind::kNever);
   EXPECT_EQ(On(why, "small").start_us, 0);
   EXPECT_EQ(On(why, "drained").verdict.kind, Kind::kNotLive);

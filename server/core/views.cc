@@ -25,8 +25,8 @@ std::string ExpectedText(const QueueLook& look, const BoardReservation& reservat
   for (const HoldKey& key : reservation.gone) {
     const Board::Hold* hold = look.state().board.FindHold(key);
     if (hold != nullptr && !EndIsKnown(look.state(), key))
-      return absl::StrCat("; when is not known yet: no steps of ", look.NamesOf({hold->job_id}),
-                          " or its like were measured");
+      return absl::StrCat("; nobody knows when: no steps of ", look.NamesOf({hold->job_id}),
+                          " or its like were measured yet");
   }
   const int64_t start_us = reservation.start_us, now_us = look.now_us();
   if (start_us >= kNever || start_us <= now_us) return "";
