@@ -22,9 +22,9 @@ class Fleet {
     policy.max_load_milli = 1'000'000;
     board.SetPolicy(policy);
   }
-  void Add(const std::string& name, int64_t capacity_mb) {
+  void Add(const std::string& name, int64_t capacity_mb, const std::string& profile = "profile") {
     board.PutWorker({name, true, 0});
-    board.PutDevice(name, "gpu0", "profile", "numerics", capacity_mb * kMB);
+    board.PutDevice(name, "gpu0", profile, "numerics", capacity_mb * kMB);
   }
   static Need Sized(int64_t base_mb, int64_t persistent_mb) {
     Need need;
@@ -92,6 +92,16 @@ TEST(Placement, LeavesRoomForJobsLikeThoseThatRun) {
   for (int64_t number = 1; number <= 10; ++number) fleet.board.RemoveHold({number, 1}, kNowUs);
   EXPECT_TRUE(fleet.board.held_sizes().empty());
   EXPECT_EQ(fleet.PlaceOf("small", Fleet::Sized(0, 100)), "b");
+}
+
+// What a worker's processes need is measured when it starts, so that each device may be of a kind of its own.
+TEST(Placement, KnowsTheSameOfAllKindsOfDevices) {
+  Fleet fleet;
+  fleet.Add("a", 350, "profile-a");
+  fleet.Add("b", 260, "profile-b");
+  fleet.Add("full", 2'500, "profile-c");
+  fleet.Run("full", "large", Fleet::Sized(0, 250), 10);
+  EXPECT_EQ(fleet.PlaceOf("small", Fleet::Sized(0, 100)), "a");
 }
 
 // A job of an eighth of a small device or of a large one costs the fleet as many bytes.

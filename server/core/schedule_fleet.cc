@@ -30,7 +30,6 @@ PassFleet::PassFleet(const Board& board, const SchedulePolicy& policy, const Nee
       largest_bytes_(board.LargestBytes()),
       step_bytes_(std::max<int64_t>(1, largest_bytes_ / (kSizeSteps - 1))),
       own_(board.blocks().size()),
-      typical_(board.blocks().size()),
       open_(board.blocks().size()),
       placed_(board.blocks().size()),
       versions_(board.blocks().size()) {}
@@ -63,8 +62,8 @@ std::optional<Need> PassFleet::NeedOn(const Board::Bucket& bucket, int32_t devic
   return need;
 }
 
-const PassFleet::Typical& PassFleet::TypicalIn(size_t block) {
-  Typical& typical = typical_[block];
+const PassFleet::Typical& PassFleet::TypicalJobs() {
+  Typical& typical = typical_;
   if (!typical.lost.empty()) return typical;
   std::vector<int64_t> count(kSizeSteps + 1, 0);
   int64_t total = 0;
@@ -74,9 +73,8 @@ const PassFleet::Typical& PassFleet::TypicalIn(size_t block) {
     total += jobs;
   };
   for (const Board::Bucket& bucket : board_.buckets()) {
-    if (bucket.order.empty() || bucket.needs.size() <= block || !bucket.needs[block]) continue;
-    const std::optional<Need>& need = *bucket.needs[block];
-    if (need) add(need->TotalBytes(), static_cast<int64_t>(bucket.order.size()));
+    const int64_t bytes = bucket.KnownBytes();
+    if (bytes > 0) add(bytes, static_cast<int64_t>(bucket.order.size()));
   }
   // What runs tells what will come, also when little waits.
   for (const auto& [bytes, holds] : board_.held_sizes()) add(bytes, holds);
@@ -141,9 +139,9 @@ bool PassFleet::HasRoom() {
 // Four parts, each in thousandths: turns that would have to be shared; how much longer they take than on the
 // fastest device; how many more free bytes than before are of no use to typical jobs, those that wait and
 // run, of the largest device's; and a base that has to be loaded first.
-int64_t PassFleet::ScoreOf(size_t block, const Board::Slot& slot, const Board::Bucket& bucket,
+int64_t PassFleet::ScoreOf(const Board::Slot& slot, const Board::Bucket& bucket,
                            int64_t added_bytes, bool warm) {
-  const Typical& typical = TypicalIn(block);
+  const Typical& typical = TypicalJobs();
   // In millionths of the largest device, so that no product overflows.
   const int64_t unit_bytes = std::max<int64_t>(1, largest_bytes_ / kMillion);
   const auto useless = [&](int64_t free_bytes) {
@@ -191,7 +189,7 @@ std::optional<PassFleet::Offer> PassFleet::OfferOf(size_t block, size_t slot_ind
   }
   offer.warm = offer.warm ||
                std::count(device.warm.begin(), device.warm.end(), bucket.base) > 0;
-  offer.score = ScoreOf(block, slot, bucket, offer.added_bytes, offer.warm);
+  offer.score = ScoreOf(slot, bucket, offer.added_bytes, offer.warm);
   return offer;
 }
 
