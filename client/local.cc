@@ -121,16 +121,17 @@ int DoctorCommand(const Globals& g) {
   check(true, "server", server);
   int ready = 0;
   for (const auto& w : workers->workers()) {
-    const bool alive = w.state() == v1::IDLE || w.state() == v1::BUSY;
+    const bool alive = (w.state() == v1::IDLE || w.state() == v1::BUSY) && w.no_room().empty();
     ready += alive;
     for (const auto& d : w.devices()) {
       findings.Add(alive, "worker " + ShortName(w.name()),
                    absl::StrCat(v1::WorkerState_Name(w.state()), ", ", d.id(), " ", d.body(), ", ",
-                           FormatBytes(d.capacity_bytes()),
-                           w.version() == NIBBLE_VERSION
-                               ? ""
-                               : absl::StrCat(", version ", w.version(), " (this is ",
-                                              NIBBLE_VERSION, ")")),
+                                FormatBytes(d.capacity_bytes()),
+                                w.no_room().empty() ? "" : absl::StrCat(", its disk is full: ", w.no_room()),
+                                w.version() == NIBBLE_VERSION
+                                    ? ""
+                                    : absl::StrCat(", version ", w.version(), " (this is ",
+                                                   NIBBLE_VERSION, ")")),
                    /*counts=*/false);
     }
   }
