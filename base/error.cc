@@ -5,6 +5,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/view.h"
 
 namespace nibble {
 namespace {
@@ -87,8 +88,6 @@ const Row* Find(Reason reason) {
   }
   return nullptr;
 }
-
-absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
 
 void Append(std::string& out, std::string_view a, std::string_view b) {
   if (!out.empty()) out += kRecord;

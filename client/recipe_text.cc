@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "base/view.h"
 #include "client/output.h"
 #include "client/recipe_keys.h"
 
@@ -14,8 +15,6 @@ namespace nibble::client {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
 // The value at "a.b", or null.
 const Json* At(const Json& spec, std::string_view path) {

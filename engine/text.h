@@ -8,12 +8,10 @@
 #include <string>
 #include <string_view>
 
-#include "absl/strings/string_view.h"
 #include "base/outside_text.h"
+#include "base/view.h"
 
 namespace nibble::engine {
-
-inline absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
 
 // 'text' with control characters and bytes that are not UTF-8 escaped, cut after `limit` bytes:
 // what may stand in an error message.

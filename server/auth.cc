@@ -13,6 +13,7 @@
 #include "base/id.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "base/view.h"
 
 namespace nibble::server {
 namespace {
@@ -73,8 +74,6 @@ constexpr MethodRow kMethods[] = {
     {"/nibble.worker.v1.WorkerService/BeginBlob", kWorkerBit},
     {"/nibble.worker.v1.WorkerService/PutBlob", kWorkerBit},
 };
-
-absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
 
 std::string RandomHex(int words) {
   std::string hex;

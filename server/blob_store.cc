@@ -5,13 +5,12 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/view.h"
 
 namespace nibble::server {
 namespace {
 
 constexpr size_t kMaxTagDigits = 64;
-
-absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
 
 }  // namespace
 

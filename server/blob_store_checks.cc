@@ -5,14 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/view.h"
 
 namespace nibble::server {
-namespace {
-
-absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
-
-}  // namespace
-
 absl::Status CheckUploadRequest(std::string_view sha256, int64_t size_bytes,
                                 const BlobStoreOptions& options) {
   if (!IsSha256Hex(sha256)) {

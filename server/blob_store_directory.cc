@@ -3,61 +3,27 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "server/blob_store.h"
 #include "server/blob_store_checks.h"
+#include "server/blob_upload.h"
 
 namespace nibble::server {
 namespace {
 
 constexpr int64_t kSyncEveryBytes = int64_t{8} << 20;
-constexpr size_t kReadBytes = size_t{1} << 20;
 
 int64_t MtimeUs(const struct stat& info) {
   return int64_t{info.st_mtim.tv_sec} * 1'000'000 + info.st_mtim.tv_nsec / 1000;
-}
-
-// One unfinished file. `mutex` guards all of it and is held during its I/O.
-struct OpenUpload {
-  std::mutex mutex;
-  std::string path;
-  int fd = -1;
-  bool gone = false;           // published or discarded while somebody waited for the mutex
-  int64_t size_bytes = 0;
-  int64_t written_bytes = 0;
-  std::atomic<int64_t> durable_bytes = 0;  // atomic: CheckRoom reads it without the mutex
-  std::optional<Sha256> hash;  // of the first written_bytes; none until they were read after a restart
-
-  ~OpenUpload() {
-    if (fd >= 0) close(fd);
-  }
-};
-
-absl::Status PwriteAll(int fd, const std::string& path, std::string_view data, int64_t offset,
-                       int64_t& written) {
-  while (!data.empty()) {
-    const ssize_t wrote = pwrite(fd, data.data(), data.size(), offset);
-    if (wrote < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoStatus(errno, "write the upload " + path);
-    }
-    data.remove_prefix(static_cast<size_t>(wrote));
-    offset += wrote;
-    written += wrote;
-  }
-  return absl::OkStatus();
 }
 
 class DirectoryBlobStore : public BlobStore {
@@ -84,7 +50,7 @@ class DirectoryBlobStore : public BlobStore {
   int64_t OpenUploads() override;
 
  private:
-  using UploadPtr = std::shared_ptr<OpenUpload>;
+  using UploadPtr = std::shared_ptr<BlobUpload>;
 
   std::string UploadPath(std::string_view id) const { return JoinPath(JoinPath(root_, "uploads"), id); }
   absl::Status SweepStaleUploads(CollectResult& result);
@@ -93,9 +59,10 @@ class DirectoryBlobStore : public BlobStore {
   absl::StatusOr<UploadPtr> FindUpload(std::string_view upload_id);
   absl::StatusOr<UploadState> NotOpen(UploadState state);
   absl::Status CheckRoom(int64_t size_bytes);
-  absl::Status OpenFile(OpenUpload& upload);
-  absl::Status Sync(OpenUpload& upload);
-  absl::StatusOr<UploadState> Publish(OpenUpload& upload, UploadState state);
+  // Calls use(upload, state), an absl::Status, with the open upload's mutex held; the state afterwards.
+  template <typename Use>
+  absl::StatusOr<UploadState> With(std::string_view upload_id, Use use);
+  absl::Status Publish(BlobUpload& upload, UploadState& state);
   void Forget(const std::string& upload_id);
 
   const std::string root_;
@@ -116,9 +83,7 @@ absl::Status DirectoryBlobStore::Start() {
   for (const std::string& name : names) {
     auto parsed = ParseUploadId(name);
     if (!parsed.ok()) continue;
-    auto upload = std::make_shared<OpenUpload>();
-    upload->path = UploadPath(name);
-    upload->size_bytes = parsed->size_bytes;
+    auto upload = std::make_shared<BlobUpload>(UploadPath(name), parsed->size_bytes);
     ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(upload->path));
     upload->written_bytes = std::min(size, parsed->size_bytes);
     upload->durable_bytes = upload->written_bytes;
@@ -201,12 +166,8 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Begin(std::string_view sha256, i
     std::lock_guard lock(mutex_);
     if (!uploads_.contains(state.upload_id)) {
       RETURN_IF_ERROR(CheckRoom(size_bytes));
-      auto upload = std::make_shared<OpenUpload>();
-      upload->path = UploadPath(state.upload_id);
-      upload->size_bytes = size_bytes;
-      upload->hash.emplace();
-      upload->fd = open(upload->path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-      if (upload->fd < 0) return ErrnoStatus(errno, "create the upload " + upload->path);
+      auto upload = std::make_shared<BlobUpload>(UploadPath(state.upload_id), size_bytes);
+      RETURN_IF_ERROR(upload->Create());
       uploads_[state.upload_id] = std::move(upload);
     }
   }
@@ -231,91 +192,46 @@ absl::StatusOr<UploadState> DirectoryBlobStore::NotOpen(UploadState state) {
   return state;
 }
 
-// Opens the file again after a restart and hashes what it holds.
-absl::Status DirectoryBlobStore::OpenFile(OpenUpload& upload) {
-  if (upload.fd < 0) {
-    upload.fd = open(upload.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (upload.fd < 0) return ErrnoStatus(errno, "open the upload");
-  }
-  if (upload.hash) return absl::OkStatus();
-  Sha256 hash;
-  std::string chunk(kReadBytes, '\0');
-  for (int64_t at = 0; at < upload.written_bytes;) {
-    const size_t want = std::min<size_t>(chunk.size(), static_cast<size_t>(upload.written_bytes - at));
-    const ssize_t got = pread(upload.fd, chunk.data(), want, at);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return ErrnoStatus(got < 0 ? errno : EIO, "read the upload back");
-    hash.Update(chunk.data(), static_cast<size_t>(got));
-    at += got;
-  }
-  upload.hash = std::move(hash);
-  return absl::OkStatus();
-}
-
-absl::Status DirectoryBlobStore::Sync(OpenUpload& upload) {
-  if (upload.durable_bytes == upload.written_bytes) return absl::OkStatus();
-  if (fdatasync(upload.fd) != 0) {
-    // The kernel may have dropped the dirty pages: nothing beyond the last good sync counts any more,
-    // and the descriptor is not to be trusted.
-    const absl::Status status = ErrnoStatus(errno, "sync the upload " + upload.path);
-    close(upload.fd);
-    upload.fd = -1;
-    upload.written_bytes = upload.durable_bytes.load();
-    upload.hash.reset();
-    return status;
-  }
-  upload.durable_bytes = upload.written_bytes;
-  return absl::OkStatus();
+template <typename Use>
+absl::StatusOr<UploadState> DirectoryBlobStore::With(std::string_view upload_id, Use use) {
+  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
+  auto found = FindUpload(upload_id);
+  if (!found.ok()) return NotOpen(std::move(state));
+  BlobUpload& upload = **found;
+  std::lock_guard lock(upload.mutex);
+  if (upload.gone) return NotOpen(std::move(state));
+  RETURN_IF_ERROR(use(upload, state));
+  if (!state.complete) state.committed_bytes = upload.durable_bytes;
+  return state;
 }
 
 absl::StatusOr<UploadState> DirectoryBlobStore::Append(std::string_view upload_id, int64_t offset,
                                                        std::string_view data) {
-  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
-  auto found = FindUpload(upload_id);
-  if (!found.ok()) return NotOpen(std::move(state));
-  OpenUpload& upload = **found;
-  std::lock_guard lock(upload.mutex);
-  if (upload.gone) return NotOpen(std::move(state));
-  RETURN_IF_ERROR(OpenFile(upload));
-  RETURN_IF_ERROR(CheckChunk(offset, static_cast<int64_t>(data.size()), upload.written_bytes,
-                             upload.size_bytes));
-  int64_t wrote = 0;
-  const absl::Status status = PwriteAll(upload.fd, upload.path, data, offset, wrote);
-  upload.hash->Update(data.substr(0, static_cast<size_t>(wrote)));
-  upload.written_bytes += wrote;
-  RETURN_IF_ERROR(status);
-  if (upload.written_bytes - upload.durable_bytes >= kSyncEveryBytes) RETURN_IF_ERROR(Sync(upload));
-  state.committed_bytes = upload.durable_bytes;
-  return state;
+  return With(upload_id, [&](BlobUpload& upload, UploadState&) -> absl::Status {
+    RETURN_IF_ERROR(upload.Open());
+    RETURN_IF_ERROR(CheckChunk(offset, static_cast<int64_t>(data.size()), upload.written_bytes,
+                               upload.size_bytes));
+    RETURN_IF_ERROR(upload.Append(data));
+    if (upload.written_bytes - upload.durable_bytes < kSyncEveryBytes) return absl::OkStatus();
+    return upload.Sync();
+  });
 }
 
 absl::StatusOr<UploadState> DirectoryBlobStore::Get(std::string_view upload_id) {
-  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
-  auto found = FindUpload(upload_id);
-  if (!found.ok()) return NotOpen(std::move(state));
-  OpenUpload& upload = **found;
-  std::lock_guard lock(upload.mutex);
-  if (upload.gone) return NotOpen(std::move(state));
-  if (upload.fd >= 0) RETURN_IF_ERROR(Sync(upload));
-  state.committed_bytes = upload.durable_bytes;
-  return state;
+  return With(upload_id, [](BlobUpload& upload, UploadState&) {
+    return upload.fd >= 0 ? upload.Sync() : absl::OkStatus();
+  });
 }
 
 absl::StatusOr<UploadState> DirectoryBlobStore::Finish(std::string_view upload_id) {
-  ASSIGN_OR_RETURN(UploadState state, ParseUploadId(upload_id));
-  auto found = FindUpload(upload_id);
-  if (!found.ok()) return NotOpen(std::move(state));
-  OpenUpload& upload = **found;
-  std::lock_guard lock(upload.mutex);
-  if (upload.gone) return NotOpen(std::move(state));
-  RETURN_IF_ERROR(OpenFile(upload));
-  RETURN_IF_ERROR(Sync(upload));
-  state.committed_bytes = upload.durable_bytes;
-  if (upload.written_bytes < upload.size_bytes) return state;
-  return Publish(upload, std::move(state));
+  return With(upload_id, [this](BlobUpload& upload, UploadState& state) -> absl::Status {
+    RETURN_IF_ERROR(upload.Open());
+    RETURN_IF_ERROR(upload.Sync());
+    return upload.written_bytes < upload.size_bytes ? absl::OkStatus() : Publish(upload, state);
+  });
 }
 
-absl::StatusOr<UploadState> DirectoryBlobStore::Publish(OpenUpload& upload, UploadState state) {
+absl::Status DirectoryBlobStore::Publish(BlobUpload& upload, UploadState& state) {
   const std::string digest = upload.hash->FinishHex();
   upload.hash.reset();
   if (digest != state.sha256) {
@@ -343,8 +259,9 @@ absl::StatusOr<UploadState> DirectoryBlobStore::Publish(OpenUpload& upload, Uplo
     uploads_.erase(state.upload_id);
   }
   upload.gone = true;
+  state.committed_bytes = upload.size_bytes;
   state.complete = true;
-  return state;
+  return absl::OkStatus();
 }
 
 void DirectoryBlobStore::Forget(const std::string& upload_id) {

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/outside_text.h"
 #include "base/status.h"
+#include "base/view.h"
 
 namespace nibble::server {
 namespace {
@@ -25,8 +26,6 @@ constexpr size_t kMaxTensors = 100'000;
 constexpr size_t kMaxRank = 8;
 constexpr size_t kMaxTensorName = 512;
 constexpr char kIndexName[] = "model.safetensors.index.json";
-
-absl::string_view View(std::string_view s) { return {s.data(), s.size()}; }
 
 absl::Status Bad(std::string_view file, std::string_view what, Reason reason = Reason::kModelFileInvalid) {
   return Error(reason, absl::StrCat(View(file), ": ", View(what))).With("file", std::string(file));
