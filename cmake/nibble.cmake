@@ -60,20 +60,13 @@ if(NIBBLE_SANITIZE STREQUAL "thread")
   set(seen_locks nibble_tsan_grpc)
 endif()
 
-# nibble_joined(NAME): compiles its sources four at a time. For targets whose headers (gRPC, protobuf) cost more than their
-# own code: it halves what they take of a first build.
+# nibble_joined(NAME): compiles its sources four at a time. The headers of most targets (gRPC, protobuf, JSON)
+# cost more than their own code, so this halves what they take of a first build. A file whose names collide
+# with its neighbours' has SKIP_UNITY_BUILD_INCLUSION beside its target; the targets that are not joined have
+# many such, or are large files anyway.
 function(nibble_joined name)
-  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
-endfunction()
-# These are joined under a sanitizer only, where all is compiled at once, takes twice as long and is rarely edited. A file whose
-# names collide with its neighbours' has SKIP_UNITY_BUILD_INCLUSION beside its target.
-set(joined_sanitized
-  nibble_base nibble_client_text nibble_commands nibble_core nibble_engine_train nibble_fleet nibble_server_app
-  nibble_server_checks nibble_server_meter nibble-sim nibble_spec nibble_store nibble_worker_edges spec_test step_test
-  trainer_parts_test worker_edges_test)
-function(nibble_joined_sanitized name)
-  if(NOT NIBBLE_SANITIZE STREQUAL "none" AND name IN_LIST joined_sanitized)
-    nibble_joined(${name})
+  if(NOT name MATCHES "kernel|bench|fuzz|server_core_test")
+    set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
   endif()
 endfunction()
 
@@ -83,7 +76,7 @@ function(nibble_library name)
   if(ARG_SRCS)
     add_library(${name} STATIC ${ARG_SRCS})
     target_link_libraries(${name} PUBLIC nibble_options ${ARG_DEPS} PRIVATE nibble_warnings)
-    nibble_joined_sanitized(${name})
+    nibble_joined(${name})
   else()
     add_library(${name} INTERFACE)
     target_link_libraries(${name} INTERFACE nibble_options ${ARG_DEPS})
@@ -97,7 +90,7 @@ function(nibble_binary name)
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/cmake/old_glibc.cc)
   endif()
   target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${seen_locks} ${ARG_DEPS})
-  nibble_joined_sanitized(${name})
+  nibble_joined(${name})
   if(name MATCHES "^nibble(-server|-worker|-engine|-planted)?$")
     add_dependencies(threaded ${name})
   endif()
@@ -123,7 +116,7 @@ function(nibble_test name)
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE nibble_options nibble_warnings ${seen_locks} ${ARG_DEPS}
                                         GTest::gmock GTest::gtest_main)
-  nibble_joined_sanitized(${name})
+  nibble_joined(${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
