@@ -39,7 +39,7 @@ TEST(RolesOf, CoversEveryMethod) {
       }
     }
   }
-  EXPECT_EQ(methods, 41);
+  EXPECT_EQ(methods, 42);
   EXPECT_EQ(RolesOf("/nibble.v1.JobService/DropEverything"), 0);
   EXPECT_EQ(RolesOf(""), 0);
 }
