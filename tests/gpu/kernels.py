@@ -19,6 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 BUILD = "kernels built from source"  # the section
+# Made for the processor it is built on, so it does not travel prebuilt.
+CPU_BENCH = "nibble-bench-kernels"
 
 
 def find_tools(run):
@@ -51,10 +53,10 @@ def build_commands(run):
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     return [["cmake", "-S", ROOT, "-B", run.build, *generator, "-DNIBBLE_KERNELS_ONLY=ON",
              "-DNIBBLE_CUDA=ON", f"-DNIBBLE_CUDA_ARCHITECTURES={architecture}",
-             "-DNIBBLE_WERROR=OFF"],  # what another compiler warns of is no reason to measure nothing
+             "-DNIBBLE_BUILD_BENCH=ON", "-DNIBBLE_WERROR=OFF"],  # what another compiler warns of is no reason to measure nothing
             # Two cores for what is measured meanwhile.
             ["nice", "cmake", "--build", run.build, "--parallel", max(1, os.cpu_count() - 2), "--target",
-             "nibble-kernel-check", "nibble-bench-cuda"]]
+             "nibble-kernel-check", "nibble-bench-cuda", CPU_BENCH]]
 
 
 def start_build(run):
@@ -155,6 +157,22 @@ def kernel_speed(run, figures):
     beside_cudnn(run, figures, attention)
     if "ended" in figures:
         raise Failure("\n".join(figures["ended"]))
+
+
+def cpu_speed(run, figures):
+    """The CPU's kernels as shares of its own limits: beside such a GPU is often one with AMX, which few others have."""
+    if run.emulated:
+        raise Skip("the processor of a machine without a GPU is for ./dev bench cpu")
+    bench = run.build / "bin" / CPU_BENCH
+    if not bench.exists():
+        raise Skip(f"{CPU_BENCH} was not built from source")
+    text = run.command([bench, "--json", 1, "1.1B 512x"], 60)
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    if not rows:
+        raise Failure(last_lines(text))
+    figures["body"] = rows[0]["body"]
+    figures["shares of the limit"] = {f"{row['kernel']} {row['shape']}": row["share"] for row in rows}
+    figures["lines"] = text.strip().splitlines()
 
 
 def by_wgmma(run, figures, words, ours):

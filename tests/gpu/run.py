@@ -57,6 +57,7 @@ SECTIONS = [
     ("fp16 training", training.fp16_training, 45), ("PyTorch beside us", kernels.peer, 90),
     ("parity of our own products", cases.parity(before=shapes.OWN_PRODUCTS, filters=["linear"]), 45),
     ("compute-sanitizer", cases.sanitizer, 90), ("kernel parity of the CPU", cases.parity(table="cpu"), 60),
+    ("kernel speed of the CPU", kernels.cpu_speed, 60),
 ]
 # Of an earlier run's, too: what the others work with.
 ALWAYS = {"machine", "engine", "goals"}
