@@ -37,26 +37,28 @@ __device__ __forceinline__ void TilesArrive(AsyncCopies* copies) {
 }
 
 // sums = left right^T: 64 rows of a tile of kLeftRows, from row on, and all rows of another.
-template <int kDim, int kLeftRows, int kBlocks, typename Act>
-__device__ __forceinline__ void MultiplyTiles(Warpgroup* group, float (&sums)[kBlocks][4],
+template <int kDim, int kLeftRows, int kBlocks, typename Act, typename Group>
+__device__ __forceinline__ void MultiplyTiles(Group* group, float (&sums)[kBlocks][4],
                                               const Act* left, int row, const Act* right) {
-  const uint32_t a = Tile(left + row * 64, 0), b = Tile(right, 0);
+  const uint32_t a = Tile(left + row * 64), b = Tile(right);
 #pragma unroll
   for (int column = 0; column < kDim; column += 16)
-    group->Multiply<Act>(sums, Descriptor(a + SwizzledAt<kLeftRows>(0, column) * 2 / 16),
-                         Descriptor(b + SwizzledAt<8 * kBlocks>(0, column) * 2 / 16), column > 0);
+    group->template Multiply<Act>(sums, Descriptor(a + (kStraight + SwizzledAt<kLeftRows>(0, column) / 8)),
+                                  Descriptor(b + (kStraight + SwizzledAt<8 * kBlocks>(0, column) / 8)),
+                                  column > 0);
 }
 
 // sums += left tile; left are packed fragments of 64 rows, the tile has as many rows as those
 // columns.
-template <int kDepths, int kBlocks, typename Act>
-__device__ __forceinline__ void AddTile(Warpgroup* group, float (&sums)[kBlocks][4],
+template <int kDepths, int kBlocks, typename Act, typename Group>
+__device__ __forceinline__ void AddTile(Group* group, float (&sums)[kBlocks][4],
                                         const uint32_t (&left)[kDepths][4], const Act* tile) {
   constexpr int kRows = 16 * kDepths;
-  const uint32_t b = Tile(tile, kRows * 128);
+  constexpr uint32_t kApart = BlocksApart(kBlocks > 8 ? kRows * 128 : 0);
+  const uint32_t b = Tile(tile);
 #pragma unroll
   for (int depth = 0; depth < kDepths; ++depth)
-    group->MultiplyTurned<Act>(sums, left[depth], Descriptor(b + depth * 16 * 128 / 16));
+    group->template MultiplyTurned<Act>(sums, left[depth], Descriptor(b + (kApart + depth * 128)));
 }
 
 // Accumulators of a product as the left operand of the next.

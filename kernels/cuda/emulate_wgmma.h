@@ -153,18 +153,20 @@ class Warpgroup {
     return Get(static_cast<const Act*>(at));
   }
 
-  static void CheckDescriptor(uint64_t descriptor) {
+  static void CheckDescriptor(uint64_t descriptor, bool turned) {
     const bool descriptor_is_swizzled_by_128_bytes = descriptor >> 62 == 1;
     const bool rest_of_the_descriptor_is_zero = (descriptor & 0x3FFFC000C000C000u) == 0;
     KERNEL_CHECK(descriptor_is_swizzled_by_128_bytes);
+    const bool a_straight_tile_has_no_distance_of_blocks = turned || (descriptor >> 16 & 0x3FFF) == 1;
     KERNEL_CHECK(rest_of_the_descriptor_is_zero);
+    KERNEL_CHECK(a_straight_tile_has_no_distance_of_blocks);
   }
 
   // The thread sanitizer sees these reads of shared memory.
   template <typename Act>
   static void DecodeRight(Right& right, const Product& p) {
-    CheckDescriptor(p.right);
     const bool turned = p.left_registers != nullptr;
+    CheckDescriptor(p.right, turned);
     const int lane = static_cast<int>(threadIdx.x % 32);
     for (int column = lane; column < 8 * p.blocks; column += 32)
       for (int depth = 0; depth < 16; ++depth)
@@ -173,7 +175,7 @@ class Warpgroup {
   }
   template <typename Act>
   static void DecodeLeft(float (&left)[2][16], const Product& p) {
-    CheckDescriptor(p.left);
+    CheckDescriptor(p.left, false);
     const int row =
         static_cast<int>(threadIdx.x) % 128 / 32 * 16 + static_cast<int>(threadIdx.x % 32) / 4;
     for (int half = 0; half < 2; ++half)

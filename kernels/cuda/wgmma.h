@@ -39,22 +39,26 @@ constexpr bool kCompilesWgmma =
     false;
 #endif
 
-// The descriptor of a matrix in shared memory whose blocks of 64 columns are `block_bytes` apart.
-// As the rows of the product's left operand, or the columns of its right one, the tile's rows
-// count, from the address on, and its columns are the depth: 16 of one block. Turned, the tile's
-// rows are the depth and its columns the product's.
+// The descriptor of a matrix in shared memory, of blocks of 64 columns. As the rows of the product's
+// left operand, or the columns of its right one, the tile's rows count, from the address on, and its
+// columns are the depth: 16 of one block. Turned, the tile's rows are the depth and its columns the
+// product's.
 //   bits 0 .. 13   address / 16
-//   bits 16 .. 29  turned: bytes from one block of 64 columns to the next, / 16; else not looked at
+//   bits 16 .. 29  turned, of more blocks than one: bytes from one to the next, / 16; else not looked
+//                  at: 1, or turned 0, as NVIDIA's own libraries have it
 //   bits 32 .. 45  bytes from eight rows to the next eight, / 16
 //   bits 62, 63    1: swizzled by 128 bytes
-// Tile is its lower half, to which bytes / 16 may be added; the upper half is always the same.
-__device__ __forceinline__ uint32_t Tile(const void* at, int block_bytes) {
+// Its lower half is Tile plus kStraight or BlocksApart; bytes / 16 may be added. The upper half is
+// always the same.
+constexpr uint32_t kStraight = 1u << 16;
+constexpr uint32_t BlocksApart(int bytes) { return static_cast<uint32_t>(bytes >> 4) << 16; }
+__device__ __forceinline__ uint32_t Tile(const void* at) {
 #if defined(__CUDACC__)
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(at));
 #else
   const uint32_t address = SharedAddress(at);
 #endif
-  return static_cast<uint32_t>(block_bytes >> 4) << 16 | (address & 0x3FFFF) >> 4;
+  return (address & 0x3FFFF) >> 4;
 }
 __device__ __forceinline__ uint64_t Descriptor(uint32_t tile) {
   return uint64_t{uint32_t{1} << 30 | 1024 >> 4} << 32 | tile;

@@ -62,8 +62,8 @@ __global__ void ProductKernel(float* out, const Act* left_from, const Act* right
       fragments[depth / 16][i] = ActType<Act>::Pack(Get(at), Get(at + 1));
     }
   }
-  const uint64_t a = Descriptor(Tile(left, 0));
-  uint64_t b = Descriptor(Tile(right, kRightRows * 128));
+  const uint64_t a = Descriptor(Tile(left) + kStraight);
+  uint64_t b = Descriptor(Tile(right) + (kTurned ? BlocksApart(kRightRows * 128) : kStraight));
   if (fault == Fault::kOtherSwizzle) b ^= uint64_t{3} << 62;
   if (fault == Fault::kOtherStride) b ^= uint64_t{(1024 ^ 512) >> 4} << 32;
   if (fault == Fault::kOtherBlocks) b -= uint64_t{1024 >> 4} << 16;
