@@ -14,8 +14,9 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2")
 
 find_program(NIBBLE_CCACHE ccache)
 if(NIBBLE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_C_COMPILER_LAUNCHER ${NIBBLE_CCACHE})
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${NIBBLE_CCACHE})
+  # Paths below the source folder count as relative: a second clone finds what the first one compiled.
+  set(CMAKE_C_COMPILER_LAUNCHER env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${NIBBLE_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_C_COMPILER_LAUNCHER})
 endif()
 find_program(NIBBLE_MOLD mold)
 if(NIBBLE_MOLD)
@@ -62,12 +63,46 @@ endif()
 
 # nibble_joined(NAME): compiles its sources four at a time. The headers of most targets (gRPC, protobuf, JSON)
 # cost more than their own code, so this halves what they take of a first build. A file whose names collide
-# with its neighbours' has SKIP_UNITY_BUILD_INCLUSION beside its target; the targets that are not joined have
-# many such, or are large files anyway.
+# with its neighbours' has the property NIBBLE_APART; the targets that are not joined have many such, or are
+# large files anyway. CMake's own unity build writes absolute paths, with which one clone's compiler cache is of
+# no use to another.
 function(nibble_joined name)
   if(NOT name MATCHES "kernel|bench|fuzz|server_core_test")
-    set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
+    cmake_language(EVAL CODE "cmake_language(DEFER CALL nibble_join_sources [[${name}]])")
   endif()
+endfunction()
+
+# At the end of a directory, when the properties of its sources are known.
+function(nibble_join_sources name)
+  get_target_property(sources ${name} SOURCES)
+  set(kept)
+  set(together)
+  foreach(source IN LISTS sources)
+    get_source_file_property(apart ${source} NIBBLE_APART)
+    get_source_file_property(flags ${source} COMPILE_OPTIONS)
+    cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} NORMALIZE OUTPUT_VARIABLE path)
+    if(apart OR flags OR NOT path MATCHES "\\.cc$" OR NOT EXISTS ${path})
+      list(APPEND kept ${source})
+    else()
+      file(RELATIVE_PATH path ${PROJECT_SOURCE_DIR} ${path})
+      list(APPEND together ${path})
+    endif()
+  endforeach()
+  list(LENGTH together count)
+  if(count LESS 2)
+    return()
+  endif()
+  set(begin 0)
+  while(begin LESS count)
+    list(SUBLIST together ${begin} 4 four)
+    list(TRANSFORM four REPLACE "(.+)" "#include \"\\1\"\n")
+    list(JOIN four "" text)
+    set(joined ${CMAKE_CURRENT_BINARY_DIR}/joined/${name}_${begin}.cc)
+    file(CONFIGURE OUTPUT ${joined} CONTENT "${text}" @ONLY)
+    list(APPEND kept ${joined})
+    math(EXPR begin "${begin} + 4")
+  endwhile()
+  set_target_properties(${name} PROPERTIES SOURCES "${kept}")
 endfunction()
 
 # nibble_library(NAME SRCS a.cc b.cc DEPS x y): a static library of one room or one part of it.

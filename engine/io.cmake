@@ -6,7 +6,7 @@ nibble_library(nibble_engine_io
        tokenizer.cc tokenizer_added.cc tokenizer_bpe.cc tokenizer_load.cc tokenizer_pre.cc tokenizer_scan.cc
        tokenizer_text.cc token_store.cc validate.cc
   DEPS nibble_base nibble_spec nibble_kernels)
-set_source_files_properties(base_model.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+set_source_files_properties(base_model.cc PROPERTIES NIBBLE_APART ON)
 target_link_libraries(nibble_engine_io PRIVATE simdjson::simdjson PkgConfig::UTF8PROC
                                                nlohmann_json::nlohmann_json)
 

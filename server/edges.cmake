@@ -26,7 +26,6 @@ nibble_library(nibble_server_convert
        rpc/worker_convert.cc
   DEPS nibble_base nibble_proto nibble_spec nibble_core)
 target_compile_options(nibble_server_convert PRIVATE -O1)
-nibble_joined(nibble_server_convert)
 
 nibble_library(nibble_server_rpc
   SRCS blob_owners.cc io_pool.cc plan_desk.cc ticker.cc
@@ -36,7 +35,6 @@ nibble_library(nibble_server_rpc
   DEPS nibble_server_convert nibble_server_blobs nibble_server_checks nibble_server_auth
        nibble_control)
 target_compile_options(nibble_server_rpc PRIVATE -O1)
-nibble_joined(nibble_server_rpc)
 
 nibble_library(nibble_server_meter
   SRCS http.cc meter.cc meter_process.cc metered.cc

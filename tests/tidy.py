@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Is the house still the house? Checks what design rules say about includes, sizes and leftovers.
 
-Rules: who may include whom (the table in CONTRIBUTING.md), no file over 600 lines, no line over 100
-columns in C++ (generated tables apart), no banned calls, every *_test.cc listed by a CMake file, no
-leftover markers. Prints one line per finding; exits 1 when there is any.
+Rules: who may include whom (the table in CONTRIBUTING.md), nothing at the top but what belongs there, no
+file over 600 lines, no line over 110 columns in C++ (raw strings apart), no banned calls, every *_test.cc
+listed by a CMake file, no leftover markers. Prints one line per finding; exits 1 when there is any.
 """
 
 import pathlib
@@ -46,6 +46,10 @@ NEVER = {
     "client": [r'"server/', r'"worker/', r'"engine/', r'"kernels/'],
 }
 ROOMS = sorted(MAY_INCLUDE, key=len, reverse=True)
+# What lies beside the rooms.
+TOP = {"base", "client", "cmake", "demo", "deploy", "docs", "engine", "kernels", "proto", "server", "tests", "worker",
+       ".ci", ".clang-format", ".gitignore", "CHANGELOG.md", "CMakeLists.txt", "CMakePresets.json", "CONTRIBUTING.md",
+       "LICENSE", "README.md", "dev"}
 PROTO = ("nibble/v1/", "nibble/worker/v1/", "google/rpc/")
 PROTO_ROOMS = {"server/rpc", "server", "worker", "client"}
 MARKERS = re.compile(r"\b(TODO|FIXME|XXX)\b|not (yet )?implemented|placeholder", re.I)
@@ -61,7 +65,9 @@ def tracked():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listing.returncode == 0 and listing.stdout:
         return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
-    return [path for path in ROOT.rglob("*") if path.is_file() and "build" not in path.parts[:1]]
+    # Unpacked from an archive: what is at the top and belongs there.
+    return [path for name in sorted(TOP) for path in [ROOT / name, *(ROOT / name).rglob("*")]
+            if path.is_file() and "__pycache__" not in path.parts and ".run" not in path.parts]
 
 
 def room_of(relative):
@@ -119,9 +125,15 @@ def check_tests_are_built(files, findings):
             findings.append(f"{path.relative_to(ROOT)}: no CMake file builds this test")
 
 
+def check_top(files, findings):
+    for name in sorted({path.relative_to(ROOT).parts[0] for path in files} - TOP):
+        findings.append(f"{name}: does not belong at the top; what a test leaves goes to its build folder")
+
+
 def main():
     findings = []
     files = tracked()
+    check_top(files, findings)
     for path in files:
         relative = str(path.relative_to(ROOT))
         if path.suffix in (".cc", ".h"):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """./dev gpu when things go wrong: sections that crash, hang or are cut off, binaries that do not start.
 
-  run_test.py SCRATCH
+  run_test.py [SCRATCH]
 
 A machine with a GPU is played by scripts: nvidia-smi, nvcc, cmake and what is prebuilt.
 """
@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
 import unittest
@@ -29,7 +30,7 @@ from runner import Failure, Run, Skip  # noqa: E402
 # A kernel check with one case that is right.
 GOOD_CHECK = ["echo \"cuda sm_90 threads=2 'x' : ok 0.250 of tolerance\"", 'echo "1 passed, 0 failed, 0 missing"']
 
-SCRATCH = pathlib.Path(sys.argv.pop() if len(sys.argv) > 1 else "gpu-script")
+SCRATCH = pathlib.Path(sys.argv.pop() if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="gpu-script-"))
 
 
 def options(**more):

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""What is installed runs: the units name what is there, their commands start, and both halves find each other.
+
+    install_test.py BUILD_DIR
+
+Exits 77 with a sentence where something needed is missing.
+"""
+
+import configparser
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import client
+
+
+def unit_of(path):
+    """The sections of a unit; of keys that are given twice the last counts."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    unit.optionxform = str
+    unit.read(path)
+    return unit
+
+
+def words_of(unit, folder, server="127.0.0.1:0"):
+    """The command of a unit, its directories below `folder` and its ports free ones."""
+    command = unit["Service"]["ExecStart"].replace("/var/lib", str(folder))
+    command = command.replace("--server 127.0.0.1:7070", f"--server {server}")
+    return re.sub(r"127\.0\.0\.1:707\d", "127.0.0.1:0", command).split()
+
+
+def check_files(prefix):
+    units = prefix / "lib" / "systemd" / "system"
+    for path in [units / "nibble-server.service", units / "nibble-worker.service",
+                 prefix / "share" / "nibble" / "nibble-worker-gpu.conf"]:
+        text = path.read_text()
+        for named in re.findall(r"(?:ExecStart=|file:)(/\S+)", text):
+            assert pathlib.Path(named).exists(), f"{path.name} names {named}, which is not installed"
+        assert str(prefix) in text, text
+    for path in ["lib/sysusers.d/nibble.conf", "share/doc/nibble/README.md", "share/doc/nibble/operations.md",
+                 "share/nibble/monitoring/prometheus.yml", "share/nibble/monitoring/rules/nibble.rules.yml"]:
+        assert (prefix / path).is_file(), path
+    assert not list((prefix / "share" / "nibble" / "monitoring").glob("*.py"))
+    if shutil.which("systemd-analyze"):
+        verdict = subprocess.run(["systemd-analyze", "verify", "--man=no", *units.glob("*.service")],
+                                 capture_output=True, text=True, check=False)
+        wrong = [line for line in verdict.stderr.splitlines() if line.startswith(str(units)) or "nibble" in line]
+        assert not wrong, "\n".join(wrong)
+
+
+def wait_for(what, condition, processes):
+    end = time.monotonic() + 30 * client.PATIENCE
+    while not (answer := condition()):
+        for process in processes:
+            assert process.poll() is None, f"{process.args[0]} ended with {process.returncode} before {what}"
+        assert time.monotonic() < end, f"no {what}"
+        time.sleep(0.05)
+    return answer
+
+
+def check_commands(prefix, folder):
+    units = prefix / "lib" / "systemd" / "system"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NIBBLE_")}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    server = subprocess.Popen(words_of(unit_of(units / "nibble-server.service"), folder), **quiet)
+    running = [server]
+    try:
+        info = folder / "nibble" / "run" / "server.json"
+        wait_for("run/server.json", info.exists, running)
+        address = json.loads(info.read_text())["listen"]
+        running.append(subprocess.Popen(
+            words_of(unit_of(units / "nibble-worker.service"), folder, address), **quiet))
+
+        def workers():
+            out = subprocess.run([prefix / "bin" / "nibble", "--server", address, "-o", "json", "worker", "ls"],
+                                 capture_output=True, text=True, env=environment, check=True).stdout
+            return "cpu0" in out
+
+        wait_for("worker", workers, running)
+        # As the units stop them: the worker drains, the server goes after it.
+        for process in reversed(running):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60 * client.PATIENCE) == 0, process.args
+    finally:
+        for process in running:
+            process.kill()
+
+
+def main():
+    build = pathlib.Path(sys.argv[1])
+    if not shutil.which("cmake"):
+        print("skipped: cmake is not here")
+        return 77
+    with tempfile.TemporaryDirectory(prefix="nibble-install-") as scratch:
+        prefix = pathlib.Path(scratch) / "opt"
+        subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True, stdout=subprocess.DEVNULL)
+        check_files(prefix)
+        check_commands(prefix, pathlib.Path(scratch))
+    print("installed, started, found each other, stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
