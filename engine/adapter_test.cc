@@ -193,6 +193,12 @@ TEST_F(AdapterTest, WhatWeDoNotCarryOutIsRefused) {
   EXPECT_THAT(RefusedWith("modules_to_save", {"lm_head"}), HasSubstr("modules_to_save"));
   EXPECT_THAT(RefusedWith("rank_pattern", {{"q_proj", 2}}), HasSubstr("rank_pattern"));
   EXPECT_THAT(RefusedWith("bias", "all"), HasSubstr("bias"));
+  // These change the base, or are used otherwise than by adding scale * B A.
+  for (const char* init : {"pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"})
+    EXPECT_THAT(RefusedWith("init_lora_weights", init), HasSubstr("init_lora_weights")) << init;
+  EXPECT_THAT(RefusedWith("alora_invocation_tokens", {1, 2}), HasSubstr("alora_invocation_tokens"));
+  for (const char* variant : {"use_bdlora", "arrow_config", "kasa_config", "monteclora_config"})
+    EXPECT_THAT(RefusedWith(variant, {{"beta", 1}}), HasSubstr(variant));
   EXPECT_THAT(RefusedWith("peft_type", "IA3"), HasSubstr("LORA"));
   EXPECT_THAT(RefusedWith("r", 0), HasSubstr("r is 0"));
   EXPECT_THAT(RefusedWith("r", 8), HasSubstr("another base model or rank"));

@@ -101,6 +101,32 @@ TEST_F(TurnsTest, ANeighbourLeavesInTheMiddleOfATurn) {
   EXPECT_TRUE(Weights("long-1") == Weights("alone-1"));
 }
 
+// What a worker would blame at any moment: whom the last line of a turn or a phase names.
+TEST_F(TurnsTest, TheWorkerKnowsWhoseTurnItIs) {
+  json often = Attach("often/1", 40);
+  often["priority"] = 20;
+  Send(often);
+  Send(Attach("seldom/1", 10));
+  std::string turn;
+  int steps = 0, again = 0, finished = 0;
+  std::string last;
+  while (finished < 2) {
+    const json line = Next();
+    ASSERT_FALSE(line.empty());
+    const std::string type = line["type"], attempt = line.value("attempt", "");
+    ASSERT_NE(type, "failed") << line.dump();
+    if (type == "turn" || type == "phase") turn = attempt;
+    if (type == "finished") ++finished;
+    if (type != "step") continue;
+    EXPECT_EQ(turn, attempt) << line.dump();
+    again += last == attempt;  // not one after the other
+    last = attempt;
+    ++steps;
+  }
+  EXPECT_EQ(steps, 50);
+  EXPECT_GT(again, 0);
+}
+
 TEST_F(StopTest, OneOfAFusedTurnLeavesInItsMiddle) {
   Hold({"a/1"}, 0);  // until b is on its way
   // Products of two jobs fit into the step region of one of long sequences.

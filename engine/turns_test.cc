@@ -134,6 +134,28 @@ TEST(TurnQueue, PriorityIsAShareOfTimeAndNobodyStarves) {
   EXPECT_NEAR(static_cast<double>(used.at("usual")) / static_cast<double>(used.at("low")), 16, 0.3);
 }
 
+// One waits for room on its disk while another comes: nothing of its past is held against it.
+TEST(TurnQueue, WhoComesWhileNobodyCanRunStartsLevelWithWhoComesBack) {
+  TurnQueue queue;
+  queue.Add("a");
+  RunTurns(queue, 100, {{"a", 10}});
+  queue.SetPaused("a", true);
+  queue.Add("b");
+  EXPECT_EQ(queue.Next(), "b");
+  queue.SetPaused("a", false);
+  auto used = RunTurns(queue, 10, {{"a", 10}, {"b", 10}});
+  EXPECT_EQ(used["a"], 50);
+  EXPECT_EQ(used["b"], 50);
+  queue.SetPaused("a", true);
+  RunTurns(queue, 100, {{"b", 10}});
+  queue.Remove("b");  // while "a" waits
+  queue.Add("c");
+  queue.SetPaused("a", false);
+  used = RunTurns(queue, 10, {{"a", 10}, {"c", 10}});
+  EXPECT_EQ(used["a"], 50);
+  EXPECT_EQ(used["c"], 50);
+}
+
 TEST(TurnQueue, PausedJobsSitOut) {
   TurnQueue queue;
   queue.Add("a");

@@ -156,6 +156,19 @@ TEST_F(BlobCacheTest, ShrinkTakesUnusedModelsApart) {
   EXPECT_EQ(cache_.Shrink(), 0);
 }
 
+// Nothing else would ever take away what a fetch that was given up has left.
+TEST_F(BlobCacheTest, ShrinkTakesBeginningsThatNobodyWaitsFor) {
+  const FileRef large = server_.Add("large", std::string(300, 'l'));
+  server_.break_after = 210;
+  EXPECT_FALSE(cache_.Get("job/1", large, server_.fetch).ok());
+  EXPECT_EQ(cache_.Shrink(), 210) << "it may go on";
+  EXPECT_EQ(cache_.ShrinkTo(210), 210);
+  cache_.Unpin("job/1");
+  EXPECT_EQ(cache_.ShrinkTo(210), 210) << "there is room for it";
+  EXPECT_EQ(cache_.Shrink(), 0);
+  EXPECT_FALSE(FileExists(dir_.Join("c/partial/" + large.sha256)));
+}
+
 TEST_F(BlobCacheTest, WhatIsPinnedStaysWhileOthersShrink) {
   BlobCache cache(dir_.Join("d"), 0);
   ASSERT_TRUE(cache.Open().ok());

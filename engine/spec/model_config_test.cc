@@ -41,6 +41,15 @@ TEST(ParseModelConfig, ReadsBothSpellingsOfRope) {
   EXPECT_EQ(new_form->rope_theta, 500000);
 }
 
+// A null stands for nothing, wherever it stands.
+TEST(ParseModelConfig, ANullHidesNoRope) {
+  const auto model = ParseModelConfig(
+      With(R"(,"rope_parameters":null,"rope_scaling":{"type":"linear","factor":4.0})"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->rope, RopeKind::kLinear);
+  EXPECT_EQ(model->rope_factor, 4);
+}
+
 TEST(ParseModelConfig, RefusesByName) {
   const auto why = [](const std::string& json) {
     return std::string(ParseModelConfig(json).status().message());
@@ -50,6 +59,8 @@ TEST(ParseModelConfig, RefusesByName) {
   EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
   EXPECT_THAT(why(With(R"(,"attention_bias":true)")), HasSubstr("attention_bias"));
   EXPECT_THAT(why(With(R"(,"mlp_bias":true)")), HasSubstr("mlp_bias"));
+  EXPECT_THAT(why(With(R"(,"rope_parameters":{"rope_theta":1e4,"partial_rotary_factor":0.5})")),
+              HasSubstr("partial_rotary_factor"));
   EXPECT_THAT(why(With(R"(,"quantization_config":{})")), HasSubstr("quantization_config"));
   EXPECT_TRUE(ParseModelConfig(With(R"(,"quantization_config":{"quant_method":"bitsandbytes",)"
                                     R"("load_in_4bit":true})"))
@@ -99,6 +110,10 @@ TEST(ParseModelConfig, FamiliesDiffer) {
   std::string mistral = With(R"(,"sliding_window":128)");
   mistral.replace(mistral.find("llama"), 5, "mistral");
   EXPECT_EQ(ParseModelConfig(mistral)->sliding_window, 128);
+  mistral.replace(mistral.find("128"), 3, "null");
+  EXPECT_EQ(ParseModelConfig(mistral)->sliding_window, 0);
+  mistral.erase(mistral.find(R"(,"sliding_window")"));
+  EXPECT_EQ(ParseModelConfig(mistral + "}")->sliding_window, 4096) << "what transformers takes";
 }
 
 TEST(RopeTable, IsTheFormula) {

@@ -33,11 +33,13 @@ TEST(ResolveTrainSpec, ReportsEveryViolationByPath) {
   spec.learning_rate = std::numeric_limits<double>::quiet_NaN();
   spec.micro_batch_size = -1;
   spec.format = "xml";
+  spec.chat_template = std::string(70'000, 'x');  // longer than a line to the engine may be
   const absl::Status status = ResolveTrainSpec(spec, Model()).status();
   EXPECT_EQ(StatusReason(status), Reason::kSpecInvalid);
   std::vector<std::string> fields;
   for (const FieldViolation& v : StatusViolations(status)) fields.push_back(v.field);
   EXPECT_THAT(fields, testing::UnorderedElementsAre("lora.r", "data.sequence_len", "data.format",
+                                                    "data.chat_template",
                                                     "optimizer.learning_rate",
                                                     "training.micro_batch_size"));
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("lora.r is 0"));

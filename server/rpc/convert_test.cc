@@ -188,6 +188,18 @@ TEST(HeadAfter, CountsEveryStepOnce) {
   EXPECT_DOUBLE_EQ(head.tokens_per_second, 10);
 }
 
+// With logging_steps above 1 the step of an evaluation may not have been told: no loss, no tokens.
+TEST(HeadAfter, AnEvaluationAloneHidesNothing) {
+  std::vector<store::StepMetric> metrics(2);
+  metrics[0] = {.step = 20, .loss = 1.5, .learning_rate = 1e-4, .tokens = 100, .step_time_us = 1'000'000};
+  metrics[1] = {.step = 25, .eval_loss = 2.0};
+  const core::Progress head = HeadAfter({}, metrics);
+  EXPECT_EQ(head.loss, 1.5);
+  EXPECT_EQ(head.learning_rate, 1e-4);
+  EXPECT_EQ(head.eval_loss, 2.0);
+  EXPECT_DOUBLE_EQ(head.tokens_per_second, 100);
+}
+
 // A worker that has lost count: nothing the server computes with its figures leaves 64 bits.
 TEST(ReadMetrics, FiguresThatCannotBeAreBounded) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();

@@ -389,6 +389,21 @@ TEST_F(AgentTest, TheTurnThatKilledTheEngineIsAtFault) {
   EXPECT_TRUE(std::get<FailedReport>(reports_[1].body).infrastructure);
 }
 
+// By priority one may have many turns in a row: who tells turns is not second-guessed.
+TEST_F(AgentTest, AnEngineThatTellsTurnsIsBelieved) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EngineTurn{engine, {"a", 1}});
+  Feed(StepOf("a", 1));  // and its turn again
+  Feed(EngineExited{engine, "signal 11", false});
+  std::map<std::string, bool> neighbour;
+  for (const Report& report : reports_) {
+    if (const auto* failed = std::get_if<FailedReport>(&report.body))
+      neighbour[report.key.job_id] = failed->neighbour_fault;
+  }
+  EXPECT_THAT(neighbour, testing::ElementsAre(testing::Pair("a", false), testing::Pair("b", true)));
+}
+
 TEST_F(AgentTest, AnEngineThatDoesNotLetGoIsKilledAndItsNeighboursSaySo) {
   Run("a", {AssignmentOf("a")});
   const int64_t engine = Run("b", {AssignmentOf("a"), AssignmentOf("b")});
