@@ -47,10 +47,18 @@ absl::Status RefuseOptions(const json& config) {
   if (const json bias = get("bias"); !bias.is_null() && bias != "none")
     return Bad("bias other than none is not supported");
   for (const char* key : {"modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
-                          "layer_replication", "target_parameters", "trainable_token_indices"}) {
+                          "layer_replication", "target_parameters", "trainable_token_indices",
+                          "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config",
+                          "monteclora_config"}) {
     if (!IsEmpty(get(key))) return Bad(absl::StrCat(key, " is not supported"));
   }
-  return absl::OkStatus();
+  // PEFT carries out others when it loads the adapter: they take something off the base's weights.
+  const json init = get("init_lora_weights");
+  const bool leaves_base = init.is_null() || init.is_boolean() || init == "gaussian" || init == "eva" ||
+                           init == "orthogonal" || init == "mica";
+  if (leaves_base) return absl::OkStatus();
+  return Bad(absl::StrCat("init_lora_weights ", Quote(init.dump()),
+                          " is not supported: it changes the base; save the adapter converted to plain LoRA"));
 }
 
 absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {

@@ -137,6 +137,8 @@ std::string PhaseLine(const std::string& attempt, std::string_view phase) {
   return Line("phase").Text("attempt", attempt).Text("phase", phase).Take();
 }
 
+std::string TurnLine(const std::string& attempt) { return Line("turn").Text("attempt", attempt).Take(); }
+
 std::string PlanLine(const std::string& attempt, const Job& job) {
   return Line("plan")
       .Text("attempt", attempt)

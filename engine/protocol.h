@@ -36,6 +36,7 @@ absl::StatusOr<Command> ParseCommand(std::string_view line, std::string& attempt
 std::string HelloLine(const spec::DeviceProfile& profile, const std::string& numerics_id);
 std::string BaseLine(const BaseModel& base, double seconds);
 std::string PhaseLine(const std::string& attempt, std::string_view phase);
+std::string TurnLine(const std::string& attempt);
 std::string PlanLine(const std::string& attempt, const Job& job);
 // `jobs` did a step in the same turn, this one included.
 std::string StepLine(const std::string& attempt, const MetricRow& row, int64_t time_us,

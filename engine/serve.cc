@@ -135,7 +135,7 @@ class Server {
     if (attached.job->NextWork() != JobWork::kFinish) return;
     attached.held_until_us = clock_.NowMonotonicUs() + options_.disk_retry_us;
     turns_.SetPaused(attempt, true);
-    out_.Push(PhaseLine(attempt, "PAUSED_DISK"));
+    TellPhase(attempt, "PAUSED_DISK");
   }
 
   void WakeHeldUp() {
@@ -193,9 +193,9 @@ class Server {
   absl::Status Attach(const Command& command, const spec::DeviceProfile& profile) {
     const std::string& attempt = command.attempt;
     if (jobs_.contains(attempt)) return absl::OkStatus();  // a repeated line changes nothing
-    if (device_ == nullptr) out_.Push(PhaseLine(attempt, "LOADING_BASE"));
+    if (device_ == nullptr) TellPhase(attempt, "LOADING_BASE");
     RETURN_IF_ERROR(OpenDevice(profile));
-    out_.Push(PhaseLine(attempt, "TOKENIZING"));
+    TellPhase(attempt, "TOKENIZING");
     JobInput input = command.job;
     input.disk_retry_us = options_.disk_retry_us;
     ASSIGN_OR_RETURN(std::unique_ptr<Job> job, Job::Open(*device_, std::move(input), clock_));
@@ -336,6 +336,7 @@ class Server {
       jobs_.at(other).phase = JobWork::kNothing;
       ReportPhase(other, jobs_.at(other));
     }
+    TellTurn(in_turn_.front());
   }
 
   void TakeTurn() {
@@ -361,6 +362,7 @@ class Server {
 
   void AdvanceFused(const std::vector<Job*>& jobs, std::map<const Job*, std::string>& attempt_of) {
     for (const Job* job : jobs) ReportPhase(attempt_of[job], jobs_.at(attempt_of[job]));
+    TellTurn(attempt_of[jobs.front()]);
     CountFused(jobs.size());
     const std::vector<FusedStep> steps = AdvanceTogether(*device_, jobs);
     for (size_t i = 0; i < jobs.size(); ++i) {
@@ -381,13 +383,28 @@ class Server {
     const JobWork work = attached.job->NextWork();
     if (work == attached.phase) return;
     attached.phase = work;
-    if (work == JobWork::kStep) out_.Push(PhaseLine(attempt, "TRAINING"));
-    if (work == JobWork::kEvaluate) out_.Push(PhaseLine(attempt, "EVALUATING"));
-    if (work == JobWork::kCheckpoint) out_.Push(PhaseLine(attempt, "CHECKPOINTING"));
+    if (work == JobWork::kStep) TellPhase(attempt, "TRAINING");
+    if (work == JobWork::kEvaluate) TellPhase(attempt, "EVALUATING");
+    if (work == JobWork::kCheckpoint) TellPhase(attempt, "CHECKPOINTING");
+  }
+
+  // A worker takes a phase for a turn of that attempt.
+  void TellPhase(const std::string& attempt, std::string_view phase) {
+    out_.Push(PhaseLine(attempt, phase));
+    told_turn_ = attempt;
+  }
+  // Who is at fault if this process dies now. A line of its own the first time in any case: from then on the
+  // worker knows that it need not guess.
+  void TellTurn(const std::string& attempt) {
+    if (tells_turns_ && told_turn_ == attempt) return;
+    tells_turns_ = true;
+    told_turn_ = attempt;
+    out_.Push(TurnLine(attempt), /*may_be_lost=*/true);
   }
 
   void AdvanceJob(const std::string& attempt, Attached& attached) {
     ReportPhase(attempt, attached);
+    TellTurn(attempt);
     Job& job = *attached.job;
     const int64_t begin_us = clock_.NowMonotonicUs();
     absl::StatusOr<JobEvent> event = job.Advance();
@@ -446,6 +463,8 @@ class Server {
   TurnQueue turns_;
   std::vector<std::string> in_turn_;  // whose turn is under way
   std::vector<std::string> put_off_;  // commands that came in a turn and wait for its end
+  std::string told_turn_;             // who has it, as far as the worker was told
+  bool tells_turns_ = false;          // it was told so
   bool heard_in_turn_ = false;        // a command came in the turn under way
   bool letting_go_ = false;           // a neighbour, in a turn
   int64_t jobs_in_turn_ = 1;

@@ -17,20 +17,26 @@ const TurnQueue::Entry* TurnQueue::First() const {
   return first;
 }
 
+void TurnQueue::NoteLevel() {
+  if (const Entry* first = First()) level_ = first->used;
+}
+
 void TurnQueue::Add(const std::string& id, double weight) {
-  entries_.push_back({.id = id, .weight = weight, .used = Least()});
+  NoteLevel();
+  entries_.push_back({.id = id, .weight = weight, .used = level_});
 }
 
 void TurnQueue::Remove(const std::string& id) {
+  NoteLevel();
   std::erase_if(entries_, [&](const Entry& entry) { return entry.id == id; });
 }
 
 void TurnQueue::SetPaused(const std::string& id, bool paused) {
-  const double least = Least();
+  NoteLevel();
   for (Entry& entry : entries_) {
     if (entry.id != id || entry.paused == paused) continue;
     // The time spent paused is not made up for.
-    if (!paused) entry.used = std::max(entry.used, least);
+    if (!paused) entry.used = std::max(entry.used, level_);
     entry.paused = paused;
   }
 }

@@ -1,8 +1,8 @@
 // Whose turn it is: the job that has had the least time for its weight, the older one when equal. The
 // weight is the job's priority, so that nobody starves: who waits comes nearer with every turn of others.
 //
-// A job that joins starts level with the neediest, so it neither waits nor takes over. Pure; one
-// thread.
+// A job that joins or comes back starts level with the neediest that can run, or where nobody can with where
+// they were when last one could: it neither waits nor takes over. Pure; one thread.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +37,11 @@ class TurnQueue {
     bool paused = false;
   };
   const Entry* First() const;  // null when nobody can run
-  double Least() const { return First() == nullptr ? 0 : First()->used; }
+  // Notes where the neediest is; before who can run changes.
+  void NoteLevel();
 
   std::vector<Entry> entries_;  // oldest first
+  double level_ = 0;
 };
 
 }  // namespace nibble::engine

@@ -107,14 +107,17 @@ absl::Status AgentLoop::Run() {
   RETURN_IF_ERROR(files_.Clean());
   RETURN_IF_ERROR(cache_.Open());
   Handle(Start{});
+  HandleOwn();
   while (!done_ && !stop_) {
     const int64_t wait_us =
         std::clamp<int64_t>(agent_.NextDueUs() - clock_.NowMonotonicUs(), 0, kMaxWaitUs);
     for (const Input& input : inbox_.Take(kBatch, wait_us)) {
       if (done_) break;
       Handle(input);
+      HandleOwn();
     }
     if (!done_ && clock_.NowMonotonicUs() >= agent_.NextDueUs()) Handle(Tick{});
+    HandleOwn();
   }
   return outcome_;
 }
@@ -125,6 +128,14 @@ void AgentLoop::Deliver(Input input) {
   while (!inbox_.Post(std::move(input))) {
     if (inbox_.closed()) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+void AgentLoop::HandleOwn() {
+  while (!own_.empty() && !done_) {
+    const Input input = std::move(own_.front());
+    own_.pop_front();
+    Handle(input);
   }
 }
 
@@ -223,7 +234,8 @@ void AgentLoop::Do(const StopFetch& a) { StopOne(fetches_, a.key); }
 
 void AgentLoop::Do(const StartEngine& a) {
   if (!options_.devices.contains(a.group.device_id)) {
-    return Deliver(EngineExited{a.engine, "this worker has no device " + a.group.device_id, false});
+    own_.push_back(EngineExited{a.engine, "this worker has no device " + a.group.device_id, false});
+    return;
   }
   const std::string log_file =
       JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
@@ -267,7 +279,8 @@ void AgentLoop::Do(const StartEngine& a) {
   if (!process.ok()) {
     LogError("engine.not_started",
              {{"engine", a.engine}, {"why", std::string(process.status().message())}});
-    return Deliver(EngineExited{a.engine, std::string(process.status().message()), false});
+    own_.push_back(EngineExited{a.engine, std::string(process.status().message()), false});
+    return;
   }
   ++counts_.engines_started;
   LogInfo("engine.started", {{"engine", a.engine},
@@ -338,7 +351,10 @@ void AgentLoop::Do(const StopCheck& a) { StopOne(checks_, a.key); }
 
 void AgentLoop::Do(const DoProbe& a) {
   const auto name = options_.devices.find(a.device_id);
-  if (name == options_.devices.end()) return Deliver(ProbeEnded{a.device_id, false, "no such device"});
+  if (name == options_.devices.end()) {
+    own_.push_back(ProbeEnded{a.device_id, false, "no such device"});
+    return;
+  }
   LogInfo("device.probe", {{"device", a.device_id}});
   const int64_t deadline_us = clock_.NowMonotonicUs() + options_.agent.probe_timeout_us;
   probe_pool_.Post([this, id = a.device_id, name = name->second, deadline_us, ended = probes_ended_] {
@@ -362,7 +378,7 @@ void AgentLoop::Do(const DoProbe& a) {
 
 void AgentLoop::Do(const MeasureRoom&) {
   const absl::StatusOr<int64_t> free_bytes = FreeDiskBytes(options_.work_dir);
-  Deliver(RoomMeasured{free_bytes.value_or(0)});
+  own_.push_back(RoomMeasured{free_bytes.value_or(0)});
 }
 
 void AgentLoop::Do(const DoUpload& a) {

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -74,6 +75,7 @@ class AgentLoop {
 
   void Deliver(Input input);  // into the mailbox, waiting for room: nothing is ever dropped
   void Handle(const Input& input);
+  void HandleOwn();
   void Do(const DoRegister& a);
   void Do(const DoSynchronize& a);
   void Do(const DoReport& a);
@@ -112,6 +114,8 @@ class AgentLoop {
   AttemptFiles files_;
   LoopCounts counts_;
   Mailbox<Input> inbox_;
+  // Outcomes of actions that were done on the loop's thread: it must not wait for room in its own mailbox.
+  std::deque<Input> own_;
   std::map<int64_t, Engine> engines_;
   std::map<AttemptKey, std::string> tokens_;  // of attempts that have a directory
   std::map<AttemptKey, Cancel> fetches_;

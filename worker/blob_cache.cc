@@ -197,14 +197,14 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   return path;
 }
 
-int64_t BlobCache::RemoveBlobs(int64_t total, int64_t max_bytes) {
-  const std::string blobs = JoinPath(directory_, "blobs");
-  for (const Entry& blob : EntriesByAge(blobs)) {
+int64_t BlobCache::RemoveFiles(const std::string& folder, int64_t total, int64_t max_bytes) {
+  const std::string from = JoinPath(directory_, folder);
+  for (const Entry& file : EntriesByAge(from)) {
     if (total <= max_bytes) break;
-    if (blob.linked || !IsSha256Hex(blob.name)) continue;
-    const std::string gone = JoinPath(directory_, "partial/" + blob.name + kGone);
-    if (!MoveAwayUnpinned(JoinPath(blobs, blob.name), gone)) continue;
-    if (RemoveFile(gone).ok()) total -= blob.bytes;
+    if (file.linked || !IsSha256Hex(file.name)) continue;
+    const std::string gone = JoinPath(directory_, "partial/" + file.name + kGone);
+    if (!MoveAwayUnpinned(JoinPath(from, file.name), gone)) continue;
+    if (RemoveFile(gone).ok()) total -= file.bytes;
   }
   return total;
 }
@@ -213,7 +213,11 @@ int64_t BlobCache::ShrinkTo(int64_t max_bytes) {
   std::lock_guard lock(shrink_mutex_);
   const std::string models = JoinPath(directory_, "models");
   int64_t total = 0;
-  for (const Entry& entry : EntriesByAge(JoinPath(directory_, "blobs"))) total += entry.bytes;
+  for (const char* folder : {"blobs", "partial"}) {
+    for (const Entry& entry : EntriesByAge(JoinPath(directory_, folder))) total += entry.bytes;
+  }
+  // Beginnings first: of no use but to a fetch that nobody waits for.
+  total = RemoveFiles("partial", total, max_bytes);
   if (total <= max_bytes) return total;
   // Model directories hold links: only without them do their blobs' bytes come back.
   for (const Entry& entry : EntriesByAge(models)) {
@@ -221,9 +225,9 @@ int64_t BlobCache::ShrinkTo(int64_t max_bytes) {
     if (!IsSha256Hex(entry.name)) continue;
     const std::string gone = JoinPath(models, entry.name + kGone);
     if (!MoveAwayUnpinned(JoinPath(models, entry.name), gone) || !RemoveAll(gone).ok()) continue;
-    total = RemoveBlobs(total, max_bytes);
+    total = RemoveFiles("blobs", total, max_bytes);
   }
-  return RemoveBlobs(total, max_bytes);
+  return RemoveFiles("blobs", total, max_bytes);
 }
 
 }  // namespace nibble::worker

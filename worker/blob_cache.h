@@ -6,7 +6,8 @@
 //
 // What is there is hashed again when it is used for the first time and then once a day: a disk that
 // changes bytes costs a fetch, not a result. What an attempt uses is pinned while it runs; beyond
-// `max_bytes` the least recently used model directories go first, then blobs nobody links.
+// `max_bytes` beginnings that no attempt waits for go first, then the least recently used model directories
+// and blobs nobody links.
 // Thread-safe; fetches of one digest wait for each other.
 #pragma once
 
@@ -59,7 +60,7 @@ class BlobCache {
   std::mutex& LockFor(const std::string& sha256);
   void Pin(const std::string& owner, const std::string& what);
   bool MoveAwayUnpinned(const std::string& path, const std::string& to);
-  int64_t RemoveBlobs(int64_t total, int64_t max_bytes);
+  int64_t RemoveFiles(const std::string& folder, int64_t total, int64_t max_bytes);
 
   const std::string directory_;
   const int64_t max_bytes_;

@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
 #include "worker/engine_process.h"
@@ -25,6 +28,57 @@ int64_t ReadNumber(const std::string& path) {
   int64_t value = -1;
   in >> value;
   return in ? value : -1;
+}
+
+// How a version of cgroups spells it.
+struct CgroupNames {
+  const char* mount;
+  const char* limit;
+  const char* used;
+  const char* idle_pages;  // in memory.stat: of files, and read once; the kernel takes them back unasked
+};
+constexpr CgroupNames kCgroup2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
+constexpr CgroupNames kCgroup1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                  "total_inactive_file"};
+
+int64_t NumberBehind(const std::string& path, std::string_view key) {
+  std::ifstream in(path);
+  std::string name;
+  int64_t value = 0;
+  while (in >> name >> value) {
+    if (name == key) return value;
+  }
+  return 0;
+}
+
+// What one group leaves; as much as there can be where it has no bound.
+int64_t RoomInGroup(const std::string& directory, const CgroupNames& names) {
+  constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
+  const int64_t limit = ReadNumber(JoinPath(directory, names.limit));
+  const int64_t used = ReadNumber(JoinPath(directory, names.used));
+  if (limit < 0 || used < 0) return kUnbounded;
+  const int64_t idle = NumberBehind(JoinPath(directory, "memory.stat"), names.idle_pages);
+  return std::max<int64_t>(0, limit - std::max<int64_t>(0, used - idle));
+}
+
+// Of this process's groups and those around them. Inside a container the path may be one of the host, which is
+// not there: then the mount itself is the container's group.
+int64_t RoomInGroups(const std::string& root) {
+  int64_t room = std::numeric_limits<int64_t>::max();
+  std::ifstream in(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    const std::vector<std::string> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
+    if (parts.size() != 3) continue;
+    const std::vector<std::string> controllers = absl::StrSplit(parts[1], ',');
+    const bool old = std::find(controllers.begin(), controllers.end(), "memory") != controllers.end();
+    if (!old && line.rfind("0::", 0) != 0) continue;
+    const CgroupNames& names = old ? kCgroup1 : kCgroup2;
+    for (std::string path = parts[2];; path.resize(path.rfind('/'))) {
+      room = std::min(room, RoomInGroup(root + names.mount + path, names));
+      if (path.empty() || path.find('/') == std::string::npos) break;
+    }
+  }
+  return room;
 }
 
 std::string ProcessorName() {
@@ -47,9 +101,9 @@ int AvailableThreads() {
   return std::max(1, CPU_COUNT(&set));
 }
 
-int64_t AvailableMemoryBytes() {
+int64_t AvailableMemoryBytes(const std::string& root) {
   int64_t available = 0;
-  std::ifstream in("/proc/meminfo");
+  std::ifstream in(root + "/proc/meminfo");
   std::string key;
   int64_t kib = 0;
   std::string unit;
@@ -57,10 +111,7 @@ int64_t AvailableMemoryBytes() {
     std::getline(in, unit);
     if (key == "MemAvailable:") available = kib * 1024;
   }
-  const int64_t limit = ReadNumber("/sys/fs/cgroup/memory.max");
-  const int64_t used = ReadNumber("/sys/fs/cgroup/memory.current");
-  if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used));
-  return available;
+  return std::min(available, RoomInGroups(root));
 }
 
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field) {

@@ -76,7 +76,8 @@ struct HostShare {
 };
 // OUT_OF_MEMORY when the processor and GPUs are devices and what was asked for leaves the GPUs' jobs nothing.
 absl::StatusOr<HostShare> ShareHost(const HostQuestion& question);
-// MemAvailable of /proc/meminfo, bounded by a cgroup's limit.
-int64_t AvailableMemoryBytes();
+// MemAvailable of /proc/meminfo, bounded by what the memory cgroups above this process leave it (version 1 or
+// 2; its own, be it a unit's MemoryMax or a container's limit, and all around that). `root` is for tests.
+int64_t AvailableMemoryBytes(const std::string& root = "");
 
 }  // namespace nibble::worker

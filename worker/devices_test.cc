@@ -36,6 +36,54 @@ TEST(DevicesTest, TheEngineMeasures) {
   EXPECT_GE(AvailableThreads(), 1);
 }
 
+// A machine of 64 GiB, of which groups leave less.
+class AvailableMemoryTest : public testing::Test {
+ protected:
+  void SetUp() override { Write("/proc/meminfo", "MemTotal: 67108864 kB\nMemAvailable: 62914560 kB\n"); }
+  void Write(const std::string& path, const std::string& text) {
+    ASSERT_TRUE(MakeDirs(DirName(dir_.path() + path)).ok());
+    ASSERT_TRUE(WriteFileAtomic(dir_.path() + path, text).ok());
+  }
+  void WriteGroup(const std::string& path, const std::string& limit, int64_t used, int64_t idle) {
+    Write(path + "/memory.max", limit + "\n");
+    Write(path + "/memory.current", std::to_string(used));
+    Write(path + "/memory.stat", "anon 1\ninactive_file " + std::to_string(idle) + "\n");
+  }
+  int64_t Gib() const { return AvailableMemoryBytes(dir_.path()) >> 30; }
+  static constexpr int64_t kGiB = int64_t{1} << 30;
+  TempDir dir_;
+};
+
+TEST_F(AvailableMemoryTest, AUnitsBoundCounts) {
+  EXPECT_EQ(Gib(), 60);
+  Write("/proc/self/cgroup", "0::/system.slice/nibble-worker.service\n");
+  EXPECT_EQ(Gib(), 60);
+  const std::string slice = "/sys/fs/cgroup/system.slice";
+  WriteGroup(slice + "/nibble-worker.service", "max", 3 * kGiB, 0);
+  EXPECT_EQ(Gib(), 60);
+  WriteGroup(slice + "/nibble-worker.service", std::to_string(16 * kGiB), 3 * kGiB, 0);
+  EXPECT_EQ(Gib(), 13);
+  WriteGroup(slice, std::to_string(20 * kGiB), 12 * kGiB, 0);
+  EXPECT_EQ(Gib(), 8) << "what is around it is fuller";
+}
+
+TEST_F(AvailableMemoryTest, WhatIsOnlyCachedIsFree) {
+  Write("/proc/self/cgroup", "0::/\n");
+  WriteGroup("/sys/fs/cgroup", std::to_string(8 * kGiB), 8 * kGiB, 6 * kGiB);
+  EXPECT_EQ(Gib(), 6) << "a container that has just read a model";
+}
+
+TEST_F(AvailableMemoryTest, TheFirstVersionToo) {
+  Write("/proc/self/cgroup", "5:cpu:/docker/1\n4:memory:/docker/1\n0::/\n");
+  const std::string group = "/sys/fs/cgroup/memory";
+  Write(group + "/memory.limit_in_bytes", std::to_string(8 * kGiB));
+  Write(group + "/memory.usage_in_bytes", std::to_string(3 * kGiB));
+  Write(group + "/memory.stat", "cache 1\ninactive_file 0\ntotal_inactive_file " + std::to_string(kGiB));
+  EXPECT_EQ(Gib(), 6);
+  Write(group + "/memory.limit_in_bytes", "9223372036854771712");
+  EXPECT_EQ(Gib(), 60);
+}
+
 TEST(DevicesTest, NamesThemInTheFleet) {
   EXPECT_EQ(DeviceId("cpu"), "cpu0");
   EXPECT_EQ(DeviceId("cpu:avx2"), "cpu0");

@@ -86,12 +86,16 @@ absl::Status ReadRope(const json& config, ModelConfig& model) {
   model.rope_theta = top.Number("rope_theta", 10000);
   RETURN_IF_ERROR(top.status());
   // transformers 5 writes rope_parameters with rope_theta inside, earlier ones rope_scaling.
-  const char* key = config.contains("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const char* key = top.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   if (!top.Has(key)) return absl::OkStatus();
   const json& scaling = config[key];
   if (!scaling.is_object()) return Invalid(absl::StrCat("config.json: ", key, " is no object"));
   Fields rope(scaling);
   model.rope_theta = rope.Number("rope_theta", model.rope_theta);
+  if (rope.Number("partial_rotary_factor", 1) != 1) {
+    return Unsupported(
+        absl::StrCat("config.json: ", key, ".partial_rotary_factor other than 1 is not supported"));
+  }
   const std::string type = rope.Text("rope_type", rope.Text("type", "default"));
   if (type == "default") return rope.status();
   model.rope_factor = rope.Number("factor", 1);
@@ -166,7 +170,9 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
 
 absl::Status ReadSlidingWindow(const json& config, ModelConfig& model) {
   Fields fields(config);
-  const int64_t window = fields.Integer("sliding_window", 0, 0, int64_t{1} << 30);
+  // Without a word about it transformers gives a Mistral 4096, with a null none.
+  const int64_t usual = model.model_type == "mistral" && !config.contains("sliding_window") ? 4096 : 0;
+  const int64_t window = fields.Integer("sliding_window", usual, 0, int64_t{1} << 30);
   // Qwen writes a window but switches it off; Mistral has no switch.
   const bool used = fields.Flag("use_sliding_window", model.model_type == "mistral");
   RETURN_IF_ERROR(fields.status());

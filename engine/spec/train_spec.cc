@@ -68,6 +68,12 @@ void CheckData(const TrainSpec& spec, const ModelConfig& model, Checker& check) 
               absl::StrCat("is \"", spec.format,
                            "\"; use one of auto, messages, sharegpt, alpaca, completion, text"));
   }
+  constexpr size_t kMaxTemplateName = 64;
+  if (spec.chat_template.size() > kMaxTemplateName) {
+    check.Add("data.chat_template", absl::StrCat("has ", spec.chat_template.size(), " bytes, at most ",
+                                                 kMaxTemplateName,
+                                                 "; it is a template's name, such as chatml, not its text"));
+  }
   check.Range("data.sequence_len", spec.sequence_len, 8, static_cast<double>(model.max_positions),
               "the upper bound is the model's max_position_embeddings");
   if (spec.val_set_size != -1) {

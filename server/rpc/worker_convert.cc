@@ -136,6 +136,8 @@ core::Progress HeadAfter(const core::Progress& before, const std::vector<store::
   for (const store::StepMetric& metric : metrics) {
     if (metric.eval_loss) set(*metric.eval_loss, head.eval_loss);
     head.used_bytes = std::max(head.used_bytes, metric.used_bytes);
+    // An evaluation alone: its step was not told (logging_steps), or is lost.
+    if (metric.eval_loss && metric.tokens == 0) continue;
     if (metric.step <= head.step) continue;
     head.step = metric.step;
     head.epoch = std::max(head.epoch, metric.epoch_fraction);

@@ -149,7 +149,7 @@ struct EngineBase {
   int64_t engine = 0;
   int64_t bytes = 0;
 };
-// A turn of that attempt begins; engines may leave it out.
+// A turn of that attempt begins, and so do those that follow until another is named; engines may leave it out.
 struct EngineTurn {
   int64_t engine = 0;
   AttemptKey key;
@@ -395,6 +395,7 @@ class Agent {
     int64_t idle_since_us = 0;  // 0 = in use
     int64_t base_bytes = 0;
     std::optional<AttemptKey> turn;
+    bool tells_turns = false;  // else `turn` is a guess
     std::vector<AttemptKey> order;  // attached, in order of attachment
   };
 

@@ -123,8 +123,8 @@ void Agent::CheckTimeouts() {
   }
 }
 
-// The one whose turn it was: as the engine said, else the only one, else the one after that which
-// was heard of last, for turns go round in order of attachment.
+// The one whose turn it was: as the engine said, else the one after that which was heard of last, as if
+// turns went round in order of attachment.
 std::optional<AttemptKey> Agent::FaultyOf(const Engine& engine) const {
   if (engine.order.empty()) return std::nullopt;
   if (engine.turn &&
@@ -187,7 +187,9 @@ void Agent::FailWaiting(const EngineGroup& group, const FailedReport& report) {
 
 void Agent::On(const EngineTurn& in) {
   const auto it = engines_.find(in.engine);
-  if (it != engines_.end()) it->second.turn = in.key;
+  if (it == engines_.end()) return;
+  it->second.turn = in.key;
+  it->second.tells_turns = true;
 }
 
 void Agent::On(const EnginePhase& in) {
@@ -211,7 +213,7 @@ void Agent::On(const EngineStep& in) {
   local->phase = Phase::kTraining;
   Engine& engine = engines_[in.engine];
   const auto at = std::find(engine.order.begin(), engine.order.end(), in.key);
-  if (at != engine.order.end()) {
+  if (at != engine.order.end() && !engine.tells_turns) {
     const auto next = std::next(at) == engine.order.end() ? engine.order.begin() : std::next(at);
     engine.turn = *next;
   }
