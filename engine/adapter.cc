@@ -58,7 +58,7 @@ absl::Status RefuseOptions(const json& config) {
                            init == "orthogonal" || init == "mica";
   if (leaves_base) return absl::OkStatus();
   return Bad(absl::StrCat("init_lora_weights ", Quote(init.dump()),
-                          " is not supported: it changes the base; save the adapter converted to plain LoRA"));
+                          " is not supported: it changes the base; convert the adapter to plain LoRA"));
 }
 
 absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {

@@ -61,8 +61,8 @@ int64_t RoomInGroup(const std::string& directory, const CgroupNames& names) {
   return std::max<int64_t>(0, limit - std::max<int64_t>(0, used - idle));
 }
 
-// Of this process's groups and those around them. Inside a container the path may be one of the host, which is
-// not there: then the mount itself is the container's group.
+// Of this process's groups and those around them. Inside a container the path may be one of the host, which
+// is not there: then the mount itself is the container's group.
 int64_t RoomInGroups(const std::string& root) {
   int64_t room = std::numeric_limits<int64_t>::max();
   std::ifstream in(root + "/proc/self/cgroup");

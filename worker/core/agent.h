@@ -149,7 +149,7 @@ struct EngineBase {
   int64_t engine = 0;
   int64_t bytes = 0;
 };
-// A turn of that attempt begins, and so do those that follow until another is named; engines may leave it out.
+// A turn of that attempt begins; so do those that follow, until another is named. Engines may leave it out.
 struct EngineTurn {
   int64_t engine = 0;
   AttemptKey key;
