@@ -220,7 +220,8 @@ void AgentLoop::Do(const DoFetch& a) {
   fetch_pool_.Post([this, assignment = a.assignment, cancel] {
     if (cancel->load()) return;  // over before its turn came: nothing may be pinned or made for it
     const auto files = files_.Fetch(assignment, [cancel] { return cancel->load(); });
-    if (cancel->load()) return;
+    // It may have been forgotten while something was still pinned or made for it.
+    if (cancel->load()) return files_.Forget(assignment.key, assignment.token);
     if (files.ok()) return Deliver(Fetched{assignment.key, *files});
     LogWarning("attempt.fetch_failed", {{"attempt", assignment.key.ToString()},
                                         {"why", std::string(files.status().message())}});

@@ -100,9 +100,12 @@ class FakeServer : public ServerLink {
                          const std::function<bool()>&) override {
     std::string content;
     {
-      std::lock_guard lock(mutex_);
+      std::unique_lock lock(mutex_);
       if (!blobs_.contains(sha256)) return absl::NotFoundError("no such blob");
       content = blobs_[sha256];
+      asked_for_.insert(sha256);
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return held_ != sha256 || down_; });
     }
     return write(std::string_view(content).substr(static_cast<size_t>(offset)));
   }
@@ -139,6 +142,12 @@ class FakeServer : public ServerLink {
     std::lock_guard lock(mutex_);
     End(key);
   }
+  // Who asks for this blob waits; "" = nobody any more.
+  void Hold(const std::string& sha256) {
+    std::lock_guard lock(mutex_);
+    held_ = sha256;
+    changed_.notify_all();
+  }
 
   template <typename Condition>
   bool WaitUntil(const Condition& condition) {
@@ -156,6 +165,7 @@ class FakeServer : public ServerLink {
   std::set<AttemptKey> listing_;
   std::map<std::string, std::string> faults_;
   std::map<std::string, std::string> blobs_;
+  std::set<std::string> asked_for_;
   int registrations_ = 0;
 
  private:
@@ -170,6 +180,7 @@ class FakeServer : public ServerLink {
   int64_t revision_ = 1;
   int64_t newest_ = 0;
   bool down_ = false;
+  std::string held_;
 };
 
 class AgentLoopTest : public testing::Test {
@@ -183,6 +194,7 @@ class AgentLoopTest : public testing::Test {
     options.agent.retry_max_us = 50'000;
     options.agent.probed_devices = {"cpu0"};
     options.agent.probe_min_us = options.agent.probe_max_us = 50'000;
+    if (cache_max_bytes_ >= 0) options.cache_max_bytes = cache_max_bytes_;
     (void)!setenv("NIBBLE_FAKE_DEAD_FILE", DeadFile().c_str(), 1);
     ASSERT_FALSE(FileExists(DeadFile()));
     loop_ = std::make_unique<AgentLoop>(options, server_);
@@ -220,6 +232,7 @@ class AgentLoopTest : public testing::Test {
   }
   TempDir dir_;
   FakeServer server_;
+  int64_t cache_max_bytes_ = -1;  // -1: as usual
   std::unique_ptr<AgentLoop> loop_;
   std::thread thread_;
   absl::Status outcome_;
@@ -298,6 +311,36 @@ TEST_F(AgentLoopTest, WhatIsNoLongerWantedStops) {
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.steps_[{"a", 1}].size() > 2; }));
   server_.Drop({"a", 1});
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.listing_.empty(); }));
+}
+
+class NoCacheTest : public AgentLoopTest {
+ protected:
+  NoCacheTest() { cache_max_bytes_ = 0; }
+};
+
+// Files that come when the attempt is over already must not stay pinned for it.
+TEST_F(NoCacheTest, AFetchThatIsGivenUpKeepsNothing) {
+  Assignment a = Job("a", 1, 10);
+  a.base_digest = Sha256Hex("another model");
+  a.base_files = {server_.AddBlob("config.json", "{ }"), server_.AddBlob("model.safetensors", "others")};
+  const std::string first = a.base_files[0].sha256, second = a.base_files[1].sha256;
+  server_.Hold(first);
+  server_.Give(a);
+  ASSERT_TRUE(server_.WaitUntil(
+      [&] { return server_.asked_for_.contains(first) && server_.listing_.contains(a.key); }));
+  server_.Drop(a.key);
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.listing_.empty(); }));
+  server_.Hold("");
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.asked_for_.contains(second); }));
+  // Whoever has fetched makes room.
+  const std::string blob = dir_.Join("w/cache/blobs/" + second);
+  for (int i = 0; i < 20 && (i < 2 || FileExists(blob)); ++i) {
+    const std::string job = "later" + std::to_string(i);
+    server_.Give(Job(job, 1, 1));
+    ASSERT_TRUE(server_.WaitUntil([&] { return server_.results_.contains(job); }));
+  }
+  EXPECT_FALSE(FileExists(blob));
+  EXPECT_FALSE(FileExists(dir_.Join("w/attempts/a")));
 }
 
 TEST_F(AgentLoopTest, ReleaseSavesFirst) {
