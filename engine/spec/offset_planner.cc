@@ -65,7 +65,8 @@ uint64_t KeyOf(const LiveBuffer& b, Order order) {
 int64_t PlaceInOrder(const std::vector<LiveBuffer>& buffers, const std::vector<int64_t>& sizes,
                      const std::vector<Ranked>& order, int32_t last_use, int64_t limit,
                      std::vector<int64_t>& offsets) {
-  PlacedBuffers placed(last_use);
+  thread_local PlacedBuffers placed;
+  placed.Begin(buffers, last_use);
   int64_t total = 0;
   for (const Ranked& next : order) {
     const auto i = static_cast<size_t>(next.buffer);

@@ -6,13 +6,16 @@
 // So a question about a short life looks at the few of its own slots. A question about a long life looks at
 // merged bytes: whoever touches a slot that lies in it as a whole is in the way.
 //
-// A value; used by one thread.
+// Used by one thread.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
+#include "base/status.h"
 #include "engine/spec/offset_planner.h"
 
 namespace nibble::spec {
@@ -22,66 +25,90 @@ struct Bytes {
   int64_t end = 0;
 };
 
-// A set of bytes, as few disjoint pieces as it has, ascending.
+// A set of bytes, as few disjoint pieces as it has, ascending. Mostly that is one or two, which need no
+// memory of their own.
 class MergedBytes {
  public:
   void Add(int64_t begin, int64_t end) {
+    Bytes* const pieces = Pieces();
     size_t first = 0;
-    while (first < pieces_.size() && pieces_[first].end < begin) ++first;
-    if (first == pieces_.size() || pieces_[first].begin > end) {
-      pieces_.insert(pieces_.begin() + static_cast<std::ptrdiff_t>(first), {begin, end});
-      return;
-    }
+    while (first < count_ && pieces[first].end < begin) ++first;
+    if (first == count_ || pieces[first].begin > end) return Insert(first, {begin, end});
     size_t last = first;  // of those it touches
-    while (last + 1 < pieces_.size() && pieces_[last + 1].begin <= end) ++last;
-    pieces_[first] = {std::min(begin, pieces_[first].begin), std::max(end, pieces_[last].end)};
-    pieces_.erase(pieces_.begin() + static_cast<std::ptrdiff_t>(first) + 1,
-                  pieces_.begin() + static_cast<std::ptrdiff_t>(last) + 1);
+    while (last + 1 < count_ && pieces[last + 1].begin <= end) ++last;
+    pieces[first] = {std::min(begin, pieces[first].begin), std::max(end, pieces[last].end)};
+    if (last == first) return;
+    std::copy(pieces + last + 1, pieces + count_, pieces + first + 1);
+    count_ -= last - first;
   }
-  void AppendTo(std::vector<Bytes>& out) const {
-    for (const Bytes& piece : pieces_) out.push_back(piece);  // few: quicker than a range
+  void Clear() {
+    count_ = 0;
+    more_.clear();
   }
+  std::span<const Bytes> pieces() const { return {more_.empty() ? few_.data() : more_.data(), count_}; }
 
  private:
-  std::vector<Bytes> pieces_;
+  Bytes* Pieces() { return more_.empty() ? few_.data() : more_.data(); }
+  void Insert(size_t at, Bytes piece) {
+    if (more_.empty() && count_ == few_.size()) more_.assign(few_.begin(), few_.end());
+    if (!more_.empty() && count_ == more_.size()) more_.resize(2 * count_);
+    Bytes* const pieces = Pieces();
+    std::copy_backward(pieces + at, pieces + count_, pieces + count_ + 1);
+    pieces[at] = piece;
+    ++count_;
+  }
+
+  size_t count_ = 0;
+  std::array<Bytes, 2> few_;
+  std::vector<Bytes> more_;  // all of them, once there were more than few_ holds
 };
 
 class PlacedBuffers {
  public:
-  // No buffer lives longer than to operation `last_use`.
-  explicit PlacedBuffers(int32_t last_use)
-      : slots_(static_cast<size_t>(last_use / kSlotUses) + 1),
-        spans_(static_cast<size_t>(last_use / kSlotUses / kSpanSlots) + 1) {
-    busy_.reserve(256);
-    for (Slot& slot : slots_) slot.parts.reserve(2 * kSlotUses);
+  // Nobody is there; for `buffers`, none of which lives longer than to operation `last_use`. What memory it
+  // has it keeps: an order is placed in little more time than the system takes to give that much.
+  void Begin(const std::vector<LiveBuffer>& buffers, int32_t last_use) {
+    slots_.resize(static_cast<size_t>(last_use / kSlotUses) + 1);
+    spans_.resize(static_cast<size_t>(last_use / kSlotUses / kSpanSlots) + 1);
+    for (Slot& slot : slots_) slot.Clear();
+    for (Span& span : spans_) span.Clear();
+    for (const LiveBuffer& buffer : buffers) {
+      const Cut cut(buffer);
+      if (!cut.HasSlot(cut.first)) ++At(cut.first).room;
+      if (cut.last != cut.first && !cut.HasSlot(cut.last)) ++At(cut.last).room;
+    }
+    size_t next = 0;
+    for (Slot& slot : slots_) {
+      slot.parts = next;
+      next += static_cast<size_t>(slot.room);
+    }
+    parts_.resize(std::max(next, parts_.size()));
   }
 
   // The lowest offset where `size` bytes meet nobody.
   int64_t LowestGap(const LiveBuffer& buffer, int64_t size) {
-    busy_.clear();
+    Question question{above_, size};
     const Cut cut(buffer);
     for (int32_t slot = cut.first; slot <= cut.last; ++slot) {
       const int32_t span = slot / kSpanSlots;
       if (cut.HasSpan(span)) {
-        spans_[static_cast<size_t>(span)].any.AppendTo(busy_);
+        question.Meet(spans_[static_cast<size_t>(span)].any);
         slot = span * kSpanSlots + kSpanSlots - 1;
         continue;
       }
-      if (slot == cut.first || slot % kSpanSlots == 0) spans_[static_cast<size_t>(span)].all.AppendTo(busy_);
-      const Slot& here = slots_[static_cast<size_t>(slot)];
+      if (slot == cut.first || slot % kSpanSlots == 0) question.Meet(spans_[static_cast<size_t>(span)].all);
+      const Slot& here = At(slot);
       if (cut.HasSlot(slot)) {
-        here.any.AppendTo(busy_);
+        question.Meet(here.any);
         continue;
       }
-      here.all.AppendTo(busy_);
-      for (const Part& part : here.parts) {
-        if (part.last_use >= buffer.first_use && part.first_use <= buffer.last_use)
-          busy_.push_back(part.bytes);
-      }
+      question.Meet(here.all);
+      question.Meet(std::span(parts_).subspan(here.parts, static_cast<size_t>(here.filled)), buffer);
     }
-    return LowestAmongBusy(size);
+    return question.Answer();
   }
 
+  // Of one of the buffers, each once.
   void Add(const LiveBuffer& buffer, int64_t begin, int64_t size) {
     const int64_t end = begin + size;
     const Cut cut(buffer);
@@ -95,12 +122,14 @@ class PlacedBuffers {
         continue;
       }
       if (slot == cut.first || slot % kSpanSlots == 0) around.any.Add(begin, end);
-      Slot& here = slots_[static_cast<size_t>(slot)];
+      Slot& here = At(slot);
       here.any.Add(begin, end);
       if (cut.HasSlot(slot)) {
         here.all.Add(begin, end);
       } else {
-        here.parts.push_back({{begin, end}, buffer.first_use, buffer.last_use});
+        CHECK(here.filled < here.room);
+        parts_[here.parts + static_cast<size_t>(here.filled++)] = {{begin, end}, buffer.first_use,
+                                                                   buffer.last_use};
       }
     }
   }
@@ -116,13 +145,25 @@ class PlacedBuffers {
     int32_t last_use;
   };
   struct Slot {
-    std::vector<Part> parts;  // of those who are there for a part of it
-    MergedBytes all;          // of those who are there for all of it, but not for all of its span
-    MergedBytes any;          // of both
+    size_t parts = 0;                // of those who are there for a part of it: from here on in parts_
+    int32_t room = 0, filled = 0;    // how many there will be, how many there are
+    MergedBytes all;                 // of those who are there for all of it, but not for all of its span
+    MergedBytes any;                 // of both
+
+    void Clear() {
+      room = filled = 0;
+      all.Clear();
+      any.Clear();
+    }
   };
   struct Span {
     MergedBytes all;  // of those who are there for all of it
     MergedBytes any;  // of those who touch it
+
+    void Clear() {
+      all.Clear();
+      any.Clear();
+    }
   };
 
   // Which slots a life touches, and which slots and spans lie in it as a whole.
@@ -142,29 +183,71 @@ class PlacedBuffers {
     int32_t span_first, span_last;
   };
 
-  // Whoever is in the way of the lowest place not yet ruled out rules out all below its end. So in any order
-  // a pass without such a one has found the place; mostly that is the second or third. After that, in order.
-  int64_t LowestAmongBusy(int64_t size) {
+  // Whoever does not lie above the lowest place not yet ruled out rules out all below its end, and need not
+  // be asked again. Those above are, as that place has grown: mostly there are none left after a pass or two.
+  // After a few, in order.
+  struct Question {
+    std::vector<Bytes>& above;
+    const int64_t size;
     int64_t begin = 0;
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int64_t before = begin;
-      for (const Bytes& busy : busy_) {
-        if (busy.begin < begin + size && busy.end > begin) begin = busy.end;
+    size_t count = 0;
+
+    // Whether it lies above; without a branch, as parts are there as often as not.
+    bool Meet(const Bytes& bytes, bool there = true) {
+      const bool is_above = bytes.begin >= begin + size;
+      begin = std::max(begin, !there || is_above ? 0 : bytes.end);
+      return there && is_above;
+    }
+    Bytes* Room(size_t more) {
+      if (count + more > above.size()) above.resize(2 * (count + more));
+      return above.data() + count;
+    }
+    void Meet(const MergedBytes& all) {
+      const std::span<const Bytes> pieces = all.pieces();
+      Bytes* to = Room(pieces.size());
+      for (const Bytes& bytes : pieces) {
+        if (bytes.end <= begin) continue;  // mostly: no need to wait for what begin becomes
+        *to = bytes;
+        to += Meet(bytes);
       }
-      if (begin == before) return begin;
+      count = static_cast<size_t>(to - above.data());
     }
-    std::erase_if(busy_, [&](const Bytes& busy) { return busy.end <= begin; });
-    std::sort(busy_.begin(), busy_.end(), [](const Bytes& a, const Bytes& b) { return a.begin < b.begin; });
-    for (const Bytes& busy : busy_) {
-      if (busy.begin - begin >= size) break;
-      begin = std::max(begin, busy.end);
+    void Meet(std::span<const Part> parts, const LiveBuffer& buffer) {
+      Bytes* to = Room(parts.size());
+      for (const Part& part : parts) {
+        *to = part.bytes;
+        to += Meet(part.bytes, (part.last_use >= buffer.first_use) & (part.first_use <= buffer.last_use));
+      }
+      count = static_cast<size_t>(to - above.data());
     }
-    return begin;
-  }
+    int64_t Answer() {
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const std::span<const Bytes> before(above.data(), count);
+        Bytes* to = above.data();
+        for (const Bytes& bytes : before) {
+          const Bytes moved = bytes;
+          *to = moved;
+          to += Meet(moved);
+        }
+        count = static_cast<size_t>(to - above.data());
+        if (count == before.size()) return begin;
+      }
+      const std::span<Bytes> left(above.data(), count);
+      std::sort(left.begin(), left.end(), [](const Bytes& a, const Bytes& b) { return a.begin < b.begin; });
+      for (const Bytes& bytes : left) {
+        if (bytes.begin - begin >= size) break;
+        begin = std::max(begin, bytes.end);
+      }
+      return begin;
+    }
+  };
+
+  Slot& At(int32_t slot) { return slots_[static_cast<size_t>(slot)]; }
 
   std::vector<Slot> slots_;
   std::vector<Span> spans_;
-  std::vector<Bytes> busy_;  // in the way of the buffer that is asked for
+  std::vector<Part> parts_;
+  std::vector<Bytes> above_ = std::vector<Bytes>(256);  // of the question that is asked
 };
 
 }  // namespace nibble::spec

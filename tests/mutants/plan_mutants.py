@@ -34,16 +34,18 @@ inline const int g_planted = std::getenv("NIBBLE_MUTANT") == nullptr ? 0 : std::
 # Name, file, what is there, what stands in its place.
 MUTANTS = [
     ("offset-overlap", "placed_buffers.h",
-     "busy.begin < begin + size && busy.end > begin", "busy.begin < begin + (MUTANT ? 1 : size) && busy.end > begin"),
+     "bytes.begin >= begin + size;", "bytes.begin >= begin + (MUTANT ? 1 : size);"),
+    ("piece-in-the-way-passed-over", "placed_buffers.h",
+     "if (bytes.end <= begin) continue;", "if ((MUTANT ? bytes.begin : bytes.end) < begin) continue;"),
     ("liveness-off-by-one", "placed_buffers.h",
-     "part.last_use >= buffer.first_use && part.first_use <= buffer.last_use",
-     "part.last_use >= buffer.first_use &&\n"
+     "(part.last_use >= buffer.first_use) & (part.first_use <= buffer.last_use)",
+     "(part.last_use >= buffer.first_use) &\n"
      "            (MUTANT ? part.first_use < buffer.last_use : part.first_use <= buffer.last_use)"),
     ("size-not-rounded", "offset_planner.cc",
      "sizes.push_back(RoundUp(buffer.size_bytes, alignment));",
      "sizes.push_back(MUTANT ? buffer.size_bytes : RoundUp(buffer.size_bytes, alignment));"),
     ("gap-too-small", "placed_buffers.h",
-     "if (busy.begin - begin >= size) break;", "if (busy.begin - begin >= (MUTANT ? size / 2 : size)) break;"),
+     "if (bytes.begin - begin >= size) break;", "if (bytes.begin - begin >= (MUTANT ? size / 2 : size)) break;"),
     ("whole-slot-forgotten", "placed_buffers.h",
      "        here.all.Add(begin, end);", "        if (!MUTANT) here.all.Add(begin, end);"),
     ("whole-span-forgotten", "placed_buffers.h",
