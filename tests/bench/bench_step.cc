@@ -5,6 +5,7 @@
 //   compare
 //
 //   --fp16 1, --accumulation N, --paged 1, --offload 1, --optimizer adamw8bit, --quant bf16, --recompute auto
+//   --dropout P         0 unless given, as peers have another mask
 //   --order flat        the base in flat order, not in tiles (random weights on the host; the same values)
 //   --capacity BYTES    plan for a device of that memory, and refuse what does not fit it
 //
@@ -87,7 +88,7 @@ spec::TrainSpec Recipe(const Flags& flags) {
   spec::TrainSpec spec;
   spec.lora_r = static_cast<int32_t>(Number(flags, "rank", 16));
   spec.lora_alpha = 2 * spec.lora_r;
-  spec.lora_dropout = 0;
+  spec.lora_dropout = std::atof(Text(flags, "dropout", "0").c_str());
   spec.sequence_len = static_cast<int32_t>(Number(flags, "seq", 512));
   spec.micro_batch_size = static_cast<int32_t>(Number(flags, "micro-batch", 1));
   spec.gradient_accumulation_steps = static_cast<int32_t>(Number(flags, "accumulation", 1));

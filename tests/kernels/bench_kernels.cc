@@ -23,8 +23,8 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
   const int64_t m = bench.tokens(), r = 16;
   const std::string shape =
       model + " " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
-  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "linear fwd flat",
-                    "linear bwd flat", "decode to L2"},
+  if (!bench.Wants({"linear fwd", "linear bwd", "linear+lora fwd", "linear+lora bwd", "linear+dropout fwd",
+                    "linear+dropout bwd", "linear fwd flat", "linear bwd flat", "decode to L2"},
                    shape))
     return;
   const RandomWeight weight(type, n, k);
@@ -65,6 +65,13 @@ void BenchLinear(Bench& bench, const std::string& model, int64_t k, int64_t n,
     bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
   });
   bench.Line("linear+lora bwd", shape, main + 3 * branch, Limit::kProducts, [&] {
+    bench.table().linear_backward(bench.context(), x.data(), false, y.data(), x.data(), args);
+  });
+  lora.dropout = {1, 2, 0.05f};  // a recipe's default; the mask is made where operands are prepared
+  bench.Line("linear+dropout fwd", shape, main + branch, Limit::kProducts, [&] {
+    bench.table().linear_forward(bench.context(), y.data(), x.data(), args);
+  });
+  bench.Line("linear+dropout bwd", shape, main + 3 * branch, Limit::kProducts, [&] {
     bench.table().linear_backward(bench.context(), x.data(), false, y.data(), x.data(), args);
   });
   // 256 KiB of rows at a time, as a panel of a product is.
