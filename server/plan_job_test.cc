@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <random>
+#include <set>
+#include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
@@ -175,6 +179,37 @@ TEST_F(PlanJobTest, RandomModelsAndRecipesGetASoundPlanOrAClearRefusal) {
   EXPECT_GT(planned, cases / 2);
   EXPECT_GT(refused, 0);
   EXPECT_GT(mended, 0);
+}
+
+// Where recomputation is left to the server each card says what it takes; asked for, that is the same plan.
+TEST_F(PlanJobTest, ToldIsHowEachCardRecomputes) {
+  v1::PlanJobRequest request;
+  request.set_model_config_json(
+      R"({"model_type":"llama","vocab_size":32000,"hidden_size":5120,"intermediate_size":13824,)"
+      R"("num_hidden_layers":40,"num_attention_heads":40,"max_position_embeddings":4096})");
+  request.mutable_spec()->mutable_data()->set_sequence_len(2048);
+  request.mutable_spec()->mutable_training()->set_micro_batch_size(2);
+  const auto plan = Plan(request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::set<std::string> told;
+  for (const v1::DeviceFit& fit : plan->fits()) {
+    for (const char* policy : {"none", "keep_gemm_outputs", "full"}) {
+      const bool said = std::any_of(plan->notices().begin(), plan->notices().end(), [&](const auto& notice) {
+        return absl::StrContains(notice, absl::StrCat(fit.worker(), " ", policy));
+      });
+      if (!said) continue;
+      told.insert(policy);
+      v1::PlanJobRequest again = request;
+      again.mutable_spec()->mutable_training()->set_recompute(policy);
+      const auto asked = Plan(again);
+      ASSERT_TRUE(asked.ok()) << asked.status();
+      for (const v1::DeviceFit& same : asked->fits()) {
+        if (same.worker() != fit.worker()) continue;
+        EXPECT_EQ(same.plan().total_bytes(), fit.plan().total_bytes()) << fit.worker() << ' ' << policy;
+      }
+    }
+  }
+  EXPECT_GE(told.size(), 2u) << "a card of 24 GB has to recompute what one of 141 GB keeps";
 }
 
 TEST_F(PlanJobTest, TheLayoutIsThePlan) {

@@ -1,9 +1,12 @@
 // JobService.PlanJob: what a job would need and where it would fit. Nothing is created.
 #include <algorithm>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/status.h"
@@ -118,8 +121,14 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
       "cards are planned with CUDA kernels and ", core::HumanBytes(core::kCardProcessBytes),
       " for context and libraries; a worker measures its own when it starts"));
   if (input.question.fit.any_recompute) {
-    response->add_notices(
-        "recomputation is left to the server: each card is planned with the least that fits it");
+    std::vector<std::string> each;
+    for (size_t i = 0; i < answer.cards.fits.size(); ++i) {
+      each.push_back(absl::StrCat(answer.cards.fits[i].worker_id, " ",
+                                  std::string(spec::RecomputeName(answer.card_specs[i].recompute))));
+    }
+    response->add_notices(absl::StrCat(
+        "recomputation is left to the server: each card is planned with the least that fits it (",
+        absl::StrJoin(each, ", "), ")"));
   }
   if (input.question.fit.planned_steps == 0) {
     response->add_notices(
