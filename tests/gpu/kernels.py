@@ -151,6 +151,8 @@ def kernel_speed(run, figures):
     attention = [row for row in rows["lines"] if row["kernel"] in shapes.ATTENTION]
     if has_wgmma(run):
         try:
+            if run.facts.get("wgmma ends"):
+                raise Skip("its parity cases ended in a fault or hung")
             attention += by_wgmma(run, figures, words, {(row["kernel"], row["shape"]): row for row in attention})
         except (Failure, Skip) as why:
             figures["attention by wgmma"] = f"not measured: {why}"

@@ -12,8 +12,8 @@ gpu-bundle, or gpu-bundle.tar.gz, which is unpacked. kernels/ is built from sour
 sections, and its checks are taken where the prebuilt ones do not start. If nibble-engine does not start, that
 is said and the kernel checks run all the same.
 
-A section that fails, crashes or hangs does not stop the next: what it started is killed at its limit, and the
-results file is written before and after each. It is --out, or a file of today's date in the folder $OUT, or
+A section that fails, crashes or hangs does not stop the next: what it started is killed at its limit, or earlier
+where the time is set aside for what follows, and the results file is written before and after each. It is --out, or a file of today's date in the folder $OUT, or
 here. The exit status is 1 when one failed. What was skipped is named with its reason; --after takes such a file
 and runs what is missing or went wrong in it.
 """
@@ -59,6 +59,11 @@ SECTIONS = [
     ("compute-sanitizer", cases.sanitizer, 90), ("kernel parity of the CPU", cases.parity(table="cpu"), 60),
     ("kernel speed of the CPU", kernels.cpu_speed, 60),
 ]
+# Seconds that are set aside for a section while those before it run: however these end, what a lease is most wanted for
+# gets so many. What nobody needed is for all that follow, within their limits.
+KEPT_S = {"machine": 30, "engine": 15, "model parity": 20, "training parity": 40, "rerun and resume": 35,
+          "kernel parity bf16": 45, "parity of wgmma attention": 20, kernels.BUILD: 20,
+          "training speed and memory": 130, "kernel speed": 130}
 # Of an earlier run's, too: what the others work with.
 ALWAYS = {"machine", "engine", "goals"}
 
@@ -139,8 +144,9 @@ def main():
         part.write_text(text)
         os.replace(part, out)
 
-    def section(name, function, limit_s):
-        run.section(name, lambda figures: function(run, figures), limit_s, write)
+    def section(name, function, limit_s, later=()):
+        kept_s = sum(KEPT_S.get(other, 0) for other, *_ in later if run.wants(other))
+        run.section(name, lambda figures: function(run, figures), limit_s, write, KEPT_S.get(name, 0), kept_s)
 
     # Whoever ends the script early ends what it started, too.
     def ended(*_):
@@ -149,9 +155,10 @@ def main():
 
     signal.signal(signal.SIGTERM, ended)
     try:
-        section(*SECTIONS[0])
-        for name, function, limit_s in rest_of(run):
-            section(name, function, limit_s)
+        section(*SECTIONS[0], SECTIONS[1:])
+        rest = rest_of(run)
+        for i, of in enumerate(rest):
+            section(*of, rest[i + 1:])
         run.deadline = time.monotonic() + 60  # this takes none
         section("goals", lambda of, figures: report.goals(of.sections, figures), 60)
     finally:

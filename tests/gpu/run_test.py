@@ -25,7 +25,9 @@ import explain  # noqa: E402
 import machine  # noqa: E402
 import rehearse  # noqa: E402
 import report  # noqa: E402
+import run as gpu  # noqa: E402
 from runner import Failure, Run, Skip  # noqa: E402
+import training  # noqa: E402
 
 # A kernel check with one case that is right.
 GOOD_CHECK = ["echo \"cuda sm_90 threads=2 'x' : ok 0.250 of tolerance\"", 'echo "1 passed, 0 failed, 0 missing"']
@@ -175,6 +177,51 @@ class RunnerTest(unittest.TestCase):
         sections, _ = self.run_sections([("good", good, 60)], minutes=0.01)
         self.assertEqual(sections[0]["state"], "skipped")
         self.assertIn("no time was left", sections[0]["why"])
+
+    def test_sections_that_hang_leave_the_time_that_is_set_aside(self):
+        run = Run(options(minutes=10))
+        began = time.monotonic()
+        with unittest.mock.patch("time.monotonic", lambda: began + clock[0]):
+            clock, ends = [0.0], {}
+            run.deadline = began + 570
+
+            def hang(name):
+                def function(_):
+                    clock[0] += max(0, run.left())
+                    ends[name] = clock[0]
+                return function
+
+            names = [section[0] for section in gpu.SECTIONS]
+            for i, (name, _, limit_s) in enumerate(gpu.SECTIONS):
+                before = clock[0]
+                run.section(name, hang(name), limit_s, lambda: None, gpu.KEPT_S.get(name, 0),
+                            sum(gpu.KEPT_S.get(later, 0) for later in names[i + 1:]))
+                self.assertLessEqual(clock[0] - before, limit_s + 0.01, name)
+                self.assertGreaterEqual(clock[0] - before, min(limit_s, gpu.KEPT_S.get(name, 0)) - 0.01, name)
+            self.assertLessEqual(clock[0], 570.01)
+        self.assertLessEqual(set(gpu.KEPT_S), set(names))
+        self.assertLess(sum(gpu.KEPT_S.values()), 570)
+
+    def test_shapes_that_hang_leave_time_for_the_others(self):
+        run = Run(options())
+        run.bench = run.options.bin
+        clock, limits = [0.0], []
+
+        def hang(_, figures, name, words, goal, limit_s):
+            limits.append(limit_s)
+            clock[0] += min(limit_s, run.left())
+            raise Failure("it hung")
+
+        run.facts["wgmma ends"] = True
+        figures = {}
+        began = time.monotonic()
+        with unittest.mock.patch.object(training, "one_step_speed", hang), \
+                unittest.mock.patch("time.monotonic", lambda: began + clock[0]), self.assertRaises(Failure):
+            run.deadline = run.section_deadline = began + 190
+            training.step_speed(run, figures)
+        self.assertGreaterEqual(len(limits), 5)
+        self.assertTrue(all(25 <= limit <= 75 for limit in limits), limits)
+        self.assertIn("parity", figures["Llama-3.1-8B, 4x4096, full recomputation, attention by wgmma"]["skipped"])
 
     def test_goals_are_of_what_was_measured(self):
         figures = {}

@@ -157,15 +157,17 @@ class Run:
         """Whether that section is to run."""
         return name not in self.done and (not self.options.only or name in self.options.only.split(","))
 
-    def section(self, name, function, limit_s, write):
-        """Runs one section within its time and keeps what became of it."""
+    def section(self, name, function, limit_s, write, kept_s=0, later_s=0):
+        """Runs one section within its time and keeps what became of it. later_s: set aside for those that follow, of
+        which this one gets no more than the kept_s that were set aside for itself."""
         if not self.wants(name):
             self.sections += [self.done[name]] if name in self.done else []
             return
         began = time.monotonic()
+        free_s = max(kept_s * self.options.patience, self.deadline - began - later_s * self.options.patience)
         # An emulation has no speed, and its machine other things to do.
         self.section_deadline = began + (self.options.minutes * 60 if self.emulated
-                                         else limit_s * self.options.patience)
+                                         else min(limit_s * self.options.patience, free_s))
         entry = {"name": name, "state": "cut off", "why": "the script ended in this section", "seconds": 0,
                  "figures": {}}
         self.sections.append(entry)
