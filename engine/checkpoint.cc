@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <set>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
@@ -209,16 +210,27 @@ std::vector<std::string> CompleteCheckpoints(const std::string& checkpoints) {
   return names;
 }
 
+// All of it at once, by its name: somebody may be about to read it.
+absl::Status RemoveCheckpoint(const std::string& directory) {
+  if (!FileExists(directory)) return absl::OkStatus();
+  const std::string gone = directory + ".gone.tmp";
+  RETURN_IF_ERROR(RemoveAll(gone));
+  RETURN_IF_ERROR(Rename(directory, gone));
+  return RemoveAll(gone);
+}
+
 absl::Status VerifyFiles(const std::string& directory, const json& manifest) {
   const auto files = manifest.find("files");
   if (files == manifest.end() || !files->is_array() || files->size() != 2) {
     return Invalid(directory, "manifest.json lists other files than state.bin and history.jsonl");
   }
+  std::set<std::string> seen;
   for (const json& file : *files) {
     std::string name, sha256;
     int64_t size = -1;
     if (!file.is_object() || !ReadText(file, "name", name) || !ReadText(file, "sha256", sha256) ||
-        !ReadInteger(file, "size", size) || (name != kStateFile && name != kHistoryFile)) {
+        !ReadInteger(file, "size", size) || (name != kStateFile && name != kHistoryFile) ||
+        !seen.insert(name).second) {
       return Invalid(directory, "manifest.json lists other files than state.bin and history.jsonl");
     }
     const std::string path = JoinPath(directory, name);
@@ -255,7 +267,7 @@ absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
       !ReadText(manifest, "data_digest", head.data_digest) ||
       !ReadText(manifest, "numerics_id", head.numerics_id) || !ReadText(manifest, "seed", seed) ||
       !absl::SimpleAtoi(seed, &head.seed) || !ReadNumber(manifest, "loss", head.loss) ||
-      head.step < 0) {
+      head.step < 0 || head.updates < 0 || head.updates > head.step || head.skipped_in_a_row < 0) {
     return Invalid(directory, "manifest.json lacks a field or has a wrong one");
   }
   if (manifest.contains("loss_scale") &&
@@ -328,7 +340,7 @@ absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
     RemoveAll(temporary).IgnoreError();
     return written;
   }
-  RETURN_IF_ERROR(RemoveAll(saved.directory));
+  RETURN_IF_ERROR(RemoveCheckpoint(saved.directory));
   RETURN_IF_ERROR(Rename(temporary, saved.directory));
   return saved;
 }
@@ -336,7 +348,7 @@ absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
 absl::Status PruneCheckpoints(const std::string& checkpoints, int keep) {
   std::vector<std::string> names = CompleteCheckpoints(checkpoints);
   for (size_t i = 0; i + static_cast<size_t>(keep) < names.size(); ++i) {
-    RETURN_IF_ERROR(RemoveAll(JoinPath(checkpoints, names[i])));
+    RETURN_IF_ERROR(RemoveCheckpoint(JoinPath(checkpoints, names[i])));
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> left, ListDir(checkpoints));
   for (const std::string& name : left) {

@@ -5,9 +5,9 @@
 // SHA-256 of the others). There is no hidden state: data order and dropout are functions of the
 // step.
 //
-// It is written beside (step-<n>.tmp), fsynced, renamed, and only then reported. A checkpoint with
-// a non-finite value is refused. Nothing in it is trusted when it is read. Functions; one thread
-// per directory.
+// It is written beside (step-<n>.tmp), fsynced, renamed, and only then reported; before it is removed it
+// loses its name, so what has the name is whole. A checkpoint with a non-finite value is refused. Nothing in
+// it is trusted when it is read. Functions; one thread per directory.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,10 @@
 #include "engine/checkpoint.h"
 
+#include <atomic>
 #include <cmath>
+#include <fstream>
 #include <limits>
+#include <thread>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -146,6 +149,21 @@ TEST(Checkpoint, DamageIsFound) {
   escape.replace(escape.find("state.bin"), 9, "../x/.bin");
   ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), escape).ok());
   EXPECT_EQ(load(), Reason::kCheckpointInvalid);
+  // Figures that cannot be, and a list that leaves one file out of the check.
+  for (const auto& [from, to] : {std::pair{"\"updates\":2", "\"updates\":-1"},
+                                 {"\"updates\":2", "\"updates\":4"},
+                                 {"\"skipped_in_a_row\":1", "\"skipped_in_a_row\":-1"},
+                                 {"history.jsonl", "state.bin"}}) {
+    std::string lie = manifest;
+    ASSERT_NE(lie.find(from), std::string::npos) << from;
+    lie.replace(lie.find(from), std::string(from).size(), to);
+    if (lie.find("history.jsonl") == std::string::npos) {  // the same file twice, with its digest
+      const size_t first = lie.find("{\"name\""), end = lie.find('}', first) + 1;
+      lie.replace(end + 1, lie.find('}', end) + 1 - end - 1, lie.substr(first, end - first));
+    }
+    ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), lie).ok());
+    EXPECT_EQ(load(), Reason::kCheckpointInvalid) << lie;
+  }
   State small(99);
   ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), manifest).ok());
   EXPECT_FALSE(LoadCheckpoint(path, small.arrays()).ok());
@@ -161,6 +179,32 @@ TEST(Checkpoint, PruningKeepsTheNewest) {
   ASSERT_TRUE(PruneCheckpoints(dir.path(), 2).ok());
   EXPECT_THAT(*ListDir(dir.path()), testing::ElementsAre("step-10", "step-100"));
   EXPECT_EQ(NewestCheckpoint(dir.path()), dir.Join("step-100"));
+}
+
+// Somebody may be about to upload it: what is left of one must never look like a whole one.
+TEST(Checkpoint, PruningTakesACheckpointAwayAtOnce) {
+  TempDir dir;
+  State state(10);
+  for (const int step : {1, 2}) {
+    ASSERT_TRUE(SaveCheckpoint(dir.path(), Head(step), state.arrays(), {}).ok());
+  }
+  const std::string old = dir.Join("step-1");
+  for (int i = 0; i < 3000; ++i) {  // so that removing takes a while
+    std::ofstream(JoinPath(old, "file" + std::to_string(i))) << i;
+  }
+  std::atomic<bool> halves = false, done = false;
+  std::thread reader([&] {
+    while (!done) {
+      const bool any_gone = !FileExists(JoinPath(old, "manifest.json")) ||
+                            !FileExists(JoinPath(old, "state.bin")) || !FileExists(JoinPath(old, "file7"));
+      if (any_gone && FileExists(old)) halves = true;
+    }
+  });
+  ASSERT_TRUE(PruneCheckpoints(dir.path(), 1).ok());
+  done = true;
+  reader.join();
+  EXPECT_FALSE(halves);
+  EXPECT_THAT(*ListDir(dir.path()), testing::ElementsAre("step-2"));
 }
 
 }  // namespace

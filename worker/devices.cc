@@ -30,16 +30,14 @@ int64_t ReadNumber(const std::string& path) {
   return in ? value : -1;
 }
 
-// How a version of cgroups spells it.
+// How a version of cgroups spells what is said of memory.
 struct CgroupNames {
-  const char* mount;
   const char* limit;
   const char* used;
   const char* idle_pages;  // in memory.stat: of files, and read once; the kernel takes them back unasked
 };
-constexpr CgroupNames kCgroup2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
-constexpr CgroupNames kCgroup1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                  "total_inactive_file"};
+constexpr CgroupNames kCgroup2 = {"memory.max", "memory.current", "inactive_file"};
+constexpr CgroupNames kCgroup1 = {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
 
 int64_t NumberBehind(const std::string& path, std::string_view key) {
   std::ifstream in(path);
@@ -51,9 +49,10 @@ int64_t NumberBehind(const std::string& path, std::string_view key) {
   return 0;
 }
 
+constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
+
 // What one group leaves; as much as there can be where it has no bound.
 int64_t RoomInGroup(const std::string& directory, const CgroupNames& names) {
-  constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
   const int64_t limit = ReadNumber(JoinPath(directory, names.limit));
   const int64_t used = ReadNumber(JoinPath(directory, names.used));
   if (limit < 0 || used < 0) return kUnbounded;
@@ -61,24 +60,39 @@ int64_t RoomInGroup(const std::string& directory, const CgroupNames& names) {
   return std::max<int64_t>(0, limit - std::max<int64_t>(0, used - idle));
 }
 
-// Of this process's groups and those around them. Inside a container the path may be one of the host, which
-// is not there: then the mount itself is the container's group.
-int64_t RoomInGroups(const std::string& root) {
-  int64_t room = std::numeric_limits<int64_t>::max();
+// Processors one group may use at once, rounded up.
+int64_t ProcessorsOfGroup(const std::string& directory, bool old) {
+  int64_t quota = -1, period = -1;
+  if (old) {
+    quota = ReadNumber(JoinPath(directory, "cpu.cfs_quota_us"));
+    period = ReadNumber(JoinPath(directory, "cpu.cfs_period_us"));
+  } else {
+    std::ifstream(JoinPath(directory, "cpu.max")) >> quota >> period;  // "max 100000": no number
+  }
+  if (quota <= 0 || period <= 0) return kUnbounded;
+  return (quota + period - 1) / period;
+}
+
+// The least of `measure(directory, old)` over the groups of this process that have a say in `controller`, and
+// those around them. Inside a container the path may be one of the host, which is not there: then the mount
+// itself is the container's group.
+template <typename Measure>
+int64_t LeastOfGroups(const std::string& root, const std::string& controller, const Measure& measure) {
+  int64_t least = kUnbounded;
   std::ifstream in(root + "/proc/self/cgroup");
   for (std::string line; std::getline(in, line);) {
     const std::vector<std::string> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
     if (parts.size() != 3) continue;
     const std::vector<std::string> controllers = absl::StrSplit(parts[1], ',');
-    const bool old = std::find(controllers.begin(), controllers.end(), "memory") != controllers.end();
+    const bool old = std::find(controllers.begin(), controllers.end(), controller) != controllers.end();
     if (!old && line.rfind("0::", 0) != 0) continue;
-    const CgroupNames& names = old ? kCgroup1 : kCgroup2;
+    const std::string mount = root + "/sys/fs/cgroup" + (old ? "/" + controller : "");
     for (std::string path = parts[2];; path.resize(path.rfind('/'))) {
-      room = std::min(room, RoomInGroup(root + names.mount + path, names));
+      least = std::min(least, measure(mount + path, old));
       if (path.empty() || path.find('/') == std::string::npos) break;
     }
   }
-  return room;
+  return least;
 }
 
 std::string ProcessorName() {
@@ -94,11 +108,13 @@ std::string ProcessorName() {
 
 }  // namespace
 
-int AvailableThreads() {
+int AvailableThreads(const std::string& root) {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
+  // More threads than a group may run would wait for each other, in the middle of every product.
+  const int64_t allowed = LeastOfGroups(root, "cpu", ProcessorsOfGroup);
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(CPU_COUNT(&set), allowed)));
 }
 
 int64_t AvailableMemoryBytes(const std::string& root) {
@@ -111,7 +127,9 @@ int64_t AvailableMemoryBytes(const std::string& root) {
     std::getline(in, unit);
     if (key == "MemAvailable:") available = kib * 1024;
   }
-  return std::min(available, RoomInGroups(root));
+  return std::min(available, LeastOfGroups(root, "memory", [](const std::string& directory, bool old) {
+                    return RoomInGroup(directory, old ? kCgroup1 : kCgroup2);
+                  }));
 }
 
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field) {

@@ -57,7 +57,9 @@ absl::Status ProbeDevice(const std::string& engine_binary, const std::string& de
 
 // "8GiB", "512 MiB", "6.5G", "123456": bytes.
 absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field);
-int AvailableThreads();
+// As many as this process may use processors: by its affinity, and by the quotas of its cgroups, rounded up
+// (a unit's CPUQuota, a container's --cpus). `root` is for tests, here and below.
+int AvailableThreads(const std::string& root = "");
 // This host's memory, of which each byte is given out once. The processor, where it is a device, offers what
 // was asked for (0: half of what is available now where there are GPUs, else all but 1 GiB). The rest is for
 // the jobs of GPUs, in equal shares of at least 1 MiB: page-locked what was asked for in all (0: half of that
@@ -77,7 +79,7 @@ struct HostShare {
 // OUT_OF_MEMORY when the processor and GPUs are devices and what was asked for leaves the GPUs' jobs nothing.
 absl::StatusOr<HostShare> ShareHost(const HostQuestion& question);
 // MemAvailable of /proc/meminfo, bounded by what the memory cgroups above this process leave it (version 1 or
-// 2; its own, be it a unit's MemoryMax or a container's limit, and all around that). `root` is for tests.
+// 2; its own, be it a unit's MemoryMax or a container's limit, and all around that).
 int64_t AvailableMemoryBytes(const std::string& root = "");
 
 }  // namespace nibble::worker

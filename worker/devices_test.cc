@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/file.h"
 
 namespace nibble::worker {
@@ -37,7 +39,7 @@ TEST(DevicesTest, TheEngineMeasures) {
 }
 
 // A machine of 64 GiB, of which groups leave less.
-class AvailableMemoryTest : public testing::Test {
+class CgroupTest : public testing::Test {
  protected:
   void SetUp() override { Write("/proc/meminfo", "MemTotal: 67108864 kB\nMemAvailable: 62914560 kB\n"); }
   void Write(const std::string& path, const std::string& text) {
@@ -54,7 +56,7 @@ class AvailableMemoryTest : public testing::Test {
   TempDir dir_;
 };
 
-TEST_F(AvailableMemoryTest, AUnitsBoundCounts) {
+TEST_F(CgroupTest, AUnitsBoundCounts) {
   EXPECT_EQ(Gib(), 60);
   Write("/proc/self/cgroup", "0::/system.slice/nibble-worker.service\n");
   EXPECT_EQ(Gib(), 60);
@@ -67,13 +69,29 @@ TEST_F(AvailableMemoryTest, AUnitsBoundCounts) {
   EXPECT_EQ(Gib(), 8) << "what is around it is fuller";
 }
 
-TEST_F(AvailableMemoryTest, WhatIsOnlyCachedIsFree) {
+TEST_F(CgroupTest, QuotasOfProcessorsCountAsThreads) {
+  const int all = AvailableThreads(dir_.path());
+  EXPECT_EQ(all, AvailableThreads(dir_.Join("nothing here")));
+  Write("/proc/self/cgroup", "2:cpu,cpuacct:/docker/1\n0::/a/b\n");
+  Write("/sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+  Write("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1");
+  Write("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000");
+  EXPECT_EQ(AvailableThreads(dir_.path()), all);
+  Write("/sys/fs/cgroup/a/cpu.max", "50000 100000\n");
+  EXPECT_EQ(AvailableThreads(dir_.path()), 1);
+  Write("/sys/fs/cgroup/a/cpu.max", "9900000 100000\n");
+  EXPECT_EQ(AvailableThreads(dir_.path()), std::min(all, 99));
+  Write("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "100000");
+  EXPECT_EQ(AvailableThreads(dir_.path()), 1);
+}
+
+TEST_F(CgroupTest, WhatIsOnlyCachedIsFree) {
   Write("/proc/self/cgroup", "0::/\n");
   WriteGroup("/sys/fs/cgroup", std::to_string(8 * kGiB), 8 * kGiB, 6 * kGiB);
   EXPECT_EQ(Gib(), 6) << "a container that has just read a model";
 }
 
-TEST_F(AvailableMemoryTest, TheFirstVersionToo) {
+TEST_F(CgroupTest, TheFirstVersionToo) {
   Write("/proc/self/cgroup", "5:cpu:/docker/1\n4:memory:/docker/1\n0::/\n");
   const std::string group = "/sys/fs/cgroup/memory";
   Write(group + "/memory.limit_in_bytes", std::to_string(8 * kGiB));

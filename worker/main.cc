@@ -49,7 +49,7 @@ constexpr char kUsage[] =
     "  --device NAME        what to train on: cpu (default), cuda (every GPU), cuda:1, auto (GPUs, "
     "else\n"
     "                       cpu); may be given several times\n"
-    "  --threads N          of the engine (default: all it may use)\n"
+    "  --threads N          of the engine (default: as many as it may use processors)\n"
     "  --memory SIZE        to offer, e.g. 8GiB (default: what is available now less 1 GiB, half "
     "of it\n"
     "                       beside GPUs; of a GPU what is free)\n"
