@@ -1,5 +1,6 @@
 // decode_weight, linear_forward, linear_backward, and the same of several parts.
 #include <memory>
+#include <utility>
 
 #include "kernels/tables.h"
 #include "tests/kernels/linear_setup.h"
@@ -78,6 +79,82 @@ Outcome RunOrders(const KernelTable& table, int threads, const LinearShape& s) {
   }
   result.Guard("workspace", ctx.Intact());
   return result.Result();
+}
+
+// Rows with one element pick one row or column of the weight, so products show what they decode on their way,
+// into panels or registers: three times a decoded value is exact in fp32, and rounds otherwise when what is
+// multiplied differs in its last bit or was not rounded. The other cases' tolerance is wider than that.
+Outcome RunPicked(const KernelTable& table, int threads, const LinearShape& s) {
+  if (s.tiles && IsCuda(table)) return {};
+  const TestWeight weight = WeightOf(s, s.tiles), flat = WeightOf(s, false);
+  const std::vector<double> decoded = flat.Values(table.act);
+  const Setup setup(table, s, weight, table.act);
+  TestContext ctx(threads, setup.WorkspaceBytes(threads));
+  Comparison result;
+  for (const bool backward : {false, true}) {
+    const int64_t depth = backward ? s.n : s.k, width = backward ? s.k : s.n;
+    for (int64_t batch = 0; batch < 3; ++batch) {
+      std::vector<double> rows(static_cast<size_t>(s.m * depth)), picked;
+      for (int64_t i = 0; i < s.m; ++i) {
+        const int64_t at = (batch * s.m + i) * 37 % depth;
+        rows[static_cast<size_t>(i * depth + at)] = 3;
+        for (int64_t j = 0; j < width; ++j)
+          picked.push_back(3 * decoded[static_cast<size_t>(backward ? at * s.k + j : j * s.k + at)]);
+      }
+      const Tensor in(table.act, rows), want(table.act, picked);
+      Tensor out(table.act, s.m * width);
+      if (backward) {
+        table.linear_backward(ctx.get(), out.data(), false, in.data(), nullptr, setup.args);
+      } else {
+        table.linear_forward(ctx.get(), out.data(), in.data(), setup.args);
+      }
+      result.Add(backward ? "rows" : "columns", out, want, kSameBits);
+    }
+  }
+  result.Guard("workspace", ctx.Intact());
+  return result.Result();
+}
+
+std::vector<Case> PickedCases() {
+  const QuantType nf4 = QuantType::kNF4;
+  const std::vector<LinearShape> shapes = {
+      {48, 192, 96, 0},
+      {48, 192, 96, 0, nf4, 64, false},
+      {48, 67, 33, 0},
+      {25, 130, 70, 0, nf4, 32},
+      {48, 256, 300, 0, nf4, 128, false},
+      {9, 300, 48, 0, nf4, 4096},
+      {30, 96, 96, 0, QuantType::kBF16, 64, false},
+      {30, 63, 65, 0, QuantType::kF32, 64, false},
+      {48, 128, 96, 0, QuantType::kFP4},
+      {48, 128, 96, 0, QuantType::kINT4, 64, false},
+      {48, 128, 96, 0, QuantType::kINT8},
+      {21, 77, 51, 0, QuantType::kINT8, 62, false},
+      {20, 4200, 40, 0},
+      {20, 40, 4200, 0},
+      {1, 1088, 37, 0},
+      {1, 128, 41, 0, nf4, 128, false},
+      {1, 96, 33, 0, QuantType::kBF16, 64, false},
+      {1, 64, 50, 0, QuantType::kFP4},
+      {1, 320, 21, 0, QuantType::kINT4, 64, false},
+      {1, 100, 30, 0, QuantType::kINT8},
+      {48, 192, 96, 0, nf4, 64, true, false, 0, false, true},
+      {48, 320, 41, 0, nf4, 64, false, false, 0, false, true},
+      {20, 4160, 45, 0, nf4, 64, true, false, 0, false, true},
+      {20, 128, 4200, 0, nf4, 64, false, false, 0, false, true},
+      {48, 192, 70, 0, QuantType::kFP4, 64, true, false, 0, false, true},
+      {48, 192, 70, 0, QuantType::kINT4, 64, false, false, 0, false, true},
+      {48, 192, 70, 0, QuantType::kINT8, 64, false, false, 0, false, true},
+      {1, 1088, 55, 0, nf4, 64, true, false, 0, false, true},
+      {1, 192, 64, 0, nf4, 64, false, false, 0, false, true},
+      {1, 192, 34, 0, QuantType::kINT8, 64, false, false, 0, false, true},
+  };
+  std::vector<Case> cases;
+  for (const LinearShape& s : shapes) {
+    cases.push_back({Name("linear_picks", s),
+                     [s](const KernelTable& t, int threads) { return RunPicked(t, threads, s); }});
+  }
+  return cases;
 }
 
 // Parts together are, bit for bit, the parts one after the other, of the flat order.
@@ -240,7 +317,8 @@ std::vector<Case> LinearCases() {
     cases.push_back({Name("decode_weight", s),
                      [s](const KernelTable& t, int threads) { return RunDecode(t, threads, s); }});
   }
-  for (const Case& c : LinearGroupCases()) cases.push_back(c);
+  for (auto part : {PickedCases(), LinearGroupCases()})
+    for (Case& c : part) cases.push_back(std::move(c));
   return cases;
 }
 
