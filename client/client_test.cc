@@ -244,7 +244,7 @@ TEST_F(ClientTest, UploadGoesOnWhereItWasCut) {
   blobs()->chunks_ = 2;
   int64_t last = 0;
   const auto digest =
-      UploadFile(*client_, dir_.Join("f"), [&](int64_t done, int64_t) { last = done; });
+      UploadFile(*client_, dir_.Join("f"), nullptr, [&](int64_t done, int64_t) { last = done; });
   ASSERT_TRUE(digest.ok()) << digest.status();
   EXPECT_EQ(*digest, Sha256Hex(content));
   EXPECT_EQ(blobs()->bytes_, content);
@@ -254,14 +254,14 @@ TEST_F(ClientTest, UploadGoesOnWhereItWasCut) {
 
 TEST_F(ClientTest, AnEmptyFileIsUploadedToo) {
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "").ok());
-  EXPECT_TRUE(UploadFile(*client_, dir_.Join("f"), nullptr).ok());
+  EXPECT_TRUE(UploadFile(*client_, dir_.Join("f"), nullptr, nullptr).ok());
   EXPECT_EQ(blobs()->streams_, 1);
 }
 
 TEST_F(ClientTest, UploadOutlivesAServerThatIsAway) {
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "hello").ok());
   blobs()->unavailable_ = 5;
-  const auto digest = UploadFile(*client_, dir_.Join("f"), nullptr);
+  const auto digest = UploadFile(*client_, dir_.Join("f"), nullptr, nullptr);
   EXPECT_TRUE(digest.ok()) << digest.status();
   EXPECT_EQ(away_, 1) << "said once";
 }
@@ -269,8 +269,8 @@ TEST_F(ClientTest, UploadOutlivesAServerThatIsAway) {
 TEST_F(ClientTest, UploadGivesUpWhenNothingMoves) {
   ASSERT_TRUE(WriteFileAtomic(dir_.Join("f"), "hello").ok());
   blobs()->chunks_ = 0;
-  EXPECT_TRUE(absl::IsUnavailable(UploadFile(*client_, dir_.Join("f"), nullptr).status()));
-  EXPECT_FALSE(UploadFile(*client_, dir_.Join("missing"), nullptr).ok());
+  EXPECT_TRUE(absl::IsUnavailable(UploadFile(*client_, dir_.Join("f"), nullptr, nullptr).status()));
+  EXPECT_FALSE(UploadFile(*client_, dir_.Join("missing"), nullptr, nullptr).ok());
 }
 
 TEST_F(ClientTest, DownloadGoesOnWhereItWasCut) {

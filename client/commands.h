@@ -51,6 +51,9 @@ int WithClient(const Globals& g, const Body& body) {
 int RunCommand(const Globals& g, const SubmitArgs& args, bool detach);
 int SubmitCommand(const Globals& g, const SubmitArgs& args);
 int ValidateCommand(const Globals& g, const SubmitArgs& args);
+// What a worker found in the data, as JSON; "" when none has looked within the call timeout.
+absl::StatusOr<std::string> AwaitDataReport(Client& client, const Globals& g,
+                                            const v1::ValidateDatasetRequest& request);
 struct ListArgs {
   bool all = false;
   bool watch = false;
@@ -93,7 +96,8 @@ int ModelRemove(const Globals& g, const std::vector<std::string>& names);
 int AdapterList(const Globals& g);
 int AdapterGet(const Globals& g, const std::string& name);
 int AdapterRemove(const Globals& g, const std::vector<std::string>& names);
-int WorkerList(const Globals& g);
+// `all`: also those that have been lost for more than a day.
+int WorkerList(const Globals& g, bool all);
 int WorkerDrain(const Globals& g, const std::string& name, bool drain);
 int WorkerRemove(const Globals& g, const std::vector<std::string>& names);
 
@@ -129,6 +133,8 @@ int DoctorCommand(const Globals& g);
 // Replace this process by a binary that lies beside it.
 int EngineCommand(const Globals& g, const std::string& command, const std::vector<std::string>& arguments);
 int TokenCommand(const Globals& g, const std::vector<std::string>& arguments);
+// Lost so long ago that a list of workers is better without it.
+bool IsLongLost(const v1::Worker& worker, int64_t now_unix_us);
 // Beside this binary, else on PATH.
 std::string SiblingBinary(const std::string& name);
 

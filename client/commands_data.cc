@@ -1,5 +1,4 @@
-#include <chrono>
-#include <thread>
+#include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -11,6 +10,8 @@
 
 namespace nibble::client {
 namespace {
+
+constexpr int kPinnedColumn = 8;
 
 // A list in the form asked for: the message itself, names alone, or the table `rows` makes.
 template <typename Items>
@@ -58,9 +59,9 @@ int PrintModel(const Globals& g, const v1::Model& m) {
     PrintOut(ShortName(m.name()) + "\n");
     return kExitOk;
   }
-  PrintOut(absl::StrCat(ShortName(m.name()), "  ", m.display_name(), "  ", m.model_type(), ", ",
+  PrintOut(absl::StrCat(ShortName(m.name()), "  ", Printable(m.display_name()), "  ", m.model_type(), ", ",
                         FormatCount(static_cast<double>(m.parameters())), " parameters",
-                        m.root_path().empty() ? "" : ", at " + m.root_path(), "\n"));
+                        m.root_path().empty() ? "" : ", at " + Printable(m.root_path()), "\n"));
   for (const auto& f : m.files())
     PrintOut(absl::StrCat("  ", f.name(), "  ", FormatBytes(f.size_bytes()), "\n"));
   return kExitOk;
@@ -97,7 +98,7 @@ int DatasetList(const Globals& g) {
         {"NAME", "FILE", "ROWS", "FORMAT", "SIZE", "CREATED"}};
     const int64_t now_us = RealClock::Get().NowUnixUs();
     for (const auto& d : list.datasets()) {
-      rows.push_back({ShortName(d.name()), d.display_name(), absl::StrCat(d.rows()), d.format(),
+      rows.push_back({ShortName(d.name()), Printable(d.display_name()), absl::StrCat(d.rows()), d.format(),
                       FormatBytes(d.size_bytes()), AgeText(d.create_time(), now_us)});
     }
     return PrintList(g, list, list.datasets(), std::move(rows), {2, 4});
@@ -126,20 +127,13 @@ int DatasetValidate(const Globals& g, const std::string& name, const std::string
     v1::ValidateDatasetRequest request;
     request.set_name(FullName("datasets", name));
     request.set_base_model(FullName("models", model));
-    InstallInterrupt();
-    while (!Interrupted()) {
-      ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
-      if (!report.pending()) {
-        if (g.terminal.form == Form::kJson) {
-          PrintOut(report.report_json() + "\n");
-        } else {
-          PrintOut(DataReportText(report.report_json(), g.terminal.style));
-        }
-        return kExitOk;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    ASSIGN_OR_RETURN(const std::string report, AwaitDataReport(client, g, request));
+    if (report.empty()) {
+      PrintNote(g.terminal, "no worker has read the data within --call-timeout; ask again later (nibble worker ls)");
+      return kExitTimeout;
     }
-    return kExitInterrupted;
+    PrintOut(g.terminal.form == Form::kJson ? report + "\n" : DataReportText(report, g.terminal.style));
+    return kExitOk;
   });
 }
 
@@ -162,7 +156,7 @@ int ModelList(const Globals& g) {
         {"NAME", "MODEL", "TYPE", "PARAMETERS", "CREATED"}};
     const int64_t now_us = RealClock::Get().NowUnixUs();
     for (const auto& m : list.models()) {
-      rows.push_back({ShortName(m.name()), m.display_name(), m.model_type(),
+      rows.push_back({ShortName(m.name()), Printable(m.display_name()), m.model_type(),
                       FormatCount(static_cast<double>(m.parameters())),
                       AgeText(m.create_time(), now_us)});
     }
@@ -222,35 +216,81 @@ std::string SpeedText(int64_t mflop_per_s) {
                       : absl::StrFormat("%.1f TFLOP/s", gflops / 1e3);
 }
 
-int WorkerList(const Globals& g) {
-  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    ASSIGN_OR_RETURN(const v1::ListWorkersResponse list, client.ListWorkers());
-    std::vector<std::vector<std::string>> rows = {
-        {"NAME", "STATE", "DEVICE", "BODY", "SPEED", "CAPACITY", "PLANNED", "USED", "PINNED", "JOBS", "SEEN",
-         "WHAT"}};
-    const int64_t now_us = RealClock::Get().NowUnixUs();
-    for (const auto& w : list.workers()) {
-      const std::string state = WorkerStateText(g.terminal.style, w.state());
-      for (const auto& d : w.devices()) {
-        rows.push_back({ShortName(w.name()), state, d.id(), d.body(), SpeedText(d.linear_mflop_per_s()),
-                        FormatBytes(d.capacity_bytes()), FormatBytes(d.reserved_bytes()),
-                        FormatBytes(d.used_bytes()),
-                        d.pinned_capacity_bytes() > 0
-                            ? absl::StrCat(FormatBytes(d.pinned_reserved_bytes()), " of ",
-                                           FormatBytes(d.pinned_capacity_bytes()))
-                            : "-",
-                        absl::StrCat(d.jobs_size()), AgeText(w.last_seen_time(), now_us),
-                        !d.fault().empty()       ? absl::StrCat("withdrawn: ", d.fault())
-                        : !w.no_room().empty()
-                            ? absl::StrCat("no new work, its disk is full: ", w.no_room())
-                        : d.description().empty() ? "-"
-                                                  : d.description()});
-      }
-      if (w.devices_size() == 0)
-        rows.push_back({ShortName(w.name()), state, "-", "-", "-", "-", "-", "-", "-", "-",
-                        AgeText(w.last_seen_time(), now_us), "-"});
+bool IsLongLost(const v1::Worker& worker, int64_t now_unix_us) {
+  constexpr int64_t kDayUs = int64_t{86'400} * 1'000'000;
+  return worker.state() == v1::LOST && now_unix_us - ToUnixUs(worker.last_seen_time()) > kDayUs;
+}
+
+namespace {
+
+std::string WorkerRemark(const v1::Worker& w, const v1::Device& d) {
+  if (!d.fault().empty()) return absl::StrCat("withdrawn: ", Printable(d.fault()));
+  if (!w.no_room().empty()) return absl::StrCat("no new work, its disk is full: ", Printable(w.no_room()));
+  return d.description().empty() ? "-" : d.description();
+}
+
+std::vector<std::vector<std::string>> WorkerRows(const v1::ListWorkersResponse& list, const Style& style,
+                                                 bool pinned, int64_t now_us) {
+  std::vector<std::vector<std::string>> rows = {{"NAME", "STATE", "DEVICE", "BODY", "SPEED", "CAPACITY",
+                                                 "PLANNED", "USED", "JOBS", "SEEN", "WHAT"}};
+  if (pinned) rows[0].insert(rows[0].begin() + kPinnedColumn, "PINNED");
+  for (const auto& w : list.workers()) {
+    const std::string state = WorkerStateText(style, w.state());
+    const std::string seen = AgeText(w.last_seen_time(), now_us);
+    for (const auto& d : w.devices()) {
+      rows.push_back({ShortName(w.name()), state, d.id(), d.body(), SpeedText(d.linear_mflop_per_s()),
+                      FormatBytes(d.capacity_bytes()), FormatBytes(d.reserved_bytes()),
+                      FormatBytes(d.used_bytes()), absl::StrCat(d.jobs_size()), seen, WorkerRemark(w, d)});
+      if (!pinned) continue;
+      rows.back().insert(rows.back().begin() + kPinnedColumn,
+                         d.pinned_capacity_bytes() > 0
+                             ? absl::StrCat(FormatBytes(d.pinned_reserved_bytes()), " of ",
+                                            FormatBytes(d.pinned_capacity_bytes()))
+                             : "-");
     }
-    return PrintList(g, list, list.workers(), std::move(rows), {4, 5, 6, 7, 8, 9});
+    if (w.devices_size() > 0) continue;
+    rows.push_back({ShortName(w.name()), state});
+    rows.back().resize(rows[0].size(), "-");
+    rows.back()[rows[0].size() - 2] = seen;
+  }
+  return rows;
+}
+
+}  // namespace
+
+int WorkerList(const Globals& g, bool all) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    ASSIGN_OR_RETURN(v1::ListWorkersResponse list, client.ListWorkers());
+    const int64_t now_us = RealClock::Get().NowUnixUs();
+    int hidden = 0;
+    // Scripts get everything in the forms that are made for them.
+    if (!all && g.terminal.form != Form::kJson && g.terminal.form != Form::kYaml) {
+      v1::ListWorkersResponse shown;
+      for (const auto& w : list.workers()) {
+        if (IsLongLost(w, now_us)) {
+          ++hidden;
+        } else {
+          *shown.add_workers() = w;
+        }
+      }
+      list = std::move(shown);
+    }
+    bool pinned = false;
+    for (const auto& w : list.workers()) {
+      pinned |= std::any_of(w.devices().begin(), w.devices().end(),
+                            [](const auto& d) { return d.pinned_capacity_bytes() > 0; });
+    }
+    std::vector<int> right = {4, 5, 6, 7, 8};
+    if (pinned) right.push_back(9);
+    PrintList(g, list, list.workers(), WorkerRows(list, g.terminal.style, pinned, now_us), right);
+    if (hidden > 0) {
+      PrintNote(g.terminal, absl::StrCat(hidden, hidden == 1 ? " worker" : " workers",
+                                         " lost for more than a day not shown (--all; nibble worker rm NAME "
+                                         "forgets one for good)"));
+    } else if (list.workers_size() == 0) {
+      PrintNote(g.terminal, "no workers; start one with nibble-worker --server HOST:PORT (or nibble up)");
+    }
+    return kExitOk;
   });
 }
 

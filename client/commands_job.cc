@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "client/commands.h"
 #include "client/follow.h"
+#include "client/interrupt.h"
 #include "client/patience.h"
 #include "client/phases.h"
 #include "client/report.h"
@@ -41,7 +42,8 @@ std::vector<std::string> JobRow(const Style& style, const v1::Job& job, int64_t 
           AgeText(job.create_time(), now_us)};
 }
 
-int PrintJobs(const Globals& g, const v1::ListJobsResponse& jobs) {
+// `none`: what to say when there is nothing to show.
+int PrintJobs(const Globals& g, const v1::ListJobsResponse& jobs, const char* none) {
   if (PrintMessage(g.terminal, jobs)) return kExitOk;
   if (g.terminal.form == Form::kName || g.quiet) {
     for (const auto& job : jobs.jobs()) PrintOut(ShortName(job.name()) + "\n");
@@ -52,14 +54,13 @@ int PrintJobs(const Globals& g, const v1::ListJobsResponse& jobs) {
   const int64_t now_us = RealClock::Get().NowUnixUs();
   for (const auto& job : jobs.jobs()) rows.push_back(JobRow(g.terminal.style, job, now_us));
   PrintOut(Table(rows, g.terminal.style, {2, 3, 4}));
-  if (jobs.jobs_size() == 0)
-    PrintNote(g.terminal, "no jobs; `nibble ps -a` shows finished ones too");
+  if (jobs.jobs_size() == 0) PrintNote(g.terminal, none);
   return kExitOk;
 }
 
 std::string EventLine(const Style& style, const v1::JobEvent& event) {
   return absl::StrCat(Paint(style, Ink::kDim, TimeText(ToUnixUs(event.time()))), "  ",
-                      absl::StrFormat("%-20s", event.type()), "  ", event.message(), "\n");
+                      absl::StrFormat("%-20s", event.type()), "  ", Printable(event.message()), "\n");
 }
 
 int PrintCreated(const Globals& g, const v1::Job& job) {
@@ -138,7 +139,6 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
   Patience patience(client);
   while (true) {
     const absl::StatusOr<v1::Job> found = client.GetJob(name);
-    if (Interrupted()) return kExitInterrupted;
     if (!found.ok()) {
       const bool in_time = deadline_us <= 0 || RealClock::Get().NowMonotonicUs() < deadline_us;
       if (!IsAway(found.status()) || !in_time || !patience.Again(found.status()))
@@ -166,6 +166,20 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
 
 }  // namespace
 
+absl::StatusOr<std::string> AwaitDataReport(Client& client, const Globals& g,
+                                            const v1::ValidateDatasetRequest& request) {
+  const InterruptNote note(g.terminal, "stopped; a worker reads the data without us, and the same command asks "
+                                       "for what it found");
+  const Transient waiting(g.terminal, "a worker reads the data");
+  const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
+    if (!report.pending()) return report.report_json();
+    if (RealClock::Get().NowMonotonicUs() > deadline_us) return "";
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  }
+}
+
 int RunCommand(const Globals& g, const SubmitArgs& args, bool detach) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::Job job, Submit(client, g.terminal, args));
@@ -188,29 +202,24 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     SubmitArgs dry = args;
     dry.dry_run = true;
-    ASSIGN_OR_RETURN(const v1::Job job, Submit(client, g.terminal, dry));
-    if (PrintMessage(g.terminal, job)) return kExitOk;
-    PrintOut(JobText(job, g.terminal.style));
+    ASSIGN_OR_RETURN(v1::Job job, Submit(client, g.terminal, dry));
+    const bool text = g.terminal.form == Form::kTable || g.terminal.form == Form::kName;
+    if (text) PrintOut(JobText(job, g.terminal.style));
     v1::ValidateDatasetRequest request;
     request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset()
                                                             : job.effective_spec().dataset());
     request.set_base_model(job.spec().base_model());
     *request.mutable_spec() = job.spec();
-    const int64_t deadline_us =
-        RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
-    InstallInterrupt();
-    while (!Interrupted()) {
-      ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
-      if (!report.pending()) {
-        PrintOut(DataReportText(report.report_json(), g.terminal.style));
-        break;
-      }
-      if (RealClock::Get().NowMonotonicUs() > deadline_us) {
-        PrintNote(g.terminal, "the data report is still being made by a worker; ask again later");
-        break;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    ASSIGN_OR_RETURN(const std::string report, AwaitDataReport(client, g, request));
+    if (report.empty()) {
+      PrintNote(g.terminal,
+                "the recipe is valid, the data not yet read: no worker has come to it within --call-timeout; "
+                "ask again later");
+      return kExitTimeout;
     }
+    job.set_dataset_report_json(report);
+    if (PrintMessage(g.terminal, job)) return kExitOk;
+    PrintOut(DataReportText(report, g.terminal.style));
     PrintOut("the recipe is valid\n");
     return kExitOk;
   });
@@ -241,7 +250,7 @@ absl::StatusOr<std::vector<v1::JobState>> StatesOf(const std::vector<std::string
 
 // The list again and again, in place on a terminal, until Ctrl-C.
 absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
-                              const std::vector<v1::JobState>& states, int limit) {
+                              const std::vector<v1::JobState>& states, int limit, const char* none) {
   InstallInterrupt();
   Patience patience(client);
   while (!Interrupted()) {
@@ -252,7 +261,7 @@ absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
     }
     patience.Reset();
     if (g.terminal.live) PrintOut("\x1b[H\x1b[2J");
-    PrintJobs(g, *jobs);
+    PrintJobs(g, *jobs, none);
     if (!g.terminal.live) PrintOut("\n");
     for (int i = 0; i < 20 && !Interrupted(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -266,9 +275,15 @@ absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
 int ListCommand(const Globals& g, const ListArgs& args) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const std::vector<v1::JobState> states, StatesOf(args.states, args.all));
-    if (args.watch) return WatchJobs(client, g, states, args.limit);
+    const char* none = !args.states.empty() ? "no jobs in these states"
+                       : args.all           ? "no jobs yet; `nibble run recipe.yaml` submits one"
+                                            : "no jobs; `nibble ps -a` shows finished ones too";
+    if (args.watch) return WatchJobs(client, g, states, args.limit, none);
     ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(states, args.limit));
-    return PrintJobs(g, jobs);
+    PrintJobs(g, jobs, none);
+    if (args.limit > 0 && jobs.jobs_size() == args.limit && g.terminal.form == Form::kTable)
+      PrintNote(g.terminal, absl::StrCat("the first ", args.limit, " (--limit 0 shows all)"));
+    return kExitOk;
   });
 }
 
@@ -278,7 +293,7 @@ int GetCommand(const Globals& g, const std::string& job) {
     if (PrintMessage(g.terminal, found)) return kExitOk;
     v1::ListJobsResponse one;
     *one.add_jobs() = found;
-    return PrintJobs(g, one);
+    return PrintJobs(g, one, "");
   });
 }
 
@@ -413,7 +428,7 @@ int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const st
                           absl::StrCat("must be state=STATE, got \"", state, "\""))
           .ToStatus();
     }
-    InstallInterrupt();
+    const InterruptNote note(g.terminal, "stopped waiting; the jobs go on");
     const int64_t deadline_us =
         timeout_s > 0 ? RealClock::Get().NowMonotonicUs() + int64_t{timeout_s} * 1'000'000 : 0;
     int worst = kExitOk;
@@ -459,6 +474,9 @@ int DownloadCommand(const Globals& g, const std::string& job, const std::string&
     ASSIGN_OR_RETURN(const v1::Adapter found, client.GetAdapter(adapter));
     const std::string target = directory.empty() ? ShortName(job) + "-adapter" : directory;
     {
+      const InterruptNote note(g.terminal,
+                               absl::StrCat("stopped; what has come is kept in ", target,
+                                            ", and the same command goes on from there"));
       ByteProgress progress(g.terminal, absl::StrCat("downloading ", ShortName(adapter)));
       RETURN_IF_ERROR(DownloadAdapter(
           client, found, target, [&](int64_t done, int64_t total) { progress.Show(done, total); }));

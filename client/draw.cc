@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 
 namespace nibble::client {
 namespace {
@@ -14,16 +13,6 @@ namespace {
 constexpr std::string_view kBlocks[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
 constexpr std::string_view kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
 constexpr std::string_view kAsciiLevels = "_.-~=+*#";
-
-bool IsContinuation(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
-
-// The end of the escape sequence starting at `i`, or `i` when there is none.
-size_t SkipEscape(std::string_view text, size_t i) {
-  if (text[i] != '\x1b' || i + 1 >= text.size() || text[i + 1] != '[') return i;
-  size_t j = i + 2;
-  while (j < text.size() && !(text[j] >= '@' && text[j] <= '~')) ++j;
-  return j < text.size() ? j + 1 : j;
-}
 
 void AppendUtf8(std::string& out, uint32_t code) {
   out += static_cast<char>(0xE0 | (code >> 12));
@@ -123,25 +112,29 @@ Canvas DrawSeries(const Series& series, const Range& xs, const Range& ys, int wi
 }
 
 constexpr Ink kSeriesInk[] = {Ink::kBlue, Ink::kYellow, Ink::kGreen, Ink::kRed};
+// Where neither colour nor dots tell series apart.
+constexpr std::string_view kSeriesMarks = "*o+x";
 
 std::string PlotRow(const std::vector<Canvas>& layers, int row, int width, const Style& style) {
   std::string line;
   for (int column = 0; column < width; ++column) {
     uint8_t bits = 0;
     Ink ink = Ink::kPlain;
+    char mark = '*';
     for (size_t s = 0; s < layers.size(); ++s) {
       const uint8_t own = layers[s].Cell(column, row);
       if (own) ink = kSeriesInk[s % 4];
+      if (own) mark = kSeriesMarks[s % 4];
       bits |= own;
     }
     if (!bits) {
       line += ' ';
-    } else if (style.unicode) {
+    } else if (style.unicode && (style.color || layers.size() == 1)) {
       std::string cell;
       AppendUtf8(cell, 0x2800u + bits);
       line += Paint(style, ink, cell);
     } else {
-      line += '*';
+      line += mark;
     }
   }
   while (!line.empty() && line.back() == ' ') line.pop_back();
@@ -149,99 +142,6 @@ std::string PlotRow(const std::vector<Canvas>& layers, int row, int width, const
 }
 
 }  // namespace
-
-std::string Paint(const Style& style, Ink ink, std::string_view text) {
-  static constexpr std::string_view kCodes[] = {"", "1", "2", "31", "32", "33", "34", "35", "36"};
-  if (!style.color || ink == Ink::kPlain) return std::string(text);
-  return absl::StrCat("\x1b[", std::string(kCodes[static_cast<int>(ink)]), "m", std::string(text),
-                      "\x1b[0m");
-}
-
-std::string FormatBytes(int64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
-  double value = static_cast<double>(bytes);
-  int unit = 0;
-  while (std::abs(value) >= 1024 && unit < 5) {
-    value /= 1024;
-    ++unit;
-  }
-  if (unit == 0) return absl::StrFormat("%d B", bytes);
-  return absl::StrFormat(std::abs(value) >= 100 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
-}
-
-std::string FormatCount(double count) {
-  if (!std::isfinite(count)) return "-";
-  if (std::abs(count) < 1000) return absl::StrFormat("%.0f", count);
-  static constexpr const char* kUnits[] = {"", "k", "M", "G", "T"};
-  int unit = 0;
-  while (std::abs(count) >= 1000 && unit < 4) {
-    count /= 1000;
-    ++unit;
-  }
-  return absl::StrFormat(std::abs(count) >= 100 ? "%.0f%s" : "%.1f%s", count, kUnits[unit]);
-}
-
-std::string FormatDuration(int64_t seconds) {
-  if (seconds < 0) return "-";
-  if (seconds < 60) return absl::StrFormat("%ds", seconds);
-  if (seconds < 3600) return absl::StrFormat("%dm%02ds", seconds / 60, seconds % 60);
-  if (seconds < 86400) return absl::StrFormat("%dh%02dm", seconds / 3600, seconds / 60 % 60);
-  return absl::StrFormat("%dd%02dh", seconds / 86400, seconds / 3600 % 24);
-}
-
-std::string FormatLoss(double value) {
-  if (std::isnan(value)) return "nan";
-  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  const double size = std::abs(value);
-  if (size != 0 && size < 0.001) return absl::StrFormat("%.1e", value);
-  if (size < 10) return absl::StrFormat("%.4f", value);
-  return absl::StrFormat(size < 1000 ? "%.2f" : "%.0f", value);
-}
-
-std::string FormatRate(double value) {
-  return std::isfinite(value) ? absl::StrFormat("%.1e", value) : FormatLoss(value);
-}
-
-int DisplayWidth(std::string_view text) {
-  int width = 0;
-  for (size_t i = 0; i < text.size();) {
-    const size_t next = SkipEscape(text, i);
-    if (next != i) {
-      i = next;
-      continue;
-    }
-    if (!IsContinuation(text[i])) ++width;
-    ++i;
-  }
-  return width;
-}
-
-std::string Ellipsize(std::string_view text, int width) {
-  if (DisplayWidth(text) <= width) return std::string(text);
-  if (width <= 0) return "";
-  std::string out;
-  int used = 0;
-  bool cut = false;
-  for (size_t i = 0; i < text.size();) {
-    size_t next = SkipEscape(text, i);
-    const bool escape = next != i;
-    if (!escape) {
-      next = i + 1;
-      while (next < text.size() && IsContinuation(text[next])) ++next;
-    }
-    if (escape) {
-      out.append(text.substr(i, next - i));
-    } else if (used < width - 1) {
-      out.append(text.substr(i, next - i));
-      ++used;
-    } else if (!cut) {
-      out += "…";
-      cut = true;
-    }
-    i = next;
-  }
-  return out;
-}
 
 std::string Bar(double fraction, int width, const Style& style) {
   if (width <= 0) return "";
@@ -327,37 +227,14 @@ std::vector<std::string> Plot(const std::vector<Series>& series, int width, int 
     std::string legend(static_cast<size_t>(margin + 2), ' ');
     for (size_t s = 0; s < series.size(); ++s) {
       absl::StrAppend(&legend, s ? "   " : "",
-                      Paint(style, kSeriesInk[s % 4], style.unicode ? "━" : "*"), " ",
+                      Paint(style, kSeriesInk[s % 4],
+                            style.unicode && style.color ? "━" : std::string_view(&kSeriesMarks[s % 4], 1)),
+                      " ",
                       series[s].name);
     }
     lines.push_back(legend);
   }
   return lines;
-}
-
-std::string Table(const std::vector<std::vector<std::string>>& rows, const Style& style,
-                  const std::vector<int>& right) {
-  std::vector<int> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], DisplayWidth(row[c]));
-  }
-  std::string out;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    std::string line;
-    for (size_t c = 0; c < rows[r].size(); ++c) {
-      const std::string cell = r == 0 ? Paint(style, Ink::kBold, rows[r][c]) : rows[r][c];
-      const int gap = widths[c] - DisplayWidth(cell);
-      const bool to_right =
-          std::find(right.begin(), right.end(), static_cast<int>(c)) != right.end();
-      if (c) line += "  ";
-      if (to_right) line.append(static_cast<size_t>(gap), ' ');
-      line += cell;
-      if (!to_right && c + 1 < rows[r].size()) line.append(static_cast<size_t>(gap), ' ');
-    }
-    absl::StrAppend(&out, line, "\n");
-  }
-  return out;
 }
 
 }  // namespace nibble::client

@@ -57,10 +57,10 @@ TEST(DrawTest, WidthIgnoresEscapesAndCountsCodePoints) {
 }
 
 TEST(DrawTest, EllipsizeCutsByCellAndKeepsTheReset) {
-  EXPECT_EQ(Ellipsize("abcdef", 6), "abcdef");
-  EXPECT_EQ(Ellipsize("abcdef", 4), "abc…");
-  EXPECT_EQ(Ellipsize("abcdef", 0), "");
-  const std::string painted = Ellipsize(Paint(kColor, Ink::kRed, "abcdef"), 4);
+  EXPECT_EQ(Ellipsize("abcdef", 6, kUnicode), "abcdef");
+  EXPECT_EQ(Ellipsize("abcdef", 4, kUnicode), "abc…");
+  EXPECT_EQ(Ellipsize("abcdef", 0, kUnicode), "");
+  const std::string painted = Ellipsize(Paint(kColor, Ink::kRed, "abcdef"), 4, kUnicode);
   EXPECT_EQ(DisplayWidth(painted), 4);
   EXPECT_THAT(painted, testing::EndsWith("\x1b[0m"));
 }
@@ -101,12 +101,58 @@ TEST(DrawTest, PlotSkipsHolesAndRefusesTheImpossible) {
   EXPECT_TRUE(Plot({{"a", {1}, {1}}}, 5, 5, kUnicode).empty());
   const auto two = Plot({{"loss", {1, 2}, {1, 2}}, {"eval", {1, 2}, {2, 1}}}, 40, 5, kAscii);
   ASSERT_EQ(two.size(), 7u);
-  EXPECT_THAT(two.back(), HasSubstr("* loss   * eval"));
+  EXPECT_THAT(two.back(), HasSubstr("* loss   o eval"));
 }
 
 TEST(DrawTest, TableAligns) {
   EXPECT_EQ(Table({{"NAME", "SIZE"}, {"a", "1"}, {"long", "100"}}, kUnicode, {1}),
             "NAME  SIZE\na        1\nlong   100\n");
+}
+
+TEST(DrawTest, WideCharactersTakeTwoCellsAndMarksNone) {
+  EXPECT_EQ(DisplayWidth("数据"), 4);
+  EXPECT_EQ(DisplayWidth("e\u0301"), 1);
+  EXPECT_EQ(DisplayWidth("\U0001F600!"), 3);
+  EXPECT_EQ(DisplayWidth("\xff\xc3"), 2);
+  EXPECT_EQ(Ellipsize("数据集", 4, kUnicode), "数…");
+  EXPECT_EQ(Ellipsize("abcdef", 4, kAscii), "abc.");
+  EXPECT_EQ(Table({{"A", "B"}, {"数", "x"}, {"abc", "y"}}, kUnicode), "A    B\n数   x\nabc  y\n");
+}
+
+TEST(DrawTest, ControlCharactersAreNotShown) {
+  EXPECT_EQ(Printable("a\x1b[2Jb\nc\td\x7f\u009b"), "a?[2Jb?c?d??");
+  EXPECT_EQ(Printable("übersicht 数"), "übersicht 数");
+}
+
+TEST(DrawTest, SeriesWithoutColourHaveMarks) {
+  const auto lines = Plot({{"loss", {1, 2}, {1, 2}}, {"eval", {1, 2}, {2, 1}}}, 40, 5, kUnicode);
+  EXPECT_THAT(lines.back(), HasSubstr("* loss   o eval"));
+  EXPECT_THAT(lines[0], HasSubstr("o"));
+  EXPECT_THAT(lines[0], HasSubstr("*"));
+}
+
+TEST(DrawTest, TablesFitTheTerminal) {
+  const std::vector<std::vector<std::string>> rows = {
+      {"NAME", "STEP", "WHAT IS IN THE WAY"},
+      {"job-1", "1/20", "512 MiB too few, held by job-2 and job-3"},
+      {"job-2", "-", "nothing"}};
+  Style narrow{false, true, 40};
+  EXPECT_EQ(Table(rows, narrow, {1}),
+            "NAME   STEP  WHAT IS IN THE WAY\n"
+            "job-1  1/20  512 MiB too few, held by\n"
+            "             job-2 and job-3\n"
+            "job-2     -  nothing\n");
+  narrow.columns = 20;
+  EXPECT_EQ(Table(rows, narrow, {1}),
+            "job-1\n    step 1/20\n    what is in the way 512 MiB too few, held by job-2 and job-3\n"
+            "job-2\n    what is in the way nothing\n");
+  EXPECT_EQ(Table({rows[0]}, narrow, {1}), "NAME  STEP  WHAT IS…\n");
+  EXPECT_EQ(Table(rows, kUnicode, {1}), Table(rows, Style{false, true, 200}, {1}));
+  // Paint does not run on into the next column.
+  const Style colored{true, true, 30};
+  const auto painted = Table({{"A", "B", "C"}, {"x", Paint(colored, Ink::kRed, "never, 18.9 GiB too short"), "1"}},
+                             colored);
+  EXPECT_THAT(painted, testing::Not(HasSubstr("\x1b[31m")));
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "client/follow.h"
 
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
 #include <thread>
 #include <utility>
@@ -9,14 +8,13 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/mailbox.h"
+#include "client/interrupt.h"
 #include "client/patience.h"
 #include "client/run_view.h"
 #include "client/watch.h"
 
 namespace nibble::client {
 namespace {
-
-volatile std::sig_atomic_t interrupted = 0;
 
 constexpr int64_t kFrameUs = 100'000;
 constexpr int64_t kRefreshUs = 2'000'000;
@@ -46,15 +44,6 @@ class Screen {
 };
 
 }  // namespace
-
-void InstallInterrupt() {
-  struct sigaction action {};
-  action.sa_handler = [](int) { interrupted = 1; };
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-}
-
-bool Interrupted() { return interrupted != 0; }
 
 int FollowJob(Client& client, const Terminal& terminal, const std::string& name) {
   InstallInterrupt();

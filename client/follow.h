@@ -11,8 +11,4 @@ namespace nibble::client {
 // Returns the command's exit code: the job's outcome, or 130 after Ctrl-C.
 int FollowJob(Client& client, const Terminal& terminal, const std::string& name);
 
-// True once SIGINT or SIGTERM came; from InstallInterrupt on they no longer end the process.
-void InstallInterrupt();
-bool Interrupted();
-
 }  // namespace nibble::client

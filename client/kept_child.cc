@@ -20,11 +20,13 @@ constexpr int64_t kMaxLogBytes = int64_t{32} << 20;
 constexpr int64_t kTailBytes = 4'000;
 constexpr int kTailLines = 9;
 
-std::string LogTail(const std::string& path) {
+// Of what stands from `from` on: what came before is of earlier runs.
+std::string LogTail(const std::string& path, int64_t from) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) return "";
-  const auto size = static_cast<int64_t>(in.tellg());
-  in.seekg(std::max<int64_t>(0, size - kTailBytes));
+  const auto end = static_cast<int64_t>(in.tellg());
+  const int64_t size = end - (from <= end ? from : 0);
+  in.seekg(end - std::min(size, kTailBytes));
   std::string text(static_cast<size_t>(std::min(size, kTailBytes)), '\0');
   in.read(text.data(), static_cast<std::streamsize>(text.size()));
   size_t begin = text.size();
@@ -39,12 +41,13 @@ std::string LogTail(const std::string& path) {
 absl::Status KeptChild::Start(std::vector<std::string> arguments) {
   arguments_ = std::move(arguments);
   started_us_ = RealClock::Get().NowMonotonicUs();
+  log_from_ = FileSizeBytes(log_file_).value_or(0);
   return child_.Start(arguments_, log_file_);
 }
 
 std::string KeptChild::Obituary() const {
   return absl::StrCat(name_, " ", child_.how(), "; the end of ", log_file_, ":\n",
-                      LogTail(log_file_));
+                      LogTail(log_file_, log_from_));
 }
 
 absl::StatusOr<std::string> KeptChild::Keep(int64_t now_us) {
@@ -62,6 +65,7 @@ absl::StatusOr<std::string> KeptChild::Keep(int64_t now_us) {
   if (now_us < again_us_) return "";
   again_us_ = 0;
   started_us_ = now_us;
+  log_from_ = FileSizeBytes(log_file_).value_or(0);
   RETURN_IF_ERROR(child_.Start(arguments_, log_file_));
   return "";
 }

@@ -40,6 +40,7 @@ class KeptChild {
   std::vector<std::string> arguments_;
   Child child_;
   int64_t started_us_ = 0;
+  int64_t log_from_ = 0;  // where the log of this start begins
   int64_t again_us_ = 0;  // 0 = it runs
   int64_t wait_us_ = 0;
   int64_t next_look_us_ = 0;

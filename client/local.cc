@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "client/commands.h"
@@ -115,12 +116,19 @@ int DoctorCommand(const Globals& g) {
   }
   const auto workers = (*client)->ListWorkers();
   if (!workers.ok()) {
-    check(false, "server", absl::StrCat(server, ": ", std::string(workers.status().message())));
+    const std::string why(workers.status().message());
+    check(false, "server",
+          absl::StrCat(server, ": ", why, absl::IsUnavailable(workers.status()) ? "\n    " : "",
+                       absl::IsUnavailable(workers.status()) ? ConnectionHint(why) : ""));
     return findings.End(ExitCodeOf(workers.status()));
   }
   check(true, "server", server);
-  int ready = 0;
+  int ready = 0, gone = 0;
   for (const auto& w : workers->workers()) {
+    if (IsLongLost(w, RealClock::Get().NowUnixUs())) {
+      ++gone;
+      continue;
+    }
     const bool alive = (w.state() == v1::IDLE || w.state() == v1::BUSY) && w.no_room().empty();
     ready += alive;
     for (const auto& d : w.devices()) {
@@ -135,7 +143,7 @@ int DoctorCommand(const Globals& g) {
                    /*counts=*/false);
     }
   }
-  check(ready > 0, "workers", absl::StrCat(ready, " ready of ", workers->workers_size()));
+  check(ready > 0, "workers", absl::StrCat(ready, " ready of ", workers->workers_size() - gone));
   return findings.End();
 }
 

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/commands.h"
 #include "client/completion.h"
@@ -21,6 +22,7 @@ struct Commands {
   PlanArgs plan;
   bool follow = false;
   int rows = 5;
+  bool all_workers = false;
   int wait_timeout_s = 0;
   std::string wait_for;
   MetricsArgs metrics;
@@ -37,6 +39,17 @@ struct Commands {
   std::string adapter;
   std::function<int()> chosen;
 };
+
+// A whole number from `low` on: CLI11 itself takes negative ones without a word.
+CLI::Validator AtLeast(int low) {
+  return CLI::Validator(
+      [low](const std::string& text) -> std::string {
+        int value = 0;
+        const bool good = absl::SimpleAtoi(text, &value) && value >= low;
+        return good ? "" : absl::StrCat("must be a whole number, at least ", low, ", got ", text);
+      },
+      "");
+}
 
 // A subcommand that runs `body` when it was the one asked for.
 CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& description,
@@ -105,7 +118,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   list->add_flag("-w,--watch", c.list.watch, "again and again, until Ctrl-C");
   list->add_option("--state", c.list.states, "only jobs in these states");
   list->add_option("--limit", c.list.limit, "at most so many; 0 = all")
-      ->check([](const std::string& text) { return text[0] == '-' ? "must be 0 or more" : ""; });
+      ->check(AtLeast(0))->capture_default_str();
   const auto one = [&](const std::string& name, const std::string& description,
                        int (*body)(const Globals&, const std::string&)) {
     CLI::App* command = Add(&app, name, description, c, [&c, body] { return body(c.g, c.job); });
@@ -117,7 +130,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
                   [&c] { return WhyCommand(c.g, c.job, c.max_devices); });
   why->add_option("job", c.job, "the job's name")->required();
   why->add_option("--devices", c.max_devices, "show at most so many, where it starts soonest first")
-      ->capture_default_str();
+      ->check(AtLeast(1))->capture_default_str();
   one("describe", "Show everything about a job", DescribeCommand);
   one("watch", "Follow a job live", WatchCommand);
   one("checkpoints", "List a job's checkpoints", CheckpointsCommand);
@@ -137,7 +150,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   metrics->add_flag("--csv", c.metrics.csv, "comma separated");
   metrics->add_flag("--phases", c.metrics.phases, "where the time of the steps went (on CPUs)");
   metrics->add_option("--points", c.metrics.max_points, "down-sample to at most so many")
-      ->capture_default_str();
+      ->check(AtLeast(2))->capture_default_str();
   const auto verb = [&](const std::string& name, const std::string& description, Verb which) {
     Add(&app, name, description, c, [&c, which] { return VerbCommand(c.g, which, c.names); })
         ->add_option("jobs", c.names, "names of jobs")
@@ -151,7 +164,8 @@ void AddJobCommands(CLI::App& app, Commands& c) {
                    [&c] { return WaitCommand(c.g, c.names, c.wait_for, c.wait_timeout_s); });
   wait->add_option("jobs", c.names, "names of jobs")->required();
   wait->add_option("--for", c.wait_for, "state=STATE instead of the end");
-  wait->add_option("--timeout", c.wait_timeout_s, "seconds; 0 = no limit");
+  wait->add_option("--timeout", c.wait_timeout_s, "seconds; 0 = no limit")
+      ->check(AtLeast(0));
   auto* download = Add(&app, "download", "Fetch a job's adapter, verified; resumes when cut", c,
                        [&c] { return DownloadCommand(c.g, c.job, c.directory); });
   download->add_option("job", c.job, "the job's name, or adapters/{id}")->required();
@@ -159,9 +173,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
 }
 
 CLI::App* AddGroup(CLI::App& app, const std::string& name, const std::string& description) {
-  CLI::App* group = app.add_subcommand(name, description);
-  group->require_subcommand(1);
-  return group;
+  return app.add_subcommand(name, description);
 }
 
 void AddNamed(CLI::App* group, const std::string& name, const std::string& description, Commands& c,
@@ -190,7 +202,7 @@ void AddThings(CLI::App& app, Commands& c) {
   auto* preview = Add(dataset, "preview", "Show the first rows", c,
                       [&c] { return DatasetPreview(c.g, c.name, c.rows); });
   preview->add_option("name", c.name, "its name")->required();
-  preview->add_option("--rows", c.rows, "how many")->capture_default_str();
+  preview->add_option("--rows", c.rows, "how many")->check(AtLeast(1))->capture_default_str();
   auto* validate = Add(dataset, "validate", "Count tokens with a model's tokenizer", c,
                        [&c] { return DatasetValidate(c.g, c.name, c.model); });
   validate->add_option("name", c.name, "its name")->required();
@@ -215,7 +227,9 @@ void AddThings(CLI::App& app, Commands& c) {
   AddRemove(adapter, c, AdapterRemove);
 
   CLI::App* worker = AddGroup(app, "worker", "Workers");
-  Add(worker, "ls", "List", c, [&c] { return WorkerList(c.g); })->alias("list");
+  Add(worker, "ls", "List", c, [&c] { return WorkerList(c.g, c.all_workers); })
+      ->alias("list")
+      ->add_flag("-a,--all", c.all_workers, "those lost for more than a day too");
   for (const bool drain : {true, false}) {
     Add(worker, drain ? "drain" : "undrain",
         drain ? "Let its jobs move elsewhere" : "Give it jobs again", c,
@@ -244,7 +258,7 @@ void AddMachine(CLI::App& app, Commands& c) {
   up->add_option("--listen", c.up.listen, "gRPC address; port 0 chooses one")
       ->capture_default_str();
   up->add_option("--http", c.up.http, "address of /metrics and health")->capture_default_str();
-  up->add_option("--threads", c.up.threads, "of the engine (default: all)");
+  up->add_option("--threads", c.up.threads, "of the engine (default: all)")->check(AtLeast(1));
   up->add_option("--memory", c.up.memory,
                  "what the worker offers, e.g. 8GiB (default: what is free less 1 GiB)");
   up->add_flag("--no-worker", c.up.no_worker, "the server alone");
@@ -282,14 +296,22 @@ void AddMachine(CLI::App& app, Commands& c) {
   auto* merge = app.add_subcommand("merge", "Add an adapter into its base: a model that needs none");
   merge->add_option("--base", c.base, "base model directory")->required();
   merge->add_option("--adapter", c.adapter, "adapter directory")->required();
+  merge->add_option("--out", c.directory, "folder to make")->required();
   const std::pair<const char*, const char*> merge_valued[] = {
-      {"--out", "folder to make"},
       {"--onto", "original: weights as the base has them; quantized: as it was trained on (original)"},
       {"--threads", "(all cores)"}};
   for (const auto& [flag, what] : merge_valued) merge->add_option(flag, what);
   merge->add_flag("--any-base")->description("also onto weights the adapter was not trained on");
   merge->add_flag("--json")->description("the result as a line of JSON");
-  app.add_subcommand("token", "create, ls or revoke access tokens of the server on this machine");
+  auto* token = AddGroup(app, "token", "Access tokens of the server on this machine");
+  auto* create = token->add_subcommand("create", "Make a token and show it, this once");
+  create->add_option("--name", c.name, "whose it is: NAME or PROJECT/NAME")->required();
+  create->add_option("--role")->description("client (default), worker or admin");
+  create->add_option("--expires-days")->description("after so many days it is refused (default: never)");
+  token->add_subcommand("ls", "List");
+  token->add_subcommand("revoke", "Refuse a token from now on")
+      ->add_option("id", c.name, "as nibble token ls shows it")
+      ->required();
   auto* completion = Add(&app, "completion", "Print a completion script", c, [&c, &app] {
     PrintOut(CompletionScript(ShapeOf(app), c.shell));
     return static_cast<int>(kExitOk);
@@ -315,7 +337,7 @@ std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
 
 // `nibble generate`, `nibble merge` and `nibble token` are other binaries' commands under our name.
 bool IsHandedOn(const std::string_view command, int argc, char** argv) {
-  if (argc < 3) return false;
+  if (argc < 3) return false;  // Nothing but the name: its help is the answer.
   const bool asks = std::any_of(argv + 2, argv + argc, [](const std::string_view word) {
     return word == "-h" || word == "--help";
   });
@@ -352,7 +374,6 @@ int Main(int argc, char** argv) {
   }
   CLI::App app{"Fine-tune language models: QLoRA jobs on a server of your own."};
   app.name("nibble");
-  app.require_subcommand(1);
   app.fallthrough();
   app.add_option("--server", c.g.server,
                  "host:port or unix:/path (NIBBLE_SERVER; default: the nibble up on this machine)");
@@ -365,7 +386,8 @@ int Main(int argc, char** argv) {
       ->envname("NIBBLE_OUTPUT");
   app.add_flag("-q,--quiet", c.g.quiet, "names and results only");
   app.add_flag("--no-color", c.g.no_color, "plain text (NO_COLOR)");
-  app.add_option("--call-timeout", c.g.timeout_s, "seconds a call may take")->capture_default_str();
+  app.add_option("--call-timeout", c.g.timeout_s, "seconds a call may take")
+      ->check(AtLeast(1))->capture_default_str();
   AddJobCommands(app, c);
   AddThings(app, c);
   AddMachine(app, c);
@@ -386,7 +408,12 @@ int Main(int argc, char** argv) {
                       : c.g.output == "yaml" ? Form::kYaml
                       : c.g.output == "name" ? Form::kName
                                              : Form::kTable;
-  return c.chosen ? c.chosen() : static_cast<int>(kExitUsage);
+  if (c.chosen) return c.chosen();
+  // No command, or a group without one: what there is to choose from.
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+  std::fputs(at->help(at == &app ? "" : app.get_name()).c_str(), stderr);
+  return kExitUsage;
 }
 
 }  // namespace

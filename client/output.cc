@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <yaml-cpp/emitter.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,8 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "base/clock.h"
 #include "base/error.h"
 
@@ -60,6 +63,15 @@ void Emit(YAML::Emitter& out, const nlohmann::ordered_json& value) {
   } else {
     out << value.dump();
   }
+}
+
+// Messages may have lines of their own.
+std::string PrintableLines(absl::string_view text) {
+  std::vector<std::string> lines;
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    lines.push_back(Printable(std::string_view(line.data(), line.size())));
+  }
+  return absl::StrJoin(lines, "\n");
 }
 
 }  // namespace
@@ -119,12 +131,15 @@ Terminal DetectTerminal(bool no_color) {
   } else if (const int columns = std::atoi(Env("COLUMNS").c_str()); columns > 0) {
     terminal.columns = columns;
   }
+  if (isatty(STDOUT_FILENO)) terminal.style.columns = terminal.columns;
   return terminal;
 }
 
 void PrintOut(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
+  // A reader that has gone away ends us by SIGPIPE; this is a full disk. Half a result is none.
+  std::fprintf(stderr, "error: cannot write the output: %s\n", std::strerror(errno));
+  std::_Exit(kExitError);
 }
 
 void PrintNote(const Terminal& terminal, std::string_view line) {
@@ -158,11 +173,11 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
   Style style = terminal.style;
   style.color = style.color && terminal.live_errors;
   std::string text =
-      absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", std::string(status.message()), "\n");
+      absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", PrintableLines(status.message()), "\n");
   for (const FieldViolation& v : StatusViolations(status)) {
     // Messages made of violations already say them.
     if (status.message().find(v.description) == absl::string_view::npos) {
-      absl::StrAppend(&text, "  ", v.field, ": ", v.description, "\n");
+      absl::StrAppend(&text, "  ", v.field, ": ", PrintableLines(v.description), "\n");
     }
   }
   if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
@@ -271,7 +286,7 @@ std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_u
 void ByteProgress::Show(int64_t done, int64_t total) {
   if (terminal_.quiet) return;
   if (!terminal_.live_errors) {
-    if (!drawn_) std::fprintf(stderr, "%s (%s)\n", label_.c_str(), FormatBytes(total).c_str());
+    if (!drawn_ && !only_live_) std::fprintf(stderr, "%s (%s)\n", Printable(label_).c_str(), FormatBytes(total).c_str());
     drawn_ = true;
     return;
   }
@@ -280,10 +295,19 @@ void ByteProgress::Show(int64_t done, int64_t total) {
   last_us_ = now_us;
   drawn_ = true;
   const double fraction = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
-  std::fprintf(stderr, "\r\x1b[2K%s  %s  %s of %s", label_.c_str(),
-               Bar(fraction, 20, terminal_.style).c_str(), FormatBytes(done).c_str(),
-               FormatBytes(total).c_str());
+  const std::string line = absl::StrCat(Printable(label_), "  ", Bar(fraction, 20, terminal_.style), "  ",
+                                        FormatBytes(done), " of ", FormatBytes(total));
+  std::fprintf(stderr, "\r\x1b[2K%s", Ellipsize(line, terminal_.columns - 1, terminal_.style).c_str());
   std::fflush(stderr);
+}
+
+Transient::Transient(const Terminal& terminal, const std::string& line)
+    : drawn_(terminal.live_errors && !terminal.quiet) {
+  if (drawn_) std::fprintf(stderr, "%s", Ellipsize(Printable(line), terminal.columns - 1, terminal.style).c_str());
+}
+
+Transient::~Transient() {
+  if (drawn_) std::fputs("\r\x1b[2K", stderr);
 }
 
 ByteProgress::~ByteProgress() {

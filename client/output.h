@@ -76,19 +76,33 @@ std::string ClockText(int64_t unix_us);
 // "now", "14:20:00", "2026-03-01 12:30:05": what is needed to tell it from now.
 std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_us);
 
-// One line on stderr that shows bytes moving: redrawn in place on a terminal, else said once.
+// One line on stderr that shows bytes moving: redrawn in place on a terminal, else said once (not at all with
+// `only_live`).
 class ByteProgress {
  public:
-  ByteProgress(const Terminal& terminal, std::string label)
-      : terminal_(terminal), label_(std::move(label)) {}
+  ByteProgress(const Terminal& terminal, std::string label, bool only_live = false)
+      : terminal_(terminal), label_(std::move(label)), only_live_(only_live) {}
   ~ByteProgress();
   void Show(int64_t done, int64_t total);
 
  private:
   const Terminal& terminal_;
   const std::string label_;
+  const bool only_live_;
   bool drawn_ = false;
   int64_t last_us_ = 0;
+};
+
+// On a terminal a line on stderr that says what is waited for, gone when it is over.
+class Transient {
+ public:
+  Transient(const Terminal& terminal, const std::string& line);
+  ~Transient();
+  Transient(const Transient&) = delete;
+  Transient& operator=(const Transient&) = delete;
+
+ private:
+  const bool drawn_;
 };
 
 }  // namespace nibble::client

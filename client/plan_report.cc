@@ -1,6 +1,7 @@
 #include "client/plan_report.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/error.h"
 #include "client/output.h"
 #include "client/recipe_keys.h"
 #include "client/report.h"
@@ -120,6 +122,43 @@ std::string RecipeKey(const std::string& path) {
   return path;
 }
 
+// Nothing for a path that no key stands for.
+std::optional<std::string> KeyOf(const std::string& path, bool of_spec) {
+  if (path == "data.format") return "datasets[0].type";
+  if (of_spec && path == "base_model") return path;
+  if (of_spec && path == "dataset") return "datasets";
+  if (of_spec && path == "eval_dataset") return "test_datasets";
+  const std::string key = absl::StrContains(path, ".") ? RecipeKey(path) : path;
+  return key == path ? std::nullopt : std::optional<std::string>(key);
+}
+
+// Each word that is the path of a field, with or without "spec." before it, becomes the recipe's key.
+std::string RecipeWords(absl::string_view text) {
+  constexpr absl::string_view kLetters = "abcdefghijklmnopqrstuvwxyz0123456789_.";
+  std::string out;
+  while (!text.empty()) {
+    size_t length = text.find_first_not_of(kLetters);
+    if (length == absl::string_view::npos) length = text.size();
+    if (length == 0) {
+      out += text[0];
+      text.remove_prefix(1);
+      continue;
+    }
+    std::string word(text.substr(0, length));
+    text.remove_prefix(length);
+    std::string end;
+    while (absl::EndsWith(word, ".")) {
+      word.pop_back();
+      end += '.';
+    }
+    std::string path = word;
+    const bool of_spec = absl::StartsWith(path, "spec.");
+    if (of_spec) path.erase(0, 5);
+    absl::StrAppend(&out, KeyOf(path, of_spec).value_or(word), end);
+  }
+  return out;
+}
+
 std::string Decimal(int64_t bytes) {
   return absl::StrFormat("%.2f", static_cast<double>(bytes) / 1e9);
 }
@@ -132,6 +171,16 @@ std::string OverridesText(const v1::Suggestion& suggestion) {
     overrides.push_back(absl::StrCat(RecipeKey(change.field()), "=", change.value()));
   }
   return absl::StrJoin(overrides, " ");
+}
+
+absl::Status InRecipeWords(const absl::Status& status) {
+  const Reason reason = StatusReason(status);
+  if (status.ok() || reason == Reason::kUnspecified) return status;
+  Error error(reason, RecipeWords(status.message()));
+  for (const auto& [key, value] : StatusMetadata(status)) error.With(key, value);
+  for (const FieldViolation& v : StatusViolations(status))
+    error.Violation(RecipeWords(v.field), RecipeWords(v.description));
+  return error.ToStatus();
 }
 
 // Every line says what its figure is worth: to the byte, or what was measured or allowed for.

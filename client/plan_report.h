@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "client/draw.h"
 #include "nibble/v1/job.pb.h"
 
@@ -18,5 +19,8 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
 std::string MethodsText(const v1::PlanJobResponse& plan, const Style& style);
 // A change as overrides of a recipe: "micro_batch_size=1 gradient_accumulation_steps=8".
 std::string OverridesText(const v1::Suggestion& suggestion);
+// An error about fields of a JobSpec, about keys of a recipe instead: who reads it wrote
+// `sequence_len`, not `spec.data.sequence_len`.
+absl::Status InRecipeWords(const absl::Status& status);
 
 }  // namespace nibble::client

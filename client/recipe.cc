@@ -47,7 +47,12 @@ absl::StatusOr<Recipe> ReadRecipe(std::string_view text, const std::string& sour
 
 absl::StatusOr<Recipe> LoadRecipe(const std::string& path,
                                   const std::vector<std::string>& overrides) {
-  if (IsDirectory(path) || !FileExists(path)) {
+  if (IsDirectory(path)) {
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("recipe ", path, " is a directory; give the YAML file in it"))
+        .ToStatus();
+  }
+  if (!FileExists(path)) {
     return Error(Reason::kSpecInvalid, absl::StrCat("recipe ", path, ": no such file")).ToStatus();
   }
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, int64_t{1} << 20));

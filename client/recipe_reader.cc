@@ -21,6 +21,7 @@ absl::StatusOr<Recipe> RecipeReader::Read(const Yaml& root) {
     return Error(Reason::kSpecInvalid, absl::StrCat(source_, ": a recipe is a map of keys"))
         .ToStatus();
   }
+  root_ = &root;
   for (const auto& [key, value] : root.fields) ReadKey(key, value);
   Finish(root);
   if (!faults_.empty()) return Faults();
@@ -29,7 +30,8 @@ absl::StatusOr<Recipe> RecipeReader::Read(const Yaml& root) {
 }
 
 std::string RecipeReader::Place(const Yaml& value) const {
-  return value.line ? absl::StrCat(source_, ":", value.line, ":", value.column) : "override";
+  if (value.line) return absl::StrCat(source_, ":", value.line, ":", value.column);
+  return &value == root_ ? source_ : "override";
 }
 
 void RecipeReader::Refuse(Reason reason, const std::string& key, const Yaml& value, std::string text) {

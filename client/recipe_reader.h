@@ -66,6 +66,7 @@ class RecipeReader {
 
   const std::string source_;
   const std::string directory_;
+  const Yaml* root_ = nullptr;  // what is read; an empty file has no line
   Recipe recipe_;
   nlohmann::json spec_ = nlohmann::json::object();
   std::vector<Fault> faults_;

@@ -164,9 +164,9 @@ std::vector<std::string> RunView::Frame(int columns, int64_t now_unix_us) const 
   if (!phase.empty() && (planned == 0 || job_.progress().phase() != "TRAINING")) {
     absl::StrAppend(&head, "  ", Paint(style_, Ink::kDim, phase));
   }
-  lines.push_back(Ellipsize(head, columns));
+  lines.push_back(Ellipsize(head, columns, style_));
   if (job_.state() == v1::QUEUED && !job_.state_reason().empty()) {
-    lines.push_back(Ellipsize(absl::StrCat("  ", job_.state_reason()), columns));
+    lines.push_back(Ellipsize(absl::StrCat("  ", job_.state_reason()), columns, style_));
   }
   if (has_loss_) {
     std::string line = absl::StrCat(
@@ -178,7 +178,7 @@ std::vector<std::string> RunView::Frame(int columns, int64_t now_unix_us) const 
     if (checkpoints_)
       absl::StrAppend(&line, "  ", checkpoints_,
                       checkpoints_ == 1 ? " checkpoint" : " checkpoints");
-    lines.push_back(Ellipsize(line, columns));
+    lines.push_back(Ellipsize(line, columns, style_));
   }
   return lines;
 }

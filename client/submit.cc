@@ -14,6 +14,8 @@
 #include "base/id.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "client/interrupt.h"
+#include "client/plan_report.h"
 #include "client/transfer.h"
 
 namespace nibble::client {
@@ -65,8 +67,45 @@ bool IsFile(const std::string& dataset) {
 }
 
 absl::Status CheckDataFile(const std::string& path) {
-  if (FileExists(path) && !IsDirectory(path)) return absl::OkStatus();
+  if (IsDirectory(path)) {
+    return Error(Reason::kDatasetNotFound,
+                 absl::StrCat("data set ", path, " is a directory; give the file of JSON lines in it"))
+        .ToStatus();
+  }
+  if (FileExists(path)) return absl::OkStatus();
   return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file")).ToStatus();
+}
+
+// A wrong name is told before anything has gone up.
+absl::Status CheckName(const std::string& name) {
+  if (name.empty() || IsValidId(name)) return absl::OkStatus();
+  return Error::Field(Reason::kNameInvalid, "--name",
+                      absl::StrCat("must be 1 to 63 characters of a-z, 0-9 and inner -, got \"",
+                                   name.substr(0, 80), "\""))
+      .ToStatus();
+}
+
+// One file, with what to do when it is stopped in the middle.
+absl::StatusOr<std::string> UploadShown(Client& client, const Terminal& terminal, const std::string& path,
+                                        const std::string& name) {
+  const InterruptNote note(
+      terminal, absl::StrCat("stopped while ", name, " was being sent; what the server has of it is kept for a "
+                             "day, and the same command goes on from there"));
+  ByteProgress reading(terminal, absl::StrCat("reading ", name), /*only_live=*/true);
+  ByteProgress sending(terminal, absl::StrCat("uploading ", name));
+  return UploadFile(
+      client, path, [&](int64_t done, int64_t total) { reading.Show(done, total); },
+      [&](int64_t done, int64_t total) { sending.Show(done, total); });
+}
+
+// While the server reads what it has been given: that takes seconds for every few GiB.
+template <typename Call>
+auto Awaited(const Terminal& terminal, const std::string& name, const Call& call) {
+  const InterruptNote note(
+      terminal, absl::StrCat("stopped while the server was reading ", name,
+                             "; the same command goes on from there"));
+  const Transient waiting(terminal, absl::StrCat("the server reads ", name));
+  return call();
 }
 
 absl::StatusOr<std::string> ResolveDataset(Client& client, const Terminal& terminal,
@@ -83,17 +122,14 @@ absl::StatusOr<v1::Model> UploadDirectory(Client& client, const Terminal& termin
   request.clear_path();
   for (const std::string& name : files) {
     const std::string path = JoinPath(directory, name);
-    ByteProgress progress(terminal, absl::StrCat("uploading ", name));
-    ASSIGN_OR_RETURN(
-        const std::string digest,
-        UploadFile(client, path, [&](int64_t done, int64_t total) { progress.Show(done, total); }));
+    ASSIGN_OR_RETURN(const std::string digest, UploadShown(client, terminal, path, name));
     ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(path));
     auto* file = request.add_manifest();
     file->set_name(name);
     file->set_size_bytes(size);
     file->set_sha256(digest);
   }
-  return client.RegisterModel(request);
+  return Awaited(terminal, BaseName(directory), [&] { return client.RegisterModel(request); });
 }
 
 // A name of a recipe is a wish: run twice, the second job gets a number.
@@ -116,7 +152,9 @@ absl::StatusOr<v1::Job> CreateWithFreeName(Client& client, v1::CreateJobRequest 
 
 absl::StatusOr<std::vector<std::string>> ModelFiles(const std::string& directory) {
   if (!IsDirectory(directory)) {
-    return Error(Reason::kBaseModelNotFound, absl::StrCat("base model ", directory, ": no such directory"))
+    return Error(Reason::kBaseModelNotFound,
+                 absl::StrCat("base model ", directory, FileExists(directory) ? " is a file; give the directory"
+                                                                              : ": no such directory"))
         .ToStatus();
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> all, ListDir(directory));
@@ -187,6 +225,7 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
                                             const std::string& directory,
                                             const std::string& display_name,
                                             const std::string& model_id) {
+  RETURN_IF_ERROR(CheckName(model_id));
   RETURN_IF_ERROR(ModelFiles(directory).status());
   ASSIGN_OR_RETURN(const std::string path, RealPath(directory));
   v1::RegisterModelRequest request;
@@ -195,7 +234,7 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
                                                                        : display_name);
   if (IsLocal(client)) {
     request.set_path(path);
-    const auto model = client.RegisterModel(request);
+    const auto model = Awaited(terminal, path, [&] { return client.RegisterModel(request); });
     if (model.ok() || !ShouldUploadInstead(model.status())) return model;
   }
   return UploadDirectory(client, terminal, directory, request);
@@ -204,13 +243,8 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
 absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal,
                                         const std::string& path, const std::string& dataset_id) {
   RETURN_IF_ERROR(CheckDataFile(path));
-  std::string digest;
-  {
-    ByteProgress progress(terminal, absl::StrCat("uploading ", BaseName(path)));
-    ASSIGN_OR_RETURN(digest, UploadFile(client, path, [&](int64_t done, int64_t total) {
-                       progress.Show(done, total);
-                     }));
-  }
+  RETURN_IF_ERROR(CheckName(dataset_id));
+  ASSIGN_OR_RETURN(const std::string digest, UploadShown(client, terminal, path, BaseName(path)));
   if (dataset_id.empty()) {
     ASSIGN_OR_RETURN(const v1::ListDatasetsResponse known, client.ListDatasets());
     for (const auto& dataset : known.datasets()) {
@@ -221,7 +255,7 @@ absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal
   request.set_dataset_id(dataset_id);
   request.set_display_name(BaseName(path));
   request.set_sha256(digest);
-  return client.CreateDataset(request);
+  return Awaited(terminal, BaseName(path), [&] { return client.CreateDataset(request); });
 }
 
 absl::StatusOr<v1::JobSpec> PrepareSpec(Client& client, const Terminal& terminal,
@@ -243,7 +277,7 @@ absl::StatusOr<v1::JobSpec> PrepareSpec(Client& client, const Terminal& terminal
   if (IsFile(recipe.dataset)) {
     v1::PlanJobRequest question;
     *question.mutable_spec() = spec;
-    RETURN_IF_ERROR(client.PlanJob(question).status());
+    RETURN_IF_ERROR(InRecipeWords(client.PlanJob(question).status()));
   }
   ASSIGN_OR_RETURN(*spec.mutable_dataset(), ResolveDataset(client, terminal, recipe.dataset));
   ASSIGN_OR_RETURN(*spec.mutable_eval_dataset(),
@@ -269,6 +303,7 @@ absl::StatusOr<std::map<std::string, std::string>> ParseLabels(
 absl::StatusOr<v1::Job> Submit(Client& client, const Terminal& terminal, const SubmitArgs& args) {
   ASSIGN_OR_RETURN(const Recipe recipe, LoadRecipe(args.recipe, args.overrides));
   ASSIGN_OR_RETURN(const auto labels, ParseLabels(args.labels));
+  RETURN_IF_ERROR(CheckName(args.name));
   v1::CreateJobRequest request;
   ASSIGN_OR_RETURN(*request.mutable_spec(), PrepareSpec(client, terminal, recipe));
   request.set_job_id(args.name.empty() ? recipe.name : args.name);
@@ -281,7 +316,10 @@ absl::StatusOr<v1::Job> Submit(Client& client, const Terminal& terminal, const S
   // A name said on the command line, or a request that may be repeated, is meant to the letter.
   const bool literal =
       !args.name.empty() || !args.request_id.empty() || args.dry_run || recipe.name.empty();
-  return literal ? client.CreateJob(request) : CreateWithFreeName(client, std::move(request));
+  absl::StatusOr<v1::Job> job =
+      literal ? client.CreateJob(request) : CreateWithFreeName(client, std::move(request));
+  if (!job.ok()) return InRecipeWords(job.status());
+  return job;
 }
 
 }  // namespace nibble::client

@@ -142,6 +142,20 @@ absl::Status Receive(const Client& client, const std::string& adapter, const v1:
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> DigestOf(int fd, const std::string& path, int64_t size, const OnBytes& on_read) {
+  Sha256 hash;
+  std::string buffer(kChunkBytes, '\0');
+  for (int64_t offset = 0;;) {
+    const ssize_t got = pread(fd, buffer.data(), buffer.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, "read " + path);
+    if (got == 0) return hash.FinishHex();
+    hash.Update(buffer.data(), static_cast<size_t>(got));
+    offset += got;
+    if (on_read) on_read(offset, size);
+  }
+}
+
 bool IsPlainName(const std::string& name) {
   return !name.empty() && name.size() < 200 && name[0] != '.' &&
          name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
@@ -149,13 +163,13 @@ bool IsPlainName(const std::string& name) {
 
 }  // namespace
 
-absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
+absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path, const OnBytes& on_read,
                                        const OnBytes& on_bytes) {
   File file(path, O_RDONLY);
   if (file.get() < 0) return ErrnoStatus(errno, "open " + path);
   v1::BeginUploadRequest request;
   ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(path));
-  ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(path));
+  ASSIGN_OR_RETURN(const std::string digest, DigestOf(file.get(), path, size, on_read));
   request.set_size_bytes(size);
   request.set_sha256(digest);
   const auto stub = v1::BlobService::NewStub(client.channel());

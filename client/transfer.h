@@ -19,8 +19,8 @@ namespace nibble::client {
 // Bytes done of all, for drawing; called from the calling thread.
 using OnBytes = std::function<void(int64_t done, int64_t total)>;
 
-// The digest under which the server now has the file.
-absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path,
+// The digest under which the server now has the file. It is read once before (`on_read`) and sent (`on_bytes`).
+absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path, const OnBytes& on_read,
                                        const OnBytes& on_bytes);
 
 // One file of an adapter into `directory`. A complete file with the right digest is left alone.

@@ -88,7 +88,10 @@ class House {
   House(const Globals& g, const UpArgs& args) : g_(g), args_(args), dir_(DataDir(g)) {}
 
   absl::Status Start() {
-    RETURN_IF_ERROR(MakeDirs(JoinPath(dir_, "run")));
+    if (const absl::Status made = MakeDirs(JoinPath(dir_, "run")); !made.ok()) {
+      return absl::Status(made.code(), absl::StrCat(std::string(made.message()),
+                                                    "; --data-dir or NIBBLE_DATA_DIR names another place"));
+    }
     RETURN_IF_ERROR(MakeDirs(JoinPath(dir_, "log")));
     ASSIGN_OR_RETURN(dir_, RealPath(dir_));
     RETURN_IF_ERROR(lock_.Take(JoinPath(dir_, "run/up.pid")));
@@ -151,6 +154,7 @@ class House {
   }
 
   void Stop() {
+    const Transient waiting(g_.terminal, "stopping: jobs are saved first (Ctrl-C again ends it at once)");
     hurry_from_ = stop_signals;
     const auto hurry = [] { return stop_signals > hurry_from_; };
     // The worker first: it hands its checkpoints to the server.
@@ -260,6 +264,7 @@ int DownCommand(const Globals& g) {
   }
   if (kill(pid, SIGTERM) != 0)
     return PrintError(g.terminal, ErrnoStatus(errno, absl::StrCat("signal process ", pid)));
+  const Transient waiting(g.terminal, "stopping: jobs are saved first");
   const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + (2 * kGraceMs + 5'000) * 1000;
   while (HolderOf(path) == pid) {
     if (RealClock::Get().NowMonotonicUs() > deadline_us) {

@@ -17,12 +17,18 @@ constexpr int64_t kUsualSequenceLen = 2048;  // tokens
 constexpr std::string_view kModuleNames[kModuleCount] = {
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
+// Whole numbers to the last digit: 2147483647, not 2.14748e+09.
+std::string Written(double value) {
+  if (value == std::floor(value) && std::abs(value) < 9e15) return absl::StrCat(static_cast<int64_t>(value));
+  return absl::StrCat(value);
+}
+
 // Collects every violation, so that a user mends a recipe in one go.
 class Checker {
  public:
   void Range(const char* field, double value, double low, double high, const char* remedy) {
     if (value >= low && value <= high) return;  // false for NaN
-    Add(field, absl::StrCat("is ", value, ", outside ", low, " to ", high, "; ", remedy));
+    Add(field, absl::StrCat("is ", Written(value), ", outside ", Written(low), " to ", Written(high), "; ", remedy));
   }
   void Below(const char* field, double value, double low, double bound, const char* remedy) {
     if (value >= low && value < bound) return;
@@ -32,7 +38,7 @@ class Checker {
   void Above(const char* field, double value, double bound, double high, const char* remedy) {
     if (value > bound && value <= high) return;
     Add(field,
-        absl::StrCat("is ", value, ", must be above ", bound, " and at most ", high, "; ", remedy));
+        absl::StrCat("is ", Written(value), ", must be above ", bound, " and at most ", high, "; ", remedy));
   }
   void Add(const char* field, std::string description) {
     violations_.push_back({field, std::move(description)});
