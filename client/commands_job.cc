@@ -17,6 +17,7 @@
 #include "client/interrupt.h"
 #include "client/patience.h"
 #include "client/phases.h"
+#include "client/plan_report.h"
 #include "client/report.h"
 #include "client/transfer.h"
 #include "client/watch.h"
@@ -173,8 +174,9 @@ absl::StatusOr<std::string> AwaitDataReport(Client& client, const Globals& g,
   const Transient waiting(g.terminal, "a worker reads the data");
   const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
   while (true) {
-    ASSIGN_OR_RETURN(const v1::ValidateDatasetResponse report, client.ValidateDataset(request));
-    if (!report.pending()) return report.report_json();
+    const absl::StatusOr<v1::ValidateDatasetResponse> report = client.ValidateDataset(request);
+    if (!report.ok()) return InRecipeWords(report.status());
+    if (!report->pending()) return report->report_json();
     if (RealClock::Get().NowMonotonicUs() > deadline_us) return "";
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
   }
@@ -339,6 +341,7 @@ int EventsCommand(const Globals& g, const std::string& job, bool follow) {
       options.after_sequence = event.sequence();
     }
     if (!follow) return kExitOk;
+    const InterruptNote note(g.terminal, "stopped looking; " + ShortName(name) + " goes on");
     RETURN_IF_ERROR(JobWatch(client, name, options).Run([&](const v1::WatchJobResponse& update) {
       if (update.has_event()) PrintOut(EventLine(g.terminal.style, update.event()));
       return true;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <yaml-cpp/emitter.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -286,7 +287,8 @@ std::string WhenText(const google::protobuf::Timestamp& time, int64_t now_unix_u
 void ByteProgress::Show(int64_t done, int64_t total) {
   if (terminal_.quiet) return;
   if (!terminal_.live_errors) {
-    if (!drawn_ && !only_live_) std::fprintf(stderr, "%s (%s)\n", Printable(label_).c_str(), FormatBytes(total).c_str());
+    if (!drawn_ && !only_live_)
+      std::fprintf(stderr, "%s (%s)\n", Printable(label_).c_str(), FormatBytes(total).c_str());
     drawn_ = true;
     return;
   }
@@ -295,7 +297,9 @@ void ByteProgress::Show(int64_t done, int64_t total) {
   last_us_ = now_us;
   drawn_ = true;
   const double fraction = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
-  const std::string line = absl::StrCat(Printable(label_), "  ", Bar(fraction, 20, terminal_.style), "  ",
+  const std::string label = Printable(label_);
+  const int width = std::clamp(terminal_.columns - DisplayWidth(label) - 28, 4, 20);
+  const std::string line = absl::StrCat(label, "  ", Bar(fraction, width, terminal_.style), "  ",
                                         FormatBytes(done), " of ", FormatBytes(total));
   std::fprintf(stderr, "\r\x1b[2K%s", Ellipsize(line, terminal_.columns - 1, terminal_.style).c_str());
   std::fflush(stderr);

@@ -36,7 +36,7 @@ std::string PhaseView(const v1::QueryMetricsResponse& metrics, const Style& styl
         static_cast<double>(phase.us) / static_cast<double>(std::max<int64_t>(1, total_us));
     rows.push_back({phase.name,
                     absl::StrFormat("%.2f", static_cast<double>(phase.us / steps) * 1e-3),
-                    absl::StrFormat("%.1f%%", 100 * share), Bar(share, 30, style)});
+                    absl::StrFormat("%.1f%%", 100 * share), Bar(share, style.columns > 0 ? std::clamp(style.columns - 36, 6, 30) : 30, style)});
   }
   return absl::StrCat(Table(rows, style, {1, 2}),
                       absl::StrFormat("%d steps, %.2f ms each\n", steps,

@@ -67,9 +67,11 @@ void Troubles(std::string& out, const Json& report) {
     if (!rejected.is_object()) continue;
     std::vector<std::string> first;
     for (const Json& row : Items(rejected, "first_rows")) first.push_back(row.dump());
+    const int64_t rows = Count(rejected, "rows");
     Line(out, "left out",
-         absl::StrCat(Count(rejected, "rows"), " rows: ", Text(rejected, "reason"), " (rows ",
-                      absl::StrJoin(first, ", "), ", ...)"));
+         absl::StrCat(rows, rows == 1 ? " row: " : " rows: ", Text(rejected, "reason"),
+                      rows == 1 ? " (row " : " (rows ", absl::StrJoin(first, ", "),
+                      rows > static_cast<int64_t>(first.size()) ? ", ...)" : ")"));
   }
   if (const int64_t rows = Count(report, "truncated_rows"); rows > 0) {
     Line(out, "truncated",

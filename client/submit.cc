@@ -306,7 +306,8 @@ absl::StatusOr<v1::Job> Submit(Client& client, const Terminal& terminal, const S
   RETURN_IF_ERROR(CheckName(args.name));
   v1::CreateJobRequest request;
   ASSIGN_OR_RETURN(*request.mutable_spec(), PrepareSpec(client, terminal, recipe));
-  request.set_job_id(args.name.empty() ? recipe.name : args.name);
+  // Nothing is made, so a recipe's own name is not in the way of itself.
+  request.set_job_id(!args.name.empty() ? args.name : args.dry_run ? "" : recipe.name);
   request.set_display_name(recipe.name);
   request.set_request_id(args.request_id);
   request.set_validate_only(args.dry_run);

@@ -76,6 +76,60 @@ def check_watch(nibble):
     assert process.wait(10) == 0
 
 
+def check_words(nibble, folder):
+    """What is typed wrongly is told what there is; a full disk is no success."""
+    nibble(code=2, say=[r"Subcommands:", r"\n  download "])
+    nibble("worker", code=2, say=[r"drain"])
+    run = subprocess.run([BIN / "nibble", "token"], capture_output=True, text=True)
+    assert run.returncode == 2 and "revoke" in run.stderr, run
+    nibble("ps", "--limit", "-1", code=2, say=[r"at least 0, got -1"])
+    nibble("wait", "x", "--timeout", "-1", code=2, say=[r"at least 0, got -1"])
+    nibble("worker", "ls", "--all", say=[r"no workers; start one"])
+    recipe = ROOT / "demo" / "recipe.yaml"
+    nibble("run", recipe, "--name", "B A", code=5, say=[r"--name must be 1 to 63 .*got \"B A\""], never=[r"uploading"])
+    nibble("run", "-n", recipe, "lora_r=300", code=5, say=[r"\blora_r is 300, outside 1 to 256"],
+           never=[r"spec\.", r"uploading"])
+    (folder / "empty.yaml").write_text("")
+    nibble("run", folder / "empty.yaml", code=5, say=[r"empty\.yaml: base_model is required"], never=[r"override"])
+    nibble("run", folder, code=5, say=[r"is a directory; give the YAML file"])
+    nibble("dataset", "push", folder, code=3, say=[r"is a directory"])
+    odd = folder / "odd\x1b[2J\nname.jsonl"
+    odd.write_text('{"text": "x"}\n')
+    nibble("dataset", "push", odd, say=[r"uploading odd\?\[2J\?name\.jsonl"])
+    nibble("dataset", "ls", say=[r"odd\?\[2J\?name\.jsonl"], never=[r"\x1b"])
+    assert json.loads(nibble("-o", "json", "dataset", "ls"))["datasets"][0]["displayName"] == odd.name
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "wb") as full:
+            run = subprocess.run([BIN / "nibble", "--data-dir", nibble.data, "dataset", "ls"], stdout=full,
+                                 stderr=subprocess.PIPE, text=True, env=nibble.environment)
+        assert run.returncode == 1 and "cannot write the output" in run.stderr, run
+
+
+def catches(pid, signal_number):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16) >> (signal_number - 1) & 1
+
+
+def check_stopped_upload(nibble, folder):
+    """Ctrl-C in an upload says what became of it, even while the server does not answer."""
+    file = folder / "rows.jsonl"
+    file.write_text('{"text": "x"}\n' * 1000)
+    server = json.loads((nibble.data / "server" / "run" / "server.json").read_text())["pid"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        push = subprocess.Popen([BIN / "nibble", "--data-dir", nibble.data, "dataset", "push", file], text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=nibble.environment)
+        while not catches(push.pid, signal.SIGINT):
+            assert push.poll() is None, push.communicate()
+            time.sleep(0.01)
+        push.send_signal(signal.SIGINT)
+        said, _ = push.communicate(timeout=30)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert push.returncode == 130 and "the same command goes on from there" in said, (push.returncode, said)
+    nibble("dataset", "push", file, say=[r"1000 rows of text"])
+
+
 def check_crash(nibble):
     """A server that is killed is started again where it was."""
     info = nibble.data / "server" / "run" / "server.json"
@@ -116,6 +170,8 @@ def main():
             nibble("doctor", code=1, say=[r"server +127", r"workers +0 ready of 0"])
             check_plans(nibble, folder)
             check_recipes(nibble, folder)
+            check_words(nibble, folder)
+            check_stopped_upload(nibble, folder)
             check_watch(nibble)
             check_crash(nibble)
         finally:
