@@ -129,7 +129,8 @@ int DatasetValidate(const Globals& g, const std::string& name, const std::string
     request.set_base_model(FullName("models", model));
     ASSIGN_OR_RETURN(const std::string report, AwaitDataReport(client, g, request));
     if (report.empty()) {
-      PrintNote(g.terminal, "no worker has read the data within --call-timeout; ask again later (nibble worker ls)");
+      PrintNote(g.terminal,
+                "no worker has read the data within --call-timeout; ask again later (nibble worker ls)");
       return kExitTimeout;
     }
     PrintOut(g.terminal.form == Form::kJson ? report + "\n" : DataReportText(report, g.terminal.style));

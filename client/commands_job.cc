@@ -169,8 +169,8 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
 
 absl::StatusOr<std::string> AwaitDataReport(Client& client, const Globals& g,
                                             const v1::ValidateDatasetRequest& request) {
-  const InterruptNote note(g.terminal, "stopped; a worker reads the data without us, and the same command asks "
-                                       "for what it found");
+  const InterruptNote note(
+      g.terminal, "stopped; a worker reads the data without us, and the same command asks for what it found");
   const Transient waiting(g.terminal, "a worker reads the data");
   const int64_t deadline_us = RealClock::Get().NowMonotonicUs() + int64_t{g.timeout_s} * 1'000'000;
   while (true) {

@@ -54,8 +54,8 @@ struct Series {
   std::vector<double> y;
 };
 // A braille plot (2 x 4 dots a cell) with axes: `height` rows of plot, one of ticks, one of legend
-// when there is more than one series. Several series without colour have a letter-like mark each. Non-finite points are left out. Empty when nothing can be
-// drawn.
+// when there is more than one series. Several series without colour have a mark each.
+// Non-finite points are left out. Empty when nothing can be drawn.
 std::vector<std::string> Plot(const std::vector<Series>& series, int width, int height,
                               const Style& style);
 

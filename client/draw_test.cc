@@ -150,8 +150,8 @@ TEST(DrawTest, TablesFitTheTerminal) {
   EXPECT_EQ(Table(rows, kUnicode, {1}), Table(rows, Style{false, true, 200}, {1}));
   // Paint does not run on into the next column.
   const Style colored{true, true, 30};
-  const auto painted = Table({{"A", "B", "C"}, {"x", Paint(colored, Ink::kRed, "never, 18.9 GiB too short"), "1"}},
-                             colored);
+  const std::string red = Paint(colored, Ink::kRed, "never, 18.9 GiB too short");
+  const std::string painted = Table({{"A", "B", "C"}, {"x", red, "1"}}, colored);
   EXPECT_THAT(painted, testing::Not(HasSubstr("\x1b[31m")));
 }
 

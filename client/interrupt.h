@@ -1,5 +1,5 @@
-// Ctrl-C and SIGTERM. What a command that takes long says when it is stopped, so that nobody has to guess what
-// became of the work. The handlers are the process's: one thread sets them up.
+// Ctrl-C and SIGTERM: what a command that takes long says when it is stopped, so that nobody has to guess
+// what became of the work. The handlers are the process's: one thread sets them up.
 #pragma once
 
 #include <string>

@@ -307,7 +307,8 @@ void ByteProgress::Show(int64_t done, int64_t total) {
 
 Transient::Transient(const Terminal& terminal, const std::string& line)
     : drawn_(terminal.live_errors && !terminal.quiet) {
-  if (drawn_) std::fprintf(stderr, "%s", Ellipsize(Printable(line), terminal.columns - 1, terminal.style).c_str());
+  if (!drawn_) return;
+  std::fputs(Ellipsize(Printable(line), terminal.columns - 1, terminal.style).c_str(), stderr);
 }
 
 Transient::~Transient() {

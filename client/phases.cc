@@ -31,12 +31,13 @@ std::string PhaseView(const v1::QueryMetricsResponse& metrics, const Style& styl
   phases.push_back({"other", std::max<int64_t>(0, total_us - known_us)});
   total_us = std::max(total_us, known_us);
   std::vector<std::vector<std::string>> rows = {{"PHASE", "MS A STEP", "SHARE", ""}};
+  const int width = style.columns > 0 ? std::clamp(style.columns - 36, 6, 30) : 30;
   for (const Phase& phase : phases) {
     const double share =
         static_cast<double>(phase.us) / static_cast<double>(std::max<int64_t>(1, total_us));
     rows.push_back({phase.name,
                     absl::StrFormat("%.2f", static_cast<double>(phase.us / steps) * 1e-3),
-                    absl::StrFormat("%.1f%%", 100 * share), Bar(share, style.columns > 0 ? std::clamp(style.columns - 36, 6, 30) : 30, style)});
+                    absl::StrFormat("%.1f%%", 100 * share), Bar(share, width, style)});
   }
   return absl::StrCat(Table(rows, style, {1, 2}),
                       absl::StrFormat("%d steps, %.2f ms each\n", steps,

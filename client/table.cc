@@ -83,7 +83,7 @@ std::vector<std::string> Wrapped(const std::string& text, int width) {
   return lines;
 }
 
-// The rows with the words of one column wrapped (and no longer painted); empty when that does not make them fit.
+// The rows with the words of one column wrapped (and no longer painted); empty when they do not fit even so.
 Rows WithWrapped(const Rows& rows, size_t column, int width) {
   Rows out;
   for (const auto& row : rows) {

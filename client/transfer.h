@@ -19,7 +19,7 @@ namespace nibble::client {
 // Bytes done of all, for drawing; called from the calling thread.
 using OnBytes = std::function<void(int64_t done, int64_t total)>;
 
-// The digest under which the server now has the file. It is read once before (`on_read`) and sent (`on_bytes`).
+// The digest under which the server now has the file. It is read once (`on_read`), then sent (`on_bytes`).
 absl::StatusOr<std::string> UploadFile(Client& client, const std::string& path, const OnBytes& on_read,
                                        const OnBytes& on_bytes);
 

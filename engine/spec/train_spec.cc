@@ -28,7 +28,8 @@ class Checker {
  public:
   void Range(const char* field, double value, double low, double high, const char* remedy) {
     if (value >= low && value <= high) return;  // false for NaN
-    Add(field, absl::StrCat("is ", Written(value), ", outside ", Written(low), " to ", Written(high), "; ", remedy));
+    Add(field, absl::StrCat("is ", Written(value), ", outside ", Written(low), " to ", Written(high), "; ",
+                            remedy));
   }
   void Below(const char* field, double value, double low, double bound, const char* remedy) {
     if (value >= low && value < bound) return;
