@@ -231,7 +231,7 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
       {false, true});
   EXPECT_THAT(data, HasSubstr("2 usable of 3"));
   EXPECT_THAT(data, HasSubstr("10, of which 4 are trained on (40 %)"));
-  EXPECT_THAT(data, HasSubstr("1 rows: too_long (rows 2, ...)"));
+  EXPECT_THAT(data, HasSubstr("1 row: too_long (row 2)"));
   EXPECT_THAT(data, HasSubstr("ask>>say<<"));
   EXPECT_NE(DataReportText(R"({"samples":[3],"rejected":7,"length":[]})", {false, true}), "");
   EXPECT_EQ(DataReportText("nonsense", {false, true}), "");

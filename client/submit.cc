@@ -89,8 +89,8 @@ absl::Status CheckName(const std::string& name) {
 absl::StatusOr<std::string> UploadShown(Client& client, const Terminal& terminal, const std::string& path,
                                         const std::string& name) {
   const InterruptNote note(
-      terminal, absl::StrCat("stopped while ", name, " was being sent; what the server has of it is kept for ",
-                             "a day, and the same command goes on from there"));
+      terminal, absl::StrCat("stopped while ", name, " was being sent; what the server has of it is kept",
+                             " for a day, and the same command goes on from there"));
   ByteProgress reading(terminal, absl::StrCat("reading ", name), /*only_live=*/true);
   ByteProgress sending(terminal, absl::StrCat("uploading ", name));
   return UploadFile(
@@ -154,7 +154,7 @@ absl::StatusOr<std::vector<std::string>> ModelFiles(const std::string& directory
   if (!IsDirectory(directory)) {
     return Error(Reason::kBaseModelNotFound,
                  absl::StrCat("base model ", directory,
-                              FileExists(directory) ? " is a file; give its directory" : ": no such directory"))
+                              FileExists(directory) ? " is a file; give its folder" : ": no such directory"))
         .ToStatus();
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> all, ListDir(directory));
