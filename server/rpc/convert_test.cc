@@ -200,6 +200,13 @@ TEST(HeadAfter, AnEvaluationAloneHidesNothing) {
   EXPECT_DOUBLE_EQ(head.tokens_per_second, 100);
 }
 
+// Steps between told ones, left out by logging_steps or dropped for a slow reader, had about as many tokens.
+TEST(HeadAfter, StepsThatWereNotToldHadTokensToo) {
+  std::vector<store::StepMetric> metrics;
+  for (const int64_t step : {1, 10, 20}) metrics.push_back({.step = step, .tokens = 100});
+  EXPECT_EQ(HeadAfter({}, metrics).trained_tokens, 2000);
+}
+
 // A worker that has lost count: nothing the server computes with its figures leaves 64 bits.
 TEST(ReadMetrics, FiguresThatCannotBeAreBounded) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();

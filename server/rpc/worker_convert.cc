@@ -139,9 +139,11 @@ core::Progress HeadAfter(const core::Progress& before, const std::vector<store::
     // An evaluation alone: its step was not told (logging_steps), or is lost.
     if (metric.eval_loss && metric.tokens == 0) continue;
     if (metric.step <= head.step) continue;
+    const int64_t steps = metric.step - head.step;  // more than one: those between were not told
+    head.trained_tokens =
+        std::min(kMostInAll, head.trained_tokens + std::min(kMostInAll / steps, metric.tokens) * steps);
     head.step = metric.step;
     head.epoch = std::max(head.epoch, metric.epoch_fraction);
-    head.trained_tokens = std::min(kMostInAll, head.trained_tokens + metric.tokens);
     head.step_time_us = metric.step_time_us;
     head.tokens_per_second = SmoothRate(head.tokens_per_second, metric.tokens, metric.step_time_us);
     set(metric.loss, head.loss);
