@@ -42,9 +42,18 @@ class Instruction:
         if self.kind in ("BRA", "BSSY"):
             found = re.search(r"0x([0-9a-f]+)", self.body)
             self.target = int(found.group(1), 16) if found else None
-        # Also "BRA P0, ...", "BRA !P0, ..."; a uniform predicate is no lane's.
-        self.of_lanes = self.conditional or bool(re.match(r"BRA\S*\s+!?P\d", self.body))
-        self.falls_through = self.of_lanes or bool(re.match(r"BRA\S*\s+!?UP\d", self.body))
+        # Where lanes have parted already the compiler has another way (BRA.DIV), which nobody is to take.
+        if self.name == "BRA.DIV":
+            self.target = None
+        # Also "BRA P0, ...", "BRA !P0, ..."; a uniform predicate is no lane's, nor is one of BRA.U.
+        of_lanes = self.conditional or bool(re.match(r"BRA\S*\s+!?P\d", self.body))
+        self.falls_through = of_lanes or self.name == "BRA.DIV" or bool(re.match(r"BRA\S*\s+!?UP\d", self.body))
+        self.parts_lanes = of_lanes and self.name != "BRA.U"
+        # Lanes are together behind it, whatever was before.
+        self.joins_lanes = bool(re.match(r"WARPSYNC(\.ALL| 0xffffffff)", self.body)) and not self.conditional
+        # "VOTE.ANY R1, PT, PT" asks who is here.
+        self.together = (self.kind in TOGETHER and not self.joins_lanes
+                         and not re.match(r"VOTE\.ANY R\d+, PT, PT", self.body))
         self.registers, self.results = self.find_registers()
         self.product = self.find_product() if self.kind == "HGMMA" else None
 
@@ -110,15 +119,17 @@ def walk(code, start, step):
 def lanes_apart(code, found):
     """State: regions that were entered, and whether the lanes may have parted since."""
     def step(at, state):
-        if at.kind in TOGETHER and any(parted for _, parted in state):
+        if at.joins_lanes:
+            return frozenset((region, False) for region, _ in state)
+        if at.together and any(parted for _, parted in state):
             found.add(f"{at.address:x} {at.name} where lanes may be apart")
-        if at.kind in TOGETHER and at.conditional:
+        if at.together and at.conditional:
             found.add(f"{at.address:x} {at.text} under a condition")
         if at.kind == "BSSY":
             return state | {(at.body.split()[1].rstrip(","), False)}
         if at.kind == "BSYNC":
             return frozenset(one for one in state if one[0] != at.body.split()[1])
-        if at.kind == "BRA" and at.of_lanes:
+        if at.kind == "BRA" and at.parts_lanes:
             return frozenset((region, True) for region, _ in state)
         return state
     walk(code, frozenset(), step)

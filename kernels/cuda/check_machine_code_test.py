@@ -43,6 +43,20 @@ class MachineCodeTest(unittest.TestCase):
     def test_right_code_has_nothing(self):
         self.assertEqual(found(RIGHT), [])
 
+    def test_lanes_that_were_joined_are_together(self):
+        text = """
+            BSSY B0, 0x50
+            @P0 BRA 0x40
+            WARPSYNC.ALL
+            @!P1 BRA.U 0x10
+            BSYNC B0
+            EXIT
+        """
+        self.assertEqual(found(text), [])
+        parted = text.replace("WARPSYNC.ALL", "SHFL.BFLY PT, R3, R4, 0x1, 0x1f")
+        self.assertEqual(len(found(parted)), 1)
+        self.assertEqual(found(parted.replace("@P0 BRA 0x40", "BRA.DIV UR4, 0x40").replace("BRA.U", "NOP")), [])
+
     def test_each_mistake_is_found(self):
         for old, new, why in (
                 ("    BSYNC B0\n", "    SHFL.BFLY PT, R3, R4, 0x1, 0x1f\n", "lanes may be apart"),
