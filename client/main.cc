@@ -336,19 +336,22 @@ std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
 }
 
 // `nibble generate`, `nibble merge` and `nibble token` are other binaries' commands under our name.
-bool IsHandedOn(const std::string_view command, int argc, char** argv) {
-  if (argc < 3) return false;  // Nothing but the name: its help is the answer.
-  const bool asks = std::any_of(argv + 2, argv + argc, [](const std::string_view word) {
+bool HasItsOwnOptions(const std::string_view command) {
+  return command == "generate" || command == "merge" || command == "token";
+}
+
+bool IsHandedOn(int argc, char** argv) {
+  if (argc < 3 || !HasItsOwnOptions(argv[1])) return false;
+  return std::none_of(argv + 2, argv + argc, [](const std::string_view word) {
     return word == "-h" || word == "--help";
   });
-  return (command == "generate" || command == "merge" || command == "token") && !asks;
 }
 
 // Their options are their own and stand behind their name: what stands before it would be lost in silence.
 std::string HandedOnTooLate(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
-    if (IsHandedOn(word, 3, argv) && word != argv[1]) {
+    if (i > 1 && HasItsOwnOptions(word)) {
       return absl::StrCat("nibble ", argv[i], " has options of its own, behind its name; those before it (",
                           argv[1], ") are not for it");
     }
@@ -367,7 +370,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", late.c_str());
     return kExitUsage;
   }
-  if (argc > 1 && IsHandedOn(argv[1], argc, argv)) {
+  if (IsHandedOn(argc, argv)) {
     c.g.terminal = DetectTerminal(false);
     const std::vector<std::string> words(argv + 2, argv + argc);
     return std::string(argv[1]) == "token" ? TokenCommand(c.g, words) : EngineCommand(c.g, argv[1], words);
@@ -375,6 +378,7 @@ int Main(int argc, char** argv) {
   CLI::App app{"Fine-tune language models: QLoRA jobs on a server of your own."};
   app.name("nibble");
   app.fallthrough();
+  app.set_version_flag("--version", std::string("nibble " NIBBLE_VERSION));
   app.add_option("--server", c.g.server,
                  "host:port or unix:/path (NIBBLE_SERVER; default: the nibble up on this machine)");
   app.add_option("--data-dir", c.g.data_dir,

@@ -104,7 +104,7 @@ absl::Status Run(const std::string& command, const Arguments& arguments) {
   if (command == "generate") return GenerateCommand(arguments);
   if (command == "merge") return MergeCommand(arguments);
   if (command == "train") return TrainCommand(arguments);
-  if (command == "version") {
+  if (command == "version" || command == "--version") {
     std::printf("nibble-engine %s\n", NIBBLE_VERSION);
     return absl::OkStatus();
   }

@@ -67,6 +67,29 @@ def check_recipes(nibble, folder):
     nibble("recipe", folder / "none.yaml", code=5, say=[r"no such file"])
 
 
+def check_help():
+    """The first words anybody types, alone and behind every command."""
+    def ask(*words, code=0):
+        run = subprocess.run([BIN / "nibble", *words], capture_output=True, text=True, timeout=60, check=False)
+        assert run.returncode == code, f"nibble {' '.join(words)}: code {run.returncode}\n{run.stdout}{run.stderr}"
+        return run.stdout + run.stderr
+
+    def commands_of(text):
+        listed = text.partition("\nSubcommands:\n")[2]
+        return [line.split(",")[0].split()[0] for line in listed.splitlines() if re.match(r"  [a-z]", line)]
+
+    assert re.fullmatch(r"nibble \d+\.\d+\.\d+\n", ask("--version")) and ask("version") == ask("--version")
+    assert "--help" in ask(code=2) and "no command" in ask("no-such-command", code=2)
+    groups = commands_of(ask("--help"))
+    assert {"run", "plan", "generate", "token", "model"} <= set(groups), groups
+    for command in groups:
+        text = ask(command, "--help")
+        assert f"nibble {command}" in text, text
+        for inner in commands_of(text):
+            assert f"{command} {inner}" in ask(command, inner, "--help")
+    assert "behind its name" in ask("-q", "generate", "x", code=2)
+
+
 def check_watch(nibble):
     process = subprocess.Popen([BIN / "nibble", "--data-dir", nibble.data, "ps", "--watch"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=nibble.environment)
@@ -156,6 +179,7 @@ def main():
         if not (BIN / name).is_file():
             print(f"skipped: {BIN / name} is not built")
             return 77
+    check_help()
     with tempfile.TemporaryDirectory(prefix="nibble-up-") as folder:
         folder = pathlib.Path(folder)
         nibble = Nibble(folder / "data")
