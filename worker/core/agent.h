@@ -49,7 +49,7 @@ struct AgentOptions {
   int64_t engine_idle_us = 60'000'000;  // how long an engine without attempts keeps its base
   int64_t engine_start_timeout_us =
       1'800'000'000;                        // until `hello`; quantizing a large base takes long
-  int64_t detach_timeout_us = 300'000'000;  // then the engine is killed
+  int64_t detach_timeout_us = 300'000'000;  // then the engine is killed; more while it reads a job's data
   int64_t retry_min_us = 1'000'000;         // calls, reports, fetches, uploads: doubling
   int64_t retry_max_us = 5'000'000;         // of calls and reports
   int64_t retry_disk_us = 30'000'000;       // when the disk is full
@@ -376,6 +376,7 @@ class Agent {
     bool fetch_found_no_room = false;
     int64_t fetch_not_before_us = 0;
     int64_t fetch_backoff_us = 0;
+    int64_t detach_since_us = 0;
     int64_t detach_deadline_us = 0;
     std::optional<ReportBody> last_body;  // sent when it is kFinishing and all uploads are done
     bool last_queued = false;
@@ -478,6 +479,8 @@ class Agent {
   // The attempt when it is in that engine, by its local key; late messages of others are dropped.
   Local* InEngine(const AttemptKey& key, int64_t engine);
   std::optional<AttemptKey> FaultyOf(const Engine& engine) const;
+  // The engine makes tokens of a job's data: it looks at no commands meanwhile.
+  bool IsReading(int64_t engine) const;
   int64_t NextBackoff(int64_t& backoff_us, int64_t max_us) const;
   template <typename A>
   void Do(A action) {

@@ -29,6 +29,7 @@ bool Agent::IsWanted(const EngineGroup& group) const {
 
 void Agent::LetGo(Local& local, bool checkpoint) {
   local.stage = Stage::kDetaching;
+  local.detach_since_us = now_us_;
   local.detach_deadline_us = now_us_ + options_.detach_timeout_us;
   Do(Detach{local.engine, local.local_key, checkpoint});
 }
@@ -101,6 +102,12 @@ void Agent::AdvanceEngines() {
   }
 }
 
+bool Agent::IsReading(int64_t engine) const {
+  return std::any_of(attempts_.begin(), attempts_.end(), [&](const auto& entry) {
+    return entry.second.engine == engine && entry.second.phase == Phase::kTokenizing;
+  });
+}
+
 void Agent::CheckTimeouts() {
   const auto kill = [this](int64_t id, Engine& engine) {
     if (engine.killed) return;
@@ -114,10 +121,15 @@ void Agent::CheckTimeouts() {
     if (engine.stopping && now_us_ >= engine.stop_us + options_.detach_timeout_us) kill(id, engine);
   }
   for (auto& [key, local] : attempts_) {
-    if (local.stage != Stage::kDetaching || now_us_ < local.detach_deadline_us) continue;
+    if (local.stage != Stage::kDetaching) continue;
+    if (IsReading(local.engine)) {
+      const int64_t until_us = local.detach_since_us + options_.engine_start_timeout_us;
+      local.detach_deadline_us = std::min(now_us_, until_us) + options_.detach_timeout_us;
+    }
+    if (now_us_ < local.detach_deadline_us) continue;
     const auto it = engines_.find(local.engine);
     if (it == engines_.end() || it->second.killed) continue;
-    it->second.turn = local.local_key;  // it does not end its turn
+    if (!it->second.tells_turns) it->second.turn = local.local_key;  // it does not end its turn
     it->second.stop_us = now_us_;
     kill(it->first, it->second);
   }
@@ -201,7 +213,9 @@ void Agent::On(const EnginePhase& in) {
 
 void Agent::On(const EnginePlan& in) {
   Local* local = InEngine(in.key, in.engine);
-  if (local == nullptr || local->abandoned) return;
+  if (local == nullptr) return;
+  if (local->phase == Phase::kTokenizing) local->phase = Phase::kTraining;  // its data have been read
+  if (local->abandoned) return;
   local->outbox.push_back(PlanReport{in.planned_steps, in.plan_json, in.numerics_id});
 }
 

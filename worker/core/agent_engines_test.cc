@@ -1,0 +1,198 @@
+// Engines that die, hang or lose their device: who is at fault, who is waited for.
+#include <map>
+#include <string>
+
+#include "worker/core/testing/agent_fixture.h"
+
+namespace nibble::worker {
+namespace {
+
+TEST_F(AgentTest, TheTurnThatKilledTheEngineIsAtFault) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EngineTurn{engine, {"b", 1}});
+  Feed(EngineExited{engine, "signal 9", false});
+  ASSERT_EQ(reports_.size(), 2u);
+  EXPECT_EQ(reports_[0].key.job_id, "a");
+  EXPECT_TRUE(std::get<FailedReport>(reports_[0].body).neighbour_fault);
+  EXPECT_FALSE(std::get<FailedReport>(reports_[1].body).neighbour_fault);
+  EXPECT_TRUE(std::get<FailedReport>(reports_[1].body).infrastructure);
+}
+
+// By priority one may have many turns in a row: who tells turns is not second-guessed.
+TEST_F(AgentTest, AnEngineThatTellsTurnsIsBelieved) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EngineTurn{engine, {"a", 1}});
+  Feed(StepOf("a", 1));  // and its turn again
+  Feed(EngineExited{engine, "signal 11", false});
+  std::map<std::string, bool> neighbour;
+  for (const Report& report : reports_) {
+    if (const auto* failed = std::get_if<FailedReport>(&report.body))
+      neighbour[report.key.job_id] = failed->neighbour_fault;
+  }
+  EXPECT_THAT(neighbour, testing::ElementsAre(testing::Pair("a", false), testing::Pair("b", true)));
+}
+
+TEST_F(AgentTest, AnEngineThatDoesNotLetGoIsKilledAndItsNeighboursSaySo) {
+  Run("a", {AssignmentOf("a")});
+  const int64_t engine = Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Desire({AssignmentOf("a"), AssignmentOf("b", "base", Want::kStop)});
+  Advance(301 * kSecondUs);
+  EXPECT_NE(Find<KillEngine>(), nullptr);
+  Feed(EngineExited{engine, "killed", false});
+  ASSERT_FALSE(reports_.empty());
+  EXPECT_EQ(reports_.back().key.job_id, "a");
+  EXPECT_TRUE(std::get<FailedReport>(reports_.back().body).neighbour_fault);
+}
+
+// Tokens of gigabytes take longer than a detachment may; meanwhile the engine looks at no commands.
+TEST_F(AgentTest, AnEngineThatReadsANeighboursDataIsWaitedFor) {
+  Run("a", {AssignmentOf("a")});
+  const int64_t engine = Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EnginePhase{engine, {"b", 1}, Phase::kTokenizing});
+  Desire({AssignmentOf("a", "base", Want::kStop), AssignmentOf("b")});
+  const auto renew = [&] { Desire({AssignmentOf("a", "base", Want::kStop), AssignmentOf("b")}); };
+  for (int i = 0; i < 10; ++i) {
+    Advance(100 * kSecondUs);
+    EXPECT_EQ(Find<KillEngine>(), nullptr) << i;
+    renew();
+  }
+  Feed(EnginePhase{engine, {"b", 1}, Phase::kTraining});
+  EXPECT_EQ(Find<KillEngine>(), nullptr) << "only now it sees the command";
+  Advance(301 * kSecondUs);
+  EXPECT_NE(Find<KillEngine>(), nullptr);
+}
+
+// Whom the engine named last is who keeps it, not who waits to be let go.
+TEST_F(AgentTest, WhoIsNotLetGoIsNotToBlameForTheTurnOfAnother) {
+  Run("a", {AssignmentOf("a")});
+  const int64_t engine = Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EngineTurn{engine, {"b", 1}});
+  Desire({AssignmentOf("a", "base", Want::kRelease), AssignmentOf("b")});
+  Advance(301 * kSecondUs);
+  ASSERT_NE(Find<KillEngine>(), nullptr);
+  Feed(EngineExited{engine, "killed", false});
+  for (const Report& report : reports_) {
+    const auto* failed = std::get_if<FailedReport>(&report.body);
+    if (failed != nullptr) {
+      EXPECT_EQ(failed->neighbour_fault, report.key.job_id == "a") << report.key.job_id;
+    }
+  }
+}
+
+// ---- Devices that a driver may lose
+class ProbedDeviceTest : public AgentTest {
+ protected:
+  void SetUp() override {
+    AgentOptions options;
+    options.probed_devices = {"cpu0"};
+    agent_ = Agent(options);
+    AgentTest::SetUp();
+  }
+  std::string Fault() const {
+    for (const DeviceStatus& device : sync_.devices) {
+      if (device.device_id == "cpu0") return device.fault;
+    }
+    return "";
+  }
+  FailedReport Failed(const std::string& job) const {
+    for (const Report& report : reports_) {
+      const auto* failed = std::get_if<FailedReport>(&report.body);
+      if (failed != nullptr && report.key.job_id == job) return *failed;
+    }
+    return {};
+  }
+};
+
+TEST_F(ProbedDeviceTest, ADeviceThatAnswersGoesOn) {
+  Run("a", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(EngineExited{engine_, "crashed", false});
+  ASSERT_NE(Find<DoProbe>(), nullptr);
+  EXPECT_EQ(Find<DoProbe>()->device_id, "cpu0");
+  // Nothing starts there before it has answered.
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  EXPECT_EQ(Find<StartEngine>(), nullptr);
+  Feed(ProbeEnded{"cpu0", true, ""});
+  EXPECT_NE(Find<StartEngine>(), nullptr);
+  EXPECT_EQ(agent_.withdrawn_devices(), 0u);
+  EXPECT_TRUE(Failed("a").infrastructure);
+  EXPECT_EQ(Failed("b").reason, "");
+}
+
+TEST_F(ProbedDeviceTest, OneThatDoesNotIsWithdrawnUntilItDoes) {
+  Run("a", {AssignmentOf("a"), AssignmentOf("b"), AssignmentOf("c")});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});  // attached as a's neighbour
+  Feed(EngineExited{engine_, "crashed", false});
+  Feed(ProbeEnded{"cpu0", false, "cuda:0 does not open"});
+  Advance(50'000);
+  EXPECT_EQ(Fault(), "cuda:0 does not open");
+  EXPECT_EQ(agent_.withdrawn_devices(), 1u);
+  // c was still being fetched: its time there would come to nothing, and that is not its fault.
+  EXPECT_EQ(Failed("c").reason, "DEVICE_FAULT");
+  EXPECT_TRUE(Failed("c").neighbour_fault);
+  EXPECT_NE(Failed("c").message.find("cuda:0 does not open"), std::string::npos);
+  EXPECT_FALSE(Failed("a").neighbour_fault);
+  // What a server that has not heard yet places there.
+  Desire({AssignmentOf("d")});
+  EXPECT_EQ(Failed("d").reason, "DEVICE_FAULT");
+  EXPECT_EQ(Find<DoFetch>(), nullptr);
+  // Probed again and again, ever more rarely.
+  Advance(29 * kSecondUs);
+  EXPECT_EQ(Find<DoProbe>(), nullptr);
+  Advance(2 * kSecondUs);
+  ASSERT_NE(Find<DoProbe>(), nullptr);
+  Feed(ProbeEnded{"cpu0", false, "cuda:0 does not open"});
+  Advance(59 * kSecondUs);
+  EXPECT_EQ(Find<DoProbe>(), nullptr);
+  Advance(2 * kSecondUs);
+  ASSERT_NE(Find<DoProbe>(), nullptr);
+  Feed(ProbeEnded{"cpu0", true, ""});
+  EXPECT_EQ(agent_.withdrawn_devices(), 0u);
+  EXPECT_EQ(Fault(), "");
+  Desire({AssignmentOf("e")});
+  EXPECT_NE(Find<DoFetch>(), nullptr);
+}
+
+TEST_F(ProbedDeviceTest, AnEngineThatNeverCameUpIsJudgedByTheProbe) {
+  Desire({AssignmentOf("a")});
+  Feed(Fetched{{"a", 1}, {"model", "data", "", ""}});
+  ASSERT_NE(Find<StartEngine>(), nullptr);
+  Feed(EngineExited{Find<StartEngine>()->engine, "no such file", false});
+  EXPECT_EQ(Failed("a").reason, "");
+  Feed(ProbeEnded{"cpu0", true, ""});  // the device is well: it was the engine
+  EXPECT_EQ(Failed("a").reason, "ENGINE_FAILED");
+  EXPECT_FALSE(Failed("a").neighbour_fault);
+}
+
+TEST_F(ProbedDeviceTest, SilenceIsAnAnswer) {
+  Run("a", {AssignmentOf("a")});
+  Feed(EngineExited{engine_, "crashed", false});
+  ASSERT_NE(Find<DoProbe>(), nullptr);
+  Advance(181 * kSecondUs);
+  EXPECT_NE(Fault().find("has not answered"), std::string::npos);
+  // One probe at a time, however long it takes.
+  Advance(3'600 * kSecondUs);
+  EXPECT_EQ(Find<DoProbe>(), nullptr);
+  Feed(ProbeEnded{"cpu0", true, ""});
+  EXPECT_EQ(agent_.withdrawn_devices(), 0u);
+}
+
+TEST_F(ProbedDeviceTest, NoProbeWhereAnotherEngineWorksNorAfterAnOrderlyEnd) {
+  const int64_t first = Run("a", {AssignmentOf("a")});
+  Desire({AssignmentOf("a"), AssignmentOf("b", "other")});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  ASSERT_NE(Find<StartEngine>(), nullptr);
+  const int64_t second = Find<StartEngine>()->engine;
+  Feed(EngineHello{second, "n"});
+  Feed(EngineExited{first, "crashed", false});
+  EXPECT_EQ(Find<DoProbe>(), nullptr);
+  Feed(EngineFailed{second, {"b", 1}, "LOSS_NOT_FINITE", "nan", false});
+  Advance(61 * kSecondUs);
+  ASSERT_NE(Find<ShutdownEngine>(), nullptr);
+  Feed(EngineExited{second, "ended with code 0", false});
+  EXPECT_EQ(Find<DoProbe>(), nullptr);
+}
+
+}  // namespace
+}  // namespace nibble::worker
