@@ -89,7 +89,8 @@ int DatasetGet(const Globals& g, const std::string& name);
 int DatasetPreview(const Globals& g, const std::string& name, int rows);
 int DatasetValidate(const Globals& g, const std::string& name, const std::string& model);
 int DatasetRemove(const Globals& g, const std::vector<std::string>& names);
-int ModelRegister(const Globals& g, const std::string& directory, const std::string& name);
+// on_server: the directory is one of the server's machine, below its --model-root; nothing is sent.
+int ModelRegister(const Globals& g, const std::string& directory, const std::string& name, bool on_server);
 int ModelList(const Globals& g);
 int ModelGet(const Globals& g, const std::string& name);
 int ModelRemove(const Globals& g, const std::vector<std::string>& names);

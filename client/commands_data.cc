@@ -142,10 +142,11 @@ int DatasetRemove(const Globals& g, const std::vector<std::string>& names) {
   return RemoveAllOf(g, "datasets", names, &Client::DeleteDataset);
 }
 
-int ModelRegister(const Globals& g, const std::string& directory, const std::string& name) {
+int ModelRegister(const Globals& g, const std::string& directory, const std::string& name, bool on_server) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const v1::Model model,
-                     RegisterDirectory(client, g.terminal, directory, "", name));
+                     on_server ? RegisterOnServer(client, g.terminal, directory, name)
+                               : RegisterDirectory(client, g.terminal, directory, "", name));
     return PrintModel(g, model);
   });
 }

@@ -32,6 +32,7 @@ struct Commands {
   std::string name;
   std::string file;
   std::string directory;
+  bool on_server = false;
   std::string model;
   std::string shell;
   std::vector<std::string> names;
@@ -211,11 +212,13 @@ void AddThings(CLI::App& app, Commands& c) {
 
   CLI::App* model = AddGroup(app, "model", "Base models on the server");
   auto* reg = Add(model, "register", "Register a directory in Hugging Face layout", c,
-                  [&c] { return ModelRegister(c.g, c.directory, c.name); });
+                  [&c] { return ModelRegister(c.g, c.directory, c.name, c.on_server); });
   reg->alias("add");
   reg->add_option("directory", c.directory, "with config.json, *.safetensors, tokenizer.json")
       ->required();
   reg->add_option("--name", c.name, "its name (default: chosen by the server)");
+  reg->add_flag("--on-server", c.on_server,
+                "the directory is on the server's machine, below its --model-root: nothing is sent");
   Add(model, "ls", "List", c, [&c] { return ModelList(c.g); })->alias("list");
   AddNamed(model, "get", "Show one", c, ModelGet);
   AddNamed(model, "inspect", "Show one", c, ModelGet);

@@ -240,6 +240,22 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
   return UploadDirectory(client, terminal, directory, request);
 }
 
+absl::StatusOr<v1::Model> RegisterOnServer(Client& client, const Terminal& terminal,
+                                           const std::string& directory,
+                                           const std::string& model_id) {
+  RETURN_IF_ERROR(CheckName(model_id));
+  if (!absl::StartsWith(directory, "/")) {
+    return Error::Field(Reason::kSpecInvalid, "directory",
+                        absl::StrCat("must be an absolute path with --on-server, got ", directory))
+        .ToStatus();
+  }
+  v1::RegisterModelRequest request;
+  request.set_model_id(model_id);
+  request.set_display_name(BaseName(directory));
+  request.set_path(directory);
+  return Awaited(terminal, directory, [&] { return client.RegisterModel(request); });
+}
+
 absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal,
                                         const std::string& path, const std::string& dataset_id) {
   RETURN_IF_ERROR(CheckDataFile(path));

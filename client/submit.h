@@ -36,6 +36,10 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
                                             const std::string& directory,
                                             const std::string& display_name,
                                             const std::string& model_id);
+// A directory of the server's machine, below its --model-root, becomes models/{id}; nothing is sent.
+absl::StatusOr<v1::Model> RegisterOnServer(Client& client, const Terminal& terminal,
+                                           const std::string& directory,
+                                           const std::string& model_id);
 // A JSONL file becomes datasets/{id}; the same bytes give the data set that is already there.
 absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal,
                                         const std::string& path, const std::string& dataset_id);

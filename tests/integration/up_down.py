@@ -56,6 +56,14 @@ def check_plans(nibble, folder):
     nibble("plan", "--model-config", model, "--device", "card-1tb", code=3, say=[r"no known card"])
 
 
+def check_models(nibble):
+    nibble("model", "register", "--on-server", ROOT / "demo" / "base", "--name", "by-path", say=[r"by-path"])
+    model = json.loads(nibble("-o", "json", "model", "get", "by-path"))
+    assert model.get("rootPath", model.get("root_path")) == str(ROOT / "demo" / "base"), model
+    nibble("model", "register", "--on-server", "demo/base", code=5, say=[r"absolute path"])
+    nibble("model", "register", "--on-server", "/nothing/there", code=1, say=[r"--model-root"])
+
+
 def check_recipes(nibble, folder):
     schema = json.loads(nibble("schema"))
     assert schema["properties"]["lora_r"]["type"] == ["integer", "null"] and "fsdp" not in schema["properties"]
@@ -193,6 +201,7 @@ def main():
             nibble("get", "nothing", code=3, say=[r"does not exist"])
             nibble("doctor", code=1, say=[r"server +127", r"workers +0 ready of 0"])
             check_plans(nibble, folder)
+            check_models(nibble)
             check_recipes(nibble, folder)
             check_words(nibble, folder)
             check_stopped_upload(nibble, folder)
