@@ -247,6 +247,7 @@ void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<b
   constexpr int64_t kDrainUs = 120'000'000;
   const Clock& clock = RealClock::Get();
   int64_t drain_since_us = 0;
+  bool given_up = false;
   while (!over) {
     const timespec wait{0, 200'000'000};
     const int signal = sigtimedwait(&signals, nullptr, &wait);
@@ -258,7 +259,8 @@ void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<b
       loop.RequestDrain();
     }
     const int64_t bound_us = loop.counts().attempts == 0 ? kIdleDrainUs : kDrainUs;
-    if (drain_since_us > 0 && now_us - drain_since_us > bound_us) {
+    if (!given_up && drain_since_us > 0 && now_us - drain_since_us > bound_us) {
+      given_up = true;
       LogWarning("worker.drain_given_up", {{"attempts", loop.counts().attempts.load()}});
       loop.RequestStop();
     }
