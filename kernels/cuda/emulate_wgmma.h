@@ -1,9 +1,10 @@
 // A model of Hopper's warpgroup products (wgmma.h) by the PTX ISA: descriptors, layouts, and when
 // what may be touched.
 //
-// A product waits in a queue until Wait must let its group pass. Only then its operands are read,
-// from shared memory by the descriptor and from the left operand's registers, so that whatever
-// changed them too early shows. From its start until then its sums are NaN. What the ISA leaves
+// The hardware may read a product's operands at any time between its start and the Wait that lets its
+// group pass. Every other block reads them at the start, so that what arrives too late shows; the
+// others then, so that what is changed too early shows: from shared memory by the descriptor and from
+// the left operand's registers. From its start until then its sums are NaN. What the ISA leaves
 // undefined stops the process: a product without Fence, sums touched before they have arrived, a
 // descriptor of another layout than ours or beyond the shared memory, operands that were copied
 // there but not fenced for the tensor cores, lanes that disagree.
@@ -68,7 +69,7 @@ class Warpgroup {
   void Wait() {
     int done = 0;
     while (done < queued_ && queue_[done].group < group_ - kPending) {
-      queue_[done].run(this, queue_[done]);
+      if (!reads_at_start_) queue_[done].run(this, queue_[done]);
       ++done;
     }
     for (int i = done; i < queued_; ++i) queue_[i - done] = queue_[i];
@@ -124,6 +125,7 @@ class Warpgroup {
     KERNEL_CHECK(sums->blocks == product.blocks);
     product.run = [](Warpgroup* self, const Product& p) { self->Run<Act>(p); };
     queue_[queued_++] = product;
+    if (reads_at_start_) Run<Act>(product);
   }
 
   // Sums that nothing in flight adds to any longer go back to their registers.
@@ -233,6 +235,7 @@ class Warpgroup {
   Sums sums_[kMostSums];
   int queued_ = 0, group_ = 0, turn_ = 0;
   bool fenced_ = false;
+  const bool reads_at_start_ = (blockIdx.x + blockIdx.y) % 2 == 1;
 };
 
 }  // namespace nibble::kernels::cuda_emulated

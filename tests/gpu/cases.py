@@ -126,6 +126,7 @@ def sanitizer(run, figures):
     runs = [(kind, shapes.OWN_PRODUCTS, case) for kind in ("memcheck", "racecheck") for case in shapes.SANITIZED_CASES]
     if has_wgmma(run):
         runs.append(("memcheck", [*shapes.OWN_PRODUCTS, *shapes.WGMMA[1:]], shapes.SANITIZED_CASES[0]))
+    runs.append(("synccheck", shapes.OWN_PRODUCTS, shapes.SANITIZED_CASES[0]))
     wrong = []
     for kind, before, case in runs:
         name = " ".join([kind, *before[1:], case])

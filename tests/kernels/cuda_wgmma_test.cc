@@ -31,13 +31,15 @@ enum class Fault {
   kOtherStart,     // not where the tile begins
   kNeverWaited,
   kBeyondMemory,
+  kCopiedLater,  // what a product reads arrives behind its start
 };
 
 // out = left right^T, or with kTurned left turned, where left's 64 columns come as fragments.
-// kBlocks: of eight columns of the product.
+// kBlocks: of eight columns of the product. Block 0 reads operands late, block 1 early.
 template <int kBlocks, bool kTurned, typename Act>
 __global__ void ProductKernel(float* out, const Act* left_from, const Act* right_from,
-                              Fault fault) {
+                              Fault fault, unsigned block) {
+  if (blockIdx.x != block) return;
   constexpr int kColumns = 8 * kBlocks;
   // The right operand: kColumns rows of depth kDim; turned, kRows of depth by kColumns.
   constexpr int kRightRows = kTurned ? kRows : kColumns, kRightDim = kTurned ? kColumns : kDim;
@@ -49,9 +51,12 @@ __global__ void ProductKernel(float* out, const Act* left_from, const Act* right
   LoadRows<kRightRows, kRightDim, kWarpgroup, SwizzledAt<kRightRows>>(
       &copies, right, right_from, kRightDim, 0, kRightRows, kRightDim, true);
   copies.Commit();
-  copies.Wait<0>();
-  if (fault != Fault::kNotForTensors) FenceForTensors();
-  __syncthreads();
+  const auto arrive = [&] {
+    copies.Wait<0>();
+    if (fault != Fault::kNotForTensors) FenceForTensors();
+    __syncthreads();
+  };
+  if (fault != Fault::kCopiedLater) arrive();
   const int lane = static_cast<int>(threadIdx.x % 32),
             row = static_cast<int>(threadIdx.x / 32) * 16 + lane / 4;
   float sums[kBlocks][4] = {};
@@ -82,6 +87,7 @@ __global__ void ProductKernel(float* out, const Act* left_from, const Act* right
                           column > 0);
   }
   group.Commit();
+  if (fault == Fault::kCopiedLater) arrive();
   if (fault == Fault::kOverwritten && threadIdx.x == 0) right[0] = right[1] = left[0];
   if (fault == Fault::kLeftChanged) fragments[0][0] = 0;
   if (fault == Fault::kSumsTouched) sums[0][0] = 1;
@@ -99,7 +105,7 @@ __global__ void ProductKernel(float* out, const Act* left_from, const Act* right
 
 // Elements of the result that are wrong.
 template <int kBlocks, bool kTurned, typename Act>
-int Wrong(Fault fault = Fault::kNone) {
+int Wrong(Fault fault = Fault::kNone, unsigned block = 0) {
   constexpr int kColumns = 8 * kBlocks, kRightRows = kTurned ? kRows : kColumns,
                 kRightDim = kTurned ? kColumns : kDim;
   struct alignas(16) Chunk {
@@ -112,9 +118,9 @@ int Wrong(Fault fault = Fault::kNone) {
     Put(&right[0].act[0] + i, static_cast<float>(Right(i / kRightDim, i % kRightDim)));
   std::vector<float> out(static_cast<size_t>(kRows * kColumns), 12345);
   Context ctx;
-  Launch(&ctx, 1, kWarpgroup, 2 * (kRows * kDim + kRightRows * kRightDim) + kSwizzleSlack,
+  Launch(&ctx, block + 1, kWarpgroup, 2 * (kRows * kDim + kRightRows * kRightDim) + kSwizzleSlack,
          ProductKernel<kBlocks, kTurned, Act>, out.data(), &left[0].act[0], &right[0].act[0],
-         fault);
+         fault, block);
   int wrong = 0;
   for (int row = 0; row < kRows; ++row) {
     for (int column = 0; column < kColumns; ++column) {
@@ -132,6 +138,7 @@ TEST(EmulatedWgmma, MultipliesTiles) {
   EXPECT_EQ((Wrong<16, false, BF16>()), 0);
   EXPECT_EQ((Wrong<8, false, FP16>()), 0);
   EXPECT_EQ((Wrong<16, false, FP16>()), 0);
+  EXPECT_EQ((Wrong<16, false, BF16>(Fault::kNone, 1)), 0);
 }
 
 TEST(EmulatedWgmma, MultipliesFragmentsAndTurnedTiles) {
@@ -139,6 +146,7 @@ TEST(EmulatedWgmma, MultipliesFragmentsAndTurnedTiles) {
   EXPECT_EQ((Wrong<16, true, BF16>()), 0);
   EXPECT_EQ((Wrong<8, true, FP16>()), 0);
   EXPECT_EQ((Wrong<16, true, FP16>()), 0);
+  EXPECT_EQ((Wrong<16, true, BF16>(Fault::kNone, 1)), 0);
 }
 
 // The 128-byte swizzle as the ISA draws it: in eight rows of eight chunks, row r has chunk c at
@@ -166,6 +174,7 @@ TEST(EmulatedWgmma, FaultsShowAsWrongResults) {
   EXPECT_GT((Wrong<16, true, BF16>(Fault::kLeftChanged)), 0);
 #if !defined(__SANITIZE_THREAD__)  // which stops it
   EXPECT_GT((Wrong<16, false, BF16>(Fault::kOverwritten)), 0);
+  EXPECT_GT((Wrong<16, false, BF16>(Fault::kCopiedLater, 1)), 0);
 #endif
 }
 
