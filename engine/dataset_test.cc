@@ -15,6 +15,7 @@
 #include "engine/chat_template.h"
 #include "engine/dataset_rows.h"
 #include "engine/spec/row_keys.h"
+#include "engine/spec/words.h"
 
 namespace nibble::engine {
 namespace {
@@ -22,6 +23,7 @@ namespace {
 using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string SourceDir() {
   const char* dir = std::getenv("NIBBLE_SOURCE_DIR");
@@ -176,6 +178,14 @@ TEST_F(DatasetTest, MessagesLearnAssistantTurnsOnly) {
       "assistant<|end_header_id|>\n\n[b<|eot_id|>]");
   EXPECT_EQ(data->report.format, "sharegpt");
   EXPECT_THAT(data->report.warnings, ElementsAre(HasSubstr("<|start_header_id|>")));
+}
+
+// What a recipe may name is what there is.
+TEST_F(DatasetTest, EveryTemplateOfTheListIsKnown) {
+  for (const std::string_view name : spec::kChatTemplateNames) {
+    const auto chat = ChatTemplate::Select(name, qwen_);
+    if (!chat.ok()) EXPECT_THAT(std::string(chat.status().message()), Not(HasSubstr("is none of"))) << name;
+  }
 }
 
 TEST_F(DatasetTest, TemplatesThatAreNotRecognisedAreRefused) {

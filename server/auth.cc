@@ -1,8 +1,12 @@
 #include "server/auth.h"
 
+#include <fcntl.h>
 #include <openssl/crypto.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -87,6 +91,31 @@ absl::Status BadToken(std::string_view what) {
                                         "\"authorization: Bearer <token>\""))
       .ToStatus();
 }
+
+// Held while a file is read, changed and written again: of two changes at a time neither is lost.
+class ChangeLock {
+ public:
+  explicit ChangeLock(const std::string& path)
+      : fd_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)), error_(fd_ < 0 ? errno : 0) {
+    while (fd_ >= 0 && flock(fd_, LOCK_EX) != 0) {
+      if (errno == EINTR) continue;
+      error_ = errno;
+      break;
+    }
+  }
+  ~ChangeLock() {
+    if (fd_ >= 0) close(fd_);
+  }
+  ChangeLock(const ChangeLock&) = delete;
+  ChangeLock& operator=(const ChangeLock&) = delete;
+  absl::Status status(const std::string& path) const {
+    return error_ == 0 ? absl::OkStatus() : ErrnoStatus(error_, "lock " + path);
+  }
+
+ private:
+  const int fd_;
+  int error_;
+};
 
 json ToJson(const TokenRecord& record) {
   return {{"id", record.id},
@@ -191,6 +220,8 @@ absl::StatusOr<std::string> TokenFile::Create(std::string name, Role role, int64
                         "at most 63")
         .ToStatus();
   }
+  const ChangeLock lock(path_ + ".lock");
+  RETURN_IF_ERROR(lock.status(path_ + ".lock"));
   RETURN_IF_ERROR(Refresh());
   TokenRecord record;
   record.id = RandomHex(1).substr(0, 8);
@@ -207,6 +238,8 @@ absl::StatusOr<std::string> TokenFile::Create(std::string name, Role role, int64
 }
 
 absl::Status TokenFile::Revoke(std::string_view id) {
+  const ChangeLock lock(path_ + ".lock");
+  RETURN_IF_ERROR(lock.status(path_ + ".lock"));
   RETURN_IF_ERROR(Refresh());
   std::vector<TokenRecord> records = List();
   if (std::erase_if(records, [&](const TokenRecord& r) { return r.id == id; }) == 0) {

@@ -7,7 +7,8 @@
 // failed attempts are counted, not throttled.)
 //
 // TokenFile and Authorizer are thread-safe. `nibble-server token` changes the file while a server runs;
-// the server calls Refresh now and then.
+// the server calls Refresh now and then. Several processes may change it at a time: each change is made
+// under a lock beside it (<path>.lock), to what is there then.
 #pragma once
 
 #include <atomic>

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <thread>
 
 #include "base/digest.h"
 #include "base/error.h"
@@ -98,6 +99,24 @@ TEST_F(AuthTest, RefusesWhatIsNoToken) {
     EXPECT_EQ(Refusal(kGetJob, bad), Reason::kTokenInvalid) << bad;
   }
   EXPECT_EQ(authorizer_.refusals(), 7);
+}
+
+// Two operators at a time: what one made or took back is not undone by the other.
+TEST_F(AuthTest, ChangesOfSeveralProcessesAreAllThere) {
+  constexpr int kEach = 10;
+  const auto make = [&] {
+    TokenFile mine(directory_.Join("tokens.json"));  // as each process has its own
+    for (int i = 0; i < kEach; ++i) {
+      EXPECT_TRUE(mine.Create("a", Role::kClient, 0, 1).ok());
+      EXPECT_TRUE(mine.Create("b", Role::kClient, 0, 1).ok());
+      EXPECT_TRUE(mine.Revoke(mine.List().back().id).ok());
+    }
+  };
+  std::thread other(make);
+  make();
+  other.join();
+  ASSERT_TRUE(tokens_.Refresh().ok());
+  EXPECT_EQ(tokens_.List().size(), 2u * kEach);
 }
 
 TEST_F(AuthTest, TokensExpireAndAreRevoked) {

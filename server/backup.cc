@@ -39,10 +39,17 @@ absl::Status CopyBlobs(const std::string& from, const std::string& to) {
     RETURN_IF_ERROR(MakeDirs(target));
     ASSIGN_OR_RETURN(const auto names, ListDir(source));
     for (const std::string& name : names) {
+      const std::string copy = JoinPath(target, name);
+      if (FileExists(copy)) {
+        // There already, unless a restore was cut while it copied this one.
+        const auto have = FileSizeBytes(copy), all = FileSizeBytes(JoinPath(source, name));
+        if (have.ok() && all.ok() && *have == *all) continue;
+        RETURN_IF_ERROR(RemoveFile(copy));
+      }
       std::error_code code;
-      fs::create_hard_link(JoinPath(source, name), JoinPath(target, name), code);
+      fs::create_hard_link(JoinPath(source, name), copy, code);
       if (!code) continue;
-      RETURN_IF_ERROR(CopyFile(JoinPath(source, name), JoinPath(target, name)));
+      RETURN_IF_ERROR(CopyFile(JoinPath(source, name), copy));
     }
     RETURN_IF_ERROR(SyncDir(target));
   }
@@ -63,7 +70,8 @@ absl::Status Missing(const char* flag, const char* what) {
 
 }  // namespace
 
-absl::Status Backup(const std::string& data_dir, const std::string& to) {
+absl::Status Backup(const std::string& data_dir, const std::string& to,
+                    const std::function<void()>& copied) {
   if (to.empty()) return Missing("--to", "must name the directory to write");
   if (!FileExists(JoinPath(data_dir, "state.db"))) return Missing("--data-dir", "holds no database");
   if (FileExists(to)) {
@@ -74,7 +82,9 @@ absl::Status Backup(const std::string& data_dir, const std::string& to) {
   // Data sets and the key of attempt tokens are in it: as with the data directory itself, nobody
   // else looks.
   if (chmod(to.c_str(), 0700) != 0) return ErrnoStatus(errno, "chmod " + to);
+  RETURN_IF_ERROR(CopyBlobs(JoinPath(data_dir, "blobs/cas"), JoinPath(to, "blobs/cas")));
   RETURN_IF_ERROR(store::BackupDatabases(data_dir, to));
+  copied();
   return CopyRest(data_dir, to);
 }
 

@@ -24,6 +24,7 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
     worker.heard = before != nullptr && before->heard;
     worker.self_draining = before != nullptr && before->self_draining;
     worker.revision = (before != nullptr ? before->revision : fresh.generation << 32) + 1;
+    fresh.revised.insert(id);
     if (before == nullptr) continue;
     for (auto& [device_id, device] : worker.devices) {
       const auto was = before->devices.find(device_id);
@@ -100,8 +101,9 @@ void ControlLoop::RunThread() {
 }
 
 void ControlLoop::Stop() {
-  stopping_ = true;
+  // In this order: whatever was let in is there when the thread looks for the last time.
   mailbox_.Close();
+  stopping_ = true;
   if (thread_.joinable()) thread_.join();
   while (serving_ && mailbox_.size() > 0) RunOnce(0);
   ReleaseHeld(true);
@@ -163,9 +165,7 @@ bool ControlLoop::ReadAndWait(const std::function<void(const Outcome&)>& read) {
 }
 
 int64_t ControlLoop::NextDueUs() const {
-  int64_t due_us = next_tick_us_;
-  for (const auto& [worker, held] : held_) due_us = std::min(due_us, held.deadline_us);
-  return due_us;
+  return held_until_.empty() ? next_tick_us_ : std::min(next_tick_us_, held_until_.begin()->first);
 }
 
 absl::StatusOr<std::string> ControlLoop::Step(core::CommandBody body, std::string scope,
@@ -288,12 +288,9 @@ void ControlLoop::Hold(Answer& answer) {
   const Item& item = answer.item;
   Held held{std::move(answer.item.reply), item.incarnation, item.known_revision,
             now_.monotonic_us + options_.core.synchronize_hold_us};
-  const auto older = held_.find(item.worker_id);
-  if (older != held_.end()) {
-    // One call per worker: the older one was given up.
-    AnswerHeld(item.worker_id, older->second);
-    held_.erase(older);
-  }
+  Release(item.worker_id);  // one call per worker: the older one was given up
+  state_.revised.insert(item.worker_id);  // it may be out of date already
+  held_until_.insert({held.deadline_us, item.worker_id});
   held_.emplace(item.worker_id, std::move(held));
 }
 
@@ -307,17 +304,23 @@ void ControlLoop::AnswerHeld(const std::string& worker_id, const Held& held) {
   held.reply(status, {state_, core_, now_, worker_id});
 }
 
+void ControlLoop::Release(const std::string& worker_id) {
+  const auto node = held_.extract(worker_id);
+  if (node.empty()) return;
+  held_until_.erase({node.mapped().deadline_us, worker_id});
+  AnswerHeld(worker_id, node.mapped());
+}
+
+// Those whose worker's set is another one, and those whose time has come; nobody looks at the others.
 void ControlLoop::ReleaseHeld(bool all) {
-  for (auto it = held_.begin(); it != held_.end();) {
-    const core::Worker* worker = state_.FindWorker(it->first);
-    const bool changed = worker == nullptr || worker->revision != it->second.known_revision;
-    if (!all && !changed && now_.monotonic_us < it->second.deadline_us) {
-      ++it;
-      continue;
-    }
-    AnswerHeld(it->first, it->second);
-    it = held_.erase(it);
+  for (const std::string& id : std::exchange(state_.revised, {})) {
+    const auto held = held_.find(id);
+    if (held == held_.end()) continue;
+    const core::Worker* worker = state_.FindWorker(id);
+    if (worker == nullptr || worker->revision != held->second.known_revision) Release(id);
   }
+  while (!held_until_.empty() && (all || held_until_.begin()->first <= now_.monotonic_us))
+    Release(std::string(held_until_.begin()->second));
 }
 
 }  // namespace nibble

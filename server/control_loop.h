@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -132,6 +133,7 @@ class ControlLoop {
   void AnswerOne(Answer& answer);
   void Hold(Answer& answer);
   void AnswerHeld(const std::string& worker_id, const Held& held);
+  void Release(const std::string& worker_id);
   void ReleaseHeld(bool all);
   void Fatal(const absl::Status& status);
 
@@ -143,6 +145,7 @@ class ControlLoop {
   core::State state_;
   Mailbox<Item> mailbox_;
   std::map<std::string, Held> held_;  // by worker
+  std::set<std::pair<int64_t, std::string>> held_until_;  // their deadlines, workers
   core::Now now_;                     // of the current turn
   int64_t next_tick_us_ = 0;
   int64_t next_prune_us_ = 0;

@@ -30,7 +30,8 @@ struct Edge {
   store::MetricStore* metrics = nullptr;
   BlobStore* blobs = nullptr;
   IoPool* io = nullptr;                 // short work: a chunk, a page of events
-  IoPool* work = nullptr;               // long work: whole files, plans; never in the way of a chunk
+  IoPool* work = nullptr;               // long work: plans; never in the way of a chunk
+  IoPool* files = nullptr;              // work of minutes: whole files; never in the way of a plan
   Ticker* ticker = nullptr;
   const Authorizer* authorizer = nullptr;
   const Clock* clock = nullptr;

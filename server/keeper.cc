@@ -9,6 +9,10 @@
 namespace nibble::server {
 namespace {
 
+// Jobs deleted in one round: users' calls wait in the same mailbox.
+constexpr int kMaxExpired = 1'000;
+constexpr int64_t kJobsAtOnce = 1'000;
+
 void LogResult(const char* event, const absl::StatusOr<CollectResult>& result) {
   if (!result.ok()) {
     LogWarning("blob.collect_failed", {{"status", std::string(result.status().ToString())}});
@@ -17,6 +21,28 @@ void LogResult(const char* event, const absl::StatusOr<CollectResult>& result) {
                     {"uploads", result->uploads_removed},
                     {"bytes", result->bytes_removed}});
   }
+}
+
+// Pool, loop, pool, some jobs at a time: the ids that have metrics, those the state does not know, away with
+// them. Who takes such an id meanwhile has no steps yet.
+void DropStrayMetrics(Edge* edge, std::string after) {
+  (void)edge->io->Post([edge, after = std::move(after)] {
+    auto ids = edge->metrics->JobIds(after, kJobsAtOnce);
+    if (!ids.ok() || ids->empty()) return;
+    (void)edge->loop->Read([edge, ids = *std::move(ids)](const ControlLoop::Outcome& outcome) {
+      std::vector<std::string> stray;
+      for (const std::string& id : ids) {
+        if (outcome.state.FindJob(id) == nullptr) stray.push_back(id);
+      }
+      if (!stray.empty()) {
+        (void)edge->io->Post([edge, stray] {
+          for (const std::string& id : stray) (void)edge->metrics->DeleteJob(id);
+          LogInfo("metrics.strays_dropped", {{"jobs", static_cast<int64_t>(stray.size())}});
+        });
+      }
+      if (static_cast<int64_t>(ids.size()) == kJobsAtOnce) DropStrayMetrics(edge, ids.back());
+    });
+  });
 }
 
 }  // namespace
@@ -29,6 +55,7 @@ Keeper::~Keeper() { edge_->ticker->Remove(tick_); }
 // What finds no room now is done in the next round.
 void Keeper::Round() {
   if (options_.retain_jobs_us > 0) ExpireJobs();
+  DropStrayMetrics(edge_, "");
   (void)edge_->io->Post([edge = edge_] {
     LogResult("blob.collected", edge->blobs->SweepUploads());
     auto unpinned = edge->blobs->Unpinned();
@@ -54,9 +81,11 @@ void Keeper::Round() {
 void Keeper::ExpireJobs() {
   (void)edge_->loop->Read(
       [edge = edge_, retain_us = options_.retain_jobs_us](const ControlLoop::Outcome& outcome) {
+        int expired = 0;
         for (const auto& [id, job] : outcome.state.jobs) {
           if (!core::IsTerminal(job.state) || job.end_unix_us + retain_us > outcome.now.unix_us)
             continue;
+          if (++expired > kMaxExpired) return;
           (void)edge->loop->Post(core::DeleteJob{id}, [edge, id = id](absl::Status status,
                                                                       const ControlLoop::Outcome&) {
             if (!status.ok()) return;

@@ -1,4 +1,5 @@
-// House-keeping: blobs nobody refers to, uploads nobody goes on with, jobs past their retention.
+// House-keeping: blobs nobody refers to, uploads nobody goes on with, jobs past their retention, metrics of
+// jobs that are gone (a crash may come between a job's end in the state and that of its metrics).
 //
 // Runs on the ticker and the I/O pool. Order for a blob: unpinned in the store, forgotten by the state and
 // committed, only then deleted, and only if nobody has pinned it meanwhile.

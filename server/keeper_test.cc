@@ -141,6 +141,40 @@ TEST_F(KeeperTest, DeletesJobsPastTheirRetention) {
   }));
 }
 
+// A crash between the end of a job in the state and of its metrics: another of its name must not find them.
+TEST_F(KeeperTest, MetricsOfJobsThatAreGoneGoToo) {
+  Keeper keeper(&edge_, {});
+  const std::string here = MakeJob();
+  store::StepMetric step;
+  step.step = 1;
+  for (const std::string& id : {here, std::string("gone"), std::string("a")})
+    ASSERT_TRUE(metrics_.Append(id, {step}).ok());
+  RoundAndWait(keeper);
+  EXPECT_EQ(metrics_.JobIds("", 10).value(), std::vector<std::string>{here});
+}
+
+TEST_F(KeeperTest, AWorkerWithAFullDiskIsSeen) {
+  core::RegisterWorker worker;
+  worker.worker_id = "w1";
+  worker.incarnation = "i";
+  core::Device& device = worker.devices.emplace_back();
+  device.id = "cpu0";
+  device.backend = "cpu";
+  device.capacity_bytes = int64_t{1} << 30;
+  ASSERT_TRUE(loop_->Call(worker).ok());
+  const auto has = [&](const char* line) { return meter_.Scrape().find(line) != std::string::npos; };
+  EXPECT_TRUE(has("nibble_worker_disk_full{worker=\"w1\"} 0"));
+  core::Synchronize sync;
+  sync.worker_id = "w1";
+  sync.incarnation = "i";
+  sync.no_room = "12 bytes are free";
+  ASSERT_TRUE(loop_->Call(sync).ok());
+  EXPECT_TRUE(has("nibble_worker_disk_full{worker=\"w1\"} 1"));
+  sync.no_room.clear();
+  ASSERT_TRUE(loop_->Call(sync).ok());
+  EXPECT_TRUE(has("nibble_worker_disk_full{worker=\"w1\"} 0"));
+}
+
 TEST_F(KeeperTest, JobsHaveSeriesWhileTheyLive) {
   const std::string first = MakeJob(), second = MakeJob(), third = MakeJob();
   std::string text = meter_.Scrape();

@@ -1,6 +1,7 @@
 #include "server/memory_history.h"
 
 #include "base/error.h"
+#include "base/status.h"
 
 namespace nibble::server {
 namespace {
@@ -11,11 +12,12 @@ class MemoryHistory : public store::History {
       : loop_(loop), store_(store), metrics_(metrics) {}
 
   absl::StatusOr<std::vector<core::EventRecord>> Events(std::string_view job_id, int64_t after_sequence,
-                                                        int64_t limit) override {
+                                                        int64_t last_sequence, int64_t limit) override {
     absl::StatusOr<std::vector<core::EventRecord>> events =
         Error(Reason::kShuttingDown, "the server is shutting down").ToStatus();
     (void)loop_->ReadAndWait(
         [&](const ControlLoop::Outcome&) { events = store_->ReadEvents(job_id, after_sequence, limit); });
+    if (events.ok()) RETURN_IF_ERROR(store::CheckNoGap(job_id, after_sequence, last_sequence, *events));
     return events;
   }
   absl::StatusOr<std::vector<core::EventRecord>> AllEvents(int64_t, int64_t) override {

@@ -33,6 +33,7 @@ using prometheus::Histogram;
 const std::string kQueue = "default";
 constexpr auto kScrapeTimeout = std::chrono::seconds(2);
 // Series of a worker that is lost stay so long.
+constexpr int64_t kSweepUs = int64_t{60} * 1'000'000;
 constexpr int64_t kLostSeriesUs = int64_t{3600} * 1'000'000;
 
 const Histogram::BucketBoundaries kCallBuckets = {0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60};
@@ -126,7 +127,7 @@ struct Meter::Impl {
   void CollectJobs(Families& families, const ControlLoop::Outcome& outcome);
   void CollectJob(Families& families, const core::Job& job, const ControlLoop::Outcome& outcome);
   void CollectWorkers(Families& families, const ControlLoop::Outcome& outcome);
-  void CollectServer(Families& families);
+  void SweepEnded(const core::State& state, int64_t now_us);
   void OnRecord(const core::EventRecord& record, const core::State& state);
 
   const MeterOptions options;
@@ -157,6 +158,7 @@ struct Meter::Impl {
   double collection_seconds = 0;
   std::map<std::string, int64_t> last_progress_unix_us;  // by job
   std::map<std::string, int64_t> ended_us;               // jobs that linger -> monotonic end
+  int64_t swept_us = 0;                                  // when those were last looked through
   std::set<std::string> dropped;                         // live jobs without series
 };
 
@@ -197,6 +199,10 @@ void Meter::Impl::OnRecord(const core::EventRecord& record, const core::State& s
 void Meter::OnCommit(const std::vector<core::EventRecord>& records, const core::State& state) {
   std::lock_guard lock(impl_->mutex);
   for (const core::EventRecord& record : records) impl_->OnRecord(record, state);
+  // Where nobody scrapes, too.
+  const int64_t now_us = impl_->clock->NowMonotonicUs();
+  const int64_t sweep_us = std::max(kSweepUs, impl_->options.job_linger_us);
+  if (now_us - impl_->swept_us > sweep_us) impl_->SweepEnded(state, now_us);
 }
 
 void Meter::OnProgress(const std::string& job_id) {
@@ -294,13 +300,19 @@ void Meter::Impl::CollectJob(Families& families, const core::Job& job, const Con
                1);
 }
 
-void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& outcome) {
-  const int64_t now_us = clock->NowMonotonicUs();
+// Jobs that have lingered, or are gone.
+void Meter::Impl::SweepEnded(const core::State& state, int64_t now_us) {
   std::erase_if(ended_us, [&](const auto& item) {
-    if (item.second + options.job_linger_us > now_us && outcome.state.FindJob(item.first)) return false;
+    if (item.second + options.job_linger_us > now_us && state.FindJob(item.first)) return false;
     last_progress_unix_us.erase(item.first);
     return true;
   });
+  swept_us = now_us;
+}
+
+void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& outcome) {
+  const int64_t now_us = clock->NowMonotonicUs();
+  SweepEnded(outcome.state, now_us);
   std::map<int64_t, const core::Job*> shown;  // oldest first
   for (const std::string& id : outcome.state.live_jobs) {
     const core::Job* job = outcome.state.FindJob(id);
@@ -338,6 +350,7 @@ void Meter::Impl::CollectWorkers(Families& families, const ControlLoop::Outcome&
       families.Add("nibble_worker_last_heartbeat_timestamp_seconds", {{"worker", id}},
                    Seconds(worker.last_seen_unix_us));
     }
+    families.Add("nibble_worker_disk_full", {{"worker", id}}, worker.no_room.empty() ? 0 : 1);
     for (const auto& [device_id, device] : worker.devices) {
       families.Add("nibble_worker_info",
                    {{"worker", id}, {"backend", device.backend}, {"device_name", device.description},
@@ -380,10 +393,12 @@ void Meter::Impl::CollectState(Families& families, const ControlLoop::Outcome& o
   CollectWorkers(families, outcome);
 }
 
-void Meter::Impl::CollectServer(Families& families) {
+namespace {
+
+// Reads files and volumes, so it may block.
+void CollectServer(Families& families, const Meter::Sources& sources) {
   families.Add("nibble_build_info",
                {{"version", kVersion}, {"compiler", "gcc-" __VERSION__}, {"build_type", kBuildType}}, 1);
-  families.Add("nibble_scheduler_last_dispatch_timestamp_seconds", {}, Seconds(last_dispatch_unix_us));
   AddVolume(families, "artifacts", sources.data_dir);
   AddVolume(families, "state", sources.data_dir);
   families.Add("nibble_storage_reserved_bytes", {{"volume", "artifacts"}},
@@ -417,8 +432,9 @@ void Meter::Impl::CollectServer(Families& families) {
     families.Add("nibble_log_messages_total", {{"level", name}}, static_cast<double>(LogCount(level)));
   }
   AddProcess(families);
-  families.Add("nibble_metrics_collection_duration_seconds", {}, collection_seconds);
 }
+
+}  // namespace
 
 std::string Meter::Scrape() {
   const auto begin = std::chrono::steady_clock::now();
@@ -442,11 +458,19 @@ std::string Meter::Scrape() {
   if (asked && future.wait_for(kScrapeTimeout) == std::future_status::ready) all = future.get();
   std::vector<prometheus::MetricFamily> fed = impl_->registry.Collect();
   std::move(fed.begin(), fed.end(), std::back_inserter(all));
+  // Without the lock, which the loop's thread takes with every commit: a volume may be on a network and hang.
   Families families;
+  Sources sources;
+  double last_dispatch_seconds = 0, collection_seconds = 0;
   {
     std::lock_guard lock(impl_->mutex);
-    impl_->CollectServer(families);
+    sources = impl_->sources;
+    last_dispatch_seconds = Seconds(impl_->last_dispatch_unix_us);
+    collection_seconds = impl_->collection_seconds;
   }
+  families.Add("nibble_scheduler_last_dispatch_timestamp_seconds", {}, last_dispatch_seconds);
+  families.Add("nibble_metrics_collection_duration_seconds", {}, collection_seconds);
+  CollectServer(families, sources);
   std::vector<prometheus::MetricFamily> server = families.Take();
   std::move(server.begin(), server.end(), std::back_inserter(all));
   std::ostringstream out;

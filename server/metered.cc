@@ -105,6 +105,9 @@ class MeteredMetricStore : public store::MetricStore {
     return inner_->Read(job_id, after_step, until_step, max_points);
   }
   absl::Status DeleteJob(std::string_view job_id) override { return inner_->DeleteJob(job_id); }
+  absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) override {
+    return inner_->JobIds(after, limit);
+  }
   absl::Status PutUpload(const store::Upload& upload) override { return inner_->PutUpload(upload); }
   absl::StatusOr<std::optional<store::Upload>> GetUpload(std::string_view id) override {
     return inner_->GetUpload(id);

@@ -43,6 +43,8 @@ inline constexpr MetricRow kMetricTable[] = {
      "1 per device of a worker."},
     {"nibble_worker_last_heartbeat_timestamp_seconds", MetricType::kGauge, "worker",
      "When a worker last renewed its lease."},
+    {"nibble_worker_disk_full", MetricType::kGauge, "worker",
+     "1 while a worker takes no new work because its disk is full."},
     {"nibble_worker_lease_expirations_total", MetricType::kCounter, "", "Leases that ran out."},
     {"nibble_device_capacity_bytes", MetricType::kGauge, "worker,device", "Bytes a device offers."},
     {"nibble_device_reserved_bytes", MetricType::kGauge, "worker,device",

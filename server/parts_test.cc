@@ -8,10 +8,13 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "server/backup.h"
+#include "server/core/testing/driver.h"
 #include "server/data_dir.h"
 #include "server/flags.h"
 #include "server/io_pool.h"
 #include "server/rooted_files.h"
+#include "server/store/sqlite_store.h"
 #include "server/ticker.h"
 
 namespace nibble::server {
@@ -86,6 +89,59 @@ TEST(DataDir, SaysWhereTheServerIs) {
   EXPECT_EQ(said(), R"({"listen":"unix:/run/a \"b\":9","http_listen":"","host":"","port":0,"http_port":0,"pid":)" + pid);
   RemoveServerInfo(directory.path());
   EXPECT_FALSE(FileExists(directory.Join("run/server.json")));
+}
+
+// A server that commits all the time is backed up in one piece, not begun anew with each of its commits.
+TEST(Backup, EndsWhileTheServerCommits) {
+  TempDir dir;
+  auto database = store::OpenSqliteStore(dir.path()).value();
+  core::testing::Driver driver;
+  core::CreateJob create = core::testing::Driver::JobOf("job");
+  create.user_spec = std::string(size_t{40} << 20, 'x');  // some pieces of the copy
+  driver.Must(create);
+  ASSERT_TRUE(database->Commit(driver.state(), driver.TakeRecords()).ok());
+  driver.mutable_state().touched = {};
+  std::atomic<bool> done{false};
+  int commits = 0;
+  std::thread server([&] {
+    for (; !done && commits < 3'000; ++commits) {
+      core::UpdateJob update;
+      update.job_id = "job";
+      update.display_name = std::to_string(commits);
+      driver.Must(update);
+      if (!database->Commit(driver.state(), driver.TakeRecords()).ok()) break;
+      driver.mutable_state().touched = {};
+    }
+  });
+  const absl::Status copied = store::BackupDatabases(dir.path(), dir.Join("copy"));
+  done = true;
+  server.join();
+  EXPECT_TRUE(copied.ok()) << copied;
+  EXPECT_LT(commits, 3'000) << "it waited for the server to be quiet";
+}
+
+// A blob that the collector takes between the copy of the database and that of the blobs is in the backup.
+TEST(Backup, HasEveryBlobItsDatabaseMayReferTo) {
+  TempDir directory;
+  const std::string data = directory.Join("data"), copy = directory.Join("copy");
+  ASSERT_TRUE(MakeDirs(data).ok());
+  ASSERT_TRUE(store::OpenSqliteStore(data).ok());
+  const std::string old = std::string(64, 'a'), fresh = std::string(64, 'b');
+  const auto path = [](const std::string& root, const std::string& sha256) {
+    return JoinPath(root, "blobs/cas/" + sha256.substr(0, 2) + "/" + sha256);
+  };
+  const auto put = [&](const std::string& sha256) {
+    return MakeDirs(DirName(path(data, sha256))).ok() && WriteFileAtomic(path(data, sha256), "bytes").ok();
+  };
+  ASSERT_TRUE(put(old));
+  const absl::Status status = Backup(data, copy, [&] {
+    EXPECT_TRUE(FileExists(JoinPath(copy, "state.db")));
+    EXPECT_TRUE(RemoveFile(path(data, old)).ok());
+    EXPECT_TRUE(put(fresh));
+  });
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(FileExists(path(copy, old)));
+  EXPECT_TRUE(FileExists(path(copy, fresh)));
 }
 
 class RootedFilesTest : public testing::Test {

@@ -52,9 +52,9 @@ class PlanDesk {
   };
   absl::StatusOr<Answer> Plan(const core::State& excerpt, const Question& question);
   // For a CreateJob that may not plan on the loop's thread; several at one time.
-  core::PlannedAhead PlanAhead(const core::Model& model, const spec::TrainSpec& given,
+  core::PlannedAhead PlanAhead(const core::Model& model, const spec::TrainSpec& given, int64_t data_rows,
                                const std::vector<spec::DeviceProfile>& devices) const {
-    return core::PlanAhead(functions_, model, given, devices);
+    return core::PlanAhead(functions_, model, given, data_rows, devices);
   }
   // Changes with which a job that waits would start at once: core::WhatWouldStart.
   std::vector<core::Counterfactual> WhatWouldStart(const core::State& excerpt, const core::Job& job,

@@ -32,6 +32,7 @@ namespace {
 constexpr int kIoThreads = 4;
 constexpr size_t kIoQueue = 4096;
 constexpr int kWorkThreads = 2;
+constexpr int kFileThreads = 2;
 constexpr size_t kWorkQueue = 64;
 constexpr int64_t kTokenRefreshUs = 1'000'000;
 
@@ -106,6 +107,7 @@ class ServerImpl : public Server {
   std::unique_ptr<store::History> history_;
   std::unique_ptr<IoPool> io_;
   std::unique_ptr<IoPool> work_;
+  std::unique_ptr<IoPool> files_;
   std::unique_ptr<PlanDesk> plans_;
   std::unique_ptr<Ticker> ticker_;
   Edge edge_;
@@ -241,6 +243,7 @@ absl::Status ServerImpl::Start() {
   authorizer_ = std::make_unique<Authorizer>(!options_.tls_cert.empty(), &tokens_, &RealClock::Get());
   io_ = std::make_unique<IoPool>(kIoThreads, kIoQueue);
   work_ = std::make_unique<IoPool>(kWorkThreads, kWorkQueue);
+  files_ = std::make_unique<IoPool>(kFileThreads, kWorkQueue);
   plans_ = std::make_unique<PlanDesk>(edge_.core, core::RealSpecFunctions());
   ticker_ = std::make_unique<Ticker>();
   edge_.loop = loop_.get();
@@ -250,6 +253,7 @@ absl::Status ServerImpl::Start() {
   edge_.blobs = blobs_.get();
   edge_.io = io_.get();
   edge_.work = work_.get();
+  edge_.files = files_.get();
   edge_.ticker = ticker_.get();
   edge_.authorizer = authorizer_.get();
   edge_.clock = &RealClock::Get();
@@ -280,6 +284,7 @@ void ServerImpl::Stop(int64_t grace_us) {
   if (grpc_) grpc_->Shutdown(grace_us);
   http_.reset();
   if (ticker_) ticker_->Stop();
+  if (files_) files_->Stop();
   if (work_) work_->Stop();
   if (io_) io_->Stop();
   grpc_.reset();

@@ -285,6 +285,51 @@ TEST_F(ServerTest, ModelsAndDataSetsByPath) {
   EXPECT_EQ(dataset.rows(), 1);
 }
 
+// A page is one message, whatever its jobs bring along: it ends early, and the next one goes on there.
+TEST_F(ServerTest, APageOfLargeJobsFitsAMessage) {
+  v1::CreateJobRequest request = JobRequest();
+  for (int i = 0; i < 64; ++i) (*request.mutable_labels())[absl::StrCat("key-", i)] = std::string(256, 'v');
+  constexpr int kJobs = 150;
+  std::vector<std::string> created;
+  v1::Job job;
+  for (int i = 0; i < kJobs; ++i) {
+    ASSERT_EQ(ReasonOf(Create(request, &job)), "OK");
+    created.insert(created.begin(), job.name());
+  }
+  v1::ListJobsRequest list;
+  list.set_page_size(1000);
+  v1::ListJobsResponse page;
+  std::vector<std::string> listed;
+  int pages = 0;
+  do {
+    grpc::ClientContext context;
+    ASSERT_EQ(ReasonOf(jobs_->ListJobs(&context, list, &page)), "OK");
+    EXPECT_LT(page.ByteSizeLong(), size_t{3} << 20);
+    for (const v1::Job& shown : page.jobs()) listed.push_back(shown.name());
+    list.set_page_token(page.next_page_token());
+  } while (++pages < kJobs && !page.next_page_token().empty());
+  EXPECT_GT(pages, 1);
+  EXPECT_EQ(listed, created) << "newest first, each once";
+  // Of those that live and of those that do not; of the latter there is one.
+  grpc::ClientContext cancel, of_cancelled, of_queued;
+  v1::CancelJobRequest verb;
+  verb.set_name(created[7]);
+  ASSERT_EQ(ReasonOf(jobs_->CancelJob(&cancel, verb, &job)), "OK");
+  list.clear_page_token();
+  list.add_states(v1::CANCELLED);
+  ASSERT_EQ(ReasonOf(jobs_->ListJobs(&of_cancelled, list, &page)), "OK");
+  ASSERT_EQ(page.jobs_size(), 1);
+  EXPECT_EQ(page.jobs(0).name(), created[7]);
+  EXPECT_EQ(page.next_page_token(), "");
+  list.clear_states();
+  list.add_states(v1::QUEUED);
+  list.set_page_size(10);
+  ASSERT_EQ(ReasonOf(jobs_->ListJobs(&of_queued, list, &page)), "OK");
+  ASSERT_EQ(page.jobs_size(), 10);
+  EXPECT_EQ(page.jobs(6).name(), created[6]);
+  EXPECT_EQ(page.jobs(7).name(), created[8]);
+}
+
 TEST_F(ServerTest, PagesAreBoundToTheirFilter) {
   v1::CreateJobRequest request = JobRequest();
   v1::Job job;

@@ -80,6 +80,11 @@ void CheckData(const TrainSpec& spec, const ModelConfig& model, Checker& check) 
     check.Add("data.chat_template", absl::StrCat("has ", spec.chat_template.size(), " bytes, at most ",
                                                  kMaxTemplateName,
                                                  "; it is a template's name, such as chatml, not its text"));
+  } else if (std::find(std::begin(kChatTemplateNames), std::end(kChatTemplateNames), spec.chat_template) ==
+             std::end(kChatTemplateNames)) {
+    check.Add("data.chat_template",
+              absl::StrCat("is \"", spec.chat_template, "\"; use one of tokenizer_default, chatml, ",
+                           "llama3, llama2, mistral, gemma, zephyr"));
   }
   check.Range("data.sequence_len", spec.sequence_len, 8, static_cast<double>(model.max_positions),
               "the upper bound is the model's max_position_embeddings");

@@ -43,6 +43,7 @@ TEST(ResolveTrainSpec, ReportsEveryViolationByPath) {
                                                     "optimizer.learning_rate",
                                                     "training.micro_batch_size"));
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("lora.r is 0"));
+  for (const FieldViolation& v : StatusViolations(status)) EXPECT_LT(v.description.size(), 300u);
 }
 
 TEST(ResolveTrainSpec, LengthNotSaidStaysWithinTheModel) {

@@ -19,6 +19,10 @@ struct Word {
   Enum value;
 };
 
+// What data.chat_template may be: the model's own, and the forms the engine knows by name.
+inline constexpr std::string_view kChatTemplateNames[] = {"tokenizer_default", "chatml", "llama3", "llama2",
+                                                          "mistral", "gemma", "zephyr"};
+
 inline constexpr Word<QuantKind> kQuantWords[] = {{"nf4", QuantKind::kNF4},
                                                   {"fp4", QuantKind::kFP4},
                                                   {"int4", QuantKind::kINT4},

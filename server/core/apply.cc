@@ -54,8 +54,8 @@ class Applier {
   void operator()(const WorkerDraining& e) { SetWorker(e.worker_id, &Worker::draining, true); }
   void operator()(const WorkerUndrained& e) { SetWorker(e.worker_id, &Worker::draining, false); }
   void operator()(const WorkerDeleted& e);
-  void operator()(const WorkerDiskFull& e) { SetNoRoom(e.worker_id, e.why); }
-  void operator()(const WorkerHasRoom& e) { SetNoRoom(e.worker_id, ""); }
+  void operator()(const WorkerDiskFull& e) { SetWorker(e.worker_id, &Worker::no_room, e.why); }
+  void operator()(const WorkerHasRoom& e) { SetWorker(e.worker_id, &Worker::no_room, std::string()); }
   void operator()(const DatasetCreated& e);
   void operator()(const DatasetDeleted& e);
   void operator()(const ModelRegistered& e);
@@ -75,8 +75,8 @@ class Applier {
   Job& JobOf(const std::string& id);
   Attempt& AttemptOf(const std::string& job_id, int64_t epoch);
   Worker& WorkerOf(const std::string& id);
-  void SetWorker(const std::string& id, bool Worker::*field, bool value);
-  void SetNoRoom(const std::string& worker_id, const std::string& why);
+  template <typename T>
+  void SetWorker(const std::string& id, T Worker::*field, const T& value);
   void SetFault(const std::string& worker_id, const std::string& device_id, const std::string& fault);
   void SyncUnread(const Job& job);
   void Enter(Job& job, JobState to);
@@ -113,15 +113,10 @@ Worker& Applier::WorkerOf(const std::string& id) {
   return it->second;
 }
 
-void Applier::SetWorker(const std::string& id, bool Worker::*field, bool value) {
+template <typename T>
+void Applier::SetWorker(const std::string& id, T Worker::*field, const T& value) {
   Worker& worker = WorkerOf(id);
   worker.*field = value;
-  SyncWorker(&state_, worker);
-}
-
-void Applier::SetNoRoom(const std::string& worker_id, const std::string& why) {
-  Worker& worker = WorkerOf(worker_id);
-  worker.no_room = why;
   SyncWorker(&state_, worker);
 }
 
@@ -144,7 +139,9 @@ void Applier::SyncUnread(const Job& job) {
 
 void Applier::DesiredChanged(const std::string& worker_id) {
   const auto it = state_.workers.find(worker_id);
-  if (it != state_.workers.end()) ++it->second.revision;
+  if (it == state_.workers.end()) return;
+  ++it->second.revision;
+  state_.revised.insert(worker_id);
 }
 
 // The one place where a job's state changes.
@@ -152,11 +149,8 @@ void Applier::Enter(Job& job, JobState to) {
   job.state = to;
   const bool queued = to == JobState::kQueued;
   const auto list = [&](std::set<std::string>& ids, bool in) {
-    if (in) {
-      ids.insert(job.id);
-    } else {
-      ids.erase(job.id);
-    }
+    if (in) ids.insert(job.id);
+    if (!in) ids.erase(job.id);
   };
   list(state_.queued_jobs, queued);
   list(state_.cancelling_jobs, to == JobState::kCancelling);
@@ -173,8 +167,7 @@ void Applier::Enter(Job& job, JobState to) {
 void Applier::End(Job& job, JobState to) {
   Enter(job, to);
   job.end_unix_us = now_.unix_us;
-  job.checkpoints
-      .clear();  // nothing goes on from them any more, and they are several times the adapter
+  job.checkpoints.clear();  // nothing goes on from them any more, and they are several times the adapter
   state_.live_jobs.erase(job.id);
   state_.model_users[job.model_id].erase(job.id);
   state_.dataset_users[job.dataset_id].erase(job.id);
@@ -195,6 +188,7 @@ void Applier::operator()(const ServerStarted& e) {
     worker.revision = revision;
     worker.known_revision = 0;
     worker.heard = false;
+    state_.revised.insert(id);
   }
   for (auto& [id, blob] : state_.blobs) blob.pin_until_us = e.pin_until_us;
   // Of jobs that ended under a version that kept them.
@@ -228,7 +222,6 @@ void Applier::operator()(const JobQueued& e) {
   if (!job.request_id.empty()) {
     const RequestKey key{job.tenant, job.request_id};
     state_.requests[key] = {job.tenant, job.request_id, job.id, job.body_sha256, now_.unix_us};
-    state_.requests_by_age.insert({now_.unix_us, key});
     state_.touched.requests.insert(key);
   }
   if (job.kind == JobKind::kCheck) {
@@ -236,6 +229,7 @@ void Applier::operator()(const JobQueued& e) {
     state_.unread.erase(job.check_key);
   } else {
     state_.check_users[job.check_key].insert(job.id);
+    state_.jobs_by_number[job.number] = job.id;
   }
   state_.live_jobs.insert(job.id);
   state_.model_users[job.model_id].insert(job.id);
@@ -328,6 +322,11 @@ void Applier::operator()(const JobDeleted& e) {
       for (const std::string& id : users->second) SyncUnread(state_.jobs.at(id));
     }
   }
+  if (job.kind == JobKind::kTrain) state_.jobs_by_number.erase(job.number);
+  // From now on what asked for it may be forgotten.
+  const auto request = state_.requests.find({job.tenant, job.request_id});
+  if (request != state_.requests.end() && JobMadeBy(state_, request->second) == &job)
+    state_.requests_by_age.insert({request->second.create_unix_us, request->first});
   state_.jobs.erase(e.job_id);
 }
 
@@ -498,6 +497,7 @@ void Applier::operator()(const WorkerRegistered& e) {
   state_.workers[worker.id] = worker;
   SyncWorker(&state_, worker);
   state_.touched.workers.insert(worker.id);
+  state_.revised.insert(worker.id);
 }
 
 // It holds nothing any more. The board keeps its place, empty: who is gone for good takes no work.
@@ -508,6 +508,7 @@ void Applier::operator()(const WorkerDeleted& e) {
   worker.heard = false;
   SyncWorker(&state_, worker);
   state_.workers.erase(e.worker_id);
+  state_.revised.insert(e.worker_id);
   state_.holding.erase(e.worker_id);
 }
 
@@ -571,8 +572,7 @@ void Applier::operator()(const RequestExpired& e) {
 
 void Applier::operator()(const BlobPinned& e) {
   const auto it = state_.blobs.find(e.sha256);
-  if (it != state_.blobs.end())
-    it->second.pin_until_us = std::max(it->second.pin_until_us, e.pin_until_us);
+  if (it != state_.blobs.end()) it->second.pin_until_us = std::max(it->second.pin_until_us, e.pin_until_us);
 }
 
 Keep KeepOf(const EventBody& body) {

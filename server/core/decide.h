@@ -26,6 +26,9 @@ struct Decision {
   std::string id;             // of the resource meant; a repeated create names the first job
 };
 
+// Rows of the data a job was asked for with; what is not there has none.
+int64_t DataRows(const State& state, const CreateJob& c);
+
 absl::StatusOr<Decision> Decide(const State& state, const Command& command, Core& core);
 
 }  // namespace nibble::core

@@ -272,7 +272,8 @@ Answer DecideFleet(Turn& turn, const Synchronize& c) {
   if (!c.draining && !worker->draining && !turn.state.rollback_suspected) {
     std::set<std::string> jobs;  // a job once, whatever the listing says
     for (const ListedAttempt& listed : c.attempts) {
-      if (listed.intact && jobs.insert(listed.job_id).second) Reinstate(turn, *worker, listed);
+      const bool holds = listed.intact && listed.phase != Phase::kReleased;
+      if (holds && jobs.insert(listed.job_id).second) Reinstate(turn, *worker, listed);
     }
   }
   if (c.draining) {
@@ -360,7 +361,6 @@ Answer DecideFleet(Turn& turn, const Tick&) {
   }
   for (const auto& [create_unix_us, key] : state.requests_by_age) {
     if (turn.now.unix_us - create_unix_us < turn.options().request_id_ttl_us) break;
-    if (state.FindJob(state.requests.at(key).job_id) != nullptr) continue;
     turn.Emit(RequestExpired{key.first, key.second});
   }
   return "";

@@ -188,7 +188,9 @@ absl::Status AdoptCheck(const State& state, Job& job) {
   }
   if (check->state == JobState::kFailed) {
     const Reason reason = ReasonFromName(check->error_reason);
-    if (reason == Reason::kNoSupervisedTokens || reason == Reason::kDatasetEmpty) {
+    // What lies in the data alone: a template or a tokenizer may be known to a worker of a later release.
+    if (reason == Reason::kNoSupervisedTokens || reason == Reason::kDatasetEmpty ||
+        reason == Reason::kDatasetSchemaMismatch) {
       return Error::Field(reason, "spec.dataset", check->error_message);
     }
   }
@@ -233,11 +235,26 @@ absl::StatusOr<std::optional<std::string>> FindRepeat(const Turn& turn, const Cr
         .With("job", it->second.job_id)
         .ToStatus();
   }
-  RETURN_IF_ERROR(FindJob(turn, it->second.job_id).status());
+  if (JobMadeBy(turn.state, it->second) == nullptr) {
+    return Error(Reason::kJobNotFound,
+                 absl::StrCat("request_id ", c.request_id, " made jobs/", it->second.job_id,
+                              ", which was deleted; use a fresh one to make another"))
+        .With("job", it->second.job_id)
+        .ToStatus();
+  }
   return it->second.job_id;
 }
 
 }  // namespace
+
+int64_t DataRows(const State& state, const CreateJob& c) {
+  int64_t rows = 0;
+  for (const std::string& id : {c.dataset_id, c.eval_dataset_id}) {
+    const auto it = state.datasets.find(id);
+    if (it != state.datasets.end()) rows += it->second.rows;
+  }
+  return rows;
+}
 
 Answer DecideJob(Turn& turn, const CreateJob& c) {
   ASSIGN_OR_RETURN(const std::optional<std::string> repeat, FindRepeat(turn, c));
@@ -249,7 +266,7 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   const Planner::RememberedOnly only(turn.core.planner, c.plan_elsewhere);
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
-  job.spec.data_rows = parts.dataset->rows + (parts.eval_dataset ? parts.eval_dataset->rows : 0);
+  job.spec.data_rows = DataRows(turn.state, c);
   ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
                                            *parts.model, job.spec, KnownDevices(turn.state)));
   ASSIGN_OR_RETURN(job.spec.base_cache, turn.core.planner.ChooseBaseCache(

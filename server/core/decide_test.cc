@@ -54,6 +54,31 @@ TEST(CreateJob, IsQueuedOnceHoweverOftenItIsAskedFor) {
   EXPECT_EQ(d.Must(create), "b");
 }
 
+// A request names the job it made, no other that has taken its id since, and is forgotten when that is gone.
+TEST(CreateJob, ARequestOfADeletedJobNamesNobodyElses) {
+  Driver d;
+  CreateJob first = Driver::JobOf("a"), second = Driver::JobOf("a");
+  first.request_id = "r1";
+  second.request_id = "r2";
+  d.Must(first);
+  EXPECT_TRUE(d.state().requests_by_age.empty());  // nothing for the ticks to look at while its job is there
+  d.Must(CancelJob{"a"});
+  d.Must(DeleteJob{"a"});
+  EXPECT_EQ(ReasonOf(d.Do(first)), Reason::kJobNotFound);
+  d.Must(second);
+  const auto repeated = d.Do(first);
+  EXPECT_EQ(ReasonOf(repeated), Reason::kJobNotFound);
+  EXPECT_THAT(std::string(repeated.status().message()), HasSubstr("which was deleted; use a fresh one"));
+  EXPECT_EQ(d.Must(second), "a");
+  d.Advance(d.core().options.request_id_ttl_us - 1);
+  d.Must(core::Tick{});
+  EXPECT_EQ(d.state().requests.size(), 2u);
+  d.Advance(1);
+  d.Must(core::Tick{});
+  ASSERT_EQ(d.state().requests.size(), 1u);
+  EXPECT_EQ(d.state().requests.begin()->second.request_id, "r2");
+}
+
 TEST(CreateJob, RefusesWhatIsNotThere) {
   Driver d;
   CreateJob create = Driver::JobOf("a");

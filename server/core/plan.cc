@@ -134,7 +134,7 @@ void Planner::Adopt(const PlannedAhead& ahead) {
 
 // What Decide would ask for, in the same order; where it goes wrong, Decide finds out again.
 PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
-                       const spec::TrainSpec& given,
+                       const spec::TrainSpec& given, int64_t data_rows,
                        const std::vector<spec::DeviceProfile>& devices) {
   Planner planner(functions);
   PlannedAhead ahead;
@@ -142,6 +142,7 @@ PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
   auto spec = planner.Resolve(given, model.config);
   if (!spec.ok()) return ahead;
   job.spec = *std::move(spec);
+  job.spec.data_rows = data_rows;
   const auto recompute = planner.ChooseRecompute(model, job.spec, devices);
   if (!recompute.ok()) return ahead;
   job.spec.recompute = *recompute;

@@ -53,8 +53,9 @@ struct PlannedAhead {
   std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>> plans;  // by plan, profile
   std::map<std::string, std::vector<Suggestion>> suggestions;
 };
+// `data_rows`: of the job's data, on which the host's part of a plan depends.
 PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
-                       const spec::TrainSpec& given,
+                       const spec::TrainSpec& given, int64_t data_rows,
                        const std::vector<spec::DeviceProfile>& devices);
 // The answer to a command that may not plan and would have to.
 absl::Status NotPlanned();
@@ -106,7 +107,7 @@ class Planner {
   };
 
  private:
-  friend PlannedAhead PlanAhead(const SpecFunctions&, const Model&, const spec::TrainSpec&,
+  friend PlannedAhead PlanAhead(const SpecFunctions&, const Model&, const spec::TrainSpec&, int64_t,
                                 const std::vector<spec::DeviceProfile>&);
   absl::StatusOr<PlanBytes> Compile(const Model& model, const spec::TrainSpec& spec,
                                     const spec::DeviceProfile& profile);

@@ -160,9 +160,13 @@ TEST(PlanAhead, TheCoreCompilesNothingAndAnswersTheSame) {
   for (Driver* driver : {&d, &inside}) {
     driver->AddWorker("w1", 500 * kMB);
     driver->AddWorker("w2", 120 * kMB);
+    CreateDataset big;  // plans depend on the rows
+    big.dataset = {"big", "default", "", std::string(64, 'e'), 1, 5'000'000, "text", "/big.jsonl", 0};
+    driver->Must(big);
   }
   for (const int32_t length : {1'000, 2'000'000}) {
     CreateJob create = Driver::JobOf(absl::StrFormat("job-%d", length));
+    create.dataset_id = "big";
     create.spec.sequence_len = length;
     create.spec.micro_batch_size = 2;
     const absl::Status plain = inside.Do(create).status();
@@ -170,8 +174,9 @@ TEST(PlanAhead, TheCoreCompilesNothingAndAnswersTheSame) {
     EXPECT_TRUE(IsNotPlanned(d.Do(create).status()));
     EXPECT_EQ(d.state().FindJob(create.job_id), nullptr);
     EXPECT_EQ(compiled, 0);
-    create.ahead = std::make_shared<const PlannedAhead>(PlanAhead(
-        functions, d.state().models.at("base"), create.spec, KnownDevices(d.state())));
+    create.ahead = std::make_shared<const PlannedAhead>(
+        PlanAhead(functions, d.state().models.at("base"), create.spec, DataRows(d.state(), create),
+                  KnownDevices(d.state())));
     EXPECT_GT(std::exchange(compiled, 0), 0);
     EXPECT_EQ(d.Do(create).status(), plain);
     EXPECT_EQ(compiled, 0);

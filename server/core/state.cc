@@ -164,8 +164,10 @@ void State::BuildIndexes() {
   checks.clear();
   checks_held.clear();
   requests_by_age.clear();
+  jobs_by_number.clear();
   for (auto& [id, job] : jobs) {
     if (const Model* model = ModelOf(job)) job.plan_key = PlanKey(*model, job.spec);
+    if (job.kind == JobKind::kTrain) jobs_by_number[job.number] = id;
     if (job.kind == JobKind::kCheck) {
       std::string& newest = checks[job.check_key];
       if (newest.empty() || jobs.at(newest).number < job.number) newest = id;
@@ -190,8 +192,9 @@ void State::BuildIndexes() {
   for (const auto& [id, job] : jobs) {
     if (IsUnread(*this, job)) unread[job.check_key].insert(id);
   }
-  for (const auto& [key, record] : requests)
-    requests_by_age.insert({record.create_unix_us, key});
+  for (const auto& [key, record] : requests) {
+    if (JobMadeBy(*this, record) == nullptr) requests_by_age.insert({record.create_unix_us, key});
+  }
   RebuildBoard(this, 0);
 }
 
@@ -207,9 +210,8 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
     if (absl::Status s = CheckFiles(*this, adapter.files, "adapter " + id); !s.ok()) return s;
   }
   for (const auto& [key, record] : requests) {
-    const Job* job = FindJob(record.job_id);
-    if (job != nullptr &&
-        (job->request_id != record.request_id || job->body_sha256 != record.body_sha256)) {
+    const Job* job = JobMadeBy(*this, record);
+    if (job != nullptr && job->body_sha256 != record.body_sha256) {
       return Broken(absl::StrCat("request ", record.request_id, " names a job made by another"));
     }
   }
@@ -231,6 +233,7 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
   if (rebuilt.check_users != mine.check_users) return Broken("index check_users");
   if (rebuilt.checks_held != mine.checks_held) return Broken("index checks_held");
   if (rebuilt.requests_by_age != mine.requests_by_age) return Broken("index requests_by_age");
+  if (rebuilt.jobs_by_number != mine.jobs_by_number) return Broken("index jobs_by_number");
   if (rebuilt.unread != mine.unread) return Broken("index unread");
   if (!std::equal(rebuilt.device_kinds.begin(), rebuilt.device_kinds.end(),
                   mine.device_kinds.begin(), mine.device_kinds.end(),
@@ -246,6 +249,12 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
     return Broken(absl::StrCat("the scheduler's board, at: ", kept.substr(line, 200)));
   }
   return absl::OkStatus();
+}
+
+const Job* JobMadeBy(const State& state, const RequestRecord& record) {
+  const Job* job = state.FindJob(record.job_id);
+  const bool same = job != nullptr && job->tenant == record.tenant && job->request_id == record.request_id;
+  return same ? job : nullptr;
 }
 
 std::string Etag(const Job& job) { return absl::StrCat(job.uid, "-", job.last_sequence); }

@@ -68,7 +68,9 @@ struct State {
   std::map<std::string, std::set<std::string>> check_users;    // CheckKey -> live TRAIN jobs
   std::map<std::string, std::set<std::string>> unread;  // CheckKey nobody has read -> queued jobs
   std::map<std::string, int32_t> checks_held;    // worker -> CHECK attempts it holds
+  // Of jobs that are gone, the oldest first: what may be forgotten once it is old enough.
   std::set<std::pair<int64_t, RequestKey>> requests_by_age;
+  std::map<int64_t, std::string> jobs_by_number;  // TRAIN jobs, the newest last
   std::map<std::string, DeviceKind> device_kinds;  // by profile and capacity
   Board board;  // what the scheduler looks at
 
@@ -79,6 +81,8 @@ struct State {
   int64_t picos_per_work = 0;                    // of the last step measured anywhere,
   int64_t picos_mflops = 0;                      // on a device so fast
   bool rollback_suspected = false;
+  // Workers whose desired set may have changed; taken by who holds their calls.
+  std::set<std::string> revised;
   Touched touched;
 
   const Job* FindJob(std::string_view id) const;
@@ -95,6 +99,8 @@ struct State {
   absl::Status CheckInvariants(const CoreOptions& options) const;
 };
 
+// The job that this request made; nullptr when it is gone, also where another has its id now.
+const Job* JobMadeBy(const State& state, const RequestRecord& record);
 // Changes with every durable change of the job.
 std::string Etag(const Job& job);
 // What an attempt's writes must carry: HMAC over timeline, job, epoch, worker and incarnation.

@@ -88,4 +88,8 @@ void OnWork(Edge& edge, Done done, std::function<void()> work) {
   if (!edge.work->Post(std::move(work))) done(Busy(edge));
 }
 
+void OnFiles(Edge& edge, Done done, std::function<void()> work) {
+  if (!edge.files->Post(std::move(work))) done(Busy(edge));
+}
+
 }  // namespace nibble::server

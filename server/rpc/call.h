@@ -46,8 +46,9 @@ void Command(Edge& edge, Done done, core::CommandBody body,
 inline bool Sees(const std::string& scope, const std::string& tenant) {
   return scope.empty() || scope == tenant;
 }
-// Runs `work` on the pool for short or long work; it must arrange that Done is called.
+// Runs `work` on the pool for short or long work, or whole files; it must arrange that Done is called.
 void OnIo(Edge& edge, Done done, std::function<void()> work);
 void OnWork(Edge& edge, Done done, std::function<void()> work);
+void OnFiles(Edge& edge, Done done, std::function<void()> work);
 
 }  // namespace nibble::server

@@ -43,7 +43,7 @@ ReadBytes ReaderOf(Edge& edge, const core::Dataset& dataset) {
   };
 }
 
-// Everything but the id, on the pool for long work.
+// Everything but the id, on the pool for whole files.
 absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRequest& request,
                                            const Caller& caller) {
   core::Dataset dataset;
@@ -99,7 +99,7 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
       const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
         if (!request->sha256().empty() && !MayUse(outcome.state, scope, request->sha256()))
           return done(BlobNotFound(request->sha256()));
-        OnWork(edge_, done, check);
+        OnFiles(edge_, done, check);
       });
       if (!posted) done(Busy(edge_));
     };

@@ -22,11 +22,11 @@ constexpr int64_t kMaxPoints = 30'000;
 
 // `read`, which asks the disk, once the job is known to be there for this caller.
 void ReadJobHistory(Edge& edge, const Done& done, const std::string& id, const std::string& scope,
-                    const std::function<absl::Status()>& read) {
+                    const std::function<absl::Status(int64_t last_sequence)>& read) {
   const bool posted = edge.loop->Read([=, &edge](const Outcome& outcome) {
     const auto job = FindJob(outcome.state, id, scope);
     if (!job.ok()) return done(job.status());
-    OnIo(edge, done, [=] { done(read()); });
+    OnIo(edge, done, [=, last = (*job)->last_sequence] { done(read(last)); });
   });
   if (!posted) done(Busy(edge));
 }
@@ -41,8 +41,9 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListJobEvents(Context* context,
     if (!id.ok()) return done(id.status());
     auto size = PageSize(request->page_size());
     if (!size.ok()) return done(size.status());
-    const auto read = [=, this, id = *id, size = *size]() -> absl::Status {
-      ASSIGN_OR_RETURN(const auto events, edge_.history->Events(id, request->after_sequence(), size));
+    const auto read = [=, this, id = *id, size = *size](int64_t last_sequence) -> absl::Status {
+      ASSIGN_OR_RETURN(const auto events,
+                       edge_.history->Events(id, request->after_sequence(), last_sequence, size));
       for (const core::EventRecord& event : events) ToProto(event, response->add_events());
       return absl::OkStatus();
     };
@@ -64,7 +65,7 @@ grpc::ServerUnaryReactor* JobServiceImpl::QueryMetrics(Context* context,
     const int64_t points = request->max_points() == 0
                                ? kDefaultPoints
                                : std::min<int64_t>(request->max_points(), kMaxPoints);
-    const auto read = [=, this, id = *id]() -> absl::Status {
+    const auto read = [=, this, id = *id](int64_t) -> absl::Status {
       const int64_t after_step = request->has_after_step() ? request->after_step() : -1;
       ASSIGN_OR_RETURN(const auto metrics,
                        edge_.history->Metrics(id, after_step, request->until_step(), points));

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/id.h"
@@ -107,9 +108,10 @@ grpc::ServerUnaryReactor* JobServiceImpl::CreateJob(Context* context,
       if (!core::IsNotPlanned(status) || !where) return done(UnderSpec(status));
       const core::State& state = where->get().state;
       auto plan = [=, this, model = state.models.at(command->model_id),
+                   rows = core::DataRows(state, *command),
                    devices = core::KnownDevices(state)] {
         command->ahead = std::make_shared<const core::PlannedAhead>(
-            edge_.plans->PlanAhead(model, command->spec, devices));
+            edge_.plans->PlanAhead(model, command->spec, rows, devices));
         // Should the fleet have changed meanwhile, the loop compiles what is missing after all.
         command->plan_elsewhere = false;
         TryCreate(command, scope, validate_only, response,
@@ -136,36 +138,76 @@ grpc::ServerUnaryReactor* JobServiceImpl::GetJob(Context* context, const v1::Get
   });
 }
 
+namespace {
+
+// A page is one message: beyond this it ends early, whatever was asked for.
+constexpr size_t kMaxPageBytes = size_t{2} << 20;
+
+// Newest first: a key that sorts the other way round.
+std::string KeyOf(const core::Job& job) {
+  return absl::StrCat(absl::Dec(INT64_MAX - job.number, absl::kZeroPad19));
+}
+
+// Jobs of a number below `before`, the newest first, until `visit` has enough and returns false. Where only
+// some of those that live are asked for, the others, which may be very many, are not looked at.
+template <typename Visit>
+void ForJobs(const core::State& state, const std::set<int>& states, int64_t before, const Visit& visit) {
+  const bool live = !states.empty() && std::none_of(states.begin(), states.end(), [](int s) {
+    return core::IsTerminal(static_cast<core::JobState>(s));
+  });
+  std::map<int64_t, std::string> of_live;
+  if (live) {
+    for (const std::string& id : state.live_jobs) {
+      const core::Job& job = state.jobs.at(id);
+      if (job.kind == core::JobKind::kTrain && states.contains(static_cast<int>(job.state)))
+        of_live[job.number] = id;
+    }
+  }
+  const std::map<int64_t, std::string>& jobs = live ? of_live : state.jobs_by_number;
+  for (auto it = jobs.lower_bound(before); it != jobs.begin();) {
+    const core::Job& job = state.jobs.at((--it)->second);
+    if (!states.empty() && !states.contains(static_cast<int>(job.state))) continue;
+    if (!visit(job)) return;
+  }
+}
+
+absl::Status ListPageOfJobs(const Outcome& outcome, const std::string& scope,
+                            const v1::ListJobsRequest& request, v1::ListJobsResponse* response) {
+  const std::set<int> states(request.states().begin(), request.states().end());
+  std::string query = "jobs";
+  for (const int state : states) absl::StrAppend(&query, ",", state);
+  ASSIGN_OR_RETURN(const int32_t size, PageSize(request.page_size()));
+  ASSIGN_OR_RETURN(const std::string start, PageStart(query, request.page_token()));
+  int64_t key = 0;
+  if (!start.empty() && (!absl::SimpleAtoi(start, &key) || key < 0)) return PageStart(query, "-").status();
+  JobView view(outcome.state, outcome.core, outcome.now, scope);
+  size_t bytes = 0;
+  std::string last;
+  ForJobs(outcome.state, states, INT64_MAX - key, [&](const core::Job& job) {
+    if (!Sees(scope, job.tenant)) return true;
+    if (response->jobs_size() == size || bytes > kMaxPageBytes) {
+      response->set_next_page_token(PageToken(query, last));
+      return false;
+    }
+    v1::Job* shown = response->add_jobs();
+    ToProto(view, job, shown);
+    shown->clear_dataset_report_json();  // it can be long
+    bytes += shown->ByteSizeLong();
+    last = KeyOf(job);
+    return true;
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 grpc::ServerUnaryReactor* JobServiceImpl::ListJobs(Context* context, const v1::ListJobsRequest* request,
                                                    v1::ListJobsResponse* response) {
-  const auto list = [request, response](const Outcome& outcome, const std::string& scope) -> absl::Status {
-    std::set<int> states(request->states().begin(), request->states().end());
-    std::string query = "jobs";
-    for (const int state : states) absl::StrAppend(&query, ",", state);
-    // Newest first: a key that sorts the other way round.
-    std::map<std::string, const core::Job*> jobs;
-    for (const auto& [id, job] : outcome.state.jobs) {
-      if (job.kind != core::JobKind::kTrain || !Sees(scope, job.tenant)) continue;
-      if (!states.empty() && !states.contains(static_cast<int>(job.state))) continue;
-      jobs[absl::StrCat(absl::Dec(INT64_MAX - job.number, absl::kZeroPad19))] = &job;
-    }
-    JobView view(outcome.state, outcome.core, outcome.now, scope);
-    ASSIGN_OR_RETURN(*response->mutable_next_page_token(),
-                     ListPage(jobs, query, request->page_size(), request->page_token(),
-                              [](const core::Job*) { return true; },
-                              [&](const core::Job* job) {
-                                ToProto(view, *job, response->add_jobs());
-                                // Reports can be long; a page of them would not fit a message.
-                                response->mutable_jobs()->rbegin()->clear_dataset_report_json();
-                              }));
-    return absl::OkStatus();
-  };
-  return Unary(edge_, context, "/nibble.v1.JobService/ListJobs",
-               [this, list](const Caller& caller, Done done) {
-                 ReadState(edge_, done, [list, scope = caller.Scope()](const Outcome& outcome) {
-                   return list(outcome, scope);
-                 });
-               });
+  return Unary(edge_, context, "/nibble.v1.JobService/ListJobs", [=, this](const Caller& caller, Done done) {
+    ReadState(edge_, done, [request, response, scope = caller.Scope()](const Outcome& outcome) {
+      return ListPageOfJobs(outcome, scope, *request, response);
+    });
+  });
 }
 
 grpc::ServerUnaryReactor* JobServiceImpl::UpdateJob(Context* context,
@@ -207,12 +249,16 @@ grpc::ServerUnaryReactor* JobServiceImpl::DeleteJob(Context* context,
   return Unary(edge_, context, "/nibble.v1.JobService/DeleteJob", [=, this](const Caller& caller, Done done) {
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
-    Command(edge_, done, core::DeleteJob{*id}, [this, id = *id](const Outcome&) {
-      // Its metrics go with it; that they are gone is not worth a caller's waiting, and what fails here
-      // is found by nobody, since the job has no name any more.
-      (void)edge_.io->Post([this, id] { (void)edge_.metrics->DeleteJob(id); });
-      return absl::OkStatus();
-    }, caller.Scope());
+    const auto deleted = [this, done, id = *id](const absl::Status& status, const Outcome&) {
+      // Its metrics go with it, before the caller hears of it: the id may be used again from then on. Where
+      // they stay, the keeper finds them.
+      const bool posted = status.ok() && edge_.io->Post([this, done, id] {
+        (void)edge_.metrics->DeleteJob(id);
+        done(absl::OkStatus());
+      });
+      if (!posted) done(status);
+    };
+    if (!edge_.loop->Post(core::DeleteJob{*id}, deleted, caller.Scope())) done(Busy(edge_));
   });
 }
 

@@ -68,7 +68,8 @@ void JobWatch::Begin(const Outcome& outcome) {
   } else {
     JobView view(outcome.state, outcome.core, outcome.now, scope_);
     ToProto(view, **job, out_.emplace_back().mutable_snapshot());
-    if (last_sequence_ == 0) last_sequence_ = (*job)->last_sequence;
+    begun_sequence_ = (*job)->last_sequence;
+    if (last_sequence_ == 0) last_sequence_ = begun_sequence_;
     terminal_ = core::IsTerminal((*job)->state);
     Subscribe();
     if (!edge_.io->Post([self = shared_from_this()] { self->Load(); })) End(Busy(edge_));
@@ -92,9 +93,9 @@ void JobWatch::Load() {
   std::unique_lock lock(mutex_);
   PushMetricsAfter(after_step_, lock);
   for (bool more = true; more && !final_;) {
-    const int64_t after = last_sequence_;
+    const int64_t after = last_sequence_, last = begun_sequence_;
     lock.unlock();
-    const auto events = edge_.history->Events(job_id_, after, kEventsPerRead);
+    const auto events = edge_.history->Events(job_id_, after, last, kEventsPerRead);
     lock.lock();
     if (!events.ok()) {
       End(events.status());

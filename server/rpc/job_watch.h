@@ -71,6 +71,7 @@ class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
   bool drain_again_ = false;         // and another when it was asked for meanwhile
   bool terminal_ = false;            // the job is over; what is left is in History
   int64_t last_sequence_ = 0;
+  int64_t begun_sequence_ = 0;       // the job's when the watch began
   std::pair<int64_t, int64_t> last_metric_{0, 0};  // epoch, step
   int64_t after_step_ = 0;
   int64_t sent_us_ = 0;              // when the last write began or ended

@@ -85,7 +85,7 @@ absl::StatusOr<ModelFiles> FilesOfDirectory(const Edge& edge, const std::string&
   return model;
 }
 
-// The model without an id, on the pool for long work: weights are read for their digest.
+// The model without an id, on the pool for whole files: weights are read for their digest.
 absl::StatusOr<core::Model> CheckRequest(Edge& edge, const v1::RegisterModelRequest& request,
                                          const Caller& caller) {
   if ((request.manifest_size() == 0) == request.path().empty()) {
@@ -156,7 +156,7 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
                                    absl::StrCat("of ", request->manifest(i).name().substr(0, 64),
                                                 " is not here; upload it first")));
         }
-        OnWork(edge_, done, check);
+        OnFiles(edge_, done, check);
       });
       if (!posted) done(Busy(edge_));
     };

@@ -15,6 +15,9 @@ namespace {
 namespace wv1 = worker::v1;
 
 constexpr size_t kMaxFaultBytes = 1'000;
+// What an engine takes before it holds anything is measured at each start, to the page. Counted in these,
+// equal machines have equal profiles: one plan for all of them, one block of the scheduler's board.
+constexpr int64_t kFixedUnitBytes = int64_t{4} << 20;
 // What workers count goes into sums and products of 64 bits; nothing real is beyond these.
 constexpr int64_t kMostSteps = int64_t{1} << 30;
 constexpr int64_t kMostInStep = int64_t{1} << 40;  // tokens, microseconds
@@ -69,6 +72,8 @@ absl::StatusOr<core::RegisterWorker> ReadRegister(const wv1::RegisterRequest& in
     added.capacity_bytes = UpTo(kMostInAll, device.capacity_bytes());
     added.profile = *std::move(profile);
     added.profile_json = device.profile_json();
+    int64_t& fixed = added.profile.fixed_bytes;
+    if (fixed <= kMostInAll) fixed = (fixed + kFixedUnitBytes - 1) / kFixedUnitBytes * kFixedUnitBytes;
   }
   return out;
 }

@@ -44,6 +44,18 @@ absl::Status Injected() { return Error(Reason::kStoreUnavailable, "the commit fa
 
 }  // namespace
 
+std::vector<bool> OfReplacedJobs(const std::vector<core::EventRecord>& records) {
+  std::vector<bool> replaced(records.size());
+  std::set<std::string_view> begun;  // later on
+  for (size_t i = records.size(); i-- > 0;) {
+    const core::EventRecord& record = records[i];
+    if (record.job_id.empty()) continue;
+    replaced[i] = begun.count(record.job_id) > 0;
+    if (record.sequence == 1) begun.insert(record.job_id);
+  }
+  return replaced;
+}
+
 core::State WithoutVolatile(core::State state) {
   state.rollback_suspected = false;
   state.touched = {};
@@ -84,6 +96,12 @@ absl::Status MemoryStore::Commit(const core::State& state,
     rows_.last_job_number = state.last_job_number;
     rows_.last_event_number = state.last_event_number;
   }
+  std::erase_if(events_, [&](const core::EventRecord& record) {
+    const core::Job* before = rows_.FindJob(record.job_id);
+    const core::Job* now = state.FindJob(record.job_id);
+    return state.touched.jobs.count(record.job_id) > 0 && before != nullptr && now != nullptr &&
+           before->number != now->number;
+  });
   CopyJobs(state, rows_);
   CopyRows(state.touched.workers, state.workers, rows_.workers);
   CopyRows(state.touched.datasets, state.datasets, rows_.datasets);
@@ -91,7 +109,10 @@ absl::Status MemoryStore::Commit(const core::State& state,
   CopyRows(state.touched.adapters, state.adapters, rows_.adapters);
   CopyRows(state.touched.blobs, state.blobs, rows_.blobs);
   CopyRows(state.touched.requests, state.requests, rows_.requests);
-  events_.insert(events_.end(), records.begin(), records.end());
+  const std::vector<bool> of_dead = OfReplacedJobs(records);
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (!of_dead[i]) events_.push_back(records[i]);
+  }
   std::erase_if(events_, [&](const core::EventRecord& record) {
     return !record.job_id.empty() && state.touched.jobs.count(record.job_id) > 0 &&
            state.FindJob(record.job_id) == nullptr;
@@ -152,6 +173,16 @@ absl::Status MemoryMetricStore::DeleteJob(std::string_view job_id) {
   const auto it = metrics_.find(job_id);
   if (it != metrics_.end()) metrics_.erase(it);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> MemoryMetricStore::JobIds(std::string_view after, int64_t limit) {
+  std::lock_guard lock(mutex_);
+  std::vector<std::string> ids;
+  for (auto it = metrics_.upper_bound(after); it != metrics_.end(); ++it) {
+    if (static_cast<int64_t>(ids.size()) >= limit) break;
+    ids.push_back(it->first);
+  }
+  return ids;
 }
 
 absl::Status MemoryMetricStore::PutUpload(const Upload& upload) {

@@ -46,6 +46,7 @@ class MemoryMetricStore : public MetricStore {
   absl::StatusOr<std::vector<StepMetric>> Read(std::string_view job_id, int64_t after_step,
                                                int64_t until_step, int64_t max_points) override;
   absl::Status DeleteJob(std::string_view job_id) override;
+  absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) override;
   absl::Status PutUpload(const Upload& upload) override;
   absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) override;
   absl::StatusOr<std::vector<Upload>> ListUploads() override;

@@ -18,19 +18,12 @@ class SqliteHistory : public History {
       : state_(std::move(state)), metrics_(std::move(metrics)) {}
 
   absl::StatusOr<std::vector<core::EventRecord>> Events(std::string_view job_id,
-                                                        int64_t after_sequence,
+                                                        int64_t after_sequence, int64_t last_sequence,
                                                         int64_t limit) override {
     std::lock_guard lock(state_mutex_);
     ASSIGN_OR_RETURN(std::vector<core::EventRecord> events,
                      ReadJobEvents(state_, job_id, after_sequence, limit));
-    // From 0 on: whatever is kept.
-    if (after_sequence > 0 && !events.empty() && events.front().sequence > after_sequence + 1) {
-      return Error(Reason::kSequenceExpired,
-                   absl::StrCat("events of jobs/", std::string(job_id), " before ",
-                                events.front().sequence,
-                                " are no longer kept; begin at 0 with a snapshot"))
-          .ToStatus();
-    }
+    RETURN_IF_ERROR(CheckNoGap(job_id, after_sequence, last_sequence, events));
     return events;
   }
 
@@ -54,6 +47,16 @@ class SqliteHistory : public History {
 };
 
 }  // namespace
+
+absl::Status CheckNoGap(std::string_view job_id, int64_t after_sequence, int64_t last_sequence,
+                        const std::vector<core::EventRecord>& events) {
+  if (after_sequence <= 0) return absl::OkStatus();  // from 0 on: whatever is kept
+  const int64_t first = events.empty() ? last_sequence + 1 : events.front().sequence;
+  if (first <= after_sequence + 1) return absl::OkStatus();
+  return Error(Reason::kSequenceExpired,
+               absl::StrCat("events of jobs/", std::string(job_id), " before ", first,
+                            " are no longer kept; begin at 0 with a snapshot"));
+}
 
 absl::StatusOr<std::unique_ptr<History>> OpenSqliteHistory(const std::string& data_dir) {
   ASSIGN_OR_RETURN(Database state,

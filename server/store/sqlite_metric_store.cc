@@ -39,6 +39,7 @@ class SqliteMetricStore : public MetricStore {
     return ReadMetrics(reader_, job_id, after_step, until_step, max_points);
   }
   absl::Status DeleteJob(std::string_view job_id) override;
+  absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) override;
   absl::Status PutUpload(const Upload& upload) override;
   absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) override;
   absl::StatusOr<std::vector<Upload>> ListUploads() override;
@@ -156,6 +157,23 @@ absl::Status SqliteMetricStore::Append(std::string_view job_id,
 
 absl::Status SqliteMetricStore::DeleteJob(std::string_view job_id) {
   return Write([this, id = std::string(job_id)] { return delete_job_.Bind(1, id).Run(); });
+}
+
+// One look-up a job: DISTINCT would read every step of all of them.
+absl::StatusOr<std::vector<std::string>> SqliteMetricStore::JobIds(std::string_view after, int64_t limit) {
+  std::lock_guard lock(reader_mutex_);
+  ASSIGN_OR_RETURN(Statement next,
+                   reader_.Prepare("SELECT job_id FROM step_metrics WHERE job_id>?1 "
+                                   "ORDER BY job_id LIMIT 1"));
+  std::vector<std::string> ids;
+  while (static_cast<int64_t>(ids.size()) < limit) {
+    next.Bind(1, ids.empty() ? after : std::string_view(ids.back()));
+    ASSIGN_OR_RETURN(const bool row, next.Step());
+    if (!row) break;
+    ids.push_back(next.Text(0));
+    next.Reset();
+  }
+  return ids;
 }
 
 absl::Status SqliteMetricStore::PutUpload(const Upload& u) {

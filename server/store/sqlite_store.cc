@@ -345,7 +345,10 @@ absl::Status SqliteStore::WriteThings(const core::State& state) {
 }
 
 absl::Status SqliteStore::WriteEvents(const std::vector<core::EventRecord>& records) {
-  for (const core::EventRecord& r : records) {
+  const std::vector<bool> of_dead = OfReplacedJobs(records);
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (of_dead[i]) continue;
+    const core::EventRecord& r = records[i];
     s_.put_event.Bind(1, r.number)
         .Bind(2, r.job_id)
         .Bind(3, r.sequence)

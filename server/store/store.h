@@ -40,6 +40,10 @@ class Store {
   virtual absl::StatusOr<int64_t> PruneEvents(int64_t before_unix_us, int64_t limit) = 0;
 };
 
+// For each of a commit's records whether its job was deleted later in the same commit and its id taken again:
+// these belong to no job, and their sequence numbers to the one that has the id now.
+std::vector<bool> OfReplacedJobs(const std::vector<core::EventRecord>& records);
+
 // One optimizer step of one attempt.
 struct StepMetric {
   int64_t step = 0;
@@ -78,6 +82,8 @@ class MetricStore {
   virtual absl::StatusOr<std::vector<StepMetric>> Read(std::string_view job_id, int64_t after_step,
                                                        int64_t until_step, int64_t max_points) = 0;
   virtual absl::Status DeleteJob(std::string_view job_id) = 0;
+  // Jobs that have metrics, in order of their ids, after `after`; at most `limit`.
+  virtual absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) = 0;
 
   virtual absl::Status PutUpload(const Upload& upload) = 0;
   virtual absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) = 0;

@@ -85,6 +85,38 @@ TEST_P(StoreTest, StartsEmpty) {
   EXPECT_TRUE(state.jobs.empty());
 }
 
+// Changed, deleted and taken again in one turn: what the dead one said has sequence numbers of the new one.
+TEST_P(StoreTest, AnIdTakenAgainInTheSameTurnHasNoEventsOfTheOneBefore) {
+  Driver driver;
+  driver.Must(Driver::JobOf("a"));
+  ASSERT_TRUE(Commit(driver).ok());
+  driver.Must(core::CancelJob{"a"});
+  core::UpdateJob update;
+  update.job_id = "a";
+  update.display_name = "once more";
+  driver.Must(update);
+  driver.Must(core::DeleteJob{"a"});
+  driver.Must(Driver::JobOf("a"));
+  driver.Must(core::PauseJob{"a"});
+  CommitAndCompare(driver);
+  // And one that began and ended within the turn.
+  driver.Must(core::CancelJob{"a"});
+  driver.Must(core::DeleteJob{"a"});
+  driver.Must(Driver::JobOf("a"));
+  driver.Must(core::CancelJob{"a"});
+  driver.Must(core::DeleteJob{"a"});
+  driver.Must(Driver::JobOf("a"));
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(Commit(driver).ok()) << i;
+    update.display_name = absl::StrCat("name ", i);
+    driver.Must(update);
+  }
+  CommitAndCompare(driver);
+  const auto events = store_->ReadEvents("a", 0, 100).value();
+  ASSERT_EQ(events.size(), 6u);
+  for (size_t i = 0; i < events.size(); ++i) EXPECT_EQ(events[i].sequence, static_cast<int64_t>(i) + 1);
+}
+
 TEST_P(StoreTest, BringsBackAWholeLife) {
   Driver driver;
   driver.AddWorker("w1");
@@ -217,6 +249,10 @@ TEST_P(StoreTest, MetricsKeepTheHighestEpochAndTakeLateEvaluations) {
   EXPECT_EQ(rows[1].eval_loss, 0.25);
   EXPECT_TRUE(std::isnan(rows[4].loss));
   EXPECT_EQ(metrics->Read("job", 1, 4, 0).value().size(), 3u);
+  for (const char* id : {"a", "z", "m"}) ASSERT_TRUE(metrics->Append(id, {nan}).ok());
+  EXPECT_EQ(metrics->JobIds("", 10).value(), (std::vector<std::string>{"a", "job", "m", "z"}));
+  EXPECT_EQ(metrics->JobIds("a", 2).value(), (std::vector<std::string>{"job", "m"}));
+  EXPECT_TRUE(metrics->JobIds("z", 10).value().empty());
   EXPECT_TRUE(metrics->DeleteJob("job").ok());
   EXPECT_TRUE(metrics->Read("job", 0, 0, 0).value().empty());
 }
@@ -452,7 +488,11 @@ TEST(SqliteHistory, ReadsBesideTheWriter) {
   driver.Must(Driver::JobOf("job-1"));
   ASSERT_TRUE(store->Commit(driver.state(), driver.TakeRecords()).ok());
   auto history = OpenSqliteHistory(dir.path()).value();
-  EXPECT_EQ(history->Events("job-1", 0, 10).value().size(), 1u);
+  EXPECT_EQ(history->Events("job-1", 0, 1, 10).value().size(), 1u);
+  driver.Must(core::PauseJob{"job-1"});
+  driver.Must(core::ResumeJob{"job-1"});
+  ASSERT_TRUE(store->Commit(driver.state(), driver.TakeRecords()).ok());
+  EXPECT_EQ(history->Events("job-1", 1, 3, 10).value().size(), 2u);
   EXPECT_EQ(history->AllEvents(0, 10).value()[0].type, "server.started");
   StepMetric m;
   m.step = 1;
@@ -462,6 +502,11 @@ TEST(SqliteHistory, ReadsBesideTheWriter) {
   auto copy = OpenSqliteStore(dir.Join("copy")).value();
   ExpectSame(driver.state(), copy->Load().value());
   EXPECT_FALSE(BackupDatabases(dir.path(), dir.Join("copy")).ok());
+  // When all is forgotten who goes on from the first hears of it, and who has heard all does not.
+  ASSERT_GT(store->PruneEvents(std::numeric_limits<int64_t>::max(), 100).value(), 0);
+  EXPECT_EQ(StatusReason(history->Events("job-1", 1, 3, 10).status()), Reason::kSequenceExpired);
+  EXPECT_TRUE(history->Events("job-1", 3, 3, 10).ok());
+  EXPECT_TRUE(history->Events("job-1", 0, 3, 10).ok());
 }
 
 TEST(SqliteMetricStore, ManyWritersOneThread) {
