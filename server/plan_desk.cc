@@ -57,14 +57,17 @@ core::State PlanningExcerpt(const core::State& state, const core::Model& model) 
     }
   }
   excerpt.models[model.id] = model;
-  excerpt.BuildIndexes();
   excerpt.learned = state.learned;
   excerpt.learned_loads = state.learned_loads;
   excerpt.picos_per_work = state.picos_per_work;
   excerpt.picos_mflops = state.picos_mflops;
   excerpt.board.SetPolicy(state.board.policy());
-  core::RebuildBoard(&excerpt, state.board.now_us());
   return excerpt;
+}
+
+void IndexExcerpt(core::State& excerpt, int64_t now_us) {
+  excerpt.BuildIndexes();
+  core::RebuildBoard(&excerpt, now_us);
 }
 
 absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {

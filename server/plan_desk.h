@@ -19,8 +19,10 @@
 namespace nibble::server {
 
 // What placement of one more job of `model` depends on: workers, the attempts that hold bytes on them,
-// their jobs and models; and what was learned of how long steps take.
+// their jobs and models; and what was learned of how long steps take. Rows alone, because the loop waits for
+// it: IndexExcerpt makes the rest, elsewhere, before anybody plans over it.
 core::State PlanningExcerpt(const core::State& state, const core::Model& model);
+void IndexExcerpt(core::State& excerpt, int64_t now_us);
 
 class PlanDesk {
  public:

@@ -84,7 +84,7 @@ void Show(const core::DeviceExplanation& d, const core::Now& now, v1::DeviceExpl
   for (const std::string& job : d.until) out->add_until(job);
 }
 
-absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
+absl::Status Answer(Edge& edge, Explained& in, int32_t max_devices,
                     v1::ExplainJobResponse* out) {
   const core::JobExplanation& why = in.why;
   out->set_name(ResourceName("jobs", in.job.id));
@@ -106,6 +106,7 @@ absl::Status Answer(Edge& edge, const Explained& in, int32_t max_devices,
   for (int32_t i = 0; i < shown; ++i)
     Show(why.devices[static_cast<size_t>(i)], in.now, out->add_devices());
   if (!in.model) return absl::OkStatus();
+  IndexExcerpt(in.excerpt, in.now.monotonic_us);
   for (const core::Counterfactual& c : edge.plans->WhatWouldStart(
            in.excerpt, in.job, *in.model, why.devices, kMaxCounterfactuals)) {
     v1::Counterfactual* shown_change = out->add_counterfactuals();

@@ -142,6 +142,7 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
 
 absl::Status AnswerPlan(Edge& edge, const v1::PlanJobRequest& request, PlanInput& input,
                         v1::PlanJobResponse* response) {
+  IndexExcerpt(input.excerpt, input.now.monotonic_us);
   core::FitQuestion& fit = input.question.fit;
   fit.any_recompute = fit.spec.recompute == spec::Recompute::kAuto;
   ASSIGN_OR_RETURN(fit.spec.recompute,
