@@ -1,5 +1,6 @@
 #include "engine/spec/model_config.h"
 
+#include <cmath>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -49,8 +50,11 @@ class Fields {
   double Number(const char* key, double fallback) {
     if (!Has(key)) return fallback;
     const json& value = object_[key];
-    if (!value.is_number() || !(value.get<double>() > 0)) {
-      Fault(absl::StrCat("config.json: ", key, " is ", value.dump(), ", not a positive number"));
+    // As a float, which is what it is used as.
+    if (!value.is_number() || !(value.get<double>() > 0) ||
+        !std::isnormal(static_cast<float>(value.get<double>()))) {
+      Fault(absl::StrCat("config.json: ", key, " is ", value.dump(),
+                         ", not a positive number of single precision"));
       return fallback;
     }
     return value.get<double>();

@@ -80,6 +80,9 @@ TEST(ParseModelConfig, RefusesBadFiles) {
   EXPECT_EQ(reason(R"({"model_type":"llama","vocab_size":-5})"), Reason::kModelFileInvalid);
   EXPECT_EQ(reason(With(R"(,"rope_theta":"x")")), Reason::kModelFileInvalid);
   EXPECT_EQ(reason(With(R"(,"head_dim":1e99)")), Reason::kModelFileInvalid);
+  // Kernels and tables have them in single precision.
+  EXPECT_EQ(reason(With(R"(,"rope_theta":1e300)")), Reason::kModelFileInvalid);
+  EXPECT_EQ(reason(With(R"(,"rope_scaling":{"type":"linear","factor":1e-300})")), Reason::kModelFileInvalid);
 }
 
 // Printing or copying what is nested half a million levels deep would overflow the stack.
