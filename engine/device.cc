@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <thread>
@@ -50,7 +51,14 @@ int64_t MemInfoBytes(const char* field) {
 
 // The host's table of that name.
 absl::StatusOr<const kernels::KernelTable*> FindTable(const std::string& device) {
-  if (device == "cpu") return &kernels::CpuTable();
+  if (device == "cpu") {
+    // One of more than this machine has is no mistake: it is meant for others, too.
+    const char* asked = std::getenv("NIBBLE_CPU_ISA");
+    if (asked == nullptr || *asked == '\0' || kernels::IsCpuBody(asked)) return &kernels::CpuTable();
+    return Error(Reason::kUnsupportedOption,
+                 absl::StrCat("NIBBLE_CPU_ISA is ", asked, ", for which there are no kernels; it may be ",
+                              "amx, avx512_bf16, avx512, avx2 or portable, or not be set"));
+  }
   if (device == "ref") return &kernels::RefTable();
   if (device.starts_with("cpu:")) {
     const kernels::KernelTable* table = kernels::CpuTableFor(device.substr(4));

@@ -18,7 +18,7 @@ if(NIBBLE_BUILD_TESTS)
                 DEPS nibble_engine_train nibble_kernels_cuda_emulated)
 endif()
 nibble_test(trainer_parts_test
-  SRCS checkpoint_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
+  SRCS checkpoint_test.cc device_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
   DEPS nibble_engine_train nibble_kernels_cuda_emulated nlohmann_json::nlohmann_json)
 nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
 nibble_test(serve_test SRCS serve_test.cc serve_stop_test.cc

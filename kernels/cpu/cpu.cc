@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <iterator>
+
 #include "kernels/cpu/bodies.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/ref/table.h"
@@ -44,6 +47,11 @@ const KernelTable* CpuTableFor(std::string_view body) {
   for (const Isa isa : kBestFirst)
     if (isa <= best && cpu::IsaName(isa) == body) return &TableOf(isa);
   return nullptr;
+}
+
+bool IsCpuBody(std::string_view name) {
+  return std::any_of(std::begin(kBestFirst), std::end(kBestFirst),
+                     [&](Isa isa) { return cpu::IsaName(isa) == name; });
 }
 
 std::vector<std::string_view> CpuBodies() {

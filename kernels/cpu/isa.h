@@ -1,8 +1,8 @@
 // Which instructions the cpu bodies may use on this machine.
 //
 // A body is named by its weakest requirement: "amx", "avx512_bf16", "avx512", "avx2", "portable". The
-// environment variable NIBBLE_CPU_ISA=<body> chooses another one that the machine has; a word that names
-// none is ignored.
+// environment variable NIBBLE_CPU_ISA=<body> chooses another one that the machine has. One that it has not
+// leaves the choice as it is, and so does a word that names none, which an engine refuses before it asks.
 #pragma once
 
 #include <string_view>

@@ -33,6 +33,11 @@ TEST(CpuBodies, AreEveryLesserOneBestFirst) {
   ASSERT_EQ(bodies.size(), static_cast<size_t>(DetectIsa()) + 1);
   for (const std::string_view body : bodies) EXPECT_EQ(CpuTableFor(body)->body, body);
   EXPECT_EQ(bodies.back(), "portable");
+  for (int isa = 0; isa <= static_cast<int>(Isa::kAmx); ++isa) {
+    EXPECT_TRUE(IsCpuBody(IsaName(static_cast<Isa>(isa))));
+  }
+  EXPECT_FALSE(IsCpuBody("avx"));
+  EXPECT_FALSE(IsCpuBody(""));
   EXPECT_EQ(CpuTable().body, IsaName(ChosenIsa()));
 }
 
