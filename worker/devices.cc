@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -95,6 +96,13 @@ int64_t LeastOfGroups(const std::string& root, const std::string& controller, co
   return least;
 }
 
+// True when so many seconds have passed since the call.
+std::function<bool()> After(int64_t seconds) {
+  return [end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds)] {
+    return std::chrono::steady_clock::now() >= end;
+  };
+}
+
 std::string ProcessorName() {
   std::ifstream in("/proc/cpuinfo");
   for (std::string line; std::getline(in, line);) {
@@ -185,7 +193,7 @@ absl::StatusOr<HostShare> ShareHost(const HostQuestion& q) {
 absl::StatusOr<std::vector<GpuInfo>> ListGpus(const std::string& engine_binary,
                                               const std::string& log_file, std::string* why) {
   ASSIGN_OR_RETURN(const HelperResult result,
-                   RunHelper({engine_binary, "devices"}, log_file, nullptr));
+                   RunHelper({engine_binary, "devices"}, log_file, After(DeviceOptions().limit_s)));
   const auto object = nlohmann::json::parse(result.output, nullptr, /*allow_exceptions=*/false);
   if (result.exit.code != 0 || !object.is_object() || !object.contains("devices") ||
       !object["devices"].is_array()) {
@@ -252,7 +260,12 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
   ASSIGN_OR_RETURN(const HelperResult result,
                    RunHelper({options.engine_binary, "profile", "--device", options.device,
                               "--threads", absl::StrCat(threads)},
-                             options.log_file, nullptr));
+                             options.log_file, After(options.limit_s)));
+  if (result.cancelled) {
+    return Error(Reason::kDeviceFault, absl::StrCat(options.device, " does not answer within ",
+                                                    options.limit_s, " s; see ", options.log_file))
+        .ToStatus();
+  }
   if (result.exit.code != 0) {
     return Error(Reason::kEngineFailed,
                  absl::StrCat(options.engine_binary, " profile ", result.exit.message, "; see ",

@@ -22,6 +22,7 @@ struct DeviceOptions {
   int64_t pinned_bytes = 0;
   int64_t host_bytes = 0;
   std::string log_file;
+  int64_t limit_s = 180;  // for the engine's answer: a driver may hang
 };
 
 // A GPU as `nibble-engine devices` lists it.

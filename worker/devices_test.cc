@@ -1,6 +1,7 @@
 #include "worker/devices.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 
@@ -34,6 +35,12 @@ TEST(DevicesTest, TheEngineMeasures) {
   EXPECT_FALSE(MeasureDevice(options).ok());
   options.engine_binary = "/nowhere/nibble-engine";
   EXPECT_FALSE(MeasureDevice(options).ok());
+  options.engine_binary = dir.Join("hangs");
+  ASSERT_TRUE(WriteFileAtomic(options.engine_binary, "#!/bin/sh\nexec sleep 100\n").ok());
+  ASSERT_EQ(chmod(options.engine_binary.c_str(), 0755), 0);
+  options.limit_s = 1;
+  const absl::Status hangs = MeasureDevice(options).status();
+  EXPECT_NE(hangs.message().find("does not answer"), std::string::npos) << hangs;
   EXPECT_GT(AvailableMemoryBytes(), 0);
   EXPECT_GE(AvailableThreads(), 1);
 }

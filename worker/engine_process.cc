@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <csignal>
 #include <cstring>
@@ -23,6 +24,8 @@ namespace nibble::worker {
 namespace {
 
 constexpr int kSendTimeoutMs = 10'000;
+// What was killed and does not die, or has handed its output on, is not waited for any longer.
+constexpr std::chrono::seconds kDying{3};
 
 // How often this machine's kernel has killed a process for memory; -1 where it does not say.
 int64_t KernelKills() {
@@ -149,6 +152,28 @@ class Forker {
   std::thread thread_;
 };
 
+// Helpers that were killed and did not end in time. Asked for with every other helper, so that they do not
+// stay zombies when they have ended after all.
+class Undead {
+ public:
+  static Undead& Get() {
+    static auto* undead = new Undead;
+    return *undead;
+  }
+  void Add(pid_t pid) {
+    std::lock_guard lock(mutex_);
+    pids_.push_back(pid);
+  }
+  void Reap() {
+    std::lock_guard lock(mutex_);
+    std::erase_if(pids_, [](pid_t pid) { return waitpid(pid, nullptr, WNOHANG) != 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<pid_t> pids_;
+};
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(
@@ -261,6 +286,7 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
                                        const std::string& log_file,
                                        const std::function<bool()>& cancelled,
                                        size_t max_output_bytes) {
+  Undead::Get().Reap();
   int out[2];
   if (pipe2(out, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   Descriptors fds;
@@ -279,9 +305,12 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
   }
   HelperResult result;
   char chunk[16384];
+  std::chrono::steady_clock::time_point killed;
   while (true) {
+    if (result.cancelled && std::chrono::steady_clock::now() - killed > kDying) break;
     if (!result.cancelled && cancelled && cancelled()) {
       result.cancelled = true;
+      killed = std::chrono::steady_clock::now();
       kill(-pid, SIGKILL);
       kill(pid, SIGKILL);
     }
@@ -294,7 +323,20 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
     result.output.append(chunk, std::min(room, static_cast<size_t>(got)));
   }
   close(out[0]);
-  result.exit = ExitOf(WaitFor(pid), kills_before);
+  if (!result.cancelled) {
+    result.exit = ExitOf(WaitFor(pid), kills_before);
+    return result;
+  }
+  int status = 0;
+  while (waitpid(pid, &status, WNOHANG) == 0) {
+    if (std::chrono::steady_clock::now() - killed > kDying) {
+      Undead::Get().Add(pid);
+      result.exit = {.message = "was killed and does not end", .code = -1};
+      return result;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  result.exit = ExitOf(status, kills_before);
   return result;
 }
 

@@ -69,7 +69,8 @@ class EngineProcess {
 };
 
 // Runs a helper (profile, validate) to its end, its output in `log_file`; `cancelled` is asked now
-// and then, and kills it. Its standard output comes back, at most `max_output_bytes` of it.
+// and then, and kills it; one that does not die is left to itself after some seconds. Its standard output
+// comes back, at most `max_output_bytes` of it.
 struct HelperResult {
   ProcessExit exit;
   std::string output;

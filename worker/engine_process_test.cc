@@ -113,6 +113,18 @@ TEST(RunHelperTest, OutputExitAndCancel) {
   EXPECT_TRUE(cancelled->cancelled);
 }
 
+// As one does that a driver holds: what has been killed may go on holding its output.
+TEST(RunHelperTest, OneThatDoesNotDieIsNotWaitedForLong) {
+  const TempDir dir;
+  const std::string begun = dir.Join("begun"), ended = dir.Join("ended");
+  const auto result = RunHelper(
+      {"/bin/sh", "-c", "setsid sh -c 'touch " + begun + "; sleep 20; touch " + ended + "' & sleep 100"},
+      dir.Join("log"), [&] { return FileExists(begun); });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->cancelled);
+  EXPECT_FALSE(FileExists(ended));
+}
+
 TEST(RunHelperTest, IsTheFirstToGoWhenMemoryRunsOut) {
   const TempDir dir;
   const auto result = RunHelper({"cat", "/proc/self/oom_score_adj"}, dir.Join("log"), nullptr, 100);
