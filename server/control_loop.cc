@@ -24,7 +24,6 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
     worker.heard = before != nullptr && before->heard;
     worker.self_draining = before != nullptr && before->self_draining;
     worker.revision = (before != nullptr ? before->revision : fresh.generation << 32) + 1;
-    fresh.revised.insert(id);
     if (before == nullptr) continue;
     for (auto& [device_id, device] : worker.devices) {
       const auto was = before->devices.find(device_id);
@@ -265,6 +264,7 @@ absl::Status ControlLoop::Commit(const std::vector<core::EventRecord>& records) 
 absl::Status ControlLoop::Reload() {
   ASSIGN_OR_RETURN(core::State fresh, store_->Load());
   CarryOver(state_, options_.core, now_, fresh);
+  for (const auto& [worker, held] : held_) fresh.revised.insert(worker);
   state_ = std::move(fresh);
   return absl::OkStatus();
 }

@@ -100,6 +100,9 @@ TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
   for (const auto fault :
        {store::MemoryStore::Fault::kFailBefore, store::MemoryStore::Fault::kFailAfter}) {
     const std::string id = fault == store::MemoryStore::Fault::kFailBefore ? "before" : "after";
+    syncs_.clear();
+    PostSync(loop_->state().workers.at("w1").revision);
+    EXPECT_TRUE(syncs_.empty());
     int commits = 0;
     store_.SetFaults([&] { return commits++ == 0 ? fault : store::MemoryStore::Fault::kNone; });
     const int64_t revision = loop_->state().workers.at("w1").revision;
@@ -114,6 +117,7 @@ TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
     EXPECT_GT(loop_->state().workers.at("w1").revision, revision);
     EXPECT_EQ(loop_->state().workers.at("w1").renewed_us, clock_.NowMonotonicUs());
     EXPECT_TRUE(watcher->Take().cut);
+    EXPECT_EQ(syncs_.size(), 1u);  // a held call goes on from what was read
     store_.SetFaults(nullptr);
   }
   EXPECT_TRUE(loop_->serving());

@@ -108,12 +108,6 @@ class MeteredMetricStore : public store::MetricStore {
   absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) override {
     return inner_->JobIds(after, limit);
   }
-  absl::Status PutUpload(const store::Upload& upload) override { return inner_->PutUpload(upload); }
-  absl::StatusOr<std::optional<store::Upload>> GetUpload(std::string_view id) override {
-    return inner_->GetUpload(id);
-  }
-  absl::StatusOr<std::vector<store::Upload>> ListUploads() override { return inner_->ListUploads(); }
-  absl::Status DeleteUpload(std::string_view id) override { return inner_->DeleteUpload(id); }
 
  private:
   std::unique_ptr<store::MetricStore> inner_;

@@ -202,8 +202,10 @@ def workers():
             lines("Engines lost", "Engine processes that ended by themselves; their jobs were queued again.",
                   "short", (f'increase({metric("nibble_worker_engines_lost_total")}[$__rate_interval])',
                             "{{instance}}"), min=0),
-            lines("Withdrawn devices", "Devices that take no work because they do not answer.", "short",
-                  (metric("nibble_worker_devices_withdrawn"), "{{instance}}"), min=0),
+            lines("Withdrawn devices, full disks", "Devices that take no work because they do not answer; "
+                  "workers that take none because their disks are full.", "short",
+                  (metric("nibble_worker_devices_withdrawn"), "{{instance}}: devices"),
+                  (metric("nibble_worker_disk_full"), "{{worker}}: disk full"), min=0),
             lines("Refused reports", "Reports of workers that the server did not take.", "short",
                   (f'increase({metric("nibble_worker_reports_failed_total")}[$__rate_interval])',
                    "{{instance}}"), min=0),

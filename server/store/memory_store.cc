@@ -185,31 +185,4 @@ absl::StatusOr<std::vector<std::string>> MemoryMetricStore::JobIds(std::string_v
   return ids;
 }
 
-absl::Status MemoryMetricStore::PutUpload(const Upload& upload) {
-  std::lock_guard lock(mutex_);
-  uploads_[upload.id] = upload;
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::optional<Upload>> MemoryMetricStore::GetUpload(std::string_view id) {
-  std::lock_guard lock(mutex_);
-  const auto it = uploads_.find(id);
-  if (it == uploads_.end()) return std::nullopt;
-  return it->second;
-}
-
-absl::StatusOr<std::vector<Upload>> MemoryMetricStore::ListUploads() {
-  std::lock_guard lock(mutex_);
-  std::vector<Upload> list;
-  for (const auto& [id, upload] : uploads_) list.push_back(upload);
-  return list;
-}
-
-absl::Status MemoryMetricStore::DeleteUpload(std::string_view id) {
-  std::lock_guard lock(mutex_);
-  const auto it = uploads_.find(id);
-  if (it != uploads_.end()) uploads_.erase(it);
-  return absl::OkStatus();
-}
-
 }  // namespace nibble::store

@@ -47,15 +47,10 @@ class MemoryMetricStore : public MetricStore {
                                                int64_t until_step, int64_t max_points) override;
   absl::Status DeleteJob(std::string_view job_id) override;
   absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) override;
-  absl::Status PutUpload(const Upload& upload) override;
-  absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) override;
-  absl::StatusOr<std::vector<Upload>> ListUploads() override;
-  absl::Status DeleteUpload(std::string_view id) override;
 
  private:
   std::mutex mutex_;
   std::map<std::string, std::map<std::pair<int64_t, int64_t>, StepMetric>, std::less<>> metrics_;
-  std::map<std::string, Upload, std::less<>> uploads_;
 };
 
 }  // namespace nibble::store

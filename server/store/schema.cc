@@ -54,6 +54,7 @@ constexpr std::string_view kState3 = R"sql(
 ALTER TABLE blobs ADD COLUMN projects TEXT NOT NULL DEFAULT '';
 )sql";
 
+// No row of `uploads` was ever written: an upload's file says how far it has come.
 constexpr std::string_view kMetrics1 = R"sql(
 CREATE TABLE step_metrics (
   job_id TEXT NOT NULL, step INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL,

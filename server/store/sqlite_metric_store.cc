@@ -40,10 +40,6 @@ class SqliteMetricStore : public MetricStore {
   }
   absl::Status DeleteJob(std::string_view job_id) override;
   absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) override;
-  absl::Status PutUpload(const Upload& upload) override;
-  absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) override;
-  absl::StatusOr<std::vector<Upload>> ListUploads() override;
-  absl::Status DeleteUpload(std::string_view id) override;
 
  private:
   struct Operation {
@@ -59,7 +55,7 @@ class SqliteMetricStore : public MetricStore {
   Database writer_;  // of the thread
   std::mutex reader_mutex_;
   Database reader_;
-  Statement put_metric_, put_upload_, delete_upload_, delete_job_;
+  Statement put_metric_, delete_job_;
   Mailbox<Operation> queue_;
   std::thread thread_;
 };
@@ -85,11 +81,6 @@ absl::Status SqliteMetricStore::Start() {
           "has_eval=max(has_eval, ?12), "
           "phase_us=CASE WHEN tokens=0 AND ?7>0 THEN ?15 ELSE phase_us END, "
           "tokens=CASE WHEN tokens=0 AND ?7>0 THEN ?7 ELSE tokens END"));
-  ASSIGN_OR_RETURN(
-      put_upload_,
-      writer_.Prepare("INSERT INTO uploads VALUES(?1,?2,?3,?4,?5) ON CONFLICT(id) DO UPDATE "
-                      "SET committed_bytes=?4"));
-  ASSIGN_OR_RETURN(delete_upload_, writer_.Prepare("DELETE FROM uploads WHERE id=?1"));
   ASSIGN_OR_RETURN(delete_job_, writer_.Prepare("DELETE FROM step_metrics WHERE job_id=?1"));
   thread_ = std::thread([this] { RunWriter(); });
   return absl::OkStatus();
@@ -174,44 +165,6 @@ absl::StatusOr<std::vector<std::string>> SqliteMetricStore::JobIds(std::string_v
     next.Reset();
   }
   return ids;
-}
-
-absl::Status SqliteMetricStore::PutUpload(const Upload& u) {
-  return Write([this, u] {
-    put_upload_.Bind(1, u.id).Bind(2, u.sha256).Bind(3, u.size_bytes).Bind(4, u.committed_bytes);
-    return put_upload_.Bind(5, u.create_unix_us).Run();
-  });
-}
-
-absl::Status SqliteMetricStore::DeleteUpload(std::string_view id) {
-  return Write([this, id = std::string(id)] { return delete_upload_.Bind(1, id).Run(); });
-}
-
-absl::StatusOr<std::vector<Upload>> SqliteMetricStore::ListUploads() {
-  std::lock_guard lock(reader_mutex_);
-  ASSIGN_OR_RETURN(
-      Statement rows,
-      reader_.Prepare(
-          "SELECT id, sha256, size_bytes, committed_bytes, create_unix_us FROM uploads"));
-  std::vector<Upload> uploads;
-  ASSIGN_OR_RETURN(bool row, rows.Step());
-  while (row) {
-    uploads.push_back({rows.Text(0), rows.Text(1), rows.Int(2), rows.Int(3), rows.Int(4)});
-    ASSIGN_OR_RETURN(row, rows.Step());
-  }
-  return uploads;
-}
-
-absl::StatusOr<std::optional<Upload>> SqliteMetricStore::GetUpload(std::string_view id) {
-  std::lock_guard lock(reader_mutex_);
-  ASSIGN_OR_RETURN(
-      Statement rows,
-      reader_.Prepare("SELECT id, sha256, size_bytes, committed_bytes, create_unix_us FROM uploads "
-                      "WHERE id=?1"));
-  rows.Bind(1, id);
-  ASSIGN_OR_RETURN(const bool row, rows.Step());
-  if (!row) return std::nullopt;
-  return Upload{rows.Text(0), rows.Text(1), rows.Int(2), rows.Int(3), rows.Int(4)};
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 // every row they changed. It is used by the loop's thread alone. After a failed Commit nobody knows
 // what is on disk: the caller must Load again before it answers anybody.
 //
-// MetricStore holds step metrics and upload offsets. It never takes part in a Commit; its writes
-// may lose the last moments at a power cut, which workers heal by sending again. Thread-safe.
+// MetricStore holds step metrics. It never takes part in a Commit; its writes may lose the last moments
+// at a power cut, which workers heal by sending again. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -62,15 +62,6 @@ struct StepMetric {
   bool operator==(const StepMetric&) const = default;
 };
 
-struct Upload {
-  std::string id;
-  std::string sha256;
-  int64_t size_bytes = 0;
-  int64_t committed_bytes = 0;
-  int64_t create_unix_us = 0;
-  bool operator==(const Upload&) const = default;
-};
-
 class MetricStore {
  public:
   virtual ~MetricStore() = default;
@@ -84,11 +75,6 @@ class MetricStore {
   virtual absl::Status DeleteJob(std::string_view job_id) = 0;
   // Jobs that have metrics, in order of their ids, after `after`; at most `limit`.
   virtual absl::StatusOr<std::vector<std::string>> JobIds(std::string_view after, int64_t limit) = 0;
-
-  virtual absl::Status PutUpload(const Upload& upload) = 0;
-  virtual absl::StatusOr<std::optional<Upload>> GetUpload(std::string_view id) = 0;
-  virtual absl::StatusOr<std::vector<Upload>> ListUploads() = 0;
-  virtual absl::Status DeleteUpload(std::string_view id) = 0;
 };
 
 }  // namespace nibble::store

@@ -295,18 +295,6 @@ TEST_P(StoreTest, ThinningKeepsTheEndsAndEvaluations) {
       std::any_of(rows.begin(), rows.end(), [](const StepMetric& m) { return m.step == 556; }));
 }
 
-TEST_P(StoreTest, UploadsAreRemembered) {
-  const auto metrics = GetParam().open_metrics(dir_.path());
-  Upload upload{"u1", std::string(64, 'a'), 100, 0, 5};
-  ASSERT_TRUE(metrics->PutUpload(upload).ok());
-  upload.committed_bytes = 50;
-  ASSERT_TRUE(metrics->PutUpload(upload).ok());
-  EXPECT_EQ(metrics->GetUpload("u1").value(), upload);
-  EXPECT_EQ(metrics->ListUploads().value().size(), 1u);
-  ASSERT_TRUE(metrics->DeleteUpload("u1").ok());
-  EXPECT_FALSE(metrics->GetUpload("u1").value().has_value());
-}
-
 // The memory twin forgets when it is closed, so it is kept by directory.
 std::shared_ptr<Store> OpenMemory(const std::string& dir) {
   static auto* stores = new std::map<std::string, std::shared_ptr<MemoryStore>>;
@@ -359,7 +347,6 @@ TEST(SqliteStore, RefusesFilesThatAreNotOursOrTooNew) {
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("of version 99"));
 }
 
-// As version 1 wrote it: the spec in `body`, and what the user gave in a column of `jobs`.
 TEST(SqliteStore, ADamagedFileIsNamedWithWhatToDo) {
   for (const bool cut : {false, true}) {
     const TempDir dir;
@@ -386,6 +373,7 @@ TEST(SqliteStore, ADamagedFileIsNamedWithWhatToDo) {
   }
 }
 
+// As version 1 wrote it: the spec in `body`, and what the user gave in a column of `jobs`.
 TEST(SqliteStore, AFileOfTheFirstVersionKeepsItsJobs) {
   TempDir dir;
   Driver driver;
