@@ -37,7 +37,7 @@ inline std::vector<AbsurdSpec> AbsurdSpecs() {
       {[](auto& s) { s.mutable_training()->set_gradient_accumulation_steps(kMost); },
        "spec.training.gradient_accumulation_steps", "1 to 65536"},
       {[](auto& s) { s.mutable_training()->set_max_steps(kMostSteps); }, "spec.training.max_steps",
-       "1 to 1e+09"},
+       "1 to 1000000000"},
       {[](auto& s) { s.mutable_training()->set_evals_per_epoch(-1); }, "spec.training.evals_per_epoch",
        "0 to 1000"},
       {[](auto& s) { s.mutable_training()->set_recompute("some"); }, "spec.training.recompute",
