@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/status.h"
+#include "engine/spec/round.h"
 #include "kernels/counter.h"
 
 namespace nibble::engine {
@@ -12,8 +13,6 @@ namespace {
 
 // The stream of CounterBits that orders examples; each use of randomness has one of its own.
 constexpr uint64_t kOrderStream = 0x6F72646572000000ull;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t RowsPerStep(const spec::TrainSpec& spec) {
   return int64_t{spec.micro_batch_size} * spec.gradient_accumulation_steps;
@@ -107,12 +106,12 @@ const EpochRows& StepSchedule::RowsOf(int64_t epoch) {
 int64_t StepSchedule::StepsOf(int64_t epoch) {
   // Without packing every epoch has as many; with packing it depends on the order.
   if (!spec_.sample_packing) {
-    return CeilDiv(static_cast<int64_t>(lengths_.size()), RowsPerStep(spec_));
+    return spec::CeilDiv(static_cast<int64_t>(lengths_.size()), RowsPerStep(spec_));
   }
   while (static_cast<int64_t>(last_step_.size()) <= epoch) {
     const auto next = static_cast<int64_t>(last_step_.size());
     const int64_t before = next == 0 ? 0 : last_step_.back();
-    last_step_.push_back(before + CeilDiv(RowsOf(next).count(), RowsPerStep(spec_)));
+    last_step_.push_back(before + spec::CeilDiv(RowsOf(next).count(), RowsPerStep(spec_)));
   }
   return last_step_[epoch] - (epoch == 0 ? 0 : last_step_[epoch - 1]);
 }
