@@ -5,15 +5,16 @@
 
 #include <atomic>
 #include <future>
+#include <thread>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "server/backup.h"
-#include "server/core/testing/driver.h"
 #include "server/data_dir.h"
 #include "server/flags.h"
 #include "server/io_pool.h"
 #include "server/rooted_files.h"
+#include "server/store/sqlite.h"
 #include "server/store/sqlite_store.h"
 #include "server/ticker.h"
 
@@ -93,31 +94,30 @@ TEST(DataDir, SaysWhereTheServerIs) {
 
 // A server that commits all the time is backed up in one piece, not begun anew with each of its commits.
 TEST(Backup, EndsWhileTheServerCommits) {
-  TempDir dir;
-  auto database = store::OpenSqliteStore(dir.path()).value();
-  core::testing::Driver driver;
-  core::CreateJob create = core::testing::Driver::JobOf("job");
-  create.user_spec = std::string(size_t{40} << 20, 'x');  // some pieces of the copy
-  driver.Must(create);
-  ASSERT_TRUE(database->Commit(driver.state(), driver.TakeRecords()).ok());
-  driver.mutable_state().touched = {};
+  TempDir directory;
+  ASSERT_TRUE(store::OpenSqliteStore(directory.path()).ok());
+  using store::Database;
+  auto server = Database::Open(directory.Join("state.db"), Database::Mode::kReadWrite).value();
+  // Some pieces of the copy; and commits much faster than a piece is copied.
+  ASSERT_TRUE(server
+                  .Execute("PRAGMA synchronous=OFF; CREATE TABLE filler(x);"
+                           "INSERT INTO filler VALUES(zeroblob(30000000)); PRAGMA wal_checkpoint(TRUNCATE)")
+                  .ok());
+  constexpr int kCommits = 100'000;
   std::atomic<bool> done{false};
-  int commits = 0;
-  std::thread server([&] {
-    for (; !done && commits < 3'000; ++commits) {
-      core::UpdateJob update;
-      update.job_id = "job";
-      update.display_name = std::to_string(commits);
-      driver.Must(update);
-      if (!database->Commit(driver.state(), driver.TakeRecords()).ok()) break;
-      driver.mutable_state().touched = {};
+  std::atomic<int> commits{0};
+  std::thread commit([&] {
+    while (!done && commits < kCommits) {
+      if (!server.Execute("INSERT OR REPLACE INTO meta VALUES('small', random())").ok()) break;
+      ++commits;
     }
   });
-  const absl::Status copied = store::BackupDatabases(dir.path(), dir.Join("copy"));
+  while (commits == 0) std::this_thread::yield();
+  const absl::Status copied = store::BackupDatabases(directory.path(), directory.Join("copy"));
   done = true;
-  server.join();
+  commit.join();
   EXPECT_TRUE(copied.ok()) << copied;
-  EXPECT_LT(commits, 3'000) << "it waited for the server to be quiet";
+  EXPECT_LT(commits, kCommits) << "it waited for the server to be quiet";
 }
 
 // A blob that the collector takes between the copy of the database and that of the blobs is in the backup.
