@@ -37,6 +37,10 @@ absl::StatusOr<Response> Call(const Client& client, Stub& stub,
     client.Prepare(context, timeout_ms ? timeout_ms : client.options().call_timeout_ms);
     Response response;
     const grpc::Status status = (stub.*method)(&context, request, &response);
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
+        status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
+      client.set_reached();
+    }
     if (status.ok()) return response;
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE || repeat == Repeat::kNever ||
         attempt >= client.options().retries) {
@@ -88,6 +92,7 @@ int64_t BackoffMs(int64_t first_ms, int attempt, uint64_t random) {
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
+  RETURN_IF_ERROR(CheckToken(options.token));
   ASSIGN_OR_RETURN(const Endpoint endpoint, EndpointOf(options.server, options.ca_file));
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);

@@ -4,6 +4,7 @@
 // UNAVAILABLE with jittered back-off; nothing else ever is. Methods block and are thread-safe.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -81,6 +82,9 @@ class Client {
 
   const ClientOptions& options() const { return options_; }
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  // The server has answered something, be it a refusal: what was there once may come back.
+  bool reached() const { return reached_; }
+  void set_reached() const { reached_ = true; }
   // Puts the credential on a call; timeout 0 = none, for streams.
   void Prepare(grpc::ClientContext& context, int64_t timeout_ms) const;
 
@@ -91,6 +95,7 @@ class Client {
   const ClientOptions options_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<Stubs> stubs_;
+  mutable std::atomic<bool> reached_{false};
 };
 
 // Waits before the `attempt`-th retry (from 0): doubling, between half and all of it, at most 3 s.

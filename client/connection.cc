@@ -72,8 +72,13 @@ absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals) {
   const std::string token_file =
       globals.token_file.empty() ? Env("NIBBLE_TOKEN_FILE") : globals.token_file;
   if (!token_file.empty()) {
-    ASSIGN_OR_RETURN(const std::string token, ReadFile(token_file, 4096));
-    options.token = std::string(absl::StripAsciiWhitespace(token));
+    const auto token = ReadFile(token_file, 4096);
+    if (!token.ok()) {
+      return Error(Reason::kSpecInvalid, absl::StrCat("--token-file (or NIBBLE_TOKEN_FILE): ",
+                                                      std::string(token.status().message())))
+          .ToStatus();
+    }
+    options.token = std::string(absl::StripAsciiWhitespace(*token));
   }
   return Client::Connect(std::move(options));
 }

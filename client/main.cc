@@ -1,6 +1,7 @@
 // The command `nibble`: how its flags are spelled. What commands do is in commands.h.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <functional>
 #include <string_view>
 #include <utility>
@@ -367,6 +368,8 @@ std::string HandedOnTooLate(int argc, char** argv) {
 }
 
 int Main(int argc, char** argv) {
+  // What the library has to say is in the errors we print.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   Commands c;
   const std::string late = argc > 1 && argv[1][0] == '-' ? HandedOnTooLate(argc, argv) : "";
   if (!late.empty()) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "base/clock.h"
 #include "base/random.h"
 
@@ -14,6 +15,8 @@ constexpr int kMostTries = 6;
 }  // namespace
 
 bool IsAway(const absl::Status& status) {
+  // Both say "unavailable", but time does not mend what is wrong with a certificate.
+  if (absl::StrContains(status.message(), "certificate")) return false;
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
@@ -28,7 +31,7 @@ bool Patience::Again(const absl::Status& why) {
   if (since_us_ == 0) since_us_ = now_us;
   const bool away = IsAway(why);
   ++tries_;
-  if (away ? now_us - since_us_ > options.patience_ms * 1'000 : tries_ >= kMostTries) return false;
+  if (away && client_.reached() ? now_us - since_us_ > options.patience_ms * 1'000 : tries_ >= kMostTries) return false;
   if (away && tries_ == 1 && options.on_away) options.on_away(why);
   std::this_thread::sleep_for(
       std::chrono::milliseconds(BackoffMs(options.first_backoff_ms, tries_, SystemEntropy())));

@@ -9,7 +9,7 @@
 
 namespace nibble::client {
 
-// The server does not answer; it may later.
+// The server does not answer; it may later. Not one whose certificate is refused.
 bool IsAway(const absl::Status& status);
 
 class Patience {
@@ -19,7 +19,8 @@ class Patience {
   // Something came of it: all is forgotten.
   void Reset();
   // After a try that brought nothing: waits a moment and says whether there should be another. A
-  // server that does not answer is tried for options().patience_ms, anything else a few times.
+  // server that has answered before and does not now is tried for options().patience_ms, anything else a few
+  // times.
   bool Again(const absl::Status& why);
 
  private:

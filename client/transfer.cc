@@ -92,8 +92,11 @@ absl::StatusOr<v1::UploadStatus> Begin(const Client& client, v1::BlobService::St
     client.Prepare(context, client.options().call_timeout_ms);
     v1::UploadStatus status;
     const absl::Status outcome = FromGrpc(stub.BeginUpload(&context, request, &status));
-    if (outcome.ok()) return status;
-    if (!absl::IsUnavailable(outcome) || !patience.Again(outcome)) return outcome;
+    if (outcome.ok()) {
+      client.set_reached();
+      return status;
+    }
+    if (!IsAway(outcome) || !patience.Again(outcome)) return outcome;
   }
 }
 

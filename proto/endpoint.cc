@@ -2,6 +2,7 @@
 
 #include <grpcpp/security/credentials.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 
@@ -44,6 +45,16 @@ absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string
     endpoint.credentials = grpc::SslCredentials(ssl);
   }
   return endpoint;
+}
+
+absl::Status CheckToken(const std::string& token) {
+  const bool good =
+      std::all_of(token.begin(), token.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (good) return absl::OkStatus();
+  return Error(Reason::kSpecInvalid,
+               "the access token has characters no token has; a token file is one line, as nibble-server token "
+               "create prints it")
+      .ToStatus();
 }
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace grpc {
@@ -24,5 +25,9 @@ struct Endpoint {
 // without one the system's are trusted. Errors: SPEC_INVALID without a port; those of reading the
 // file.
 absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string& ca_file);
+
+// An access token can go into a header (or there is none); else gRPC ends the process, showing it. The error
+// does not show it.
+absl::Status CheckToken(const std::string& token);
 
 }  // namespace nibble

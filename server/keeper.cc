@@ -56,6 +56,7 @@ Keeper::~Keeper() { edge_->ticker->Remove(tick_); }
 void Keeper::Round() {
   if (options_.retain_jobs_us > 0) ExpireJobs();
   DropStrayMetrics(edge_, "");
+  if (options_.retain_workers_us > 0) ExpireWorkers();
   (void)edge_->io->Post([edge = edge_] {
     LogResult("blob.collected", edge->blobs->SweepUploads());
     auto unpinned = edge->blobs->Unpinned();
@@ -90,6 +91,20 @@ void Keeper::ExpireJobs() {
                                                                       const ControlLoop::Outcome&) {
             if (!status.ok()) return;
             (void)edge->io->Post([edge, id] { (void)edge->metrics->DeleteJob(id); });
+          });
+        }
+      });
+}
+
+// As by `nibble worker rm`: one that has come back meanwhile is refused there.
+void Keeper::ExpireWorkers() {
+  (void)edge_->loop->Read(
+      [edge = edge_, retain_us = options_.retain_workers_us](const ControlLoop::Outcome& outcome) {
+        for (const auto& [id, worker] : outcome.state.workers) {
+          if (!worker.lost || worker.last_seen_unix_us + retain_us > outcome.now.unix_us) continue;
+          (void)edge->loop->Post(core::DeleteWorker{id}, [id = id](absl::Status status,
+                                                                   const ControlLoop::Outcome&) {
+            if (status.ok()) LogInfo("worker.forgotten", {{"worker", id}});
           });
         }
       });

@@ -1,5 +1,6 @@
-// House-keeping: blobs nobody refers to, uploads nobody goes on with, jobs past their retention, metrics of
-// jobs that are gone (a crash may come between a job's end in the state and that of its metrics).
+// House-keeping: blobs nobody refers to, uploads nobody goes on with, jobs and lost workers past their
+// retention, metrics of jobs that are gone (a crash may come between a job's end in the state and that of its
+// metrics).
 //
 // Runs on the ticker and the I/O pool. Order for a blob: unpinned in the store, forgotten by the state and
 // committed, only then deleted, and only if nobody has pinned it meanwhile.
@@ -14,6 +15,7 @@ namespace nibble::server {
 struct KeeperOptions {
   int64_t collect_us = int64_t{600} * 1'000'000;  // between two rounds
   int64_t retain_jobs_us = 0;                     // 0 = for ever
+  int64_t retain_workers_us = 0;                  // lost ones, since they were last seen; 0 = for ever
 };
 
 class Keeper {
@@ -27,6 +29,7 @@ class Keeper {
 
  private:
   void ExpireJobs();
+  void ExpireWorkers();
 
   Edge* edge_;
   const KeeperOptions options_;

@@ -175,6 +175,28 @@ TEST_F(KeeperTest, AWorkerWithAFullDiskIsSeen) {
   EXPECT_TRUE(has("nibble_worker_disk_full{worker=\"w1\"} 0"));
 }
 
+TEST_F(KeeperTest, ForgetsWorkersLostForLong) {
+  Keeper keeper(&edge_, {.retain_workers_us = kHourUs});
+  const auto known = [&] {
+    bool found = false;
+    EXPECT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& o) { found = o.state.FindWorker("w"); }));
+    return found;
+  };
+  core::RegisterWorker worker;
+  worker.worker_id = "w";
+  worker.incarnation = "i";
+  ASSERT_TRUE(loop_->Call(worker).ok());
+  RoundAndWait(keeper);
+  EXPECT_TRUE(known());
+  clock_.AdvanceUs(kHourUs / 2);
+  ASSERT_TRUE(loop_->Call(core::Tick{}).ok());
+  RoundAndWait(keeper);
+  EXPECT_TRUE(known()) << "lost, and not yet for an hour";
+  clock_.AdvanceUs(kHourUs);
+  RoundAndWait(keeper);
+  EXPECT_FALSE(known());
+}
+
 TEST_F(KeeperTest, JobsHaveSeriesWhileTheyLive) {
   const std::string first = MakeJob(), second = MakeJob(), third = MakeJob();
   std::string text = meter_.Scrape();

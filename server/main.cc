@@ -59,6 +59,7 @@ Flags of the server:
   --min-free-mb N              uploads are refused when less would stay free (512)
   --max-uploads N              unfinished uploads (64)
   --retain-jobs-days N         finished jobs are deleted after this (0 = never)
+  --retain-workers-days N      lost workers are forgotten after this (30; 0 = never)
   --retain-events-days N       what happened is forgotten after this (90; 0 = never)
   --watch-heartbeat-seconds N  of quiet watch streams (15)
   --json-log                   log lines as JSON
@@ -129,6 +130,7 @@ ServerOptions ReadServerOptions(Flags& flags) {
   options.blobs.min_free_bytes = flags.Integer("min-free-mb", 512, 0, 1 << 30) << 20;
   options.blobs.max_uploads = static_cast<int32_t>(flags.Integer("max-uploads", 64, 1, 10'000));
   options.retain_events_us = flags.Integer("retain-events-days", 90, 0, 36'500) * 86'400 * kSecondUs;
+  options.retain_workers_us = flags.Integer("retain-workers-days", 30, 0, 36'500) * 86'400 * kSecondUs;
   options.retain_jobs_us = flags.Integer("retain-jobs-days", 0, 0, 36'500) * 86'400 * kSecondUs;
   options.heartbeat_us = flags.Integer("watch-heartbeat-seconds", 15, 1, 3600) * kSecondUs;
   return options;
@@ -181,7 +183,9 @@ int InitTlsCommand(Flags& flags) {
     if (absl::Status status = InitTls(directory, hosts); !status.ok()) return Fail(status);
     std::cout << "wrote " << directory << "/ca.crt, server.crt, server.key\nserve with --tls-cert "
               << directory << "/server.crt --tls-key " << directory
-              << "/server.key; clients trust ca.crt\n";
+              << "/server.key; clients trust ca.crt\n"
+              << "the certificate is for " << absl::StrJoin(hosts, ", ")
+              << ", and no other name or address\n";
   }
   for (const std::string& client : clients) {
     const size_t colon = client.find(':');

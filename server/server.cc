@@ -268,7 +268,8 @@ absl::Status ServerImpl::Start() {
       LogError("tokens.unreadable", {{"status", std::string(status.ToString())}});
     }
   });
-  keeper_ = std::make_unique<Keeper>(&edge_, KeeperOptions{options_.collect_us, options_.retain_jobs_us});
+  keeper_ = std::make_unique<Keeper>(&edge_, KeeperOptions{options_.collect_us, options_.retain_jobs_us,
+                                                           options_.retain_workers_us});
   return StartServing();
 }
 

@@ -34,6 +34,7 @@ struct ServerOptions {
   int64_t heartbeat_us = 15'000'000;
   int64_t collect_us = int64_t{600} * 1'000'000;   // between two collections of unused blobs
   int64_t retain_jobs_us = 0;                      // terminal jobs are deleted after this; 0 = never
+  int64_t retain_workers_us = 0;                   // lost workers are forgotten after this; 0 = never
   int64_t retain_events_us = int64_t{90} * 86'400 * 1'000'000;  // 0 = for ever
   std::function<void()> on_fatal;                  // the database is lost: end the process
 };

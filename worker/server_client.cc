@@ -266,6 +266,7 @@ class ServerClient : public ServerLink {
 
 absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions options,
                                                             WorkerIdentity identity) {
+  RETURN_IF_ERROR(CheckToken(options.token));
   ASSIGN_OR_RETURN(const Endpoint endpoint, EndpointOf(options.server, options.ca_file));
   grpc::ChannelArguments arguments;
   // The library's own maximum is 120 s, longer than a lease.
