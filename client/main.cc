@@ -11,6 +11,7 @@
 #include "client/commands.h"
 #include "client/completion.h"
 #include "client/recipe_keys.h"
+#include "proto/endpoint.h"
 
 namespace nibble::client {
 namespace {
@@ -370,6 +371,7 @@ std::string HandedOnTooLate(int argc, char** argv) {
 int Main(int argc, char** argv) {
   // What the library has to say is in the errors we print.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  PollWhileConnecting();
   Commands c;
   const std::string late = argc > 1 && argv[1][0] == '-' ? HandedOnTooLate(argc, argv) : "";
   if (!late.empty()) {

@@ -31,7 +31,8 @@ bool Patience::Again(const absl::Status& why) {
   if (since_us_ == 0) since_us_ = now_us;
   const bool away = IsAway(why);
   ++tries_;
-  if (away && client_.reached() ? now_us - since_us_ > options.patience_ms * 1'000 : tries_ >= kMostTries) return false;
+  const bool by_time = away && client_.reached();
+  if (by_time ? now_us - since_us_ > options.patience_ms * 1'000 : tries_ >= kMostTries) return false;
   if (away && tries_ == 1 && options.on_away) options.on_away(why);
   std::this_thread::sleep_for(
       std::chrono::milliseconds(BackoffMs(options.first_backoff_ms, tries_, SystemEntropy())));

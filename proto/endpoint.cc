@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
@@ -47,13 +48,17 @@ absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string
   return endpoint;
 }
 
+void PollWhileConnecting() {
+  setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "200", /*overwrite=*/0);
+}
+
 absl::Status CheckToken(const std::string& token) {
   const bool good =
       std::all_of(token.begin(), token.end(), [](char c) { return c > ' ' && c <= '~'; });
   if (good) return absl::OkStatus();
   return Error(Reason::kSpecInvalid,
-               "the access token has characters no token has; a token file is one line, as nibble-server token "
-               "create prints it")
+               "the access token has characters no token has; a token file is one line, as "
+               "nibble-server token create prints it")
       .ToStatus();
 }
 

@@ -26,6 +26,11 @@ struct Endpoint {
 // file.
 absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string& ca_file);
 
+// For the start of main, before anything else touches gRPC. While a channel is cut, calls on it fail at once
+// and nobody polls; the library itself then looks at its connections every 5 s only, and a TLS handshake,
+// which needs several looks, is given up before it is done: the channel never finds a restarted server.
+void PollWhileConnecting();
+
 // An access token can go into a header (or there is none); else gRPC ends the process, showing it. The error
 // does not show it.
 absl::Status CheckToken(const std::string& token);

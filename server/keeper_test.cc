@@ -185,7 +185,14 @@ TEST_F(KeeperTest, ForgetsWorkersLostForLong) {
   core::RegisterWorker worker;
   worker.worker_id = "w";
   worker.incarnation = "i";
-  ASSERT_TRUE(loop_->Call(worker).ok());
+  core::Device device;
+  device.id = "cpu0";
+  device.capacity_bytes = int64_t{1} << 30;
+  device.backend = "cpu";
+  device.profile.build = "build-1";
+  worker.devices = {device};
+  const auto registered = loop_->Call(worker);
+  ASSERT_TRUE(registered.ok()) << registered.status();
   RoundAndWait(keeper);
   EXPECT_TRUE(known());
   clock_.AdvanceUs(kHourUs / 2);

@@ -26,6 +26,7 @@
 #include "base/id.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "proto/endpoint.h"
 #include "worker/agent_loop.h"
 #include "worker/devices.h"
 #include "worker/metrics.h"
@@ -307,6 +308,7 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
 }
 
 int Main(int argc, char** argv) {
+  PollWhileConnecting();
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--help" || std::string(argv[i]) == "-h") {
       std::fputs(kUsage, stdout);

@@ -161,6 +161,54 @@ def check_stopped_upload(nibble, folder):
     nibble("dataset", "push", file, say=[r"1000 rows of text"])
 
 
+def check_tls_restart(folder):
+    """Over TLS a watch finds a server that was started again."""
+    data = folder / "tls"
+    server = BIN / "nibble-server"
+    subprocess.run([server, "init-tls", "--data-dir", data, "--host", "127.0.0.1"], check=True, capture_output=True)
+    token = subprocess.run([server, "token", "create", "--data-dir", data, "--name", "ann"], check=True,
+                           capture_output=True, text=True).stdout.strip()
+    flags = ["--data-dir", data, "--http-listen", "", "--tls-cert", data / "tls/server.crt", "--tls-key",
+             data / "tls/server.key"]
+    info = data / "run" / "server.json"
+
+    def start(port):
+        info.unlink(missing_ok=True)
+        process = subprocess.Popen([server, *flags, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 30
+        while not info.exists():
+            assert process.poll() is None and time.monotonic() < end, "the server does not start"
+            time.sleep(0.02)
+        return process
+
+    running = start(0)
+    watch = None
+    try:
+        port = json.loads(info.read_text())["port"]
+        nibble = Nibble(folder / "nothing")
+        nibble.environment |= {"NIBBLE_SERVER": f"127.0.0.1:{port}", "NIBBLE_CA_FILE": str(data / "tls/ca.crt"),
+                               "NIBBLE_TOKEN": token}
+        nibble("submit", ROOT / "demo" / "recipe.yaml", "--name", "waiting")
+        watch = subprocess.Popen([BIN / "nibble", "watch", "waiting"], stdout=subprocess.PIPE, text=True,
+                                 stderr=subprocess.STDOUT, env=nibble.environment)
+        while "waiting:" not in watch.stdout.readline():
+            assert watch.poll() is None
+        running.terminate()
+        running.wait(30)
+        while "connection lost" not in watch.stdout.readline():
+            assert watch.poll() is None
+        time.sleep(1)
+        running = start(port)
+        nibble("cancel", "waiting")
+        said, _ = watch.communicate(timeout=50)
+        assert watch.returncode == 11, (watch.returncode, said)
+    finally:
+        running.terminate()
+        running.wait(30)
+        if watch is not None:
+            watch.kill()
+
+
 def check_crash(nibble):
     """A server that is killed is started again where it was."""
     info = nibble.data / "server" / "run" / "server.json"
@@ -210,6 +258,7 @@ def main():
         finally:
             nibble("down", say=[r"nibble is down"])
         nibble("down", say=[r"no nibble up runs"])
+        check_tls_restart(folder)
         nibble("ps", code=6, say=[r"nibble up"])
     print("up, down and all that needs no worker: all checks passed")
     return 0
