@@ -98,10 +98,12 @@ int DoctorCommand(const Globals& g) {
   const auto check = [&](bool passed, const std::string& what, const std::string& said) {
     findings.Add(passed, what, said);
   };
+  // Who works with a server elsewhere needs this binary alone.
+  const bool elsewhere = !g.server.empty() || std::getenv("NIBBLE_SERVER") != nullptr;
   for (const char* name : {"nibble-server", "nibble-worker", "nibble-engine"}) {
     const std::string path = SiblingBinary(name);
-    check(FileExists(path), name,
-          FileExists(path) ? path : "not beside this binary and not on PATH");
+    findings.Add(FileExists(path), name, FileExists(path) ? path : "not beside this binary and not on PATH",
+                 /*counts=*/!elsewhere);
   }
   const std::string dir = DataDir(g);
   const std::string existing = IsDirectory(dir) ? dir : "/";

@@ -187,6 +187,8 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
     absl::StrAppend(&text,
                     "The server did not answer in time (--call-timeout): it is stopped, or very busy.\n");
   } else if (StatusReason(status) != Reason::kUnspecified) {
+    if (absl::IsUnauthenticated(status))
+      text += "Here a token is given with --token-file FILE, NIBBLE_TOKEN_FILE or NIBBLE_TOKEN.\n";
     absl::StrAppend(&text,
                     Paint(style, Ink::kDim,
                           absl::StrCat("(", std::string(ReasonName(StatusReason(status))), ")")),
