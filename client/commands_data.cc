@@ -34,10 +34,11 @@ int RemoveAllOf(const Globals& g, const char* collection, const std::vector<std:
       const absl::Status status = (client.*remove)(FullName(collection, name));
       if (!status.ok()) {
         worst = std::max(worst, PrintError(g.terminal, status));
-      } else if (!g.quiet) {
+      } else if (!g.quiet && (g.terminal.form == Form::kTable || g.terminal.form == Form::kName)) {
         PrintOut(absl::StrCat(ShortName(name), " removed\n"));
       }
     }
+    (void)PrintMessage(g.terminal, v1::ListJobsResponse());
     return worst;
   });
 }

@@ -1,3 +1,5 @@
+#include <google/protobuf/util/json_util.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -135,8 +137,11 @@ void PrintMetricRows(const Globals& g, const v1::QueryMetricsResponse& metrics,
   for (const auto& row : rows) PrintOut(absl::StrJoin(row, ",") + "\n");
 }
 
+bool IsText(const Globals& g) { return g.terminal.form == Form::kTable || g.terminal.form == Form::kName; }
+
+// The job as it was when the wait was over goes to `ended`.
 absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::string& name,
-                               v1::JobState wanted, int64_t deadline_us) {
+                               v1::JobState wanted, int64_t deadline_us, v1::Job* ended) {
   Patience patience(client);
   while (true) {
     const absl::StatusOr<v1::Job> found = client.GetJob(name);
@@ -151,7 +156,8 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
     const bool reached =
         wanted == v1::JOB_STATE_UNSPECIFIED ? IsTerminal(job.state()) : job.state() == wanted;
     if (reached || IsTerminal(job.state())) {
-      PrintOut(absl::StrCat(ShortName(name), " ", v1::JobState_Name(job.state()), "\n"));
+      if (IsText(g)) PrintOut(absl::StrCat(ShortName(name), " ", v1::JobState_Name(job.state()), "\n"));
+      *ended = job;
       if (wanted != v1::JOB_STATE_UNSPECIFIED)
         return reached ? kExitOk : std::max<int>(kExitError, ExitCodeOf(job.state()));
       return ExitCodeOf(job.state());
@@ -159,6 +165,7 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
     if (deadline_us > 0 && RealClock::Get().NowMonotonicUs() >= deadline_us) {
       PrintNote(g.terminal,
                 absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state())));
+      *ended = job;
       return kExitTimeout;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(500));
@@ -205,8 +212,7 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
     SubmitArgs dry = args;
     dry.dry_run = true;
     ASSIGN_OR_RETURN(v1::Job job, Submit(client, g.terminal, dry));
-    const bool text = g.terminal.form == Form::kTable || g.terminal.form == Form::kName;
-    if (text) PrintOut(JobText(job, g.terminal.style));
+    if (IsText(g)) PrintOut(JobText(job, g.terminal.style));
     v1::ValidateDatasetRequest request;
     request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset()
                                                             : job.effective_spec().dataset());
@@ -335,15 +341,24 @@ int EventsCommand(const Globals& g, const std::string& job, bool follow) {
     const std::string name = FullName("jobs", job);
     ASSIGN_OR_RETURN(const v1::ListJobEventsResponse events, client.ListJobEvents(name));
     if (!follow && PrintMessage(g.terminal, events)) return kExitOk;
+    // A document that grows is none: with -o json each event is one, in a line of its own.
+    const auto print = [&](const v1::JobEvent& event) {
+      std::string json;
+      if (IsText(g) || !google::protobuf::util::MessageToJsonString(event, &json).ok()) {
+        PrintOut(EventLine(g.terminal.style, event));
+      } else {
+        PrintOut(json + "\n");
+      }
+    };
     JobWatch::Options options;
     for (const auto& event : events.events()) {
-      PrintOut(EventLine(g.terminal.style, event));
+      print(event);
       options.after_sequence = event.sequence();
     }
     if (!follow) return kExitOk;
     const InterruptNote note(g.terminal, "stopped looking; " + ShortName(name) + " goes on");
     RETURN_IF_ERROR(JobWatch(client, name, options).Run([&](const v1::WatchJobResponse& update) {
-      if (update.has_event()) PrintOut(EventLine(g.terminal.style, update.event()));
+      if (update.has_event()) print(update.event());
       return true;
     }));
     return kExitOk;
@@ -390,6 +405,7 @@ int MetricsCommand(const Globals& g, const MetricsArgs& args) {
 int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& jobs) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     int worst = kExitOk;
+    v1::ListJobsResponse changed;
     for (const std::string& text : jobs) {
       const std::string name = FullName("jobs", text);
       absl::StatusOr<v1::Job> job = v1::Job();
@@ -411,12 +427,16 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
       }
       if (!job.ok()) {
         worst = std::max(worst, PrintError(g.terminal, job.status()));
-      } else if (!g.quiet) {
+        continue;
+      }
+      if (verb != Verb::kRemove) *changed.add_jobs() = *job;
+      if (!g.quiet && IsText(g)) {
         const std::string state =
             verb == Verb::kRemove ? "removed" : v1::JobState_Name(job->state());
         PrintOut(absl::StrCat(ShortName(name), " ", state, "\n"));
       }
     }
+    (void)PrintMessage(g.terminal, changed);
     return worst;
   });
 }
@@ -435,11 +455,13 @@ int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const st
     const int64_t deadline_us =
         timeout_s > 0 ? RealClock::Get().NowMonotonicUs() + int64_t{timeout_s} * 1'000'000 : 0;
     int worst = kExitOk;
+    v1::ListJobsResponse ended;
     for (const std::string& job : jobs) {
       ASSIGN_OR_RETURN(const int code,
-                       WaitForOne(client, g, FullName("jobs", job), wanted, deadline_us));
+                       WaitForOne(client, g, FullName("jobs", job), wanted, deadline_us, ended.add_jobs()));
       worst = std::max(worst, code);
     }
+    (void)PrintMessage(g.terminal, ended);
     return worst;
   });
 }

@@ -175,12 +175,15 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
   style.color = style.color && terminal.live_errors;
   std::string text =
       absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", PrintableLines(status.message()), "\n");
+  constexpr int kMostShown = 8;
+  int others = 0;
   for (const FieldViolation& v : StatusViolations(status)) {
     // Messages made of violations already say them.
-    if (status.message().find(v.description) == absl::string_view::npos) {
-      absl::StrAppend(&text, "  ", v.field, ": ", PrintableLines(v.description), "\n");
-    }
+    if (status.message().find(v.description) != absl::string_view::npos) continue;
+    if (++others > kMostShown) continue;
+    absl::StrAppend(&text, "  ", v.field, ": ", PrintableLines(v.description), "\n");
   }
+  if (others > kMostShown) absl::StrAppend(&text, "  and ", others - kMostShown, " more\n");
   if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
     absl::StrAppend(&text, ConnectionHint(std::string(status.message())), "\n");
   } else if (absl::IsDeadlineExceeded(status) && StatusReason(status) == Reason::kUnspecified) {

@@ -199,9 +199,15 @@ def check_tls_restart(folder):
             assert watch.poll() is None
         time.sleep(1)
         running = start(port)
-        nibble("cancel", "waiting")
+        cancelled = json.loads(nibble("-o", "json", "cancel", "waiting"))
+        assert [(job["name"], job["state"]) for job in cancelled["jobs"]] == [("jobs/waiting", "CANCELLED")], cancelled
         said, _ = watch.communicate(timeout=50)
         assert watch.returncode == 11, (watch.returncode, said)
+        waited = json.loads(nibble("-o", "json", "wait", "waiting", code=11))
+        assert waited["jobs"][0]["state"] == "CANCELLED", waited
+        events = nibble("-o", "json", "events", "--follow", "waiting").splitlines()
+        assert len(events) > 1 and all(json.loads(event)["type"] for event in events), events
+        assert json.loads(nibble("-o", "json", "rm", "waiting")) == {}
     finally:
         running.terminate()
         running.wait(30)
