@@ -40,6 +40,8 @@ std::string Ellipsize(std::string_view text, int width, const Style& style);
 // What others wrote (a file's name, say), safe to show: control characters, which could move the cursor or
 // break a line, become "?".
 std::string Printable(std::string_view text);
+// File names are bytes; a message holds UTF-8 alone. What is none becomes "?".
+std::string ValidUtf8(std::string_view text);
 
 // A bar of `width` cells, filled to `fraction` (clamped to 0..1) in eighths of a cell.
 std::string Bar(double fraction, int width, const Style& style);

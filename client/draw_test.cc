@@ -122,6 +122,8 @@ TEST(DrawTest, WideCharactersTakeTwoCellsAndMarksNone) {
 TEST(DrawTest, ControlCharactersAreNotShown) {
   EXPECT_EQ(Printable("a\x1b[2Jb\nc\td\x7f\u009b"), "a?[2Jb?c?d??");
   EXPECT_EQ(Printable("übersicht 数"), "übersicht 数");
+  EXPECT_EQ(Printable("a\xff\xe6\x95"), "a???");
+  EXPECT_EQ(ValidUtf8("数\xe6\x95\n"), "数??\n");
 }
 
 TEST(DrawTest, SeriesWithoutColourHaveMarks) {

@@ -135,7 +135,8 @@ std::string Ellipsize(std::string_view text, int width, const Style& style) {
   return out;
 }
 
-std::string Printable(std::string_view text) {
+std::string Printable(std::string_view bytes) {
+  const std::string text = ValidUtf8(bytes);
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const Glyph glyph = GlyphAt(text, i);
@@ -144,6 +145,20 @@ std::string Printable(std::string_view text) {
     const bool control = byte < 0x20 || byte == 0x7F ||
                          (byte == 0xC2 && glyph.bytes == 2 && static_cast<unsigned char>(text[i + 1]) < 0xA0);
     if (control) {
+      out += '?';
+    } else {
+      out.append(text, i, glyph.bytes);
+    }
+    i += glyph.bytes;
+  }
+  return out;
+}
+
+std::string ValidUtf8(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size();) {
+    const Glyph glyph = GlyphAt(text, i);
+    if (glyph.bytes == 1 && static_cast<unsigned char>(text[i]) >= 0x80) {
       out += '?';
     } else {
       out.append(text.substr(i, glyph.bytes));

@@ -230,9 +230,10 @@ absl::StatusOr<v1::Model> RegisterDirectory(Client& client, const Terminal& term
   ASSIGN_OR_RETURN(const std::string path, RealPath(directory));
   v1::RegisterModelRequest request;
   request.set_model_id(model_id);
-  request.set_display_name(display_name.empty() || display_name == "." ? BaseName(path)
-                                                                       : display_name);
-  if (IsLocal(client)) {
+  request.set_display_name(
+      ValidUtf8(display_name.empty() || display_name == "." ? BaseName(path) : display_name));
+  // A path that is no text cannot be said; its files can be sent.
+  if (IsLocal(client) && ValidUtf8(path) == path) {
     request.set_path(path);
     const auto model = Awaited(terminal, path, [&] { return client.RegisterModel(request); });
     if (model.ok() || !ShouldUploadInstead(model.status())) return model;
@@ -251,7 +252,7 @@ absl::StatusOr<v1::Model> RegisterOnServer(Client& client, const Terminal& termi
   }
   v1::RegisterModelRequest request;
   request.set_model_id(model_id);
-  request.set_display_name(BaseName(directory));
+  request.set_display_name(ValidUtf8(BaseName(directory)));
   request.set_path(directory);
   return Awaited(terminal, directory, [&] { return client.RegisterModel(request); });
 }
@@ -269,7 +270,7 @@ absl::StatusOr<v1::Dataset> PushDataset(Client& client, const Terminal& terminal
   }
   v1::CreateDatasetRequest request;
   request.set_dataset_id(dataset_id);
-  request.set_display_name(BaseName(path));
+  request.set_display_name(ValidUtf8(BaseName(path)));
   request.set_sha256(digest);
   return Awaited(terminal, BaseName(path), [&] { return client.CreateDataset(request); });
 }

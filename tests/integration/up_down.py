@@ -129,6 +129,9 @@ def check_words(nibble, folder):
     nibble("dataset", "push", odd, say=[r"uploading odd\?\[2J\?name\.jsonl"])
     nibble("dataset", "ls", say=[r"odd\?\[2J\?name\.jsonl"], never=[r"\x1b"])
     assert json.loads(nibble("-o", "json", "dataset", "ls"))["datasets"][0]["displayName"] == odd.name
+    latin = os.path.join(os.fsencode(folder), b"caf\xe9.jsonl")
+    pathlib.Path(os.fsdecode(latin)).write_text('{"text": "y"}\n')
+    nibble("dataset", "push", latin, say=[r"1 rows? of text"], never=[r"libprotobuf"])
     if os.path.exists("/dev/full"):
         with open("/dev/full", "wb") as full:
             run = subprocess.run([BIN / "nibble", "--data-dir", nibble.data, "dataset", "ls"], stdout=full,
