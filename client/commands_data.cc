@@ -49,8 +49,8 @@ int PrintDataset(const Globals& g, const v1::Dataset& d) {
     PrintOut(ShortName(d.name()) + "\n");
     return kExitOk;
   }
-  PrintOut(absl::StrCat(ShortName(d.name()), "  ", d.rows(), d.rows() == 1 ? " row of " : " rows of ", d.format(), ", ",
-                        FormatBytes(d.size_bytes()), ", sha256 ", d.sha256(), "\n"));
+  PrintOut(absl::StrCat(ShortName(d.name()), "  ", d.rows(), d.rows() == 1 ? " row" : " rows", " of ",
+                        d.format(), ", ", FormatBytes(d.size_bytes()), ", sha256 ", d.sha256(), "\n"));
   return kExitOk;
 }
 
