@@ -20,6 +20,8 @@ import time
 
 import client
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
 
 def unit_of(path):
     """The sections of a unit; of keys that are given twice the last counts."""
@@ -53,6 +55,36 @@ def check_files(prefix):
                                  capture_output=True, text=True, check=False)
         wrong = [line for line in verdict.stderr.splitlines() if line.startswith(str(units)) or "nibble" in line]
         assert not wrong, "\n".join(wrong)
+
+
+def packages_below(names):
+    """These Debian packages and all they depend on, as this machine has them."""
+    known, ahead = set(), list(names)
+    while ahead:
+        name = ahead.pop()
+        if name in known:
+            continue
+        known.add(name)
+        depends = subprocess.run(["dpkg-query", "-W", "-f", "${Depends}", name], capture_output=True, text=True,
+                                 check=False).stdout
+        ahead += re.findall(r"(?:^|, )([a-z0-9.+-]+)", depends)
+    return known
+
+
+def check_image(prefix):
+    """The container's second half installs the libraries of what its first half built."""
+    if not all(shutil.which(tool) for tool in ("readelf", "ldd", "dpkg-query")):
+        print("not checked: the image's packages, without readelf, ldd and dpkg-query")
+        return
+    lines = (ROOT / "deploy" / "container" / "Containerfile").read_text().rpartition("FROM ")[2]
+    there = packages_below(re.findall(r"\blib[a-z0-9.+-]+", lines.partition("rm -rf")[0]))
+    for binary in (prefix / "bin").iterdir():
+        needed = re.findall(r"NEEDED.*\[(.*)\]", subprocess.check_output(["readelf", "-d", binary], text=True))
+        found = dict(re.findall(r"(\S+) => (/\S+)", subprocess.check_output(["ldd", binary], text=True)))
+        for library in needed:
+            owner = subprocess.run(["dpkg-query", "-S", pathlib.Path(found.get(library, "/")).resolve()],
+                                   capture_output=True, text=True, check=False).stdout.partition(":")[0]
+            assert not owner or owner in there, f"{binary.name} needs {library} of {owner}: not in the Containerfile"
 
 
 def wait_for(what, condition, processes):
@@ -102,6 +134,7 @@ def main():
         prefix = pathlib.Path(scratch) / "opt"
         subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True, stdout=subprocess.DEVNULL)
         check_files(prefix)
+        check_image(prefix)
         check_commands(prefix, pathlib.Path(scratch))
     print("installed, started, found each other, stopped")
     return 0
