@@ -8,7 +8,7 @@
 
 namespace nibble::kernels::ref {
 
-constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxHeadDim = 1024;  // what a base may have: engine/spec/model_config.cc
 
 template <typename Act, typename Real>
 struct Attention {

@@ -1,6 +1,7 @@
 // attention_forward, attention_backward, attention_decode.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/cpu/workspace.h"
 #include "kernels/cuda/workspace.h"
@@ -176,6 +177,15 @@ std::vector<Case> AttentionCases() {
                      [s](const KernelTable& t, int threads) { return RunBackward(t, threads, s); }});
     cases.push_back({Name("attention_decode", s),
                      [s](const KernelTable& t, int threads) { return RunDecode(t, threads, s); }});
+  }
+  // As wide as a base's heads may be (engine/spec/model_config.cc); cuda's are narrower.
+  const AttentionShape wide{{0, 5}, 2, 1, 1024};
+  for (const auto& [op, run] : {std::pair{"attention_forward", &RunForward},
+                                std::pair{"attention_backward", &RunBackward},
+                                std::pair{"attention_decode", &RunDecode}}) {
+    cases.push_back({Name(op, wide), [wide, run = run](const KernelTable& t, int threads) {
+                       return IsCuda(t) ? Outcome{} : run(t, threads, wide);
+                     }});
   }
   return cases;
 }

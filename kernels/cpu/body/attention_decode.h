@@ -11,7 +11,7 @@ namespace nibble::kernels::cpu::NIBBLE_BODY {
 
 constexpr int64_t kDecodeHeads = 4;   // of a piece
 constexpr int64_t kDecodeKeys = 64;   // of a block
-constexpr int64_t kDecodeDim = 512;   // at most
+constexpr int64_t kDecodeDim = 1024;  // at most
 constexpr int kDecodeVectors = kLanes == 16 ? 4 : 2;  // of a head summed together
 
 struct DecodeHead {
