@@ -107,6 +107,23 @@ Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width
   return result.Result();
 }
 
+// Gates so large that a body takes the exponential of minus infinity: the activation is the gate itself.
+Outcome GatedFar(const KernelTable& t, int threads, int64_t count) {
+  if (IsCuda(t)) return {};  // its halves have no such numbers
+  TestContext ctx(threads, 64);
+  const auto values = [count](double value) { return std::vector<double>(static_cast<size_t>(count), value); };
+  const Tensor gate(t.act, values(0x1.8p127)), quarter(t.act, values(0.25));
+  Tensor out(t.act, count), dgate(t.act, count), dup(t.act, count);
+  const GatedArgs args{.width = count};
+  t.gated_forward(ctx.get(), out.data(), gate.data(), quarter.data(), args);
+  t.gated_backward(ctx.get(), dgate.data(), dup.data(), quarter.data(), gate.data(), quarter.data(), args);
+  Comparison result;
+  result.Add("out", out, Tensor(DType::kF64, values(0x1.8p125)), ActTolerance(t));
+  result.Add("dgate", dgate, Tensor(DType::kF64, values(0.0625)), ActTolerance(t));
+  result.Add("dup", dup, Tensor(DType::kF64, values(0x1.8p125)), ActTolerance(t));
+  return result.Result();
+}
+
 Outcome Gated(const KernelTable& t, int threads, int64_t count, Activation activation) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const KernelTable& ref = Ref64Table();
@@ -295,6 +312,7 @@ std::vector<Case> ElementwiseCases() {
         [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
     add("to_act" + shape, [=](const KernelTable& t, int threads) { return ToAct(t, threads, count); });
   }
+  add("gated far", [](const KernelTable& t, int threads) { return GatedFar(t, threads, 21); });
   for (const auto& [rows, width, stride] : {std::array<int64_t, 3>{7, 40, 80}, {5, 13, 26}, {3, 64, 72}}) {
     add("gated rows=" + std::to_string(rows) + " width=" + std::to_string(width),
         [rows = rows, width = width, stride = stride](const KernelTable& t, int threads) {

@@ -267,7 +267,11 @@ NIBBLE_INLINE F32 KeepLanes(F32 a, int64_t first, int64_t last, F32 fill) {
   return _mm256_blendv_ps(fill, a, _mm256_castsi256_ps(keep));
 }
 
-NIBBLE_INLINE F32 Fraction(F32 x) { return _mm256_sub_ps(x, _mm256_floor_ps(x)); }
+// Of minus infinity, too, it is zero: no float so far below has a fraction. NaN stays NaN.
+NIBBLE_INLINE F32 Fraction(F32 x) {
+  const F32 held = _mm256_max_ps(_mm256_set1_ps(-0x1p30f), x);
+  return _mm256_sub_ps(held, _mm256_floor_ps(held));
+}
 // For a in [1, 2]; x is held in [-126, 126].
 NIBBLE_INLINE F32 ScaleByFloor(F32 a, F32 x) {
   const F32 held = _mm256_max_ps(_mm256_set1_ps(-126.0f), _mm256_min_ps(_mm256_set1_ps(126.0f), x));
