@@ -105,10 +105,10 @@ struct WeightSource {
   // The lines of `count` elements that are stored one behind the other.
   void LoadBytes(int64_t first, int64_t count) const {
     const auto* at = static_cast<const volatile uint8_t*>(w.data) + BytesBefore(w, first);
-    const int64_t bytes = BytesBefore(w, count);
+    const int64_t last = BytesBefore(w, first + count - 1) - BytesBefore(w, first);
     uint32_t any = 0;
-    for (int64_t b = 0; b < bytes; b += 64) any |= at[b];
-    any |= at[bytes - 1];
+    for (int64_t b = 0; b < last; b += 64) any |= at[b];
+    any |= at[last];
     (void)any;
   }
 };
