@@ -111,7 +111,9 @@ Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width
 Outcome GatedFar(const KernelTable& t, int threads, int64_t count) {
   if (IsCuda(t)) return {};  // its halves have no such numbers
   TestContext ctx(threads, 64);
-  const auto values = [count](double value) { return std::vector<double>(static_cast<size_t>(count), value); };
+  const auto values = [count](double value) {
+    return std::vector<double>(static_cast<size_t>(count), value);
+  };
   const Tensor gate(t.act, values(0x1.8p127)), quarter(t.act, values(0.25));
   Tensor out(t.act, count), dgate(t.act, count), dup(t.act, count);
   const GatedArgs args{.width = count};

@@ -8,6 +8,7 @@
 #include "kernels/tables.h"
 #include "tests/kernels/emulated_amx.h"
 #include "tests/kernels/harness.h"
+#include "tests/kernels/linear_setup.h"
 
 namespace nibble::kernels::check {
 namespace {
@@ -58,6 +59,33 @@ TEST(Parity, EmulatedAmx) {
 class CpuParity : public testing::TestWithParam<std::string_view> {};
 
 TEST_P(CpuParity, EqualsRef) { RunAll(*CpuTableFor(GetParam())); }
+
+// A few rows of the highest rank beside many without an adapter, and a depth that is cut: panels of the
+// weight and of the branch have to share a thread's memory, and the rows leave little of the workspace
+// besides. On one thread a panel is as wide as can be.
+TEST_P(CpuParity, OnePartOfTheHighestRankFitsTheWorkspace) {
+  if (GetParam() == "portable") GTEST_SKIP() << "has no panels, and is slow";
+  const KernelTable& table = *CpuTableFor(GetParam());
+  const LinearShape shapes[] = {{328, 2560, 900, 0}, {2, 2560, 900, 256}};
+  const TestWeight weight = WeightOf(shapes[0], false);
+  const check::Setup together[] = {{table, shapes[0], weight, table.act},
+                                   {table, shapes[1], weight, table.act}};
+  std::vector<LinearPart> parts;
+  std::vector<WorkspaceShape> needs;
+  for (const check::Setup& part : together) {
+    parts.push_back({part.y.data(), false, part.x.data(), nullptr, part.args});
+    needs.push_back(part.workspace);
+  }
+  TestContext ctx(1, LinearPartsWorkspaceBytes(needs.data(), 2));
+  table.linear_forward_parts(ctx.get(), parts.data(), 2);
+  EXPECT_TRUE(ctx.Intact());
+  for (int i = 0; i < 2; ++i) {
+    const check::Setup apart(table, shapes[i], weight, table.act);
+    TestContext alone(1, apart.WorkspaceBytes(1));
+    table.linear_forward(alone.get(), apart.y.data(), apart.x.data(), apart.args);
+    EXPECT_EQ(together[i].y.Values(), apart.y.Values()) << "part " << i;
+  }
+}
 
 std::vector<std::string_view> Bodies() {
   std::vector<std::string_view> bodies = CpuBodies();  // the best one first

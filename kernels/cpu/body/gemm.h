@@ -223,9 +223,12 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
   GemmPlan plan{};
   plan.blocks = 1;
   if (split) {
+    // Shallower blocks than this cost more than narrow panels, so a large branch makes panels narrow.
+    constexpr int64_t kLeastDepth = 512;
+    while (columns > kTileColumns && depth_of(columns) < kLeastDepth) columns -= kTileColumns;
     if (columns < kTileColumns) columns = kTileColumns;
     int64_t budget = depth_of(columns) < kMaxDepth ? depth_of(columns) : kMaxDepth;
-    if (budget < 512) budget = 512;
+    if (budget < kLeastDepth) budget = kLeastDepth;
     plan.blocks = (shape.depth + budget - 1) / budget;
   } else {
     while (columns > kTileColumns && depth_of(columns) < shape.depth) columns -= kTileColumns;
