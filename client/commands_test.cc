@@ -189,7 +189,7 @@ TEST(OutputTest, NamesJsonAndYaml) {
   job.set_display_name("1.5");
   job.mutable_progress()->set_completed_steps(3);
   EXPECT_THAT(ToJson(job), HasSubstr("\"completedSteps\": \"3\""));
-  const std::string yaml = ToYaml(job);
+  const std::string yaml = ToYaml(ToJson(job));
   EXPECT_THAT(yaml, HasSubstr("name: jobs/a"));
   EXPECT_THAT(yaml, HasSubstr("displayName: \"1.5\""));
 }

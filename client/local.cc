@@ -1,8 +1,8 @@
-#include <google/protobuf/struct.pb.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -31,29 +31,23 @@ class Findings {
   // `counts`: a bad one makes the whole bad.
   void Add(bool good, const std::string& what, const std::string& said, bool counts = true) {
     good_ &= good || !counts;
-    auto& found = *(*report_.mutable_fields())["checks"]
-                       .mutable_list_value()
-                       ->add_values()
-                       ->mutable_struct_value()
-                       ->mutable_fields();
-    found["what"].set_string_value(what);
-    found["good"].set_bool_value(good);
-    found["said"].set_string_value(said);
-    if (g_.terminal.form == Form::kJson || g_.terminal.form == Form::kYaml) return;
+    checks_.push_back({{"what", what}, {"good", good}, {"said", said}});
+    if (WantsJson(g_.terminal)) return;
     const Style& style = g_.terminal.style;
     const std::string mark = style.unicode ? (good ? "✓" : "✗") : (good ? "ok" : "!!");
     PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said, "\n"));
   }
   // The exit code: `bad` when something is.
   int End(int bad = kExitError) {
-    (*report_.mutable_fields())["good"].set_bool_value(good_);
-    (void)PrintMessage(g_.terminal, report_);
+    const nlohmann::ordered_json report = {{"checks", checks_}, {"good", good_}};
+    (void)PrintJson(g_.terminal,
+                    report.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     return good_ ? static_cast<int>(kExitOk) : bad;
   }
 
  private:
   const Globals& g_;
-  google::protobuf::Struct report_;
+  nlohmann::ordered_json checks_ = nlohmann::ordered_json::array();
   bool good_ = true;
 };
 

@@ -209,22 +209,23 @@ std::string ToJson(const google::protobuf::Message& message) {
   return status.ok() ? json : "{}\n";
 }
 
-std::string ToYaml(const google::protobuf::Message& message) {
-  const auto json = nlohmann::ordered_json::parse(ToJson(message), nullptr, false);
+std::string ToYaml(const std::string& json) {
   YAML::Emitter out;
-  Emit(out, json);
+  Emit(out, nlohmann::ordered_json::parse(json, nullptr, false));
   return absl::StrCat(out.c_str(), "\n");
 }
 
+bool WantsJson(const Terminal& terminal) {
+  return terminal.form == Form::kJson || terminal.form == Form::kYaml;
+}
+
+bool PrintJson(const Terminal& terminal, const std::string& json) {
+  if (WantsJson(terminal)) PrintOut(terminal.form == Form::kJson ? json : ToYaml(json));
+  return WantsJson(terminal);
+}
+
 bool PrintMessage(const Terminal& terminal, const google::protobuf::Message& message) {
-  if (terminal.form == Form::kJson) {
-    PrintOut(ToJson(message));
-  } else if (terminal.form == Form::kYaml) {
-    PrintOut(ToYaml(message));
-  } else {
-    return false;
-  }
-  return true;
+  return WantsJson(terminal) && PrintJson(terminal, ToJson(message));
 }
 
 std::string FullName(std::string_view collection, std::string_view text) {

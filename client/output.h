@@ -54,8 +54,11 @@ void PrintNote(const Terminal& terminal, std::string_view line);  // stderr, unl
 int PrintError(const Terminal& terminal, const absl::Status& status);
 
 std::string ToJson(const google::protobuf::Message& message);
-std::string ToYaml(const google::protobuf::Message& message);
-// JSON or YAML; false when the form asks for something else.
+std::string ToYaml(const std::string& json);
+// JSON, or YAML of it, is what is asked for.
+bool WantsJson(const Terminal& terminal);
+// Prints as one of them; false, and nothing printed, when the form asks for something else.
+bool PrintJson(const Terminal& terminal, const std::string& json);
 bool PrintMessage(const Terminal& terminal, const google::protobuf::Message& message);
 
 // What to look at when there is no connection, by what the library says about it.

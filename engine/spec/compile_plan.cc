@@ -264,6 +264,7 @@ constexpr int64_t kMaxDataRows = int64_t{1} << 31;
 
 // More than this is no plan but a slip; below it no sum of sizes comes near the end of 64 bits.
 constexpr double kAbsurdBytes = 0x1p50;  // 1 PiB
+constexpr int64_t kMaxCudaHeadDim = 256;      // what kernels/cuda/attention.h takes
 
 absl::Status RefuseAbsurd(const ModelConfig& model, const TrainSpec& spec,
                           const DeviceProfile& profile) {
@@ -318,6 +319,12 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   if (profile.act_bytes != 2 && profile.act_bytes != 4 && profile.act_bytes != 8) {
     return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
                                                  profile.act_bytes, "; it must be 2, 4 or 8"));
+  }
+  if (IsCuda(profile) && model.head_dim > kMaxCudaHeadDim) {
+    return Error(Reason::kUnsupportedArchitecture,
+                 absl::StrCat("config.json: heads are ", model.head_dim,
+                              " wide; attention on a GPU takes at most ", kMaxCudaHeadDim,
+                              ", train it on a processor"));
   }
   if (given.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");

@@ -1,5 +1,6 @@
 // What the plan says of the models people bring to a GPU. Planned bytes; what a driver reads beside them is
 // for `./dev gpu`.
+#include "base/error.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/spec/train_spec.h"
@@ -75,6 +76,22 @@ TEST(CudaPlan, LargeModelsTakeWhatTheDocsSay) {
 }
 
 // E6's bounds, device memory without the context: with 8-bit moments; the 65B shape with its moments paged.
+// Wider heads are for the CPU's kernels alone: said before a device is taken.
+TEST(CudaPlan, HeadsWiderThanItsKernelsTakeAreRefused) {
+  ModelConfig model = Llama8B();
+  model.head_dim = 256;
+  const auto resolved = ResolveTrainSpec({}, model);
+  ASSERT_TRUE(resolved.ok()) << resolved.status();
+  EXPECT_TRUE(CompilePlan(model, *resolved, Cuda(140)).ok());
+  model.head_dim = 258;
+  const absl::Status refused = CompilePlan(model, *resolved, Cuda(140)).status();
+  EXPECT_EQ(StatusReason(refused), Reason::kUnsupportedArchitecture);
+  EXPECT_NE(refused.message().find("258 wide"), std::string::npos) << refused;
+  DeviceProfile cpu;
+  cpu.backend = "cpu";
+  EXPECT_TRUE(CompilePlan(model, *resolved, cpu).ok());
+}
+
 TEST(CudaPlan, FootprintGoalsAreMet) {
   ModelConfig llama7b = Llama8B();
   llama7b.intermediate_size = 11008;
