@@ -165,6 +165,10 @@ absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobS
   return all;
 }
 
+absl::StatusOr<v1::Job> Client::UpdateJob(const v1::UpdateJobRequest& request) {
+  return Call(*this, stubs_->jobs, &v1::JobService::Stub::UpdateJob, request, Repeat::kSafe);
+}
+
 absl::StatusOr<v1::Job> Client::CancelJob(const std::string& name) {
   return Call(*this, stubs_->jobs, &v1::JobService::Stub::CancelJob,
               Named<v1::CancelJobRequest>(name), Repeat::kSafe);

@@ -50,6 +50,8 @@ class Client {
   absl::StatusOr<v1::ExplainJobResponse> ExplainJob(const std::string& name, int32_t max_devices);
   // Up to `limit` jobs over as many pages as it takes; 0 = all.
   absl::StatusOr<v1::ListJobsResponse> ListJobs(const std::vector<v1::JobState>& states, int limit);
+  // What may change of a job that exists: the fields that the request's mask names.
+  absl::StatusOr<v1::Job> UpdateJob(const v1::UpdateJobRequest& request);
   absl::StatusOr<v1::Job> CancelJob(const std::string& name);
   absl::StatusOr<v1::Job> PauseJob(const std::string& name);
   absl::StatusOr<v1::Job> ResumeJob(const std::string& name);

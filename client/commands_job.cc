@@ -441,6 +441,19 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
   });
 }
 
+int UpdateCommand(const Globals& g, const std::string& job, int32_t priority) {
+  return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
+    v1::UpdateJobRequest request;
+    request.mutable_job()->set_name(FullName("jobs", job));
+    request.mutable_job()->set_priority(priority);
+    request.mutable_update_mask()->add_paths("priority");
+    ASSIGN_OR_RETURN(const v1::Job updated, client.UpdateJob(request));
+    if (PrintMessage(g.terminal, updated) || g.quiet) return kExitOk;
+    PrintOut(absl::StrCat(ShortName(updated.name()), " has priority ", updated.priority(), "\n"));
+    return kExitOk;
+  });
+}
+
 int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state,
                 int timeout_s) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {

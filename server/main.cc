@@ -282,7 +282,7 @@ int VerifyCommand(Flags& flags) {
   if (report->damaged.empty()) return 0;
   std::cout << "damaged ones were moved to " << data_dir
             << "/blobs/damaged; send data sets and models again (nibble "
-            << "data push, nibble model register), and they are whole; a job with a damaged "
+            << "dataset push, nibble model register), and they are whole; a job with a damaged "
                "checkpoint goes on from "
             << "the one before\n";
   return 1;

@@ -39,6 +39,7 @@ def check_damage(server, api, job):
     path.write_bytes(rows[:-2] + b"?\n")
     found = verify()
     assert found.returncode == 1 and f"damaged {digest}, of {name}" in found.stdout, found
+    assert "nibble dataset push" in found.stdout, found
     assert api.upload(rows) == digest
     assert verify().returncode == 0 and path.read_bytes() == rows
 

@@ -192,6 +192,10 @@ def check_tls_restart(folder):
         nibble.environment |= {"NIBBLE_SERVER": f"127.0.0.1:{port}", "NIBBLE_CA_FILE": str(data / "tls/ca.crt"),
                                "NIBBLE_TOKEN": token}
         nibble("submit", ROOT / "demo" / "recipe.yaml", "--name", "waiting")
+        nibble("update", "waiting", "--priority", "-7", say=[r"waiting has priority -7"])
+        assert json.loads(nibble("-o", "json", "get", "waiting"))["priority"] == -7
+        nibble("update", "waiting", "--priority", "5000", code=5, say=[r"priority.*1000"])
+        nibble("update", "nothing", "--priority", "1", code=3, say=[r"does not exist"])
         watch = subprocess.Popen([BIN / "nibble", "watch", "waiting"], stdout=subprocess.PIPE, text=True,
                                  stderr=subprocess.STDOUT, env=nibble.environment)
         while "waiting:" not in watch.stdout.readline():
