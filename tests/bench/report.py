@@ -45,11 +45,11 @@ def rows_of(lines):
                          f"{peer:.1f} GB/s" if peer else "", f"{item['figure'] / peer:.1f}x" if peer else ""))
         elif "share_of_probe" in item:
             rows.append(("step", f"{item['shape']} seq {item['sequence_len']} x {item['micro_batch_size']} "
-                         f"{item['recompute']} {item['threads']}t",
+                         f"{item['recompute']} {item['threads']} threads",
                          f"{item['tokens_per_second']:.0f} tokens/s",
                          f"{item['probe_gflops']:.0f} GF/s {UNITS['products']}", item["share_of_probe"], "", ""))
         elif "bytes_per_token" in item:
-            rows.append(("generation", f"{item['shape']} length {item['length']} {item['threads']}t",
+            rows.append(("generation", f"{item['shape']} length {item['length']} {item['threads']} threads",
                          f"{item['tokens_per_second']:.1f} tokens/s",
                          f"{item['read_bytes_per_second'] * 1e-9:.1f} GB/s {UNITS['read']}", item["share"], "",
                          ""))
@@ -74,6 +74,8 @@ def write_svg(rows, title, path):
            '<rect width="100%" height="100%" fill="white"/>',
            '<text x="12" y="22" font-size="14" font-weight="bold">Share of the limit of this machine</text>',
            f'<text x="12" y="40" fill="#555">{html.escape(title)}</text>']
+    # White around what may lie on the line of 100 %.
+    halo = 'paint-order="stroke" stroke="white" stroke-width="4"'
     for percent in (25, 50, 75, 100):
         at = x(percent / 100)
         out.append(f'<line x1="{at:.0f}" x2="{at:.0f}" y1="{top - 4}" y2="{top + height * len(rows)}" '
@@ -84,9 +86,9 @@ def write_svg(rows, title, path):
         out.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.escape(kernel)} '
                    f'<tspan fill="#777">{html.escape(shape)}</tspan></text>'
                    f'<rect x="{left}" y="{y + 2}" width="{x(share) - left:.1f}" height="{height - 5}" '
-                   f'fill="#3b78b8"/><text x="{x(share) + 6:.1f}" y="{y + 12}">{100 * share:.0f} % '
+                   f'fill="#3b78b8"/><text x="{x(share) + 6:.1f}" y="{y + 12}" {halo}>{100 * share:.0f} % '
                    f'<tspan fill="#777">{html.escape(figure)}{", " + ratio + " the peer" if ratio else ""}'
-                   "</tspan></text>")
+                   f"{', more than is drawn' if share > most else ''}</tspan></text>")
     out.append("</svg>")
     path.write_text("\n".join(out) + "\n", encoding="utf-8")
 

@@ -108,7 +108,7 @@ std::string Bars(const std::string& title, const std::vector<Summary>& summaries
 }
 
 // Share of jobs (y) with at most that much (x, logarithmic): `steps` are quantiles at 0, 1, ... 100 %.
-std::string Curves(const std::string& title, const std::vector<Summary>& summaries,
+std::string Curves(const std::string& title, const std::string& axis, const std::vector<Summary>& summaries,
                    std::vector<double> Summary::* steps, double top) {
   constexpr double kLeft = 530, kW = 400, kH = 240;
   double least = 1, most = 10;
@@ -132,6 +132,7 @@ std::string Curves(const std::string& title, const std::vector<Summary>& summari
     absl::StrAppend(&svg, SvgLine(kLeft, y, kLeft + kW, y),
                     SvgLabel(kLeft - 6, y + 4, absl::StrCat(p), "end"));
   }
+  absl::StrAppend(&svg, SvgLabel(kLeft + kW / 2, top + kH + 36, axis, "middle"));
   for (size_t i = summaries.size(); i-- > 0;) {
     std::vector<std::pair<double, double>> points;
     for (size_t p = 0; p < (summaries[i].*steps).size(); ++p)
@@ -230,11 +231,12 @@ std::string PlotSvg(const Scenario& scenario, const std::vector<Summary>& summar
   const int height = fair ? 2 * kHeight - 60 : kHeight;
   std::string svg = SvgHead(kWidth, height, absl::StrFormat("%s (%d runs)", scenario.name, runs));
   absl::StrAppend(&svg, Bars("Mean completion, hours", summaries, &Summary::mean_h, 1, 80),
-                  Curves("Jobs with at most this slowdown, %", summaries, &Summary::slowdown_steps, 80));
+                  Curves("Jobs with at most this slowdown, %", "slowdown", summaries,
+                         &Summary::slowdown_steps, 80));
   if (fair) {
     absl::StrAppend(&svg,
                     Bars("Completion over that alone (rho), p95", summaries, &Summary::rho_p95, 2, 420),
-                    Curves("Jobs with at most this rho, %", summaries, &Summary::rho_steps, 420));
+                    Curves("Jobs with at most this rho, %", "rho", summaries, &Summary::rho_steps, 420));
   }
   return svg + "</svg>\n";
 }
