@@ -153,7 +153,8 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   metrics->add_flag("--plot", c.metrics.plot, "draw it");
   metrics->add_flag("--csv", c.metrics.csv, "comma separated");
   metrics->add_flag("--phases", c.metrics.phases, "where the time of the steps went (on CPUs)");
-  metrics->add_option("--points", c.metrics.max_points, "down-sample to at most so many")
+  metrics
+      ->add_option("--points", c.metrics.max_points, "thin out to about so many; ends and evaluations stay")
       ->check(AtLeast(2))->capture_default_str();
   const auto verb = [&](const std::string& name, const std::string& description, Verb which) {
     Add(&app, name, description, c, [&c, which] { return VerbCommand(c.g, which, c.names); })

@@ -87,4 +87,12 @@ def check_models(api):
     expect_error(lambda: add_model(api, {**files, "a..b": b"x"}), "INVALID_ARGUMENT", "NAME_INVALID",
                  "manifest[3].name")
     expect_error(lambda: add_model(api, files, model_id="No"), "INVALID_ARGUMENT", "NAME_INVALID", "model_id")
+    pb = api.pb.model
+    other = add_model(api, {**files, "config.json": files["config.json"].replace(b"512", b"256")}, model_id="other")
+    page = api.models.ListModels(pb.ListModelsRequest(page_size=1))
+    rest = api.models.ListModels(pb.ListModelsRequest(page_token=page.next_page_token))
+    assert sorted(m.name for m in [*page.models, *rest.models]) == sorted([model.name, other.name]), (page, rest)
+    expect_error(lambda: add_model(api, files, model_id="other"), "ALREADY_EXISTS", "MODEL_EXISTS")
+    api.models.DeleteModel(pb.DeleteModelRequest(name=other.name))
+    assert [m.name for m in api.models.ListModels(pb.ListModelsRequest()).models] == [model.name]
     return model

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 
+from alone_command import check_command
 from client import PATIENCE
 from foreign_client import expect_error
 from lone_server import ROWS, PlayedWorker, spec_of
@@ -140,6 +141,7 @@ def check_training(server, api, job):
     for series in (f'nibble_job_loss{{job_id="{job_id}",split="train"}} 0.3', 'nibble_jobs{state="RUNNING",queue="default"} 1',
                    f'nibble_job_trained_tokens_total{{job_id="{job_id}"}} 1000', 'nibble_workers{state="BUSY",backend="cpu"} 1'):
         assert any(line.startswith(series) for line in text.splitlines()), f"{series} is not in\n{text}"
+    check_values(text, now)
     assert len([line for line in text.splitlines() if f'job_id="{job_id}"' in line]) <= 20
     promtool(text)
     checkpoint = worker.put(mine, "state.bin", os.urandom(2000))
@@ -176,10 +178,16 @@ def check_training(server, api, job):
     assert [m.step for m in again.of("metric")] == [20] and again.error is None
     final = api.get(job.name)
     assert api.state(final) == "SUCCEEDED" and final.adapter == f"adapters/{job_id}"
+    ended = values(server.get("/metrics"))
+    assert figure(ended, 'nibble_jobs_finished_total{queue="default",outcome="SUCCEEDED",reason=""}') == 1, ended
+    assert figure(ended, 'nibble_job_run_duration_seconds_count{queue="default",outcome="SUCCEEDED"}') == 1, ended
+    adapters = api.adapters.ListAdapters(api.pb.adapter.ListAdaptersRequest()).adapters
+    assert [(a.name, a.job) for a in adapters] == [(final.adapter, job.name)], adapters
     points = api.jobs.QueryMetrics(pb.QueryMetricsRequest(name=job.name, after_step=5, until_step=15)).points
     assert [p.step for p in points] == list(range(6, 16)), points
     got = api.download(final.adapter, chunk_limit=1)
     assert got == {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
+    check_command(server.address, job.name, got)
     expect_error(lambda: list(api.adapters.DownloadAdapter(api.pb.adapter.DownloadAdapterRequest(
         name=final.adapter, file="../../secret"))), "NOT_FOUND", "ADAPTER_NOT_FOUND", "file")
     end = time.monotonic() + 15
@@ -187,6 +195,51 @@ def check_training(server, api, job):
         assert time.monotonic() < end, "the job's series linger"
         time.sleep(0.2)
     return worker
+
+
+def values(text):
+    """What /metrics says: figure by series, as written there."""
+    return {series: float(figure) for series, _, figure in
+            (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")}
+
+
+def figure(seen, series):
+    """Of the one series with that name and those labels, in whatever order they are written."""
+    def parts(name):
+        return set(name.rstrip("}").replace("{", ",").split(","))
+    found = [name for name in seen if parts(name) == parts(series)]
+    assert len(found) == 1, f"{series} is there {len(found)} times: {sorted(seen)}"
+    return seen[found[0]]
+
+
+def check_values(text, job):
+    """Each figure of a job that runs is the one the API gives, and what the server counts of it is counted once."""
+    seen, job_id = values(text), job.name.split("/")[1]
+    of_job = f'{{job_id="{job_id}"}}'
+    of_device = '{device="cpu0",worker="w1"}'
+    want = {
+        f"nibble_job_completed_steps{of_job}": 10, f"nibble_job_planned_steps{of_job}": 20,
+        f"nibble_job_learning_rate{of_job}": 1e-4, f"nibble_job_gradient_norm{of_job}": 1,
+        f'nibble_job_loss{{job_id="{job_id}",split="eval"}}': 2.5,
+        f'nibble_job_memory_bytes{{job_id="{job_id}",kind="planned"}}': job.plan.total_bytes,
+        f'nibble_job_memory_bytes{{job_id="{job_id}",kind="used"}}': 1 << 28,
+        f'nibble_job_state{{job_id="{job_id}",state="RUNNING"}}': 1,
+        f"nibble_device_capacity_bytes{of_device}": 300 << 20,
+        # Alone there: base, its own and the engine's.
+        f"nibble_device_reserved_bytes{of_device}": job.plan.total_bytes,
+        'nibble_job_attempts_total{reason="first"}': 1, 'nibble_job_attempts_total{reason="retry"}': 0,
+        'nibble_job_queue_wait_seconds_count{queue="default"}': 1,
+        'nibble_jobs_submitted_total{api="grpc",queue="default"}': 2,  # the one that was deleted as well
+        'nibble_jobs_finished_total{outcome="CANCELLED",queue="default",reason=""}': 1,
+        "nibble_worker_lease_expirations_total": 0, "nibble_auth_refusals_total": 0,
+    }
+    for series, value in want.items():
+        got = figure(seen, series)
+        assert abs(got - value) <= 1e-6 * abs(value), f"{series} is {got}, not {value}\n{text}"
+    created = seen[f"nibble_job_created_timestamp_seconds{of_job}"]
+    started = seen[f"nibble_job_started_timestamp_seconds{of_job}"]
+    assert created <= started <= seen[f"nibble_job_last_progress_timestamp_seconds{of_job}"] <= time.time() + 1
+    assert abs(created - job.create_time.seconds) <= 1, (created, job.create_time)
 
 
 def check_fleet(api, worker):

@@ -5,11 +5,12 @@ import importlib
 import pathlib
 import subprocess
 import tempfile
+import time
 
 import client
 from alone_why import check_hidden
 from foreign_client import expect_error
-from lone_server import ROWS, Server, add_model, model_files
+from lone_server import ROWS, PlayedWorker, Server, add_model, model_files
 
 
 
@@ -27,6 +28,10 @@ def check_exposure(binary):
                        capture_output=True)
         tls = ["--tls-cert", f"{data}/tls/server.crt", "--tls-key", f"{data}/tls/server.key"]
         assert "token" in refused("--listen", "0.0.0.0:0", *tls)
+        assert "needs --tls-cert" in refused("--client-ca", f"{data}/tls/ca.crt")
+        for project in ("research", "=2", "research=", "research=0", "research=1001", "research=2:x", "research=2:-1",
+                        "research=1:2:3:4", "Research=1"):
+            assert "--project" in refused("--project", project), project
 
 
 def check_tls(binary, in_memory):
@@ -41,6 +46,7 @@ def check_tls(binary, in_memory):
              for name, role in (("client", "client"), ("worker", "worker"), ("one/ann", "client"),
                                 ("two/bob", "client"), ("root", "admin"))}
     flags = ["--tls-cert", f"{data}/tls/server.crt", "--tls-key", f"{data}/tls/server.key", "--reflection"]
+    check_expiry(binary, data)
     server.start(*flags)
     credentials = grpc.ssl_channel_credentials(pathlib.Path(data, "tls/ca.crt").read_bytes())
     channel = grpc.secure_channel(server.address, credentials)
@@ -60,6 +66,7 @@ def check_tls(binary, in_memory):
                         assert metadata["method"] == path, (metadata, path)
                 count += 1
     assert count == 42, count
+    assert f"nibble_auth_refusals_total {2 * count}\n" in server.get("/metrics"), server.get("/metrics")
     call(channel, "/nibble.v1.JobService/ListJobs", pb.job.DESCRIPTOR.services_by_name["JobService"].methods_by_name[
         "ListJobs"], token["client"])
     health = pb.health_grpc.HealthStub(channel).Check(pb.health.HealthCheckRequest())
@@ -91,6 +98,70 @@ def check_tls(binary, in_memory):
     assert begin(ann, late).complete and not begin(bob, late).complete
     for api in (ann, bob, root):
         api.close()
+    assert server.stop() == 0
+
+
+def check_expiry(binary, data):
+    """A token has the last day it was given, and is refused from the start when that is no day."""
+    def token(*words):
+        return subprocess.run([binary, "token", *words, "--data-dir", data], capture_output=True, text=True, timeout=20)
+    brief = token("create", "--name", "brief", "--expires-days", "3").stdout.strip()
+    day = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 3 * 86400))
+    listed = [line.split() for line in token("ls").stdout.splitlines() if "brief" in line]
+    assert len(listed) == 1 and listed[0][-1] == day and listed[0][0] in brief, (listed, day)
+    assert token("create", "--name", "x", "--expires-days", "-1").returncode == 2
+    assert token("create", "--name", "x", "--role", "king").returncode != 0
+    assert token("revoke", listed[0][0]).returncode == 0 and "brief" not in token("ls").stdout
+    assert token("revoke", listed[0][0]).returncode != 0
+
+
+def check_certificates(binary, in_memory):
+    """A client certificate of the operator's authority is as good as a token, for the role in its name; without one,
+    or with another authority's, nobody comes in."""
+    import grpc
+    server = Server(binary, *in_memory)
+
+    def issue(directory, *clients):
+        words = [word for client in clients for word in ("--client", client)]
+        subprocess.run([binary, "init-tls", "--data-dir", directory, "--host", "127.0.0.1", *words], check=True,
+                       capture_output=True)
+        return pathlib.Path(directory, "tls")
+
+    tls = issue(server.data, "client:ann", "worker:w1", "admin:root")
+    assert subprocess.run([binary, "init-tls", "--data-dir", server.data, "--client", "king:arthur"],
+                          capture_output=True).returncode == 2
+    server.start("--tls-cert", tls / "server.crt", "--tls-key", tls / "server.key", "--client-ca", tls / "ca.crt")
+
+    def channel(directory=tls, name=None):
+        key, chain = [(directory / f"{name}.{kind}").read_bytes() if name else None for kind in ("key", "crt")]
+        return grpc.secure_channel(server.address, grpc.ssl_channel_credentials(
+            (tls / "ca.crt").read_bytes(), key, chain))
+
+    services = client.stubs().job.DESCRIPTOR.services_by_name["JobService"].methods_by_name
+    drain = client.stubs().fleet.DESCRIPTOR.services_by_name["FleetService"].methods_by_name["DrainWorker"]
+
+    def jobs(channel):
+        return call(channel, "/nibble.v1.JobService/ListJobs", services["ListJobs"], None)
+
+    ann, worker, root, nobody = channel(name="client-ann"), channel(name="worker-w1"), channel(name="admin-root"), channel()
+    jobs(ann)
+    jobs(root)
+    expect_error(lambda: jobs(nobody), "UNAUTHENTICATED", "TOKEN_INVALID")
+    expect_error(lambda: jobs(worker), "PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
+    assert PlayedWorker(server.address, channel=worker).register().generation >= 1
+    expect_error(lambda: PlayedWorker(server.address, channel=ann).register(), "PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
+    for who, code in ((ann, "PERMISSION_DENIED"), (root, "INVALID_ARGUMENT")):  # the request names no worker
+        expect_error(lambda: call(who, "/nibble.v1.FleetService/DrainWorker", drain, None), code,
+                     "ROLE_NOT_ALLOWED" if who is ann else "NAME_INVALID")
+    with tempfile.TemporaryDirectory() as other:
+        stranger = channel(issue(other, "client:ann"), "client-ann")
+        try:
+            jobs(stranger)
+            raise AssertionError("a certificate of another authority was let in")
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+    for one in (ann, worker, root, nobody, stranger):
+        one.close()
     assert server.stop() == 0
 
 

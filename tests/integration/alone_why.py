@@ -2,11 +2,8 @@
 who may not."""
 
 import json
-import os
-import pathlib
-import subprocess
 
-import client
+from alone_command import Nibble
 from lone_server import PlayedWorker, spec_of
 
 HIDDEN = "another project's job"
@@ -59,18 +56,15 @@ def check_why(server, api, model, dataset, worker):
     assert api.state(waiter) == "QUEUED" and "held by holder" in waiter.state_reason, waiter
     why = api.jobs.ExplainJob(pb.ExplainJobRequest(name=waiter.name))
     check_explanation(api, why, holder.name)
-    binary = pathlib.Path(os.environ.get("NIBBLE_BIN_DIR", client.ROOT / "build" / "bin")) / "nibble"
-    if binary.is_file():
-        def nibble(*words):
-            return subprocess.run([binary, "--server", server.address, "why", "waiter", *words], check=True,
-                                  capture_output=True, text=True, timeout=30 * client.PATIENCE).stdout
-        said = json.loads(nibble("-o", "json"))
+    if Nibble.binary.is_file():
+        nibble = Nibble(server.address)
+        said = json.loads(nibble("-o", "json", "why", "waiter"))
         device = said["devices"][0]
         assert said["name"] == waiter.name and said["state"] == "QUEUED" and said["queuePosition"] == 1, said
         assert device["verdict"] == "NO_BYTES" and device["heldBy"] == [holder.name], said
         assert int(device["neededBytes"]) == why.devices[0].needed_bytes, said
         assert len(said["counterfactuals"]) == len(why.counterfactuals), said
-        text = nibble()
+        text = nibble("why", "waiter")
         assert "held by holder" in text and "would start now with one of" in text, text
     for name in (waiter.name, holder.name):
         api.jobs.CancelJob(pb.CancelJobRequest(name=name))

@@ -16,7 +16,7 @@ import client
 from alone_data import check_blobs, check_datasets, check_models
 from alone_durable import check_backup, check_damage, check_restart
 from alone_jobs import Watch, check_fleet, check_jobs, check_refusal, check_training
-from alone_tls import check_exposure, check_tls
+from alone_tls import check_certificates, check_exposure, check_tls
 from alone_why import check_why
 from foreign_client import expect_error
 from lone_server import Server, spec_of
@@ -69,6 +69,7 @@ def run():
     if watching:
         watching.join(5)
     check_tls(binary, in_memory)
+    check_certificates(binary, in_memory)
     shutil.rmtree(server.data)
     print("the server alone: all checks passed")
     return 0

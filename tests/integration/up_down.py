@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("NIBBLE_BIN_DIR", ROOT / "build" / "bin"))
@@ -137,6 +138,43 @@ def check_words(nibble, folder):
             run = subprocess.run([BIN / "nibble", "--data-dir", nibble.data, "dataset", "ls"], stdout=full,
                                  stderr=subprocess.PIPE, text=True, env=nibble.environment)
         assert run.returncode == 1 and "cannot write the output" in run.stderr, run
+
+
+def check_jobs(nibble, folder):
+    """Submitted once however often it is asked for, listed by state, paused, waited for, removed."""
+    recipe, request = ROOT / "demo" / "recipe.yaml", str(uuid.uuid4())
+    words = ("submit", recipe, "--name", "first", "--label", "team=a", "--label", "cost=b=c", "--priority", "3",
+             "--request-id", request)
+    for _ in range(2):
+        assert nibble(*words).split() == ["first"]
+    nibble("submit", recipe, "--name", "other", "--request-id", request, code=1, say=[r"request"])
+    nibble("submit", recipe, "--name", "first", code=1, say=[r"first.*exists"])
+    nibble("submit", recipe, "--name", "second", "--priority", "-2", say=[r"second"])
+    nibble("submit", recipe, "--priority", "1001", code=5, say=[r"priority.*1000"])
+    nibble("submit", recipe, "--label", "nothing", code=5, say=[r"--label"])
+    job = json.loads(nibble("-o", "json", "get", "first"))
+    assert job["labels"] == {"team": "a", "cost": "b=c"} and job["priority"] == 3, job
+    assert nibble("-q", "ps").split() == ["second", "first"], "newest first"
+    nibble("pause", "first", say=[r"first"])
+    assert nibble("wait", "first", "--for", "state=PAUSED").split() == ["first", "PAUSED"]
+    assert nibble("-q", "ps", "--state", "paused").split() == ["first"]
+    assert nibble("-q", "ps", "--state", "PAUSED", "--state", "queued", "--limit", "1").split() == ["second"]
+    nibble("wait", "first", "--timeout", "1", code=12, say=[r"first is still PAUSED"])
+    nibble("resume", "first")
+    nibble("rm", "first", code=1, say=[r"(?i)first"])
+    assert nibble("metrics", "first", "--csv") == "step,loss,eval_loss\n"
+    nibble("cancel", "first", "second")
+    nibble("pause", "first", code=1, say=[r"CANCELLED"])
+    assert nibble("-q", "ps") == "" and set(nibble("-q", "ps", "-a").split()) == {"first", "second"}
+    nibble("rm", "first", "second")
+    nibble("get", "first", code=3)
+    name = nibble("dataset", "push", recipe.parent / "data" / "train.jsonl", "--name", "rows").split()[0]
+    assert "rows" in name and len(nibble("dataset", "preview", "rows", "--rows", "2").strip().splitlines()) >= 2
+    nibble("dataset", "rm", "rows")
+    nibble("dataset", "get", "rows", code=3)
+    for shell in ("bash", "zsh", "fish"):
+        assert "download" in nibble("completion", shell)
+    nibble("completion", "tcsh", code=2)
 
 
 def catches(pid, signal_number):
@@ -264,6 +302,7 @@ def main():
             check_plans(nibble, folder)
             check_models(nibble)
             check_recipes(nibble, folder)
+            check_jobs(nibble, folder)
             check_words(nibble, folder)
             check_stopped_upload(nibble, folder)
             check_watch(nibble)
