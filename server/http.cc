@@ -19,7 +19,8 @@ int Answer(mg_connection* connection, int code, const char* type, const std::str
             "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
             "Connection: close\r\n\r\n",
             code, mg_get_response_code_text(connection, code), type, body.size());
-  mg_write(connection, body.data(), body.size());
+  const char* method = mg_get_request_info(connection)->request_method;
+  if (method == nullptr || std::strcmp(method, "HEAD") != 0) mg_write(connection, body.data(), body.size());
   return code;
 }
 

@@ -1,8 +1,12 @@
 // Keeper and Meter over a loop in memory.
 #include "server/keeper.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <future>
 
 #include "absl/strings/str_cat.h"
@@ -224,11 +228,45 @@ TEST_F(KeeperTest, JobsHaveSeriesWhileTheyLive) {
       << text;
 }
 
-TEST_F(KeeperTest, ServesHttp) {
-  bool ready = true;
-  auto http = StartHttp("127.0.0.1:0", {[] { return std::string("x 1\n"); }, [&] { return ready; }});
+// The whole answer to one request.
+std::string AskHttp(int port, const std::string& method, const std::string& path) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  const std::string request =
+      absl::StrCat(method, " ", path, " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+  EXPECT_EQ(send(fd, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
+  std::string answer;
+  char part[4096];
+  for (ssize_t got; (got = recv(fd, part, sizeof part, 0)) > 0;)
+    answer.append(part, static_cast<size_t>(got));
+  close(fd);
+  return answer;
+}
+
+TEST(Http, AnswersWhatMachinesAsk) {
+  std::atomic<bool> ready = true;
+  auto http =
+      StartHttp("127.0.0.1:0", {[] { return std::string("x 1\n"); }, [&] { return ready.load(); }});
   ASSERT_TRUE(http.ok()) << http.status();
-  EXPECT_GT((*http)->port(), 0);
+  const int port = (*http)->port();
+  const auto ask = [port](const char* method, const char* path) { return AskHttp(port, method, path); };
+  const std::string metrics = ask("GET", "/metrics");
+  EXPECT_TRUE(metrics.starts_with("HTTP/1.1 200 ")) << metrics;
+  EXPECT_NE(metrics.find("text/plain; version=0.0.4"), std::string::npos) << metrics;
+  EXPECT_TRUE(metrics.ends_with("\r\n\r\nx 1\n")) << metrics;
+  EXPECT_TRUE(ask("HEAD", "/metrics").ends_with("\r\n\r\n")) << "as GET, but for the text";
+  EXPECT_TRUE(ask("POST", "/metrics").starts_with("HTTP/1.1 405 "));
+  EXPECT_TRUE(ask("GET", "/healthz").ends_with("\r\n\r\nok\n"));
+  EXPECT_TRUE(ask("GET", "/readyz").starts_with("HTTP/1.1 200 "));
+  ready = false;
+  EXPECT_TRUE(ask("GET", "/readyz").starts_with("HTTP/1.1 503 "));
+  EXPECT_TRUE(ask("GET", "/healthz").starts_with("HTTP/1.1 200 ")) << "not ready is not dead";
+  for (const char* path : {"/", "/metrics/x", "/../etc/passwd", "/etc/passwd"})
+    EXPECT_FALSE(ask("GET", path).starts_with("HTTP/1.1 2")) << path;
   EXPECT_FALSE(StartHttp("203.0.113.1:1", {}).ok());
 }
 
