@@ -46,6 +46,72 @@ TEST(ResolveTrainSpec, ReportsEveryViolationByPath) {
   for (const FieldViolation& v : StatusViolations(status)) EXPECT_LT(v.description.size(), 300u);
 }
 
+// The last number that is taken and the first that is not, on either side; nothing that is no number.
+TEST(ResolveTrainSpec, EveryNumberHasItsBounds) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  struct Case {
+    const char* field;
+    void (*set)(TrainSpec&, double);
+    std::vector<double> good, bad;
+  };
+  const double below_one = std::nextafter(1.0, 0.0), tiny = 1e-300;
+#define NIBBLE_SETS(member) [](TrainSpec& s, double v) { s.member = static_cast<decltype(s.member)>(v); }
+  const Case cases[] = {
+      {"lora.r", NIBBLE_SETS(lora_r), {1, 256}, {0, -1, 257}},
+      {"lora.alpha", NIBBLE_SETS(lora_alpha), {tiny, 65536}, {0, -1, 65537, kNan, kInf}},
+      {"lora.dropout", NIBBLE_SETS(lora_dropout), {0, below_one}, {1, -1e-9, kNan}},
+      {"data.sequence_len", NIBBLE_SETS(sequence_len), {8, 512}, {7, 0, -2, 513}},
+      {"data.val_set_size", NIBBLE_SETS(val_set_size), {-1, 0, 0.9}, {-0.5, 0.91, kNan}},
+      {"optimizer.learning_rate", NIBBLE_SETS(learning_rate), {tiny, 1}, {0, -1e-9, 1.01, kNan, kInf}},
+      {"optimizer.warmup_ratio", NIBBLE_SETS(warmup_ratio), {0, 1}, {-1e-9, 1.01, kNan}},
+      {"optimizer.warmup_steps", NIBBLE_SETS(warmup_steps), {-1, 0, 1e9}, {-2, 1e9 + 1}},
+      {"optimizer.weight_decay", NIBBLE_SETS(weight_decay), {0, 10}, {-1e-9, 10.1, kNan}},
+      {"optimizer.adam_beta1", NIBBLE_SETS(adam_beta1), {0, below_one}, {1, -1e-9, kNan}},
+      {"optimizer.adam_beta2", NIBBLE_SETS(adam_beta2), {0, below_one}, {1, -1e-9, kNan}},
+      {"optimizer.adam_epsilon", NIBBLE_SETS(adam_epsilon), {tiny, 1}, {0, -1e-9, 1.1, kNan}},
+      {"optimizer.max_grad_norm", NIBBLE_SETS(max_grad_norm), {0, 1e9}, {-1e-9, 1.1e9, kNan, kInf}},
+      {"training.micro_batch_size", NIBBLE_SETS(micro_batch_size), {1, 4096}, {0, -1, 4097}},
+      {"training.gradient_accumulation_steps",
+       NIBBLE_SETS(gradient_accumulation_steps), {1, 65536}, {0, 65537}},
+      {"training.num_epochs", NIBBLE_SETS(num_epochs), {tiny, 10000}, {0, -1, 10001, kNan, kInf}},
+      {"training.max_steps", NIBBLE_SETS(max_steps), {-1, 1, 1e9}, {0, -2, 1e9 + 1}},
+      {"training.eval_steps", NIBBLE_SETS(eval_steps), {-1, 1, 1e9}, {0, -2, 1e9 + 1}},
+      {"training.save_steps", NIBBLE_SETS(save_steps), {-1, 1, 1e9}, {0, -2, 1e9 + 1}},
+      {"training.evals_per_epoch", NIBBLE_SETS(evals_per_epoch), {-1, 0, 1000}, {-2, -0.5, 1001, kNan}},
+      {"training.saves_per_epoch", NIBBLE_SETS(saves_per_epoch), {-1, 0, 1000}, {-2, -0.5, 1001, kNan}},
+      {"training.logging_steps", NIBBLE_SETS(logging_steps), {1, 1e9}, {0, -1, 1e9 + 1}},
+      {"training.save_interval_seconds", NIBBLE_SETS(save_interval_seconds), {0, 1e9}, {-1, 1e9 + 1}},
+      {"training.save_total_limit", NIBBLE_SETS(save_total_limit), {1, 1000}, {0, 1001}},
+  };
+#undef NIBBLE_SETS
+  for (const Case& c : cases) {
+    const auto fields = [&](double value) {
+      TrainSpec spec{.sequence_len = 256};
+      c.set(spec, value);
+      std::vector<std::string> found;
+      for (const FieldViolation& v : StatusViolations(ResolveTrainSpec(spec, Model()).status()))
+        found.push_back(v.field);
+      return found;
+    };
+    for (const double value : c.good)
+      EXPECT_THAT(fields(value), testing::IsEmpty()) << c.field << " = " << value;
+    for (const double value : c.bad) {
+      EXPECT_THAT(fields(value), testing::ElementsAre(c.field)) << c.field << " = " << value;
+    }
+  }
+}
+
+// Each within its bound, and together too much.
+TEST(ResolveTrainSpec, TokensOfAMicroBatchAreBounded) {
+  ModelConfig model;
+  model.max_positions = 8192;
+  EXPECT_TRUE(ResolveTrainSpec({.sequence_len = 4096, .micro_batch_size = 4096}, model).ok());
+  const auto refused = ResolveTrainSpec({.sequence_len = 4097, .micro_batch_size = 4096}, model);
+  ASSERT_EQ(StatusViolations(refused.status()).size(), 1u);
+  EXPECT_EQ(StatusViolations(refused.status())[0].field, "training.micro_batch_size");
+}
+
 TEST(ResolveTrainSpec, LengthNotSaidStaysWithinTheModel) {
   EXPECT_EQ(ResolveTrainSpec({.sequence_len = -1}, Model())->sequence_len, 512);
   ModelConfig model;
