@@ -9,7 +9,7 @@ def main():
     peer, ours = (json.load(open(path, encoding="utf-8")) for path in sys.argv[1:3])
     worst = max(abs(a - b) / abs(a) for a, b in zip(peer["losses"], ours["losses"]))
     print(f"peer: {peer['peer']}; {peer['threads']} threads, {peer['layers']} layers, "
-          f"sequence {peer['sequence_len']}, micro-batch {peer['micro_batch_size']}")
+          f"sequence {peer['sequence_len']}, micro-batch {peer['micro_batch_size']}, multiplies in {peer['compute']}")
     print(f"{'':24}{'peer':>14}{'nibble':>14}{'ratio':>9}")
     speed = ours["tokens_per_second"] / peer["tokens_per_second"]
     memory = ours["peak_rss_bytes"] / peer["peak_rss_bytes"]

@@ -36,6 +36,8 @@ def parse():
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--no-checkpointing", action="store_true")
+    parser.add_argument("--compute", choices=["auto", "bfloat16", "float32"], default="auto",
+                        help="what it multiplies in; auto is what PyTorch is faster in on this processor")
     parser.add_argument("--export", type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=7)
     return parser.parse_args()
@@ -55,18 +57,31 @@ def make_model(args, transformers, torch):
     return model
 
 
-def quantize(model, bitsandbytes, torch):
-    """Every linear of the layers becomes NF4 with double quantization, one at a time."""
+def compute_dtype(asked, torch):
+    """Where oneDNN has no products of bf16 (it wants AVX-512 or AMX) PyTorch multiplies bf16 with loops of its
+    own, many times slower than fp32; a user of such a processor would train in fp32, so the peer does."""
+    if asked == "auto":
+        asked = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return getattr(torch, asked)
+
+
+def quantize(model, dtype, bitsandbytes, torch):
+    """Every linear of the layers becomes NF4 with double quantization, one at a time; what stays as it is
+    becomes `dtype`, its values unchanged."""
     for module in model.model.layers.modules():
         for name, child in list(module.named_children()):
             if not isinstance(child, torch.nn.Linear):
                 continue
             linear = bitsandbytes.nn.Linear4bit(
-                child.in_features, child.out_features, bias=False, compute_dtype=torch.bfloat16,
+                child.in_features, child.out_features, bias=False, compute_dtype=dtype,
                 compress_statistics=True, quant_type="nf4")
             linear.weight = bitsandbytes.nn.Params4bit(
                 child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
             setattr(module, name, linear.to("cpu"))
+    for module in model.modules():
+        if not isinstance(module, bitsandbytes.nn.Linear4bit):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
 
 
 def forget_peak():
@@ -104,7 +119,8 @@ def main():
         with open(args.export / "tokens.jsonl", "w", encoding="utf-8") as out:
             for row in rows.reshape(-1, args.seq).tolist():
                 out.write(json.dumps({"input_ids": row}) + "\n")
-    quantize(model, bitsandbytes, torch)
+    dtype = compute_dtype(args.compute, torch)
+    quantize(model, dtype, bitsandbytes, torch)
     forget_peak()
     for parameter in model.parameters():
         parameter.requires_grad = False
@@ -132,7 +148,7 @@ def main():
                 f"peft {peft.__version__}, bitsandbytes {bitsandbytes.__version__}",
         "shape": args.shape, "layers": model.config.num_hidden_layers, "threads": args.threads,
         "sequence_len": args.seq, "micro_batch_size": args.micro_batch,
-        "gradient_checkpointing": not args.no_checkpointing,
+        "gradient_checkpointing": not args.no_checkpointing, "compute": str(dtype).removeprefix("torch."),
         "tokens_per_second": args.micro_batch * args.seq / median,
         "step_seconds": times, "losses": losses,
         "peak_rss_bytes": peak_bytes(),
