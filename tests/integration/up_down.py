@@ -129,7 +129,8 @@ def check_words(nibble, folder):
     odd.write_text('{"text": "x"}\n')
     nibble("dataset", "push", odd, say=[r"uploading odd\?\[2J\?name\.jsonl"])
     nibble("dataset", "ls", say=[r"odd\?\[2J\?name\.jsonl"], never=[r"\x1b"])
-    assert json.loads(nibble("-o", "json", "dataset", "ls"))["datasets"][0]["displayName"] == odd.name
+    listed = json.loads(nibble("-o", "json", "dataset", "ls"))["datasets"]
+    assert odd.name in [dataset["displayName"] for dataset in listed], listed
     latin = os.path.join(os.fsencode(folder), b"caf\xe9.jsonl")
     pathlib.Path(os.fsdecode(latin)).write_text('{"text": "y"}\n')
     nibble("dataset", "push", latin, say=[r"1 rows? of text"], never=[r"libprotobuf"])
