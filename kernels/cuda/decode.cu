@@ -1,7 +1,8 @@
 // Dequantization at the speed of memory. A thread decodes eight neighbouring weights at a time: four bytes of
 // codes in, one 16-byte store out, so that the lanes of a warp write 512 bytes in a row; four such steps are
-// independent of each other, which keeps enough loads on their way. Codes are read once and say so; the
-// decoded panel is left to the cache, for the product that reads it next.
+// independent of each other, which keeps enough loads on their way. Eights are counted through the rows of what
+// is decoded, whose output is dense, so a panel of narrow columns keeps every thread as busy as whole rows do.
+// Codes are read once and say so; the decoded panel is left to the cache, for the product that reads it next.
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/ops.h"
 
@@ -10,8 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSteps = 4;
-constexpr int kStride = kThreads * 8;  // from a step to the next
-constexpr int64_t kPerBlock = kSteps * kStride;
+constexpr unsigned kPerBlock = kThreads * kSteps;  // eights
 
 // How eight weights are fetched, and what of.
 enum class Kind { kFourBit, kFourBitNested, kEightBit, kBF16, kF32 };
@@ -24,8 +24,9 @@ struct FetchFourBit {
   static constexpr int kTableSize = 16;
   uint32_t codes;
   float absmax;
-  __device__ __forceinline__ void Load(const WeightView& w, int64_t at, int block_shift) {
-    codes = __ldcs(reinterpret_cast<const unsigned*>(static_cast<const uint8_t*>(w.data) + at / 2));
+  // `at` counts eights, and so does `block_shift`: eights of a block.
+  __device__ __forceinline__ void Load(const WeightView& w, unsigned at, int block_shift) {
+    codes = __ldcs(static_cast<const unsigned*>(w.data) + at);
     if constexpr (kNested)
       absmax = NestedAbsmax(w, at >> block_shift);
     else
@@ -45,8 +46,8 @@ struct Fetch<Kind::kEightBit> {
   static constexpr int kTableSize = 256;
   uint2 codes;
   float absmax;
-  __device__ __forceinline__ void Load(const WeightView& w, int64_t at, int block_shift) {
-    codes = __ldcs(reinterpret_cast<const uint2*>(static_cast<const uint8_t*>(w.data) + at));
+  __device__ __forceinline__ void Load(const WeightView& w, unsigned at, int block_shift) {
+    codes = __ldcs(static_cast<const uint2*>(w.data) + at);
     absmax = AbsmaxOf(w, at >> block_shift);
   }
   __device__ __forceinline__ void Decode(float (&values)[8], const float* table) const {
@@ -60,8 +61,8 @@ template <typename Stored>
 struct FetchPlain {
   static constexpr int kTableSize = 1;  // unused
   float loaded[8];
-  __device__ __forceinline__ void Load(const WeightView& w, int64_t at, int) {
-    Load8(loaded, static_cast<const Stored*>(w.data) + at, 8, true);
+  __device__ __forceinline__ void Load(const WeightView& w, unsigned at, int) {
+    Load8(loaded, static_cast<const Stored*>(w.data) + uint64_t{at} * 8, 8, true);
   }
   __device__ __forceinline__ void Decode(float (&values)[8], const float*) const {
 #pragma unroll
@@ -80,39 +81,49 @@ struct Part {
   int64_t first;     // flat index of the first weight; w.k from one row to the next
   int64_t rows, columns;
 };
-struct Parts {
-  Part of[kMostGrouped];
+
+// The same counted in eights, as the kernel takes it.
+struct Eights {
+  WeightView w;
+  void* out;
+  unsigned first, row;  // of the weight: the first one, and from a row to the next
+  unsigned columns, all;
+  // A number below 2^31 over `columns` is number * reciprocal >> 32 >> shift: the reciprocal is rounded up.
+  unsigned reciprocal, shift;
+};
+struct Batch {
+  Eights of[kMostGrouped];
 };
 
-// blockIdx.y is a row of a part, z which part.
+// blockIdx.y is which part.
 template <typename Act, Kind kKind>
 __global__ void __launch_bounds__(kThreads)
-    DecodeKernel(const __grid_constant__ Parts parts, int block_shift) {
-  const Part& part = parts.of[blockIdx.z];
-  if (blockIdx.y >= part.rows) return;
+    DecodeKernel(const __grid_constant__ Batch batch, int block_shift) {
+  const Eights& part = batch.of[blockIdx.y];
+  const unsigned first = blockIdx.x * kPerBlock + threadIdx.x, all = part.all;
+  if (blockIdx.x * kPerBlock >= all) return;
   const WeightView& w = part.w;
   constexpr int kTableSize = Fetch<kKind>::kTableSize;
   __shared__ float table[kTableSize];
-  if constexpr (kTableSize > 1) {
-    if (threadIdx.x < kTableSize) table[threadIdx.x] = w.code_book[threadIdx.x];
-    __syncthreads();
-  }
-  const int64_t begin = int64_t{blockIdx.x} * kPerBlock + threadIdx.x * 8;
-  const int64_t first = part.first + blockIdx.y * w.k + begin;
-  Act* out = static_cast<Act*>(part.out) + blockIdx.y * part.columns + begin;
-  const int64_t left = part.columns - begin;
-  if (left <= 0) return;
   // All loads go out before the first is waited for: no branch is between them, what is beyond the end
   // reads the last eight again.
   Fetch<kKind> fetched[kSteps];
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step)
-    fetched[step].Load(w, first + Min<int64_t>(step * kStride, left - 8), block_shift);
+  for (int step = 0; step < kSteps; ++step) {
+    const unsigned eight = Min(first + step * kThreads, all - 1);
+    const auto row = static_cast<unsigned>(uint64_t{eight} * part.reciprocal >> 32) >> part.shift;
+    fetched[step].Load(w, part.first + eight + row * (part.row - part.columns), block_shift);
+  }
+  if constexpr (kTableSize > 1) {
+    if (threadIdx.x < kTableSize) table[threadIdx.x] = w.code_book[threadIdx.x];
+    __syncthreads();
+  }
+  Act* out = static_cast<Act*>(part.out) + uint64_t{first} * 8;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     float values[8];
     fetched[step].Decode(values, table);
-    if (step * kStride < left) Store8(out + step * kStride, values, 8, true);
+    if (first + step * kThreads < all) Store8(out + step * kThreads * 8, values, 8, true);
   }
 }
 
@@ -147,8 +158,27 @@ constexpr int64_t kMostRows = 65535;
 bool IsFast(const Part& part) {
   const WeightView& w = part.w;
   const bool plain = w.type == QuantType::kBF16 || w.type == QuantType::kF32;
-  return w.k % 8 == 0 && part.first % 8 == 0 && part.columns % 8 == 0 && part.rows <= kMostRows &&
-         Aligned(part.out, w.data) && (plain || ShiftOf(w.block) >= 3);
+  // Of one eight to a row EightsOf has no reciprocal.
+  return w.k % 8 == 0 && part.first % 8 == 0 && part.columns % 8 == 0 && (part.columns > 8 || part.rows == 1) &&
+         w.n * w.k / 8 < int64_t{1} << 31 && Aligned(part.out, w.data) && (plain || ShiftOf(w.block) >= 3);
+}
+
+Eights EightsOf(const Part& part) {
+  Eights of{};
+  of.w = part.w;
+  of.out = part.out;
+  of.first = static_cast<unsigned>(part.first / 8);
+  of.columns = static_cast<unsigned>(part.columns / 8);
+  of.row = part.rows > 1 ? static_cast<unsigned>(part.w.k / 8) : of.columns;
+  of.all = static_cast<unsigned>(part.rows) * of.columns;
+  // Granlund, Montgomery: Division by invariant integers using multiplication (1994), for 31 bits. One row needs
+  // none: its reciprocal is 0.
+  if (part.rows == 1) return of;
+  int bits = 1;
+  while ((int64_t{1} << bits) < of.columns) ++bits;
+  of.shift = static_cast<unsigned>(bits - 1);
+  of.reciprocal = static_cast<unsigned>(CeilDiv(uint64_t{1} << (31 + bits), uint64_t{of.columns}));
+  return of;
 }
 
 Kind KindOf(const WeightView& w) {
@@ -159,18 +189,19 @@ Kind KindOf(const WeightView& w) {
 }
 
 template <typename Act, Kind kKind>
-void LaunchFast(Context* ctx, const Parts& parts, int count) {
-  dim3 grid(0, 0, static_cast<unsigned>(count));
+void LaunchFast(Context* ctx, const Part* parts, int count) {
+  Batch batch{};
+  dim3 grid(0, static_cast<unsigned>(count));
   for (int i = 0; i < count; ++i) {
-    grid.x = Max(grid.x, Blocks(parts.of[i].columns, kPerBlock));
-    grid.y = Max(grid.y, static_cast<unsigned>(parts.of[i].rows));
+    batch.of[i] = EightsOf(parts[i]);
+    grid.x = Max(grid.x, Blocks(batch.of[i].all, kPerBlock));
   }
-  Launch(ctx, grid, kThreads, 0, DecodeKernel<Act, kKind>, parts, ShiftOf(parts.of[0].w.block));
+  Launch(ctx, grid, kThreads, 0, DecodeKernel<Act, kKind>, batch, Max(0, ShiftOf(parts[0].w.block) - 3));
 }
 
 template <typename Act>
-void LaunchFast(Context* ctx, const Parts& parts, int count) {
-  switch (KindOf(parts.of[0].w)) {
+void LaunchFast(Context* ctx, const Part* parts, int count) {
+  switch (KindOf(parts[0].w)) {
     case Kind::kBF16:
       return LaunchFast<Act, Kind::kBF16>(ctx, parts, count);
     case Kind::kF32:
@@ -204,7 +235,7 @@ void DecodePanel(Context* ctx, Act* out, const WeightView* w, int count, int64_t
                  int64_t columns) {
   KERNEL_CHECK(n0 >= 0 && rows >= 0 && k0 >= 0 && columns >= 0 && k0 + columns <= w->k);
   KERNEL_CHECK(count <= kMostGrouped);
-  Parts parts{};
+  Part parts[kMostGrouped];
   int used = 0;
   bool alike = true;
   for (int i = 0; i < count && rows > 0; n0 -= w[i].n, ++i) {
@@ -218,19 +249,17 @@ void DecodePanel(Context* ctx, Act* out, const WeightView* w, int count, int64_t
       part.columns *= part.rows;
       part.rows = 1;
     }
-    alike = alike && IsFast(part) && (used == 0 || (KindOf(part.w) == KindOf(parts.of[0].w) &&
-                                                    part.w.block == parts.of[0].w.block));
-    parts.of[used++] = part;
+    alike = alike && IsFast(part) &&
+            (used == 0 || (KindOf(part.w) == KindOf(parts[0].w) && part.w.block == parts[0].w.block));
+    parts[used++] = part;
   }
   KERNEL_CHECK(rows == 0);
   if (alike && used > 0) return LaunchFast<Act>(ctx, parts, used);
   for (int i = 0; i < used; ++i) {
-    Parts one{};
-    one.of[0] = parts.of[i];
-    if (IsFast(one.of[0]))
-      LaunchFast<Act>(ctx, one, 1);
+    if (IsFast(parts[i]))
+      LaunchFast<Act>(ctx, &parts[i], 1);
     else
-      LaunchAny<Act>(ctx, one.of[0]);
+      LaunchAny<Act>(ctx, parts[i]);
   }
 }
 
