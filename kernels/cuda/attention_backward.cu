@@ -8,6 +8,7 @@
 // computed is, packed, the left operand of the last products; nothing goes through shared memory in
 // between. Where a device has room for it dK and dV are the other kernel's (attention_keys.h).
 #include "kernels/cuda/attention_backward.h"
+#include "kernels/cuda/eights.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/workspace.h"
 
@@ -172,22 +173,30 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kDim>) BackwardKernel(BackwardAr
   }
 }
 
-// delta[row, head] = sum of dO * O; a warp for each.
-template <typename Act>
+// delta[row, head] = sum of dO * O; kLanes lanes for each, which have eight neighbours each.
+template <int kLanes, typename Act>
 __global__ void __launch_bounds__(256)
     DeltaKernel(float* delta, const Act* dout, const Act* out, int64_t count, int dim, bool vector) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
-  if (at >= count) return;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * (256 / kLanes) + threadIdx.x / kLanes;
+  const int column = static_cast<int>(threadIdx.x % kLanes) * 8;
   float sum = 0;
-  for (int column = static_cast<int>(threadIdx.x % 32) * 8; column < dim; column += 256) {
-    float a[8], b[8];
-    Load8(a, dout + at * dim + column, dim - column, vector);
-    Load8(b, out + at * dim + column, dim - column, vector);
+  if (at < count && column < dim) {
+    float values[2][8];
+    LoadEights(values, {dout + at * dim + column, out + at * dim + column}, dim - column, vector);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
+    for (int i = 0; i < 8; ++i) sum = fmaf(values[0][i], values[1][i], sum);
   }
-  sum = WarpSum(sum);
-  if (threadIdx.x % 32 == 0) delta[at] = sum;
+#pragma unroll
+  for (int bits = kLanes / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bits);
+  if (at < count && threadIdx.x % kLanes == 0) delta[at] = sum;
+}
+
+template <int kLanes, typename Act>
+void Delta(Context* ctx, float* delta, const void* dout, const void* out, const AttentionArgs& args) {
+  const int64_t count = args.m * args.heads;
+  Launch(ctx, Blocks(count, 256 / kLanes), 256, 0, DeltaKernel<kLanes, Act>, delta,
+         static_cast<const Act*>(dout), static_cast<const Act*>(out), count, static_cast<int>(args.head_dim),
+         args.head_dim % 8 == 0 && Aligned(static_cast<const char*>(dout), static_cast<const char*>(out)));
 }
 
 template <int kDim, bool kKeys, int kTiles, typename Act>
@@ -230,12 +239,7 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
   s.heads = args.heads;
   KERNEL_CHECK(cuda_workspace::AttentionBackwardWorkspaceBytes(s) <= ctx->workspace_bytes);
   auto* delta = static_cast<float*>(ctx->workspace);
-  const int64_t count = args.m * args.heads;
   const auto bytes = [](const void* at) { return static_cast<const char*>(at); };
-  const bool whole_chunks = args.head_dim % 8 == 0;
-  Launch(ctx, Blocks(count, 8), 256, 0, DeltaKernel<Act>, delta, static_cast<const Act*>(dout),
-         static_cast<const Act*>(out), count, static_cast<int>(args.head_dim),
-         whole_chunks && Aligned(bytes(dout), bytes(out)));
   BackwardArgs b;
   b.q = q;
   b.k = k;
@@ -249,9 +253,10 @@ void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const void* d
   b.head_dim = static_cast<int>(args.head_dim);
   b.visible = VisibilityOf(args);
   b.scoring = ScoringOf(args);
-  b.vector = whole_chunks && Aligned(bytes(q), bytes(k), bytes(v), bytes(dout));
+  b.vector = args.head_dim % 8 == 0 && Aligned(bytes(q), bytes(k), bytes(v), bytes(dout));
   WithPaddedDim(args.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
+    Delta<kDim / 8, Act>(ctx, delta, dout, out, args);
     b.first_out = dq;
     b.second_out = nullptr;
     StartQueries<kDim, kHopper, Act>(ctx, b);

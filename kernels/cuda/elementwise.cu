@@ -1,5 +1,6 @@
 // Ops that look at every element once: sums of two arrays, gated activations, embedding, rotary embedding,
 // conversion. Each thread takes eight neighbouring elements, in and out by 16-byte accesses.
+#include "kernels/cuda/eights.h"
 #include "kernels/cuda/ops.h"
 
 namespace nibble::kernels::NIBBLE_CUDA {
@@ -16,12 +17,11 @@ template <typename Act>
 __global__ void __launch_bounds__(kThreads)
     AddKernel(Act* out, const Act* a, const Act* b, int64_t count, bool vector) {
   const int64_t first = FirstOfThread();
-  float x[8], y[8];
-  Load8(x, a + first, count - first, vector);
-  Load8(y, b + first, count - first, vector);
+  float values[2][8];
+  LoadEights(values, {a + first, b + first}, count - first, vector);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] += y[i];
-  Store8(out + first, x, count - first, vector);
+  for (int i = 0; i < 8; ++i) values[0][i] += values[1][i];
+  Store8(out + first, values[0], count - first, vector);
 }
 
 // activation(g) and its slope.
@@ -59,9 +59,9 @@ template <typename Act>
 __global__ void __launch_bounds__(kThreads)
     GatedForwardKernel(Act* out, const Act* gate, const Act* up, GatedArgs args, bool vector) {
   const Eight at = EightOfThread(args);
-  float g[8], u[8];
-  Load8(g, gate + at.strided, at.left, vector);
-  Load8(u, up + at.strided, at.left, vector);
+  float values[2][8];
+  LoadEights(values, {gate + at.strided, up + at.strided}, at.left, vector);
+  auto &g = values[0], &u = values[1];
 #pragma unroll
   for (int i = 0; i < 8; ++i) g[i] = Activate(g[i], args.activation).value * u[i];
   Store8(out + at.dense, g, at.left, vector);
@@ -72,10 +72,9 @@ __global__ void __launch_bounds__(kThreads)
     GatedBackwardKernel(Act* dgate, Act* dup, const Act* dout, const Act* gate, const Act* up, GatedArgs args,
                         bool vector) {
   const Eight at = EightOfThread(args);
-  float g[8], u[8], d[8];
-  Load8(g, gate + at.strided, at.left, vector);
-  Load8(u, up + at.strided, at.left, vector);
-  Load8(d, dout + at.dense, at.left, vector);
+  float values[3][8];
+  LoadEights(values, {gate + at.strided, up + at.strided, dout + at.dense}, at.left, vector);
+  auto &g = values[0], &u = values[1], &d = values[2];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const Activated of = Activate(g[i], args.activation);
@@ -95,19 +94,19 @@ __global__ void __launch_bounds__(kThreads)
   Store8(out + first, x, count - first, vector);
 }
 
-// A row of the grid's y per token.
+// A thread has eight neighbours of a token's row; narrow rows stand side by side in a block.
 template <typename Act>
 __global__ void __launch_bounds__(kThreads)
-    EmbeddingKernel(Act* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim, float scale,
+    EmbeddingKernel(Act* out, const int32_t* ids, ParamView table, unsigned m, unsigned dim, float scale,
                     bool vector) {
-  const int64_t column = FirstOfThread();
-  for (int64_t row = blockIdx.y; row < m; row += gridDim.y) {
-    float x[8];
-    LoadParam8(x, table, ids[row] * dim + column, dim - column, vector);
+  const unsigned per_row = CeilDiv(dim, 8u), index = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned row = index / per_row, column = index % per_row * 8;
+  if (row >= m) return;
+  float x[8];
+  LoadParam8(x, table, int64_t{ids[row]} * dim + column, dim - column, vector);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] *= scale;
-    Store8(out + row * dim + column, x, dim - column, vector);
-  }
+  for (int i = 0; i < 8; ++i) x[i] *= scale;
+  Store8(out + int64_t{row} * dim + column, x, dim - column, vector);
 }
 
 // A thread turns kPairs neighbouring pairs of one head: (i, i + D/2), (i + 1, i + 1 + D/2), ...
@@ -205,9 +204,11 @@ void ToAct(Context* ctx, void* out, const void* in, int64_t count) {
 template <typename Act>
 void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
                       float scale) {
-  const auto rows = static_cast<unsigned>(Min<int64_t>(m, 65535));
-  Launch(ctx, dim3(Blocks(dim, kPerBlock), rows), kThreads, 0, EmbeddingKernel<Act>, static_cast<Act*>(out),
-         ids, table, m, dim, scale, dim % 8 == 0 && Aligned(out, table.data));
+  const int64_t eights = m * CeilDiv<int64_t>(dim, 8);
+  KERNEL_CHECK(eights < int64_t{1} << 32);
+  Launch(ctx, Blocks(eights, kThreads), kThreads, 0, EmbeddingKernel<Act>, static_cast<Act*>(out), ids, table,
+         static_cast<unsigned>(m), static_cast<unsigned>(dim), scale,
+         dim % 8 == 0 && Aligned(out, table.data));
 }
 
 template <typename Act>
