@@ -5,7 +5,7 @@
 // codes come out the same bits on every backend.
 #include <cmath>
 
-#include "kernels/cuda/levels.h"
+#include "kernels/cuda/moments.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/workspace.h"
 
@@ -56,19 +56,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- 8-bit moments -------------------------------------------------------------------------------------
 
-// A map and the midpoints between its entries, in shared memory.
-struct Map {
-  float entries[256];
-  Midpoints<256> points;
-};
-
-__device__ __forceinline__ void LoadMap(Map& map, const float* from) {
-  for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads) {
-    map.entries[i] = from[i];
-    map.points.middle[i] = i < 255 ? (from[i] + from[i + 1]) / 2 : INFINITY;
-  }
-}
-
 __device__ __forceinline__ uint2 LoadCodes8(const uint8_t* at, int64_t left, bool vector) {
   if (vector && left >= 8) return VectorAt<uint2>(at);
   uint2 codes = make_uint2(0, 0);
@@ -86,52 +73,78 @@ __device__ __forceinline__ void StoreCodes8(uint8_t* at, uint2 codes, int64_t le
     if (i < left) at[i] = static_cast<uint8_t>((i < 4 ? codes.x : codes.y) >> (8 * (i % 4)));
 }
 
-__device__ __forceinline__ void Decode(float (&values)[8], const Map& map, uint2 codes, float absmax) {
+template <bool kSigned>
+__device__ __forceinline__ void Decode(float (&values)[8], const Map<kSigned>& map, uint2 codes,
+                                       float absmax) {
 #pragma unroll
   for (int i = 0; i < 8; ++i)
     values[i] = map.entries[(i < 4 ? codes.x : codes.y) >> (8 * (i % 4)) & 255] * absmax;
 }
 
 // By the warp that has the whole block: its lanes' values, of which `left` count.
-__device__ __forceinline__ void Encode(const float (&values)[8], const Map& map, uint8_t* codes,
+template <bool kSigned>
+__device__ __forceinline__ void Encode(float (&values)[8], const Map<kSigned>& map, uint8_t* codes,
                                        float* absmax, int64_t left, bool vector) {
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) largest = fmaxf(largest, i < left ? fabsf(values[i]) : 0.0f);
   largest = WarpMax(largest);
   if (threadIdx.x % 32 == 0) *absmax = largest;
+  // Of far too small or large values as many times 2^96; a quotient that is still too small for Divide to be exact
+  // is below all midpoints.
+  float divisor = largest;
+  if (largest < 1e-24f || largest > 1e30f) {
+    const float factor = largest < 1 ? 0x1p96f : 0x1p-96f;
+    divisor *= factor;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] *= factor;
+  }
+  const float reciprocal = largest > 0 ? 1.0f / divisor : 0.0f;
   uint2 out = make_uint2(0, 0);
 #pragma unroll
   for (int i = 0; i < 8; ++i)
-    (i < 4 ? out.x : out.y) |= CountBelow(map.points, largest > 0 ? values[i] / largest : 0.0f)
-                               << (8 * (i % 4));
+    (i < 4 ? out.x : out.y) |= CodeOf(map, Divide(values[i], divisor, reciprocal)) << (8 * (i % 4));
   StoreCodes8(codes, out, left, vector);
 }
 
 // A warp to a block of kAdam8Block states: eight neighbours to a lane.
 static_assert(kAdam8Block == 32 * 8);
 
+// kWhole: the block has all its states, and sixteen-byte accesses may be used.
+template <bool kWhole>
+__device__ __forceinline__ void UpdateBlock(float* p, const float* g, const Adam8State& state, int64_t block,
+                                            int64_t count, const Step& s, const Map<true>& signed_map,
+                                            const Map<false>& unsigned_map) {
+  const int64_t first = block * kAdam8Block + threadIdx.x % 32 * 8, left = kWhole ? 8 : count - first;
+  float param[8], gradient[8], one[8], two[8];
+  Load8(param, p + first, left, kWhole);
+  Load8(gradient, g + first, left, kWhole);
+  const uint2 m_codes = LoadCodes8(state.m + first, left, kWhole), v_codes = LoadCodes8(state.v + first, left, kWhole);
+  Decode(one, signed_map, m_codes, state.m_absmax[block]);
+  Decode(two, unsigned_map, v_codes, state.v_absmax[block]);
+  __syncwarp();  // everyone has read the old absmax
+#pragma unroll
+  for (int i = 0; i < 8; ++i) UpdateOne(param[i], gradient[i], one[i], two[i], s);
+  Store8(p + first, param, left, kWhole);
+  Encode(one, signed_map, state.m + first, state.m_absmax + block, left, kWhole);
+  Encode(two, unsigned_map, state.v + first, state.v_absmax + block, left, kWhole);
+}
+
 __global__ void __launch_bounds__(kThreads)
     AdamW8Kernel(float* p, const float* g, Adam8State state, int64_t count, Step s, bool vector) {
-  __shared__ Map signed_map, unsigned_map;
-  LoadMap(signed_map, state.signed_map);
-  LoadMap(unsigned_map, state.unsigned_map);
+  __shared__ Map<true> signed_map;
+  __shared__ Map<false> unsigned_map;
+  LoadMap<kThreads>(signed_map, state.signed_map);
+  LoadMap<kThreads>(unsigned_map, state.unsigned_map);
   __syncthreads();
   const int64_t blocks = CeilDiv(count, kAdam8Block), warps = int64_t{gridDim.x} * (kThreads / 32);
+#pragma unroll 1
   for (int64_t block = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32; block < blocks;
        block += warps) {
-    const int64_t first = block * kAdam8Block + threadIdx.x % 32 * 8, left = count - first;
-    float param[8], gradient[8], one[8], two[8];
-    Load8(param, p + first, left, vector);
-    Load8(gradient, g + first, left, vector);
-    Decode(one, signed_map, LoadCodes8(state.m + first, left, vector), state.m_absmax[block]);
-    Decode(two, unsigned_map, LoadCodes8(state.v + first, left, vector), state.v_absmax[block]);
-    __syncwarp();  // everyone has read the old absmax
-#pragma unroll
-    for (int i = 0; i < 8; ++i) UpdateOne(param[i], gradient[i], one[i], two[i], s);
-    Store8(p + first, param, left, vector);
-    Encode(one, signed_map, state.m + first, state.m_absmax + block, left, vector);
-    Encode(two, unsigned_map, state.v + first, state.v_absmax + block, left, vector);
+    if (vector && (block + 1) * kAdam8Block <= count)
+      UpdateBlock<true>(p, g, state, block, count, s, signed_map, unsigned_map);
+    else
+      UpdateBlock<false>(p, g, state, block, count, s, signed_map, unsigned_map);
   }
 }
 
@@ -172,7 +185,7 @@ void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const AdamWAr
 void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args) {
   KERNEL_CHECK(args.step >= 1);
   // Loading the maps is shared by several blocks of states.
-  Launch(ctx, Blocks(args.count, kPerBlock, 2048), kThreads, 0, AdamW8Kernel, static_cast<float*>(p),
+  Launch(ctx, Blocks(args.count, kPerBlock, 1024), kThreads, 0, AdamW8Kernel, static_cast<float*>(p),
          static_cast<const float*>(g), state, args.count, Step(args), Aligned(p, g, state.m, state.v));
 }
 

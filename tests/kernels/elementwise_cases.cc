@@ -190,8 +190,9 @@ Outcome AdamW(const KernelTable& t, int threads, int64_t count) {
   return result.Result();
 }
 
-// Three steps from zero moments, bit for bit what ref does in float.
-Outcome AdamW8(const KernelTable& t, int threads, int64_t count) {
+// Three steps from zero moments, bit for bit what ref does in float, with gradients of up to some hundredths of
+// `unit`.
+Outcome AdamW8(const KernelTable& t, int threads, int64_t count, double unit) {
   const KernelTable& ref = RefTable();
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const int64_t blocks = (count + kAdam8Block - 1) / kAdam8Block;
@@ -228,7 +229,7 @@ Outcome AdamW8(const KernelTable& t, int threads, int64_t count) {
     auto g = Normal(count, static_cast<uint64_t>(args.step) + 10, 0.01);
     // Magnitudes over many decades, and a block without any gradient.
     for (size_t i = 0; i < g.size(); ++i)
-      g[i] = i / 256 == 2 ? 0 : g[i] * std::pow(10.0, -static_cast<double>(i % 7));
+      g[i] = i / 256 == 2 ? 0 : g[i] * unit * std::pow(10.0, -static_cast<double>(i % 7));
     const Tensor gt(t.real, g), gr(DType::kF32, g);
     t.adamw8(ctx.get(), pt.data(), gt.data(), got.state, args);
     ref.adamw8(ref_ctx.get(), pr.data(), gr.data(), want.state, args);
@@ -281,7 +282,8 @@ Outcome ToAct(const KernelTable& t, int threads, int64_t count) {
 std::vector<Case> ElementwiseCases() {
   std::vector<Case> cases;
   const auto add = [&](const std::string& name, Run run) { cases.push_back({name, std::move(run)}); };
-  const std::pair<int64_t, int64_t> rows[] = {{1, 2}, {3, 7}, {5, 192}, {20, 576}, {9, 1031}, {2, 8200}};
+  const std::pair<int64_t, int64_t> rows[] = {{1, 2},    {3, 7},    {37, 128}, {5, 192},  {20, 576},
+                                             {9, 1031}, {2, 1536}, {3, 3072}, {2, 5120}, {2, 8200}};
   for (const auto& [m, dim] : rows) {
     const std::string shape = " m=" + std::to_string(m) + " dim=" + std::to_string(dim);
     for (const bool accumulate : {false, true}) {
@@ -309,11 +311,15 @@ std::vector<Case> ElementwiseCases() {
       return Gated(t, threads, count, Activation::kGeluTanh);
     });
     add("adamw" + shape, [=](const KernelTable& t, int threads) { return AdamW(t, threads, count); });
-    add("adamw8" + shape, [=](const KernelTable& t, int threads) { return AdamW8(t, threads, count); });
+    add("adamw8" + shape, [=](const KernelTable& t, int threads) { return AdamW8(t, threads, count, 1); });
     add("sum_squares" + shape,
         [=](const KernelTable& t, int threads) { return SumSquares(t, threads, count); });
     add("to_act" + shape, [=](const KernelTable& t, int threads) { return ToAct(t, threads, count); });
   }
+  // Second moments that are, squared, near either end of what a float holds.
+  for (const double unit : {1e-16, 1e19})
+    add("adamw8 count=1001 unit=" + std::to_string(std::lround(std::log10(unit))),
+        [=](const KernelTable& t, int threads) { return AdamW8(t, threads, 1001, unit); });
   add("gated far", [](const KernelTable& t, int threads) { return GatedFar(t, threads, 21); });
   for (const auto& [rows, width, stride] : {std::array<int64_t, 3>{7, 40, 80}, {5, 13, 26}, {3, 64, 72}}) {
     add("gated rows=" + std::to_string(rows) + " width=" + std::to_string(width),
