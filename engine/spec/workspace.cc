@@ -76,7 +76,7 @@ int64_t CrossEntropy(const OpShape& s, bool converts_head) {
   const int64_t fit =
       (int64_t{128} << 20) / (4 * std::max<int64_t>(s.vocab, 1)) / 128 * 128;
   const int64_t rows =
-      std::min(RoundUp(s.m, 128), std::min<int64_t>(std::max<int64_t>(fit, 128), 2048));
+      std::min(RoundUp(s.m, 128), std::min<int64_t>(std::max<int64_t>(fit, 256), 2048));
   return RoundUp(4 * rows * RoundUp(s.vocab, 8), 256) + RoundUp(2 * rows * s.k, 256) +
          RoundUp(4 * rows * s.k, 256) + RoundUp(4 * (s.m + 1), 256) + RoundUp(8 * s.m, 256) +
          HeadPanel(s, converts_head) + kLibraryBytes;

@@ -17,7 +17,8 @@ namespace {
 
 using namespace cuda_workspace;  // NOLINT: formulas only
 
-constexpr int kListThreads = 256, kRowThreads = 256, kSumThreads = 256;
+// A chunk may have fewer than two rows for each of a device's processors: many threads to a row.
+constexpr int kListThreads = 256, kRowThreads = 512, kSumThreads = 256;
 
 // rows[0 .. count - 1] = the labelled rows in order, rows[m] = count.
 __global__ void __launch_bounds__(kListThreads) ListKernel(int32_t* rows, const int32_t* labels, int64_t m) {
