@@ -3,8 +3,9 @@
 //
 //   nibble-bench-cuda [--device N] [--fp16] [--tokens M] [--small] [--json FILE] [--skip N] [WORDS IN A LINE]
 //
-// A line: kernel, shape, milliseconds, figure (TFLOP/s, or GB/s read plus written), limit, share. Operations
-// are those of the result: what a kernel computes twice counts once. --skip leaves out the first lines, where
+// A line: kernel, shape, milliseconds, figure (TFLOP/s, or GB/s read plus written), limit, share. The limit of bytes
+// is copying very many, or as many where that is slower. Operations are those of the result: what a kernel computes
+// twice counts once. --skip leaves out the first lines, where
 // an earlier run ended. --small takes shapes so small that the emulation runs them; its figures mean nothing.
 // Needs nothing but backend.h and the table.
 #include <algorithm>
@@ -186,6 +187,7 @@ void BenchElementwise(DeviceBench& bench, const std::string& model, int64_t dim,
                       int64_t head_dim) {
   const int64_t m = bench.tokens(), heads = dim / head_dim;
   void *x = bench.Act(m * dim), *y = bench.Act(m * dim), *w = bench.Act(dim), *rstd = bench.Array(4 * m);
+  void* head_rstd = bench.Array(4 * m * heads);
   void *gate = bench.Act(m * wide), *up = bench.Act(m * wide), *out = bench.Act(m * wide);
   const auto* cos_sin = bench.Copied(std::vector<float>(static_cast<size_t>(m * head_dim), 0.7f));
   std::vector<int32_t> rows(static_cast<size_t>(m));
@@ -201,6 +203,14 @@ void BenchElementwise(DeviceBench& bench, const std::string& model, int64_t dim,
                [&] { t.rmsnorm_forward(c, y, rstd, x, weight, m, dim, 1e-5f, 0); });
   bench.Report("rmsnorm bwd", narrow, 3 * bytes, false,
                [&] { t.rmsnorm_backward(c, gate, false, y, x, weight, rstd, m, dim, 0); });
+  // The norms of q and k, a row to a head.
+  const std::string head_rows = model + " " + std::to_string(m * heads) + "x" + std::to_string(head_dim);
+  bench.Report("rmsnorm fwd", head_rows, 2 * bytes, false, [&] {
+    t.rmsnorm_forward(c, y, head_rstd, x, weight, m * heads, head_dim, 1e-5f, 0);
+  });
+  bench.Report("rmsnorm bwd", head_rows, 3 * bytes, false, [&] {
+    t.rmsnorm_backward(c, gate, false, y, x, weight, head_rstd, m * heads, head_dim, 0);
+  });
   bench.Report("add", narrow, 3 * bytes, false, [&] { t.add(c, gate, x, y, m * dim); });
   bench.Report("rope", narrow, 2 * bytes, false,
                [&] { t.rope(c, x, positions, cos_sin, m, heads, head_dim, false); });

@@ -65,7 +65,8 @@ void DeviceBench::Report(const std::string& kernel, const std::string& shape, do
                   products ? "TFLOP/s" : "GB/s",
                   seconds * 1e3,
                   work / seconds * unit,
-                  (products ? product_rate_ : copy_rate_) * unit};
+                  (products ? product_rate_ : CopyRate(work)) * unit,
+                  work};
   std::printf("%-22s %-34s %9.3f ms %9.1f %-7s of %7.1f %5.1f%%\n", kernel.c_str(), shape.c_str(),
               line.milliseconds, line.figure, line.unit.c_str(), line.limit, 100 * line.figure / line.limit);
   std::fflush(stdout);
@@ -85,9 +86,9 @@ bool DeviceBench::Write() const {
     const Line& line = lines_[i];
     std::fprintf(file,
                  "%s\n  {\"kernel\": \"%s\", \"shape\": \"%s\", \"milliseconds\": %.6g, \"figure\": %.6g, "
-                 "\"unit\": \"%s\", \"share\": %.4f}",
+                 "\"unit\": \"%s\", \"limit\": %.6g, \"work\": %.6g, \"share\": %.4f}",
                  i == 0 ? "" : ",", line.kernel.c_str(), line.shape.c_str(), line.milliseconds, line.figure,
-                 line.unit.c_str(), line.figure / line.limit);
+                 line.unit.c_str(), line.limit, line.work, line.figure / line.limit);
   }
   std::fprintf(file, "\n]}\n");
   return std::fclose(file) == 0;
@@ -111,6 +112,25 @@ void DeviceBench::MeasureLimits() {
   std::printf("body %s: copies %.1f GB/s, a product of %lld^3 %.1f TFLOP/s\n", table().body,
               copy_rate_ * 1e-9, static_cast<long long>(size), product_rate_ * 1e-12);
   Clear();
+}
+
+// Of as many bytes or up to half of them, each size once; never above that of very many.
+double DeviceBench::CopyRate(double bytes) {
+  constexpr int64_t kMany = int64_t{256} << 20;
+  int64_t copied = int64_t{64} << 10;
+  while (2 * copied <= static_cast<int64_t>(bytes / 2) && copied < kMany) copied *= 2;
+  if (copied == kMany || options_.small) return copy_rate_;
+  const auto [at, is_new] = copy_rates_.try_emplace(copied, copy_rate_);
+  if (!is_new) return at->second;
+  void *from = backend_->Allocate(copied), *to = backend_->Allocate(copied);
+  if (from != nullptr && to != nullptr)
+    at->second = std::min(copy_rate_, 2 * static_cast<double>(copied) / Seconds([&] {
+                                        backend_->CopyWithin(Lane::kCompute, to, from, copied);
+                                      }));
+  std::printf("copying %lld KiB: %.1f GB/s\n", static_cast<long long>(copied >> 10), at->second * 1e-9);
+  for (void* array : {from, to})
+    if (array != nullptr) backend_->Release(array);
+  return at->second;
 }
 
 // The median of several batches, each long enough that starting it does not matter.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,8 @@ class DeviceBench {
   void Clear();
 
   // Measures and prints a line, when the filter wants it, and writes all there are so far. `work` of one call
-  // is operations (products) or bytes.
+  // is operations (products) or bytes. Bytes are held against copying as many, where that is slower than copying
+  // very many: what is small waits for its start.
   void Report(const std::string& kernel, const std::string& shape, double work, bool products,
               const std::function<void()>& run);
 
@@ -52,11 +54,12 @@ class DeviceBench {
  private:
   struct Line {
     std::string kernel, shape, unit;
-    double milliseconds, figure, limit;
+    double milliseconds, figure, limit, work;
   };
 
   void FillPattern();
   void MeasureLimits();
+  double CopyRate(double bytes);  // read plus written
   double Seconds(const std::function<void()>& run);
 
   const DeviceOptions options_;
@@ -64,6 +67,7 @@ class DeviceBench {
   void* pattern_ = nullptr;
   int64_t pattern_bytes_ = 0;
   double copy_rate_ = 1, product_rate_ = 1;  // bytes, operations per second
+  std::map<int64_t, double> copy_rates_;            // of fewer bytes
   std::vector<void*> arrays_;
   std::vector<Line> lines_;
   int skipped_ = 0;
