@@ -8,6 +8,7 @@
 //   --dropout P         0 unless given, as peers have another mask
 //   --order flat        the base in flat order, not in tiles (random weights on the host; the same values)
 //   --capacity BYTES    plan for a device of that memory, and refuse what does not fit it
+//   --ops 1             every op is waited for: how long each kind took, of all steps but the first
 //
 // tokens_per_second is of the median step after one warm-up; peak_rss_bytes is VmHWM of this
 // process, the base included; planned_bytes is what the memory plan says of base, persistent and
@@ -20,6 +21,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -33,6 +35,7 @@
 #include "tests/bench/flags.h"
 #include "tests/bench/planned_run.h"
 #include "tests/bench/random_base.h"
+#include "tests/bench/timed_backend.h"
 #include "tests/kernels/bench_probe.h"
 
 namespace nibble::bench {
@@ -133,10 +136,16 @@ double StepFlops(const spec::ModelConfig& model, const spec::TrainSpec& spec) {
 absl::Status Run(const Flags& flags) {
   const int64_t steps = Number(flags, "steps", 3);
   const int threads = static_cast<int>(Number(flags, "threads", 2));
-  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend,
+  ASSIGN_OR_RETURN(std::unique_ptr<kernels::Backend> backend,
                    engine::OpenBackend(Text(flags, "device", "cpu") +
                                            (Number(flags, "fp16", 0) != 0 ? ",fp16" : ""),
                                        threads));
+  TimedBackend* timed_ops = nullptr;
+  if (Number(flags, "ops", 0) != 0) {
+    auto around = std::make_unique<TimedBackend>(std::move(backend));
+    timed_ops = around.get();
+    backend = std::move(around);
+  }
   const kernels::KernelTable* const table = &backend->table();
   spec::DeviceProfile profile = engine::MeasureProfile(*backend);
   profile.capacity_bytes =
@@ -206,6 +215,7 @@ absl::Status Run(const Flags& flags) {
     const double probe = kernels::bench::ProductRate(table->body) * threads;
     for (const engine::MicroBatch& batch : batches) executor.Record(batch);
     executor.TakePhaseTimes();
+    if (timed_ops != nullptr && i <= 1) timed_ops->Restart();
     const int64_t began_us = RealClock::Get().NowMonotonicUs();
     executor.ZeroGradients();
     for (int64_t b = 0; b < accumulation; ++b)
@@ -229,7 +239,7 @@ absl::Status Run(const Flags& flags) {
   nlohmann::json phase_us;
   for (size_t p = 0; p < phases.size(); ++p)
     phase_us[std::string(spec::kStepPhaseNames[p])] = phases[p] / steps;
-  const nlohmann::json line = {
+  nlohmann::json line = {
       {"shape", directory.empty() ? Text(flags, "shape", "135m") : directory},
       {"layers", model.layers},
       {"body", table->body},
@@ -261,6 +271,7 @@ absl::Status Run(const Flags& flags) {
        plan.memory.base_bytes + plan.memory.persistent_bytes + plan.memory.step_bytes},
       {"peak_rss_bytes", PeakResidentBytes()},
   };
+  if (timed_ops != nullptr) line["ops"] = timed_ops->Times();
   std::printf("%s\n", line.dump().c_str());
   return absl::OkStatus();
 }

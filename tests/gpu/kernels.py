@@ -145,9 +145,15 @@ def kernel_speed(run, figures):
     for row in rows["lines"]:
         shares[row["kernel"]][row["shape"]] = row["share"]
     figures["decode, least share of copying"] = min(shares.get("decode", {"": math.nan}).values())
-    bound = {kernel: min(of.values()) for kernel, of in shares.items() if kernel in shapes.MEMORY_BOUND}
+    bound = {kernel: min(of.values()) for kernel, of in shares.items()
+             if kernel in shapes.MEMORY_BOUND and kernel != "decode"}
     figures["memory-bound kernels, least share of copying"] = min(bound.values(), default=math.nan)
     figures["the slowest of them"] = min(bound, key=bound.get, default="")
+    figures["below their goal"] = [
+        f"{row['kernel']} {row['shape']}: {row['share']:.0%} of {row['limit']:.0f} {row['unit']}" for row in rows["lines"]
+        if row["kernel"] in shapes.MEMORY_BOUND
+        and row["share"] < (shapes.DECODE_GOAL if row["kernel"] == "decode" else shapes.MEMORY_GOAL)]
+    figures["copying"] = f"{rows['copy_bytes_per_second'] / 1e9:.0f} GB/s"
     attention = [row for row in rows["lines"] if row["kernel"] in shapes.ATTENTION]
     if has_wgmma(run):
         try:

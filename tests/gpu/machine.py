@@ -74,6 +74,41 @@ def read_ahead(run, library):
     run.beside(["nice", "sh", "-c", words])
 
 
+# Bits of clocks_event_reasons.active that slow a device which has work (NVML's reference manual).
+SLOWED_BY = {0x2: "an application's clocks", 0x4: "the power limit", 0x8: "hardware slowdown", 0x10: "sync boost",
+             0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "power brake"}
+
+
+def watch_clocks(run):
+    """Clocks, power and what slows the device, once a second while the sections run."""
+    run.clocks = run.scratch / "clocks.csv"
+    with run.clocks.open("wb") as out:
+        run.beside(["nvidia-smi", f"--id={run.options.device}", "--format=csv,noheader,nounits", "-lms", "1000",
+                    "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,"
+                    "clocks_event_reasons.active"], out)
+
+
+def clocks(run, figures):
+    """What the watch saw while there was work."""
+    rows = []
+    for line in run.clocks.read_text().splitlines() if run.clocks else []:
+        try:
+            *numbers, reasons = line.split(", ")
+            sm, memory, power, heat, busy = map(float, numbers)
+            rows += [(sm, memory, power, heat, busy, int(reasons, 16))] if busy >= 50 else []
+        except ValueError:  # what this device does not tell, or the last line, cut off
+            continue
+    if not rows:
+        return
+    rows.sort()
+    slowed = {why: sum(bool(row[5] & bit) for row in rows) for bit, why in SLOWED_BY.items()}
+    figures["clocks while it worked"] = {
+        "seconds": len(rows), "sm, MHz": f"{rows[0][0]:.0f} to {rows[-1][0]:.0f}, median {rows[len(rows) // 2][0]:.0f}",
+        "memory, MHz": f"{min(row[1] for row in rows):.0f}", "most power, W": max(row[2] for row in rows),
+        "hottest, C": max(row[3] for row in rows),
+        "slowed by": ", ".join(f"{why} in {seconds} s" for why, seconds in slowed.items() if seconds)}
+
+
 def look(run, figures):
     """Which device, driver, toolkit; and what another process has of the device."""
     if run.emulated:
@@ -95,6 +130,7 @@ def look(run, figures):
     if figures["before"].get("mig.mode.current") == "Enabled":
         figures["MIG"] = "a part of a device: its shares of copying count, its tokens per second do not compare"
     figures["cuBLASLt"] = find_cublas() or "not found: our own products are measured"
+    watch_clocks(run)
     read_ahead(run, figures["cuBLASLt"] if figures["cuBLASLt"].startswith("/") else "/dev/null")
     kernels.find_tools(run)
     figures["prebuilt checks"] = "start here" if run.tools else "do not start here: built from source"

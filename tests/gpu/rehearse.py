@@ -38,7 +38,7 @@ exit $status
 
 # Of nibble-bench-step: what says how a step is made, not how large.
 KEPT = {"--device", "--paged", "--offload", "--optimizer", "--base-cache", "--graphs", "--quant", "--fp16",
-        "--checkpointing", "--accumulation", "--recompute"}
+        "--checkpointing", "--accumulation", "--recompute", "--ops"}
 
 
 def translated(name, words):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import advice
 import shapes
 
 
@@ -19,6 +20,14 @@ def short(value):
     return str(value).replace("|", "/").replace("\n", " ")
 
 
+def steps(sections):
+    """advice.py's; its own fault must not cost the results."""
+    try:
+        return [short(line) for line in advice.next_steps(sections)]
+    except Exception as why:
+        return [f"the script's advice failed: {type(why).__name__}: {why}"]
+
+
 def text(sections, emulated, date, seconds):
     """The whole file."""
     title = "EMULATED dry run: no figure here is a GPU's" if emulated else "GPU results"
@@ -29,6 +38,7 @@ def text(sections, emulated, date, seconds):
     for entry in sections:
         lines.append(f"| {entry['name']} | {entry['state']} | {entry['seconds']} | "
                      f"{short(entry['why'])[:300]} |")
+    lines += ["", "## What to do next", "", *(f"- {line}" for line in steps(sections))]
     for entry in sections:
         if not entry["figures"]:
             continue
@@ -49,7 +59,8 @@ def brief(sections, most=10_000):
              if entry["state"] not in ("ok", "skipped")]
     lines = [f"{entry['name']}, {key}: {short(value)}"[:400] for entry in reversed(sections)
              for key, value in entry["figures"].items() if key not in ("lines", "json")]
-    return "\n".join(wrong + lines)[:most]
+    following = [f"next: {line}" for line in steps(sections)]
+    return "\n".join(wrong + following + lines)[:most]
 
 
 def goals(sections, figures):
@@ -67,9 +78,9 @@ def goals(sections, figures):
         note(f"gradients, {name}", row["gradients_distance"], 0.02, False)
     note("ten-step loss beside the CPU", of.get("training parity", {}).get("loss_distance"), 0.01, False)
     speed = of.get("kernel speed", {})
-    note("decoding, of copy bandwidth", speed.get("decode, least share of copying"), 0.85)
+    note("decoding, of copy bandwidth", speed.get("decode, least share of copying"), shapes.DECODE_GOAL)
     note("memory-bound kernels, of copy bandwidth",
-         speed.get("memory-bound kernels, least share of copying"), 0.80)
+         speed.get("memory-bound kernels, least share of copying"), shapes.MEMORY_GOAL)
     for name, entry in speed.get("attention as a share of cuDNN's rate", {}).items():
         note(f"{name}, of cuDNN's rate", entry.get("share"), 0.70)
     steps = of.get("training speed and memory", {})

@@ -240,6 +240,79 @@ class RunnerTest(unittest.TestCase):
                                "memory, GiB": "yes"})
 
 
+class AdviceTest(unittest.TestCase):
+    """A results file that is read cold says what is wrong and what to do next."""
+
+    def steps(self, *entries):
+        return "\n".join(report.steps([{"name": name, "state": state, "seconds": 1, "why": why, "figures": figures}
+                                       for name, state, why, figures in entries]))
+
+    def test_nothing_wrong(self):
+        self.assertIn("nothing went wrong", self.steps(("machine", "ok", "", {"name": "x"})))
+
+    def test_a_wrong_case_comes_with_its_command_and_source(self):
+        said = self.steps(("kernel parity fp16", "FAILED", "…", {
+            "passed": 340, "failed": 2, "bad": ["rmsnorm m=5 dim=192: FAILED y: 3.2 of tolerance",
+                                                "rmsnorm m=3 dim=7: nothing came back; said nothing for 30 s"]}))
+        self.assertIn("2 cases of rmsnorm are wrong (340 others are right)", said)
+        self.assertIn("`nibble-kernel-check --table=cuda --device 0 --fp16 'rmsnorm m=5 dim=192'`", said)
+        self.assertIn("kernels/cuda/norm.cu", said)
+        said = self.steps(("parity of wgmma attention", "FAILED", "…", {
+            "bf16": {"passed": 1, "bad": ["attention_forward h=2: FAILED out: 9 of tolerance"]}}))
+        self.assertIn("`NIBBLE_CUDA_ATTENTION=wgmma nibble-kernel-check --table=cuda --device 0 'attention_forward h=2'`",
+                      said)
+        self.assertIn("attention_hopper_forward.cu", said)
+
+    def test_what_changes_a_wrong_training_is_named(self):
+        def of(**variants):
+            base = {"as it was": {"distance": 0.4, "twice the same": True}}
+            return self.steps(("training parity", "FAILED", "losses differ", {}),
+                              ("what makes the difference", "FAILED", "see", {**base, **{
+                                  name.replace("_", " "): row for name, row in variants.items()}}))
+        self.assertIn("cuBLASLt", of(our_own_products={"distance": 0.001, "twice the same": True}))
+        self.assertIn("recorded micro-batches", of(without_graphs={"distance": 0.002, "twice the same": True}))
+        self.assertIn("nothing that was tried", of(without_graphs={"distance": 0.4, "twice the same": True}))
+        self.assertIn("order between streams", self.steps(("what makes the difference", "FAILED", "see", {
+            "as it was": {"distance": 0.001, "twice the same": False},
+            "every launch waited for": {"distance": 0.001, "twice the same": True}})))
+
+    def test_goals_that_were_missed_say_where_the_time_goes(self):
+        said = self.steps(
+            ("machine", "ok", "", {"clocks while it worked": {"seconds": 9, "sm, MHz": "345 to 600, median 400",
+                                                             "slowed by": "hardware slowdown in 9 s"}}),
+            ("kernel speed", "ok", "", {"below their goal": ["decode 8B 1x4096x4096: 61% of 4100 GB/s",
+                                                            "adamw8 44040192: 70% of 4100 GB/s"]}),
+            ("training speed and memory", "ok", "", {
+                "8B": {"goal": ["tokens/s", 10800], "tokens_per_second": 9000.0},
+                "8B, op by op": {"ops": training.time_of_ops({"linear_group_forward": {"calls": 64, "us": 900000},
+                                                              "add": {"calls": 64, "us": 100000}})},
+                "8B on 15 GB": {"skipped": "no time was left"}}),
+            ("goals", "ok", "", {"8B, tokens/s": {"wanted": "at least 10,800", "measured": 9000.0, "met": "NO"},
+                                 "attention bwd x, of cuDNN's rate": {"wanted": "", "measured": 0.5, "met": "NO"}}),
+            ("PyTorch beside us", "skipped", "no time was left", {}))
+        for what in ("decode 8B 1x4096x4096: 61%", "kernels/cuda/decode.cu", "kernels/cuda/optimizer.cu", "8B, tokens/s",
+                     "linear_group_forward 90.0% 64x 14.062 ms", "wgmma", "hardware slowdown in 9 s",
+                     "not run for want of time: PyTorch beside us, 8B on 15 GB (a shape)"):
+            self.assertIn(what, said)
+
+    def test_every_section_has_its_word(self):
+        for name, *_ in gpu.SECTIONS:
+            said = self.steps((name, "FAILED", "why", {}))
+            self.assertNotIn("nothing went wrong", said)
+            self.assertNotIn("advice failed", said)
+
+    def test_what_slows_the_device_is_told(self):
+        run = Run(options())
+        run.clocks = SCRATCH / "clocks.csv"
+        run.clocks.write_text("1980, 3201, 690.5, 60, 99, 0x0000000000000004\n1500, 3201, 700.1, 71, 100, 0x4\n"
+                              "345, 3201, 90, 40, 0, 0x1\n1980, 3201, [N/A], 60, 99, 0x4\n19")
+        figures = {}
+        machine.clocks(run, figures)
+        self.assertEqual(figures["clocks while it worked"], {
+            "seconds": 2, "sm, MHz": "1500 to 1980, median 1980", "memory, MHz": "3201", "most power, W": 700.1,
+            "hottest, C": 71.0, "slowed by": "the power limit in 2 s"})
+
+
 class ScriptTest(unittest.TestCase):
     def setUp(self):
         self.folder = SCRATCH / self.id().rpartition(".")[2]

@@ -96,6 +96,7 @@ class Run:
         self.tools = None  # folder of nibble-kernel-check and nibble-bench-cuda that start here
         self.building = None  # the build from source, while it runs
         self.companions = []  # started, not waited for
+        self.clocks = None  # a file that one of them writes
         self.running = set()  # waited for, by this thread or another
         self.sections = []
         self.facts = {}
@@ -111,9 +112,9 @@ class Run:
         """Something that ended with a fault of the device, to be looked at again (explain.py)."""
         self.suspects.setdefault(name, [str(word) for word in words])
 
-    def beside(self, words):
+    def beside(self, words, out=subprocess.DEVNULL):
         """Starts what nobody waits for; it ends with the script at the latest."""
-        self.companions.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        self.companions.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out,
                                                 stderr=subprocess.DEVNULL, start_new_session=True))
 
     def stop(self):

@@ -42,9 +42,11 @@ MODEL_PARITY = {
     True: [("the demo's shape, 1 layer", ["--shape", "demo", "--layers", "1", "--seq", "24", "--rank", "4"])],
 }
 
-# Of nibble-bench-cuda's lines: kernels bound by memory, and attention with its name in attention_peer.py.
+# Of nibble-bench-cuda's lines: kernels bound by memory, and attention with its name in attention_peer.py. A linear
+# layer of one row is not: eleven instructions decode and multiply a weight of half a byte (docs/performance.md).
 MEMORY_BOUND = {"rmsnorm fwd", "rmsnorm bwd", "add", "rope", "embedding", "silu fwd", "silu bwd", "adamw", "adamw8",
-                "sum squares", "to act", "linear one row", "decode"}
+                "sum squares", "to act", "decode"}
+MEMORY_GOAL, DECODE_GOAL = 0.80, 0.85
 ATTENTION = {"attention fwd": "forward_ms", "attention bwd": "backward_ms"}
 
 PARITY_STEPS = {False: 10, True: 2}
@@ -68,6 +70,8 @@ STEPS = {
          [*WGMMA, *step("8b", 4096, 4, 3)], "above the same without"),
         ("Llama-3.1-8B, 4x4096, nothing recomputed", step("8b", 4096, 4, 3, "--checkpointing", 0),
          ("tokens/s", 15_000)),
+        ("Llama-3.1-8B, 4x4096, full recomputation, op by op", step("8b", 4096, 4, 1, "--ops", 1),
+         "where a step's time goes"),
         ("Qwen3-0.6B, 2x2048", step("qwen3-0.6b", 2048, 2, 8), ("tokens/s", 60_000)),
         ("Qwen3-1.7B, 2x2048", step("qwen3-1.7b", 2048, 2, 6), ("tokens/s", 36_000)),
         ("Qwen3-4B, 2x2048", step("qwen3-4b", 2048, 2, 4), ("tokens/s", 17_000)),
@@ -81,6 +85,7 @@ STEPS = {
         ("Llama-3.1-8B, 2x2048, paged AdamW", step("8b", 2048, 2, 2, "--paged", 1),
          "beside the unpaged: what it costs in time"),
         ("Qwen3-0.6B, 2x2048, without graphs", step("qwen3-0.6b", 2048, 2, 8, "--graphs", "off"), ""),
+        ("Qwen3-0.6B, 2x2048, op by op", step("qwen3-0.6b", 2048, 2, 2, "--ops", 1), "where a step's time goes"),
         ("Llama-3.1-8B, 2x4096, NF4", step("8b", 4096, 2, 3), "beside the bf16 base"),
         ("Llama-3.1-8B, 2x4096, NF4 decoded in every product", step("8b", 4096, 2, 3, *NO_CACHE), ""),
         ("Llama-3.1-8B, 2x4096, NF4 decoded ahead of every product", step("8b", 4096, 2, 3, *AHEAD),
@@ -92,7 +97,8 @@ STEPS = {
     True: [("demo shape, 1x32", step("demo", 32, 1, 1, "--layers", 1), ""),
            ("demo shape, 1x32, paged, offload",
             step("demo", 32, 1, 1, "--layers", 2, "--paged", 1, "--offload", 1, "--optimizer", "adamw8bit"),
-            "")],
+            ""),
+           ("demo shape, 1x32, op by op", step("demo", 32, 1, 1, "--layers", 1, "--ops", 1), "")],
 }
 
 # NF4 is held against bf16 at the same shape.

@@ -310,6 +310,8 @@ def one_step_speed(run, figures, name, words, goal, limit_s):
     entry["loss"] = row["losses"][-1]
     over = row["driver_bytes"] - row["planned_device_bytes"]
     entry["driver_over_plan_bytes"] = over
+    if "ops" in row:
+        entry["ops"] = time_of_ops(row["ops"])
     figures[name] = entry
     print(f"   {name}: {row['tokens_per_second']:.0f} tokens/s", flush=True)
     wrong = []
@@ -318,6 +320,13 @@ def one_step_speed(run, figures, name, words, goal, limit_s):
     if over > 0 or -over > 64 << 20:
         wrong.append(f"{name}: the driver reads {over:+} bytes against the plan")
     return wrong
+
+
+def time_of_ops(ops):
+    """Of each kind of op its share of them all, calls and time; the longest first."""
+    every_us = sum(op["us"] for op in ops.values()) or 1
+    return {name: f"{op['us'] / every_us:.1%} {op['calls']}x {op['us'] / op['calls'] / 1000:.3f} ms"
+            for name, op in sorted(ops.items(), key=lambda item: -item[1]["us"])}
 
 
 def small_card(run, figures):
