@@ -5,8 +5,9 @@
 
 namespace nibble::kernels::NIBBLE_CUDA {
 
-// Eight values of each of several arrays, at places that have as much left (see Load8). All loads go out before the
-// first is waited for: with a branch for each the next would wait until the one before has come and been unpacked.
+// Eight values of each of several arrays, at places that have as much left (see Load8). All loads go out
+// before the first is waited for: with a branch for each the next would wait until the one before has come
+// and been unpacked.
 template <int kCount, typename Act>
 __device__ __forceinline__ void LoadEights(float (&values)[kCount][8], const Act* const (&at)[kCount],
                                            int64_t left, bool vector) {

@@ -1,4 +1,5 @@
-// 8-bit moments: a value's code and what is needed for it, the same bits as ref/adam8.h with fewer instructions.
+// 8-bit moments: a value's code and what is needed for it, the same bits as ref/adam8.h with fewer
+// instructions.
 #pragma once
 
 #include <cmath>
@@ -9,10 +10,10 @@ namespace nibble::kernels::NIBBLE_CUDA {
 
 // A map, the midpoints between its entries, and how many of these are below each value, in shared memory.
 //
-// A search among 256 midpoints is eight steps, each a read from shared memory where lanes meet in few banks. So
-// magnitudes up to 1 are sorted by exponent and first bits of the mantissa into buckets of which none has more than
-// one midpoint (kernels/nf4.h's maps, whose decades are divided evenly): what is below a bucket is known, and one
-// comparison tells the rest.
+// A search among 256 midpoints is eight steps, each a read from shared memory where lanes meet in few banks.
+// So magnitudes up to 1 are sorted by exponent and first bits of the mantissa into buckets of which none has
+// more than one midpoint (kernels/nf4.h's maps, whose decades are divided evenly): what is below a bucket is
+// known, and one comparison tells the rest.
 template <bool kSigned>
 struct Map {
   static constexpr unsigned kBits = kSigned ? 6 : 7;  // of the mantissa
@@ -61,8 +62,9 @@ __device__ __forceinline__ unsigned CodeOf(const Map<kSigned>& map, float value)
   return map.points.middle[below] < value ? below + 1 : below;
 }
 
-// value / divisor as division rounds it, from the divisor's rounded reciprocal (Markstein, IBM Journal of Research
-// and Development 34, 1990). Each correction is exact while nothing on the way is too small for a float's precision.
+// value / divisor as division rounds it, from the divisor's rounded reciprocal (Markstein, IBM Journal of
+// Research and Development 34, 1990). Each correction is exact while nothing on the way is too small for a
+// float's precision.
 __device__ __forceinline__ float Divide(float value, float divisor, float reciprocal) {
   float quotient = value * reciprocal;
   quotient = fmaf(fmaf(-quotient, divisor, value), reciprocal, quotient);

@@ -53,7 +53,8 @@ void ExpectNearest(const float* map) {
   Launch(&ctx, 1, kThreads, 0, CodesKernel<kSigned>, map, values.data(), codes.data(),
          static_cast<int>(values.size()));
   for (size_t i = 0; i < values.size(); ++i)
-    ASSERT_EQ(codes[i], std::lower_bound(middle.begin(), middle.end(), values[i]) - middle.begin()) << values[i];
+    ASSERT_EQ(codes[i], std::lower_bound(middle.begin(), middle.end(), values[i]) - middle.begin())
+        << values[i];
 }
 
 TEST(Moments, SignedCodesAreTheNearest) { ExpectNearest<true>(SignedDynamicMap()); }

@@ -80,9 +80,9 @@ constexpr int64_t AttentionDecodeWorkspaceBytes(int64_t length, int64_t heads, i
   return RoundUp(4 * Pieces(length, kDecodeKeys) * heads * (head_dim + 2), 256);
 }
 
-// Rows with a label whose logits exist at once: 128 MiB of float logits, but 256 to 2048 rows, a
-// multiple of 128. Fewer would wait for the head, which every chunk reads twice. Every chunk is multiplied at its
-// full size, whatever is left.
+// Rows with a label whose logits exist at once: 128 MiB of float logits, but 256 to 2048 rows, a multiple of
+// 128. Fewer would wait for the head, which every chunk reads twice. Every chunk is multiplied at its full
+// size, whatever is left.
 constexpr int64_t CrossEntropyRows(int64_t m, int64_t vocab) {
   const int64_t fit = (int64_t{128} << 20) / (4 * Most(vocab, 1)) / 128 * 128;
   return Least(RoundUp(m, 128), Least(Most(fit, 256), 2048));

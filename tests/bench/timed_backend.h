@@ -1,5 +1,5 @@
-// A backend that waits for every op and says how long each kind of op took: where a step's time goes. Steps are
-// slower than without, and nothing is recorded or runs beside something else.
+// A backend that waits for every op and says how long each kind of op took: where a step's time goes. Steps
+// are slower than without, and nothing is recorded or runs beside something else.
 //
 // One at a time, on one thread.
 #pragma once

@@ -3,11 +3,11 @@
 //
 //   nibble-bench-cuda [--device N] [--fp16] [--tokens M] [--small] [--json FILE] [--skip N] [WORDS IN A LINE]
 //
-// A line: kernel, shape, milliseconds, figure (TFLOP/s, or GB/s read plus written), limit, share. The limit of bytes
-// is copying very many, or as many where that is slower. Operations are those of the result: what a kernel computes
-// twice counts once. --skip leaves out the first lines, where
-// an earlier run ended. --small takes shapes so small that the emulation runs them; its figures mean nothing.
-// Needs nothing but backend.h and the table.
+// A line: kernel, shape, milliseconds, figure (TFLOP/s, or GB/s read plus written), limit, share. The limit
+// of bytes is copying very many, or as many where that is slower. Operations are those of the result: what a
+// kernel computes twice counts once. --skip leaves out the first lines, where an earlier run ended. --small
+// takes shapes so small that the emulation runs them; its figures mean nothing. Needs nothing but backend.h
+// and the table.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

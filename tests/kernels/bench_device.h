@@ -38,8 +38,8 @@ class DeviceBench {
   void Clear();
 
   // Measures and prints a line, when the filter wants it, and writes all there are so far. `work` of one call
-  // is operations (products) or bytes. Bytes are held against copying as many, where that is slower than copying
-  // very many: what is small waits for its start.
+  // is operations (products) or bytes. Bytes are held against copying as many, where that is slower than
+  // copying very many: what is small waits for its start.
   void Report(const std::string& kernel, const std::string& shape, double work, bool products,
               const std::function<void()>& run);
 

@@ -190,8 +190,8 @@ Outcome AdamW(const KernelTable& t, int threads, int64_t count) {
   return result.Result();
 }
 
-// Three steps from zero moments, bit for bit what ref does in float, with gradients of up to some hundredths of
-// `unit`.
+// Three steps from zero moments, bit for bit what ref does in float, with gradients of up to some hundredths
+// of `unit`.
 Outcome AdamW8(const KernelTable& t, int threads, int64_t count, double unit) {
   const KernelTable& ref = RefTable();
   TestContext ctx(threads, 64), ref_ctx(1, 64);
