@@ -152,5 +152,8 @@ def next_steps(entries):
              if isinstance(row, dict) and row.get("skipped") == "no time was left"]
     if left:
         lines.append(f"not run for want of time: {', '.join(left)}. `./dev gpu --after FILE` runs these alone.")
+    device = sections.get("machine", {}).get("figures", {}).get("device", "")
+    if not lines and device.startswith("emulated"):
+        return ["nothing went wrong, and no GPU was there: this file shows that the script works, nothing else."]
     return lines or ["nothing went wrong: put this file into docs/results, and its figures in place of what "
                      "docs/results/gpu-pending.md lists."]

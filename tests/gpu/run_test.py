@@ -248,7 +248,8 @@ class AdviceTest(unittest.TestCase):
                                        for name, state, why, figures in entries]))
 
     def test_nothing_wrong(self):
-        self.assertIn("nothing went wrong", self.steps(("machine", "ok", "", {"name": "x"})))
+        self.assertIn("put this file into docs/results", self.steps(("machine", "ok", "", {"name": "x"})))
+        self.assertIn("no GPU was there", self.steps(("machine", "ok", "", {"device": "emulated on x86_64"})))
 
     def test_a_wrong_case_comes_with_its_command_and_source(self):
         said = self.steps(("kernel parity fp16", "FAILED", "…", {
