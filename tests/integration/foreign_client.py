@@ -8,8 +8,12 @@ Exits 77 with a sentence where something needed is missing.
 
 import argparse
 import json
+import pathlib
+import re
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 
@@ -162,6 +166,23 @@ def run(api, steps=12):
           f"points), {len(files)} files downloaded, loss {rows[0][1]:.3f} to {rows[-1][1]:.3f}")
 
 
+def check_manual(api, address):
+    """The example of docs/api.md runs as it stands there."""
+    api.add_model(client.ROOT / "demo" / "base", "demo-base")
+    api.add_dataset((client.ROOT / "demo" / "data" / "train.jsonl").read_bytes(), "demo-train")
+    page = (client.ROOT / "docs" / "api.md").read_text()
+    example = re.search(r"```python\n(.*?)```", page, re.S).group(1)
+    assert "127.0.0.1:7070" in example, example
+    with tempfile.TemporaryDirectory() as folder:
+        here = pathlib.Path(folder)
+        (here / "stubs").symlink_to(client.stubs().directory.name)
+        said = subprocess.run([sys.executable, "-c", example.replace("127.0.0.1:7070", address)], cwd=here,
+                              capture_output=True, text=True, timeout=120 * client.PATIENCE, check=False)
+        assert said.returncode == 0 and "SUCCEEDED adapters/" in said.stdout, said
+        assert "step 3 loss" in said.stdout and "step 0" not in said.stdout, said
+        check_safetensors((here / "adapter_model.safetensors").read_bytes())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--server", help="HOST:PORT of a running server with a worker")
@@ -178,6 +199,7 @@ def main():
     with stack_module.Stack(binaries) as stack:
         stack.start_server().start_worker()
         run(stack.api())
+        check_manual(stack.api(), stack.address)
     return 0
 
 
