@@ -46,21 +46,29 @@ FAILED = {
 }
 
 
-def source_of(name):
+def source_of(name, cpu=False):
+    if cpu:
+        return "kernels/cpu/body"
     return next(f"kernels/cuda/{where}" for start, where in SOURCES if name.startswith(start))
 
 
-def of_cases(entry, words):
-    """Wrong kernel cases: by op, with the command of the first."""
+def of_cases(entry, words, known):
+    """Wrong kernel cases: by op, with the command of the first. known: ops that an earlier section named."""
     lines, counts = [], [entry["figures"], *(v for v in entry["figures"].values() if isinstance(v, dict))]
     by_op = {}
     for bad in (case for part in counts for case in part.get("bad", [])):
         by_op.setdefault(bad.split(" ", maxsplit=1)[0].rstrip(":"), []).append(bad)
     passed = sum(part.get("passed", 0) for part in counts)
+    again = [f"{op} ({len(cases)})" for op, cases in by_op.items() if op in known]
+    if again:
+        lines.append(f"{entry['name']}: also wrong here, as above: {', '.join(again)}; {passed} cases are right.")
     for op, cases in by_op.items():
+        if op in known:
+            continue
+        known.add(op)
         case = re.split(r": ?(?:FAILED|nothing came back)|:[^=]*FAILED", cases[0])[0]
-        lines.append(f"{entry['name']}: {len(cases)} cases of {op} are wrong ({passed} others are right). Begin with "
-                     f"`{words} '{case}'`; {source_of(op)}.")
+        lines.append(f"{entry['name']}: wrong cases of {op}: {len(cases)} ({passed} cases are right). Begin with "
+                     f"`{words} '{case}'`; {source_of(op, '--table=cpu' in words)}.")
     return lines
 
 
@@ -125,7 +133,7 @@ def of_clocks(sections):
 def next_steps(entries):
     """Lines for the head of the results file; the most pressing first."""
     sections = {entry["name"]: entry for entry in entries}
-    lines = []
+    lines, known = [], {"cpu": set(), "cuda": set()}
     for entry in entries:
         name = entry["name"]
         if entry["state"] == "cut off":
@@ -137,7 +145,7 @@ def next_steps(entries):
             words = "nibble-kernel-check --table=" + ("cpu" if "CPU" in name else "cuda --device 0")
             words += " --fp16" if "fp16" in name else ""
             before = shapes.WGMMA if "wgmma" in name else shapes.OWN_PRODUCTS if "own products" in name else ["", ""]
-            broke = of_cases(entry, f"{before[1]} {words}".strip())
+            broke = of_cases(entry, f"{before[1]} {words}".strip(), known["cpu" if "CPU" in name else "cuda"])
         elif name == "what broke":
             broke = [f"{case}: {report.splitlines()[0] if report else 'no report'}: see the section 'what broke'."
                      for case, report in entry["figures"].items()]

@@ -118,10 +118,7 @@ def bench_lines(run, figures, words, filters, limit_s):
             text, ended = why.text, str(why)
         figures["lines"] += text.strip().splitlines()
         part = json.loads(out.read_text()) if out.exists() else {"lines": []}
-        if rows is None:
-            rows = part
-        else:
-            rows["lines"] += part["lines"]
+        rows = {**part, "lines": (rows["lines"] if rows else []) + part["lines"]}
         if not ended:
             return rows
         skip += len(part["lines"])

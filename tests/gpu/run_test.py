@@ -255,7 +255,7 @@ class AdviceTest(unittest.TestCase):
         said = self.steps(("kernel parity fp16", "FAILED", "…", {
             "passed": 340, "failed": 2, "bad": ["rmsnorm m=5 dim=192: FAILED y: 3.2 of tolerance",
                                                 "rmsnorm m=3 dim=7: nothing came back; said nothing for 30 s"]}))
-        self.assertIn("2 cases of rmsnorm are wrong (340 others are right)", said)
+        self.assertIn("wrong cases of rmsnorm: 2 (340 cases are right)", said)
         self.assertIn("`nibble-kernel-check --table=cuda --device 0 --fp16 'rmsnorm m=5 dim=192'`", said)
         self.assertIn("kernels/cuda/norm.cu", said)
         said = self.steps(("parity of wgmma attention", "FAILED", "…", {
@@ -263,6 +263,11 @@ class AdviceTest(unittest.TestCase):
         self.assertIn("`NIBBLE_CUDA_ATTENTION=wgmma nibble-kernel-check --table=cuda --device 0 'attention_forward h=2'`",
                       said)
         self.assertIn("attention_hopper_forward.cu", said)
+        of_add = {"passed": 1, "bad": ["add count=1: FAILED out: 9 of tolerance"]}
+        said = self.steps(("kernel parity bf16", "FAILED", "…", of_add), ("kernel parity fp16", "FAILED", "…", of_add),
+                          ("kernel parity of the CPU", "FAILED", "…", of_add))
+        self.assertIn("kernel parity fp16: also wrong here, as above: add (1); 1 cases are right", said)
+        self.assertIn("`nibble-kernel-check --table=cpu 'add count=1'`; kernels/cpu/body", said)
 
     def test_what_changes_a_wrong_training_is_named(self):
         def of(**variants):

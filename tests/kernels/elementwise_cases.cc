@@ -284,7 +284,8 @@ std::vector<Case> ElementwiseCases() {
   const auto add = [&](const std::string& name, Run run) { cases.push_back({name, std::move(run)}); };
   const std::pair<int64_t, int64_t> rows[] = {{1, 2},    {3, 7},    {37, 128}, {5, 192},  {20, 576},
                                              {9, 1031}, {2, 1536}, {3, 3072}, {2, 5120}, {2, 8200}};
-  for (const auto& [m, dim] : rows) {
+  for (const auto& row : rows) {
+    const int64_t m = row.first, dim = row.second;  // names of parts are not captured by clang 14
     const std::string shape = " m=" + std::to_string(m) + " dim=" + std::to_string(dim);
     for (const bool accumulate : {false, true}) {
       add("rmsnorm" + shape + (accumulate ? " accumulate" : ""), [=](const KernelTable& t, int threads) {
