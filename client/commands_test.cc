@@ -152,7 +152,7 @@ TEST(WhyReportTest, EachDeviceHasALineAndEachChangeToo) {
   EXPECT_THAT(text, HasSubstr("2.0 GiB too few, held by other"));
   EXPECT_THAT(text, HasSubstr("when other ends"));
   EXPECT_THAT(text, HasSubstr("and 2 more (--devices)"));
-  EXPECT_THAT(text, HasSubstr("training.micro_batch_size=2 (the same batch, slower)"));
+  EXPECT_THAT(text, HasSubstr("  micro_batch_size=2 (the same batch, slower)"));
   EXPECT_THAT(text, HasSubstr("waits for w1/cpu0"));
   EXPECT_THAT(text, ::testing::Not(HasSubstr("SPEED")));
   device->set_speed_percent(59);

@@ -198,7 +198,7 @@ absl::StatusOr<std::string> FindInHubCache(const std::string& model, const std::
   const auto missing = [&] {
     return Error(Reason::kBaseModelNotFound,
                  absl::StrCat("base_model ", model, ": no such directory, and not in the cache ",
-                              cache, "; download it first (huggingface-cli download ", model,
+                              cache, "; download it first (hf download ", model,
                               ") or give a directory"))
         .ToStatus();
   };

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "client/output.h"
+#include "client/plan_report.h"
 #include "client/report_lines.h"
 
 namespace nibble::client {
@@ -72,10 +73,7 @@ std::string DevicesTable(const v1::ExplainJobResponse& why, int64_t now_unix_us,
 
 void Changes(const v1::ExplainJobResponse& why, std::string& out) {
   for (const v1::Counterfactual& c : why.counterfactuals()) {
-    std::vector<std::string> changes;
-    for (const auto& change : c.change().changes())
-      changes.push_back(absl::StrCat(change.field(), "=", change.value()));
-    absl::StrAppend(&out, "  ", absl::StrJoin(changes, " "), " (", c.change().cost(), "): needs ",
+    absl::StrAppend(&out, "  ", OverridesText(c.change()), " (", c.change().cost(), "): needs ",
                     FormatBytes(c.change().total_bytes()), ", fits ", ShortName(c.worker()), "/",
                     c.device(), " now\n");
   }
