@@ -8,8 +8,15 @@ foreach(binary nibble nibble-server nibble-worker nibble-engine)
   endif()
 endforeach()
 
-install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
-install(DIRECTORY docs/ DESTINATION ${CMAKE_INSTALL_DOCDIR} FILES_MATCHING PATTERN "*.md" PATTERN results EXCLUDE)
+# The manual. README's links are to folders of a checkout; here the pages lie beside it.
+install(FILES CHANGELOG.md CONTRIBUTING.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES kernels/README.md DESTINATION ${CMAKE_INSTALL_DOCDIR}/kernels)
+install(DIRECTORY docs/ DESTINATION ${CMAKE_INSTALL_DOCDIR} FILES_MATCHING PATTERN "*.md" PATTERN "*.svg")
+install(CODE "
+  file(READ \"${PROJECT_SOURCE_DIR}/README.md\" text)
+  string(REPLACE \"](docs/\" \"](\" text \"\${text}\")
+  string(REPLACE \"](deploy/monitoring/\" \"](../../nibble/monitoring/\" text \"\${text}\")
+  file(WRITE \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_DOCDIR}/README.md\" \"\${text}\")")
 install(DIRECTORY deploy/monitoring/ DESTINATION ${CMAKE_INSTALL_DATADIR}/nibble/monitoring
         PATTERN "*.py" EXCLUDE PATTERN "__pycache__" EXCLUDE PATTERN expect_empty.yaml EXCLUDE
         PATTERN "*.test.yml" EXCLUDE)

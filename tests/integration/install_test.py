@@ -49,6 +49,10 @@ def check_files(prefix):
     for path in ["lib/sysusers.d/nibble.conf", "share/doc/nibble/README.md", "share/doc/nibble/operations.md",
                  "share/nibble/monitoring/prometheus.yml", "share/nibble/monitoring/rules/nibble.rules.yml"]:
         assert (prefix / path).is_file(), path
+    manual = prefix / "share" / "doc" / "nibble"
+    for page in manual.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            assert ":" in target or (page.parent / target).exists(), f"{page.relative_to(manual)}: no {target}"
     assert not list((prefix / "share" / "nibble" / "monitoring").glob("*.py"))
     if shutil.which("systemd-analyze"):
         verdict = subprocess.run(["systemd-analyze", "verify", "--man=no", *units.glob("*.service")],
