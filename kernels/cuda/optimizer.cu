@@ -83,7 +83,7 @@ __device__ __forceinline__ void Decode(float (&values)[8], const Map<kSigned>& m
 
 // By the warp that has the whole block: its lanes' values, of which `left` count.
 template <bool kSigned>
-__device__ __forceinline__ void Encode(float (&values)[8], const Map<kSigned>& map, uint8_t* codes,
+__device__ __forceinline__ void Encode(const float (&values)[8], const Map<kSigned>& map, uint8_t* codes,
                                        float* absmax, int64_t left, bool vector) {
   float largest = 0;
 #pragma unroll
@@ -92,18 +92,12 @@ __device__ __forceinline__ void Encode(float (&values)[8], const Map<kSigned>& m
   if (threadIdx.x % 32 == 0) *absmax = largest;
   // Of far too small or large values as many times 2^96; a quotient that is still too small for Divide to be exact
   // is below all midpoints.
-  float divisor = largest;
-  if (largest < 1e-24f || largest > 1e30f) {
-    const float factor = largest < 1 ? 0x1p96f : 0x1p-96f;
-    divisor *= factor;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] *= factor;
-  }
+  const float factor = largest < 1e-24f ? 0x1p96f : largest > 1e30f ? 0x1p-96f : 1.0f, divisor = largest * factor;
   const float reciprocal = largest > 0 ? 1.0f / divisor : 0.0f;
   uint2 out = make_uint2(0, 0);
 #pragma unroll
   for (int i = 0; i < 8; ++i)
-    (i < 4 ? out.x : out.y) |= CodeOf(map, Divide(values[i], divisor, reciprocal)) << (8 * (i % 4));
+    (i < 4 ? out.x : out.y) |= CodeOf(map, Divide(values[i] * factor, divisor, reciprocal)) << (8 * (i % 4));
   StoreCodes8(codes, out, left, vector);
 }
 
@@ -130,22 +124,21 @@ __device__ __forceinline__ void UpdateBlock(float* p, const float* g, const Adam
   Encode(two, unsigned_map, state.v + first, state.v_absmax + block, left, kWhole);
 }
 
+// Blocks first .. end - 1. Which way they are updated is the launch's matter: within a kernel that has both the
+// compiler does not know that a warp's lanes go the same.
+template <bool kWhole>
 __global__ void __launch_bounds__(kThreads)
-    AdamW8Kernel(float* p, const float* g, Adam8State state, int64_t count, Step s, bool vector) {
+    AdamW8Kernel(float* p, const float* g, Adam8State state, int64_t first, int64_t end, int64_t count, Step s) {
   __shared__ Map<true> signed_map;
   __shared__ Map<false> unsigned_map;
   LoadMap<kThreads>(signed_map, state.signed_map);
   LoadMap<kThreads>(unsigned_map, state.unsigned_map);
   __syncthreads();
-  const int64_t blocks = CeilDiv(count, kAdam8Block), warps = int64_t{gridDim.x} * (kThreads / 32);
+  const int64_t warps = int64_t{gridDim.x} * (kThreads / 32);
 #pragma unroll 1
-  for (int64_t block = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32; block < blocks;
-       block += warps) {
-    if (vector && (block + 1) * kAdam8Block <= count)
-      UpdateBlock<true>(p, g, state, block, count, s, signed_map, unsigned_map);
-    else
-      UpdateBlock<false>(p, g, state, block, count, s, signed_map, unsigned_map);
-  }
+  for (int64_t block = first + int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32; block < end;
+       block += warps)
+    UpdateBlock<kWhole>(p, g, state, block, count, s, signed_map, unsigned_map);
 }
 
 // --- Sum of squares ------------------------------------------------------------------------------------
@@ -184,9 +177,15 @@ void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const AdamWAr
 
 void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args) {
   KERNEL_CHECK(args.step >= 1);
-  // Loading the maps is shared by several blocks of states.
-  Launch(ctx, Blocks(args.count, kPerBlock, 1024), kThreads, 0, AdamW8Kernel, static_cast<float*>(p),
-         static_cast<const float*>(g), state, args.count, Step(args), Aligned(p, g, state.m, state.v));
+  const bool vector = Aligned(p, g, state.m, state.v);
+  const int64_t whole = vector ? args.count / kAdam8Block : 0, all = CeilDiv(args.count, kAdam8Block);
+  const auto launch = [&](auto kernel, int64_t first, int64_t end) {
+    // Loading the maps is shared by several blocks of states.
+    Launch(ctx, Blocks(end - first, kThreads / 32, 1024), kThreads, 0, kernel, static_cast<float*>(p),
+           static_cast<const float*>(g), state, first, end, args.count, Step(args));
+  };
+  launch(AdamW8Kernel<true>, 0, whole);
+  launch(AdamW8Kernel<false>, whole, all);
 }
 
 void SumSquares(Context* ctx, double* out, const void* x, int64_t count) {
