@@ -151,6 +151,9 @@ def next_steps(entries):
                      for case, report in entry["figures"].items()]
         elif name == "what makes the difference":
             broke = of_variants(entry)
+        elif ended := re.search(r"(\S+) (?:\S+ ){0,60}(did not end within \d+ s|said nothing for \d+ s)", entry["why"]):
+            broke = [f"{name}: {ended[1].rpartition('/')[2]} was ended, as it {ended[2]}: it hangs, or the machine is slow. "
+                     "Its whole command is in the section's reason in the JSON below; run it alone."]
         elif name in ("training parity", "rerun and resume"):
             broke = [f"{name}: see 'what makes the difference'."]
         lines += broke or [f"{name}: {FAILED.get(name, 'see its reason in the table.')}"]

@@ -282,6 +282,11 @@ class AdviceTest(unittest.TestCase):
             "as it was": {"distance": 0.001, "twice the same": False},
             "every launch waited for": {"distance": 0.001, "twice the same": True}})))
 
+    def test_what_hung_is_not_taken_for_wrong(self):
+        said = self.steps(("rerun and resume", "FAILED", "/a/nibble-engine train --spec x.json --device cuda:0 "
+                           "did not end within 60 s\nstep 3/10", {}))
+        self.assertIn("nibble-engine was ended, as it did not end within 60 s", said)
+
     def test_goals_that_were_missed_say_where_the_time_goes(self):
         said = self.steps(
             ("machine", "ok", "", {"clocks while it worked": {"seconds": 9, "sm, MHz": "345 to 600, median 400",
