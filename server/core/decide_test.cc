@@ -494,7 +494,10 @@ TEST(Check, DataWithNothingToLearnFailsTheJobsThatWaitForIt) {
   d.Must(
       ReportFailed{d.FenceOf(check), "NO_SUPERVISED_TOKENS", "no row has an answer", false, false});
   EXPECT_EQ(d.job("a").state, JobState::kFailed);
-  EXPECT_EQ(ReasonOf(d.Do(Driver::JobOf("b"))), Reason::kNoSupervisedTokens);
+  const auto refused = d.Do(Driver::JobOf("b"));
+  EXPECT_EQ(ReasonOf(refused), Reason::kNoSupervisedTokens);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("cannot be trained on: no row has an answer"));
   // Who polls hears of it instead of starting another.
   EXPECT_EQ(d.Must(ValidateDataset{"data", "", "base", Driver::JobOf("x").spec}), check);
 }
