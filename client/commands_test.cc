@@ -17,6 +17,7 @@
 namespace nibble::client {
 namespace {
 
+using testing::ContainsRegex;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -202,6 +203,9 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   fit->set_shortfall_bytes(int64_t{1} << 30);
   fit->mutable_plan()->set_total_bytes(int64_t{5} << 30);
   fit->set_device("cpu0");
+  fit->mutable_plan()->set_recompute("full");
+  fit->mutable_plan()->set_base_cache("off");
+  fit->mutable_plan()->set_paged_optimizer(true);
   auto* suggestion = fit->add_suggestions();
   suggestion->set_total_bytes(int64_t{3} << 30);
   suggestion->set_saved_bytes(int64_t{2} << 30);
@@ -218,6 +222,9 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   EXPECT_THAT(text, HasSubstr("memory on w1/cpu0"));
   EXPECT_THAT(text, HasSubstr("5.0 GiB (5368709120 bytes)"));
   EXPECT_THAT(text, HasSubstr("what would make it fit w1/cpu0"));
+  // In the table of devices, and with the memory.
+  EXPECT_THAT(text, ContainsRegex("never, 1.0 GiB short .* recompute=full, optimizer paged\n"));
+  EXPECT_THAT(text, HasSubstr("planned with          recompute=full, optimizer paged\n"));
   // As overrides, to be copied behind the recipe.
   EXPECT_THAT(
       text,

@@ -60,6 +60,7 @@ std::string DevicesTable(const v1::PlanJobResponse& plan, int64_t now_unix_us, c
       {"DEVICE", "FITS", "NEEDS", "CAPACITY", "FREE", "LARGEST BATCH", "LONGEST SEQUENCE"}};
   if (starts) rows[0].push_back("STARTS");
   if (ends) rows[0].push_back("ENDS");
+  rows[0].push_back("WITH");
   for (const auto& f : plan.fits()) {
     std::vector<std::string> row = {
         Place(f), Verdict(f, style), FormatBytes(f.plan().total_bytes()),
@@ -72,6 +73,8 @@ std::string DevicesTable(const v1::PlanJobResponse& plan, int64_t now_unix_us, c
     if (ends) {
       row.push_back(f.has_expected_end_time() ? WhenText(f.expected_end_time(), now_unix_us) : "-");
     }
+    const std::string choices = ChoicesText(f.plan());
+    row.push_back(choices.empty() ? "-" : choices);
     rows.push_back(std::move(row));
   }
   return Table(rows, style, {2, 3, 4, 5, 6});
@@ -183,6 +186,21 @@ absl::Status InRecipeWords(const absl::Status& status) {
   return error.ToStatus();
 }
 
+std::string ChoicesText(const v1::MemoryPlan& plan) {
+  std::vector<std::string> words;
+  const auto say = [&](bool so, const char* word) {
+    if (so) words.emplace_back(word);
+  };
+  if (!plan.recompute().empty()) words.push_back(absl::StrCat("recompute=", plan.recompute()));
+  if (!plan.base_cache().empty() && plan.base_cache() != "off") {
+    words.push_back(absl::StrCat("base_cache=", plan.base_cache()));
+  }
+  say(plan.paged_optimizer(), "optimizer paged");
+  say(plan.offload_activations(), "activations offloaded");
+  say(plan.cuda_graphs(), "CUDA graphs");
+  return absl::StrJoin(words, ", ");
+}
+
 // Every line says what its figure is worth: to the byte, or what was measured or allowed for.
 std::string MemoryText(const v1::MemoryPlan& plan) {
   constexpr const char* kExact = "; exact";
@@ -220,6 +238,7 @@ std::string MemoryText(const v1::MemoryPlan& plan) {
     Line(out, "page-locked",
          absl::StrCat(FormatBytes(plan.pinned_bytes()), ", beside the device's", kExact));
   }
+  Line(out, "planned with", ChoicesText(plan));
   Line(out, "peak", plan.peak_phase().empty() ? "" : absl::StrCat("in ", plan.peak_phase()));
   if (plan.lower_bound_bytes() > 0 && plan.total_bytes() > 0) {
     const int64_t waste = plan.total_bytes() - plan.lower_bound_bytes();

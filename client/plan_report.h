@@ -11,6 +11,9 @@
 
 namespace nibble::client {
 
+// "recompute=full, base_cache=on, optimizer paged": what was chosen for the device, and what of the spec
+// takes effect there; "" when the plan does not say.
+std::string ChoicesText(const v1::MemoryPlan& plan);
 // Regions with their categories, the peak, the lower bound and what is lost to alignment and gaps.
 std::string MemoryText(const v1::MemoryPlan& plan);
 // `worker`: whose plan is shown in full (a worker's or a card's name); "" = the first that fits.

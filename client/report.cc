@@ -127,6 +127,7 @@ std::string SpecText(const v1::JobSpec& spec) {
   Line(out, "recomputation",
        absl::StrCat(t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute(),
                     t.offload_activations() ? ", inputs of blocks offloaded" : ""));
+  Line(out, "decoded base", t.base_cache() == "off" ? "" : t.base_cache());
   Line(out, "seed", absl::StrCat(t.seed()));
   return out;
 }

@@ -101,10 +101,17 @@ std::vector<core::Counterfactual> PlanDesk::WhatWouldStart(
 absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, const Question& q) {
   std::lock_guard lock(mutex_);
   Answer answer;
-  ASSIGN_OR_RETURN(answer.devices, core::FitsOf(excerpt, q.model, q.fit, core_));
+  core::FitQuestion on_devices = q.fit;
+  const std::vector<spec::DeviceProfile> known = core::KnownDevices(excerpt);
+  ASSIGN_OR_RETURN(on_devices.spec.recompute,
+                   core_.planner.ChooseRecompute(q.model, on_devices.spec, known));
+  ASSIGN_OR_RETURN(on_devices.spec.base_cache,
+                   core_.planner.ChooseBaseCache(q.model, on_devices.spec, known));
+  answer.device_spec = on_devices.spec;
+  ASSIGN_OR_RETURN(answer.devices, core::FitsOf(excerpt, q.model, on_devices, core_));
   RETURN_IF_ERROR(PlanCards(q, answer));
   ASSIGN_OR_RETURN(const core::DeviceFit* fit, ShownFit(answer, q.shown));
-  spec::TrainSpec spec = q.fit.spec;
+  spec::TrainSpec spec = answer.device_spec;
   spec::DeviceProfile profile;
   if (excerpt.workers.contains(fit->worker_id)) {
     profile = excerpt.workers.at(fit->worker_id).devices.at(fit->device_id).profile;

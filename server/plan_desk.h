@@ -31,13 +31,14 @@ class PlanDesk {
 
   struct Question {
     core::Model model;
-    core::FitQuestion fit;  // recomputation chosen over the registered devices
+    core::FitQuestion fit;  // what is left to the server is chosen here, as CreateJob would
     bool methods = false;
     bool layout = false;
     std::string shown;  // worker or card whose profile methods and layout are for; "" = choose
   };
   // One plan in full.
   struct Layout {
+    spec::TrainSpec device_spec;  // of a job created now: chosen over the registered devices
     std::string worker_id;
     std::string device_id;
     spec::MemoryPlan plan;
@@ -46,8 +47,8 @@ class PlanDesk {
   struct Answer {
     core::FitReport devices;
     core::FitReport cards;  // worker_id names the card
-    std::vector<spec::TrainSpec> card_specs;  // with the recomputation chosen for each card
-    spec::TrainSpec shown_spec;  // recomputation as on the device that is shown
+    std::vector<spec::TrainSpec> card_specs;  // chosen for each card alone
+    spec::TrainSpec shown_spec;  // of the device that is shown
     std::vector<core::MethodMemory> methods;
     std::string methods_at;
     std::optional<Layout> layout;

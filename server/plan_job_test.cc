@@ -9,13 +9,13 @@
 #include <set>
 #include <string>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/status.h"
 #include "nibble/v1/job.grpc.pb.h"
+#include "server/plan_desk.h"
 #include "server/testing/absurd_specs.h"
 #include "server/testing/served.h"
 
@@ -193,23 +193,61 @@ TEST_F(PlanJobTest, ToldIsHowEachCardRecomputes) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   std::set<std::string> told;
   for (const v1::DeviceFit& fit : plan->fits()) {
-    for (const char* policy : {"none", "keep_gemm_outputs", "full"}) {
-      const bool said = std::any_of(plan->notices().begin(), plan->notices().end(), [&](const auto& notice) {
-        return absl::StrContains(notice, absl::StrCat(fit.worker(), " ", policy));
-      });
-      if (!said) continue;
-      told.insert(policy);
-      v1::PlanJobRequest again = request;
-      again.mutable_spec()->mutable_training()->set_recompute(policy);
-      const auto asked = Plan(again);
-      ASSERT_TRUE(asked.ok()) << asked.status();
-      for (const v1::DeviceFit& same : asked->fits()) {
-        if (same.worker() != fit.worker()) continue;
-        EXPECT_EQ(same.plan().total_bytes(), fit.plan().total_bytes()) << fit.worker() << ' ' << policy;
-      }
+    const std::string& policy = fit.plan().recompute();
+    EXPECT_EQ(fit.plan().base_cache(), "off") << "what a card must have, not what it could";
+    told.insert(policy);
+    v1::PlanJobRequest again = request;
+    again.mutable_spec()->mutable_training()->set_recompute(policy);
+    const auto asked = Plan(again);
+    ASSERT_TRUE(asked.ok()) << asked.status();
+    for (const v1::DeviceFit& same : asked->fits()) {
+      if (same.worker() != fit.worker()) continue;
+      EXPECT_EQ(same.plan().recompute(), policy);
+      EXPECT_EQ(same.plan().total_bytes(), fit.plan().total_bytes()) << fit.worker() << ' ' << policy;
     }
   }
   EXPECT_GE(told.size(), 2u) << "a card of 24 GB has to recompute what one of 141 GB keeps";
+}
+
+// What is shown for a device is what a job created now would be placed with there.
+TEST(PlanDeskTest, TheDecodedBaseIsKeptWhereCreateJobWouldKeepIt) {
+  core::Model model;
+  model.id = "m";
+  model.config = spec::ParseModelConfig(
+                     R"({"model_type":"llama","vocab_size":32000,"hidden_size":4096,)"
+                     R"("intermediate_size":11008,"num_hidden_layers":32,"num_attention_heads":32,)"
+                     R"("max_position_embeddings":4096})")
+                     .value();
+  PlanDesk desk(core::CoreOptions(), core::RealSpecFunctions());
+  const auto plan = [&](const std::vector<int64_t>& gpus_gib) {
+    core::State state;
+    for (const int64_t gib : gpus_gib) {
+      core::Worker& worker = state.workers[absl::StrCat("w", gib)];
+      worker.id = absl::StrCat("w", gib);
+      core::Device& device = worker.devices["cuda0"];
+      device.id = "cuda0";
+      device.profile.backend = "cuda";
+      device.profile.fixed_bytes = int64_t{600} << 20;
+      device.capacity_bytes = device.profile.capacity_bytes = gib << 30;
+    }
+    state.BuildIndexes();
+    PlanDesk::Question question;
+    question.model = model;
+    question.fit.spec = spec::ResolveTrainSpec({.sequence_len = 512}, model.config).value();
+    question.fit.any_recompute = true;
+    return desk.Plan(state, question).value();
+  };
+  const PlanDesk::Answer large = plan({140});
+  EXPECT_EQ(large.device_spec.base_cache, spec::BaseCache::kOn);
+  EXPECT_EQ(large.devices.fits[0].plan.choices.base_cache, spec::BaseCache::kOn);
+  EXPECT_EQ(large.cards.fits[3].plan.choices.base_cache, spec::BaseCache::kOff);
+  const PlanDesk::Answer mixed = plan({140, 20});
+  EXPECT_EQ(mixed.device_spec.base_cache, spec::BaseCache::kOff) << "20 GiB have no room for it";
+  for (const core::DeviceFit& fit : mixed.devices.fits) {
+    EXPECT_EQ(fit.plan.choices.base_cache, spec::BaseCache::kOff) << fit.worker_id;
+    EXPECT_EQ(fit.plan.choices.recompute, mixed.device_spec.recompute) << fit.worker_id;
+  }
+  EXPECT_LT(mixed.devices.fits[0].plan.TotalBytes(), large.devices.fits[0].plan.TotalBytes());
 }
 
 TEST_F(PlanJobTest, TheLayoutIsThePlan) {

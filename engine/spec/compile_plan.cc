@@ -353,6 +353,7 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   plan.offloaded = Offloaded(spec, profile);
   plan.pinned = LayoutPinned(model, spec, profile, plan.adapters.elements);
   PlacePersistent(model, spec, profile, options.red_zone_bytes, plan);
+  plan.memory.choices = {plan.recompute, plan.base_cache, plan.paged, plan.offloaded, plan.pads};
 
   CountingExecutor counting(model, spec, profile);
   TrainMicroBatch(counting, model, spec);

@@ -157,6 +157,24 @@ TEST(CudaPlan, ADecodedBaseIsKeptWhereItLeavesRoom) {
   EXPECT_EQ(plan_on(140, BaseCache::kOn).base_cache, BaseCache::kOff);
 }
 
+// What is said of a plan is what it was made with there, not what was asked for.
+TEST(CudaPlan, SaysWhatItWasMadeWith) {
+  ModelConfig small = Llama8B();
+  small.layers = 4;
+  TrainSpec spec = Resolved(small, {.sequence_len = 1000});
+  const auto choices = [&](const ModelConfig& model, const DeviceProfile& profile) {
+    return CompilePlan(model, spec, profile)->choices;
+  };
+  EXPECT_EQ(choices(small, Cuda(140)), (PlanChoices{Recompute::kNone, BaseCache::kOn, false, false, true}));
+  EXPECT_EQ(PlanTotals(small, spec, Cuda(140))->choices, choices(small, Cuda(140)));
+  spec.paged_optimizer = spec.offload_activations = true;
+  spec.recompute = Recompute::kFull;
+  EXPECT_EQ(choices(small, Cuda(140)), (PlanChoices{Recompute::kFull, BaseCache::kOff, true, true, true}));
+  DeviceProfile host;
+  host.capacity_bytes = int64_t{64} << 30;
+  EXPECT_EQ(choices(small, host), (PlanChoices{Recompute::kFull, BaseCache::kOff, false, false, false}));
+}
+
 // Two tiles in place of a panel in the workspace of every linear: where one of these takes the most, decoding
 // ahead costs one tile, else at most both.
 TEST(CudaPlan, DecodingAheadCostsTwoTilesAtMost) {

@@ -75,7 +75,19 @@ struct PlanPhase {
   int32_t first_use = 0;
 };
 
+// What was chosen for the device, and what of the spec takes effect there. None of it changes a result but
+// cuda_graphs. kAuto: not said (plans kept from before these were).
+struct PlanChoices {
+  Recompute recompute = Recompute::kAuto;
+  BaseCache base_cache = BaseCache::kAuto;
+  bool paged_optimizer = false;      // the moments are in page-locked host memory
+  bool offload_activations = false;  // the inputs of blocks are
+  bool cuda_graphs = false;          // micro-batches are padded to a few lengths and recorded
+  bool operator==(const PlanChoices&) const = default;
+};
+
 struct MemoryPlan {
+  PlanChoices choices;
   int64_t base_bytes = 0;
   int64_t persistent_bytes = 0;
   int64_t step_bytes = 0;

@@ -28,6 +28,7 @@ PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profi
   bytes.peak_phase = plan.peak_phase;
   bytes.category_bytes = plan.category_bytes;
   bytes.profile = ProfileKey(profile);
+  bytes.choices = plan.choices;
   return bytes;
 }
 

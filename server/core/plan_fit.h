@@ -41,7 +41,7 @@ struct FitReport {
   std::vector<Suggestion> suggestions;
 };
 struct FitQuestion {
-  spec::TrainSpec spec;       // resolved, recomputation too
+  spec::TrainSpec spec;       // resolved; recomputation and base cache too, for FitsOf
   int64_t planned_steps = 0;  // 0 = not known
   int64_t now_us = 0;
   // Recomputation was left to the server: larger batches may recompute more.

@@ -104,6 +104,7 @@ struct PlanBytes {
   std::string peak_phase;
   std::array<int64_t, spec::kCategoryCount> category_bytes{};
   std::string profile;  // ProfileKey of the device it was compiled for
+  spec::PlanChoices choices;
 
   // Of what the device offers.
   int64_t TotalBytes() const {

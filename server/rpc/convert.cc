@@ -1,6 +1,7 @@
 #include "server/rpc/convert.h"
 
 #include "absl/strings/str_cat.h"
+#include "engine/spec/words.h"
 #include "server/core/schedule.h"
 #include "server/rpc/convert_spec.h"
 #include "server/rpc/status.h"
@@ -119,6 +120,13 @@ void ToProto(const core::PlanBytes& plan, v1::MemoryPlan* out) {
   out->set_lower_bound_bytes(plan.lower_bound_bytes);
   out->set_peak_phase(plan.peak_phase);
   out->set_profile(plan.profile);
+  if (plan.choices != spec::PlanChoices{}) {
+    out->set_recompute(std::string(WordOf(spec::kRecomputeWords, plan.choices.recompute)));
+    out->set_base_cache(std::string(WordOf(spec::kBaseCacheWords, plan.choices.base_cache)));
+    out->set_paged_optimizer(plan.choices.paged_optimizer);
+    out->set_offload_activations(plan.choices.offload_activations);
+    out->set_cuda_graphs(plan.choices.cuda_graphs);
+  }
   v1::MemoryByCategory* categories = out->mutable_by_category();
   const auto bytes = [&](spec::Category c) { return plan.category_bytes[static_cast<size_t>(c)]; };
   categories->set_base_codes(bytes(spec::Category::kBaseCodes));

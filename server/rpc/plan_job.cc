@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/status.h"
@@ -121,14 +120,8 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
       "cards are planned with CUDA kernels and ", core::HumanBytes(core::kCardProcessBytes),
       " for context and libraries; a worker measures its own when it starts"));
   if (input.question.fit.any_recompute) {
-    std::vector<std::string> each;
-    for (size_t i = 0; i < answer.cards.fits.size(); ++i) {
-      each.push_back(absl::StrCat(answer.cards.fits[i].worker_id, " ",
-                                  std::string(spec::RecomputeName(answer.card_specs[i].recompute))));
-    }
-    response->add_notices(absl::StrCat(
-        "recomputation is left to the server: each card is planned with the least that fits it (",
-        absl::StrJoin(each, ", "), ")"));
+    response->add_notices(
+        "recomputation is left to the server: each card is planned with the least that fits it");
   }
   if (input.question.fit.planned_steps == 0) {
     response->add_notices(
@@ -145,10 +138,7 @@ absl::Status AnswerPlan(Edge& edge, const v1::PlanJobRequest& request, PlanInput
   IndexExcerpt(input.excerpt, input.now.monotonic_us);
   core::FitQuestion& fit = input.question.fit;
   fit.any_recompute = fit.spec.recompute == spec::Recompute::kAuto;
-  ASSIGN_OR_RETURN(fit.spec.recompute,
-                   spec::ChooseRecompute(input.question.model.config, fit.spec,
-                                         core::KnownDevices(input.excerpt)));
-  ASSIGN_OR_RETURN(const PlanDesk::Answer answer, edge.plans->Plan(input.excerpt, input.question));
+  ASSIGN_OR_RETURN(const PlanDesk::Answer answer, edge.plans->Plan(fleet, input.question));
   v1::JobSpec* effective = response->mutable_effective_spec();
   *effective = ToJobSpec(answer.devices.fits.empty() ? answer.shown_spec : fit.spec);
   effective->set_base_model(request.spec().base_model());

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "engine/spec/words.h"
 #include "server/store/row_fields.h"
 #include "server/store/row_writer.h"
 
@@ -47,6 +48,13 @@ void from_json(const nlohmann::json& j, DeviceProfile& profile) {
   absl::StatusOr<DeviceProfile> read = DeviceProfileFromJson(j.get<std::string>());
   if (!read.ok()) throw std::runtime_error(std::string(read.status().message()));
   profile = *std::move(read);
+}
+void from_json(const nlohmann::json& j, PlanChoices& choices) {
+  choices.recompute = FromWord(kRecomputeWords, j.value("recompute", "")).value_or(Recompute::kAuto);
+  choices.base_cache = FromWord(kBaseCacheWords, j.value("base_cache", "")).value_or(BaseCache::kAuto);
+  choices.paged_optimizer = j.value("paged_optimizer", false);
+  choices.offload_activations = j.value("offload_activations", false);
+  choices.cuda_graphs = j.value("cuda_graphs", false);
 }
 
 }  // namespace nibble::spec

@@ -92,6 +92,7 @@ void VisitPlan(Visitor& v, T& plan) {
   v("peak_phase", plan.peak_phase);
   v("category_bytes", plan.category_bytes);
   v("profile", plan.profile);
+  v("choices", plan.choices);
 }
 
 template <typename Visitor, typename T>

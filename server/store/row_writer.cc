@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "engine/spec/words.h"
 #include "server/store/row_fields.h"
 
 namespace nibble::store {
@@ -87,6 +88,20 @@ void RowWriter::operator()(std::string_view name,
 void RowWriter::operator()(std::string_view name, const core::PlanBytes& plan) {
   RowWriter inner;
   VisitPlan(inner, plan);
+  Key(name);
+  text_ += std::move(inner).Take();
+}
+
+void RowWriter::operator()(std::string_view name, const spec::PlanChoices& choices) {
+  if (choices == spec::PlanChoices{}) return;
+  RowWriter inner;
+  inner.Word("recompute", spec::WordOf(spec::kRecomputeWords, choices.recompute));
+  inner.Word("base_cache", spec::WordOf(spec::kBaseCacheWords, choices.base_cache));
+  for (const auto& [key, set] : {std::pair{"paged_optimizer", choices.paged_optimizer},
+                                 std::pair{"offload_activations", choices.offload_activations},
+                                 std::pair{"cuda_graphs", choices.cuda_graphs}}) {
+    if (set) inner(key, true);
+  }
   Key(name);
   text_ += std::move(inner).Take();
 }

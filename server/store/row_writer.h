@@ -63,6 +63,8 @@ class RowWriter {
   }
   void operator()(std::string_view name, const core::PlanBytes& plan);
   void operator()(std::string_view name, const core::Progress& progress);
+  // By words, so that the file can be read with the sqlite3 shell; of the flags those that are set.
+  void operator()(std::string_view name, const spec::PlanChoices& choices);
 
  private:
   void Key(std::string_view name);

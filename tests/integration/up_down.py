@@ -51,6 +51,7 @@ def check_plans(nibble, folder):
     assert svg.startswith("<svg ") and svg.endswith("</svg>\n") and "peak" in svg
     plan = json.loads(nibble("-o", "json", "plan", "--model-config", model / "config.json"))
     assert [fit["worker"] for fit in plan["fits"]] == ["card-24gb", "card-48gb", "card-80gb", "card-141gb"]
+    assert [fit["plan"]["recompute"] for fit in plan["fits"]] == ["none"] * 4, plan["fits"]
     nibble("plan", "--model-config", folder / "nothing", code=5, say=[r"does not exist"])
     nibble("plan", code=5, say=[r"needs a recipe"])
     nibble("plan", "--model-config", model, "sequence_len=999999999", code=5, say=[r"sequence_len", r"512"])
