@@ -36,6 +36,14 @@ absl::Status TakeBytes(const json& object, const char* key, int64_t& value) {
   return absl::OkStatus();
 }
 
+absl::Status TakePriority(const json& object, bool needed, int64_t& value) {
+  const auto it = object.find("priority");
+  if (it == object.end()) return needed ? Bad("lacks priority") : absl::OkStatus();
+  if (!it->is_number_integer()) return Bad("has a priority that is no whole number");
+  value = it->get<int64_t>();
+  return absl::OkStatus();
+}
+
 absl::Status ReadAttach(const json& object, Command& command) {
   JobInput& job = command.job;
   job.attempt = command.attempt;
@@ -50,10 +58,7 @@ absl::Status ReadAttach(const json& object, Command& command) {
   if (spec == object.end() || !spec->is_object()) return Bad("lacks a spec object");
   ASSIGN_OR_RETURN(job.spec, spec::TrainSpecFromJson(
                                  spec->dump(-1, ' ', false, json::error_handler_t::replace)));
-  if (const auto it = object.find("priority"); it != object.end()) {
-    if (!it->is_number_integer()) return Bad("has a priority that is no whole number");
-    command.priority = it->get<int64_t>();
-  }
+  RETURN_IF_ERROR(TakePriority(object, /*needed=*/false, command.priority));
   const auto planned = object.find("planned");
   if (planned == object.end() || !planned->is_object()) return Bad("lacks planned");
   RETURN_IF_ERROR(TakeBytes(*planned, "base_bytes", command.planned_base_bytes));
@@ -98,8 +103,9 @@ absl::StatusOr<Command> ParseCommand(std::string_view line, std::string& attempt
   RETURN_IF_ERROR(TakeText(object, "type", true, type));
   static const std::map<std::string, CommandType> kTypes = {
       {"attach", CommandType::kAttach}, {"pause", CommandType::kPause},
-      {"resume", CommandType::kResume}, {"checkpoint", CommandType::kCheckpoint},
-      {"detach", CommandType::kDetach}, {"shutdown", CommandType::kShutdown}};
+      {"resume", CommandType::kResume}, {"priority", CommandType::kPriority},
+      {"checkpoint", CommandType::kCheckpoint}, {"detach", CommandType::kDetach},
+      {"shutdown", CommandType::kShutdown}};
   const auto known = kTypes.find(type);
   if (known == kTypes.end()) return Bad(absl::StrCat("has the unknown type ", type));
   Command command;
@@ -109,6 +115,8 @@ absl::StatusOr<Command> ParseCommand(std::string_view line, std::string& attempt
   if (attempt.empty()) return Bad("names no attempt");
   command.attempt = attempt;
   if (command.type == CommandType::kAttach) RETURN_IF_ERROR(ReadAttach(object, command));
+  if (command.type == CommandType::kPriority)
+    RETURN_IF_ERROR(TakePriority(object, /*needed=*/true, command.priority));
   if (const auto it = object.find("checkpoint"); it != object.end() && it->is_boolean()) {
     command.checkpoint = it->get<bool>();
   }

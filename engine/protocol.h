@@ -17,7 +17,7 @@ namespace nibble::engine {
 inline constexpr int64_t kProtocolVersion = 1;
 inline constexpr size_t kMaxLineBytes = 64 << 10;
 
-enum class CommandType { kAttach, kPause, kResume, kCheckpoint, kDetach, kShutdown };
+enum class CommandType { kAttach, kPause, kResume, kPriority, kCheckpoint, kDetach, kShutdown };
 
 struct Command {
   CommandType type = CommandType::kShutdown;
@@ -26,7 +26,7 @@ struct Command {
   int64_t planned_base_bytes = 0;
   int64_t planned_persistent_bytes = 0;
   int64_t planned_step_bytes = 0;
-  int64_t priority = 0;     // attach
+  int64_t priority = 0;     // attach, priority
   bool checkpoint = false;  // detach
 };
 

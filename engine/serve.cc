@@ -169,6 +169,8 @@ class Server {
         return SetPaused(attempt, true);
       case CommandType::kResume:
         return SetPaused(attempt, false);
+      case CommandType::kPriority:
+        return turns_.SetWeight(attempt, TurnWeight(command->priority));
       case CommandType::kCheckpoint:
         return WriteCheckpoint(attempt);
       case CommandType::kDetach:

@@ -127,6 +127,29 @@ TEST_F(TurnsTest, TheWorkerKnowsWhoseTurnItIs) {
   EXPECT_GT(again, 0);
 }
 
+// No timed test: of steps that cost the same one has 256 times the turns.
+TEST_F(TurnsTest, APriorityChangedWhileTheyRunShiftsTheTurnsAndNoBit) {
+  Send(Attach("alone/1", 60));
+  Until("finished", "alone/1");
+  Send(Attach("less/1", 60));
+  Send(Attach("more/1", 60));
+  Until("step", "more/1");
+  for (const char* attempt : {"less/1", "more/1"}) {
+    Send({{"type", "pause"}, {"attempt", attempt}});
+    Until("paused", attempt);
+  }
+  const int before = CountSeen("step", "less/1"), left = 60 - CountSeen("step", "more/1");
+  ASSERT_GT(left, 20);
+  Send({{"type", "priority"}, {"attempt", "less/1"}, {"priority", -40}});
+  Send({{"type", "priority"}, {"attempt", "more/1"}, {"priority", 40}});
+  for (const char* attempt : {"more/1", "less/1"}) Send({{"type", "resume"}, {"attempt", attempt}});
+  Until("finished", "more/1");
+  EXPECT_LE(CountSeen("step", "less/1") - before, left / 4);
+  Until("finished", "less/1");
+  EXPECT_TRUE(Weights("less-1") == Weights("alone-1"));
+  EXPECT_TRUE(Weights("more-1") == Weights("alone-1"));
+}
+
 TEST_F(StopTest, OneOfAFusedTurnLeavesInItsMiddle) {
   Hold({"a/1"}, 0);  // until b is on its way
   // Products of two jobs fit into the step region of one of long sequences.

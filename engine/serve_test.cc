@@ -187,6 +187,7 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
   // Half of them, then the rest while those run; one leaves and comes back.
   for (size_t i = 0; i < 4; ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
   Until("step", attempt(jobs[3]));
+  Send({{"type", "priority"}, {"attempt", attempt(jobs[3])}, {"priority", 7}});
   for (size_t i = 4; i < jobs.size(); ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
   Send({{"type", "detach"}, {"attempt", attempt(jobs[2])}, {"checkpoint", true}});
   Until("detached", attempt(jobs[2]));

@@ -31,6 +31,12 @@ void TurnQueue::Remove(const std::string& id) {
   std::erase_if(entries_, [&](const Entry& entry) { return entry.id == id; });
 }
 
+void TurnQueue::SetWeight(const std::string& id, double weight) {
+  for (Entry& entry : entries_) {
+    if (entry.id == id) entry.weight = weight;
+  }
+}
+
 void TurnQueue::SetPaused(const std::string& id, bool paused) {
   NoteLevel();
   for (Entry& entry : entries_) {

@@ -18,6 +18,8 @@ class TurnQueue {
  public:
   void Add(const std::string& id, double weight = 1);
   void Remove(const std::string& id);
+  // From its next turn on: what it has had so far stays as it was weighed.
+  void SetWeight(const std::string& id, double weight);
   // A paused job keeps its place but gets no turn.
   void SetPaused(const std::string& id, bool paused);
   // Empty when nobody can run.

@@ -134,6 +134,21 @@ TEST(TurnQueue, PriorityIsAShareOfTimeAndNobodyStarves) {
   EXPECT_NEAR(static_cast<double>(used.at("usual")) / static_cast<double>(used.at("low")), 16, 0.3);
 }
 
+// What one had before stays as it was weighed then: nobody makes up for it, and nobody starts anew.
+TEST(TurnQueue, AChangedWeightCountsFromTheNextTurnOn) {
+  TurnQueue queue;
+  queue.Add("a");
+  queue.Add("b");
+  const std::map<std::string, int64_t> cost = {{"a", 10}, {"b", 10}};
+  RunTurns(queue, 100, cost);
+  queue.SetWeight("b", 3);
+  const auto used = RunTurns(queue, 400, cost);
+  EXPECT_EQ(used.at("b"), 3000);
+  EXPECT_EQ(used.at("a"), 1000);
+  queue.SetWeight("b", 1);
+  EXPECT_EQ(RunTurns(queue, 100, cost).at("a"), 500);
+}
+
 // One waits for room on its disk while another comes: nothing of its past is held against it.
 TEST(TurnQueue, WhoComesWhileNobodyCanRunStartsLevelWithWhoComesBack) {
   TurnQueue queue;

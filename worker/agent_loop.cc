@@ -327,6 +327,7 @@ void AgentLoop::Do(const Attach& a) {
 
 void AgentLoop::Do(const PauseAttempt& a) { Send(a.engine, CommandLine("pause", a.key)); }
 void AgentLoop::Do(const ResumeAttempt& a) { Send(a.engine, CommandLine("resume", a.key)); }
+void AgentLoop::Do(const SetPriority& a) { Send(a.engine, PriorityLine(a.key, a.priority)); }
 void AgentLoop::Do(const CheckpointAttempt& a) { Send(a.engine, CommandLine("checkpoint", a.key)); }
 void AgentLoop::Do(const Detach& a) { Send(a.engine, DetachLine(a.key, a.checkpoint)); }
 void AgentLoop::Do(const ShutdownEngine& a) { Send(a.engine, ShutdownLine()); }

@@ -85,6 +85,7 @@ class AgentLoop {
   void Do(const Attach& a);
   void Do(const PauseAttempt& a);
   void Do(const ResumeAttempt& a);
+  void Do(const SetPriority& a);
   void Do(const CheckpointAttempt& a);
   void Do(const Detach& a);
   void Do(const ShutdownEngine& a);

@@ -176,6 +176,12 @@ std::string CommandLine(std::string_view type, const AttemptKey& key) {
   return Dump(AttemptCommand(type, key)) + "\n";
 }
 
+std::string PriorityLine(const AttemptKey& key, int32_t priority) {
+  json o = AttemptCommand("priority", key);
+  o["priority"] = priority;
+  return Dump(o) + "\n";
+}
+
 std::string DetachLine(const AttemptKey& key, bool checkpoint) {
   json o = AttemptCommand("detach", key);
   o["checkpoint"] = checkpoint;

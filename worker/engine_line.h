@@ -26,6 +26,7 @@ std::string AttachLine(const Assignment& assignment, const LocalFiles& files,
                        const std::string& dir);
 // pause, resume, checkpoint.
 std::string CommandLine(std::string_view type, const AttemptKey& key);
+std::string PriorityLine(const AttemptKey& key, int32_t priority);
 std::string DetachLine(const AttemptKey& key, bool checkpoint);
 std::string ShutdownLine();
 

@@ -106,8 +106,10 @@ TEST(EngineLineTest, Commands) {
   EXPECT_EQ(attach["planned"]["step_bytes"], 3);
   EXPECT_EQ(json::parse(DetachLine(a.key, true))["checkpoint"], true);
   EXPECT_EQ(json::parse(CommandLine("pause", a.key))["attempt"], "job/3");
+  EXPECT_EQ(json::parse(PriorityLine(a.key, -3)),
+            json::parse(R"({"type":"priority","attempt":"job/3","priority":-3})"));
   for (const std::string& line :
-       {AttachLine(a, {}, ""), CommandLine("pause", a.key), ShutdownLine()}) {
+       {AttachLine(a, {}, ""), CommandLine("pause", a.key), PriorityLine(a.key, 1), ShutdownLine()}) {
     EXPECT_EQ(line.find('\n'), line.size() - 1);
   }
 }

@@ -247,6 +247,7 @@ void Applier::operator()(const JobUpdated& e) {
   job.priority = e.priority;
   SyncQueued(&state_, job);
   for (const auto& [epoch, attempt] : job.attempts)
+  if (job.Current() && job.priority != e.priority) DesiredChanged(job.Current()->worker_id);  // its turns
     state_.board.SetHoldPriority({job.number, epoch}, job.priority);
 }
 

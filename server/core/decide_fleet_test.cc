@@ -231,5 +231,28 @@ TEST(FullDisk, ItsWorkerGetsNoNewWorkUntilItHasRoom) {
   EXPECT_EQ(d.job("j").infra_retries, 0);
 }
 
+TEST(UpdateJob, AChangedPriorityIsAnotherDesiredSet) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  const auto desired = [&] { return DesiredFor(d.state(), d.state().workers.at("w1"), d.core().options); };
+  const int64_t before = desired().revision;
+  UpdateJob update;
+  update.job_id = "j";
+  update.display_name = "another";
+  d.Must(update);
+  EXPECT_EQ(desired().revision, before) << "no worker needs to hear of a name";
+  update.priority = 5;
+  d.Must(update);
+  EXPECT_EQ(desired().revision, before + 1);
+  ASSERT_EQ(desired().assignments.size(), 1u);
+  EXPECT_EQ(desired().assignments[0].job->priority, 5);
+  EXPECT_EQ(desired().assignments[0].want, Want::kRun);
+  EXPECT_EQ(d.job("j").attempts.at(1).state, AttemptState::kActive);
+  d.Must(update);
+  EXPECT_EQ(desired().revision, before + 1);
+}
+
 }  // namespace
 }  // namespace nibble::core

@@ -21,6 +21,28 @@ void WorkerProc::CheckDevice() {
   server_.checker().DeviceUsed(host_.name, bytes, host_.capacity_bytes);
 }
 
+void WorkerProc::CheckPriorities(const worker::SynchronizeReply& adopted) {
+  if (!alive_ || adopted.code != worker::SynchronizeReply::Code::kOk) return;
+  if (world_.now_us() < frozen_until_us_ || agent_.revision() != adopted.revision) return;
+  for (const worker::Assignment& wanted : adopted.assignments) {
+    for (const auto& [id, engine] : engines_) {
+      for (const Attached& a : engine.attempts) {
+        if (a.assignment.key.job_id != wanted.key.job_id || a.detaching || engine.shutdown) continue;
+        if (a.assignment.priority == wanted.priority) continue;
+        server_.checker().Fail("jobs/" + wanted.key.job_id + " has turns of priority " +
+                               std::to_string(a.assignment.priority) + ", not " +
+                               std::to_string(wanted.priority));
+      }
+    }
+  }
+}
+
+void WorkerProc::Perform(const worker::SetPriority& action) {
+  if (Attached* attached = FindAttached(action.engine, action.key)) {
+    attached->assignment.priority = action.priority;
+  }
+}
+
 void WorkerProc::Perform(const worker::StartEngine& action) {
   FakeEngine& engine = engines_[action.engine];
   engine.group = action.group;

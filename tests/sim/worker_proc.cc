@@ -57,6 +57,7 @@ worker::Assignment ToWorker(const core::Assignment& a) {
   w.planned_step_bytes = a.attempt->plan.step_bytes;
   w.planned_base_bytes = a.attempt->plan.base_bytes;
   w.numerics_id = a.job->numerics_id;
+  w.priority = a.job->priority;
   return w;
 }
 
@@ -214,7 +215,10 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
               reply.assignments.push_back(ToWorker(a));
           }
           server_.Reply(host_.name, [this, self, reply] {
-            if (const auto alive = self.lock()) Feed(reply);
+            const auto alive = self.lock();
+            if (alive == nullptr) return;
+            Feed(reply);
+            CheckPriorities(reply);
           });
         });
   });

@@ -77,6 +77,7 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
   void Perform(const worker::Attach& action);
   void Perform(const worker::PauseAttempt& action) { SetPaused(action.engine, action.key, true); }
   void Perform(const worker::ResumeAttempt& action) { SetPaused(action.engine, action.key, false); }
+  void Perform(const worker::SetPriority& action);
   void Perform(const worker::CheckpointAttempt& action);
   void Perform(const worker::Detach& action);
   void Perform(const worker::ShutdownEngine& action);
@@ -98,6 +99,8 @@ class WorkerProc : public std::enable_shared_from_this<WorkerProc> {
   Attached* FindAttached(int64_t engine, const worker::AttemptKey& key);
   void SendCheckpoint(int64_t engine, const Attached& attached);
   void CheckDevice();
+  // Turns are weighed by the priorities of the set that was adopted last.
+  void CheckPriorities(const worker::SynchronizeReply& adopted);
   core::Fence FenceOf(const worker::Report& report) const;
   void PostReport(const worker::Report& report, std::function<void(const Server::Answer&)> done);
 

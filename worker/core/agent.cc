@@ -115,6 +115,7 @@ void Agent::AdoptDesired(const SynchronizeReply& reply) {
     if (it != attempts_.end()) {
       it->second.desired = true;
       it->second.assignment.want = assignment.want;
+      Reprioritize(it->second, assignment.priority);
       continue;
     }
     // What is to be released or stopped and is not here has been let go already; absence says so.
@@ -147,6 +148,7 @@ void Agent::Continue(const Assignment& assignment) {
   auto node = attempts_.extract(it);
   node.key() = assignment.key;
   Local& local = attempts_.insert(std::move(node)).position->second;
+  Reprioritize(local, assignment.priority);
   local.assignment = assignment;
   if (!local.sent) return;
   // What could not be said as the one before is said as this one; an answer to that no longer counts.
@@ -155,6 +157,13 @@ void Agent::Continue(const Assignment& assignment) {
   local.sent->report.token = assignment.token;
   local.sent->waiting = false;
   local.sent->not_before_us = 0;
+}
+
+// Changed while it runs: its engine hears of it; one it is attached to later does with that.
+void Agent::Reprioritize(Local& local, int32_t priority) {
+  if (local.assignment.priority == priority) return;
+  local.assignment.priority = priority;
+  if (local.stage == Stage::kAttached) Do(SetPriority{local.engine, local.local_key, priority});
 }
 
 void Agent::Obey(Local& local) {

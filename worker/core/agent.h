@@ -262,6 +262,12 @@ struct ResumeAttempt {
   int64_t engine = 0;
   AttemptKey key;
 };
+// Its share of turns from now on.
+struct SetPriority {
+  int64_t engine = 0;
+  AttemptKey key;
+  int32_t priority = 0;
+};
 struct CheckpointAttempt {
   int64_t engine = 0;
   AttemptKey key;
@@ -311,8 +317,8 @@ struct Exit {
 
 using Action =
     std::variant<DoRegister, DoSynchronize, DoReport, DoFetch, StopFetch, StartEngine, Attach,
-                 PauseAttempt, ResumeAttempt, CheckpointAttempt, Detach, ShutdownEngine, KillEngine,
-                 StartCheck, StopCheck, DoProbe, MeasureRoom, DoUpload, StopUpload, Forget, Exit>;
+                 PauseAttempt, ResumeAttempt, SetPriority, CheckpointAttempt, Detach, ShutdownEngine,
+                 KillEngine, StartCheck, StopCheck, DoProbe, MeasureRoom, DoUpload, StopUpload, Forget, Exit>;
 
 // ---- The agent
 // ------------------------------------------------------------------------------------
@@ -331,6 +337,7 @@ class Agent {
   size_t withdrawn_devices() const { return WithdrawnDevices().size(); }
   bool registered() const { return registered_; }
   bool has_room() const { return no_room_.empty(); }
+  int64_t revision() const { return revision_; }  // of the desired set adopted last
   bool trusted(int64_t now_us) const { return now_us < trust_until_us_; }
 
  private:
@@ -442,6 +449,7 @@ class Agent {
   void Reconcile();  // what follows from everything known now
   void AdoptDesired(const SynchronizeReply& reply);
   void Continue(const Assignment& assignment);
+  void Reprioritize(Local& local, int32_t priority);
   static bool IsIntact(const Local& local);
   void Obey(Local& local);
   void LetGo(Local& local, bool checkpoint);

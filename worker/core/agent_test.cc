@@ -254,6 +254,32 @@ TEST_F(AgentTest, AReinstatedAttemptGoesOnWhereItIs) {
   EXPECT_EQ(Find<Forget>()->key.ToString(), "a/1");
 }
 
+TEST_F(AgentTest, APriorityThatChangesReachesTheEngineWithoutLettingGo) {
+  Assignment a = AssignmentOf("a"), b = AssignmentOf("b");
+  const int64_t engine = Run("a", {a});
+  a.priority = 7;
+  Desire({a, b});
+  const auto* told = Find<SetPriority>();
+  ASSERT_NE(told, nullptr);
+  EXPECT_EQ(told->engine, engine);
+  EXPECT_EQ(told->key.ToString(), "a/1");
+  EXPECT_EQ(told->priority, 7);
+  EXPECT_EQ(Find<Detach>(), nullptr);
+  b.priority = 3;  // it is being fetched, and will be attached with that
+  Desire({a, b});
+  EXPECT_EQ(Find<SetPriority>(), nullptr) << "said once";
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  ASSERT_NE(Find<Attach>(), nullptr);
+  EXPECT_EQ(Find<Attach>()->assignment.priority, 3);
+  a.key.epoch = 2;
+  a.continues_epoch = 1;
+  a.priority = 0;
+  Desire({a, b});
+  ASSERT_NE(Find<SetPriority>(), nullptr);
+  EXPECT_EQ(Find<SetPriority>()->key.ToString(), "a/1");  // as the engine knows it
+  EXPECT_EQ(Find<SetPriority>()->priority, 0);
+}
+
 // Its memory was given back in the meantime: it begins anew, once the old one has let go of its bytes.
 TEST_F(AgentTest, AReinstatedAttemptWithoutItsMemoryBeginsAnew) {
   const int64_t engine = Run("a", {AssignmentOf("a")});
