@@ -60,12 +60,15 @@ absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_vi
       Statement rows,
       db.Prepare(
           "SELECT step, epoch, loss, gradient_norm, learning_rate, tokens, target_tokens, "
-          "step_time_us, time_unix_us, eval_loss, has_eval, used_bytes, epoch_fraction, phase_us "
+          "step_time_us, time_unix_us, eval_loss, has_eval, used_bytes, epoch_fraction, phase_us, "
+          // Once, and of the same snapshot.
+          "(SELECT count(*) FROM (SELECT DISTINCT step FROM step_metrics "
+          "WHERE job_id=?1 AND step>?2 AND step<=?3)) "
           "FROM step_metrics WHERE job_id=?1 AND step>?2 AND step<=?3 ORDER BY step, epoch"));
   rows.Bind(1, job_id).Bind(2, after_step);
   rows.Bind(3, until_step > 0 ? until_step : std::numeric_limits<int64_t>::max());
-  std::vector<StepMetric> metrics;
   ASSIGN_OR_RETURN(bool row, rows.Step());
+  SeriesReader series(row ? rows.Int(14) : 0, max_points);
   while (row) {
     StepMetric m;
     m.step = rows.Int(0);
@@ -81,10 +84,10 @@ absl::StatusOr<std::vector<StepMetric>> ReadMetrics(Database& db, std::string_vi
     m.used_bytes = rows.Int(11);
     m.epoch_fraction = rows.Real(12);
     m.phase_us = PhaseTimesFromText(rows.Text(13));
-    AddInOrder(std::move(m), metrics);
+    series.Add(std::move(m));
     ASSIGN_OR_RETURN(row, rows.Step());
   }
-  return Thin(std::move(metrics), max_points);
+  return std::move(series).Take();
 }
 
 }  // namespace nibble::store

@@ -1,6 +1,8 @@
 #include "server/store/memory_store.h"
 
 #include <algorithm>
+#include <set>
+#include <utility>
 
 #include "base/error.h"
 #include "server/store/metric_read.h"
@@ -158,14 +160,20 @@ absl::StatusOr<std::vector<StepMetric>> MemoryMetricStore::Read(std::string_view
                                                                 int64_t until_step,
                                                                 int64_t max_points) {
   std::lock_guard lock(mutex_);
-  std::vector<StepMetric> found;
   const auto job = metrics_.find(job_id);
-  if (job == metrics_.end()) return found;
+  if (job == metrics_.end()) return std::vector<StepMetric>();
+  const auto asked = [&](const StepMetric& m) {
+    return m.step > after_step && (until_step <= 0 || m.step <= until_step);
+  };
+  std::set<int64_t> steps;
   for (const auto& [key, metric] : job->second) {
-    if (metric.step <= after_step || (until_step > 0 && metric.step > until_step)) continue;
-    AddInOrder(metric, found);
+    if (asked(metric)) steps.insert(metric.step);
   }
-  return Thin(std::move(found), max_points);
+  SeriesReader series(static_cast<int64_t>(steps.size()), max_points);
+  for (const auto& [key, metric] : job->second) {
+    if (asked(metric)) series.Add(metric);
+  }
+  return std::move(series).Take();
 }
 
 absl::Status MemoryMetricStore::DeleteJob(std::string_view job_id) {

@@ -32,29 +32,27 @@ spec::StepPhaseTimes PhaseTimesFromText(std::string_view text) {
   return times;
 }
 
-void AddInOrder(StepMetric metric, std::vector<StepMetric>& rows) {
-  if (rows.empty() || rows.back().step != metric.step) {
-    rows.push_back(std::move(metric));
-  } else if (metric.tokens == 0 && rows.back().tokens > 0) {
-    if (metric.eval_loss) rows.back().eval_loss = metric.eval_loss;
+void SeriesReader::Add(StepMetric row) {
+  if (open_ && open_->step != row.step) Close();
+  if (open_ && row.tokens == 0 && open_->tokens > 0) {
+    if (row.eval_loss) open_->eval_loss = row.eval_loss;
   } else {
-    rows.back() = std::move(metric);
+    open_ = std::move(row);
   }
 }
 
-std::vector<StepMetric> Thin(std::vector<StepMetric> metrics, int64_t max_points) {
-  const auto count = static_cast<int64_t>(metrics.size());
-  if (max_points <= 0 || count <= max_points) return metrics;
-  std::vector<StepMetric> kept;
-  for (int64_t i = 0; i < count; ++i) {
-    // The last row of every bucket, so that the newest step is always among them.
-    const int64_t mine = i * max_points / count;
-    const int64_t next = (i + 1) * max_points / count;
-    const bool ends_bucket = next != mine || i + 1 == count;
-    auto& metric = metrics[static_cast<size_t>(i)];
-    if (i == 0 || ends_bucket || metric.eval_loss) kept.push_back(std::move(metric));
-  }
-  return kept;
+void SeriesReader::Close() {
+  // The last step of every bucket, so that the newest is always among them.
+  const bool ends_bucket = max_points_ <= 0 || next_ + 1 >= steps_ ||
+                           next_ * max_points_ / steps_ != (next_ + 1) * max_points_ / steps_;
+  if (next_ == 0 || ends_bucket || open_->eval_loss) kept_.push_back(*std::move(open_));
+  open_.reset();
+  ++next_;
+}
+
+std::vector<StepMetric> SeriesReader::Take() && {
+  if (open_) Close();
+  return std::move(kept_);
 }
 
 }  // namespace nibble::store

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,11 +18,29 @@ void Merge(const StepMetric& repeat, StepMetric& row);
 // "12 0 3 4 5 6"; all zero is the empty text, and what cannot be read is zeros.
 std::string PhaseTimesToText(const spec::StepPhaseTimes& times);
 spec::StepPhaseTimes PhaseTimesFromText(std::string_view text);
-// Adds a row that comes in order of (step, epoch). Of a step the highest epoch's row stands, but one that
-// came from an evaluation alone (an attempt that resumed right there) only brings its evaluation.
-void AddInOrder(StepMetric metric, std::vector<StepMetric>& rows);
-// At most about max_points: the first, the last and every evaluation stay, the others evenly. 0 =
-// all.
-std::vector<StepMetric> Thin(std::vector<StepMetric> metrics, int64_t max_points);
+// A series as its rows go by, in order of (step, epoch): what is thinned away is never held, so that a job
+// of a million steps costs no more memory than its answer.
+//
+// Of a step the highest epoch's row stands, but one that came from an evaluation alone (an attempt that
+// resumed right there) only brings its evaluation. At most about max_points stay: the first, the last,
+// every evaluation, the others evenly; 0 = all. One thread.
+class SeriesReader {
+ public:
+  // `steps`: how many different ones are to come.
+  SeriesReader(int64_t steps, int64_t max_points)
+      : steps_(steps), max_points_(steps > max_points ? max_points : 0) {}
+  void Add(StepMetric row);
+  std::vector<StepMetric> Take() &&;
+  size_t held() const { return kept_.size() + (open_ ? 1 : 0); }
+
+ private:
+  void Close();  // the step that is open is complete
+
+  const int64_t steps_;
+  const int64_t max_points_;  // 0 = all
+  int64_t next_ = 0;          // number of the open step
+  std::optional<StepMetric> open_;
+  std::vector<StepMetric> kept_;
+};
 
 }  // namespace nibble::store
