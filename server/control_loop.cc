@@ -103,7 +103,8 @@ void ControlLoop::Stop() {
   // In this order: whatever was let in is there when the thread looks for the last time.
   mailbox_.Close();
   stopping_ = true;
-  if (thread_.joinable()) thread_.join();
+  const bool ran = thread_.joinable();
+  if (ran) thread_.join();
   while (serving_ && mailbox_.size() > 0) RunOnce(0);
   ReleaseHeld(true);
 }
@@ -126,6 +127,7 @@ bool ControlLoop::PostSynchronize(core::Synchronize request, Reply reply) {
   item.reply = std::move(reply);
   return mailbox_.Post(std::move(item));
 }
+  if (ran && serving_) KeepSeen();
 
 bool ControlLoop::Read(std::function<void(const Outcome&)> read) {
   Item item;
@@ -184,6 +186,15 @@ std::vector<ControlLoop::Item> ControlLoop::TakeBatch(int64_t wait_us) {
   std::move(more.begin(), more.end(), std::back_inserter(items));
   return items;
 }
+// An orderly end is a reason to write when workers were last seen. What cannot be written is minutes old.
+void ControlLoop::KeepSeen() {
+  for (const auto& [id, worker] : state_.workers) {
+    if (worker.last_seen_unix_us != worker.stored_seen_unix_us) state_.touched.workers.insert(id);
+  }
+  if (!state_.touched.Empty()) (void)store_->Commit(state_, {});
+  state_.touched = {};
+}
+
 
 void ControlLoop::RunOnce(int64_t wait_us) {
   std::vector<Item> items = TakeBatch(wait_us);
@@ -267,6 +278,7 @@ absl::Status ControlLoop::Reload() {
   for (const auto& [worker, held] : held_) fresh.revised.insert(worker);
   state_ = std::move(fresh);
   return absl::OkStatus();
+  state_.touched.workers.merge(state_.touched.seen);
 }
 
 void ControlLoop::Fatal(const absl::Status& status) {

@@ -131,6 +131,7 @@ class ControlLoop {
   absl::Status Reload();
   void PruneEvents();
   void AnswerOne(Answer& answer);
+  void KeepSeen();
   void Hold(Answer& answer);
   void AnswerHeld(const std::string& worker_id, const Held& held);
   void Release(const std::string& worker_id);

@@ -95,6 +95,53 @@ TEST_F(ControlLoopTest, AnswersAfterTheCommitAndARefusalTouchesNothing) {
   EXPECT_EQ(store_.rows().jobs.at("a").state, core::JobState::kStarting);
 }
 
+// A renewal alone writes nothing, but what is written says when, and an orderly end does.
+TEST_F(ControlLoopTest, WhenAWorkerWasLastSeenOutlivesTheServer) {
+  AddThings();
+  const auto seen = [&] { return loop_->state().workers.at("w1").last_seen_unix_us; };
+  const int64_t registered_us = seen();
+  int commits = 0;
+  store_.SetFaults([&] { return ++commits, store::MemoryStore::Fault::kNone; });
+  for (int i = 0; i < 5; ++i) {
+    clock_.AdvanceUs(30 * core::kSecondUs);
+    PostSync(0);
+  }
+  EXPECT_EQ(commits, 0);
+  const int64_t last_us = seen();
+  EXPECT_EQ(last_us, registered_us + 150 * core::kSecondUs);
+  Open();  // as after a crash: what is in the row
+  EXPECT_EQ(seen(), registered_us);
+  PostSync(0);
+  loop_->RunThread();
+  loop_->Stop();
+  clock_.AdvanceUs(3'600 * core::kSecondUs);
+  Open();
+  EXPECT_EQ(seen(), last_us) << "not when the server started";
+  // Seen for longer than a row may be out of date: written with the next change of anything.
+  for (int i = 0; i < 40; ++i) {
+    clock_.AdvanceUs(30 * core::kSecondUs);
+    PostSync(0);
+  }
+  const int64_t later_us = seen();
+  Post(Driver::JobOf("a"));
+  Post(core::CancelJob{"a"});
+  loop_->RunOnce(0);
+  Open();
+  EXPECT_LE(later_us - seen(), 600 * core::kSecondUs);
+  EXPECT_LT(last_us, seen());
+  // Lost: since when is kept, too.
+  PostSync(0);
+  const int64_t before_us = seen();
+  clock_.AdvanceUs(130 * core::kSecondUs);
+  loop_->RunOnce(0);
+  ASSERT_TRUE(loop_->state().workers.at("w1").lost);
+  const int64_t lost_us = clock_.NowUnixUs();
+  clock_.AdvanceUs(3'600 * core::kSecondUs);
+  Open();
+  EXPECT_EQ(seen(), before_us);
+  EXPECT_EQ(loop_->state().workers.at("w1").lost_unix_us, lost_us);
+}
+
 TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
   AddThings();
   for (const auto fault :

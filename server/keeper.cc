@@ -101,7 +101,7 @@ void Keeper::ExpireWorkers() {
   (void)edge_->loop->Read(
       [edge = edge_, retain_us = options_.retain_workers_us](const ControlLoop::Outcome& outcome) {
         for (const auto& [id, worker] : outcome.state.workers) {
-          if (!worker.lost || worker.last_seen_unix_us + retain_us > outcome.now.unix_us) continue;
+          if (!worker.lost || worker.lost_unix_us + retain_us > outcome.now.unix_us) continue;
           (void)edge->loop->Post(core::DeleteWorker{id}, [id = id](absl::Status status,
                                                                    const ControlLoop::Outcome&) {
             if (status.ok()) LogInfo("worker.forgotten", {{"worker", id}});

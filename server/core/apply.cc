@@ -6,6 +6,7 @@
 #include "base/status.h"
 #include "server/core/limits.h"
 #include "server/core/schedule_sync.h"
+#include "server/core/worker_seen.h"
 
 namespace nibble::core {
 namespace {
@@ -49,8 +50,8 @@ class Applier {
   void operator()(const ProgressUpdated& e);
   void operator()(const LeaseRenewed& e);
   void operator()(const WorkerRegistered& e);
-  void operator()(const WorkerLost& e) { SetWorker(e.worker_id, &Worker::lost, true); }
-  void operator()(const WorkerReturned& e) { SetWorker(e.worker_id, &Worker::lost, false); }
+  void operator()(const WorkerLost& e) { SetLost(e.worker_id, now_.unix_us); }
+  void operator()(const WorkerReturned& e) { SetLost(e.worker_id, 0); }
   void operator()(const WorkerDraining& e) { SetWorker(e.worker_id, &Worker::draining, true); }
   void operator()(const WorkerUndrained& e) { SetWorker(e.worker_id, &Worker::draining, false); }
   void operator()(const WorkerDeleted& e);
@@ -76,7 +77,8 @@ class Applier {
   Attempt& AttemptOf(const std::string& job_id, int64_t epoch);
   Worker& WorkerOf(const std::string& id);
   template <typename T>
-  void SetWorker(const std::string& id, T Worker::*field, const T& value);
+  Worker& SetWorker(const std::string& id, T Worker::*field, const T& value);
+  void SetLost(const std::string& id, int64_t us) { SetWorker(id, &Worker::lost, us > 0).lost_unix_us = us; }
   void SetFault(const std::string& worker_id, const std::string& device_id, const std::string& fault);
   void SyncUnread(const Job& job);
   void Enter(Job& job, JobState to);
@@ -114,10 +116,11 @@ Worker& Applier::WorkerOf(const std::string& id) {
 }
 
 template <typename T>
-void Applier::SetWorker(const std::string& id, T Worker::*field, const T& value) {
+Worker& Applier::SetWorker(const std::string& id, T Worker::*field, const T& value) {
   Worker& worker = WorkerOf(id);
   worker.*field = value;
   SyncWorker(&state_, worker);
+  return worker;
 }
 
 void Applier::SetFault(const std::string& worker_id, const std::string& device_id,
@@ -184,7 +187,7 @@ void Applier::operator()(const ServerStarted& e) {
   const int64_t revision = e.generation << 32;
   for (auto& [id, worker] : state_.workers) {
     worker.renewed_us = now_.monotonic_us;
-    worker.last_seen_unix_us = now_.unix_us;
+    SeenAtStart(&state_, &worker, now_);
     worker.revision = revision;
     worker.known_revision = 0;
     worker.heard = false;
@@ -244,10 +247,10 @@ void Applier::operator()(const JobUpdated& e) {
   Job& job = JobOf(e.job_id);
   job.display_name = e.display_name;
   job.labels = e.labels;
+  if (job.Current() && job.priority != e.priority) DesiredChanged(job.Current()->worker_id);  // its turns
   job.priority = e.priority;
   SyncQueued(&state_, job);
   for (const auto& [epoch, attempt] : job.attempts)
-  if (job.Current() && job.priority != e.priority) DesiredChanged(job.Current()->worker_id);  // its turns
     state_.board.SetHoldPriority({job.number, epoch}, job.priority);
 }
 
@@ -458,7 +461,7 @@ void Applier::operator()(const LeaseRenewed& e) {
   if (it == state_.workers.end()) return;
   Worker& worker = it->second;
   worker.renewed_us = now_.monotonic_us;
-  worker.last_seen_unix_us = now_.unix_us;
+  Seen(&state_, &worker, now_);
   worker.known_revision = std::max(worker.known_revision, e.known_revision);
   if (!worker.heard || worker.self_draining != e.draining) {
     worker.heard = true;
@@ -489,7 +492,7 @@ void Applier::operator()(const WorkerRegistered& e) {
       it == state_.workers.end() ? state_.generation << 32 : it->second.revision;
   Worker worker = e.worker;
   worker.renewed_us = now_.monotonic_us;
-  worker.last_seen_unix_us = now_.unix_us;
+  worker.last_seen_unix_us = worker.stored_seen_unix_us = now_.unix_us;
   worker.revision = revision + 1;
   worker.known_revision = 0;
   worker.heard = true;
@@ -576,16 +579,12 @@ void Applier::operator()(const BlobPinned& e) {
   if (it != state_.blobs.end()) it->second.pin_until_us = std::max(it->second.pin_until_us, e.pin_until_us);
 }
 
-Keep KeepOf(const EventBody& body) {
-  return std::visit([](const auto& e) { return std::decay_t<decltype(e)>::kKeep; }, body);
-}
-
 }  // namespace
 
 void Apply(State* state, const Event& event, std::vector<EventRecord>* records) {
   Applier applier(state, event.now);
   std::visit(applier, event.body);
-  const Keep keep = KeepOf(event.body);
+  const Keep keep = std::visit([](const auto& e) { return std::decay_t<decltype(e)>::kKeep; }, event.body);
   if (keep == Keep::kVolatile) return;
   EventRecord record = Describe(event);
   record.number = ++state->last_event_number;

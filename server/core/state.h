@@ -30,6 +30,9 @@ struct Touched {
   std::set<std::string> jobs, workers, datasets, models, adapters, blobs;
   std::set<AttemptKey> attempts;
   std::set<RequestKey> requests;
+  // Workers whose row is out of date in when they were last seen, by minutes: written with the next
+  // commit, and no reason for one.
+  std::set<std::string> seen;
   bool Empty() const {
     return !meta && jobs.empty() && workers.empty() && datasets.empty() && models.empty() &&
            adapters.empty() && blobs.empty() && attempts.empty() && requests.empty();

@@ -266,13 +266,15 @@ struct Worker {
   bool shares_file_system = false;
   bool draining = false;  // asked for by an operator
   bool lost = false;      // its lease ran out and it has not come back
+  int64_t lost_unix_us = 0;  // since then; 0 = it is not
   std::string no_room;    // its disk is full, in words: no new work; "" = there is room
   int64_t register_unix_us = 0;
 
   bool self_draining = false;  // volatile; the worker wants to go
   bool heard = false;          // volatile; it has called since the server started
   int64_t renewed_us = 0;      // volatile; when its lease was last renewed
-  int64_t last_seen_unix_us = 0;
+  int64_t last_seen_unix_us = 0;    // stored along with other changes: a renewal alone is no reason to write
+  int64_t stored_seen_unix_us = 0;  // volatile; what of that is in its row, or will be by the next commit
   int64_t revision = 0;        // volatile; of its desired set; generation << 32 at least
   int64_t known_revision = 0;  // volatile; the newest it said it has
   bool operator==(const Worker&) const = default;

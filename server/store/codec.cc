@@ -104,7 +104,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name,
                                                 create_unix_us)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Worker, id, incarnation, past_incarnations, version,
                                                 devices, shares_file_system, draining, lost,
-                                                no_room, register_unix_us)
+                                                lost_unix_us, no_room, register_unix_us,
+                                                last_seen_unix_us)
 // Fields of an object into a row: what is missing or null keeps its default.
 struct FieldReader {
   const json& from;

@@ -72,7 +72,8 @@ core::State WithoutVolatile(core::State state) {
   }
   for (auto& [id, worker] : state.workers) {
     worker.self_draining = worker.heard = false;
-    worker.renewed_us = worker.last_seen_unix_us = worker.revision = worker.known_revision = 0;
+    worker.renewed_us = worker.revision = worker.known_revision = 0;
+    worker.last_seen_unix_us = worker.stored_seen_unix_us = 0;
     for (auto& [device_id, device] : worker.devices) {
       device.used_bytes = 0;
       device.resident_bases.clear();
@@ -132,6 +133,8 @@ absl::StatusOr<std::vector<core::EventRecord>> MemoryStore::ReadEvents(std::stri
   }
   return found;
 }
+  for (auto& [id, worker] : state.workers)
+    worker.last_seen_unix_us = rows_.workers.at(id).last_seen_unix_us;
 
 absl::StatusOr<int64_t> MemoryStore::PruneEvents(int64_t before_unix_us, int64_t limit) {
   const int64_t looked_at = std::min(limit, static_cast<int64_t>(events_.size()));

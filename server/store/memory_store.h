@@ -15,7 +15,8 @@
 
 namespace nibble::store {
 
-// The state as it would come back from a store: volatile fields at their defaults.
+// The state as it would come back from a store: volatile fields at their defaults, and what is stored only
+// along with other changes of a worker.
 core::State WithoutVolatile(core::State state);
 
 class MemoryStore : public Store {
