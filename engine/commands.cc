@@ -19,13 +19,12 @@ absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
   options.device = flags.Text("device", "cpu");
   ASSIGN_OR_RETURN(const int64_t threads, flags.Integer("threads", 0));
   if (threads < 0 || threads > 1024) {
-    return Error(Reason::kSpecInvalid,
-                 absl::StrCat("--threads is ", threads, "; use 0 (all cores) to 1024"));
+    return WrongWords(absl::StrCat("--threads is ", threads, "; use 0 (all cores) to 1024"));
   }
   options.threads = static_cast<int>(threads);
   options.base.model_dir = flags.Text("model-dir", flags.Text("base"));
   if (options.base.model_dir.empty()) {
-    return Error(Reason::kSpecInvalid, "--model-dir is missing");
+    return WrongWords("--model-dir is missing");
   }
   const char* const cache = std::getenv("XDG_CACHE_HOME");
   const char* const home = std::getenv("HOME");
@@ -36,8 +35,7 @@ absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
   const std::string quant = flags.Text("quant", "nf4");
   const auto kind = FromWord(spec::kQuantWords, quant);
   if (!kind.has_value()) {
-    return Error(Reason::kSpecInvalid,
-                 absl::StrCat("--quant is ", quant, "; use one of ", AllWords(spec::kQuantWords)));
+    return WrongWords(absl::StrCat("--quant is ", quant, "; use one of ", AllWords(spec::kQuantWords)));
   }
   options.base.quant = *kind;
   ASSIGN_OR_RETURN(options.base.double_quant, flags.Bool("double-quant", true));

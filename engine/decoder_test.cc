@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/flags.h"
@@ -129,6 +130,15 @@ TEST(Flags, ReadValuesSwitchesAndPlainArguments) {
   EXPECT_FALSE(flags->Needed("c").ok());
   EXPECT_FALSE(Flags::Parse({"--unknown", "1"}, {"a"}).ok());
   EXPECT_FALSE(Flags::Parse({"--a"}, {"a"}).ok());
+  // As all commands end: wrong words are 2, wrong files are not.
+  EXPECT_EQ(ExitCodeOf(Flags::Parse({"--a"}, {"a"}).status()), 2);
+  EXPECT_EQ(ExitCodeOf(flags->Needed("c").status()), 2);
+  EXPECT_EQ(ExitCodeOf(flags->Integer("b", 0).status()), 2);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kDatasetSchemaMismatch, "line 3")), 5);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kModelFileInvalid, "no config.json")), 5);
+  EXPECT_EQ(ExitCodeOf(absl::NotFoundError("no file")), 3);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kOutOfMemory, "full")), 1);
+  EXPECT_EQ(ExitCodeOf(absl::OkStatus()), 0);
 }
 
 }  // namespace

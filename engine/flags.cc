@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -9,14 +10,40 @@
 namespace nibble::engine {
 namespace {
 
+constexpr char kWordsUrl[] = "nibble/wrong-words";
+
 absl::Status Wrong(const std::string& name, const std::string& what) {
-  return Error(Reason::kSpecInvalid, absl::StrCat("--", name, " ", what));
+  return WrongWords(absl::StrCat("--", name, " ", what));
 }
 bool Contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 }  // namespace
+
+absl::Status WrongWords(std::string message) {
+  absl::Status status = Error(Reason::kSpecInvalid, std::move(message));
+  status.SetPayload(kWordsUrl, absl::Cord());
+  return status;
+}
+
+int ExitCodeOf(const absl::Status& status) {
+  if (status.ok()) return 0;
+  if (status.GetPayload(kWordsUrl).has_value()) return 2;
+  if (absl::IsNotFound(status)) return 3;
+  if (absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status)) return 4;
+  if (absl::IsInvalidArgument(status)) return 5;
+  switch (StatusReason(status)) {
+    case Reason::kUnsupportedArchitecture:
+    case Reason::kTokenizerUnsupported:
+    case Reason::kModelFileInvalid:
+    case Reason::kNoSupervisedTokens:
+    case Reason::kExceedsDeviceMemory:
+      return 5;
+    default:
+      return 1;
+  }
+}
 
 absl::StatusOr<Flags> Flags::Parse(const std::vector<std::string>& arguments,
                                    const std::vector<std::string>& valued,

@@ -12,6 +12,12 @@
 
 namespace nibble::engine {
 
+// What was typed is no command, flag or value of one: SPEC_INVALID, and exit code 2.
+absl::Status WrongWords(std::string message);
+// As the command `nibble` has them (docs/operations.md): 0, 2 for WrongWords, 3 no such thing, 4 not allowed,
+// 5 what was given is wrong, else 1.
+int ExitCodeOf(const absl::Status& status);
+
 class Flags {
  public:
   // `valued` take a value, `switches` none.

@@ -54,7 +54,7 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
     }
   }
   if (prompts.empty())
-    return Error(Reason::kSpecInvalid, "give a prompt, --prompt TEXT or --prompts FILE");
+    return WrongWords("give a prompt, --prompt TEXT or --prompts FILE");
   return prompts;
 }
 
@@ -136,11 +136,11 @@ absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
   ASSIGN_OR_RETURN(const int64_t seed, flags.Integer("seed", 42));
   sampling.seed = static_cast<uint64_t>(seed);
   if (sampling.max_tokens < 1)
-    return Error(Reason::kSpecInvalid, "--max-tokens must be at least 1");
+    return WrongWords("--max-tokens must be at least 1");
   if (!(sampling.temperature >= 0))
-    return Error(Reason::kSpecInvalid, "--temperature must be at least 0");
+    return WrongWords("--temperature must be at least 0");
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
-    return Error(Reason::kSpecInvalid, "--top-p must be above 0 and at most 1");
+    return WrongWords("--top-p must be above 0 and at most 1");
   }
   return sampling;
 }

@@ -108,8 +108,7 @@ absl::Status Run(const std::string& command, const Arguments& arguments) {
     std::printf("nibble-engine %s\n", NIBBLE_VERSION);
     return absl::OkStatus();
   }
-  return Error(Reason::kSpecInvalid,
-               absl::StrCat("unknown command ", command, "; see nibble-engine help"));
+  return WrongWords(absl::StrCat("unknown command ", command, "; see nibble-engine help"));
 }
 
 }  // namespace
@@ -131,5 +130,5 @@ int main(int argc, char** argv) {
   const nibble::Reason reason = nibble::StatusReason(status);
   std::fprintf(stderr, "nibble-engine: %s (%s)\n", std::string(status.message()).c_str(),
                std::string(nibble::ReasonName(reason)).c_str());
-  return 1;
+  return nibble::engine::ExitCodeOf(status);
 }

@@ -27,10 +27,9 @@ absl::StatusOr<MergeOptions> OptionsFrom(const Flags& flags) {
   while (options.out_dir.size() > 1 && options.out_dir.back() == '/') options.out_dir.pop_back();
   const std::string onto = flags.Text("onto", "original");
   if (onto != "original" && onto != "quantized") {
-    return Error(Reason::kSpecInvalid,
-                 absl::StrCat("--onto is ", onto,
-                              "; use original (the base's weights as their files have them) or "
-                              "quantized (as the adapter was trained on them)"));
+    return WrongWords(absl::StrCat("--onto is ", onto,
+                                   "; use original (the base's weights as their files have them) or "
+                                   "quantized (as the adapter was trained on them)"));
   }
   options.onto = onto == "quantized" ? MergeOnto::kQuantized : MergeOnto::kOriginal;
   options.any_base = flags.Has("any-base");

@@ -98,6 +98,10 @@ def check_help():
         for inner in commands_of(text):
             assert f"{command} {inner}" in ask(command, inner, "--help")
     assert "behind its name" in ask("-q", "generate", "x", code=2)
+    if (BIN / "nibble-engine").is_file():
+        for words in (["generate", "--nonsense"], ["generate", "--base", "."], ["merge", "--base", ".", "--onto", "x"]):
+            assert "(SPEC_INVALID)" in ask(*words, code=2)
+        ask("generate", "--base", "/nonexistent", "hello", code=5)
 
 
 def check_watch(nibble):
