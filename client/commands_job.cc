@@ -212,7 +212,16 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
     SubmitArgs dry = args;
     dry.dry_run = true;
     ASSIGN_OR_RETURN(v1::Job job, Submit(client, g.terminal, dry));
-    if (IsText(g)) PrintOut(JobText(job, g.terminal.style));
+    v1::PlanJobRequest plan_request;
+    *plan_request.mutable_spec() = job.spec();
+    const absl::StatusOr<v1::PlanJobResponse> plan = client.PlanJob(plan_request);
+    if (!plan.ok()) PrintNote(g.terminal, absl::StrCat("no memory plan: ", plan.status().message()));
+    const v1::MemoryPlan* shown = plan.ok() ? ShownPlan(*plan) : nullptr;
+    if (shown != nullptr) *job.mutable_plan() = *shown;
+    if (IsText(g)) {
+      PrintOut(JobText(job, g.terminal.style));
+      if (plan.ok()) PrintOut(FitsText(*plan, g.terminal.style));
+    }
     v1::ValidateDatasetRequest request;
     request.set_name(job.effective_spec().dataset().empty() ? job.spec().dataset()
                                                             : job.effective_spec().dataset());

@@ -230,6 +230,18 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
       text,
       HasSubstr("micro_batch_size=1 gradient_accumulation_steps=8 optimizer=adamw8bit  3.0 GiB"));
   EXPECT_THAT(text, HasSubstr("the same batch, slower"));
+  // In short, for nibble validate.
+  EXPECT_EQ(ShownPlan(plan)->total_bytes(), int64_t{5} << 30);
+  fit->set_capacity_bytes(int64_t{4} << 30);
+  auto* card = plan.add_fits();
+  card->set_worker("card-24gb");
+  card->set_device("gpu0");
+  card->set_verdict(v1::DeviceFit::FITS_NOW);
+  std::string fits = FitsText(plan, {false, true});
+  EXPECT_THAT(fits, ContainsRegex("w1/cpu0 +never, 1.0 GiB short; 5.0 GiB of 4.0 GiB"));
+  EXPECT_THAT(fits, Not(HasSubstr("card-24gb"))) << "there is a worker";
+  plan.mutable_fits()->DeleteSubrange(0, 1);
+  EXPECT_THAT(FitsText(plan, {false, true}), ContainsRegex("card-24gb/gpu0 +now"));
   const std::string data = DataReportText(
       R"({"rows":3,"usable_rows":2,"tokens":10,"trained_tokens":4,"length":{"max":9},
           "rejected":[{"reason":"too_long","rows":1,"first_rows":[2]}],

@@ -283,6 +283,33 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
   return out;
 }
 
+const v1::MemoryPlan* ShownPlan(const v1::PlanJobResponse& plan) {
+  const v1::DeviceFit* fit = Shown(plan, "");
+  return fit == nullptr ? nullptr : &fit->plan();
+}
+
+std::string FitsText(const v1::PlanJobResponse& plan, const Style& style) {
+  constexpr int kMostLines = 8;
+  const auto of_worker = [](const v1::DeviceFit& f) { return absl::StartsWith(f.worker(), "workers/"); };
+  const bool workers = std::any_of(plan.fits().begin(), plan.fits().end(), of_worker);
+  std::string out;
+  int lines = 0, more = 0;
+  for (const v1::DeviceFit& f : plan.fits()) {
+    if (of_worker(f) != workers) continue;
+    if (lines == 0) Heading(out, style, "fits");
+    if (lines >= kMostLines) {
+      ++more;
+      continue;
+    }
+    ++lines;
+    Line(out, Place(f),
+         absl::StrCat(Verdict(f, style), "; ", FormatBytes(f.plan().total_bytes()), " of ",
+                      FormatBytes(f.capacity_bytes())));
+  }
+  if (more > 0) Line(out, "", absl::StrCat("and ", more, " more: nibble plan"));
+  return out;
+}
+
 std::string MethodsText(const v1::PlanJobResponse& plan, const Style& style) {
   std::string out;
   if (plan.methods_size() == 0) return out;

@@ -123,6 +123,9 @@ def check_words(nibble, folder):
     nibble("wait", "x", "--timeout", "-1", code=2, say=[r"at least 0, got -1"])
     nibble("worker", "ls", "--all", say=[r"no workers; start one"])
     recipe = ROOT / "demo" / "recipe.yaml"
+    # Nobody reads the data, but where the job fits is known.
+    nibble("--call-timeout", "3", "validate", recipe, code=12,
+           say=[r"\nmemory\n", r"planned with +recompute=none", r"\nfits\n  card-24gb/gpu0 +now; ", r"not yet read"])
     nibble("run", recipe, "--name", "B A", code=5, say=[r"--name must be 1 to 63 .*got \"B A\""], never=[r"uploading"])
     nibble("run", "-n", recipe, "lora_r=300", code=5, say=[r"\blora_r is 300, outside 1 to 256"],
            never=[r"spec\.", r"uploading"])
