@@ -3,7 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
-#include "server/core/schedule_sync.h"
+#include "server/core/views.h"
 
 namespace nibble::server {
 namespace {
@@ -42,33 +42,6 @@ absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, 
 }
 
 }  // namespace
-
-core::State PlanningExcerpt(const core::State& state, const core::Model& model) {
-  core::State excerpt;
-  excerpt.timeline = state.timeline;
-  excerpt.generation = state.generation;
-  excerpt.workers = state.workers;
-  for (const auto& [worker, keys] : state.holding) {
-    for (const core::AttemptKey& key : keys) {
-      const core::Job* job = state.FindJob(key.first);
-      if (!job) continue;
-      excerpt.jobs[job->id] = *job;
-      if (const core::Model* base = state.ModelOf(*job)) excerpt.models[base->id] = *base;
-    }
-  }
-  excerpt.models[model.id] = model;
-  excerpt.learned = state.learned;
-  excerpt.learned_loads = state.learned_loads;
-  excerpt.picos_per_work = state.picos_per_work;
-  excerpt.picos_mflops = state.picos_mflops;
-  excerpt.board.SetPolicy(state.board.policy());
-  return excerpt;
-}
-
-void IndexExcerpt(core::State& excerpt, int64_t now_us) {
-  excerpt.BuildIndexes();
-  core::RebuildBoard(&excerpt, now_us);
-}
 
 absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {
   for (const core::KnownCard& card : core::KnownCards()) {

@@ -18,12 +18,6 @@
 
 namespace nibble::server {
 
-// What placement of one more job of `model` depends on: workers, the attempts that hold bytes on them,
-// their jobs and models; and what was learned of how long steps take. Rows alone, because the loop waits for
-// it: IndexExcerpt makes the rest, elsewhere, before anybody plans over it.
-core::State PlanningExcerpt(const core::State& state, const core::Model& model);
-void IndexExcerpt(core::State& excerpt, int64_t now_us);
-
 class PlanDesk {
  public:
   PlanDesk(core::CoreOptions options, core::SpecFunctions functions)
@@ -38,13 +32,13 @@ class PlanDesk {
   };
   // One plan in full.
   struct Layout {
-    spec::TrainSpec device_spec;  // of a job created now: chosen over the registered devices
     std::string worker_id;
     std::string device_id;
     spec::MemoryPlan plan;
     core::PlanBytes bytes;
   };
   struct Answer {
+    spec::TrainSpec device_spec;  // of a job created now: chosen over the registered devices
     core::FitReport devices;
     core::FitReport cards;  // worker_id names the card
     std::vector<spec::TrainSpec> card_specs;  // chosen for each card alone

@@ -80,6 +80,16 @@ void Command(Edge& edge, Done done, core::CommandBody body,
   if (!posted) done(Busy(edge));
 }
 
+void CopyExcerpt(Edge& edge, const Done& done, const Outcome& outcome, core::Excerpt& excerpt,
+                 std::function<void()> then) {
+  if (excerpt.Copy(outcome.state)) return then();
+  const bool posted =
+      edge.loop->Read([&edge, done, &excerpt, then = std::move(then)](const Outcome& next) {
+        CopyExcerpt(edge, done, next, excerpt, then);
+      });
+  if (!posted) done(Busy(edge));
+}
+
 void OnIo(Edge& edge, Done done, std::function<void()> work) {
   if (!edge.io->Post(std::move(work))) done(Busy(edge));
 }

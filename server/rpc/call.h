@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "grpcpp/support/server_callback.h"
+#include "server/core/excerpt.h"
 #include "server/edge.h"
 
 namespace nibble::server {
@@ -47,6 +48,10 @@ inline bool Sees(const std::string& scope, const std::string& tenant) {
   return scope.empty() || scope == tenant;
 }
 // Runs `work` on the pool for short or long work, or whole files; it must arrange that Done is called.
+// Copies the rest of the excerpt, a part a turn of the loop, then calls `then` on the loop's thread;
+// `outcome` is of this turn.
+void CopyExcerpt(Edge& edge, const Done& done, const Outcome& outcome, core::Excerpt& excerpt,
+                 std::function<void()> then);
 void OnIo(Edge& edge, Done done, std::function<void()> work);
 void OnWork(Edge& edge, Done done, std::function<void()> work);
 void OnFiles(Edge& edge, Done done, std::function<void()> work);

@@ -25,7 +25,7 @@ struct Explained {
   core::Job job;
   core::JobExplanation why;
   std::optional<core::Model> model;  // when changes are to be looked for
-  core::State excerpt;
+  std::optional<core::Excerpt> excerpt;
 };
 
 v1::DeviceExplanation::Verdict VerdictOf(core::DeviceVerdict::Kind kind) {
@@ -64,7 +64,7 @@ absl::Status Explain(const Outcome& outcome, const std::string& id, const std::s
   const core::Model* model = state.ModelOf(*job);
   if (out.why.devices.empty() || !lacks_bytes || model == nullptr) return absl::OkStatus();
   out.model = *model;
-  out.excerpt = PlanningExcerpt(state, *model);
+  out.excerpt.emplace(*model);
   return absl::OkStatus();
 }
 
@@ -106,9 +106,9 @@ absl::Status Answer(Edge& edge, Explained& in, int32_t max_devices,
   for (int32_t i = 0; i < shown; ++i)
     Show(why.devices[static_cast<size_t>(i)], in.now, out->add_devices());
   if (!in.model) return absl::OkStatus();
-  IndexExcerpt(in.excerpt, in.now.monotonic_us);
+  const core::State fleet = (*std::move(in.excerpt)).Take(in.now.monotonic_us);
   for (const core::Counterfactual& c : edge.plans->WhatWouldStart(
-           in.excerpt, in.job, *in.model, why.devices, kMaxCounterfactuals)) {
+           fleet, in.job, *in.model, why.devices, kMaxCounterfactuals)) {
     v1::Counterfactual* shown_change = out->add_counterfactuals();
     ToProto(c.change, shown_change->mutable_change());
     shown_change->set_worker(ResourceName("workers", c.worker_id));
@@ -130,8 +130,12 @@ grpc::ServerUnaryReactor* JobServiceImpl::ExplainJob(Context* context,
                        scope = caller.Scope()](const Outcome& outcome) {
       const absl::Status status = Explain(outcome, id, scope, *explained);
       if (!status.ok()) return done(status);
-      OnWork(edge_, done,
-             [=, this] { done(Answer(edge_, *explained, request->max_devices(), response)); });
+      const auto answer = [=, this] {
+        OnWork(edge_, done,
+               [=, this] { done(Answer(edge_, *explained, request->max_devices(), response)); });
+      };
+      if (!explained->excerpt) return answer();
+      CopyExcerpt(edge_, done, outcome, *explained->excerpt, answer);
     };
     if (!edge_.loop->Read(read)) done(Busy(edge_));
   };

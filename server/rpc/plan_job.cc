@@ -1,6 +1,7 @@
 // JobService.PlanJob: what a job would need and where it would fit. Nothing is created.
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,7 +27,7 @@ struct PlanInput {
   JobParts parts;
   PlanDesk::Question question;
   core::Now now;
-  core::State excerpt;
+  std::optional<core::Excerpt> excerpt;
 };
 
 // A model nobody registered: its shape is all a plan needs.
@@ -78,7 +79,7 @@ absl::StatusOr<const core::Dataset*> FindDataset(const core::State& state, const
       .ToStatus();
 }
 
-// On the loop's thread: names become things, and what placement depends on is copied.
+// On the loop's thread: names become things.
 absl::Status FillPlan(const Outcome& outcome, const std::string& scope, PlanInput& input) {
   const core::State& state = outcome.state;
   PlanDesk::Question& q = input.question;
@@ -99,7 +100,7 @@ absl::Status FillPlan(const Outcome& outcome, const std::string& scope, PlanInpu
   if (dataset != nullptr) {
     q.fit.spec.data_rows = dataset->rows + (eval_dataset != nullptr ? eval_dataset->rows : 0);
   }
-  input.excerpt = PlanningExcerpt(state, q.model);
+  input.excerpt.emplace(q.model);
   input.now = outcome.now;
   q.fit.now_us = outcome.now.monotonic_us;
   if (dataset != nullptr && !q.model.tokenizer_digest.empty()) {
@@ -135,12 +136,12 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
 
 absl::Status AnswerPlan(Edge& edge, const v1::PlanJobRequest& request, PlanInput& input,
                         v1::PlanJobResponse* response) {
-  IndexExcerpt(input.excerpt, input.now.monotonic_us);
+  const core::State fleet = (*std::move(input.excerpt)).Take(input.now.monotonic_us);
   core::FitQuestion& fit = input.question.fit;
   fit.any_recompute = fit.spec.recompute == spec::Recompute::kAuto;
   ASSIGN_OR_RETURN(const PlanDesk::Answer answer, edge.plans->Plan(fleet, input.question));
   v1::JobSpec* effective = response->mutable_effective_spec();
-  *effective = ToJobSpec(answer.devices.fits.empty() ? answer.shown_spec : fit.spec);
+  *effective = ToJobSpec(answer.devices.fits.empty() ? answer.shown_spec : answer.device_spec);
   effective->set_base_model(request.spec().base_model());
   effective->set_dataset(request.spec().dataset());
   effective->set_eval_dataset(request.spec().eval_dataset());
@@ -149,7 +150,7 @@ absl::Status AnswerPlan(Edge& edge, const v1::PlanJobRequest& request, PlanInput
     v1::DeviceFit* shown = response->add_fits();
     ToProto(device, input.now, shown);
     shown->set_description(
-        input.excerpt.workers.at(device.worker_id).devices.at(device.device_id).description);
+        fleet.workers.at(device.worker_id).devices.at(device.device_id).description);
   }
   for (size_t i = 0; i < answer.cards.fits.size(); ++i) {
     v1::DeviceFit* shown = response->add_fits();
@@ -182,7 +183,9 @@ grpc::ServerUnaryReactor* JobServiceImpl::PlanJob(Context* context, const v1::Pl
     const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
       const absl::Status status = FillPlan(outcome, scope, *input);
       if (!status.ok()) return done(UnderSpec(status));
-      OnWork(edge_, done, [=, this] { done(AnswerPlan(edge_, *request, *input, response)); });
+      CopyExcerpt(edge_, done, outcome, *input->excerpt, [=, this] {
+        OnWork(edge_, done, [=, this] { done(AnswerPlan(edge_, *request, *input, response)); });
+      });
     });
     if (!posted) done(Busy(edge_));
   });
