@@ -12,39 +12,45 @@
 namespace nibble {
 namespace {
 
-// What a reloaded state takes over from the one it replaces. Revisions go up, so that whatever
-// workers were told from now on counts as newer; attempts count as told from there on.
+// What rows that were read again take over from those they replace. Revisions go up, so that whatever workers
+// were told from now on counts as newer; attempts count as told from there on.
+void CarryWorker(const core::Worker* before, int64_t generation, const core::Now& now, core::Worker& worker) {
+  worker.stored_seen_unix_us = worker.last_seen_unix_us;
+  if (before != nullptr) worker.last_seen_unix_us = before->last_seen_unix_us;
+  worker.renewed_us = before != nullptr ? before->renewed_us : now.monotonic_us;
+  worker.heard = before != nullptr && before->heard;
+  worker.self_draining = before != nullptr && before->self_draining;
+  worker.revision = (before != nullptr ? before->revision : generation << 32) + 1;
+  if (before == nullptr) return;
+  for (auto& [device_id, device] : worker.devices) {
+    const auto was = before->devices.find(device_id);
+    if (was == before->devices.end()) continue;
+    device.used_bytes = was->second.used_bytes;
+    device.resident_bases = was->second.resident_bases;
+  }
+}
+
+void CarryJob(const core::Job* before, const core::State& fresh, const core::CoreOptions& options,
+              const core::Now& now, core::Job& job) {
+  job.queued_us = before != nullptr ? before->queued_us : now.monotonic_us;
+  job.not_before_us = before != nullptr && before->state == job.state ? before->not_before_us : 0;
+  job.cancel_deadline_us = now.monotonic_us + options.cancel_force_us;
+  if (before != nullptr) job.measured = before->measured;
+  for (auto& [epoch, attempt] : job.attempts) {
+    const auto worker = fresh.workers.find(attempt.worker_id);
+    if (worker != fresh.workers.end()) attempt.assign_revision = worker->second.revision;
+    if (before == nullptr) continue;
+    const auto was = before->attempts.find(epoch);
+    if (was != before->attempts.end()) attempt.start_us = was->second.start_us;
+  }
+}
+
+// Everything was read again.
 void CarryOver(const core::State& old, const core::CoreOptions& options, const core::Now& now,
                core::State& fresh) {
   fresh.rollback_suspected = old.rollback_suspected;
-  for (auto& [id, worker] : fresh.workers) {
-    const core::Worker* before = old.FindWorker(id);
-    worker.renewed_us = before != nullptr ? before->renewed_us : now.monotonic_us;
-    worker.last_seen_unix_us = before != nullptr ? before->last_seen_unix_us : now.unix_us;
-    worker.heard = before != nullptr && before->heard;
-    worker.self_draining = before != nullptr && before->self_draining;
-    worker.revision = (before != nullptr ? before->revision : fresh.generation << 32) + 1;
-    if (before == nullptr) continue;
-    for (auto& [device_id, device] : worker.devices) {
-      const auto was = before->devices.find(device_id);
-      if (was == before->devices.end()) continue;
-      device.used_bytes = was->second.used_bytes;
-      device.resident_bases = was->second.resident_bases;
-    }
-  }
-  for (auto& [id, job] : fresh.jobs) {
-    const core::Job* before = old.FindJob(id);
-    job.queued_us = before != nullptr ? before->queued_us : now.monotonic_us;
-    job.not_before_us = before != nullptr && before->state == job.state ? before->not_before_us : 0;
-    job.cancel_deadline_us = now.monotonic_us + options.cancel_force_us;
-    if (before != nullptr) job.measured = before->measured;
-    for (auto& [epoch, attempt] : job.attempts) {
-      const auto worker = fresh.workers.find(attempt.worker_id);
-      if (worker != fresh.workers.end()) attempt.assign_revision = worker->second.revision;
-      const core::Attempt* was = old.FindAttempt({id, epoch});
-      if (was != nullptr) attempt.start_us = was->start_us;
-    }
-  }
+  for (auto& [id, worker] : fresh.workers) CarryWorker(old.FindWorker(id), fresh.generation, now, worker);
+  for (auto& [id, job] : fresh.jobs) CarryJob(old.FindJob(id), fresh, options, now, job);
   fresh.learned = old.learned;
   fresh.learned_loads = old.learned_loads;
   fresh.picos_per_work = old.picos_per_work;
@@ -53,6 +59,21 @@ void CarryOver(const core::State& old, const core::CoreOptions& options, const c
   core::RebuildBoard(&fresh, now.monotonic_us);
   for (auto& [digest, blob] : fresh.blobs)
     blob.pin_until_us = now.monotonic_us + options.blob_pin_us;
+}
+
+// The rows that are named, as they are now.
+core::State RowsOf(const core::Touched& touched, const core::State& state) {
+  core::State rows;
+  for (const std::string& id : touched.workers) {
+    if (const core::Worker* worker = state.FindWorker(id)) rows.workers[id] = *worker;
+  }
+  const auto keep = [&](const std::string& id) {
+    const core::Job* job = state.FindJob(id);
+    if (job != nullptr) rows.jobs.emplace(id, *job);
+  };
+  for (const std::string& id : touched.jobs) keep(id);
+  for (const core::AttemptKey& key : touched.attempts) keep(key.first);
+  return rows;
 }
 
 constexpr int64_t kPrunedAtOnce = 2'000;
@@ -106,6 +127,7 @@ void ControlLoop::Stop() {
   const bool ran = thread_.joinable();
   if (ran) thread_.join();
   while (serving_ && mailbox_.size() > 0) RunOnce(0);
+  if (ran && serving_) KeepSeen();
   ReleaseHeld(true);
 }
 
@@ -127,7 +149,6 @@ bool ControlLoop::PostSynchronize(core::Synchronize request, Reply reply) {
   item.reply = std::move(reply);
   return mailbox_.Post(std::move(item));
 }
-  if (ran && serving_) KeepSeen();
 
 bool ControlLoop::Read(std::function<void(const Outcome&)> read) {
   Item item;
@@ -165,6 +186,15 @@ bool ControlLoop::ReadAndWait(const std::function<void(const Outcome&)>& read) {
   return true;
 }
 
+// An orderly end is a reason to write when workers were last seen. What cannot be written is minutes old.
+void ControlLoop::KeepSeen() {
+  for (const auto& [id, worker] : state_.workers) {
+    if (worker.last_seen_unix_us != worker.stored_seen_unix_us) state_.touched.workers.insert(id);
+  }
+  if (!state_.touched.Empty()) (void)store_->Commit(state_, {});
+  state_.touched = {};
+}
+
 int64_t ControlLoop::NextDueUs() const {
   return held_until_.empty() ? next_tick_us_ : std::min(next_tick_us_, held_until_.begin()->first);
 }
@@ -186,15 +216,6 @@ std::vector<ControlLoop::Item> ControlLoop::TakeBatch(int64_t wait_us) {
   std::move(more.begin(), more.end(), std::back_inserter(items));
   return items;
 }
-// An orderly end is a reason to write when workers were last seen. What cannot be written is minutes old.
-void ControlLoop::KeepSeen() {
-  for (const auto& [id, worker] : state_.workers) {
-    if (worker.last_seen_unix_us != worker.stored_seen_unix_us) state_.touched.workers.insert(id);
-  }
-  if (!state_.touched.Empty()) (void)store_->Commit(state_, {});
-  state_.touched = {};
-}
-
 
 void ControlLoop::RunOnce(int64_t wait_us) {
   std::vector<Item> items = TakeBatch(wait_us);
@@ -257,6 +278,7 @@ void ControlLoop::Settle(std::vector<Answer>& answers,
 
 absl::Status ControlLoop::Commit(const std::vector<core::EventRecord>& records) {
   if (records.empty() && state_.touched.Empty()) return absl::OkStatus();
+  state_.touched.workers.merge(state_.touched.seen);
   absl::Status status = store_->Commit(state_, records);
   if (status.ok()) {
     state_.touched = {};
@@ -264,12 +286,43 @@ absl::Status ControlLoop::Commit(const std::vector<core::EventRecord>& records) 
   }
   // Nobody knows what is on disk now; events may be there that were never published.
   hub_->CutAll();
-  const absl::Status loaded = Reload();
-  if (!loaded.ok()) {
+  absl::Status recovered = Recover();
+  if (!recovered.ok()) recovered = Reload();
+  if (!recovered.ok()) {
     serving_ = false;
-    Fatal(loaded);
+    Fatal(recovered);
   }
   return status;
+}
+
+// Reads again what the commit was to write: the rest is on the disk as it is here.
+absl::Status ControlLoop::Recover() {
+  const core::Touched touched = state_.touched;
+  const core::State before = RowsOf(touched, state_);
+  const absl::Status reread = store_->Reread(state_);
+  // Also when that failed: Reload takes over from here.
+  for (auto& [id, worker] : state_.workers) {
+    if (touched.workers.contains(id)) {
+      CarryWorker(before.FindWorker(id), state_.generation, now_, worker);
+    } else {
+      ++worker.revision;
+    }
+  }
+  std::set<std::string> jobs = touched.jobs;
+  for (const core::AttemptKey& key : touched.attempts) jobs.insert(key.first);
+  for (const std::string& id : jobs) {
+    const auto job = state_.jobs.find(id);
+    if (job != state_.jobs.end()) CarryJob(before.FindJob(id), state_, options_.core, now_, job->second);
+  }
+  RETURN_IF_ERROR(reread);
+  for (const std::string& digest : touched.blobs) {
+    const auto blob = state_.blobs.find(digest);
+    if (blob != state_.blobs.end()) blob->second.pin_until_us = now_.monotonic_us + options_.core.blob_pin_us;
+  }
+  state_.BuildIndexes();
+  core::RebuildBoard(&state_, now_.monotonic_us);
+  for (const auto& [worker, held] : held_) state_.revised.insert(worker);
+  return absl::OkStatus();
 }
 
 absl::Status ControlLoop::Reload() {
@@ -278,7 +331,6 @@ absl::Status ControlLoop::Reload() {
   for (const auto& [worker, held] : held_) fresh.revised.insert(worker);
   state_ = std::move(fresh);
   return absl::OkStatus();
-  state_.touched.workers.merge(state_.touched.seen);
 }
 
 void ControlLoop::Fatal(const absl::Status& status) {

@@ -128,10 +128,11 @@ class ControlLoop {
   std::vector<Item> TakeBatch(int64_t wait_us);
   void Settle(std::vector<Answer>& answers, const std::vector<core::EventRecord>& records);
   absl::Status Commit(const std::vector<core::EventRecord>& records);
+  absl::Status Recover();
   absl::Status Reload();
   void PruneEvents();
-  void AnswerOne(Answer& answer);
   void KeepSeen();
+  void AnswerOne(Answer& answer);
   void Hold(Answer& answer);
   void AnswerHeld(const std::string& worker_id, const Held& held);
   void Release(const std::string& worker_id);

@@ -153,6 +153,7 @@ TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
     int commits = 0;
     store_.SetFaults([&] { return commits++ == 0 ? fault : store::MemoryStore::Fault::kNone; });
     const int64_t revision = loop_->state().workers.at("w1").revision;
+    const int64_t loads = store_.loads();
     auto watcher = hub_.Subscribe(id, nullptr);
     statuses_.clear();
     Post(Driver::JobOf(id));
@@ -163,6 +164,7 @@ TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
               fault == store::MemoryStore::Fault::kFailAfter ? 1u : 0u);
     EXPECT_GT(loop_->state().workers.at("w1").revision, revision);
     EXPECT_EQ(loop_->state().workers.at("w1").renewed_us, clock_.NowMonotonicUs());
+    EXPECT_EQ(store_.loads(), loads) << "what the commit was to write is read again, not everything";
     EXPECT_TRUE(watcher->Take().cut);
     EXPECT_EQ(syncs_.size(), 1u);  // a held call goes on from what was read
     store_.SetFaults(nullptr);

@@ -71,6 +71,9 @@ class MeteredStore : public store::Store {
   absl::StatusOr<core::State> Load() override {
     return Timed("load", [&] { return inner_->Load(); });
   }
+  absl::Status Reread(core::State& state) override {
+    return Timed("reread", [&] { return inner_->Reread(state); });
+  }
   absl::Status Commit(const core::State& state, const std::vector<core::EventRecord>& records) override {
     return Timed("commit", [&] { return inner_->Commit(state, records); });
   }

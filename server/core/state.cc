@@ -166,7 +166,9 @@ void State::BuildIndexes() {
   requests_by_age.clear();
   jobs_by_number.clear();
   for (auto& [id, job] : jobs) {
-    if (const Model* model = ModelOf(job)) job.plan_key = PlanKey(*model, job.spec);
+    // Of a job's life neither changes; rows come without.
+    const Model* model = job.plan_key.empty() ? ModelOf(job) : nullptr;
+    if (model != nullptr) job.plan_key = PlanKey(*model, job.spec);
     if (job.kind == JobKind::kTrain) jobs_by_number[job.number] = id;
     if (job.kind == JobKind::kCheck) {
       std::string& newest = checks[job.check_key];
@@ -216,6 +218,7 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
     }
   }
   State rebuilt = *this;
+  for (auto& [id, job] : rebuilt.jobs) job.plan_key.clear();
   rebuilt.BuildIndexes();
   std::erase_if(rebuilt.holding, [](const auto& entry) { return entry.second.empty(); });
   State mine = *this;

@@ -23,6 +23,25 @@ void CopyRows(const std::set<Key>& touched, const std::map<Key, Row>& from,
   }
 }
 
+// What is there of the rows that are named goes to `found`; the others are dropped from `state`.
+template <typename Key, typename Row>
+void Pick(const std::set<Key>& keys, const std::map<Key, Row>& rows, std::map<Key, Row>& found,
+          std::map<Key, Row>& state) {
+  for (const Key& key : keys) {
+    const auto it = rows.find(key);
+    if (it == rows.end()) {
+      state.erase(key);
+    } else {
+      found[key] = it->second;
+    }
+  }
+}
+
+template <typename Key, typename Row>
+void Put(std::map<Key, Row>& found, std::map<Key, Row>& state) {
+  for (auto& [key, row] : found) state[key] = std::move(row);
+}
+
 // Attempts are rows of their own; a job's row does not bring them along.
 void CopyJobs(const core::State& from, core::State& to) {
   for (const std::string& id : from.touched.jobs) {
@@ -83,8 +102,39 @@ core::State WithoutVolatile(core::State state) {
   return state;
 }
 
+absl::Status MemoryStore::Reread(core::State& state) {
+  core::Touched touched = std::exchange(state.touched, {});
+  for (const core::AttemptKey& key : touched.attempts) touched.jobs.insert(key.first);
+  state.timeline = rows_.timeline;
+  state.generation = rows_.generation;
+  state.last_job_number = rows_.last_job_number;
+  state.last_event_number = rows_.last_event_number;
+  core::State found;
+  Pick(touched.jobs, rows_.jobs, found.jobs, state.jobs);
+  Pick(touched.workers, rows_.workers, found.workers, state.workers);
+  Pick(touched.datasets, rows_.datasets, found.datasets, state.datasets);
+  Pick(touched.models, rows_.models, found.models, state.models);
+  Pick(touched.adapters, rows_.adapters, found.adapters, state.adapters);
+  Pick(touched.blobs, rows_.blobs, found.blobs, state.blobs);
+  Pick(touched.requests, rows_.requests, found.requests, state.requests);
+  found = WithoutVolatile(std::move(found));
+  for (auto& [id, worker] : found.workers)
+    worker.last_seen_unix_us = rows_.workers.at(id).last_seen_unix_us;
+  Put(found.jobs, state.jobs);
+  Put(found.workers, state.workers);
+  Put(found.datasets, state.datasets);
+  Put(found.models, state.models);
+  Put(found.adapters, state.adapters);
+  Put(found.blobs, state.blobs);
+  Put(found.requests, state.requests);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<core::State> MemoryStore::Load() {
+  ++loads_;
   core::State state = WithoutVolatile(rows_);
+  for (auto& [id, worker] : state.workers)
+    worker.last_seen_unix_us = rows_.workers.at(id).last_seen_unix_us;
   state.BuildIndexes();
   return state;
 }
@@ -133,8 +183,6 @@ absl::StatusOr<std::vector<core::EventRecord>> MemoryStore::ReadEvents(std::stri
   }
   return found;
 }
-  for (auto& [id, worker] : state.workers)
-    worker.last_seen_unix_us = rows_.workers.at(id).last_seen_unix_us;
 
 absl::StatusOr<int64_t> MemoryStore::PruneEvents(int64_t before_unix_us, int64_t limit) {
   const int64_t looked_at = std::min(limit, static_cast<int64_t>(events_.size()));

@@ -23,6 +23,7 @@ class MemoryStore : public Store {
  public:
   enum class Fault { kNone, kFailBefore, kFailAfter };
   absl::StatusOr<core::State> Load() override;
+  absl::Status Reread(core::State& state) override;
   absl::Status Commit(const core::State& state,
                       const std::vector<core::EventRecord>& records) override;
   absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id,
@@ -34,11 +35,13 @@ class MemoryStore : public Store {
   // The rows as they stand, and all events; for checks.
   const core::State& rows() const { return rows_; }
   const std::vector<core::EventRecord>& events() const { return events_; }
+  int64_t loads() const { return loads_; }
 
  private:
   core::State rows_;
   std::vector<core::EventRecord> events_;
   std::function<Fault()> faults_;
+  int64_t loads_ = 0;
 };
 
 class MemoryMetricStore : public MetricStore {

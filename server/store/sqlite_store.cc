@@ -1,5 +1,6 @@
 #include "server/store/sqlite_store.h"
 
+#include <set>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
@@ -36,12 +37,33 @@ absl::Status ReadNumber(const std::string& text, const std::string& key, int64_t
   return Error(Reason::kStoreUnavailable, absl::StrCat("meta ", key, " is no number: ", text));
 }
 
+constexpr char kSelectBlobs[] = "SELECT sha256, size_bytes, projects FROM blobs";
+core::Blob BlobOf(const Statement& row) {
+  const std::vector<std::string> projects = absl::StrSplit(row.Text(2), ' ', absl::SkipEmpty());
+  return {row.Text(0), row.Int(1), 0, {projects.begin(), projects.end()}};
+}
+
+constexpr char kSelectRequests[] =
+    "SELECT tenant, request_id, job_id, body_sha256, create_unix_us FROM requests";
+core::RequestRecord RequestOf(const Statement& row) {
+  return {row.Text(0), row.Text(1), row.Text(2), row.Text(3), row.Int(4)};
+}
+
+constexpr char kSelectJobs[] =
+    "SELECT s.body, s.user_spec, j.body FROM jobs j JOIN job_specs s ON s.job_id = j.id";
+absl::StatusOr<core::Job> JobOf(const Statement& row) {
+  ASSIGN_OR_RETURN(core::Job job, DecodeJob(row.Text(0), row.Text(2)));
+  job.user_spec = row.Text(1);
+  return job;
+}
+
 class SqliteStore : public Store {
  public:
   explicit SqliteStore(Database db) : db_(std::move(db)) {}
 
   absl::Status Prepare();
   absl::StatusOr<core::State> Load() override;
+  absl::Status Reread(core::State& state) override;
   absl::Status Commit(const core::State& state,
                       const std::vector<core::EventRecord>& records) override;
   absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id,
@@ -55,6 +77,9 @@ class SqliteStore : public Store {
   absl::Status LoadMeta(core::State& state);
   absl::Status LoadJobs(core::State& state);
   absl::Status LoadThings(core::State& state);
+  absl::Status RereadJobs(const std::set<std::string>& ids, core::State& state);
+  absl::Status RereadBlobs(const std::set<std::string>& digests, core::State& state);
+  absl::Status RereadRequests(const std::set<core::RequestKey>& keys, core::State& state);
   absl::Status CheckGeneration(const core::State& state);
   absl::Status WriteMeta(const core::State& state);
   absl::Status DropReplaced(const core::State& state);
@@ -66,7 +91,7 @@ class SqliteStore : public Store {
   Database db_;
   Statements s_;
   // Jobs whose job_specs row is written, by id: their numbers, since an id may be used again. After a
-  // failed Commit it may be wrong, until Load.
+  // failed Commit it may be wrong, until Load or Reread.
   std::unordered_map<std::string, int64_t> created_;
 };
 
@@ -144,13 +169,11 @@ absl::Status SqliteStore::LoadMeta(core::State& state) {
 }
 
 absl::Status SqliteStore::LoadJobs(core::State& state) {
-  ASSIGN_OR_RETURN(Statement jobs, db_.Prepare("SELECT s.body, s.user_spec, j.body FROM jobs j "
-                                                  "JOIN job_specs s ON s.job_id = j.id"));
+  ASSIGN_OR_RETURN(Statement jobs, db_.Prepare(kSelectJobs));
   created_.clear();
   ASSIGN_OR_RETURN(bool row, jobs.Step());
   while (row) {
-    ASSIGN_OR_RETURN(core::Job job, DecodeJob(jobs.Text(0), jobs.Text(2)));
-    job.user_spec = jobs.Text(1);
+    ASSIGN_OR_RETURN(core::Job job, JobOf(jobs));
     created_[job.id] = job.number;
     state.jobs[job.id] = std::move(job);
     ASSIGN_OR_RETURN(row, jobs.Step());
@@ -187,20 +210,16 @@ absl::Status SqliteStore::LoadThings(core::State& state) {
   RETURN_IF_ERROR(load("SELECT body FROM datasets", DecodeDataset, state.datasets));
   RETURN_IF_ERROR(load("SELECT body FROM models", DecodeModel, state.models));
   RETURN_IF_ERROR(load("SELECT body FROM adapters", DecodeAdapter, state.adapters));
-  ASSIGN_OR_RETURN(Statement blobs, db_.Prepare("SELECT sha256, size_bytes, projects FROM blobs"));
+  ASSIGN_OR_RETURN(Statement blobs, db_.Prepare(kSelectBlobs));
   ASSIGN_OR_RETURN(bool row, blobs.Step());
   while (row) {
-    const std::vector<std::string> projects = absl::StrSplit(blobs.Text(2), ' ', absl::SkipEmpty());
-    state.blobs[blobs.Text(0)] = {blobs.Text(0), blobs.Int(1), 0, {projects.begin(), projects.end()}};
+    state.blobs[blobs.Text(0)] = BlobOf(blobs);
     ASSIGN_OR_RETURN(row, blobs.Step());
   }
-  ASSIGN_OR_RETURN(
-      Statement requests,
-      db_.Prepare("SELECT tenant, request_id, job_id, body_sha256, create_unix_us FROM requests"));
+  ASSIGN_OR_RETURN(Statement requests, db_.Prepare(kSelectRequests));
   ASSIGN_OR_RETURN(row, requests.Step());
   while (row) {
-    state.requests[{requests.Text(0), requests.Text(1)}] = {
-        requests.Text(0), requests.Text(1), requests.Text(2), requests.Text(3), requests.Int(4)};
+    state.requests[{requests.Text(0), requests.Text(1)}] = RequestOf(requests);
     ASSIGN_OR_RETURN(row, requests.Step());
   }
   return absl::OkStatus();
@@ -213,6 +232,80 @@ absl::StatusOr<core::State> SqliteStore::Load() {
   RETURN_IF_ERROR(LoadThings(state));
   state.BuildIndexes();
   return state;
+}
+
+absl::Status SqliteStore::RereadJobs(const std::set<std::string>& ids, core::State& state) {
+  ASSIGN_OR_RETURN(Statement jobs, db_.Prepare(absl::StrCat(kSelectJobs, " WHERE j.id=?1")));
+  ASSIGN_OR_RETURN(Statement attempts, db_.Prepare("SELECT body FROM attempts WHERE job_id=?1"));
+  for (const std::string& id : ids) {
+    state.jobs.erase(id);
+    created_.erase(id);
+    ASSIGN_OR_RETURN(bool row, jobs.Bind(1, id).Step());
+    if (row) {
+      ASSIGN_OR_RETURN(core::Job job, JobOf(jobs));
+      ASSIGN_OR_RETURN(row, attempts.Bind(1, id).Step());
+      while (row) {
+        ASSIGN_OR_RETURN(core::Attempt attempt, DecodeAttempt(attempts.Text(0)));
+        job.attempts[attempt.epoch] = std::move(attempt);
+        ASSIGN_OR_RETURN(row, attempts.Step());
+      }
+      created_[id] = job.number;
+      state.jobs[id] = std::move(job);
+    }
+    jobs.Reset();
+    attempts.Reset();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SqliteStore::RereadBlobs(const std::set<std::string>& digests, core::State& state) {
+  ASSIGN_OR_RETURN(Statement blobs, db_.Prepare(absl::StrCat(kSelectBlobs, " WHERE sha256=?1")));
+  for (const std::string& digest : digests) {
+    state.blobs.erase(digest);
+    ASSIGN_OR_RETURN(const bool row, blobs.Bind(1, digest).Step());
+    if (row) state.blobs[digest] = BlobOf(blobs);
+    blobs.Reset();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SqliteStore::RereadRequests(const std::set<core::RequestKey>& keys, core::State& state) {
+  ASSIGN_OR_RETURN(Statement requests,
+                   db_.Prepare(absl::StrCat(kSelectRequests, " WHERE tenant=?1 AND request_id=?2")));
+  for (const core::RequestKey& key : keys) {
+    state.requests.erase(key);
+    ASSIGN_OR_RETURN(const bool row, requests.Bind(1, key.first).Bind(2, key.second).Step());
+    if (row) state.requests[key] = RequestOf(requests);
+    requests.Reset();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SqliteStore::Reread(core::State& state) {
+  core::Touched touched = std::exchange(state.touched, {});
+  for (const core::AttemptKey& key : touched.attempts) touched.jobs.insert(key.first);
+  RETURN_IF_ERROR(LoadMeta(state));
+  RETURN_IF_ERROR(RereadJobs(touched.jobs, state));
+  const auto reread = [this](const char* table, const std::set<std::string>& ids, const auto& decode,
+                             auto& rows) -> absl::Status {
+    ASSIGN_OR_RETURN(Statement statement,
+                     db_.Prepare(absl::StrCat("SELECT body FROM ", table, " WHERE id=?1")));
+    for (const std::string& id : ids) {
+      rows.erase(id);
+      ASSIGN_OR_RETURN(const bool row, statement.Bind(1, id).Step());
+      if (row) {
+        ASSIGN_OR_RETURN(rows[id], decode(statement.Text(0)));
+      }
+      statement.Reset();
+    }
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(reread("workers", touched.workers, DecodeWorker, state.workers));
+  RETURN_IF_ERROR(reread("datasets", touched.datasets, DecodeDataset, state.datasets));
+  RETURN_IF_ERROR(reread("models", touched.models, DecodeModel, state.models));
+  RETURN_IF_ERROR(reread("adapters", touched.adapters, DecodeAdapter, state.adapters));
+  RETURN_IF_ERROR(RereadBlobs(touched.blobs, state));
+  return RereadRequests(touched.requests, state);
 }
 
 // ---- Commit ------------------------------------------------------------------------------------

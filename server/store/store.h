@@ -2,7 +2,7 @@
 //
 // Store holds what the control loop decides: one Commit is one transaction, with the events and
 // every row they changed. It is used by the loop's thread alone. After a failed Commit nobody knows
-// what is on disk: the caller must Load again before it answers anybody.
+// what is on disk: the caller must Reread, or Load, before it answers anybody.
 //
 // MetricStore holds step metrics. It never takes part in a Commit; its writes may lose the last moments
 // at a power cut, which workers heal by sending again. Thread-safe.
@@ -28,6 +28,10 @@ class Store {
   virtual ~Store() = default;
   // The state as of the last Commit; indexes built, volatile fields at their defaults.
   virtual absl::StatusOr<core::State> Load() = 0;
+  // After a failed Commit: makes the rows that state.touched names what they are on the disk (volatile
+  // fields at their defaults), or drops them; all others are as they were stored anyway, so that nobody
+  // reads the whole database. Touched is empty then; indexes are not built. When it fails, Load.
+  virtual absl::Status Reread(core::State& state) = 0;
   // Writes `records` and the rows that state.touched names, all or nothing, durably.
   // STORAGE_FULL when the disk is full, STORE_UNAVAILABLE otherwise.
   virtual absl::Status Commit(const core::State& state,

@@ -3,6 +3,8 @@
 //   decisions  the core alone: 1,000 devices, 100,000 jobs waiting; from empty to full, then with
 //              ends and starts in turn; the cost of a placement in each tenth of the filling
 //   reads      the same queue: what it costs to say where a job stands and why it waits
+//   excerpt    what the loop waits for where a plan is asked for: all that holds a full fleet, copied
+//   recover    what a commit that failed costs, with that many finished jobs in the database
 //   fleet      a million placements on 5,000 workers, with everything a job's life tells the core
 //   durable    the control loop over SQLite: placements that are on the disk
 //
@@ -26,6 +28,9 @@
 #include "base/random.h"
 #include "base/status.h"
 #include "server/control_loop.h"
+#include "server/core/excerpt.h"
+#include "server/core/job_explanation.h"
+#include "server/core/schedule_sync.h"
 #include "server/store/sqlite_store.h"
 #include "tests/bench/core_driver.h"
 
@@ -313,6 +318,94 @@ void Durable(const std::string& root, int32_t workers) {
   std::filesystem::remove_all(dir);
 }
 
+// As PlanJob and ExplainJob do; each part is a turn of the loop.
+void CopyFleet(int32_t workers) {
+  Setup setup;
+  setup.workers = workers;
+  CoreDriver core(setup);
+  for (int64_t i = 0; i < int64_t{workers} * kSlots + 8; ++i) core.Do(NewJob(1'000'000 + i, setup));
+  double unused_s = 0;
+  while (!core.Place(&unused_s).empty()) {
+  }
+  const core::Model& model = core.state().models.begin()->second;
+  const auto spent_ms = [](double& begin_s) {
+    const double now_s = ThreadSeconds(), passed_s = now_s - begin_s;
+    begin_s = now_s;
+    return 1e3 * passed_s;
+  };
+  std::vector<double> at_once_ms, part_ms, take_ms, explain_ms;
+  for (int round = 0; round < 10; ++round) {
+    double begin_s = ThreadSeconds();
+    core::Excerpt whole(model);
+    CHECK(whole.Copy(core.state(), SIZE_MAX));
+    at_once_ms.push_back(spent_ms(begin_s));
+    core::Excerpt excerpt(model);
+    for (bool all = false; !all; part_ms.push_back(spent_ms(begin_s))) all = excerpt.Copy(core.state());
+    const core::State fleet = std::move(excerpt).Take(1'000'000);
+    CHECK(fleet.workers.size() == static_cast<size_t>(workers));
+    take_ms.push_back(spent_ms(begin_s));
+    core::QueueLook look = core.Look();
+    const core::Job& waits = core.state().jobs.at(*core.state().queued_jobs.begin());
+    CHECK(core::ExplainJob(waits, look).devices.size() == static_cast<size_t>(workers));
+    explain_ms.push_back(spent_ms(begin_s));
+  }
+  std::printf(
+      "%d devices, %zu jobs on them: copied at once %.1f ms; in %zu parts p50 %.2f ms, worst %.2f ms; "
+      "indexed %.0f ms; why one waits, device by device, %.1f ms\n",
+      workers, core.state().jobs.size(), Median(at_once_ms), part_ms.size() / 10, Median(part_ms),
+      *std::max_element(part_ms.begin(), part_ms.end()), Median(take_ms), Median(explain_ms));
+}
+
+// A disk that is full for one commit: what the loop does before it answers, and what a start costs.
+void RecoverAfterFailure(const std::string& root, int64_t jobs) {
+  const std::string dir = absl::StrCat(root, "/nibble-bench-", getpid());
+  std::filesystem::create_directories(dir);
+  const auto store = store::OpenSqliteStore(dir).value();
+  Setup setup;
+  setup.workers = 10;
+  CoreDriver core(setup);
+  // One job that ended, many times.
+  core.Do(NewJob(1, setup));
+  const core::Job like = core.state().jobs.begin()->second;
+  core::State& state = core.state();
+  for (int64_t i = 0; i < jobs; ++i) {
+    core::Job job = like;
+    job.id = job.uid = absl::StrCat("done-", i);
+    job.number = 1'000 + i;
+    job.state = core::JobState::kSucceeded;
+    job.end_unix_us = 1;
+    core::Attempt& attempt = job.attempts[1];
+    attempt.job_id = job.id;
+    attempt.epoch = job.epoch = 1;
+    attempt.state = core::AttemptState::kDone;
+    attempt.holds_bytes = false;
+    state.touched.jobs.insert(job.id);
+    state.touched.attempts.insert({job.id, 1});
+    state.jobs[job.id] = std::move(job);
+  }
+  state.touched.meta = true;
+  for (const auto& [id, row] : state.workers) state.touched.workers.insert(id);
+  for (const auto& [id, row] : state.models) state.touched.models.insert(id);
+  for (const auto& [id, row] : state.datasets) state.touched.datasets.insert(id);
+  CHECK_OK(store->Commit(state, {}));
+  state.touched = {};
+  double begin_s = ThreadSeconds();
+  core::State fresh = store->Load().value();
+  const double load_s = ThreadSeconds() - begin_s;
+  fresh.touched.jobs = {"done-0", "done-1"};
+  fresh.touched.attempts = {{"done-0", 1}};
+  begin_s = ThreadSeconds();
+  CHECK_OK(store->Reread(fresh));
+  const double reread_s = ThreadSeconds() - begin_s;
+  begin_s = ThreadSeconds();
+  fresh.BuildIndexes();
+  core::RebuildBoard(&fresh, 1);
+  std::printf("%lld finished jobs: all of the database read in %.2f s, two rows read again in %.5f s and the "
+              "indexes made anew in %.2f s; peak %.0f MB\n",
+              static_cast<long long>(jobs), load_s, reread_s, ThreadSeconds() - begin_s, PeakMb());
+  std::filesystem::remove_all(dir);
+}
+
 int Main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   const auto number = [&](int at, int64_t fallback) {
@@ -325,6 +418,11 @@ int Main(int argc, char** argv) {
               std::max(2, static_cast<int>(number(4, 10))));
   } else if (what == "reads") {
     Ask(static_cast<int32_t>(number(2, 1'000)), number(3, 100'000));
+  } else if (what == "excerpt") {
+    CopyFleet(static_cast<int32_t>(number(2, 5'000)));
+  } else if (what == "recover") {
+    RecoverAfterFailure(argc > 3 ? argv[3] : std::filesystem::temp_directory_path().string(),
+                        number(2, 100'000));
   } else if (what == "fleet") {
     Fleet(static_cast<int32_t>(number(2, 5'000)), number(3, 1'000'000));
   } else if (what == "durable") {
@@ -334,6 +432,8 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr,
                  "usage: nibble-bench-control decisions [DEVICES [WAITING [FILLINGS]]]\n"
                  "       nibble-bench-control reads [DEVICES [WAITING]]\n"
+                 "       nibble-bench-control excerpt [WORKERS]\n"
+                 "       nibble-bench-control recover [JOBS [DIR]]\n"
                  "       nibble-bench-control fleet [WORKERS [PLACEMENTS]]\n"
                  "       nibble-bench-control durable [DIR [WORKERS]]\n");
     return 2;

@@ -1,0 +1,153 @@
+// What both stores read back: rows after a commit that failed, and a series thinned.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/file.h"
+#include "server/core/testing/driver.h"
+#include "server/store/memory_store.h"
+#include "server/store/metric_read.h"
+#include "server/store/sqlite_store.h"
+
+namespace nibble::store {
+namespace {
+
+using core::testing::Driver;
+
+void ExpectSameRows(const core::State& a_in, const core::State& b_in) {
+  const core::State a = WithoutVolatile(a_in), b = WithoutVolatile(b_in);
+  EXPECT_EQ(a.last_job_number, b.last_job_number);
+  EXPECT_EQ(a.last_event_number, b.last_event_number);
+  EXPECT_TRUE(a.jobs == b.jobs);
+  EXPECT_TRUE(a.workers == b.workers);
+  EXPECT_TRUE(a.datasets == b.datasets);
+  EXPECT_TRUE(a.models == b.models);
+  EXPECT_TRUE(a.blobs == b.blobs);
+  EXPECT_TRUE(a.requests == b.requests);
+  EXPECT_EQ(a.queued_jobs, b.queued_jobs);
+}
+
+absl::Status CommitTo(Store& store, Driver& driver) {
+  const absl::Status status = store.Commit(driver.state(), driver.TakeRecords());
+  if (status.ok()) driver.mutable_state().touched = {};
+  return status;
+}
+
+// After a commit that failed: what it was to write is as it is on the disk, and all else as it was.
+void CheckReread(Store& store) {
+  Driver driver;
+  driver.AddWorker("w1");
+  core::CreateJob create = Driver::JobOf("a");
+  create.request_id = "request-1";
+  driver.Must(create);
+  driver.Must(Driver::JobOf("b"));
+  driver.Place();
+  driver.Must(Driver::JobOf("gone"));
+  driver.Must(core::CancelJob{"gone"});
+  ASSERT_TRUE(CommitTo(store, driver).ok());
+  // One of everything.
+  driver.Must(core::DeleteJob{"gone"});
+  create = Driver::JobOf("gone");
+  create.request_id = "request-2";
+  driver.Must(create);
+  driver.Must(Driver::JobOf("new"));
+  driver.Place();
+  driver.Must(core::PauseJob{"a"});
+  driver.Must(core::ReportFailed{driver.FenceOf("b"), "LOSS_NOT_FINITE", "nan", false, false});
+  driver.AddWorker("w2");
+  driver.Must(core::DrainWorker{"w1"});
+  driver.Must(core::RecordBlob{std::string(64, 'e'), 5});
+  driver.RegisterBase("other");
+  core::State failed = driver.state();
+  ASSERT_TRUE(store.Reread(failed).ok());
+  EXPECT_TRUE(failed.touched.Empty());
+  failed.BuildIndexes();
+  ExpectSameRows(failed, store.Load().value());
+  EXPECT_EQ(failed.FindJob("new"), nullptr);
+  EXPECT_EQ(failed.jobs.at("gone").state, core::JobState::kCancelled);
+  EXPECT_TRUE(failed.CheckInvariants({}).ok()) << failed.CheckInvariants({});
+  // The writer goes on from there, and where the commit did take effect that is what is read.
+  core::State told_otherwise = driver.state();
+  ASSERT_TRUE(CommitTo(store, driver).ok());
+  ASSERT_TRUE(store.Reread(told_otherwise).ok());
+  told_otherwise.BuildIndexes();
+  ExpectSameRows(told_otherwise, driver.state());
+  driver.Must(core::CancelJob{"new"});
+  driver.Must(core::CancelJob{"gone"});
+  ASSERT_TRUE(CommitTo(store, driver).ok());
+  ExpectSameRows(driver.state(), store.Load().value());
+}
+
+TEST(Reread, UndoesWhatWasNotCommittedInMemory) {
+  MemoryStore store;
+  CheckReread(store);
+}
+
+TEST(Reread, UndoesWhatWasNotCommittedOnDisk) {
+  TempDir dir;
+  CheckReread(*OpenSqliteStore(dir.path()).value());
+}
+
+// All of the series, thinned afterwards: which steps an answer has does not depend on how it is read.
+void CheckThinning(MetricStore& metrics) {
+  std::mt19937_64 random(5);
+  std::vector<StepMetric> rows;
+  for (int64_t step = 3; step < 2'000; ++step) {
+    if (random() % 4 == 0) continue;  // logged now and then
+    for (int64_t epoch = 1; epoch <= 3; ++epoch) {
+      if (epoch > 1 && random() % 5 != 0) continue;  // done again by a later attempt
+      StepMetric m;
+      m.step = step;
+      m.epoch = epoch;
+      m.tokens = random() % 8 == 0 ? 0 : 7;  // from an evaluation alone
+      if (m.tokens == 0 || random() % 50 == 0) m.eval_loss = static_cast<double>(step) / 8;
+      m.loss = static_cast<double>(step) + static_cast<double>(epoch) / 8;
+      rows.push_back(m);
+    }
+  }
+  ASSERT_TRUE(metrics.Append("job", rows).ok());
+  ASSERT_TRUE(metrics.Append("joc", rows).ok());  // next to it
+  for (const auto& [after, until] : {std::pair<int64_t, int64_t>{-1, 0}, {3, 0}, {500, 1'500}, {7, 8}}) {
+    const std::vector<StepMetric> all = metrics.Read("job", after, until, 0).value();
+    const auto count = static_cast<int64_t>(all.size());
+    for (const int64_t points : {int64_t{1}, int64_t{2}, int64_t{97}, count - 1, count, count + 1}) {
+      std::vector<StepMetric> expected;
+      for (int64_t i = 0; i < count; ++i) {
+        const bool ends = (i + 1) * points / count != i * points / count || i + 1 == count;
+        const StepMetric& m = all[static_cast<size_t>(i)];
+        if (points <= 0 || count <= points || i == 0 || ends || m.eval_loss) expected.push_back(m);
+      }
+      EXPECT_TRUE(metrics.Read("job", after, until, points).value() == expected)
+          << after << " " << until << " " << points << " of " << count;
+    }
+  }
+}
+
+TEST(SeriesReader, AThinnedAnswerIsTheWholeSeriesThinned) {
+  MemoryMetricStore memory;
+  CheckThinning(memory);
+  TempDir dir;
+  CheckThinning(*OpenSqliteMetricStore(dir.path()).value());
+}
+
+TEST(SeriesReader, HoldsNoMoreThanItsAnswer) {
+  constexpr int64_t kSteps = 1'000'000;
+  SeriesReader series(kSteps, 1'000);
+  size_t most = 0;
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    StepMetric m;
+    m.step = step;
+    m.tokens = 1;
+    series.Add(m);
+    most = std::max(most, series.held());
+  }
+  EXPECT_LE(most, 1'002u);
+  EXPECT_EQ(std::move(series).Take().size(), 1'001u);
+}
+
+}  // namespace
+}  // namespace nibble::store
