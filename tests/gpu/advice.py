@@ -38,7 +38,7 @@ FAILED = {
     "training speed and memory": "See the shapes that failed, below. A figure 'driver over plan' above 0: something "
                                  "allocates inside a step, or the fixed bytes were measured too low (SetUp in "
                                  "kernels/cuda/backend_cuda.cc); below -64 MiB: the plan is too careful.",
-    "jobs beside each other": "What one job leaves behind another finds: run the two alone, twice each; where that is "
+    "jobs beside each other": "An engine that fell silent hung, or the machine is slow. Otherwise: what one job leaves behind another finds: run the two alone, twice each; where that is "
                               "equal, look for state in the workspace or in the context between turns.",
     "an 8B model on 15 GB": "fp16's losses or the cap: see the section's figures; 'fp16 training' is the small case.",
     "compute-sanitizer": "Its first report names kernel, thread and address.",
