@@ -206,13 +206,22 @@ void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t voca
   const int64_t m = bench.tokens();
   const std::string shape =
       model + " " + std::to_string(m) + "x" + std::to_string(dim) + "x" + std::to_string(vocab);
-  if (!bench.Wants({"cross entropy"}, shape)) return;
+  if (!bench.Wants({"cross entropy", "logits", "logits one"}, shape)) return;
   auto h = Activations(m * dim), head = Activations(vocab * dim), dh = h;
+  const ParamView weights{head.data(), DType::kBF16};
   const std::vector<int32_t> labels(static_cast<size_t>(m), 7);
   double loss = 0;
   bench.Line("cross entropy", shape, 4.0 * static_cast<double>(m * dim * vocab), Limit::kProducts, [&] {
-    bench.table().cross_entropy(bench.context(), &loss, dh.data(), h.data(), {head.data(), DType::kBF16},
-                                labels.data(), m, dim, vocab, 1);
+    bench.table().cross_entropy(bench.context(), &loss, dh.data(), h.data(), weights, labels.data(), m, dim,
+                                vocab, 1);
+  });
+  // Of a prompt whose every token is asked about, and of the one token of a step of generation.
+  std::vector<float> out(static_cast<size_t>(m * vocab));
+  bench.Line("logits", shape, 2.0 * static_cast<double>(m * dim * vocab), Limit::kProducts, [&] {
+    bench.table().logits(bench.context(), out.data(), h.data(), weights, m, dim, vocab);
+  });
+  bench.Line("logits one", shape, 2.0 * static_cast<double>(dim * vocab), Limit::kRead, [&] {
+    bench.table().logits(bench.context(), out.data(), h.data(), weights, 1, dim, vocab);
   });
 }
 
