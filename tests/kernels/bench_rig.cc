@@ -110,8 +110,9 @@ RandomWeight::RandomWeight(QuantType type, int64_t n, int64_t k)
     for (size_t i = 0; i < codes.size(); ++i)
       codes[i] = reinterpret_cast<const uint8_t*>(values.data())[i % (values.size() * 2)];
   }
-  // Of many sizes, as trained weights have them: a table that is looked up by scale must not be the same always.
-  for (size_t i = 0; i < scales.size(); ++i) scales[i] = static_cast<uint8_t>(80 + (i * 2654435761u >> 24) % 96);
+  // Of many sizes, as trained weights have them: what is looked up by scale must not be the same always.
+  for (size_t i = 0; i < scales.size(); ++i)
+    scales[i] = static_cast<uint8_t>(80 + (i * 2654435761u >> 24) % 96);
   view.type = type;
   if (SuitsTiles(type, k, view.block)) view.order = WeightOrder::kTiles;
   view.n = n;

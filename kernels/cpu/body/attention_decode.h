@@ -14,8 +14,14 @@ constexpr int64_t kDecodeKeys = 64;   // of a block
 constexpr int64_t kDecodeDim = 1024;  // at most
 constexpr int kDecodeVectors = kLanes == 16 ? 4 : 2;  // of a head summed together
 
+// Whether a key becomes floats once for all heads. With AVX-512 widening is cheap, or the dot takes bf16 as
+// it is.
+constexpr bool kSharesKeys = kLanes == 8;
+
 struct DecodeHead {
   const BF16* query;
+  alignas(64) float query_values[kSharesKeys ? kDecodeDim + kLanes : 1] = {};
+  alignas(64) float scores[kDecodeKeys];
   float top = -INFINITY;  // exponent of two
   alignas(64) float weights[kDecodeKeys];
   alignas(64) float total[kLanes] = {};
@@ -38,28 +44,57 @@ NIBBLE_INLINE F32 DotLanes(const BF16* a, const BF16* b, int64_t dim) {
   return dot;
 }
 
-// Scores of `count` keys become weights; sums and total shrink when the maximum grows.
-static void DecodeWeights(DecodeHead& head, const BF16* keys, int64_t kv_width, int64_t count,
-                          const AttentionArgs& args) {
-  alignas(64) float scores[kDecodeKeys];
-  const int64_t dim = args.head_dim, end = RoundUp(count, kLanes);
-  for (int64_t j = 0; j < end; j += kLanes) {
-    F32 parts[kLanes];
+// The sums of the lanes of kLanes dots.
+NIBBLE_INLINE void StoreSums(const F32* parts, float* sums) {
+  I32 across[kLanes];
+  std::memcpy(across, parts, sizeof across);
+  Transpose(across);
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) {
+      const F32 sum = Add(AsFloats(across[i]), AsFloats(across[i + width]));
+      std::memcpy(&across[i], &sum, sizeof sum);
+    }
+  Store(sums, AsFloats(across[0]));
+}
+
+// A key's dots with the queries of kHeads heads, by lanes: every sum has the same order however many they
+// are.
+template <int kHeads>
+NIBBLE_INLINE void Dots(const DecodeHead* heads, const BF16* key, int64_t dim, F32* dots) {
+  if constexpr (kSharesKeys) {
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const F32 values = LoadSome(key + d, dim - d);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) dots[h] = Fma(Load(heads[h].query_values + d), values, dots[h]);
+    }
+  } else {
+    for (int h = 0; h < kHeads; ++h) dots[h] = DotLanes(heads[h].query, key, dim);
+  }
+}
+
+// Products of the heads' queries with `count` keys.
+template <int kHeads>
+static void DecodeScores(DecodeHead* heads, const BF16* keys, int64_t kv_width, int64_t count, int64_t dim) {
+  for (int64_t j = 0; j < RoundUp(count, kLanes); j += kLanes) {
+    F32 parts[kHeads][kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       const BF16* key = keys + (j + i) * kv_width;
       FetchRow(key, kv_width, dim);
-      parts[i] = j + i < count ? DotLanes(head.query, key, dim) : Zero();
+      F32 dots[kHeads];
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) dots[h] = Zero();
+      if (j + i < count) Dots<kHeads>(heads, key, dim, dots);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) parts[h][i] = dots[h];
     }
-    I32 across[kLanes];
-    std::memcpy(across, parts, sizeof parts);
-    Transpose(across);
-    for (int64_t width = kLanes / 2; width > 0; width /= 2)
-      for (int64_t i = 0; i < width; ++i) {
-        const F32 sum = Add(AsFloats(across[i]), AsFloats(across[i + width]));
-        std::memcpy(&across[i], &sum, sizeof sum);
-      }
-    Store(scores + j, AsFloats(across[0]));
+    for (int h = 0; h < kHeads; ++h) StoreSums(parts[h], heads[h].scores + j);
   }
+}
+
+// Scores of `count` keys become weights; sums and total shrink when the maximum grows.
+static void DecodeWeights(DecodeHead& head, int64_t count, const AttentionArgs& args) {
+  float* const scores = head.scores;
+  const int64_t dim = args.head_dim, end = RoundUp(count, kLanes);
   if (args.soft_cap > 0) CapScores(scores, 0, end, args);
   const float scale = ExponentScale(args);
   F32 largest = Set1(-INFINITY);
@@ -120,18 +155,29 @@ static void AttentionDecode(Context* ctx, void* out, const void* q, const void* 
     const int64_t count = group - slice < kDecodeHeads ? group - slice : kDecodeHeads;
     const int64_t head0 = kv * group + slice;
     DecodeHead heads[kDecodeHeads];
-    for (int64_t h = 0; h < count; ++h) heads[h].query = static_cast<const BF16*>(q) + (head0 + h) * dim;
+    for (int64_t h = 0; h < count; ++h) {
+      heads[h].query = static_cast<const BF16*>(q) + (head0 + h) * dim;
+      if constexpr (kSharesKeys)
+        for (int64_t d = 0; d < dim; ++d) heads[h].query_values[d] = ToFloat(heads[h].query[d]);
+    }
     for (int64_t key0 = first; key0 < length; key0 += kDecodeKeys) {
       const int64_t keys = length - key0 < kDecodeKeys ? length - key0 : kDecodeKeys;
       const int64_t at = key0 * kv_width + kv * dim;
-      for (int64_t h = 0; h < count; ++h)
-        DecodeWeights(heads[h], static_cast<const BF16*>(k_cache) + at, kv_width, keys, args);
       const BF16* values = static_cast<const BF16*>(v_cache) + at;
+      const auto together = [&]<int kHeads>() {
+        const BF16* const cached = static_cast<const BF16*>(k_cache) + at;
+        if constexpr (kSharesKeys) DecodeScores<kHeads>(heads, cached, kv_width, keys, dim);
+        for (int h = 0; h < kHeads; ++h) {
+          if constexpr (!kSharesKeys) DecodeScores<1>(heads + h, cached, kv_width, keys, dim);
+          DecodeWeights(heads[h], keys, args);
+        }
+        AddValues<kHeads>(heads, values, kv_width, keys, dim);
+      };
       switch (count) {
-        case 1: AddValues<1>(heads, values, kv_width, keys, dim); break;
-        case 2: AddValues<2>(heads, values, kv_width, keys, dim); break;
-        case 3: AddValues<3>(heads, values, kv_width, keys, dim); break;
-        default: AddValues<4>(heads, values, kv_width, keys, dim); break;
+        case 1: together.template operator()<1>(); break;
+        case 2: together.template operator()<2>(); break;
+        case 3: together.template operator()<3>(); break;
+        default: together.template operator()<4>(); break;
       }
     }
     for (int64_t h = 0; h < count; ++h) {

@@ -148,37 +148,111 @@ NIBBLE_INLINE __m128i RoundTable(F32 products) {
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 
-// The scaled table as one table of low and one of high bytes, for the byte shuffle.
+// A scaled table as one table of low and one of high bytes, for the byte shuffle.
+struct alignas(32) ByteTable {
+  uint8_t low[16], high[16];
+};
+
+// The tables of two blocks, one in each half of the registers: everything stays inside halves.
+NIBBLE_INLINE void ScaleTables(const float* code_book, float scale_a, float scale_b, ByteTable* a,
+                               ByteTable* b) {
+  const F32 scales = _mm256_blend_ps(Set1(scale_a), Set1(scale_b), 0xF0);
+  const auto four = [&](int64_t at) __attribute__((always_inline)) {
+    return RoundedUpper(Mul(_mm256_broadcast_ps((const __m128*)(code_book + at)), scales));
+  };
+  // Eight entries: the low bytes of all, then the high ones.
+  const auto eight = [&](I32 first, I32 second) __attribute__((always_inline)) {
+    const I32 words = _mm256_blend_epi16(_mm256_srli_epi32(first, 16), second, 0xAA);
+    const __m128i low_first = _mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
+    return _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(low_first));
+  };
+  const I32 begin = eight(four(0), four(4)), end = eight(four(8), four(12));
+  const I32 low = _mm256_unpacklo_epi64(begin, end), high = _mm256_unpackhi_epi64(begin, end);
+  _mm_store_si128((__m128i*)a->low, _mm256_castsi256_si128(low));
+  _mm_store_si128((__m128i*)a->high, _mm256_castsi256_si128(high));
+  _mm_store_si128((__m128i*)b->low, _mm256_extracti128_si256(low, 1));
+  _mm_store_si128((__m128i*)b->high, _mm256_extracti128_si256(high, 1));
+}
+
+// A block of 64 weights.
+NIBBLE_INLINE void Decode64(const ByteTable& table, const uint8_t* codes, BF16* out) {
+  // Four bytes here and four there, so that unpacking halves twice leaves the weights in their order.
+  const I32 bytes = _mm256_permutevar8x32_epi32(LoadInt(codes), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  const I32 nibble = _mm256_set1_epi8(15);
+  const I32 even = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+  const I32 odd = _mm256_and_si256(bytes, nibble);
+  const I32 low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.low));
+  const I32 high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.high));
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const I32 index = half == 0 ? _mm256_unpacklo_epi8(even, odd) : _mm256_unpackhi_epi8(even, odd);
+    const I32 l = _mm256_shuffle_epi8(low, index), h = _mm256_shuffle_epi8(high, index);
+    StoreInt(out + 32 * half, _mm256_unpacklo_epi8(l, h));
+    StoreInt(out + 32 * half + 16, _mm256_unpackhi_epi8(l, h));
+  }
+}
+
 struct NibbleTable {
   explicit NIBBLE_INLINE NibbleTable(const float* code_book, float absmax) {
-    const __m128i first = RoundTable(Mul(Load(code_book), Set1(absmax)));
-    const __m128i second = RoundTable(Mul(Load(code_book + 8), Set1(absmax)));
-    const __m128i low_mask = _mm_set1_epi16(0xFF);
-    low = _mm_packus_epi16(_mm_and_si128(first, low_mask), _mm_and_si128(second, low_mask));
-    high = _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8));
+    ByteTable other;
+    ScaleTables(code_book, absmax, absmax, &bytes, &other);
   }
   NIBBLE_INLINE void Decode32(const uint8_t* codes, BF16* out) const {
-    const __m128i bytes = _mm_loadu_si128((const __m128i*)codes);
+    const __m128i loaded = _mm_loadu_si128((const __m128i*)codes);
     const __m128i nibble = _mm_set1_epi8(15);
-    const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
-    const __m128i odd = _mm_and_si128(bytes, nibble);
+    const __m128i even = _mm_and_si128(_mm_srli_epi16(loaded, 4), nibble);
+    const __m128i odd = _mm_and_si128(loaded, nibble);
     Look16(_mm_unpacklo_epi8(even, odd), out);
     Look16(_mm_unpackhi_epi8(even, odd), out + 16);
   }
   NIBBLE_INLINE void Look16(__m128i index, BF16* out) const {
-    const __m128i l = _mm_shuffle_epi8(low, index), h = _mm_shuffle_epi8(high, index);
+    const __m128i l = _mm_shuffle_epi8(_mm_load_si128((const __m128i*)bytes.low), index);
+    const __m128i h = _mm_shuffle_epi8(_mm_load_si128((const __m128i*)bytes.high), index);
     _mm_storeu_si128((__m128i*)out, _mm_unpacklo_epi8(l, h));
     _mm_storeu_si128((__m128i*)(out + 8), _mm_unpackhi_epi8(l, h));
   }
-  __m128i low, high;
+  ByteTable bytes;
 };
 
 NIBBLE_INLINE void DecodeBytes32(const uint8_t* codes, float absmax, BF16* out) {
-  const __m128i highest = _mm_set1_epi8(static_cast<char>(254));
-  for (int i = 0; i < 32; i += 8) {
-    const __m128i bytes = _mm_min_epu8(_mm_loadl_epi64((const __m128i*)(codes + i)), highest);
-    const F32 products = Mul(ByteLevels(_mm256_cvtepu8_epi32(bytes)), Set1(absmax));
-    _mm_storeu_si128((__m128i*)(out + i), RoundTable(products));
+  const I32 highest = _mm256_set1_epi8(static_cast<char>(254));
+  const I32 bytes = _mm256_min_epu8(LoadInt(codes), highest);
+  const __m128i part[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const auto eight = [&](__m128i some) __attribute__((always_inline)) {
+      return _mm256_srli_epi32(RoundedUpper(Mul(ByteLevels(_mm256_cvtepu8_epi32(some)), Set1(absmax))), 16);
+    };
+    const I32 words = _mm256_packus_epi32(eight(part[i]), eight(_mm_unpackhi_epi64(part[i], part[i])));
+    StoreInt(out + 16 * i, _mm256_permute4x64_epi64(words, 0xD8));  // packing works in halves
+  }
+}
+
+#endif
+
+#if !defined(__AVX512F__)
+
+// `count` blocks of 64 four-bit codes: blocks `block`, `block` + 1 ... of the flat order, of which the first
+// is stored at `stored` and each `step` behind the one before. The tables of some of them wait in the
+// first-level cache: made and used one at a time, each block would wait for the whole way from its scale to
+// its weights.
+static void DecodeNibbleBlocks(const WeightView& view, int64_t stored, int64_t step, int64_t block,
+                               int64_t count, BF16* out) {
+  constexpr int64_t kTogether = 16;
+  const WeightView w = view;  // bytes are written: what `view` refers to would be read again and again
+  const auto* codes = static_cast<const uint8_t*>(w.data);
+  ByteTable tables[kTogether];
+  while (count > 0) {
+    const int64_t here = count < kTogether ? count : kTogether;
+    const auto absmax = [&](int64_t i) __attribute__((always_inline)) {
+      return BlockAbsmax(w, stored + i * step, block + i);
+    };
+    for (int64_t i = 0; i < here; i += 2)
+      ScaleTables(w.code_book, absmax(i), absmax(i + 1 < here ? i + 1 : i), tables + i, tables + i + 1);
+    for (int64_t i = 0; i < here; ++i, stored += step, out += kTileBlock)
+      Decode64(tables[i], codes + stored * (kTileBlock / 2), out);
+    block += here;
+    count -= here;
   }
 }
 
@@ -214,6 +288,15 @@ static void DecodeSpan(const WeightView& w, int64_t first, int64_t count, BF16* 
   int64_t in_block = first - block * w.block;
   const bool whole = w.type != QuantType::kINT8 && w.block % 32 == 0;
   for (int64_t done = 0; done < count; ++block, in_block = 0) {
+#if !defined(__AVX512F__)
+    if (whole && in_block == 0 && w.block == kTileBlock && count - done >= kTileBlock) {
+      const int64_t blocks = (count - done) / kTileBlock;
+      DecodeNibbleBlocks(w, block, 1, block, blocks, out + done);
+      block += blocks;
+      done += blocks * kTileBlock;
+      if (done == count) break;
+    }
+#endif
     if (whole && in_block == 0) {  // the common case without its questions
       const auto* codes = static_cast<const uint8_t*>(w.data) + (first + done) / 2;
       for (; done + w.block <= count; ++block, done += w.block) {
@@ -238,6 +321,15 @@ static void DecodeTiledRow(const WeightView& w, int64_t row, int64_t first, int6
   for (int64_t done = 0, in_block = first % kTileBlock; done < count; ++block, in_block = 0) {
     const int64_t left = kTileBlock - in_block, part = left < count - done ? left : count - done;
     const int64_t stored = at.first + block * at.step;
+#if !defined(__AVX512F__)
+    if (whole && part == kTileBlock) {
+      const int64_t blocks = (count - done) / kTileBlock;
+      DecodeNibbleBlocks(w, stored, at.step, before + block, blocks, out + done);
+      block += blocks - 1;
+      done += blocks * kTileBlock;
+      continue;
+    }
+#endif
     const float absmax = BlockAbsmax(w, stored, before + block);
     if (whole && part == kTileBlock) {
       const auto* codes = static_cast<const uint8_t*>(w.data) + stored * (kTileBlock / 2);
@@ -287,17 +379,48 @@ struct Dropout {
     return _mm512_cmpge_epu64_mask(_mm512_srli_epi64(z, 40),
                                    _mm512_set1_epi64(static_cast<int64_t>(threshold)));
 #else
-    uint32_t keep = 0;
-    for (uint64_t i = 0; i < 8; ++i) {
-      const uint64_t bits = CounterMix(mixed + 0x9E3779B97F4A7C15ull * (index + i + 1));
-      keep |= (bits >> 40 >= threshold ? 1u : 0u) << i;
-    }
-    return keep;
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(KeepMask8(index))));
 #endif
   }
+#if !defined(__AVX512F__)
+  // All ones in the lanes of the kept ones.
+  NIBBLE_INLINE I32 KeepMask8(uint64_t index) const {
+    const auto wide = [](uint64_t a) __attribute__((always_inline)) {
+      return _mm256_set1_epi64x(static_cast<int64_t>(a));
+    };
+    // z * (high 2^32 + low), of which only the upper half is exact where the lower one is not wanted.
+    const auto times = [&](I32 z, uint64_t factor) __attribute__((always_inline)) {
+      const I32 low = wide(factor & 0xFFFFFFFF), high = wide(factor >> 32);
+      const I32 across =
+          _mm256_add_epi64(_mm256_mul_epu32(z, high), _mm256_mul_epu32(_mm256_srli_epi64(z, 32), low));
+      return _mm256_add_epi64(_mm256_mul_epu32(z, low), _mm256_slli_epi64(across, 32));
+    };
+    constexpr uint64_t kStep = 0x9E3779B97F4A7C15ull;
+    // The last shift of CounterMix (31) does not reach the 24 bits that are compared.
+    const auto bits = [&](I32 steps) __attribute__((always_inline)) {
+      I32 z = _mm256_add_epi64(wide(mixed + kStep * (index + 1)), steps);
+      z = times(_mm256_xor_si256(z, _mm256_srli_epi64(z, 30)), 0xBF58476D1CE4E5B9ull);
+      return times(_mm256_xor_si256(z, _mm256_srli_epi64(z, 27)), 0x94D049BB133111EBull);
+    };
+    // Upper halves of elements 0, 1, 4, 5 and of 2, 3, 6, 7, side by side in order.
+    const F32 some = _mm256_castsi256_ps(bits(Steps4<0, 1, 4, 5>()));
+    const F32 others = _mm256_castsi256_ps(bits(Steps4<2, 3, 6, 7>()));
+    const I32 upper = _mm256_castps_si256(_mm256_shuffle_ps(some, others, 0xDD));
+    const I32 value = _mm256_srli_epi32(upper, 8);  // below 2^24, as the threshold, which may be 2^24 itself
+    return _mm256_cmpgt_epi32(value, _mm256_set1_epi32(static_cast<int>(threshold) - 1));
+  }
+#endif
   uint64_t mixed = 0;
   uint64_t threshold = 0;
   float inverse = 1;
+
+#if !defined(__AVX512F__)
+ private:
+  template <uint64_t... kElements>
+  NIBBLE_INLINE static I32 Steps4() {
+    return _mm256_setr_epi64x(static_cast<int64_t>(0x9E3779B97F4A7C15ull * kElements)...);
+  }
+#endif
 };
 
 // Eight values with the dropped ones zeroed.
@@ -310,10 +433,13 @@ NIBBLE_INLINE void Keep8Of(float* values, uint32_t keep) {
   _mm256_storeu_ps(values, _mm256_maskz_loadu_ps(static_cast<__mmask8>(keep), values));
 }
 #else
-template <typename T>
-NIBBLE_INLINE void Keep8Of(T* values, uint32_t keep) {
-  for (int64_t j = 0; j < 8; ++j)
-    if ((keep >> j & 1) == 0) values[j] = T{};
+NIBBLE_INLINE void Keep8Of(BF16* values, I32 keep) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(keep), _mm256_extracti128_si256(keep, 1));
+  auto* at = reinterpret_cast<__m128i*>(values);
+  _mm_storeu_si128(at, _mm_and_si128(_mm_loadu_si128(at), words));
+}
+NIBBLE_INLINE void Keep8Of(float* values, I32 keep) {
+  _mm256_storeu_ps(values, _mm256_and_ps(_mm256_loadu_ps(values), _mm256_castsi256_ps(keep)));
 }
 #endif
 
@@ -321,7 +447,11 @@ NIBBLE_INLINE void Keep8Of(T* values, uint32_t keep) {
 template <typename T>
 static void ZeroDropped(const Dropout& dropout, uint64_t index, int64_t count, T* values) {
   int64_t i = 0;
+#if defined(__AVX512F__)
   for (; i + 8 <= count; i += 8) Keep8Of(values + i, dropout.Keep8(index + static_cast<uint64_t>(i)));
+#else
+  for (; i + 8 <= count; i += 8) Keep8Of(values + i, dropout.KeepMask8(index + static_cast<uint64_t>(i)));
+#endif
   if (i == count) return;
   const uint32_t keep = dropout.Keep8(index + static_cast<uint64_t>(i));
   for (int64_t j = 0; i + j < count; ++j)

@@ -9,207 +9,16 @@
 #pragma once
 
 #include "kernels/cpu/body/gemm.h"
+#include "kernels/cpu/body/gemv_rows.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
-
-constexpr int64_t kNibbleBlock = 64;
-constexpr int64_t kFetchAhead = 8192;       // bytes
-constexpr int64_t kTileFetchAhead = 16384;  // one stream has to be asked for earlier than four
-constexpr int64_t kBlocksTogether = 32;     // of a row in tiles, before the next rows
-
-// Doubly quantized scales, ready: the whole map times one nested absmax, plus the offset. A nested block's
-// 256 scales cost one pass over 256 values instead of 256 gathers; tables are made when first asked for.
-class NestedScales {
- public:
-  // Rows that are read together need tables less than kTables apart.
-  static constexpr int64_t kTables = 16;
-  static bool Suits(const WeightView& w, int64_t rows) {
-    return w.absmax == nullptr && rows * (w.k / kNibbleBlock) + 256 <= 256 * kTables;
-  }
-  // [256] by code.
-  NIBBLE_INLINE const float* Of(const WeightView& w, int64_t nested) {
-    float* table = tables_[nested % kTables];
-    if (made_[nested % kTables] != nested + 1) Make(w, nested, table);
-    return table;
-  }
-
- private:
-  void Make(const WeightView& w, int64_t nested, float* table) {
-    const F32 absmax = Set1(w.nested_absmax[nested]), offset = Set1(w.offset);
-    for (int64_t i = 0; i < 256; i += kLanes)
-      Store(table + i, Add(Mul(Load(w.nested_map + i), absmax), offset));
-    made_[nested % kTables] = nested + 1;
-  }
-  alignas(64) float tables_[kTables][256];
-  int64_t made_[kTables] = {};  // nested block + 1
-};
-
-// How the scales of a weight are found.
-enum class ScaleKind { kPlain, kNested, kAny };
-
-NIBBLE_INLINE bool WholeNibbleBlocks(const WeightView& w) {
-  const bool four_bits =
-      w.type == QuantType::kNF4 || w.type == QuantType::kFP4 || w.type == QuantType::kINT4;
-  return four_bits && w.k % kNibbleBlock == 0 && w.block % kNibbleBlock == 0;
-}
-
-#if defined(__AVX512F__)
-
-constexpr int kRowsTogether = 4;
-
-// Where element i of a block of 64 waits: even before odd; in a float body also by halves of words.
-NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
-  alignas(64) static constexpr uint16_t kEven[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
-                                                     22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42,
-                                                     44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
-  const I32 even = LoadInt(kEven), odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
-  const I32 a = LoadInt(x), b = LoadInt(x + 32);
-  const I32 evens = _mm512_permutex2var_epi16(a, even, b), odds = _mm512_permutex2var_epi16(a, odd, b);
-#if defined(__AVX512BF16__)
-  StoreInt(out, evens);
-  StoreInt(out + 32, odds);
-#else
-  Store(out, FirstOfPairs(evens));
-  Store(out + 16, SecondOfPairs(evens));
-  Store(out + 32, FirstOfPairs(odds));
-  Store(out + 48, SecondOfPairs(odds));
-#endif
-}
-
-// The sums of one row, and one block of it.
-struct NibbleSums {
-  F32 even = Zero(), odd = Zero();
-  NIBBLE_INLINE void AddBlock(const uint8_t* codes, const float* book, float scale, const Operand* x) {
-    // The scaled table twice: look-ups see five bits, of which the first may be anything.
-    const F32 products = Mul(Load(book), Set1(scale));
-#if defined(__AVX512BF16__)
-    const I32 table = (I32)_mm512_cvtne2ps_pbh(products, products);
-#else
-    const I32 table = UpperTwice(RoundedUpper(products));
-#endif
-    // An even element is the high nibble of its byte.
-    const I32 words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
-    const I32 odds = _mm512_permutexvar_epi16(words, table);
-    const I32 evens = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
-#if defined(__AVX512BF16__)
-    even = MulAdd((F32)evens, (F32)LoadInt(x), even);
-    odd = MulAdd((F32)odds, (F32)LoadInt(x + 32), odd);
-#else
-    even = Fma(FirstOfPairs(evens), Load(x), even);
-    odd = Fma(FirstOfPairs(odds), Load(x + 32), odd);
-    even = Fma(SecondOfPairs(evens), Load(x + 16), even);
-    odd = Fma(SecondOfPairs(odds), Load(x + 48), odd);
-#endif
-  }
-  NIBBLE_INLINE float Sum() const { return SumLanes(Add(even, odd)); }
-};
-
-#else  // AVX2
-
-constexpr int kRowsTogether = 2;
-
-// Where element i of a block of 64 waits: even before odd; of each, as unpacking bytes of 16-byte lanes to
-// words, and words to floats, leaves them.
-NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
-  for (int64_t i = 0; i < kNibbleBlock; ++i) {
-    const int64_t j = i / 2, in_lane = j % 16;
-    out[i % 2 * 32 + (in_lane / 8 * 2 + in_lane % 2) * 8 + j / 16 * 4 + in_lane % 8 / 2] = ToFloat(x[i]);
-  }
-}
-
-struct NibbleSums {
-  F32 even = Zero(), odd = Zero();
-  NIBBLE_INLINE void AddBlock(const uint8_t* codes, const float* book, float scale, const Operand* x) {
-    // The scaled table as a table of low and one of high bytes, each in both halves of a register.
-    const F32 factor = Set1(scale);
-    const I32 bytes_of = _mm256_setr_epi8(2, 6, 10, 14, 3, 7, 11, 15, 2, 6, 10, 14, 3, 7, 11, 15,  //
-                                          2, 6, 10, 14, 3, 7, 11, 15, 2, 6, 10, 14, 3, 7, 11, 15);
-    const I32 first = _mm256_shuffle_epi8(RoundedUpper(Mul(Load(book), factor)), bytes_of);
-    const I32 second = _mm256_shuffle_epi8(RoundedUpper(Mul(Load(book + 8), factor)), bytes_of);
-    const I32 both = _mm256_blend_epi32(first, second, 0xCC);
-    const I32 low = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 2, 6, 0, 4, 2, 6));
-    const I32 high = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(1, 5, 3, 7, 1, 5, 3, 7));
-    const I32 bytes = LoadInt(codes), nibble = _mm256_set1_epi8(15);
-    even = Half(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), low, high, x, even);
-    odd = Half(_mm256_and_si256(bytes, nibble), low, high, x + 32, odd);
-  }
-  NIBBLE_INLINE static F32 Half(I32 index, I32 low, I32 high, const Operand* x, F32 sum) {
-    const I32 l = _mm256_shuffle_epi8(low, index), h = _mm256_shuffle_epi8(high, index);
-    const I32 a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
-    sum = Fma(FirstOfPairs(a), Load(x), sum);
-    sum = Fma(SecondOfPairs(a), Load(x + 8), sum);
-    sum = Fma(FirstOfPairs(b), Load(x + 16), sum);
-    return Fma(SecondOfPairs(b), Load(x + 24), sum);
-  }
-  NIBBLE_INLINE float Sum() const { return SumLanes(Add(even, odd)); }
-};
-
-#endif
-
-// Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums; of tiles, the rows are of
-// one group. `ahead`: what will be read later, fetched a line with every two blocks, or with every block of
-// flat rows, which are apart.
-template <int kRows, ScaleKind kKind, bool kTiled>
-static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const Operand* x,
-                       NestedScales* nested, const uint8_t* ahead, NibbleSums* sums) {
-  constexpr int64_t kBytes = kNibbleBlock / 2;
-  const int64_t blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
-  int64_t first = row * blocks, row_step = blocks, block_step = 1;  // in blocks
-  if constexpr (kTiled) {
-    const TiledRow tile(w, row);
-    first = tile.first;
-    row_step = 1;
-    block_step = tile.step;
-  }
-  const auto* codes = static_cast<const uint8_t*>(w.data) + first * kBytes;
-  const uint8_t* scale_codes = kKind == ScaleKind::kNested ? w.absmax_codes + first : nullptr;
-  const float* scales = kKind == ScaleKind::kPlain ? w.absmax + first : nullptr;
-  NibbleSums rows[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) rows[r] = sums[r];
-  for (int64_t b = begin; b < end;) {
-    const float* table[kRows];
-    int64_t stop = end;
-    if constexpr (kKind == ScaleKind::kNested) {  // to where the first of the rows needs its next table
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t block = (row + r) * blocks + b;
-        table[r] = nested->Of(w, block >> 8);
-        const int64_t left = 256 - (block & 255);
-        if (stop - b > left) stop = b + left;
-      }
-    }
-    for (; b < stop; ++b) {
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t place = r * row_step + b * block_step;
-        if (!kTiled) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + place * kBytes), _MM_HINT_T0);
-        } else if (r % 2 == 0) {
-          const uint8_t* later = ahead + ((b - begin) * kRows + r) * kBytes;
-          _mm_prefetch(reinterpret_cast<const char*>(later), _MM_HINT_T0);
-        }
-        float scale;
-        if constexpr (kKind == ScaleKind::kNested) {
-          scale = table[r][scale_codes[place]];
-        } else if constexpr (kKind == ScaleKind::kPlain) {
-          scale = scales[place];
-        } else {
-          scale = BlockAbsmax(w, (first + place) / per_scale, ((row + r) * blocks + b) / per_scale);
-        }
-        rows[r].AddBlock(codes + place * kBytes, w.code_book, scale, x + b * kNibbleBlock);
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = rows[r];
-}
 
 // Flat rows row .. end - 1, some at a time, each from its beginning to its end.
 template <ScaleKind kKind, typename Emit>
 static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
                                const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock, row_bytes = w.k / 2;
-  NestedScales nested;
+  RowScales nested;
   const auto some = [&]<int kRows>() {
     NibbleSums sums[kRows];
     const auto* ahead =
@@ -229,9 +38,9 @@ static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, c
                                 const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock;
   // Scales of all rows of a group have to find room, or else their tables would be made again and again.
-  const bool fits = w.absmax != nullptr || NestedScales::Suits(w, kTileHeight);
+  const bool fits = w.absmax != nullptr || RowScales::Suits(w, kTileHeight);
   const int64_t chunk = fits ? kBlocksTogether : blocks;
-  NestedScales nested;
+  RowScales nested;
   for (; row < end; row += kTileHeight) {
     const TiledRow tile(w, row);
     const int64_t height = tile.step;
@@ -335,7 +144,7 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
     const int64_t row = piece * rows;
     if (!nibbles) {
       for (int64_t n = row; n < end; ++n) emit(n, PlainRow(w, n, operands));
-    } else if (w.block == kNibbleBlock && NestedScales::Suits(w, kRowsTogether)) {
+    } else if (w.block == kNibbleBlock && RowScales::Suits(w, kRowsTogether)) {
       NibbleProducts<ScaleKind::kNested>(w, row, end, operands, emit);
     } else if (w.block == kNibbleBlock && w.absmax != nullptr) {
       NibbleProducts<ScaleKind::kPlain>(w, row, end, operands, emit);
