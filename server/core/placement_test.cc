@@ -32,7 +32,8 @@ class Fleet {
     need.persistent_bytes = persistent_mb * kMB;
     return need;
   }
-  void Run(const std::string& worker, const std::string& group, const Need& need, int times = 1) {
+  void Run(const std::string& worker, const std::string& group, const Need& need, int times = 1,
+           int64_t work_minutes = 60, int32_t load_milli = 1) {
     for (int i = 0; i < times; ++i) {
       BoardHold hold;
       hold.key = {++last_, 1};
@@ -42,8 +43,8 @@ class Fleet {
       hold.device_id = "gpu0";
       hold.group = group;
       hold.need = need;
-      hold.work_us = 3600 * kSecondUs;
-      hold.load_milli = 1;
+      hold.work_us = work_minutes * 60 * kSecondUs;
+      hold.load_milli = load_milli;
       board.AddHold(hold, kNowUs);
     }
   }
@@ -66,11 +67,38 @@ class Fleet {
     return asked.workers()[static_cast<size_t>(device.worker)].id;
   }
 
+  // Jobs that wait, each of a kind of its own.
+  BoardJob JobOf(const std::string& name, int64_t work_minutes, int32_t priority = 0) {
+    BoardJob job;
+    job.number = 1'000 + static_cast<int64_t>(needs_.size());
+    job.job_id = job.shape = job.group = job.base = name;
+    job.project = "p";
+    job.priority = priority;
+    job.work_us = job.total_us = work_minutes * 60 * kSecondUs;
+    job.load_milli = 1;
+    return job;
+  }
+  int64_t Wait(const BoardJob& job, const Need& need) {
+    needs_[job.number] = need;
+    board.Enqueue(job);
+    return job.number;
+  }
+  BoardSchedule Pass() {
+    const NeedFn need_of = [&](int64_t number, const Board::Device&) {
+      return std::optional<Need>(needs_.at(number));
+    };
+    return RunPass(board, policy, need_of, kNowUs, int64_t{1} << 60, 10);
+  }
+  const std::string& WorkerOf(int32_t device) const {
+    return board.workers()[static_cast<size_t>(board.devices()[static_cast<size_t>(device)].worker)].id;
+  }
+
   SchedulePolicy policy;
   Board board;
 
  private:
   int64_t last_ = 0;
+  std::map<int64_t, Need> needs_;
 };
 
 TEST(Placement, TheTightestFitWhenNothingIsKnown) {
@@ -92,6 +120,26 @@ TEST(Placement, LeavesRoomForJobsLikeThoseThatRun) {
   for (int64_t number = 1; number <= 10; ++number) fleet.board.RemoveHold({number, 1}, kNowUs);
   EXPECT_TRUE(fleet.board.held_sizes().empty());
   EXPECT_EQ(fleet.PlaceOf("small", Fleet::Sized(0, 100)), "b");
+}
+
+// Nothing runs, but jobs of 240 wait before another try: what the small one leaves is to be of use to them.
+TEST(Placement, LeavesRoomForJobsLikeThoseThatWait) {
+  Fleet fleet;
+  fleet.Add("a", 350);
+  fleet.Add("b", 260);
+  for (int i = 0; i < 5; ++i) {
+    BoardJob large = fleet.JobOf(absl::StrCat("large-", i), 60);
+    large.not_before_us = kNowUs + 1;
+    large.shape = large.group = large.base = "large";
+    const int64_t number = fleet.Wait(large, Fleet::Sized(0, 240));
+    // Planned when it was made.
+    fleet.board.buckets()[static_cast<size_t>(fleet.board.waiting().at(number).bucket)].needs = {
+        std::optional<Need>(Fleet::Sized(0, 240))};
+  }
+  fleet.Wait(fleet.JobOf("small", 60), Fleet::Sized(0, 100));
+  const BoardSchedule schedule = fleet.Pass();
+  ASSERT_EQ(schedule.starts.size(), 1u);
+  EXPECT_EQ(fleet.WorkerOf(schedule.starts[0].device), "a");
 }
 
 // What a worker's processes need is measured when it starts, so that each device may be of a kind of its own.
@@ -133,34 +181,92 @@ TEST(Placement, LeavesWhatTypicalJobsFill) {
 // On "a" something runs for an hour; who needs nearly all of it comes first and waits for that. What would
 // not fit beside it may use the hour, if it is over by then.
 TEST(Placement, AReservedDeviceIsUsedUntilItsHolderMayStart) {
-  const auto starts = [](int64_t work_minutes) {
+  const auto starts = [](int64_t work_minutes, int32_t load_milli) {
     Fleet fleet;
     fleet.Add("a", 200);
-    fleet.Run("a", "x", Fleet::Sized(0, 150));
-    const std::map<std::string, Need> needs{{"first", Fleet::Sized(0, 190)}, {"behind", Fleet::Sized(0, 30)}};
-    std::map<int64_t, Need> by_number;
-    for (const auto& [name, need] : needs) {
-      BoardJob job;
-      job.number = 100 + static_cast<int64_t>(by_number.size());
-      job.job_id = job.shape = job.group = job.base = name;
-      job.project = "p";
-      job.priority = name == "first" ? 1 : 0;
-      job.work_us = job.total_us = work_minutes * 60 * kSecondUs;
-      job.load_milli = 1;
-      by_number[job.number] = need;
-      fleet.board.Enqueue(job);
-    }
-    const NeedFn need_of = [&](int64_t number, const Board::Device&) {
-      return std::optional<Need>(by_number.at(number));
-    };
-    const BoardSchedule schedule =
-        RunPass(fleet.board, fleet.policy, need_of, kNowUs, int64_t{1} << 60, 10);
-    EXPECT_EQ(schedule.reservations.front().number, 101);
+    fleet.Run("a", "x", Fleet::Sized(0, 150), 1, 60, load_milli);
+    BoardJob behind = fleet.JobOf("behind", work_minutes);
+    behind.load_milli = load_milli;
+    fleet.Wait(behind, Fleet::Sized(0, 30));
+    const int64_t first = fleet.Wait(fleet.JobOf("first", work_minutes, 1), Fleet::Sized(0, 190));
+    const BoardSchedule schedule = fleet.Pass();
+    EXPECT_EQ(schedule.reservations.front().number, first);
     EXPECT_EQ(schedule.reservations.front().start_us, kNowUs + 3600 * kSecondUs);
     return schedule.starts.size();
   };
-  EXPECT_EQ(starts(58), 1u);
-  EXPECT_EQ(starts(60), 0u) << "a minute is left for what predictions are wrong by";
+  EXPECT_EQ(starts(58, 1), 1u);
+  EXPECT_EQ(starts(60, 1), 0u) << "a minute is left for what predictions are wrong by";
+  EXPECT_EQ(starts(29, 1'000), 1u);
+  EXPECT_EQ(starts(40, 1'000), 0u) << "it would take turns with the other, and so twice as long";
+}
+
+// Each of several that cannot start has a device of its own to wait for, the first
+// the one that is free first.
+TEST(Placement, EachThatWaitsHasItsOwnReservation) {
+  Fleet fleet;
+  fleet.Add("a", 200);
+  fleet.Add("b", 200);
+  fleet.Run("a", "x", Fleet::Sized(0, 150), 1, 120);
+  fleet.Run("b", "x", Fleet::Sized(0, 150), 1, 60);
+  const int64_t first = fleet.Wait(fleet.JobOf("first", 600, 2), Fleet::Sized(0, 190));
+  const int64_t second = fleet.Wait(fleet.JobOf("second", 600, 1), Fleet::Sized(0, 190));
+  fleet.Wait(fleet.JobOf("third", 600), Fleet::Sized(0, 190));
+  const BoardSchedule schedule = fleet.Pass();
+  ASSERT_EQ(schedule.reservations.size(), 2u);
+  EXPECT_EQ(schedule.reservations[0].number, first);
+  EXPECT_EQ(fleet.WorkerOf(schedule.reservations[0].device), "b");
+  EXPECT_EQ(schedule.reservations[1].number, second);
+  EXPECT_EQ(fleet.WorkerOf(schedule.reservations[1].device), "a");
+  EXPECT_EQ(schedule.reservations[1].start_us, kNowUs + 7200 * kSecondUs);
+}
+
+// Nothing is kept free where the job could not run: other numerics, or too many turns.
+TEST(Placement, NothingIsReservedWhereTheJobCouldNotRun) {
+  Fleet fleet;
+  fleet.Add("a", 200);
+  fleet.Run("a", "x", Fleet::Sized(0, 150));
+  BoardJob strange = fleet.JobOf("strange", 60);
+  strange.numerics = "others";
+  fleet.Wait(strange, Fleet::Sized(0, 190));
+  EXPECT_TRUE(fleet.Pass().reservations.empty());
+  // Two run with half of the device's time each, a third of a quarter has to wait for both.
+  Fleet busy;
+  busy.policy.max_load_milli = 1'000;
+  busy.board.SetPolicy(busy.policy);
+  busy.Add("a", 1'000);
+  busy.Run("a", "x", Fleet::Sized(0, 10), 1, 60, 800);
+  busy.Run("a", "x", Fleet::Sized(0, 10), 1, 120, 200);
+  BoardJob whole = busy.JobOf("whole", 60);
+  whole.load_milli = 1'000;
+  busy.Wait(whole, Fleet::Sized(0, 10));
+  const BoardSchedule schedule = busy.Pass();
+  EXPECT_TRUE(schedule.starts.empty());
+  ASSERT_EQ(schedule.reservations.size(), 1u);
+  EXPECT_EQ(schedule.reservations[0].start_us, kNowUs + 7200 * kSecondUs) << "one alone is always let in";
+}
+
+// A job that keeps a device busier than may be is let in where it is alone.
+TEST(Placement, AloneOnADeviceAJobIsAlwaysLetIn) {
+  Fleet fleet;
+  fleet.policy.max_load_milli = 500;
+  fleet.board.SetPolicy(fleet.policy);
+  fleet.Add("a", 1'000);
+  BoardJob busy = fleet.JobOf("busy", 60, 1);
+  busy.load_milli = 1'000;
+  fleet.Wait(busy, Fleet::Sized(0, 10));
+  fleet.Wait(fleet.JobOf("idle", 60), Fleet::Sized(0, 10));
+  const BoardSchedule schedule = fleet.Pass();
+  ASSERT_EQ(schedule.starts.size(), 1u);
+  EXPECT_EQ(schedule.starts[0].number, 1'000);
+}
+
+// Two that each want all of a device's time take twice as long.
+TEST(Board, NeighboursTakeTurns) {
+  Fleet fleet;
+  fleet.Add("a", 200);
+  fleet.Run("a", "x", Fleet::Sized(0, 10), 2, 60, 1'000);
+  for (const auto& [end_us, key] : fleet.board.EndsOf(fleet.board.FindDevice("a", "gpu0")))
+    EXPECT_EQ(end_us, kNowUs + 7200 * kSecondUs);
 }
 
 TEST(Board, KnowsTheSizesThatRunAndTheLargestDevice) {

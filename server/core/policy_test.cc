@@ -1,58 +1,23 @@
-// Rules of order and preemption (docs/scheduling.md) that only show when several things hold at one time.
-#include <gmock/gmock.h>
+// Rules of order (docs/scheduling.md) that only show when several things hold at one time.
 #include <gtest/gtest.h>
 
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "server/core/schedule_sync.h"
-#include "server/core/testing/driver.h"
+#include "server/core/schedule_pass.h"
+#include "server/core/testing/contest.h"
 
 namespace nibble::core {
 namespace {
 
-using ::testing::HasSubstr;
+using testing::CallWithout;
 using testing::Driver;
+using testing::kHourUs;
 using testing::kMB;
-
-std::string WorkerOfJob(const Driver& d, const std::string& id) {
-  const Job& job = d.job(id);
-  return job.Current() == nullptr ? "" : job.Current()->worker_id;
-}
-
-bool IsAskedToLetGo(const Driver& d, const std::string& id) {
-  return d.job(id).Current() != nullptr && d.job(id).Current()->release_requested;
-}
-
-// Of so much work, as long as nothing was measured; steps of 1,000 tokens.
-CreateJob Lasting(const std::string& id, int64_t work_us) {
-  static const double us_a_step = [] {
-    constexpr int64_t kSteps = 1'000'000;
-    Driver d;
-    CreateJob create = Driver::JobOf("probe");
-    create.spec.max_steps = kSteps;
-    d.Must(create);
-    return static_cast<double>(Predict(d.state(), d.job("probe")).left_us) / kSteps;
-  }();
-  CreateJob create = Driver::JobOf(id);
-  create.spec.max_steps = static_cast<int64_t>(static_cast<double>(work_us) / us_a_step);
-  return create;
-}
-
-CreateJob Of(const char* project, CreateJob create) {
-  create.tenant = project;
-  return create;
-}
-
-// The worker calls and no longer lists what was cancelled or released.
-void CallWithout(Driver& d, const std::string& worker, const std::string& job) {
-  Synchronize gone = d.SyncOf(worker);
-  std::erase_if(gone.attempts, [&](const ListedAttempt& l) { return l.job_id == job; });
-  d.Must(gone);
-}
-
-constexpr int64_t kMinuteUs = 60 * kSecondUs;
-constexpr int64_t kHourUs = 60 * kMinuteUs;
+using testing::kMinuteUs;
+using testing::Lasting;
+using testing::Of;
+using testing::WorkerOfJob;
 
 // What is brief goes before the shares of projects, where a twentieth of the fleet has room for it.
 TEST(Order, AFewMinutesOfWorkGoBeforeTheShares) {
@@ -122,65 +87,183 @@ TEST(Order, MemoryThatWasHeldCounts) {
   EXPECT_EQ(WorkerOfJob(d, "next-of-a"), "");
 }
 
-// Of all devices the one is chosen where the fewest have to let go.
-TEST(Preemption, AsFewAsPossibleLetGo) {
-  Driver d;
-  d.AddWorker("w2", 200 * kMB);
-  const auto add = [&](const char* id, int32_t r, int64_t work_us, int32_t priority = 0) {
-    CreateJob create = Lasting(id, work_us);
-    create.spec.lora_r = r;
-    create.priority = priority;
-    d.Must(create);
+// A twentieth of the fleet's time is for brief jobs, those that run and those just placed together:
+// two devices of 40.
+TEST(Order, BriefJobsHaveNoMoreThanTheirPart) {
+  for (const bool at_once : {true, false}) {
+    Driver d;
+    d.core().options.max_attempts_per_device = 1;
+    d.core().options.preempt_work_ratio = 0;
+    d.Must(ServerStart{"timeline-1"});
+    for (int i = 0; i < 40; ++i) d.AddWorker(absl::StrCat("w", i));
+    for (int i = 0; i < 37; ++i) d.Must(Of("greedy", Lasting(absl::StrCat("a", i), 10 * kHourUs)));
     d.Place();
-  };
-  add("one", 60, 10 * kHourUs);
-  d.AddWorker("w1", 200 * kMB);
-  add("two", 30, 20 * kHourUs);  // not beside the first; the weaker ones: more is left
-  add("three", 30, 20 * kHourUs);
-  ASSERT_EQ(WorkerOfJob(d, "one"), "w2");
-  ASSERT_EQ(WorkerOfJob(d, "two"), "w1");
-  ASSERT_EQ(WorkerOfJob(d, "three"), "w1");
-  d.Advance(d.core().options.min_run_us + kSecondUs);
-  for (const char* worker : {"w1", "w2"}) d.Must(Synchronize(d.SyncOf(worker)));
-  add("big", 75, 15 * kHourUs, 1);  // 10 + 100 + 75 + 1: beside nobody
-  EXPECT_TRUE(IsAskedToLetGo(d, "one"));
-  EXPECT_FALSE(IsAskedToLetGo(d, "two") || IsAskedToLetGo(d, "three"));
+    for (const char* id : {"b0", "b1", "b2"}) {
+      d.Must(Of("greedy", Lasting(id, 5 * kMinuteUs)));
+      if (!at_once && id != std::string_view("b2")) d.Place();
+    }
+    d.Must(Of("poor", Lasting("hours", 5 * kHourUs)));
+    d.Place();
+    EXPECT_NE(WorkerOfJob(d, "b1"), "") << at_once;
+    EXPECT_EQ(WorkerOfJob(d, "b2"), "") << at_once;
+    EXPECT_NE(WorkerOfJob(d, "hours"), "") << at_once;
+  }
 }
 
-// One device; `first` has run its minimum time when `second` comes.
-void Compete(Driver& d, const CreateJob& first, const CreateJob& second) {
+// Half of the devices with little memory, or a quarter with much: time is what the first has more of, now and
+// for a while after it has let go.
+TEST(Order, TimeThatIsOrWasHeldCounts) {
+  for (const bool let_go : {false, true}) {
+    SCOPED_TRACE(let_go);
+    Driver d;
+    d.core().options.max_attempts_per_device = 1;
+    d.Must(ServerStart{"timeline-1"});
+    const auto jobs = {std::pair{"narrow-1", "a"}, {"narrow-2", "a"}, {"wide", "b"}};
+    for (const auto& [id, project] : jobs) {
+      CreateJob create = Of(project, Lasting(id, 10 * kHourUs));
+      create.spec.lora_r = id[0] == 'w' ? 200 : 1;
+      d.AddWorker(absl::StrCat("of-", id));
+      d.Must(create);
+      d.Place();
+      ASSERT_EQ(WorkerOfJob(d, id), absl::StrCat("of-", id));
+    }
+    for (int i = 0; i < 10; ++i) {
+      d.Advance(kMinuteUs / 2);
+      for (const auto& [id, project] : jobs) d.Must(Synchronize(d.SyncOf(absl::StrCat("of-", id))));
+    }
+    for (const auto& [id, project] : jobs) {
+      d.Must(DrainWorker{absl::StrCat("of-", id)});
+      if (!let_go) continue;
+      d.Must(CancelJob{id});
+      CallWithout(d, absl::StrCat("of-", id), id);
+    }
+    d.AddWorker("free");
+    d.Must(Of("a", Lasting("next-of-a", 10 * kHourUs)));
+    d.Must(Of("b", Lasting("next-of-b", 10 * kHourUs)));
+    d.Place();
+    EXPECT_EQ(WorkerOfJob(d, "next-of-b"), "free");
+  }
+}
+
+// After some windows nobody asks any more who had the fleet: the name decides.
+TEST(Order, WhatWasHeldLongAgoIsForgotten) {
+  Driver d;
   d.core().options.max_attempts_per_device = 1;
-  d.core().options.preempt_work_ratio = 0;
   d.Must(ServerStart{"timeline-1"});
   d.AddWorker("w1");
-  d.Must(first);
+  d.Must(Of("a", Lasting("long-ago", 10 * kHourUs)));
   d.Place();
-  ASSERT_EQ(WorkerOfJob(d, first.job_id), "w1");
-  d.Advance(d.core().options.min_run_us + kSecondUs);
-  d.Must(Synchronize(d.SyncOf("w1")));
-  d.Must(second);
-  d.Place();
-}
-
-TEST(Preemption, WhoIsOverdueTakesThePlaceOfWhoHasMoreLeft) {
-  Driver d;
-  Compete(d, Lasting("long", 400 * kHourUs), Lasting("short", kHourUs));
-  EXPECT_FALSE(IsAskedToLetGo(d, "long"));
-  d.Advance(13 * kHourUs);  // half of 24 hours, not two thirds
-  d.Must(Synchronize(d.SyncOf("w1")));
-  d.Place();
-  ASSERT_TRUE(IsAskedToLetGo(d, "long"));
-  EXPECT_THAT(d.job("long").Current()->release_reason, HasSubstr("is overdue"));
-}
-
-TEST(Preemption, NobodyLetsGoForWhoStartsInAMinuteAnyway) {
-  for (const int64_t left_us : {kMinuteUs / 2, 5 * kMinuteUs}) {
-    Driver d;
-    CreateJob high = Lasting("high", kHourUs);
-    high.priority = 1;
-    Compete(d, Lasting("low", d.core().options.min_run_us + kSecondUs + left_us), high);
-    EXPECT_EQ(IsAskedToLetGo(d, "low"), left_us > kMinuteUs) << left_us;
+  for (int i = 0; i < 20; ++i) {
+    d.Advance(kMinuteUs / 2);
+    d.Must(Synchronize(d.SyncOf("w1")));
   }
+  d.Must(CancelJob{"long-ago"});
+  CallWithout(d, "w1", "long-ago");
+  d.Advance(10 * d.core().options.share_window_us);
+  d.Must(Synchronize(d.SyncOf("w1")));
+  d.Must(Of("a", Lasting("of-a", 10 * kHourUs)));
+  d.Must(Of("b", Lasting("of-b", 10 * kHourUs)));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "of-a"), "w1");
+}
+
+// At two thirds of its bound on waiting a job comes first whatever its project has; not before.
+TEST(Order, TheBoundOnWaitingGoesBeforeTheShares) {
+  for (const int64_t waited_us : {16 * kHourUs - kMinuteUs, 16 * kHourUs + kMinuteUs}) {
+    Driver d;
+    d.core().options.max_attempts_per_device = 1;
+    d.core().options.preempt_work_ratio = 0;
+    d.Must(ServerStart{"timeline-1"});
+    d.AddWorker("w1");
+    d.Must(Of("greedy", Lasting("hog", kHourUs)));
+    d.Place();
+    d.Must(Of("greedy", Lasting("old", 20 * kHourUs)));  // more than the hog has left, which stays for that
+    d.Advance(waited_us);
+    d.Must(Synchronize(d.SyncOf("w1")));
+    d.AddWorker("w2");
+    d.Must(Of("poor", Lasting("new", 5 * kHourUs)));
+    d.Place();
+    EXPECT_EQ(WorkerOfJob(d, waited_us > 16 * kHourUs ? "old" : "new"), "w2") << waited_us;
+  }
+}
+
+const Board::Waiting& WaitingOf(const Driver& d, const std::string& id) {
+  return d.state().board.waiting().at(d.job(id).number);
+}
+
+// Ten times the measured duration, on the short side, where that is more than a day; a guess counts
+// for nothing.
+TEST(Order, TheBoundFollowsWhatWasMeasured) {
+  Driver d;
+  d.Must(Lasting("guessed", 100 * kHourUs));
+  EXPECT_EQ(WaitingOf(d, "guessed").urgent_us - d.job("guessed").queued_us, 12 * kHourUs);
+  EXPECT_EQ(WaitingOf(d, "guessed").critical_us - d.job("guessed").queued_us, 16 * kHourUs);
+  d.AddWorker("w1");
+  CreateJob seen = Driver::JobOf("seen");
+  seen.spec.max_steps = 360'000;  // 100 hours
+  seen.priority = 1;
+  d.Must(seen);
+  d.Place();
+  for (const int64_t step : {1, 21}) {
+    Progress head;
+    head.step = step;
+    head.step_time_us = kSecondUs;
+    d.Must(ReportProgress{d.FenceOf("seen"), head});
+    d.Advance(20 * kSecondUs);
+  }
+  CreateJob known = Driver::JobOf("known");
+  known.spec.max_steps = seen.spec.max_steps;
+  d.Must(known);
+  ASSERT_EQ(WorkerOfJob(d, "known"), "");
+  EXPECT_NEAR(static_cast<double>(WaitingOf(d, "known").urgent_us - d.job("known").queued_us) / kHourUs,
+              100 * 0.7 * 10 / 2, 1);
+}
+
+// A job that has run before waits as any other: the bound was on its first start.
+TEST(Order, WhoHasRunBeforeIsNotOverdue) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Lasting("old", 5 * kHourUs));
+  d.Place();
+  d.Must(DrainWorker{"w1"});
+  d.Must(ReportReleased{d.FenceOf("old"), 0});
+  d.Advance(20 * kHourUs);
+  d.Must(Lasting("urgent", 5 * kHourUs, 1));
+  EXPECT_EQ(OrderOf(d.state().board, d.Now().monotonic_us, 1).at(0), d.job("urgent").number);
+}
+
+// What was done before it was let go is not left to do.
+TEST(Order, StepsThatAreDoneDoNotCount) {
+  Driver d;
+  d.AddWorker("w1");
+  CreateJob long_job = Driver::JobOf("long");
+  long_job.spec.max_steps = 1'000;
+  d.Must(long_job);
+  d.Place();
+  ReportProgress report;
+  report.fence = d.FenceOf("long");
+  report.head.step = 900;
+  d.Must(report);
+  d.Must(DrainWorker{"w1"});
+  d.Must(ReportReleased{d.FenceOf("long"), 900});
+  CreateJob fresh = Driver::JobOf("fresh");
+  fresh.spec.max_steps = 500;
+  d.Must(fresh);
+  EXPECT_EQ(OrderOf(d.state().board, d.Now().monotonic_us, 1).at(0), d.job("long").number);
+}
+
+// Another of its kind may start while one waits before another try.
+TEST(Order, WhoWaitsBeforeAnotherTryIsInNobodysWay) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("failed"));
+  d.Place();
+  d.Must(ReportFailed{d.FenceOf("failed"), "STORE_UNAVAILABLE", "away", true, false});
+  CallWithout(d, "w1", "failed");
+  d.Must(Driver::JobOf("other"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "failed"), "");
+  EXPECT_EQ(WorkerOfJob(d, "other"), "w1");
 }
 
 }  // namespace

@@ -146,7 +146,7 @@ class Pass {
     PlaceCritical(max_starts);
     while (!offers.empty() && result_.starts.size() < max_starts &&
            passed_over_ < policy_.max_passed_over) {
-      if (offers.size() > 1) {
+      if (offers.size() > 1) {  // alone it comes first anyway
         for (Offer& offer : offers) offer.brief = IsBrief(offer);
       }
       const auto next = std::min_element(offers.begin(), offers.end(), [&](auto& a, auto& b) {
@@ -154,7 +154,7 @@ class Pass {
         return a.share != b.share ? a.share < b.share : Name(a.project) < Name(b.project);
       });
       std::optional<Candidate> candidate = next->Next(failed_, taken_);
-      if (candidate) candidate->brief = next->brief;
+      if (candidate) candidate->brief = offers.size() > 1 ? next->brief : IsBrief(*candidate);
       if (!candidate) {
         std::swap(*next, offers.back());
         offers.pop_back();
@@ -186,8 +186,11 @@ class Pass {
 
   bool IsBrief(Offer& offer) const {
     const std::optional<Candidate> c = offer.Peek(failed_);
-    if (!c || board_.waiting().at(c->number).work_us > policy_.brief_work_us) return false;
-    const int32_t load_milli = board_.buckets()[static_cast<size_t>(c->bucket)].load_milli;
+    return c && IsBrief(*c);
+  }
+  bool IsBrief(const Candidate& c) const {
+    if (board_.waiting().at(c.number).work_us > policy_.brief_work_us) return false;
+    const int32_t load_milli = board_.buckets()[static_cast<size_t>(c.bucket)].load_milli;
     return board_.BriefFits(load_milli, brief_milli_);
   }
 

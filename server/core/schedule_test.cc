@@ -5,21 +5,19 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "server/core/schedule_sync.h"
-#include "server/core/testing/driver.h"
+#include "server/core/testing/contest.h"
 
 namespace nibble::core {
 namespace {
 
+using testing::CallWithout;
+using testing::Compete;
 using testing::Driver;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::IsAskedToLetGo;
 using testing::kMB;
-
-std::string WorkerOfJob(const Driver& d, const std::string& id) {
-  const Job& job = d.job(id);
-  return job.Current() == nullptr ? "" : job.Current()->worker_id;
-}
+using testing::WorkerOfJob;
 
 // persistent r MB, step tokens / 1000 MB; with base 100 MB and fixed 10 MB.
 CreateJob Sized(const std::string& id, int32_t r, int32_t tokens, int32_t priority = 0) {
@@ -259,9 +257,7 @@ TEST(Schedule, TheFirstThatMustWaitIsNotStarvedByThoseBehindIt) {
   EXPECT_EQ(WorkerOfJob(d, "small"), "");
   EXPECT_EQ(WorkerOfJob(d, "tiny"), "w1");
   d.Must(CancelJob{"a"});
-  Synchronize gone = d.SyncOf("w1");
-  std::erase_if(gone.attempts, [](const ListedAttempt& l) { return l.job_id == "a"; });
-  d.Must(gone);
+  CallWithout(d, "w1", "a");
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "big"), "w1");
   EXPECT_EQ(WorkerOfJob(d, "small"), "");
@@ -288,10 +284,7 @@ TEST(Schedule, AProjectHoldsNoMoreBytesThanItsQuota) {
   d.Must(CancelJob{"a"});
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "c"), "") << "what it held is not free until its worker says so";
-  const std::string worker = d.job("a").attempts.at(1).worker_id;
-  Synchronize gone = d.SyncOf(worker);
-  std::erase_if(gone.attempts, [](const ListedAttempt& l) { return l.job_id == "a"; });
-  d.Must(gone);
+  CallWithout(d, d.job("a").attempts.at(1).worker_id, "a");
   d.Place();
   EXPECT_NE(WorkerOfJob(d, "c"), "");
 }
@@ -324,6 +317,40 @@ TEST(Schedule, WhoMustRunAloneWaitsForAnEmptyDevice) {
   EXPECT_EQ(WorkerOfJob(d, "c"), "");  // would keep b from its turn
 }
 
+// It began alone, and who comes later waits until it has ended.
+TEST(Schedule, WhoRunsAloneStaysAlone) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("alone"));
+  d.mutable_state().jobs.at("alone").run_alone = true;
+  d.mutable_state().BuildIndexes();
+  d.Place();
+  ASSERT_EQ(WorkerOfJob(d, "alone"), "w1");
+  d.Must(Driver::JobOf("later"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "later"), "");
+}
+
+// One that may go on with other numerics does.
+TEST(Schedule, NumericsMayChangeWhereTheRecipeSaysSo) {
+  for (const bool allowed : {false, true}) {
+    Driver d;
+    d.AddWorker("w1");
+    CreateJob create = Driver::JobOf("j");
+    create.spec.allow_numerics_change = allowed;
+    d.Must(create);
+    d.Place();
+    d.Must(ReportPlan{d.FenceOf("j"), 40, "{}", "n1"});
+    d.Must(DrainWorker{"w1"});
+    d.Must(ReportReleased{d.FenceOf("j"), 1});
+    RegisterWorker other = Driver::WorkerOf("w2", "i1", 1'000 * kMB);
+    other.devices[0].profile.build = "build-2";
+    d.Must(other);
+    d.Place();
+    EXPECT_EQ(WorkerOfJob(d, "j"), allowed ? "w2" : "");
+  }
+}
+
 TEST(Schedule, NothingGoesToWorkersThatDrainOrAreLate) {
   Driver d;
   d.AddWorker("w1");
@@ -340,24 +367,6 @@ TEST(Schedule, NothingGoesToWorkersThatDrainOrAreLate) {
   d.Must(Synchronize(d.SyncOf("w1")));
   d.Place();
   EXPECT_EQ(WorkerOfJob(d, "a"), "w1");
-}
-
-// One place, taken by `first`, which has run its minimum time when `second` comes.
-void Compete(Driver& d, const CreateJob& first, const CreateJob& second) {
-  d.core().options.max_attempts_per_device = 1;
-  d.Must(ServerStart{"timeline-1"});
-  d.AddWorker("w1");
-  d.Must(first);
-  d.Place();
-  ASSERT_EQ(WorkerOfJob(d, first.job_id), "w1");
-  d.Advance(d.core().options.min_run_us + kSecondUs);
-  d.Must(Synchronize(d.SyncOf("w1")));
-  d.Must(second);
-  d.Place();
-}
-
-bool IsAskedToLetGo(const Driver& d, const std::string& id) {
-  return d.job(id).Current() != nullptr && d.job(id).Current()->release_requested;
 }
 
 CreateJob WithSteps(const std::string& id, int64_t steps, int32_t priority = 0) {
@@ -441,6 +450,8 @@ TEST(Projects, AQuotaHoldsBackItsOwnJobsOnly) {
   EXPECT_EQ(WorkerOfJob(d, "c"), "w1");
   EXPECT_THAT(d.Why("b"),
               HasSubstr("quota of project small"));
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "b"), "") << "nor in another pass";
 }
 
 TEST(Schedule, AWorkerIsOfferedNothingBeforeItCalledAfterARestart) {

@@ -4,8 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/job_explanation.h"
-#include "server/core/schedule_sync.h"
-#include "server/core/testing/driver.h"
+#include "server/core/testing/contest.h"
 
 namespace nibble::core {
 namespace {
@@ -14,6 +13,7 @@ using testing::Driver;
 using testing::kMB;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using testing::WorkerOfJob;
 
 constexpr int64_t kGflops = 1'000;  // in millions
 
@@ -21,10 +21,6 @@ void AddWorker(Driver& d, const std::string& id, int64_t mflop_per_s) {
   RegisterWorker c = Driver::WorkerOf(id, "i1", 1'000 * kMB);
   c.devices[0].profile.linear_mflop_per_s = mflop_per_s;
   d.Must(c);
-}
-
-std::string WorkerOfJob(const Driver& d, const std::string& id) {
-  return d.job(id).Current() == nullptr ? "" : d.job(id).Current()->worker_id;
 }
 
 std::string WhyAssigned(const Driver& d, const std::string& id) {
