@@ -146,6 +146,7 @@ class Maker {
     const int64_t count = tensor.elements;
     std::vector<uint16_t> narrow;
     for (int64_t first = 0; first < count; first += kChunkElements) {
+      if (request_.stop && request_.stop()) return absl::CancelledError("making the base was stopped");
       const int64_t size = std::min(kChunkElements, count - first);
       RETURN_IF_ERROR(ReadChunk(reader, first, size));
       narrow.resize(static_cast<size_t>(size));
@@ -167,6 +168,7 @@ class Maker {
     std::vector<uint8_t> codes;
     const int64_t chunk = ChunkElements(entry);
     for (int64_t first = 0; first < count; first += chunk) {
+      if (request_.stop && request_.stop()) return absl::CancelledError("making the base was stopped");
       const int64_t size = std::min(chunk, count - first);
       RETURN_IF_ERROR(ReadChunk(reader, first, size));
       const int64_t bytes = kernels::WeightBytes(type, size);

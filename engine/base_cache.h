@@ -49,6 +49,7 @@ struct BaseCacheRequest {
   int threads = 1;
   kernels::Backend* backend = nullptr;  // whose file it is: quantizes there when it can; null = the host's
   std::function<void(int64_t, int64_t)> progress;  // may be empty
+  std::function<bool()> stop;                      // may be empty; see BaseModelOptions
 };
 std::string BaseCachePath(const BaseCacheRequest& request);
 struct BaseCacheFile {

@@ -255,6 +255,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   request.threads = std::max(options.threads, 1);
   request.backend = options.backend;
   request.progress = options.progress;
+  request.stop = options.stop;
   impl->Prepare(KernelType(options.quant));
   // What the disk has changed, or a cleaner took between two calls, is made anew.
   for (int tries = 0;; ++tries) {

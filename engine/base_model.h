@@ -40,6 +40,9 @@ struct BaseModelOptions {
   kernels::Backend* backend = nullptr;
   // (tensors done, tensors in all) while quantizing; may be empty.
   std::function<void(int64_t, int64_t)> progress;
+  // Asked every few megabytes while the file is made; true: it is given up, with an error of no reason. May
+  // be empty.
+  std::function<bool()> stop;
 };
 
 class BaseModel {

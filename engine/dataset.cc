@@ -57,9 +57,9 @@ class Violations {
 // Rows of one file become examples; the report grows with them.
 class Loader {
  public:
-  Loader(const Tokenizer& tokenizer, const spec::TrainSpec& spec, int64_t model_vocab,
+  Loader(const Tokenizer& tokenizer, const spec::TrainSpec& spec, const LoadOptions& options,
          TokenStore& tokens, DataReport& report)
-      : tokenizer_(tokenizer), spec_(spec), model_vocab_(model_vocab), tokens_(tokens), report_(report) {}
+      : tokenizer_(tokenizer), spec_(spec), options_(options), tokens_(tokens), report_(report) {}
 
   // The examples that came of the file.
   absl::StatusOr<std::vector<int32_t>> Load(const std::string& path, const std::string& label) {
@@ -69,6 +69,7 @@ class Loader {
     int64_t rows = 0;
     RETURN_IF_ERROR(
         ForEachRow(path, label, [&](int64_t row, std::string_view text) -> absl::Status {
+          if (options_.stop && options_.stop()) return absl::CancelledError("reading was stopped");
           ++rows;
           ParsedRow parsed;
           if (auto problem = reader.Read(text, parsed)) {
@@ -170,13 +171,13 @@ class Loader {
   }
 
   absl::Status CheckVocabulary(int64_t row, const Encoded& encoded) const {
-    if (model_vocab_ == 0) return absl::OkStatus();
+    if (options_.model_vocab == 0) return absl::OkStatus();
     for (const int32_t id : encoded.ids) {
-      if (id < model_vocab_) continue;
+      if (id < options_.model_vocab) continue;
       return Error(
           Reason::kTokenizerUnsupported,
           absl::StrCat("rows[", row, "] has token ", Quote(tokenizer_.TokenContent(id)),
-                       " with id ", id, ", but the model has embeddings for ", model_vocab_,
+                       " with id ", id, ", but the model has embeddings for ", options_.model_vocab,
                        " tokens only; this tokenizer does not belong to this model"));
     }
     return absl::OkStatus();
@@ -254,7 +255,7 @@ class Loader {
 
   const Tokenizer& tokenizer_;
   const spec::TrainSpec& spec_;
-  const int64_t model_vocab_;
+  const LoadOptions& options_;
   TokenStore& tokens_;
   DataReport& report_;
   std::optional<ChatTemplate> template_;
@@ -346,7 +347,7 @@ absl::StatusOr<Dataset> LoadDataset(const std::string& path, const std::string& 
   Dataset data;
   DataReport& report = data.report;
   ASSIGN_OR_RETURN(data.tokens, TokenStore::Create(options.scratch_dir));
-  Loader loader(tokenizer, spec, options.model_vocab, data.tokens, report);
+  Loader loader(tokenizer, spec, options, data.tokens, report);
   ASSIGN_OR_RETURN(data.train, loader.Load(path, "rows"));
   if (!eval_path.empty()) {
     ASSIGN_OR_RETURN(data.eval, loader.Load(eval_path, "eval_rows"));

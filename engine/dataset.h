@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -39,6 +40,8 @@ struct Dataset {
 struct LoadOptions {
   int64_t model_vocab = 0;  // > 0: a token the model has no row for is refused (TOKENIZER_UNSUPPORTED)
   std::string scratch_dir;  // for the tokens; "" is the system's for temporary files
+  // Asked before every row; true: it is given up, with an error of no reason. May be empty.
+  std::function<bool()> stop;
 };
 
 // `eval_path` may be empty; then val_set_size of `spec` splits rows off, keyed by seed and row

@@ -37,7 +37,7 @@ std::string SpecDigest(spec::TrainSpec spec) {
   return Sha256Hex(spec::TrainSpecToJson(spec));
 }
 
-absl::StatusOr<std::string> DataDigest(const Dataset& data) {
+absl::StatusOr<std::string> DataDigest(const Dataset& data, const std::function<bool()>& stop) {
   Sha256 sha;
   const auto add = [&](const std::vector<int32_t>& values) {
     const auto count = static_cast<int64_t>(values.size());
@@ -49,6 +49,7 @@ absl::StatusOr<std::string> DataDigest(const Dataset& data) {
     const auto count = static_cast<int64_t>(part->size());
     sha.Update(&count, sizeof count);
     for (const int32_t number : *part) {
+      if (stop && stop()) return absl::CancelledError("reading was stopped");
       RETURN_IF_ERROR(data.tokens.Read(number, example));
       add(example.ids);
       add(example.labels);
@@ -61,7 +62,8 @@ absl::StatusOr<std::string> DataDigest(const Dataset& data) {
 
 Job::~Job() = default;
 
-absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, const Clock& clock) {
+absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, const Clock& clock,
+                                               const std::function<bool()>& stop) {
   std::unique_ptr<Job> job(new Job(device, std::move(input), clock));
   ASSIGN_OR_RETURN(job->spec_, spec::ResolveTrainSpec(job->input_.spec, device.model()));
   const bool nested = job->spec_.double_quant;
@@ -71,7 +73,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, c
   }
   job->spec_digest_ = SpecDigest(job->spec_);
   RETURN_IF_ERROR(job->ChooseNumerics());
-  RETURN_IF_ERROR(job->LoadData());
+  RETURN_IF_ERROR(job->LoadData(stop));
   ASSIGN_OR_RETURN(job->plan_,
                    spec::CompileForEngine(device.model(), job->spec_, device.profile()));
   job->spec_.recompute = job->plan_.recompute;
@@ -107,11 +109,11 @@ absl::Status Job::ChooseNumerics() {
                    "; set training.allow_numerics_change to go on with other rounding"));
 }
 
-absl::Status Job::LoadData() {
+absl::Status Job::LoadData(const std::function<bool()>& stop) {
   ASSIGN_OR_RETURN(data_,
                    LoadDataset(input_.dataset, input_.eval_dataset, device_.tokenizer(), spec_,
-                               {device_.model().vocab_size, input_.dir}));
-  ASSIGN_OR_RETURN(data_digest_, DataDigest(data_));
+                               {device_.model().vocab_size, input_.dir, stop}));
+  ASSIGN_OR_RETURN(data_digest_, DataDigest(data_, stop));
   schedule_ = std::make_unique<StepSchedule>(data_.Lengths(data_.train), spec_);
   save_interval_ = Interval(spec_.save_steps, spec_.saves_per_epoch, 1, kDefaultSaves);
   PlanEvaluation();

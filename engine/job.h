@@ -75,9 +75,11 @@ using JobEvent =
 
 class Job {
  public:
-  // Reads and tokenizes the data and compiles the plan.
-  static absl::StatusOr<std::unique_ptr<Job>> Open(Device& device, JobInput input,
-                                                   const Clock& clock);
+  // Reads and tokenizes the data and compiles the plan. Needs nothing of the device but what never changes,
+  // so that it may run beside the turns of others. `stop` is asked between any two rows; true: it is given
+  // up, with an error of no reason.
+  static absl::StatusOr<std::unique_ptr<Job>> Open(Device& device, JobInput input, const Clock& clock,
+                                                   const std::function<bool()>& stop = nullptr);
   ~Job();
 
   // Maps the persistent region; loads the checkpoint or begins afresh.
@@ -134,7 +136,7 @@ class Job {
 
   void Keep(const MetricRow& row);
   absl::Status ChooseNumerics();
-  absl::Status LoadData();
+  absl::Status LoadData(const std::function<bool()>& stop);
   // Steps between what the spec asks for every `steps`, or so many times an epoch, or not at all
   // (-1): then as usual.
   int64_t Interval(int64_t steps, double per_epoch, int64_t usual_per_epoch,

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "engine/commands.h"
+#include "engine/crash_line.h"
 #include "engine/dataset.h"
 #include "engine/line.h"
 #include "engine/serve.h"
@@ -51,6 +52,7 @@ absl::Status ServeCommand(const Arguments& arguments) {
   options.lock_path = flags.Text("lock");
   ASSIGN_OR_RETURN(options.fuse, flags.Bool("fuse", true));
   ASSIGN_OR_RETURN(options.device, DeviceOptionsFrom(flags));
+  SendCrashLinesTo(options.fd);
   return Serve(options);
 }
 

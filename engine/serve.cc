@@ -1,14 +1,9 @@
 #include "engine/serve.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
-#include <chrono>
 #include <csignal>
 #include <map>
 #include <memory>
@@ -19,13 +14,14 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/file.h"
 #include "base/log.h"
 #include "base/mailbox.h"
 #include "base/status.h"
 #include "engine/fused_turn.h"
 #include "engine/output_ring.h"
+#include "engine/preparer.h"
 #include "engine/protocol.h"
+#include "engine/serve_input.h"
 #include "engine/turns.h"
 
 namespace nibble::engine {
@@ -36,66 +32,15 @@ constexpr size_t kMailboxCommands = 256;
 constexpr int64_t kIdleUs = 1'000'000;
 constexpr int64_t kHeldUs = 600'000'000;  // ServeOptions::waits_in_turn
 
-// One engine per device, also across workers that die and start again.
-absl::Status TakeLock(const std::string& path, int wait_ms) {
-  if (path.empty()) return absl::OkStatus();
-  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return ErrnoStatus(errno, "open " + path);
-  constexpr int kPollMs = 50;
-  for (int waited_ms = 0;; waited_ms += kPollMs) {
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();  // held until the process ends
-    if (waited_ms >= wait_ms) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs));
-  }
-  close(fd);
-  return Error(Reason::kResourceInUse, absl::StrCat("another engine holds ", path));
-}
-
-// Reads lines and posts them; ends the process at end of file.
-class LineReader {
- public:
-  LineReader(int fd, Mailbox<std::string>& lines) : fd_(fd), lines_(lines) {}
-
-  void Run(const std::atomic<bool>& stop) {
-    std::string pending;
-    char buffer[16 << 10];
-    while (!stop) {
-      const ssize_t size = read(fd_, buffer, sizeof buffer);
-      if (size < 0 && errno == EINTR) continue;
-      if (size <= 0) {
-        if (stop) return;
-        LogInfo("engine.worker_gone");
-        std::_Exit(0);
-      }
-      pending.append(buffer, static_cast<size_t>(size));
-      size_t begin = 0;
-      for (size_t end; (end = pending.find('\n', begin)) != std::string::npos; begin = end + 1) {
-        Deliver(pending.substr(begin, end - begin));
-      }
-      pending.erase(0, begin);
-      if (pending.size() > kMaxLineBytes) {
-        LogError("engine.line_too_long", {{"bytes", static_cast<int64_t>(pending.size())}});
-        std::_Exit(1);
-      }
-    }
-  }
-
- private:
-  void Deliver(std::string line) {
-    // A full mailbox means a worker that talks faster than turns end: it has to wait.
-    while (!lines_.Post(std::move(line)) && !lines_.closed()) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-  }
-
-  const int fd_;
-  Mailbox<std::string>& lines_;
-};
-
 class Server {
  public:
   Server(const ServeOptions& options, Mailbox<std::string>& lines, OutputRing& out)
-      : options_(options), lines_(lines), out_(out), clock_(RealClock::Get()) {}
+      : options_(options),
+        lines_(lines),
+        out_(out),
+        clock_(RealClock::Get()),
+        // An empty line only wakes; in a full mailbox something else does.
+        preparer_([&lines] { (void)lines.Post(std::string()); }, clock_) {}
 
   absl::Status Run() {
     ASSIGN_OR_RETURN(backend_, OpenBackend(options_.device.device, options_.device.threads));
@@ -103,6 +48,7 @@ class Server {
     out_.Push(HelloLine(profile, NumericsId(backend_->table())));
     while (!stopping_) {
       WakeHeldUp();
+      TakePrepared();
       const bool waits = turns_.Next().empty() && put_off_.empty();
       for (const std::string& line : std::exchange(put_off_, {})) {
         if (!stopping_) Handle(line, profile);
@@ -122,6 +68,12 @@ class Server {
     JobWork phase = JobWork::kNothing;  // last reported
     bool paused = false;                // by the worker
     int64_t held_until_us = 0;          // for want of room on the disk; 0 = not held
+  };
+  // An attempt whose data is being read.
+  struct Preparing {
+    Command command;
+    bool paused = false;
+    bool leaving = false;  // detached meanwhile
   };
 
   // A job that has nothing left to do but to write its adapter waits for room without turns.
@@ -149,6 +101,7 @@ class Server {
   int64_t IdleUs() const { return std::min(kIdleUs, options_.disk_retry_us); }
 
   void Handle(const std::string& line, const spec::DeviceProfile& profile) {
+    if (line.empty()) return;
     std::string attempt;
     absl::StatusOr<Command> command = ParseCommand(line, attempt);
     if (!command.ok()) {
@@ -161,15 +114,16 @@ class Server {
         stopping_ = true;
         return;
       case CommandType::kAttach: {
-        const absl::Status attached = Attach(*command, profile);
-        if (!attached.ok()) Fail(attempt, attached);
-        return;
+        if (device_ == nullptr && !OpenDevice(attempt, profile)) return;
+        return Attach(*std::move(command));
       }
       case CommandType::kPause:
         return SetPaused(attempt, true);
       case CommandType::kResume:
         return SetPaused(attempt, false);
       case CommandType::kPriority:
+        if (const auto it = preparing_.find(attempt); it != preparing_.end())
+          it->second.command.priority = command->priority;
         return turns_.SetWeight(attempt, TurnWeight(command->priority));
       case CommandType::kCheckpoint:
         return WriteCheckpoint(attempt);
@@ -178,10 +132,18 @@ class Server {
     }
   }
 
-  absl::Status OpenDevice(const spec::DeviceProfile& profile) {
-    if (device_ != nullptr) return absl::OkStatus();
+  // False: the attempt it is opened for has failed or was let go.
+  bool OpenDevice(const std::string& attempt, const spec::DeviceProfile& profile) {
+    TellPhase(attempt, "LOADING_BASE");
     const int64_t begin_us = clock_.NowMonotonicUs();
-    ASSIGN_OR_RETURN(device_, Device::Open(options_.device, *backend_, profile));
+    DeviceOptions options = options_.device;
+    bool leaving = false;
+    options.base.stop = [&] { return HearWhileOpening(attempt, leaving); };
+    absl::StatusOr<std::unique_ptr<Device>> opened = Device::Open(options, *backend_, profile);
+    if (!opened.ok() && !leaving && !absl::IsCancelled(opened.status())) Fail(attempt, opened.status());
+    if (leaving) SayDetached(attempt);
+    if (!opened.ok()) return false;
+    device_ = *std::move(opened);
     const double seconds = static_cast<double>(clock_.NowMonotonicUs() - begin_us) * 1e-6;
     LogInfo("base.mapped", {{"digest", device_->base().digest()},
                             {"bytes", device_->base().bytes()},
@@ -189,30 +151,88 @@ class Server {
                             {"tiles", device_->base().tiles()},
                             {"seconds", seconds}});
     out_.Push(BaseLine(device_->base(), seconds));
-    return absl::OkStatus();
+    return !leaving;
   }
 
-  absl::Status Attach(const Command& command, const spec::DeviceProfile& profile) {
-    const std::string& attempt = command.attempt;
-    if (jobs_.contains(attempt)) return absl::OkStatus();  // a repeated line changes nothing
-    if (device_ == nullptr) TellPhase(attempt, "LOADING_BASE");
-    RETURN_IF_ERROR(OpenDevice(profile));
+  // Commands wait for the base, but for those to let go. True: nobody wants it any more.
+  bool HearWhileOpening(const std::string& attempt, bool& leaving) {
+    const bool wait = options_.waits_in_turn && options_.waits_in_turn({attempt}, -1);
+    for (std::string& line : lines_.Take(64, wait ? kHeldUs : 0)) {
+      std::string other;
+      const absl::StatusOr<Command> command = ParseCommand(line, other);
+      const bool detach = command.ok() && command->type == CommandType::kDetach;
+      if (detach && other == attempt) {
+        leaving = true;
+        continue;
+      }
+      opening_stopped_ = opening_stopped_ || (command.ok() && command->type == CommandType::kShutdown);
+      put_off_.push_back(std::move(line));
+    }
+    // What came meanwhile may be others' attaches: for them it goes on.
+    return opening_stopped_ || (leaving && put_off_.empty());
+  }
+
+  void SayDetached(const std::string& attempt) {
+    LogInfo("job.detached", {{"attempt", attempt}, {"step", 0}});
+    out_.Push(StateLine("detached", attempt, 0));
+  }
+
+  // Its data is read beside the turns of the others; nothing of theirs is touched.
+  void Attach(Command command) {
+    const std::string attempt = command.attempt;
+    if (jobs_.contains(attempt) || preparing_.contains(attempt)) return;  // a repeated line changes nothing
     TellPhase(attempt, "TOKENIZING");
     JobInput input = command.job;
     input.disk_retry_us = options_.disk_retry_us;
-    ASSIGN_OR_RETURN(std::unique_ptr<Job> job, Job::Open(*device_, std::move(input), clock_));
-    RETURN_IF_ERROR(CheckPlan(command, job->plan()));
+    const absl::Status begun =
+        preparer_.Add(attempt, [this, input = std::move(input)](const std::function<bool()>& stop) {
+          return Job::Open(*device_, input, clock_, stop);
+        });
+    if (!begun.ok()) return Fail(attempt, begun);
+    preparing_[attempt] = {.command = std::move(command)};
+  }
+
+  // Between turns those join whose data has been read; who was detached meanwhile goes at any time.
+  void TakePrepared() {
+    while (std::optional<Preparer::Prepared> one = preparer_.Take()) ready_.push_back(*std::move(one));
+    for (auto it = ready_.begin(); it != ready_.end();) {
+      const auto preparing = preparing_.find(it->attempt);
+      if (!preparing->second.leaving && !in_turn_.empty()) {
+        ++it;
+        continue;
+      }
+      Preparer::Prepared prepared = std::move(*it);
+      it = ready_.erase(it);
+      const Preparing what = std::move(preparing->second);
+      preparing_.erase(preparing);
+      if (what.leaving) {
+        prepared.job = absl::CancelledError("detached");  // gone before it is said to be
+        SayDetached(prepared.attempt);
+        continue;
+      }
+      absl::Status joined = prepared.job.status();
+      if (joined.ok()) joined = Join(what, *std::move(prepared.job));
+      if (!joined.ok()) Fail(prepared.attempt, joined);
+    }
+  }
+
+  absl::Status Join(const Preparing& what, std::unique_ptr<Job> job) {
+    const std::string& attempt = what.command.attempt;
+    TellTurn(attempt);
+    RETURN_IF_ERROR(CheckPlan(what.command, job->plan()));
     RETURN_IF_ERROR(job->Start());
     job->set_stop([this] { return LookUp(); });
     Attached& attached = jobs_[attempt];
     attached.job = std::move(job);
+    attached.paused = what.paused;
     const absl::Status fitted = FitStep();
     if (!fitted.ok()) {
       jobs_.erase(attempt);
       FitStep().IgnoreError();  // as it was; a neighbour that cannot run will say so in its turn
       return fitted;
     }
-    turns_.Add(attempt, TurnWeight(command.priority));
+    turns_.Add(attempt, TurnWeight(what.command.priority));
+    turns_.SetPaused(attempt, what.paused);
     LogInfo("job.attached", {{"attempt", attempt},
                              {"step", attached.job->step()},
                              {"planned_steps", attached.job->total_steps()}});
@@ -269,6 +289,11 @@ class Server {
   }
 
   void SetPaused(const std::string& attempt, bool paused) {
+    if (const auto it = preparing_.find(attempt); it != preparing_.end()) {
+      it->second.paused = paused;  // it is read to its end, and has no turn then
+      if (paused) out_.Push(StateLine("paused", attempt, 0));
+      return;
+    }
     const auto it = jobs_.find(attempt);
     if (it == jobs_.end()) return;
     it->second.paused = paused;
@@ -285,6 +310,10 @@ class Server {
   }
 
   void Detach(const std::string& attempt, bool checkpoint) {
+    if (const auto it = preparing_.find(attempt); it != preparing_.end()) {
+      it->second.leaving = true;
+      return preparer_.Cancel(attempt);
+    }
     if (checkpoint) WriteCheckpoint(attempt);
     const auto it = jobs_.find(attempt);  // a failed checkpoint has removed it
     if (it == jobs_.end()) return;
@@ -297,33 +326,50 @@ class Server {
     out_.Push(StateLine("detached", attempt, step));
   }
 
-  // In the middle of a turn. Lets neighbours go that are to; true: the turn is to be given up.
+  // In the middle of a turn. Lets neighbours come and go that are to; true: the turn is to be given up.
   bool LookUp() {
     if (put_off_.size() >= kMailboxCommands) return false;
     const bool wait = !heard_in_turn_ && options_.waits_in_turn &&
                       options_.waits_in_turn(in_turn_, jobs_.at(in_turn_.front()).job->step());
     if (lines_.size() == 0 && !wait) return false;
-    heard_in_turn_ = true;
     bool give_up = false;
-    for (std::string& line : lines_.Take(64, wait ? kHeldUs : 0)) {
-      std::string attempt;
-      const absl::StatusOr<Command> command = ParseCommand(line, attempt);
-      const bool detach = command.ok() && command->type == CommandType::kDetach;
-      const bool shutdown = command.ok() && command->type == CommandType::kShutdown;
-      const bool has_turn = std::count(in_turn_.begin(), in_turn_.end(), attempt) > 0;
-      const bool first = std::none_of(put_off_.begin(), put_off_.end(), [&](const std::string& other) {
-        return other.find(absl::StrCat("\"", attempt, "\"")) != std::string::npos;
-      });
-      // A device still works on what was queued.
-      if (detach && !has_turn && first && backend_->is_host()) {
-        LetGoInTurn(attempt, command->checkpoint);
-        continue;
-      }
-      if (!give_up && (shutdown || (detach && has_turn)))
-        LogInfo("turn.given_up", {{"attempt", in_turn_.front()}});
-      give_up = give_up || shutdown || (detach && has_turn);
-      put_off_.push_back(std::move(line));
+    do {
+      std::vector<std::string> lines = lines_.Take(64, wait ? kHeldUs : 0);
+      if (lines.empty()) break;
+      for (std::string& line : lines) give_up = HearInTurn(std::move(line)) || give_up;
+      TakePrepared();
+    } while (wait && !heard_in_turn_);
+    return give_up;
+  }
+
+  bool HearInTurn(std::string line) {
+    std::string attempt;
+    absl::StatusOr<Command> command = ParseCommand(line, attempt);
+    const auto is = [&](CommandType type) { return command.ok() && command->type == type; };
+    const bool first = std::none_of(put_off_.begin(), put_off_.end(), [&](const std::string& other) {
+      return other.find(absl::StrCat("\"", attempt, "\"")) != std::string::npos;
+    });
+    if (is(CommandType::kAttach) && first) {
+      Attach(*std::move(command));
+      TellTurn(in_turn_.front());  // whose the phase is not
+      return false;
     }
+    heard_in_turn_ = true;
+    if (line.empty()) return false;
+    const bool detach = is(CommandType::kDetach);
+    const bool has_turn = std::count(in_turn_.begin(), in_turn_.end(), attempt) > 0;
+    if (detach && first && preparing_.contains(attempt)) {
+      Detach(attempt, command->checkpoint);
+      return false;
+    }
+    // A device still works on what was queued.
+    if (detach && !has_turn && first && backend_->is_host()) {
+      LetGoInTurn(attempt, command->checkpoint);
+      return false;
+    }
+    const bool give_up = is(CommandType::kShutdown) || (detach && has_turn);
+    if (give_up) LogInfo("turn.given_up", {{"attempt", in_turn_.front()}});
+    put_off_.push_back(std::move(line));
     return give_up;
   }
 
@@ -462,6 +508,8 @@ class Server {
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Device> device_;
   std::map<std::string, Attached> jobs_;
+  std::map<std::string, Preparing> preparing_;
+  std::vector<Preparer::Prepared> ready_;  // for the end of the turn
   TurnQueue turns_;
   std::vector<std::string> in_turn_;  // whose turn is under way
   std::vector<std::string> put_off_;  // commands that came in a turn and wait for its end
@@ -469,9 +517,11 @@ class Server {
   bool tells_turns_ = false;          // it was told so
   bool heard_in_turn_ = false;        // a command came in the turn under way
   bool letting_go_ = false;           // a neighbour, in a turn
+  bool opening_stopped_ = false;      // the base is wanted no more: a shutdown has come
   int64_t jobs_in_turn_ = 1;
   bool fused_ = false;  // a turn was
   bool stopping_ = false;
+  Preparer preparer_;  // last: its threads use what is above
 };
 
 }  // namespace
@@ -479,11 +529,11 @@ class Server {
 absl::Status Serve(const ServeOptions& options) {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
-  RETURN_IF_ERROR(TakeLock(options.lock_path, options.lock_wait_ms));
+  RETURN_IF_ERROR(TakeDeviceLock(options.lock_path, options.lock_wait_ms));
   Mailbox<std::string> lines(kMailboxCommands);
   OutputRing out(options.fd, kRingLines);
   std::atomic<bool> stop = false;
-  std::thread reader([&] { LineReader(options.fd, lines).Run(stop); });
+  std::thread reader([&] { ReadLines(options.fd, lines, stop); });
   const absl::Status status = Server(options, lines, out).Run();
   if (!status.ok()) LogError("engine.stopped", {{"error", std::string(status.message())}});
   stop = true;

@@ -154,6 +154,7 @@ TEST_F(StopTest, OneOfAFusedTurnLeavesInItsMiddle) {
   Hold({"a/1"}, 0);  // until b is on its way
   // Products of two jobs fit into the step region of one of long sequences.
   Send(AttachSteps("room/1", 1000, 128));
+  Until("plan", "room/1");
   Send({{"type", "pause"}, {"attempt", "room/1"}});
   Until("paused", "room/1");
   Hold({"a/1", "b/1"}, 1);

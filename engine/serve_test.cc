@@ -150,6 +150,18 @@ class MixedJobsTest : public ServeTest,
     line["priority"] = job.priority;
     return line;
   }
+  // Their data is read one after the other; none of them begins before the last has joined.
+  void AttachTogether(const std::vector<json>& lines) {
+    const auto tell = [&](const char* type) {
+      for (const json& line : lines) Send({{"type", type}, {"attempt", line["attempt"]}});
+    };
+    for (const json& line : lines) Send(line);
+    tell("pause");
+    for (const json& line : lines) {
+      if (CountSeen("plan", line["attempt"]) == 0) Until("plan", line["attempt"]);
+    }
+    tell("resume");
+  }
   // Steps that were done in a turn of several.
   int Fused() const {
     int count = 0;
@@ -185,7 +197,9 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
   Restart();
   const auto attempt = [](const MixedJob& job) { return job.name + "/2"; };
   // Half of them, then the rest while those run; one leaves and comes back.
-  for (size_t i = 0; i < 4; ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
+  std::vector<json> half;
+  for (size_t i = 0; i < 4; ++i) half.push_back(AttachMixed(jobs[i], attempt(jobs[i])));
+  AttachTogether(half);
   Until("step", attempt(jobs[3]));
   Send({{"type", "priority"}, {"attempt", attempt(jobs[3])}, {"priority", 7}});
   for (size_t i = 4; i < jobs.size(); ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
@@ -276,8 +290,10 @@ TEST_P(MixedJobsTest, FusedTurnsChangeNoByte) {
   MixedJob cancelled{"cancelled", jobs[1].spec, 0};
   cancelled.spec.max_steps = 500;
   const auto attempt = [](const MixedJob& job) { return job.name + "/2"; };
-  for (const MixedJob& job : jobs) Send(AttachMixed(job, attempt(job)));
-  Send(AttachMixed(cancelled, attempt(cancelled)));
+  std::vector<json> all;
+  for (const MixedJob& job : jobs) all.push_back(AttachMixed(job, attempt(job)));
+  all.push_back(AttachMixed(cancelled, attempt(cancelled)));
+  AttachTogether(all);
   Until("step", attempt(cancelled));
   Send({{"type", "pause"}, {"attempt", attempt(jobs[1])}});
   Until("paused", attempt(jobs[1]));
@@ -360,7 +376,7 @@ TEST_F(ServeTest, AFullDiskHoldsUpFilesNotSteps) {
   attach["spec"]["save_steps"] = 3;
   Send(attach);
   Send({{"type", "pause"}, {"attempt", "job/1"}});
-  Until("paused", "job/1");
+  Until("plan", "job/1");
   {
     const FullDisk full(64);
     Send({{"type", "resume"}, {"attempt", "job/1"}});

@@ -4,9 +4,9 @@ nibble_library(nibble_engine_step
   DEPS nibble_base nibble_spec nibble_kernels)
 
 nibble_library(nibble_engine_train
-  SRCS base_view.cc checkpoint.cc commands.cc decoder.cc device.cc flags.cc fused_turn.cc generate.cc
-       generate_command.cc job.cc job_run.cc line.cc merge_command.cc output_ring.cc protocol.cc serve.cc speed.cc train_command.cc
-       turns.cc
+  SRCS base_view.cc checkpoint.cc commands.cc crash_line.cc decoder.cc device.cc flags.cc fused_turn.cc generate.cc
+       generate_command.cc job.cc job_run.cc line.cc merge_command.cc output_ring.cc preparer.cc protocol.cc serve.cc serve_input.cc speed.cc
+       train_command.cc turns.cc
   DEPS nibble_engine_step nibble_engine_io)
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
@@ -21,7 +21,7 @@ nibble_test(trainer_parts_test
   SRCS checkpoint_test.cc device_test.cc generate_test.cc output_ring_test.cc protocol_test.cc turns_test.cc
   DEPS nibble_engine_train nibble_kernels_cuda_emulated nlohmann_json::nlohmann_json)
 nibble_test(job_test SRCS job_test.cc DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)
-nibble_test(serve_test SRCS serve_test.cc serve_stop_test.cc
+nibble_test(serve_test SRCS serve_test.cc serve_prepare_test.cc serve_stop_test.cc
             DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing nlohmann_json::nlohmann_json)
 nibble_test(decoder_test SRCS decoder_test.cc
             DEPS nibble_engine_train nibble_kernels_cuda_emulated nibble_engine_files_testing)

@@ -35,7 +35,7 @@ class ServeTest : public ::testing::Test {
     options_.lock_path = dir_.Join("lock" + std::to_string(started_++));
     options_.device.threads = threads_;
     options_.device.base.model_dir = dir_.Join("model");
-    options_.device.base.cache_dir = dir_.path();
+    options_.device.base.cache_dir = cache_dir_.empty() ? dir_.path() : cache_dir_;
     engine_ = std::thread([this] { status_ = Serve(options_); });
   }
   void Stop() {
@@ -128,6 +128,7 @@ class ServeTest : public ::testing::Test {
   ServeOptions options_;
   int fds_[2] = {-1, -1};
   int started_ = 0;
+  std::string cache_dir_;  // "" = dir_
   int threads_ = 1;
   std::thread engine_;
   absl::Status status_;
