@@ -1,13 +1,12 @@
 #include "client/kept_child.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/log_file.h"
 #include "base/status.h"
 
 namespace nibble::client {
@@ -70,15 +69,10 @@ absl::StatusOr<std::string> KeptChild::Keep(int64_t now_us) {
   return "";
 }
 
-// The child goes on writing where the end is then. What it writes between the two calls is lost.
 void KeptChild::CutLog(int64_t now_us) {
   if (now_us < next_look_us_) return;
   next_look_us_ = now_us + kLongestWaitUs;
-  const auto size = FileSizeBytes(log_file_);
-  if (!size.ok() || *size <= kMaxLogBytes) return;
-  const auto text = ReadFile(log_file_);
-  if (text.ok() && WriteFileAtomic(log_file_ + ".1", *text).ok())
-    (void)!truncate(log_file_.c_str(), 0);
+  CutLogFile(log_file_, kMaxLogBytes);
 }
 
 }  // namespace nibble::client

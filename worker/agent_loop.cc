@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/log_file.h"
 #include "base/status.h"
 #include "engine/spec/words.h"
 #include "worker/base_files.h"
@@ -25,7 +26,6 @@ constexpr size_t kInboxCapacity = 16'384;
 constexpr size_t kBatch = 256;
 constexpr int64_t kMaxWaitUs = 1'000'000;
 constexpr size_t kTailBytes = 1'000;
-constexpr int64_t kMaxLogBytes = int64_t{16} << 20;
 
 std::string ReasonText(const absl::Status& status) {
   const Reason reason = StatusReason(status);
@@ -55,12 +55,6 @@ std::string LastWords(const std::string& log_file) {
   const size_t newline = tail.rfind('\n');
   const std::string line = newline == std::string::npos ? tail : tail.substr(newline + 1);
   return absl::StrContains(line, " I nibble-engine ") ? "" : line;
-}
-
-// A log that has grown large becomes the one before; engines that write to it go on doing so.
-void TurnLogOver(const std::string& log_file) {
-  const auto size = FileSizeBytes(log_file);
-  if (size.ok() && *size > kMaxLogBytes) (void)Rename(log_file, log_file + ".1");
 }
 
 template <typename Key, typename Map>
@@ -118,8 +112,21 @@ absl::Status AgentLoop::Run() {
     }
     if (!done_ && clock_.NowMonotonicUs() >= agent_.NextDueUs()) Handle(Tick{});
     HandleOwn();
+    CutLogs();
   }
   return outcome_;
+}
+
+// An engine may run for months and never start anew.
+void AgentLoop::CutLogs() {
+  const int64_t now_us = clock_.NowMonotonicUs();
+  if (now_us < next_log_look_us_) return;
+  next_log_look_us_ = now_us + options_.log_look_us;
+  for (const auto& [id, unused] : options_.devices) CutLogFile(LogFileOf(id), options_.max_log_bytes);
+}
+
+std::string AgentLoop::LogFileOf(const std::string& device_id) const {
+  return JoinPath(options_.work_dir, absl::StrCat("log/engine-", device_id, ".log"));
 }
 
 void AgentLoop::RequestDrain() { Deliver(Drain{}); }
@@ -238,9 +245,7 @@ void AgentLoop::Do(const StartEngine& a) {
     own_.push_back(EngineExited{a.engine, "this worker has no device " + a.group.device_id, false});
     return;
   }
-  const std::string log_file =
-      JoinPath(options_.work_dir, absl::StrCat("log/engine-", a.group.device_id, ".log"));
-  TurnLogOver(log_file);
+  const std::string log_file = LogFileOf(a.group.device_id);
   const std::string bases = JoinPath(options_.work_dir, "cache/base");
   ShrinkBases(bases, options_.cache_max_bytes);
   const std::vector<std::string> arguments = {
@@ -360,7 +365,7 @@ void AgentLoop::Do(const DoProbe& a) {
   LogInfo("device.probe", {{"device", a.device_id}});
   const int64_t deadline_us = clock_.NowMonotonicUs() + options_.agent.probe_timeout_us;
   probe_pool_.Post([this, id = a.device_id, name = name->second, deadline_us, ended = probes_ended_] {
-    const std::string log_file = JoinPath(options_.work_dir, absl::StrCat("log/engine-", id, ".log"));
+    const std::string log_file = LogFileOf(id);
     const absl::Status probed =
         ProbeDevice(options_.engine_binary, name, log_file, [this, deadline_us, ended] {
           return ended->load() || clock_.NowMonotonicUs() >= deadline_us;
@@ -411,6 +416,7 @@ void AgentLoop::Do(const Exit& a) {
   done_ = true;
   LogInfo("worker.exit", {{"why", a.why}});
   if (a.superseded) outcome_ = Error(Reason::kStaleAttempt, a.why).ToStatus();
+  if (a.begin_anew && !a.superseded) outcome_ = Error(Reason::kNumericsChanged, a.why).ToStatus();
 }
 
 }  // namespace nibble::worker

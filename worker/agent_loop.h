@@ -36,6 +36,8 @@ struct AgentLoopOptions {
   int64_t cache_max_bytes = int64_t{64}
                             << 30;  // of what was fetched; of quantized bases as much again
   bool shares_file_system = false;
+  int64_t max_log_bytes = int64_t{16} << 20;  // of an engine's log, and as much of what was before it
+  int64_t log_look_us = 60'000'000;           // how often that is looked at
 };
 
 // Counted for /metrics; read from any thread.
@@ -58,7 +60,8 @@ class AgentLoop {
   ~AgentLoop();
 
   // Cleans what an earlier process left, then works until the agent says Exit. OK after a drain;
-  // FAILED_PRECONDITION when another process has taken this worker's id.
+  // STALE_ATTEMPT when another process has taken this worker's id, NUMERICS_CHANGED when the engine was
+  // replaced and the process is to be started again.
   absl::Status Run();
   void RequestDrain();
   // Ends Run whatever the agent holds: what was not uploaded is lost, the jobs go on from their
@@ -67,6 +70,7 @@ class AgentLoop {
   const LoopCounts& counts() const { return counts_; }
 
  private:
+  static constexpr int kTransfers = 32;
   using Cancel = std::shared_ptr<std::atomic<bool>>;
   struct Engine {
     std::unique_ptr<EngineProcess> process;
@@ -106,6 +110,8 @@ class AgentLoop {
   void MakeRoom();
   void MeasureDevices(std::vector<DeviceStatus>& devices) const;
   std::string DirOf(const AttemptKey& key) const;
+  std::string LogFileOf(const std::string& device_id) const;
+  void CutLogs();
 
   const AgentLoopOptions options_;
   ServerLink& link_;
@@ -122,6 +128,7 @@ class AgentLoop {
   std::map<AttemptKey, Cancel> fetches_;
   std::map<AttemptKey, Cancel> checks_;
   std::map<int64_t, Cancel> uploads_;
+  int64_t next_log_look_us_ = 0;
   bool done_ = false;
   std::atomic<bool> stop_{false};
   const Cancel probes_ended_ = std::make_shared<std::atomic<bool>>(false);
@@ -129,8 +136,9 @@ class AgentLoop {
   // Last: their threads use everything above.
   TaskPool synchronize_pool_{1};
   TaskPool call_pool_{2};
-  TaskPool fetch_pool_{2};
-  TaskPool upload_pool_{2};
+  // Transfers side by side, so that one of a small job does not wait for those of large models.
+  TaskPool fetch_pool_{kTransfers};
+  TaskPool upload_pool_{kTransfers};
   TaskPool check_pool_{1};
   TaskPool probe_pool_{1};
 };

@@ -6,8 +6,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <fstream>
 #include <mutex>
 #include <set>
 
@@ -105,7 +107,7 @@ class FakeServer : public ServerLink {
       content = blobs_[sha256];
       asked_for_.insert(sha256);
       changed_.notify_all();
-      changed_.wait(lock, [&] { return held_ != sha256 || down_; });
+      changed_.wait(lock, [&] { return !held_.contains(sha256) || down_; });
     }
     return write(std::string_view(content).substr(static_cast<size_t>(offset)));
   }
@@ -142,10 +144,14 @@ class FakeServer : public ServerLink {
     std::lock_guard lock(mutex_);
     End(key);
   }
-  // Who asks for this blob waits; "" = nobody any more.
+  // Who asks for this blob waits, until nobody does any more.
   void Hold(const std::string& sha256) {
     std::lock_guard lock(mutex_);
-    held_ = sha256;
+    held_.insert(sha256);
+  }
+  void HoldNothing() {
+    std::lock_guard lock(mutex_);
+    held_.clear();
     changed_.notify_all();
   }
 
@@ -180,7 +186,7 @@ class FakeServer : public ServerLink {
   int64_t revision_ = 1;
   int64_t newest_ = 0;
   bool down_ = false;
-  std::string held_;
+  std::set<std::string> held_;
 };
 
 class AgentLoopTest : public testing::Test {
@@ -194,6 +200,9 @@ class AgentLoopTest : public testing::Test {
     options.agent.retry_max_us = 50'000;
     options.agent.probed_devices = {"cpu0"};
     options.agent.probe_min_us = options.agent.probe_max_us = 50'000;
+    options.agent.numerics = numerics_;
+    options.max_log_bytes = max_log_bytes_;
+    options.log_look_us = 10'000;
     if (cache_max_bytes_ >= 0) options.cache_max_bytes = cache_max_bytes_;
     (void)!setenv("NIBBLE_FAKE_DEAD_FILE", DeadFile().c_str(), 1);
     ASSERT_FALSE(FileExists(DeadFile()));
@@ -233,6 +242,8 @@ class AgentLoopTest : public testing::Test {
   TempDir dir_;
   FakeServer server_;
   int64_t cache_max_bytes_ = -1;  // -1: as usual
+  std::map<std::string, std::string> numerics_;
+  int64_t max_log_bytes_ = int64_t{1} << 20;
   std::unique_ptr<AgentLoop> loop_;
   std::thread thread_;
   absl::Status outcome_;
@@ -313,6 +324,20 @@ TEST_F(AgentLoopTest, WhatIsNoLongerWantedStops) {
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.listing_.empty(); }));
 }
 
+class UpgradedTest : public AgentLoopTest {
+ protected:
+  UpgradedTest() { numerics_ = {{"cpu0", "older/cpu/fake"}}; }
+};
+
+TEST_F(UpgradedTest, AWorkerWhoseEngineWasReplacedEndsToBeStartedAgain) {
+  server_.Give(Job("a", 1, 10));
+  ASSERT_TRUE(server_.WaitUntil([&] { return !server_.failures_.empty(); }));
+  EXPECT_TRUE(server_.failures_[0].second.neighbour_fault);
+  thread_.join();
+  EXPECT_EQ(StatusReason(outcome_), Reason::kNumericsChanged) << outcome_;
+  loop_.reset();
+}
+
 class NoCacheTest : public AgentLoopTest {
  protected:
   NoCacheTest() { cache_max_bytes_ = 0; }
@@ -330,7 +355,7 @@ TEST_F(NoCacheTest, AFetchThatIsGivenUpKeepsNothing) {
       [&] { return server_.asked_for_.contains(first) && server_.listing_.contains(a.key); }));
   server_.Drop(a.key);
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.listing_.empty(); }));
-  server_.Hold("");
+  server_.HoldNothing();
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.asked_for_.contains(second); }));
   // Whoever has fetched makes room.
   const std::string blob = dir_.Join("w/cache/blobs/" + second);
@@ -341,6 +366,61 @@ TEST_F(NoCacheTest, AFetchThatIsGivenUpKeepsNothing) {
   }
   EXPECT_FALSE(FileExists(blob));
   EXPECT_FALSE(FileExists(dir_.Join("w/attempts/a")));
+}
+
+class ShortLogTest : public AgentLoopTest {
+ protected:
+  ShortLogTest() { max_log_bytes_ = 1000; }
+};
+
+TEST_F(ShortLogTest, TheLogOfAnEngineThatGoesOnIsCut) {
+  server_.Give(Job("a", 1, 100'000, "slow"));
+  ASSERT_TRUE(server_.WaitUntil([&] { return server_.steps_[{"a", 1}].size() > 2; }));
+  const std::string log = dir_.Join("w/log/engine-cpu0.log");
+  {
+    std::ofstream out(log, std::ios::app);
+    out << std::string(2000, 'x');
+  }
+  ASSERT_TRUE(server_.WaitUntil([&] { return FileExists(log + ".1"); }));
+  ASSERT_TRUE(server_.WaitUntil([&] { return *FileSizeBytes(log) < 2000; }));
+  EXPECT_EQ(loop_->counts().engines_started, 1);
+}
+
+TEST_F(AgentLoopTest, LargeModelsOnTheirWayKeepNoSmallJobWaiting) {
+  for (const char* name : {"large1", "large2", "large3", "large4"}) {
+    Assignment large = Job(name, 1, 1);
+    large.base_digest = Sha256Hex(name);
+    large.base_files = {server_.AddBlob("model.safetensors", name)};
+    server_.Hold(large.base_files[0].sha256);
+    server_.Give(large);
+    ASSERT_TRUE(server_.WaitUntil([&] { return server_.listing_.contains(large.key); }));
+  }
+  server_.Give(Job("small", 1, 1));
+  EXPECT_TRUE(server_.WaitUntil([&] { return server_.results_.contains("small"); }));
+  EXPECT_EQ(server_.results_.size(), 1u);
+  server_.HoldNothing();
+  EXPECT_TRUE(server_.WaitUntil([&] { return server_.results_.size() == 5; }));
+}
+
+TEST(TaskPoolTest, AsManyAtOnceAsItMayAndNoMore) {
+  constexpr int kMost = 6;
+  std::atomic<int> inside{0}, most{0}, done{0};
+  {
+    TaskPool pool(kMost);
+    for (int i = 0; i < 3 * kMost; ++i) {
+      ASSERT_TRUE(pool.Post([&, i] {
+        const int now = ++inside;
+        for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+        }
+        // The first few wait for each other: they end only if all of them are there at once.
+        while (i < kMost && most < kMost) std::this_thread::yield();
+        --inside;
+        ++done;
+      }));
+    }
+  }
+  EXPECT_EQ(done, 3 * kMost);
+  EXPECT_EQ(most, kMost);
 }
 
 TEST_F(AgentLoopTest, ReleaseSavesFirst) {

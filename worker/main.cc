@@ -67,7 +67,8 @@ constexpr char kUsage[] =
     "  --shares-file-system the server's paths are valid here\n"
     "  --log json|text\n"
     "SIGTERM drains: checkpoint, release, exit; two minutes at most. A second one exits at once.\n"
-    "Exit codes: 0 drained, 1 error, 2 bad flags, 3 another process has this worker's name.\n";
+    "Exit codes: 0 drained, 1 error, or nibble-engine was replaced: to be started again; 2 bad flags, 3\n"
+    "another process has this worker's name.\n";
 
 struct Flags {
   std::map<std::string, std::string> values;
@@ -285,6 +286,10 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
                    FindDevices(flags, dir, identity, options.devices));
   for (const auto& [id, name] : options.devices) {
     if (name.rfind("cuda", 0) == 0) options.agent.probed_devices.insert(id);
+  }
+  for (const DeviceInfo& device : identity.devices) {
+    const spec::DeviceProfile& p = device.profile;
+    options.agent.numerics[device.id] = absl::StrCat(p.build, "/", p.backend, "/", p.body);
   }
   ASSIGN_OR_RETURN(ServerClientOptions server, ServerOptions(flags));
   ASSIGN_OR_RETURN(const auto link, ConnectToServer(std::move(server), identity));

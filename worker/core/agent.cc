@@ -36,7 +36,7 @@ int64_t Agent::NextDueUs() const {
   }
   for (const auto& [id, care] : cares_) {
     if (care.in_flight && care.fault.empty()) at(care.sent_us + options_.probe_timeout_us);
-    if (!care.in_flight && !care.fault.empty()) at(care.not_before_us);
+    if (!care.in_flight && !care.fault.empty() && !care.replaced) at(care.not_before_us);
   }
   if (!no_room_.empty()) {
     at(room_measured_us_ + options_.retry_disk_us);
@@ -254,7 +254,7 @@ std::vector<RunningAttempt> Agent::Listing() const {
 void Agent::End(std::string why, bool superseded) {
   exited_ = true;
   for (const auto& [id, engine] : engines_) Do(KillEngine{id});
-  Do(Exit{std::move(why), superseded});
+  Do(Exit{std::move(why), superseded, !replaced_.empty()});
 }
 
 // ---- Attempts ----------------------------------------------------------------------------------
@@ -543,8 +543,9 @@ void Agent::Reconcile() {
     AdvanceReports(local);
   }
   EraseDone();
+  LeaveWhenReplaced();
   if (draining_ && drain_told_ && attempts_.empty() && engines_.empty())
-    return End("drained", false);
+    return End(replaced_.empty() ? "drained" : replaced_, false);
   Register();
   Synchronize();
 }

@@ -21,6 +21,9 @@
 //  * A device whose last engine died is probed before another starts there. One that does not answer is
 //    withdrawn: the server hears why, attempts that were to run on it fail without being at fault, and it is
 //    probed again and again until it answers.
+//  * An engine with other numerics than were registered was put in place of the one before (an upgrade):
+//    nothing starts any more, what runs goes on to its end in the engines it is in, and then the process ends
+//    to be started again.
 //  * What found a full disk here makes the worker say so until something was written again, room was made, or
 //    `room_us` have passed: it gets no new work meanwhile. Files that cannot be fetched for want of room are
 //    tried once more, then the attempt goes back.
@@ -49,7 +52,7 @@ struct AgentOptions {
   int64_t engine_idle_us = 60'000'000;  // how long an engine without attempts keeps its base
   int64_t engine_start_timeout_us =
       1'800'000'000;                        // until `hello`; quantizing a large base takes long
-  int64_t detach_timeout_us = 300'000'000;  // then the engine is killed; more while it reads a job's data
+  int64_t detach_timeout_us = 300'000'000;  // then the engine is killed
   int64_t retry_min_us = 1'000'000;         // calls, reports, fetches, uploads: doubling
   int64_t retry_max_us = 5'000'000;         // of calls and reports
   int64_t retry_disk_us = 30'000'000;       // when the disk is full
@@ -58,6 +61,9 @@ struct AgentOptions {
   int64_t metrics_interval_us = 1'000'000;  // steps are sent in batches this often
   size_t max_pending_metrics = 4'096;       // per attempt; beyond it the oldest are dropped
   std::set<std::string> probed_devices;     // by id: those a driver may lose, so GPUs
+  // By device id: the numerics this worker has registered it with. An engine that has others is another
+  // program than the one that was measured. A device that is missing takes any.
+  std::map<std::string, std::string> numerics;
   int64_t probe_timeout_us = 180'000'000;   // then a device that says nothing is withdrawn
   int64_t probe_min_us = 30'000'000;        // between probes of a withdrawn device: doubling
   int64_t probe_max_us = 600'000'000;
@@ -313,6 +319,7 @@ struct Forget {
 struct Exit {
   std::string why;
   bool superseded = false;
+  bool begin_anew = false;  // whoever started this process is to start it again
 };
 
 using Action =
@@ -383,7 +390,6 @@ class Agent {
     bool fetch_found_no_room = false;
     int64_t fetch_not_before_us = 0;
     int64_t fetch_backoff_us = 0;
-    int64_t detach_since_us = 0;
     int64_t detach_deadline_us = 0;
     std::optional<ReportBody> last_body;  // sent when it is kFinishing and all uploads are done
     bool last_queued = false;
@@ -415,6 +421,7 @@ class Agent {
     int64_t not_before_us = 0;
     int64_t backoff_us = 0;
     std::string fault;  // "" = not withdrawn
+    bool replaced = false;  // so is its engine: no probe changes that
     // Engines that died before they said hello: the device's fault, or their own.
     std::vector<std::pair<EngineGroup, FailedReport>> failed_starts;
   };
@@ -466,6 +473,8 @@ class Agent {
   void AdvanceProbes();
   void FailWaiting(const EngineGroup& group, const FailedReport& report);
   void FailWithdrawn();
+  void NoteReplaced(const std::string& numerics_id, const std::string& registered);
+  void LeaveWhenReplaced();
   void NoteFull(const std::string& why);
   void NoteRoom() { no_room_.clear(); }  // something was written
   void WatchRoom();
@@ -487,8 +496,6 @@ class Agent {
   // The attempt when it is in that engine, by its local key; late messages of others are dropped.
   Local* InEngine(const AttemptKey& key, int64_t engine);
   std::optional<AttemptKey> FaultyOf(const Engine& engine) const;
-  // The engine makes tokens of a job's data: it looks at no commands meanwhile.
-  bool IsReading(int64_t engine) const;
   int64_t NextBackoff(int64_t& backoff_us, int64_t max_us) const;
   template <typename A>
   void Do(A action) {
@@ -512,6 +519,7 @@ class Agent {
   bool register_in_flight_ = false;
   bool forgotten_ = false;  // by the server, and not registered again yet
   std::set<AttemptKey> given_up_;  // abandoned here and not begun again, until the server knows
+  std::string replaced_;  // what took the engine's place, in words; "" = it is the same
   bool draining_ = false;
   bool drain_told_ = false;  // the server has answered a call that said so
   bool exited_ = false;

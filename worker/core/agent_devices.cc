@@ -32,6 +32,7 @@ std::vector<DeviceStatus> Agent::Devices() const {
 
 void Agent::AdvanceProbes() {
   for (auto& [id, care] : cares_) {
+    if (care.replaced) continue;
     if (care.in_flight) {
       if (care.fault.empty() && now_us_ >= care.sent_us + options_.probe_timeout_us)
         care.fault = "the device has not answered for " +
@@ -52,6 +53,7 @@ void Agent::On(const ProbeEnded& in) {
   if (it == cares_.end()) return;
   Care& care = it->second;
   care.in_flight = false;
+  if (care.replaced) return;
   if (in.ok) {
     for (const auto& [group, report] : care.failed_starts) FailWaiting(group, report);
     cares_.erase(it);
@@ -63,6 +65,28 @@ void Agent::On(const ProbeEnded& in) {
                         ? options_.probe_min_us
                         : std::min(care.backoff_us * 2, options_.probe_max_us);
   care.not_before_us = now_us_ + care.backoff_us;
+}
+
+// One file is every device's engine. Its numerics would fail the jobs that began with the registered ones,
+// and a server that does not know of them could not keep those jobs for a device that has theirs.
+void Agent::NoteReplaced(const std::string& numerics_id, const std::string& registered) {
+  if (!replaced_.empty()) return;
+  replaced_ = "nibble-engine was replaced: it has numerics " + numerics_id + ", this worker registered " +
+              registered + "; the worker starts again when what it trains has ended";
+  for (const auto& [id, unused] : options_.numerics) {
+    Care& care = cares_[id];
+    care.replaced = true;
+    care.due = false;
+    care.fault = replaced_;
+    care.failed_starts.clear();
+  }
+}
+
+void Agent::LeaveWhenReplaced() {
+  if (replaced_.empty() || draining_) return;
+  draining_ = std::none_of(attempts_.begin(), attempts_.end(), [](const auto& entry) {
+    return entry.second.assignment.kind == Kind::kTrain;
+  });
 }
 
 // The jobs did nothing wrong, so it costs them no retry.

@@ -29,7 +29,6 @@ bool Agent::IsWanted(const EngineGroup& group) const {
 
 void Agent::LetGo(Local& local, bool checkpoint) {
   local.stage = Stage::kDetaching;
-  local.detach_since_us = now_us_;
   local.detach_deadline_us = now_us_ + options_.detach_timeout_us;
   Do(Detach{local.engine, local.local_key, checkpoint});
 }
@@ -102,12 +101,6 @@ void Agent::AdvanceEngines() {
   }
 }
 
-bool Agent::IsReading(int64_t engine) const {
-  return std::any_of(attempts_.begin(), attempts_.end(), [&](const auto& entry) {
-    return entry.second.engine == engine && entry.second.phase == Phase::kTokenizing;
-  });
-}
-
 void Agent::CheckTimeouts() {
   const auto kill = [this](int64_t id, Engine& engine) {
     if (engine.killed) return;
@@ -122,10 +115,6 @@ void Agent::CheckTimeouts() {
   }
   for (auto& [key, local] : attempts_) {
     if (local.stage != Stage::kDetaching) continue;
-    if (IsReading(local.engine)) {
-      const int64_t until_us = local.detach_since_us + options_.engine_start_timeout_us;
-      local.detach_deadline_us = std::min(now_us_, until_us) + options_.detach_timeout_us;
-    }
     if (now_us_ < local.detach_deadline_us) continue;
     const auto it = engines_.find(local.engine);
     if (it == engines_.end() || it->second.killed) continue;
@@ -148,7 +137,12 @@ std::optional<AttemptKey> Agent::FaultyOf(const Engine& engine) const {
 
 void Agent::On(const EngineHello& in) {
   const auto it = engines_.find(in.engine);
-  if (it != engines_.end()) it->second.ready = true;
+  if (it == engines_.end()) return;
+  it->second.ready = true;
+  const auto registered = options_.numerics.find(it->second.group.device_id);
+  if (registered == options_.numerics.end() || registered->second == in.numerics_id) return;
+  NoteReplaced(in.numerics_id, registered->second);
+  StopEngine(it->first, it->second);
 }
 
 void Agent::On(const EngineBase& in) {
@@ -289,9 +283,10 @@ void Agent::On(const EngineDetached& in) {
   Local* local = InEngine(in.key, in.engine);
   if (local == nullptr) return;
   LeaveEngine(*local);
-  local->step = in.step;
+  // While its data was read it was at no step yet, but what it is to go on from is saved.
+  local->step = std::max(in.step, local->assignment.checkpoint_step);
   if (local->last_body && std::holds_alternative<ReleasedReport>(*local->last_body)) {
-    local->last_body = ReleasedReport{in.step};
+    local->last_body = ReleasedReport{local->step};
   }
   Finish(*local);
 }

@@ -46,22 +46,83 @@ TEST_F(AgentTest, AnEngineThatDoesNotLetGoIsKilledAndItsNeighboursSaySo) {
   EXPECT_TRUE(std::get<FailedReport>(reports_.back().body).neighbour_fault);
 }
 
-// Tokens of gigabytes take longer than a detachment may; meanwhile the engine looks at no commands.
-TEST_F(AgentTest, AnEngineThatReadsANeighboursDataIsWaitedFor) {
+class ReplacedEngineTest : public AgentTest {
+ protected:
+  void SetUp() override {
+    AgentOptions options;
+    options.numerics = {{"cpu0", "numerics"}, {"cpu1", "others"}};
+    agent_ = Agent(options);
+    AgentTest::SetUp();
+  }
+};
+
+// An upgrade under a running worker: jobs in the old engine end there, no attempt fails by it, and the worker
+// begins anew with what it then measures.
+TEST_F(ReplacedEngineTest, WhatRunsEndsAndThenTheWorkerBeginsAnew) {
+  const int64_t old_engine = Run("a", {AssignmentOf("a")});
+  Desire({AssignmentOf("a"), AssignmentOf("b", "other base")});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  ASSERT_NE(Find<StartEngine>(), nullptr);
+  const int64_t new_engine = Find<StartEngine>()->engine;
+  Feed(EngineHello{new_engine, "new numerics"});
+  EXPECT_EQ(Find<Attach>(), nullptr);
+  ASSERT_NE(Find<ShutdownEngine>(), nullptr);
+  EXPECT_EQ(Find<ShutdownEngine>()->engine, new_engine);
+  ASSERT_FALSE(reports_.empty());
+  const auto& failed = std::get<FailedReport>(reports_.back().body);
+  EXPECT_EQ(reports_.back().key.job_id, "b");
+  EXPECT_TRUE(failed.neighbour_fault) << "it costs no retry";
+  EXPECT_NE(failed.message.find("was replaced: it has numerics new numerics"), std::string::npos);
+  // Nothing is to be placed on any device, whichever noticed.
+  Feed(EngineExited{new_engine, "ended with code 0", false});
+  Answer(ReportReply::Code::kOk);
+  Desire({AssignmentOf("a")});
+  Advance(50'000);
+  ASSERT_EQ(sync_.devices.size(), 2u);
+  for (const DeviceStatus& device : sync_.devices)
+    EXPECT_NE(device.fault.find("was replaced"), std::string::npos) << device.device_id;
+  EXPECT_FALSE(sync_.draining);
+  EXPECT_GT(agent_.NextDueUs(), now_us_) << "no probe is due for it";
+  Advance(3'600 * kSecondUs);
+  EXPECT_EQ(Find<DoProbe>(), nullptr);
+  EXPECT_EQ(Find<Exit>(), nullptr);
+  // The old engine ends its job.
+  Feed(EngineFinished{old_engine, {"a", 1}, 10, "adapter", "max_steps"});
+  ASSERT_NE(Find<DoUpload>(), nullptr);
+  Feed(Uploaded{Find<DoUpload>()->id, {}});
+  Answer(ReportReply::Code::kOk);
+  Desire({});
+  Advance(50'000);
+  EXPECT_TRUE(sync_.draining);
+  Desire({});
+  Feed(EngineExited{old_engine, "ended with code 0", false});
+  ASSERT_NE(Find<Exit>(), nullptr);
+  EXPECT_TRUE(Find<Exit>()->begin_anew);
+  EXPECT_FALSE(Find<Exit>()->superseded);
+}
+
+// Commands are looked at while data is read, so who is not let go is not let go.
+TEST_F(AgentTest, AnEngineThatReadsANeighboursDataLetsGoInTime) {
   Run("a", {AssignmentOf("a")});
   const int64_t engine = Run("b", {AssignmentOf("a"), AssignmentOf("b")});
   Feed(EnginePhase{engine, {"b", 1}, Phase::kTokenizing});
   Desire({AssignmentOf("a", "base", Want::kStop), AssignmentOf("b")});
-  const auto renew = [&] { Desire({AssignmentOf("a", "base", Want::kStop), AssignmentOf("b")}); };
-  for (int i = 0; i < 10; ++i) {
-    Advance(100 * kSecondUs);
-    EXPECT_EQ(Find<KillEngine>(), nullptr) << i;
-    renew();
-  }
-  Feed(EnginePhase{engine, {"b", 1}, Phase::kTraining});
-  EXPECT_EQ(Find<KillEngine>(), nullptr) << "only now it sees the command";
   Advance(301 * kSecondUs);
   EXPECT_NE(Find<KillEngine>(), nullptr);
+}
+
+// One whose data is being read says step 0; it gives back what it had.
+TEST_F(AgentTest, WhoIsReleasedBeforeItBeganIsWhereItsCheckpointIs) {
+  Assignment a = AssignmentOf("a");
+  a.checkpoint_step = 40;
+  const int64_t engine = Run("a", {a});
+  Feed(EnginePhase{engine, {"a", 1}, Phase::kTokenizing});
+  a.want = Want::kRelease;
+  Desire({a});
+  Feed(EngineDetached{engine, {"a", 1}, 0});
+  ASSERT_FALSE(reports_.empty());
+  ASSERT_TRUE(std::holds_alternative<ReleasedReport>(reports_.back().body));
+  EXPECT_EQ(std::get<ReleasedReport>(reports_.back().body).step, 40);
 }
 
 // Whom the engine named last is who keeps it, not who waits to be let go.
