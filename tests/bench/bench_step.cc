@@ -212,7 +212,7 @@ absl::Status Run(const Flags& flags) {
       batches.push_back(Batch({first, first + asked.micro_batch_size}));
       count += static_cast<double>(batches.back().target_tokens);
     }
-    const double probe = kernels::bench::ProductRate(table->body) * threads;
+    const double probe = kernels::bench::ProductRate(table->body, threads);
     for (const engine::MicroBatch& batch : batches) executor.Record(batch);
     executor.TakePhaseTimes();
     if (timed_ops != nullptr && i <= 1) timed_ops->Restart();

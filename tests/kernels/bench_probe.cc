@@ -1,8 +1,11 @@
 #include "tests/kernels/bench_probe.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -113,6 +116,22 @@ double ProductRate(std::string_view body) {
     if (rate > best) best = rate;
   }
   return best;
+}
+
+double ProductRate(std::string_view body, int threads) {
+  std::vector<double> rates(static_cast<size_t>(threads));
+  std::atomic<int> arrived{0};
+  std::vector<std::thread> others;
+  for (double& rate : rates) {
+    others.emplace_back([&] {
+      ++arrived;
+      while (arrived < threads) {  // so that all of them multiply at one time
+      }
+      rate = ProductRate(body);
+    });
+  }
+  for (std::thread& other : others) other.join();
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
 double CopyRate() {

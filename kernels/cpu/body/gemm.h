@@ -34,6 +34,15 @@ constexpr int64_t kMaxColumns = 256;
 
 #if !defined(NIBBLE_AMX)
 
+// Steps of depth between two looks at the counters. With 12 multiply-adds in a step the loop's own ten
+// instructions count where a core is shared with another's thread, which takes half of the issue
+// slots; with 24 they do not.
+#if defined(__AVX512F__)
+constexpr int64_t kStepsAtOnce = 1;
+#else
+constexpr int64_t kStepsAtOnce = 8;
+#endif
+
 // c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
 // `next`, of the same stride or null, is what will be multiplied soon: it is fetched into the second-level
 // cache on the way (12 % at 4096 deep).
@@ -49,22 +58,34 @@ static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, 
   // Four row pointers instead of twelve: the others are one or two strides away.
   const char* rows[4];
   for (int i = 0; i < 4; ++i) rows[i] = lhs + 3 * i * lhs_stride;
-  for (int64_t s = 0; s < steps; ++s) {
-    if (s % 16 == 0 && next != nullptr) {  // a cache line of every row
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * lhs_stride + 4 * s, 0, 2);
-    }
+  // One step of depth, `ahead` steps from where the pointers are.
+  const auto multiply = [&](int64_t ahead) __attribute__((always_inline)) {
     F32 columns[kVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) columns[v] = Load(tile + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) columns[v] = Load(tile + ahead * kTileColumns + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       float value;
-      std::memcpy(&value, rows[r / 3] + (r % 3) * lhs_stride, 4);
+      std::memcpy(&value, rows[r / 3] + (r % 3) * lhs_stride + 4 * ahead, 4);
       const F32 a = Set1(value);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(a, columns[v], sums[r][v]);
     }
+  };
+  int64_t s = 0;
+  for (; s + kStepsAtOnce <= steps; s += kStepsAtOnce) {
+    if (s % 16 == 0 && next != nullptr) {  // a cache line of every row
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * lhs_stride + 4 * s, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int ahead = 0; ahead < kStepsAtOnce; ++ahead) multiply(ahead);
+    tile += kStepsAtOnce * kTileColumns;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) rows[i] += 4 * kStepsAtOnce;
+  }
+  for (; s < steps; ++s) {
+    multiply(0);
     tile += kTileColumns;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) rows[i] += 4;
