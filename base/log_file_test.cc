@@ -17,11 +17,22 @@ TEST(LogFile, WhoeverAppendsGoesOnInTheNewOne) {
   CutLogFile(path, 6);
   EXPECT_FALSE(FileExists(path + ".1"));
   ASSERT_EQ(write(fd, "second\n", 7), 7);
-  CutLogFile(path, 6);
+  CutLogFile(path, 12);
   ASSERT_EQ(write(fd, "third\n", 6), 6);
   close(fd);
-  EXPECT_EQ(*ReadFile(path + ".1"), "first\nsecond\n");
+  EXPECT_EQ(*ReadFile(path + ".1"), "irst\nsecond\n") << "and no more than the bound";
   EXPECT_EQ(*ReadFile(path), "third\n");
+}
+
+// Of before it was looked at, or written in a loop between two looks; most of it a hole, which costs nothing.
+TEST(LogFile, OneThatHasGrownBeyondWhatIsReadAtOnceIsCutToo) {
+  const TempDir dir;
+  const std::string path = dir.Join("engine.log");
+  ASSERT_TRUE(WriteFileAtomic(path, "").ok());
+  ASSERT_EQ(truncate(path.c_str(), int64_t{40} << 30), 0);
+  CutLogFile(path, 4096);
+  EXPECT_EQ(*FileSizeBytes(path + ".1"), 4096);
+  EXPECT_EQ(*FileSizeBytes(path), 0);
 }
 
 TEST(LogFile, OneThatCannotBeKeptIsCutAllTheSame) {

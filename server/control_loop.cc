@@ -4,6 +4,7 @@
 #include <future>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
 #include "server/core/apply.h"
@@ -32,7 +33,9 @@ void CarryWorker(const core::Worker* before, int64_t generation, const core::Now
 
 void CarryJob(const core::Job* before, const core::State& fresh, const core::CoreOptions& options,
               const core::Now& now, core::Job& job) {
-  job.queued_us = before != nullptr ? before->queued_us : now.monotonic_us;
+  job.queued_us = before != nullptr
+                      ? before->queued_us
+                      : now.monotonic_us - std::max<int64_t>(0, now.unix_us - job.queued_unix_us);
   job.not_before_us = before != nullptr && before->state == job.state ? before->not_before_us : 0;
   job.cancel_deadline_us = now.monotonic_us + options.cancel_force_us;
   if (before != nullptr) job.measured = before->measured;
@@ -78,6 +81,15 @@ core::State RowsOf(const core::Touched& touched, const core::State& state) {
 
 constexpr int64_t kPrunedAtOnce = 2'000;
 constexpr int64_t kPruneEveryUs = 600 * core::kSecondUs;
+
+// A generation begins with a server that starts. Whoever is not of the one on the disk has no say there, nor
+// a state that is true.
+absl::Status CheckGeneration(int64_t on_disk, int64_t mine) {
+  if (on_disk == mine) return absl::OkStatus();
+  return Error(Reason::kStoreUnavailable, absl::StrCat("another server, of generation ", on_disk,
+                                                       ", writes to this database; this one is of ", mine,
+                                                       " and must stop"));
+}
 
 absl::Status Unavailable() {
   return Error(Reason::kStoreUnavailable,
@@ -299,7 +311,10 @@ absl::Status ControlLoop::Commit(const std::vector<core::EventRecord>& records) 
 absl::Status ControlLoop::Recover() {
   const core::Touched touched = state_.touched;
   const core::State before = RowsOf(touched, state_);
-  const absl::Status reread = store_->Reread(state_);
+  const int64_t generation = state_.generation;
+  absl::Status reread = store_->Reread(state_);
+  if (reread.ok()) reread = CheckGeneration(state_.generation, generation);
+  state_.generation = generation;
   // Also when that failed: Reload takes over from here.
   for (auto& [id, worker] : state_.workers) {
     if (touched.workers.contains(id)) {
@@ -327,6 +342,7 @@ absl::Status ControlLoop::Recover() {
 
 absl::Status ControlLoop::Reload() {
   ASSIGN_OR_RETURN(core::State fresh, store_->Load());
+  RETURN_IF_ERROR(CheckGeneration(fresh.generation, state_.generation));
   CarryOver(state_, options_.core, now_, fresh);
   for (const auto& [worker, held] : held_) fresh.revised.insert(worker);
   state_ = std::move(fresh);

@@ -25,6 +25,7 @@ class ControlLoopTest : public ::testing::Test {
     options.batch_us = 0;
     options.retain_events_us = retain_events_us_;
     options.timeline = "t";
+    options.on_fatal = [this](const absl::Status& status) { fatal_.push_back(status); };
     loop_ = std::make_unique<ControlLoop>(options, core::testing::CheapSpecFunctions(), &store_,
                                           &hub_, &clock_);
     ASSERT_TRUE(loop_->Start().ok());
@@ -78,6 +79,7 @@ class ControlLoopTest : public ::testing::Test {
   std::vector<absl::Status> statuses_;
   std::vector<std::string> ids_;
   std::vector<absl::Status> syncs_;
+  std::vector<absl::Status> fatal_;
   int64_t revision_ = 0;
 };
 
@@ -170,6 +172,68 @@ TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
     store_.SetFaults(nullptr);
   }
   EXPECT_TRUE(loop_->serving());
+}
+
+// What cannot be read row by row is read as a whole, and who was first in line still is. When not even that
+// can be read the process is to end; should it go on, it answers again once the disk does.
+TEST_F(ControlLoopTest, AfterAFailedCommitRowsThatCannotBeReadEndTheServer) {
+  AddThings();
+  Post(core::DrainWorker{"w1"});
+  Post(Driver::JobOf("waits"));
+  loop_->RunOnce(0);
+  ASSERT_EQ(loop_->state().jobs.at("waits").state, core::JobState::kQueued);
+  const int64_t queued_us = loop_->state().jobs.at("waits").queued_us;
+  clock_.AdvanceUs(100 * core::kSecondUs);
+  PostSync(0);
+  store_.SetFaults([] { return store::MemoryStore::Fault::kFailBefore; });
+  const auto change = [&](int32_t priority) {
+    core::UpdateJob update;
+    update.job_id = "waits";
+    update.priority = priority;
+    statuses_.clear();
+    Post(update);
+    loop_->RunOnce(0);
+  };
+  for (const bool load_too : {false, true}) {
+    store_.FailReads(/*reread=*/true, load_too);
+    const int64_t loads = store_.loads();
+    change(7);
+    EXPECT_EQ(StatusReason(statuses_.at(0)), Reason::kStoreUnavailable);
+    EXPECT_EQ(store_.loads(), loads + 1);
+    EXPECT_EQ(loop_->serving(), !load_too);
+    EXPECT_EQ(fatal_.size(), load_too ? 1u : 0u);
+    if (load_too) break;
+    EXPECT_EQ(loop_->state().jobs.at("waits").priority, 0);
+    EXPECT_EQ(loop_->state().jobs.at("waits").queued_us, queued_us);
+    EXPECT_TRUE(loop_->state().CheckInvariants(loop_->core().options).ok());
+  }
+  store_.SetFaults(nullptr);
+  change(8);
+  EXPECT_EQ(StatusReason(statuses_.at(0)), Reason::kStoreUnavailable) << "it does not know what it serves";
+  store_.FailReads(false, false);
+  change(9);
+  EXPECT_TRUE(statuses_.at(0).ok()) << statuses_.at(0);
+  EXPECT_EQ(store_.rows().jobs.at("waits").priority, 9);
+}
+
+// Whose rows are no longer its own must not read them and go on: it would write over the other's.
+TEST_F(ControlLoopTest, ASecondServerOnTheSameDataEndsTheFirst) {
+  AddThings();
+  ControlLoop::Options options;
+  options.core.token_secret = "secret";
+  ControlLoop second(options, core::testing::CheapSpecFunctions(), &store_, &hub_, &clock_);
+  ASSERT_TRUE(second.Start().ok());
+  store_.SetFaults([] { return store::MemoryStore::Fault::kFailBefore; });  // as SqliteStore refuses it
+  Post(Driver::JobOf("a"));
+  loop_->RunOnce(0);
+  EXPECT_FALSE(loop_->serving());
+  ASSERT_EQ(fatal_.size(), 1u);
+  EXPECT_THAT(fatal_[0].ToString(), testing::HasSubstr("another server, of generation 2"));
+  store_.SetFaults(nullptr);
+  Post(Driver::JobOf("b"));
+  loop_->RunOnce(0);
+  EXPECT_EQ(StatusReason(statuses_.at(1)), Reason::kStoreUnavailable);
+  EXPECT_TRUE(store_.rows().jobs.empty());
 }
 
 TEST_F(ControlLoopTest, HoldsASynchronizeUntilSomethingChanges) {

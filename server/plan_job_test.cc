@@ -15,6 +15,9 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "nibble/v1/job.grpc.pb.h"
+#include "nibble/worker/v1/worker.grpc.pb.h"
+#include "server/core/excerpt.h"
+#include "server/core/known_cards.h"
 #include "server/plan_desk.h"
 #include "server/testing/absurd_specs.h"
 #include "server/testing/served.h"
@@ -207,6 +210,34 @@ TEST_F(PlanJobTest, ToldIsHowEachCardRecomputes) {
     }
   }
   EXPECT_GE(told.size(), 2u) << "a card of 24 GB has to recompute what one of 141 GB keeps";
+}
+
+// A fleet that is copied in more than one turn of the loop: all of it is there.
+TEST_F(PlanJobTest, AFleetOfTwoPartsIsThereWhole) {
+  constexpr int kWorkers = static_cast<int>(core::Excerpt::kRowsAtOnce) + 10;
+  const auto workers = worker::v1::WorkerService::NewStub(channel_);
+  for (int i = 0; i < kWorkers; ++i) {
+    worker::v1::RegisterRequest request;
+    request.set_worker_id(absl::StrCat("w", i));
+    request.set_incarnation("one");
+    worker::v1::DeviceProfile* device = request.add_devices();
+    device->set_id("cpu0");
+    device->set_backend("cpu");
+    device->set_capacity_bytes(int64_t{1} << 30);
+    device->set_profile_json(R"({"act_bytes":2,"backend":"cpu","body":"avx2","build":"test",)"
+                             R"("capacity_bytes":1073741824,"fixed_bytes":1048576,"threads":1})");
+    worker::v1::RegisterResponse response;
+    grpc::ClientContext context;
+    ASSERT_TRUE(workers->Register(&context, request, &response).ok());
+  }
+  Random random(3);
+  v1::PlanJobRequest request;
+  request.set_model_config_json(RandomConfig(random));
+  const auto plan = Plan(request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::set<std::string> named;
+  for (const v1::DeviceFit& fit : plan->fits()) named.insert(fit.worker());
+  EXPECT_EQ(named.size(), static_cast<size_t>(kWorkers) + core::KnownCards().size());
 }
 
 // What is shown for a device is what a job created now would be placed with there.

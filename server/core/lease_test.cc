@@ -1,5 +1,6 @@
 // Leases, and who may go on with what: workers that come back, go, or say what is no longer so; measurements;
 // CHECKs.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -39,6 +40,27 @@ Synchronize Lost(Driver& d) {
   d.Must(Tick{});
   CHECK(d.job("j").state == JobState::kQueued);
   return listing;
+}
+
+// Rows of a version that kept neither say nothing: from the start on, and no longer with each further start.
+TEST(Lease, SinceWhenAWorkerIsLostCountsFromTheFirstStartThatDoesNotKnow) {
+  Driver d;
+  Lost(d);
+  Worker& worker = d.mutable_state().workers.at("w1");
+  ASSERT_TRUE(worker.lost);
+  worker.lost_unix_us = worker.last_seen_unix_us = 0;
+  d.AddWorker("w2");
+  d.mutable_state().touched = {};
+  d.Must(ServerStart{"timeline-1"});
+  const int64_t start_us = d.Now().unix_us;
+  EXPECT_EQ(worker.lost_unix_us, start_us);
+  EXPECT_EQ(worker.last_seen_unix_us, start_us);
+  EXPECT_EQ(d.state().workers.at("w2").lost_unix_us, 0);
+  EXPECT_THAT(d.state().touched.workers, ::testing::ElementsAre("w1"));
+  d.Advance(kHourUs);
+  d.Must(ServerStart{"timeline-1"});
+  EXPECT_EQ(worker.lost_unix_us, start_us);
+  EXPECT_EQ(worker.last_seen_unix_us, start_us);
 }
 
 // What is intact elsewhere is not given back to who only says so, nor to one that is to have nothing.

@@ -47,11 +47,11 @@ void Command(Edge& edge, Done done, core::CommandBody body,
 inline bool Sees(const std::string& scope, const std::string& tenant) {
   return scope.empty() || scope == tenant;
 }
-// Runs `work` on the pool for short or long work, or whole files; it must arrange that Done is called.
 // Copies the rest of the excerpt, a part a turn of the loop, then calls `then` on the loop's thread;
-// `outcome` is of this turn.
+// `outcome` is of this turn. `then` keeps the excerpt alive.
 void CopyExcerpt(Edge& edge, const Done& done, const Outcome& outcome, core::Excerpt& excerpt,
                  std::function<void()> then);
+// Runs `work` on the pool for short or long work, or whole files; it must arrange that Done is called.
 void OnIo(Edge& edge, Done done, std::function<void()> work);
 void OnWork(Edge& edge, Done done, std::function<void()> work);
 void OnFiles(Edge& edge, Done done, std::function<void()> work);

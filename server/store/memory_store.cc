@@ -105,6 +105,10 @@ core::State WithoutVolatile(core::State state) {
 absl::Status MemoryStore::Reread(core::State& state) {
   core::Touched touched = std::exchange(state.touched, {});
   for (const core::AttemptKey& key : touched.attempts) touched.jobs.insert(key.first);
+  if (fail_reread_) {
+    for (const std::string& id : touched.jobs) state.jobs.erase(id);
+    return Injected();
+  }
   state.timeline = rows_.timeline;
   state.generation = rows_.generation;
   state.last_job_number = rows_.last_job_number;
@@ -132,6 +136,7 @@ absl::Status MemoryStore::Reread(core::State& state) {
 
 absl::StatusOr<core::State> MemoryStore::Load() {
   ++loads_;
+  if (fail_load_) return Injected();
   core::State state = WithoutVolatile(rows_);
   for (auto& [id, worker] : state.workers)
     worker.last_seen_unix_us = rows_.workers.at(id).last_seen_unix_us;

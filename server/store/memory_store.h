@@ -32,6 +32,8 @@ class MemoryStore : public Store {
   absl::StatusOr<int64_t> PruneEvents(int64_t before_unix_us, int64_t limit) override;
   // Asked before every Commit.
   void SetFaults(std::function<Fault()> faults) { faults_ = std::move(faults); }
+  // From now on: Reread drops the jobs that are named and fails, Load fails.
+  void FailReads(bool reread, bool load) { fail_reread_ = reread; fail_load_ = load; }
   // The rows as they stand, and all events; for checks.
   const core::State& rows() const { return rows_; }
   const std::vector<core::EventRecord>& events() const { return events_; }
@@ -41,6 +43,8 @@ class MemoryStore : public Store {
   core::State rows_;
   std::vector<core::EventRecord> events_;
   std::function<Fault()> faults_;
+  bool fail_reread_ = false;
+  bool fail_load_ = false;
   int64_t loads_ = 0;
 };
 

@@ -11,6 +11,7 @@
 #include "server/core/testing/driver.h"
 #include "server/store/memory_store.h"
 #include "server/store/metric_read.h"
+#include "server/store/sqlite.h"
 #include "server/store/sqlite_store.h"
 
 namespace nibble::store {
@@ -90,6 +91,37 @@ TEST(Reread, UndoesWhatWasNotCommittedInMemory) {
 TEST(Reread, UndoesWhatWasNotCommittedOnDisk) {
   TempDir dir;
   CheckReread(*OpenSqliteStore(dir.path()).value());
+}
+
+// As a version wrote them that had neither plans' choices nor when workers were seen.
+TEST(SqliteStore, RowsOfAVersionThatKeptLessAreRead) {
+  TempDir dir;
+  Driver driver;
+  driver.AddWorker("w1");
+  driver.Must(Driver::JobOf("a"));
+  driver.Place();
+  core::Job& job = driver.mutable_state().jobs.at("a");
+  job.plan.choices = job.attempts.at(1).plan.choices = {spec::Recompute::kFull, spec::BaseCache::kOn, true};
+  driver.mutable_state().workers.at("w1").lost_unix_us = 5;
+  ASSERT_TRUE(CommitTo(*OpenSqliteStore(dir.path()).value(), driver).ok());
+  {
+    Database db = Database::Open(dir.Join("state.db"), Database::Mode::kReadWrite).value();
+    for (const char* change :
+         {"UPDATE jobs SET body=json_remove(body,'$.plan.choices') WHERE body LIKE '%choices%'",
+          "UPDATE attempts SET body=json_remove(body,'$.plan.choices') WHERE body LIKE '%choices%'",
+          "UPDATE workers SET body=json_remove(body,'$.lost_unix_us','$.last_seen_unix_us') "
+          "WHERE body LIKE '%lost_unix_us%' AND body LIKE '%last_seen_unix_us%'"}) {
+      ASSERT_TRUE(db.Execute(change).ok());
+      EXPECT_EQ(db.QueryText("SELECT changes()").value(), "1") << change;
+    }
+  }
+  const core::State state = OpenSqliteStore(dir.path()).value()->Load().value();
+  const core::Job& read = state.jobs.at("a");
+  EXPECT_TRUE(read.plan.choices == spec::PlanChoices{});
+  EXPECT_TRUE(read.attempts.at(1).plan.choices == spec::PlanChoices{});
+  EXPECT_EQ(read.plan.TotalBytes(), job.plan.TotalBytes());
+  EXPECT_EQ(state.workers.at("w1").lost_unix_us, 0);
+  EXPECT_EQ(state.workers.at("w1").last_seen_unix_us, 0);
 }
 
 // All of the series, thinned afterwards: which steps an answer has does not depend on how it is read.
