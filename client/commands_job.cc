@@ -216,10 +216,10 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
     *plan_request.mutable_spec() = job.spec();
     const absl::StatusOr<v1::PlanJobResponse> plan = client.PlanJob(plan_request);
     if (!plan.ok()) PrintNote(g.terminal, absl::StrCat("no memory plan: ", plan.status().message()));
-    const v1::MemoryPlan* shown = plan.ok() ? ShownPlan(*plan) : nullptr;
-    if (shown != nullptr) *job.mutable_plan() = *shown;
+    const v1::DeviceFit* shown = plan.ok() ? ShownFit(*plan) : nullptr;
+    if (shown != nullptr) *job.mutable_plan() = shown->plan();
     if (IsText(g)) {
-      PrintOut(JobText(job, g.terminal.style));
+      PrintOut(JobText(job, g.terminal.style, shown == nullptr ? "" : PlaceText(*shown)));
       if (plan.ok()) PrintOut(FitsText(*plan, g.terminal.style));
     }
     v1::ValidateDatasetRequest request;

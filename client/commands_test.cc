@@ -158,6 +158,11 @@ TEST(WhyReportTest, EachDeviceHasALineAndEachChangeToo) {
   EXPECT_THAT(text, ::testing::Not(HasSubstr("SPEED")));
   device->set_speed_percent(59);
   EXPECT_THAT(WhyText(why, 0, {}), HasSubstr("59 %"));
+  v1::ExplainJobResponse other;
+  other.set_state(v1::RUNNING);
+  EXPECT_THAT(WhyText(other, 0, {}), HasSubstr("nothing holds it up"));
+  other.set_state(v1::FAILED);
+  EXPECT_THAT(WhyText(other, 0, {}), HasSubstr("it has ended"));
 }
 
 TEST(OutputTest, ExitCodesAreStable) {
@@ -179,6 +184,17 @@ TEST(OutputTest, ALostConnectionSaysWhatToLookAt) {
               HasSubstr("for other names"));
   EXPECT_THAT(ConnectionHint("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed"), HasSubstr("TLS"));
   EXPECT_THAT(ConnectionHint("Connection refused"), HasSubstr("nibble up"));
+  const std::string grpc = "failed to connect to all addresses; last error: UNKNOWN: ";
+  EXPECT_EQ(PlainConnectionError(
+                grpc + "ipv4:127.0.0.1:7070: Failed to connect to remote host: Connection refused"),
+            "cannot reach 127.0.0.1:7070: Connection refused");
+  EXPECT_EQ(PlainConnectionError(grpc + "ipv6:%5B::1%5D:7: Ssl handshake failed: SSL: wrong version number"),
+            "cannot reach [::1]:7: Ssl handshake failed: SSL: wrong version number");
+  EXPECT_EQ(PlainConnectionError("DNS resolution failed for box0:7070: C-ares status is not ARES_SUCCESS "
+                                 "qtype=A name=box0 is_balancer=0: Domain name not found"),
+            "cannot find box0:7070: Domain name not found");
+  EXPECT_EQ(PlainConnectionError("DNS resolution failed for "), "DNS resolution failed for ");
+  EXPECT_EQ(PlainConnectionError("Socket closed"), "Socket closed");
 }
 
 TEST(OutputTest, NamesJsonAndYaml) {
@@ -231,7 +247,7 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
       HasSubstr("micro_batch_size=1 gradient_accumulation_steps=8 optimizer=adamw8bit  3.0 GiB"));
   EXPECT_THAT(text, HasSubstr("the same batch, slower"));
   // In short, for nibble validate.
-  EXPECT_EQ(ShownPlan(plan)->total_bytes(), int64_t{5} << 30);
+  EXPECT_EQ(ShownFit(plan)->plan().total_bytes(), int64_t{5} << 30);
   fit->set_capacity_bytes(int64_t{4} << 30);
   auto* card = plan.add_fits();
   card->set_worker("card-24gb");

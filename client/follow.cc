@@ -43,6 +43,19 @@ class Screen {
   std::vector<std::string> frame_;
 };
 
+// What has happened already; a watch tells only what is new: what comes after the sequence that is returned.
+int64_t ApplyPast(Client& client, const std::string& name, int64_t last_sequence, RunView& view) {
+  const auto past = client.ListJobEvents(name);
+  if (!past.ok()) return last_sequence;
+  for (int i = std::max(0, past->events_size() - kPastEvents); i < past->events_size(); ++i) {
+    v1::WatchJobResponse update;
+    *update.mutable_event() = past->events(i);
+    view.Apply(update);
+    last_sequence = past->events(i).sequence();
+  }
+  return last_sequence;
+}
+
 }  // namespace
 
 int FollowJob(Client& client, const Terminal& terminal, const std::string& name) {
@@ -54,20 +67,12 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
   options.on_cut = [&](const absl::Status& status) {
     // A full mailbox only loses a remark about the connection.
     if (!notices.Post(
-            absl::StrCat("connection lost (", std::string(status.message()), "); reconnecting")))
+            absl::StrCat("connection lost (", PlainConnectionError(std::string(status.message())),
+                         "); reconnecting")))
       return;
   };
   RunView view(terminal.style, terminal.live);
-  // What has happened already; a watch tells only what is new.
-  if (const auto past = client.ListJobEvents(name); past.ok()) {
-    const int skip = std::max(0, past->events_size() - kPastEvents);
-    for (int i = skip; i < past->events_size(); ++i) {
-      v1::WatchJobResponse update;
-      *update.mutable_event() = past->events(i);
-      view.Apply(update);
-      options.after_sequence = past->events(i).sequence();
-    }
-  }
+  options.after_sequence = ApplyPast(client, name, options.after_sequence, view);
   JobWatch watch(client, name, options);
   absl::Status outcome;
   std::thread reader([&] {

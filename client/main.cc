@@ -156,6 +156,9 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   metrics
       ->add_option("--points", c.metrics.max_points, "thin out to about so many; ends and evaluations stay")
       ->check(AtLeast(2))->capture_default_str();
+}
+
+void AddJobVerbs(CLI::App& app, Commands& c) {
   const auto verb = [&](const std::string& name, const std::string& description, Verb which) {
     Add(&app, name, description, c, [&c, which] { return VerbCommand(c.g, which, c.names); })
         ->add_option("jobs", c.names, "names of jobs")
@@ -407,6 +410,7 @@ int Main(int argc, char** argv) {
   app.add_option("--call-timeout", c.g.timeout_s, "seconds a call may take")
       ->check(AtLeast(1))->capture_default_str();
   AddJobCommands(app, c);
+  AddJobVerbs(app, c);
   AddThings(app, c);
   AddMachine(app, c);
   try {

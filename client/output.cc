@@ -15,7 +15,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "base/clock.h"
 #include "base/error.h"
 
@@ -149,6 +151,24 @@ void PrintNote(const Terminal& terminal, std::string_view line) {
   std::fputc('\n', stderr);
 }
 
+std::string PlainConnectionError(std::string_view why) {
+  // failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:7070: Failed to connect to ...
+  const std::vector<std::string> parts = absl::StrSplit(std::string(why), absl::MaxSplits(": ", 3));
+  constexpr std::string_view kNoName = "DNS resolution failed for ";
+  // DNS resolution failed for box0:7070: C-ares status is not ARES_SUCCESS ...: Domain name not found
+  if (why.starts_with(kNoName) && parts.size() > 1)
+    return absl::StrCat("cannot find ", parts[0].substr(kNoName.size()), ": ",
+                        std::string(why.substr(why.rfind(": ") + 2)));
+  if (parts.size() < 4 || parts[0] != "failed to connect to all addresses; last error")
+    return std::string(why);
+  std::string address = absl::StrReplaceAll(parts[2], {{"%5B", "["}, {"%5D", "]"}});
+  for (const char* family : {"ipv4:", "ipv6:"}) {
+    if (address.starts_with(family)) address.erase(0, 5);
+  }
+  return absl::StrCat("cannot reach ", address, ": ",
+                      absl::StripPrefix(parts[3], "Failed to connect to remote host: "));
+}
+
 std::string ConnectionHint(std::string_view why) {
   const auto says = [&](std::string_view words) {
     return why.find(words) != std::string_view::npos;
@@ -173,8 +193,9 @@ std::string ConnectionHint(std::string_view why) {
 int PrintError(const Terminal& terminal, const absl::Status& status) {
   Style style = terminal.style;
   style.color = style.color && terminal.live_errors;
-  std::string text =
-      absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", PrintableLines(status.message()), "\n");
+  std::string message(status.message());
+  if (absl::IsUnavailable(status)) message = PlainConnectionError(message);
+  std::string text = absl::StrCat(Paint(style, Ink::kRed, "error:"), " ", PrintableLines(message), "\n");
   constexpr int kMostShown = 8;
   int others = 0;
   for (const FieldViolation& v : StatusViolations(status)) {

@@ -61,6 +61,8 @@ bool WantsJson(const Terminal& terminal);
 bool PrintJson(const Terminal& terminal, const std::string& json);
 bool PrintMessage(const Terminal& terminal, const google::protobuf::Message& message);
 
+// Without the library's own words where it found nobody: "cannot reach 127.0.0.1:7070: Connection refused".
+std::string PlainConnectionError(std::string_view why);
 // What to look at when there is no connection, by what the library says about it.
 std::string ConnectionHint(std::string_view why);
 // "job-1" -> "jobs/job-1"; a full name stays.

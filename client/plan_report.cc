@@ -27,10 +27,6 @@ std::string Parts(const std::vector<std::pair<const char*, int64_t>>& parts) {
   return texts.empty() ? "" : absl::StrCat(": ", absl::StrJoin(texts, ", "));
 }
 
-std::string Place(const v1::DeviceFit& fit) {
-  return absl::StrCat(ShortName(fit.worker()), "/", fit.device());
-}
-
 std::string ShortText(const v1::DeviceFit& fit) {
   if (fit.shortfall_bytes() > 0) return absl::StrCat(FormatBytes(fit.shortfall_bytes()), " short");
   if (fit.pinned_shortfall_bytes() > 0)
@@ -63,7 +59,7 @@ std::string DevicesTable(const v1::PlanJobResponse& plan, int64_t now_unix_us, c
   rows[0].push_back("WITH");
   for (const auto& f : plan.fits()) {
     std::vector<std::string> row = {
-        Place(f), Verdict(f, style), FormatBytes(f.plan().total_bytes()),
+        PlaceText(f), Verdict(f, style), FormatBytes(f.plan().total_bytes()),
         FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
         f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
         f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"};
@@ -162,8 +158,8 @@ std::string RecipeWords(absl::string_view text) {
   return out;
 }
 
-std::string Decimal(int64_t bytes) {
-  return absl::StrFormat("%.2f", static_cast<double>(bytes) / 1e9);
+std::string Decimal(int64_t bytes, double unit) {
+  return absl::StrFormat("%.2f", static_cast<double>(bytes) / unit);
 }
 
 }  // namespace
@@ -258,7 +254,7 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
   out += SpecText(plan.effective_spec());
   if (plan.planned_steps() > 0) Line(out, "steps", absl::StrCat(plan.planned_steps()));
   if (const v1::DeviceFit* shown = Shown(plan, worker)) {
-    Heading(out, style, absl::StrCat("memory on ", Place(*shown)));
+    Heading(out, style, absl::StrCat("memory on ", PlaceText(*shown)));
     out += MemoryText(shown->plan());
   }
   Heading(out, style, "devices");
@@ -267,13 +263,13 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
   for (const auto& f : plan.fits()) {
     if (f.suggestions_size() == 0) {
       if (f.verdict() == v1::DeviceFit::NEVER) {
-        Heading(out, style, absl::StrCat("nothing we know of would make it fit ", Place(f)));
+        Heading(out, style, absl::StrCat("nothing we know of would make it fit ", PlaceText(f)));
       }
       continue;
     }
     const std::string table = ChangesTable(f, style);
     if (std::find(told.begin(), told.end(), table) != told.end()) continue;  // a device like another
-    Heading(out, style, absl::StrCat("what would make it fit ", Place(f)));
+    Heading(out, style, absl::StrCat("what would make it fit ", PlaceText(f)));
     out += table;
     told.push_back(table);
   }
@@ -283,9 +279,10 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
   return out;
 }
 
-const v1::MemoryPlan* ShownPlan(const v1::PlanJobResponse& plan) {
-  const v1::DeviceFit* fit = Shown(plan, "");
-  return fit == nullptr ? nullptr : &fit->plan();
+const v1::DeviceFit* ShownFit(const v1::PlanJobResponse& plan) { return Shown(plan, ""); }
+
+std::string PlaceText(const v1::DeviceFit& fit) {
+  return absl::StrCat(ShortName(fit.worker()), "/", fit.device());
 }
 
 std::string FitsText(const v1::PlanJobResponse& plan, const Style& style) {
@@ -302,7 +299,7 @@ std::string FitsText(const v1::PlanJobResponse& plan, const Style& style) {
       continue;
     }
     ++lines;
-    Line(out, Place(f),
+    Line(out, PlaceText(f),
          absl::StrCat(Verdict(f, style), "; ", FormatBytes(f.plan().total_bytes()), " of ",
                       FormatBytes(f.capacity_bytes())));
   }
@@ -314,18 +311,21 @@ std::string MethodsText(const v1::PlanJobResponse& plan, const Style& style) {
   std::string out;
   if (plan.methods_size() == 0) return out;
   const auto& spec = plan.effective_spec();
+  const bool giga = std::any_of(plan.methods().begin(), plan.methods().end(),
+                                [](const auto& m) { return m.total_bytes() >= 1'000'000'000; });
+  const auto in = [giga](int64_t bytes) { return Decimal(bytes, giga ? 1e9 : 1e6); };
   Heading(out, style,
           absl::StrCat("methods side by side on ", plan.methods_at(), ": ",
                        spec.training().micro_batch_size(), " x ", spec.data().sequence_len(),
                        " tokens, r ", spec.lora().r(),
-                       ", in GB (10^9 bytes)"));
+                       giga ? ", in GB (10^9 bytes)" : ", in MB (10^6 bytes)"));
   std::vector<std::vector<std::string>> rows = {{"METHOD", "TRAINED", "WEIGHTS", "ADAPTERS", "GRADIENTS",
                                                  "OPTIMIZER", "ACTIVATIONS", "PROCESS", "TOTAL"}};
   for (const auto& m : plan.methods()) {
     rows.push_back({m.name(), FormatCount(static_cast<double>(m.trained_parameters())),
-                    Decimal(m.weights_bytes()), Decimal(m.adapters_bytes()), Decimal(m.gradients_bytes()),
-                    Decimal(m.optimizer_bytes()), Decimal(m.activations_bytes()),
-                    Decimal(m.process_bytes()), Decimal(m.total_bytes())});
+                    in(m.weights_bytes()), in(m.adapters_bytes()), in(m.gradients_bytes()),
+                    in(m.optimizer_bytes()), in(m.activations_bytes()),
+                    in(m.process_bytes()), in(m.total_bytes())});
   }
   out += Table(rows, style, {1, 2, 3, 4, 5, 6, 7, 8});
   for (const auto& m : plan.methods()) {

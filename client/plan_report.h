@@ -21,8 +21,10 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
                      const Style& style);
 // In short: a line a device with what it needs there; devices of workers, or without any, known cards.
 std::string FitsText(const v1::PlanJobResponse& plan, const Style& style);
-// Of the first device that the job fits, else of the first; nullptr when there is none.
-const v1::MemoryPlan* ShownPlan(const v1::PlanJobResponse& plan);
+// The first device that the job fits, else the first; nullptr when there is none.
+const v1::DeviceFit* ShownFit(const v1::PlanJobResponse& plan);
+// "w1/cpu0".
+std::string PlaceText(const v1::DeviceFit& fit);
 std::string MethodsText(const v1::PlanJobResponse& plan, const Style& style);
 // A change as overrides of a recipe: "micro_batch_size=1 gradient_accumulation_steps=8".
 std::string OverridesText(const v1::Suggestion& suggestion);

@@ -132,7 +132,7 @@ std::string SpecText(const v1::JobSpec& spec) {
   return out;
 }
 
-std::string JobText(const v1::Job& job, const Style& style) {
+std::string JobText(const v1::Job& job, const Style& style, const std::string& planned_for) {
   std::string out;
   Heading(out, style, job.has_create_time() ? ShortName(job.name()) : "job (not created)");
   if (job.has_create_time()) {
@@ -164,7 +164,7 @@ std::string JobText(const v1::Job& job, const Style& style) {
   Heading(out, style, "spec");
   out += SpecText(job.has_effective_spec() ? job.effective_spec() : job.spec());
   if (job.has_plan()) {
-    Heading(out, style, "memory");
+    Heading(out, style, planned_for.empty() ? "memory" : "memory on " + planned_for);
     out += MemoryText(job.plan());
     if (job.used_bytes() > 0) Line(out, "used", Exact(job.used_bytes()));
   }

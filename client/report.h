@@ -8,8 +8,8 @@
 
 namespace nibble::client {
 
-// Everything about a job but its events.
-std::string JobText(const v1::Job& job, const Style& style);
+// Everything about a job but its events. `planned_for`: the device of its plan, where that is known.
+std::string JobText(const v1::Job& job, const Style& style, const std::string& planned_for = "");
 // Every setting of a spec that decides a result.
 std::string SpecText(const v1::JobSpec& spec);
 // The report of nibble-engine validate, flattened into "key value" lines.

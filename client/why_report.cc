@@ -10,6 +10,7 @@
 #include "client/output.h"
 #include "client/plan_report.h"
 #include "client/report_lines.h"
+#include "client/watch.h"
 
 namespace nibble::client {
 namespace {
@@ -104,7 +105,8 @@ std::string WhyText(const v1::ExplainJobResponse& why, int64_t now_unix_us, cons
     Line(out, label, std::string(part));
     label = "";
   }
-  if (why.state_reason().empty()) Line(out, "why", "nothing holds it up");
+  if (why.state_reason().empty())
+    Line(out, "why", IsTerminal(why.state()) ? "it has ended; nibble get tells how" : "nothing holds it up");
   if (why.devices_size() > 0) {
     Heading(out, style, "devices");
     out += DevicesTable(why, now_unix_us, style);

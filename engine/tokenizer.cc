@@ -107,6 +107,8 @@ absl::StatusOr<Tokenizer> Tokenizer::FromJson(std::string_view tokenizer_json,
 
 absl::StatusOr<Tokenizer> Tokenizer::Load(const std::string& directory) {
   const std::string path = JoinPath(directory, "tokenizer.json");
+  if (!IsDirectory(directory))
+    return Error(Reason::kBaseModelNotFound, absl::StrCat("base model ", directory, ": no such directory"));
   if (!FileExists(path)) {
     return Error(Reason::kTokenizerUnsupported,
                  absl::StrCat(path,

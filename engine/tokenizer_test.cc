@@ -212,6 +212,9 @@ TEST(Tokenizer, WhatIsUnknownIsRefusedByName) {
   const TempDir empty;
   EXPECT_THAT(std::string(Tokenizer::Load(empty.path()).status().message()),
               HasSubstr("tokenizer.json is missing"));
+  const absl::Status nowhere = Tokenizer::Load(empty.Join("nope")).status();
+  EXPECT_EQ(StatusReason(nowhere), Reason::kBaseModelNotFound);
+  EXPECT_THAT(std::string(nowhere.message()), HasSubstr("nope: no such directory"));
   EXPECT_EQ(StatusReason(Tokenizer::FromJson("{", "").status()), Reason::kTokenizerUnsupported);
   EXPECT_EQ(StatusReason(Tokenizer::FromJson(ByteLevelJson().dump(), "[").status()),
             Reason::kTokenizerUnsupported);

@@ -141,8 +141,8 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
   std::string what = absl::StrCat(
       "needs ", HumanBytes(total_bytes), " (", total_bytes,
       " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
-      HumanBytes(capacity_bytes), " (", capacity_bytes, " bytes), ", shortfall_bytes,
-      " bytes too few");
+      HumanBytes(capacity_bytes), " (", capacity_bytes, " bytes), ",
+      HumanBytes(shortfall_bytes), " (", shortfall_bytes, " bytes) too few");
   if (shortfall_bytes == 0) {
     const HostPart offered = Capacity(nearest->profile).beside;
     what = absl::StrCat("needs ", HumanBytes(beside.pinned_bytes), " of page-locked and ",

@@ -113,7 +113,7 @@ struct Describer {
   void operator()(const LeaseRenewed&) {}
   void operator()(const WorkerRegistered& e) {
     Say(absl::StrCat("workers/", e.worker.id, " registered with ", e.worker.devices.size(),
-                     " devices"),
+                     e.worker.devices.size() == 1 ? " device" : " devices"),
         {{"worker", e.worker.id},
          {"incarnation", e.worker.incarnation},
          {"version", e.worker.version}});
