@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <numeric>
+#include <string_view>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -126,6 +127,17 @@ TEST(EmulatedCuda, WhatComesOutArrivesWhenWaitedFor) {
   EXPECT_TRUE(backend->Synchronize());
   EXPECT_EQ(out, 0);
   backend->Release(a);
+}
+
+TEST(CpuTablesDeathTest, ParametersOfATypeTheyDoNotReadAreRefused) {
+  const KernelTable& table = *CpuTableFor(CpuBodies().front());
+  if (std::string_view(table.body) == "portable") GTEST_SKIP() << "reads all, as ref does";
+  const auto backend = MakeHostBackend(table, 1);
+  const std::vector<uint16_t> values(32);
+  std::vector<uint16_t> out(32);
+  EXPECT_DEATH(table.rmsnorm_forward(&backend->context(), out.data(), nullptr, values.data(),
+                                     ParamView{values.data(), DType::kF16}, 1, 32, 1e-5f, 0),
+               "IsReadable");
 }
 
 TEST(EmulatedCuda, AFailureStays) {

@@ -101,7 +101,7 @@ struct WeightView {
   const void* decoded = nullptr;
 };
 
-// A frozen array in its stored type (norm weights, embeddings, head, biases).
+// A frozen array in its stored type (norm weights, embeddings, head, biases); `cpu` reads bf16 and f32.
 struct ParamView {
   const void* data = nullptr;
   DType type = DType::kBF16;

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -72,8 +73,14 @@ ThreadPool::ThreadPool(int threads, Placement placement)
     : threads_(threads), placement_(placement), workers_(std::make_unique<Workers>()) {
   KERNEL_CHECK(threads >= 1 && threads <= 4096);
   if (placement == Placement::kPinned) Allowed();
-  for (int thread = 1; thread < threads; ++thread)
-    workers_->threads.emplace_back([this, thread] { WorkerLoop(thread); });
+  for (int thread = 1; thread < threads; ++thread) {
+    try {
+      workers_->threads.emplace_back([this, thread] { WorkerLoop(thread); });
+    } catch (const std::system_error&) {
+      threads_ = thread;
+      break;
+    }
+  }
 }
 
 ThreadPool::~ThreadPool() {

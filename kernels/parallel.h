@@ -27,7 +27,8 @@ Placement AskedPlacement();
 
 class ThreadPool {
  public:
-  // `threads` counts the caller: 1 starts none.
+  // `threads` counts the caller: 1 starts none. Where the system has no more threads, there are fewer:
+  // threads() is how many, and the results are the same.
   explicit ThreadPool(int threads, Placement placement = Placement::kFree);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -51,7 +52,7 @@ class ThreadPool {
   bool TakePieces(int thread);
   void WorkerLoop(int thread);
 
-  const int threads_;
+  int threads_;  // constant once it is made
   const Placement placement_;
   // The Run's number in the high half, pieces not yet taken in the low half: one compare-exchange both
   // takes a piece and proves that the job below is still the one it belongs to.

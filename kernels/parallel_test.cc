@@ -1,6 +1,7 @@
 #include "kernels/parallel.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <atomic>
@@ -75,6 +76,23 @@ TEST(ThreadPool, PoolsBesideEachOtherComputeWhatEachDoesAlone) {
     for (std::thread& job : jobs) job.join();
   }
   for (const double result : together) EXPECT_EQ(result, alone);
+}
+
+// A stack larger than the address space stands for a system that has no thread to give.
+TEST(ThreadPool, FewerThreadsWhereTheSystemHasNoMore) {
+  pthread_attr_t before, attributes;
+  ASSERT_EQ(pthread_getattr_default_np(&before), 0);
+  ASSERT_EQ(pthread_getattr_default_np(&attributes), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, size_t{1} << 50), 0);
+  ASSERT_EQ(pthread_setattr_default_np(&attributes), 0);
+  ThreadPool pool(4);
+  ASSERT_EQ(pthread_setattr_default_np(&before), 0);
+  EXPECT_EQ(pool.threads(), 1);
+  int64_t sum = 0;
+  pool.Run(10, [&](int64_t piece, int) { sum += piece; });
+  EXPECT_EQ(sum, 45);
+  pthread_attr_destroy(&attributes);
+  pthread_attr_destroy(&before);
 }
 
 // How many processors each thread of a pool may use.

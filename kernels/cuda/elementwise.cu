@@ -36,9 +36,11 @@ __device__ __forceinline__ Activated Activate(float g, Activation activation) {
   }
   const float c = 0.7978845608028654f, a = 0.044715f;
   // tanh(z) = 1 - 2 / (exp(2z) + 1): exact enough for 16 bits, and right at both ends.
-  const float z = c * (g + a * g * g * g);
+  // Beyond 64 it is g, or nothing, in every precision; powers would overflow beside a factor of zero.
+  const float near = g > 64 ? 64 : g < -64 ? -64 : g;
+  const float z = c * (near + a * near * near * near);
   const float t = 1.0f - __fdividef(2.0f, __expf(2.0f * z) + 1.0f);
-  return {g / 2 * (1.0f + t), (1.0f + t) / 2 + g / 2 * (1.0f - t * t) * c * (1.0f + 3 * a * g * g)};
+  return {g / 2 * (1.0f + t), (1.0f + t) / 2 + near / 2 * (1.0f - t * t) * c * (1.0f + 3 * a * near * near)};
 }
 
 // Eight neighbours of a row: where they are in the dense arrays and in those with a stride, and how many are

@@ -94,9 +94,11 @@ struct Elementwise {
       return g * sigmoid;
     }
     const Real c = static_cast<Real>(0.7978845608028654), a = static_cast<Real>(0.044715);
-    const Real t = std::tanh(c * (g + a * g * g * g));
+    // Beyond 64 it is g, or nothing, in every precision; powers would overflow beside a factor of zero.
+    const Real bound = 64, near = g > bound ? bound : g < -bound ? -bound : g;
+    const Real t = std::tanh(c * (near + a * near * near * near));
     if (derivative != nullptr)
-      *derivative = (1 + t) / 2 + g / 2 * (1 - t * t) * c * (1 + 3 * a * g * g);
+      *derivative = (1 + t) / 2 + near / 2 * (1 - t * t) * c * (1 + 3 * a * near * near);
     return g / 2 * (1 + t);
   }
 

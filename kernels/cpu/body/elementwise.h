@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
-#include "kernels/cpu/body/simd.h"
+#include "kernels/cpu/body/partial.h"
 #include "kernels/kernel_table.h"
 #include "kernels/parallel.h"
 
@@ -33,26 +33,6 @@ static void RunRows(Context* ctx, int64_t rows, int64_t width, const F& fn) {
   });
 }
 
-NIBBLE_INLINE F32 LoadParam(const ParamView& view, int64_t at, int64_t lanes) {
-  if (view.type == DType::kBF16) {
-    const BF16* p = static_cast<const BF16*>(view.data) + at;
-    return lanes >= kLanes ? Load(p) : Load(p, lanes);
-  }
-  const float* p = static_cast<const float*>(view.data) + at;
-  return lanes >= kLanes ? Load(p) : Load(p, lanes);
-}
-template <typename T>
-NIBBLE_INLINE F32 LoadSome(const T* p, int64_t lanes) {
-  return lanes >= kLanes ? Load(p) : Load(p, lanes);
-}
-template <typename T>
-NIBBLE_INLINE void StoreSome(T* p, F32 a, int64_t lanes) {
-  if (lanes >= kLanes)
-    Store(p, a);
-  else
-    Store(p, a, lanes);
-}
-
 // fn(i, lanes, slot) over the vectors of `count` elements; slot says which of four sums a vector belongs to,
 // so that additions do not wait for each other. `lanes` is less than kLanes in the last one only.
 template <typename F>
@@ -73,18 +53,9 @@ NIBBLE_INLINE float SumSlots(const F32* sums) {
   return SumLanes(Add(Add(sums[0], sums[1]), Add(sums[2], sums[3])));
 }
 
-// fn(weights) with the weights in their own type.
-template <typename F>
-static void WithParam(const ParamView& view, const F& fn) {
-  if (view.type == DType::kBF16)
-    fn(static_cast<const BF16*>(view.data));
-  else
-    fn(static_cast<const float*>(view.data));
-}
-
 static void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m,
                            int64_t dim, float eps, float unit_offset) {
-  KERNEL_CHECK(m >= 0 && dim > 0 && w.type != DType::kF64);
+  KERNEL_CHECK(m >= 0 && dim > 0 && IsReadable(w));
   WithParam(w, [&](const auto* weights) {
     RunRows(ctx, m, dim, [&](int64_t row) {
       const BF16* in = static_cast<const BF16*>(x) + row * dim;
@@ -106,7 +77,7 @@ static void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, Par
 
 static void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
                             ParamView w, const void* rstd, int64_t m, int64_t dim, float unit_offset) {
-  KERNEL_CHECK(m >= 0 && dim > 0 && w.type != DType::kF64);
+  KERNEL_CHECK(m >= 0 && dim > 0 && IsReadable(w));
   WithParam(w, [&](const auto* weights) {
     RunRows(ctx, m, dim, [&](int64_t row) {
       const BF16* in = static_cast<const BF16*>(x) + row * dim;
@@ -177,11 +148,13 @@ NIBBLE_INLINE Activated Activate(F32 g, Activation activation) {
   }
   // g sigmoid(2 z), z = c (g + a g^3): the tanh form without its cancellation.
   const F32 c = Set1(0.7978845608028654f), a = Set1(0.044715f);
-  const F32 square = Mul(g, g);
-  const F32 z = Mul(Mul(c, g), Fma(a, square, one));
+  // Beyond 64 it is g, or nothing, in every precision; powers would overflow beside a factor of zero.
+  const F32 near = Max(Set1(-64.0f), Min(Set1(64.0f), g));
+  const F32 square = Mul(near, near);
+  const F32 z = Mul(Mul(c, near), Fma(a, square, one));
   const F32 sigmoid = Sigmoid(Add(z, z));
   const F32 slope = Mul(Set1(2.0f), Mul(c, Fma(Mul(Set1(3.0f), a), square, one)));
-  return {Mul(g, sigmoid), Mul(sigmoid, Fma(Mul(g, slope), Sub(one, sigmoid), one))};
+  return {Mul(g, sigmoid), Mul(sigmoid, Fma(Mul(near, slope), Sub(one, sigmoid), one))};
 }
 
 // Dense arrays are one row; else every row is on its own. each(first, last, strided): elements of the dense
@@ -226,7 +199,7 @@ static void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout
 
 static void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m,
                              int64_t dim, float scale) {
-  KERNEL_CHECK(table.type != DType::kF64);
+  KERNEL_CHECK(IsReadable(table));
   RunRows(ctx, m, dim, [&](int64_t row) {
     BF16* to = static_cast<BF16*>(out) + row * dim;
     const int64_t from = ids[row] * dim, next = row + 1 < m ? ids[row + 1] * dim : from;

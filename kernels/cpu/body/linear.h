@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/body/gemm.h"
 #include "kernels/cpu/body/gemv.h"
+#include "kernels/cpu/body/partial.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
@@ -19,7 +20,7 @@ static void CheckParts(Context* ctx, const LinearPart* parts, int64_t count) {
     KERNEL_CHECK(args.m >= 0 && args.w.n > 0 && args.w.k > 0);
     KERNEL_CHECK(args.w.data == parts[0].args.w.data && args.w.n == parts[0].args.w.n);
     KERNEL_CHECK(args.w.order == parts[0].args.w.order);
-    KERNEL_CHECK(args.bias.data == nullptr || args.bias.type != DType::kF64);
+    KERNEL_CHECK(args.bias.data == nullptr || IsReadable(args.bias));
     shapes[i].m = args.m;
     shapes[i].k = args.w.k;
     shapes[i].n = args.w.n;
@@ -55,20 +56,12 @@ struct StoreRows {
                   int64_t stride) const {
     for (int64_t v = 0; v < width; v += kLanes) {
       const int64_t lanes = width - v;
-      F32 add = Zero();
-      if (bias.data != nullptr) {
-        add = bias.type == DType::kBF16
-                  ? Load(static_cast<const BF16*>(bias.data) + column + v, lanes)
-                  : Load(static_cast<const float*>(bias.data) + column + v, lanes);
-      }
+      const F32 add = bias.data != nullptr ? LoadParam(bias, column + v, lanes) : Zero();
       for (int64_t r = 0; r < rows; ++r) {
         BF16* at = out + (row + r) * out_stride + column + v;
         F32 value = Fma(Load(sums + r * stride + v), Set1(scale), add);
-        if (accumulate) value = Add(value, Load(at, lanes));
-        if (lanes >= kLanes)
-          Store(at, value);
-        else
-          Store(at, value, lanes);
+        if (accumulate) value = Add(value, LoadSome(at, lanes));
+        StoreSome(at, value, lanes);
       }
     }
   }
@@ -91,9 +84,7 @@ static void LinearForwardOne(Context* ctx, BF16* y, const BF16* x, const LinearA
       const BF16* b = static_cast<const BF16*>(lora->b) + n * lora->r;
       F32 branch = Zero();
       for (int64_t j = 0; j < lora->r; j += kLanes) {
-        const int64_t lanes = lora->r - j;
-        branch = lanes >= kLanes ? Fma(Load(b + j), Load(u + j), branch)
-                                 : Fma(Load(b + j, lanes), Load(u + j, lanes), branch);
+        branch = Fma(LoadSome(b + j, lora->r - j), LoadSome(u + j, lora->r - j), branch);
       }
       sum += lora->scale * SumLanes(branch);
     }

@@ -13,7 +13,7 @@
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
 static WeightView HeadView(const ParamView& head, int64_t vocab, int64_t dim) {
-  KERNEL_CHECK(head.type != DType::kF64);
+  KERNEL_CHECK(IsReadable(head));
   WeightView view;
   view.type = head.type == DType::kBF16 ? QuantType::kBF16 : QuantType::kF32;
   view.n = vocab;
