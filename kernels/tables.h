@@ -18,7 +18,8 @@ const KernelTable& CpuTable();
 // By name, as in numerics ids ("avx512_bf16", "avx512", "avx2", "portable"); null when this machine cannot
 // run it or the name is unknown.
 const KernelTable* CpuTableFor(std::string_view body);
-// Whether there is a body of that name, on whatever machine.
+// Names of the bodies there are, on whatever machine, best first; and whether one is called so.
+std::vector<std::string_view> AllCpuBodies();
 bool IsCpuBody(std::string_view name);
 // Names of the bodies this machine can run, best first.
 std::vector<std::string_view> CpuBodies();

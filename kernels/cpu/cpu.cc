@@ -49,6 +49,12 @@ const KernelTable* CpuTableFor(std::string_view body) {
   return nullptr;
 }
 
+std::vector<std::string_view> AllCpuBodies() {
+  std::vector<std::string_view> names;
+  for (const Isa isa : kBestFirst) names.push_back(cpu::IsaName(isa));
+  return names;
+}
+
 bool IsCpuBody(std::string_view name) {
   return std::any_of(std::begin(kBestFirst), std::end(kBestFirst),
                      [&](Isa isa) { return cpu::IsaName(isa) == name; });

@@ -54,7 +54,7 @@ TEST_P(EmulatedCuda, EqualsRef) {
     if (c.name.find("vocab=88000") != std::string::npos) continue;
     if (c.name.find("m=1100") != std::string::npos) continue;
     const Outcome one = RunCase(c, table, 2);
-    if (!one.missing.empty()) GTEST_SKIP() << "missing: the cuda table has no " << one.missing;
+    ASSERT_EQ(one.missing, "") << "an op that the cuda table does not have";
     EXPECT_TRUE(one.ok()) << (attention == CudaAttention::kWgmma ? "NIBBLE_CUDA_ATTENTION=wgmma " : "")
                           << "nibble-kernel-check --table=cuda-emulated " << (fp16 ? "--fp16 '" : "'")
                           << c.name << "'\n"
