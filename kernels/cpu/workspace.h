@@ -15,7 +15,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 
 namespace nibble::kernels {
 
@@ -75,15 +74,6 @@ constexpr int64_t CrossEntropyWorkspaceBytes(const WorkspaceShape& s) {
 
 constexpr int64_t LogitsWorkspaceBytes(const WorkspaceShape& s) {
   return s.threads * (kThreadBytes + 256 * s.m);
-}
-
-// The largest of all ops of a training step; `k` is the hidden size.
-constexpr int64_t StepWorkspaceBytes(const WorkspaceShape& s) {
-  int64_t bytes = LinearWorkspaceBytes(s);
-  for (const int64_t other : {AttentionForwardWorkspaceBytes(s), AttentionBackwardWorkspaceBytes(s),
-                              CrossEntropyWorkspaceBytes(s), LogitsWorkspaceBytes(s)})
-    if (other > bytes) bytes = other;
-  return bytes;
 }
 
 }  // namespace nibble::kernels

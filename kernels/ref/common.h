@@ -40,14 +40,6 @@ Real GetParam(const ParamView& view, int64_t i) {
   return 0;
 }
 
-// A decoded weight has gone through the act type.
-template <typename Act>
-double RoundToAct(float value) {
-  Act stored;
-  Put(&stored, 0, value);
-  return Get<double>(&stored, 0);
-}
-
 // What element (row, column) of a module's input is multiplied with.
 template <typename Real>
 Real DropoutFactor(const DropoutKey& key, int64_t row, int64_t column, int64_t columns) {

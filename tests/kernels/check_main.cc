@@ -11,7 +11,6 @@
 // when one fails, 2 when the table cannot run here, 3 when the device failed and what is left was not run.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>

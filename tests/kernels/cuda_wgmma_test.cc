@@ -2,7 +2,6 @@
 // products that the PTX ISA describes, and what it forbids, or a descriptor gone wrong, shows.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <vector>
 
 #include "kernels/cuda/attention_hopper.h"

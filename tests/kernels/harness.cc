@@ -1,6 +1,5 @@
 #include "tests/kernels/harness.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>

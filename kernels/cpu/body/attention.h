@@ -8,8 +8,6 @@
 // subtracts the maximum.
 #pragma once
 
-#include <cmath>
-
 #include "kernels/cpu/body/elementwise.h"
 #include "kernels/cpu/body/gemm.h"
 

@@ -143,10 +143,6 @@ NIBBLE_INLINE I32 RoundedUpper(F32 values) {
   const I32 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
 }
-NIBBLE_INLINE __m128i RoundTable(F32 products) {
-  const I32 words = _mm256_srli_epi32(RoundedUpper(products), 16);
-  return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-}
 
 // A scaled table as one table of low and one of high bytes, for the byte shuffle.
 struct alignas(32) ByteTable {

@@ -11,6 +11,7 @@ constexpr int64_t kNibbleBlock = 64;
 constexpr int64_t kFetchAhead = 8192;       // bytes
 constexpr int64_t kTileFetchAhead = 16384;  // one stream has to be asked for earlier than four
 constexpr int64_t kBlocksTogether = 32;     // of a row in tiles, before the next rows
+constexpr int kRowsTogether = 4;
 
 // How the scales of a weight are found.
 enum class ScaleKind { kPlain, kNested, kAny };
@@ -19,6 +20,15 @@ NIBBLE_INLINE bool WholeNibbleBlocks(const WeightView& w) {
   const bool four_bits =
       w.type == QuantType::kNF4 || w.type == QuantType::kFP4 || w.type == QuantType::kINT4;
   return four_bits && w.k % kNibbleBlock == 0 && w.block % kNibbleBlock == 0;
+}
+
+// What will be read later, fetched with the block at `place` of row r, the `read`-th that is read here: of
+// flat rows, which are apart, a line with every block, of tiles one with every two.
+template <bool kTiled>
+NIBBLE_INLINE void FetchLater(const uint8_t* ahead, int64_t place, int64_t read, int r) {
+  if (kTiled && r % 2 != 0) return;
+  const uint8_t* later = ahead + (kTiled ? read : place) * (kNibbleBlock / 2);
+  _mm_prefetch(reinterpret_cast<const char*>(later), _MM_HINT_T0);
 }
 
 #if defined(__AVX512F__)
@@ -49,8 +59,6 @@ class NestedScales {
   alignas(64) float tables_[kTables][256];
   int64_t made_[kTables] = {};  // nested block + 1
 };
-
-constexpr int kRowsTogether = 4;
 
 // Where element i of a block of 64 waits: even before odd; in a float body also by halves of words.
 NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
@@ -100,8 +108,7 @@ struct NibbleSums {
 };
 
 // Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums; of tiles, the rows are of
-// one group. `ahead`: what will be read later, fetched a line with every two blocks, or with every block of
-// flat rows, which are apart.
+// one group. `ahead`: see FetchLater.
 template <int kRows, ScaleKind kKind, bool kTiled>
 static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const Operand* x,
                        NestedScales* nested, const uint8_t* ahead, NibbleSums* sums) {
@@ -135,12 +142,7 @@ static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t 
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const int64_t place = r * row_step + b * block_step;
-        if (!kTiled) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + place * kBytes), _MM_HINT_T0);
-        } else if (r % 2 == 0) {
-          const uint8_t* later = ahead + ((b - begin) * kRows + r) * kBytes;
-          _mm_prefetch(reinterpret_cast<const char*>(later), _MM_HINT_T0);
-        }
+        FetchLater<kTiled>(ahead, place, (b - begin) * kRows + r, r);
         float scale;
         if constexpr (kKind == ScaleKind::kNested) {
           scale = table[r][scale_codes[place]];
@@ -160,8 +162,6 @@ static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t 
 using RowScales = NestedScales;
 
 #else  // AVX2
-
-constexpr int kRowsTogether = 4;
 
 // Where element i of a block of 64 waits: even before odd; of each, as unpacking bytes of 16-byte lanes to
 // words, and words to floats, leaves them.
@@ -251,12 +251,7 @@ static void NibbleRows(const WeightView& view, int64_t row, int64_t begin, int64
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const int64_t place = r * row_step + b * block_step;
-        if (!kTiled) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + place * kBytes), _MM_HINT_T0);
-        } else if (r % 2 == 0) {
-          const uint8_t* later = ahead + ((b - begin) * kRows + r) * kBytes;
-          _mm_prefetch(reinterpret_cast<const char*>(later), _MM_HINT_T0);
-        }
+        FetchLater<kTiled>(ahead, place, (b - begin) * kRows + r, r);
         const ByteTable& table = tables[kRowsTogether * (b - chunk) + r];
         rows[r].AddBlock(codes + place * kBytes, table, x + b * kNibbleBlock);
       }
