@@ -32,6 +32,13 @@ constexpr int64_t kScratchBytes = kThreadBytes / 4;  // besides 256 per row
 constexpr int64_t kBranchBytes = kThreadBytes / 32;
 constexpr int64_t kMaxColumns = 256;
 
+// Rows that are wanted soon, as they lie in memory; null = none.
+struct NextRows {
+  const char* data = nullptr;
+  int64_t stride_bytes = 0;
+  int64_t bytes_per_step = 0;
+};
+
 #if !defined(NIBBLE_AMX)
 
 // Steps of depth between two looks at the counters. With 12 multiply-adds in a step the loop's own ten
@@ -44,11 +51,11 @@ constexpr int64_t kStepsAtOnce = 8;
 #endif
 
 // c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
-// `next`, of the same stride or null, is what will be multiplied soon: it is fetched into the second-level
-// cache on the way (12 % at 4096 deep).
+// `next` is what will be multiplied soon: it is fetched into the second-level cache on the way (12 % at 4096
+// deep).
 template <int kRows, int kVectors>
 static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, int64_t steps, float* c,
-                        int64_t c_stride, bool accumulate, const char* next) {
+                        int64_t c_stride, bool accumulate, const NextRows& next) {
   F32 sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -69,14 +76,15 @@ static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, 
       std::memcpy(&value, rows[r / 3] + (r % 3) * lhs_stride + 4 * ahead, 4);
       const F32 a = Set1(value);
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(a, columns[v], sums[r][v]);
+      for (int v = 0; v < kVectors; ++v) AddProduct(sums[r][v], a, columns[v]);
     }
   };
   int64_t s = 0;
   for (; s + kStepsAtOnce <= steps; s += kStepsAtOnce) {
-    if (s % 16 == 0 && next != nullptr) {  // a cache line of every row
+    if (s % 16 == 0 && next.data != nullptr) {  // a cache line of every row, or half of one
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * lhs_stride + 4 * s, 0, 2);
+      for (int r = 0; r < kRows; ++r)
+        __builtin_prefetch(next.data + r * next.stride_bytes + next.bytes_per_step * s, 0, 2);
     }
 #pragma GCC unroll 8
     for (int ahead = 0; ahead < kStepsAtOnce; ++ahead) multiply(ahead);
@@ -97,7 +105,7 @@ static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, 
 }
 
 using MicroKernelFn = void (*)(const char*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                               const char*);
+                               const NextRows&);
 
 template <int... kIndex>
 struct MicroKernels {
@@ -115,7 +123,7 @@ using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11>;
 // One tile: rows <= kTileRows, columns <= kTileColumns; c is written up to a multiple of kLanes columns.
 NIBBLE_INLINE void MultiplyTile(const void* lhs, int64_t lhs_stride_bytes, const float* tile, int64_t steps,
                                 int64_t rows, int64_t columns, float* c, int64_t c_stride,
-                                bool accumulate, const void* next = nullptr) {
+                                bool accumulate, const NextRows& next = {}) {
 #if defined(NIBBLE_AMX)
   (void)next;
   MultiplyWithTiles(static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, rows, columns, c,
@@ -123,8 +131,7 @@ NIBBLE_INLINE void MultiplyTile(const void* lhs, int64_t lhs_stride_bytes, const
 #else
   const int64_t kernel = (rows - 1) * 2 + (columns > kLanes ? 1 : 0);
   AllMicroKernels::kTable[kernel](static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, c,
-                                  c_stride, accumulate,
-                                  static_cast<const char*>(next));
+                                  c_stride, accumulate, next);
 #endif
 }
 
@@ -168,18 +175,16 @@ NIBBLE_INLINE void CopyOperands(const BF16* in, int64_t count, Operand* out) {
 struct PreparedRows {
   const void* data;
   int64_t stride_bytes;
-  const void* next;  // the rows behind them, or null when these are a copy
+  NextRows next;  // the rows behind them, where they lie
 };
 // A little more than the depth, so that the rows spread over cache sets.
 NIBBLE_INLINE int64_t CopyStride(int64_t depth) { return Steps(depth) * kDepthPerStep + 32; }
 static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64_t first, int64_t depth,
                                 Operand* copy) {
-  if (lhs.Direct(depth)) {
-    const int64_t stride_bytes = lhs.stride * lhs.ElementBytes();
-    const char* data =
-        static_cast<const char*>(lhs.data) + row * stride_bytes + first * lhs.ElementBytes();
-    return {data, stride_bytes, data + rows * stride_bytes};
-  }
+  const int64_t stride_bytes = lhs.stride * lhs.ElementBytes();
+  const char* data = static_cast<const char*>(lhs.data) + row * stride_bytes + first * lhs.ElementBytes();
+  const NextRows next{data + rows * stride_bytes, stride_bytes, lhs.ElementBytes() * kDepthPerStep};
+  if (lhs.Direct(depth)) return {data, stride_bytes, next};
   const int64_t stride = CopyStride(depth);
   for (int64_t i = 0; i < rows; ++i) {
     Operand* out = copy + i * stride;
@@ -193,7 +198,7 @@ static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64
     }
     for (int64_t d = depth; d < Steps(depth) * kDepthPerStep; ++d) out[d] = Operand{};
   }
-  return {copy, stride * static_cast<int64_t>(sizeof(Operand)), nullptr};
+  return {copy, stride * static_cast<int64_t>(sizeof(Operand)), next};
 }
 
 // A second, short product whose scaled sum the main one starts from: the LoRA branch.
@@ -319,7 +324,7 @@ static void SweepRows(const RowPart<BranchPacker, Finish>& part, int64_t all_col
         }
       }
       MultiplyTile(a.data, a.stride_bytes, mem.panel + j * steps, steps, rows, width, tile, stride,
-                   !block.begins || branches, j == 0 ? a.next : nullptr);
+                   !block.begins || branches, j == 0 ? a.next : NextRows{});
       if (block.ends) (*part.finish)(row, rows, block.column0 + j, width, tile, stride);
     }
   }
