@@ -345,7 +345,7 @@ absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
     return IsInTiles(file, path, request.digest, layout);
   };
   const auto make = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const auto file, LockedFile::Open(absl::StrCat(path, ".tmp")));
+    ASSIGN_OR_RETURN(const auto file, LockedFile::Open(absl::StrCat(path, ".tmp"), request.stop));
     ASSIGN_OR_RETURN(const bool there, look());  // another process made it while we waited
     if (there) return absl::OkStatus();
     if (result.found) {

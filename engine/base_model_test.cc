@@ -1,16 +1,19 @@
 #include "engine/base_model.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cmath>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <fstream>
 #include <limits>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -401,6 +404,32 @@ TEST_F(BaseModelTest, AKilledMakerLeavesNothingInTheWay) {
   auto base = BaseModel::Open(Options(QuantKind::kNF4));
   ASSERT_TRUE(base.ok()) << base.status();
   EXPECT_FALSE((*base)->cached());
+}
+
+// Who waits for a base that another process makes, which may take half an hour, is let go all the same.
+TEST_F(BaseModelTest, WaitingForAnotherMakerIsGivenUp) {
+  const auto made = BaseModel::Open(Options(QuantKind::kNF4));
+  ASSERT_TRUE(made.ok()) << made.status();
+  const std::string name = "base-" + (*made)->digest();
+  const TempDir other;
+  const int lock = open(other.Join(name + ".tmp").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  ASSERT_EQ(flock(lock, LOCK_EX), 0);
+  // Who does not ask would wait for ever, and the test with it: after this long it gets the lock.
+  std::atomic<bool> over{false};
+  std::thread maker([&] {
+    for (int i = 0; i < 1000 && !over; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    close(lock);
+  });
+  BaseModelOptions options = Options(QuantKind::kNF4);
+  options.cache_dir = other.path();
+  int asked = 0;
+  options.stop = [&] { return ++asked == 2; };
+  const absl::Status status = BaseModel::Open(options).status();
+  over = true;
+  maker.join();
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  EXPECT_EQ(asked, 2);
+  EXPECT_FALSE(FileExists(other.Join(name)));
 }
 
 TEST_F(BaseModelTest, AFullDiskLeavesNothingInTheWay) {

@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <thread>
+
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -20,16 +23,23 @@ LockedFile::~LockedFile() {
   ::close(fd_);
 }
 
-absl::StatusOr<std::unique_ptr<LockedFile>> LockedFile::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<LockedFile>> LockedFile::Open(const std::string& path,
+                                                             const std::function<bool()>& stop) {
   auto file = std::make_unique<LockedFile>();
   file->path_ = path;
   for (;;) {
     const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0) return ErrnoStatus(errno, absl::StrCat("create ", path));
-    while (::flock(fd, LOCK_EX) != 0) {
-      if (errno == EINTR) continue;
+    while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
       const int error = errno;
+      if (error == EINTR) continue;
+      const bool held = error == EWOULDBLOCK;
+      if (held && !(stop && stop())) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs));
+        continue;
+      }
       ::close(fd);
+      if (held) return absl::CancelledError(absl::StrCat("waiting for ", path, " was stopped"));
       return ErrnoStatus(error, absl::StrCat("lock ", path));
     }
     // Renamed or unlinked while we waited: the lock is on a file of another name.

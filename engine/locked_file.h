@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,8 +18,11 @@ namespace nibble::engine {
 class LockedFile {
  public:
   ~LockedFile();
-  // Waits for another maker of the same file.
-  static absl::StatusOr<std::unique_ptr<LockedFile>> Open(const std::string& path);
+  // Waits for another maker of the same file. `stop` is asked every kPollMs meanwhile and may be empty; true:
+  // it is given up, with an error of no reason.
+  static constexpr int kPollMs = 50;
+  static absl::StatusOr<std::unique_ptr<LockedFile>> Open(const std::string& path,
+                                                          const std::function<bool()>& stop);
   // To this many bytes of zero; STORAGE_FULL when the disk has no room for them.
   absl::Status Resize(int64_t bytes);
   absl::Status Write(int64_t offset, const void* data, int64_t size);
