@@ -190,7 +190,7 @@ def check_training(server, api, job):
     check_command(server.address, job.name, got)
     expect_error(lambda: list(api.adapters.DownloadAdapter(api.pb.adapter.DownloadAdapterRequest(
         name=final.adapter, file="../../secret"))), "NOT_FOUND", "ADAPTER_NOT_FOUND", "file")
-    end = time.monotonic() + 15
+    end = time.monotonic() + 15 * PATIENCE
     while f'job_id="{job_id}"' in server.get("/metrics"):
         assert time.monotonic() < end, "the job's series linger"
         time.sleep(0.2)

@@ -40,6 +40,16 @@ class Nibble:
         return run.stdout
 
 
+def until_it_catches(process, signal_number):
+    def catches():
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+        return int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16) >> (signal_number - 1) & 1
+
+    while not catches():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
 def check_plans(nibble, folder):
     model = ROOT / "demo" / "base"
     out = nibble("plan", "--model-config", model, "--methods", "--plot", "--svg", folder / "step.svg",
@@ -108,7 +118,7 @@ def check_watch(nibble):
     process = subprocess.Popen([BIN / "nibble", "--data-dir", nibble.data, "ps", "--watch"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=nibble.environment)
     assert process.stdout.readline().startswith("NAME")
-    time.sleep(0.2)
+    until_it_catches(process, signal.SIGINT)
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
 
@@ -186,11 +196,6 @@ def check_jobs(nibble, folder):
     nibble("completion", "tcsh", code=2)
 
 
-def catches(pid, signal_number):
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16) >> (signal_number - 1) & 1
-
-
 def check_stopped_upload(nibble, folder):
     """Ctrl-C in an upload says what became of it, even while the server does not answer."""
     file = folder / "rows.jsonl"
@@ -200,9 +205,7 @@ def check_stopped_upload(nibble, folder):
     try:
         push = subprocess.Popen([BIN / "nibble", "--data-dir", nibble.data, "dataset", "push", file], text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=nibble.environment)
-        while not catches(push.pid, signal.SIGINT):
-            assert push.poll() is None, push.communicate()
-            time.sleep(0.01)
+        until_it_catches(push, signal.SIGINT)
         push.send_signal(signal.SIGINT)
         said, _ = push.communicate(timeout=30)
     finally:
