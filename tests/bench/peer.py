@@ -132,15 +132,16 @@ def main():
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, weight_decay=0.0)
-    losses, times = [], []
+    losses, times, processor_times = [], [], []
     for step in range(args.steps + 1):  # the first is the warm-up
-        began = time.perf_counter()
+        began, processor_began = time.perf_counter(), time.process_time()
         loss = model(input_ids=rows[step], labels=rows[step]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - began)
+        processor_times.append(time.process_time() - processor_began)
         losses.append(float(loss))
     median = sorted(times[1:])[len(times[1:]) // 2]
     print(json.dumps({
@@ -150,7 +151,7 @@ def main():
         "sequence_len": args.seq, "micro_batch_size": args.micro_batch,
         "gradient_checkpointing": not args.no_checkpointing, "compute": str(dtype).removeprefix("torch."),
         "tokens_per_second": args.micro_batch * args.seq / median,
-        "step_seconds": times, "losses": losses,
+        "step_seconds": times, "step_processor_seconds": processor_times, "losses": losses,
         "peak_rss_bytes": peak_bytes(),
     }))
 

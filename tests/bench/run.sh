@@ -65,7 +65,9 @@ peer() {
       ${NIBBLE_BENCH_LAYERS:+--layers $NIBBLE_BENCH_LAYERS} --export "$dir/$shape" | tee "$dir/peer.json"
     "$bin/nibble-bench-step" --base "$dir/$shape" --seq 512 --steps 3 --threads "$threads" |
       tee "$dir/nibble.json"
-    "$venv/bin/python" "$here/compare.py" "$dir/peer.json" "$dir/nibble.json"
+    "$bin/nibble-bench-step" --base "$dir/$shape" --seq 512 --steps 3 --threads "$threads" --recompute auto |
+      tee "$dir/own_choice.json"
+    "$venv/bin/python" "$here/compare.py" "$dir/peer.json" "$dir/nibble.json" "$dir/own_choice.json"
   done
 }
 

@@ -228,9 +228,29 @@ struct GemmPlan {
   int64_t panel_columns, panels, row_chunks, chunk_rows, block_depth, blocks;
 };
 
+// Columns of a panel. Four panels per thread keep the threads even when one is held up; wider panels read
+// the rows less often. Of that width and those up to twice as much the one that leaves a thread least to
+// do: with 576 columns and two threads seven panels of 80 and one of 16 take the time of 320 columns, six
+// of 96 that of 288.
+NIBBLE_INLINE int64_t EvenPanels(int64_t columns, int64_t threads) {
+  const int64_t least = RoundUp((columns + 4 * threads - 1) / (4 * threads), kTileColumns);
+  if (threads == 1 || least >= kMaxColumns) return least;
+  int64_t best = least, best_work = columns;
+  for (int64_t width = least; width <= 2 * least && width <= kMaxColumns; width += kTileColumns) {
+    const int64_t panels = (columns + width - 1) / width, rounds = panels / threads;
+    int64_t work = rounds * width;  // of the thread with the most
+    if (panels % threads == 1) work += columns - (panels - 1) * width;
+    if (panels % threads > 1) work += width;
+    if (work < best_work) {
+      best = width;
+      best_work = work;
+    }
+  }
+  return best;
+}
+
 static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threads) {
-  // Four panels per thread keep the threads even; wider panels read the rows less often.
-  int64_t columns = RoundUp((shape.columns + 4 * threads - 1) / (4 * threads), kTileColumns);
+  int64_t columns = EvenPanels(shape.columns, threads);
   // Few columns, many rows: one panel each, rows shared out.
   if (shape.columns <= 2 * kTileColumns && shape.rows > shape.columns)
     columns = RoundUp(shape.columns, kTileColumns);
