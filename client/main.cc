@@ -154,7 +154,7 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   metrics->add_flag("--csv", c.metrics.csv, "comma separated");
   metrics->add_flag("--phases", c.metrics.phases, "where the time of the steps went (on CPUs)");
   metrics
-      ->add_option("--points", c.metrics.max_points, "thin out to about so many; ends and evaluations stay")
+      ->add_option("--points", c.metrics.max_points, "thin out to about so many, and as many evaluations")
       ->check(AtLeast(2))->capture_default_str();
 }
 

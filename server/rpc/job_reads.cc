@@ -17,8 +17,8 @@ namespace nibble::server {
 namespace {
 
 constexpr int64_t kDefaultPoints = 1000;
-// As many as fit a message of 4 MiB, which is what clients take unless told otherwise.
-constexpr int64_t kMaxPoints = 30'000;
+// With as many evaluations they fit a message of 4 MiB, which is what clients take unless told otherwise.
+constexpr int64_t kMaxPoints = 15'000;
 
 // `read`, which asks the disk, once the job is known to be there for this caller.
 void ReadJobHistory(Edge& edge, const Done& done, const std::string& id, const std::string& scope,

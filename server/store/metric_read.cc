@@ -43,16 +43,46 @@ void SeriesReader::Add(StepMetric row) {
 
 void SeriesReader::Close() {
   // The last step of every bucket, so that the newest is always among them.
-  const bool ends_bucket = max_points_ <= 0 || next_ + 1 >= steps_ ||
-                           next_ * max_points_ / steps_ != (next_ + 1) * max_points_ / steps_;
-  if (next_ == 0 || ends_bucket || open_->eval_loss) kept_.push_back(*std::move(open_));
+  const bool stays = max_points_ <= 0 || next_ == 0 || next_ + 1 >= steps_ ||
+                     next_ * max_points_ / steps_ != (next_ + 1) * max_points_ / steps_;
+  if (stays) {
+    kept_.push_back({*std::move(open_)});
+  } else if (open_->eval_loss) {
+    const int64_t number = evaluations_++;
+    if (number % stride_ == 0) {
+      kept_.push_back({*std::move(open_), number});
+      newest_.reset();
+      if (++kept_evaluations_ > max_points_) HalveEvaluations();
+    } else {
+      newest_ = std::move(open_);
+    }
+  }
   open_.reset();
   ++next_;
 }
 
+void SeriesReader::HalveEvaluations() {
+  stride_ *= 2;
+  const auto goes = [this](const Kept& kept) {
+    return kept.evaluation >= 0 && kept.evaluation % stride_ != 0;
+  };
+  if (goes(kept_.back())) newest_ = kept_.back().metric;
+  kept_evaluations_ -= static_cast<int64_t>(std::erase_if(kept_, goes));
+}
+
 std::vector<StepMetric> SeriesReader::Take() && {
   if (open_) Close();
-  return std::move(kept_);
+  std::vector<StepMetric> series;
+  series.reserve(kept_.size() + 1);
+  for (Kept& kept : kept_) {
+    if (newest_ && newest_->step < kept.metric.step) {
+      series.push_back(*std::move(newest_));
+      newest_.reset();
+    }
+    series.push_back(std::move(kept.metric));
+  }
+  if (newest_) series.push_back(*std::move(newest_));
+  return series;
 }
 
 }  // namespace nibble::store

@@ -22,8 +22,9 @@ spec::StepPhaseTimes PhaseTimesFromText(std::string_view text);
 // of a million steps costs no more memory than its answer.
 //
 // Of a step the highest epoch's row stands, but one that came from an evaluation alone (an attempt that
-// resumed right there) only brings its evaluation. At most about max_points stay: the first, the last,
-// every evaluation, the others evenly; 0 = all. One thread.
+// resumed right there) only brings its evaluation. At most about max_points stay: the first, the last, the
+// others evenly; beside them as many evaluations, the newest among them: all, or every second, fourth, ... of
+// those that would not have stayed. 0 = all. One thread.
 class SeriesReader {
  public:
   // `steps`: how many different ones are to come.
@@ -31,16 +32,25 @@ class SeriesReader {
       : steps_(steps), max_points_(steps > max_points ? max_points : 0) {}
   void Add(StepMetric row);
   std::vector<StepMetric> Take() &&;
-  size_t held() const { return kept_.size() + (open_ ? 1 : 0); }
+  size_t held() const { return kept_.size() + (open_ ? 1 : 0) + (newest_ ? 1 : 0); }
 
  private:
+  struct Kept {
+    StepMetric metric;
+    int64_t evaluation = -1;  // its number among those that stay as evaluations; -1 = for its place
+  };
   void Close();  // the step that is open is complete
+  void HalveEvaluations();
 
   const int64_t steps_;
   const int64_t max_points_;  // 0 = all
   int64_t next_ = 0;          // number of the open step
   std::optional<StepMetric> open_;
-  std::vector<StepMetric> kept_;
+  std::vector<Kept> kept_;
+  int64_t evaluations_ = 0;  // seen beside those at kept places
+  int64_t kept_evaluations_ = 0;
+  int64_t stride_ = 1;                // of evaluations that stay
+  std::optional<StepMetric> newest_;  // of them, unless its number lets it stay
 };
 
 }  // namespace nibble::store

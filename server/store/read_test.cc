@@ -147,11 +147,24 @@ void CheckThinning(MetricStore& metrics) {
     const std::vector<StepMetric> all = metrics.Read("job", after, until, 0).value();
     const auto count = static_cast<int64_t>(all.size());
     for (const int64_t points : {int64_t{1}, int64_t{2}, int64_t{97}, count - 1, count, count + 1}) {
-      std::vector<StepMetric> expected;
-      for (int64_t i = 0; i < count; ++i) {
+      const auto stays = [&](int64_t i) {
         const bool ends = (i + 1) * points / count != i * points / count || i + 1 == count;
+        return points <= 0 || count <= points || i == 0 || ends;
+      };
+      int64_t evaluations = 0;  // beside those
+      for (int64_t i = 0; i < count; ++i) evaluations += !stays(i) && all[static_cast<size_t>(i)].eval_loss;
+      int64_t stride = 1;
+      while ((evaluations + stride - 1) / stride > points) stride *= 2;
+      std::vector<StepMetric> expected;
+      int64_t number = 0;
+      for (int64_t i = 0; i < count; ++i) {
         const StepMetric& m = all[static_cast<size_t>(i)];
-        if (points <= 0 || count <= points || i == 0 || ends || m.eval_loss) expected.push_back(m);
+        if (stays(i)) {
+          expected.push_back(m);
+        } else if (m.eval_loss) {
+          if (number % stride == 0 || number + 1 == evaluations) expected.push_back(m);
+          ++number;
+        }
       }
       EXPECT_TRUE(metrics.Read("job", after, until, points).value() == expected)
           << after << " " << until << " " << points << " of " << count;
@@ -179,6 +192,28 @@ TEST(SeriesReader, HoldsNoMoreThanItsAnswer) {
   }
   EXPECT_LE(most, 1'002u);
   EXPECT_EQ(std::move(series).Take().size(), 1'001u);
+}
+
+// Evaluated at every step: an answer has a bound all the same, and the newest.
+TEST(SeriesReader, EvaluationsWithoutEndAreThinnedToo) {
+  constexpr int64_t kSteps = 300'000;
+  SeriesReader series(kSteps, 1'000);
+  size_t most = 0;
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    StepMetric m;
+    m.step = step;
+    m.tokens = 1;
+    if (step < kSteps) m.eval_loss = 1;
+    series.Add(m);
+    most = std::max(most, series.held());
+  }
+  EXPECT_LE(most, 2'005u);
+  const std::vector<StepMetric> taken = std::move(series).Take();
+  EXPECT_GE(taken.size(), 1'500u);
+  EXPECT_LE(taken.size(), 2'002u);
+  EXPECT_EQ(taken.at(taken.size() - 2).step, kSteps - 1);
+  EXPECT_TRUE(std::is_sorted(taken.begin(), taken.end(),
+                             [](const StepMetric& a, const StepMetric& b) { return a.step < b.step; }));
 }
 
 }  // namespace

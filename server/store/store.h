@@ -73,7 +73,7 @@ class MetricStore {
   // Returns when written. The caller has had the fence checked.
   virtual absl::Status Append(std::string_view job_id, const std::vector<StepMetric>& metrics) = 0;
   // Steps in (after, until], until 0 = no bound; per step the row of the highest epoch. More than
-  // max_points are thinned evenly, keeping the first, the last and every evaluation. 0 = all.
+  // max_points are thinned evenly, keeping the first and the last, and as many evaluations. 0 = all.
   virtual absl::StatusOr<std::vector<StepMetric>> Read(std::string_view job_id, int64_t after_step,
                                                        int64_t until_step, int64_t max_points) = 0;
   virtual absl::Status DeleteJob(std::string_view job_id) = 0;
