@@ -13,30 +13,14 @@
 #include "server/store/metric_read.h"
 #include "server/store/sqlite.h"
 #include "server/store/sqlite_store.h"
+#include "server/store/testing/rows.h"
 
 namespace nibble::store {
 namespace {
 
 using core::testing::Driver;
-
-void ExpectSameRows(const core::State& a_in, const core::State& b_in) {
-  const core::State a = WithoutVolatile(a_in), b = WithoutVolatile(b_in);
-  EXPECT_EQ(a.last_job_number, b.last_job_number);
-  EXPECT_EQ(a.last_event_number, b.last_event_number);
-  EXPECT_TRUE(a.jobs == b.jobs);
-  EXPECT_TRUE(a.workers == b.workers);
-  EXPECT_TRUE(a.datasets == b.datasets);
-  EXPECT_TRUE(a.models == b.models);
-  EXPECT_TRUE(a.blobs == b.blobs);
-  EXPECT_TRUE(a.requests == b.requests);
-  EXPECT_EQ(a.queued_jobs, b.queued_jobs);
-}
-
-absl::Status CommitTo(Store& store, Driver& driver) {
-  const absl::Status status = store.Commit(driver.state(), driver.TakeRecords());
-  if (status.ok()) driver.mutable_state().touched = {};
-  return status;
-}
+using testing::CommitTo;
+using testing::ExpectSameRows;
 
 // After a commit that failed: what it was to write is as it is on the disk, and all else as it was.
 void CheckReread(Store& store) {

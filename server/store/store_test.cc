@@ -21,30 +21,16 @@
 #include "server/store/row_writer.h"
 #include "server/store/schema.h"
 #include "server/store/sqlite_store.h"
+#include "server/store/testing/rows.h"
 
 namespace nibble::store {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 using core::testing::Driver;
-
-// What survives a store, compared piece by piece so that a failure says where.
-void ExpectSame(const core::State& a_in, const core::State& b_in) {
-  const core::State a = WithoutVolatile(a_in);
-  const core::State b = WithoutVolatile(b_in);
-  EXPECT_EQ(a.timeline, b.timeline);
-  EXPECT_EQ(a.generation, b.generation);
-  EXPECT_EQ(a.last_job_number, b.last_job_number);
-  EXPECT_EQ(a.last_event_number, b.last_event_number);
-  EXPECT_TRUE(a.jobs == b.jobs);
-  EXPECT_TRUE(a.workers == b.workers);
-  EXPECT_TRUE(a.datasets == b.datasets);
-  EXPECT_TRUE(a.models == b.models);
-  EXPECT_TRUE(a.adapters == b.adapters);
-  EXPECT_TRUE(a.blobs == b.blobs);
-  EXPECT_TRUE(a.requests == b.requests);
-  EXPECT_EQ(a.live_jobs, b.live_jobs);
-  EXPECT_EQ(a.queued_jobs, b.queued_jobs);
-}
+using testing::CommitTo;
+using testing::ExpectSame;
 
 // A store that can be closed and opened again over the same bytes.
 struct Twin {
@@ -63,11 +49,7 @@ class StoreTest : public ::testing::TestWithParam<Twin> {
     store_.reset();
     store_ = GetParam().open(dir_.path());
   }
-  absl::Status Commit(Driver& driver) {
-    const absl::Status status = store_->Commit(driver.state(), driver.TakeRecords());
-    if (status.ok()) driver.mutable_state().touched = {};
-    return status;
-  }
+  absl::Status Commit(Driver& driver) { return CommitTo(*store_, driver); }
   void CommitAndCompare(Driver& driver) {
     ASSERT_TRUE(Commit(driver).ok());
     ExpectSame(driver.state(), store_->Load().value());
@@ -348,7 +330,7 @@ TEST(SqliteStore, RefusesFilesThatAreNotOursOrTooNew) {
     ASSERT_TRUE(db.Execute("PRAGMA user_version=99").ok());
   }
   const absl::Status status = OpenSqliteStore(later.path()).status();
-  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("of version 99"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("of version 99"));
 }
 
 TEST(SqliteStore, ADamagedFileIsNamedWithWhatToDo) {
@@ -368,12 +350,12 @@ TEST(SqliteStore, ADamagedFileIsNamedWithWhatToDo) {
     const absl::Status state = OpenSqliteStore(dir.path()).status();
     EXPECT_EQ(StatusReason(state), Reason::kStoreUnavailable);
     EXPECT_THAT(std::string(state.message()),
-                testing::AllOf(testing::HasSubstr(dir.Join("state.db") + " is damaged"),
-                               testing::HasSubstr("restore")));
+                AllOf(HasSubstr(dir.Join("state.db") + " is damaged"),
+                      HasSubstr("restore")));
     if (cut) continue;  // a loss curve may not reach the end
     EXPECT_THAT(std::string(OpenSqliteMetricStore(dir.path()).status().message()),
-                testing::AllOf(testing::HasSubstr(dir.Join("metrics.db") + " is damaged"),
-                               testing::HasSubstr("move it away")));
+                AllOf(HasSubstr(dir.Join("metrics.db") + " is damaged"),
+                      HasSubstr("move it away")));
   }
 }
 

@@ -11,11 +11,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <map>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -25,6 +22,7 @@
 #include "engine/device.h"
 #include "engine/spec/workspace.h"
 #include "kernels/parallel.h"
+#include "tests/bench/flags.h"
 #include "tests/bench/random_base.h"
 
 namespace nibble::bench {
@@ -95,14 +93,10 @@ class Case {
   std::vector<uint16_t> in_, apart_, fused_;  // bf16
 };
 
-absl::Status Run(const std::map<std::string, std::string>& flags) {
-  const auto text = [&](const char* name, const char* otherwise) {
-    const auto found = flags.find(name);
-    return found == flags.end() ? std::string(otherwise) : found->second;
-  };
-  const int threads = std::atoi(text("threads", "1").c_str());
-  const int rounds = std::atoi(text("rounds", "5").c_str());
-  const std::string shape = text("shape", "7b");
+absl::Status Run(const Flags& flags) {
+  const int threads = static_cast<int>(Number(flags, "threads", 1));
+  const int rounds = static_cast<int>(Number(flags, "rounds", 5));
+  const std::string shape = Text(flags, "shape", "7b");
   ASSIGN_OR_RETURN(const auto backend, engine::OpenBackend("cpu", threads));
   const spec::DeviceProfile profile = engine::MeasureProfile(*backend);
   const spec::ModelConfig model = NamedShape(shape, 1);
@@ -147,10 +141,5 @@ absl::Status Run(const std::map<std::string, std::string>& flags) {
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
-  std::map<std::string, std::string> flags;
-  for (int i = 1; i + 1 < argc; i += 2) flags[std::string(argv[i]).substr(2)] = argv[i + 1];
-  const absl::Status status = nibble::bench::Run(flags);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
-  return 1;
+  return nibble::bench::RunMain("nibble-bench-fused", argc, argv, nibble::bench::Run);
 }

@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -20,6 +18,7 @@
 #include "kernels/cpu/workspace.h"
 #include "kernels/nf4.h"
 #include "kernels/parallel.h"
+#include "tests/bench/flags.h"
 #include "tests/bench/random_base.h"
 
 namespace nibble::bench {
@@ -119,27 +118,25 @@ class Stream {
   std::vector<float> logits_;
 };
 
-absl::Status Run(std::map<std::string, std::string> flags) {
-  const auto number = [&](const char* name, int64_t otherwise) {
-    return flags.contains(name) ? std::atoll(flags[name].c_str()) : otherwise;
-  };
-  const std::string shape = flags.contains("shape") ? flags["shape"] : "1.1b";
-  const int threads = static_cast<int>(number("threads", 2));
-  const spec::ModelConfig model = NamedShape(shape, number("layers", 0));
+absl::Status Run(const Flags& flags) {
+  const std::string shape = Text(flags, "shape", "1.1b");
+  const int threads = static_cast<int>(Number(flags, "threads", 2));
+  const int64_t length = Number(flags, "length", 512);
+  const spec::ModelConfig model = NamedShape(shape, Number(flags, "layers", 0));
   if (model.layers == 0) return absl::InvalidArgumentError("--shape: demo, 135m, 1.1b, 7b or 13b");
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, engine::OpenBackend("cpu", threads));
   ASSIGN_OR_RETURN(const RandomBase base,
                    RandomBase::Make(*backend, model, spec::QuantKind::kNF4, true, 1,
-                                    flags.count("order") == 0 || flags["order"] != "flat"));
+                                    Text(flags, "order", "tiles") != "flat"));
   kernels::Context& context = backend->context();
   context.workspace_bytes = int64_t{8} << 20;
   context.workspace = backend->Allocate(context.workspace_bytes);
   if (context.workspace == nullptr) return absl::ResourceExhaustedError("no memory");
   const std::vector<uint64_t> memory(size_t{32} << 20, 1);
-  Stream stream(backend->table(), model, base.view(), &context, number("length", 512));
+  Stream stream(backend->table(), model, base.view(), &context, length);
   stream.Token();
   std::vector<double> tokens, shares, reads;
-  for (int64_t i = 0; i < number("tokens", 8); ++i) {
+  for (int64_t i = 0; i < Number(flags, "tokens", 8); ++i) {
     reads.push_back(ReadRate(context.pool, memory));
     const double began = Seconds();
     stream.Token();
@@ -154,7 +151,7 @@ absl::Status Run(std::map<std::string, std::string> flags) {
   const nlohmann::json line = {{"shape", shape},
                                {"body", backend->table().body},
                                {"threads", threads},
-                               {"length", number("length", 512)},
+                               {"length", length},
                                {"tokens_per_second", median(tokens)},
                                {"bytes_per_token", stream.Bytes()},
                                {"read_bytes_per_second", median(reads)},
@@ -167,9 +164,5 @@ absl::Status Run(std::map<std::string, std::string> flags) {
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
-  std::map<std::string, std::string> flags;
-  for (int i = 1; i + 1 < argc; i += 2) flags[std::string(argv[i]).substr(2)] = argv[i + 1];
-  const absl::Status status = nibble::bench::Run(flags);
-  if (!status.ok()) std::fprintf(stderr, "nibble-bench-generate: %s\n", status.ToString().c_str());
-  return status.ok() ? 0 : 1;
+  return nibble::bench::RunMain("nibble-bench-generate", argc, argv, nibble::bench::Run);
 }

@@ -291,7 +291,5 @@ absl::Status Run(const Flags& flags) {
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
-  const absl::Status status = nibble::bench::Run(nibble::bench::ParseFlags(argc, argv));
-  if (!status.ok()) std::fprintf(stderr, "nibble-bench-step: %s\n", status.ToString().c_str());
-  return status.ok() ? 0 : 1;
+  return nibble::bench::RunMain("nibble-bench-step", argc, argv, nibble::bench::Run);
 }

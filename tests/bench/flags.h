@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <string>
+
+#include "absl/status/status.h"
 
 namespace nibble::bench {
 
@@ -27,6 +30,13 @@ inline std::string Text(const Flags& flags, const std::string& name, const std::
 inline int64_t Number(const Flags& flags, const std::string& name, int64_t otherwise) {
   const auto found = flags.find(name);
   return found == flags.end() ? otherwise : std::atoll(found->second.c_str());
+}
+
+// The whole of a benchmark's main.
+inline int RunMain(const char* program, int argc, char** argv, absl::Status (*run)(const Flags&)) {
+  const absl::Status status = run(ParseFlags(argc, argv));
+  if (!status.ok()) std::fprintf(stderr, "%s: %s\n", program, status.ToString().c_str());
+  return status.ok() ? 0 : 1;
 }
 
 }  // namespace nibble::bench
