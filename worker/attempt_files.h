@@ -13,7 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "worker/blob_cache.h"
-#include "worker/core/agent.h"
+#include "worker/core/messages.h"
 #include "worker/server_link.h"
 
 namespace nibble::worker {

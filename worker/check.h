@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "worker/core/agent.h"
+#include "worker/core/messages.h"
 
 namespace nibble::worker {
 

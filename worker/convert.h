@@ -3,7 +3,7 @@
 
 #include "absl/status/statusor.h"
 #include "nibble/worker/v1/worker.pb.h"
-#include "worker/core/agent.h"
+#include "worker/core/messages.h"
 #include "worker/server_link.h"
 
 namespace nibble::worker {

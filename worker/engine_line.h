@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "worker/core/agent.h"
+#include "worker/core/messages.h"
 
 namespace nibble::worker {
 

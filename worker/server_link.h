@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "engine/spec/memory_plan.h"
-#include "worker/core/agent.h"
+#include "worker/core/messages.h"
 
 namespace nibble::worker {
 

@@ -8,9 +8,8 @@
 #include <atomic>
 #include <cstdint>
 #include <map>
-#include <span>
 
-#include "worker/core/agent.h"
+#include "worker/core/messages.h"
 
 namespace nibble::worker {
 
