@@ -122,24 +122,29 @@ TEST(Placement, LeavesRoomForJobsLikeThoseThatRun) {
   EXPECT_EQ(fleet.PlaceOf("small", Fleet::Sized(0, 100)), "b");
 }
 
-// Nothing runs, but jobs of 240 wait before another try: what the small one leaves is to be of use to them.
+// Nothing runs, but jobs of 280 wait before another try: what the small one leaves is to be of use to them.
+// Without them it goes to the tighter device: all sizes are whole thousandths, so no rounding decides.
 TEST(Placement, LeavesRoomForJobsLikeThoseThatWait) {
-  Fleet fleet;
-  fleet.Add("a", 350);
-  fleet.Add("b", 260);
-  for (int i = 0; i < 5; ++i) {
-    BoardJob large = fleet.JobOf(absl::StrCat("large-", i), 60);
-    large.not_before_us = kNowUs + 1;
-    large.shape = large.group = large.base = "large";
-    const int64_t number = fleet.Wait(large, Fleet::Sized(0, 240));
-    // Planned when it was made.
-    fleet.board.buckets()[static_cast<size_t>(fleet.board.waiting().at(number).bucket)].needs = {
-        std::optional<Need>(Fleet::Sized(0, 240))};
-  }
-  fleet.Wait(fleet.JobOf("small", 60), Fleet::Sized(0, 100));
-  const BoardSchedule schedule = fleet.Pass();
-  ASSERT_EQ(schedule.starts.size(), 1u);
-  EXPECT_EQ(fleet.WorkerOf(schedule.starts[0].device), "a");
+  const auto place_of_small = [](int waiting) {
+    Fleet fleet;
+    fleet.Add("a", 400);
+    fleet.Add("b", 300);
+    for (int i = 0; i < waiting; ++i) {
+      BoardJob large = fleet.JobOf(absl::StrCat("large-", i), 60);
+      large.not_before_us = kNowUs + 1;
+      large.shape = large.group = large.base = "large";
+      const int64_t number = fleet.Wait(large, Fleet::Sized(0, 280));
+      // Planned when it was made.
+      fleet.board.buckets()[static_cast<size_t>(fleet.board.waiting().at(number).bucket)].needs = {
+          std::optional<Need>(Fleet::Sized(0, 280))};
+    }
+    fleet.Wait(fleet.JobOf("small", 60), Fleet::Sized(0, 100));
+    const BoardSchedule schedule = fleet.Pass();
+    EXPECT_EQ(schedule.starts.size(), 1u);
+    return schedule.starts.empty() ? "" : fleet.WorkerOf(schedule.starts[0].device);
+  };
+  EXPECT_EQ(place_of_small(0), "b");
+  EXPECT_EQ(place_of_small(5), "a");
 }
 
 // What a worker's processes need is measured when it starts, so that each device may be of a kind of its own.

@@ -265,7 +265,8 @@ TEST(Preemption, WhatIsLetGoIsKeptForWhoAsked) {
   EXPECT_EQ(WorkerOfJob(d, "high"), "w1");
 }
 
-// Also where another device would have been free first: there nobody could let go for it.
+// Also where another device would have been free first: there nobody could let go for it. The small one comes in the
+// very pass that has the other asked, and in the next, when that one is about to go.
 TEST(Preemption, WhatIsLetGoIsKeptWhereItIs) {
   Driver d;
   d.core().options.max_attempts_per_device = 2;
@@ -274,17 +275,45 @@ TEST(Preemption, WhatIsLetGoIsKeptWhereItIs) {
   const auto add = [&](CreateJob create, int32_t r) {
     create.spec.lora_r = r;
     d.Must(create);
-    d.Place();
-    return WorkerOfJob(d, create.job_id);
   };
   d.AddWorker("w1", 200 * kMB);
-  ASSERT_EQ(add(Lasting("mid", 3 * kHourUs, 1), 80), "w1");
+  add(Lasting("mid", 3 * kHourUs, 1), 80);
+  d.Place();
+  ASSERT_EQ(WorkerOfJob(d, "mid"), "w1");
   d.AddWorker("w2", 200 * kMB);
-  ASSERT_EQ(add(Lasting("low", 50 * kHourUs), 60), "w2");
+  add(Lasting("low", 50 * kHourUs), 60);
+  d.Place();
+  ASSERT_EQ(WorkerOfJob(d, "low"), "w2");
   RunOn(d, {"w1", "w2"});
-  EXPECT_EQ(add(Lasting("high", 50 * kHourUs, 1), 70), "");
-  ASSERT_TRUE(IsAskedToLetGo(d, "low"));
-  EXPECT_EQ(add(Lasting("small", 40 * kHourUs), 20), "") << "beside the low one it would fit";
+  add(Lasting("high", 50 * kHourUs, 1), 70);
+  add(Lasting("small", 40 * kHourUs), 20);
+  for (int pass = 0; pass < 2; ++pass) {
+    d.Place();
+    ASSERT_TRUE(IsAskedToLetGo(d, "low"));
+    EXPECT_EQ(WorkerOfJob(d, "high"), "");
+    EXPECT_EQ(WorkerOfJob(d, "small"), "") << "beside the low one it would fit, pass " << pass;
+  }
+}
+
+// One lets go for the first that waits, and what that leaves is too little for the second: then nobody lets go for
+// the second there, since it could not start.
+TEST(Preemption, NobodyLetsGoWhereThePlaceIsAnothers) {
+  Driver d;
+  d.AddWorker("w1", 200 * kMB);
+  const auto add = [&](CreateJob create, int32_t r) {
+    create.spec.lora_r = r;
+    d.Must(create);
+  };
+  add(Lasting("long", 50 * kHourUs), 40);
+  add(Lasting("short", 40 * kHourUs), 40);
+  d.Place();
+  ASSERT_EQ(WorkerOfJob(d, "long") + WorkerOfJob(d, "short"), "w1w1");
+  RunOn(d, {"w1"});
+  add(Lasting("first", 30 * kHourUs, 2), 48);   // beside either
+  add(Lasting("second", 30 * kHourUs, 1), 45);  // beside either, not beside the first
+  d.Place();
+  EXPECT_TRUE(IsAskedToLetGo(d, "long"));
+  EXPECT_FALSE(IsAskedToLetGo(d, "short"));
 }
 
 // One lets go already: that is who is waited for, also where a second one could be asked.

@@ -6,8 +6,6 @@ crosses a network or a crash is planted by nibble-sim (tests/sim/mutants.h).
 """
 
 TESTS = ["server_core_test", "fleet_test", "schedule_property_test"]
-# What no test finds yet: reported each time, without failing the campaign. Each wants a test of its own.
-UNFOUND = {"what-waits-is-not-typical", "let-go-on-a-reserved-device", "nothing-kept-for-who-preempts"}
 
 CORE = "server/core/"
 
