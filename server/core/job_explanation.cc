@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/schedule.h"
@@ -29,46 +30,60 @@ bool WillPass(Kind kind) {
          kind == Kind::kReserved;
 }
 
-// When the attempts there will have made room, one after another as they are expected to end.
-void FindStart(const QueueLook& look, const PassFleet& fleet, const Board::Bucket& bucket, const Need& need,
-               DeviceExplanation& out) {
-  const Board& board = look.state().board;
+// When the attempts there will have made room, one after another as they are expected to end. Returns how
+// many have to end for that; 0 = no end of theirs makes room.
+size_t FindStart(const QueueLook& look, const PassFleet& fleet, const Board::Bucket& bucket, const Need& need,
+                 DeviceExplanation& out) {
+  const std::vector<Board::EndKey>& ends = look.state().board.EndsOf(out.verdict.device);
   std::set<HoldKey> gone;
-  bool known = true;
-  for (const auto& [end_us, key] : board.EndsOf(out.verdict.device)) {
-    gone.insert(key);
-    known = known && EndIsKnown(look.state(), key);
-    out.until.push_back(look.NameOf(board.FindHold(key)->job_id));
+  for (size_t ended = 0; ended < ends.size(); ++ended) {
+    gone.insert(ends[ended].second);
     if (!fleet.FitsWithout(out.verdict.device, gone, bucket, need)) continue;
-    if (known) out.start_us = std::max(end_us, look.now_us() + 1);
-    return;
+    const bool known = std::all_of(gone.begin(), gone.end(),
+                                   [&](const HoldKey& key) { return EndIsKnown(look.state(), key); });
+    if (known) out.start_us = std::max(ends[ended].first, look.now_us() + 1);
+    return ended + 1;
   }
-  out.until.clear();
+  return 0;
 }
 
-DeviceExplanation ExplainDevice(const QueueLook& look, const PassFleet& fleet,
-                                const Board::Bucket& bucket, int64_t number,
-                                const DeviceVerdict& verdict, const BoardExplanation& why) {
+// A device, and what its names are made from once it is known which devices are shown.
+struct Unnamed {
+  DeviceExplanation device;
+  size_t ends = 0;  // of its attempts that have to end
+};
+
+Unnamed ExplainDevice(const QueueLook& look, const PassFleet& fleet, const Board::Bucket& bucket,
+                      int64_t number, const DeviceVerdict& verdict) {
   const Board& board = look.state().board;
   const Board::Device& d = board.devices()[static_cast<size_t>(verdict.device)];
-  DeviceExplanation out;
-  out.worker_id = board.workers()[static_cast<size_t>(d.worker)].id;
-  out.device_id = d.id;
-  out.verdict = verdict;
-  for (const int32_t index : d.held) out.held_by.push_back(look.NameOf(board.HoldAt(index).job_id));
-  std::sort(out.held_by.begin(), out.held_by.end());
-  if (verdict.kind == Kind::kReserved && why.before)
-    out.reserved_for = look.NameOf(board.waiting().at(why.before->number).job_id);
+  Unnamed out;
+  out.device.worker_id = board.workers()[static_cast<size_t>(d.worker)].id;
+  out.device.device_id = d.id;
+  out.device.verdict = verdict;
   if (WillPass(verdict.kind)) {
     if (const auto need = fleet.NeedOn(bucket, verdict.device, number))
-      FindStart(look, fleet, bucket, *need, out);
+      out.ends = FindStart(look, fleet, bucket, *need, out.device);
   }
   return out;
 }
 
+void NameJobs(const QueueLook& look, const BoardExplanation& why, size_t ends, DeviceExplanation& out) {
+  const Board& board = look.state().board;
+  const Board::Device& d = board.devices()[static_cast<size_t>(out.verdict.device)];
+  for (const int32_t index : d.held) out.held_by.push_back(look.NameOf(board.HoldAt(index).job_id));
+  std::sort(out.held_by.begin(), out.held_by.end());
+  if (out.verdict.kind == Kind::kReserved && why.before)
+    out.reserved_for = look.NameOf(board.waiting().at(why.before->number).job_id);
+  for (size_t i = 0; i < ends; ++i) {
+    const HoldKey& key = board.EndsOf(out.verdict.device)[i].second;
+    out.until.push_back(look.NameOf(board.FindHold(key)->job_id));
+  }
+}
+
 }  // namespace
 
-JobExplanation ExplainJob(const Job& job, QueueLook& look) {
+JobExplanation ExplainJob(const Job& job, QueueLook& look, size_t named) {
   JobExplanation out;
   out.reason = StateReason(job, look);
   const State& state = look.state();
@@ -95,16 +110,24 @@ JobExplanation ExplainJob(const Job& job, QueueLook& look) {
   const Board::Bucket& bucket =
       board.buckets()[static_cast<size_t>(waiting->second.bucket)];
   const PassFleet fleet(board, core.options, needs, now_us, core.options.lease_suspect_us);
+  std::vector<Unnamed> devices;
+  devices.reserve(why.devices.size());
   for (const DeviceVerdict& verdict : why.devices)
-    out.devices.push_back(ExplainDevice(look, fleet, bucket, job.number, verdict, why));
-  const auto rank = [](const DeviceExplanation& d) {
+    devices.push_back(ExplainDevice(look, fleet, bucket, job.number, verdict));
+  const auto rank = [](const Unnamed& unnamed) {
+    const DeviceExplanation& d = unnamed.device;
     const bool fits = d.verdict.kind == Kind::kFits;
     const int64_t missing_bytes = d.verdict.needed_bytes - d.verdict.free_bytes;
-    return std::tuple(fits ? 0 : d.start_us > 0 ? 1 : WillPass(d.verdict.kind) ? 2 : 3,
-                      fits ? 0 : d.start_us, missing_bytes, d.worker_id, d.device_id);
+    return std::tuple<int, int64_t, int64_t, const std::string&, const std::string&>(
+        fits ? 0 : d.start_us > 0 ? 1 : WillPass(d.verdict.kind) ? 2 : 3, fits ? 0 : d.start_us,
+        missing_bytes, d.worker_id, d.device_id);
   };
-  std::sort(out.devices.begin(), out.devices.end(),
-            [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
+  std::sort(devices.begin(), devices.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
+  out.devices.reserve(devices.size());
+  for (Unnamed& unnamed : devices) {
+    if (out.devices.size() < named) NameJobs(look, why, unnamed.ends, unnamed.device);
+    out.devices.push_back(std::move(unnamed.device));
+  }
   return out;
 }
 

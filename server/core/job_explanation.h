@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -40,8 +41,10 @@ struct JobExplanation {
   // Where it could start soonest first, then by what is missing; of a job that waits only.
   std::vector<DeviceExplanation> devices;
 };
-// Jobs the look does not see are called QueueLook::kHidden; the others "jobs/a".
-JobExplanation ExplainJob(const Job& job, QueueLook& look);
+// Jobs the look does not see are called QueueLook::kHidden; the others "jobs/a". Of the devices behind the
+// first `named` no jobs are named (held_by, reserved_for, until): much time would go into that.
+JobExplanation ExplainJob(const Job& job, QueueLook& look,
+                          size_t named = std::numeric_limits<size_t>::max());
 
 // A change of the spec with which the job would fit into what is free on a device now.
 struct Counterfactual {

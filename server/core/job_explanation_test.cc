@@ -5,6 +5,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
 #include "server/core/testing/driver.h"
 
 namespace nibble::core {
@@ -118,6 +122,36 @@ TEST(ExplainJob, JobsOfOtherProjectsHaveNoNames) {
     std::string all = why.reason + why.before + on.reserved_for;
     EXPECT_EQ(all.find("secret") != std::string::npos, sees) << all;
     EXPECT_THAT(why.reason, HasSubstr(sees ? "held by secret-holder" : "held by another project's job"));
+  }
+}
+
+// Who asks for the first two devices is told of these what who asks for all is told, names of jobs and all;
+// of the others everything but the names.
+TEST(ExplainJob, JobsAreNamedOnTheDevicesThatAreShown) {
+  Driver d;
+  for (const char* worker : {"w1", "w2", "w3", "w4"}) {
+    d.AddWorker(worker);
+    d.Must(Sized(absl::StrCat("on-", worker), 700'000));
+    d.Place();
+  }
+  d.Must(Sized("big", 880'000));
+  d.Place();
+  const JobExplanation all = WhyOf(d, "big");
+  QueueLook look(d.state(), d.core(), d.Now().monotonic_us);
+  const JobExplanation two = ExplainJob(d.job("big"), look, 2);
+  ASSERT_EQ(all.devices.size(), 4u);
+  ASSERT_EQ(two.devices.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    const DeviceExplanation &a = all.devices[i], &b = two.devices[i];
+    EXPECT_EQ(a.worker_id, b.worker_id);
+    EXPECT_EQ(a.verdict.kind, b.verdict.kind);
+    EXPECT_EQ(a.verdict.free_bytes, b.verdict.free_bytes);
+    EXPECT_EQ(a.start_us, b.start_us);
+    EXPECT_THAT(a.held_by, ElementsAre("jobs/on-" + a.worker_id));
+    EXPECT_THAT(a.until, ElementsAre("jobs/on-" + a.worker_id));
+    const bool shown = i < 2;
+    EXPECT_EQ(b.held_by, shown ? a.held_by : std::vector<std::string>{});
+    EXPECT_EQ(b.until, shown ? a.until : std::vector<std::string>{});
   }
 }
 

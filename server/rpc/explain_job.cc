@@ -50,13 +50,13 @@ int64_t UnixOf(const core::Now& now, int64_t monotonic_us) {
 }
 
 absl::Status Explain(const Outcome& outcome, const std::string& id, const std::string& scope,
-                     Explained& out) {
+                     size_t shown, Explained& out) {
   const core::State& state = outcome.state;
   ASSIGN_OR_RETURN(const core::Job* job, FindJob(state, id, scope));
   out.now = outcome.now;
   out.job = *job;
   core::QueueLook look(state, outcome.core, outcome.now.monotonic_us, scope);
-  out.why = core::ExplainJob(*job, look);
+  out.why = core::ExplainJob(*job, look, shown);
   const bool lacks_bytes =
       std::none_of(out.why.devices.begin(), out.why.devices.end(), [](const auto& d) {
         return d.verdict.kind == core::DeviceVerdict::Kind::kFits;
@@ -84,8 +84,7 @@ void Show(const core::DeviceExplanation& d, const core::Now& now, v1::DeviceExpl
   for (const std::string& job : d.until) out->add_until(job);
 }
 
-absl::Status Answer(Edge& edge, Explained& in, int32_t max_devices,
-                    v1::ExplainJobResponse* out) {
+absl::Status Answer(Edge& edge, Explained& in, size_t most, v1::ExplainJobResponse* out) {
   const core::JobExplanation& why = in.why;
   out->set_name(ResourceName("jobs", in.job.id));
   out->set_state(static_cast<v1::JobState>(in.job.state));
@@ -101,10 +100,8 @@ absl::Status Answer(Edge& edge, Explained& in, int32_t max_devices,
   out->set_before(why.before);
   out->set_before_at(why.before_at);
   out->set_devices_total(static_cast<int32_t>(why.devices.size()));
-  const int32_t shown = std::min(max_devices > 0 ? max_devices : kDefaultDevices,
-                                 out->devices_total());
-  for (int32_t i = 0; i < shown; ++i)
-    Show(why.devices[static_cast<size_t>(i)], in.now, out->add_devices());
+  const size_t shown = std::min(most, why.devices.size());
+  for (size_t i = 0; i < shown; ++i) Show(why.devices[i], in.now, out->add_devices());
   if (!in.model) return absl::OkStatus();
   const core::State fleet = (*std::move(in.excerpt)).Take(in.now.monotonic_us);
   for (const core::Counterfactual& c : edge.plans->WhatWouldStart(
@@ -126,13 +123,14 @@ grpc::ServerUnaryReactor* JobServiceImpl::ExplainJob(Context* context,
     auto id = ParseName(request->name(), "jobs", "name");
     if (!id.ok()) return done(id.status());
     auto explained = std::make_shared<Explained>();
+    const auto shown =
+        static_cast<size_t>(request->max_devices() > 0 ? request->max_devices() : kDefaultDevices);
     const auto read = [=, this, id = *std::move(id),
                        scope = caller.Scope()](const Outcome& outcome) {
-      const absl::Status status = Explain(outcome, id, scope, *explained);
+      const absl::Status status = Explain(outcome, id, scope, shown, *explained);
       if (!status.ok()) return done(status);
       const auto answer = [=, this] {
-        OnWork(edge_, done,
-               [=, this] { done(Answer(edge_, *explained, request->max_devices(), response)); });
+        OnWork(edge_, done, [=, this] { done(Answer(edge_, *explained, shown, response)); });
       };
       if (!explained->excerpt) return answer();
       CopyExcerpt(edge_, done, outcome, *explained->excerpt, answer);

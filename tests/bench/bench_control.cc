@@ -318,6 +318,9 @@ void Durable(const std::string& root, int32_t workers) {
   std::filesystem::remove_all(dir);
 }
 
+// Devices that an answer shows where it is not asked for more.
+constexpr size_t kShown = 100;
+
 // As PlanJob and ExplainJob do; each part is a turn of the loop.
 void CopyFleet(int32_t workers) {
   Setup setup;
@@ -346,7 +349,7 @@ void CopyFleet(int32_t workers) {
     take_ms.push_back(spent_ms(begin_s));
     core::QueueLook look = core.Look();
     const core::Job& waits = core.state().jobs.at(*core.state().queued_jobs.begin());
-    CHECK(core::ExplainJob(waits, look).devices.size() == static_cast<size_t>(workers));
+    CHECK(core::ExplainJob(waits, look, kShown).devices.size() == static_cast<size_t>(workers));
     explain_ms.push_back(spent_ms(begin_s));
   }
   std::printf(
