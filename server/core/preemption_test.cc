@@ -200,6 +200,71 @@ TEST(Preemption, BetweenProjects) {
   EXPECT_EQ(asked_for(0, 30 * kMinuteUs, 5 * kMinuteUs, false), 0) << "not much less";
 }
 
+// Who lets go is counted as gone, and who waits for that as there: so that many that wait at one time take no
+// more than one after the other would, neither in one pass nor while who was asked has not let go yet.
+TEST(Preemption, AProjectTakesNoMoreThanItsShareAtOnce) {
+  Driver d;
+  d.core().options.max_attempts_per_device = 1;
+  d.Must(ServerStart{"timeline-1"});
+  std::vector<std::string> workers;
+  for (int i = 0; i < 8; ++i) {
+    workers.push_back(absl::StrCat("w", i));
+    d.AddWorker(workers.back());
+    d.Must(Of("theirs", Lasting(absl::StrCat("theirs-", i), 50 * kHourUs)));
+  }
+  d.Place();
+  RunOn(d, workers);
+  const auto add = [&](int i) {
+    CreateJob more = Of("mine", Lasting(absl::StrCat("mine-", i), 50 * kHourUs));
+    more.spec.lora_r += i;  // of one kind only the first is looked at
+    d.Must(more);
+  };
+  const auto asked = [&] {
+    int count = 0;
+    for (int i = 0; i < 8; ++i) count += IsAskedToLetGo(d, absl::StrCat("theirs-", i)) ? 1 : 0;
+    return count;
+  };
+  add(0);
+  d.Place();
+  EXPECT_EQ(asked(), 1);
+  for (int i = 1; i < 8; ++i) add(i);
+  for (int pass = 0; pass < 3; ++pass) {
+    d.Place();
+    EXPECT_EQ(asked(), 3) << "three against five; four against four would be turned round, pass " << pass;
+  }
+}
+
+// Several on a device that have to go together leave their project what they leave it together.
+TEST(Preemption, WhatGoesTogetherIsCountedTogether) {
+  for (const int elsewhere : {1, 3}) {
+    Driver d;
+    d.core().options.default_load_milli = 100;
+    d.Must(ServerStart{"timeline-1"});
+    const auto add = [&](const char* project, const std::string& id, int32_t r) {
+      CreateJob create = Of(project, Lasting(id, 50 * kHourUs));
+      create.spec.lora_r = r;
+      d.Must(create);
+      d.Place();
+      return WorkerOfJob(d, id);
+    };
+    d.AddWorker("w1", 200 * kMB);
+    ASSERT_EQ(add("theirs", "a", 40), "w1");
+    ASSERT_EQ(add("theirs", "b", 40), "w1");
+    std::vector<std::string> workers{"w1"};
+    for (int i = 0; i < elsewhere; ++i) {
+      workers.push_back(absl::StrCat("other", i));
+      d.AddWorker(workers.back(), 170 * kMB);
+      ASSERT_EQ(add("theirs", absl::StrCat("c", i), 50), workers.back());
+    }
+    RunOn(d, workers);
+    // Too large for all but the first device, and for that beside either. It would hold 186 MB;
+    // with one of the two gone theirs would hold more, with both the 161 of each device elsewhere.
+    ASSERT_EQ(add("mine", "big", 75), "");
+    EXPECT_EQ(IsAskedToLetGo(d, "a"), elsewhere == 3);
+    EXPECT_EQ(IsAskedToLetGo(d, "b"), elsewhere == 3);
+  }
+}
+
 // From half of its bound for those of its project with more left, from two thirds for anybody.
 TEST(Preemption, TheBoundOnWaiting) {
   const auto lets_go = [](const char* project, int64_t work_us, int64_t waited_us) {
@@ -265,8 +330,8 @@ TEST(Preemption, WhatIsLetGoIsKeptForWhoAsked) {
   EXPECT_EQ(WorkerOfJob(d, "high"), "w1");
 }
 
-// Also where another device would have been free first: there nobody could let go for it. The small one comes in the
-// very pass that has the other asked, and in the next, when that one is about to go.
+// Also where another device would have been free first: there nobody could let go for it. The small one waits
+// in the very pass that has the other asked, and in the next, when that one is about to go.
 TEST(Preemption, WhatIsLetGoIsKeptWhereItIs) {
   Driver d;
   d.core().options.max_attempts_per_device = 2;
@@ -295,8 +360,8 @@ TEST(Preemption, WhatIsLetGoIsKeptWhereItIs) {
   }
 }
 
-// One lets go for the first that waits, and what that leaves is too little for the second: then nobody lets go for
-// the second there, since it could not start.
+// One lets go for the first that waits, and what that leaves is too little for the second: then nobody
+// lets go for the second there, since it could not start.
 TEST(Preemption, NobodyLetsGoWhereThePlaceIsAnothers) {
   Driver d;
   d.AddWorker("w1", 200 * kMB);

@@ -425,6 +425,7 @@ void Board::AddHold(const BoardHold& h, int64_t now_us) {
   project.held_load_milli += hold.load_milli;
   if (hold.brief) held_brief_milli_ += hold.load_milli;
   ++project.held_jobs;
+  CountLeaving(hold, 1);
 }
 
 void Board::RemoveHold(const HoldKey& key, int64_t now_us) {
@@ -443,6 +444,7 @@ void Board::TakeOff(const HoldKey& key, int64_t now_us) {
   Project& project = projects_[static_cast<size_t>(hold.project)];
   Settle(project, now_us);
   CountOut(held_sizes_, hold.need.TotalBytes());
+  CountLeaving(hold, -1);
   project.held_bytes -= hold.added_bytes;
   project.held_load_milli -= hold.load_milli;
   if (hold.brief) held_brief_milli_ -= hold.load_milli;
@@ -466,7 +468,9 @@ void Board::SetHoldWork(const HoldKey& key, int64_t work_us, int32_t load_milli,
     Settle(project, now_us);
     project.held_load_milli += load_milli - hold->load_milli;
     if (hold->brief) held_brief_milli_ += load_milli - hold->load_milli;
+    CountLeaving(*hold, -1);
     hold->load_milli = load_milli;
+    CountLeaving(*hold, 1);
     Recount(hold->device);
   }
   Untime(hold->device);
@@ -494,6 +498,7 @@ void Board::SetReleasing(const HoldKey& key, int64_t now_us) {
   Hold* hold = HoldOf(key);
   if (hold == nullptr || hold->releasing) return;
   hold->releasing = true;
+  CountLeaving(*hold, 1);
   hold->as_of_us = now_us;
   Untime(hold->device);
 }
@@ -548,11 +553,6 @@ int64_t Board::ShareOf(int32_t id, int64_t now_us, int64_t extra_bytes, int64_t 
   const int64_t memory = usage.memory_time / window_us + (usage.held_bytes + extra_bytes) / kMiB;
   const int64_t load = usage.device_time / window_us + usage.held_load_milli + extra_load;
   return DominantShare(project, memory, load) / 2;
-}
-
-bool Board::BriefFits(int64_t load_milli, int64_t extra_load) const {
-  return held_brief_milli_ + extra_load + load_milli <=
-         int64_t{fleet_devices_} * policy_.brief_milli;
 }
 
 int64_t Board::HeldShareOf(int32_t id, int64_t extra_bytes, int64_t extra_load) const {

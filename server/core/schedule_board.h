@@ -128,6 +128,8 @@ class Board {
   struct Project : Usage {
     std::string name;
     int32_t held_jobs = 0;
+    int64_t leaving_bytes = 0;  // of what it holds, what is about to be let go
+    int64_t leaving_load_milli = 0;
     int64_t waiting = 0;
     std::set<std::pair<OrderKey, int32_t>> heads;          // the first of each bucket
     std::set<std::pair<UrgentKey, int32_t>> urgent_heads;  // the first overdue of each
@@ -241,7 +243,9 @@ class Board {
 
   // Whether a brief job of this load may go before the shares of projects; `extra_load` was placed
   // on top of what is held.
-  bool BriefFits(int64_t load_milli, int64_t extra_load) const;
+  bool BriefFits(int64_t load_milli, int64_t extra_load) const {
+    return held_brief_milli_ + extra_load + load_milli <= int64_t{fleet_devices_} * policy_.brief_milli;
+  }
 
   const std::map<int64_t, Waiting>& waiting() const { return waiting_; }
   // Of the devices whose speed is known; 0 = of none.
@@ -296,6 +300,13 @@ class Board {
   void Untime(int32_t device);
   void Retime(const Device& device) const;
   void TakeOff(const HoldKey& key, int64_t now_us);
+  // Adds to what its project is about to let go, with -1 takes it off again; nothing unless it is releasing.
+  void CountLeaving(const Hold& hold, int32_t sign) {
+    if (!hold.releasing) return;
+    Project& project = projects_[static_cast<size_t>(hold.project)];
+    project.leaving_bytes += sign * hold.added_bytes;
+    project.leaving_load_milli += sign * hold.load_milli;
+  }
   void NoteChange(int32_t device, int64_t now_us);
   void Settle(Usage& usage, int64_t now_us) const;
   int64_t DominantShare(const Project& project, int64_t memory_mib, int64_t load_milli) const;

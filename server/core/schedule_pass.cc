@@ -244,7 +244,10 @@ class Pass {
     if (reserves) {
       std::optional<BoardReservation> r = fleet_.Reserve(c.number, c.bucket, Reserved());
       if (r || !board_.HoldsNothing()) Preempt(c, w, bucket, r);
-      if (r) result_.reservations.push_back(*std::move(r));
+      if (r) {
+        if (IsPromised(*r)) Promise(bucket.project, r->need.TotalBytes(), bucket.load_milli);
+        result_.reservations.push_back(*std::move(r));
+      }
     }
     return PassOver(c);
   }
@@ -274,9 +277,35 @@ class Pass {
     }
   }
 
-  // Whether `victim` is to make room for the job; why, in words.
-  const char* Outranks(const Candidate& c, const Waiting& w, const Bucket& bucket,
-                       const Need& need, const Board::Hold& victim) const {
+  // Nobody it waits for stays: it starts as soon as they have let go.
+  bool IsPromised(const BoardReservation& r) const {
+    return std::all_of(r.gone.begin(), r.gone.end(), [&](const HoldKey& key) {
+      return stopped_.count(key) > 0 || board_.FindHold(key)->releasing;
+    });
+  }
+  void Promise(int32_t project, int64_t bytes, int64_t load_milli) {
+    PassFleet::Extra& promised = promised_[project];
+    promised.bytes += bytes;
+    promised.load_milli += load_milli;
+  }
+  // What it will hold on top of what it holds now, once all who were asked to let go have done so and those
+  // they let go for have started.
+  PassFleet::Extra Coming(int32_t project) const {
+    PassFleet::Extra coming = fleet_.ExtraOf(project);
+    const Board::Project& p = board_.projects()[static_cast<size_t>(project)];
+    coming.bytes -= p.leaving_bytes;
+    coming.load_milli -= p.leaving_load_milli;
+    if (const auto promised = promised_.find(project); promised != promised_.end()) {
+      coming.bytes += promised->second.bytes;
+      coming.load_milli += promised->second.load_milli;
+    }
+    return coming;
+  }
+
+  // Whether `victim` is to make room for the job; why, in words. `going`: of the victim's project, who goes
+  // with it.
+  const char* Outranks(const Candidate& c, const Waiting& w, const Bucket& bucket, const Need& need,
+                       const Board::Hold& victim, const PassFleet::Extra& going = {}) const {
     const int64_t left_us = std::max<int64_t>(0, victim.work_us - (now_us_ - victim.as_of_us));
     if (c.overdue && w.critical_us <= now_us_) return "is overdue";
     if (victim.project == bucket.project) {
@@ -293,12 +322,12 @@ class Pass {
         w.work_us < left_us / policy_.preempt_work_ratio)
       return "has only a few minutes of work";
     if (!policy_.preempt_for_share) return nullptr;
-    const auto mine = fleet_.ExtraOf(bucket.project);
-    const auto theirs = fleet_.ExtraOf(victim.project);
+    const PassFleet::Extra mine = Coming(bucket.project), theirs = Coming(victim.project);
     const int64_t after = board_.HeldShareOf(bucket.project, mine.bytes + need.TotalBytes(),
                                              mine.load_milli + bucket.load_milli);
-    const int64_t rest = board_.HeldShareOf(victim.project, theirs.bytes - victim.added_bytes,
-                                            theirs.load_milli - victim.load_milli);
+    const int64_t rest =
+        board_.HeldShareOf(victim.project, theirs.bytes - victim.added_bytes - going.bytes,
+                           theirs.load_milli - victim.load_milli - going.load_milli);
     return after < rest ? "belongs to a project below its share" : nullptr;
   }
 
@@ -315,7 +344,7 @@ class Pass {
     const Board::Device& d = board_.devices()[static_cast<size_t>(device)];
     Plan plan;
     plan.device = device;
-    std::vector<std::pair<std::tuple<int32_t, int64_t, HoldKey>, const char*>> weak;
+    std::vector<Board::VictimKey> weak;
     for (const int32_t index : d.held) {
       const Board::Hold& hold = board_.HoldAt(index);
       if (hold.releasing || stopped_.count(hold.key) > 0) {
@@ -323,13 +352,19 @@ class Pass {
         continue;
       }
       if (now_us_ - hold.start_us < policy_.min_run_us) continue;
-      if (const char* why = Outranks(c, w, bucket, need, hold))
-        weak.push_back({{hold.priority, -hold.end_us, hold.key}, why});
+      weak.push_back({hold.priority, -hold.end_us, hold.key});
     }
     std::sort(weak.begin(), weak.end());
-    for (const auto& [rank, why] : weak) {
-      plan.victims.push_back(std::get<2>(rank));
-      plan.gone.insert(std::get<2>(rank));
+    std::map<int32_t, PassFleet::Extra> going;  // by project
+    for (const auto& [priority, end_us, key] : weak) {
+      const Board::Hold& hold = *board_.FindHold(key);
+      PassFleet::Extra& with_it = going[hold.project];
+      const char* why = Outranks(c, w, bucket, need, hold, with_it);
+      if (why == nullptr) continue;
+      with_it.bytes += hold.added_bytes;
+      with_it.load_milli += hold.load_milli;
+      plan.victims.push_back(key);
+      plan.gone.insert(key);
       plan.why = why;
       if (fleet_.FitsWithout(device, plan.gone, bucket, need)) return plan;
     }
@@ -366,6 +401,8 @@ class Pass {
     if (!best) return;
     for (const HoldKey& key : best->victims) {
       stopped_.insert(key);
+      const Board::Hold& hold = *board_.FindHold(key);
+      Promise(hold.project, -hold.added_bytes, -hold.load_milli);
       result_.stops.push_back({key, c.number, best->why});
     }
     r = BoardReservation{c.number,
@@ -384,6 +421,8 @@ class Pass {
   std::vector<char> failed_;  // by bucket: nothing of this kind can start now
   std::set<int64_t> taken_;
   std::set<HoldKey> stopped_;
+  // By project, of this pass: of those who have a place promised, less of those asked to let go.
+  std::map<int32_t, PassFleet::Extra> promised_;
   int32_t passed_over_ = 0;
   int64_t brief_milli_ = 0;  // of brief jobs placed
   BoardSchedule result_;

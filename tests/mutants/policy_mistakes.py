@@ -20,7 +20,7 @@ ORDER = [
     ("brief-just-placed-not-counted", CORE + "schedule_pass.cc",
      "if (w.work_us <= policy_.brief_work_us) brief_milli_ +=",
      "if (!MUTANT && w.work_us <= policy_.brief_work_us) brief_milli_ +="),
-    ("brief-that-runs-not-counted", CORE + "schedule_board.cc",
+    ("brief-that-runs-not-counted", CORE + "schedule_board.h",
      "return held_brief_milli_ + extra_load", "return (MUTANT ? 0 : held_brief_milli_) + extra_load"),
     ("share-of-time-alone", CORE + "schedule_board.cc",
      "= memory_mib * kMillion /",
@@ -225,8 +225,8 @@ ADMISSION = [
 
 PREEMPTION = [
     ("least-run-time-of-the-first-only", CORE + "schedule_pass.cc",
-     "      if (now_us_ - hold.start_us < policy_.min_run_us) continue;\n      if (const char* why",
-     "      if (!MUTANT && now_us_ - hold.start_us < policy_.min_run_us) continue;\n      if (const char* why"),
+     "      if (now_us_ - hold.start_us < policy_.min_run_us) continue;\n      weak.push_back(",
+     "      if (!MUTANT && now_us_ - hold.start_us < policy_.min_run_us) continue;\n      weak.push_back("),
     ("equal-priority-preempts", CORE + "schedule_pass.cc",
      "delta >= policy_.preempt_priority_delta)", "delta >= policy_.preempt_priority_delta - (MUTANT ? 1 : 0))"),
     ("priority-does-not-preempt", CORE + "schedule_pass.cc",
@@ -253,10 +253,19 @@ PREEMPTION = [
      "board_.HeldShareOf(bucket.project, mine.bytes + (MUTANT ? 0 : need.TotalBytes()),\n"
      "                                             mine.load_milli + (MUTANT ? 0 : bucket.load_milli));"),
     ("share-with-what-would-go", CORE + "schedule_pass.cc",
-     "theirs.bytes - victim.added_bytes,\n"
-     "                                            theirs.load_milli - victim.load_milli);",
-     "theirs.bytes - (MUTANT ? 0 : victim.added_bytes),\n"
-     "                                            theirs.load_milli - (MUTANT ? 0 : victim.load_milli));"),
+     "theirs.bytes - victim.added_bytes - going.bytes,\n"
+     "                           theirs.load_milli - victim.load_milli - going.load_milli);",
+     "theirs.bytes - (MUTANT ? 0 : victim.added_bytes) - going.bytes,\n"
+     "                           theirs.load_milli - (MUTANT ? 0 : victim.load_milli) - going.load_milli);"),
+    ("who-waits-for-its-place-not-counted", CORE + "schedule_pass.cc",
+     "if (IsPromised(*r)) Promise(", "if (!MUTANT && IsPromised(*r)) Promise("),
+    ("who-was-asked-in-this-pass-still-counted", CORE + "schedule_pass.cc",
+     "Promise(hold.project, -hold.added_bytes,", "if (!MUTANT) Promise(hold.project, -hold.added_bytes,"),
+    ("who-is-about-to-go-still-counted", CORE + "schedule_board.h",
+     "  if (!hold.releasing) return;", "  if (MUTANT || !hold.releasing) return;"),
+    ("each-that-goes-counted-alone", CORE + "schedule_pass.cc",
+     "Outranks(c, w, bucket, need, hold, with_it);",
+     "Outranks(c, w, bucket, need, hold, MUTANT ? PassFleet::Extra{} : with_it);"),
     ("overdue-preempts-who-has-less-left", CORE + "schedule_pass.cc",
      "left_us > w.work_us",
      "(MUTANT || left_us > w.work_us)"),
