@@ -26,8 +26,9 @@
 //                     before it is needed
 //   kFull             x and the adapter product of its last linear (u of down_proj: r numbers a
 //                     token, and with it backward need not repeat the widest product)
-// The top block is kept whole either way: its backward follows at once. A repeated operation has the
-// same arguments, so the policy changes no bit of the result.
+// The top block's backward follows at once, so with kFull it keeps what products made, too; its norms and
+// its gated product are repeated behind the loss, which is where memory is shortest. A repeated operation has
+// the same arguments, so the policy changes no bit of the result.
 //
 // With kFull the input x of a block below the top may wait on the host instead (Offloads). Its copy out
 // has the time of the block's forward (Offload .. OffloadDone), its copy in that of the backward of the
@@ -297,7 +298,8 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
     return e.Act({Slot::kX, Walk::kKept, layer}, model.hidden_size);
   };
   const auto kept = [&](int32_t layer) {
-    return layer < top ? KeepOf(spec.recompute) : Keep::kAll;
+    const Keep keep = KeepOf(spec.recompute);
+    return layer == top && keep == Keep::kInput ? Keep::kOutputs : keep;
   };
   const bool offloads = e.Offloads();
   // What is offloaded is another tensor in forward than in backward.

@@ -151,10 +151,11 @@ void PrintQuoted() {
 }
 
 PlanBytes CardPlan(const Shape& shape, int rank, int tokens, spec::OptimizerKind optimizer, bool paged,
-                   const KnownCard& card) {
+                   const KnownCard& card, bool offloads = false) {
   const Model model = ModelOf(shape);
   spec::TrainSpec spec = SpecOf(model, rank, tokens, optimizer);
   spec.paged_optimizer = paged;
+  spec.offload_activations = offloads;
   Planner planner(RealSpecFunctions());
   const auto plan = planner.Plan(model, spec, CardProfile(card));
   CHECK(plan.ok());
@@ -170,19 +171,26 @@ struct Footprint {
 
 // On the device, without context and libraries.
 void PrintFootprints() {
-  std::printf("| model | r, tokens | goal | adamw | adamw_8bit | paged_adamw_32bit | paged_adamw_8bit |\n"
-              "|---|---|---|---|---|---|---|\n");
+  struct Column {
+    spec::OptimizerKind optimizer;
+    bool paged;
+    bool offloads;
+  };
+  std::printf("| model | r, tokens | goal | adamw | adamw, activation_offloading | adamw_8bit | "
+              "paged_adamw_32bit | paged_adamw_8bit |\n|---|---|---|---|---|---|---|---|\n");
   for (const Footprint& row : {Footprint{k7B, 16, 2048, 5.45}, Footprint{k8B, 16, 2048, 7.4},
                                Footprint{k70B, 16, 2048, 43.6}, Footprint{k65B, 64, 512, 44.0}}) {
     std::printf("| %s | %d, %d | %.2f |", row.shape.name, row.rank, row.tokens, row.goal_gb);
-    for (const bool paged : {false, true}) {
-      for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
-        const PlanBytes plan =
-            CardPlan(row.shape, row.rank, row.tokens, optimizer, paged, KnownCards().back());
-        const double gb = static_cast<double>(plan.TotalBytes() - plan.fixed_bytes) / 1e9;
-        const char* const mark = gb <= row.goal_gb ? "**" : "";
-        std::printf(" %s%.2f%s |", mark, gb, mark);
-      }
+    for (const Column& column : {Column{spec::OptimizerKind::kAdamW, false, false},
+                                 Column{spec::OptimizerKind::kAdamW, false, true},
+                                 Column{spec::OptimizerKind::kAdamW8bit, false, false},
+                                 Column{spec::OptimizerKind::kAdamW, true, false},
+                                 Column{spec::OptimizerKind::kAdamW8bit, true, false}}) {
+      const PlanBytes plan = CardPlan(row.shape, row.rank, row.tokens, column.optimizer, column.paged,
+                                      KnownCards().back(), column.offloads);
+      const double gb = static_cast<double>(plan.TotalBytes() - plan.fixed_bytes) / 1e9;
+      const char* const mark = gb <= row.goal_gb ? "**" : "";
+      std::printf(" %s%.2f%s |", mark, gb, mark);
     }
     std::printf("\n");
   }
