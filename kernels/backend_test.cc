@@ -135,9 +135,12 @@ TEST(CpuTablesDeathTest, ParametersOfATypeTheyDoNotReadAreRefused) {
   const auto backend = MakeHostBackend(table, 1);
   const std::vector<uint16_t> values(32);
   std::vector<uint16_t> out(32);
-  EXPECT_DEATH(table.rmsnorm_forward(&backend->context(), out.data(), nullptr, values.data(),
-                                     ParamView{values.data(), DType::kF16}, 1, 32, 1e-5f, 0),
-               "IsReadable");
+  const auto read = [&] {
+    std::signal(SIGABRT, SIG_DFL);  // no sanitizer's report, as above
+    table.rmsnorm_forward(&backend->context(), out.data(), nullptr, values.data(),
+                          ParamView{values.data(), DType::kF16}, 1, 32, 1e-5f, 0);
+  };
+  EXPECT_DEATH(read(), "IsReadable");
 }
 
 TEST(EmulatedCuda, AFailureStays) {
