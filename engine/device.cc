@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "kernels/parallel.h"
 #include "kernels/tables.h"
@@ -116,9 +117,12 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> OpenBackend(const std::string&
     return backend;
   }
   ASSIGN_OR_RETURN(const kernels::KernelTable* table, FindTable(device));
-  return kernels::MakeHostBackend(
-      *table, threads > 0 ? threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
+  const int wanted =
+      threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  std::unique_ptr<kernels::Backend> backend = kernels::MakeHostBackend(*table, wanted);
+  const int got = kernels::PoolThreads(backend->context().pool);
+  if (got < wanted) LogWarning("device.fewer_threads", {{"wanted", wanted}, {"got", got}});
+  return backend;
 }
 
 std::string NumericsId(const kernels::KernelTable& table) {
