@@ -49,11 +49,9 @@ class Server {
     while (!stopping_) {
       WakeHeldUp();
       TakePrepared();
-      const bool waits = turns_.Next().empty() && put_off_.empty();
+      // What was put off is older than what waits outside, also what is put off by the commands here.
+      if (put_off_.empty()) put_off_ = lines_.Take(64, turns_.Next().empty() ? IdleUs() : 0);
       for (const std::string& line : std::exchange(put_off_, {})) {
-        if (!stopping_) Handle(line, profile);
-      }
-      for (const std::string& line : lines_.Take(64, waits ? IdleUs() : 0)) {
         if (!stopping_) Handle(line, profile);
       }
       if (!stopping_) TakeTurn();
@@ -512,7 +510,7 @@ class Server {
   std::vector<Preparer::Prepared> ready_;  // for the end of the turn
   TurnQueue turns_;
   std::vector<std::string> in_turn_;  // whose turn is under way
-  std::vector<std::string> put_off_;  // commands that came in a turn and wait for its end
+  std::vector<std::string> put_off_;  // commands to be obeyed next, such as came in a turn, at its end
   std::string told_turn_;             // who has it, as far as the worker was told
   bool tells_turns_ = false;          // it was told so
   bool heard_in_turn_ = false;        // a command came in the turn under way
