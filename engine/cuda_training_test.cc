@@ -336,6 +336,17 @@ class EmulatedDevice : public ::testing::Test {
     input.spec.max_steps = 2;
     return input;
   }
+  // With its step's memory.
+  std::unique_ptr<Job> Begin(const JobInput& input) {
+    auto job = Job::Open(*device_, input, RealClock::Get());
+    CHECK_OK(job.status());
+    CHECK_OK((*job)->Start());
+    CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
+    return *std::move(job);
+  }
+  static std::string WeightsOf(const JobInput& input) {
+    return *ReadFile(JoinPath(input.dir, "adapter/adapter_model.safetensors"));
+  }
 
   TempDir dir_;
   DeviceOptions options_;
@@ -435,27 +446,17 @@ TEST_F(EmulatedDevice, HoldsWhatThePlanSaysToTheByte) {
 
 // Alone, beside another job in turns, and cut by a checkpoint: the same bytes.
 TEST_F(EmulatedDevice, InterruptionsAndNeighboursChangeNoBit) {
-  const auto start = [&](const JobInput& input) {
-    auto job = Job::Open(*device_, input, RealClock::Get());
-    CHECK_OK(job.status());
-    CHECK_OK((*job)->Start());
-    CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
-    return *std::move(job);
-  };
-  const auto weights = [&](const JobInput& input) {
-    return *ReadFile(JoinPath(input.dir, "adapter/adapter_model.safetensors"));
-  };
   const JobInput alone = Input("alone");
   {
-    const auto job = start(alone);
+    const auto job = Begin(alone);
     while (!job->finished()) CHECK_OK(job->Advance().status());
   }
   JobInput cut = Input("cut");
   JobInput other = Input("other");
   other.spec.seed = 5;
   {
-    const auto neighbour = start(other);
-    const auto job = start(cut);
+    const auto neighbour = Begin(other);
+    const auto job = Begin(cut);
     CHECK_OK(job->Advance().status());
     CHECK_OK(neighbour->Advance().status());
     job->RequestCheckpoint();
@@ -464,23 +465,13 @@ TEST_F(EmulatedDevice, InterruptionsAndNeighboursChangeNoBit) {
     cut.resume = std::get<CheckpointDone>(*event).saved.directory;
   }
   cut.dir += "-again";
-  const auto job = start(cut);
+  const auto job = Begin(cut);
   while (!job->finished()) CHECK_OK(job->Advance().status());
-  EXPECT_TRUE(weights(cut) == weights(alone));
+  EXPECT_TRUE(WeightsOf(cut) == WeightsOf(alone));
 }
 
 // A checkpoint of a paged, offloaded job goes on without either, and the other way round, bit for bit.
 TEST_F(EmulatedDevice, PagedAndOffloadedJobsHoldThePlanAndResumeEitherWay) {
-  const auto start = [&](const JobInput& input) {
-    auto job = Job::Open(*device_, input, RealClock::Get());
-    CHECK_OK(job.status());
-    CHECK_OK((*job)->Start());
-    CHECK_OK(device_->ResizeStep((*job)->plan().step_bytes));
-    return *std::move(job);
-  };
-  const auto weights = [&](const JobInput& input) {
-    return *ReadFile(JoinPath(input.dir, "adapter/adapter_model.safetensors"));
-  };
   for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
     std::string alone;
     for (const bool begins : {false, true}) {
@@ -493,7 +484,7 @@ TEST_F(EmulatedDevice, PagedAndOffloadedJobsHoldThePlanAndResumeEitherWay) {
       input.spec.optimizer = optimizer;
       choose(begins);
       {
-        const auto job = start(input);
+        const auto job = Begin(input);
         const spec::MemoryPlan& plan = job->plan();
         EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, plan.pinned_bytes);
         EXPECT_EQ(kernels::EmulatedCudaBytes().device,
@@ -506,10 +497,10 @@ TEST_F(EmulatedDevice, PagedAndOffloadedJobsHoldThePlanAndResumeEitherWay) {
       }
       choose(!begins);
       input.dir += "-again";
-      const auto job = start(input);
+      const auto job = Begin(input);
       while (!job->finished()) CHECK_OK(job->Advance().status());
-      if (!begins) alone = weights(input);
-      EXPECT_TRUE(weights(input) == alone) << name;
+      if (!begins) alone = WeightsOf(input);
+      EXPECT_TRUE(WeightsOf(input) == alone) << name;
     }
   }
 }

@@ -95,21 +95,32 @@ struct MixedJob {
   spec::TrainSpec spec;
   int64_t priority = 0;
 };
-std::vector<MixedJob> MixedJobs(spec::QuantKind quant) {
-  using spec::Module, spec::OptimizerKind, spec::Recompute;
-  const auto job = [&](const char* name, int64_t priority, auto change) {
-    MixedJob mixed{name, {}, priority};
-    mixed.spec.quant = quant;
-    mixed.spec.lora_r = 4;
-    mixed.spec.sequence_len = 64;
-    mixed.spec.gradient_accumulation_steps = 1;
-    mixed.spec.max_steps = 8;
-    mixed.spec.eval_steps = 3;
-    mixed.spec.learning_rate = 5e-3;
-    mixed.spec.save_interval_seconds = 0;
+// What jobs are made of that differ from `common` in a few things each.
+auto MakerOf(const spec::TrainSpec& common) {
+  return [common](const char* name, int64_t priority, auto change) {
+    MixedJob mixed{name, common, priority};
     change(mixed.spec);
     return mixed;
   };
+}
+// Steps that are seen to learn, one micro-batch each; nothing is saved but when it is asked for.
+spec::TrainSpec Quick(spec::QuantKind quant, int32_t rank, int32_t length) {
+  spec::TrainSpec spec;
+  spec.quant = quant;
+  spec.lora_r = rank;
+  spec.sequence_len = length;
+  spec.gradient_accumulation_steps = 1;
+  spec.learning_rate = 5e-3;
+  spec.save_interval_seconds = 0;
+  return spec;
+}
+
+std::vector<MixedJob> MixedJobs(spec::QuantKind quant) {
+  using spec::Module, spec::OptimizerKind, spec::Recompute;
+  spec::TrainSpec common = Quick(quant, 4, 64);
+  common.max_steps = 8;
+  common.eval_steps = 3;
+  const auto job = MakerOf(common);
   return {
       job("plain", 0, [](auto&) {}),
       job("large", 10, [](auto& s) { s.lora_r = 32, s.micro_batch_size = 4, s.max_steps = 5; }),
@@ -162,6 +173,19 @@ class MixedJobsTest : public ServeTest,
     }
     tell("resume");
   }
+  // So many attempts, those that have been seen included.
+  void UntilFinished(size_t attempts) {
+    size_t finished = 0;
+    for (const json& line : seen_) finished += line["type"] == "finished";
+    while (finished < attempts) {
+      const json line = Next();
+      ASSERT_FALSE(line.empty());
+      seen_.push_back(line);
+      ASSERT_NE(line["type"], "failed") << line.dump();
+      ASSERT_NE(line["type"], "dropped") << line.dump();
+      finished += line["type"] == "finished";
+    }
+  }
   // Steps that were done in a turn of several.
   int Fused() const {
     int count = 0;
@@ -210,15 +234,7 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
     if (line["type"] == "checkpoint" && line["attempt"] == attempt(jobs[2])) back["resume"] = line["dir"];
   }
   Send(back);
-  size_t finished = 0;
-  while (finished < jobs.size()) {
-    const json line = Next();
-    ASSERT_FALSE(line.empty());
-    seen_.push_back(line);
-    ASSERT_NE(line["type"], "failed") << line.dump();
-    ASSERT_NE(line["type"], "dropped") << line.dump();
-    finished += line["type"] == "finished";
-  }
+  UntilFinished(jobs.size());
   std::string last;
   int switches = 0;
   for (const json& line : seen_) {
@@ -238,21 +254,12 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
 // target, recompute and accumulate differs, so that not every product is every job's.
 std::vector<MixedJob> ShortJobs(spec::QuantKind quant) {
   using spec::Module, spec::OptimizerKind, spec::Recompute;
-  const auto job = [&](const char* name, int64_t priority, auto change) {
-    MixedJob mixed{name, {}, priority};
-    mixed.spec.quant = quant;
-    mixed.spec.lora_r = 32;
-    mixed.spec.sequence_len = 48;
-    mixed.spec.micro_batch_size = 1;
-    mixed.spec.gradient_accumulation_steps = 1;
-    mixed.spec.max_steps = 12;
-    mixed.spec.eval_steps = 5;
-    mixed.spec.learning_rate = 5e-3;
-    mixed.spec.save_interval_seconds = 0;
-    mixed.spec.recompute = Recompute::kFull;
-    change(mixed.spec);
-    return mixed;
-  };
+  spec::TrainSpec common = Quick(quant, 32, 48);
+  common.micro_batch_size = 1;
+  common.max_steps = 12;
+  common.eval_steps = 5;
+  common.recompute = Recompute::kFull;
+  const auto job = MakerOf(common);
   return {
       job("long", 0, [](auto& s) {
         s.sequence_len = 128, s.micro_batch_size = 4, s.recompute = Recompute::kNone;
@@ -307,16 +314,7 @@ TEST_P(MixedJobsTest, FusedTurnsChangeNoByte) {
   back["resume"] = checkpoint["dir"];
   Send(back);
   Send({{"type", "resume"}, {"attempt", attempt(jobs[1])}});
-  size_t finished = 0;
-  for (const json& line : seen_) finished += line["type"] == "finished";
-  while (finished < jobs.size()) {
-    const json line = Next();
-    ASSERT_FALSE(line.empty());
-    seen_.push_back(line);
-    ASSERT_NE(line["type"], "failed") << line.dump();
-    ASSERT_NE(line["type"], "dropped") << line.dump();
-    finished += line["type"] == "finished";
-  }
+  UntilFinished(jobs.size());
   EXPECT_GT(Fused(), 40) << "they did step together";
   for (const MixedJob& job : jobs) {
     const bool returned = job.name == jobs[4].name;
