@@ -77,8 +77,13 @@ struct MetricsArgs {
 int MetricsCommand(const Globals& g, const MetricsArgs& args);
 enum class Verb { kCancel, kPause, kResume, kRemove };
 int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& jobs);
-// Gives a job another priority, also while it waits or runs.
-int UpdateCommand(const Globals& g, const std::string& job, int32_t priority);
+struct UpdateArgs {
+  std::string job;
+  std::optional<int32_t> priority;
+  bool allow_numerics_change = false;
+};
+// Changes a job that waits or runs.
+int UpdateCommand(const Globals& g, const UpdateArgs& args);
 int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state,
                 int timeout_s);
 int CheckpointsCommand(const Globals& g, const std::string& job);

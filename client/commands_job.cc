@@ -450,15 +450,29 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
   });
 }
 
-int UpdateCommand(const Globals& g, const std::string& job, int32_t priority) {
+int UpdateCommand(const Globals& g, const UpdateArgs& args) {
+  if (!args.priority && !args.allow_numerics_change) {
+    return PrintError(g.terminal, Error::Field(Reason::kSpecInvalid, "update",
+                                               "needs --priority N or --allow-numerics-change")
+                                      .ToStatus());
+  }
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     v1::UpdateJobRequest request;
-    request.mutable_job()->set_name(FullName("jobs", job));
-    request.mutable_job()->set_priority(priority);
-    request.mutable_update_mask()->add_paths("priority");
+    request.mutable_job()->set_name(FullName("jobs", args.job));
+    if (args.priority) {
+      request.mutable_job()->set_priority(*args.priority);
+      request.mutable_update_mask()->add_paths("priority");
+    }
+    if (args.allow_numerics_change) {
+      request.mutable_job()->mutable_spec()->mutable_training()->set_allow_numerics_change(true);
+      request.mutable_update_mask()->add_paths("spec.training.allow_numerics_change");
+    }
     ASSIGN_OR_RETURN(const v1::Job updated, client.UpdateJob(request));
     if (PrintMessage(g.terminal, updated) || g.quiet) return kExitOk;
-    PrintOut(absl::StrCat(ShortName(updated.name()), " has priority ", updated.priority(), "\n"));
+    const std::string name = ShortName(updated.name());
+    if (args.priority) PrintOut(absl::StrCat(name, " has priority ", updated.priority(), "\n"));
+    if (args.allow_numerics_change)
+      PrintOut(absl::StrCat(name, " may go on where numerics are other than where it began\n"));
     return kExitOk;
   });
 }

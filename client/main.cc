@@ -30,7 +30,7 @@ struct Commands {
   MetricsArgs metrics;
   UpArgs up;
   std::string job;
-  int32_t priority = 0;
+  UpdateArgs update;
   int max_devices = 20;
   std::string name;
   std::string file;
@@ -168,10 +168,13 @@ void AddJobVerbs(CLI::App& app, Commands& c) {
   verb("pause", "Checkpoint jobs and free their memory", Verb::kPause);
   verb("resume", "Queue paused jobs again", Verb::kResume);
   verb("rm", "Remove finished jobs", Verb::kRemove);
-  auto* update = Add(&app, "update", "Change the priority of a job that waits or runs", c,
-                     [&c] { return UpdateCommand(c.g, c.job, c.priority); });
-  update->add_option("job", c.job, "the job's name")->required();
-  update->add_option("--priority", c.priority, "higher runs first")->required();
+  auto* update = Add(&app, "update", "Change a job that waits or runs", c,
+                     [&c] { return UpdateCommand(c.g, c.update); });
+  update->add_option("job", c.update.job, "the job's name")->required();
+  update->add_option("--priority", c.update.priority, "higher runs first");
+  update->add_flag("--allow-numerics-change", c.update.allow_numerics_change,
+                   "let it go on under another version of Nibble or on another kind of processor, with "
+                   "other rounding; not taken back");
   auto* wait = Add(&app, "wait", "Wait until jobs have ended", c,
                    [&c] { return WaitCommand(c.g, c.names, c.wait_for, c.wait_timeout_s); });
   wait->add_option("jobs", c.names, "names of jobs")->required();

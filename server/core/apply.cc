@@ -249,6 +249,10 @@ void Applier::operator()(const JobUpdated& e) {
   job.labels = e.labels;
   if (job.Current() && job.priority != e.priority) DesiredChanged(job.Current()->worker_id);  // its turns
   job.priority = e.priority;
+  if (job.spec.allow_numerics_change != e.allow_numerics_change) {
+    job.spec.allow_numerics_change = e.allow_numerics_change;
+    state_.touched.specs.insert(job.id);
+  }
   SyncQueued(&state_, job);
   for (const auto& [epoch, attempt] : job.attempts)
     state_.board.SetHoldPriority({job.number, epoch}, job.priority);

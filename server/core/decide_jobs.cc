@@ -302,11 +302,13 @@ Answer DecideJob(Turn& turn, const UpdateJob& c) {
         .ToStatus();
   }
   JobUpdated updated{job->id, c.display_name.value_or(job->display_name),
-                     c.labels.value_or(job->labels), c.priority.value_or(job->priority)};
+                     c.labels.value_or(job->labels), c.priority.value_or(job->priority),
+                     job->spec.allow_numerics_change || c.allow_numerics_change};
   RETURN_IF_ERROR(CheckText(updated.display_name, updated.priority));
   RETURN_IF_ERROR(CheckLabels(updated.labels));
   if (updated.display_name != job->display_name || updated.labels != job->labels ||
-      updated.priority != job->priority) {
+      updated.priority != job->priority ||
+      updated.allow_numerics_change != job->spec.allow_numerics_change) {
     turn.Emit(std::move(updated));
   }
   return c.job_id;

@@ -31,7 +31,9 @@ struct Describer {
                    {"priority", absl::StrCat(e.job.priority)}});
   }
   void operator()(const JobUpdated& e) {
-    Say("updated", {{"display_name", e.display_name}, {"priority", absl::StrCat(e.priority)}});
+    Say("updated", {{"display_name", e.display_name},
+                    {"priority", absl::StrCat(e.priority)},
+                    {"allow_numerics_change", e.allow_numerics_change ? "true" : "false"}});
   }
   void operator()(const JobCancelling&) { Say("cancel requested; its worker lets go"); }
   void operator()(const JobCancelled&) { Say("cancelled"); }

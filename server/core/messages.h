@@ -55,6 +55,7 @@ struct UpdateJob {
   std::optional<std::string> display_name;
   std::optional<std::map<std::string, std::string>> labels;
   std::optional<int32_t> priority;
+  bool allow_numerics_change = false;  // from now on; never taken back
   std::string etag;  // "" = don't care; else Etag(job)
 };
 struct CancelJob {
@@ -245,6 +246,7 @@ struct JobUpdated {
   std::string display_name;
   std::map<std::string, std::string> labels;
   int32_t priority = 0;
+  bool allow_numerics_change = false;
 };
 struct JobCancelling {
   NIBBLE_EVENT(4, "job.cancelling", kJob);

@@ -351,6 +351,40 @@ TEST(Schedule, NumericsMayChangeWhereTheRecipeSaysSo) {
   }
 }
 
+// Nor does one wait for ever that was not: the reason names the way, and it is for good.
+TEST(Schedule, NumericsMayChangeOnceAnUpdateSaysSo) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  d.Must(ReportPlan{d.FenceOf("j"), 40, "{}", "n1"});
+  d.Must(DrainWorker{"w1"});
+  d.Must(ReportReleased{d.FenceOf("j"), 1});
+  RegisterWorker other = Driver::WorkerOf("w2", "i1", 1'000 * kMB);
+  other.devices[0].profile.build = "build-2";
+  d.Must(other);
+  d.Place();
+  ASSERT_EQ(WorkerOfJob(d, "j"), "");
+  EXPECT_THAT(d.Why("j"), HasSubstr("`nibble update j --allow-numerics-change`"));
+  UpdateJob update;
+  update.job_id = "j";
+  update.allow_numerics_change = true;
+  d.Must(update);
+  EXPECT_EQ(d.records().back().fields.at("allow_numerics_change"), "true");
+  d.Must(update);
+  EXPECT_TRUE(d.last_events().empty()) << "it is so already";
+  update.allow_numerics_change = false;
+  update.priority = 3;
+  d.Must(update);
+  d.Place();
+  EXPECT_EQ(WorkerOfJob(d, "j"), "w2");
+  const auto desired = DesiredFor(d.state(), d.state().workers.at("w2"), d.core().options);
+  ASSERT_EQ(desired.assignments.size(), 1u);
+  EXPECT_TRUE(desired.assignments[0].job->spec.allow_numerics_change) << "its engine is told, too";
+  d.Must(ReportPlan{d.FenceOf("j"), 40, "{}", "n2"});
+  EXPECT_EQ(d.job("j").numerics_id, "n2");
+}
+
 TEST(Schedule, NothingGoesToWorkersThatDrainOrAreLate) {
   Driver d;
   d.AddWorker("w1");

@@ -30,6 +30,7 @@ struct Touched {
   std::set<std::string> jobs, workers, datasets, models, adapters, blobs;
   std::set<AttemptKey> attempts;
   std::set<RequestKey> requests;
+  std::set<std::string> specs;  // of `jobs`: what they were created with has changed, too
   // Workers whose row is out of date in when they were last seen, by minutes: written with the next
   // commit, and no reason for one.
   std::set<std::string> seen;

@@ -127,8 +127,8 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
   }
   if (!numerics) {
     return absl::StrCat(
-        "waits for a device with numerics ", job.numerics_class,
-        ", where it began; training.allow_numerics_change would let it go on elsewhere");
+        "waits for a device with numerics ", job.numerics_class, ", where it began; with `nibble update ",
+        job.id, " --allow-numerics-change` it goes on elsewhere, with other rounding");
   }
   if (freest == nullptr) return "its memory plan cannot be compiled for any live device";
   if (why.over_quota) return absl::StrCat("waits for room in the quota of project ", job.tenant);

@@ -58,6 +58,8 @@ v1::JobSpec GivenSpec(const core::Job& job) {
   v1::JobSpec spec;
   // Written by us when the job was created; a job of an older, unreadable form shows no given spec.
   (void)spec.ParseFromString(job.user_spec);
+  // It may have been allowed since (UpdateJob).
+  if (job.spec.allow_numerics_change) spec.mutable_training()->set_allow_numerics_change(true);
   return spec;
 }
 

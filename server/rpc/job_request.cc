@@ -101,7 +101,8 @@ absl::StatusOr<core::UpdateJob> ReadUpdateJob(const v1::UpdateJobRequest& reques
   command.etag = request.job().etag();
   if (request.update_mask().paths().empty()) {
     return Error::Field(Reason::kSpecInvalid, "update_mask",
-                        "is empty; name display_name, labels or priority")
+                        "is empty; name display_name, labels, priority or "
+                        "spec.training.allow_numerics_change")
         .ToStatus();
   }
   for (const std::string& path : request.update_mask().paths()) {
@@ -111,10 +112,19 @@ absl::StatusOr<core::UpdateJob> ReadUpdateJob(const v1::UpdateJobRequest& reques
       command.labels.emplace(request.job().labels().begin(), request.job().labels().end());
     } else if (path == "priority") {
       command.priority = request.job().priority();
+    } else if (path == "spec.training.allow_numerics_change") {
+      // What has moved already has other rounding in it.
+      if (!request.job().spec().training().allow_numerics_change()) {
+        return Error::Field(Reason::kSpecInvalid, "job.spec.training.allow_numerics_change",
+                            "can only be set to true: it is not taken back")
+            .ToStatus();
+      }
+      command.allow_numerics_change = true;
     } else {
       return Error::Field(Reason::kSpecInvalid, "update_mask",
                           absl::StrCat("names ", path.substr(0, 64),
-                                       "; only display_name, labels and priority can be changed"))
+                                       "; only display_name, labels, priority and "
+                                       "spec.training.allow_numerics_change can be changed"))
           .ToStatus();
     }
   }

@@ -1,7 +1,7 @@
 // The fields of the rows that change most, named once: what writes them and what reads them back goes
 // through the same lists. A visitor is called with each name and field.
 //
-// A job has two rows: what it was created with, written once, and what changes.
+// A job has two rows: what it was created with, which seldom changes, and what does.
 #pragma once
 
 #include "server/core/types.h"

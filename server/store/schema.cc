@@ -39,7 +39,7 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_of_job ON events(job_id, sequence) WHERE job_id <> '';
 )sql";
 
-// What a job was created with, written once, apart from what changes with every event. Rows of before
+// What a job was created with, apart from what changes with every event. Rows of before
 // keep it in `body` too; it is not read there.
 constexpr std::string_view kState2 = R"sql(
 CREATE TABLE job_specs (

@@ -90,7 +90,8 @@ class SqliteStore : public Store {
 
   Database db_;
   Statements s_;
-  // Jobs whose job_specs row is written, by id: their numbers, since an id may be used again. After a
+  // Jobs whose job_specs row is written, by id: their numbers, since an id may be used again. (The row of one
+  // in touched.specs is written again.) After a
   // failed Commit it may be wrong, until Load or Reread.
   std::unordered_map<std::string, int64_t> created_;
 };
@@ -361,7 +362,7 @@ absl::Status SqliteStore::WriteJobs(const core::State& state) {
         .Bind(4, core::JobStateName(job->state));
     RETURN_IF_ERROR(s_.put_job.Bind(5, job->epoch).Bind(6, EncodeJob(*job)).Run());
     int64_t& number = created_[id];
-    if (number == job->number) continue;
+    if (number == job->number && state.touched.specs.count(id) == 0) continue;
     number = job->number;
     s_.put_created.Bind(1, id).BindBlob(2, job->user_spec);
     RETURN_IF_ERROR(s_.put_created.Bind(3, EncodeCreated(*job)).Run());

@@ -142,6 +142,24 @@ TEST_P(StoreTest, BringsBackAWholeLife) {
   EXPECT_TRUE(state.CheckInvariants(driver.core().options).ok());
 }
 
+TEST_P(StoreTest, KeepsWhatAnUpdateChangedOfTheSpec) {
+  Driver driver;
+  core::CreateJob create = Driver::JobOf("job-1");
+  create.user_spec = "as given";
+  driver.Must(create);
+  driver.Must(Driver::JobOf("job-2"));
+  CommitAndCompare(driver);
+  core::UpdateJob update;
+  update.job_id = "job-1";
+  update.allow_numerics_change = true;
+  driver.Must(update);
+  CommitAndCompare(driver);
+  const core::State state = store_->Load().value();
+  EXPECT_TRUE(state.jobs.at("job-1").spec.allow_numerics_change);
+  EXPECT_EQ(state.jobs.at("job-1").user_spec, "as given");
+  EXPECT_FALSE(state.jobs.at("job-2").spec.allow_numerics_change);
+}
+
 TEST_P(StoreTest, KnowsWhoHasSentABlob) {
   Driver driver;
   const std::string sha256(64, 'a');

@@ -62,6 +62,15 @@ def check_jobs(api, spec):
         "ABORTED", "ETAG_MISMATCH")
     expect_error(lambda: api.jobs.UpdateJob(pb.UpdateJobRequest(
         job=pb.Job(name=named.name), update_mask={"paths": ["state"]})), "INVALID_ARGUMENT", "SPEC_INVALID")
+    moves = pb.Job(name=named.name)
+    moves.spec.training.allow_numerics_change = False
+    paths = {"paths": ["spec.training.allow_numerics_change"]}
+    expect_error(lambda: api.jobs.UpdateJob(pb.UpdateJobRequest(job=moves, update_mask=paths)), "INVALID_ARGUMENT",
+                 "SPEC_INVALID", "job.spec.training.allow_numerics_change")
+    moves.spec.training.allow_numerics_change = True
+    assert not updated.spec.training.allow_numerics_change
+    updated = api.jobs.UpdateJob(pb.UpdateJobRequest(job=moves, update_mask=paths))
+    assert updated.spec.training.allow_numerics_change and updated.effective_spec.training.allow_numerics_change
     for _ in range(2):
         assert api.state(api.jobs.PauseJob(pb.PauseJobRequest(name=named.name))) == "PAUSED"
     assert api.state(api.jobs.ResumeJob(pb.ResumeJobRequest(name=named.name))) == "QUEUED"

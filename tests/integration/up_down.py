@@ -246,6 +246,13 @@ def check_tls_restart(folder):
         assert json.loads(nibble("-o", "json", "get", "waiting"))["priority"] == -7
         nibble("update", "waiting", "--priority", "5000", code=5, say=[r"priority.*1000"])
         nibble("update", "nothing", "--priority", "1", code=3, say=[r"does not exist"])
+        nibble("update", "waiting", code=5, say=[r"needs --priority N or --allow-numerics-change"])
+        nibble("update", "waiting", "--allow-numerics-change", say=[r"waiting may go on where numerics are other"],
+               never=[r"priority"])
+        changed = json.loads(nibble("-o", "json", "get", "waiting"))
+        for spec in ("spec", "effectiveSpec"):
+            assert changed[spec]["training"]["allowNumericsChange"] is True, changed
+        assert changed["priority"] == -7, changed
         watch = subprocess.Popen([BIN / "nibble", "watch", "waiting"], stdout=subprocess.PIPE, text=True,
                                  stderr=subprocess.STDOUT, env=nibble.environment)
         while "waiting:" not in watch.stdout.readline():

@@ -180,6 +180,11 @@ void Checker::CheckJobs(const core::State& state) {
     if (job.epoch != audit->second.epoch)
       Fail("I2: row of " + id + " has another epoch than its events");
   }
+  for (const std::string& id : numerics_allowed_) {
+    const Job* job = state.FindJob(id);
+    if (job != nullptr && !job->spec.allow_numerics_change)
+      Fail("I13: " + id + " may no longer go on with other numerics, which was acknowledged");
+  }
   for (const auto& [sha256, projects] : shown_) {
     const auto blob = state.blobs.find(sha256);
     for (const std::string& project : projects) {

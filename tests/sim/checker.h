@@ -27,6 +27,7 @@ class Checker {
   // Acknowledged to a user.
   void CreateAcked(const std::string& request_id, const std::string& job_id);
   void CancelAcked(const std::string& job_id);
+  void NumericsAllowed(const std::string& job_id) { numerics_allowed_.insert(job_id); }
   void DeleteSent(const std::string& job_id) { deleted_.insert(job_id); }
   // Bytes that are durable in the blob store.
   void BlobStored(const std::string& sha256, const std::string& content) {
@@ -80,6 +81,7 @@ class Checker {
   std::map<std::string, std::string> requests_;  // request id -> job
   std::set<std::string> acked_;
   std::set<std::string> deleted_;
+  std::set<std::string> numerics_allowed_;
   std::map<std::string, std::string> contents_;
   std::map<std::string, std::set<std::string>> shown_;  // digest -> projects
   std::map<std::string, std::string> results_;

@@ -204,7 +204,11 @@ void Cluster::UserAction() {
       core::UpdateJob update;
       update.job_id = job;
       update.priority = static_cast<int32_t>(rng.Between(-2, 2));
-      return CallUntilAnswered(update, ignore);
+      update.allow_numerics_change = rng.Chance(0.3);
+      return CallUntilAnswered(update, [this, update](const Server::Answer& answer) {
+        if (answer.status.ok() && update.allow_numerics_change)
+          server_.checker().NumericsAllowed(update.job_id);
+      });
     }
     case 6:
       server_.checker().DeleteSent(job);
