@@ -209,12 +209,15 @@ absl::Status TokenFile::Save(const std::vector<TokenRecord>& records) {
   return Refresh();
 }
 
+bool IsCallerName(std::string_view name) {
+  const size_t slash = name.find('/');
+  if (slash == std::string_view::npos) return IsValidId(name);
+  return IsValidId(name.substr(0, slash)) && IsValidId(name.substr(slash + 1));
+}
+
 absl::StatusOr<std::string> TokenFile::Create(std::string name, Role role, int64_t expire_unix_us,
                                               int64_t now_unix_us) {
-  const size_t slash = name.find('/');
-  const bool in_project = slash != std::string::npos;
-  if (!IsValidId(in_project ? name.substr(slash + 1) : name) ||
-      (in_project && !IsValidId(name.substr(0, slash)))) {
+  if (!IsCallerName(name)) {
     return Error::Field(Reason::kNameInvalid, "name",
                         "must be NAME or PROJECT/NAME, each of lower-case letters, digits and '-', "
                         "at most 63")

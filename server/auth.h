@@ -32,6 +32,9 @@ absl::StatusOr<Role> RoleFromName(std::string_view name);
 // Roles a method is open to, as a set of bits; 0 = nobody. `method` is "/nibble.v1.JobService/GetJob".
 int RolesOf(std::string_view method);
 
+// NAME or PROJECT/NAME, of tokens and client certificates.
+bool IsCallerName(std::string_view name);
+
 struct TokenRecord {
   std::string id;             // public part, 8 hex digits
   std::string name;           // for people

@@ -5,13 +5,16 @@
 #include <cerrno>
 #include <filesystem>
 #include <system_error>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "server/data_dir.h"
 #include "server/store/sqlite_store.h"
+#include "server/tls_files.h"
 
 namespace nibble::server {
 namespace {
@@ -56,10 +59,26 @@ absl::Status CopyBlobs(const std::string& from, const std::string& to) {
   return SyncDir(to);
 }
 
+// Keys are for their owner alone, whatever they were.
+absl::Status CopyTls(const std::string& from, const std::string& to) {
+  const std::vector<std::string> files = ServerTlsFiles(from);
+  if (files.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(MakeDirs(to));
+  if (chmod(to.c_str(), 0700) != 0) return ErrnoStatus(errno, "chmod " + to);
+  for (const std::string& name : files) {
+    const std::string copy = JoinPath(to, name);
+    RETURN_IF_ERROR(CopyFile(JoinPath(from, name), copy));
+    if (chmod(copy.c_str(), name.ends_with(".key") ? 0600 : 0644) != 0)
+      return ErrnoStatus(errno, "chmod " + copy);
+  }
+  return SyncDir(to);
+}
+
 absl::Status CopyRest(const std::string& from, const std::string& to) {
   for (const char* name : {"secret", "tokens.json"}) {
     RETURN_IF_ERROR(CopyFile(JoinPath(from, name), JoinPath(to, name)));
   }
+  RETURN_IF_ERROR(CopyTls(JoinPath(from, "tls"), JoinPath(to, "tls")));
   RETURN_IF_ERROR(CopyBlobs(JoinPath(from, "blobs/cas"), JoinPath(to, "blobs/cas")));
   return SyncDir(to);
 }
@@ -96,12 +115,26 @@ absl::Status Restore(const std::string& from, const std::string& data_dir) {
   if (FileExists(JoinPath(data_dir, "state.db"))) {
     return Missing("--data-dir", "holds a database already; restore into an empty directory");
   }
+  if (!ServerTlsFiles(JoinPath(from, "tls")).empty() && !ServerTlsFiles(JoinPath(data_dir, "tls")).empty()) {
+    return Missing("--data-dir", "has a tls/ already, and so has the backup; move one of the two away");
+  }
   // First, so that a restore that was cut is never started as if it were whole and current.
   RETURN_IF_ERROR(MarkRestored(data_dir));
   RETURN_IF_ERROR(CopyRest(from, data_dir));
   RETURN_IF_ERROR(CopyFile(JoinPath(from, "metrics.db"), JoinPath(data_dir, "metrics.db")));
   RETURN_IF_ERROR(CopyFile(JoinPath(from, "state.db"), JoinPath(data_dir, "state.db")));
   return SyncDir(data_dir);
+}
+
+std::string WhatIsIn(const std::string& directory) {
+  std::vector<std::string> parts = {"the databases", "blobs"};
+  for (const char* name : {"tokens.json", "secret"}) {
+    if (FileExists(JoinPath(directory, name))) parts.push_back(name);
+  }
+  const std::vector<std::string> tls = ServerTlsFiles(JoinPath(directory, "tls"));
+  if (!tls.empty()) parts.push_back(absl::StrCat("of tls/ ", absl::StrJoin(tls, ", ")));
+  return absl::StrCat("it has ", absl::StrJoin(parts, ", "),
+                      tls.empty() ? "; no certificates, there are none in tls/" : "");
 }
 
 }  // namespace nibble::server

@@ -3,7 +3,7 @@
 // Blobs, databases, blobs again: what the copied database refers to was there before it was copied, and is
 // in the first pass whatever the collector does meanwhile, or came during that pass, is pinned for a day,
 // and is in the second. Blobs never change, so they are linked where the file system can, else copied.
-// Tokens and the secret are copied too.
+// Tokens, the secret and what a server needs of tls/ are copied too (tls_files.h); keys of clients are not.
 #pragma once
 
 #include <functional>
@@ -20,5 +20,7 @@ absl::Status Backup(const std::string& data_dir, const std::string& to,
 // Into a directory that holds no database. The next start begins a new timeline, so that what workers of
 // the old one still say is refused.
 absl::Status Restore(const std::string& from, const std::string& data_dir);
+// In words, for who made or restored a backup.
+std::string WhatIsIn(const std::string& directory);
 
 }  // namespace nibble::server

@@ -31,14 +31,15 @@ constexpr char kHelp[] =
     R"(nibble-server: takes fine-tuning jobs over gRPC and places them on workers.
 
   nibble-server --data-dir DIR [flags]            serve
-  nibble-server init-tls --data-dir DIR --host NAME [--host NAME ...] [--client ROLE:NAME]
+  nibble-server init-tls --data-dir DIR --host NAME [--host NAME ...]
+                         [--client ROLE:[PROJECT/]NAME ...]
   nibble-server token create --data-dir DIR --name [PROJECT/]NAME [--role client|worker|admin]
                              [--expires-days N]
   nibble-server token ls | revoke ID --data-dir DIR
   nibble-server backup --data-dir DIR --to DIR    a consistent copy, also while a server runs
   nibble-server restore --from DIR --data-dir DIR into an empty directory
   nibble-server verify --data-dir DIR             every blob read and compared with its digest; also of a
-                                                  backup, also while a server runs
+                                                  backup, also while a server runs; and its certificates
 
 Flags of the server:
   --data-dir DIR               everything it keeps (default ~/.local/share/nibble/server)
@@ -47,7 +48,7 @@ Flags of the server:
   --http-listen HOST:PORT      /metrics, /healthz, /readyz (127.0.0.1:7071; "" = none)
   --model-root DIR             models and data sets may be named by path below it (off)
   --tls-cert, --tls-key FILE   needed for any address that is not loopback, with a token or --client-ca
-  --client-ca FILE             accept client certificates of this authority (common name ROLE:NAME)
+  --client-ca FILE             accept client certificates of this authority (common name ROLE:[PROJECT/]NAME)
   --reflection                 gRPC reflection off loopback too
   --project NAME=WEIGHT[:JOBS[:GIB]]  share of a project under backlog (1), and at most so many attempts
                                and so much memory at one time (no bound); may be repeated
@@ -191,12 +192,12 @@ int InitTlsCommand(Flags& flags) {
     const size_t colon = client.find(':');
     auto role = RoleFromName(client.substr(0, colon));
     if (!role.ok() || colon == std::string::npos) {
-      return Fail(Error::Field(Reason::kSpecInvalid, "--client", "must be ROLE:NAME, e.g. worker:w1"));
+      return Fail(Error::Field(Reason::kSpecInvalid, "--client",
+                               "must be ROLE:NAME or ROLE:PROJECT/NAME, e.g. worker:w1"));
     }
-    const std::string name = client.substr(colon + 1);
-    if (absl::Status status = IssueClientCertificate(directory, *role, name); !status.ok())
-      return Fail(status);
-    std::cout << "wrote " << directory << "/" << RoleName(*role) << "-" << name << ".crt and .key\n";
+    const auto stem = IssueClientCertificate(directory, *role, client.substr(colon + 1));
+    if (!stem.ok()) return Fail(stem.status());
+    std::cout << "wrote " << directory << "/" << *stem << ".crt and .key\n";
   }
   return 0;
 }
@@ -254,7 +255,7 @@ int BackupCommand(Flags& flags) {
   const std::string to = flags.Text("to");
   if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
   if (absl::Status status = Backup(data_dir, to); !status.ok()) return Fail(status);
-  std::cout << "backed up to " << to << "\n";
+  std::cout << "backed up to " << to << "\n" << WhatIsIn(to) << "\n";
   return 0;
 }
 
@@ -263,7 +264,8 @@ int RestoreCommand(Flags& flags) {
   const std::string from = flags.Text("from");
   if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
   if (absl::Status status = Restore(from, data_dir); !status.ok()) return Fail(status);
-  std::cout << "restored to " << data_dir << "; attempts that ran when the backup was made start again\n";
+  std::cout << "restored to " << data_dir << "; attempts that ran when the backup was made start again\n"
+            << WhatIsIn(data_dir) << "\n";
   return 0;
 }
 
@@ -279,7 +281,8 @@ int VerifyCommand(Flags& flags) {
   }
   std::cout << report->blobs << " blobs, " << report->bytes << " bytes, " << report->damaged.size()
             << " damaged or missing\n";
-  if (report->damaged.empty()) return 0;
+  for (const std::string& problem : report->tls_problems) std::cout << "tls: " << problem << "\n";
+  if (report->damaged.empty()) return report->tls_problems.empty() ? 0 : 1;
   std::cout << "damaged ones were moved to " << data_dir
             << "/blobs/damaged; send data sets and models again (nibble "
             << "dataset push, nibble model register), and they are whole; a job with a damaged "

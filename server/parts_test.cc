@@ -1,4 +1,5 @@
 // The small parts of the server: flags, data directory, rooted files, pool, ticker.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,6 +18,8 @@
 #include "server/store/sqlite.h"
 #include "server/store/sqlite_store.h"
 #include "server/ticker.h"
+#include "server/tls_files.h"
+#include "server/verify.h"
 
 namespace nibble::server {
 namespace {
@@ -142,6 +145,56 @@ TEST(Backup, HasEveryBlobItsDatabaseMayReferTo) {
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_TRUE(FileExists(path(copy, old)));
   EXPECT_TRUE(FileExists(path(copy, fresh)));
+}
+
+// What a restored server needs to be called again, under the authority its callers trust; and no key of theirs.
+TEST(Backup, HasTheServersCertificates) {
+  TempDir directory;
+  const std::string data = directory.Join("data"), copy = directory.Join("copy");
+  const std::string back = directory.Join("back");
+  ASSERT_TRUE(MakeDirs(data).ok());
+  ASSERT_TRUE(store::OpenSqliteStore(data).ok());
+  const auto in = [](const std::string& root, const std::string& name) {
+    return JoinPath(root, "tls/" + name);
+  };
+  const std::vector<std::string> kept = {"ca.crt", "ca.key", "server.crt", "server.key"};
+  ASSERT_TRUE(InitTls(JoinPath(data, "tls"), {"box0"}).ok());
+  ASSERT_TRUE(IssueClientCertificate(JoinPath(data, "tls"), Role::kClient, "ann").ok());
+  ASSERT_EQ(chmod(in(data, "server.key").c_str(), 0644), 0);
+  ASSERT_TRUE(Backup(data, copy).ok());
+  EXPECT_THAT(WhatIsIn(copy), testing::HasSubstr("of tls/ ca.crt, ca.key, server.crt, server.key"));
+  const absl::Status restored = Restore(copy, back);
+  ASSERT_TRUE(restored.ok()) << restored;
+  for (const std::string& root : {copy, back}) {
+    EXPECT_EQ(ListDir(JoinPath(root, "tls")).value(), kept);
+    for (const std::string& name : kept) {
+      EXPECT_EQ(ReadFile(in(root, name)).value(), ReadFile(in(data, name)).value()) << name;
+      struct stat info = {};
+      ASSERT_EQ(stat(in(root, name).c_str(), &info), 0);
+      if (name.ends_with(".key")) {
+        EXPECT_EQ(info.st_mode & 0777, 0600u) << in(root, name);
+      }
+    }
+  }
+  EXPECT_THAT(VerifyBlobs(copy)->tls_problems, testing::IsEmpty());
+  ASSERT_TRUE(WriteFileAtomic(in(copy, "server.key"), "gone bad").ok());
+  EXPECT_THAT(VerifyBlobs(copy)->tls_problems,
+              testing::Contains("server.key is not the key of server.crt"));
+  // An authority that is there is not replaced in silence.
+  const std::string fresh = directory.Join("fresh");
+  ASSERT_TRUE(InitTls(JoinPath(fresh, "tls"), {"box0"}).ok());
+  EXPECT_THAT(std::string(Restore(copy, fresh).message()), testing::HasSubstr("has a tls/ already"));
+  EXPECT_FALSE(FileExists(JoinPath(fresh, "state.db")));
+}
+
+TEST(Backup, SaysThatThereAreNoCertificates) {
+  TempDir directory;
+  const std::string data = directory.Join("data"), copy = directory.Join("copy");
+  ASSERT_TRUE(MakeDirs(data).ok());
+  ASSERT_TRUE(store::OpenSqliteStore(data).ok());
+  ASSERT_TRUE(Backup(data, copy).ok());
+  EXPECT_FALSE(FileExists(JoinPath(copy, "tls")));
+  EXPECT_THAT(WhatIsIn(copy), testing::HasSubstr("no certificates"));
 }
 
 class RootedFilesTest : public testing::Test {

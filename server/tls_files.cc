@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <openssl/bio.h>
 #include <openssl/ec.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/rand.h>
@@ -10,13 +11,15 @@
 #include <openssl/x509v3.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <ctime>
+#include <map>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "base/error.h"
 #include "base/file.h"
-#include "base/id.h"
 #include "base/status.h"
 
 namespace nibble::server {
@@ -35,6 +38,8 @@ using Memory = std::unique_ptr<BIO, Free>;
 constexpr int64_t kDaySeconds = 24 * 3600;
 constexpr int64_t kAuthorityDays = 3650;
 constexpr int64_t kCertificateDays = 825;
+constexpr int64_t kMaxPemBytes = 1 << 20;
+constexpr size_t kMaxCommonNameBytes = 64;  // ub-common-name of X.509
 
 absl::Status TlsError(std::string_view what) {
   return Error(Reason::kInternal,
@@ -68,8 +73,9 @@ absl::StatusOr<Certificate> NewCertificate(EVP_PKEY* key, const std::string& com
   X509_gmtime_adj(X509_getm_notBefore(certificate.get()), -3600);
   X509_gmtime_adj(X509_getm_notAfter(certificate.get()), days * kDaySeconds);
   X509_NAME* name = X509_get_subject_name(certificate.get());
-  X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_UTF8,
-                             reinterpret_cast<const unsigned char*>(common_name.c_str()), -1, -1, 0);
+  if (X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_UTF8,
+                                 reinterpret_cast<const unsigned char*>(common_name.c_str()), -1, -1, 0) != 1)
+    return TlsError("name a certificate");
   X509* signer = issuer ? issuer : certificate.get();
   X509_set_issuer_name(certificate.get(), X509_get_subject_name(signer));
   X509_set_pubkey(certificate.get(), key);
@@ -107,6 +113,16 @@ absl::Status WriteCertificate(const std::string& path, X509* certificate) {
   return WriteFileAtomic(path, Content(memory.get()));
 }
 
+// nullptr where there is none in PEM.
+Certificate ReadCertificate(const std::string& pem) {
+  const Memory memory(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  return Certificate(PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr));
+}
+Key ReadKey(const std::string& pem) {
+  const Memory memory(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  return Key(PEM_read_bio_PrivateKey(memory.get(), nullptr, nullptr, nullptr));
+}
+
 struct Authority {
   Key key;
   Certificate certificate;
@@ -114,12 +130,10 @@ struct Authority {
 
 absl::StatusOr<Authority> LoadAuthority(const std::string& directory) {
   Authority authority;
-  ASSIGN_OR_RETURN(const std::string key, ReadFile(JoinPath(directory, "ca.key"), 1 << 20));
-  ASSIGN_OR_RETURN(const std::string certificate, ReadFile(JoinPath(directory, "ca.crt"), 1 << 20));
-  const Memory key_memory(BIO_new_mem_buf(key.data(), static_cast<int>(key.size())));
-  const Memory memory(BIO_new_mem_buf(certificate.data(), static_cast<int>(certificate.size())));
-  authority.key.reset(PEM_read_bio_PrivateKey(key_memory.get(), nullptr, nullptr, nullptr));
-  authority.certificate.reset(PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr));
+  ASSIGN_OR_RETURN(const std::string key, ReadFile(JoinPath(directory, "ca.key"), kMaxPemBytes));
+  ASSIGN_OR_RETURN(const std::string certificate, ReadFile(JoinPath(directory, "ca.crt"), kMaxPemBytes));
+  authority.key = ReadKey(key);
+  authority.certificate = ReadCertificate(certificate);
   if (!authority.key || !authority.certificate) {
     return TlsError(absl::StrCat("read ca.key and ca.crt in ", directory));
   }
@@ -188,15 +202,65 @@ absl::Status InitTls(const std::string& directory, const std::vector<std::string
                {{NID_subject_alt_name, names}, {NID_ext_key_usage, "serverAuth"}});
 }
 
-absl::Status IssueClientCertificate(const std::string& directory, Role role, const std::string& name) {
-  if (!IsValidId(name)) {
-    return Error::Field(Reason::kNameInvalid, "client",
-                        "must be lower-case letters, digits and '-', at most 63");
+absl::StatusOr<std::string> IssueClientCertificate(const std::string& directory, Role role,
+                                                   const std::string& name) {
+  const std::string role_name(RoleName(role));
+  const std::string common_name = absl::StrCat(role_name, ":", name);
+  if (!IsCallerName(name) || common_name.size() > kMaxCommonNameBytes) {
+    return Error::Field(Reason::kNameInvalid, "--client",
+                        absl::StrCat("is for \"", name.substr(0, 100),
+                                     "\"; must be ROLE:NAME or ROLE:PROJECT/NAME, names of lower-case ",
+                                     "letters, digits and inner '-', at most ", kMaxCommonNameBytes,
+                                     " bytes in all: a certificate has room for no more"))
+        .ToStatus();
   }
   RETURN_IF_ERROR(MakeDirs(directory));
-  const std::string role_name(RoleName(role));
-  return Issue(directory, absl::StrCat(role_name, "-", name), absl::StrCat(role_name, ":", name),
-               {{NID_ext_key_usage, "clientAuth"}});
+  // No name has an underscore, so no two names have one file.
+  const std::string stem = absl::StrCat(role_name, "-", absl::StrReplaceAll(name, {{"/", "_"}}));
+  RETURN_IF_ERROR(Issue(directory, stem, common_name, {{NID_ext_key_usage, "clientAuth"}}));
+  return stem;
+}
+
+std::vector<std::string> ServerTlsFiles(const std::string& directory) {
+  std::vector<std::string> found;
+  for (const char* name : {"ca.crt", "ca.key", "server.crt", "server.key"}) {
+    if (FileExists(JoinPath(directory, name))) found.push_back(name);
+  }
+  return found;
+}
+
+std::vector<std::string> TlsProblems(const std::string& directory) {
+  std::vector<std::string> problems;
+  const std::vector<std::string> files = ServerTlsFiles(directory);
+  const auto there = [&](const char* name) {
+    return std::find(files.begin(), files.end(), name) != files.end();
+  };
+  std::map<std::string, Certificate> certificates;
+  for (const std::string stem : {"ca", "server"}) {
+    const std::string crt = stem + ".crt", key = stem + ".key";
+    if (there(key.c_str())) {
+      struct stat info = {};
+      if (stat(JoinPath(directory, key).c_str(), &info) == 0 && (info.st_mode & 077) != 0)
+        problems.push_back(key + " can be read by others than its owner; chmod 600 it");
+    }
+    if (!there(crt.c_str())) {
+      if (there(key.c_str())) problems.push_back(crt + " is missing beside its key");
+      continue;
+    }
+    certificates[stem] = ReadCertificate(ReadFile(JoinPath(directory, crt), kMaxPemBytes).value_or(""));
+    if (!certificates[stem]) {
+      problems.push_back(crt + " holds no certificate");
+    } else if (there(key.c_str())) {
+      const Key private_key = ReadKey(ReadFile(JoinPath(directory, key), kMaxPemBytes).value_or(""));
+      if (!private_key || X509_check_private_key(certificates[stem].get(), private_key.get()) != 1)
+        problems.push_back(key + " is not the key of " + crt);
+    }
+  }
+  const Certificate &authority = certificates["ca"], &server = certificates["server"];
+  if (authority && server && X509_verify(server.get(), X509_get0_pubkey(authority.get())) != 1)
+    problems.push_back("server.crt is not signed by ca.crt");
+  ERR_clear_error();
+  return problems;
 }
 
 absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pem,
@@ -204,12 +268,9 @@ absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pe
   const auto bad = [](const char* flag, const std::string& what) {
     return Error::Field(Reason::kSpecInvalid, flag, what).ToStatus();
   };
-  const Memory memory(
-      BIO_new_mem_buf(certificate_pem.data(), static_cast<int>(certificate_pem.size())));
-  const Certificate certificate(PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr));
+  const Certificate certificate = ReadCertificate(certificate_pem);
   if (!certificate) return bad("--tls-cert", "holds no certificate in PEM");
-  const Memory key_memory(BIO_new_mem_buf(key_pem.data(), static_cast<int>(key_pem.size())));
-  const Key key(PEM_read_bio_PrivateKey(key_memory.get(), nullptr, nullptr, nullptr));
+  const Key key = ReadKey(key_pem);
   if (!key) return bad("--tls-key", "holds no key in PEM, or one that asks for a password");
   if (X509_check_private_key(certificate.get(), key.get()) != 1)
     return bad("--tls-key", "is not the key of --tls-cert; give the two that were made together");

@@ -18,8 +18,17 @@ namespace nibble::server {
 // clients that trust it go on doing so; the server's certificate is made anew. `hosts` are DNS names or
 // addresses.
 absl::Status InitTls(const std::string& directory, const std::vector<std::string>& hosts);
-// <role>-<name>.crt and .key in `directory`, signed by its authority.
-absl::Status IssueClientCertificate(const std::string& directory, Role role, const std::string& name);
+// For NAME or PROJECT/NAME, as with tokens: <role>-<name>.crt and .key in `directory`, an underscore for the
+// slash, signed by its authority. What the two files are called, without .crt.
+absl::StatusOr<std::string> IssueClientCertificate(const std::string& directory, Role role,
+                                                   const std::string& name);
+
+// Those of ca.crt, ca.key, server.crt and server.key that `directory` has: what a server goes on with
+// elsewhere, under the name and authority that its callers trust.
+std::vector<std::string> ServerTlsFiles(const std::string& directory);
+// What is wrong with them, in words: a key that is not its certificate's or that others can read, a server's
+// certificate of another authority.
+std::vector<std::string> TlsProblems(const std::string& directory);
 
 // When the certificate ends, in microseconds of Unix time. Refused (SPEC_INVALID, naming the flag)
 // is what no client could speak to: no certificate or key in PEM, a key of another certificate, one

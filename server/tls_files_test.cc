@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/clock.h"
+#include "base/error.h"
 #include "base/file.h"
 
 namespace nibble::server {
@@ -56,6 +57,58 @@ TEST(InitTls, MakesAnAuthorityAndCertificates) {
   X509_free(authority);
   X509_free(server);
   X509_free(worker);
+}
+
+TEST(InitTls, MakesCertificatesOfProjects) {
+  TempDir directory;
+  EXPECT_EQ(IssueClientCertificate(directory.path(), Role::kClient, "research/alice").value(),
+            "client-research_alice");
+  X509* alice = Read(directory.Join("client-research_alice.crt"));
+  ASSERT_TRUE(alice);
+  char name[100];
+  X509_NAME_get_text_by_NID(X509_get_subject_name(alice), NID_commonName, name, sizeof name);
+  X509_free(alice);
+  EXPECT_STREQ(name, "client:research/alice");
+  const Authorizer authorizer(true, nullptr, &RealClock::Get());
+  const auto caller = authorizer.Identify("", name);
+  ASSERT_TRUE(caller.ok()) << caller.status();
+  EXPECT_EQ(caller->tenant, "research");
+  EXPECT_EQ(caller->role, Role::kClient);
+  // A common name has 64 bytes; one that is longer would be left out of the certificate.
+  const std::string longest = std::string(40, 'p') + "/" + std::string(16, 'n');
+  EXPECT_TRUE(IssueClientCertificate(directory.path(), Role::kClient, longest).ok());
+  const std::string full(63, 'n');
+  for (const std::string& bad : std::vector<std::string>{longest + "n", full, "a/b/c", "/a", "a/", "../a",
+                                                         "a_b", ""}) {
+    const auto refused = IssueClientCertificate(directory.path(), Role::kClient, bad);
+    EXPECT_EQ(StatusReason(refused.status()), Reason::kNameInvalid) << bad;
+  }
+}
+
+TEST(TlsProblems, SaysWhichFilesDoNotBelongTogether) {
+  TempDir directory, other;
+  EXPECT_THAT(ServerTlsFiles(directory.path()), testing::IsEmpty());
+  EXPECT_THAT(TlsProblems(directory.path()), testing::IsEmpty());
+  ASSERT_TRUE(InitTls(directory.path(), {"a"}).ok());
+  ASSERT_TRUE(InitTls(other.path(), {"a"}).ok());
+  ASSERT_TRUE(IssueClientCertificate(directory.path(), Role::kWorker, "w1").ok());
+  EXPECT_THAT(ServerTlsFiles(directory.path()),
+              testing::ElementsAre("ca.crt", "ca.key", "server.crt", "server.key"));
+  EXPECT_THAT(TlsProblems(directory.path()), testing::IsEmpty());
+  ASSERT_EQ(chmod(directory.Join("ca.key").c_str(), 0640), 0);
+  EXPECT_THAT(TlsProblems(directory.path()), testing::ElementsAre(testing::HasSubstr("ca.key can be read")));
+  ASSERT_EQ(chmod(directory.Join("ca.key").c_str(), 0600), 0);
+  const auto take = [&](const char* name) {
+    ASSERT_TRUE(WriteFileAtomic(directory.Join(name), ReadFile(other.Join(name)).value()).ok());
+  };
+  take("server.crt");
+  EXPECT_THAT(TlsProblems(directory.path()),
+              testing::ElementsAre("server.key is not the key of server.crt",
+                                   "server.crt is not signed by ca.crt"));
+  ASSERT_TRUE(WriteFileAtomic(directory.Join("ca.crt"), "cut").ok());
+  ASSERT_TRUE(RemoveFile(directory.Join("server.crt")).ok());
+  EXPECT_THAT(TlsProblems(directory.path()),
+              testing::ElementsAre("ca.crt holds no certificate", "server.crt is missing beside its key"));
 }
 
 TEST(InitTls, KeepsTheAuthority) {

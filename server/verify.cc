@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "server/store/sqlite_store.h"
+#include "server/tls_files.h"
 
 namespace nibble::server {
 namespace {
@@ -40,6 +41,7 @@ absl::StatusOr<VerifyReport> VerifyBlobs(const std::string& data_dir) {
   if (!FileExists(JoinPath(data_dir, "state.db")))
     return Error::Field(Reason::kSpecInvalid, "--data-dir", "holds no database").ToStatus();
   VerifyReport report;
+  report.tls_problems = TlsProblems(JoinPath(data_dir, "tls"));
   // Before the files: what is recorded after this was written after it.
   ASSIGN_OR_RETURN(const std::vector<std::string> known, store::KnownBlobs(data_dir));
   const std::string cas = JoinPath(data_dir, "blobs/cas");

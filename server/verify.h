@@ -1,4 +1,5 @@
-// Whether the blobs of a data directory, or of a backup, still have the bytes they are named after.
+// Whether the blobs of a data directory, or of a backup, still have the bytes they are named after, and
+// whether the certificates there can be served with.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@ struct VerifyReport {
   int64_t blobs = 0;
   int64_t bytes = 0;
   std::vector<DamagedBlob> damaged;
+  std::vector<std::string> tls_problems;  // TlsProblems of tls/
 };
 
 // Reads everything there is, also while a server runs. What has other bytes is moved to

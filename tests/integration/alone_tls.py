@@ -127,7 +127,7 @@ def check_certificates(binary, in_memory):
                        capture_output=True)
         return pathlib.Path(directory, "tls")
 
-    tls = issue(server.data, "client:ann", "worker:w1", "admin:root")
+    tls = issue(server.data, "client:ann", "worker:w1", "admin:root", "client:research/ann")
     assert subprocess.run([binary, "init-tls", "--data-dir", server.data, "--client", "king:arthur"],
                           capture_output=True).returncode == 2
     server.start("--tls-cert", tls / "server.crt", "--tls-key", tls / "server.key", "--client-ca", tls / "ca.crt")
@@ -162,7 +162,44 @@ def check_certificates(binary, in_memory):
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
     for one in (ann, worker, root, nobody, stranger):
         one.close()
+
+    def api(server, name):
+        key, chain = [(tls / f"{name}.{kind}").read_bytes() for kind in ("key", "crt")]
+        return client.Api(server.address, grpc.ssl_channel_credentials((tls / "ca.crt").read_bytes(), key, chain))
+
+    def data_of(server, name):
+        caller = api(server, name)
+        listed = caller.datasets.ListDatasets(caller.pb.dataset.ListDatasetsRequest()).datasets
+        caller.close()
+        return [dataset.name for dataset in listed]
+
+    ann = api(server, "client-ann")
+    ann.add_dataset(ROWS, dataset_id="hers")
+    ann.close()
+    who = ("client-ann", "client-research_ann", "admin-root")
+    assert [data_of(server, name) for name in who] == [["datasets/hers"], [], ["datasets/hers"]]
+    if not in_memory:
+        check_restored_certificates(server, lambda restored: data_of(restored, "client-ann") == ["datasets/hers"])
     assert server.stop() == 0
+
+
+def check_restored_certificates(server, goes_on):
+    """A server that is restored elsewhere speaks as the old one did: callers need nothing new."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy, there = pathlib.Path(folder, "copy"), Server(server.binary)
+        run = lambda *words: subprocess.run([server.binary, *words], capture_output=True, text=True, timeout=30)
+        made = run("backup", "--data-dir", server.data, "--to", copy)
+        assert made.returncode == 0 and "of tls/ ca.crt, ca.key, server.crt, server.key" in made.stdout, made
+        assert not list((copy / "tls").glob("client-*")), "keys of callers"
+        restored = run("restore", "--from", copy, "--data-dir", there.data)
+        assert restored.returncode == 0 and "server.key" in restored.stdout, restored
+        tls = there.data / "tls"
+        there.start("--tls-cert", tls / "server.crt", "--tls-key", tls / "server.key", "--client-ca", tls / "ca.crt")
+        assert goes_on(there)
+        assert there.stop() == 0
+        (copy / "tls" / "ca.key").chmod(0o644)
+        found = run("verify", "--data-dir", copy)
+        assert found.returncode == 1 and "tls: ca.key can be read by others" in found.stdout, found
 
 
 def check_projects(ann, bob, root):
