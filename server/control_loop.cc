@@ -231,7 +231,7 @@ std::vector<ControlLoop::Item> ControlLoop::TakeBatch(int64_t wait_us) {
 
 void ControlLoop::RunOnce(int64_t wait_us) {
   std::vector<Item> items = TakeBatch(wait_us);
-  now_ = ReadClock();
+  const int64_t last_us = std::exchange(now_, ReadClock()).monotonic_us;
   if (!serving_) {
     const absl::Status loaded = Reload();
     serving_ = loaded.ok();
@@ -239,6 +239,10 @@ void ControlLoop::RunOnce(int64_t wait_us) {
   std::vector<core::EventRecord> records;
   std::vector<Answer> answers;
   answers.reserve(items.size());
+  // Turns are never further apart than a tick.
+  const int64_t slept_us = now_.monotonic_us - last_us;
+  if (serving_ && options_.core.sleep_us > 0 && slept_us >= options_.core.sleep_us)
+    CHECK_OK(Step(core::Awake{slept_us}, "", &records).status());
   for (Item& item : items) {
     Answer answer;
     if (item.command && serving_) {

@@ -148,7 +148,7 @@ class ControlLoop {
   Mailbox<Item> mailbox_;
   std::map<std::string, Held> held_;  // by worker
   std::set<std::pair<int64_t, std::string>> held_until_;  // their deadlines, workers
-  core::Now now_;                     // of the current turn
+  core::Now now_;                     // of the current turn, or of the last
   int64_t next_tick_us_ = 0;
   int64_t next_prune_us_ = 0;
   std::atomic<bool> serving_{false};

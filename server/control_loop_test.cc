@@ -15,6 +15,13 @@ namespace {
 
 using core::testing::Driver;
 
+// Whose wall clock somebody sets.
+class SkewedClock : public SimClock {
+ public:
+  int64_t NowUnixUs() const override { return NowMonotonicUs() + skew_us; }
+  int64_t skew_us = 0;
+};
+
 class ControlLoopTest : public ::testing::Test {
  protected:
   void SetUp() override { Open(); }
@@ -23,6 +30,7 @@ class ControlLoopTest : public ::testing::Test {
     ControlLoop::Options options;
     options.core.token_secret = "secret";
     options.batch_us = 0;
+    options.core.sleep_us = sleep_us_;
     options.retain_events_us = retain_events_us_;
     options.timeline = "t";
     options.on_fatal = [this](const absl::Status& status) { fatal_.push_back(status); };
@@ -72,7 +80,8 @@ class ControlLoopTest : public ::testing::Test {
   }
 
   int64_t retain_events_us_ = 0;
-  SimClock clock_;
+  int64_t sleep_us_ = 0;  // most tests let hours pass between two turns
+  SkewedClock clock_;
   store::MemoryStore store_;
   WatchHub hub_{4, 4};
   std::unique_ptr<ControlLoop> loop_;
@@ -96,6 +105,74 @@ TEST_F(ControlLoopTest, AnswersAfterTheCommitAndARefusalTouchesNothing) {
   // Placed in the same turn, and on disk.
   EXPECT_EQ(store_.rows().jobs.at("a").state, core::JobState::kStarting);
 }
+
+// Stopped with everything on its machine, or suspended: what could not be heard is held against nobody.
+TEST_F(ControlLoopTest, WhatTheServerSleptThroughIsNotSilence) {
+  sleep_us_ = core::CoreOptions().sleep_us;
+  Open();
+  AddThings();
+  Post(Driver::JobOf("a"));
+  PostSync(0);
+  ASSERT_EQ(loop_->state().jobs.at("a").state, core::JobState::kStarting);
+  const auto lost = [&] { return loop_->state().workers.at("w1").lost; };
+  const auto pass = [&](int64_t seconds) {
+    for (int64_t i = 0; i < seconds; ++i) {
+      clock_.AdvanceUs(core::kSecondUs);
+      loop_->RunOnce(0);
+    }
+  };
+  pass(100);  // of 120
+  clock_.AdvanceUs(3'600 * core::kSecondUs);
+  loop_->RunOnce(0);
+  EXPECT_FALSE(lost()) << "it slept, and so may the worker have";
+  EXPECT_EQ(store_.events().back().type, "server.slept");
+  EXPECT_EQ(store_.events().back().fields.at("slept_us"), "3600000000");
+  pass(18);
+  EXPECT_FALSE(lost());
+  pass(4);
+  EXPECT_TRUE(lost()) << "what it was silent for before counts";
+  EXPECT_EQ(loop_->state().jobs.at("a").infra_retries, 1);
+}
+
+// And a disk that hangs for less than that is no sleep: nothing is given away a little at a time.
+TEST_F(ControlLoopTest, ASlowTurnIsNoSleep) {
+  sleep_us_ = core::CoreOptions().sleep_us;
+  Open();
+  AddThings();
+  for (int i = 0; i < 10; ++i) {
+    clock_.AdvanceUs(sleep_us_ - 1);
+    loop_->RunOnce(0);
+  }
+  EXPECT_TRUE(loop_->state().workers.at("w1").lost);
+}
+
+// Leases and forced cancels go by the monotonic clock alone, whatever the wall clock says.
+class WallClockTest : public ControlLoopTest, public ::testing::WithParamInterface<int64_t> {};
+
+TEST_P(WallClockTest, AJumpMovesNoDeadline) {
+  AddThings();
+  Post(Driver::JobOf("a"));
+  PostSync(0);
+  Post(core::CancelJob{"a"});
+  loop_->RunOnce(0);
+  ASSERT_EQ(loop_->state().jobs.at("a").state, core::JobState::kCancelling);
+  clock_.skew_us = GetParam() * 86'400 * core::kSecondUs;
+  const auto pass = [&](int64_t seconds) {
+    clock_.AdvanceUs(seconds * core::kSecondUs);
+    loop_->RunOnce(0);
+  };
+  pass(59);
+  EXPECT_EQ(loop_->state().jobs.at("a").state, core::JobState::kCancelling);
+  pass(2);
+  EXPECT_EQ(loop_->state().jobs.at("a").state, core::JobState::kCancelled);
+  pass(58);
+  EXPECT_FALSE(loop_->state().workers.at("w1").lost);
+  clock_.skew_us = 0;
+  pass(2);
+  EXPECT_TRUE(loop_->state().workers.at("w1").lost);
+}
+
+INSTANTIATE_TEST_SUITE_P(Days, WallClockTest, ::testing::Values(400, -400));
 
 // A renewal alone writes nothing, but what is written says when, and an orderly end does.
 TEST_F(ControlLoopTest, WhenAWorkerWasLastSeenOutlivesTheServer) {

@@ -31,6 +31,7 @@ class KeeperTest : public testing::Test {
   KeeperTest() : blobs_(NewMemoryBlobStore({}, clock_)), meter_({0, 2}, &clock_) {
     ControlLoop::Options options;
     options.timeline = "t";
+    options.core.sleep_us = 0;  // hours pass between two turns
     options.batch_us = 0;
     options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
       meter_.OnCommit(records, state);

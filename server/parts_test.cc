@@ -147,7 +147,7 @@ TEST(Backup, HasEveryBlobItsDatabaseMayReferTo) {
   EXPECT_TRUE(FileExists(path(copy, fresh)));
 }
 
-// What a restored server needs to be called again, under the authority its callers trust; and no key of theirs.
+// What a restored server needs to be called again by those who trusted the old one; and no key of theirs.
 TEST(Backup, HasTheServersCertificates) {
   TempDir directory;
   const std::string data = directory.Join("data"), copy = directory.Join("copy");

@@ -6,6 +6,7 @@
 #include "base/status.h"
 #include "server/core/limits.h"
 #include "server/core/schedule_sync.h"
+#include "server/core/server_times.h"
 #include "server/core/worker_seen.h"
 
 namespace nibble::core {
@@ -27,7 +28,7 @@ class Applier {
   // The job whose event it was.
   Job& Changed(const std::string& id) { return last_ != nullptr ? *last_ : JobOf(id); }
 
-  void operator()(const ServerStarted& e);
+  void operator()(const ServerStarted& e) { BeginAnew(&state_, e, now_); }
   void operator()(const JobQueued& e);
   void operator()(const JobUpdated& e);
   void operator()(const JobCancelling& e);
@@ -71,6 +72,7 @@ class Applier {
   void operator()(const DeviceWithdrawn& e) { SetFault(e.worker_id, e.device_id, e.fault); }
   void operator()(const BlobShown& e);
   void operator()(const DeviceRestored& e) { SetFault(e.worker_id, e.device_id, ""); }
+  void operator()(const ServerSlept& e) { PutOff(&state_, e, now_); }
 
  private:
   Job& JobOf(const std::string& id);
@@ -176,43 +178,6 @@ void Applier::End(Job& job, JobState to) {
   state_.dataset_users[job.dataset_id].erase(job.id);
   if (!job.eval_dataset_id.empty()) state_.dataset_users[job.eval_dataset_id].erase(job.id);
   if (job.kind == JobKind::kTrain) EraseUser(state_.check_users, job.check_key, job.id);
-}
-
-void Applier::operator()(const ServerStarted& e) {
-  state_.timeline = e.timeline;
-  state_.generation = e.generation;
-  state_.rollback_suspected = false;
-  state_.touched.meta = true;
-  // Above every revision of the generation before.
-  const int64_t revision = e.generation << 32;
-  for (auto& [id, worker] : state_.workers) {
-    worker.renewed_us = now_.monotonic_us;
-    SeenAtStart(&state_, &worker, now_);
-    worker.revision = revision;
-    worker.known_revision = 0;
-    worker.heard = false;
-    state_.revised.insert(id);
-  }
-  for (auto& [id, blob] : state_.blobs) blob.pin_until_us = e.pin_until_us;
-  // Of jobs that ended under a version that kept them.
-  for (auto& [id, job] : state_.jobs) {
-    if (!IsTerminal(job.state) || job.checkpoints.empty()) continue;
-    job.checkpoints.clear();
-    state_.touched.jobs.insert(id);
-  }
-  for (auto& [id, job] : state_.jobs) {
-    // Age survives by the wall clock, but can never become negative by its jumps.
-    job.queued_us = now_.monotonic_us - std::max<int64_t>(0, now_.unix_us - job.queued_unix_us);
-    job.not_before_us = 0;
-    job.cancel_deadline_us = e.cancel_deadline_us;
-    for (auto& [epoch, attempt] : job.attempts) {
-      attempt.assign_revision = revision;
-      attempt.start_us = 0;
-      attempt.seen_us = 0;
-    }
-  }
-  state_.board.SetPolicy(e.policy);
-  RebuildBoard(&state_, now_.monotonic_us);
 }
 
 void Applier::operator()(const JobQueued& e) {

@@ -87,7 +87,7 @@ absl::StatusOr<Decision> Decide(const State& state, const Command& command, Core
                                       ReportFinished, ReportFailed, ReportCheck, ReportReleased>) {
           return DecideReport(turn, c);
         } else if constexpr (kIsOneOf<C, RegisterWorker, Synchronize, DrainWorker, UndrainWorker,
-                                      DeleteWorker, Tick, Place, ServerStart>) {
+                                      DeleteWorker, Awake, Tick, Place, ServerStart>) {
           return DecideFleet(turn, c);
         } else {
           return DecideThing(turn, c);

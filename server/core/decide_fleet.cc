@@ -336,6 +336,12 @@ Answer DecideFleet(Turn& turn, const DeleteWorker& c) {
   return c.worker_id;
 }
 
+Answer DecideFleet(Turn& turn, const Awake& c) {
+  const int64_t least_us = turn.options().sleep_us;
+  if (least_us > 0 && c.slept_us >= least_us) turn.Emit(ServerSlept{c.slept_us});
+  return "";
+}
+
 Answer DecideFleet(Turn& turn, const Tick&) {
   const State& state = turn.state;
   for (const auto& [worker_id, worker] : state.workers) {

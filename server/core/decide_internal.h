@@ -64,6 +64,7 @@ Answer DecideFleet(Turn& turn, const Synchronize& c);
 Answer DecideFleet(Turn& turn, const DrainWorker& c);
 Answer DecideFleet(Turn& turn, const UndrainWorker& c);
 Answer DecideFleet(Turn& turn, const DeleteWorker& c);
+Answer DecideFleet(Turn& turn, const Awake& c);
 Answer DecideFleet(Turn& turn, const Tick& c);
 Answer DecideFleet(Turn& turn, const Place& c);
 Answer DecideFleet(Turn& turn, const ServerStart& c);

@@ -24,6 +24,10 @@ struct Describer {
     Say(absl::StrCat("server started, generation ", e.generation),
         {{"generation", absl::StrCat(e.generation)}, {"timeline", e.timeline}});
   }
+  void operator()(const ServerSlept& e) {
+    Say(absl::StrCat("the server did not run for ", Seconds(e.slept_us), "; leases last that much longer"),
+        {{"slept_us", absl::StrCat(e.slept_us)}});
+  }
   void operator()(const JobQueued& e) {
     Say("queued", {{"model", e.job.model_id},
                    {"dataset", e.job.dataset_id},
@@ -196,7 +200,8 @@ std::string_view CommandName(const CommandBody& body) {
       "RegisterModel",  "DeleteModel",  "DeleteAdapter", "RecordBlob",     "ForgetBlobs",
       "RegisterWorker", "Synchronize",  "ReportPlan",    "ReportProgress", "ReportCheckpoint",
       "ReportFinished", "ReportFailed", "ReportCheck",   "ReportReleased", "DrainWorker",
-      "UndrainWorker",  "DeleteWorker", "Tick",          "Place"};
+      "UndrainWorker",  "DeleteWorker", "Awake",         "Tick",
+      "Place"};
   static_assert(std::size(kNames) == std::variant_size_v<CommandBody>);
   return kNames[body.index()];
 }

@@ -96,6 +96,50 @@ TEST(Lease, AJobGivenBackMayBeListedByItsFirstKey) {
   EXPECT_EQ(d.job("j").attempts.at(2).state, AttemptState::kLost);
 }
 
+// Everything that would be held against a worker or a job for a time nobody was heard in is put off by it.
+TEST(Lease, ASleepOfTheServerPutsDeadlinesOff) {
+  Driver d;
+  d.AddWorker("w1");
+  d.AddWorker("gone");
+  d.Must(Driver::JobOf("j"));
+  d.Must(Driver::JobOf("k"));
+  d.Place();
+  const std::string with_j = WorkerOfJob(d, "j");
+  Progress(d, "j", 1);
+  d.Must(CancelJob{"k"});
+  const int64_t deadline_us = d.job("k").cancel_deadline_us;
+  const int64_t started_us = d.job("j").Current()->start_us;
+  const int64_t renewed_us = d.state().workers.at(with_j).renewed_us;
+  d.Must(Awake{d.core().options.sleep_us - 1});
+  EXPECT_TRUE(d.last_events().empty());
+  d.Advance(kHourUs);
+  d.Must(Awake{kHourUs});
+  d.Must(Tick{});
+  EXPECT_EQ(d.job("j").infra_retries, 0);
+  EXPECT_FALSE(d.state().workers.at(with_j).lost);
+  EXPECT_EQ(d.state().workers.at(with_j).renewed_us, renewed_us + kHourUs);
+  EXPECT_EQ(d.job("k").state, JobState::kCancelling);
+  EXPECT_EQ(d.job("k").cancel_deadline_us, deadline_us + kHourUs);
+  EXPECT_EQ(d.job("j").Current()->start_us, started_us + kHourUs) << "it is as young as it was";
+  EXPECT_EQ(d.job("j").Current()->seen_us, 0) << "and did not take an hour for a step";
+  // More than passed is given to nobody.
+  d.Must(Awake{2 * kHourUs});
+  EXPECT_EQ(d.state().workers.at(with_j).renewed_us, d.Now().monotonic_us);
+  // Where work may go is known by the same times.
+  d.Must(Driver::JobOf("l"));
+  d.Place();
+  EXPECT_EQ(d.job("l").state, JobState::kStarting);
+  // One that is lost stays lost.
+  d.Advance(d.core().options.lease_lost_us + kSecondUs);
+  d.Must(Tick{});
+  ASSERT_TRUE(d.state().workers.at("gone").lost);
+  d.Must(Awake{kHourUs});
+  d.Must(Tick{});
+  EXPECT_TRUE(d.state().workers.at("gone").lost);
+  EXPECT_EQ(HealthOf(d.state().workers.at("gone"), d.core().options, d.Now().monotonic_us),
+            WorkerHealth::kLost);
+}
+
 TEST(Lease, ADrainOutlivesTheProcess) {
   for (const char* incarnation : {"i1", "i2"}) {
     Driver d;

@@ -197,6 +197,10 @@ struct DeleteWorker {
   std::string worker_id;
 };
 
+// Sent by the loop, before all else of a turn that begins so long after the one before.
+struct Awake {
+  int64_t slept_us = 0;
+};
 // Leases, forced cancels, expiries. Sent by the loop's own timer.
 struct Tick {};
 // One pass of the scheduler; sent by the loop after each batch.
@@ -207,7 +211,7 @@ using CommandBody =
                  CreateDataset, DeleteDataset, ValidateDataset, RegisterModel, DeleteModel,
                  DeleteAdapter, RecordBlob, ForgetBlobs, RegisterWorker, Synchronize, ReportPlan,
                  ReportProgress, ReportCheckpoint, ReportFinished, ReportFailed, ReportCheck,
-                 ReportReleased, DrainWorker, UndrainWorker, DeleteWorker, Tick, Place>;
+                 ReportReleased, DrainWorker, UndrainWorker, DeleteWorker, Awake, Tick, Place>;
 struct Command {
   Now now;
   CommandBody body;
@@ -473,6 +477,11 @@ struct WorkerHasRoom {
   NIBBLE_EVENT(44, "worker.has_room", kFleet);
   std::string worker_id;
 };
+// The server itself did not run for so long: leases and deadlines are that much longer.
+struct ServerSlept {
+  NIBBLE_EVENT(45, "server.slept", kFleet);
+  int64_t slept_us = 0;
+};
 // A project has sent the bytes of this digest, whoever sent them first.
 struct BlobShown {
   NIBBLE_EVENT(41, "blob.shown", kFleet);
@@ -491,7 +500,7 @@ using EventBody =
                  WorkerDraining, WorkerUndrained, DatasetCreated, DatasetDeleted, ModelRegistered,
                  ModelDeleted, AdapterDeleted, BlobRecorded, BlobForgotten, JobChecked,
                  RequestExpired, BlobPinned, RollbackSuspected, DeviceWithdrawn, DeviceRestored,
-                 BlobShown, WorkerDeleted, WorkerDiskFull, WorkerHasRoom>;
+                 BlobShown, WorkerDeleted, WorkerDiskFull, WorkerHasRoom, ServerSlept>;
 struct Event {
   Now now;
   EventBody body;

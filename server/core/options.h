@@ -73,6 +73,9 @@ struct CoreOptions : SchedulePolicy {
   int64_t synchronize_hold_us = 10 * kSecondUs;  // how long an unchanged Synchronize is held
   int64_t lease_suspect_us = 40 * kSecondUs;     // shown as SUSPECT, gets no new work
   int64_t lease_lost_us = 120 * kSecondUs;       // its attempts are LOST
+  // A turn of the control loop that begins so long after the one before: the server slept (it was suspended
+  // or stopped, a disk hung), and what it did not hear meanwhile is held against nobody. 0 = never.
+  int64_t sleep_us = 15 * kSecondUs;
   // A cancelled job whose worker does not let go is CANCELLED anyway after this long.
   int64_t cancel_force_us = 60 * kSecondUs;
   // Infrastructure retries: doubling from min to max.

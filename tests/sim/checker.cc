@@ -66,6 +66,15 @@ void Checker::Watched(const std::string& watcher, const EventRecord& record) {
   last = record.sequence;
 }
 
+// What of its lease a worker had before is what it has afterwards.
+void Checker::Sleeps(const core::State& state, int64_t slept_us) {
+  trusted_until_us_.clear();
+  for (const auto& [id, worker] : state.workers) {
+    const int64_t left_us = worker.renewed_us + options_.lease_lost_us - world_.now_us();
+    if (!worker.lost && left_us > 0) trusted_until_us_[id] = world_.now_us() + slept_us + left_us;
+  }
+}
+
 // A pass is the last thing of a turn, so what it knew is what the turn left behind.
 void Checker::AuditPlacement(const EventRecord& record, const Audit& audit,
                              const core::State& state) {
@@ -93,6 +102,11 @@ void Checker::AuditEvent(const EventRecord& record, const core::State& state) {
     withdrawn_.insert({record.fields.at("worker"), record.fields.at("device")});
   if (record.type == "device.restored")
     withdrawn_.erase({record.fields.at("worker"), record.fields.at("device")});
+  if (record.type == "worker.lost") {
+    const auto trusted = trusted_until_us_.find(record.fields.at("worker"));
+    if (trusted != trusted_until_us_.end() && world_.now_us() < trusted->second - 2 * kSecond)
+      Fail("S7: " + trusted->first + " lost its lease while the server slept");
+  }
   if (record.type == "worker.disk_full") full_.insert(record.fields.at("worker"));
   if (record.type == "worker.has_room") full_.erase(record.fields.at("worker"));
   if (record.type == "worker.deleted") {

@@ -46,6 +46,8 @@ class Checker {
   void DeviceUsed(const std::string& host, int64_t bytes, int64_t capacity_bytes);
   // A watcher has seen this event.
   void Watched(const std::string& watcher, const core::EventRecord& record);
+  // Server and workers will sleep for so long.
+  void Sleeps(const core::State& state, int64_t slept_us);
   // Content of an adapter must be that of the last step.
   void ExpectResult(const std::string& job_id, const std::string& content) {
     results_[job_id] = content;
@@ -89,6 +91,7 @@ class Checker {
   std::set<std::pair<std::string, std::string>> withdrawn_;  // worker, device
   std::set<std::string> full_;                               // workers that said that their disk is
   std::map<std::string, std::string> incarnations_;          // by worker
+  std::map<std::string, int64_t> trusted_until_us_;  // by worker: whose lease cannot have run out before
   int64_t number_ = 0;
   int64_t turns_ = 0;
 };

@@ -260,6 +260,12 @@ void Cluster::FaultTick() {
   if (rng.Chance(faults_.user_action)) UserAction();
   if (rng.Chance(faults_.user_action / 4) && server_.up()) CancelAtTheEnd();
   if (rng.Chance(0.05)) CollectGarbage();
+  if (rng.Chance(faults_.all_sleep)) {
+    const int64_t slept_us = rng.Between(16, 1'000) * kSecond;
+    if (server_.up()) server_.checker().Sleeps(server_.state(), slept_us);
+    world_.Trace("everything sleeps");
+    world_.Sleep(slept_us);
+  }
   if (rng.Chance(faults_.wall_clock)) world_.SetWallClock(rng.Between(-3600, 3600) * kSecond);
   for (size_t i = 0; i < hosts_.size(); ++i) {
     WorkerProc& worker = *workers_[i];

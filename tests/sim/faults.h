@@ -25,6 +25,7 @@ struct Faults {
   double device_death = 0;    // engines end and none starts, for a while
   double disk_full = 0;   // of a worker, for a while: what it would fetch finds no room
   double wall_clock = 0;  // is set, by up to an hour
+  double all_sleep = 0;   // a machine that is suspended, with everything on it
   // Per detach, per fetch of a checkpoint, per commit.
   double engine_hang = 0;
   double bad_fetch = 0;
@@ -59,13 +60,14 @@ struct Faults {
     f.user_action = 0.05 + rng.Unit() * 0.5;
     f.bad_job = some(0.05, 0.3);
     f.poison_job = some(0.05, 0.2);
+    f.all_sleep = some(0.003, 0.02);
     return f;
   }
   // The faults of the outside world end; what a job is stays.
   void Heal() {
     loss = duplicate = stuck = partition = server_crash = worker_crash = worker_freeze = worker_drain = 0;
     second_process = engine_crash = device_death = disk_full = wall_clock = engine_hang = bad_fetch =
-        commit_fails = user_action = 0;
+        commit_fails = user_action = all_sleep = 0;
     max_delay_us = 20'000;
   }
 };

@@ -43,6 +43,8 @@ constexpr Row kRows[] = {
     {Mutant::kResumesFromStart, "resumes-from-start"},
     {Mutant::kReleaseSpendsRetry, "release-spends-retry"},
     {Mutant::kEpochSkips, "epoch-skips"},
+    {Mutant::kSleepCosts, "sleep-costs"},
+    {Mutant::kUpdateForgotten, "update-forgotten"},
 };
 
 // The fence the job's current attempt would have.
@@ -241,6 +243,17 @@ absl::StatusOr<Decision> EpochSkips(const State& state, const Command& command, 
   });
 }
 
+absl::StatusOr<Decision> SleepCosts(const State& state, const Command& command, Core& core) {
+  return Changed<core::ServerSlept>(state, command, core, [](core::ServerSlept& e) { e.slept_us = 0; });
+}
+
+absl::StatusOr<Decision> UpdateForgotten(const State& state, const Command& command, Core& core) {
+  const auto* update = std::get_if<core::UpdateJob>(&command.body);
+  return Changed<core::JobUpdated>(state, command, core, [&](core::JobUpdated& e) {
+    e.allow_numerics_change = update->allow_numerics_change;
+  });
+}
+
 }  // namespace
 
 std::string_view MutantName(Mutant mutant) {
@@ -315,6 +328,10 @@ std::function<absl::StatusOr<Decision>(const State&, const Command&, Core&)> Mut
       return ReleaseSpendsRetry;
     case Mutant::kEpochSkips:
       return EpochSkips;
+    case Mutant::kSleepCosts:
+      return SleepCosts;
+    case Mutant::kUpdateForgotten:
+      return UpdateForgotten;
   }
   return core::Decide;
 }

@@ -35,6 +35,8 @@ enum class Mutant {
   kResumesFromStart,        // the checkpoint is forgotten
   kReleaseSpendsRetry,      // being preempted or drained counts as a failure
   kEpochSkips,              // an epoch is left out
+  kSleepCosts,              // a sleep of the server counts against the workers
+  kUpdateForgotten,         // a later update takes back what an earlier one allowed
 };
 std::string_view MutantName(Mutant mutant);
 Mutant MutantFromName(std::string_view name);  // kNone when unknown

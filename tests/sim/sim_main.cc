@@ -60,6 +60,7 @@ constexpr const char* kMustReach[] = {
     "device.withdrawn",
     "device.restored",
     "blob.shown",
+    "server.slept",
     "attempt FAILED DEVICE_FAULT",
     "attempt DONE finished",
     "attempt LOST WORKER_LOST",

@@ -56,6 +56,15 @@ class World {
     return true;
   }
 
+  // Everything is stopped for so long: time passes, and whatever was to come comes that much later.
+  void Sleep(int64_t us) {
+    std::map<std::pair<int64_t, int64_t>, std::function<void()>> later;
+    for (auto& [key, what] : queue_)
+      later.emplace(std::make_pair(key.first + us, key.second), std::move(what));
+    queue_ = std::move(later);
+    clock_.AdvanceUs(us);
+  }
+
   void Trace(std::string_view what) {
     for (const char c : what) hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 1099511628211u;
     hash_ = (hash_ ^ static_cast<uint64_t>(now_us())) * 1099511628211u;
