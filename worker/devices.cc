@@ -12,11 +12,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
+#include "worker/cgroups.h"
 #include "worker/engine_process.h"
 
 namespace nibble::worker {
@@ -75,24 +75,13 @@ int64_t ProcessorsOfGroup(const std::string& directory, bool old) {
 }
 
 // The least of `measure(directory, old)` over the groups of this process that have a say in `controller`, and
-// those around them. Inside a container the path may be one of the host, which is not there: then the mount
-// itself is the container's group.
+// those around them.
 template <typename Measure>
 int64_t LeastOfGroups(const std::string& root, const std::string& controller, const Measure& measure) {
   int64_t least = kUnbounded;
-  std::ifstream in(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(in, line);) {
-    const std::vector<std::string> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
-    if (parts.size() != 3) continue;
-    const std::vector<std::string> controllers = absl::StrSplit(parts[1], ',');
-    const bool old = std::find(controllers.begin(), controllers.end(), controller) != controllers.end();
-    if (!old && line.rfind("0::", 0) != 0) continue;
-    const std::string mount = root + "/sys/fs/cgroup" + (old ? "/" + controller : "");
-    for (std::string path = parts[2];; path.resize(path.rfind('/'))) {
-      least = std::min(least, measure(mount + path, old));
-      if (path.empty() || path.find('/') == std::string::npos) break;
-    }
-  }
+  EachGroup(root, controller, [&](const std::string& directory, bool old) {
+    least = std::min(least, measure(directory, old));
+  });
   return least;
 }
 

@@ -26,28 +26,20 @@ namespace {
 constexpr int kSendTimeoutMs = 10'000;
 // What was killed and does not die, or has handed its output on, is not waited for any longer.
 constexpr std::chrono::seconds kDying{3};
+constexpr std::chrono::seconds kCountAgain{1};
 
-// How often this machine's kernel has killed a process for memory; -1 where it does not say.
-int64_t KernelKills() {
-  std::ifstream in("/proc/vmstat");
-  std::string key;
-  int64_t value = 0;
-  while (in >> key >> value) {
-    if (key == "oom_kill") return value;
-  }
-  return -1;
-}
-
-ProcessExit ExitOf(int status, int64_t kernel_kills_before) {
+// `by_us`: this process has sent it SIGKILL.
+ProcessExit ExitOf(int status, const MemoryKills& before, bool by_us) {
   ProcessExit exit;
   if (WIFSIGNALED(status)) {
     exit.code = -1;
     exit.message = absl::StrCat("was ended by signal ", WTERMSIG(status), " (",
                                 strsignal(WTERMSIG(status)), ")");
-    exit.out_of_memory = WTERMSIG(status) == SIGKILL && kernel_kills_before >= 0 &&
-                         KernelKills() > kernel_kills_before;
-    if (exit.out_of_memory) {
-      exit.message += ", by the kernel: this machine had no memory left (--memory offers less of it)";
+    if (WTERMSIG(status) == SIGKILL) {
+      const KillCause cause =
+          by_us ? KillCause{false, " by its worker"} : CauseOfKill(before, CountMemoryKills());
+      exit.out_of_memory = cause.out_of_memory;
+      exit.message += cause.words;
     }
   } else {
     exit.code = WEXITSTATUS(status);
@@ -210,7 +202,7 @@ EngineProcess::EngineProcess(pid_t pid, int socket, Callbacks callbacks)
     : pid_(pid),
       socket_(socket),
       callbacks_(std::move(callbacks)),
-      kernel_kills_before_(KernelKills()),
+      kills_before_(CountMemoryKills()),
       reader_([this] { ReadLoop(); }) {}
 
 EngineProcess::~EngineProcess() {
@@ -241,6 +233,9 @@ absl::Status EngineProcess::Send(std::string_view lines) {
 void EngineProcess::Kill() {
   std::lock_guard lock(reap_mutex_);
   if (reaped_) return;
+  siginfo_t info{};
+  const int found = waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT | WNOHANG);
+  killed_ = killed_ || found != 0 || info.si_pid == 0;  // else it has ended of something else
   // The child may not have made its own group yet; the pid itself is right at any time.
   kill(-pid_, SIGKILL);
   kill(pid_, SIGKILL);
@@ -263,7 +258,7 @@ ProcessExit EngineProcess::Reap() {
   }
   std::lock_guard lock(reap_mutex_);
   reaped_ = true;
-  return ExitOf(WaitFor(pid_), kernel_kills_before_);
+  return ExitOf(WaitFor(pid_), kills_before_, killed_);
 }
 
 void EngineProcess::ReadLoop() {
@@ -276,6 +271,11 @@ void EngineProcess::ReadLoop() {
     if (got <= 0) break;
     buffer.append(chunk, static_cast<size_t>(got));
     good = Deliver(buffer);
+    // It was alive a moment ago: what has been killed before that was another.
+    const auto now = std::chrono::steady_clock::now();
+    if (now - counted_ < kCountAgain) continue;
+    counted_ = now;
+    kills_before_ = CountMemoryKills();
   }
   // Closed by the engine, or nonsense: either way it is over.
   if (!good) Kill();
@@ -294,7 +294,7 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
   fds.out = out[1];
   fds.err = open(log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fds.err < 0) fds.err = open("/dev/null", O_WRONLY | O_CLOEXEC);
-  const int64_t kills_before = KernelKills();
+  const MemoryKills kills_before = CountMemoryKills();
   const std::vector<char*> argv = ArgvOf(arguments);
   const pid_t pid = Forker::Get().Fork(fds, argv.data());
   const int error = errno;
@@ -324,7 +324,7 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
   }
   close(out[0]);
   if (!result.cancelled) {
-    result.exit = ExitOf(WaitFor(pid), kills_before);
+    result.exit = ExitOf(WaitFor(pid), kills_before, /*by_us=*/false);
     return result;
   }
   int status = 0;
@@ -336,7 +336,7 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  result.exit = ExitOf(status, kills_before);
+  result.exit = ExitOf(status, kills_before, /*by_us=*/true);
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,12 +22,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/memory_kills.h"
 
 namespace nibble::worker {
 
 struct ProcessExit {
   std::string message;         // "ended with code 3", "was ended by signal 9"
-  bool out_of_memory = false;  // killed, while the kernel's own count of such kills went up
+  bool out_of_memory = false;  // killed, while the kernel's own count of such kills went up (memory_kills.h)
   int code = 0;                // exit code; -1 when ended by a signal
 };
 
@@ -61,9 +63,11 @@ class EngineProcess {
   const pid_t pid_;
   const int socket_;
   const Callbacks callbacks_;
-  const int64_t kernel_kills_before_;
+  MemoryKills kills_before_;  // as last counted; of the reader, as the next
+  std::chrono::steady_clock::time_point counted_ = std::chrono::steady_clock::now();
   std::mutex send_mutex_;
   std::atomic<bool> reaped_{false};
+  bool killed_ = false;    // by us; under reap_mutex_
   std::mutex reap_mutex_;  // no signal to a pid that was given back
   std::thread reader_;
 };

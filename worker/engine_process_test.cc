@@ -75,9 +75,18 @@ TEST_F(EngineProcessTest, KillIsNoticedAndIsNotTakenForWantOfMemory) {
   engine->Kill();
   const ProcessExit exit = listener_.WaitForExit();
   EXPECT_EQ(exit.code, -1);
-  EXPECT_THAT(exit.message, testing::HasSubstr("signal 9"));
+  EXPECT_EQ(exit.message, "was ended by signal 9 (Killed) by its worker");
   EXPECT_FALSE(exit.out_of_memory);
   EXPECT_FALSE(engine->Send(ShutdownLine()).ok());
+}
+
+TEST_F(EngineProcessTest, AKillByAStrangerIsSaidToBeThat) {
+  const auto engine = StartEngine({NIBBLE_FAKE_ENGINE, "serve", "--fd", "3"});
+  ASSERT_TRUE(listener_.WaitForLines(1));
+  ASSERT_EQ(kill(engine->pid(), SIGKILL), 0);
+  const ProcessExit exit = listener_.WaitForExit();
+  EXPECT_THAT(exit.message, testing::HasSubstr("was ended by signal 9 (Killed) by someone"));
+  EXPECT_FALSE(exit.out_of_memory);
 }
 
 TEST_F(EngineProcessTest, DestructionEndsTheProcess) {
