@@ -40,6 +40,11 @@ absl::StatusOr<Response> Call(const Client& client, Stub& stub,
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
         status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
       client.set_reached();
+      const auto& trailing = context.GetServerTrailingMetadata();
+      const auto warning = trailing.find("nibble-warning");
+      client.set_warning(warning == trailing.end()
+                             ? ""
+                             : std::string(warning->second.data(), warning->second.size()));
     }
     if (status.ok()) return response;
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE || repeat == Repeat::kNever ||
@@ -122,6 +127,15 @@ void Client::Prepare(grpc::ClientContext& context, int64_t timeout_ms) const {
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms));
   }
   if (!options_.token.empty()) context.AddMetadata("authorization", "Bearer " + options_.token);
+}
+
+std::string Client::warning() const {
+  std::lock_guard lock(warning_mutex_);
+  return warning_;
+}
+void Client::set_warning(std::string warning) const {
+  std::lock_guard lock(warning_mutex_);
+  warning_ = std::move(warning);
 }
 
 absl::StatusOr<v1::PlanJobResponse> Client::PlanJob(const v1::PlanJobRequest& request) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -87,6 +88,9 @@ class Client {
   // The server has answered something, be it a refusal: what was there once may come back.
   bool reached() const { return reached_; }
   void set_reached() const { reached_ = true; }
+  // What the server's last answer warned of (its disk is full, so it may be old); "" = nothing.
+  std::string warning() const;
+  void set_warning(std::string warning) const;
   // Puts the credential on a call; timeout 0 = none, for streams.
   void Prepare(grpc::ClientContext& context, int64_t timeout_ms) const;
 
@@ -98,6 +102,8 @@ class Client {
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<Stubs> stubs_;
   mutable std::atomic<bool> reached_{false};
+  mutable std::mutex warning_mutex_;
+  mutable std::string warning_;
 };
 
 // Waits before the `attempt`-th retry (from 0): doubling, between half and all of it, at most 3 s.

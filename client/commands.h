@@ -38,12 +38,15 @@ struct ServerAddress {
 };
 ServerAddress ReadAddress(const std::string& data_dir);
 absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals);
-// Runs `body` with a connection; prints whatever error comes out.
+// What the server's last answer warned of, if it did.
+void NoteWarning(const Terminal& terminal, const Client& client);
+// Runs `body` with a connection; prints whatever error comes out, and what the server warns of.
 template <typename Body>
 int WithClient(const Globals& g, const Body& body) {
   const auto client = Open(g);
   if (!client.ok()) return PrintError(g.terminal, client.status());
   const absl::StatusOr<int> code = body(**client);
+  NoteWarning(g.terminal, **client);
   return code.ok() ? *code : PrintError(g.terminal, code.status());
 }
 

@@ -59,6 +59,11 @@ std::string FindServer(const Globals& globals) {
   return running.grpc.empty() ? "127.0.0.1:7070" : running.grpc;
 }
 
+void NoteWarning(const Terminal& terminal, const Client& client) {
+  if (const std::string warning = client.warning(); !warning.empty())
+    PrintNote(terminal, absl::StrCat("warning: ", Printable(warning)));
+}
+
 absl::StatusOr<std::unique_ptr<Client>> Open(const Globals& globals) {
   ClientOptions options;
   options.server = FindServer(globals);

@@ -88,6 +88,7 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
   });
 
   Screen screen(terminal.live);
+  bool warned = false;
   int64_t next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
   while (!Interrupted()) {
     const auto taken = updates.Take(1024, kFrameUs);
@@ -96,6 +97,9 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
     if (taken.empty() && updates.closed()) break;
     if (clock.NowMonotonicUs() >= next_refresh_us && !updates.closed()) {
       if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
+      // Once when it begins; it counts seconds, so it is never the same words.
+      if (const bool warns = !client.warning().empty(); std::exchange(warned, warns) != warns)
+        view.AddLine(warns ? absl::StrCat("warning: ", client.warning()) : "the server writes again");
       next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
     }
     screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(),

@@ -22,6 +22,7 @@ namespace nibble::server {
 
 class Meter;
 class PlanDesk;
+class StoreHealth;
 
 struct Edge {
   ControlLoop* loop = nullptr;
@@ -37,6 +38,7 @@ struct Edge {
   const Clock* clock = nullptr;
   PlanDesk* plans = nullptr;
   Meter* meter = nullptr;               // may be null
+  const StoreHealth* health = nullptr;  // may be null
   std::string model_root;               // real path; "" = paths are refused
   core::CoreOptions core;               // lease times for workers
   int64_t heartbeat_us = 15'000'000;    // of quiet watch streams

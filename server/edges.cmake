@@ -5,6 +5,8 @@ nibble_library(nibble_server_blobs
   DEPS nibble_base)
 nibble_test(blob_store_test SRCS blob_store_test.cc DEPS nibble_server_blobs)
 
+nibble_library(nibble_server_health SRCS store_health.cc DEPS nibble_base)
+
 nibble_library(nibble_server_checks
   SRCS dataset_check.cc model_check.cc model_shapes.cc rooted_files.cc
   DEPS nibble_base nibble_spec)
@@ -33,12 +35,12 @@ nibble_library(nibble_server_rpc
        rpc/dataset_service.cc rpc/fleet_service.cc rpc/job_reads.cc rpc/job_service.cc
        rpc/explain_job.cc rpc/job_watch.cc rpc/model_service.cc rpc/plan_job.cc rpc/upload.cc rpc/worker_service.cc
   DEPS nibble_server_convert nibble_server_blobs nibble_server_checks nibble_server_auth
-       nibble_control)
+       nibble_server_health nibble_control)
 target_compile_options(nibble_server_rpc PRIVATE -O1)
 
 nibble_library(nibble_server_meter
   SRCS http.cc meter.cc meter_process.cc metered.cc
-  DEPS nibble_server_blobs nibble_server_auth nibble_control)
+  DEPS nibble_server_blobs nibble_server_auth nibble_server_health nibble_control)
 target_link_libraries(nibble_server_meter PRIVATE prometheus-cpp::core civetweb)
 
 nibble_library(nibble_server_grpc
@@ -52,7 +54,7 @@ nibble_library(nibble_server_app
 nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)
 
 nibble_test(server_convert_test SRCS rpc/convert_test.cc DEPS nibble_server_convert)
-nibble_test(server_parts_test SRCS keeper_test.cc parts_test.cc DEPS nibble_server_app)
+nibble_test(server_parts_test SRCS keeper_test.cc parts_test.cc store_health_test.cc DEPS nibble_server_app)
 nibble_test(server_test SRCS server_test.cc DEPS nibble_server_app)
 nibble_test(plan_job_test SRCS plan_job_test.cc DEPS nibble_server_app)
 if(TARGET server_test)

@@ -66,7 +66,8 @@ class MeteredStore : public store::Store {
   }
 
  public:
-  MeteredStore(std::unique_ptr<store::Store> inner, Meter* meter) : inner_(std::move(inner)), meter_(meter) {}
+  MeteredStore(std::unique_ptr<store::Store> inner, Meter* meter, StoreHealth* health)
+      : inner_(std::move(inner)), meter_(meter), health_(health) {}
 
   absl::StatusOr<core::State> Load() override {
     return Timed("load", [&] { return inner_->Load(); });
@@ -75,7 +76,9 @@ class MeteredStore : public store::Store {
     return Timed("reread", [&] { return inner_->Reread(state); });
   }
   absl::Status Commit(const core::State& state, const std::vector<core::EventRecord>& records) override {
-    return Timed("commit", [&] { return inner_->Commit(state, records); });
+    absl::Status status = Timed("commit", [&] { return inner_->Commit(state, records); });
+    health_->Note("commit", status, NowUs());
+    return status;
   }
   absl::StatusOr<std::vector<core::EventRecord>> ReadEvents(std::string_view job_id, int64_t after_sequence,
                                                             int64_t limit) override {
@@ -88,19 +91,21 @@ class MeteredStore : public store::Store {
  private:
   std::unique_ptr<store::Store> inner_;
   Meter* meter_;
+  StoreHealth* health_;
   TroubleLog trouble_{"store"};
 };
 
 class MeteredMetricStore : public store::MetricStore {
  public:
-  MeteredMetricStore(std::unique_ptr<store::MetricStore> inner, Meter* meter)
-      : inner_(std::move(inner)), meter_(meter) {}
+  MeteredMetricStore(std::unique_ptr<store::MetricStore> inner, Meter* meter, StoreHealth* health)
+      : inner_(std::move(inner)), meter_(meter), health_(health) {}
 
   absl::Status Append(std::string_view job_id, const std::vector<store::StepMetric>& metrics) override {
     const int64_t begin_us = NowUs();
     const absl::Status status = inner_->Append(job_id, metrics);
     meter_->OnDatabase("append_metrics", NowUs() - begin_us, !status.ok());
     trouble_.Note("append_metrics", status, !status.ok());
+    health_->Note("append_metrics", status, NowUs());
     return status;
   }
   absl::StatusOr<std::vector<store::StepMetric>> Read(std::string_view job_id, int64_t after_step,
@@ -115,6 +120,7 @@ class MeteredMetricStore : public store::MetricStore {
  private:
   std::unique_ptr<store::MetricStore> inner_;
   Meter* meter_;
+  StoreHealth* health_;
   TroubleLog trouble_{"metrics"};
 };
 
@@ -181,12 +187,13 @@ class MeteredBlobStore : public BlobStore {
 
 }  // namespace
 
-std::unique_ptr<store::Store> NewMeteredStore(std::unique_ptr<store::Store> store, Meter* meter) {
-  return std::make_unique<MeteredStore>(std::move(store), meter);
+std::unique_ptr<store::Store> NewMeteredStore(std::unique_ptr<store::Store> store, Meter* meter,
+                                              StoreHealth* health) {
+  return std::make_unique<MeteredStore>(std::move(store), meter, health);
 }
 std::unique_ptr<store::MetricStore> NewMeteredMetricStore(std::unique_ptr<store::MetricStore> store,
-                                                          Meter* meter) {
-  return std::make_unique<MeteredMetricStore>(std::move(store), meter);
+                                                          Meter* meter, StoreHealth* health) {
+  return std::make_unique<MeteredMetricStore>(std::move(store), meter, health);
 }
 std::unique_ptr<BlobStore> NewMeteredBlobStore(std::unique_ptr<BlobStore> store, Meter* meter) {
   return std::make_unique<MeteredBlobStore>(std::move(store), meter);

@@ -5,13 +5,16 @@
 
 #include "server/blob_store.h"
 #include "server/meter.h"
+#include "server/store_health.h"
 #include "server/store/store.h"
 
 namespace nibble::server {
 
-std::unique_ptr<store::Store> NewMeteredStore(std::unique_ptr<store::Store> store, Meter* meter);
+// And tell `health` how writing goes.
+std::unique_ptr<store::Store> NewMeteredStore(std::unique_ptr<store::Store> store, Meter* meter,
+                                              StoreHealth* health);
 std::unique_ptr<store::MetricStore> NewMeteredMetricStore(std::unique_ptr<store::MetricStore> store,
-                                                          Meter* meter);
+                                                          Meter* meter, StoreHealth* health);
 std::unique_ptr<BlobStore> NewMeteredBlobStore(std::unique_ptr<BlobStore> store, Meter* meter);
 
 }  // namespace nibble::server

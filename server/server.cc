@@ -24,6 +24,7 @@
 #include "server/rpc/grpc_server.h"
 #include "server/store/memory_store.h"
 #include "server/store/sqlite_store.h"
+#include "server/store_health.h"
 #include "server/tls_files.h"
 
 namespace nibble::server {
@@ -98,6 +99,7 @@ class ServerImpl : public Server {
   std::unique_ptr<DataDirLock> lock_;
   TokenFile tokens_;
   Meter meter_;
+  StoreHealth health_;
   std::unique_ptr<Authorizer> authorizer_;
   std::unique_ptr<store::Store> store_;
   std::unique_ptr<store::MetricStore> metrics_;
@@ -125,8 +127,8 @@ absl::Status ServerImpl::OpenStores() {
     ASSIGN_OR_RETURN(store_, store::OpenSqliteStore(options_.data_dir));
     ASSIGN_OR_RETURN(metrics_, store::OpenSqliteMetricStore(options_.data_dir));
   }
-  store_ = NewMeteredStore(std::move(store_), &meter_);
-  metrics_ = NewMeteredMetricStore(std::move(metrics_), &meter_);
+  store_ = NewMeteredStore(std::move(store_), &meter_, &health_);
+  metrics_ = NewMeteredMetricStore(std::move(metrics_), &meter_, &health_);
   ASSIGN_OR_RETURN(blobs_, OpenDirectoryBlobStore(JoinPath(options_.data_dir, "blobs"), options_.blobs,
                                                   RealClock::Get()));
   blobs_ = NewMeteredBlobStore(std::move(blobs_), &meter_);
@@ -259,6 +261,7 @@ absl::Status ServerImpl::Start() {
   edge_.clock = &RealClock::Get();
   edge_.plans = plans_.get();
   edge_.meter = &meter_;
+  edge_.health = &health_;
   edge_.model_root = options_.model_root;
   edge_.heartbeat_us = options_.heartbeat_us;
   meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir,
@@ -299,6 +302,8 @@ void SetLease(int64_t lease_us, core::CoreOptions* core) {
   core->lease_lost_us = lease_us;
   core->lease_suspect_us = lease_us / 3;
   core->synchronize_hold_us = std::min<int64_t>(10'000'000, lease_us / 6);
+  // And not less than some ticks of a short one: a busy machine is late, too.
+  core->sleep_us = std::max(lease_us / 8, std::min<int64_t>(3'000'000, lease_us * 3 / 10));
 }
 
 absl::StatusOr<std::unique_ptr<Server>> StartServer(ServerOptions options) {

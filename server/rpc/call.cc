@@ -9,6 +9,7 @@
 #include "grpcpp/security/auth_context.h"
 #include "grpcpp/server_context.h"
 #include "server/rpc/status.h"
+#include "server/store_health.h"
 
 namespace nibble::server {
 
@@ -55,6 +56,10 @@ grpc::ServerUnaryReactor* Unary(Edge& edge, grpc::CallbackServerContext* context
                                 const std::function<void(const Caller&, Done)>& body) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const Done done(reactor);
+  if (edge.health != nullptr) {
+    const std::string trouble = edge.health->Trouble(edge.clock->NowMonotonicUs());
+    if (!trouble.empty()) context->AddTrailingMetadata(kWarningHeader, trouble);
+  }
   const auto caller = Authorize(edge, context, method);
   if (!caller.ok()) {
     done(caller.status());

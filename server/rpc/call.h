@@ -17,6 +17,9 @@ namespace nibble::server {
 
 using Outcome = ControlLoop::Outcome;
 
+// Trailing metadata of every unary answer while it may be old, in words for people.
+inline constexpr char kWarningHeader[] = "nibble-warning";
+
 class Done {
  public:
   explicit Done(grpc::ServerUnaryReactor* reactor) : reactor_(reactor) {}

@@ -1,10 +1,13 @@
 """What a server has acknowledged survives kill -9, and a backup of it can be started from."""
 
+import re
+import resource
 import shutil
 import signal
 import subprocess
 
 import client
+from alone_command import Nibble
 from lone_server import PlayedWorker, Server
 
 
@@ -42,6 +45,38 @@ def check_damage(server, api, job):
     assert "nibble dataset push" in found.stdout, found
     assert api.upload(rows) == digest
     assert verify().returncode == 0 and path.read_bytes() == rows
+
+
+def check_full_disk(server, api, job):
+    """While the server cannot write, everything that is read says that it may be old; on one line, and no longer
+    than that."""
+    if "--in-memory" in server.flags or not Nibble.binary.is_file():
+        return
+    nibble, name = Nibble(server.address), job.name.split("/")[1]
+    warned = re.compile(r"^warning: the server cannot write its database.*may be older than it looks$", re.M)
+
+    def said(*words):
+        run = subprocess.run([nibble.binary, "--server", nibble.address, *words], capture_output=True, text=True,
+                             timeout=60 * client.PATIENCE, check=False)
+        return run.returncode, run.stdout, run.stderr
+
+    commands = (["ls", "--all"], ["get", name], ["-o", "json", "get", name], ["watch", name], ["describe", name])
+    for words in commands:
+        assert not warned.search(said(*words)[2]), words
+    pid, limit = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        code, _, err = said("update", name, "--priority", "4")
+        assert code in (1, 6) and ("STORAGE_FULL" in err or "STORE_UNAVAILABLE" in err), (code, err)
+        for words in commands:
+            code, out, err = said(*words)
+            assert code == 0 and len(warned.findall(err)) == 1, (words, out, err)
+            assert "warning" not in out, out
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    assert said("update", name, "--priority", "4")[0] == 0
+    for words in commands:
+        assert not warned.search(said(*words)[2]), words
 
 
 def check_backup(server, api, job):
