@@ -2,7 +2,7 @@
 //
 // A reason is the stable name of what went wrong: it is the `reason` of google.rpc.ErrorInfo in RPC
 // errors, the reason of a failed job, the `reason` label of metrics, and the heading in
-// docs/operations.md. Values are append-only and never renamed. Thread-safe: everything here is pure.
+// docs/troubleshooting.md. Values are append-only and never renamed. Thread-safe: everything here is pure.
 #pragma once
 
 #include <map>

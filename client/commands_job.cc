@@ -157,14 +157,16 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
         wanted == v1::JOB_STATE_UNSPECIFIED ? IsTerminal(job.state()) : job.state() == wanted;
     if (reached || IsTerminal(job.state())) {
       if (IsText(g)) PrintOut(absl::StrCat(ShortName(name), " ", v1::JobState_Name(job.state()), "\n"));
+      if (job.state() == v1::FAILED) PrintNote(g.terminal, ReasonText(job));
       *ended = job;
       if (wanted != v1::JOB_STATE_UNSPECIFIED)
         return reached ? kExitOk : std::max<int>(kExitError, ExitCodeOf(job.state()));
       return ExitCodeOf(job.state());
     }
     if (deadline_us > 0 && RealClock::Get().NowMonotonicUs() >= deadline_us) {
-      PrintNote(g.terminal,
-                absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state())));
+      const std::string why = ReasonText(job);
+      PrintNote(g.terminal, absl::StrCat(ShortName(name), " is still ", v1::JobState_Name(job.state()),
+                                         why.empty() ? "" : absl::StrCat(": ", why)));
       *ended = job;
       return kExitTimeout;
     }
@@ -279,6 +281,7 @@ absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
     patience.Reset();
     if (g.terminal.live) PrintOut("\x1b[H\x1b[2J");
     PrintJobs(g, *jobs, none);
+    NoteWarning(g.terminal, client);
     if (!g.terminal.live) PrintOut("\n");
     for (int i = 0; i < 20 && !Interrupted(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -310,7 +313,10 @@ int GetCommand(const Globals& g, const std::string& job) {
     if (PrintMessage(g.terminal, found)) return kExitOk;
     v1::ListJobsResponse one;
     *one.add_jobs() = found;
-    return PrintJobs(g, one, "");
+    PrintJobs(g, one, "");
+    const std::string why = ReasonText(found);
+    if (!why.empty() && !g.quiet && g.terminal.form == Form::kTable) PrintOut(Printable(why) + "\n");
+    return kExitOk;
   });
 }
 
@@ -523,11 +529,14 @@ int DownloadCommand(const Globals& g, const std::string& job, const std::string&
     if (!absl::StartsWith(job, "adapters/")) {
       ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
       if (found.adapter().empty()) {
+        const std::string name = ShortName(found.name()), why = ReasonText(found);
+        const bool over = IsTerminal(found.state());
         return Error(Reason::kArtifactNotReady,
-                     absl::StrCat(
-                         ShortName(found.name()), " is ", v1::JobState_Name(found.state()),
-                         "; its adapter can be downloaded once it has SUCCEEDED (nibble wait ",
-                         ShortName(found.name()), ")"))
+                     absl::StrCat(name, " is ", v1::JobState_Name(found.state()),
+                                  why.empty() ? "" : absl::StrCat(" (", why, ")"),
+                                  over ? "; it has no adapter"
+                                       : absl::StrCat("; its adapter can be downloaded once it has "
+                                                      "SUCCEEDED (nibble wait ", name, ")")))
             .ToStatus();
       }
       adapter = found.adapter();

@@ -13,6 +13,7 @@
 #include "client/report.h"
 #include "client/run_view.h"
 #include "client/why_report.h"
+#include "google/rpc/error_details.pb.h"
 
 namespace nibble::client {
 namespace {
@@ -209,6 +210,22 @@ TEST(OutputTest, NamesJsonAndYaml) {
   const std::string yaml = ToYaml(ToJson(job));
   EXPECT_THAT(yaml, HasSubstr("name: jobs/a"));
   EXPECT_THAT(yaml, HasSubstr("displayName: \"1.5\""));
+}
+
+TEST(ReportTest, AJobSaysWhyItIsWhereItIs) {
+  v1::Job job;
+  job.set_state(v1::RUNNING);
+  EXPECT_EQ(ReasonText(job), "");
+  job.set_state(v1::QUEUED);
+  job.set_state_reason("waits for a worker: none is registered");
+  EXPECT_EQ(ReasonText(job), "waits for a worker: none is registered");
+  job.set_state(v1::FAILED);
+  job.set_state_reason("the loss was no number");
+  job.mutable_error()->set_message("the loss was no number");
+  google::rpc::ErrorInfo info;
+  info.set_reason("LOSS_NOT_FINITE");
+  job.mutable_error()->add_details()->PackFrom(info);
+  EXPECT_EQ(ReasonText(job), "LOSS_NOT_FINITE: the loss was no number");
 }
 
 TEST(ReportTest, PlanSaysWhatIsMissing) {

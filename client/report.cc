@@ -10,6 +10,7 @@
 #include "client/output.h"
 #include "client/plan_report.h"
 #include "client/report_lines.h"
+#include "google/rpc/error_details.pb.h"
 
 namespace nibble::client {
 namespace {
@@ -178,6 +179,14 @@ std::string JobText(const v1::Job& job, const Style& style, const std::string& p
         a.reason().empty() ? "" : absl::StrCat(": ", a.reason()), "\n");
   }
   return out;
+}
+
+std::string ReasonText(const v1::Job& job) {
+  google::rpc::ErrorInfo info;
+  for (const auto& detail : job.error().details()) {
+    if (detail.Is<google::rpc::ErrorInfo>()) detail.UnpackTo(&info);
+  }
+  return info.reason().empty() ? job.state_reason() : absl::StrCat(info.reason(), ": ", job.state_reason());
 }
 
 std::string DataReportText(const std::string& json, const Style& style) {

@@ -8,6 +8,8 @@
 
 namespace nibble::client {
 
+// Why a job is in its state, with the reason's name when it failed; "" when there is nothing to say.
+std::string ReasonText(const v1::Job& job);
 // Everything about a job but its events. `planned_for`: the device of its plan, where that is known.
 std::string JobText(const v1::Job& job, const Style& style, const std::string& planned_for = "");
 // Every setting of a spec that decides a result.

@@ -191,8 +191,9 @@ absl::Status AdoptCheck(const State& state, Job& job) {
     // What lies in the data alone: a template or a tokenizer may be known to a worker of a later release.
     if (reason == Reason::kNoSupervisedTokens || reason == Reason::kDatasetEmpty ||
         reason == Reason::kDatasetSchemaMismatch) {
-      return Error::Field(reason, "spec.dataset",
-                          absl::StrCat("cannot be trained on: ", check->error_message));
+      const std::string why = absl::StrCat("cannot be trained on: ", check->error_message);
+      return Error(reason, absl::StrCat("datasets/", job.dataset_id, " ", why))
+          .Violation("spec.dataset", why);
     }
   }
   return absl::OkStatus();

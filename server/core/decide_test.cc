@@ -497,7 +497,9 @@ TEST(Check, DataWithNothingToLearnFailsTheJobsThatWaitForIt) {
   const auto refused = d.Do(Driver::JobOf("b"));
   EXPECT_EQ(ReasonOf(refused), Reason::kNoSupervisedTokens);
   EXPECT_THAT(std::string(refused.status().message()),
-              HasSubstr("cannot be trained on: no row has an answer"));
+              "datasets/data cannot be trained on: no row has an answer");
+  ASSERT_EQ(StatusViolations(refused.status()).size(), 1u);
+  EXPECT_EQ(StatusViolations(refused.status())[0].field, "spec.dataset");
   // Who polls hears of it instead of starting another.
   EXPECT_EQ(d.Must(ValidateDataset{"data", "", "base", Driver::JobOf("x").spec}), check);
 }

@@ -24,7 +24,14 @@ absl::StatusOr<const core::Adapter*> FindAdapter(const core::State& state, const
         .With("job", absl::StrCat("jobs/", id))
         .ToStatus();
   }
-  return Error(Reason::kAdapterNotFound, absl::StrCat("adapters/", id, " does not exist"))
+  std::string why = " does not exist";
+  if (job && Sees(scope, job->tenant) && job->kind == core::JobKind::kTrain) {
+    why = absl::StrCat(" does not exist: jobs/", id, " is ", std::string(core::JobStateName(job->state)));
+    if (job->state == core::JobState::kSucceeded) why = " was removed";
+    if (job->state == core::JobState::kFailed)
+      absl::StrAppend(&why, " (", job->error_reason, ": ", job->error_message, ")");
+  }
+  return Error(Reason::kAdapterNotFound, absl::StrCat("adapters/", id, why))
       .With("name", absl::StrCat("adapters/", id))
       .ToStatus();
 }
