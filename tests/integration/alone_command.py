@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 
@@ -44,6 +45,10 @@ def check_command(address, name, adapter):
     assert "there are loss, eval_loss" in nibble("metrics", job, "--name", "lost", code=5)
     nibble("metrics", job, "--points", "1", code=2)
     assert nibble("metrics", job, "--plot").strip(), "a figure"
+    phases = nibble("metrics", job, "--phases")
+    for words in (r"linear +6\.00 ", r"attention +2\.50 ", r"data +1\.00 ", r"20 steps, 11\.00 ms each"):
+        assert re.search(words, phases), phases
+    assert "step,loss" not in phases and "eval" not in phases, phases
     check_lists(nibble, job)
     check_download(nibble, job, adapter)
 

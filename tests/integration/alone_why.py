@@ -4,6 +4,7 @@ who may not."""
 import json
 
 from alone_command import Nibble
+from foreign_client import expect_error
 from lone_server import PlayedWorker, spec_of
 
 HIDDEN = "another project's job"
@@ -71,6 +72,56 @@ def check_why(server, api, model, dataset, worker):
     for key in [key for key in worker.running if key[0] == "holder"]:
         del worker.running[key]
     worker.synchronize()
+
+
+def check_failed(server, api, model, dataset, worker):
+    """Whoever asks for a job, or for the adapter it does not have, hears why."""
+    pb = api.pb.job
+    job = api.jobs.CreateJob(pb.CreateJobRequest(spec=spec_of(api, model, dataset), job_id="hopeless"))
+    mine = worker.wait_for(lambda a: a.job_id == "hopeless")
+    worker.report(mine, failed=worker.pb.FailedReport(reason="LOSS_NOT_FINITE", message="the loss was no number"))
+    worker.let_go(mine)
+    worker.synchronize()
+    assert api.state(api.get(job.name)) == "FAILED"
+    expect_error(lambda: api.adapters.GetAdapter(api.pb.adapter.GetAdapterRequest(name="adapters/hopeless")),
+                 "NOT_FOUND", "ADAPTER_NOT_FOUND", says="LOSS_NOT_FINITE: the loss was no number")
+    if Nibble.binary.is_file():
+        nibble, why = Nibble(server.address), "LOSS_NOT_FINITE: the loss was no number"
+        assert nibble("get", "hopeless").splitlines()[-1] == why
+        assert why in nibble("adapter", "get", "hopeless", code=3)
+        said = nibble("download", "hopeless", "-o", "/nowhere/at/all", code=1)
+        assert f"hopeless is FAILED ({why}); it has no adapter" in said, said
+        assert why in nibble("wait", "hopeless", code=10)
+
+
+def check_numerics(server, api, model, dataset, worker):
+    """A job that began under other numerics than are left goes on once it may; `why` names the command."""
+    if not Nibble.binary.is_file():
+        return
+    pb, nibble = api.pb.job, Nibble(server.address)
+    job = api.jobs.CreateJob(pb.CreateJobRequest(spec=spec_of(api, model, dataset), job_id="moved"))
+    mine = worker.wait_for(lambda a: a.job_id == "moved")
+    worker.report(mine, plan=worker.pb.PlanReport(planned_steps=20, plan_json="{}", numerics_id="n1"))
+    api.fleet.DrainWorker(api.pb.fleet.DrainWorkerRequest(name="workers/w1"))
+    worker.report(mine, released=worker.pb.ReleasedReport(step=0))
+    worker.let_go(mine)
+    worker.synchronize()
+    newer = PlayedWorker(server.address, "w2")
+    newer.profile = {"build": "newer"}
+    newer.register()
+    newer.synchronize()
+    assert api.state(api.get(job.name)) == "QUEUED"
+    why = nibble("why", "moved")
+    assert "`nibble update moved --allow-numerics-change`" in why and "other numerics" in why, why
+    nibble("update", "moved", "--allow-numerics-change")
+    mine = newer.wait_for(lambda a: a.job_id == "moved")
+    assert json.loads(mine.spec_json)["allow_numerics_change"] is True, mine.spec_json
+    newer.report(mine, plan=newer.pb.PlanReport(planned_steps=20, plan_json="{}", numerics_id="n2"))
+    assert api.get(job.name).numerics_id == "n2"
+    api.jobs.CancelJob(pb.CancelJobRequest(name=job.name))
+    newer.let_go(mine)
+    newer.synchronize()
+    api.fleet.UndrainWorker(api.pb.fleet.UndrainWorkerRequest(name="workers/w1"))
 
 
 def check_hidden(ann, bob, root, address, channel, model, own, foreign):

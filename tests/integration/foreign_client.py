@@ -42,7 +42,7 @@ def check_reflection(api):
     assert health.status == pb.health.HealthCheckResponse.SERVING, health
 
 
-def expect_error(call, code, reason, field=None):
+def expect_error(call, code, reason, field=None, says=""):
     import grpc
     try:
         call()
@@ -51,7 +51,7 @@ def expect_error(call, code, reason, field=None):
         assert error.code() == getattr(grpc.StatusCode, code), (error.code(), error.details())
         assert found == reason, f"reason {found}, not {reason}: {error.details()}"
         assert field is None or field in fields, f"fields {fields} without {field}"
-        assert error.details(), "an error without a message"
+        assert error.details() and says in error.details(), error.details() or "an error without a message"
         return metadata
     raise AssertionError(f"no error; expected {reason}")
 

@@ -68,12 +68,14 @@ class PlayedWorker:
         stubs = importlib.import_module("nibble.worker.v1.worker_pb2_grpc")
         self.stub = stubs.WorkerServiceStub(channel or grpc.insecure_channel(address))
         self.name, self.incarnation, self.revision, self.running = name, uuid.uuid4().hex, 0, {}
+        self.profile = {}  # what is other than in PROFILE
 
     def register(self):
         return self.stub.Register(self.pb.RegisterRequest(
             worker_id=self.name, incarnation=self.incarnation, version="test", shares_file_system=True,
             devices=[self.pb.DeviceProfile(id="cpu0", backend="cpu", body="avx2", description="test CPU",
-                                           capacity_bytes=300 << 20, profile_json=PROFILE)]))
+                                           capacity_bytes=300 << 20,
+                                           profile_json=json.dumps(json.loads(PROFILE) | self.profile))]))
 
     def synchronize(self):
         answer = self.stub.Synchronize(self.pb.SynchronizeRequest(
@@ -109,7 +111,8 @@ class PlayedWorker:
     def step(self, n, **more):
         return self.pb.StepMetric(step=n, loss=3.0 / n, gradient_norm=1.0, learning_rate=1e-4, tokens=100,
                                   target_tokens=80, step_time_us=10000, time_us=time.time_ns() // 1000,
-                                  used_bytes=1 << 28, **more)
+                                  used_bytes=1 << 28, phases=self.pb.StepPhases(
+                                      linear_us=6000, attention_us=2500, data_us=1000), **more)
 
     def put(self, assignment, name, data):
         digest = hashlib.sha256(data).hexdigest()

@@ -14,10 +14,10 @@ import sys
 
 import client
 from alone_data import check_blobs, check_datasets, check_models
-from alone_durable import check_backup, check_damage, check_restart
+from alone_durable import check_backup, check_damage, check_full_disk, check_restart
 from alone_jobs import Watch, check_fleet, check_jobs, check_refusal, check_training
 from alone_tls import check_certificates, check_exposure, check_tls
-from alone_why import check_why
+from alone_why import check_failed, check_numerics, check_why
 from foreign_client import expect_error
 from lone_server import Server, spec_of
 
@@ -56,11 +56,14 @@ def run():
     check_fleet(api, worker)
     check_refusal(api, model, dataset)
     check_why(server, api, model, dataset, worker)
+    check_failed(server, api, model, dataset, worker)
+    check_numerics(server, api, model, dataset, worker)
     expect_error(lambda: api.models.DeleteModel(api.pb.model.DeleteModelRequest(name="models/none")),
                  "NOT_FOUND", "BASE_MODEL_NOT_FOUND")
     check_restart(server, api, job)
     api = client.Api(server.address)
     check_damage(server, api, job)
+    check_full_disk(server, api, job)
     check_backup(server, api, job)
     watching = Watch(client.Api(server.address), name=job.name) if in_memory else None
     code = server.stop()

@@ -178,8 +178,10 @@ def check_jobs(nibble, folder):
     assert nibble("wait", "first", "--for", "state=PAUSED").split() == ["first", "PAUSED"]
     assert nibble("-q", "ps", "--state", "paused").split() == ["first"]
     assert nibble("-q", "ps", "--state", "PAUSED", "--state", "queued", "--limit", "1").split() == ["second"]
-    nibble("wait", "first", "--timeout", "1", code=12, say=[r"first is still PAUSED"])
+    nibble("wait", "first", "--timeout", "1", code=12, say=[r"first is still PAUSED: paused; resume it"])
     nibble("resume", "first")
+    nibble("get", "first", say=[r"\nwaits for a worker: none is registered"])
+    nibble("download", "first", code=1, say=[r"first is QUEUED \(waits for a worker: none is registered\); its adapter can"])
     nibble("rm", "first", code=1, say=[r"(?i)first"])
     assert nibble("metrics", "first", "--csv") == "step,loss,eval_loss\n"
     nibble("cancel", "first", "second")

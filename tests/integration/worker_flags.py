@@ -1,12 +1,38 @@
 #!/usr/bin/env python3
-"""Every flag that nibble-worker's --help shows is one it takes.
+"""Every flag that nibble-worker's --help shows is one it takes; what --pinned-memory does.
 
-  worker_flags.py PATH_OF_NIBBLE_WORKER
+  worker_flags.py PATH_OF_NIBBLE_WORKER PATH_OF_NIBBLE_FAKE_ENGINE
 """
 
+import json
 import re
 import subprocess
 import sys
+import tempfile
+
+
+def pinned_bytes(worker, engine, *flags):
+    """Page-locked memory that a worker with one GPU, which the engine plays, offers."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [worker, "--engine", engine, "--device", "cuda", "--server", "127.0.0.1:1", "--data-dir", folder,
+             "--log", "json", *flags], stderr=subprocess.PIPE, text=True)
+        try:
+            for line in process.stderr:
+                if '"worker.device"' in line:
+                    return int(json.loads(line)["pinned_capacity_bytes"])
+            raise AssertionError(f"no device; code {process.wait(20)}")
+        finally:
+            process.kill()
+            process.wait(20)
+
+
+def check_pinned(worker, engine):
+    usual = pinned_bytes(worker, engine)
+    assert usual > 0, usual
+    for size, count in (("192MiB", 192 << 20), ("256MiB", 256 << 20)):
+        found = pinned_bytes(worker, engine, "--pinned-memory", size)
+        assert found == count, f"--pinned-memory {size} offers {found}, without it {usual}"
 
 
 def main():
@@ -22,6 +48,7 @@ def main():
         done = subprocess.run([worker, *words, "--no-such-flag=1"], capture_output=True, text=True, check=False)
         if done.returncode != 2 or "unknown flag --no-such-flag" not in done.stderr:
             sys.exit(f"--{flag} is shown and not taken: {done.stderr.strip()}")
+    check_pinned(worker, sys.argv[2])
     print(f"{len(flags)} flags")
 
 
