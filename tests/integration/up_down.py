@@ -135,7 +135,7 @@ def check_words(nibble, folder):
     recipe = ROOT / "demo" / "recipe.yaml"
     # Nobody reads the data, but where the job fits is known.
     nibble("--call-timeout", "3", "validate", recipe, code=12,
-           say=[r"\nmemory\n", r"planned with +recompute=none", r"\nfits\n  card-24gb/gpu0 +now; ", r"not yet read"])
+           say=[r"\nmemory on card-24gb/gpu0\n", r"planned with +recompute=none", r"\nfits\n  card-24gb/gpu0 +now; ", r"not yet read"])
     nibble("run", recipe, "--name", "B A", code=5, say=[r"--name must be 1 to 63 .*got \"B A\""], never=[r"uploading"])
     nibble("run", "-n", recipe, "lora_r=300", code=5, say=[r"\blora_r is 300, outside 1 to 256"],
            never=[r"spec\.", r"uploading"])
