@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Bad days of a stack of real processes that kill_test.py does not have: damaged bytes, a name taken twice.
+"""Bad days of a stack of real processes that kill_test.py does not have: damaged bytes, a name taken twice, a small
+cache, a machine that sleeps.
 
-    faults.py [CASE ...]        checkpoint, base, twin
+    faults.py [CASE ...]        checkpoint, base, twin, cache, sleep
 
 Exits 77 with a sentence where something needed is missing.
 """
 
+import hashlib
 import sys
 
 import client
@@ -112,7 +114,43 @@ def twin(binaries):
         assert second.poll() is None
 
 
-CASES = {"checkpoint": checkpoint, "base": base, "twin": twin}
+def cache(binaries):
+    """Of what it has fetched and no job needs, a worker keeps as much as --cache-size says; it looks when it fetches."""
+    with Stack(binaries) as stack:
+        stack.start_server()
+        api = stack.api()
+        model, first, second = api.add_model(base_directory()), api.add_dataset(rows(48)), api.add_dataset(rows(40))
+        for name, flags in (("w1", ["--cache-size", "1MiB"]), ("w2", [])):
+            worker = stack.start_worker(name, flags=flags)
+            kept = stack.root / name / "cache" / "blobs" / hashlib.sha256(rows(48)).hexdigest()
+            for dataset in (first, second):
+                api.wait(submit(api, small_spec(api.pb, model, dataset, steps=3)).name, 120)
+                assert dataset is second or kept.exists(), "what was fetched"
+            assert kept.exists() != bool(flags), (name, flags)
+            worker.terminate()
+            worker.wait(30)
+
+
+def sleep(binaries):
+    """Server, worker and engine are stopped for longer than a lease and go on: no retry, no step is lost."""
+    with Stack(binaries) as stack:
+        stack.start_server().start_worker()
+        api, name = training(stack)
+        pids = [stack.server.pid, stack.workers["w1"].pid, *stack.engines()]
+        steps = going(api, name, 3)
+        for pid in pids:
+            stack_module.os.kill(pid, stack_module.signal.SIGSTOP)
+        stack_module.time.sleep(12)  # of a lease of 8 s
+        for pid in pids:
+            stack_module.os.kill(pid, stack_module.signal.SIGCONT)
+        going(api, name, steps + 3)
+        job = api.get(name)
+        assert [(a.epoch, a.state) for a in job.attempts] == [(1, "ACTIVE")], job.attempts
+        log = (stack.root / "server.log").read_text()
+        assert "server.slept" in log and "worker.lost" not in log, log
+
+
+CASES = {"checkpoint": checkpoint, "base": base, "twin": twin, "cache": cache, "sleep": sleep}
 
 
 def main():
