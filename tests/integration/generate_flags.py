@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""What the flags of `nibble-engine generate` change.
+
+  generate_flags.py PATH_OF_NIBBLE_ENGINE
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Says what it was asked in words that no template of ours has.
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} says: {{ m['content'] }}\n{% endfor %}and then: "
+
+
+class Engine:
+    def __init__(self, binary, base, cache):
+        self.words = [binary, "generate", "--model-dir", base, "--cache-dir", cache, "--threads", "1", "--json"]
+
+    def run(self, *words):
+        return subprocess.run([*self.words, *words], capture_output=True, text=True, timeout=120, check=False)
+
+    def __call__(self, *words):
+        done = self.run(*words)
+        assert done.returncode == 0, done
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def with_template(base, folder):
+    """The same base, whose tokenizer has a chat template."""
+    shutil.copytree(base, folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    assert "chat_template" not in config, "the example's base has none"
+    path.write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    return folder
+
+
+def check_chat(plain, talking):
+    """The prompt is what a user says, in the model's template."""
+    prompt = "read me"
+    bare, = plain("--max-tokens", "1", prompt)
+    assert talking("--max-tokens", "1", prompt)[0] == bare, "a template that nobody asked for"
+    said, = talking("--max-tokens", "1", "--chat", prompt)
+    # The template's words are in front of it and behind.
+    whole, = plain("--max-tokens", "1", f"user says: {prompt}\nand then: ")
+    assert abs(said["prompt_tokens"] - whole["prompt_tokens"]) <= 1 and said["prompt"] == prompt, (said, whole)
+    assert said["prompt_tokens"] > bare["prompt_tokens"] + 3, (said, bare)
+    refused = plain.run("--chat", prompt)
+    assert refused.returncode == 5 and "CHAT_TEMPLATE_INVALID" in refused.stderr, refused
+
+
+def check_sampling(engine):
+    """--temperature draws, --seed decides what, --top-p from how many."""
+    def texts(*words):
+        return [engine("--max-tokens", "12", "--seed", str(seed), *words, "the")[0]["text"] for seed in range(4)]
+
+    greedy = texts()
+    assert len(set(greedy)) == 1, greedy
+    hot = texts("--temperature", "3")
+    assert len(set(hot)) > 1 and hot == texts("--temperature", "3", "--top-p", "1"), hot
+    # Of so small a share only the likeliest token is left.
+    assert texts("--temperature", "3", "--top-p", "0.000001") == greedy
+    few = texts("--temperature", "3", "--top-p", "0.5")
+    assert few != hot, "half of the share draws as all of it"
+    for share in ("0", "1.5", "-1"):
+        assert engine.run("--top-p", share, "the").returncode == 2, share
+
+
+def main():
+    binary = sys.argv[1]
+    if not os.path.isfile(binary):
+        print(f"skipped: {binary} is not built")
+        return 77
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        base = ROOT / "demo" / "base"
+        plain = Engine(binary, base, folder / "cache")
+        check_chat(plain, Engine(binary, with_template(base, folder / "talking"), folder / "cache"))
+        check_sampling(plain)
+    print("flags of generate: all checks passed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
