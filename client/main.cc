@@ -300,6 +300,7 @@ void AddMachine(CLI::App& app, Commands& c) {
       {"--seed", "of the draws (42)"},
       {"--prompts", "file of JSON lines, each with a prompt; with a completion too for --score"},
       {"--limit", "only the first so many of them"},
+      {"--chat-template", "as --chat, in the template that a recipe's chat_template names, e.g. chatml"},
       {"--quant", "how the base is held: nf4, fp4, int4, int8, bf16 (as the adapter was trained on; nf4)"},
       {"--device", "cpu, or cuda:0 and so on (cpu)"},
       {"--threads", "of the engine (all cores)"}};

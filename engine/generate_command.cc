@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -145,6 +146,28 @@ absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
   return sampling;
 }
 
+// What is wrong with a template, in the words of this command instead of a recipe's.
+absl::Status InFlagWords(const absl::Status& status) {
+  if (StatusReason(status) != Reason::kChatTemplateInvalid) return status;
+  return Error(Reason::kChatTemplateInvalid,
+               absl::StrReplaceAll(
+                   status.message(),
+                   {{"data.chat_template", "--chat"},
+                    {"`chat_template: chatml`", "`--chat-template chatml`"},
+                    {"and data as prompt and completion or text needs none",
+                     "and without --chat none is needed"}}))
+      .ToStatus();
+}
+
+// The template to talk in; nothing where the prompt is taken as it is.
+absl::StatusOr<std::optional<ChatTemplate>> ChatFrom(const Flags& flags, const Tokenizer& tokenizer) {
+  if (!flags.Has("chat") && !flags.Has("chat-template")) return std::nullopt;
+  absl::StatusOr<ChatTemplate> chat =
+      ChatTemplate::Select(flags.Text("chat-template", "tokenizer_default"), tokenizer);
+  if (!chat.ok()) return InFlagWords(chat.status());
+  return *std::move(chat);
+}
+
 // The base is held as the adapter was trained on it, unless the flags say otherwise.
 absl::StatusOr<DeviceOptions> OptionsFrom(const Flags& flags) {
   ASSIGN_OR_RETURN(DeviceOptions options, DeviceOptionsFrom(flags));
@@ -172,7 +195,8 @@ absl::StatusOr<std::optional<Adapter>> AdapterFrom(const Flags& flags, const Dev
 absl::Status GenerateCommand(const Arguments& arguments) {
   std::vector<std::string> valued = DeviceFlagNames();
   for (const char* name :
-       {"adapter", "prompt", "prompts", "limit", "max-tokens", "temperature", "top-p", "seed"}) {
+       {"adapter", "prompt", "prompts", "limit", "max-tokens", "temperature", "top-p", "seed",
+        "chat-template"}) {
     valued.emplace_back(name);
   }
   ASSIGN_OR_RETURN(const Flags flags, Flags::Parse(arguments, valued, {"json", "chat", "score"}));
@@ -185,15 +209,14 @@ absl::Status GenerateCommand(const Arguments& arguments) {
                    Device::Open(options, *backend, MeasureProfile(*backend)));
   const Tokenizer& tokenizer = device->tokenizer();
   ASSIGN_OR_RETURN(const std::optional<Adapter> adapter, AdapterFrom(flags, *device));
-  std::optional<ChatTemplate> chat;
-  if (flags.Has("chat")) {
-    ASSIGN_OR_RETURN(chat, ChatTemplate::Select("tokenizer_default", tokenizer));
-  }
+  ASSIGN_OR_RETURN(const std::optional<ChatTemplate> chat, ChatFrom(flags, tokenizer));
   std::vector<std::vector<int32_t>> encoded;
   int64_t longest = 1;
   const int64_t positions = device->model().max_positions;
   for (const Prompt& prompt : prompts) {
-    ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodePrompt(tokenizer, prompt.text, chat));
+    absl::StatusOr<std::vector<int32_t>> read = EncodePrompt(tokenizer, prompt.text, chat);
+    if (!read.ok()) return InFlagWords(read.status());
+    std::vector<int32_t> ids = *std::move(read);
     encoded.push_back(std::move(ids));
     const auto length = static_cast<int64_t>(encoded.back().size());
     if (length == 0 || length >= positions) {

@@ -41,7 +41,7 @@ def with_template(base, folder):
 
 
 def check_chat(plain, talking):
-    """The prompt is what a user says, in the model's template."""
+    """The prompt is what a user says, in the model's template or in the one that is named."""
     prompt = "read me"
     bare, = plain("--max-tokens", "1", prompt)
     assert talking("--max-tokens", "1", prompt)[0] == bare, "a template that nobody asked for"
@@ -50,8 +50,16 @@ def check_chat(plain, talking):
     whole, = plain("--max-tokens", "1", f"user says: {prompt}\nand then: ")
     assert abs(said["prompt_tokens"] - whole["prompt_tokens"]) <= 1 and said["prompt"] == prompt, (said, whole)
     assert said["prompt_tokens"] > bare["prompt_tokens"] + 3, (said, bare)
-    refused = plain.run("--chat", prompt)
-    assert refused.returncode == 5 and "CHAT_TEMPLATE_INVALID" in refused.stderr, refused
+    named, = plain("--max-tokens", "1", "--chat-template", "chatml", prompt)
+    assert named["prompt_tokens"] > bare["prompt_tokens"] + 3, (named, bare)
+    assert named["prompt_tokens"] != said["prompt_tokens"], "chatml is another"
+    assert talking("--max-tokens", "1", "--chat", "--chat-template", "chatml", prompt)[0] == named
+    for words in (["--chat"], ["--chat-template", "chatlm"]):
+        refused = plain.run(*words, prompt)
+        assert refused.returncode == 5 and "CHAT_TEMPLATE_INVALID" in refused.stderr, refused
+        assert "`--chat-template chatml`" in refused.stderr and "--chat " in refused.stderr, refused
+        for word in ("data.chat_template", "chat_template:"):
+            assert word not in refused.stderr, refused
 
 
 def check_sampling(engine):
