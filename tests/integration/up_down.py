@@ -111,7 +111,7 @@ def check_help():
     if (BIN / "nibble-engine").is_file():
         for words in (["generate", "--nonsense"], ["generate", "--base", "."], ["merge", "--base", ".", "--onto", "x"]):
             assert "(SPEC_INVALID)" in ask(*words, code=2)
-        ask("generate", "--base", "/nonexistent", "hello", code=5)
+        assert "(BASE_MODEL_NOT_FOUND)" in ask("generate", "--base", "/nonexistent", "hello", code=3)
 
 
 def check_watch(nibble):
