@@ -100,6 +100,7 @@ absl::Status AgentLoop::Run() {
   }
   RETURN_IF_ERROR(files_.Clean());
   RETURN_IF_ERROR(cache_.Open());
+  ShrinkCaches(options_.cache_max_bytes);  // the bound may be lower than it was
   Handle(Start{});
   HandleOwn();
   while (!done_ && !stop_) {
@@ -147,13 +148,16 @@ void AgentLoop::HandleOwn() {
 }
 
 void AgentLoop::Handle(const Input& input) {
-  if (const auto* exited = std::get_if<EngineExited>(&input)) engines_.erase(exited->engine);
+  if (const auto* exited = std::get_if<EngineExited>(&input)) {
+    engines_.erase(exited->engine);
+    ShrinkCaches(options_.cache_max_bytes);  // its base is nobody's now
+  }
   if (const auto* no_room = std::get_if<EngineNoRoom>(&input)) {
     LogWarning(
         "checkpoint.no_room",
         {{"attempt", no_room->key.ToString()}, {"step", no_room->step}, {"why", no_room->message}});
   }
-  if (IsFullDisk(input)) MakeRoom();
+  if (IsFullDisk(input)) ShrinkCaches(0);
   counts_.train.Count(input, clock_.NowMonotonicUs());
   for (const Action& action : agent_.Handle(input, clock_.NowMonotonicUs())) {
     std::visit([this](const auto& a) { Do(a); }, action);
@@ -171,10 +175,10 @@ void AgentLoop::Handle(const Input& input) {
   }
 }
 
-void AgentLoop::MakeRoom() {
-  fetch_pool_.Post([this] {
-    cache_.ShrinkTo(0);
-    ShrinkBases(JoinPath(options_.work_dir, "cache/base"), 0);
+void AgentLoop::ShrinkCaches(int64_t max_bytes) {
+  fetch_pool_.Post([this, max_bytes] {
+    cache_.ShrinkTo(max_bytes);
+    ShrinkBases(JoinPath(options_.work_dir, "cache/base"), max_bytes);
   });
 }
 
@@ -410,6 +414,7 @@ void AgentLoop::Do(const Forget& a) {
   LogInfo("attempt.over", {{"attempt", a.key.ToString()}});
   files_.Forget(a.key, it->second);
   tokens_.erase(it);
+  ShrinkCaches(options_.cache_max_bytes);  // what it had pinned may go
 }
 
 void AgentLoop::Do(const Exit& a) {

@@ -106,8 +106,8 @@ class AgentLoop {
   void Send(int64_t engine, const std::string& line);
   void OnEngineExit(int64_t engine, const ProcessExit& exit, const std::string& log_file,
                     const std::string& nonsense);
-  // The disk is full: caches that nobody uses go.
-  void MakeRoom();
+  // What nobody uses goes, down to this; to 0 when the disk is full.
+  void ShrinkCaches(int64_t max_bytes);
   void MeasureDevices(std::vector<DeviceStatus>& devices) const;
   std::string DirOf(const AttemptKey& key) const;
   std::string LogFileOf(const std::string& device_id) const;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -45,6 +46,9 @@ bool RemoveUnused(const std::string& path) {
 }  // namespace
 
 int64_t ShrinkBases(const std::string& directory, int64_t max_bytes) {
+  // Two at a time would count what the other removes, and remove more.
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
   const auto names = ListDir(directory);
   if (!names.ok()) return 0;
   std::vector<Base> bases;
