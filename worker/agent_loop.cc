@@ -14,6 +14,7 @@
 #include "base/log_file.h"
 #include "base/status.h"
 #include "engine/spec/words.h"
+#include "worker/awake_limit.h"
 #include "worker/base_files.h"
 #include "worker/check.h"
 #include "worker/devices.h"
@@ -367,13 +368,12 @@ void AgentLoop::Do(const DoProbe& a) {
     return;
   }
   LogInfo("device.probe", {{"device", a.device_id}});
-  const int64_t deadline_us = clock_.NowMonotonicUs() + options_.agent.probe_timeout_us;
-  probe_pool_.Post([this, id = a.device_id, name = name->second, deadline_us, ended = probes_ended_] {
+  probe_pool_.Post([this, id = a.device_id, name = name->second, ended = probes_ended_] {
     const std::string log_file = LogFileOf(id);
-    const absl::Status probed =
-        ProbeDevice(options_.engine_binary, name, log_file, [this, deadline_us, ended] {
-          return ended->load() || clock_.NowMonotonicUs() >= deadline_us;
-        });
+    AwakeLimit limit(options_.agent.probe_timeout_us, options_.agent.sleep_us, clock_.NowMonotonicUs());
+    const absl::Status probed = ProbeDevice(options_.engine_binary, name, log_file, [this, &limit, ended] {
+      return ended->load() || limit.Passed(clock_.NowMonotonicUs());
+    });
     if (ended->load()) return;
     if (probed.ok()) {
       LogInfo("device.answers", {{"device", id}});

@@ -13,9 +13,11 @@ constexpr int64_t kLongestSleepUs = 1'000'000;
 }  // namespace
 
 std::vector<Action> Agent::Handle(const Input& input, int64_t now_us) {
+  const int64_t slept_us = now_us - now_us_;
   now_us_ = now_us;
   actions_.clear();
   if (exited_) return {};
+  if (started_ && options_.sleep_us > 0 && slept_us >= options_.sleep_us) PutOff(slept_us);
   std::visit([this](const auto& in) { On(in); }, input);
   if (started_ && !exited_) Reconcile();
   return std::move(actions_);
@@ -192,6 +194,7 @@ void Agent::Renew(int64_t sent_us) {
   // Anchored at the time of sending: the server's lease began later, so it ends later.
   const int64_t margin_us = std::min(options_.trust_margin_us, lease_lost_us_ / 8);
   trust_until_us_ = std::max(trust_until_us_, sent_us + lease_lost_us_ - margin_us);
+  silence_until_us_ = trust_until_us_ + options_.silence_us;
   if (now_us_ < trust_until_us_) distrusted_ = false;
 }
 
@@ -206,7 +209,7 @@ void Agent::CheckTrust() {
       Do(PauseAttempt{local.engine, local.local_key});
     }
   }
-  if (now_us_ >= trust_until_us_ + options_.silence_us) AbandonAll();
+  if (now_us_ >= silence_until_us_) AbandonAll();
 }
 
 void Agent::RetryCall() {

@@ -24,6 +24,7 @@
 //  * What found a full disk here makes the worker say so until something was written again, room was made, or
 //    `room_us` have passed: it gets no new work meanwhile. Files that cannot be fetched for want of room are
 //    tried once more, then the attempt goes back.
+//  * Limits on engines, drivers and silence count only time in which this ran; renewals go by the clock.
 //  * Reports of an attempt go out one at a time, in order, again and again until answered.
 //  * A restart of the worker starts with an empty agent under a new incarnation: engines end with the process
 //    that started them (end of file), and the server gives the attempts away again.
@@ -53,6 +54,9 @@ struct AgentOptions {
   int64_t retry_max_us = 5'000'000;         // of calls and reports
   int64_t retry_disk_us = 30'000'000;       // when the disk is full
   int64_t silence_us = 3'600'000'000;       // without trust for so long, devices are given back
+  // Inputs so far apart (there is a Tick every second): the machine slept, or this process was stopped, and
+  // so much is not held against engines and drivers, which did not run either. 0 = never.
+  int64_t sleep_us = 15'000'000;
   int32_t max_fetch_tries = 5;
   int64_t metrics_interval_us = 1'000'000;  // steps are sent in batches this often
   size_t max_pending_metrics = 4'096;       // per attempt; beyond it the oldest are dropped
@@ -218,6 +222,7 @@ class Agent {
   std::set<std::string> WithdrawnDevices() const;
   void AttachOrStart(Local& local);
   void StopEngine(int64_t id, Engine& engine);
+  void PutOff(int64_t slept_us);
   void CheckTimeouts();
   void CheckTrust();
   void Renew(int64_t sent_us);
@@ -266,6 +271,7 @@ class Agent {
   int64_t lease_lost_us_ = 120'000'000;
   int64_t register_sent_us_ = 0;
   int64_t trust_until_us_ = 0;
+  int64_t silence_until_us_ = 0;
   bool distrusted_ = false;  // attempts were paused for want of an answer
   int64_t sync_id_ = 0;      // outstanding; 0 = none
   int64_t sync_sent_us_ = 0;

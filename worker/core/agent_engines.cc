@@ -101,6 +101,18 @@ void Agent::AdvanceEngines() {
   }
 }
 
+// What was to end meanwhile had as little time for it as we to wait.
+void Agent::PutOff(int64_t slept_us) {
+  for (auto& [id, engine] : engines_) {
+    engine.start_us += slept_us;
+    engine.stop_us += slept_us;
+    if (engine.idle_since_us > 0) engine.idle_since_us += slept_us;
+  }
+  for (auto& [key, local] : attempts_) local.detach_deadline_us += slept_us;
+  for (auto& [id, care] : cares_) care.sent_us += slept_us;
+  silence_until_us_ += slept_us;
+}
+
 void Agent::CheckTimeouts() {
   const auto kill = [this](int64_t id, Engine& engine) {
     if (engine.killed) return;

@@ -46,10 +46,76 @@ TEST_F(AgentTest, AnEngineThatDoesNotLetGoIsKilledAndItsNeighboursSaySo) {
   EXPECT_TRUE(std::get<FailedReport>(reports_.back().body).neighbour_fault);
 }
 
-class ReplacedEngineTest : public AgentTest {
+// Suspended, or stopped with everything on its machine: nobody had those minutes.
+class SleepTest : public AgentTest {
  protected:
   void SetUp() override {
     AgentOptions options;
+    options.probed_devices = {"cpu0"};
+    agent_ = Agent(options);
+    AgentTest::SetUp();
+  }
+  // As time passes: with a Tick every second.
+  void Wait(int64_t us) {
+    for (const int64_t end_us = now_us_ + us; now_us_ < end_us && !seen_;) {
+      Advance(kSecondUs);
+      seen_ = Find<KillEngine>() != nullptr;
+    }
+  }
+  bool seen_ = false;  // an engine was killed
+};
+
+TEST_F(SleepTest, AnEngineHasTimeToLetGoThatPassedForIt) {
+  Run("a", {AssignmentOf("a")});
+  Run("b", {AssignmentOf("a"), AssignmentOf("b")});
+  Desire({AssignmentOf("a"), AssignmentOf("b", "base", Want::kStop)});
+  Wait(200 * kSecondUs);
+  Advance(3'000 * kSecondUs);
+  EXPECT_EQ(Find<KillEngine>(), nullptr);
+  Wait(98 * kSecondUs);
+  EXPECT_FALSE(seen_);
+  Wait(3 * kSecondUs);
+  EXPECT_TRUE(seen_);
+}
+
+TEST_F(SleepTest, AnEngineHasTimeToEndThatPassedForIt) {
+  Run("a", {AssignmentOf("a")});
+  Desire({AssignmentOf("b", "other base")});  // in place of it
+  Feed(EngineDetached{engine_, {"a", 1}, 0});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  ASSERT_NE(Find<ShutdownEngine>(), nullptr);
+  Wait(200 * kSecondUs);
+  Advance(3'000 * kSecondUs);
+  EXPECT_EQ(Find<KillEngine>(), nullptr);
+  Wait(110 * kSecondUs);
+  EXPECT_TRUE(seen_);
+}
+
+TEST_F(SleepTest, ADriverHasTimeToAnswerThatPassedForIt) {
+  Run("a", {AssignmentOf("a")});
+  Feed(EngineExited{engine_, "signal 9", false});
+  ASSERT_NE(Find<DoProbe>(), nullptr);
+  Wait(100 * kSecondUs);
+  Advance(3'000 * kSecondUs);
+  EXPECT_EQ(agent_.withdrawn_devices(), 0u);
+  Wait(85 * kSecondUs);
+  EXPECT_EQ(agent_.withdrawn_devices(), 1u);
+}
+
+// A night's sleep of a machine with its server on it: what is trained goes on in the morning.
+TEST_F(SleepTest, ANightIsNoHourOfSilence) {
+  Run("a", {AssignmentOf("a")});
+  Advance(8 * 3'600 * kSecondUs);
+  EXPECT_NE(Find<PauseAttempt>(), nullptr) << "the lease is over all the same";
+  EXPECT_EQ(Find<Detach>(), nullptr);
+  Desire({AssignmentOf("a")});
+  EXPECT_NE(Find<ResumeAttempt>(), nullptr);
+}
+
+class ReplacedEngineTest : public AgentTest {
+ protected:
+  void SetUp() override {
+    AgentOptions options = Options();
     options.numerics = {{"cpu0", "numerics"}, {"cpu1", "others"}};
     agent_ = Agent(options);
     AgentTest::SetUp();
@@ -146,7 +212,7 @@ TEST_F(AgentTest, WhoIsNotLetGoIsNotToBlameForTheTurnOfAnother) {
 class ProbedDeviceTest : public AgentTest {
  protected:
   void SetUp() override {
-    AgentOptions options;
+    AgentOptions options = Options();
     options.probed_devices = {"cpu0"};
     agent_ = Agent(options);
     AgentTest::SetUp();

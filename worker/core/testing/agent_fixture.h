@@ -86,7 +86,14 @@ class AgentTest : public ::testing::Test {
     return in;
   }
 
-  Agent agent_{AgentOptions{}};
+  // Minutes pass between two inputs of most tests.
+  static AgentOptions Options() {
+    AgentOptions options;
+    options.sleep_us = 0;
+    return options;
+  }
+
+  Agent agent_{Options()};
   int64_t now_us_ = 1'000 * kSecondUs;
   std::vector<Action> last_;
   SynchronizeRequest sync_;
