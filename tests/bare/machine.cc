@@ -5,6 +5,8 @@
 // Memory, mapped as it lies: this image at 1 MiB, behind it the program's file as GRUB put it, the
 // program from kProgram on (it is linked to that address), its stack below kHeap, then the heap and
 // what it maps. Nothing is ever given back. Output goes to port 0xE9, one byte at a time.
+#include <sys/syscall.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -102,99 +104,92 @@ int64_t ThreadState(uint64_t code, uint64_t value) {
                                                       : kInvalid;  // tile registers are anybody's
 }
 
+// Calls that need no answer but these.
+struct Answer {
+  int64_t answer;
+  uint64_t calls[10];
+};
+constexpr Answer kAnswers[] = {
+    {0,
+     {SYS_close, SYS_mprotect, SYS_munmap, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_yield,
+      SYS_madvise, SYS_sigaltstack, SYS_futex, SYS_set_robust_list}},
+    {1, {SYS_getpid, SYS_gettid, SYS_set_tid_address}},
+    {kTryAgain, {SYS_clone, SYS_clone3}},  // no threads
+    {kNoTerminal, {SYS_ioctl}},
+    {kNoEntry, {SYS_open, SYS_access, SYS_readlink, SYS_openat, SYS_readlinkat, SYS_faccessat}},
+    {kNoSuchCall, {SYS_rseq}},
+};
+
+// What is not known is told, so that nothing is missing without being seen.
+int64_t Otherwise(uint64_t number) {
+  for (const Answer& answer : kAnswers)
+    for (const uint64_t call : answer.calls)
+      if (call == number && call != 0) return answer.answer;
+  Put("\nno such system call: ");
+  PutHex(number);
+  Put("\n");
+  return kNoSuchCall;
+}
+
+int64_t WriteVector(const uint64_t* parts, uint64_t count) {
+  int64_t written = 0;
+  for (uint64_t i = 0; i < count; ++i) {
+    Write(parts[2 * i], parts[2 * i + 1]);
+    written += static_cast<int64_t>(parts[2 * i + 1]);
+  }
+  return written;
+}
+
+[[noreturn]] void End(const char* how, uint64_t code) {
+  Put(how);
+  PutHex(code);
+  Put("\n");
+  Stop();
+}
+
 }  // namespace
 
-// By the numbers of x86-64. What is not named is told, so that nothing is missing without being
-// seen.
+// By the numbers of x86-64.
 extern "C" int64_t SystemCall(uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
                               uint64_t) {
   switch (number) {
-    case 1:  // write
+    case SYS_write:
       Write(b, c);
       return static_cast<int64_t>(c);
-    case 20: {  // writev
-      int64_t written = 0;
-      for (uint64_t i = 0; i < c; ++i) {
-        Write(At<uint64_t>(b)[2 * i], At<uint64_t>(b)[2 * i + 1]);
-        written += static_cast<int64_t>(At<uint64_t>(b)[2 * i + 1]);
-      }
-      return written;
-    }
-    case 5:  // fstat
+    case SYS_writev:
+      return WriteVector(At<const uint64_t>(b), c);
+    case SYS_fstat:
       return TerminalStat(b);
-    case 262:  // newfstatat
+    case SYS_newfstatat:
       return a <= 2 ? TerminalStat(c) : kNoEntry;
-    case 9:  // mmap
+    case SYS_mmap:
       return static_cast<int64_t>(Map(b));
-    case 12:  // brk
+    case SYS_brk:
       return static_cast<int64_t>(MoveHeapEnd(a));
-    case 158:  // arch_prctl
+    case SYS_arch_prctl:
       return ThreadState(a, b);
-    case 228: {  // clock_gettime: ticks are nanoseconds here
-      const uint64_t ticks = Ticks();
-      At<uint64_t>(b)[0] = ticks / 1000000000;
-      At<uint64_t>(b)[1] = ticks % 1000000000;
+    case SYS_clock_gettime:  // ticks are nanoseconds here
+      At<uint64_t>(b)[0] = Ticks() / 1000000000;
+      At<uint64_t>(b)[1] = Ticks() % 1000000000;
       return 0;
-    }
-    case 204:  // sched_getaffinity: one processor
+    case SYS_sched_getaffinity:  // one processor
       memset(At<void>(c), 0, b);
       *At<uint8_t>(c) = 1;
       return 8;
-    case 302:  // prlimit64: of the stack
-      if (d != 0) {
-        At<uint64_t>(d)[0] = 8 << 20;
-        At<uint64_t>(d)[1] = ~0ull;
-      }
+    case SYS_prlimit64:  // of the stack
+      if (d != 0) At<uint64_t>(d)[0] = At<uint64_t>(d)[1] = 8 << 20;
       return 0;
-    case 318:  // getrandom
+    case SYS_getrandom:
       for (uint64_t i = 0; i < b; ++i) At<uint8_t>(a)[i] = static_cast<uint8_t>(Ticks() >> 3);
       return static_cast<int64_t>(b);
-    case 39:
-    case 186:
-    case 218:  // getpid, gettid, set_tid_address
-      return 1;
-    // close, mprotect, munmap, rt_sigaction, rt_sigprocmask, sched_yield, madvise, sigaltstack,
-    // futex, set_robust_list
-    case 3:
-    case 10:
-    case 11:
-    case 13:
-    case 14:
-    case 24:
-    case 28:
-    case 131:
-    case 202:
-    case 273:
-      return 0;
-    case 16:  // ioctl
-      return kNoTerminal;
-    case 56:
-    case 435:  // clone, clone3: no threads
-      return kTryAgain;
-    case 2:
-    case 21:
-    case 89:
-    case 257:
-    case 267:
-    case 269:  // open, access, readlink, openat, readlinkat, faccessat
-      return kNoEntry;
-    case 334:  // rseq
-      return kNoSuchCall;
-    case 60:
-    case 231:  // exit, exit_group
-      Put("\nended with ");
-      PutHex(a);
-      Put("\n");
-      Stop();
-    case 62:
-    case 234:  // kill, tgkill: abort()
-      Put("\naborted\n");
-      Stop();
+    case SYS_exit:
+    case SYS_exit_group:
+      End("\nended with ", a);
+    case SYS_kill:
+    case SYS_tgkill:
+      End("\naborted by signal ", number == SYS_kill ? b : c);
     default:
-      Put("\nno such system call: ");
-      PutHex(number);
-      Put("\n");
-      return kNoSuchCall;
+      return Otherwise(number);
   }
 }
 
