@@ -95,79 +95,93 @@ std::string NoRoomText(const State& state) {
   return text;
 }
 
-// Where a queued job that does not fit now would come nearest to fitting.
-std::string WhyItWaits(const Job& job, QueueLook& look) {
-  using Kind = DeviceVerdict::Kind;
-  const State& state = look.state();
-  const Core& core = look.core();
-  const int64_t now_us = look.now_us();
-  const Board& board = state.board;
-  const BoardExplanation why =
-      Explain(board, core.options, NeedsOf(state, look.core()), now_us, core.options.lease_suspect_us,
-              job.number, look.Reservations());
-  const DeviceVerdict* freest = nullptr;
-  bool live = false;
-  bool numerics = false;
+// What the live devices are to a job that waits.
+struct LiveDevices {
+  bool any = false;
+  bool numerics = false;  // one at least has those it began with
   bool fits = false;
-  for (const DeviceVerdict& v : why.devices) {
+  const DeviceVerdict* freest = nullptr;  // of those with a plan
+};
+
+LiveDevices LookAt(const Board& board, const std::vector<DeviceVerdict>& devices, const CoreOptions& options,
+                   int64_t now_us) {
+  using Kind = DeviceVerdict::Kind;
+  LiveDevices live;
+  for (const DeviceVerdict& v : devices) {
     const Board::Device& d = board.devices()[static_cast<size_t>(v.device)];
     const Board::WorkerFacts& worker = board.workers()[static_cast<size_t>(d.worker)];
-    if (!worker.takes_work || now_us - worker.renewed_us > core.options.lease_suspect_us) continue;
-    live = true;
+    if (!worker.takes_work || now_us - worker.renewed_us > options.lease_suspect_us) continue;
+    live.any = true;
     if (v.kind == Kind::kNumerics) continue;
-    numerics = true;
+    live.numerics = true;
     if (v.kind == Kind::kNoPlan) continue;
-    fits = fits || v.kind == Kind::kFits;
-    if (freest == nullptr || v.free_bytes > freest->free_bytes) freest = &v;
+    live.fits = live.fits || v.kind == Kind::kFits;
+    if (live.freest == nullptr || v.free_bytes > live.freest->free_bytes) live.freest = &v;
   }
-  if (!live) {
-    return state.workers.empty() ? "waits for a worker: none is registered"
-                                 : absl::StrCat("waits for a worker: none of those registered takes work now",
-                                                NoRoomText(state), WithdrawnText(state));
-  }
-  if (!numerics) {
-    return absl::StrCat(
-        "waits for a device with numerics ", job.numerics_class, ", where it began; with `nibble update ",
-        job.id, " --allow-numerics-change` it goes on elsewhere, with other rounding");
-  }
-  if (freest == nullptr) return "its memory plan cannot be compiled for any live device";
-  if (why.over_quota) return absl::StrCat("waits for room in the quota of project ", job.tenant);
-  if (fits) return "fits now; starts next";
-  const std::string where = NameOf(board, freest->device);
-  if (freest->lacks_host_memory) {
-    return absl::StrCat("needs page-locked or other host memory beside ", where,
-                        freest->kind == Kind::kNever ? ", more than its worker offers"
-                                                     : ", which its worker's other jobs hold",
-                        "; a job that is not paged or offloaded needs little", DevicesText(why.devices));
-  }
-  const std::string more = absl::StrCat(DevicesText(why.devices), ShareText(state, job, now_us),
-                                        why.overdue ? "; overdue, so first in its project" : "",
-                                        NoRoomText(state), WithdrawnText(state));
-  if (!why.reservation) {
-    return absl::StrCat("needs ", Bytes(freest->needed_bytes),
-                        "; no live device offers that: the largest free is ",
-                        Bytes(freest->free_bytes), " on ", where, more);
-  }
-  const Board::Device& at = board.devices()[static_cast<size_t>(why.reservation->device)];
-  const std::string holders = HeldByText(look, at);
-  const auto there = std::find_if(why.devices.begin(), why.devices.end(), [&](const DeviceVerdict& v) {
-    return v.device == why.reservation->device;
-  });
-  const bool shares = there != why.devices.end() &&
-                      there->needed_bytes < why.reservation->need.TotalBytes() && !job.run_alone;
-  std::string text =
-      absl::StrCat("needs ", Bytes(why.reservation->need.TotalBytes()), job.run_alone ? " alone" : "",
-                   shares ? absl::StrCat(", of which ", Bytes(there->needed_bytes),
-                                         " are not there with its base")
-                          : "",
-                   "; largest free ", Bytes(freest->free_bytes),
-                   " on ", where, "; waits for ", NameOf(board, why.reservation->device));
+  return live;
+}
+
+// Of a job that has a place kept for it: which, who is there now, and when.
+std::string ReservedText(const Job& job, QueueLook& look, const BoardExplanation& why,
+                         const DeviceVerdict& freest) {
+  const Board& board = look.state().board;
+  const BoardReservation& reservation = *why.reservation;
+  const std::string holders = HeldByText(look, board.devices()[static_cast<size_t>(reservation.device)]);
+  const auto there = std::find_if(why.devices.begin(), why.devices.end(),
+                                  [&](const DeviceVerdict& v) { return v.device == reservation.device; });
+  const int64_t total_bytes = reservation.need.TotalBytes();
+  const bool shares = there != why.devices.end() && there->needed_bytes < total_bytes && !job.run_alone;
+  const std::string missing =
+      shares ? absl::StrCat(", of which ", Bytes(there->needed_bytes), " are not there with its base") : "";
+  std::string text = absl::StrCat("needs ", Bytes(total_bytes), job.run_alone ? " alone" : "", missing,
+                                  "; largest free ", Bytes(freest.free_bytes), " on ",
+                                  NameOf(board, freest.device), "; waits for ",
+                                  NameOf(board, reservation.device));
   if (!holders.empty()) absl::StrAppend(&text, ", held by ", holders);
   if (why.before) {
     absl::StrAppend(&text, "; ", look.NameOf(board.waiting().at(why.before->number).job_id),
                     " is before it and has ", NameOf(board, why.before->device), " reserved");
   }
-  return absl::StrCat(text, ExpectedText(look, *why.reservation), more);
+  return absl::StrCat(text, ExpectedText(look, reservation));
+}
+
+// Where a queued job that does not fit now would come nearest to fitting.
+std::string WhyItWaits(const Job& job, QueueLook& look) {
+  const State& state = look.state();
+  const CoreOptions& options = look.core().options;
+  const int64_t now_us = look.now_us();
+  const Board& board = state.board;
+  const BoardExplanation why = Explain(board, options, NeedsOf(state, look.core()), now_us,
+                                       options.lease_suspect_us, job.number, look.Reservations());
+  const LiveDevices live = LookAt(board, why.devices, options, now_us);
+  if (!live.any) {
+    return state.workers.empty() ? "waits for a worker: none is registered"
+                                 : absl::StrCat("waits for a worker: none of those registered takes work now",
+                                                NoRoomText(state), WithdrawnText(state));
+  }
+  if (!live.numerics) {
+    return absl::StrCat(
+        "waits for a device with numerics ", job.numerics_class, ", where it began; with `nibble update ",
+        job.id, " --allow-numerics-change` it goes on elsewhere, with other rounding");
+  }
+  if (live.freest == nullptr) return "its memory plan cannot be compiled for any live device";
+  if (why.over_quota) return absl::StrCat("waits for room in the quota of project ", job.tenant);
+  if (live.fits) return "fits now; starts next";
+  const DeviceVerdict& freest = *live.freest;
+  const std::string where = NameOf(board, freest.device);
+  if (freest.lacks_host_memory) {
+    return absl::StrCat("needs page-locked or other host memory beside ", where,
+                        freest.kind == DeviceVerdict::Kind::kNever ? ", more than its worker offers"
+                                                                   : ", which its worker's other jobs hold",
+                        "; a job that is not paged or offloaded needs little", DevicesText(why.devices));
+  }
+  const std::string more = absl::StrCat(DevicesText(why.devices), ShareText(state, job, now_us),
+                                        why.overdue ? "; overdue, so first in its project" : "",
+                                        NoRoomText(state), WithdrawnText(state));
+  if (why.reservation) return absl::StrCat(ReservedText(job, look, why, freest), more);
+  return absl::StrCat("needs ", Bytes(freest.needed_bytes),
+                      "; no live device offers that: the largest free is ", Bytes(freest.free_bytes), " on ",
+                      where, more);
 }
 
 std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {
