@@ -53,7 +53,12 @@ def check_files(prefix):
     for page in manual.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             assert ":" in target or (page.parent / target).exists(), f"{page.relative_to(manual)}: no {target}"
-    assert not list((prefix / "share" / "nibble" / "monitoring").glob("*.py"))
+    monitoring = prefix / "share" / "nibble" / "monitoring"
+    assert not list(monitoring.glob("*.py"))
+    named = re.findall(r"`([a-z_*/.-]+\.(?:py|json|ya?ml|ini)|grafana/[a-z]+)`", (monitoring / "README.md").read_text())
+    assert len(named) > 5, named
+    missing = [name for name in named if not list(monitoring.glob(name))]
+    assert not missing, f"the monitoring README names {missing}, which are not installed"
     if shutil.which("systemd-analyze"):
         verdict = subprocess.run(["systemd-analyze", "verify", "--man=no", *units.glob("*.service")],
                                  capture_output=True, text=True, check=False)
