@@ -15,13 +15,14 @@ namespace {
 
 // What rows that were read again take over from those they replace. Revisions go up, so that whatever workers
 // were told from now on counts as newer; attempts count as told from there on.
-void CarryWorker(const core::Worker* before, int64_t generation, const core::Now& now, core::Worker& worker) {
+void CarryWorker(const core::Worker* before, int64_t revision_of_new, const core::Now& now,
+                 core::Worker& worker) {
   worker.stored_seen_unix_us = worker.last_seen_unix_us;
   if (before != nullptr) worker.last_seen_unix_us = before->last_seen_unix_us;
   worker.renewed_us = before != nullptr ? before->renewed_us : now.monotonic_us;
   worker.heard = before != nullptr && before->heard;
   worker.self_draining = before != nullptr && before->self_draining;
-  worker.revision = (before != nullptr ? before->revision : generation << 32) + 1;
+  worker.revision = (before != nullptr ? before->revision : revision_of_new) + 1;
   if (before == nullptr) return;
   for (auto& [device_id, device] : worker.devices) {
     const auto was = before->devices.find(device_id);
@@ -39,6 +40,12 @@ void CarryJob(const core::Job* before, const core::State& fresh, const core::Cor
   job.not_before_us = before != nullptr && before->state == job.state ? before->not_before_us : 0;
   job.cancel_deadline_us = now.monotonic_us + options.cancel_force_us;
   if (before != nullptr) job.measured = before->measured;
+  // Rows are not written for every step, and nobody tells a step twice.
+  if (before != nullptr && before->epoch == job.epoch && before->progress.step >= job.progress.step) {
+    const int64_t planned_steps = job.progress.planned_steps;
+    job.progress = before->progress;
+    job.progress.planned_steps = planned_steps;
+  }
   for (auto& [epoch, attempt] : job.attempts) {
     const auto worker = fresh.workers.find(attempt.worker_id);
     if (worker != fresh.workers.end()) attempt.assign_revision = worker->second.revision;
@@ -52,7 +59,9 @@ void CarryJob(const core::Job* before, const core::State& fresh, const core::Cor
 void CarryOver(const core::State& old, const core::CoreOptions& options, const core::Now& now,
                core::State& fresh) {
   fresh.rollback_suspected = old.rollback_suspected;
-  for (auto& [id, worker] : fresh.workers) CarryWorker(old.FindWorker(id), fresh.generation, now, worker);
+  fresh.gone_revision = old.gone_revision;
+  const int64_t revision = core::RevisionOfNew(fresh);
+  for (auto& [id, worker] : fresh.workers) CarryWorker(old.FindWorker(id), revision, now, worker);
   for (auto& [id, job] : fresh.jobs) CarryJob(old.FindJob(id), fresh, options, now, job);
   fresh.learned = old.learned;
   fresh.learned_loads = old.learned_loads;
@@ -319,10 +328,13 @@ absl::Status ControlLoop::Recover() {
   absl::Status reread = store_->Reread(state_);
   if (reread.ok()) reread = CheckGeneration(state_.generation, generation);
   state_.generation = generation;
-  // Also when that failed: Reload takes over from here.
+  if (!reread.ok()) {  // Reload takes over from these
+    state_.workers.insert(before.workers.begin(), before.workers.end());
+    state_.jobs.insert(before.jobs.begin(), before.jobs.end());
+  }
   for (auto& [id, worker] : state_.workers) {
     if (touched.workers.contains(id)) {
-      CarryWorker(before.FindWorker(id), state_.generation, now_, worker);
+      CarryWorker(before.FindWorker(id), core::RevisionOfNew(state_), now_, worker);
     } else {
       ++worker.revision;
     }

@@ -251,6 +251,74 @@ TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
   EXPECT_TRUE(loop_->serving());
 }
 
+// Of a job that has told its last step and uploads its result they would be what is shown for good.
+TEST_F(ControlLoopTest, AFailedCommitForgetsNoSteps) {
+  AddThings();
+  Post(Driver::JobOf("a"));
+  loop_->RunOnce(0);
+  const core::State& state = loop_->state();
+  const std::string token = core::AttemptToken(loop_->core().options, state, "a", 1, "w1", "i1");
+  for (const int64_t step : {1, 5}) {
+    core::ReportProgress report;
+    report.fence = {"a", 1, "w1", "i1", token};
+    report.head.step = step;
+    report.head.trained_tokens = 100 * step;
+    report.head.loss = 3.0 - 0.1 * static_cast<double>(step);
+    Post(report);
+    loop_->RunOnce(0);
+  }
+  ASSERT_EQ(state.jobs.at("a").progress.step, 5);
+  ASSERT_LT(store_.rows().jobs.at("a").progress.step, 5);
+  for (const bool reload : {false, true}) {
+    store_.SetFaults([] { return store::MemoryStore::Fault::kFailBefore; });
+    store_.FailReads(/*reread=*/reload, false);
+    core::UpdateJob update;
+    update.job_id = "a";
+    update.priority = 3;
+    statuses_.clear();
+    Post(update);
+    loop_->RunOnce(0);
+    ASSERT_FALSE(statuses_.at(0).ok());
+    const core::Job& job = loop_->state().jobs.at("a");
+    EXPECT_EQ(job.priority, 0);
+    EXPECT_EQ(job.progress.step, 5) << reload;
+    EXPECT_EQ(job.progress.trained_tokens, 500);
+    EXPECT_EQ(job.progress.loss, 2.5);
+  }
+}
+
+// It was told sets of higher revisions than a worker that is new: those it would take for old ones.
+TEST_F(ControlLoopTest, AWorkerWhoseDeletionFailedIsNotToldOlderRevisions) {
+  AddThings();
+  for (const bool reload : {false, true}) {
+    for (const char* id : {"a", "b", "c"}) {
+      Post(Driver::JobOf(absl::StrCat(id, reload)));
+      loop_->RunOnce(0);
+      Post(core::CancelJob{absl::StrCat(id, reload)});
+      loop_->RunOnce(0);
+    }
+    clock_.AdvanceUs(130 * core::kSecondUs);
+    loop_->RunOnce(0);
+    ASSERT_TRUE(loop_->state().workers.at("w1").lost);
+    const int64_t told = loop_->state().workers.at("w1").revision;
+    int commits = 0;
+    store_.SetFaults([&] {
+      return commits++ == 0 ? store::MemoryStore::Fault::kFailBefore : store::MemoryStore::Fault::kNone;
+    });
+    store_.FailReads(/*reread=*/reload, false);
+    statuses_.clear();
+    Post(core::DeleteWorker{"w1"});
+    loop_->RunOnce(0);
+    EXPECT_EQ(StatusReason(statuses_.at(0)), Reason::kStoreUnavailable);
+    store_.SetFaults(nullptr);
+    store_.FailReads(false, false);
+    ASSERT_EQ(loop_->state().workers.count("w1"), 1u);
+    EXPECT_GT(loop_->state().workers.at("w1").revision, told);
+    Post(Driver::WorkerOf("w1", "i1", 1'000 * core::testing::kMB));
+    loop_->RunOnce(0);
+  }
+}
+
 // What cannot be read row by row is read as a whole, and who was first in line still is. When not even that
 // can be read the process is to end; should it go on, it answers again once the disk does.
 TEST_F(ControlLoopTest, AfterAFailedCommitRowsThatCannotBeReadEndTheServer) {

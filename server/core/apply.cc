@@ -457,8 +457,7 @@ void Applier::operator()(const LeaseRenewed& e) {
 
 void Applier::operator()(const WorkerRegistered& e) {
   const auto it = state_.workers.find(e.worker.id);
-  const int64_t revision =
-      it == state_.workers.end() ? state_.generation << 32 : it->second.revision;
+  const int64_t revision = it == state_.workers.end() ? RevisionOfNew(state_) : it->second.revision;
   Worker worker = e.worker;
   worker.renewed_us = now_.monotonic_us;
   worker.last_seen_unix_us = worker.stored_seen_unix_us = now_.unix_us;
@@ -480,6 +479,7 @@ void Applier::operator()(const WorkerDeleted& e) {
   worker.devices.clear();
   worker.heard = false;
   SyncWorker(&state_, worker);
+  state_.gone_revision = std::max(state_.gone_revision, worker.revision);
   state_.workers.erase(e.worker_id);
   state_.revised.insert(e.worker_id);
   state_.holding.erase(e.worker_id);

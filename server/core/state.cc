@@ -120,6 +120,8 @@ const Model* State::ModelOf(const Job& job) const {
   return it == models.end() ? nullptr : &it->second;
 }
 
+int64_t RevisionOfNew(const State& state) { return std::max(state.generation << 32, state.gone_revision); }
+
 bool IsUnread(const State& state, const Job& job) {
   return job.kind == JobKind::kTrain && job.state == JobState::kQueued &&
          job.progress.planned_steps == 0 && job.report_json.empty() &&

@@ -85,6 +85,9 @@ struct State {
   int64_t picos_per_work = 0;                    // of the last step measured anywhere,
   int64_t picos_mflops = 0;                      // on a device so fast
   bool rollback_suspected = false;
+  // The highest revision that a worker which is gone was told of. Who registers, or comes back because its
+  // deletion was never written, begins above it.
+  int64_t gone_revision = 0;
   // Workers whose desired set may have changed; taken by who holds their calls.
   std::set<std::string> revised;
   Touched touched;
@@ -112,6 +115,8 @@ std::string AttemptToken(const CoreOptions& options, const State& state, std::st
                          int64_t epoch, std::string_view worker_id, std::string_view incarnation);
 // By the age of its last renewal.
 WorkerHealth HealthOf(const Worker& worker, const CoreOptions& options, int64_t now_us);
+// What the desired set of a worker begins with that the state does not know.
+int64_t RevisionOfNew(const State& state);
 // A job that waits and whose data no CHECK has read or is to read.
 bool IsUnread(const State& state, const Job& job);
 // Digests that rows refer to: never to be collected.
