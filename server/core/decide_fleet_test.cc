@@ -254,5 +254,32 @@ TEST(UpdateJob, AChangedPriorityIsAnotherDesiredSet) {
   EXPECT_EQ(desired().revision, before + 1);
 }
 
+// How a job ran is history once it has ended; what it is called is not.
+TEST(UpdateJob, OfAFinishedJobOnlyWhatItIsFoundBy) {
+  Driver d;
+  d.Must(Driver::JobOf("j"));
+  d.Must(CancelJob{"j"});
+  UpdateJob update;
+  update.job_id = "j";
+  update.display_name = "kept";
+  update.labels = std::map<std::string, std::string>{{"team", "a"}};
+  update.priority = d.job("j").priority;  // as it is: nothing to refuse
+  d.Must(update);
+  EXPECT_EQ(d.job("j").display_name, "kept");
+  EXPECT_EQ(d.records().back().message, "updated: priority 0, named kept, labels: 1");
+  update.display_name = "not this";
+  update.priority = 7;
+  const auto refused = d.Do(update).status();
+  EXPECT_EQ(StatusReason(refused), Reason::kSpecInvalid) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("jobs/j is CANCELLED"));
+  ASSERT_EQ(StatusViolations(refused).size(), 1u);
+  EXPECT_EQ(StatusViolations(refused)[0].field, "priority");
+  update.priority.reset();
+  update.allow_numerics_change = true;
+  EXPECT_EQ(StatusViolations(d.Do(update).status()).at(0).field, "allow_numerics_change");
+  EXPECT_EQ(d.job("j").display_name, "kept") << "all of it or nothing";
+  EXPECT_EQ(d.job("j").priority, 0);
+}
+
 }  // namespace
 }  // namespace nibble::core

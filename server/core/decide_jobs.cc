@@ -247,6 +247,17 @@ absl::StatusOr<std::optional<std::string>> FindRepeat(const Turn& turn, const Cr
   return it->second.job_id;
 }
 
+// A name and labels are for finding a job, whatever became of it; the rest says how it is to run.
+absl::Status CheckStillCounts(const Job& job, const JobUpdated& updated) {
+  if (!IsTerminal(job.state)) return absl::OkStatus();
+  const bool priority = updated.priority != job.priority;
+  if (!priority && updated.allow_numerics_change == job.spec.allow_numerics_change) return absl::OkStatus();
+  return Error::Field(Reason::kSpecInvalid, priority ? "priority" : "allow_numerics_change",
+                      absl::StrCat("says how a job runs, and jobs/", job.id, " is ",
+                                   std::string(JobStateName(job.state)),
+                                   "; of a finished job only name and labels can be changed"));
+}
+
 }  // namespace
 
 int64_t DataRows(const State& state, const CreateJob& c) {
@@ -307,6 +318,7 @@ Answer DecideJob(Turn& turn, const UpdateJob& c) {
                      job->spec.allow_numerics_change || c.allow_numerics_change};
   RETURN_IF_ERROR(CheckText(updated.display_name, updated.priority));
   RETURN_IF_ERROR(CheckLabels(updated.labels));
+  RETURN_IF_ERROR(CheckStillCounts(*job, updated));
   if (updated.display_name != job->display_name || updated.labels != job->labels ||
       updated.priority != job->priority ||
       updated.allow_numerics_change != job->spec.allow_numerics_change) {

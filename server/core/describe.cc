@@ -35,9 +35,13 @@ struct Describer {
                    {"priority", absl::StrCat(e.job.priority)}});
   }
   void operator()(const JobUpdated& e) {
-    Say("updated", {{"display_name", e.display_name},
-                    {"priority", absl::StrCat(e.priority)},
-                    {"allow_numerics_change", e.allow_numerics_change ? "true" : "false"}});
+    Say(absl::StrCat("updated: priority ", e.priority,
+                     e.display_name.empty() ? "" : absl::StrCat(", named ", e.display_name),
+                     e.labels.empty() ? "" : absl::StrCat(", labels: ", e.labels.size()),
+                     e.allow_numerics_change ? ", may go on with other numerics" : ""),
+        {{"display_name", e.display_name},
+         {"priority", absl::StrCat(e.priority)},
+         {"allow_numerics_change", e.allow_numerics_change ? "true" : "false"}});
   }
   void operator()(const JobCancelling&) { Say("cancel requested; its worker lets go"); }
   void operator()(const JobCancelled&) { Say("cancelled"); }
