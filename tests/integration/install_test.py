@@ -10,6 +10,7 @@ import configparser
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import signal
@@ -86,6 +87,10 @@ def check_image(prefix):
         print("not checked: the image's packages, without readelf, ldd and dpkg-query")
         return
     lines = (ROOT / "deploy" / "container" / "Containerfile").read_text().rpartition("FROM ")[2]
+    image, here = re.match(r"\S+/debian:(\d+)-slim\n", lines)[1], platform.freedesktop_os_release()
+    if (here["ID"], here.get("VERSION_ID")) != ("debian", image):
+        print(f"not checked: the packages of the image, which is Debian {image}; this is {here['PRETTY_NAME']}")
+        return
     there = packages_below(re.findall(r"\blib[a-z0-9.+-]+", lines.partition("rm -rf")[0]))
     for binary in (prefix / "bin").iterdir():
         needed = re.findall(r"NEEDED.*\[(.*)\]", subprocess.check_output(["readelf", "-d", binary], text=True))
