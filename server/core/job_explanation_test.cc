@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -33,7 +34,7 @@ JobExplanation WhyOf(Driver& d, const std::string& id, const std::string& scope 
   return ExplainJob(d.job(id), look);
 }
 
-const DeviceExplanation& On(const JobExplanation& why, const std::string& worker) {
+const DeviceExplanation& On(const JobExplanation& why, std::string_view worker) {
   for (const DeviceExplanation& device : why.devices) {
     if (device.worker_id == worker) return device;
   }
