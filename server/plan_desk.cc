@@ -45,6 +45,7 @@ absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, 
 
 absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {
   for (const core::KnownCard& card : core::KnownCards()) {
+    RETURN_IF_ERROR(core::CheckWanted(q.fit));
     core::FitQuestion question = q.fit;
     // What a card must have; that a decoded base could be kept on it says nothing about that.
     if (question.spec.base_cache == spec::BaseCache::kAuto) {
@@ -73,6 +74,7 @@ std::vector<core::Counterfactual> PlanDesk::WhatWouldStart(
 
 absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, const Question& q) {
   std::lock_guard lock(mutex_);
+  RETURN_IF_ERROR(core::CheckWanted(q.fit));  // there may have been a line
   Answer answer;
   core::FitQuestion on_devices = q.fit;
   const std::vector<spec::DeviceProfile> known = core::KnownDevices(excerpt);

@@ -47,6 +47,7 @@ class PlanDesk {
     std::string methods_at;
     std::optional<Layout> layout;
   };
+  // CANCELLED soon after `fit.unwanted` says so.
   absl::StatusOr<Answer> Plan(const core::State& excerpt, const Question& question);
   // For a CreateJob that may not plan on the loop's thread; several at one time.
   core::PlannedAhead PlanAhead(const core::Model& model, const spec::TrainSpec& given, int64_t data_rows,

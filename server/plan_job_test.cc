@@ -184,12 +184,14 @@ TEST_F(PlanJobTest, RandomModelsAndRecipesGetASoundPlanOrAClearRefusal) {
   EXPECT_GT(mended, 0);
 }
 
+constexpr char kLarge[] =
+    R"({"model_type":"llama","vocab_size":32000,"hidden_size":5120,"intermediate_size":13824,)"
+    R"("num_hidden_layers":40,"num_attention_heads":40,"max_position_embeddings":4096})";
+
 // Where recomputation is left to the server each card says what it takes; asked for, that is the same plan.
 TEST_F(PlanJobTest, ToldIsHowEachCardRecomputes) {
   v1::PlanJobRequest request;
-  request.set_model_config_json(
-      R"({"model_type":"llama","vocab_size":32000,"hidden_size":5120,"intermediate_size":13824,)"
-      R"("num_hidden_layers":40,"num_attention_heads":40,"max_position_embeddings":4096})");
+  request.set_model_config_json(kLarge);
   request.mutable_spec()->mutable_data()->set_sequence_len(2048);
   request.mutable_spec()->mutable_training()->set_micro_batch_size(2);
   const auto plan = Plan(request);
@@ -315,6 +317,39 @@ TEST_F(PlanJobTest, TheLayoutIsThePlan) {
   }
   request.set_layout_worker("card-1pb");
   EXPECT_EQ(StatusReason(Plan(request).status()), Reason::kWorkerNotFound);
+}
+
+// A caller that left, or whose deadline has passed, must not keep others from their plans.
+TEST(PlanDeskTest, WhatNobodyWaitsForIsNotPlannedToItsEnd) {
+  int plans = 0, until = 0;
+  core::SpecFunctions functions = core::RealSpecFunctions();
+  functions.plan = [&plans, real = functions.plan](const auto& model, const auto& spec, const auto& profile) {
+    ++plans;
+    return real(model, spec, profile);
+  };
+  PlanDesk::Question question;
+  question.model.digest = "d";
+  question.model.config = spec::ParseModelConfig(kLarge).value();
+  const spec::TrainSpec given = {.sequence_len = 2048, .micro_batch_size = 4};
+  question.fit.spec = spec::ResolveTrainSpec(given, question.model.config).value();
+  const auto plan = [&](int most) {
+    PlanDesk desk(core::CoreOptions(), functions);
+    plans = 0;
+    until = most;
+    question.fit.unwanted = [&] { return plans >= until; };
+    return desk.Plan(core::State(), question).status();
+  };
+  ASSERT_TRUE(plan(1'000'000).ok());
+  const int all = plans;
+  ASSERT_GT(all, 20);
+  // A search for what would make it fit asks nobody, and is of a card at most.
+  EXPECT_TRUE(absl::IsCancelled(plan(0)));
+  EXPECT_EQ(plans, 0) << "there was a line";
+  for (const int left : {1, 5, all / 2, all - 2}) {
+    const absl::Status status = plan(left);
+    EXPECT_TRUE(absl::IsCancelled(status)) << left << ": " << status;
+    EXPECT_LE(plans, left + all / 4) << left << " of " << all;
+  }
 }
 
 constexpr char kFine[] =

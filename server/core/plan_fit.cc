@@ -30,6 +30,7 @@ void FindLargest(const Model& model, const FitQuestion& question, const Device& 
   spec::TrainSpec spec = question.spec;
   if (question.any_recompute) spec.recompute = spec::Recompute::kFull;
   const auto fits = [&](const spec::TrainSpec& s) {
+    if (!CheckWanted(question).ok()) return false;  // and so on to the end, without another plan
     if (!core.planner.Resolve(s, model.config).ok()) return false;
     const absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, s, device.profile);
     return plan.ok() && Need(*plan).FitsAlone(Capacity(device));
@@ -70,6 +71,11 @@ Estimate ExpectedDuration(const State& state, const Model& model, const FitQuest
 
 }  // namespace
 
+absl::Status CheckWanted(const FitQuestion& question) {
+  if (question.unwanted && question.unwanted()) return absl::CancelledError("nobody waits for this plan");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const FitQuestion& question,
                                  Core& core) {
   FitReport report;
@@ -80,6 +86,7 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
     if (worker.lost) continue;
     for (const auto& [device_id, device] : worker.devices) {
       if (!device.fault.empty()) continue;
+      RETURN_IF_ERROR(CheckWanted(question));
       DeviceFit fit;
       ASSIGN_OR_RETURN(fit.plan, core.planner.Plan(model, spec, device.profile));
       const DeviceLoad load = LoadOf(state, worker, device_id);
@@ -113,6 +120,7 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
       report.fits.push_back(std::move(fit));
     }
   }
+  RETURN_IF_ERROR(CheckWanted(question));
   const auto short_of = [](const DeviceFit& fit) {
     return fit.shortfall_bytes + fit.pinned_shortfall_bytes + fit.host_shortfall_bytes;
   };

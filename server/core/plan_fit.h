@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,11 @@ struct FitQuestion {
   int64_t now_us = 0;
   // Recomputation was left to the server: larger batches may recompute more.
   bool any_recompute = false;
+  // Asked between two plans; set once nobody waits for the answer any more.
+  std::function<bool()> unwanted;
 };
+// CANCELLED once it is unwanted, and so is what is answered to it.
+absl::Status CheckWanted(const FitQuestion& question);
 absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const FitQuestion& question,
                                  Core& core);
 

@@ -180,6 +180,8 @@ grpc::ServerUnaryReactor* JobServiceImpl::PlanJob(Context* context, const v1::Pl
     auto read = ReadPlan(*request);
     if (!read.ok()) return done(read.status());
     auto input = std::make_shared<PlanInput>(*std::move(read));
+    // Until Done the call is there to be asked; its deadline cancels it, too.
+    input->question.fit.unwanted = [context] { return context->IsCancelled(); };
     const bool posted = edge_.loop->Read([=, this, scope = caller.Scope()](const Outcome& outcome) {
       const absl::Status status = FillPlan(outcome, scope, *input);
       if (!status.ok()) return done(UnderSpec(status));
