@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -25,12 +26,18 @@ absl::Status FromCode(const std::error_code& code, const std::string& what) {
   return code ? ErrnoStatus(code.value(), what) : absl::OkStatus();
 }
 
+// A file that has its name is whole: a copy that was cut has another one, and is begun anew.
 absl::Status CopyFile(const std::string& from, const std::string& to) {
   if (!FileExists(from)) return absl::OkStatus();
+  const std::string partial = to + ".partial";
   std::error_code code;
-  fs::copy_file(from, to, code);
-  RETURN_IF_ERROR(FromCode(code, "copy " + from));
-  return SyncFile(to);
+  fs::copy_file(from, partial, fs::copy_options::overwrite_existing, code);
+  // A full disk is EIO to copy_file.
+  const int64_t free_bytes = FreeDiskBytes(DirName(to)).value_or(0);
+  RETURN_IF_ERROR(FromCode(code, absl::StrCat("copy to ", partial, " (", free_bytes, " bytes free)")));
+  RETURN_IF_ERROR(SyncFile(partial));
+  fs::rename(partial, to, code);
+  return FromCode(code, "rename to " + to);
 }
 
 absl::Status CopyBlobs(const std::string& from, const std::string& to) {
@@ -42,9 +49,10 @@ absl::Status CopyBlobs(const std::string& from, const std::string& to) {
     RETURN_IF_ERROR(MakeDirs(target));
     ASSIGN_OR_RETURN(const auto names, ListDir(source));
     for (const std::string& name : names) {
+      if (!IsSha256Hex(name)) continue;
       const std::string copy = JoinPath(target, name);
       if (FileExists(copy)) {
-        // There already, unless a restore was cut while it copied this one.
+        // Of the pass before, or of a restore that was cut; by a version that copied in place it may be half.
         const auto have = FileSizeBytes(copy), all = FileSizeBytes(JoinPath(source, name));
         if (have.ok() && all.ok() && *have == *all) continue;
         RETURN_IF_ERROR(RemoveFile(copy));
@@ -87,6 +95,37 @@ absl::Status Missing(const char* flag, const char* what) {
   return Error::Field(Reason::kSpecInvalid, flag, what);
 }
 
+// What is not a database, but no restore may replace either; and what an old database left would be taken for
+// the new one's.
+absl::Status CheckFree(const std::string& from, const std::string& data_dir) {
+  const auto refuse = [](const std::string& what) {
+    return Error::Field(Reason::kSpecInvalid, "--data-dir", what).ToStatus();
+  };
+  for (const char* name : {"state.db-wal", "metrics.db", "metrics.db-wal"}) {
+    if (FileExists(JoinPath(data_dir, name)))
+      return refuse(absl::StrCat("holds ", name, " of another database; restore into an empty directory"));
+  }
+  for (const char* name : {"secret", "tokens.json"}) {
+    if (FileExists(JoinPath(from, name)) && FileExists(JoinPath(data_dir, name)))
+      return refuse(absl::StrCat("has a ", name, " already, and so has the backup; move one of them away"));
+  }
+  if (!ServerTlsFiles(JoinPath(from, "tls")).empty() && !ServerTlsFiles(JoinPath(data_dir, "tls")).empty())
+    return refuse("has a tls/ already, and so has the backup; move one of the two away");
+  return absl::OkStatus();
+}
+
+// What a restore that was cut has copied: it may have been one of another backup. Blobs are what their names
+// say, whoever copied them.
+absl::Status RemoveCopied(const std::string& data_dir) {
+  std::vector<std::string> copied = {"secret", "tokens.json", "metrics.db"};
+  for (const std::string& name : ServerTlsFiles(JoinPath(data_dir, "tls"))) copied.push_back("tls/" + name);
+  for (const std::string& name : copied) {
+    const std::string path = JoinPath(data_dir, name);
+    if (FileExists(path)) RETURN_IF_ERROR(RemoveFile(path));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Backup(const std::string& data_dir, const std::string& to,
@@ -115,10 +154,8 @@ absl::Status Restore(const std::string& from, const std::string& data_dir) {
   if (FileExists(JoinPath(data_dir, "state.db"))) {
     return Missing("--data-dir", "holds a database already; restore into an empty directory");
   }
-  if (!ServerTlsFiles(JoinPath(from, "tls")).empty() && !ServerTlsFiles(JoinPath(data_dir, "tls")).empty()) {
-    return Missing("--data-dir", "has a tls/ already, and so has the backup; move one of the two away");
-  }
-  // First, so that a restore that was cut is never started as if it were whole and current.
+  RETURN_IF_ERROR(IsHalfRestored(data_dir) ? RemoveCopied(data_dir) : CheckFree(from, data_dir));
+  // First, and the database last: a restore that was cut is known as one, and no server starts on it.
   RETURN_IF_ERROR(MarkRestored(data_dir));
   RETURN_IF_ERROR(CopyRest(from, data_dir));
   RETURN_IF_ERROR(CopyFile(JoinPath(from, "metrics.db"), JoinPath(data_dir, "metrics.db")));

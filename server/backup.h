@@ -17,8 +17,9 @@ namespace nibble::server {
 // `copied` is called once the databases are copied; for tests.
 absl::Status Backup(const std::string& data_dir, const std::string& to,
                     const std::function<void()>& copied = [] {});
-// Into a directory that holds no database. The next start begins a new timeline, so that what workers of
-// the old one still say is refused.
+// Into a directory that holds no database, nor anything else that the backup has, too. The next start begins
+// a new timeline, so that what workers of the old one still say is refused. One that was cut is done again:
+// blobs that are there stay, what else it has copied is replaced (IsHalfRestored).
 absl::Status Restore(const std::string& from, const std::string& data_dir);
 // In words, for who made or restored a backup.
 std::string WhatIsIn(const std::string& directory);

@@ -104,6 +104,9 @@ absl::Status WriteServerInfo(const std::string& data_dir, const std::string& lis
 void RemoveServerInfo(const std::string& data_dir) { (void)RemoveFile(InfoPath(data_dir)); }
 
 bool WasRestored(const std::string& data_dir) { return FileExists(RestoredPath(data_dir)); }
+bool IsHalfRestored(const std::string& data_dir) {
+  return WasRestored(data_dir) && !FileExists(JoinPath(data_dir, "state.db"));
+}
 absl::Status MarkRestored(const std::string& data_dir) {
   return WriteFileAtomic(RestoredPath(data_dir), "1\n");
 }

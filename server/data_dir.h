@@ -36,6 +36,8 @@ void RemoveServerInfo(const std::string& data_dir);
 // What a restore leaves for the next start: it must begin a new timeline.
 bool WasRestored(const std::string& data_dir);
 absl::Status MarkRestored(const std::string& data_dir);
+// A restore was cut before it was done: it is to be run again, and nothing to start on.
+bool IsHalfRestored(const std::string& data_dir);
 void ClearRestored(const std::string& data_dir);
 
 }  // namespace nibble::server

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "server/auth.h"
 #include "server/backup.h"
+#include "server/data_dir.h"
 #include "server/flags.h"
 #include "server/server.h"
 #include "server/tls_files.h"
@@ -37,7 +38,7 @@ constexpr char kHelp[] =
                              [--expires-days N]
   nibble-server token ls | revoke ID --data-dir DIR
   nibble-server backup --data-dir DIR --to DIR    a consistent copy, also while a server runs
-  nibble-server restore --from DIR --data-dir DIR into an empty directory
+  nibble-server restore --from DIR --data-dir DIR into an empty directory; again after it was cut off
   nibble-server verify --data-dir DIR             every blob read and compared with its digest; also of a
                                                   backup, also while a server runs; and its certificates
 
@@ -263,6 +264,10 @@ int RestoreCommand(Flags& flags) {
   const std::string data_dir = flags.Text("data-dir", DefaultDataDir());
   const std::string from = flags.Text("from");
   if (absl::Status status = flags.Check(); !status.ok()) return Fail(status);
+  if (IsHalfRestored(data_dir)) {
+    std::cout << "a restore into " << data_dir
+              << " was cut off; blobs that are there stay, the rest is copied anew\n";
+  }
   if (absl::Status status = Restore(from, data_dir); !status.ok()) return Fail(status);
   std::cout << "restored to " << data_dir << "; attempts that ran when the backup was made start again\n"
             << WhatIsIn(data_dir) << "\n";

@@ -8,6 +8,7 @@
 #include <future>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "server/backup.h"
@@ -15,6 +16,7 @@
 #include "server/flags.h"
 #include "server/io_pool.h"
 #include "server/rooted_files.h"
+#include "server/server.h"
 #include "server/store/sqlite.h"
 #include "server/store/sqlite_store.h"
 #include "server/ticker.h"
@@ -185,6 +187,68 @@ TEST(Backup, HasTheServersCertificates) {
   ASSERT_TRUE(InitTls(JoinPath(fresh, "tls"), {"box0"}).ok());
   EXPECT_THAT(std::string(Restore(copy, fresh).message()), testing::HasSubstr("has a tls/ already"));
   EXPECT_FALSE(FileExists(JoinPath(fresh, "state.db")));
+}
+
+class RestoreTest : public testing::Test {
+ protected:
+  RestoreTest() : data(dir_.Join("data")), copy(dir_.Join("copy")), back(dir_.Join("back")) {
+    const bool made = MakeDirs(data).ok() && store::OpenSqliteStore(data).ok() &&
+                      store::OpenSqliteMetricStore(data).ok() && MakeDirs(DirName(Blob(data))).ok() &&
+                      WriteFileAtomic(Blob(data), "bytes").ok() &&
+                      WriteFileAtomic(JoinPath(data, "secret"), "secret").ok() &&
+                      InitTls(JoinPath(data, "tls"), {"box0"}).ok() && Backup(data, copy).ok();
+    EXPECT_TRUE(made);
+  }
+  static std::string Blob(const std::string& root) {
+    return JoinPath(root, "blobs/cas/aa/" + std::string(64, 'a'));
+  }
+  static void Put(const std::string& path, std::string_view bytes) {
+    ASSERT_TRUE(MakeDirs(DirName(path)).ok());
+    ASSERT_TRUE(WriteFileAtomic(path, bytes).ok());
+  }
+
+  TempDir dir_;
+  const std::string data, copy, back;
+};
+
+// Whatever it had come to, and of whichever backup that was.
+TEST_F(RestoreTest, OneThatWasCutIsRunAgain) {
+  ASSERT_TRUE(MakeDirs(back).ok());
+  ASSERT_TRUE(MarkRestored(back).ok());
+  for (const char* name : {"secret", "tokens.json", "metrics.db", "state.db.partial", "tls/server.key"})
+    Put(JoinPath(back, name), "half");
+  Put(Blob(back), "byt");  // by a version that copied in place
+  ServerOptions options;
+  options.data_dir = back;
+  options.listen = "127.0.0.1:0";
+  options.http_listen = "";
+  EXPECT_THAT(std::string(StartServer(options).status().message()), testing::HasSubstr("was cut off"));
+  const absl::Status restored = Restore(copy, back);
+  ASSERT_TRUE(restored.ok()) << restored;
+  for (const char* name : {"secret", "metrics.db", "state.db", "tls/server.key", "tls/ca.crt"})
+    EXPECT_EQ(ReadFile(JoinPath(back, name)).value(), ReadFile(JoinPath(copy, name)).value()) << name;
+  EXPECT_EQ(ReadFile(Blob(back)).value(), "bytes");
+  EXPECT_FALSE(FileExists(JoinPath(back, "tokens.json"))) << "who may call is what the backup says";
+  EXPECT_FALSE(FileExists(JoinPath(back, "state.db.partial")));
+  EXPECT_THAT(std::string(Restore(copy, back).message()), testing::HasSubstr("holds a database already"));
+  options.blobs.min_free_bytes = 0;
+  const auto server = StartServer(options);
+  EXPECT_TRUE(server.ok()) << server.status();
+}
+
+// Refused before anything is written, so that it is never taken for a restore that was cut.
+TEST_F(RestoreTest, NothingOfAnothersIsReplaced) {
+  for (const char* name : {"state.db", "state.db-wal", "metrics.db", "secret", "tls/ca.crt"}) {
+    const std::string there = dir_.Join(absl::StrCat("there-", BaseName(name)));
+    Put(JoinPath(there, name), "mine");
+    const absl::Status refused = Restore(copy, there);
+    EXPECT_EQ(StatusReason(refused), Reason::kSpecInvalid) << name << ": " << refused;
+    EXPECT_FALSE(WasRestored(there)) << name;
+    EXPECT_FALSE(FileExists(JoinPath(there, "blobs"))) << name;
+    EXPECT_EQ(ReadFile(JoinPath(there, name)).value(), "mine");
+  }
+  Put(dir_.Join("tokens/tokens.json"), R"({"tokens":[]})");
+  EXPECT_TRUE(Restore(copy, dir_.Join("tokens")).ok()) << "the backup has none";
 }
 
 TEST(Backup, SaysThatThereAreNoCertificates) {

@@ -232,6 +232,11 @@ absl::Status ServerImpl::StartServing() {
 absl::Status ServerImpl::Start() {
   ASSIGN_OR_RETURN(lock_, DataDirLock::Acquire(options_.data_dir));
   RemoveServerInfo(options_.data_dir);
+  if (!options_.in_memory && IsHalfRestored(options_.data_dir)) {
+    return Error::Field(Reason::kSpecInvalid, "--data-dir",
+                        absl::StrCat(options_.data_dir, " holds a restore that was cut off; run "
+                                                        "`nibble-server restore` again, it goes on"));
+  }
   RETURN_IF_ERROR(tokens_.Refresh());
   RETURN_IF_ERROR(CheckExposure(options_, tokens_));
   ASSIGN_OR_RETURN(const int64_t certificate_end_us, CertificateEnd());
