@@ -60,13 +60,14 @@ def check_full_disk(server, api, job):
                              timeout=60 * client.PATIENCE, check=False)
         return run.returncode, run.stdout, run.stderr
 
+    waits = api.jobs.CreateJob(api.pb.job.CreateJobRequest(spec=job.spec, job_id="waits")).name
     commands = (["ls", "--all"], ["get", name], ["-o", "json", "get", name], ["watch", name], ["describe", name])
     for words in commands:
         assert not warned.search(said(*words)[2]), words
     pid, limit = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limit[1]))
     try:
-        code, _, err = said("update", name, "--priority", "4")
+        code, _, err = said("update", "waits", "--priority", "4")
         assert code in (1, 6) and ("STORAGE_FULL" in err or "STORE_UNAVAILABLE" in err), (code, err)
         for words in commands:
             code, out, err = said(*words)
@@ -74,9 +75,11 @@ def check_full_disk(server, api, job):
             assert "warning" not in out, out
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
-    assert said("update", name, "--priority", "4")[0] == 0
+    assert said("update", "waits", "--priority", "4")[0] == 0
     for words in commands:
         assert not warned.search(said(*words)[2]), words
+    api.jobs.CancelJob(api.pb.job.CancelJobRequest(name=waits))
+    api.jobs.DeleteJob(api.pb.job.DeleteJobRequest(name=waits))
 
 
 def check_backup(server, api, job):
