@@ -5,7 +5,7 @@ nibble_library(nibble_server_blobs
   DEPS nibble_base)
 nibble_test(blob_store_test SRCS blob_store_test.cc DEPS nibble_server_blobs)
 
-nibble_library(nibble_server_health SRCS store_health.cc DEPS nibble_base)
+nibble_library(nibble_server_health SRCS store_health.cc trouble_log.cc DEPS nibble_base)
 
 nibble_library(nibble_server_checks
   SRCS dataset_check.cc model_check.cc model_shapes.cc rooted_files.cc
@@ -54,7 +54,7 @@ nibble_library(nibble_server_app
 nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)
 
 nibble_test(server_convert_test SRCS rpc/convert_test.cc DEPS nibble_server_convert)
-nibble_test(server_parts_test SRCS keeper_test.cc parts_test.cc store_health_test.cc DEPS nibble_server_app)
+nibble_test(server_parts_test SRCS keeper_test.cc parts_test.cc store_health_test.cc trouble_log_test.cc DEPS nibble_server_app)
 nibble_test(server_test SRCS server_test.cc DEPS nibble_server_app)
 nibble_test(plan_job_test SRCS plan_job_test.cc DEPS nibble_server_app)
 if(TARGET server_test)

@@ -113,7 +113,7 @@ struct Meter::Impl {
       attempts.Add({{"reason", reason}});
     }
     for (const char* result : {"good", "bad"}) datasets.Add({{"result", result}});
-    for (const char* operation : {"append", "finish", "read"}) {
+    for (const char* operation : {"append", "begin", "finish", "read"}) {
       artifact_failures.Add({{"operation", operation}, {"store", "fs"}});
       artifact_time.Add({{"operation", operation}, {"store", "fs"}}, kFastBuckets);
     }

@@ -1,13 +1,12 @@
 #include "server/metered.h"
 
-#include <map>
-#include <mutex>
 #include <string>
 #include <utility>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "server/trouble_log.h"
 
 namespace nibble::server {
 namespace {
@@ -20,38 +19,15 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
   return result.status();
 }
 
-// Whoever reads the server's log should not have to ask its callers: says when something begins to
-// fail, once a minute while it does, and when it works again. Thread-safe.
-class TroubleLog {
- public:
-  explicit TroubleLog(std::string what) : what_(std::move(what)) {}
-
-  void Note(const char* operation, const absl::Status& status, bool failed) {
-    const int64_t now_us = NowUs();
-    std::lock_guard lock(mutex_);
-    int64_t& since_us = since_us_[operation];
-    if (!failed) {
-      if (since_us > 0) {
-        LogInfo(what_ + ".works_again",
-                {{"operation", operation}, {"after_s", (now_us - since_us) / 1'000'000}});
-      }
-      since_us = 0;
-      return;
-    }
-    if (since_us == 0) since_us = now_us;
-    if (since_us < now_us && now_us - said_us_ < kAgainUs) return;
-    said_us_ = now_us;
-    LogError(what_ + ".fails",
-             {{"operation", operation}, {"status", std::string(status.message())}});
+void Tell(TroubleLog& trouble, const std::string& what, const char* operation, const absl::Status& status,
+          bool failed) {
+  const TroubleLog::Verdict verdict = trouble.Note(operation, failed, NowUs());
+  if (verdict.say == TroubleLog::Say::kWorksAgain) {
+    LogInfo(what + ".works_again", {{"operation", operation}, {"after_s", verdict.after_us / 1'000'000}});
+  } else if (verdict.say == TroubleLog::Say::kFails) {
+    LogError(what + ".fails", {{"operation", operation}, {"status", std::string(status.message())}});
   }
-
- private:
-  static constexpr int64_t kAgainUs = 60'000'000;
-  const std::string what_;
-  std::mutex mutex_;
-  std::map<std::string, int64_t> since_us_;  // by operation; 0 = it works
-  int64_t said_us_ = 0;
-};
+}
 
 class MeteredStore : public store::Store {
   // Before its uses: its type is deduced.
@@ -61,7 +37,7 @@ class MeteredStore : public store::Store {
     auto result = work();
     const absl::Status& status = StatusOf(result);
     meter_->OnDatabase(operation, NowUs() - begin_us, !status.ok());
-    trouble_.Note(operation, status, !status.ok());
+    Tell(trouble_, "store", operation, status, !status.ok());
     return result;
   }
 
@@ -92,7 +68,7 @@ class MeteredStore : public store::Store {
   std::unique_ptr<store::Store> inner_;
   Meter* meter_;
   StoreHealth* health_;
-  TroubleLog trouble_{"store"};
+  TroubleLog trouble_;
 };
 
 class MeteredMetricStore : public store::MetricStore {
@@ -104,7 +80,7 @@ class MeteredMetricStore : public store::MetricStore {
     const int64_t begin_us = NowUs();
     const absl::Status status = inner_->Append(job_id, metrics);
     meter_->OnDatabase("append_metrics", NowUs() - begin_us, !status.ok());
-    trouble_.Note("append_metrics", status, !status.ok());
+    Tell(trouble_, "metrics", "append_metrics", status, !status.ok());
     health_->Note("append_metrics", status, NowUs());
     return status;
   }
@@ -121,7 +97,7 @@ class MeteredMetricStore : public store::MetricStore {
   std::unique_ptr<store::MetricStore> inner_;
   Meter* meter_;
   StoreHealth* health_;
-  TroubleLog trouble_{"metrics"};
+  TroubleLog trouble_;
 };
 
 // Callers' mistakes are no failures of the store.
@@ -143,7 +119,7 @@ class MeteredBlobStore : public BlobStore {
     const int64_t begin_us = NowUs();
     auto result = work();
     meter_->OnArtifact(operation, NowUs() - begin_us, IsFailure(result.status()));
-    trouble_.Note(operation, result.status(), IsFailure(result.status()));
+    Tell(trouble_, "blob", operation, result.status(), IsFailure(result.status()));
     return result;
   }
 
@@ -153,8 +129,11 @@ class MeteredBlobStore : public BlobStore {
 
   absl::StatusOr<UploadState> Begin(std::string_view sha256, int64_t size_bytes,
                                     std::string_view tag) override {
+    const int64_t begin_us = NowUs();
     auto result = inner_->Begin(sha256, size_bytes, tag);
-    trouble_.Note("begin", result.status(), StatusReason(result.status()) == Reason::kStorageFull);
+    const bool full = StatusReason(result.status()) == Reason::kStorageFull;
+    meter_->OnArtifact("begin", NowUs() - begin_us, full);
+    Tell(trouble_, "blob", "begin", result.status(), full);
     return result;
   }
   absl::StatusOr<UploadState> Append(std::string_view upload_id, int64_t offset,
@@ -182,7 +161,7 @@ class MeteredBlobStore : public BlobStore {
  private:
   std::unique_ptr<BlobStore> inner_;
   Meter* meter_;
-  TroubleLog trouble_{"blob"};
+  TroubleLog trouble_;
 };
 
 }  // namespace
