@@ -173,6 +173,8 @@ TEST(OutputTest, ExitCodesAreStable) {
   EXPECT_EQ(ExitCodeOf(Error(Reason::kSpecInvalid, "x").ToStatus()), 5);
   EXPECT_EQ(ExitCodeOf(Error(Reason::kExceedsDeviceMemory, "x").ToStatus()), 5);
   EXPECT_EQ(ExitCodeOf(absl::UnavailableError("x")), 6);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kShuttingDown, "x").ToStatus()), 6);
+  EXPECT_EQ(ExitCodeOf(Error(Reason::kStoreUnavailable, "x").ToStatus()), 1) << "a server has answered";
   EXPECT_EQ(ExitCodeOf(Error(Reason::kJobNotPausable, "x").ToStatus()), 1);
   EXPECT_EQ(ExitCodeOf(v1::FAILED), 10);
   EXPECT_EQ(ExitCodeOf(v1::CANCELLED), 11);

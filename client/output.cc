@@ -91,6 +91,8 @@ int ExitCodeOf(const absl::Status& status) {
     case absl::StatusCode::kInvalidArgument:
       return kExitInvalid;
     case absl::StatusCode::kUnavailable:
+      // It answers, and says that its database does not: no address mends that.
+      return StatusReason(status) == Reason::kStoreUnavailable ? kExitError : kExitUnreachable;
     case absl::StatusCode::kUnimplemented:
       return kExitUnreachable;
     case absl::StatusCode::kDeadlineExceeded:

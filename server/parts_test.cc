@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "server/backup.h"
@@ -16,6 +17,7 @@
 #include "server/flags.h"
 #include "server/io_pool.h"
 #include "server/rooted_files.h"
+#include "server/rpc/call.h"
 #include "server/server.h"
 #include "server/store/sqlite.h"
 #include "server/store/sqlite_store.h"
@@ -259,6 +261,21 @@ TEST(Backup, SaysThatThereAreNoCertificates) {
   ASSERT_TRUE(Backup(data, copy).ok());
   EXPECT_FALSE(FileExists(JoinPath(copy, "tls")));
   EXPECT_THAT(WhatIsIn(copy), testing::HasSubstr("no certificates"));
+}
+
+// Where an operator can find it; not a line for each call of a disk that fails, nor for who left.
+TEST(LogHidden, SaysWhatCallersAreNotTold) {
+  testing::internal::CaptureStderr();
+  LogHidden(absl::OkStatus());
+  LogHidden(absl::CancelledError("nobody waits"));
+  LogHidden(Error(Reason::kJobNotFound, "jobs/a does not exist"));
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  testing::internal::CaptureStderr();
+  LogHidden(absl::UnknownError("read /data/x"));
+  for (int i = 0; i < 3; ++i) LogHidden(Error(Reason::kStoreUnavailable, "/data/state.db: disk I/O error"));
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(log, testing::HasSubstr("read /data/x"));
+  EXPECT_EQ(std::vector<absl::string_view>(absl::StrSplit(log, "disk I/O error")).size(), 2u) << log;
 }
 
 class RootedFilesTest : public testing::Test {

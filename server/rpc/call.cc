@@ -1,9 +1,11 @@
 #include "server/rpc/call.h"
 
+#include <atomic>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "grpcpp/security/auth_context.h"
@@ -12,12 +14,28 @@
 #include "server/store_health.h"
 
 namespace nibble::server {
+namespace {
+
+constexpr int64_t kQuietUs = 10'000'000;
+
+}  // namespace
+
+void LogHidden(const absl::Status& status) {
+  if (status.ok() || absl::IsCancelled(status)) return;  // nobody waits for the answer
+  const Reason reason = StatusReason(status);
+  if (reason == Reason::kStoreUnavailable) {
+    static std::atomic<int64_t> quiet_until_us{0};
+    const int64_t now_us = RealClock::Get().NowMonotonicUs();
+    int64_t until_us = quiet_until_us;
+    if (now_us < until_us || !quiet_until_us.compare_exchange_strong(until_us, now_us + kQuietUs)) return;
+  } else if (reason != Reason::kUnspecified) {
+    return;
+  }
+  LogError("rpc.failed", {{"status", std::string(status.ToString())}});
+}
 
 void Done::operator()(const absl::Status& status) const {
-  if (StatusReason(status) == Reason::kUnspecified && !status.ok()) {
-    // Callers hear only INTERNAL: this line is where an operator finds what it was.
-    LogError("rpc.failed", {{"status", std::string(status.ToString())}});
-  }
+  LogHidden(status);
   reactor_->Finish(ToGrpcStatus(status));
 }
 

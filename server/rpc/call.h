@@ -20,6 +20,9 @@ using Outcome = ControlLoop::Outcome;
 // Trailing metadata of every unary answer while it may be old, in words for people.
 inline constexpr char kWarningHeader[] = "nibble-warning";
 
+// Says in the log what callers are not told (status.h); not for every call while a disk fails.
+void LogHidden(const absl::Status& status);
+
 class Done {
  public:
   explicit Done(grpc::ServerUnaryReactor* reactor) : reactor_(reactor) {}

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "engine/spec/testing/no_defaults.h"
 #include "google/rpc/error_details.pb.h"
 #include "server/rpc/convert_spec.h"
@@ -102,15 +103,26 @@ TEST(ToRpcStatus, EveryErrorCarriesAReason) {
     const Reason reason = ReasonFromName(info.reason());
     EXPECT_NE(reason, Reason::kUnspecified) << info.reason();
     EXPECT_EQ(rich.code(), static_cast<int>(ReasonCode(reason)));
-    if (reason == Reason::kInternal) {
-      EXPECT_EQ(rich.message().find("/secret"), std::string::npos);
-    }
+    EXPECT_EQ(rich.message().find("/secret"), std::string::npos) << rich.message();
+    EXPECT_TRUE(reason == Reason::kInternal || reason == Reason::kStoreUnavailable)
+        << "what a library says of a file is not about the caller: " << info.reason();
   }
   EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
 }
 
 // Trailers are bounded at 8 KiB, and details travel in base64: a data set with thousands of bad
 // rows must still say what is wrong with the first ones.
+// Where the server keeps its files is its operator's business.
+TEST(ToRpcStatus, NamesNoFilesOfTheServers) {
+  const auto message = [](const absl::Status& status) { return ToRpcStatus(status).message(); };
+  EXPECT_EQ(message(Error(Reason::kStoreUnavailable, "/var/lib/nibble/state.db: disk I/O error (522)")),
+            "the server cannot read or write its database now; its log says why; try again");
+  EXPECT_EQ(message(ErrnoStatus(ENOSPC, "write /var/lib/nibble/blobs/uploads/u")),
+            "the server's disk is full; free some space there and try again");
+  EXPECT_EQ(message(Error(Reason::kStorageFull, "it needs 5 bytes and 3 are free")),
+            "it needs 5 bytes and 3 are free");
+}
+
 TEST(ToRpcStatus, FitsIntoTrailersHoweverMuchIsWrong) {
   Error error(Reason::kDatasetSchemaMismatch, std::string(5000, 'm'));
   for (int i = 0; i < 100; ++i) {

@@ -192,6 +192,7 @@ void JobWatch::Tick() {
 
 // The first end counts; what is buffered still goes out.
 void JobWatch::End(const absl::Status& status) {
+  LogHidden(status);
   if (!final_) final_ = ToGrpcStatus(status);
 }
 

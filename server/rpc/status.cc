@@ -6,26 +6,12 @@
 namespace nibble::server {
 namespace {
 
-// For errors of libraries and of the file system, which know no reason.
-Reason ReasonOfCode(absl::StatusCode code) {
-  switch (code) {
-    case absl::StatusCode::kInvalidArgument:
-      return Reason::kSpecInvalid;
-    case absl::StatusCode::kUnauthenticated:
-      return Reason::kTokenInvalid;
-    case absl::StatusCode::kPermissionDenied:
-      return Reason::kRoleNotAllowed;
-    case absl::StatusCode::kResourceExhausted:
-      return Reason::kQuotaExceeded;
-    case absl::StatusCode::kOutOfRange:
-      return Reason::kOffsetMismatch;
-    case absl::StatusCode::kDataLoss:
-      return Reason::kDigestMismatch;
-    case absl::StatusCode::kUnavailable:
-      return Reason::kStoreUnavailable;
-    default:
-      return Reason::kInternal;
-  }
+// Errors of libraries and of the file system know no reason, and what they know by code (a file that may not
+// be read) is not about who calls.
+Reason ReasonOf(const absl::Status& status) {
+  const Reason reason = StatusReason(status);
+  if (reason != Reason::kUnspecified) return reason;
+  return absl::IsUnavailable(status) ? Reason::kStoreUnavailable : Reason::kInternal;
 }
 
 // An error travels in HTTP/2 trailers, which peers bound at 8 KiB, message and details together and
@@ -43,20 +29,26 @@ std::string Shortened(std::string_view text, size_t limit) {
   return std::string(text.substr(0, end)) + "...";
 }
 
+// What names our files is for the log (Done and StoreHealth see to that), not for callers.
+std::string MessageFor(const absl::Status& status, Reason reason) {
+  const std::string_view message(status.message().data(), status.message().size());
+  if (reason == Reason::kStoreUnavailable)
+    return "the server cannot read or write its database now; its log says why; try again";
+  if (reason == Reason::kStorageFull && message.find('/') != std::string_view::npos)
+    return "the server's disk is full; free some space there and try again";
+  if (StatusReason(status) == Reason::kUnspecified) return "internal error; the server's log has the details";
+  return Shortened(message, kMaxMessageBytes);
+}
+
 }  // namespace
 
 google::rpc::Status ToRpcStatus(const absl::Status& status) {
   google::rpc::Status out;
   if (status.ok()) return out;
-  Reason reason = StatusReason(status);
-  if (reason == Reason::kUnspecified) reason = ReasonOfCode(status.code());
+  const Reason reason = ReasonOf(status);
   // The reason decides the code, so that one reason never comes with two.
   out.set_code(static_cast<int32_t>(ReasonCode(reason)));
-  // What no reason was given for may name our files; that is for the log, not for callers.
-  out.set_message(
-      reason == Reason::kInternal && StatusReason(status) == Reason::kUnspecified
-          ? "internal error; the server's log has the details"
-          : Shortened({status.message().data(), status.message().size()}, kMaxMessageBytes));
+  out.set_message(MessageFor(status, reason));
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(ReasonName(reason)));
   info.set_domain(kErrorDomain);

@@ -68,7 +68,8 @@ def check_full_disk(server, api, job):
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limit[1]))
     try:
         code, _, err = said("update", "waits", "--priority", "4")
-        assert code in (1, 6) and ("STORAGE_FULL" in err or "STORE_UNAVAILABLE" in err), (code, err)
+        assert code == 1 and ("STORAGE_FULL" in err or "STORE_UNAVAILABLE" in err), (code, err)
+        assert str(server.data) not in err, err
         for words in commands:
             code, out, err = said(*words)
             assert code == 0 and len(warned.findall(err)) == 1, (words, out, err)
