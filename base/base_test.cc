@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/digest.h"
+#include "base/digest_memo.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/partial_file.h"
@@ -16,6 +17,23 @@
 
 namespace nibble {
 namespace {
+
+// As long as somebody waits for it, and then with the same result.
+TEST(DigestMemo, IsStoppedInTheMiddleOfAFile) {
+  const TempDir dir;
+  const std::string path = dir.Join("file");
+  ASSERT_TRUE(WriteFileAtomic(path, std::string(size_t{9} << 20, 'x')).ok());
+  int asked = 0;
+  const auto stopped = RememberedSha256HexOfFile(path, dir.path(), [&] { return ++asked == 2; });
+  EXPECT_TRUE(absl::IsCancelled(stopped.status())) << stopped.status();
+  EXPECT_EQ(asked, 2);
+  EXPECT_EQ(ListDir(dir.path())->size(), 1u) << "half a file has no digest to remember";
+  const auto whole = RememberedSha256HexOfFile(path, dir.path(), [&] { return ++asked < 0; });
+  EXPECT_EQ(*whole, *Sha256HexOfFile(path));
+  asked = 0;
+  EXPECT_EQ(*RememberedSha256HexOfFile(path, dir.path(), [&] { return ++asked > 0; }), *whole);
+  EXPECT_EQ(asked, 0) << "it is remembered";
+}
 
 TEST(Error, CarriesReasonMetadataAndViolations) {
   const absl::Status status =

@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <fstream>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
@@ -10,9 +12,26 @@
 #include "base/status.h"
 
 namespace nibble {
+namespace {
 
-absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path,
-                                                      const std::string& memo_dir) {
+absl::StatusOr<std::string> Hash(const std::string& path, const std::function<bool()>& stop) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return ErrnoStatus(errno, "open " + path);
+  std::vector<char> chunk(size_t{4} << 20);
+  Sha256 hash;
+  do {
+    if (stop && stop()) return absl::CancelledError("reading a model was stopped");
+    file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
+    hash.Update(chunk.data(), static_cast<size_t>(file.gcount()));
+  } while (file);
+  if (file.bad()) return absl::DataLossError("read " + path);
+  return hash.FinishHex();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path, const std::string& memo_dir,
+                                                      const std::function<bool()>& stop) {
   ASSIGN_OR_RETURN(const std::string real, RealPath(path));
   struct stat info = {};
   if (::stat(real.c_str(), &info) != 0) return ErrnoStatus(errno, "stat " + real);
@@ -24,7 +43,7 @@ absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path,
     ASSIGN_OR_RETURN(const std::string known, ReadFile(memo, 64));
     if (IsSha256Hex(known)) return known;
   }
-  ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(real));
+  ASSIGN_OR_RETURN(const std::string digest, Hash(real, stop));
   RETURN_IF_ERROR(WriteFileAtomic(memo, digest));
   return digest;
 }

@@ -2,14 +2,16 @@
 // was written to. Thread-safe; processes may share a directory.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "absl/status/statusor.h"
 
 namespace nibble {
 
-// As Sha256HexOfFile, kept in `memo_dir` under the file's real name, size, inode and times.
-absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path,
-                                                      const std::string& memo_dir);
+// As Sha256HexOfFile, kept in `memo_dir` under the file's real name, size, inode and times. `stop` is asked
+// every few megabytes while a file is read; true: CANCELLED.
+absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path, const std::string& memo_dir,
+                                                      const std::function<bool()>& stop = nullptr);
 
 }  // namespace nibble

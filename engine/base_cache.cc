@@ -273,14 +273,14 @@ kernels::QuantType KernelType(spec::QuantKind quant) {
 
 absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::string& cache_dir,
                                        const Checkpoint& checkpoint, spec::QuantKind quant,
-                                       bool double_quant) {
+                                       bool double_quant, const std::function<bool()>& stop) {
   std::string text =
       absl::StrCat("nibble base, layout ", kLayoutVersion, "\n", View(WordOf(spec::kQuantWords, quant)), " ",
                    double_quant ? "nested" : "flat", "\n");
   ASSIGN_OR_RETURN(const std::string config, Sha256HexOfFile(JoinPath(model_dir, "config.json")));
   absl::StrAppend(&text, config, "\n");
   for (const std::string& path : checkpoint.Paths()) {
-    ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, cache_dir));
+    ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, cache_dir, stop));
     absl::StrAppend(&text, digest, "\n");
   }
   return Sha256Hex(text);
@@ -350,7 +350,10 @@ absl::StatusOr<BaseCacheFile> EnsureBaseCache(const BaseCacheRequest& request,
     if (there) return absl::OkStatus();
     if (result.found) {
       ASSIGN_OR_RETURN(const MappedFile flat, MappedFile::Open(path));
-      if (!IsAsItWasMade(path, {reinterpret_cast<const std::byte*>(flat.data()), flat.size()}))
+      ASSIGN_OR_RETURN(const bool sound,
+                       IsAsItWasMade(path, {reinterpret_cast<const std::byte*>(flat.data()), flat.size()},
+                                     request.stop));
+      if (!sound)
         return Error(Reason::kModelFileInvalid,
                      path + " does not have the bytes any more that it was made with");
       RETURN_IF_ERROR(Transcode(flat, BaseCacheHeader(request.digest, layout, true), layout, *file));

@@ -31,10 +31,11 @@ namespace nibble::engine {
 kernels::QuantType KernelType(spec::QuantKind quant);
 
 // SHA-256 over config.json, the weight files and the quantization. Hashing gigabytes takes a while,
-// so digests of files are remembered in cache_dir by name, size and time of change.
+// so digests of files are remembered in cache_dir by name, size and time of change. `stop` as in
+// BaseModelOptions.
 absl::StatusOr<std::string> BaseDigest(const std::string& model_dir, const std::string& cache_dir,
                                        const Checkpoint& checkpoint, spec::QuantKind quant,
-                                       bool double_quant);
+                                       bool double_quant, const std::function<bool()>& stop = nullptr);
 
 // SHA-256 over the weight files alone: whose weights an adapter belongs to, however they are quantized.
 absl::StatusOr<std::string> WeightsDigest(const std::string& cache_dir, const Checkpoint& checkpoint);

@@ -147,7 +147,7 @@ struct BaseModel::Impl {
     if (head.data == nullptr) head = embedding;
   }
 
-  absl::Status Map(const std::string& path) {
+  absl::Status Map(const std::string& path, const std::function<bool()>& stop) {
     // Held as long as it is mapped, so that a worker that needs room leaves it; its time is when it
     // was last used.
     lock.Take(path);
@@ -155,8 +155,16 @@ struct BaseModel::Impl {
     ASSIGN_OR_RETURN(tiles, IsInTiles(file, path, digest, layout));
     // All of it is in memory from the start, as planned, and no step waits for the disk. A system that
     // does not know the request reads pages when they are touched.
-    madvise(const_cast<uint8_t*>(file.data()), file.size(), MADV_POPULATE_READ);
-    if (!IsAsItWasMade(path, {reinterpret_cast<const std::byte*>(file.data()), file.size()}))
+    constexpr size_t kPieceBytes = size_t{64} << 20;
+    for (size_t at = 0; at < file.size(); at += kPieceBytes) {
+      if (stop && stop()) return absl::CancelledError("mapping the base was stopped");
+      madvise(const_cast<uint8_t*>(file.data()) + at, std::min(kPieceBytes, file.size() - at),
+              MADV_POPULATE_READ);
+    }
+    ASSIGN_OR_RETURN(
+        const bool sound,
+        IsAsItWasMade(path, {reinterpret_cast<const std::byte*>(file.data()), file.size()}, stop));
+    if (!sound)
       return Error(Reason::kModelFileInvalid,
                    path + " does not have the bytes any more that it was made with");
     Point(layout, DType::kBF16,
@@ -238,7 +246,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   const bool nested = layout.Find(BasePart::kNestedMap) != nullptr;
   RETURN_IF_ERROR(MakeDirs(options.cache_dir));
   ASSIGN_OR_RETURN(impl->digest, BaseDigest(options.model_dir, options.cache_dir, *checkpoint,
-                                            options.quant, nested));
+                                            options.quant, nested, options.stop));
   ASSIGN_OR_RETURN(impl->weights_digest, WeightsDigest(options.cache_dir, *checkpoint));
   if (options.exact) {
     impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32
@@ -263,7 +271,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
     absl::Status mapped = file.status();
     if (file.ok()) {
       impl->cached = file->found;
-      mapped = impl->Map(file->path);
+      mapped = impl->Map(file->path, options.stop);
     }
     if (mapped.ok()) break;
     const std::string path = BaseCachePath(request);

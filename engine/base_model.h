@@ -40,8 +40,8 @@ struct BaseModelOptions {
   kernels::Backend* backend = nullptr;
   // (tensors done, tensors in all) while quantizing; may be empty.
   std::function<void(int64_t, int64_t)> progress;
-  // Asked every few megabytes while the file is made, and while another process makes it; true: it is given
-  // up, with an error of no reason. May be empty.
+  // Asked every few megabytes while the model's files are hashed and the base is made (by another process,
+  // too), mapped and compared; true: it is given up, with an error of no reason. May be empty.
   std::function<bool()> stop;
 };
 

@@ -8,17 +8,18 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
-namespace nibble::engine {
+#include "absl/status/statusor.h"
 
-uint64_t SumOf(std::span<const std::byte> bytes);
+namespace nibble::engine {
 
 // False when the sum beside `path` is of this file and another than that of `bytes`, its mapping.
 // Writes one when there is none of this file; where that cannot be written, the next one who maps
-// it tries again.
-bool IsAsItWasMade(const std::string& path, std::span<const std::byte> bytes);
+// it tries again. `stop` is asked now and then, if there is one; true: CANCELLED.
+absl::StatusOr<bool> IsAsItWasMade(const std::string& path, std::span<const std::byte> bytes,
+                                   const std::function<bool()>& stop = nullptr);
 
 }  // namespace nibble::engine

@@ -204,6 +204,26 @@ TEST_F(OpeningTest, ForOthersTheBaseIsMadeToItsEnd) {
   EXPECT_EQ(Until("finished", "other/1")["step"], 3);
 }
 
+// One that was made before is read and compared: of a large model that takes seconds, too.
+TEST_F(OpeningTest, WhoWaitsForABaseToBeMappedIsLetGo) {
+  StartHeld();
+  last_is_sent_ = true;
+  Send(Attach("job/1", 3));
+  Until("finished", "job/1");
+  ASSERT_EQ(CountSeen("base", ""), 1);
+  Stop();
+  last_is_sent_ = false;
+  StartHeld();
+  Send(Attach("again/1", 3));
+  Until("phase", "again/1");
+  Detach("again/1");
+  EXPECT_EQ(Until("detached", "again/1")["step"], 0);
+  last_is_sent_ = true;
+  EXPECT_EQ(CountSeen("base", ""), 1) << "it was not mapped to the end";
+  Send(Attach("next/1", 3));
+  EXPECT_EQ(Until("finished", "next/1")["step"], 3);
+}
+
 TEST_F(OpeningTest, AnEngineThatIsToStopMakesNoBase) {
   StartHeld();
   Send(Attach("job/1", 3));
