@@ -183,9 +183,6 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special) c
 std::optional<int32_t> Tokenizer::bos_id() const { return pipeline_->bos; }
 std::optional<int32_t> Tokenizer::eos_id() const { return pipeline_->eos; }
 std::optional<int32_t> Tokenizer::pad_id() const { return pipeline_->pad; }
-bool Tokenizer::adds_bos() const {
-  return !pipeline_->prefix.empty() && pipeline_->bos == pipeline_->prefix.front();
-}
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(pipeline_->contents.size()); }
 
 std::optional<int32_t> Tokenizer::TokenId(std::string_view content) const {

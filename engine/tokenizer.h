@@ -51,8 +51,6 @@ class Tokenizer {
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
   std::optional<int32_t> pad_id() const;
-  // True when Encode(text, true) begins with BOS.
-  bool adds_bos() const;
   // Largest id + 1, added tokens included.
   int32_t vocab_size() const;
   // The id whose content is exactly this token.
