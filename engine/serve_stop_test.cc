@@ -26,6 +26,9 @@ class StopTest : public ServeTest {
     held_.insert({attempts, steps_done});
   }
 
+  // While all jobs are paused.
+  void HoldNothing() { held_.clear(); }
+
   // Of micro-batches so short that turns may be fused.
   json AttachSteps(const std::string& attempt, int64_t max_steps, int32_t sequence_len = 48) {
     spec::TrainSpec spec;
@@ -131,6 +134,10 @@ TEST_F(TurnsTest, TheWorkerKnowsWhoseTurnItIs) {
 TEST_F(TurnsTest, APriorityChangedWhileTheyRunShiftsTheTurnsAndNoBit) {
   Send(Attach("alone/1", 60));
   Until("finished", "alone/1");
+  for (int64_t step = 20; step < 60; ++step) {  // until a command comes: neither ends before it is paused
+    Hold({"less/1"}, step);
+    Hold({"more/1"}, step);
+  }
   Send(Attach("less/1", 60));
   Send(Attach("more/1", 60));
   Until("step", "more/1");
@@ -138,6 +145,7 @@ TEST_F(TurnsTest, APriorityChangedWhileTheyRunShiftsTheTurnsAndNoBit) {
     Send({{"type", "pause"}, {"attempt", attempt}});
     Until("paused", attempt);
   }
+  HoldNothing();
   const int before = CountSeen("step", "less/1"), left = 60 - CountSeen("step", "more/1");
   ASSERT_GT(left, 20);
   Send({{"type", "priority"}, {"attempt", "less/1"}, {"priority", -40}});

@@ -1,7 +1,10 @@
 // The worker's side of the line protocol against a serving engine.
 #include "engine/serve.h"
 
+#include <algorithm>
+#include <atomic>
 #include <map>
+#include <set>
 
 #include "base/digest.h"
 #include "base/error.h"
@@ -148,6 +151,13 @@ class MixedJobsTest : public ServeTest,
   void SetUp() override {
     options_.device.base.quant = GetParam().first;
     threads_ = GetParam().second;
+    // A turn that waits goes on when a command comes. From its fourth turn on, who is to leave waits in each:
+    // it cannot end before the command to leave, however slowly that comes.
+    options_.waits_in_turn = [this](const std::vector<std::string>& attempts, int64_t steps_done) {
+      const bool leaves = std::count(attempts.begin(), attempts.end(), leaves_) > 0;
+      if (leaves) turns_of_who_leaves_.insert({attempts, steps_done});
+      return all_wait_ || (leaves && turns_of_who_leaves_.size() > 3);
+    };
     ServeTest::SetUp();
   }
   void Restart() {
@@ -206,6 +216,10 @@ class MixedJobsTest : public ServeTest,
     }
     return series;
   }
+
+  std::string leaves_;                  // set before its attempt is sent
+  std::atomic<bool> all_wait_ = false;  // in each of their turns
+  std::set<std::pair<std::vector<std::string>, int64_t>> turns_of_who_leaves_;  // the engine's thread
 };
 
 TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
@@ -223,16 +237,18 @@ TEST_P(MixedJobsTest, BytesAndSeriesAreThoseOfSoloRuns) {
   // Half of them, then the rest while those run; one leaves and comes back.
   std::vector<json> half;
   for (size_t i = 0; i < 4; ++i) half.push_back(AttachMixed(jobs[i], attempt(jobs[i])));
+  leaves_ = attempt(jobs[2]);
   AttachTogether(half);
-  Until("step", attempt(jobs[3]));
+  Until("step", leaves_);
   Send({{"type", "priority"}, {"attempt", attempt(jobs[3])}, {"priority", 7}});
   for (size_t i = 4; i < jobs.size(); ++i) Send(AttachMixed(jobs[i], attempt(jobs[i])));
-  Send({{"type", "detach"}, {"attempt", attempt(jobs[2])}, {"checkpoint", true}});
-  Until("detached", attempt(jobs[2]));
+  Send({{"type", "detach"}, {"attempt", leaves_}, {"checkpoint", true}});
+  Until("detached", leaves_);
   json back = AttachMixed(jobs[2], jobs[2].name + "/3");
   for (const json& line : seen_) {
-    if (line["type"] == "checkpoint" && line["attempt"] == attempt(jobs[2])) back["resume"] = line["dir"];
+    if (line["type"] == "checkpoint" && line["attempt"] == leaves_) back["resume"] = line["dir"];
   }
+  EXPECT_NE(back["resume"], "");
   Send(back);
   UntilFinished(jobs.size());
   std::string last;
@@ -300,16 +316,19 @@ TEST_P(MixedJobsTest, FusedTurnsChangeNoByte) {
   std::vector<json> all;
   for (const MixedJob& job : jobs) all.push_back(AttachMixed(job, attempt(job)));
   all.push_back(AttachMixed(cancelled, attempt(cancelled)));
+  leaves_ = attempt(jobs[4]);
+  all_wait_ = true;  // so no more turns than commands: none of those below comes too late
   AttachTogether(all);
-  Until("step", attempt(cancelled));
   Send({{"type", "pause"}, {"attempt", attempt(jobs[1])}});
   Until("paused", attempt(jobs[1]));
   Send({{"type", "detach"}, {"attempt", attempt(cancelled)}, {"checkpoint", false}});
   Until("detached", attempt(cancelled));
+  all_wait_ = false;
+  Send({{"type", "resume"}, {"attempt", attempt(jobs[0])}});  // changes nothing, but who waits goes on
   // Before its first step there is nothing to save.
-  if (CountSeen("step", attempt(jobs[4])) == 0) Until("step", attempt(jobs[4]));
-  Send({{"type", "detach"}, {"attempt", attempt(jobs[4])}, {"checkpoint", true}});
-  const json checkpoint = Until("checkpoint", attempt(jobs[4]));
+  if (CountSeen("step", leaves_) == 0) Until("step", leaves_);
+  Send({{"type", "detach"}, {"attempt", leaves_}, {"checkpoint", true}});
+  const json checkpoint = Until("checkpoint", leaves_);
   json back = AttachMixed(jobs[4], jobs[4].name + "/3");
   back["resume"] = checkpoint["dir"];
   Send(back);

@@ -79,8 +79,9 @@ class ServeTest : public ::testing::Test {
       seen_.push_back(line);
       if (line["type"] == type && (attempt.empty() || line.value("attempt", "") == attempt))
         return line;
-      // A failure nobody waits for would otherwise hang the test.
-      if (line["type"] == "failed" && (attempt.empty() || line["attempt"] == attempt)) {
+      // An end nobody waits for would otherwise hang the test.
+      const bool failed = line["type"] == "failed" && (attempt.empty() || line["attempt"] == attempt);
+      if (failed || (line["type"] == "finished" && line["attempt"] == attempt)) {
         ADD_FAILURE() << line.dump();
         return json::object();
       }
