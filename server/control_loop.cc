@@ -162,7 +162,8 @@ bool ControlLoop::Post(core::CommandBody body, Reply reply, std::string scope) {
 
 bool ControlLoop::PostSynchronize(core::Synchronize request, Reply reply) {
   Item item;
-  item.hold = true;
+  // A worker that leaves, and has nothing any more, waits for nothing but this answer.
+  item.hold = !request.draining || !request.attempts.empty();
   item.worker_id = request.worker_id;
   item.incarnation = request.incarnation;
   item.known_revision = request.known_revision;

@@ -381,6 +381,28 @@ TEST_F(ControlLoopTest, ASecondServerOnTheSameDataEndsTheFirst) {
   EXPECT_TRUE(store_.rows().jobs.empty());
 }
 
+// Whoever stops it should not have to wait for the end of a hold.
+TEST_F(ControlLoopTest, AWorkerThatLeavesIsAnsweredAtOnce) {
+  AddThings();
+  core::Synchronize sync;
+  sync.worker_id = "w1";
+  sync.incarnation = "i1";
+  sync.known_revision = loop_->state().workers.at("w1").revision;
+  const auto post = [&] {
+    const auto reply = [this](absl::Status status, const ControlLoop::Outcome&) {
+      syncs_.push_back(std::move(status));
+    };
+    ASSERT_TRUE(loop_->PostSynchronize(sync, reply));
+    loop_->RunOnce(0);
+  };
+  sync.draining = true;
+  post();
+  EXPECT_EQ(syncs_.size(), 1u);
+  sync.attempts.push_back({"a", 1, "cpu0"});
+  post();
+  EXPECT_EQ(syncs_.size(), 1u) << "it would call again and again while that runs";
+}
+
 TEST_F(ControlLoopTest, HoldsASynchronizeUntilSomethingChanges) {
   AddThings();
   PostSync(0);
