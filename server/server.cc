@@ -73,6 +73,14 @@ absl::Status CheckExposure(const ServerOptions& options, const TokenFile& tokens
   return absl::OkStatus();
 }
 
+void LogRecord(const core::EventRecord& record) {
+  // One for every file of every checkpoint: detail.
+  const LogLevel level = record.type == "blob.recorded" ? LogLevel::kDebug : LogLevel::kInfo;
+  if (record.job_id.empty()) return Log(level, record.type, {{"message", record.message}});
+  Log(level, record.type,
+      {{"job", record.job_id}, {"sequence", record.sequence}, {"message", record.message}});
+}
+
 class ServerImpl : public Server {
  public:
   explicit ServerImpl(ServerOptions options)
@@ -145,10 +153,7 @@ absl::Status ServerImpl::StartLoop() {
   options.new_timeline = WasRestored(options_.data_dir);
   options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
     meter_.OnCommit(records, state);
-    for (const core::EventRecord& record : records) {
-      LogInfo(record.type,
-              {{"job", record.job_id}, {"sequence", record.sequence}, {"message", record.message}});
-    }
+    for (const core::EventRecord& record : records) LogRecord(record);
   };
   options.on_fatal = [this](const absl::Status& status) {
     LogError("store.lost", {{"status", std::string(status.ToString())}});

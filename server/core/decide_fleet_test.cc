@@ -266,7 +266,7 @@ TEST(UpdateJob, OfAFinishedJobOnlyWhatItIsFoundBy) {
   update.priority = d.job("j").priority;  // as it is: nothing to refuse
   d.Must(update);
   EXPECT_EQ(d.job("j").display_name, "kept");
-  EXPECT_EQ(d.records().back().message, "updated: priority 0, named kept, labels: 1");
+  EXPECT_EQ(d.records().back().message, "updated: priority 0, labels: 1");
   update.display_name = "not this";
   update.priority = 7;
   const auto refused = d.Do(update).status();

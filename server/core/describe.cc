@@ -35,8 +35,8 @@ struct Describer {
                    {"priority", absl::StrCat(e.job.priority)}});
   }
   void operator()(const JobUpdated& e) {
+    // Names and labels are users' words: messages are logged.
     Say(absl::StrCat("updated: priority ", e.priority,
-                     e.display_name.empty() ? "" : absl::StrCat(", named ", e.display_name),
                      e.labels.empty() ? "" : absl::StrCat(", labels: ", e.labels.size()),
                      e.allow_numerics_change ? ", may go on with other numerics" : ""),
         {{"display_name", e.display_name},

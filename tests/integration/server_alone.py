@@ -67,7 +67,9 @@ def run():
     check_backup(server, api, job)
     watching = Watch(client.Api(server.address), name=job.name) if in_memory else None
     code = server.stop()
-    assert code == 0, (server.data / "log").read_text()[-3000:]
+    log = (server.data / "log").read_text()
+    assert code == 0, log[-3000:]
+    assert "job.queued job=" in log and 'job=""' not in log and "blob.recorded" not in log, log[-3000:]
     assert not (server.data / "run" / "server.json").exists()
     if watching:
         watching.join(5)
