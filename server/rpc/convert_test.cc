@@ -110,8 +110,6 @@ TEST(ToRpcStatus, EveryErrorCarriesAReason) {
   EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
 }
 
-// Trailers are bounded at 8 KiB, and details travel in base64: a data set with thousands of bad
-// rows must still say what is wrong with the first ones.
 // Where the server keeps its files is its operator's business.
 TEST(ToRpcStatus, NamesNoFilesOfTheServers) {
   const auto message = [](const absl::Status& status) { return ToRpcStatus(status).message(); };
@@ -123,6 +121,8 @@ TEST(ToRpcStatus, NamesNoFilesOfTheServers) {
             "it needs 5 bytes and 3 are free");
 }
 
+// Trailers are bounded at 8 KiB, and details travel in base64: a data set with thousands of bad
+// rows must still say what is wrong with the first ones.
 TEST(ToRpcStatus, FitsIntoTrailersHoweverMuchIsWrong) {
   Error error(Reason::kDatasetSchemaMismatch, std::string(5000, 'm'));
   for (int i = 0; i < 100; ++i) {
