@@ -283,6 +283,12 @@ class Board {
   using BucketKey = std::tuple<std::string, std::string, std::string, std::string, bool, int32_t>;
 
   static int32_t Find(const std::map<std::string, int32_t>& ids, const std::string& name);
+  // Counts by value; none is not kept.
+  static void CountIn(std::map<int64_t, int32_t>& counts, int64_t value) { ++counts[value]; }
+  static void CountOut(std::map<int64_t, int32_t>& counts, int64_t value) {
+    const auto it = counts.find(value);
+    if (it != counts.end() && --it->second == 0) counts.erase(it);
+  }
   int32_t Intern(std::map<std::string, int32_t>& ids, const std::string& name);
   int32_t ProjectId(const std::string& name);
   int32_t WorkerId(const std::string& id);
