@@ -1,4 +1,6 @@
 // cross_entropy and logits.
+#include <cmath>
+
 #include "kernels/cpu/workspace.h"
 #include "kernels/cuda/workspace.h"
 #include "kernels/tables.h"
@@ -11,6 +13,7 @@ struct LossShape {
   int64_t m, dim, vocab;
   DType head = DType::kBF16;
   int64_t every = 1;  // of so many rows one has a label
+  double size = 1;    // of what logits are made of
 };
 
 WorkspaceShape Workspace(const LossShape& s, int threads, int act_bytes) {
@@ -32,11 +35,14 @@ std::vector<int32_t> Labels(const LossShape& s) {
 
 Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
   const auto act_bytes = static_cast<int>(DTypeBytes(t.act));
+  if (t.act == DType::kF16 && s.size != 0 && s.size != 1) return {};  // has no such numbers
+  // There powers of two are taken of what is rounded before the largest is taken off: right up to some 1e5.
+  if (IsCuda(t) && s.size > 1e5) return {};
   const WorkspaceShape work = Workspace(s, threads, act_bytes);
   TestContext ctx(threads, IsCuda(t) ? cuda_workspace::CrossEntropyOwnBytes(work, s.head != t.act)
                                      : CrossEntropyWorkspaceBytes(work)),
       ref_ctx(1, CrossEntropyWorkspaceBytes(Workspace(s, 1, 8)));
-  const auto h = Normal(s.m * s.dim, 1);
+  const auto h = Normal(s.m * s.dim, 1, s.size);
   const Tensor ht(t.act, h), hr(DType::kF64, h), head(s.head, Normal(s.vocab * s.dim, 2, 0.2));
   const std::vector<int32_t> labels = Labels(s);
   Tensor dh(t.act, s.m * s.dim), want(DType::kF64, s.m * s.dim);
@@ -79,6 +85,9 @@ std::vector<Case> LossCases() {
       {1, 1, 2},        {3, 17, 33},      {40, 192, 1024},     {25, 64, 1000, DType::kBF16, 3},
       {9, 48, 97, DType::kF32}, {7, 32, 5000}, {5, 16, 40, DType::kBF16, 9},
       {97, 4, 88000}, {1100, 16, 70, DType::kBF16, 1}, {2100, 16, 70}, {1, 192, 515},
+      // All the same; nearly; so far apart that one word is certain.
+      {7, 48, 515, DType::kBF16, 1, 0}, {7, 48, 515, DType::kBF16, 1, 1e-39},
+      {7, 48, 515, DType::kBF16, 1, 1e4}, {7, 48, 515, DType::kBF16, 1, 1e30},
   };
   std::vector<Case> cases;
   for (const LossShape& s : shapes) {
@@ -86,9 +95,14 @@ std::vector<Case> LossCases() {
                         " vocab=" + std::to_string(s.vocab);
     if (s.head == DType::kF32) shape += " f32";
     if (s.every > 1) shape += " label-every=" + std::to_string(s.every);
+    if (s.size == 0) {
+      shape += " size=0";
+    } else if (s.size != 1) {
+      shape += " size=1e" + std::to_string(std::lround(std::log10(s.size)));
+    }
     cases.push_back({"cross_entropy" + shape,
                      [s](const KernelTable& t, int threads) { return RunLoss(t, threads, s); }});
-    if (s.m <= 50)
+    if (s.m <= 50 && s.size == 1)
       cases.push_back({"logits" + shape,
                        [s](const KernelTable& t, int threads) { return RunLogits(t, threads, s); }});
   }

@@ -155,6 +155,11 @@ NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
   return _mm512_mask_add_epi32(sum, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), sum, SetInt(step));
 }
 
+// a in lanes where x is below the bound or no number, else zero.
+NIBBLE_INLINE F32 KeepBelow(F32 a, F32 x, float bound) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, Set1(bound), _CMP_NGE_UQ), a);
+}
+
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm512_loadu_si512(p); }
 NIBBLE_INLINE void StoreInt(void* p, I32 a) { _mm512_storeu_si512(p, a); }
 
@@ -325,6 +330,10 @@ NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
   return _mm256_add_epi32(sum, _mm256_and_si256(above, SetInt(step)));
 }
 
+NIBBLE_INLINE F32 KeepBelow(F32 a, F32 x, float bound) {
+  return _mm256_and_ps(a, _mm256_cmp_ps(x, Set1(bound), _CMP_NGE_UQ));
+}
+
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 NIBBLE_INLINE void StoreInt(void* p, I32 a) { _mm256_storeu_si256((__m256i*)p, a); }
 
@@ -390,10 +399,11 @@ NIBBLE_INLINE F32 Exp2(F32 x) {
   return ScaleByFloor(p, x);
 }
 
-// 1 / (1 + exp(-x)), relative error about 1e-6 times the larger of 1 and |x|.
+// 1 / (1 + exp(-x)), relative error about 1e-6 times the larger of 1 and |x|. Zero where exp(-x) is 2^126 or
+// more, which neither the power nor the reciprocal can hold: its product with the largest x must be nothing.
 NIBBLE_INLINE F32 Sigmoid(F32 x) {
-  const F32 power = Min(Set1(126.0f), Mul(x, Set1(-1.44269504088896341f)));
-  return Reciprocal(Add(Set1(1.0f), Exp2(power)));
+  const F32 power = Mul(x, Set1(-1.44269504088896341f));
+  return KeepBelow(Reciprocal(Add(Set1(1.0f), Exp2(power))), power, 126.0f);
 }
 
 // Absolute error about 1e-7.
