@@ -347,14 +347,15 @@ absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
 
 absl::Status PruneCheckpoints(const std::string& checkpoints, int keep) {
   std::vector<std::string> names = CompleteCheckpoints(checkpoints);
+  absl::Status status;
   for (size_t i = 0; i + static_cast<size_t>(keep) < names.size(); ++i) {
-    RETURN_IF_ERROR(RemoveCheckpoint(JoinPath(checkpoints, names[i])));
+    status.Update(RemoveCheckpoint(JoinPath(checkpoints, names[i])));
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> left, ListDir(checkpoints));
   for (const std::string& name : left) {
-    if (name.ends_with(".tmp")) RETURN_IF_ERROR(RemoveAll(JoinPath(checkpoints, name)));
+    if (name.ends_with(".tmp")) status.Update(RemoveAll(JoinPath(checkpoints, name)));
   }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& directory,

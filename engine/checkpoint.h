@@ -61,7 +61,8 @@ absl::StatusOr<SavedCheckpoint> SaveCheckpoint(const std::string& checkpoints,
                                                const CheckpointArrays& arrays,
                                                const std::vector<MetricRow>& history);
 
-// Deletes all but the newest `keep`, and what crashed writers left.
+// Deletes all but the newest `keep`, and what crashed writers left. Goes on beside what cannot be deleted,
+// and says the first of that.
 absl::Status PruneCheckpoints(const std::string& checkpoints, int keep);
 
 // Verifies sizes and digests and fills `arrays`; CHECKPOINT_INVALID names what does not fit.

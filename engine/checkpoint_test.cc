@@ -181,6 +181,20 @@ TEST(Checkpoint, PruningKeepsTheNewest) {
   EXPECT_EQ(NewestCheckpoint(dir.path()), dir.Join("step-100"));
 }
 
+// One that cannot be deleted: the name that it would get is too long.
+TEST(Checkpoint, PruningGoesOnBesideWhatCannotBeDeleted) {
+  TempDir dir;
+  State state(10);
+  const std::string stays = "step-" + std::string(248, '0') + "1";
+  ASSERT_TRUE(MakeDirs(dir.Join(stays)).ok());
+  for (const int step : {2, 3, 4}) {
+    ASSERT_TRUE(SaveCheckpoint(dir.path(), Head(step), state.arrays(), {}).ok());
+  }
+  ASSERT_TRUE(MakeDirs(dir.Join("step-5.tmp")).ok());
+  EXPECT_FALSE(PruneCheckpoints(dir.path(), 2).ok());
+  EXPECT_THAT(*ListDir(dir.path()), testing::ElementsAre(stays, "step-3", "step-4"));
+}
+
 // Somebody may be about to upload it: what is left of one must never look like a whole one.
 TEST(Checkpoint, PruningTakesACheckpointAwayAtOnce) {
   TempDir dir;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "engine/job.h"
 
@@ -269,8 +270,13 @@ absl::StatusOr<CheckpointDone> Job::Checkpoint() {
   const HostState state(*this);
   RETURN_IF_ERROR(FaultStatus(device_.backend()));
   ASSIGN_OR_RETURN(done.saved, SaveCheckpoint(directory, head, state.arrays(), history_));
-  // The newest but one stays in any case: the newest may turn out to be unreadable.
-  RETURN_IF_ERROR(PruneCheckpoints(directory, std::max(2, spec_.save_total_limit)));
+  // The newest but one stays in any case: the newest may turn out to be unreadable. What cannot be deleted (a
+  // network's file system holds files that somebody has open) takes room; the new one is there all the same.
+  const absl::Status pruned = PruneCheckpoints(directory, std::max(2, spec_.save_total_limit));
+  if (!pruned.ok()) {
+    LogWarning("checkpoint.not_deleted",
+               {{"attempt", input_.attempt}, {"why", std::string(pruned.message())}});
+  }
   last_saved_step_ = step_;
   last_saved_us_ = clock_.NowMonotonicUs();
   last_saved_ = done;

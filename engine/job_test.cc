@@ -303,6 +303,23 @@ TEST_P(JobTest, SavesWhenDue) {
   EXPECT_THAT(saved, ::testing::Not(::testing::Contains(9)));
 }
 
+TEST_P(JobTest, AnOldCheckpointThatCannotBeDeletedEndsNoJob) {
+  JobInput input = Input("job");
+  input.spec.save_steps = 2;
+  input.spec.save_total_limit = 2;
+  // The name that it would get is too long.
+  const std::string stays = "step-" + std::string(249, '0');
+  const std::string checkpoints = JoinPath(input.dir, "checkpoints");
+  ASSERT_TRUE(MakeDirs(JoinPath(checkpoints, stays)).ok());
+  const auto device = OpenDevice();
+  const auto job = Open(*device, input);
+  while (!job->finished()) {
+    const auto event = job->Advance();
+    ASSERT_TRUE(event.ok()) << event.status();
+  }
+  EXPECT_THAT(*ListDir(checkpoints), ::testing::UnorderedElementsAre(stays, "step-6", "step-8"));
+}
+
 TEST_P(JobTest, RefusesStrangersCheckpoints) {
   JobInput input = Input("job");
   std::string checkpoint;
