@@ -17,7 +17,7 @@ namespace {
 absl::StatusOr<std::string> Hash(const std::string& path, const std::function<bool()>& stop) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return ErrnoStatus(errno, "open " + path);
-  std::vector<char> chunk(size_t{4} << 20);
+  std::vector<char> chunk(size_t{1} << 20);  // small beside what an engine plans for
   Sha256 hash;
   do {
     if (stop && stop()) return absl::CancelledError("reading a model was stopped");
