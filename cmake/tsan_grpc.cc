@@ -12,6 +12,10 @@
 
 #include "absl/synchronization/mutex.h"
 
+#if ABSL_LTS_RELEASE_VERSION != 20220623
+#error "the functions below are Abseil 20220623's: run the thread sanitizer on Debian 12"
+#endif
+
 namespace {
 
 // The library's own function. A method takes its object first, as x86-64 and AArch64 call it.
