@@ -194,7 +194,7 @@ TEST_F(OpeningTest, WhoWaitsForTheBaseAloneIsLetGoAndItIsMadeForTheNext) {
 
 TEST_F(OpeningTest, ForOthersTheBaseIsMadeToItsEnd) {
   StartHeld();
-  Send(Attach("job/1", 3));
+  Send(Attach("job/1", 100000));  // it does not end before it is to leave
   Until("phase", "job/1");
   Send(Attach("other/1", 3));
   last_is_sent_ = true;  // before it is: both may come at once
