@@ -201,7 +201,8 @@ TEST_F(OpeningTest, ForOthersTheBaseIsMadeToItsEnd) {
   Detach("job/1");
   Until("detached", "job/1");
   EXPECT_TRUE(BaseIsThere());
-  EXPECT_EQ(Until("finished", "other/1")["step"], 3);
+  if (CountSeen("finished", "other/1") == 0) Until("finished", "other/1");
+  EXPECT_EQ(CountSeen("step", "other/1"), 3);
 }
 
 // One that was made before is read and compared: of a large model that takes seconds, too.
