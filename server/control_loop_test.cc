@@ -25,6 +25,8 @@ class SkewedClock : public SimClock {
 class ControlLoopTest : public ::testing::Test {
  protected:
   void SetUp() override { Open(); }
+  // It answers whom it holds, into what is below.
+  void TearDown() override { loop_.reset(); }
   void Open() {
     loop_.reset();
     ControlLoop::Options options;
