@@ -4,7 +4,8 @@
     run.py BUILD_DIR BOCHS [--bodies amx,avx512_bf16,avx512] [--cpu sapphire_rapids] [--parallel 2]
            [--hours 6] [--out DIR] [--words "WORDS IN A CASE'S NAME"]
 
-BOCHS is a Bochs built with AVX-512 and AMX. Its sources of November 2026, after release 3.0, serve:
+BOCHS is a Bochs built with AVX-512 and AMX. What ran here was its sources of November 2026, after release 3.0, with mended
+XSAVE of tiles, which this program does not use:
 
     ./configure --enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --enable-amx --enable-pci \\
       --enable-all-optimizations --with-nogui --disable-docbook --disable-plugins && make
