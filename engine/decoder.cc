@@ -249,7 +249,7 @@ std::span<const float> Decoder::Head(int64_t first_row, int64_t rows) {
   for (int64_t row = 0; row < rows; row += kHeadRows) {
     const int64_t count = std::min(kHeadRows, rows - row);
     table_.logits(&backend.context(), reinterpret_cast<float*>(head_), h_ + row * width,
-                  device_.view().head, count, model_.hidden_size, model_.vocab_size);
+                  device_.view().head, count, model_.hidden_size, model_.vocab_size, 0.0f);
     backend.CopyOut(Lane::kCompute, logits_.data() + row * model_.vocab_size, head_,
                     count * model_.vocab_size * 4);
     backend.Synchronize();

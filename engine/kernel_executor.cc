@@ -373,7 +373,7 @@ void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
   backend_.Fill(loss, 0, sizeof *loss);
   table_.cross_entropy(NextOp(StepPhase::kLoss), loss, dh, h, base_.head,
                        reinterpret_cast<const int32_t*>(At({Slot::kLabels})), shape_.rows,
-                       model_.hidden_size, model_.vocab_size, gradient_scale_);
+                       model_.hidden_size, model_.vocab_size, gradient_scale_, 0.0f);
 }
 
 void KernelExecutor::Offload(Tensor x, int32_t layer) {

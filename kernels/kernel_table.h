@@ -300,12 +300,13 @@ struct KernelTable {
   // fp32. labels i32 [M], -1 = none: only rows with a label are touched by the products.
   // *loss_sum += sum over labelled rows of -log softmax(h head^T)[label], in row order, in double.
   // dh act [M, dim] = gradient_scale * d(sum)/dh, rows without label zero; null = loss only.
+  // soft_cap: logits l become soft_cap * tanh(l / soft_cap) before softmax; 0 = off.
   void (*cross_entropy)(Context*, double* loss_sum, void* dh, const void* h, ParamView head,
                         const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
-                        double gradient_scale);
-  // out f32 [M, V] = h head^T (also in ref64).
+                        double gradient_scale, float soft_cap);
+  // out f32 [M, V] = h head^T (also in ref64), capped in the same way.
   void (*logits)(Context*, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
-                 int64_t vocab);
+                 int64_t vocab, float soft_cap);
 
   // Decoupled weight decay; p, m, v real [count] updated from g real [count].
   // m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr wd p;

@@ -138,13 +138,13 @@ void Embedding(Context* c, void* out, const int32_t* ids, ParamView param, int64
 }
 void CrossEntropy(Context* c, double* loss_sum, void* dh, const void* h, ParamView head,
                   const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
-                  double gradient_scale) {
+                  double gradient_scale, float soft_cap) {
   Begin(c);
   Note(loss_sum, 8);
   Note(dh, Act(m * dim));
   Note(h, Act(m * dim));
   Note(labels, 4 * m);
-  table->cross_entropy(c, loss_sum, dh, h, head, labels, m, dim, vocab, gradient_scale);
+  table->cross_entropy(c, loss_sum, dh, h, head, labels, m, dim, vocab, gradient_scale, soft_cap);
 }
 void AdamW(Context* c, void* p, const void* g, void* m, void* v, const AdamWArgs& args) {
   Begin(c);

@@ -27,13 +27,6 @@
 
 namespace nibble::kernels::NIBBLE_CUDA {
 
-constexpr bool kEmulated =
-#if defined(__CUDACC__)
-    false;
-#else
-    true;
-#endif
-
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 template <typename T>
@@ -216,12 +209,6 @@ __device__ __forceinline__ void Put(Act* at, float value) {
   at->bits = static_cast<uint16_t>(ActType<Act>::Pack(value, 0));
 }
 __device__ __forceinline__ void Put(float* at, float value) { *at = value; }
-
-// What is left of a value after a round trip through the activation type.
-template <typename Act>
-__device__ __forceinline__ float RoundTo(float value) {
-  return ActType<Act>::Low(ActType<Act>::Pack(value, 0));
-}
 
 // --- Sixteen bytes at a time ---------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 // there is no GPU, under a debugger, the sanitizers and the parity tests.
 //
 // What a kernel may use is what is here: the built-in indices, __shared__ arrays and one dynamic one,
-// __syncthreads, the *_sync warp operations, integer atomics, vector types and a handful of intrinsics.
+// __syncthreads, the *_sync warp operations, vector types and a handful of intrinsics.
 // A kernel that needs more adds it here, in the meaning the CUDA programming guide gives it. Tensor-core
 // instructions and library calls are not emulated; a kernel that uses them has a plain twin (device.h).
 //
@@ -59,20 +59,10 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct alignas(8) int2 {
-  int x, y;
-};
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
-inline constexpr int warpSize = 32;
 inline constinit thread_local uint3 threadIdx{}, blockIdx{};
 inline constinit thread_local dim3 blockDim, gridDim;
 
@@ -189,50 +179,18 @@ template <typename T>
 T __ldcs(const T* at) {
   return *nibble::kernels::cuda_emulated::AlignedAccess(at);
 }
-template <typename T>
-T __ldcg(const T* at) {
-  return *nibble::kernels::cuda_emulated::AlignedAccess(at);
-}
-template <typename T>
-void __stcs(T* at, T value) {
-  *nibble::kernels::cuda_emulated::AlignedAccess(at) = value;
-}
-template <typename T>
-void __stcg(T* at, T value) {
-  *nibble::kernels::cuda_emulated::AlignedAccess(at) = value;
-}
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-// Integers only: the order of blocks is not defined, so a sum of floats would not be.
-inline unsigned atomicAdd(unsigned* at, unsigned value) {
-  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
-}
-inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
-inline unsigned atomicExch(unsigned* at, unsigned value) {
-  return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);
-}
 
 // --- Arithmetic --------------------------------------------------------------------------------------
 
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __frcp_rn(float a) { return 1.0f / a; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-// On a GPU these four are approximate, to about two units in the last place.
+// On a GPU these are approximate, to about two units in the last place.
 inline float __expf(float a) { return std::exp(a); }
-inline float __logf(float a) { return std::log(a); }
 inline float __fdividef(float a, float b) { return a / b; }
-inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
 inline unsigned __float_as_uint(float a) { return std::bit_cast<unsigned>(a); }
 inline float __uint_as_float(unsigned a) { return std::bit_cast<float>(a); }
-inline int __float_as_int(float a) { return std::bit_cast<int>(a); }
-inline float __int_as_float(int a) { return std::bit_cast<float>(a); }
-inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
 inline int __popc(unsigned a) { return std::popcount(a); }
-inline int __clz(int a) { return std::countl_zero(static_cast<unsigned>(a)); }
-inline int __ffs(int a) { return a == 0 ? 0 : std::countr_zero(static_cast<unsigned>(a)) + 1; }
 // Byte i of the result is byte (selector nibble i, three bits of it) of the eight bytes b:a.
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;

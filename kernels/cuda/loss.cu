@@ -20,6 +20,26 @@ using namespace cuda_workspace;  // NOLINT: formulas only
 // A chunk may have fewer than two rows for each of a device's processors: many threads to a row.
 constexpr int kListThreads = 256, kRowThreads = 512, kSumThreads = 256;
 
+// A logit's share of the cap is tanh(logit / cap); without kCapped logits stay what they are.
+template <bool kCapped>
+struct SoftCap {
+  float cap, inverse;
+  __device__ __forceinline__ float Share(float logit) const {
+    if constexpr (!kCapped) return logit;
+    return tanhf(logit * inverse);
+  }
+  __device__ __forceinline__ float Capped(float share) const {
+    if constexpr (!kCapped) return share;
+    return cap * share;
+  }
+  __device__ __forceinline__ float Logit(float logit) const { return Capped(Share(logit)); }
+  // Of the logit, from that of the capped one.
+  __device__ __forceinline__ float Gradient(float gradient, float share) const {
+    if constexpr (!kCapped) return gradient;
+    return gradient * fmaf(-share, share, 1.0f);
+  }
+};
+
 // rows[0 .. count - 1] = the labelled rows in order, rows[m] = count.
 __global__ void __launch_bounds__(kListThreads) ListKernel(int32_t* rows, const int32_t* labels, int64_t m) {
   __shared__ int warps[kListThreads / 32];
@@ -69,22 +89,46 @@ __global__ void __launch_bounds__(128) ScatterKernel(Act* dh, const float* gradi
   }
 }
 
-struct Peak {
-  float largest, total;  // total of exp2(x - largest)
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// What exponents of two are taken relative to, a logit in units of log 2. Far from zero what rounding took
+// away is kept as well: it may be hundreds, and the largest logit's own exponent must be nothing.
+struct Base {
+  float rounded, rest;
+
+  static __device__ __forceinline__ Base Of(float logit) {
+    const float rounded = logit * kLog2E;
+    return {rounded, IsFar(rounded) ? fmaf(logit, kLog2E, -rounded) : 0.0f};
+  }
+  static __device__ __forceinline__ bool IsFar(float rounded) { return fabsf(rounded) >= 8192.0f; }
+  __device__ __forceinline__ float Exponent(float logit) const {
+    return fmaf(logit, kLog2E, -rounded) - rest;
+  }
 };
-__device__ __forceinline__ Peak Join(Peak a, Peak b) {
-  const float largest = fmaxf(a.largest, b.largest), base = largest == -INFINITY ? 0.0f : largest;
-  return {largest, fmaf(a.total, exp2f(a.largest - base), b.total * exp2f(b.largest - base))};
+
+// Of some of a row's logits. What is below the lowest counts as nothing.
+constexpr float kLowest = -1e38f;
+struct Peak {
+  float largest;
+  Base base;    // of the largest
+  float total;  // of e^(logit - largest)
+};
+__device__ __forceinline__ Peak Join(const Peak& a, const Peak& b) {
+  const Base base = a.largest >= b.largest ? a.base : b.base;
+  const auto shrink = [&](const Peak& p) {
+    return exp2f(p.base.rounded - base.rounded + (p.base.rest - base.rest));
+  };
+  return {fmaxf(a.largest, b.largest), base, fmaf(a.total, shrink(a), b.total * shrink(b))};
 }
 
 // One row of logits: its loss; and, with kGradient, gradient_scale * (softmax - one) over the
 // logits' own place, in act. The row's block reads a span before it writes the span's half, so
 // nothing is lost.
-template <bool kGradient, typename Act>
+template <bool kGradient, bool kCapped, typename Act>
 __global__ void __launch_bounds__(kRowThreads)
     SoftmaxKernel(float* logits, double* losses, const int32_t* rows, const int32_t* labels, int64_t m,
-                  int64_t first, int64_t vocab, int64_t stride, double gradient_scale, const double* late_scale) {
-  constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+                  int64_t first, int64_t vocab, int64_t stride, double gradient_scale, const double* late_scale,
+                  SoftCap<kCapped> soft_cap) {
   __shared__ Peak peaks[kRowThreads / 32];
   const int64_t i = first + blockIdx.x;
   if (i >= rows[m]) return;
@@ -92,25 +136,27 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t label = labels[rows[i]];
   const auto scale = static_cast<float>(late_scale != nullptr ? *late_scale : gradient_scale);
   const int thread = static_cast<int>(threadIdx.x);
-  Peak mine{-INFINITY, 0};
+  Peak mine{kLowest, Base::Of(kLowest), 0};
   for (int64_t at = static_cast<int64_t>(thread) * 8; at < vocab; at += kRowThreads * 8) {
     float values[8];
     Load8(values, row + at, vocab - at, true);
     const int count = static_cast<int>(Min<int64_t>(8, vocab - at));
-    Peak local{-INFINITY, 0};
+#pragma unroll
+    for (int e = 0; e < 8; ++e) values[e] = soft_cap.Logit(values[e]);
+    Peak local{kLowest, {}, 0};
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      local.largest = e < count ? fmaxf(local.largest, values[e] * kLog2E) : local.largest;
-    const float base = local.largest == -INFINITY ? 0.0f : local.largest;
+      local.largest = e < count ? fmaxf(local.largest, values[e]) : local.largest;
+    local.base = Base::Of(local.largest);
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      if (e < count) local.total += exp2f(fmaf(values[e], kLog2E, -base));
+      if (e < count) local.total += exp2f(local.base.Exponent(values[e]));
     mine = Join(mine, local);
   }
 #pragma unroll
   for (int bits = 16; bits > 0; bits /= 2) {
-    const Peak other{__shfl_xor_sync(kAllLanes, mine.largest, bits),
-                     __shfl_xor_sync(kAllLanes, mine.total, bits)};
+    const float largest = __shfl_xor_sync(kAllLanes, mine.largest, bits);
+    const Peak other{largest, Base::Of(largest), __shfl_xor_sync(kAllLanes, mine.total, bits)};
     // The lower lane's part first, so that all lanes get the same bits.
     mine = (thread & bits) == 0 ? Join(mine, other) : Join(other, mine);
   }
@@ -118,8 +164,15 @@ __global__ void __launch_bounds__(kRowThreads)
   __syncthreads();
   Peak all = peaks[0];
   for (int w = 1; w < kRowThreads / 32; ++w) all = Join(all, peaks[w]);
-  const float log_sum = all.largest + log2f(all.total);  // in units of log 2
-  if (thread == 0) losses[i] = static_cast<double>(fmaf(log_sum, kLn2, -row[label]));
+  const float log_total = log2f(all.total);  // in units of log 2, as is what follows
+  const bool far = Base::IsFar(all.base.rounded);
+  const Base log_sum =
+      far ? Base{all.base.rounded, all.base.rest + log_total} : Base{all.base.rounded + log_total, 0};
+  if (thread == 0) {
+    const float of_label = soft_cap.Logit(row[label]);
+    losses[i] = far ? static_cast<double>(all.largest) - of_label + kLn2 * log_total
+                    : static_cast<double>(fmaf(log_sum.rounded, kLn2, -of_label));
+  }
   if constexpr (kGradient) {
     Act* gradient = reinterpret_cast<Act*>(row);
     for (int64_t span = 0; span < vocab; span += kRowThreads * 8) {
@@ -127,13 +180,27 @@ __global__ void __launch_bounds__(kRowThreads)
       float values[8];
       Load8(values, row + at, at < vocab ? vocab - at : 0, at < vocab);
 #pragma unroll
-      for (int e = 0; e < 8; ++e)
-        values[e] =
-            (exp2f(fmaf(values[e], kLog2E, -log_sum)) - (at + e == label ? 1.0f : 0.0f)) * scale;
+      for (int e = 0; e < 8; ++e) {
+        const float share = soft_cap.Share(values[e]);
+        const float probability = exp2f(log_sum.Exponent(soft_cap.Capped(share)));
+        values[e] = soft_cap.Gradient(probability - (at + e == label ? 1.0f : 0.0f), share) * scale;
+      }
       __syncthreads();  // the span has been read, and the label's logit
       Store8(gradient + at, values, at < vocab ? vocab - at : 0, at < vocab);
     }
   }
+}
+
+// All of `count` logits, where the softmax is not ours.
+__global__ void __launch_bounds__(256)
+    CapKernel(float* logits, int64_t count, SoftCap<true> soft_cap, bool vector) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * 8;
+  if (at >= count) return;
+  float values[8];
+  Load8(values, logits + at, count - at, vector);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) values[e] = soft_cap.Logit(values[e]);
+  Store8(logits + at, values, count - at, vector);
 }
 
 // *loss_sum += losses[0] + losses[1] + ..., one after the other.
@@ -202,8 +269,9 @@ void HeadProduct(Context* ctx, float* out, int64_t stride, const void* h, ParamV
 
 template <typename Act>
 void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
-                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double gradient_scale) {
-  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
+                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double gradient_scale,
+                  float soft_cap) {
+  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0 && soft_cap >= 0);
   if (m == 0) return;
   WorkspaceShape s;
   s.m = m;
@@ -234,9 +302,15 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
     Launch(ctx, blocks, 128, 0, GatherKernel<Act>, gathered, static_cast<const Act*>(h), rows, m, first, dim,
            aligned(h));
     HeadProduct<Act>(ctx, logits, stride, gathered, head, chunk, dim, vocab, panel, scratch);
-    Launch(ctx, blocks, kRowThreads, 0, dh != nullptr ? SoftmaxKernel<true, Act> : SoftmaxKernel<false, Act>,
-           logits, losses, rows, labels, m, first, vocab, stride, gradient_scale,
-           ctx->late_gradient_scale);
+    const auto softmax = [&]<bool kCapped>(SoftCap<kCapped> cap) {
+      Launch(ctx, blocks, kRowThreads, 0,
+             dh != nullptr ? SoftmaxKernel<true, kCapped, Act> : SoftmaxKernel<false, kCapped, Act>, logits,
+             losses, rows, labels, m, first, vocab, stride, gradient_scale, ctx->late_gradient_scale, cap);
+    };
+    if (soft_cap > 0)
+      softmax(SoftCap<true>{soft_cap, 1 / soft_cap});
+    else
+      softmax(SoftCap<false>{});
     if (dh == nullptr) continue;
     ForHeadPanels<Act>(ctx, head, vocab, dim, panel,
                        [&](int64_t row, int64_t panel_rows, const void* weights) {
@@ -262,8 +336,9 @@ void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, Param
 }
 
 template <typename Act>
-void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab) {
-  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
+void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab,
+            float soft_cap) {
+  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0 && soft_cap >= 0);
   WorkspaceShape s;
   s.m = m;
   s.k = dim;
@@ -272,13 +347,16 @@ void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, 
   KERNEL_CHECK(own + (HasLibrary(ctx) ? kLibraryBytes : 0) <= ctx->workspace_bytes);
   HeadProduct<Act>(ctx, out, vocab, h, head, m, dim, vocab, ctx->workspace,
                    static_cast<char*>(ctx->workspace) + own);
+  if (soft_cap > 0)
+    Launch(ctx, Blocks(m * vocab, 256 * 8), 256, 0, CapKernel, out, m * vocab,
+           SoftCap<true>{soft_cap, 1 / soft_cap}, Aligned(out));
 }
 
 template void CrossEntropy<BF16>(Context*, double*, void*, const void*, ParamView, const int32_t*, int64_t,
-                                 int64_t, int64_t, double);
+                                 int64_t, int64_t, double, float);
 template void CrossEntropy<FP16>(Context*, double*, void*, const void*, ParamView, const int32_t*, int64_t,
-                                 int64_t, int64_t, double);
-template void Logits<BF16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
-template void Logits<FP16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t);
+                                 int64_t, int64_t, double, float);
+template void Logits<BF16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t, float);
+template void Logits<FP16>(Context*, float*, const void*, ParamView, int64_t, int64_t, int64_t, float);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

@@ -67,8 +67,10 @@ void AttentionDecode(Context* ctx, void* out, const void* q, const void* k_cache
 // loss.cu
 template <typename Act>
 void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
-                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double gradient_scale);
+                  const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double gradient_scale,
+                  float soft_cap);
 template <typename Act>
-void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab);
+void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim, int64_t vocab,
+            float soft_cap);
 
 }  // namespace nibble::kernels::NIBBLE_CUDA

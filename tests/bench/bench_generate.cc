@@ -81,7 +81,8 @@ class Stream {
                            {.width = model_.intermediate_size});
       Linear(layer, spec::Module::kDown, gate_, h_);
     }
-    table_.logits(context_, logits_.data(), x_.data(), base_.head, 1, model_.hidden_size, model_.vocab_size);
+    table_.logits(context_, logits_.data(), x_.data(), base_.head, 1, model_.hidden_size, model_.vocab_size,
+                  0.0f);
   }
 
   double Bytes() const {

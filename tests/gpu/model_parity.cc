@@ -97,7 +97,7 @@ absl::StatusOr<Result> Compute(const std::string& device, const spec::ModelConfi
   if (context.workspace == nullptr || logits == nullptr)
     return absl::ResourceExhaustedError("no room for logits");
   table.logits(&context, static_cast<float*>(logits), run->step() + offset, base.view().head, batch.tokens(),
-               model.hidden_size, model.vocab_size);
+               model.hidden_size, model.vocab_size, 0.0f);
   ASSIGN_OR_RETURN(result.logits, Read(*backend, logits, count));
   backend->Release(logits);
   backend->Release(context.workspace);

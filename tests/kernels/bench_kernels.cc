@@ -213,15 +213,15 @@ void BenchHead(Bench& bench, const std::string& model, int64_t dim, int64_t voca
   double loss = 0;
   bench.Line("cross entropy", shape, 4.0 * static_cast<double>(m * dim * vocab), Limit::kProducts, [&] {
     bench.table().cross_entropy(bench.context(), &loss, dh.data(), h.data(), weights, labels.data(), m, dim,
-                                vocab, 1);
+                                vocab, 1, 0);
   });
   // Of a prompt whose every token is asked about, and of the one token of a step of generation.
   std::vector<float> out(static_cast<size_t>(m * vocab));
   bench.Line("logits", shape, 2.0 * static_cast<double>(m * dim * vocab), Limit::kProducts, [&] {
-    bench.table().logits(bench.context(), out.data(), h.data(), weights, m, dim, vocab);
+    bench.table().logits(bench.context(), out.data(), h.data(), weights, m, dim, vocab, 0);
   });
   bench.Line("logits one", shape, 2.0 * static_cast<double>(dim * vocab), Limit::kRead, [&] {
-    bench.table().logits(bench.context(), out.data(), h.data(), weights, 1, dim, vocab);
+    bench.table().logits(bench.context(), out.data(), h.data(), weights, 1, dim, vocab, 0);
   });
 }
 

@@ -199,17 +199,18 @@ void LinearOps(KernelTable& t) {
                                call.Group(group, true));
   };
   t.cross_entropy = [](Context* ctx, double* loss, void* dh, const void* h, ParamView head,
-                       const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double scale) {
+                       const int32_t* labels, int64_t m, int64_t dim, int64_t vocab, double scale,
+                       float soft_cap) {
     Call call(ctx);
     Op().cross_entropy(call.context(), call.Out(loss, 8), call.Out(dh, Act(m * dim)),
                        call.In(h, Act(m * dim)), call.Param(head, vocab * dim), call.In(labels, 4 * m), m,
-                       dim, vocab, scale);
+                       dim, vocab, scale, soft_cap);
   };
   t.logits = [](Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
-                int64_t vocab) {
+                int64_t vocab, float soft_cap) {
     Call call(ctx);
     Op().logits(call.context(), call.Out(out, 4 * m * vocab), call.In(h, Act(m * dim)),
-                call.Param(head, vocab * dim), m, dim, vocab);
+                call.Param(head, vocab * dim), m, dim, vocab, soft_cap);
   };
 }
 

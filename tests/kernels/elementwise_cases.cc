@@ -89,7 +89,8 @@ Outcome Rope(const KernelTable& t, int threads, int64_t m, int64_t heads, int64_
 }
 
 // gate and up in arrays whose rows have more than they need, as halves of one array have.
-Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width, int64_t stride) {
+Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width, int64_t stride,
+                  Activation activation) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const auto gate = Normal(rows * stride, 1, 3), up = Normal(rows * stride, 2);
   const auto dout = Normal(rows * width, 3);
@@ -97,7 +98,7 @@ Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width
       dr(DType::kF64, dout);
   Tensor out(t.act, rows * width), want(DType::kF64, rows * width);
   const Tensor dg(t.act, gate), du(t.act, up), dg_want(DType::kF64, gate), du_want(DType::kF64, up);
-  const GatedArgs args{.rows = rows, .width = width, .stride = stride};
+  const GatedArgs args{.rows = rows, .width = width, .stride = stride, .activation = activation};
   t.gated_forward(ctx.get(), out.data(), gt.data(), ut.data(), args);
   Ref64Table().gated_forward(ref_ctx.get(), want.data(), gr.data(), ur.data(), args);
   t.gated_backward(ctx.get(), dg.data(), du.data(), dt.data(), dg.data(), du.data(), args);
@@ -336,9 +337,23 @@ std::vector<Case> ElementwiseCases() {
     add("embedding" + shape, [=](const KernelTable& t, int threads) {
       return Embedding(t, threads, m, dim, DType::kBF16, 1);
     });
+    add("embedding scaled" + shape, [=](const KernelTable& t, int threads) {
+      return Embedding(t, threads, m, dim, DType::kBF16, std::sqrt(static_cast<float>(dim)));
+    });
     add("embedding f32 scaled" + shape, [=](const KernelTable& t, int threads) {
       return Embedding(t, threads, m, dim, DType::kF32, 3.5f);
     });
+  }
+  // Norms of heads are of many short rows.
+  for (const auto& [m, dim] :
+       {std::pair<int64_t, int64_t>{37, 128}, {5, 192}, {513, 64}, {333, 256}, {7, 2304}}) {
+    const std::string shape = " m=" + std::to_string(m) + " dim=" + std::to_string(dim);
+    for (const bool accumulate : {false, true}) {
+      add("rmsnorm + 1" + shape + (accumulate ? " accumulate" : ""),
+          [m = m, dim = dim, accumulate](const KernelTable& t, int threads) {
+            return RmsNorm(t, threads, m, dim, DType::kBF16, 1, accumulate);
+          });
+    }
   }
   for (const int64_t count : {1, 15, 64, 1000, 40001}) {
     const std::string shape = " count=" + std::to_string(count);
@@ -366,12 +381,15 @@ std::vector<Case> ElementwiseCases() {
     return GatedFar(t, threads, 21, Activation::kGeluTanh);
   });
   for (const auto& [rows, width, stride] : {std::array<int64_t, 3>{7, 40, 80}, {5, 13, 26}, {3, 64, 72}}) {
-    add("gated rows=" + std::to_string(rows) + " width=" + std::to_string(width),
-        [rows = rows, width = width, stride = stride](const KernelTable& t, int threads) {
-          return GatedRows(t, threads, rows, width, stride);
-        });
+    for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+      const std::string of = activation == Activation::kSilu ? "" : " gelu";
+      add("gated" + of + " rows=" + std::to_string(rows) + " width=" + std::to_string(width),
+          [rows = rows, width = width, stride = stride, activation](const KernelTable& t, int threads) {
+            return GatedRows(t, threads, rows, width, stride, activation);
+          });
+    }
   }
-  for (const int64_t dim : {2, 6, 32, 64, 100, 128}) {
+  for (const int64_t dim : {2, 6, 32, 64, 100, 128, 256}) {
     for (const bool inverse : {false, true}) {
       add("rope d=" + std::to_string(dim) + (inverse ? " inverse" : ""),
           [=](const KernelTable& t, int threads) { return Rope(t, threads, 21, 3, dim, inverse); });

@@ -217,16 +217,41 @@ TEST(Gradient, CrossEntropy) {
   shape.act_bytes = 8;
   TestContext ctx(1, CrossEntropyWorkspaceBytes(shape));
   const ParamView view{head.data(), DType::kF64};
-  const auto loss = [&] {
+  for (const float cap : {0.0f, 30.0f, 1.5f}) {
+    SCOPED_TRACE(cap);
+    const auto loss = [&] {
+      double sum = 0;
+      T().cross_entropy(ctx.get(), &sum, nullptr, h.data(), view, labels.data(), m, dim, vocab, 1, cap);
+      return sum * 0.5;
+    };
     double sum = 0;
-    T().cross_entropy(ctx.get(), &sum, nullptr, h.data(), view, labels.data(), m, dim, vocab, 1);
-    return sum * 0.5;
-  };
+    T().cross_entropy(ctx.get(), &sum, dh.data(), h.data(), view, labels.data(), m, dim, vocab, 0.5, cap);
+    EXPECT_DOUBLE_EQ(sum * 0.5, loss());
+    ExpectSlope("dh", &h, dh, loss);
+    for (int64_t i = 0; i < dim; ++i) EXPECT_EQ(dh[static_cast<size_t>(dim + i)], 0);
+  }
+}
+
+// What is capped is the logits that `logits` gives.
+TEST(Gradient, CrossEntropyOfCappedLogits) {
+  const int64_t dim = 6, vocab = 9;
+  const float cap = 1.5f;
+  const Vector h = Normal(dim, 1), head = Normal(vocab * dim, 2);
+  const int32_t label = 4;
+  TestContext ctx(1, 4096);
+  const ParamView view{head.data(), DType::kF64};
+  std::vector<float> plain(static_cast<size_t>(vocab)), capped(plain);
+  T().logits(ctx.get(), plain.data(), h.data(), view, 1, dim, vocab, 0);
+  T().logits(ctx.get(), capped.data(), h.data(), view, 1, dim, vocab, cap);
+  double total = 0;
+  for (size_t i = 0; i < plain.size(); ++i) {
+    const double want = cap * std::tanh(static_cast<double>(plain[i]) / cap);
+    EXPECT_NEAR(capped[i], want, 1e-6);
+    total += std::exp(want);
+  }
   double sum = 0;
-  T().cross_entropy(ctx.get(), &sum, dh.data(), h.data(), view, labels.data(), m, dim, vocab, 0.5);
-  EXPECT_DOUBLE_EQ(sum * 0.5, loss());
-  ExpectSlope("dh", &h, dh, loss);
-  for (int64_t i = 0; i < dim; ++i) EXPECT_EQ(dh[static_cast<size_t>(dim + i)], 0);
+  T().cross_entropy(ctx.get(), &sum, nullptr, h.data(), view, &label, 1, dim, vocab, 1, cap);
+  EXPECT_NEAR(sum, std::log(total) - static_cast<double>(capped[label]), 1e-5);
 }
 
 TEST(Gradient, AdamWFollowsItsFormula) {

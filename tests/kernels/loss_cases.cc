@@ -14,6 +14,7 @@ struct LossShape {
   DType head = DType::kBF16;
   int64_t every = 1;  // of so many rows one has a label
   double size = 1;    // of what logits are made of
+  float soft_cap = 0;
 };
 
 WorkspaceShape Workspace(const LossShape& s, int threads, int act_bytes) {
@@ -36,8 +37,6 @@ std::vector<int32_t> Labels(const LossShape& s) {
 Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
   const auto act_bytes = static_cast<int>(DTypeBytes(t.act));
   if (t.act == DType::kF16 && s.size != 0 && s.size != 1) return {};  // has no such numbers
-  // There powers of two are taken of what is rounded before the largest is taken off: right up to some 1e5.
-  if (IsCuda(t) && s.size > 1e5) return {};
   const WorkspaceShape work = Workspace(s, threads, act_bytes);
   TestContext ctx(threads, IsCuda(t) ? cuda_workspace::CrossEntropyOwnBytes(work, s.head != t.act)
                                      : CrossEntropyWorkspaceBytes(work)),
@@ -48,10 +47,12 @@ Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
   Tensor dh(t.act, s.m * s.dim), want(DType::kF64, s.m * s.dim);
   double loss = 1, only = 1, want_loss = 1;
   const ParamView view{head.data(), s.head};
-  t.cross_entropy(ctx.get(), &loss, dh.data(), ht.data(), view, labels.data(), s.m, s.dim, s.vocab, 0.25);
-  t.cross_entropy(ctx.get(), &only, nullptr, ht.data(), view, labels.data(), s.m, s.dim, s.vocab, 0.25);
+  t.cross_entropy(ctx.get(), &loss, dh.data(), ht.data(), view, labels.data(), s.m, s.dim, s.vocab, 0.25,
+                  s.soft_cap);
+  t.cross_entropy(ctx.get(), &only, nullptr, ht.data(), view, labels.data(), s.m, s.dim, s.vocab, 0.25,
+                  s.soft_cap);
   Ref64Table().cross_entropy(ref_ctx.get(), &want_loss, want.data(), hr.data(), view, labels.data(), s.m,
-                             s.dim, s.vocab, 0.25);
+                             s.dim, s.vocab, 0.25, s.soft_cap);
   Comparison result;
   result.AddScalar("loss", loss, want_loss, 1e-5);
   result.AddScalar("loss without gradient", only, loss, 1e-15);
@@ -65,13 +66,13 @@ Outcome RunLogits(const KernelTable& t, int threads, const LossShape& s) {
   TestContext ctx(threads, IsCuda(t) ? cuda_workspace::LogitsOwnBytes(work, s.head != t.act)
                                      : LogitsWorkspaceBytes(work)),
       ref_ctx(1, 64);
-  const auto h = Normal(s.m * s.dim, 1);
+  const auto h = Normal(s.m * s.dim, 1, s.size);
   const Tensor ht(t.act, h), hr(DType::kF64, h), head(s.head, Normal(s.vocab * s.dim, 2, 0.2));
   Tensor out(DType::kF32, s.m * s.vocab), want(DType::kF32, s.m * s.vocab);
   const ParamView view{head.data(), s.head};
-  t.logits(ctx.get(), static_cast<float*>(out.data()), ht.data(), view, s.m, s.dim, s.vocab);
+  t.logits(ctx.get(), static_cast<float*>(out.data()), ht.data(), view, s.m, s.dim, s.vocab, s.soft_cap);
   Ref64Table().logits(ref_ctx.get(), static_cast<float*>(want.data()), hr.data(), view, s.m, s.dim,
-                      s.vocab);
+                      s.vocab, s.soft_cap);
   Comparison result;
   result.Add("logits", out, want, 2e-5);
   result.Guard("workspace", ctx.Intact());
@@ -88,6 +89,12 @@ std::vector<Case> LossCases() {
       // All the same; nearly; so far apart that one word is certain.
       {7, 48, 515, DType::kBF16, 1, 0}, {7, 48, 515, DType::kBF16, 1, 1e-39},
       {7, 48, 515, DType::kBF16, 1, 1e4}, {7, 48, 515, DType::kBF16, 1, 1e30},
+      // Capped: little, much, and all of them at the cap.
+      {3, 17, 33, DType::kBF16, 1, 1, 30}, {25, 64, 1000, DType::kBF16, 3, 1, 2},
+      {1, 192, 515, DType::kBF16, 1, 1, 30},
+      {9, 48, 97, DType::kF32, 1, 1, 5}, {97, 4, 88000, DType::kBF16, 1, 1, 30},
+      {1100, 16, 70, DType::kBF16, 9, 1, 1.5f}, {7, 48, 515, DType::kBF16, 1, 100, 30},
+      {7, 48, 515, DType::kBF16, 1, 1e30, 30},
   };
   std::vector<Case> cases;
   for (const LossShape& s : shapes) {
@@ -100,9 +107,10 @@ std::vector<Case> LossCases() {
     } else if (s.size != 1) {
       shape += " size=1e" + std::to_string(std::lround(std::log10(s.size)));
     }
+    if (s.soft_cap > 0) shape += " cap=" + std::to_string(s.soft_cap);
     cases.push_back({"cross_entropy" + shape,
                      [s](const KernelTable& t, int threads) { return RunLoss(t, threads, s); }});
-    if (s.m <= 50 && s.size == 1)
+    if (s.m <= 50 && s.size >= 1 && (s.size == 1 || s.soft_cap > 0))
       cases.push_back({"logits" + shape,
                        [s](const KernelTable& t, int threads) { return RunLogits(t, threads, s); }});
   }

@@ -119,7 +119,7 @@ std::vector<float> Rig::Logits(const Documents& documents) {
   context.workspace = workspace.data();
   context.workspace_bytes = static_cast<int64_t>(workspace.size());
   options_.table->logits(&context, logits.data(), tensors + offset, view_.head, batch.tokens(),
-                         model().hidden_size, model().vocab_size);
+                         model().hidden_size, model().vocab_size, 0.0f);
   return logits;
 }
 

@@ -37,8 +37,18 @@ static void LogitProduct(Context* ctx, int64_t reserved, float* out, int64_t out
        });
 }
 
-// -log softmax(row)[label]; the row becomes softmax - one-hot as operands, when wanted.
-static double SoftmaxRow(float* logits, int64_t vocab, int32_t label, bool gradient) {
+// Logits become soft_cap * tanh(logits / soft_cap).
+static void CapLogits(float* logits, int64_t count, float soft_cap) {
+  const F32 inverse = Set1(1.0f / soft_cap), cap = Set1(soft_cap);
+  for (int64_t i = 0; i < count; i += kLanes)
+    StoreSome(logits + i, Mul(cap, Tanh(Mul(LoadSome(logits + i, count - i), inverse))), count - i);
+}
+
+// -log softmax(row)[label]; the row becomes softmax - one-hot as operands, when wanted. With kCapped the
+// logits are capped already, and gradients are those of the logits before.
+template <bool kCapped>
+static double SoftmaxRow(float* logits, int64_t vocab, int32_t label, bool gradient,
+                         [[maybe_unused]] float soft_cap) {
   F32 largest = Set1(-INFINITY);
   int64_t i = 0;
   for (; i + kLanes <= vocab; i += kLanes) largest = Max(largest, Load(logits + i));
@@ -59,18 +69,29 @@ static double SoftmaxRow(float* logits, int64_t vocab, int32_t label, bool gradi
   auto* out = reinterpret_cast<Operand*>(logits);
   const F32 inverse = Set1(1.0f / total);
   const float label_logit = logits[label];
-  for (i = 0; i < vocab; i += kLanes)
-    StoreSome(out + i, Mul(Exp(Sub(LoadSome(logits + i, vocab - i), shift)), inverse), vocab - i);
+  const auto probability = [&](F32 logit) __attribute__((always_inline)) {
+    return Mul(Exp(Sub(logit, shift)), inverse);
+  };
+  const auto before_cap = [&](F32 value, [[maybe_unused]] F32 logit) __attribute__((always_inline)) {
+    if constexpr (!kCapped) return value;
+    const F32 share = Div(logit, Set1(soft_cap));
+    return Mul(value, NegFma(share, share, Set1(1.0f)));
+  };
+  for (i = 0; i < vocab; i += kLanes) {
+    const F32 logit = LoadSome(logits + i, vocab - i);
+    StoreSome(out + i, before_cap(probability(logit), logit), vocab - i);
+  }
+  const F32 logit = Set1(label_logit);
   float label_value[kLanes];
-  Store(label_value, Mul(Exp(Sub(Set1(label_logit), shift)), inverse));
-  out[label] = ToOperand(label_value[0] - 1.0f);
+  Store(label_value, before_cap(Sub(probability(logit), Set1(1.0f)), logit));
+  out[label] = ToOperand(label_value[0]);
   return loss;
 }
 
 static void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h, ParamView head,
                          const int32_t* labels, int64_t m, int64_t dim, int64_t vocab,
-                         double gradient_scale) {
-  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0);
+                         double gradient_scale, float soft_cap) {
+  KERNEL_CHECK(m >= 0 && dim > 0 && vocab > 0 && soft_cap >= 0);
   WorkspaceShape shape;
   shape.m = m;
   shape.k = dim;
@@ -105,7 +126,10 @@ static void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h
     if (count == 0) break;
     LogitProduct(ctx, reserved, logits, stride, gathered, weights, count);
     RunRows(ctx, count, vocab, [&](int64_t i) {
-      losses[i] = SoftmaxRow(logits + i * stride, vocab, labels[rows[i]], gradient != nullptr);
+      float* const row = logits + i * stride;
+      if (soft_cap > 0) CapLogits(row, vocab, soft_cap);
+      const auto softmax = soft_cap > 0 ? SoftmaxRow<true> : SoftmaxRow<false>;
+      losses[i] = softmax(row, vocab, labels[rows[i]], gradient != nullptr, soft_cap);
     });
     for (int64_t i = 0; i < count; ++i) *loss_sum += losses[i];
     if (gradient == nullptr) continue;
@@ -127,16 +151,20 @@ static void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h
 }
 
 static void Logits(Context* ctx, float* out, const void* h, ParamView head, int64_t m, int64_t dim,
-                   int64_t vocab) {
+                   int64_t vocab, float soft_cap) {
+  KERNEL_CHECK(soft_cap >= 0);
   WorkspaceShape shape;
   shape.m = m;
   shape.threads = PoolThreads(ctx->pool);
   KERNEL_CHECK(ctx->workspace_bytes >= LogitsWorkspaceBytes(shape));
   const WeightView weights = HeadView(head, vocab, dim);
   if (m == 1)
-    return RowProducts(ctx, weights, static_cast<const BF16*>(h),
-                       [out](int64_t n, float sum) { out[n] = sum; });
-  LogitProduct(ctx, 0, out, vocab, static_cast<const BF16*>(h), weights, m);
+    RowProducts(ctx, weights, static_cast<const BF16*>(h), [out](int64_t n, float sum) { out[n] = sum; });
+  else
+    LogitProduct(ctx, 0, out, vocab, static_cast<const BF16*>(h), weights, m);
+  if (soft_cap > 0)
+    RunSpans(ctx, m * vocab,
+             [&](int64_t first, int64_t last) { CapLogits(out + first, last - first, soft_cap); });
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
