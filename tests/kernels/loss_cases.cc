@@ -62,6 +62,7 @@ Outcome RunLoss(const KernelTable& t, int threads, const LossShape& s) {
 }
 
 Outcome RunLogits(const KernelTable& t, int threads, const LossShape& s) {
+  if (t.act == DType::kF16 && s.size != 1) return {};  // has no such numbers
   const WorkspaceShape work = Workspace(s, threads, 2);
   TestContext ctx(threads, IsCuda(t) ? cuda_workspace::LogitsOwnBytes(work, s.head != t.act)
                                      : LogitsWorkspaceBytes(work)),
