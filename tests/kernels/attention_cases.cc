@@ -15,6 +15,7 @@ struct AttentionShape {
   std::vector<int32_t> starts;
   int64_t heads, kv_heads, head_dim, window = 0;
   float soft_cap = 0;
+  double size = 1;  // of scores
   int64_t m() const { return starts.back(); }
 };
 
@@ -25,12 +26,13 @@ std::string Name(const std::string& op, const AttentionShape& s) {
   if (s.starts.size() > 8) name += ".." + std::to_string(s.starts.back());
   if (s.window > 0) name += " window=" + std::to_string(s.window);
   if (s.soft_cap > 0) name += " cap=" + std::to_string(s.soft_cap);
+  if (s.size != 1) name += " size=1e" + std::to_string(std::lround(std::log10(s.size)));
   return name;
 }
 
 struct Setup {
   Setup(const KernelTable& table, const AttentionShape& s)
-      : q(table.act, Normal(s.m() * s.heads * s.head_dim, 1, 1.5)),
+      : q(table.act, Normal(s.m() * s.heads * s.head_dim, 1, 1.5 * s.size)),
         k(table.act, Normal(s.m() * s.kv_heads * s.head_dim, 2, 1.5)),
         v(table.act, Normal(s.m() * s.kv_heads * s.head_dim, 3)),
         out(table.act, s.m() * s.heads * s.head_dim),
@@ -180,6 +182,17 @@ std::vector<Case> AttentionCases() {
                      [s](const KernelTable& t, int threads) { return RunBackward(t, threads, s); }});
     cases.push_back({Name("attention_decode", s),
                      [s](const KernelTable& t, int threads) { return RunDecode(t, threads, s); }});
+  }
+  // So far apart that one key is certain; backward would need an lse that tells more than a float. cuda takes
+  // powers of two of what is rounded before the largest is taken off.
+  for (const double size : {1e10, 1e30}) {
+    const AttentionShape far{{0, 17, 18, 320}, 3, 1, 48, 210, 0, size};
+    for (const auto& [op, run] :
+         {std::pair{"attention_forward", &RunForward}, std::pair{"attention_decode", &RunDecode}}) {
+      cases.push_back({Name(op, far), [far, run = run](const KernelTable& t, int threads) {
+                         return IsCuda(t) ? Outcome{} : run(t, threads, far);
+                       }});
+    }
   }
   // As wide as a base's heads may be (engine/spec/model_config.cc); cuda's are narrower.
   const AttentionShape wide{{0, 5}, 2, 1, 1024};

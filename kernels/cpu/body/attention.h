@@ -38,7 +38,7 @@ class Arena {
 
 static void CheckAttention(const AttentionArgs& args) {
   KERNEL_CHECK(args.heads > 0 && args.kv_heads > 0 && args.heads % args.kv_heads == 0);
-  KERNEL_CHECK(args.head_dim > 0 && args.soft_cap >= 0);
+  KERNEL_CHECK(args.head_dim > 0 && args.scale > 0 && args.soft_cap >= 0);
   KERNEL_CHECK(args.documents > 0 && args.starts[0] == 0 && args.starts[args.documents] == args.m);
 }
 
@@ -84,6 +84,35 @@ static void CapScores(float* scores, int64_t first, int64_t last, const Attentio
 // From a score, capped or not, to the exponent of two.
 NIBBLE_INLINE float ExponentScale(const AttentionArgs& args) {
   return args.soft_cap > 0 ? kLog2E : args.scale * kLog2E;
+}
+
+// What a row's exponents are taken relative to: its largest score so far. Far from zero what rounding took
+// away is kept as well: it may be hundreds, and the largest score's own exponent must be nothing.
+struct ExponentBase {
+  ExponentBase(float largest, float scale) : rounded(largest * scale) {
+    const float size = std::fabs(rounded);
+    if (size >= 8192.0f && size < INFINITY) rest = std::fma(largest, scale, -rounded);
+  }
+  // What brings sums made with this base to another.
+  float ShrinkTo(const ExponentBase& to) const {
+    return std::exp2(rounded - to.rounded + (rest - to.rest));
+  }
+  float rounded;
+  float rest = 0;
+};
+
+// fn(weight_of), where weight_of(score) is two to the power of scale * score - base.
+template <typename F>
+NIBBLE_INLINE void WithWeights(float scale, const ExponentBase& base, const F& fn) {
+  const F32 factor = Set1(scale), shift = Set1(base.rounded);
+  if (base.rest == 0) {
+    fn([&](F32 score) __attribute__((always_inline)) { return Exp2(FmaSub(score, factor, shift)); });
+  } else {
+    const F32 rest = Set1(base.rest);
+    fn([&](F32 score) __attribute__((always_inline)) {
+      return Exp2(Sub(FmaSub(score, factor, shift), rest));
+    });
+  }
 }
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY

@@ -22,7 +22,7 @@ struct DecodeHead {
   const BF16* query;
   alignas(64) float query_values[kSharesKeys ? kDecodeDim + kLanes : 1] = {};
   alignas(64) float scores[kDecodeKeys];
-  float top = -INFINITY;  // exponent of two
+  float largest = -INFINITY;  // score
   alignas(64) float weights[kDecodeKeys];
   alignas(64) float total[kLanes] = {};
   alignas(64) float sums[kDecodeDim + kDecodeVectors * kLanes] = {};
@@ -100,20 +100,21 @@ static void DecodeWeights(DecodeHead& head, int64_t count, const AttentionArgs& 
   F32 largest = Set1(-INFINITY);
   for (int64_t v = 0; v < end; v += kLanes)
     largest = Max(largest, KeepLanes(Load(scores + v), 0, count - v, Set1(-INFINITY)));
-  const float top = MaxLanes(largest) * scale;
+  const float top = MaxLanes(largest);
   F32 total = Load(head.total);
-  if (top > head.top) {
-    const F32 shrink = Set1(std::exp2(head.top - top));  // 0 the first time
+  if (top > head.largest) {
+    const F32 shrink = Set1(ExponentBase(head.largest, scale).ShrinkTo({top, scale}));  // 0 the first time
     total = Mul(total, shrink);
     for (int64_t d = 0; d < dim; d += kLanes) Store(head.sums + d, Mul(Load(head.sums + d), shrink));
-    head.top = top;
+    head.largest = top;
   }
-  for (int64_t v = 0; v < end; v += kLanes) {
-    const F32 p = Exp2(FmaSub(Load(scores + v), Set1(scale), Set1(head.top)));
-    const F32 kept = KeepLanes(p, 0, count - v, Zero());
-    total = Add(total, kept);
-    Store(head.weights + v, kept);
-  }
+  WithWeights(scale, {head.largest, scale}, [&](const auto& weight_of) __attribute__((always_inline)) {
+    for (int64_t v = 0; v < end; v += kLanes) {
+      const F32 kept = KeepLanes(weight_of(Load(scores + v)), 0, count - v, Zero());
+      total = Add(total, kept);
+      Store(head.weights + v, kept);
+    }
+  });
   Store(head.total, total);
 }
 

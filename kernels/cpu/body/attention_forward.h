@@ -52,9 +52,9 @@ static ForwardPiece FindPiece(const AttentionArgs& args, const ForwardCut& cut, 
 
 // What a row carries from one block of keys to the next.
 struct RowState {
-  float* sums;    // [padded]
-  float* total;   // [kLanes], to be added up
-  float* top;     // exponent of two
+  float* sums;     // [padded]
+  float* total;    // [kLanes], to be added up
+  float* largest;  // score
 };
 
 // Running softmax over the columns [first, last) of a row of scores; columns [begin, end) around them are
@@ -73,23 +73,23 @@ static void SoftmaxRow(float* scores, int64_t begin, int64_t first, int64_t last
     const bool whole = v >= first && v + kLanes <= last;
     largest = Max(largest, whole ? s : KeepLanes(s, first - v, last - v, minus));
   }
-  const float scale = ExponentScale(args);
-  const float top = MaxLanes(largest) * scale;
+  const float scale = ExponentScale(args), top = MaxLanes(largest);
   F32 total = Load(row.total);
-  if (top > *row.top) {
-    const float shrink = std::exp2(*row.top - top);  // 0 the first time
+  if (top > *row.largest) {
+    const float shrink = ExponentBase(*row.largest, scale).ShrinkTo({top, scale});  // 0 the first time
     total = Mul(total, Set1(shrink));
     for (int64_t v = 0; v < padded; v += kLanes)
       Store(row.sums + v, Mul(Load(row.sums + v), Set1(shrink)));
-    *row.top = top;
+    *row.largest = top;
   }
-  const F32 factor = Set1(scale), shift = Set1(*row.top);
-  for (int64_t v = begin; v < end; v += kLanes) {
-    F32 p = Exp2(FmaSub(Load(scores + v), factor, shift));
-    if (v < first || v + kLanes > last) p = KeepLanes(p, first - v, last - v, Zero());
-    total = Add(total, p);
-    Store(out + v, p);
-  }
+  WithWeights(scale, {*row.largest, scale}, [&](const auto& weight_of) __attribute__((always_inline)) {
+    for (int64_t v = begin; v < end; v += kLanes) {
+      F32 p = weight_of(Load(scores + v));
+      if (v < first || v + kLanes > last) p = KeepLanes(p, first - v, last - v, Zero());
+      total = Add(total, p);
+      Store(out + v, p);
+    }
+  });
   Store(row.total, total);
 }
 
@@ -101,7 +101,7 @@ struct ForwardMemory {
   Operand* queries;  // [kAttentionRows, dim]
   float* sums;       // [kAttentionRows, padded]
   float* total;      // [kAttentionRows, kLanes]
-  float* top;        // [kAttentionRows]
+  float* largest;    // [kAttentionRows]
 };
 
 static ForwardMemory TakeForwardMemory(Arena arena, int64_t dim, int64_t padded) {
@@ -113,7 +113,7 @@ static ForwardMemory TakeForwardMemory(Arena arena, int64_t dim, int64_t padded)
   m.queries = arena.Take<Operand>(kAttentionRows * RoundUp(dim, kDepthUnit));
   m.sums = arena.Take<float>(kAttentionRows * padded);
   m.total = arena.Take<float>(kAttentionRows * kLanes);
-  m.top = arena.Take<float>(kAttentionRows);
+  m.largest = arena.Take<float>(kAttentionRows);
   return m;
 }
 
@@ -139,7 +139,7 @@ static void ForwardTile(const ForwardMemory& mem, const AttentionArgs& args, int
     if (args.window > 0 && query + i - args.window + 1 > key0) first = query + i - args.window + 1 - key0;
     const int64_t at = state + i;
     SoftmaxRow(mem.scores + i * kBlock, begin, first, last, padded_end, padded, args,
-               {mem.sums + at * padded, mem.total + at * kLanes, mem.top + at}, mem.weights + i * kBlock);
+               {mem.sums + at * padded, mem.total + at * kLanes, mem.largest + at}, mem.weights + i * kBlock);
   }
   const int64_t value_steps = Steps(keys), skipped = begin / kDepthPerStep;
   for (int64_t d = 0; d < dim; d += kTileColumns)
@@ -159,7 +159,7 @@ static void AttentionForwardPiece(const BF16* q, const BF16* k, const BF16* v, B
              mem.queries + h * piece.queries * RoundUp(dim, kDepthUnit));
   std::memset(mem.sums, 0, static_cast<size_t>(rows * padded * 4));
   std::memset(mem.total, 0, static_cast<size_t>(rows * kLanes * 4));
-  for (int64_t i = 0; i < rows; ++i) mem.top[i] = -INFINITY;
+  for (int64_t i = 0; i < rows; ++i) mem.largest[i] = -INFINITY;
 
   const MatrixSource key_source{k + piece.start * kv_width + piece.kv * dim, kv_width};
   const MatrixSource value_source{v + piece.start * kv_width + piece.kv * dim, kv_width};
@@ -186,7 +186,7 @@ static void AttentionForwardPiece(const BF16* q, const BF16* k, const BF16* v, B
       const F32 inverse = Set1(1.0f / total);
       for (int64_t d = 0; d < dim; d += kLanes)
         StoreSome(out + at * dim + d, Mul(Load(mem.sums + state * padded + d), inverse), dim - d);
-      lse[at] = mem.top[state] * kLn2 + std::log(total);
+      lse[at] = mem.largest[state] * ExponentScale(args) * kLn2 + std::log(total);
     }
   }
 }
