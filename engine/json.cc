@@ -14,22 +14,42 @@ namespace {
 constexpr int64_t kMaxIndexBytes = 64 << 20;
 constexpr int kIndexDepth = 4;
 
-}  // namespace
+// Where the parser puts what it read: its own document, or the caller's.
+using Parse = std::function<simdjson::simdjson_result<simdjson::dom::element>()>;
 
-absl::Status ParseObject(simdjson::dom::parser& parser, std::string_view text, int max_depth,
-                         simdjson::dom::object& root,
-                         const std::function<absl::Status(std::string_view)>& error) {
-  simdjson::error_code code = parser.allocate(text.size(), static_cast<size_t>(max_depth));
+absl::Status ParseWith(simdjson::dom::parser& parser, const Parse& parse, size_t bytes, int max_depth,
+                       simdjson::dom::object& root,
+                       const std::function<absl::Status(std::string_view)>& error) {
+  simdjson::error_code code = parser.allocate(bytes, static_cast<size_t>(max_depth));
   if (code != simdjson::SUCCESS) return error(simdjson::error_message(code));
   simdjson::dom::element element;
-  // The parser reads past the end, so it gets a padded copy.
-  code = parser.parse(text.data(), text.size(), true).get(element);
+  code = parse().get(element);
   if (code == simdjson::DEPTH_ERROR) {
     return error(absl::StrCat("it is nested deeper than ", max_depth, " levels"));
   }
   if (code != simdjson::SUCCESS) return error(simdjson::error_message(code));
   if (element.get(root) != simdjson::SUCCESS) return error("it is no JSON object");
   return absl::OkStatus();
+}
+
+}  // namespace
+
+// The parser reads past the end, so it gets a padded copy (`true`).
+absl::Status ParseObject(simdjson::dom::parser& parser, std::string_view text, int max_depth,
+                         simdjson::dom::object& root,
+                         const std::function<absl::Status(std::string_view)>& error) {
+  const auto parse = [&] { return parser.parse(text.data(), text.size(), true); };
+  return ParseWith(parser, parse, text.size(), max_depth, root, error);
+}
+
+absl::Status ParseObject(simdjson::dom::document& document, std::string_view text, int max_depth,
+                         simdjson::dom::object& root,
+                         const std::function<absl::Status(std::string_view)>& error) {
+  simdjson::dom::parser parser;
+  const auto parse = [&] {
+    return parser.parse_into_document(document, text.data(), text.size(), true);
+  };
+  return ParseWith(parser, parse, text.size(), max_depth, root, error);
 }
 
 std::string JsonString(std::string_view text) {

@@ -22,6 +22,12 @@ absl::Status ParseObject(simdjson::dom::parser& parser, std::string_view text, i
                          simdjson::dom::object& root,
                          const std::function<absl::Status(std::string_view)>& error);
 
+// The same for a large text that is read once: `root` lives in `document`, and what the parser needs
+// beside it, its copy of the text included, is gone on return.
+absl::Status ParseObject(simdjson::dom::document& document, std::string_view text, int max_depth,
+                         simdjson::dom::object& root,
+                         const std::function<absl::Status(std::string_view)>& error);
+
 // `text` as a JSON string, quotes included. Bytes that are not UTF-8 become U+FFFD.
 std::string JsonString(std::string_view text);
 

@@ -5,7 +5,6 @@
 #include <limits>
 #include <queue>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "engine/text.h"
@@ -58,17 +57,19 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
   bpe.ignore_merges_ = config.ignore_merges;
   bpe.fuse_unk_ = config.fuse_unk;
   absl::flat_hash_map<absl::string_view, int32_t> by_content;
-  absl::flat_hash_set<int32_t> ids;
+  std::vector<bool> taken;  // by id
   by_content.reserve(config.vocab.size());
   bpe.vocab_.reserve(config.vocab.size());
   for (const auto& [content, id] : config.vocab) {
     if (!by_content.emplace(View(content), id).second) {
       return Unsupported(absl::StrCat("model.vocab has ", Quote(content), " twice"));
     }
-    if (!ids.insert(id).second) {
+    if (static_cast<size_t>(id) >= taken.size()) taken.resize(static_cast<size_t>(id) + 1);
+    if (taken[static_cast<size_t>(id)]) {
       return Unsupported(
           absl::StrCat("model.vocab gives id ", id, " twice, also to ", Quote(content)));
     }
+    taken[static_cast<size_t>(id)] = true;
     if (!config.byte_level) {
       bpe.vocab_.emplace(std::string(content), id);
     } else if (auto bytes = BytesOfToken(content)) {

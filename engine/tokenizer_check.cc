@@ -1,6 +1,8 @@
 // tokenizer_check DIR CASES.jsonl: runs the cases that tests/oracle/make_tokenizer_fixtures.py
-// wrote through the tokenizer of DIR; prints the first differences and the speed; exits 1 when any
-// differs.
+// wrote through the tokenizer of DIR; prints what loading took, the first differences and the speed;
+// exits 1 when any differs.
+#include <malloc.h>
+
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -10,6 +12,19 @@
 
 #include "engine/tokenizer.h"
 
+namespace {
+
+long MemoryKib(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    long kib = 0;
+    if (word == key && status >> kib) return kib;
+  }
+  return 0;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using nibble::engine::Tokenizer;
   using Ids = std::vector<int32_t>;
@@ -17,11 +32,16 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: tokenizer_check DIR CASES.jsonl\n");
     return 2;
   }
+  const auto opened = std::chrono::steady_clock::now();
   const auto tokenizer = Tokenizer::Load(argv[1]);
+  const std::chrono::duration<double> loading = std::chrono::steady_clock::now() - opened;
   if (!tokenizer.ok()) {
     std::fprintf(stderr, "%s\n", tokenizer.status().ToString().c_str());
     return 2;
   }
+  malloc_trim(0);  // as an engine does
+  std::printf("%d ids, loaded in %.2f s, %ld KiB, at most %ld KiB\n", tokenizer->vocab_size(),
+              loading.count(), MemoryKib("VmRSS:"), MemoryKib("VmHWM:"));
   std::ifstream file(argv[2]);
   std::string line;
   int64_t cases = 0, wrong = 0, bytes = 0;

@@ -351,6 +351,7 @@ absl::Status ReadVocab(Fields& model, BpeConfig& config) {
   if (!model.Has("vocab") || model.Raw("vocab").get(vocab) != simdjson::SUCCESS) {
     return Refuse("model.vocab", "is missing or no object");
   }
+  config.vocab.reserve(std::min(vocab.size(), kMaxVocab));
   for (const auto entry : vocab) {
     uint64_t id = 0;
     if (entry.key.size() > kMaxTokenBytes) {
@@ -489,10 +490,10 @@ absl::StatusOr<Pipeline> LoadPipeline(std::string_view tokenizer_json) {
     return Refuse("file",
                   absl::StrCat("has ", tokenizer_json.size(), " bytes, at most ", kMaxFileBytes));
   }
-  simdjson::dom::parser parser;
+  simdjson::dom::document document;
   object root_object;
   RETURN_IF_ERROR(
-      ParseObject(parser, tokenizer_json, kMaxDepth, root_object, [](std::string_view what) {
+      ParseObject(document, tokenizer_json, kMaxDepth, root_object, [](std::string_view what) {
         return Refuse("file", absl::StrCat("is not valid JSON: ", View(what)));
       }));
   Fields root("tokenizer", root_object);
@@ -513,7 +514,10 @@ absl::StatusOr<Pipeline> LoadPipeline(std::string_view tokenizer_json) {
   RETURN_IF_ERROR(ReadModel(root, byte_level, config));
   ASSIGN_OR_RETURN(pipeline.model, Bpe::Make(config));
   config.merges = {};
-  pipeline.contents.reserve(config.vocab.size());
+  // Ids may go on behind the vocabulary's; a vector that grows for them would be twice as large.
+  array added;
+  const bool has_added = root.Has("added_tokens") && root.Raw("added_tokens").get(added) == simdjson::SUCCESS;
+  pipeline.contents.reserve(config.vocab.size() + (has_added ? added.size() : 0));
   pipeline.ids.reserve(config.vocab.size());
   for (const auto& [content, id] : config.vocab)
     RETURN_IF_ERROR(Enter(pipeline, std::string(content), id));

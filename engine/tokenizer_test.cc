@@ -69,8 +69,8 @@ TEST_P(CommittedFixture, IdsEqualTheReferenceLibrary) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CommittedFixture,
-                         ::testing::Values("deepseek", "demo-base", "digits", "gpt2", "gpt4o",
-                                           "llama2", "llama3", "metaspace", "qwen2", "tekken"));
+                         ::testing::Values("deepseek", "demo-base", "digits", "gemma", "gemma3", "gpt2",
+                                           "gpt4o", "llama2", "llama3", "metaspace", "qwen2", "tekken"));
 
 TEST(RealTokenizers, EveryCollectedCase) {
   const char* root = std::getenv("NIBBLE_TEST_DATA");

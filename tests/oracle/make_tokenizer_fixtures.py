@@ -103,8 +103,8 @@ def make_line(rng, extra):
     return assigned("".join(parts))
 
 
-def make_cases(tokenizer, lines, seed, added):
-    """`added`: the added_tokens of the file. Where the library itself departs from the file, we follow
+def make_cases(tokenizer, lines, seed, added, texts=()):
+    """`added`: the added_tokens of the file; `texts` come first. Where the library itself departs from the file, we follow
     the file and compare what can be compared:
     - it numbers an added token anew that the vocabulary lacks: such tokens are kept out of the texts;
     - from 0.22 on it decodes a token that is `normalized` to its normalized text ("\u2581<s>"), which
@@ -113,8 +113,10 @@ def make_cases(tokenizer, lines, seed, added):
     renumbered = [t["content"] for t in added if tokenizer.token_to_id(t["content"]) != t["id"]]
     extra = [t["content"] for t in added if t["content"] not in renumbered][:40]
     decodes = all(tokenizer.id_to_token(t["id"]) == t["content"] for t in added)
+    texts = list(texts)
+    lines += len(texts)
     while lines > 0:
-        text = make_line(rng, extra)
+        text = texts.pop(0) if texts else make_line(rng, extra)
         if any(content in text for content in renumbered):
             continue
         lines -= 1
@@ -187,6 +189,57 @@ def sentencepiece_like(corpus, metaspace):
     return tokenizer
 
 
+SPACE = "\u2581"  # what stands for a space in SentencePiece's vocabularies
+# Where a tokenizer without words can go wrong: spaces at the ends and in runs (longer than any token of
+# them), line breaks, tabs, bytes by fallback, tokens of the turns in the middle of words.
+GEMMA_TEXTS = [
+    "", " ", "  ", " a", "a ", " a ", "a  b", "a   b    c     d", " " * 17, "\n", "\n\n", "\n" * 9, "a\n b", "a \nb",
+    "\ta", "a\t\tb", "\t" * 5, " \n \t \n", "\r\n", SPACE, SPACE * 2, "a" + SPACE + "b", " " + SPACE + " ", "\u00e9", "\u4f60\u597d",
+    "\U0001F600", "\U0001F469\u200d\U0001F4BB\U0001F3FD", "\u0b85\u0bb4", "\x00\x01", "\ufffd", "<0x0A>", "<0x09>", "<unk>",
+    "<bos>", "<eos><pad>", "<start_of_turn>user\nthe bridge<end_of_turn>\n<start_of_turn>model\n",
+    "a<start_of_turn>b", "a <end_of_turn> b", " <start_of_turn> ", "<start_of_turn", "end_of_turn>", "<unused3>x", "<unused99>",
+    "<table><tr>1</tr></table>", "<image_soft_token>", "river\n\nengine  lantern\n\n\n    Monday", "theofandinto" * 8,
+]
+
+
+def gemma_like(corpus, newer):
+    """As Gemma 1 and 2 have it (merges as strings, no byte token for the tab), or Gemma 3 (pairs; an added
+    token beyond the vocabulary). A text has no words: its spaces are replaced before it is split at spaces."""
+    spaces = [SPACE * n for n in range(2, 7)]
+    breaks = ["\n" * n for n in range(1, 6)]
+    tabs = ["\t", "\t\t", "\t\t\t"] if newer else ["\t"]
+    markers = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"] + [f"<unused{i}>" for i in range(6)]
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    tags = ["<table>", "</table>", "<tr>", "</tr>"]
+    vocab = markers + turns + breaks + spaces + tags
+    vocab += [f"<0x{b:02X}>" for b in range(256) if newer or b != 9] + tabs
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", SPACE)
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(SPACE, "merged_with_next"), pre_tokenizers.Split(Regex(r"[\n\t]+"), "isolated")])
+    learner.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=420, show_progress=False,
+                                                            limit_alphabet=110))
+    learned = json.loads(learner.to_str())["model"]
+    vocab += [piece for piece in learned["vocab"] if piece not in vocab]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    # Runs are merged in every way that makes one, as in the converted files.
+    for run in breaks[1:] + tabs[1:] + spaces:
+        merges += [(run[:i], run[i:]) for i in range(1, len(run))]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(vocab)}, merges=merges,
+                                     unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    last = ["<image_soft_token>"] if newer else []
+    special = set(markers[:5] + turns + last)
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=t in special)
+                          for t in markers + turns + breaks + spaces + tabs[1:] + tags + last])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)])
+    return tokenizer
+
+
 def tiny_tokenizers():
     """One tokenizer of some 600 tokens for every kind of pipeline."""
     rng = random.Random(11)
@@ -224,6 +277,8 @@ def tiny_tokenizers():
     yield "deepseek", byte_level(640, corpus, deepseek)
     yield "llama2", sentencepiece_like(corpus, metaspace=False)
     yield "metaspace", sentencepiece_like(corpus, metaspace=True)
+    yield "gemma", gemma_like(corpus, newer=False)
+    yield "gemma3", gemma_like(corpus, newer=True)
 
 
 def write_committed(lines):
@@ -232,10 +287,13 @@ def write_committed(lines):
         folder = target / name
         folder.mkdir(parents=True, exist_ok=True)
         data = json.loads(tokenizer.to_str())
+        if name == "gemma":
+            data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
+        texts = GEMMA_TEXTS if name.startswith("gemma") else ()
         with open(folder / "tokenizer.json", "w", encoding="utf-8", newline="\n") as out:
             json.dump(data, out, ensure_ascii=True, separators=(",", ":"))
             out.write("\n")
-        write_cases(folder / "cases.jsonl", make_cases(tokenizer, lines, 5, data["added_tokens"]))
+        write_cases(folder / "cases.jsonl", make_cases(tokenizer, lines, 5, data["added_tokens"], texts))
         print(f"{name}: {tokenizer.get_vocab_size()} tokens, {lines} cases")
     demo = ROOT / "demo" / "base" / "tokenizer.json"
     if demo.exists():
