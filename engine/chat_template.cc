@@ -184,6 +184,17 @@ std::string ChatTemplate::ClosingToken(std::string_view text) const {
   return "";
 }
 
+std::optional<int32_t> ChatTemplate::EndOfTurn() const {
+  const ChatTurn turns[] = {{"user", "a", false}, {"assistant", "b", true}};
+  const auto pieces = Render(turns, /*generation_prompt=*/false);
+  if (!pieces.ok()) return std::nullopt;
+  std::string_view said;
+  for (const TextPiece& piece : *pieces) {
+    if (piece.trained) said = piece.text;
+  }
+  return tokenizer_.TokenId(ClosingToken(said));
+}
+
 absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn> turns,
                                                         size_t index, std::string_view text) const {
   const bool assistant = turns[index].role == "assistant";

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -44,6 +45,10 @@ class ChatTemplate {
   // model's own template may refuse a conversation, e.g. because its roles do not alternate.
   absl::StatusOr<std::vector<TextPiece>> Render(std::span<const ChatTurn> turns,
                                                 bool generation_prompt) const;
+
+  // The special token that ends what the assistant says, if one does; a model trained with this template
+  // stops with it, whatever its own EOS is.
+  std::optional<int32_t> EndOfTurn() const;
 
   const std::string& name() const { return name_; }
   // Marker tokens of a built-in template that the tokenizer does not have as tokens; they will be

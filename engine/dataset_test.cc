@@ -234,6 +234,38 @@ TEST_F(DatasetTest, TheModelsOwnTemplateIsRun) {
             "d<|im_end|>]\n");
 }
 
+// Gemma's: BOS once, the end of the turn learned, the line break behind it not; by name and by a template
+// of the model's own, which writes BOS too.
+TEST_F(DatasetTest, GemmaTurnsBeginWithOneBosAndEndWithTheirToken) {
+  const std::string own =
+      "{{ bos_token }}{% for m in messages %}{% set who = 'model' if m.role == 'assistant' else m.role %}"
+      "{{ '<start_of_turn>' + who + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
+  const std::string row =
+      R"({"messages":[{"role":"user","content":"the bridge\n"},{"role":"assistant","content":" of  the river"}]})";
+  for (const char* name : {"gemma", "gemma3"}) {
+    const Tokenizer tokenizer = Make(
+        name, json{{"bos_token", "<bos>"}, {"eos_token", "<eos>"}, {"chat_template", own}}.dump());
+    for (const char* chosen : {"gemma", "tokenizer_default"}) {
+      spec_.chat_template = chosen;
+      auto data = Load(row, tokenizer);
+      ASSERT_TRUE(data.ok()) << data.status();
+      EXPECT_EQ(Shown(Row(*data, 0), tokenizer),
+                "<bos><start_of_turn>user\nthe bridge<end_of_turn>\n<start_of_turn>model\n"
+                "[of  the river<end_of_turn>]\n");
+      EXPECT_THAT(data->report.warnings, ElementsAre());
+      EXPECT_EQ(data->report.rows_without_eos, 0);
+      EXPECT_EQ(ChatTemplate::Select(chosen, tokenizer)->EndOfTurn(), tokenizer.TokenId("<end_of_turn>"));
+    }
+    auto data = Load(R"({"prompt":"the bridge","completion":" of the river"})", tokenizer);
+    ASSERT_TRUE(data.ok()) << data.status();
+    EXPECT_EQ(Shown(Row(*data, 0), tokenizer), "<bos>the bridge[ of the river<eos>]");
+  }
+  // ChatML's markers are spelled out here: no token ends a turn.
+  const Tokenizer plain = Make("gemma", R"({"eos_token":"<eos>"})");
+  EXPECT_EQ(ChatTemplate::Select("chatml", plain)->EndOfTurn(), std::nullopt);
+}
+
 TEST_F(DatasetTest, EveryBadRowIsNamed) {
   const auto data =
       Load(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}

@@ -55,8 +55,13 @@ std::vector<int32_t> Generate(Decoder& decoder, std::span<const int32_t> prompt,
   return answer;
 }
 
-std::set<int32_t> StopIds(const std::string& model_dir, const Tokenizer& tokenizer) {
+std::set<int32_t> StopIds(const std::string& model_dir, const Tokenizer& tokenizer,
+                          const std::optional<ChatTemplate>& chat) {
   std::set<int32_t> ids;
+  if (chat) {
+    // A base that was never tuned may not name it: Gemma's says <eos>, and <end_of_turn> is learned.
+    if (const auto end = chat->EndOfTurn()) ids.insert(*end);
+  }
   if (tokenizer.eos_id()) ids.insert(*tokenizer.eos_id());
   if (tokenizer.bos_id()) ids.insert(*tokenizer.bos_id());
   for (const char* name : {"config.json", "generation_config.json"}) {

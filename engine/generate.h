@@ -4,11 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/chat_template.h"
 #include "engine/decoder.h"
 
 namespace nibble::engine {
@@ -30,7 +32,8 @@ std::vector<int32_t> Generate(Decoder& decoder, std::span<const int32_t> prompt,
 int32_t Sample(std::span<const float> logits, double temperature, double top_p, double draw);
 
 // What ends an answer: EOS and BOS of the tokenizer, eos_token_id of config.json and
-// generation_config.json.
-std::set<int32_t> StopIds(const std::string& model_dir, const Tokenizer& tokenizer);
+// generation_config.json, and what ends a turn of `chat`, if one talks in a template.
+std::set<int32_t> StopIds(const std::string& model_dir, const Tokenizer& tokenizer,
+                          const std::optional<ChatTemplate>& chat);
 
 }  // namespace nibble::engine

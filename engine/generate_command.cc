@@ -230,7 +230,7 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Decoder> made,
                    Decoder::Make(*device, adapter ? &*adapter : nullptr, room, longest));
   Decoder& decoder = *made;
-  const std::set<int32_t> stop_ids = StopIds(options.base.model_dir, tokenizer);
+  const std::set<int32_t> stop_ids = StopIds(options.base.model_dir, tokenizer, chat);
   const bool score_only = flags.Has("score");
   Score score;
   for (size_t i = 0; i < prompts.size(); ++i) {

@@ -110,7 +110,65 @@ end {{ 'x\\u00e9y'[1] }} {{ 'a,b,c'.split(',', 1) }} {{ '  x '.rstrip() ~ '|' }}
 {%- set a, b = [1, 2] %}{{ a }}{{ b }}{{ 'line\\nline' | indent(2) }}{{ dict(x=1).x }}{{ '%' ~ 5 }}
 """
 
-TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING]
+# What Gemma's templates do: contents are text or a list of parts, the system's words stand in the first
+# user turn, roles alternate or the conversation is refused, the answering role has another name.
+PARTS = """{{ bos_token }}
+{%- set opening = "" -%}
+{%- set turns = messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set turns = messages[1:] -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set opening = messages[0]['content'] + '
+
+' -%}
+    {%- else -%}
+        {%- set opening = messages[0]['content'][0]['text'] + '
+
+' -%}
+    {%- endif -%}
+{%- endif -%}
+{%- for turn in turns -%}
+    {%- if (loop.index0 % 2 == 0) != (turn['role'] == 'user') -%}
+        {{ raise_exception("user and assistant must take turns") }}
+    {%- endif -%}
+    {%- set speaker = turn['role'] -%}
+    {%- if (turn['role'] == 'assistant') -%}
+        {%- set speaker = "model" -%}
+    {%- endif -%}
+    {{ '<turn>' + speaker + '
+' + (opening if loop.first else "") }}
+    {%- if turn['content'] is string -%}
+        {{ turn['content'] | trim }}
+    {%- elif turn['content'] is iterable -%}
+        {%- for part in turn['content'] -%}
+            {%- if part['type'] == 'image' -%}
+                {{ '<picture>' }}
+            {%- elif part['type'] == 'text' -%}
+                {{ part['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("content of an unknown kind") }}
+    {%- endif -%}
+    {{ '<end>
+' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{'<turn>model
+'}}
+{%- endif -%}
+"""
+
+# One line, and no system: what Gemma 2 does.
+NO_SYSTEM = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') \
+}}{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception(\
+'roles must alternate') }}{% endif %}{% if (m['role'] == 'assistant') %}{% set who = 'model' %}{% else %}\
+{% set who = m['role'] %}{% endif %}{{ '<turn>' + who + '
+' + m['content'] | trim + '<end>
+' }}{% endfor %}{% if add_generation_prompt %}{{'<turn>model
+'}}{% endif %}"""
+
+TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM]
 
 
 def turn(role, content):
@@ -125,6 +183,18 @@ CONVERSATIONS = [
     [turn("user", "a"), turn("user", "b")],
     [turn("assistant", "x")],
     [turn("user", "tool \"q\" <b>&'\\"), turn("assistant", "<r>z</r>1"), turn("user", "2")],
+]
+
+# Contents in parts, and spaces of all kinds around them; for the templates that look at that.
+PART_CONVERSATIONS = [
+    [turn("system", " Be brief.\n"), turn("user", "\u00a0\u3000hi\u2003\n"), turn("assistant", "\t yo \x1f")],
+    [turn("system", [{"type": "text", "text": "Be brief."}]),
+     turn("user", [{"type": "image"}, {"type": "text", "text": " what is it? "}, {"type": "sound"}]),
+     turn("assistant", [{"type": "text", "text": "a heron"}]), turn("user", "")],
+    [turn("system", "a"), turn("system", "b")],
+    [turn("system", "alone")],
+    [turn("user", 7)],
+    [turn("user", "a"), turn("tool", "b")],
 ]
 
 
@@ -156,7 +226,8 @@ def environment():
 def cases(templates):
     env = environment()
     for template in templates:
-        for messages in CONVERSATIONS:
+        parts = PART_CONVERSATIONS if "is iterable" in template else []
+        for messages in CONVERSATIONS + parts:
             for prompt in (False, True):
                 values = {"messages": messages, "add_generation_prompt": prompt, "bos_token": "<s>",
                           "eos_token": "</s>", "tools": None}
