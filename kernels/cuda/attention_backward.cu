@@ -6,7 +6,7 @@
 //   dV += P^T dO
 // with P = exp(S - lse), dS = P (dP - delta), delta = the row sums of dO * O. What the warp
 // computed is, packed, the left operand of the last products; nothing goes through shared memory in
-// between. Where a device has room for it dK and dV are the other kernel's (attention_keys.h).
+// between. Where a device has room for it dK and dV are the other kernel's (attention_keys.cu).
 #include "kernels/cuda/attention_backward.h"
 #include "kernels/cuda/eights.h"
 #include "kernels/cuda/ops.h"

@@ -4,7 +4,7 @@
 // What a kernel may use is what is here: the built-in indices, __shared__ arrays and one dynamic one,
 // __syncthreads, the *_sync warp operations, vector types and a handful of intrinsics.
 // A kernel that needs more adds it here, in the meaning the CUDA programming guide gives it. Tensor-core
-// instructions and library calls are not emulated; a kernel that uses them has a plain twin (device.h).
+// instructions have their twins in mma.h and emulate_wgmma.h; a vendor's library is not there.
 //
 // How it runs. The threads of a block are fibers: each has a stack of its own and runs until it waits, at a
 // barrier or for the other lanes of a warp operation; then the next one runs (emulate.cc). So barriers may

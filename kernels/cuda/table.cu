@@ -1,4 +1,4 @@
-// Puts the ops of one world, nvcc's or the emulated one, into tables. An op that is not written yet is null.
+// Puts the ops of one world, nvcc's or the emulated one, into tables. An op that is not named here is null.
 #include <climits>
 #include <iterator>
 

@@ -1,8 +1,6 @@
 // AdamW with 8-bit moments, bit for bit what ref does: every operation rounded by itself.
 #pragma once
 
-#include <cmath>
-
 #include "kernels/cpu/body/elementwise.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
@@ -58,16 +56,8 @@ static void QuantizeMoments(const CodeSearch& search, const float* values, int64
 }
 
 static void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state, const AdamWArgs& args) {
-  KERNEL_CHECK(args.step >= 1);
   const CodeSearch first_search(state.signed_map), second_search(state.unsigned_map);
-  const auto steps = static_cast<double>(args.step);
-  const auto set = [](double value) { return Set1(static_cast<float>(value)); };
-  const F32 beta1 = set(args.beta1), beta2 = set(args.beta2);
-  const F32 rest1 = set(1 - args.beta1), rest2 = set(1 - args.beta2);
-  const F32 rate = set(args.learning_rate / (1 - std::pow(args.beta1, steps)));
-  const F32 correction = set(1 / (1 - std::pow(args.beta2, steps)));
-  const F32 decay = set(args.learning_rate * args.weight_decay);
-  const F32 epsilon = set(args.epsilon), clip = set(args.gradient_scale);
+  const AdamWFactors by(args);
   const int64_t blocks = (args.count + kAdam8Block - 1) / kAdam8Block;
   RunRows(ctx, blocks, 4 * kAdam8Block, [&](int64_t block) {
     const int64_t first = block * kAdam8Block;
@@ -81,14 +71,13 @@ static void AdamW8(Context* ctx, void* p, const void* g, const Adam8State& state
       uint8_t m_codes[kLanes] = {}, v_codes[kLanes] = {};
       std::memcpy(m_codes, state.m + first + i, static_cast<size_t>(lanes));
       std::memcpy(v_codes, state.v + first + i, static_cast<size_t>(lanes));
-      const F32 gradient = Mul(LoadSome(gradients + i, lanes), clip);
-      const F32 m1 = Add(Mul(beta1, Mul(first_search.Values(m_codes), m_scale)), Mul(rest1, gradient));
-      const F32 m2 = Add(Mul(beta2, Mul(second_search.Values(v_codes), v_scale)),
-                         Mul(Mul(rest2, gradient), gradient));
-      F32 value = LoadSome(param + i, lanes);
-      value = Sub(value, Mul(decay, value));
-      value = Sub(value, Div(Mul(rate, m1), Add(Sqrt(Mul(m2, correction)), epsilon)));
-      StoreSome(param + i, value, lanes);
+      const F32 gradient = Mul(LoadSome(gradients + i, lanes), by.clip);
+      const F32 m1 =
+          Add(Mul(by.beta1, Mul(first_search.Values(m_codes), m_scale)), Mul(by.rest1, gradient));
+      const F32 m2 = Add(Mul(by.beta2, Mul(second_search.Values(v_codes), v_scale)),
+                         Mul(Mul(by.rest2, gradient), gradient));
+      const F32 value = LoadSome(param + i, lanes);
+      StoreSome(param + i, by.Step(Sub(value, Mul(by.decay, value)), m1, m2), lanes);
       Store(m + i, m1);
       Store(v + i, m2);
     }

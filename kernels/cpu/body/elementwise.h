@@ -211,31 +211,42 @@ static void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamV
   });
 }
 
+// The constants of a step, formed in double.
+struct AdamWFactors {
+  explicit AdamWFactors(const AdamWArgs& args)
+      : beta1(Of(args.beta1)), beta2(Of(args.beta2)), rest1(Of(1 - args.beta1)), rest2(Of(1 - args.beta2)),
+        decay(Of(args.learning_rate * args.weight_decay)), epsilon(Of(args.epsilon)),
+        clip(Of(args.gradient_scale)) {
+    KERNEL_CHECK(args.step >= 1);
+    const auto steps = static_cast<double>(args.step);
+    rate = Of(args.learning_rate / (1 - std::pow(args.beta1, steps)));
+    correction = Of(1 / (1 - std::pow(args.beta2, steps)));
+  }
+  // The parameter, decayed already, after its step along these moments.
+  F32 Step(F32 value, F32 m, F32 v) const {
+    return Sub(value, Div(Mul(rate, m), Add(Sqrt(Mul(v, correction)), epsilon)));
+  }
+  F32 beta1, beta2, rest1, rest2, rate, correction, decay, epsilon, clip;
+
+ private:
+  static F32 Of(double value) { return Set1(static_cast<float>(value)); }
+};
+
 static void AdamW(Context* ctx, void* p, const void* g, void* m, void* v, const AdamWArgs& args) {
-  KERNEL_CHECK(args.step >= 1);
-  const auto steps = static_cast<double>(args.step);
-  const auto set = [](double value) { return Set1(static_cast<float>(value)); };
-  const F32 beta1 = set(args.beta1), beta2 = set(args.beta2);
-  const F32 rest1 = set(1 - args.beta1), rest2 = set(1 - args.beta2);
-  const F32 rate = set(args.learning_rate / (1 - std::pow(args.beta1, steps)));
-  const F32 correction = set(1 / (1 - std::pow(args.beta2, steps)));
-  const F32 decay = set(args.learning_rate * args.weight_decay);
-  const F32 epsilon = set(args.epsilon), clip = set(args.gradient_scale);
+  const AdamWFactors by(args);
   RunSpans(ctx, args.count, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i += kLanes) {
       const int64_t lanes = last - i;
       float* const param = static_cast<float*>(p) + i;
       float* const moment1 = static_cast<float*>(m) + i;
       float* const moment2 = static_cast<float*>(v) + i;
-      const F32 gradient = Mul(LoadSome(static_cast<const float*>(g) + i, lanes), clip);
-      const F32 m1 = Fma(beta1, LoadSome(moment1, lanes), Mul(rest1, gradient));
-      const F32 m2 = Fma(beta2, LoadSome(moment2, lanes), Mul(Mul(rest2, gradient), gradient));
-      F32 value = LoadSome(param, lanes);
-      value = NegFma(decay, value, value);
-      value = Sub(value, Div(Mul(rate, m1), Add(Sqrt(Mul(m2, correction)), epsilon)));
+      const F32 gradient = Mul(LoadSome(static_cast<const float*>(g) + i, lanes), by.clip);
+      const F32 m1 = Fma(by.beta1, LoadSome(moment1, lanes), Mul(by.rest1, gradient));
+      const F32 m2 = Fma(by.beta2, LoadSome(moment2, lanes), Mul(Mul(by.rest2, gradient), gradient));
+      const F32 value = LoadSome(param, lanes);
       StoreSome(moment1, m1, lanes);
       StoreSome(moment2, m2, lanes);
-      StoreSome(param, value, lanes);
+      StoreSome(param, by.Step(NegFma(by.decay, value, value), m1, m2), lanes);
     }
   });
 }
