@@ -270,13 +270,13 @@ TEST(UpdateJob, OfAFinishedJobOnlyWhatItIsFoundBy) {
   update.display_name = "not this";
   update.priority = 7;
   const auto refused = d.Do(update).status();
-  EXPECT_EQ(StatusReason(refused), Reason::kSpecInvalid) << refused;
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("jobs/j is CANCELLED"));
-  ASSERT_EQ(StatusViolations(refused).size(), 1u);
-  EXPECT_EQ(StatusViolations(refused)[0].field, "priority");
+  EXPECT_EQ(StatusReason(refused), Reason::kJobNotResumable) << refused;
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("jobs/j is CANCELLED and does not run again: priority says how it runs"));
   update.priority.reset();
   update.allow_numerics_change = true;
-  EXPECT_EQ(StatusViolations(d.Do(update).status()).at(0).field, "allow_numerics_change");
+  EXPECT_THAT(std::string(d.Do(update).status().message()), HasSubstr("allow_numerics_change says"));
   EXPECT_EQ(d.job("j").display_name, "kept") << "all of it or nothing";
   EXPECT_EQ(d.job("j").priority, 0);
 }

@@ -252,10 +252,14 @@ absl::Status CheckStillCounts(const Job& job, const JobUpdated& updated) {
   if (!IsTerminal(job.state)) return absl::OkStatus();
   const bool priority = updated.priority != job.priority;
   if (!priority && updated.allow_numerics_change == job.spec.allow_numerics_change) return absl::OkStatus();
-  return Error::Field(Reason::kSpecInvalid, priority ? "priority" : "allow_numerics_change",
-                      absl::StrCat("says how a job runs, and jobs/", job.id, " is ",
-                                   std::string(JobStateName(job.state)),
-                                   "; of a finished job only name and labels can be changed"));
+  const std::string state(JobStateName(job.state));
+  const std::string field = priority ? "priority" : "allow_numerics_change";
+  return Error(Reason::kJobNotResumable,
+               absl::StrCat("jobs/", job.id, " is ", state, " and does not run again: ", field,
+                            " says how it runs; of a finished job only name and labels can be changed"))
+      .With("job", job.id)
+      .With("state", state)
+      .With("field", field);
 }
 
 }  // namespace

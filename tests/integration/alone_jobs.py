@@ -82,7 +82,7 @@ def check_jobs(api, spec):
                  "FAILED_PRECONDITION", "JOB_NOT_PAUSABLE")
     expect_error(lambda: api.jobs.UpdateJob(pb.UpdateJobRequest(
         job=pb.Job(name=named.name, priority=3), update_mask={"paths": ["priority"]})),
-        "INVALID_ARGUMENT", "SPEC_INVALID", "priority")
+        "FAILED_PRECONDITION", "JOB_NOT_RESUMABLE")
     events = api.jobs.ListJobEvents(pb.ListJobEventsRequest(name=named.name)).events
     assert [e.sequence for e in events] == list(range(1, len(events) + 1)), events
     api.jobs.DeleteJob(pb.DeleteJobRequest(name=named.name))
