@@ -53,6 +53,8 @@ class ControlLoop {
     int64_t retain_events_us = 0;  // events of before are forgotten; 0 = never
     std::string timeline;       // a fresh UUID, for a new database
     bool new_timeline = false;  // after a restore
+    // What Start has loaded, before anything is decided: it may bring up to date what rows do not tell.
+    std::function<void(core::State&)> on_load;
     // After each commit, on the loop's thread: logs, metrics.
     std::function<void(const std::vector<core::EventRecord>&, const core::State&)> on_commit;
     // Called when neither Commit nor Load works: the process should end (exit code 74).

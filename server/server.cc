@@ -17,6 +17,7 @@
 #include "server/data_dir.h"
 #include "server/edge.h"
 #include "server/http.h"
+#include "server/job_head.h"
 #include "server/keeper.h"
 #include "server/memory_history.h"
 #include "server/metered.h"
@@ -151,6 +152,7 @@ absl::Status ServerImpl::StartLoop() {
   options.retain_events_us = options_.retain_events_us;
   options.timeline = NewUuid();
   options.new_timeline = WasRestored(options_.data_dir);
+  options.on_load = [this](core::State& state) { CatchUp(*metrics_, state); };
   options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
     meter_.OnCommit(records, state);
     for (const core::EventRecord& record : records) LogRecord(record);

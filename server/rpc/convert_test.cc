@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "engine/spec/testing/no_defaults.h"
 #include "google/rpc/error_details.pb.h"
+#include "server/job_head.h"
 #include "server/rpc/convert_spec.h"
 #include "server/rpc/job_request.h"
 #include "server/rpc/page.h"
@@ -175,48 +176,6 @@ TEST(Pages, GoOnWhereTheLastOneEnded) {
   EXPECT_EQ(StatusReason(ListPage(items, "q", -1, "", keep, visit).status()), Reason::kSpecInvalid);
   EXPECT_EQ(PageSize(0).value(), kDefaultPageSize);
   EXPECT_EQ(PageSize(1 << 30).value(), kMaxPageSize);
-}
-
-TEST(HeadAfter, CountsEveryStepOnce) {
-  core::Progress before;
-  before.step = 2;
-  before.trained_tokens = 20;
-  std::vector<store::StepMetric> metrics(3);
-  for (int i = 0; i < 3; ++i) {
-    metrics[static_cast<size_t>(i)].step = i + 2;
-    metrics[static_cast<size_t>(i)].tokens = 10;
-    metrics[static_cast<size_t>(i)].step_time_us = 1'000'000;
-    metrics[static_cast<size_t>(i)].loss = 1.0 / (i + 2);
-  }
-  metrics[2].eval_loss = 0.5;
-  metrics[2].gradient_norm = std::numeric_limits<double>::quiet_NaN();
-  metrics[1].gradient_norm = 2;
-  const core::Progress head = HeadAfter(before, metrics);
-  EXPECT_EQ(head.step, 4);
-  EXPECT_EQ(head.trained_tokens, 40) << "step 2 was counted before";
-  EXPECT_EQ(head.loss, 0.25);
-  EXPECT_EQ(head.eval_loss, 0.5);
-  EXPECT_EQ(head.gradient_norm, 2) << "the last finite one";
-  EXPECT_DOUBLE_EQ(head.tokens_per_second, 10);
-}
-
-// With logging_steps above 1 the step of an evaluation may not have been told: no loss, no tokens.
-TEST(HeadAfter, AnEvaluationAloneHidesNothing) {
-  std::vector<store::StepMetric> metrics(2);
-  metrics[0] = {.step = 20, .loss = 1.5, .learning_rate = 1e-4, .tokens = 100, .step_time_us = 1'000'000};
-  metrics[1] = {.step = 25, .eval_loss = 2.0};
-  const core::Progress head = HeadAfter({}, metrics);
-  EXPECT_EQ(head.loss, 1.5);
-  EXPECT_EQ(head.learning_rate, 1e-4);
-  EXPECT_EQ(head.eval_loss, 2.0);
-  EXPECT_DOUBLE_EQ(head.tokens_per_second, 100);
-}
-
-// Steps between told ones, left out by logging_steps or dropped for a slow reader, had about as many tokens.
-TEST(HeadAfter, StepsThatWereNotToldHadTokensToo) {
-  std::vector<store::StepMetric> metrics;
-  for (const int64_t step : {1, 10, 20}) metrics.push_back({.step = step, .tokens = 100});
-  EXPECT_EQ(HeadAfter({}, metrics).trained_tokens, 2000);
 }
 
 // A worker that has lost count: nothing the server computes with its figures leaves 64 bits.

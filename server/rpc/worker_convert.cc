@@ -1,7 +1,6 @@
 #include "server/rpc/worker_convert.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -21,7 +20,7 @@ constexpr int64_t kFixedUnitBytes = int64_t{4} << 20;
 // What workers count goes into sums and products of 64 bits; nothing real is beyond these.
 constexpr int64_t kMostSteps = int64_t{1} << 30;
 constexpr int64_t kMostInStep = int64_t{1} << 40;  // tokens, microseconds
-constexpr int64_t kMostInAll = int64_t{1} << 60;   // tokens, bytes, microseconds since 1970
+constexpr int64_t kMostInAll = int64_t{1} << 60;   // bytes, microseconds since 1970
 
 int64_t UpTo(int64_t most, int64_t told) { return std::clamp<int64_t>(told, 0, most); }
 
@@ -36,13 +35,6 @@ void Fill(const core::FileRef& file, wv1::BlobRef* out) {
   out->set_name(file.name);
   out->set_sha256(file.sha256);
   out->set_size_bytes(file.size_bytes);
-}
-
-// Keeps the average steady while single steps vary.
-double SmoothRate(double before, int64_t tokens, int64_t step_time_us) {
-  if (step_time_us <= 0) return before;
-  const double rate = static_cast<double>(tokens) * 1e6 / static_cast<double>(step_time_us);
-  return before > 0 ? 0.8 * before + 0.2 * rate : rate;
 }
 
 }  // namespace
@@ -131,31 +123,6 @@ std::vector<store::StepMetric> ReadMetrics(const wv1::ReportProgressRequest& in)
     }
   }
   return out;
-}
-
-core::Progress HeadAfter(const core::Progress& before, const std::vector<store::StepMetric>& metrics) {
-  core::Progress head = before;
-  const auto set = [](double value, std::optional<double>& field) {
-    if (std::isfinite(value)) field = value;
-  };
-  for (const store::StepMetric& metric : metrics) {
-    if (metric.eval_loss) set(*metric.eval_loss, head.eval_loss);
-    head.used_bytes = std::max(head.used_bytes, metric.used_bytes);
-    // An evaluation alone: its step was not told (logging_steps), or is lost.
-    if (metric.eval_loss && metric.tokens == 0) continue;
-    if (metric.step <= head.step) continue;
-    const int64_t steps = metric.step - head.step;  // more than one: those between were not told
-    head.trained_tokens =
-        std::min(kMostInAll, head.trained_tokens + std::min(kMostInAll / steps, metric.tokens) * steps);
-    head.step = metric.step;
-    head.epoch = std::max(head.epoch, metric.epoch_fraction);
-    head.step_time_us = metric.step_time_us;
-    head.tokens_per_second = SmoothRate(head.tokens_per_second, metric.tokens, metric.step_time_us);
-    set(metric.loss, head.loss);
-    set(metric.gradient_norm, head.gradient_norm);
-    set(metric.learning_rate, head.learning_rate);
-  }
-  return head;
 }
 
 std::optional<core::CommandBody> ReadReport(const wv1::ReportProgressRequest& in) {

@@ -12,9 +12,6 @@ absl::StatusOr<core::RegisterWorker> ReadRegister(const worker::v1::RegisterRequ
 core::Synchronize ReadSynchronize(const worker::v1::SynchronizeRequest& in);
 core::Fence ReadFence(const worker::v1::Fence& in);
 std::vector<store::StepMetric> ReadMetrics(const worker::v1::ReportProgressRequest& in);
-// The head after these steps, going on from the job's. A step that does not follow the job's last one was
-// counted before. Non-finite values are left out: the last finite ones stay visible.
-core::Progress HeadAfter(const core::Progress& before, const std::vector<store::StepMetric>& metrics);
 // The report of the request as a command; nullopt when it has none.
 std::optional<core::CommandBody> ReadReport(const worker::v1::ReportProgressRequest& in);
 

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/status.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
+#include "server/job_head.h"
 #include "server/meter.h"
 #include "server/rooted_files.h"
 #include "server/rpc/call.h"

@@ -17,6 +17,7 @@
 #include "nibble/v1/job.pb.h"
 #include "nibble/worker/v1/worker.pb.h"
 #include "server/dataset_check.h"
+#include "server/job_head.h"
 #include "server/model_check.h"
 #include "server/rpc/convert_spec.h"
 #include "server/rpc/worker_convert.h"
