@@ -119,6 +119,7 @@ v1::SynchronizeRequest ToProto(const WorkerIdentity& identity, const DoSynchroni
     r->set_step(a.step);
     r->set_used_bytes(a.used_bytes);
     r->set_intact(a.intact);
+    r->set_trouble(RepairUtf8(a.trouble));
   }
   for (const DeviceStatus& status : action.request.devices) {
     auto* d = out.add_devices();

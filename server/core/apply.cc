@@ -452,6 +452,7 @@ void Applier::operator()(const LeaseRenewed& e) {
     const auto attempt = job->second.attempts.find(listed.epoch);
     if (attempt == job->second.attempts.end() || attempt->second.worker_id != e.worker_id) continue;
     attempt->second.phase = listed.phase;
+    attempt->second.trouble = listed.trouble;
   }
 }
 

@@ -12,6 +12,7 @@
 namespace nibble::core {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::Driver;
 using testing::kMB;
@@ -252,6 +253,37 @@ TEST(UpdateJob, AChangedPriorityIsAnotherDesiredSet) {
   EXPECT_EQ(d.job("j").attempts.at(1).state, AttemptState::kActive);
   d.Must(update);
   EXPECT_EQ(desired().revision, before + 1);
+}
+
+// Whoever waits for a pause, a preemption or a start that does not come about reads why.
+TEST(StateReason, SaysWhatDoesNotGoThrough) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  const auto tell = [&](Phase phase, const std::string& trouble) {
+    Synchronize sync = d.SyncOf("w1");
+    sync.attempts.at(0).phase = phase;
+    sync.attempts[0].trouble = trouble;
+    d.Must(sync);
+    return d.Why("j");
+  };
+  EXPECT_EQ(tell(Phase::kFetching, "its files do not come here: no route"),
+            "workers/w1: FETCHING; workers/w1: its files do not come here: no route");
+  ReportProgress progress{d.FenceOf("j"), {}};
+  progress.head.step = 1;
+  d.Must(progress);
+  EXPECT_EQ(tell(Phase::kTraining, ""), "");
+  EXPECT_EQ(tell(Phase::kTraining, "the checkpoint of step 8 does not go up: too large"),
+            "workers/w1: the checkpoint of step 8 does not go up: too large");
+  d.Must(PauseJob{"j"});
+  EXPECT_EQ(tell(Phase::kUploading, "the checkpoint of step 8 does not go up: too large"),
+            "waits for workers/w1 to save a checkpoint and let go; "
+            "workers/w1: the checkpoint of step 8 does not go up: too large");
+  EXPECT_THAT(tell(Phase::kPausedDisk, "the checkpoint of step 8 does not go up: 5 bytes are free"),
+              AllOf(HasSubstr("let go; workers/w1 waits for room on a full disk"),
+                    HasSubstr("5 bytes are free")));
+  EXPECT_EQ(tell(Phase::kUploading, ""), "waits for workers/w1 to save a checkpoint and let go");
 }
 
 // How a job ran is history once it has ended; what it is called is not.

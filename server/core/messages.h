@@ -124,6 +124,7 @@ struct ListedAttempt {
   int64_t step = 0;
   int64_t used_bytes = 0;
   bool intact = false;  // what it trained is in memory there, and could go on
+  std::string trouble;  // what does not go through and keeps it, in words; "" = nothing
   bool operator==(const ListedAttempt&) const = default;
 };
 struct DeviceUse {

@@ -140,6 +140,7 @@ struct Attempt {
   int64_t seen_us = 0;                // volatile; of the last head of its metrics that moved
   int64_t seen_step = 0;              // volatile
   Phase phase = Phase::kUnspecified;  // volatile; as the worker last said
+  std::string trouble;                // volatile; likewise: what does not go through; "" = nothing
   bool operator==(const Attempt&) const = default;
 };
 

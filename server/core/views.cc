@@ -184,39 +184,42 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
                       where, more);
 }
 
-std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {
-  const Attempt* attempt = job.Current();
-  if (attempt == nullptr) return "";
-  const Worker* worker = state.FindWorker(attempt->worker_id);
-  const bool late =
-      worker != nullptr && HealthOf(*worker, core.options, now_us) != WorkerHealth::kAlive;
-  const std::string silent =
-      late ? absl::StrCat("; workers/", attempt->worker_id, " is late with its renewal") : "";
+// What a job that has a device is doing there, where that is not plain.
+std::string DoingText(const Job& job, const Attempt& attempt) {
+  const std::string worker = absl::StrCat("workers/", attempt.worker_id);
   switch (job.state) {
     case JobState::kPausing:
-      return absl::StrCat("waits for workers/", attempt->worker_id,
-                          " to save a checkpoint and let go",
-                          job.resume_requested ? "; then goes back to the queue" : "", silent);
+      return absl::StrCat("waits for ", worker, " to save a checkpoint and let go",
+                          job.resume_requested ? "; then goes back to the queue" : "");
     case JobState::kCancelling:
-      return absl::StrCat("waits for workers/", attempt->worker_id, " to let go", silent);
+      return absl::StrCat("waits for ", worker, " to let go");
     default:
       break;
   }
-  if (attempt->phase == Phase::kPausedDisk) {
-    return absl::StrCat("workers/", attempt->worker_id,
-                        " waits for room on a full disk, its own or the server's; "
-                        "the job goes on by itself",
-                        silent);
-  }
-  switch (job.state) {
-    case JobState::kStarting:
-      return absl::StrCat("workers/", attempt->worker_id, ": ",
-                          std::string(PhaseName(attempt->phase)), silent);
-    default:
-      if (attempt->release_requested)
-        return absl::StrCat("moves on: ", attempt->release_reason, silent);
-      return silent.empty() ? "" : silent.substr(2);
-  }
+  if (attempt.release_requested) return absl::StrCat("moves on: ", attempt.release_reason);
+  if (job.state != JobState::kStarting || attempt.phase == Phase::kPausedDisk) return "";
+  return absl::StrCat(worker, ": ", std::string(PhaseName(attempt.phase)));
+}
+
+// What keeps it from that, as its worker last said.
+std::string TroubleText(const Attempt& attempt) {
+  const std::string worker = absl::StrCat("workers/", attempt.worker_id);
+  const std::string trouble = attempt.trouble.empty() ? "" : absl::StrCat(worker, ": ", attempt.trouble);
+  if (attempt.phase != Phase::kPausedDisk) return trouble;
+  return absl::StrCat(worker,
+                      " waits for room on a full disk, its own or the server's; the job goes on by itself",
+                      trouble.empty() ? "" : "; ", trouble);
+}
+
+std::string OfAttempt(const State& state, const Job& job, int64_t now_us, const Core& core) {
+  const Attempt* attempt = job.Current();
+  if (attempt == nullptr) return "";
+  std::vector<std::string> parts = {DoingText(job, *attempt), TroubleText(*attempt)};
+  const Worker* worker = state.FindWorker(attempt->worker_id);
+  if (worker != nullptr && HealthOf(*worker, core.options, now_us) != WorkerHealth::kAlive)
+    parts.push_back(absl::StrCat("workers/", attempt->worker_id, " is late with its renewal"));
+  std::erase(parts, "");
+  return absl::StrJoin(parts, "; ");
 }
 
 Want WantOf(const Job& job, const Attempt& attempt) {

@@ -85,7 +85,7 @@ core::Synchronize ReadSynchronize(const wv1::SynchronizeRequest& in) {
                                   : core::Phase::kUnspecified;
     out.attempts.push_back({attempt.job_id(), attempt.epoch(), attempt.device_id(), phase,
                             UpTo(kMostSteps, attempt.step()), UpTo(kMostInAll, attempt.used_bytes()),
-                            attempt.intact()});
+                            attempt.intact(), RepairUtf8(attempt.trouble().substr(0, kMaxFaultBytes))});
   }
   for (const wv1::DeviceStatus& device : in.devices()) {
     out.devices.push_back({device.device_id(), UpTo(kMostInAll, device.used_bytes()),

@@ -87,6 +87,7 @@ core::State WithoutVolatile(core::State state) {
     for (auto& [epoch, attempt] : job.attempts) {
       attempt.start_us = attempt.assign_revision = attempt.seen_us = attempt.seen_step = 0;
       attempt.phase = core::Phase::kUnspecified;
+      attempt.trouble.clear();
     }
   }
   for (auto& [id, worker] : state.workers) {

@@ -183,7 +183,7 @@ void WorkerProc::Perform(const worker::DoSynchronize& action) {
   for (const worker::RunningAttempt& a : action.request.attempts) {
     request.attempts.push_back({a.key.job_id, a.key.epoch, a.device_id,
                                 static_cast<core::Phase>(a.phase), a.step, a.used_bytes,
-                                a.intact});
+                                a.intact, a.trouble});
   }
   for (const worker::DeviceStatus& d : action.request.devices) {
     request.devices.push_back({d.device_id, d.used_bytes, d.resident_bases, d.fault});

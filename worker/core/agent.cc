@@ -10,6 +10,13 @@ constexpr int64_t kCallSpacingUs = 20'000;
 constexpr size_t kMaxMetricsPerReport = 512;
 constexpr int64_t kLongestSleepUs = 1'000'000;
 
+// What goes up before it is reported.
+std::string NameOf(const ReportBody& report) {
+  const auto* checkpoint = std::get_if<CheckpointReport>(&report);
+  return checkpoint == nullptr ? "its result"
+                               : "the checkpoint of step " + std::to_string(checkpoint->step);
+}
+
 }  // namespace
 
 std::vector<Action> Agent::Handle(const Input& input, int64_t now_us) {
@@ -248,8 +255,9 @@ std::vector<RunningAttempt> Agent::Listing() const {
   std::vector<RunningAttempt> listing;
   for (const auto& [key, local] : attempts_) {
     const Phase phase = local.stage == Stage::kReleased ? Phase::kReleased : local.phase;
-    listing.push_back(
-        {key, local.assignment.device_id, phase, local.step, local.used_bytes, IsIntact(local)});
+    const bool files = !local.transfer_trouble.empty();
+    listing.push_back({key, local.assignment.device_id, phase, local.step, local.used_bytes, IsIntact(local),
+                       files ? local.transfer_trouble : local.report_trouble});
   }
   return listing;
 }
@@ -355,6 +363,7 @@ void Agent::On(const Fetched& in) {
   Local* local = Find(in.key);
   if (local == nullptr || local->stage != Stage::kFetching) return;
   local->fetching = false;
+  local->transfer_trouble.clear();
   local->files = in.files;
   NoteRoom();
   if (local->assignment.kind == Kind::kTrain) {
@@ -371,6 +380,7 @@ void Agent::On(const FetchFailed& in) {
   Local* local = Find(in.key);
   if (local == nullptr || local->stage != Stage::kFetching) return;
   local->fetching = false;
+  local->transfer_trouble = "its files do not come here, and are tried again: " + in.message;
   if (in.reason == "STORAGE_FULL") {
     NoteFull(in.message);
     // Once more, when caches have been dropped.
@@ -432,6 +442,7 @@ void Agent::On(const Uploaded& in) {
     if (local.uploads.empty() || local.uploads.front().id != in.id) continue;
     ReportBody body = std::move(local.uploads.front().report);
     local.uploads.pop_front();
+    local.transfer_trouble.clear();
     if (auto* finished = std::get_if<FinishedReport>(&body)) {
       finished->files = in.files;
       local.last_body = std::move(body);
@@ -448,6 +459,7 @@ void Agent::On(const UploadFailed& in) {
     if (local.uploads.empty() || local.uploads.front().id != in.id) continue;
     PendingUpload& upload = local.uploads.front();
     upload.id = 0;
+    local.transfer_trouble = NameOf(upload.report) + " does not go up, and is tried again: " + in.message;
     // A newer checkpoint makes this one needless.
     if (local.uploads.size() > 1 && std::holds_alternative<CheckpointReport>(upload.report)) {
       local.uploads.pop_front();
@@ -507,9 +519,11 @@ void Agent::On(const ReportReply& in) {
       [[fallthrough]];
     case ReportReply::Code::kUnavailable:
       sent.waiting = false;
+      local.report_trouble = "its reports are not taken, and are sent again: " + in.message;
       sent.not_before_us = now_us_ + NextBackoff(sent.backoff_us, options_.retry_max_us);
       return;
     case ReportReply::Code::kOk:
+      local.report_trouble.clear();
       if (sent.last) local.stage = Stage::kReleased;
       local.sent.reset();
       return;
@@ -518,9 +532,12 @@ void Agent::On(const ReportReply& in) {
   }
   const ReportBody body = std::move(sent.report.body);
   local.sent.reset();
-  if (std::holds_alternative<std::monostate>(body) ||
-      std::holds_alternative<CheckpointReport>(body))
+  if (std::holds_alternative<std::monostate>(body)) return;
+  if (std::holds_alternative<CheckpointReport>(body)) {
+    // Until the next one has gone up.
+    local.transfer_trouble = NameOf(body) + " was refused, and is lost: " + in.message;
     return;
+  }
   if (std::holds_alternative<FailedReport>(body) || std::holds_alternative<ReleasedReport>(body)) {
     return Abandon(local);
   }

@@ -139,6 +139,8 @@ class Agent {
     std::deque<PendingUpload> uploads;  // the first may be in flight
     std::deque<ReportBody> outbox;      // not yet sent
     std::optional<SentReport> sent;     // one at a time, again and again until answered
+    std::string transfer_trouble;       // why its files do not come here or go up; "" = they do
+    std::string report_trouble;         // why its reports are not taken; "" = they are
   };
   struct Engine {
     EngineGroup group;

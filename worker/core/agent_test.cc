@@ -124,6 +124,44 @@ TEST_F(AgentTest, AResultWaitsForTheServersDiskAndSaysSo) {
   EXPECT_TRUE(std::holds_alternative<FinishedReport>(reports_[0].body));
 }
 
+// A pause or a preemption hangs on it, so the server is told why it does not come up.
+TEST_F(AgentTest, WhatDoesNotGoUpIsSaidUntilItDoes) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  const auto told = [&] {  // by the next call
+    Advance(50'000);
+    Desire({AssignmentOf("a")});
+    Advance(50'000);
+    return sync_.attempts.at(0).trouble;
+  };
+  EXPECT_EQ(told(), "");
+  Feed(EngineCheckpoint{engine, {"a", 1}, 8, "/checkpoint", "sum", 1.0});
+  Feed(UploadFailed{Find<DoUpload>()->id, "DIGEST_MISMATCH", "blob X has other bytes"});
+  EXPECT_EQ(told(), "the checkpoint of step 8 does not go up, and is tried again: blob X has other bytes");
+  Advance(2 * kSecondUs);
+  ASSERT_NE(Find<DoUpload>(), nullptr);
+  Feed(Uploaded{Find<DoUpload>()->id, {{"state", "sha", 5}}});
+  EXPECT_EQ(told(), "");
+  Answer(ReportReply::Code::kUnavailable);
+  EXPECT_EQ(told(), "its reports are not taken, and are sent again: no");
+  Advance(6 * kSecondUs);
+  Answer(ReportReply::Code::kRefused);
+  EXPECT_EQ(told(), "the checkpoint of step 8 was refused, and is lost: no");
+  Feed(EngineCheckpoint{engine, {"a", 1}, 9, "/checkpoint", "sum", 1.0});
+  Feed(Uploaded{Find<DoUpload>()->id, {{"state", "sha", 5}}});
+  Answer(ReportReply::Code::kOk);
+  EXPECT_EQ(told(), "");
+}
+
+TEST_F(AgentTest, FilesThatDoNotComeAreSaidToo) {
+  Desire({AssignmentOf("a")});
+  Feed(FetchFailed{{"a", 1}, "DIGEST_MISMATCH", "model.safetensors has other bytes"});
+  Advance(50'000);
+  Desire({AssignmentOf("a")});
+  Advance(50'000);
+  EXPECT_EQ(sync_.attempts.at(0).trouble,
+            "its files do not come here, and are tried again: model.safetensors has other bytes");
+}
+
 // A full disk is said until something was written again, more is free than was, or a while passed.
 TEST_F(AgentTest, AFullDiskIsSaidUntilThereIsRoom) {
   const int64_t engine = Run("a", {AssignmentOf("a")});

@@ -158,6 +158,7 @@ struct RunningAttempt {
   int64_t step = 0;
   int64_t used_bytes = 0;
   bool intact = false;  // what it trained is here and could go on
+  std::string trouble;  // what does not go through and keeps it, in words; "" = nothing
 };
 struct DeviceStatus {
   std::string device_id;
