@@ -238,7 +238,7 @@ int ValidateCommand(const Globals& g, const SubmitArgs& args) {
     }
     job.set_dataset_report_json(report);
     if (PrintMessage(g.terminal, job)) return kExitOk;
-    PrintOut(DataReportText(report, g.terminal.style));
+    PrintOut(DataReportText(report, g.terminal.style, &job.effective_spec()));
     PrintOut("the recipe is valid\n");
     return kExitOk;
   });

@@ -291,6 +291,33 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   EXPECT_EQ(DataReportText("nonsense", {false, true}), "");
 }
 
+// As transformers has it, the first step of a warm-up has rate 0: a job of one step would change nothing.
+TEST(Report, AJobThatIsMostlyWarmUpIsSaid) {
+  v1::JobSpec spec;
+  spec.mutable_optimizer()->set_warmup_ratio(0.1);
+  spec.mutable_data()->set_sample_packing(true);
+  EXPECT_THAT(WarmUpText(spec, 1), HasSubstr("nothing is learned"));
+  EXPECT_EQ(WarmUpText(spec, 2), "") << "one of two";
+  EXPECT_EQ(WarmUpText(spec, 0), "") << "not known yet";
+  spec.mutable_optimizer()->set_warmup_steps(30);
+  EXPECT_THAT(WarmUpText(spec, 20), HasSubstr("all 20 steps are warm-up"));
+  EXPECT_THAT(WarmUpText(spec, 59), HasSubstr("30 of 59 steps"));
+  EXPECT_EQ(WarmUpText(spec, 60), "");
+  spec.mutable_optimizer()->set_warmup_steps(0);
+  EXPECT_EQ(WarmUpText(spec, 1), "");
+  spec.mutable_optimizer()->set_warmup_steps(30);
+  EXPECT_THAT(DataReportText(R"({"steps_packed":20,"steps_unpacked":60})", {false, true}, &spec),
+              HasSubstr("all 20 steps are warm-up"));
+  v1::PlanJobResponse plan;
+  *plan.mutable_effective_spec() = spec;
+  plan.set_planned_steps(20);
+  EXPECT_THAT(PlanText(plan, "", 0, {false, true}), HasSubstr("all 20 steps are warm-up"));
+  v1::Job job;
+  *job.mutable_effective_spec() = spec;
+  job.mutable_progress()->set_planned_steps(20);
+  EXPECT_THAT(JobText(job, {false, true}), HasSubstr("all 20 steps are warm-up"));
+}
+
 TEST(SubmitTest, ModelFilesAreThoseOfAModel) {
   TempDir dir;
   EXPECT_EQ(StatusReason(ModelFiles(dir.path()).status()), Reason::kModelFileInvalid);

@@ -253,6 +253,7 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
   Heading(out, style, "spec");
   out += SpecText(plan.effective_spec());
   if (plan.planned_steps() > 0) Line(out, "steps", absl::StrCat(plan.planned_steps()));
+  Line(out, "warning", WarmUpText(plan.effective_spec(), plan.planned_steps()));
   if (const v1::DeviceFit* shown = Shown(plan, worker)) {
     Heading(out, style, absl::StrCat("memory on ", PlaceText(*shown)));
     out += MemoryText(shown->plan());

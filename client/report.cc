@@ -1,6 +1,7 @@
 #include "client/report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -156,6 +157,7 @@ std::string JobText(const v1::Job& job, const Style& style, const std::string& p
   if (p.completed_steps() > 0 || p.planned_steps() > 0) {
     Heading(out, style, "progress");
     Line(out, "steps", absl::StrCat(p.completed_steps(), " of ", p.planned_steps()));
+    Line(out, "warning", WarmUpText(job.effective_spec(), p.planned_steps()));
     Line(out, "tokens", FormatCount(static_cast<double>(p.trained_tokens())));
     if (p.has_loss()) Line(out, "loss", FormatLoss(p.loss()));
     if (p.has_eval_loss()) Line(out, "held-out loss", FormatLoss(p.eval_loss()));
@@ -189,7 +191,21 @@ std::string ReasonText(const v1::Job& job) {
   return info.reason().empty() ? job.state_reason() : absl::StrCat(info.reason(), ": ", job.state_reason());
 }
 
-std::string DataReportText(const std::string& json, const Style& style) {
+std::string WarmUpText(const v1::JobSpec& spec, int64_t steps) {
+  const auto& o = spec.optimizer();
+  // As engine/spec has it: of a ratio, the share of the steps, rounded up.
+  const int64_t warm_up = o.has_warmup_steps()
+                              ? o.warmup_steps()
+                              : std::llround(std::ceil(static_cast<double>(steps) * o.warmup_ratio()));
+  if (steps <= 0 || warm_up <= steps / 2) return "";
+  if (steps == 1)
+    return "the only step is warm-up, with learning rate 0: nothing is learned; set warmup_steps: 0";
+  const int64_t of_them = std::min(warm_up, steps);
+  return absl::StrCat(of_them == steps ? "all" : absl::StrCat(of_them, " of"), " ", steps,
+                      " steps are warm-up, the first of them with learning rate 0; set warmup_steps lower");
+}
+
+std::string DataReportText(const std::string& json, const Style& style, const v1::JobSpec* spec) {
   const Json report = Json::parse(json, nullptr, false);
   std::string out;
   if (!report.is_object()) return out;
@@ -218,6 +234,9 @@ std::string DataReportText(const std::string& json, const Style& style) {
        absl::StrCat(Count(report, "steps_packed"), " packed (", fill("fill_packed"), " % full), ",
                     Count(report, "steps_unpacked"), " unpacked (", fill("fill_unpacked"),
                     " % full)"));
+  if (spec != nullptr)
+    Line(out, "warning",
+         WarmUpText(*spec, Count(report, spec->data().sample_packing() ? "steps_packed" : "steps_unpacked")));
   Troubles(out, report);
   Samples(out, report, style);
   return out;

@@ -1,6 +1,7 @@
 // Long texts about one thing: a job, a data report. Pure. Those about memory are in plan_report.h.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "client/draw.h"
@@ -14,8 +15,12 @@ std::string ReasonText(const v1::Job& job);
 std::string JobText(const v1::Job& job, const Style& style, const std::string& planned_for = "");
 // Every setting of a spec that decides a result.
 std::string SpecText(const v1::JobSpec& spec);
-// The report of nibble-engine validate, flattened into "key value" lines.
-std::string DataReportText(const std::string& json, const Style& style);
+// What is to be said of a job's warm-up when more than half of its steps are of it, as of a job of one step,
+// which changes nothing; "" otherwise. `spec`: the effective one.
+std::string WarmUpText(const v1::JobSpec& spec, int64_t steps);
+// The report of nibble-engine validate, flattened into "key value" lines; with what it means for a job of
+// that spec, where there is one.
+std::string DataReportText(const std::string& json, const Style& style, const v1::JobSpec* spec = nullptr);
 // The commands that use a downloaded adapter, one a line. `directory` holds it, `name` is its short
 // name, `adapter_config` the text of its adapter_config.json (its rank; anything else counts as a
 // small one).
