@@ -25,6 +25,11 @@ struct Globals {
   Terminal terminal;  // derived from the above
 };
 
+// Whether people read the output, not programs.
+inline bool IsText(const Globals& g) {
+  return g.terminal.form == Form::kTable || g.terminal.form == Form::kName;
+}
+
 // --server, NIBBLE_SERVER, the address file of a running `nibble up`, 127.0.0.1:7070: in this
 // order.
 std::string FindServer(const Globals& globals);
