@@ -232,29 +232,6 @@ TEST(FullDisk, ItsWorkerGetsNoNewWorkUntilItHasRoom) {
   EXPECT_EQ(d.job("j").infra_retries, 0);
 }
 
-TEST(UpdateJob, AChangedPriorityIsAnotherDesiredSet) {
-  Driver d;
-  d.AddWorker("w1");
-  d.Must(Driver::JobOf("j"));
-  d.Place();
-  const auto desired = [&] { return DesiredFor(d.state(), d.state().workers.at("w1"), d.core().options); };
-  const int64_t before = desired().revision;
-  UpdateJob update;
-  update.job_id = "j";
-  update.display_name = "another";
-  d.Must(update);
-  EXPECT_EQ(desired().revision, before) << "no worker needs to hear of a name";
-  update.priority = 5;
-  d.Must(update);
-  EXPECT_EQ(desired().revision, before + 1);
-  ASSERT_EQ(desired().assignments.size(), 1u);
-  EXPECT_EQ(desired().assignments[0].job->priority, 5);
-  EXPECT_EQ(desired().assignments[0].want, Want::kRun);
-  EXPECT_EQ(d.job("j").attempts.at(1).state, AttemptState::kActive);
-  d.Must(update);
-  EXPECT_EQ(desired().revision, before + 1);
-}
-
 // Whoever waits for a pause, a preemption or a start that does not come about reads why.
 TEST(StateReason, SaysWhatDoesNotGoThrough) {
   Driver d;
@@ -284,33 +261,6 @@ TEST(StateReason, SaysWhatDoesNotGoThrough) {
               AllOf(HasSubstr("let go; workers/w1 waits for room on a full disk"),
                     HasSubstr("5 bytes are free")));
   EXPECT_EQ(tell(Phase::kUploading, ""), "waits for workers/w1 to save a checkpoint and let go");
-}
-
-// How a job ran is history once it has ended; what it is called is not.
-TEST(UpdateJob, OfAFinishedJobOnlyWhatItIsFoundBy) {
-  Driver d;
-  d.Must(Driver::JobOf("j"));
-  d.Must(CancelJob{"j"});
-  UpdateJob update;
-  update.job_id = "j";
-  update.display_name = "kept";
-  update.labels = std::map<std::string, std::string>{{"team", "a"}};
-  update.priority = d.job("j").priority;  // as it is: nothing to refuse
-  d.Must(update);
-  EXPECT_EQ(d.job("j").display_name, "kept");
-  EXPECT_EQ(d.records().back().message, "updated: priority 0, labels: 1");
-  update.display_name = "not this";
-  update.priority = 7;
-  const auto refused = d.Do(update).status();
-  EXPECT_EQ(StatusReason(refused), Reason::kJobNotResumable) << refused;
-  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(refused.message()),
-              HasSubstr("jobs/j is CANCELLED and does not run again: priority says how it runs"));
-  update.priority.reset();
-  update.allow_numerics_change = true;
-  EXPECT_THAT(std::string(d.Do(update).status().message()), HasSubstr("allow_numerics_change says"));
-  EXPECT_EQ(d.job("j").display_name, "kept") << "all of it or nothing";
-  EXPECT_EQ(d.job("j").priority, 0);
 }
 
 }  // namespace
