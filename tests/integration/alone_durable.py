@@ -12,16 +12,29 @@ from lone_server import PlayedWorker, Server
 
 
 
-def check_restart(server, api, job):
-    """Acknowledged means durable: kill -9, and everything is there."""
+def check_restart(server, api, job, worker):
+    """Acknowledged means durable: kill -9, and everything is there, also the last steps of a job that runs."""
     if "--in-memory" in server.flags:
         return
-    before = api.get(job.name)
+    runs = api.jobs.CreateJob(api.pb.job.CreateJobRequest(spec=job.spec, job_id="runs")).name
+    mine = worker.wait_for(lambda a: a.job_id == "runs")
+    for n in range(1, 4):
+        worker.report(mine, metrics=[worker.step(n)])
+    worker.report(mine, metrics=[worker.step(3, eval_loss=2.5)])
+    before, told = api.get(job.name), api.get(runs).progress
+    assert told.completed_steps == 3 and told.eval_loss == 2.5, told
     server.stop(signal.SIGKILL)
     server.start()
     again = client.Api(server.address)
     after = again.get(job.name)
     assert after == before, (after, before)
+    shown = again.get(runs).progress
+    for field in ("completed_steps", "trained_tokens", "loss", "eval_loss", "learning_rate"):
+        assert getattr(shown, field) == getattr(told, field), (field, shown, told)
+    again.jobs.CancelJob(again.pb.job.CancelJobRequest(name=runs))
+    again.fleet.DrainWorker(again.pb.fleet.DrainWorkerRequest(name="workers/w1"))  # it is to take nothing else
+    PlayedWorker(server.address).register()  # another process: what the first had is over
+    assert again.state(again.get(runs)) == "CANCELLED", again.get(runs)
     assert len(again.download(after.adapter)) == 2
     again.close()
 

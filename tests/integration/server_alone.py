@@ -60,7 +60,7 @@ def run():
     check_numerics(server, api, model, dataset, worker)
     expect_error(lambda: api.models.DeleteModel(api.pb.model.DeleteModelRequest(name="models/none")),
                  "NOT_FOUND", "BASE_MODEL_NOT_FOUND")
-    check_restart(server, api, job)
+    check_restart(server, api, job, worker)
     api = client.Api(server.address)
     check_damage(server, api, job)
     check_full_disk(server, api, job)
