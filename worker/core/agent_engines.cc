@@ -271,7 +271,12 @@ void Agent::On(const EngineCheckpoint& in) {
 }
 
 void Agent::On(const EngineNoRoom& in) {
-  if (InEngine(in.key, in.engine) != nullptr) NoteFull(in.message);
+  Local* local = InEngine(in.key, in.engine);
+  if (local == nullptr) return;
+  NoteFull(in.message);
+  // Until one has been written and gone up.
+  local->transfer_trouble =
+      "the checkpoint of step " + std::to_string(in.step) + " finds no room here: " + in.message;
 }
 
 void Agent::On(const EngineFinished& in) {

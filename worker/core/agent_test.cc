@@ -170,6 +170,7 @@ TEST_F(AgentTest, AFullDiskIsSaidUntilThereIsRoom) {
   Feed(EngineNoRoom{engine, {"a", 1}, 8, "no space left"});
   EXPECT_NE(Find<MeasureRoom>(), nullptr);
   EXPECT_EQ(sync_.no_room, "no space left");
+  EXPECT_EQ(sync_.attempts.at(0).trouble, "the checkpoint of step 8 finds no room here: no space left");
   Feed(RoomMeasured{5'000});
   Feed(EngineCheckpoint{engine, {"a", 1}, 8, "/checkpoint", "sum", 1.0});
   EXPECT_EQ(sync_.no_room, "") << "a checkpoint was written";
