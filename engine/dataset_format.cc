@@ -192,6 +192,21 @@ std::optional<RowFormat> RowFormatFromName(std::string_view name) {
   return std::nullopt;
 }
 
+namespace {
+
+// Whether there are as many digits in a row as the shortest integer has that is beyond 64 bits.
+bool MayHoldLargeInteger(std::string_view text) {
+  constexpr int kDigits = 19;  // of -9223372036854775809
+  int run = 0;
+  for (const char c : text) {
+    run = c >= '0' && c <= '9' ? run + 1 : 0;
+    if (run == kDigits) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 struct RowReader::Parser {
   simdjson::dom::parser parser;
   std::string rewritten;
@@ -204,9 +219,8 @@ struct RowReader::Parser {
     };
     if (ParseObject(parser, text, spec::kMaxRowDepth, root, fail).ok()) return std::nullopt;
     // A number beyond 64 bits stops this parser, though JSON allows it. The other one reads it, and
-    // only then may it be slow. For such an integer simdjson 3.12 has an error of its own, 3.0 has not.
-    const auto says = [&](const char* word) { return what.find(word) != std::string::npos; };
-    if (says("number") || says("NUMBER") || says("Big integer")) {
+    // only then may it be slow. Which error it is differs between versions of simdjson.
+    if (MayHoldLargeInteger(text)) {
       // Its printing recurses, and this row may not have been parsed to its end.
       if (JsonDepth(text) > spec::kMaxRowDepth) {
         return RowProblem{"", absl::StrCat("is nested deeper than ", spec::kMaxRowDepth, " levels")};

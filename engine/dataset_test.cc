@@ -321,7 +321,12 @@ TEST_F(DatasetTest, BadFiles) {
   EXPECT_EQ(StatusReason(status), Reason::kRequestTooLarge);
   EXPECT_EQ(StatusViolations(status).at(0).field, "rows[1]");
   // Numbers no machine type holds are still JSON.
-  EXPECT_TRUE(Load(R"({"id":123456789012345678901234567890,"text":"a"})").ok());
+  for (const char* number : {"123456789012345678901234567890", "18446744073709551616", "-9223372036854775809",
+                             "-123456789012345678901234567890", "18446744073709551615"}) {
+    EXPECT_TRUE(Load(absl::StrCat(R"({"id":)", number, R"(,"text":"a"})")).ok()) << number;
+    EXPECT_EQ(reason(absl::StrCat(R"({"id":)", number, R"(,"text":"a"x})")), Reason::kDatasetSchemaMismatch)
+        << number;
+  }
 }
 
 TEST_F(DatasetTest, LongRowsAreDroppedOrCutAndCounted) {
