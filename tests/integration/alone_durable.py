@@ -44,7 +44,7 @@ def check_damage(server, api, job):
     if "--in-memory" in server.flags:
         return
     verify = lambda: subprocess.run([server.binary, "verify", "--data-dir", server.data], capture_output=True,
-                                    text=True, timeout=30)
+                                    text=True, timeout=30 * client.PATIENCE)
     whole = verify()
     assert whole.returncode == 0 and " 0 damaged" in whole.stdout, whole
     rows = b"".join(b'{"prompt": "a%d", "completion": "b"}\n' % i for i in range(30))
@@ -103,7 +103,7 @@ def check_backup(server, api, job):
         return
     copy, there = server.data.with_name(server.data.name + "-copy"), Server(server.binary)
     shutil.rmtree(there.data)
-    run = lambda *words: subprocess.run([server.binary, *words], check=True, capture_output=True, timeout=30)
+    run = lambda *words: subprocess.run([server.binary, *words], check=True, capture_output=True, timeout=30 * client.PATIENCE)
     try:
         run("backup", "--data-dir", server.data, "--to", copy)
         assert copy.stat().st_mode & 0o77 == 0, oct(copy.stat().st_mode)

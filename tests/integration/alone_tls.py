@@ -19,7 +19,7 @@ def check_exposure(binary):
     with tempfile.TemporaryDirectory() as data:
         def refused(*flags):
             run = subprocess.run([binary, "--data-dir", data, "--http-listen", "", *flags], text=True,
-                                 capture_output=True, timeout=20)
+                                 capture_output=True, timeout=20 * client.PATIENCE)
             assert run.returncode != 0, run
             return run.stderr
         assert "--tls-cert" in refused("--listen", "0.0.0.0:0")
@@ -104,7 +104,7 @@ def check_tls(binary, in_memory):
 def check_expiry(binary, data):
     """A token has the last day it was given, and is refused from the start when that is no day."""
     def token(*words):
-        return subprocess.run([binary, "token", *words, "--data-dir", data], capture_output=True, text=True, timeout=20)
+        return subprocess.run([binary, "token", *words, "--data-dir", data], capture_output=True, text=True, timeout=20 * client.PATIENCE)
     brief = token("create", "--name", "brief", "--expires-days", "3").stdout.strip()
     day = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 3 * 86400))
     listed = [line.split() for line in token("ls").stdout.splitlines() if "brief" in line]
@@ -187,7 +187,7 @@ def check_restored_certificates(server, goes_on):
     """A server that is restored elsewhere speaks as the old one did: callers need nothing new."""
     with tempfile.TemporaryDirectory() as folder:
         copy, there = pathlib.Path(folder, "copy"), Server(server.binary)
-        run = lambda *words: subprocess.run([server.binary, *words], capture_output=True, text=True, timeout=30)
+        run = lambda *words: subprocess.run([server.binary, *words], capture_output=True, text=True, timeout=30 * client.PATIENCE)
         made = run("backup", "--data-dir", server.data, "--to", copy)
         assert made.returncode == 0 and "of tls/ ca.crt, ca.key, server.crt, server.key" in made.stdout, made
         assert not list((copy / "tls").glob("client-*")), "keys of callers"
@@ -293,5 +293,5 @@ def call(channel, path, method, bearer):
     stub = getattr(channel, kind)(path, request_serializer=lambda data: data, response_deserializer=lambda data: data)
     request = iter([b""]) if method.client_streaming else b""
     metadata = [("authorization", f"Bearer {bearer}")] if bearer else []
-    answer = stub(request, metadata=metadata, timeout=10)
+    answer = stub(request, metadata=metadata, timeout=10 * client.PATIENCE)
     return list(answer) if method.server_streaming else answer

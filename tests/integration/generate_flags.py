@@ -13,6 +13,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PATIENCE = int(os.environ.get("NIBBLE_PATIENCE", "1"))  # as client.py, which needs gRPC
 # Says what it was asked in words that no template of ours has.
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} says: {{ m['content'] }}\n{% endfor %}and then: "
 
@@ -22,7 +23,7 @@ class Engine:
         self.words = [binary, "generate", "--model-dir", base, "--cache-dir", cache, "--threads", "1", "--json"]
 
     def run(self, *words):
-        return subprocess.run([*self.words, *words], capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run([*self.words, *words], capture_output=True, text=True, timeout=120 * PATIENCE, check=False)
 
     def __call__(self, *words):
         done = self.run(*words)

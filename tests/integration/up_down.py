@@ -19,6 +19,7 @@ import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("NIBBLE_BIN_DIR", ROOT / "build" / "bin"))
+PATIENCE = int(os.environ.get("NIBBLE_PATIENCE", "1"))  # as client.py, which needs gRPC
 
 
 class Nibble:
@@ -30,7 +31,7 @@ class Nibble:
 
     def __call__(self, *words, code=0, say=(), never=()):
         run = subprocess.run([BIN / "nibble", "--data-dir", self.data, *words], capture_output=True, text=True,
-                             timeout=60, env=self.environment)
+                             timeout=60 * PATIENCE, env=self.environment)
         said = f"nibble {' '.join(map(str, words))}: code {run.returncode}\n{run.stdout}{run.stderr}"
         assert run.returncode == code, said
         for text in say:
@@ -90,7 +91,7 @@ def check_recipes(nibble, folder):
 def check_help():
     """The first words anybody types, alone and behind every command."""
     def ask(*words, code=0):
-        run = subprocess.run([BIN / "nibble", *words], capture_output=True, text=True, timeout=60, check=False)
+        run = subprocess.run([BIN / "nibble", *words], capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
         assert run.returncode == code, f"nibble {' '.join(words)}: code {run.returncode}\n{run.stdout}{run.stderr}"
         return run.stdout + run.stderr
 
@@ -209,7 +210,7 @@ def check_stopped_upload(nibble, folder):
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=nibble.environment)
         until_it_catches(push, signal.SIGINT)
         push.send_signal(signal.SIGINT)
-        said, _ = push.communicate(timeout=30)
+        said, _ = push.communicate(timeout=30 * PATIENCE)
     finally:
         os.kill(server, signal.SIGCONT)
     assert push.returncode == 130 and "the same command goes on from there" in said, (push.returncode, said)
@@ -230,7 +231,7 @@ def check_tls_restart(folder):
     def start(port):
         info.unlink(missing_ok=True)
         process = subprocess.Popen([server, *flags, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 30 * PATIENCE
         while not info.exists():
             assert process.poll() is None and time.monotonic() < end, "the server does not start"
             time.sleep(0.02)
@@ -260,14 +261,14 @@ def check_tls_restart(folder):
         while "waiting:" not in watch.stdout.readline():
             assert watch.poll() is None
         running.terminate()
-        running.wait(30)
+        running.wait(30 * PATIENCE)
         while "connection lost" not in watch.stdout.readline():
             assert watch.poll() is None
         time.sleep(1)
         running = start(port)
         cancelled = json.loads(nibble("-o", "json", "cancel", "waiting"))
         assert [(job["name"], job["state"]) for job in cancelled["jobs"]] == [("jobs/waiting", "CANCELLED")], cancelled
-        said, _ = watch.communicate(timeout=50)
+        said, _ = watch.communicate(timeout=50 * PATIENCE)
         assert watch.returncode == 11, (watch.returncode, said)
         waited = json.loads(nibble("-o", "json", "wait", "waiting", code=11))
         assert waited["jobs"][0]["state"] == "CANCELLED", waited
@@ -276,7 +277,7 @@ def check_tls_restart(folder):
         assert json.loads(nibble("-o", "json", "rm", "waiting")) == {}
     finally:
         running.terminate()
-        running.wait(30)
+        running.wait(30 * PATIENCE)
         if watch is not None:
             watch.kill()
 
@@ -286,7 +287,7 @@ def check_crash(nibble):
     info = nibble.data / "server" / "run" / "server.json"
     before = json.loads(info.read_text())
     os.kill(before["pid"], signal.SIGKILL)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 30 * PATIENCE
     while True:
         try:
             after = json.loads(info.read_text())
