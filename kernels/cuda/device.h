@@ -137,7 +137,7 @@ inline unsigned Blocks(int64_t items, int64_t per_block, int64_t most = 1 << 30)
 
 // --- Activation types --------------------------------------------------------------------------------
 
-// Round rounds to nearest even. Pack holds two values as memory does, the first in the low half.
+// Pack rounds to nearest even and holds two values as memory does, the first in the low half.
 template <typename Act>
 struct ActType;
 
