@@ -258,7 +258,7 @@ ProcessExit EngineProcess::Reap() {
   }
   std::lock_guard lock(reap_mutex_);
   reaped_ = true;
-  return ExitOf(WaitFor(pid_), kills_before_, killed_);
+  return ExitOf(WaitFor(pid_), kills_before_.outlived(), killed_);
 }
 
 void EngineProcess::ReadLoop() {
@@ -269,13 +269,15 @@ void EngineProcess::ReadLoop() {
     const ssize_t got = recv(socket_, chunk, sizeof chunk, 0);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
+    kills_before_.Heard();
     buffer.append(chunk, static_cast<size_t>(got));
     good = Deliver(buffer);
-    // It was alive a moment ago: what has been killed before that was another.
     const auto now = std::chrono::steady_clock::now();
     if (now - counted_ < kCountAgain) continue;
     counted_ = now;
-    kills_before_ = CountMemoryKills();
+    const MemoryKills kills = CountMemoryKills();
+    const bool nothing_unread = recv(socket_, chunk, 1, MSG_PEEK | MSG_DONTWAIT) < 0;
+    kills_before_.Counted(kills, nothing_unread);
   }
   // Closed by the engine, or nonsense: either way it is over.
   if (!good) Kill();

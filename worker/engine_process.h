@@ -63,7 +63,7 @@ class EngineProcess {
   const pid_t pid_;
   const int socket_;
   const Callbacks callbacks_;
-  MemoryKills kills_before_;  // as last counted; of the reader, as the next
+  KillsBefore kills_before_;  // of the reader, as the next
   std::chrono::steady_clock::time_point counted_ = std::chrono::steady_clock::now();
   std::mutex send_mutex_;
   std::atomic<bool> reaped_{false};

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace nibble::worker {
@@ -18,11 +19,33 @@ struct MemoryKills {
 // `root` is where /proc and /sys are, for tests.
 MemoryKills CountMemoryKills(const std::string& root = "");
 
+// The last count that a process is known to have outlived. A count taken after its words were read proves
+// nothing by itself: it may have been killed between the two, and be in the count. It outlived the count if
+// it says something more, that was not on its way before.
+class KillsBefore {
+ public:
+  explicit KillsBefore(const MemoryKills& at_start) : outlived_(at_start) {}
+  // Called before anything else is done with what was read.
+  void Heard() {
+    if (unproven_) outlived_ = *unproven_;
+    unproven_.reset();
+  }
+  // nothing_unread: asked after `kills` were counted.
+  void Counted(const MemoryKills& kills, bool nothing_unread) {
+    if (nothing_unread) unproven_ = kills;
+  }
+  const MemoryKills& outlived() const { return outlived_; }
+
+ private:
+  MemoryKills outlived_;
+  std::optional<MemoryKills> unproven_;
+};
+
 struct KillCause {
   bool out_of_memory = false;
   std::string words;  // goes on after "was ended by signal 9 (Killed)"
 };
-// What was counted a little before a process ended of SIGKILL, and right after.
+// What was counted a little before a process was killed, and right after it has ended.
 KillCause CauseOfKill(const MemoryKills& before, const MemoryKills& after);
 
 }  // namespace nibble::worker

@@ -40,6 +40,22 @@ TEST_F(MemoryKillsTest, AreThoseOfTheOwnGroup) {
   EXPECT_EQ(Count().group, 1);
 }
 
+// Killed between its last words and the count: the count has its own death.
+TEST(KillsBefore, AreThoseThatTheProcessOutlived) {
+  KillsBefore before({2, 7});
+  EXPECT_EQ(before.outlived().group, 2);
+  before.Heard();
+  before.Counted({3, 8}, /*nothing_unread=*/true);
+  EXPECT_TRUE(CauseOfKill(before.outlived(), {3, 8}).out_of_memory);
+  // It speaks again: another was killed then.
+  before.Heard();
+  EXPECT_FALSE(CauseOfKill(before.outlived(), {3, 8}).out_of_memory);
+  // What was on its way before the count proves nothing.
+  before.Counted({4, 9}, /*nothing_unread=*/false);
+  before.Heard();
+  EXPECT_TRUE(CauseOfKill(before.outlived(), {4, 9}).out_of_memory);
+}
+
 TEST(CauseOfKill, SaysWhatItWasJudgedBy) {
   const auto words = [](MemoryKills before, MemoryKills after, bool out_of_memory) {
     const KillCause cause = CauseOfKill(before, after);
