@@ -231,7 +231,16 @@ absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn
 
 absl::StatusOr<std::vector<TextPiece>> ChatTemplate::Render(std::span<const ChatTurn> turns,
                                                             bool generation_prompt) const {
-  if (program_ == nullptr) return RenderFrames(turns, generation_prompt);
+  if (program_ == nullptr) {
+    for (size_t i = 0; system_in_user_ && i < turns.size(); ++i) {
+      if (turns[i].role != "system" || (i + 1 < turns.size() && turns[i + 1].role == "user")) continue;
+      return Error::Field(Reason::kChatTemplateInvalid, "data.chat_template",
+                          absl::StrCat("(", name_, ") has a place for a system message only in the user's "
+                                       "turn behind it, and there is none; "
+                                       "`chat_template: chatml` has one"));
+    }
+    return RenderFrames(turns, generation_prompt);
+  }
   ASSIGN_OR_RETURN(const std::string text, RenderText(turns, generation_prompt));
   std::vector<TextPiece> pieces;
   size_t done = 0;

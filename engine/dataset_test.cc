@@ -261,6 +261,14 @@ TEST_F(DatasetTest, GemmaTurnsBeginWithOneBosAndEndWithTheirToken) {
     ASSERT_TRUE(data.ok()) << data.status();
     EXPECT_EQ(Shown(Row(*data, 0), tokenizer), "<bos>the bridge[ of the river<eos>]");
   }
+  // Without a user's turn there is no place for what the system says; it is not left out.
+  spec_.chat_template = "gemma";
+  const auto system = Load(R"({"messages":[{"role":"system","content":"Be kind."},)"
+                           R"({"role":"assistant","content":"the river"}]})",
+                           Make("gemma", R"({"bos_token":"<bos>","eos_token":"<eos>"})"));
+  EXPECT_EQ(StatusReason(system.status()), Reason::kDatasetSchemaMismatch);
+  EXPECT_THAT(std::string(system.status().message()),
+              HasSubstr("(gemma) has a place for a system message only"));
   // ChatML's markers are spelled out here: no token ends a turn.
   const Tokenizer plain = Make("gemma", R"({"eos_token":"<eos>"})");
   EXPECT_EQ(ChatTemplate::Select("chatml", plain)->EndOfTurn(), std::nullopt);
