@@ -56,12 +56,6 @@ class SharedLock {
 }  // namespace
 
 struct BaseModel::Impl {
-  struct Layer {
-    WeightView linear[spec::kModuleCount];
-    ParamView bias[spec::kModuleCount];
-    ParamView input_norm, post_norm, q_norm, k_norm;
-  };
-
   spec::ModelConfig config;
   std::string digest;
   std::string weights_digest;
@@ -72,27 +66,31 @@ struct BaseModel::Impl {
   MappedFile file;
   int64_t unmapped_bytes = 0;
   std::vector<std::vector<char>> arrays;  // exact: owned instead of mapped
-  std::vector<Layer> layers;
-  ParamView embedding, head, final_norm;
+  BaseView view;
 
   ParamView* Param(const BaseEntry& entry) {
+    const auto layer = [&]() -> BaseView::Layer& { return view.layers[static_cast<size_t>(entry.layer)]; };
     switch (entry.part) {
       case BasePart::kEmbedding:
-        return &embedding;
+        return &view.embedding;
       case BasePart::kHead:
-        return &head;
+        return &view.head;
       case BasePart::kFinalNorm:
-        return &final_norm;
+        return &view.final_norm;
       case BasePart::kInputNorm:
-        return &layers[entry.layer].input_norm;
+        return &layer().input_norm;
       case BasePart::kPostNorm:
-        return &layers[entry.layer].post_norm;
+        return &layer().post_norm;
+      case BasePart::kAttentionNorm:
+        return &layer().attention_norm;
+      case BasePart::kMlpNorm:
+        return &layer().mlp_norm;
       case BasePart::kQueryNorm:
-        return &layers[entry.layer].q_norm;
+        return &layer().q_norm;
       case BasePart::kKeyNorm:
-        return &layers[entry.layer].k_norm;
+        return &layer().k_norm;
       case BasePart::kBias:
-        return &layers[entry.layer].bias[static_cast<int>(entry.module)];
+        return &layer().bias[static_cast<int>(entry.module)];
       default:
         return nullptr;
     }
@@ -100,8 +98,8 @@ struct BaseModel::Impl {
 
   // Every linear's numbers that do not come from an array.
   void Prepare(QuantType type) {
-    layers.resize(static_cast<size_t>(config.layers));
-    for (Layer& layer : layers) {
+    view.layers.resize(static_cast<size_t>(config.layers));
+    for (BaseView::Layer& layer : view.layers) {
       for (int m = 0; m < spec::kModuleCount; ++m) {
         const spec::LinearShape shape = spec::ShapeOf(config, static_cast<Module>(m));
         layer.linear[m].type = type;
@@ -128,7 +126,8 @@ struct BaseModel::Impl {
       if (entry.part == BasePart::kNestedMap) nested_map = static_cast<const float*>(data);
       if (entry.part == BasePart::kOffsets) offsets = static_cast<const float*>(data);
       if (entry.layer < 0) continue;
-      WeightView& weight = layers[entry.layer].linear[static_cast<int>(entry.module)];
+      WeightView& weight =
+          view.layers[static_cast<size_t>(entry.layer)].linear[static_cast<int>(entry.module)];
       if (entry.part == BasePart::kCodes) {
         weight.data = data;
         if (tiles && entry.tiles.rows > 0) weight.order = kernels::WeightOrder::kTiles;
@@ -144,7 +143,7 @@ struct BaseModel::Impl {
         weight.offset = offsets[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)];
       }
     }
-    if (head.data == nullptr) head = embedding;
+    if (view.head.data == nullptr) view.head = view.embedding;
   }
 
   absl::Status Map(const std::string& path, const std::function<bool()>& stop) {
@@ -251,7 +250,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   if (options.exact) {
     impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32
                                                           : KernelType(options.quant));
-    RETURN_IF_ERROR(impl->LoadExact(tensors, layout, impl->layers[0].linear[0].type, nested));
+    RETURN_IF_ERROR(impl->LoadExact(tensors, layout, impl->view.layers[0].linear[0].type, nested));
     return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
   }
   BaseCacheRequest request;
@@ -284,19 +283,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
 }
 
 const spec::ModelConfig& BaseModel::config() const { return impl_->config; }
-const WeightView& BaseModel::Linear(int64_t layer, Module module) const {
-  return impl_->layers[layer].linear[static_cast<int>(module)];
-}
-ParamView BaseModel::Bias(int64_t layer, Module module) const {
-  return impl_->layers[layer].bias[static_cast<int>(module)];
-}
-ParamView BaseModel::InputNorm(int64_t layer) const { return impl_->layers[layer].input_norm; }
-ParamView BaseModel::PostNorm(int64_t layer) const { return impl_->layers[layer].post_norm; }
-ParamView BaseModel::QNorm(int64_t layer) const { return impl_->layers[layer].q_norm; }
-ParamView BaseModel::KNorm(int64_t layer) const { return impl_->layers[layer].k_norm; }
-ParamView BaseModel::FinalNorm() const { return impl_->final_norm; }
-ParamView BaseModel::Embedding() const { return impl_->embedding; }
-ParamView BaseModel::Head() const { return impl_->head; }
+const BaseView& BaseModel::view() const { return impl_->view; }
 const std::string& BaseModel::digest() const { return impl_->digest; }
 const std::string& BaseModel::weights_digest() const { return impl_->weights_digest; }
 std::span<const std::byte> BaseModel::file() const {

@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "engine/base_view.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
 #include "kernels/backend.h"
@@ -51,16 +52,8 @@ class BaseModel {
   ~BaseModel();
 
   const spec::ModelConfig& config() const;
-  const kernels::WeightView& Linear(int64_t layer, spec::Module module) const;
-  // data null when this model has none.
-  kernels::ParamView Bias(int64_t layer, spec::Module module) const;
-  kernels::ParamView InputNorm(int64_t layer) const;
-  kernels::ParamView PostNorm(int64_t layer) const;
-  kernels::ParamView QNorm(int64_t layer) const;
-  kernels::ParamView KNorm(int64_t layer) const;
-  kernels::ParamView FinalNorm() const;
-  kernels::ParamView Embedding() const;  // [vocab, hidden]
-  kernels::ParamView Head() const;       // [vocab, hidden]; the embedding when tied
+  // Into the mapped file; as long as the base is there, and not unmapped.
+  const BaseView& view() const;
   const std::string& digest() const;     // 64 hex digits
   const std::string& weights_digest() const;  // of the files it was made from, see base_cache.h
   int64_t bytes() const;                 // of the mapped file
@@ -73,7 +66,7 @@ class BaseModel {
   // When its bytes have gone elsewhere: the views point nowhere from now on, the numbers stay.
   void Unmap();
   bool cached() const;                   // true when Open found the file
-  bool tied() const { return Head().data == Embedding().data; }
+  bool tied() const { return view().head.data == view().embedding.data; }
 
  private:
   struct Impl;

@@ -38,6 +38,10 @@ using spec::QuantKind;
 using ::testing::HasSubstr;
 
 // A model of two layers with random weights, in HF layout.
+const kernels::WeightView& LinearOf(const BaseModel& base, int64_t layer, Module module) {
+  return base.view().layers[static_cast<size_t>(layer)].linear[static_cast<int>(module)];
+}
+
 class BaseModelTest : public ::testing::Test {
  protected:
   BaseModelTest() { Write(true); }
@@ -65,17 +69,8 @@ class BaseModelTest : public ::testing::Test {
       for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(random.Unit() - 0.5));
       tensors_.push_back({name, TensorType::kF32, shape, values.data()});
     };
-    add("model.embed_tokens.weight", {20, hidden_});
-    if (!tied) add("lm_head.weight", {20, hidden_});
-    add("model.norm.weight", {hidden_});
-    for (int64_t layer = 0; layer < 2; ++layer) {
-      add(CheckpointName(BasePart::kInputNorm, layer, Module::kQ), {hidden_});
-      add(CheckpointName(BasePart::kPostNorm, layer, Module::kQ), {hidden_});
-      for (int m = 0; m < spec::kModuleCount; ++m) {
-        const spec::LinearShape shape = spec::ShapeOf(config_, static_cast<Module>(m));
-        add(CheckpointName(BasePart::kCodes, layer, static_cast<Module>(m)), {shape.n, shape.k});
-      }
-    }
+    for (const spec::CheckpointTensor& tensor : spec::CheckpointTensors(config_))
+      add(tensor.name, tensor.shape);
     Save();
   }
   void Save() {
@@ -112,7 +107,7 @@ TEST_F(BaseModelTest, CodesAreThoseOfTheKernels) {
   for (int64_t layer = 0; layer < 2; ++layer) {
     for (int m = 0; m < spec::kModuleCount; ++m) {
       const auto module = static_cast<Module>(m);
-      const auto& source = values_[CheckpointName(BasePart::kCodes, layer, module)];
+      const auto& source = values_[spec::CheckpointName(config_, BasePart::kCodes, layer, module)];
       const auto count = static_cast<int64_t>(source.size());
       const int64_t blocks = kernels::AbsmaxCount(count, 64);
       std::vector<uint8_t> codes((count + 1) / 2), absmax_codes(blocks);
@@ -121,7 +116,7 @@ TEST_F(BaseModelTest, CodesAreThoseOfTheKernels) {
       kernels::QuantizeTensor(source.data(), count, kernels::QuantType::kNF4, 64, codes.data(),
                               absmax.data(), nullptr);
       kernels::QuantizeAbsmax(absmax.data(), blocks, absmax_codes.data(), nested.data(), &offset);
-      const kernels::WeightView& view = (*base)->Linear(layer, module);
+      const kernels::WeightView& view = LinearOf(**base, layer, module);
       EXPECT_EQ(std::memcmp(view.data, codes.data(), codes.size()), 0);
       EXPECT_EQ(std::memcmp(view.absmax_codes, absmax_codes.data(), absmax_codes.size()), 0);
       EXPECT_EQ(std::memcmp(view.nested_absmax, nested.data(), nested.size() * 4), 0);
@@ -131,13 +126,14 @@ TEST_F(BaseModelTest, CodesAreThoseOfTheKernels) {
       std::vector<float> decoded(source.size());
       kernels::DequantizeRange(view, 0, count, decoded.data());
       for (size_t i = 0; i < source.size(); ++i) EXPECT_NEAR(decoded[i], source[i], 0.09);
-      EXPECT_EQ((*base)->Bias(layer, module).data, nullptr);
+      EXPECT_EQ((*base)->view().layers[static_cast<size_t>(layer)].bias[static_cast<int>(module)].data,
+                nullptr);
     }
   }
   EXPECT_TRUE((*base)->tied());
-  const auto* embedding = static_cast<const uint16_t*>((*base)->Embedding().data);
+  const auto* embedding = static_cast<const uint16_t*>((*base)->view().embedding.data);
   EXPECT_EQ(embedding[7], Bf16FromFloat(values_["model.embed_tokens.weight"][7]));
-  const auto* norm = static_cast<const uint16_t*>((*base)->PostNorm(1).data);
+  const auto* norm = static_cast<const uint16_t*>((*base)->view().layers[1].post_norm.data);
   EXPECT_EQ(norm[31], Bf16FromFloat(values_["model.layers.1.post_attention_layernorm.weight"][31]));
 }
 
@@ -158,7 +154,7 @@ TEST_F(BaseModelTest, TheSecondOpenMapsTheSameFile) {
   auto flat = BaseModel::Open(Options(QuantKind::kNF4, false));
   ASSERT_TRUE(flat.ok()) << flat.status();
   EXPECT_NE((*flat)->digest(), (*first)->digest());
-  EXPECT_NE((*flat)->Linear(0, Module::kQ).absmax, nullptr);
+  EXPECT_NE(LinearOf(**flat, 0, Module::kQ).absmax, nullptr);
   values_["model.norm.weight"][0] += 1;
   Save();
   auto changed = BaseModel::Open(options);
@@ -176,7 +172,7 @@ TEST_F(BaseModelTest, OtherKindsAndExactMode) {
     EXPECT_FALSE((*base)->tied());
     const auto& source = values_["model.layers.1.mlp.down_proj.weight"];
     std::vector<float> decoded(source.size());
-    const kernels::WeightView& view = (*base)->Linear(1, Module::kDown);
+    const kernels::WeightView& view = LinearOf(**base, 1, Module::kDown);
     kernels::DequantizeRange(view, 0, static_cast<int64_t>(source.size()), decoded.data());
     for (size_t i = 0; i < source.size(); ++i) EXPECT_NEAR(decoded[i], source[i], 0.11);
   }
@@ -184,9 +180,9 @@ TEST_F(BaseModelTest, OtherKindsAndExactMode) {
   options.exact = true;
   auto exact = BaseModel::Open(options);
   ASSERT_TRUE(exact.ok()) << exact.status();
-  EXPECT_EQ((*exact)->Embedding().type, kernels::DType::kF32);
-  EXPECT_EQ((*exact)->Linear(0, Module::kUp).type, kernels::QuantType::kF32);
-  EXPECT_EQ(static_cast<const float*>((*exact)->Linear(0, Module::kUp).data)[5],
+  EXPECT_EQ((*exact)->view().embedding.type, kernels::DType::kF32);
+  EXPECT_EQ(LinearOf(**exact, 0, Module::kUp).type, kernels::QuantType::kF32);
+  EXPECT_EQ(static_cast<const float*>(LinearOf(**exact, 0, Module::kUp).data)[5],
             values_["model.layers.0.mlp.up_proj.weight"][5]);
   // Quantized exactly like the mapped file, with fp32 around it.
   options = Options(QuantKind::kNF4);
@@ -196,10 +192,8 @@ TEST_F(BaseModelTest, OtherKindsAndExactMode) {
   ASSERT_TRUE(mapped.ok() && exact.ok());
   const auto& source = values_["model.layers.1.self_attn.v_proj.weight"];
   std::vector<float> a(source.size()), b(source.size());
-  kernels::DequantizeRange((*mapped)->Linear(1, Module::kV), 0, static_cast<int64_t>(a.size()),
-                           a.data());
-  kernels::DequantizeRange((*exact)->Linear(1, Module::kV), 0, static_cast<int64_t>(b.size()),
-                           b.data());
+  kernels::DequantizeRange(LinearOf(**mapped, 1, Module::kV), 0, static_cast<int64_t>(a.size()), a.data());
+  kernels::DequantizeRange(LinearOf(**exact, 1, Module::kV), 0, static_cast<int64_t>(b.size()), b.data());
   EXPECT_EQ(a, b);
 }
 
@@ -235,7 +229,7 @@ std::vector<float> Decoded(const BaseModel& base) {
   std::vector<float> all;
   for (int64_t layer = 0; layer < 2; ++layer) {
     for (int m = 0; m < spec::kModuleCount; ++m) {
-      const kernels::WeightView& view = base.Linear(layer, static_cast<Module>(m));
+      const kernels::WeightView& view = LinearOf(base, layer, static_cast<Module>(m));
       const size_t before = all.size();
       all.resize(before + static_cast<size_t>(view.n * view.k));
       kernels::DequantizeRange(view, 0, view.n * view.k, all.data() + before);
@@ -253,15 +247,15 @@ TEST_F(BaseModelTest, ATiledBaseHasTheValuesOfAFlatOne) {
       auto tiled = BaseModel::Open(options);
       ASSERT_TRUE(tiled.ok()) << tiled.status();
       EXPECT_TRUE((*tiled)->tiles());
-      EXPECT_EQ((*tiled)->Linear(0, Module::kUp).order, kernels::WeightOrder::kTiles);
-      EXPECT_EQ((*tiled)->Linear(0, Module::kDown).order, kernels::WeightOrder::kFlat);  // 48 inputs
+      EXPECT_EQ(LinearOf(**tiled, 0, Module::kUp).order, kernels::WeightOrder::kTiles);
+      EXPECT_EQ(LinearOf(**tiled, 0, Module::kDown).order, kernels::WeightOrder::kFlat);  // 48 inputs
       const TempDir other;
       options.cache_dir = other.path();
       options.tiles = false;
       auto flat = BaseModel::Open(options);
       ASSERT_TRUE(flat.ok()) << flat.status();
       EXPECT_FALSE((*flat)->tiles());
-      EXPECT_EQ((*flat)->Linear(0, Module::kUp).order, kernels::WeightOrder::kFlat);
+      EXPECT_EQ(LinearOf(**flat, 0, Module::kUp).order, kernels::WeightOrder::kFlat);
       EXPECT_EQ((*flat)->digest(), (*tiled)->digest());
       EXPECT_EQ((*flat)->bytes(), (*tiled)->bytes());
       EXPECT_EQ(Decoded(**flat), Decoded(**tiled));
@@ -338,9 +332,9 @@ TEST_F(BaseModelTest, CheckpointsOfBitsandbytesAreTakenAsTheyAre) {
   auto flat = BaseModel::Open(Options(QuantKind::kNF4, false));
   ASSERT_TRUE(flat.ok()) << flat.status();
   for (int m = 0; m < spec::kModuleCount; ++m) {
-    const kernels::WeightView& a = (*plain)->Linear(1, static_cast<Module>(m));
-    const kernels::WeightView& b = (*taken)->Linear(1, static_cast<Module>(m));
-    const kernels::WeightView& c = (*flat)->Linear(1, static_cast<Module>(m));
+    const kernels::WeightView& a = LinearOf(**plain, 1, static_cast<Module>(m));
+    const kernels::WeightView& b = LinearOf(**taken, 1, static_cast<Module>(m));
+    const kernels::WeightView& c = LinearOf(**flat, 1, static_cast<Module>(m));
     const int64_t count = a.n * a.k;
     EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(count / 2)), 0);
     EXPECT_EQ(a.offset, b.offset);

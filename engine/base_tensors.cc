@@ -27,37 +27,8 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-std::string CheckpointName(BasePart part, int64_t layer, Module module) {
-  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-  const char* block = module <= Module::kO ? "self_attn." : "mlp.";
-  const std::string linear = absl::StrCat(prefix, block, View(spec::ModuleName(module)));
-  switch (part) {
-    case BasePart::kEmbedding:
-      return "model.embed_tokens.weight";
-    case BasePart::kHead:
-      return "lm_head.weight";
-    case BasePart::kFinalNorm:
-      return "model.norm.weight";
-    case BasePart::kInputNorm:
-      return prefix + "input_layernorm.weight";
-    case BasePart::kPostNorm:
-      return prefix + "post_attention_layernorm.weight";
-    case BasePart::kQueryNorm:
-      return prefix + "self_attn.q_norm.weight";
-    case BasePart::kKeyNorm:
-      return prefix + "self_attn.k_norm.weight";
-    case BasePart::kBias:
-      return linear + ".bias";
-    case BasePart::kCodes:
-      return linear + ".weight";
-    default:
-      return "";
-  }
-}
-
-absl::Status BaseTensors::Add(BasePart part, int64_t layer, Module module,
-                              const std::vector<int64_t>& shape) {
-  const std::string name = CheckpointName(part, layer, module);
+absl::Status BaseTensors::Add(const spec::CheckpointTensor& wanted) {
+  const auto& [part, layer, module, name, shape] = wanted;
   const TensorInfo* tensor = checkpoint_->Find(name);
   // Checkpoints saved from the inner model lack the prefix.
   if (tensor == nullptr && absl::StartsWith(name, "model."))
@@ -89,24 +60,6 @@ absl::Status BaseTensors::Add(BasePart part, int64_t layer, Module module,
   return absl::OkStatus();
 }
 
-absl::Status BaseTensors::AddLayer(const spec::ModelConfig& model, int64_t layer) {
-  RETURN_IF_ERROR(Add(BasePart::kInputNorm, layer, Module::kQ, {model.hidden_size}));
-  RETURN_IF_ERROR(Add(BasePart::kPostNorm, layer, Module::kQ, {model.hidden_size}));
-  if (model.qk_norm) {
-    RETURN_IF_ERROR(Add(BasePart::kQueryNorm, layer, Module::kQ, {model.head_dim}));
-    RETURN_IF_ERROR(Add(BasePart::kKeyNorm, layer, Module::kQ, {model.head_dim}));
-  }
-  for (int m = 0; m < spec::kModuleCount; ++m) {
-    const auto module = static_cast<Module>(m);
-    const spec::LinearShape shape = spec::ShapeOf(model, module);
-    RETURN_IF_ERROR(Add(BasePart::kCodes, layer, module, {shape.n, shape.k}));
-    if (model.qkv_bias && module <= Module::kV) {
-      RETURN_IF_ERROR(Add(BasePart::kBias, layer, module, {shape.n}));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status BaseTensors::RefuseStrays(const spec::ModelConfig& model) const {
   std::set<std::string> used;
   for (const auto& [key, tensor] : tensors_) {
@@ -129,12 +82,8 @@ absl::StatusOr<BaseTensors> BaseTensors::Make(const Checkpoint* checkpoint,
                                               const spec::ModelConfig& model) {
   BaseTensors base;
   base.checkpoint_ = checkpoint;
-  const std::vector<int64_t> table = {model.vocab_size, model.hidden_size};
-  RETURN_IF_ERROR(base.Add(BasePart::kEmbedding, -1, Module::kQ, table));
-  if (!model.tie_word_embeddings) RETURN_IF_ERROR(base.Add(BasePart::kHead, -1, Module::kQ, table));
-  RETURN_IF_ERROR(base.Add(BasePart::kFinalNorm, -1, Module::kQ, {model.hidden_size}));
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    RETURN_IF_ERROR(base.AddLayer(model, layer));
+  for (const spec::CheckpointTensor& wanted : spec::CheckpointTensors(model)) {
+    RETURN_IF_ERROR(base.Add(wanted));
   }
   RETURN_IF_ERROR(base.RefuseStrays(model));
   return base;

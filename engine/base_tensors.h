@@ -15,6 +15,7 @@
 #include "engine/bnb_tensor.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "engine/spec/model_config.h"
 #include "kernels/kernel_table.h"
 
@@ -56,17 +57,12 @@ class BaseTensors {
   absl::StatusOr<TensorReader> Open(const BaseTensor& tensor) const;
 
  private:
-  absl::Status Add(spec::BasePart part, int64_t layer, spec::Module module,
-                   const std::vector<int64_t>& shape);
-  absl::Status AddLayer(const spec::ModelConfig& model, int64_t layer);
+  absl::Status Add(const spec::CheckpointTensor& wanted);
   absl::Status RefuseStrays(const spec::ModelConfig& model) const;
 
   using Key = std::tuple<spec::BasePart, int64_t, spec::Module>;
   const Checkpoint* checkpoint_ = nullptr;
   std::map<Key, BaseTensor> tensors_;
 };
-
-// The name transformers gives the tensor, e.g. "model.layers.3.self_attn.q_proj.weight".
-std::string CheckpointName(spec::BasePart part, int64_t layer, spec::Module module);
 
 }  // namespace nibble::engine

@@ -2,29 +2,7 @@
 
 #include <type_traits>
 
-#include "engine/base_model.h"
-
 namespace nibble::engine {
-
-BaseView ViewOf(const BaseModel& base) {
-  BaseView view;
-  view.layers.resize(static_cast<size_t>(base.config().layers));
-  for (int64_t i = 0; i < base.config().layers; ++i) {
-    BaseView::Layer& layer = view.layers[static_cast<size_t>(i)];
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      layer.linear[m] = base.Linear(i, static_cast<spec::Module>(m));
-      layer.bias[m] = base.Bias(i, static_cast<spec::Module>(m));
-    }
-    layer.input_norm = base.InputNorm(i);
-    layer.post_norm = base.PostNorm(i);
-    layer.q_norm = base.QNorm(i);
-    layer.k_norm = base.KNorm(i);
-  }
-  view.final_norm = base.FinalNorm();
-  view.embedding = base.Embedding();
-  view.head = base.Head();
-  return view;
-}
 
 BaseView MovedView(BaseView view, const std::byte* from, std::byte* to) {
   const auto move = [&](auto*& data) {
@@ -43,8 +21,8 @@ BaseView MovedView(BaseView view, const std::byte* from, std::byte* to) {
       move(w.code_book);
       move(layer.bias[m].data);
     }
-    for (kernels::ParamView* norm :
-         {&layer.input_norm, &layer.post_norm, &layer.q_norm, &layer.k_norm}) {
+    for (kernels::ParamView* norm : {&layer.input_norm, &layer.post_norm, &layer.q_norm, &layer.k_norm,
+                                     &layer.attention_norm, &layer.mlp_norm}) {
       move(norm->data);
     }
   }

@@ -11,20 +11,17 @@
 
 namespace nibble::engine {
 
-class BaseModel;
-
 struct BaseView {
   struct Layer {
     kernels::WeightView linear[spec::kModuleCount];
-    kernels::ParamView bias[spec::kModuleCount];  // data null = none
+    kernels::ParamView bias[spec::kModuleCount];  // data null = none, here and below
     kernels::ParamView input_norm, post_norm, q_norm, k_norm;
+    kernels::ParamView attention_norm, mlp_norm;
   };
   std::vector<Layer> layers;
-  kernels::ParamView final_norm, embedding, head;
+  kernels::ParamView final_norm, embedding, head;  // head: the embedding when tied
 };
 
-// `base` must outlive the view.
-BaseView ViewOf(const BaseModel& base);
 // The same view of arrays that were copied, as they lay, from `from` to `to`.
 BaseView MovedView(BaseView view, const std::byte* from, std::byte* to);
 

@@ -23,6 +23,7 @@ namespace {
 using testing::RandomBatch;
 using testing::StepRig;
 using testing::TinyModel;
+using testing::TinyOptions;
 
 spec::TrainSpec SmallSpec() {
   spec::TrainSpec spec;
@@ -88,8 +89,10 @@ double RelativeDistance(const std::vector<double>& got, const std::vector<double
   return std::sqrt(difference / norm);
 }
 
-void ExpectTenStepsOfTheCpu(std::unique_ptr<kernels::Backend> backend, bool qk_norm) {
-  const TinyModel model({.qk_norm = qk_norm, .weight_scale = 0.15, .bf16_weights = true});
+void ExpectTenStepsOfTheCpu(std::unique_ptr<kernels::Backend> backend, TinyOptions options) {
+  options.weight_scale = 0.15;
+  options.bf16_weights = true;
+  const TinyModel model(options);
   const int64_t vocab = model.config().vocab_size;
   StepRig device(std::move(backend), model, SmallSpec());
   StepRig cpu(kernels::CpuTable(), model, SmallSpec());
@@ -104,12 +107,10 @@ void ExpectTenStepsOfTheCpu(std::unique_ptr<kernels::Backend> backend, bool qk_n
   EXPECT_LT(ours.losses[8], ours.losses[0]);  // the same documents
 }
 
-void ExpectGradientsOfTheReference(std::unique_ptr<kernels::Backend> backend, bool qk_norm) {
-  const TinyModel model({.qkv_bias = true,
-                         .qk_norm = qk_norm,
-                         .sliding_window = 5,
-                         .weight_scale = 0.15,
-                         .bf16_weights = true});
+void ExpectGradientsOfTheReference(std::unique_ptr<kernels::Backend> backend, TinyOptions options) {
+  options.weight_scale = 0.15;
+  options.bf16_weights = true;
+  const TinyModel model(options);
   const int64_t vocab = model.config().vocab_size;
   StepRig device(std::move(backend), model, SmallSpec());
   StepRig ref(kernels::RefTable(), model, SmallSpec());
@@ -117,11 +118,19 @@ void ExpectGradientsOfTheReference(std::unique_ptr<kernels::Backend> backend, bo
 }
 
 TEST_P(EmulatedTraining, TenStepsAgreeWithTheCpu) {
-  ExpectTenStepsOfTheCpu(Emulated(GetParam()), GetParam());
+  ExpectTenStepsOfTheCpu(Emulated(GetParam()), {.qk_norm = GetParam()});
 }
 
 TEST_P(EmulatedTraining, GradientsAgreeWithTheReference) {
-  ExpectGradientsOfTheReference(Emulated(GetParam()), !GetParam());
+  ExpectGradientsOfTheReference(Emulated(GetParam()),
+                                {.qkv_bias = true, .qk_norm = !GetParam(), .sliding_window = 5});
+}
+
+TEST_P(EmulatedTraining, GemmasTrainAsOnTheCpu) {
+  for (const int gemma : {2, 3}) {
+    ExpectTenStepsOfTheCpu(Emulated(GetParam()), {.gemma = gemma});
+    ExpectGradientsOfTheReference(Emulated(GetParam()), {.gemma = gemma});
+  }
 }
 
 // Whole steps with Hopper's attention, of which the rest of a step knows nothing.
@@ -134,8 +143,9 @@ TEST_P(EmulatedTraining, HoppersAttentionTrainsAsWell) {
   EXPECT_NE(why.find("it can be wgmma"), std::string::npos) << why;
   ASSERT_EQ(unsetenv("NIBBLE_CUDA_ATTENTION"), 0);
   ASSERT_NE(std::string_view(backends[0]->table().body).find("wgmma"), std::string_view::npos);
-  ExpectTenStepsOfTheCpu(std::move(backends[0]), GetParam());
-  ExpectGradientsOfTheReference(std::move(backends[1]), !GetParam());
+  ExpectTenStepsOfTheCpu(std::move(backends[0]), {.qk_norm = GetParam()});
+  ExpectGradientsOfTheReference(std::move(backends[1]),
+                                {.qkv_bias = true, .qk_norm = !GetParam(), .sliding_window = 5});
 }
 
 TEST_P(EmulatedTraining, ARerunIsTheSameBits) {

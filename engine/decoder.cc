@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/status.h"
+#include "engine/model_args.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/workspace.h"
 
@@ -89,7 +90,7 @@ int64_t Decoder::Place(const Adapter* adapter, std::byte* base) {
   ids_ = rows(1, 4);
   places_ = rows(1, 4);
   starts_ = take(8);
-  rope_ = take(max_tokens_ * model_.head_dim * 4);
+  rope_ = take(model_.RopeTables() * max_tokens_ * model_.head_dim * 4);
   head_ = take(std::min(max_prompt_, kHeadRows) * model_.vocab_size * 4);
   workspace_ = take(workspace_bytes_);
   for (size_t i = 0; i < key_cache_.size(); ++i) {
@@ -159,8 +160,8 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
   backend.CopyIn(Lane::kCompute, starts_, starts, sizeof starts);
 
   const int64_t hidden = model_.hidden_size;
-  table_.embedding_forward(&context, x_, reinterpret_cast<const int32_t*>(ids_),
-                           device_.view().embedding, m, hidden, 1.0f);
+  table_.embedding_forward(&context, x_, reinterpret_cast<const int32_t*>(ids_), device_.view().embedding, m,
+                           hidden, EmbeddingScale(model_, table_.act));
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
     const BaseView::Layer& of = device_.view().layers[static_cast<size_t>(layer)];
     Norm(h_, x_, of.input_norm, m, hidden);
@@ -169,12 +170,15 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
     Linear(v_, h_, layer, Module::kV, m);
     Attend(layer, m);
     Linear(h_, o_, layer, Module::kO, m);
+    if (model_.post_norms) Norm(h_, h_, of.attention_norm, m, hidden);
     table_.add(&context, x_, x_, h_, m * hidden);
     Norm(h_, x_, of.post_norm, m, hidden);
     Linear(gate_, h_, layer, Module::kGate, m);
     Linear(up_, h_, layer, Module::kUp, m);
-    table_.gated_forward(&context, gate_, gate_, up_, {.width = m * model_.intermediate_size});
+    table_.gated_forward(&context, gate_, gate_, up_,
+                         {.width = m * model_.intermediate_size, .activation = ActivationOf(model_)});
     Linear(h_, gate_, layer, Module::kDown, m);
+    if (model_.post_norms) Norm(h_, h_, of.mlp_norm, m, hidden);
     table_.add(&context, x_, x_, h_, m * hidden);
   }
   length_ += m;
@@ -185,7 +189,8 @@ void Decoder::Attend(int64_t layer, int64_t m) {
   kernels::Context& context = device_.backend().context();
   const BaseView::Layer& of = device_.view().layers[static_cast<size_t>(layer)];
   const auto* positions = reinterpret_cast<const int32_t*>(places_);
-  const auto* rope = reinterpret_cast<const float*>(rope_);
+  const auto* rope =
+      reinterpret_cast<const float*>(rope_) + model_.RopeTableOf(layer) * max_tokens_ * model_.head_dim;
   if (model_.qk_norm) {
     Norm(q_, q_, of.q_norm, m * model_.heads, model_.head_dim);
     Norm(k_, k_, of.k_norm, m * model_.kv_heads, model_.head_dim);
@@ -200,14 +205,10 @@ void Decoder::Attend(int64_t layer, int64_t m) {
   kernels::Backend& backend = device_.backend();
   backend.CopyWithin(Lane::kCompute, keys + length_ * row, k_, m * row);
   backend.CopyWithin(Lane::kCompute, values + length_ * row, v_, m * row);
-  const kernels::AttentionArgs args{.m = m,
-                                    .heads = model_.heads,
-                                    .kv_heads = model_.kv_heads,
-                                    .head_dim = model_.head_dim,
-                                    .starts = reinterpret_cast<const int32_t*>(starts_),
-                                    .documents = 1,
-                                    .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
-                                    .window = model_.sliding_window};
+  kernels::AttentionArgs args = AttentionArgsOf(model_, layer);
+  args.m = m;
+  args.starts = reinterpret_cast<const int32_t*>(starts_);
+  args.documents = 1;
   if (m == 1) {
     table_.attention_decode(&context, o_, q_, keys, values, length_ + 1,
                             args);
@@ -236,20 +237,20 @@ void Decoder::Linear(Buffer y, Buffer x, int64_t layer, Module module, int64_t m
 void Decoder::Norm(Buffer y, Buffer x, kernels::ParamView weight, int64_t rows,
                    int64_t dim) {
   table_.rmsnorm_forward(&device_.backend().context(), y, rstd_, x, weight, rows, dim,
-                         static_cast<float>(model_.rms_norm_eps), 0.0f);
+                         static_cast<float>(model_.rms_norm_eps), NormOffset(model_));
 }
 
 std::span<const float> Decoder::Head(int64_t first_row, int64_t rows) {
   kernels::Backend& backend = device_.backend();
   const std::byte* from = x_ + first_row * model_.hidden_size * kernels::DTypeBytes(table_.act);
   table_.rmsnorm_forward(&backend.context(), h_, rstd_, from, device_.view().final_norm, rows,
-                         model_.hidden_size, static_cast<float>(model_.rms_norm_eps), 0.0f);
+                         model_.hidden_size, static_cast<float>(model_.rms_norm_eps), NormOffset(model_));
   logits_.resize(static_cast<size_t>(rows * model_.vocab_size));
   const int64_t width = model_.hidden_size * kernels::DTypeBytes(table_.act);
   for (int64_t row = 0; row < rows; row += kHeadRows) {
     const int64_t count = std::min(kHeadRows, rows - row);
-    table_.logits(&backend.context(), reinterpret_cast<float*>(head_), h_ + row * width,
-                  device_.view().head, count, model_.hidden_size, model_.vocab_size, 0.0f);
+    table_.logits(&backend.context(), reinterpret_cast<float*>(head_), h_ + row * width, device_.view().head,
+                  count, model_.hidden_size, model_.vocab_size, LogitCap(model_));
     backend.CopyOut(Lane::kCompute, logits_.data() + row * model_.vocab_size, head_,
                     count * model_.vocab_size * 4);
     backend.Synchronize();

@@ -15,14 +15,19 @@
 namespace nibble::engine {
 namespace {
 
-class DecoderTest : public ::testing::TestWithParam<const char*> {
+struct Which {
+  const char* device;
+  const char* kind;
+};
+
+class DecoderTest : public ::testing::TestWithParam<Which> {
  protected:
   void SetUp() override {
-    testing::WriteTinyDirectory(dir_.Join("model"), 3);
+    testing::WriteTinyDirectory(dir_.Join("model"), 3, 32, GetParam().kind);
     testing::WriteTinyDataset(dir_.Join("train.jsonl"), 40, 4);
     testing::WriteTinyDataset(dir_.Join("eval.jsonl"), 10, 5);
     DeviceOptions options;
-    options.device = GetParam();
+    options.device = GetParam().device;
     options.base.model_dir = dir_.Join("model");
     options.base.cache_dir = dir_.path();
     backend_ = *OpenBackend(options.device, 1);
@@ -31,7 +36,7 @@ class DecoderTest : public ::testing::TestWithParam<const char*> {
     device_ = *std::move(device);
   }
   // Relative to how coarse the activations are.
-  double Tolerance() const { return std::string(GetParam()) == "ref" ? 1e-5 : 2e-2; }
+  double Tolerance() const { return std::string(GetParam().device) == "ref" ? 1e-5 : 2e-2; }
 
   TempDir dir_;
   std::unique_ptr<kernels::Backend> backend_;
@@ -51,7 +56,7 @@ double LossSum(std::span<const float> logits, const Example& example, int64_t vo
 }
 
 TEST_P(DecoderTest, GivesTheTrainersLoss) {
-  if (std::string(GetParam()) == "cuda-emulated" && !testing::FullRun()) {
+  if (std::string(GetParam().device) == "cuda-emulated" && !testing::FullRun()) {
     GTEST_SKIP() << "the emulation is slow: --full runs this";
   }
   JobInput input;
@@ -96,7 +101,7 @@ TEST_P(DecoderTest, GivesTheTrainersLoss) {
 
 TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
   std::vector<int32_t> ids = {0, 70, 81, 90, 100, 75, 70, 70, 99};
-  if (std::string(GetParam()) == "cuda-emulated") ids.resize(3);
+  if (std::string(GetParam().device) == "cuda-emulated") ids.resize(3);
   const int64_t vocab = device_->model().vocab_size;
   const auto made = *Decoder::Make(*device_, nullptr, 16, 16);
   Decoder& decoder = *made;
@@ -114,8 +119,16 @@ TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::Values("ref", "cpu", "cuda-emulated"),
-                         [](const auto& info) { return testing::TestName(info.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest,
+                         ::testing::Values(Which{"ref", "llama"}, Which{"cpu", "llama"},
+                                           Which{"cuda-emulated", "llama"}, Which{"ref", "gemma"},
+                                           Which{"ref", "gemma2"}, Which{"cpu", "gemma2"},
+                                           Which{"ref", "gemma3_text"}, Which{"cpu", "gemma3_text"},
+                                           Which{"cuda-emulated", "gemma3_text"}),
+                         [](const auto& info) {
+                           const std::string kind = info.param.kind;
+                           return testing::TestName(info.param.device) + (kind == "llama" ? "" : "_" + kind);
+                         });
 
 TEST(Flags, ReadValuesSwitchesAndPlainArguments) {
   const auto flags =

@@ -194,7 +194,7 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
   ASSIGN_OR_RETURN(device->tokenizer_, Tokenizer::Load(options.base.model_dir));
   malloc_trim(0);
   ASSIGN_OR_RETURN(device->base_, BaseModel::Open(base));
-  device->view_ = ViewOf(*device->base_);
+  device->view_ = device->base_->view();
   if (!backend.is_host()) RETURN_IF_ERROR(device->CopyBaseToDevice());
   ASSIGN_OR_RETURN(device->step_, Region::On(backend, kStepCapacityBytes));
   return device;

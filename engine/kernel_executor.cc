@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/status.h"
+#include "engine/model_args.h"
 #include "kernels/counter.h"
 #include "kernels/nf4.h"
 
@@ -297,65 +298,70 @@ KernelExecutor::NormArgs KernelExecutor::NormOf(spec::Norm norm, int32_t layer) 
       return {of.q_norm, m * model_.heads, model_.head_dim};
     case spec::Norm::kKey:
       return {of.k_norm, m * model_.kv_heads, model_.head_dim};
+    case spec::Norm::kAttention:
+      return {of.attention_norm, m, model_.hidden_size};
+    case spec::Norm::kMlp:
+      return {of.mlp_norm, m, model_.hidden_size};
     case spec::Norm::kFinal:
       break;
   }
   return {base_.final_norm, m, model_.hidden_size};
 }
 
-kernels::AttentionArgs KernelExecutor::AttentionOf() const {
-  return {.m = shape_.rows,
-          .heads = model_.heads,
-          .kv_heads = model_.kv_heads,
-          .head_dim = model_.head_dim,
-          .starts = reinterpret_cast<const int32_t*>(At({Slot::kStarts})),
-          .documents = shape_.documents,
-          .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
-          .window = model_.sliding_window};
+kernels::AttentionArgs KernelExecutor::AttentionOf(int32_t layer) const {
+  kernels::AttentionArgs args = AttentionArgsOf(model_, layer);
+  args.m = shape_.rows;
+  args.starts = reinterpret_cast<const int32_t*>(At({Slot::kStarts}));
+  args.documents = shape_.documents;
+  return args;
 }
 
 void KernelExecutor::Embedding(Tensor out) {
   table_.embedding_forward(NextOp(StepPhase::kElementwise), out,
-                           reinterpret_cast<const int32_t*>(At({Slot::kIds})), base_.embedding,
-                           shape_.rows, model_.hidden_size, 1.0f);
+                           reinterpret_cast<const int32_t*>(At({Slot::kIds})), base_.embedding, shape_.rows,
+                           model_.hidden_size, EmbeddingScale(model_, table_.act));
 }
 
 void KernelExecutor::RmsNorm(Tensor y, Tensor rstd, Tensor x, spec::Norm norm, int32_t layer) {
   const NormArgs a = NormOf(norm, layer);
   table_.rmsnorm_forward(NextOp(StepPhase::kElementwise), y, rstd, x, a.weight, a.rows, a.dim,
-                         static_cast<float>(model_.rms_norm_eps), 0.0f);
+                         static_cast<float>(model_.rms_norm_eps), NormOffset(model_));
 }
 
 void KernelExecutor::RmsNormBackward(Tensor dx, bool accumulate, Tensor dy, Tensor x, Tensor rstd,
                                      spec::Norm norm, int32_t layer) {
   const NormArgs a = NormOf(norm, layer);
-  table_.rmsnorm_backward(NextOp(StepPhase::kElementwise), dx, accumulate, dy, x, a.weight, rstd,
-                          a.rows, a.dim, 0.0f);
+  table_.rmsnorm_backward(NextOp(StepPhase::kElementwise), dx, accumulate, dy, x, a.weight, rstd, a.rows,
+                          a.dim, NormOffset(model_));
 }
 
 void KernelExecutor::Add(Tensor out, Tensor a, Tensor b) {
   table_.add(NextOp(StepPhase::kElementwise), out, a, b, shape_.rows * model_.hidden_size);
 }
 
-void KernelExecutor::Rope(Tensor x, int64_t heads, bool inverse) {
+void KernelExecutor::Rope(Tensor x, int64_t heads, int32_t layer, bool inverse) {
+  const int64_t table = model_.RopeTableOf(layer) * spec_.sequence_len * model_.head_dim;
   table_.rope(NextOp(StepPhase::kElementwise), x, reinterpret_cast<const int32_t*>(At({Slot::kPositions})),
-              reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope), shape_.rows,
-              heads, model_.head_dim, inverse);
+              reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope) + table, shape_.rows, heads,
+              model_.head_dim, inverse);
 }
 
-void KernelExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
-  table_.attention_forward(NextOp(StepPhase::kAttention), out, lse, q, k, v, AttentionOf());
+void KernelExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer) {
+  table_.attention_forward(NextOp(StepPhase::kAttention), out, lse, q, k, v, AttentionOf(layer));
 }
 
-void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out,
-                                       Tensor lse, Tensor q, Tensor k, Tensor v) {
+void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
+                                       Tensor q, Tensor k, Tensor v, int32_t layer) {
   table_.attention_backward(NextOp(StepPhase::kAttention), dq, dk, dv, dout, out, lse, q, k, v,
-                            AttentionOf());
+                            AttentionOf(layer));
 }
 
 kernels::GatedArgs KernelExecutor::GatedOf() const {
   const int64_t width = model_.intermediate_size;
-  return {.rows = shape_.rows, .width = width, .stride = Groups() ? 2 * width : width};
+  return {.rows = shape_.rows,
+          .width = width,
+          .stride = Groups() ? 2 * width : width,
+          .activation = ActivationOf(model_)};
 }
 
 void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
@@ -372,8 +378,8 @@ void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
   context_.late_gradient_scale = reinterpret_cast<const double*>(Late(1));
   backend_.Fill(loss, 0, sizeof *loss);
   table_.cross_entropy(NextOp(StepPhase::kLoss), loss, dh, h, base_.head,
-                       reinterpret_cast<const int32_t*>(At({Slot::kLabels})), shape_.rows,
-                       model_.hidden_size, model_.vocab_size, gradient_scale_, 0.0f);
+                       reinterpret_cast<const int32_t*>(At({Slot::kLabels})), shape_.rows, model_.hidden_size,
+                       model_.vocab_size, gradient_scale_, LogitCap(model_));
 }
 
 void KernelExecutor::Offload(Tensor x, int32_t layer) {

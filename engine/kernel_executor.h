@@ -139,10 +139,10 @@ class KernelExecutor {
   void LinearGroupBackward(Tensor dx, std::initializer_list<Tensor> dy, Tensor x, const Tensor* u,
                            int32_t layer, spec::Module first);
   void Add(Tensor out, Tensor a, Tensor b);
-  void Rope(Tensor x, int64_t heads, bool inverse);
-  void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v);
-  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
-                         Tensor q, Tensor k, Tensor v);
+  void Rope(Tensor x, int64_t heads, int32_t layer, bool inverse);
+  void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer);
+  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                         Tensor k, Tensor v, int32_t layer);
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);
@@ -204,7 +204,7 @@ class KernelExecutor {
   // What follows is not this executor's.
   void Rest();
   NormArgs NormOf(spec::Norm norm, int32_t layer) const;
-  kernels::AttentionArgs AttentionOf() const;
+  kernels::AttentionArgs AttentionOf(int32_t layer) const;
   std::byte* InputSlot(int32_t layer) const {
     return pinned_ + plan_.pinned.inputs + layer * plan_.pinned.input_stride;
   }

@@ -91,11 +91,16 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"QkNormKept", {.qk_norm = true}, {}, Recompute::kNone},
                       Variant{"Outputs", {}, {}, Recompute::kKeepGemmOutputs},
                       Variant{"QkNormOutputs", {.qk_norm = true}, {}, Recompute::kKeepGemmOutputs},
-                      Variant{"OutputsUpOnly",
-                              {},
-                              {Module::kUp},
-                              Recompute::kKeepGemmOutputs},
+                      Variant{"OutputsUpOnly", {}, {Module::kUp}, Recompute::kKeepGemmOutputs},
                       Variant{"Window", {.sliding_window = 4}, {}, Recompute::kFull},
+                      Variant{"Gemma", {.gemma = 1}, {}, Recompute::kFull},
+                      Variant{"Gemma2", {.gemma = 2, .layers = 3}, {}, Recompute::kFull},
+                      Variant{"Gemma2Kept", {.gemma = 2}, {}, Recompute::kNone},
+                      Variant{"Gemma2Outputs", {.gemma = 2}, {}, Recompute::kKeepGemmOutputs},
+                      Variant{"Gemma2DownOnly", {.gemma = 2}, {Module::kDown}, Recompute::kFull},
+                      Variant{"Gemma2OutputOnly", {.gemma = 2}, {Module::kO}, Recompute::kKeepGemmOutputs},
+                      Variant{"Gemma3", {.gemma = 3, .layers = 3}, {}, Recompute::kFull},
+                      Variant{"Gemma3Outputs", {.gemma = 3}, {}, Recompute::kKeepGemmOutputs},
                       Variant{"QvOnly", {}, {Module::kQ, Module::kV}, Recompute::kFull},
                       Variant{"OutputOnly", {}, {Module::kO}, Recompute::kFull},
                       Variant{"DownOnly", {}, {Module::kDown}, Recompute::kFull},
@@ -114,8 +119,10 @@ std::vector<const kernels::KernelTable*> Tables() {
 
 TEST(RecomputationAndThreads, ChangeNoBit) {
   for (const kernels::KernelTable* table : Tables()) {
-    for (const bool qk_norm : {false, true}) {
-      const TinyModel model({.qk_norm = qk_norm, .layers = 3});
+    for (const TinyOptions& options :
+         {TinyOptions{.layers = 3}, TinyOptions{.qk_norm = true, .layers = 3},
+          TinyOptions{.gemma = 2, .layers = 3}, TinyOptions{.gemma = 3, .layers = 3}}) {
+      const TinyModel model(options);
       const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);
       std::vector<double> first;
       for (const Recompute recompute : kPolicies) {

@@ -106,7 +106,10 @@ absl::Status MergedWeights::Merge(const Linear& linear, TensorType type, const B
     pool_.Run(rows, [&](int64_t row, int) {
       float* const to = values.data() + row * k;
       if (quantized_ != nullptr) {
-        kernels::DequantizeRange(quantized_->Linear(linear.layer, linear.module), (first + row) * k, k, to);
+        kernels::DequantizeRange(quantized_->view()
+                                     .layers[static_cast<size_t>(linear.layer)]
+                                     .linear[static_cast<int>(linear.module)],
+                                 (first + row) * k, k, to);
       }
       if (linear.pair != nullptr) {
         AddRow(*linear.pair, scale, adapter_.config.r, first + row, k, to);

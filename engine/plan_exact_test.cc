@@ -60,6 +60,15 @@ Case RandomCase(uint64_t seed) {
   m.qk_norm = random.Chance(0.3);
   m.tie_word_embeddings = random.Chance(0.5);
   m.sliding_window = random.Chance(0.3) ? random.Between(1, 40) : 0;
+  m.gelu = random.Chance(0.3);
+  m.unit_norms = random.Chance(0.3);
+  m.scaled_embedding = random.Chance(0.3);
+  m.post_norms = random.Chance(0.3);
+  m.attention_soft_cap = random.Chance(0.3) ? 20 : 0;
+  m.logit_soft_cap = random.Chance(0.3) ? 10 : 0;
+  m.local_rope_theta = random.Chance(0.3) ? 100 : 0;
+  for (int64_t layer = 0; m.local_rope_theta > 0 && layer < m.layers; ++layer)
+    m.slides.push_back(random.Chance(0.5));
   spec::TrainSpec& s = c.spec;
   s.lora_r = static_cast<int32_t>(random.Between(1, 40));
   s.lora_dropout = random.Chance(0.5) ? 0.1 : 0;

@@ -1,6 +1,6 @@
 # The step, the jobs and nibble-engine.
 nibble_library(nibble_engine_step
-  SRCS kernel_executor.cc kernel_executor_linear.cc lockstep.cc region.cc
+  SRCS kernel_executor.cc kernel_executor_linear.cc lockstep.cc model_args.cc region.cc
   DEPS nibble_base nibble_spec nibble_kernels)
 
 nibble_library(nibble_engine_train

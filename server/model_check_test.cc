@@ -86,6 +86,18 @@ class ModelCheck : public testing::Test {
 
 TEST_F(ModelCheck, AcceptsAWholeModel) { EXPECT_TRUE(Check().ok()) << Check(); }
 
+// Gemma 2 has a norm more on both sides, under names that mean something else in a Llama.
+TEST_F(ModelCheck, KnowsTheNormsOfGemma2) {
+  files_["config.json"] = R"({"model_type":"gemma2","vocab_size":32,"hidden_size":8,"intermediate_size":16,
+      "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"head_dim":4})";
+  ExpectRefused(Reason::kModelFileInvalid, "model.layers.0.pre_feedforward_layernorm.weight");
+  Tensors tensors = All();
+  tensors.push_back({"model.layers.0.pre_feedforward_layernorm.weight", {8}});
+  tensors.push_back({"model.layers.0.post_feedforward_layernorm.weight", {8}});
+  files_["model.safetensors"] = FileOf(tensors);
+  EXPECT_TRUE(Check().ok()) << Check();
+}
+
 TEST_F(ModelCheck, AcceptsShards) {
   Tensors tensors = All();
   const std::string last = tensors.back().first;
@@ -146,7 +158,7 @@ TEST_F(ModelCheck, RefusesShapesThatConfigJsonDoesNotAskFor) {
                 "model.embed_tokens.weight has shape [32, 8], config.json asks for [32, 16]");
   with("\"intermediate_size\":16", "\"intermediate_size\":24");
   ExpectRefused(Reason::kModelFileInvalid,
-                "mlp.down_proj.weight has shape [8, 16], config.json asks for [8, 24]");
+                "mlp.gate_proj.weight has shape [16, 8], config.json asks for [24, 8]");
   with("\"num_key_value_heads\":1", "\"num_key_value_heads\":2");
   ExpectRefused(Reason::kModelFileInvalid, "k_proj.weight has shape [4, 8], config.json asks for [8, 8]");
   with("\"vocab_size\":32", "\"vocab_size\":33");

@@ -3,40 +3,13 @@
 #include "absl/strings/str_join.h"
 #include "base/error.h"
 #include "base/status.h"
-#include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "server/model_check.h"
 
 namespace nibble::server {
 namespace {
 
 using Shape = std::vector<int64_t>;
-
-// What config.json asks for, by name as transformers has it.
-std::map<std::string, Shape> WantedTensors(const spec::ModelConfig& config) {
-  std::map<std::string, Shape> wanted;
-  const Shape table = {config.vocab_size, config.hidden_size}, norm = {config.hidden_size};
-  wanted["model.embed_tokens.weight"] = table;
-  wanted["model.norm.weight"] = norm;
-  if (!config.tie_word_embeddings) wanted["lm_head.weight"] = table;
-  for (int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    wanted[prefix + "input_layernorm.weight"] = wanted[prefix + "post_attention_layernorm.weight"] = norm;
-    if (config.qk_norm) {
-      wanted[prefix + "self_attn.q_norm.weight"] = wanted[prefix + "self_attn.k_norm.weight"] = {
-          config.head_dim};
-    }
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<spec::Module>(m);
-      const std::string_view part = spec::ModuleName(module);
-      const std::string linear = absl::StrCat(prefix, module <= spec::Module::kO ? "self_attn." : "mlp.",
-                                              absl::string_view(part.data(), part.size()));
-      const spec::LinearShape shape = spec::ShapeOf(config, module);
-      wanted[linear + ".weight"] = {shape.n, shape.k};
-      if (config.qkv_bias && module <= spec::Module::kV) wanted[linear + ".bias"] = {shape.n};
-    }
-  }
-  return wanted;
-}
 
 __int128 Elements(const Shape& shape) {
   __int128 count = 1;
@@ -73,9 +46,8 @@ absl::Status CheckOne(const std::string& name, const TensorFacts& tensor, const 
 
 absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors,
                           const spec::ModelConfig& config) {
-  std::map<std::string, Shape> wanted = WantedTensors(config);
   std::map<std::string, bool> used;  // and whether in four bits
-  for (const auto& [name, shape] : wanted) {
+  for (const auto& [part, layer, module, name, shape] : spec::CheckpointTensors(config)) {
     auto found = tensors.find(name);
     // Checkpoints saved from the inner model lack the prefix.
     if (found == tensors.end() && absl::StartsWith(name, "model.")) found = tensors.find(name.substr(6));

@@ -76,9 +76,10 @@ std::string RandomConfig(Random& random) {
       R"({"model_type":"%s","vocab_size":%d,"hidden_size":%d,"intermediate_size":%d,"head_dim":%d,)"
       R"("num_hidden_layers":%d,"num_attention_heads":%d,"num_key_value_heads":%d,)"
       R"("max_position_embeddings":%d,"tie_word_embeddings":%s})",
-      random.Of<const char*>({"llama", "mistral", "qwen2", "qwen3"}), 100 + random.Below(150'000),
-      heads * head_dim, 64 * (1 + random.Below(200)), head_dim, 1 + random.Below(12), heads, kv_heads,
-      random.Of<int64_t>({256, 2048, 32768}), random.Of<const char*>({"true", "false"}));
+      random.Of<const char*>({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}),
+      100 + random.Below(150'000), heads * head_dim, 64 * (1 + random.Below(200)), head_dim,
+      1 + random.Below(12), heads, kv_heads, random.Of<int64_t>({256, 2048, 32768}),
+      random.Of<const char*>({"true", "false"}));
 }
 
 // Mostly sensible; now and then one field is not.

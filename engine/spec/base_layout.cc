@@ -57,6 +57,10 @@ std::string_view PartName(BasePart part) {
       return "input_norm";
     case BasePart::kPostNorm:
       return "post_norm";
+    case BasePart::kAttentionNorm:
+      return "attention_norm";
+    case BasePart::kMlpNorm:
+      return "mlp_norm";
     case BasePart::kQueryNorm:
       return "q_norm";
     case BasePart::kKeyNorm:
@@ -136,6 +140,10 @@ BaseLayout LayoutBase(const ModelConfig& model, QuantKind quant, bool double_qua
   for (int32_t layer = 0; layer < model.layers; ++layer) {
     builder.Add(BasePart::kInputNorm, 2 * hidden, layer);
     builder.Add(BasePart::kPostNorm, 2 * hidden, layer);
+    if (model.post_norms) {
+      builder.Add(BasePart::kAttentionNorm, 2 * hidden, layer);
+      builder.Add(BasePart::kMlpNorm, 2 * hidden, layer);
+    }
     if (model.qk_norm) {
       builder.Add(BasePart::kQueryNorm, 2 * model.head_dim, layer);
       builder.Add(BasePart::kKeyNorm, 2 * model.head_dim, layer);

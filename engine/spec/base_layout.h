@@ -22,15 +22,17 @@ inline constexpr int64_t kQuantBlock = 64;    // weights per absmax
 inline constexpr int64_t kNestedBlock = 256;  // absmax codes per nested absmax
 
 enum class BasePart {
-  kCodeBook,   // f32 [16], or [256] for INT8; not for BF16
-  kNestedMap,  // f32 [256]; double quantization only
-  kOffsets,    // f32 [layers * 7]: mean absmax of each linear; double quantization only
-  kEmbedding,  // bf16 [vocab, hidden]
-  kHead,       // bf16 [vocab, hidden]; absent when tied
-  kFinalNorm,  // bf16 [hidden]
-  kInputNorm,  // bf16 [hidden], per layer
-  kPostNorm,   // bf16 [hidden]: post_attention_layernorm
-  kQueryNorm,  // bf16 [head_dim]; qwen3
+  kCodeBook,       // f32 [16], or [256] for INT8; not for BF16
+  kNestedMap,      // f32 [256]; double quantization only
+  kOffsets,        // f32 [layers * 7]: mean absmax of each linear; double quantization only
+  kEmbedding,      // bf16 [vocab, hidden]
+  kHead,           // bf16 [vocab, hidden]; absent when tied
+  kFinalNorm,      // bf16 [hidden]
+  kInputNorm,      // bf16 [hidden], per layer
+  kPostNorm,       // bf16 [hidden]: before the gated product
+  kAttentionNorm,  // bf16 [hidden]: behind attention and, kMlpNorm, the gated product; post norms only
+  kMlpNorm,
+  kQueryNorm,  // bf16 [head_dim]; qwen3, gemma3_text
   kKeyNorm,
   kBias,          // bf16 [n], of q, k, v; qwen2
   kCodes,         // packed codes of a linear; the bf16 values for BF16

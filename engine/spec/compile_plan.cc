@@ -30,6 +30,8 @@ Category CategoryOf(BasePart part) {
     case BasePart::kFinalNorm:
     case BasePart::kInputNorm:
     case BasePart::kPostNorm:
+    case BasePart::kAttentionNorm:
+    case BasePart::kMlpNorm:
     case BasePart::kQueryNorm:
     case BasePart::kKeyNorm:
     case BasePart::kBias:
@@ -103,7 +105,7 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
   }
   if (plan.pads) plan.persistent.late = place("late", Category::kWorkspace, 3 * 8);
   plan.persistent.rope = place("rope", Category::kActivations,
-                               int64_t{spec.sequence_len} * (model.head_dim / 2) * 2 * 4);
+                               model.RopeTables() * spec.sequence_len * (model.head_dim / 2) * 2 * 4);
   plan.persistent.scalars = place("scalars", Category::kWorkspace,
                                   ScalarBytes(spec));
   plan.memory.persistent_bytes = RoundUp(next, kPage);

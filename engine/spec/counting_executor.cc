@@ -130,11 +130,11 @@ void CountingExecutor::Add(Tensor out, Tensor a, Tensor b) {
   Run(Op::kAdd, {.m = tokens_}, {out, a, b});
 }
 
-void CountingExecutor::Rope(Tensor x, int64_t, bool) {
+void CountingExecutor::Rope(Tensor x, int64_t, int32_t, bool) {
   Run(Op::kRope, {.m = tokens_}, {x, Staged(Slot::kPositions)});
 }
 
-void CountingExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
+void CountingExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t) {
   Run(Op::kAttentionForward,
       {.m = tokens_,
        .heads = model_.heads,
@@ -143,8 +143,8 @@ void CountingExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Ten
       {out, lse, q, k, v, Staged(Slot::kStarts)});
 }
 
-void CountingExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out,
-                                         Tensor lse, Tensor q, Tensor k, Tensor v) {
+void CountingExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
+                                         Tensor q, Tensor k, Tensor v, int32_t) {
   Run(Op::kAttentionBackward,
       {.m = tokens_,
        .heads = model_.heads,

@@ -57,10 +57,10 @@ class CountingExecutor {
   void LinearGroupBackward(Tensor dx, std::initializer_list<Tensor> dy, Tensor x, const Tensor* u,
                            int32_t layer, Module first);
   void Add(Tensor out, Tensor a, Tensor b);
-  void Rope(Tensor x, int64_t heads, bool inverse);
-  void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v);
-  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse,
-                         Tensor q, Tensor k, Tensor v);
+  void Rope(Tensor x, int64_t heads, int32_t layer, bool inverse);
+  void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer);
+  void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
+                         Tensor k, Tensor v, int32_t layer);
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);

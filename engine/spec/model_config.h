@@ -1,4 +1,5 @@
-// The architecture numbers of a Llama-family base model, read from the bytes of its config.json.
+// The architecture numbers of a base model of the Llama or Gemma kind, read from the bytes of its
+// config.json.
 //
 // A value; pure. Unknown architectures, and options that would change the result and that we do not
 // honour, are refused by name (UNSUPPORTED_ARCHITECTURE).
@@ -16,7 +17,7 @@ namespace nibble::spec {
 enum class RopeKind { kDefault, kLinear, kLlama3 };
 
 struct ModelConfig {
-  std::string model_type;  // llama, mistral, qwen2, qwen3
+  std::string model_type;  // llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
@@ -34,14 +35,31 @@ struct ModelConfig {
   int64_t rope_original_positions = 8192;
   bool tie_word_embeddings = false;
   bool qkv_bias = false;       // qwen2
-  bool qk_norm = false;        // qwen3
+  bool qk_norm = false;        // qwen3, gemma3_text
   int64_t sliding_window = 0;  // 0 = none
-  std::string hidden_act = "silu";
+  std::vector<bool> slides;    // by layer: whether the window is there; empty = in all
+
+  // Of the Gemma kinds:
+  bool gelu = false;              // the gate's activation is GELU by tanh, not SiLU
+  bool unit_norms = false;        // norms multiply by 1 + weight
+  bool post_norms = false;        // also behind attention and the gated product, before the sum (not gemma)
+  bool scaled_embedding = false;  // by sqrt(hidden_size)
+  double query_scalar = 0;        // scores are divided by its square root; 0 = head_dim
+  double attention_soft_cap = 0;  // of scores; 0 = none
+  double logit_soft_cap = 0;
+  double local_rope_theta = 0;  // of layers with the window, unscaled; 0 = as all
 
   bool operator==(const ModelConfig&) const = default;
 
   int64_t QueryWidth() const { return heads * head_dim; }
   int64_t KeyValueWidth() const { return kv_heads * head_dim; }
+  int64_t WindowOf(int64_t layer) const {
+    return slides.empty() || slides[static_cast<size_t>(layer)] ? sliding_window : 0;
+  }
+  // Of RopeTable's.
+  int64_t RopeTables() const { return local_rope_theta > 0 ? 2 : 1; }
+  int64_t RopeTableOf(int64_t layer) const { return local_rope_theta > 0 && WindowOf(layer) > 0 ? 1 : 0; }
+  float ScoreScale() const;          // on q k^T
   int64_t LinearParameters() const;  // of the quantized linears
   int64_t TotalParameters() const;
 };
@@ -49,7 +67,7 @@ struct ModelConfig {
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json);
 
 // cos and sin of every position and frequency, fp32 arithmetic as transformers has it:
-// f32 [positions, head_dim / 2, 2].
+// f32 [RopeTables(), positions, head_dim / 2, 2].
 std::vector<float> RopeTable(const ModelConfig& model, int64_t positions);
 
 }  // namespace nibble::spec

@@ -54,7 +54,8 @@ TEST(ParseModelConfig, RefusesByName) {
   const auto why = [](const std::string& json) {
     return std::string(ParseModelConfig(json).status().message());
   };
-  EXPECT_THAT(why(R"({"model_type":"gemma2"})"), HasSubstr("gemma2"));
+  EXPECT_THAT(why(R"({"model_type":"phi3"})"), HasSubstr("phi3"));
+  EXPECT_THAT(why(R"({"model_type":"gemma3"})"), HasSubstr("gemma3_text"));
   EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"yarn","factor":4})")), HasSubstr("yarn"));
   EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
   EXPECT_THAT(why(With(R"(,"attention_bias":true)")), HasSubstr("attention_bias"));
@@ -117,6 +118,104 @@ TEST(ParseModelConfig, FamiliesDiffer) {
   EXPECT_EQ(ParseModelConfig(mistral)->sliding_window, 0);
   mistral.erase(mistral.find(R"(,"sliding_window")"));
   EXPECT_EQ(ParseModelConfig(mistral + "}")->sliding_window, 4096) << "what transformers takes";
+}
+
+// As published; what is absent there is so here.
+constexpr char kGemma2[] = R"({"model_type":"gemma2","vocab_size":256000,"hidden_size":2304,
+  "intermediate_size":9216,"num_hidden_layers":4,"num_attention_heads":8,"num_key_value_heads":4,
+  "head_dim":256,"hidden_act":"gelu_pytorch_tanh","hidden_activation":"gelu_pytorch_tanh",
+  "attn_logit_softcapping":50.0,
+  "final_logit_softcapping":30.0,"query_pre_attn_scalar":224,"sliding_window":4096,"rms_norm_eps":1e-6})";
+constexpr char kGemma3[] = R"({"model_type":"gemma3_text","vocab_size":262144,"hidden_size":1152,
+  "intermediate_size":6912,"num_hidden_layers":7,"num_attention_heads":4,"num_key_value_heads":1,
+  "head_dim":256,"hidden_activation":"gelu_pytorch_tanh","attn_logit_softcapping":null,
+  "final_logit_softcapping":null,
+  "query_pre_attn_scalar":256,"sliding_window":512,"sliding_window_pattern":6,"rope_theta":1000000,
+  "rope_local_base_freq":10000,"rope_scaling":null,"rms_norm_eps":1e-6})";
+
+std::string Changed(std::string json, const std::string& from, const std::string& to) {
+  const size_t at = json.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return json.replace(at, from.size(), to);
+}
+
+TEST(ParseModelConfig, ReadsGemma2) {
+  const auto model = ParseModelConfig(kGemma2);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE(model->gelu && model->unit_norms && model->post_norms && model->scaled_embedding);
+  EXPECT_TRUE(model->tie_word_embeddings);
+  EXPECT_FALSE(model->qk_norm);
+  EXPECT_EQ(model->attention_soft_cap, 50);
+  EXPECT_EQ(model->logit_soft_cap, 30);
+  EXPECT_FLOAT_EQ(model->ScoreScale(), 1 / std::sqrt(224.0f));
+  EXPECT_EQ(model->WindowOf(0), 4096);
+  EXPECT_EQ(model->WindowOf(1), 0);
+  EXPECT_EQ(model->RopeTables(), 1);
+  // A null is no cap, an absent key the usual one.
+  EXPECT_EQ(ParseModelConfig(Changed(kGemma2, ":30.0", ":null"))->logit_soft_cap, 0);
+  EXPECT_EQ(*ParseModelConfig(Changed(kGemma2, R"("final_logit_softcapping":30.0,)", "")), *model);
+  EXPECT_EQ(ParseModelConfig(Changed(kGemma2, ":4096", ":null"))->WindowOf(0), 0);
+}
+
+TEST(ParseModelConfig, ReadsGemma3) {
+  const auto model = ParseModelConfig(kGemma3);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE(model->gelu && model->unit_norms && model->post_norms && model->qk_norm &&
+              model->scaled_embedding);
+  EXPECT_EQ(model->attention_soft_cap, 0);
+  EXPECT_EQ(model->logit_soft_cap, 0);
+  EXPECT_EQ(model->WindowOf(4), 512);
+  EXPECT_EQ(model->WindowOf(5), 0);
+  EXPECT_EQ(model->WindowOf(6), 512);
+  EXPECT_EQ(model->RopeTables(), 2);
+  EXPECT_EQ(model->RopeTableOf(4), 1);
+  EXPECT_EQ(model->RopeTableOf(5), 0);
+  EXPECT_EQ(model->rope_theta, 1e6);
+  EXPECT_EQ(model->local_rope_theta, 1e4);
+  // Scaling is of layers without a window.
+  const auto scaled = ParseModelConfig(
+      Changed(kGemma3, R"("rope_scaling":null)", R"("rope_scaling":{"rope_type":"linear","factor":8.0})"));
+  EXPECT_EQ(scaled->rope, RopeKind::kLinear);
+  const auto tables = RopeTable(*scaled, 2);
+  ASSERT_EQ(tables.size(), 2u * 2 * 128 * 2);
+  EXPECT_NEAR(tables[128 * 2], std::cos(1.0 / 8), 1e-6);
+  EXPECT_NEAR(tables[(2 + 1) * 128 * 2], std::cos(1.0), 1e-6);
+}
+
+TEST(ParseModelConfig, ReadsGemma3AsTransformers5WritesIt) {
+  std::string json =
+      Changed(kGemma3, R"("rope_theta":1000000,
+  "rope_local_base_freq":10000,"rope_scaling":null)",
+              R"("rope_parameters":{"full_attention":{"rope_type":"default","rope_theta":1000000.0},
+      "sliding_attention":{"rope_type":"default","rope_theta":10000.0}})");
+  json = Changed(
+      json, R"("sliding_window_pattern":6)",
+      R"("layer_types":["sliding_attention","sliding_attention","sliding_attention","sliding_attention",
+      "sliding_attention","full_attention","sliding_attention"])");
+  const auto model = ParseModelConfig(json);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(*model, *ParseModelConfig(kGemma3));
+}
+
+TEST(ParseModelConfig, RefusesWhatNoGemmaIs) {
+  const auto why = [](const std::string& json) {
+    const auto model = ParseModelConfig(json);
+    return model.ok() ? "" : std::string(model.status().message());
+  };
+  EXPECT_THAT(
+      why(Changed(kGemma2, R"("hidden_activation":"gelu_pytorch_tanh")", R"("hidden_activation":"gelu")")),
+      HasSubstr("hidden_activation"));
+  EXPECT_THAT(why(Changed(kGemma3, R"("rope_scaling":null)", R"("use_bidirectional_attention":true)")),
+              HasSubstr("use_bidirectional_attention"));
+  EXPECT_THAT(why(Changed(kGemma3, R"("rope_scaling":null)", R"("layer_types":["full_attention"])")),
+              HasSubstr("7 layers"));
+  EXPECT_THAT(why(Changed(kGemma3, R"("rope_scaling":null)",
+                          R"("rope_parameters":{"sliding_attention":{"rope_type":"linear","factor":2.0}})")),
+              HasSubstr("sliding_attention"));
+  EXPECT_THAT(why(With(R"(,"final_logit_softcapping":30.0)")), HasSubstr("final_logit_softcapping"));
+  std::string first = Changed(kBase, "llama", "gemma") + R"(,"hidden_act":"gelu","head_dim":8})";
+  EXPECT_EQ(why(first), "");
+  EXPECT_THAT(why(Changed(first, R"("gelu")", R"("silu")")), HasSubstr("silu"));
 }
 
 TEST(RopeTable, IsTheFormula) {

@@ -41,6 +41,10 @@ std::string_view SlotName(Slot slot) {
       return "o";
     case Slot::kLse:
       return "lse";
+    case Slot::kAttn:
+      return "attn";
+    case Slot::kRstdAttn:
+      return "rstd_attn";
     case Slot::kX2:
       return "x2";
     case Slot::kH2:
@@ -55,16 +59,24 @@ std::string_view SlotName(Slot slot) {
       return "gate_up";
     case Slot::kAct:
       return "act";
+    case Slot::kMlp:
+      return "mlp";
+    case Slot::kRstdMlp:
+      return "rstd_mlp";
     case Slot::kFinal:
       return "final";
     case Slot::kRstdFinal:
       return "rstd_final";
     case Slot::kGrad:
       return "grad";
+    case Slot::kDMlp:
+      return "dmlp";
     case Slot::kDAct:
       return "dact";
     case Slot::kDH2:
       return "dh2";
+    case Slot::kDAttn:
+      return "dattn";
     case Slot::kDO:
       return "do";
     case Slot::kDQ:

@@ -21,11 +21,13 @@
 // What a block keeps for its backward is the recompute policy (TrainSpec::recompute; never kAuto
 // here):
 //   kNone             everything
-//   kKeepGemmOutputs  its input x and what a product made: q, k, v, o, x2, gate, up, u. Backward
+//   kKeepGemmOutputs  its input x and what a product made: q, k, v, o, x2, gate, up, u, and what norms
+//                     behind attention and the gated product read (ModelConfig::post_norms). Backward
 //                     repeats norms, RoPE behind a query norm, and the gated product, each just
 //                     before it is needed
 //   kFull             x and the adapter product of its last linear (u of down_proj: r numbers a
-//                     token, and with it backward need not repeat the widest product)
+//                     token, and with it backward need not repeat the widest product; where a norm is
+//                     behind that product, backward reads it and repeats it instead)
 // The top block's backward follows at once, so with kFull it keeps what products made, too; its norms and
 // its gated product are repeated behind the loss, which is where memory is shortest. A repeated operation has
 // the same arguments, so the policy changes no bit of the result.
@@ -61,6 +63,8 @@ enum class Slot : uint8_t {
   kV,
   kO,
   kLse,
+  kAttn,  // what o_proj made, where a norm is behind it
+  kRstdAttn,
   kX2,
   kH2,
   kRstd2,
@@ -68,12 +72,16 @@ enum class Slot : uint8_t {
   kUp,
   kGateUp,  // in place of both (Groups)
   kAct,
+  kMlp,  // what down_proj made, where a norm is behind it
+  kRstdMlp,
   kU,  // kU .. kU + 6: by module
   kFinal = kU + kModuleCount,
   kRstdFinal,
   kGrad,
+  kDMlp,  // the gradient before the norm
   kDAct,
   kDH2,
+  kDAttn,
   kDO,
   kDQ,
   kDK,
@@ -101,7 +109,9 @@ struct TensorKey {
   }
 };
 
-enum class Norm : uint8_t { kInput, kPost, kQuery, kKey, kFinal };
+// kAttention and kMlp are behind attention and the gated product (ModelConfig::post_norms); kPost is before
+// the latter.
+enum class Norm : uint8_t { kInput, kPost, kQuery, kKey, kFinal, kAttention, kMlp };
 
 enum class Phase : uint8_t { kForward, kHead, kRecompute, kBackward, kOptimizer, kEvaluate };
 
@@ -111,6 +121,7 @@ struct Block {
   using Tensor = typename Exec::Tensor;
   int32_t layer = 0;
   Tensor x, h1, rstd1, q_raw, rstd_q, k_raw, rstd_k, q, k, v, o, lse, x2, h2, rstd2, gate, up, act;
+  Tensor attn, rstd_attn, mlp, rstd_mlp;  // none without post norms
   std::array<Tensor, kModuleCount> u;
 };
 
@@ -159,6 +170,13 @@ Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, 
   }
   b.o = act(Slot::kO, model.QueryWidth(), output);
   b.lse = real(Slot::kLse, model.heads, output);
+  b.attn = b.rstd_attn = b.mlp = b.rstd_mlp = e.None();
+  if (model.post_norms) {
+    b.attn = act(Slot::kAttn, model.hidden_size, output);
+    b.rstd_attn = real(Slot::kRstdAttn, 1, output);
+    b.mlp = act(Slot::kMlp, model.hidden_size, output);
+    b.rstd_mlp = real(Slot::kRstdMlp, 1, output);
+  }
   b.x2 = act(Slot::kX2, model.hidden_size, output);
   b.h2 = act(Slot::kH2, model.hidden_size, other);
   b.rstd2 = real(Slot::kRstd2, 1, other);
@@ -174,10 +192,23 @@ Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, 
     const Module module = static_cast<Module>(m);
     const Slot slot = static_cast<Slot>(static_cast<int>(Slot::kU) + m);
     // A passing block's u of down_proj stays for backward; see the top of this file.
-    const Walk walk = module == Module::kDown && !eval ? Walk::kKept : output;
+    const bool stays = module == Module::kDown && !eval && !model.post_norms;
+    const Walk walk = stays ? Walk::kKept : output;
     b.u[m] = spec.Targets(module) ? act(slot, spec.lora_r, walk) : e.None();
   }
   return b;
+}
+
+// What attention (o_proj) or the gated product (down_proj) adds to the block's x: the product, and behind it
+// a norm where the model has one.
+template <class Exec>
+void Product(Exec& e, const Block<Exec>& b, typename Exec::Tensor y, typename Exec::Tensor in,
+             Module module) {
+  const bool attention = module == Module::kO;
+  const auto raw = attention ? b.attn : b.mlp;
+  e.Linear(e.IsNone(raw) ? y : raw, in, b.u[static_cast<int>(module)], b.layer, module);
+  if (e.IsNone(raw)) return;
+  e.RmsNorm(y, attention ? b.rstd_attn : b.rstd_mlp, raw, attention ? Norm::kAttention : Norm::kMlp, b.layer);
 }
 
 // From x to act; then, unless `next` is none, on to the next block's x.
@@ -200,16 +231,16 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, b.layer);
     e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, b.layer);
   }
-  e.Rope(b.q, model.heads, false);
-  e.Rope(b.k, model.kv_heads, false);
-  e.Attention(b.o, b.lse, b.q, b.k, b.v);
-  linear(b.x2, b.o, Module::kO);
+  e.Rope(b.q, model.heads, b.layer, false);
+  e.Rope(b.k, model.kv_heads, b.layer, false);
+  e.Attention(b.o, b.lse, b.q, b.k, b.v, b.layer);
+  Product(e, b, b.x2, b.o, Module::kO);
   e.Add(b.x2, b.x2, b.x);
   e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, b.layer);
   group({b.gate, b.up}, b.h2, Module::kGate);
   e.Gated(b.act, b.gate, b.up);
   if (e.IsNone(next)) return;
-  linear(next, b.act, Module::kDown);
+  Product(e, b, next, b.act, Module::kDown);
   e.Add(next, next, b.x2);
 }
 
@@ -253,9 +284,17 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
     e.LinearGroupBackward(dx, gradients, lora ? x : e.None(), &b.u[module], layer, first);
   };
 
+  // The gradient of what the product made: that of the sum, through the norm between them.
+  const auto before = [&](Slot slot, Tensor raw, Tensor rstd, Norm norm) {
+    if (e.IsNone(raw)) return d;
+    const Tensor dy = grad(slot, model.hidden_size);
+    e.RmsNormBackward(dy, false, d, raw, rstd, norm, layer);
+    return dy;
+  };
+  const Tensor d_mlp = before(Slot::kDMlp, b.mlp, b.rstd_mlp, Norm::kMlp);
   if (rebuild && spec.Targets(Module::kDown)) e.Gated(b.act, b.gate, b.up);
   const Tensor dact = need_gate_up ? grad(Slot::kDAct, model.intermediate_size) : e.None();
-  linear(dact, false, d, b.act, Module::kDown);
+  linear(dact, false, d_mlp, b.act, Module::kDown);
   if (!need_gate_up) return;
   e.GatedBackward(b.gate, b.up, dact, b.gate, b.up);
   if (rebuild) e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, layer);
@@ -264,21 +303,22 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   if (!need_attention) return;
   e.RmsNormBackward(d, true, dh2, b.x2, b.rstd2, Norm::kPost, layer);
 
+  const Tensor d_attn = before(Slot::kDAttn, b.attn, b.rstd_attn, Norm::kAttention);
   const Tensor d_o = need_qkv ? grad(Slot::kDO, model.QueryWidth()) : e.None();
-  linear(d_o, false, d, b.o, Module::kO);
+  linear(d_o, false, d_attn, b.o, Module::kO);
   if (!need_qkv) return;
   if (rebuild && model.qk_norm) {
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, layer);
     e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, layer);
-    e.Rope(b.q, model.heads, false);
-    e.Rope(b.k, model.kv_heads, false);
+    e.Rope(b.q, model.heads, layer, false);
+    e.Rope(b.k, model.kv_heads, layer, false);
   }
   const Tensor dq = grad(Slot::kDQ, model.QueryWidth());
   const Tensor dk = grad(Slot::kDK, model.KeyValueWidth());
   const Tensor dv = grad(Slot::kDV, model.KeyValueWidth());
-  e.AttentionBackward(dq, dk, dv, d_o, b.o, b.lse, b.q, b.k, b.v);
-  e.Rope(dq, model.heads, true);
-  e.Rope(dk, model.kv_heads, true);
+  e.AttentionBackward(dq, dk, dv, d_o, b.o, b.lse, b.q, b.k, b.v, layer);
+  e.Rope(dq, model.heads, layer, true);
+  e.Rope(dk, model.kv_heads, layer, true);
   if (model.qk_norm) {
     e.RmsNormBackward(dq, false, dq, b.q_raw, b.rstd_q, Norm::kQuery, layer);
     e.RmsNormBackward(dk, false, dk, b.k_raw, b.rstd_k, Norm::kKey, layer);
@@ -340,6 +380,11 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
     if (offloads && layer > 0) e.Fetch(x(layer - 1), layer - 1);
     if (kept(layer) == Keep::kInput) {
       ForwardBlock(e, model, block, e.None());
+      // What the norm behind it reads; what the norm makes is not wanted again.
+      if (model.post_norms) {
+        const Tensor scratch = e.Act({Slot::kDMlp, Walk::kKept, layer}, model.hidden_size);
+        Product(e, block, scratch, block.act, Module::kDown);
+      }
     }
     e.Phase(Phase::kBackward, layer);
     BackwardBlock(e, model, spec, block, kept(layer) == Keep::kOutputs, d);

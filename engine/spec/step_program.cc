@@ -87,17 +87,18 @@ class Recorder {
     Place(op, places_.Backward(layer, module));
   }
   void Add(Tensor out, Tensor a, Tensor b) { Note(StepOpKind::kAdd, {out, a, b}); }
-  void Rope(Tensor x, int64_t heads, bool inverse) {
+  void Rope(Tensor x, int64_t heads, int32_t layer, bool inverse) {
     StepOp& op = Note(StepOpKind::kRope, {x});
+    op.layer = layer;
     op.heads = static_cast<int32_t>(heads);
     op.flag = inverse;
   }
-  void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v) {
-    Note(StepOpKind::kAttention, {out, lse, q, k, v});
+  void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer) {
+    Note(StepOpKind::kAttention, {out, lse, q, k, v}).layer = layer;
   }
   void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
-                         Tensor k, Tensor v) {
-    Note(StepOpKind::kAttentionBackward, {dq, dk, dv, dout, out, lse, q, k, v});
+                         Tensor k, Tensor v, int32_t layer) {
+    Note(StepOpKind::kAttentionBackward, {dq, dk, dv, dout, out, lse, q, k, v}).layer = layer;
   }
   void Gated(Tensor out, Tensor gate, Tensor up) { Note(StepOpKind::kGated, {out, gate, up}); }
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {

@@ -33,7 +33,7 @@ struct StepOp {
   bool flag = false;  // accumulates; of kRope: inverse
   Norm norm = Norm::kInput;
   Module module = Module::kQ;
-  int32_t layer = 0;
+  int32_t layer = 0;  // but of kEmbedding, kAdd, the gated and kCrossEntropy
   int32_t heads = 0;  // of kRope
   // Of a product with a frozen weight: its place in the order that all jobs of a base have in common,
   // whatever they target and recompute. Each job has some of the places, and passes them ascending. -1 =
@@ -65,11 +65,11 @@ void Perform(Exec& e, const StepOp& op, const TensorOf& tensor) {
     case StepOpKind::kAdd:
       return e.Add(t(0), t(1), t(2));
     case StepOpKind::kRope:
-      return e.Rope(t(0), op.heads, op.flag);
+      return e.Rope(t(0), op.heads, op.layer, op.flag);
     case StepOpKind::kAttention:
-      return e.Attention(t(0), t(1), t(2), t(3), t(4));
+      return e.Attention(t(0), t(1), t(2), t(3), t(4), op.layer);
     case StepOpKind::kAttentionBackward:
-      return e.AttentionBackward(t(0), t(1), t(2), t(3), t(4), t(5), t(6), t(7), t(8));
+      return e.AttentionBackward(t(0), t(1), t(2), t(3), t(4), t(5), t(6), t(7), t(8), op.layer);
     case StepOpKind::kGated:
       return e.Gated(t(0), t(1), t(2));
     case StepOpKind::kGatedBackward:

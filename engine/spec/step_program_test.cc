@@ -11,7 +11,7 @@
 namespace nibble::spec {
 namespace {
 
-ModelConfig Tiny(bool qk_norm) {
+ModelConfig Tiny(bool qk_norm, bool post_norms = false) {
   ModelConfig model;
   model.model_type = "qwen3";
   model.hidden_size = 64;
@@ -23,14 +23,18 @@ ModelConfig Tiny(bool qk_norm) {
   model.vocab_size = 128;
   model.max_positions = 256;
   model.qk_norm = qk_norm;
+  model.post_norms = post_norms;
   return model;
 }
 
 using Product = std::tuple<StepOpKind, int32_t, Module>;
 
-TEST(StepProgram, PlacesAreTheSameProductsForEveryJob) {
+class StepProgramPlaces : public ::testing::TestWithParam<bool> {};  // with norms behind products
+
+TEST_P(StepProgramPlaces, AreTheSameProductsForEveryJob) {
   Random random(5);
-  const ModelConfig model = Tiny(true);
+  const bool post_norms = GetParam();
+  const ModelConfig model = Tiny(true, post_norms);
   std::map<int32_t, Product> product_at;
   for (int i = 0; i < 100; ++i) {
     TrainSpec given{.lora_r = 4,
@@ -51,14 +55,15 @@ TEST(StepProgram, PlacesAreTheSameProductsForEveryJob) {
       EXPECT_EQ(at->second, Product(op.kind, op.layer, op.module)) << "place " << op.place;
     }
   }
-  // Forward all seven of three blocks, six repeated of two, and all backward.
-  EXPECT_EQ(product_at.size(), 3u * 7 + 2 * 6 + 3 * 7);
+  // Forward all seven of three blocks, six repeated of two (seven where a norm reads the seventh), and all
+  // backward.
+  EXPECT_EQ(product_at.size(), 3u * 7 + 2 * (post_norms ? 7 : 6) + 3 * 7);
 }
+INSTANTIATE_TEST_SUITE_P(Models, StepProgramPlaces, ::testing::Bool());
 
 TEST(StepProgram, HasTheOperationsOfThePlan) {
-  for (const bool qk_norm : {false, true}) {
+  for (const ModelConfig& model : {Tiny(false), Tiny(true), Tiny(true, true)}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull}) {
-      const ModelConfig model = Tiny(qk_norm);
       const TrainSpec spec =
           *ResolveTrainSpec({.lora_r = 4, .sequence_len = 32, .recompute = recompute}, model);
       const auto plan = CompileForEngine(model, spec, DeviceProfile{});

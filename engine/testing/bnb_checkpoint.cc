@@ -20,8 +20,8 @@ BnbLinears::BnbLinears(const BaseModel& base) {
   for (int64_t layer = 0; layer < base.config().layers; ++layer) {
     for (int m = 0; m < spec::kModuleCount; ++m) {
       const auto module = static_cast<Module>(m);
-      const std::string name = CheckpointName(BasePart::kCodes, layer, module);
-      const kernels::WeightView& view = base.Linear(layer, module);
+      const std::string name = spec::CheckpointName(base.config(), BasePart::kCodes, layer, module);
+      const kernels::WeightView& view = base.view().layers[static_cast<size_t>(layer)].linear[m];
       const int64_t count = view.n * view.k, blocks = kernels::AbsmaxCount(count, 64);
       add(name, TensorType::kU8, view.data, (count + 1) / 2);
       add(name + ".absmax", TensorType::kU8, view.absmax_codes, blocks);

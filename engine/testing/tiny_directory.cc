@@ -3,11 +3,11 @@
 #include <deque>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
 #include "engine/safetensors.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "kernels/counter.h"
 #include "nlohmann/json.hpp"
 
@@ -108,59 +108,52 @@ class Weights {
   std::vector<TensorToWrite> tensors_;
 };
 
-}  // namespace
-
-spec::ModelConfig TinyDirectoryConfig(int64_t hidden) {
-  spec::ModelConfig model;
-  model.model_type = "llama";
-  model.vocab_size = 259;
-  model.hidden_size = hidden;
-  model.intermediate_size = 2 * hidden;
-  model.layers = 2;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.head_dim = hidden / 4;
-  model.max_positions = 128;
-  model.rms_norm_eps = 1e-5;
-  model.tie_word_embeddings = true;
-  return model;
+std::string TinyConfig(int64_t hidden, const std::string& kind) {
+  json config = {{"model_type", kind},
+                 {"vocab_size", kByteBase + 256},
+                 {"hidden_size", hidden},
+                 {"intermediate_size", 2 * hidden},
+                 {"num_hidden_layers", 2},
+                 {"num_attention_heads", 4},
+                 {"num_key_value_heads", 2},
+                 {"head_dim", hidden / 4},
+                 {"max_position_embeddings", 128},
+                 {"rms_norm_eps", 1e-5},
+                 {"tie_word_embeddings", true},
+                 {"torch_dtype", "float32"},
+                 {"bos_token_id", 0},
+                 {"eos_token_id", 1}};
+  if (kind == "gemma2" || kind == "gemma3_text") {
+    config.update({{"query_pre_attn_scalar", 11}, {"sliding_window", 4}});
+    config["layer_types"] = {"sliding_attention", "full_attention"};
+  }
+  if (kind == "gemma2") config.update({{"attn_logit_softcapping", 5.0}, {"final_logit_softcapping", 6.0}});
+  return config.dump();
 }
 
-void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hidden) {
-  const spec::ModelConfig m = TinyDirectoryConfig(hidden);
-  const json config = {{"model_type", m.model_type},
-                       {"vocab_size", m.vocab_size},
-                       {"hidden_size", m.hidden_size},
-                       {"intermediate_size", m.intermediate_size},
-                       {"num_hidden_layers", m.layers},
-                       {"num_attention_heads", m.heads},
-                       {"num_key_value_heads", m.kv_heads},
-                       {"max_position_embeddings", m.max_positions},
-                       {"rms_norm_eps", m.rms_norm_eps},
-                       {"tie_word_embeddings", true},
-                       {"torch_dtype", "float32"},
-                       {"bos_token_id", 0},
-                       {"eos_token_id", 1}};
+}  // namespace
+
+spec::ModelConfig TinyDirectoryConfig(int64_t hidden, const std::string& kind) {
+  const auto model = spec::ParseModelConfig(TinyConfig(hidden, kind));
+  CHECK_OK(model.status());
+  return *model;
+}
+
+void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hidden,
+                        const std::string& kind) {
+  const spec::ModelConfig model = TinyDirectoryConfig(hidden, kind);
   Weights weights(seed);
-  weights.Add("model.embed_tokens.weight", {m.vocab_size, m.hidden_size}, 0.5);
-  weights.Add("model.norm.weight", {m.hidden_size}, 0.2, 1);
-  for (int64_t i = 0; i < m.layers; ++i) {
-    const std::string layer = absl::StrCat("model.layers.", i, ".");
-    const auto linear = [&](const char* name, int64_t n, int64_t k) {
-      weights.Add(layer + name + ".weight", {n, k}, 0.25);
-    };
-    linear("self_attn.q_proj", m.QueryWidth(), m.hidden_size);
-    linear("self_attn.k_proj", m.KeyValueWidth(), m.hidden_size);
-    linear("self_attn.v_proj", m.KeyValueWidth(), m.hidden_size);
-    linear("self_attn.o_proj", m.hidden_size, m.QueryWidth());
-    linear("mlp.gate_proj", m.intermediate_size, m.hidden_size);
-    linear("mlp.up_proj", m.intermediate_size, m.hidden_size);
-    linear("mlp.down_proj", m.hidden_size, m.intermediate_size);
-    weights.Add(layer + "input_layernorm.weight", {m.hidden_size}, 0.2, 1);
-    weights.Add(layer + "post_attention_layernorm.weight", {m.hidden_size}, 0.2, 1);
+  for (const spec::CheckpointTensor& tensor : spec::CheckpointTensors(model)) {
+    const bool norm = tensor.shape.size() == 1;
+    const bool table = tensor.part == spec::BasePart::kEmbedding;
+    weights.Add(tensor.name, tensor.shape,
+                norm    ? 0.2
+                : table ? 0.5
+                        : 0.25,
+                norm && !model.unit_norms ? 1 : 0);
   }
   CHECK_OK(MakeDirs(directory));
-  CHECK_OK(WriteFileAtomic(JoinPath(directory, "config.json"), config.dump()));
+  CHECK_OK(WriteFileAtomic(JoinPath(directory, "config.json"), TinyConfig(hidden, kind)));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "model.safetensors"), weights.Serialize()));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "tokenizer.json"), TokenizerJson()));
   const json tokenizer_config = {

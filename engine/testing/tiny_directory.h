@@ -11,10 +11,11 @@
 namespace nibble::engine::testing {
 
 // The numbers of the model below: byte-level tokenizer of 259 entries, 2 layers, GQA, tied head. `hidden` is
-// a multiple of 32; from 128 on rows have several blocks of a quantized base.
-spec::ModelConfig TinyDirectoryConfig(int64_t hidden = 32);
+// a multiple of 32; from 128 on rows have several blocks of a quantized base. `kind` is a model_type.
+spec::ModelConfig TinyDirectoryConfig(int64_t hidden = 32, const std::string& kind = "llama");
 // config.json, model.safetensors (fp32), tokenizer.json, tokenizer_config.json.
-void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hidden = 32);
+void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hidden = 32,
+                        const std::string& kind = "llama");
 // `rows` lines of {"prompt","completion"} with a rule to learn.
 void WriteTinyDataset(const std::string& path, int rows, uint64_t seed);
 

@@ -11,6 +11,26 @@
 
 namespace nibble::engine::testing {
 
+namespace {
+
+void MakeGemma(int which, spec::ModelConfig& config) {
+  config.gelu = config.unit_norms = config.scaled_embedding = true;
+  if (which < 2) return;
+  config.post_norms = true;
+  config.qk_norm = which == 3;
+  config.query_scalar = 11;
+  config.sliding_window = 4;
+  for (int64_t layer = 0; layer < config.layers; ++layer) config.slides.push_back(layer % 2 == 0);
+  if (which == 3) {
+    config.local_rope_theta = 50;
+  } else {
+    config.attention_soft_cap = 1.5;
+    config.logit_soft_cap = 2.5;
+  }
+}
+
+}  // namespace
+
 TinyModel::TinyModel(const TinyOptions& options)
     : seed_(options.seed), weight_scale_(options.weight_scale), bf16_weights_(options.bf16_weights) {
   config_.model_type = "llama";
@@ -25,6 +45,7 @@ TinyModel::TinyModel(const TinyOptions& options)
   config_.qkv_bias = options.qkv_bias;
   config_.qk_norm = options.qk_norm;
   config_.sliding_window = options.sliding_window;
+  if (options.gemma > 0) MakeGemma(options.gemma, config_);
   FillView();
 }
 
@@ -75,6 +96,7 @@ void TinyModel::FillView() {
   const auto param = [&](int64_t count, double scale, double offset = 0) {
     return kernels::ParamView{Fill(count, scale, offset), DType::kF32};
   };
+  const auto norm = [&](int64_t count) { return param(count, 0.3, config_.unit_norms ? 0 : 1); };
   const auto linear = [&](int64_t n, int64_t k) {
     return kernels::WeightView{
         .type = kernels::QuantType::kF32, .n = n, .k = k, .data = Fill(n * k, weight_scale_)};
@@ -87,12 +109,14 @@ void TinyModel::FillView() {
       layer.linear[m] = linear(shape.n, shape.k);
       if (config_.qkv_bias && m < 3) layer.bias[m] = param(shape.n, 0.2);
     }
-    layer.input_norm = param(hidden, 0.3, 1);
-    layer.post_norm = param(hidden, 0.3, 1);
-    if (config_.qk_norm) layer.q_norm = param(config_.head_dim, 0.3, 1);
-    if (config_.qk_norm) layer.k_norm = param(config_.head_dim, 0.3, 1);
+    layer.input_norm = norm(hidden);
+    layer.post_norm = norm(hidden);
+    if (config_.qk_norm) layer.q_norm = norm(config_.head_dim);
+    if (config_.qk_norm) layer.k_norm = norm(config_.head_dim);
+    if (config_.post_norms) layer.attention_norm = norm(hidden);
+    if (config_.post_norms) layer.mlp_norm = norm(hidden);
   }
-  view_.final_norm = param(hidden, 0.3, 1);
+  view_.final_norm = norm(hidden);
   view_.embedding = param(config_.vocab_size * hidden, 1);
   view_.head =
       config_.tie_word_embeddings ? view_.embedding : param(config_.vocab_size * hidden, 0.3);
@@ -202,6 +226,8 @@ BaseView StepRig::PlaceModel(const TinyModel& model) {
     move(layer.post_norm.data, config_.hidden_size);
     move(layer.q_norm.data, config_.head_dim);
     move(layer.k_norm.data, config_.head_dim);
+    move(layer.attention_norm.data, config_.hidden_size);
+    move(layer.mlp_norm.data, config_.hidden_size);
   }
   move(view.final_norm.data, config_.hidden_size);
   move(view.embedding.data, config_.vocab_size * config_.hidden_size);

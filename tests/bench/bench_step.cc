@@ -175,7 +175,7 @@ absl::Status Run(const Flags& flags) {
     options.cache_dir = JoinPath(directory, "cache");
     options.threads = threads;
     ASSIGN_OR_RETURN(opened, engine::BaseModel::Open(options));
-    view = engine::ViewOf(*opened);
+    view = opened->view();
     model = opened->config();
     rows = ReadRows(JoinPath(directory, "tokens.jsonl"));
   } else {

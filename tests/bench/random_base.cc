@@ -85,6 +85,7 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
     bool tied;
     int64_t head_dim = 0;  // 0: hidden / heads
     bool qk_norm = false;
+    bool gemma3 = false;
   };
   static const std::map<std::string, Shape> kShapes = {
       {"demo", {192, 512, 4, 6, 2, 1024, true}},
@@ -98,6 +99,8 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
       {"qwen3-1.7b", {2048, 6144, 28, 16, 8, 151936, true, 128, true}},
       {"qwen3-4b", {2560, 9728, 36, 32, 8, 151936, true, 128, true}},
       {"qwen3-8b", {4096, 12288, 36, 32, 8, 151936, false, 128, true}},
+      {"gemma3-270m", {640, 2048, 18, 4, 1, 262144, true, 256, true, true}},
+      {"gemma3-1b", {1152, 6912, 26, 4, 1, 262144, true, 256, true, true}},
   };
   spec::ModelConfig model;
   const auto found = kShapes.find(name);
@@ -115,6 +118,12 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
   model.max_positions = 4096;
   model.rms_norm_eps = 1e-5;
   model.tie_word_embeddings = s.tied;
+  if (s.gemma3) {
+    model.gelu = model.unit_norms = model.scaled_embedding = model.post_norms = true;
+    model.sliding_window = 512;
+    model.local_rope_theta = 1e4;
+    for (int64_t layer = 1; layer <= model.layers; ++layer) model.slides.push_back(layer % 6 != 0);
+  }
   return model;
 }
 
@@ -183,6 +192,8 @@ absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
     view.post_norm = param(find(BasePart::kPostNorm, layer));
     if (model.qk_norm) view.q_norm = param(find(BasePart::kQueryNorm, layer));
     if (model.qk_norm) view.k_norm = param(find(BasePart::kKeyNorm, layer));
+    if (model.post_norms) view.attention_norm = param(find(BasePart::kAttentionNorm, layer));
+    if (model.post_norms) view.mlp_norm = param(find(BasePart::kMlpNorm, layer));
   }
   base.view_.final_norm = param(find(BasePart::kFinalNorm));
   base.view_.embedding = param(find(BasePart::kEmbedding));

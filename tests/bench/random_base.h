@@ -16,8 +16,7 @@
 namespace nibble::bench {
 
 // demo, 135m (SmolLM2), 1.1b (TinyLlama), 7b and 13b (Llama-2), 8b and 70b (Llama-3.1), qwen3-0.6b, -1.7b,
-// -4b, -8b; empty
-// model_type when unknown. `layers` 0 = as published.
+// -4b, -8b, gemma3-270m, -1b; empty model_type when unknown. `layers` 0 = as published.
 spec::ModelConfig NamedShape(const std::string& name, int64_t layers);
 
 class RandomBase {

@@ -46,25 +46,6 @@ struct Tensor {
   int64_t Bytes() const { return 2 * shape[0] * (shape.size() > 1 ? shape[1] : 1); }
 };
 
-std::vector<int64_t> ShapeOfEntry(const spec::ModelConfig& model, const BaseEntry& entry) {
-  switch (entry.part) {
-    case BasePart::kEmbedding:
-    case BasePart::kHead:
-      return {model.vocab_size, model.hidden_size};
-    case BasePart::kQueryNorm:
-    case BasePart::kKeyNorm:
-      return {model.head_dim};
-    case BasePart::kCodes: {
-      const spec::LinearShape shape = spec::ShapeOf(model, entry.module);
-      return {shape.n, shape.k};
-    }
-    case BasePart::kBias:
-      return {spec::ShapeOf(model, entry.module).n};
-    default:
-      return {model.hidden_size};
-  }
-}
-
 // One file: a header, and data that exists only between Fill and Empty.
 class Shard {
  public:
@@ -141,14 +122,11 @@ class Shard {
 };
 
 // The tensors in the order of the layout, cut into shards.
-std::vector<Shard> Cut(const std::string& directory, const spec::ModelConfig& model,
-                       const spec::BaseLayout& layout, int64_t shard_bytes) {
+std::vector<Shard> Cut(const std::string& directory, const spec::ModelConfig& model, int64_t shard_bytes) {
   std::vector<std::vector<Tensor>> groups(1);
   int64_t size = 0;
-  for (const BaseEntry& entry : layout.entries) {
-    const std::string name = CheckpointName(entry.part, entry.layer, entry.module);
-    if (name.empty()) continue;
-    Tensor tensor{name, ShapeOfEntry(model, entry)};
+  for (spec::CheckpointTensor& one : spec::CheckpointTensors(model)) {
+    Tensor tensor{std::move(one.name), std::move(one.shape)};
     if (size + tensor.Bytes() > shard_bytes && !groups.back().empty()) {
       groups.emplace_back();
       size = 0;
@@ -197,7 +175,7 @@ absl::Status Make(const Flags& flags) {
   ASSIGN_OR_RETURN(const std::string config, ReadFile(JoinPath(directory, "config.json"), 1 << 20));
   ASSIGN_OR_RETURN(const spec::ModelConfig model, spec::ParseModelConfig(config));
   const spec::BaseLayout layout = spec::LayoutBase(model, request.quant, request.nested);
-  std::vector<Shard> shards = Cut(directory, model, layout, shard_bytes);
+  std::vector<Shard> shards = Cut(directory, model, shard_bytes);
   std::map<std::string, size_t> shard_of;
   for (size_t i = 0; i < shards.size(); ++i) {
     RETURN_IF_ERROR(shards[i].Create());
@@ -220,7 +198,7 @@ absl::Status Make(const Flags& flags) {
   request.progress = [&](int64_t done, int64_t) {
     if (done == static_cast<int64_t>(layout.entries.size()) || !status.ok()) return;
     const BaseEntry& entry = layout.entries[static_cast<size_t>(done)];
-    const auto found = shard_of.find(CheckpointName(entry.part, entry.layer, entry.module));
+    const auto found = shard_of.find(spec::CheckpointName(model, entry.part, entry.layer, entry.module));
     if (found == shard_of.end() || found->second == filled) return;
     CHECK(filled == kNone || found->second == filled + 1);
     if (filled != kNone) status.Update(shards[filled].Empty());

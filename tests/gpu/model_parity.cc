@@ -16,6 +16,7 @@
 #include "base/random.h"
 #include "base/status.h"
 #include "engine/device.h"
+#include "engine/model_args.h"
 #include "tests/bench/flags.h"
 #include "tests/bench/planned_run.h"
 #include "tests/bench/random_base.h"
@@ -97,7 +98,7 @@ absl::StatusOr<Result> Compute(const std::string& device, const spec::ModelConfi
   if (context.workspace == nullptr || logits == nullptr)
     return absl::ResourceExhaustedError("no room for logits");
   table.logits(&context, static_cast<float*>(logits), run->step() + offset, base.view().head, batch.tokens(),
-               model.hidden_size, model.vocab_size, 0.0f);
+               model.hidden_size, model.vocab_size, engine::LogitCap(model));
   ASSIGN_OR_RETURN(result.logits, Read(*backend, logits, count));
   backend->Release(logits);
   backend->Release(context.workspace);

@@ -53,19 +53,23 @@ class Model:
 
     def _draw(self, rng):
         self.tokenizer = None
-        self.kind = rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3"])
+        self.kind = rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"])
         self.kv_heads = rng.choice([1, 2, 3, 4])
         self.heads = self.kv_heads * rng.choice([1, 1, 2, 3, 4])
         self.head_dim = 2 * skewed(rng, 4, 64)
-        # Only Qwen3's heads need not add up to the hidden size.
-        self.hidden = skewed(rng, 32, 1024) if self.kind == "qwen3" else self.heads * self.head_dim
+        self.gemma = self.kind.startswith("gemma")
+        self.post_norms = self.kind in ("gemma2", "gemma3_text")
+        self.qk_norm = self.kind in ("qwen3", "gemma3_text")
+        # Only these kinds' heads need not add up to the hidden size.
+        self.free_heads = self.gemma or self.kind == "qwen3"
+        self.hidden = skewed(rng, 32, 1024) if self.free_heads else self.heads * self.head_dim
         self.ffn = skewed(rng, 32, 3072)
         self.layers = skewed(rng, 1, 12)
         self.vocab = skewed(rng, 300, 60_000)
         if rng.random() < 0.25 and published_tokenizers():
             self.tokenizer, self.vocab = rng.choice(published_tokenizers())
         self.tied = rng.random() < 0.4
-        self.window = skewed(rng, 16, 1024) if self.kind == "mistral" else 0
+        self.window = skewed(rng, 16, 1024) if self.kind == "mistral" or self.post_norms else 0
 
     def linear_weights(self):
         return sum(n * k for n, k in self.linears().values()) * self.layers
@@ -84,7 +88,10 @@ class Model:
             prefix = f"model.layers.{layer}."
             yield prefix + "input_layernorm.weight", (self.hidden,)
             yield prefix + "post_attention_layernorm.weight", (self.hidden,)
-            if self.kind == "qwen3":
+            if self.post_norms:
+                yield prefix + "pre_feedforward_layernorm.weight", (self.hidden,)
+                yield prefix + "post_feedforward_layernorm.weight", (self.hidden,)
+            if self.qk_norm:
                 yield prefix + "self_attn.q_norm.weight", (self.head_dim,)
                 yield prefix + "self_attn.k_norm.weight", (self.head_dim,)
             for name, shape in self.linears().items():
@@ -96,14 +103,15 @@ class Model:
             yield "lm_head.weight", (self.vocab, self.hidden)
 
     def config(self):
-        names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+        names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
+                 "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
         values = {"architectures": [names[self.kind] + "ForCausalLM"], "model_type": self.kind,
                   "hidden_size": self.hidden, "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
                   "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
                   "vocab_size": self.vocab, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
                   "tie_word_embeddings": self.tied, "torch_dtype": "bfloat16", "bos_token_id": 0,
-                  "eos_token_id": 1, "hidden_act": "silu"}
-        if self.kind == "qwen3":
+                  "eos_token_id": 1, "hidden_act": "gelu_pytorch_tanh" if self.gemma else "silu"}
+        if self.free_heads:
             values["head_dim"] = self.head_dim
         if self.window:
             values["sliding_window"] = self.window

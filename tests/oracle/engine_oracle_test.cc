@@ -103,22 +103,24 @@ TEST_P(LogitsOracle, CpuInBf16OfShortMicroBatches) {
   ExpectLogits(GetParam(), kernels::CpuTable(), 2e-2, 64);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, LogitsOracle,
-                         testing::Values(LogitsCase{"tiny-llama", "default"},
-                                         LogitsCase{"tiny-llama", "rope-llama3"},
-                                         LogitsCase{"tiny-llama", "rope-linear"},
-                                         LogitsCase{"tiny-llama", "sliding-window"},
-                                         LogitsCase{"tiny-llama", "nf4"},
-                                         LogitsCase{"tiny-qwen2", "default"},
-                                         LogitsCase{"tiny-qwen3", "default"}),
-                         CaseName);
+INSTANTIATE_TEST_SUITE_P(
+    Models, LogitsOracle,
+    testing::Values(LogitsCase{"tiny-llama", "default"}, LogitsCase{"tiny-llama", "rope-llama3"},
+                    LogitsCase{"tiny-llama", "rope-linear"}, LogitsCase{"tiny-llama", "sliding-window"},
+                    LogitsCase{"tiny-llama", "nf4"}, LogitsCase{"tiny-qwen2", "default"},
+                    LogitsCase{"tiny-qwen3", "default"}, LogitsCase{"tiny-gemma", "default"},
+                    LogitsCase{"tiny-gemma2", "default"}, LogitsCase{"tiny-gemma3", "default"},
+                    LogitsCase{"tiny-gemma3", "by-kind"}),
+    CaseName);
 
 // ---- ten optimizer steps ----
 
-class TenSteps : public testing::Test {
+// By kind of model.
+class TenSteps : public testing::TestWithParam<const char*> {
  protected:
   TenSteps()
-      : expected_(nlohmann::json::parse(ReadFileOrDie(FixturePath("ten-steps/expected.json")))),
+      : steps_(std::string(GetParam()) == "llama" ? "ten-steps" : std::string("ten-steps-") + GetParam()),
+        expected_(nlohmann::json::parse(ReadFileOrDie(FixturePath(steps_ + "/expected.json")))),
         ids_(Fixture::Open(FixturePath("ten-steps/ids.safetensors"))) {}
 
   std::vector<Documents> Steps() const {
@@ -136,9 +138,9 @@ class TenSteps : public testing::Test {
 
   std::unique_ptr<Rig> Open(const kernels::KernelTable& table) {
     RigOptions options;
-    options.model_dir = ModelDir(scratch_, "tiny-llama", "default");
+    options.model_dir = ModelDir(scratch_, std::string("tiny-") + GetParam(), "default");
     options.cache_dir = scratch_ / "cache";
-    options.adapter_dir = FixturePath("ten-steps");
+    options.adapter_dir = FixturePath(steps_);
     options.table = &table;
     options.max_grad_norm = expected_.at("max_grad_norm");
     auto rig = Rig::Open(options);
@@ -147,11 +149,12 @@ class TenSteps : public testing::Test {
   }
 
   const Scratch scratch_;
+  const std::string steps_;
   const nlohmann::json expected_;
   const Fixture ids_;
 };
 
-TEST_F(TenSteps, RefInFp32) {
+TEST_P(TenSteps, RefInFp32) {
   const auto rig = Open(kernels::RefTable());
   const double learning_rate = expected_.at("learning_rate");
   double worst_loss = 0, worst_norm = 0;
@@ -165,13 +168,13 @@ TEST_F(TenSteps, RefInFp32) {
     worst_norm = std::max(worst_norm, std::abs(row.grad_norm / norm - 1));
   }
   EXPECT_EQ(i, 10u);
-  std::printf("ten steps, fp32: loss %.2e, gradient norm %.2e\n", worst_loss, worst_norm);
+  std::printf("ten steps of %s, fp32: loss %.2e, gradient norm %.2e\n", GetParam(), worst_loss, worst_norm);
   EXPECT_LE(worst_loss, 1e-3);
   EXPECT_LE(worst_norm, 1e-2);
 
   // What was learned, not only how well it did: the distance both adapters went.
-  const auto start = Fixture::Open(FixturePath("ten-steps/adapter_model.safetensors"));
-  const auto end = Fixture::Open(FixturePath("ten-steps/final.safetensors"));
+  const auto start = Fixture::Open(FixturePath(steps_ + "/adapter_model.safetensors"));
+  const auto end = Fixture::Open(FixturePath(steps_ + "/final.safetensors"));
   std::vector<float> ours, theirs;
   for (const engine::AdapterPair& pair : rig->TrainedAdapter().pairs) {
     for (const bool is_a : {true, false}) {
@@ -192,11 +195,11 @@ TEST_F(TenSteps, RefInFp32) {
     return elements;
   }());
   const double distance = RelativeL2(ours, theirs);
-  std::printf("ten steps, fp32: learned difference %.2e\n", distance);
+  std::printf("ten steps of %s, fp32: learned difference %.2e\n", GetParam(), distance);
   EXPECT_LE(distance, 2e-2);
 }
 
-TEST_F(TenSteps, CpuInBf16) {
+TEST_P(TenSteps, CpuInBf16) {
   const auto rig = Open(kernels::CpuTable());
   const double learning_rate = expected_.at("learning_rate");
   double worst_loss = 0, worst_norm = 0;
@@ -213,8 +216,11 @@ TEST_F(TenSteps, CpuInBf16) {
     worst_loss = std::max(worst_loss, std::abs(row.loss / loss - 1));
     worst_norm = std::max(worst_norm, std::abs(row.grad_norm / norm - 1));
   }
-  std::printf("ten steps, bf16: loss %.2e, gradient norm %.2e\n", worst_loss, worst_norm);
+  std::printf("ten steps of %s, bf16: loss %.2e, gradient norm %.2e\n", GetParam(), worst_loss, worst_norm);
 }
+
+INSTANTIATE_TEST_SUITE_P(Kinds, TenSteps, testing::Values("llama", "gemma2", "gemma3"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace nibble::oracle

@@ -111,6 +111,22 @@ MODELS = {
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True,
         rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"}, attention_bias=False,
         dtype="bfloat16", **COMMON),
+    "tiny-gemma": COMMON | dict(
+        architectures=["GemmaForCausalLM"], model_type="gemma", hidden_size=64, intermediate_size=96,
+        num_attention_heads=4, num_key_value_heads=1, head_dim=16, hidden_act="gelu",
+        hidden_activation=None, tie_word_embeddings=True, rope_theta=10000.0, torch_dtype="bfloat16"),
+    # Caps and windows are small, so that leaving one out is seen.
+    "tiny-gemma2": COMMON | dict(
+        architectures=["Gemma2ForCausalLM"], model_type="gemma2", hidden_size=64, intermediate_size=96,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=24,
+        hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0, final_logit_softcapping=6.0,
+        sliding_window=8, tie_word_embeddings=True, rope_theta=10000.0, torch_dtype="bfloat16"),
+    "tiny-gemma3": COMMON | dict(
+        architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", hidden_size=64, intermediate_size=96,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        query_pre_attn_scalar=24, hidden_activation="gelu_pytorch_tanh", sliding_window=8,
+        sliding_window_pattern=3, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+        rope_scaling=dict(rope_type="linear", factor=8.0), torch_dtype="bfloat16"),
 }
 # The weights of tiny-llama under other configs: key of the file -> changes.
 VARIANTS = {
@@ -121,6 +137,14 @@ VARIANTS = {
         "rope-linear": dict(rope_scaling=dict(type="linear", factor=4.0)),
         "sliding-window": dict(architectures=["MistralForCausalLM"], model_type="mistral",
                                sliding_window=8),
+    },
+    "tiny-gemma3": {
+        # As transformers 5 writes it.
+        "by-kind": dict(
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+            rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=50000.0),
+                                 sliding_attention=dict(rope_type="default", rope_theta=300.0)),
+            rope_theta=None, rope_local_base_freq=None, rope_scaling=None, sliding_window_pattern=None),
     },
 }
 DOCUMENTS = (29, 19)   # lengths
@@ -134,7 +158,7 @@ def random_weights(config, seed):
     for name, parameter in model.named_parameters():
         shape = parameter.shape
         if name.endswith("norm.weight"):
-            tensors[name] = 1 + 0.2 * torch.randn(shape)
+            tensors[name] = (0 if config.model_type.startswith("gemma") else 1) + 0.2 * torch.randn(shape)
         elif name.endswith("bias"):
             tensors[name] = 0.3 * torch.randn(shape)
         elif "embed_tokens" in name:
@@ -165,7 +189,7 @@ def make_models(out):
         expected = {f"ids.{i}": torch.tensor(ids, dtype=torch.int32) for i, ids in enumerate(documents)}
         variants = {"default": {}} | VARIANTS.get(name, {})
         for variant, changes in variants.items():
-            config = dict(values) | changes
+            config = {k: v for k, v in (values | changes).items() if k not in changes or v is not None}
             if variant != "default":
                 write_json(directory / f"config.{variant}.json", config)
             model = peer.load_base(directory, torch.float32, config_of(config))
@@ -200,14 +224,18 @@ MAX_GRAD_NORM = 0.2                               # below most norms seen: clipp
 
 
 def make_steps(out):
-    directory = out / "tiny-llama"
-    adapter = out / "ten-steps"
-    adapter.mkdir(exist_ok=True)
-    peer.new_adapter(adapter, peer.load_base(directory), "tiny-llama", r=4, alpha=8, seed=5)
     documents = markov_documents(96, STEPS * DOCUMENTS_PER_STEP, LENGTH, seed=11)
     steps = [documents[i * DOCUMENTS_PER_STEP:(i + 1) * DOCUMENTS_PER_STEP] for i in range(STEPS)]
+    ten_steps(out / "tiny-llama", out / "ten-steps", steps, r=4)
     save_file({"ids": torch.tensor(documents, dtype=torch.uint8).reshape(
-        STEPS, DOCUMENTS_PER_STEP, LENGTH)}, adapter / "ids.safetensors")
+        STEPS, DOCUMENTS_PER_STEP, LENGTH)}, out / "ten-steps" / "ids.safetensors")
+    for kind in ("gemma2", "gemma3"):
+        ten_steps(out / f"tiny-{kind}", out / f"ten-steps-{kind}", steps, r=2)
+
+
+def ten_steps(directory, adapter, steps, r):
+    adapter.mkdir(exist_ok=True)
+    peer.new_adapter(adapter, peer.load_base(directory), directory.name, r=r, alpha=8, seed=5)
     fp32 = peer.ten_steps(directory, adapter, steps, torch.float32, max_grad_norm=MAX_GRAD_NORM,
                           final=adapter / "final.safetensors")
     bf16 = peer.ten_steps(directory, adapter, steps, torch.bfloat16, max_grad_norm=MAX_GRAD_NORM)

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/status.h"
+#include "engine/model_args.h"
 
 namespace nibble::oracle {
 namespace {
@@ -55,7 +56,7 @@ absl::Status Rig::Build(const RigOptions& options) {
   base.quant = options.quant;
   base.exact = options.table->act == kernels::DType::kF32;
   ASSIGN_OR_RETURN(base_, engine::BaseModel::Open(base));
-  view_ = engine::ViewOf(*base_);
+  view_ = base_->view();
 
   spec::TrainSpec spec;
   engine::Adapter adapter;
@@ -119,7 +120,7 @@ std::vector<float> Rig::Logits(const Documents& documents) {
   context.workspace = workspace.data();
   context.workspace_bytes = static_cast<int64_t>(workspace.size());
   options_.table->logits(&context, logits.data(), tensors + offset, view_.head, batch.tokens(),
-                         model().hidden_size, model().vocab_size, 0.0f);
+                         model().hidden_size, model().vocab_size, engine::LogitCap(model()));
   return logits;
 }
 

@@ -1,0 +1,72 @@
+#include "engine/spec/checkpoint_tensors.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace nibble::spec {
+
+std::string CheckpointName(const ModelConfig& model, BasePart part, int64_t layer, Module module) {
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  const auto linear = [&](const char* suffix) {
+    std::string name = prefix + (module <= Module::kO ? "self_attn." : "mlp.");
+    return name.append(ModuleName(module)).append(suffix);
+  };
+  switch (part) {
+    case BasePart::kEmbedding:
+      return "model.embed_tokens.weight";
+    case BasePart::kHead:
+      return "lm_head.weight";
+    case BasePart::kFinalNorm:
+      return "model.norm.weight";
+    case BasePart::kInputNorm:
+      return prefix + "input_layernorm.weight";
+    case BasePart::kPostNorm:
+      return prefix +
+             (model.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight");
+    case BasePart::kAttentionNorm:
+      return prefix + "post_attention_layernorm.weight";
+    case BasePart::kMlpNorm:
+      return prefix + "post_feedforward_layernorm.weight";
+    case BasePart::kQueryNorm:
+      return prefix + "self_attn.q_norm.weight";
+    case BasePart::kKeyNorm:
+      return prefix + "self_attn.k_norm.weight";
+    case BasePart::kBias:
+      return linear(".bias");
+    case BasePart::kCodes:
+      return linear(".weight");
+    default:
+      return "";
+  }
+}
+
+std::vector<CheckpointTensor> CheckpointTensors(const ModelConfig& model) {
+  std::vector<CheckpointTensor> all;
+  const auto add = [&](BasePart part, int32_t layer, Module module, std::vector<int64_t> shape) {
+    all.push_back({part, layer, module, CheckpointName(model, part, layer, module), std::move(shape)});
+  };
+  const std::vector<int64_t> table = {model.vocab_size, model.hidden_size}, norm = {model.hidden_size};
+  add(BasePart::kEmbedding, -1, Module::kQ, table);
+  if (!model.tie_word_embeddings) add(BasePart::kHead, -1, Module::kQ, table);
+  add(BasePart::kFinalNorm, -1, Module::kQ, norm);
+  for (int32_t layer = 0; layer < model.layers; ++layer) {
+    add(BasePart::kInputNorm, layer, Module::kQ, norm);
+    add(BasePart::kPostNorm, layer, Module::kQ, norm);
+    if (model.post_norms) {
+      add(BasePart::kAttentionNorm, layer, Module::kQ, norm);
+      add(BasePart::kMlpNorm, layer, Module::kQ, norm);
+    }
+    if (model.qk_norm) {
+      add(BasePart::kQueryNorm, layer, Module::kQ, {model.head_dim});
+      add(BasePart::kKeyNorm, layer, Module::kQ, {model.head_dim});
+    }
+    for (int m = 0; m < kModuleCount; ++m) {
+      const auto module = static_cast<Module>(m);
+      const LinearShape shape = ShapeOf(model, module);
+      if (model.qkv_bias && module <= Module::kV) add(BasePart::kBias, layer, module, {shape.n});
+      add(BasePart::kCodes, layer, module, {shape.n, shape.k});
+    }
+  }
+  return all;
+}
+
+}  // namespace nibble::spec
