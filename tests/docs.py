@@ -85,14 +85,14 @@ def knowledge(files):
     sources = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files
                         if path.suffix in (".cc", ".h", ".py", ".sh", ".service", ".yaml") or path.name == "dev"
                         if path.name not in ("docs.py",))
-    main = (ROOT / "client/main.cc").read_text()
+    spelling = "\n".join(path.read_text() for path in sorted((ROOT / "client").glob("command_line*.cc")))
     rules = (ROOT / "deploy/monitoring/rules/nibble.rules.yml").read_text()
     table = (ROOT / "server/metrics_table.h").read_text()
-    spelled = re.findall(r'(?:Add|one|verb|AddGroup|add_subcommand|AddNamed)\((?:&?\w+, )?"([a-z]+)"', main)
+    spelled = re.findall(r'(?:Add|one|verb|add_subcommand|AddNamed)\((?:&?\w+, )?"([a-z]+)"', spelling)
     return {
         "alerts": set(re.findall(r"alert: (\w+)", rules)),
         "metrics": set(re.findall(r'\{"(\w+)"', table)),
-        "commands": set(spelled) | set(re.findall(r'alias\("(\w+)"\)', main)) | {"help"},
+        "commands": set(spelled) | set(re.findall(r'alias\("(\w+)"\)', spelling)) | {"help"},
         "dev": set(re.findall(r"^cmd_([a-z-]+)\(\)", (ROOT / "dev").read_text(), re.M)),
         # --name, flag("name"), {"name", ...}: however a program spells its flags.
         "flags": set(re.findall(r"--[a-z][a-z-]*[a-z]", sources))
