@@ -12,6 +12,7 @@
 namespace nibble::engine::tokenizer {
 namespace {
 
+constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, a space in SentencePiece's vocabularies
 constexpr size_t kShortPiece = 48;  // symbols; above it the quadratic search loses to the heap
 
 absl::Status Unsupported(std::string_view what) {
@@ -82,9 +83,13 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
     return it == by_content.end() ? -1 : it->second;
   };
   bpe.merges_.reserve(config.merges.size());
+  bpe.has_spaces_ = !config.byte_level && find(kSpace) >= 0;
   std::string both;
   for (size_t rank = 0; rank < config.merges.size(); ++rank) {
     const auto& [left, right] = config.merges[rank];
+    if (right.starts_with(kSpace) && !left.ends_with(kSpace) && !left.empty()) {
+      bpe.joins_next_word_.set(static_cast<uint8_t>(left.back()));
+    }
     both.assign(left).append(right);
     const int32_t a = find(left), b = find(right), merged = find(both);
     if (a < 0 || b < 0 || merged < 0) {
@@ -128,7 +133,24 @@ void Bpe::Encode(std::string_view piece, std::vector<int32_t>& ids) const {
     }
   }
   std::vector<int32_t> symbols;
-  Split(piece, symbols);
+  // Where there is no pre-tokenizer, a piece may be a document. Its words are taken one by one, but for
+  // those that a merge could join: the same ids as of the whole.
+  size_t begin = 0;
+  for (size_t at = 0; has_spaces_ && at < piece.size();) {
+    at = piece.find(kSpace, at + 1);
+    if (at == std::string_view::npos) break;
+    if (piece.substr(0, at).ends_with(kSpace)) continue;
+    if (joins_next_word_.test(static_cast<uint8_t>(piece[at - 1]))) continue;
+    EncodePart(piece.substr(begin, at - begin), symbols, ids);
+    begin = at;
+  }
+  EncodePart(piece.substr(begin), symbols, ids);
+}
+
+void Bpe::EncodePart(std::string_view part, std::vector<int32_t>& symbols,
+                     std::vector<int32_t>& ids) const {
+  symbols.clear();
+  Split(part, symbols);
   if (symbols.size() <= kShortPiece) {
     MergeShort(symbols);
   } else {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -47,6 +48,9 @@ class Bpe {
     int32_t rank;
     int32_t id;
   };
+  // Appends the ids of a part that no merge joins to what stands around it; `symbols` is scratch.
+  void EncodePart(std::string_view part, std::vector<int32_t>& symbols,
+                  std::vector<int32_t>& ids) const;
   void Split(std::string_view piece, std::vector<int32_t>& symbols) const;
   void SplitUnknown(std::string_view character, std::vector<int32_t>& symbols,
                     bool& unknown_pending) const;
@@ -63,6 +67,9 @@ class Bpe {
   bool byte_fallback_ = false;  // all 256 byte tokens need not be there
   bool ignore_merges_ = false;
   bool fuse_unk_ = false;
+  bool has_spaces_ = false;  // U+2581 is a token, as in SentencePiece's vocabularies
+  // Last bytes of what some merge joins to a word behind it: in Gemma 3's only the '>' of "> </".
+  std::bitset<256> joins_next_word_;
 };
 
 }  // namespace nibble::engine::tokenizer

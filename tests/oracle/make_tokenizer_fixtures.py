@@ -199,6 +199,7 @@ GEMMA_TEXTS = [
     "<bos>", "<eos><pad>", "<start_of_turn>user\nthe bridge<end_of_turn>\n<start_of_turn>model\n",
     "a<start_of_turn>b", "a <end_of_turn> b", " <start_of_turn> ", "<start_of_turn", "end_of_turn>", "<unused3>x", "<unused99>",
     "<table><tr>1</tr></table>", "<image_soft_token>", "river\n\nengine  lantern\n\n\n    Monday", "theofandinto" * 8,
+    "a> </b", "> </", ">  </ </> </", "the> </> of </ and>", "a> b> </ c",
 ]
 
 
@@ -217,14 +218,18 @@ def gemma_like(corpus, newer):
     learner.normalizer = normalizers.Replace(" ", SPACE)
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(SPACE, "merged_with_next"), pre_tokenizers.Split(Regex(r"[\n\t]+"), "isolated")])
-    learner.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=420, show_progress=False,
-                                                            limit_alphabet=110))
+    # Few characters, all of which are kept: which of equals a limit leaves out differs from run to run.
+    plain = [line for line in corpus if line.isascii()] + CODE + MARKUP
+    learner.train_from_iterator(plain, trainers.BpeTrainer(vocab_size=420, show_progress=False))
     learned = json.loads(learner.to_str())["model"]
     vocab += [piece for piece in learned["vocab"] if piece not in vocab]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
     # Runs are merged in every way that makes one, as in the converted files.
     for run in breaks[1:] + tabs[1:] + spaces:
         merges += [(run[:i], run[i:]) for i in range(1, len(run))]
+    if newer:  # one merge that joins words, as Gemma 3 has
+        vocab += [piece for piece in (">", "</", SPACE + "</", ">" + SPACE + "</") if piece not in vocab]
+        merges = [("<", "/"), (SPACE, "</"), (">", SPACE + "</")] + merges
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(vocab)}, merges=merges,
                                      unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
