@@ -18,7 +18,7 @@
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/words.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine {
 namespace {

@@ -13,11 +13,11 @@
 #include "base/status.h"
 #include "engine/adapter.h"
 #include "engine/hashed_file.h"
-#include "engine/json.h"
+#include "engine/text/json.h"
 #include "engine/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/words.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine {
 namespace {

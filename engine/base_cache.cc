@@ -16,7 +16,7 @@
 #include "engine/floats.h"
 #include "engine/locked_file.h"
 #include "engine/spec/words.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 #include "kernels/nf4.h"
 #include "kernels/parallel.h"
 

@@ -8,7 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "base/error.h"
 #include "base/status.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 #include "kernels/nf4.h"
 
 namespace nibble::engine {

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/outside_text.h"
 #include "base/status.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 #include "kernels/nf4.h"
 
 namespace nibble::engine {

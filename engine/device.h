@@ -15,7 +15,7 @@
 #include "engine/base_view.h"
 #include "engine/region.h"
 #include "engine/spec/memory_plan.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "kernels/backend.h"
 #include "kernels/kernel_table.h"
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/chat_template.h"
+#include "engine/text/chat_template.h"
 #include "engine/decoder.h"
 
 namespace nibble::engine {

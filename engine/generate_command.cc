@@ -12,7 +12,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/chat_template.h"
+#include "engine/text/chat_template.h"
 #include "engine/commands.h"
 #include "engine/generate.h"
 #include "engine/line.h"

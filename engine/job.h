@@ -19,11 +19,11 @@
 #include "base/clock.h"
 #include "engine/adapter.h"
 #include "engine/checkpoint.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include "engine/device.h"
 #include "engine/kernel_executor.h"
 #include "engine/lockstep.h"
-#include "engine/packing.h"
+#include "engine/data/packing.h"
 #include "engine/spec/compile_plan.h"
 
 namespace nibble::engine {

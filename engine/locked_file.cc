@@ -13,7 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine {
 

@@ -12,7 +12,7 @@
 #include "base/status.h"
 #include "engine/commands.h"
 #include "engine/crash_line.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include "engine/line.h"
 #include "engine/serve.h"
 #include "engine/speed.h"

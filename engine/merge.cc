@@ -16,11 +16,11 @@
 #include "engine/base_cache.h"
 #include "engine/base_tensors.h"
 #include "engine/hashed_file.h"
-#include "engine/json.h"
+#include "engine/text/json.h"
 #include "engine/merged_weights.h"
 #include "engine/safetensors.h"
 #include "engine/spec/words.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine {
 namespace {

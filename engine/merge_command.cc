@@ -10,7 +10,7 @@
 #include "engine/line.h"
 #include "engine/merge.h"
 #include "engine/spec/words.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine {
 namespace {

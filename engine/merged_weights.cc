@@ -12,7 +12,7 @@
 #include "base/status.h"
 #include "engine/floats.h"
 #include "engine/spec/base_layout.h"
-#include "engine/text.h"
+#include "engine/text/text.h"
 #include "kernels/nf4.h"
 
 namespace nibble::engine {

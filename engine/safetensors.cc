@@ -15,8 +15,8 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/floats.h"
-#include "engine/json.h"
-#include "engine/text.h"
+#include "engine/text/json.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine {
 namespace {

@@ -7,7 +7,7 @@ nibble_library(nibble_engine_train
   SRCS base_view.cc checkpoint.cc commands.cc crash_line.cc decoder.cc device.cc flags.cc fused_turn.cc generate.cc
        generate_command.cc job.cc job_run.cc line.cc merge_command.cc output_ring.cc preparer.cc protocol.cc serve.cc serve_input.cc speed.cc
        train_command.cc turns.cc
-  DEPS nibble_engine_step nibble_engine_io)
+  DEPS nibble_engine_step nibble_engine_io nibble_engine_data)
 target_compile_definitions(nibble_engine_train PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 target_link_libraries(nibble_engine_train PRIVATE nlohmann_json::nlohmann_json)
 

@@ -10,7 +10,7 @@
 
 #include "client/recipe.h"
 #include "client/yaml.h"
-#include "engine/dataset_rows.h"
+#include "engine/data/dataset_rows.h"
 #include "engine/safetensors.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"

@@ -21,7 +21,7 @@
 
 #include "base/status.h"
 #include "engine/adapter.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "kernels/nf4.h"
 #include "kernels/tables.h"
 #include "tests/oracle/fixture.h"

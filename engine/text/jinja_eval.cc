@@ -1,0 +1,519 @@
+#include "engine/text/jinja_eval.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "engine/text/text.h"
+
+namespace nibble::engine::jinja {
+namespace {
+
+using Result = absl::StatusOr<Value>;
+
+constexpr int64_t kMaxRange = 100'000;
+
+class Evaluator {
+ public:
+  explicit Evaluator(const Dict& globals) {
+    auto& scope = scopes_.emplace_back();
+    for (const auto& [name, value] : globals) scope[name] = value;
+    for (const char* name : {"raise_exception", "namespace", "range", "dict"})
+      scope[name] = Value(Function{name});
+  }
+
+  // A namespace may hold itself; emptied, nothing is left behind.
+  ~Evaluator() {
+    for (const auto& space : namespaces_) space->values.clear();
+  }
+
+  absl::StatusOr<std::string> Run(const Node& root) {
+    std::string out;
+    ASSIGN_OR_RETURN(const Flow flow, Execute(root, out));
+    if (flow != Flow::kNext) return EvalError("has break or continue outside of a loop");
+    return out;
+  }
+
+ private:
+  enum class Flow { kNext, kBreak, kContinue };
+  using MaybeFlow = absl::StatusOr<Flow>;
+  using Scope = absl::flat_hash_map<std::string, Value>;
+
+  absl::Status Step() {
+    if (++steps_ > kMaxSteps) return EvalError("takes too many steps");
+    return absl::OkStatus();
+  }
+
+  absl::Status Append(std::string& out, const std::string& text) {
+    if (out.size() + text.size() > kMaxTextBytes) return EvalError("makes too much text");
+    out += text;
+    return absl::OkStatus();
+  }
+
+  MaybeFlow Execute(const Node& node, std::string& out) {
+    RETURN_IF_ERROR(Step());
+    switch (node.kind) {
+      case Kind::kBlock:
+        for (const auto& part : node.parts) {
+          ASSIGN_OR_RETURN(const Flow flow, Execute(*part, out));
+          if (flow != Flow::kNext) return flow;
+        }
+        return Flow::kNext;
+      case Kind::kText:
+        RETURN_IF_ERROR(Append(out, node.text));
+        return Flow::kNext;
+      case Kind::kOutput: {
+        ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
+        RETURN_IF_ERROR(Append(out, value.Text()));
+        return Flow::kNext;
+      }
+      case Kind::kIf: {
+        ASSIGN_OR_RETURN(const Value condition, Evaluate(*node.parts[0]));
+        if (condition.Truth()) return Execute(*node.parts[1], out);
+        if (node.parts[2] != nullptr) return Execute(*node.parts[2], out);
+        return Flow::kNext;
+      }
+      case Kind::kFor:
+        return Loop(node, out);
+      case Kind::kBreak:
+        return Flow::kBreak;
+      case Kind::kContinue:
+        return Flow::kContinue;
+      default:
+        return Assign(node);
+    }
+  }
+
+  MaybeFlow Assign(const Node& node) {
+    switch (node.kind) {
+      case Kind::kSet: {
+        ASSIGN_OR_RETURN(Value value, Evaluate(*node.parts[0]));
+        RETURN_IF_ERROR(Bind(node.names, std::move(value)));
+        return Flow::kNext;
+      }
+      case Kind::kSetAttribute: {
+        ASSIGN_OR_RETURN(const Value object, Evaluate(*node.parts[0]));
+        ASSIGN_OR_RETURN(Value value, Evaluate(*node.parts[1]));
+        Namespace* space = object.AsNamespace();
+        if (space == nullptr)
+          return EvalError("sets an attribute of something that is no namespace");
+        for (auto& [key, item] : space->values) {
+          if (key != node.text) continue;
+          item = std::move(value);
+          return Flow::kNext;
+        }
+        space->values.emplace_back(node.text, std::move(value));
+        return Flow::kNext;
+      }
+      case Kind::kSetBlock: {
+        std::string text;
+        ASSIGN_OR_RETURN(const Flow flow, Execute(*node.parts[0], text));
+        scopes_.back()[node.text] = Value(std::move(text));
+        return flow;
+      }
+      case Kind::kMacro:
+        scopes_.back()[node.text] = Value(Function{node.text, &node});
+        return Flow::kNext;
+      default:
+        return EvalError("has an expression where a statement belongs");
+    }
+  }
+
+  absl::Status Bind(const std::vector<std::string>& names, Value value) {
+    if (names.size() == 1) {
+      scopes_.back()[names[0]] = std::move(value);
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(const List items, Items(value));
+    if (items.size() != names.size()) return EvalError("unpacks a list of the wrong length");
+    for (size_t i = 0; i < names.size(); ++i) scopes_.back()[names[i]] = items[i];
+    return absl::OkStatus();
+  }
+
+  MaybeFlow Loop(const Node& node, std::string& out) {
+    ASSIGN_OR_RETURN(const Value iterable, Evaluate(*node.parts[0]));
+    ASSIGN_OR_RETURN(List items, Items(iterable));
+    if (node.parts[1] != nullptr) {
+      List kept;
+      for (Value& item : items) {
+        scopes_.emplace_back();
+        const absl::Status bound = Bind(node.names, item);
+        const Result condition = bound.ok() ? Evaluate(*node.parts[1]) : Result(bound);
+        scopes_.pop_back();
+        RETURN_IF_ERROR(condition.status());
+        if (condition->Truth()) kept.push_back(std::move(item));
+      }
+      items = std::move(kept);
+    }
+    if (items.empty()) return node.parts[3] ? Execute(*node.parts[3], out) : MaybeFlow(Flow::kNext);
+    for (size_t i = 0; i < items.size(); ++i) {
+      scopes_.emplace_back();
+      scopes_.back()["loop"] = LoopVariable(items, i);
+      const absl::Status bound = Bind(node.names, items[i]);
+      const MaybeFlow flow = bound.ok() ? Execute(*node.parts[2], out) : MaybeFlow(bound);
+      scopes_.pop_back();
+      RETURN_IF_ERROR(flow.status());
+      if (*flow == Flow::kBreak) break;
+    }
+    return Flow::kNext;
+  }
+
+  static Value LoopVariable(const List& items, size_t i) {
+    const auto index = static_cast<int64_t>(i), count = static_cast<int64_t>(items.size());
+    return Value::Of(Dict{{"index", Value(index + 1)},
+                          {"index0", Value(index)},
+                          {"revindex", Value(count - index)},
+                          {"revindex0", Value(count - index - 1)},
+                          {"first", Value(i == 0)},
+                          {"last", Value(index + 1 == count)},
+                          {"length", Value(count)},
+                          {"previtem", i > 0 ? items[i - 1] : Value()},
+                          {"nextitem", index + 1 < count ? items[i + 1] : Value()}});
+  }
+
+  const Value* Lookup(const std::string& name) const {
+    for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope) {
+      const auto it = scope->find(name);
+      if (it != scope->end()) return &it->second;
+    }
+    return nullptr;
+  }
+
+  Result Evaluate(const Node& node) {
+    Result value = EvaluateNode(node);
+    if (value.ok() && value->weight() > kMaxWeight) return EvalError("a value grows too large");
+    return value;
+  }
+
+  Result EvaluateNode(const Node& node) {
+    RETURN_IF_ERROR(Step());
+    switch (node.kind) {
+      case Kind::kLiteral:
+        return node.value;
+      case Kind::kName: {
+        const Value* found = Lookup(node.text);
+        return found ? *found : Value(Undefined{node.text});
+      }
+      case Kind::kAttribute: {
+        ASSIGN_OR_RETURN(const Value object, Evaluate(*node.parts[0]));
+        return Member(object, node.text);
+      }
+      case Kind::kItem:
+        return Item(node);
+      case Kind::kSlice:
+        return Slice(node);
+      case Kind::kCall:
+        return Call(node);
+      case Kind::kFilter: {
+        ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
+        ASSIGN_OR_RETURN(const Arguments arguments, EvaluateArguments(node));
+        return ApplyFilter(node.text, value, arguments);
+      }
+      case Kind::kTest: {
+        ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
+        ASSIGN_OR_RETURN(const Arguments arguments, EvaluateArguments(node));
+        ASSIGN_OR_RETURN(const bool truth, ApplyTest(node.text, value, arguments));
+        return Value(truth);
+      }
+      case Kind::kNot: {
+        ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
+        return Value(!value.Truth());
+      }
+      case Kind::kNegate: {
+        ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
+        if (const auto* whole = value.As<int64_t>()) {
+          if (*whole == std::numeric_limits<int64_t>::min())
+            return EvalError("a number is too large");
+          return Value(-*whole);
+        }
+        return Value(-value.Number());
+      }
+      case Kind::kBinary:
+        return Binary(node);
+      case Kind::kConditional: {
+        ASSIGN_OR_RETURN(const Value condition, Evaluate(*node.parts[1]));
+        if (condition.Truth()) return Evaluate(*node.parts[0]);
+        return node.parts[2] ? Evaluate(*node.parts[2]) : Result(Value());
+      }
+      case Kind::kList: {
+        List items;
+        for (const auto& part : node.parts) {
+          ASSIGN_OR_RETURN(Value item, Evaluate(*part));
+          items.push_back(std::move(item));
+        }
+        return Value::Of(std::move(items));
+      }
+      case Kind::kDict: {
+        Dict dict;
+        for (size_t i = 0; i < node.parts.size(); i += 2) {
+          ASSIGN_OR_RETURN(const Value key, Evaluate(*node.parts[i]));
+          ASSIGN_OR_RETURN(Value value, Evaluate(*node.parts[i + 1]));
+          dict.emplace_back(key.Text(), std::move(value));
+        }
+        return Value::Of(std::move(dict));
+      }
+      default:
+        return EvalError("has a statement where an expression belongs");
+    }
+  }
+
+  Result Member(const Value& object, const std::string& name) {
+    if (object.IsUndefined()) {
+      return EvalError(absl::StrCat("asks for ", Quote(name), " of ",
+                                    Quote(object.As<Undefined>()->name), ", which is undefined"));
+    }
+    const Value* found = object.Find(name);
+    return found ? *found : Value(Undefined{name});
+  }
+
+  // Index of an item counted from the front, or from the back when negative; -1 when out of range.
+  static int64_t Position(int64_t index, size_t size) {
+    const auto count = static_cast<int64_t>(size);
+    if (index < 0) index += count;
+    return index >= 0 && index < count ? index : -1;
+  }
+
+  Result Item(const Node& node) {
+    ASSIGN_OR_RETURN(const Value object, Evaluate(*node.parts[0]));
+    ASSIGN_OR_RETURN(const Value index, Evaluate(*node.parts[1]));
+    if (const std::string* key = index.AsText()) return Member(object, *key);
+    const auto* number = index.As<int64_t>();
+    if (object.IsUndefined() || number == nullptr) return Member(object, index.Text());
+    if (object.AsDict() != nullptr) return Member(object, index.Text());
+    ASSIGN_OR_RETURN(const List items, Items(object));
+    const int64_t at = Position(*number, items.size());
+    return at < 0 ? Value(Undefined{"item"}) : items[at];
+  }
+
+  Result Slice(const Node& node) {
+    ASSIGN_OR_RETURN(const Value object, Evaluate(*node.parts[0]));
+    ASSIGN_OR_RETURN(const List items, Items(object));
+    const auto count = static_cast<int64_t>(items.size());
+    int64_t numbers[3] = {};
+    bool given[3] = {};
+    for (int i = 0; i < 3; ++i) {
+      if (node.parts[i + 1] == nullptr) continue;
+      ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[i + 1]));
+      if (value.IsNone()) continue;
+      const auto* number = value.As<int64_t>();
+      if (number == nullptr) return EvalError("slices by something that is no whole number");
+      numbers[i] = std::clamp<int64_t>(*number, -kMaxRange * 1000, kMaxRange * 1000);
+      given[i] = true;
+    }
+    const int64_t step = given[2] ? numbers[2] : 1;
+    if (step == 0) return EvalError("slices by a step of 0");
+    const auto bound = [&](int i, int64_t fallback) {
+      if (!given[i]) return fallback;
+      const int64_t n = numbers[i] < 0 ? numbers[i] + count : numbers[i];
+      return std::clamp<int64_t>(n, step > 0 ? 0 : -1, step > 0 ? count : count - 1);
+    };
+    const int64_t start = bound(0, step > 0 ? 0 : count - 1);
+    const int64_t stop = bound(1, step > 0 ? count : -1);
+    List picked;
+    std::string text;
+    for (int64_t i = start; step > 0 ? i < stop : i > stop; i += step) {
+      if (object.AsText() != nullptr) {
+        text += *items[i].AsText();
+      } else {
+        picked.push_back(items[i]);
+      }
+    }
+    return object.AsText() != nullptr ? Value(std::move(text)) : Value::Of(std::move(picked));
+  }
+
+  absl::StatusOr<Arguments> EvaluateArguments(const Node& call) {
+    Arguments arguments;
+    const size_t count = call.parts.size() - 1;
+    for (size_t i = 0; i < count; ++i) {
+      ASSIGN_OR_RETURN(Value value, Evaluate(*call.parts[i + 1]));
+      const size_t positional = count - call.names.size();
+      if (i < positional) {
+        arguments.positional.push_back(std::move(value));
+      } else {
+        arguments.named.emplace_back(call.names[i - positional], std::move(value));
+      }
+    }
+    return arguments;
+  }
+
+  Result Call(const Node& node) {
+    const Node& callee = *node.parts[0];
+    if (callee.kind == Kind::kAttribute) {
+      ASSIGN_OR_RETURN(const Value object, Evaluate(*callee.parts[0]));
+      if (object.IsUndefined()) return Member(object, callee.text);
+      if (IsMethod(object, callee.text)) {
+        ASSIGN_OR_RETURN(const Arguments arguments, EvaluateArguments(node));
+        return CallMethod(object, callee.text, arguments);
+      }
+    }
+    ASSIGN_OR_RETURN(const Value function, Evaluate(callee));
+    const auto* known = function.As<Function>();
+    if (known == nullptr) {
+      return EvalError(absl::StrCat("calls ", Quote(callee.text), ", which is not supported"));
+    }
+    ASSIGN_OR_RETURN(Arguments arguments, EvaluateArguments(node));
+    if (known->macro != nullptr) return CallMacro(*known->macro, arguments);
+    return CallBuiltin(known->name, std::move(arguments));
+  }
+
+  Result CallMacro(const Node& macro, const Arguments& arguments) {
+    if (++call_depth_ > kMaxCallDepth) return EvalError("calls macros too deeply");
+    Scope scope;
+    const size_t defaults = macro.parts.size() - 1;
+    for (size_t i = 0; i < macro.names.size(); ++i) {
+      const std::string& name = macro.names[i];
+      const size_t first_default = macro.names.size() - defaults;
+      if (const Value* given = arguments.Get(i, name)) {
+        scope[name] = *given;
+      } else if (i >= first_default) {
+        ASSIGN_OR_RETURN(scope[name], Evaluate(*macro.parts[1 + i - first_default]));
+      } else {
+        scope[name] = Value(Undefined{name});
+      }
+    }
+    // A macro sees the globals and its own names, not those of its caller.
+    std::vector<Scope> saved(std::make_move_iterator(scopes_.begin() + 1),
+                             std::make_move_iterator(scopes_.end()));
+    scopes_.resize(1);
+    scopes_.push_back(std::move(scope));
+    std::string out;
+    const MaybeFlow flow = Execute(*macro.parts[0], out);
+    scopes_.resize(1);
+    std::move(saved.begin(), saved.end(), std::back_inserter(scopes_));
+    --call_depth_;
+    RETURN_IF_ERROR(flow.status());
+    return Value(std::move(out));
+  }
+
+  Result CallBuiltin(const std::string& name, Arguments arguments) {
+    if (name == "raise_exception") {
+      const Value* message = arguments.Get(0, "message");
+      return EvalError(
+          absl::StrCat("refuses this conversation: ", message ? Quote(message->Text(), 200) : ""));
+    }
+    if (name == "range") {
+      int64_t bounds[3] = {0, 0, 1};
+      const size_t count = arguments.positional.size();
+      if (count < 1 || count > 3) return EvalError("calls range with a wrong number of arguments");
+      for (size_t i = 0; i < count; ++i) {
+        const auto* number = arguments.positional[i].As<int64_t>();
+        if (number == nullptr)
+          return EvalError("calls range with something that is no whole number");
+        bounds[count == 1 ? 1 : i] = *number;
+      }
+      List items;
+      if (bounds[2] == 0) return EvalError("calls range with a step of 0");
+      for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1]; i += bounds[2]) {
+        if (static_cast<int64_t>(items.size()) >= kMaxRange || std::abs(i) > (int64_t{1} << 40)) {
+          return EvalError("calls range with too many numbers");
+        }
+        items.push_back(Value(i));
+      }
+      return Value::Of(std::move(items));
+    }
+    if (name == "dict") return Value::Of(std::move(arguments.named));
+    auto space = std::make_shared<Namespace>();
+    space->values = std::move(arguments.named);
+    namespaces_.push_back(space);
+    return Value(std::move(space));
+  }
+
+  Result Binary(const Node& node) {
+    const std::string& op = node.text;
+    ASSIGN_OR_RETURN(const Value left, Evaluate(*node.parts[0]));
+    if (op == "and") return left.Truth() ? Evaluate(*node.parts[1]) : Result(left);
+    if (op == "or") return left.Truth() ? Result(left) : Evaluate(*node.parts[1]);
+    ASSIGN_OR_RETURN(const Value right, Evaluate(*node.parts[1]));
+    if (op == "==") return Value(left.Equals(right));
+    if (op == "!=") return Value(!left.Equals(right));
+    if (op == "in") return Value(Contains(right, left));
+    if (op == "not in") return Value(!Contains(right, left));
+    if (op == "~") return Joined(left.Text(), right.Text());
+    if (op == "<" || op == ">" || op == "<=" || op == ">=") return Compare(op, left, right);
+    if (op == "+" && left.AsText() && right.AsText())
+      return Joined(*left.AsText(), *right.AsText());
+    if (op == "+" && left.AsList() && right.AsList()) {
+      List items = *left.AsList();
+      items.insert(items.end(), right.AsList()->begin(), right.AsList()->end());
+      if (items.size() > static_cast<size_t>(kMaxRange)) return EvalError("a list grows too long");
+      return Value::Of(std::move(items));
+    }
+    if (left.IsNumber() && right.IsNumber()) return Arithmetic(op, left, right);
+    const Value& undefined = left.IsUndefined() ? left : right;
+    if (undefined.IsUndefined()) {
+      return EvalError(
+          absl::StrCat("uses ", Quote(undefined.As<Undefined>()->name), ", which is undefined"));
+    }
+    return EvalError(absl::StrCat("applies ", op, " to values it does not fit"));
+  }
+
+  Result Joined(const std::string& left, const std::string& right) {
+    if (left.size() + right.size() > kMaxTextBytes) return EvalError("a text grows too long");
+    return Value(left + right);
+  }
+
+  Result Compare(const std::string& op, const Value& left, const Value& right) {
+    int order = 0;
+    if (left.AsText() && right.AsText()) {
+      order = left.AsText()->compare(*right.AsText());
+    } else if (left.IsNumber() && right.IsNumber()) {
+      order = left.Number() < right.Number() ? -1 : left.Number() > right.Number() ? 1 : 0;
+    } else {
+      return EvalError("compares values of different kinds");
+    }
+    return Value(op == "<"    ? order < 0
+                 : op == ">"  ? order > 0
+                 : op == "<=" ? order <= 0
+                              : order >= 0);
+  }
+
+  static int64_t Whole(const Value& value) {
+    const auto* number = value.As<int64_t>();
+    return number != nullptr ? *number : value.Truth();
+  }
+
+  Result Arithmetic(const std::string& op, const Value& left, const Value& right) {
+    const auto whole = [](const Value& v) { return v.As<double>() == nullptr; };
+    if (whole(left) && whole(right) && op != "/") {
+      const int64_t a = Whole(left), b = Whole(right);
+      int64_t out = 0;
+      bool overflow = false;
+      if (op == "+") overflow = __builtin_add_overflow(a, b, &out);
+      if (op == "-") overflow = __builtin_sub_overflow(a, b, &out);
+      if (op == "*") overflow = __builtin_mul_overflow(a, b, &out);
+      if (op == "//" || op == "%") {
+        if (b == 0 || (b == -1 && a == std::numeric_limits<int64_t>::min()))
+          return EvalError("divides by zero");
+        const int64_t quotient =
+            a / b - ((a % b != 0 && (a % b < 0) != (b < 0)) ? 1 : 0);  // rounded down
+        out = op == "//" ? quotient : a - quotient * b;
+      }
+      if (overflow) return EvalError("a number is too large");
+      return Value(out);
+    }
+    const double a = left.Number(), b = right.Number();
+    if (op == "+") return Value(a + b);
+    if (op == "-") return Value(a - b);
+    if (op == "*") return Value(a * b);
+    if (b == 0) return EvalError("divides by zero");
+    if (op == "/") return Value(a / b);
+    if (op == "//") return Value(std::floor(a / b));
+    return Value(a - std::floor(a / b) * b);
+  }
+
+  std::vector<Scope> scopes_;
+  std::vector<std::shared_ptr<Namespace>> namespaces_;
+  int64_t steps_ = 0;
+  int call_depth_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::string> Render(const Node& root, const Dict& globals) {
+  return Evaluator(globals).Run(root);
+}
+
+}  // namespace nibble::engine::jinja

@@ -1,0 +1,52 @@
+// Runs a parsed chat template, within bounds: steps, nesting, and bytes of output and of every
+// string.
+//
+// Not sandboxed by trust but by poverty: there is no I/O, no clock, no import, and every loop is
+// over a value that exists. Used by one thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "engine/text/jinja_parse.h"
+#include "engine/text/jinja_value.h"
+
+namespace nibble::engine::jinja {
+
+inline constexpr int64_t kMaxSteps = 500'000;
+inline constexpr int kMaxCallDepth = 50;
+inline constexpr size_t kMaxTextBytes = 16 << 20;
+inline constexpr int64_t kMaxWeight = 4'000'000;  // of one value
+
+// The template with these names defined. CHAT_TEMPLATE_INVALID when it asks for what we do not
+// have, runs out of bounds, or refuses the conversation itself (raise_exception).
+absl::StatusOr<std::string> Render(const Node& root, const Dict& globals);
+
+absl::Status EvalError(std::string_view what);
+bool IsFilter(std::string_view name);
+bool IsMethod(const Value& object, std::string_view name);
+
+// Arguments of a call: the positional ones, then the named.
+struct Arguments {
+  std::vector<Value> positional;
+  Dict named;
+
+  // Positional `index`, else the named one; null when absent.
+  const Value* Get(size_t index, std::string_view name) const;
+};
+// Filters and methods that need nothing but their arguments (jinja_builtin.cc).
+absl::StatusOr<Value> ApplyFilter(std::string_view name, const Value& value,
+                                  const Arguments& arguments);
+absl::StatusOr<Value> CallMethod(const Value& object, std::string_view name,
+                                 const Arguments& arguments);
+absl::StatusOr<bool> ApplyTest(std::string_view name, const Value& value,
+                               const Arguments& arguments);
+// Items of a list, keys of a dictionary, characters of a text.
+absl::StatusOr<List> Items(const Value& value);
+bool Contains(const Value& container, const Value& item);
+
+}  // namespace nibble::engine::jinja
