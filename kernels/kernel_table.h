@@ -207,6 +207,17 @@ struct GatedArgs {
   Activation activation = Activation::kSilu;
 };
 
+// Columns of one array `all`, act [rows, sum of the widths], and an array for each part of them, act
+// [rows, width]. Three at most; a width of 0: no such part.
+constexpr int kMostColumns = 3;
+struct ColumnsArgs {
+  int64_t rows = 0;
+  int64_t width[kMostColumns] = {};
+  void* part[kMostColumns] = {};  // joined they are only read
+
+  int64_t AllWidth() const { return width[0] + width[1] + width[2]; }
+};
+
 struct AdamWArgs {
   int64_t count = 0;
   double learning_rate = 0;
@@ -291,6 +302,10 @@ struct KernelTable {
   // dgate, dup from dout, gate and up; dgate may be gate, dup may be up, or dout where it is dense.
   void (*gated_backward)(Context*, void* dgate, void* dup, const void* dout, const void* gate,
                          const void* up, const GatedArgs& args);
+
+  // Copies: all's columns into the parts, and the parts into all. Nothing overlaps.
+  void (*split_columns)(Context*, const void* all, const ColumnsArgs& args);
+  void (*join_columns)(Context*, void* all, const ColumnsArgs& args);
 
   // out act [M, dim] = scale * table[ids].
   void (*embedding_forward)(Context*, void* out, const int32_t* ids, ParamView table, int64_t m,

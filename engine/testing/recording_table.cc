@@ -115,19 +115,38 @@ void AttentionBackward(Context* c, void* dq, void* dk, void* dv, const void* dou
   NoteAttention(args, {dq, dout, out, q}, {dk, dv, k, v}, lse);
   table->attention_backward(c, dq, dk, dv, dout, out, lse, q, k, v, args);
 }
+// From the first element to the last of an array with a stride.
+int64_t Reach(const GatedArgs& args) {
+  const int64_t stride = args.stride != 0 ? args.stride : args.width;
+  return (args.rows - 1) * stride + args.width;
+}
 void GatedForward(Context* c, void* out, const void* gate, const void* up, const GatedArgs& args) {
   Begin(c);
-  for (const void* data : {static_cast<const void*>(out), gate, up}) Note(data, Act(args.rows * args.width));
+  Note(out, Act(args.rows * args.width));
+  for (const void* data : {gate, up}) Note(data, Act(Reach(args)));
   table->gated_forward(c, out, gate, up, args);
 }
 void GatedBackward(Context* c, void* dgate, void* dup, const void* dout, const void* gate,
                    const void* up, const GatedArgs& args) {
   Begin(c);
-  for (const void* data : {static_cast<const void*>(dgate), static_cast<const void*>(dup), dout,
-                           gate, up}) {
-    Note(data, Act(args.rows * args.width));
-  }
+  for (const void* data : {static_cast<const void*>(dgate), static_cast<const void*>(dup), gate, up})
+    Note(data, Act(Reach(args)));
+  Note(dout, Act(args.rows * args.width));
   table->gated_backward(c, dgate, dup, dout, gate, up, args);
+}
+void NoteColumns(const void* all, const ColumnsArgs& args) {
+  Note(all, Act(args.rows * args.AllWidth()));
+  for (int p = 0; p < kMostColumns; ++p) Note(args.part[p], Act(args.rows * args.width[p]));
+}
+void SplitColumns(Context* c, const void* all, const ColumnsArgs& args) {
+  Begin(c);
+  NoteColumns(all, args);
+  table->split_columns(c, all, args);
+}
+void JoinColumns(Context* c, void* all, const ColumnsArgs& args) {
+  Begin(c);
+  NoteColumns(all, args);
+  table->join_columns(c, all, args);
 }
 void Embedding(Context* c, void* out, const int32_t* ids, ParamView param, int64_t m, int64_t dim,
                float scale) {
@@ -195,6 +214,8 @@ const KernelTable& RecordingTable(const KernelTable& inner) {
   recording.attention_backward = AttentionBackward;
   recording.gated_forward = GatedForward;
   recording.gated_backward = GatedBackward;
+  recording.split_columns = SplitColumns;
+  recording.join_columns = JoinColumns;
   recording.embedding_forward = Embedding;
   recording.cross_entropy = CrossEntropy;
   recording.adamw = AdamW;

@@ -1,5 +1,5 @@
-// Ops that look at every element once: sums of two arrays, gated activations, embedding, rotary embedding,
-// conversion. Each thread takes eight neighbouring elements, in and out by 16-byte accesses.
+// Ops that look at every element once: sums of two arrays, gated activations, columns, embedding, rotary
+// embedding, conversion. Each thread takes eight neighbouring elements, in and out by 16-byte accesses.
 #include "kernels/cuda/eights.h"
 #include "kernels/cuda/ops.h"
 
@@ -85,6 +85,39 @@ __global__ void __launch_bounds__(kThreads)
   }
   Store8(dgate + at.strided, g, at.left, vector);
   Store8(dup + at.strided, u, at.left, vector);
+}
+
+// A thread has eight neighbours of a row of all; `vector`: they are of one part, and so is what a store takes.
+template <typename Act, bool kJoin>
+__global__ void __launch_bounds__(kThreads)
+    ColumnsKernel(Act* all, ColumnsArgs args, unsigned width, bool vector) {
+  const unsigned per_row = CeilDiv(width, 8u), index = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned row = index / per_row, first = index % per_row * 8;
+  if (row >= args.rows) return;
+  Act* const at = all + int64_t{row} * width + first;
+  const auto part_of = [&](unsigned column) {
+    int64_t left = column;
+    int part = 0;
+    while (left >= args.width[part]) left -= args.width[part++];
+    return static_cast<Act*>(args.part[part]) + int64_t{row} * args.width[part] + left;
+  };
+  if (vector) {
+    Act* const part = part_of(first);
+    if constexpr (kJoin) {
+      StoreVector(at, VectorAt<uint4>(part));
+    } else {
+      StoreVector(part, VectorAt<uint4>(at));
+    }
+    return;
+  }
+  for (unsigned i = 0; i < 8 && first + i < width; ++i) {
+    Act* const part = part_of(first + i);
+    if constexpr (kJoin) {
+      at[i] = *part;
+    } else {
+      *part = at[i];
+    }
+  }
 }
 
 template <typename Act>
@@ -197,6 +230,30 @@ void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const
          static_cast<const Act*>(up), args, VectorRows(args) && Aligned(dgate, dup, dout, gate, up));
 }
 
+namespace {
+
+template <typename Act, bool kJoin>
+void MoveColumns(Context* ctx, Act* all, const ColumnsArgs& args) {
+  const auto width = static_cast<unsigned>(args.AllWidth());
+  const int64_t eights = args.rows * CeilDiv<int64_t>(width, 8);
+  KERNEL_CHECK(width > 0 && eights < int64_t{1} << 32);
+  bool vector = Aligned(all, args.part[0], args.part[1], args.part[2]);
+  for (const int64_t columns : args.width) vector = vector && columns % 8 == 0;
+  Launch(ctx, Blocks(eights, kThreads), kThreads, 0, ColumnsKernel<Act, kJoin>, all, args, width, vector);
+}
+
+}  // namespace
+
+template <typename Act>
+void SplitColumns(Context* ctx, const void* all, const ColumnsArgs& args) {
+  MoveColumns<Act, false>(ctx, static_cast<Act*>(const_cast<void*>(all)), args);
+}
+
+template <typename Act>
+void JoinColumns(Context* ctx, void* all, const ColumnsArgs& args) {
+  MoveColumns<Act, true>(ctx, static_cast<Act*>(all), args);
+}
+
 template <typename Act>
 void ToAct(Context* ctx, void* out, const void* in, int64_t count) {
   Launch(ctx, Blocks(count, kPerBlock), kThreads, 0, ToActKernel<Act>, static_cast<Act*>(out),
@@ -231,6 +288,8 @@ void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin,
   template void GatedForward<Act>(Context*, void*, const void*, const void*, const GatedArgs&);             \
   template void GatedBackward<Act>(Context*, void*, void*, const void*, const void*, const void*,           \
                                    const GatedArgs&);                                                       \
+  template void SplitColumns<Act>(Context*, const void*, const ColumnsArgs&);                               \
+  template void JoinColumns<Act>(Context*, void*, const ColumnsArgs&);                                      \
   template void EmbeddingForward<Act>(Context*, void*, const int32_t*, ParamView, int64_t, int64_t, float); \
   template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t, bool);  \
   template void ToAct<Act>(Context*, void*, const void*, int64_t);

@@ -19,6 +19,10 @@ template <typename Act>
 void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate, const void* up,
                    const GatedArgs& args);
 template <typename Act>
+void SplitColumns(Context* ctx, const void* all, const ColumnsArgs& args);
+template <typename Act>
+void JoinColumns(Context* ctx, void* all, const ColumnsArgs& args);
+template <typename Act>
 void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m, int64_t dim,
                       float scale);
 template <typename Act>

@@ -23,6 +23,8 @@ constexpr KernelTable MakeTable(const char* name, const char* body) {
   t.rope = Rope<Act>;
   t.gated_forward = GatedForward<Act>;
   t.gated_backward = GatedBackward<Act>;
+  t.split_columns = SplitColumns<Act>;
+  t.join_columns = JoinColumns<Act>;
   t.embedding_forward = EmbeddingForward<Act>;
   t.adamw = AdamW;
   t.adamw8 = AdamW8;

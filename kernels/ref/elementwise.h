@@ -86,6 +86,25 @@ struct Elementwise {
     });
   }
 
+  static void SplitColumns(Context* ctx, const void* all, const ColumnsArgs& args) {
+    EachColumn(ctx, args, [&](Act* part, int64_t at) { *part = static_cast<const Act*>(all)[at]; });
+  }
+  static void JoinColumns(Context* ctx, void* all, const ColumnsArgs& args) {
+    EachColumn(ctx, args, [&](const Act* part, int64_t at) { static_cast<Act*>(all)[at] = *part; });
+  }
+  // fn(an element of a part, its place in all).
+  template <typename F>
+  static void EachColumn(Context* ctx, const ColumnsArgs& args, F&& fn) {
+    KERNEL_CHECK(args.rows >= 0 && args.AllWidth() > 0);
+    RunPieces(ctx->pool, args.rows, [&](int64_t row, int) {
+      int64_t at = row * args.AllWidth();
+      for (int p = 0; p < kMostColumns; ++p) {
+        Act* part = static_cast<Act*>(args.part[p]) + row * args.width[p];
+        for (int64_t i = 0; i < args.width[p]; ++i) fn(part + i, at++);
+      }
+    });
+  }
+
   // activation(g), and its derivative when asked.
   static Real Activate(Real g, Activation activation, Real* derivative) {
     if (activation == Activation::kSilu) {

@@ -36,6 +36,8 @@ constexpr KernelTable MakeTable(const char* name, const char* body, DType act, D
   t.attention_decode = Attention<Act, Real>::Decode;
   t.gated_forward = Elementwise<Act, Real>::GatedForward;
   t.gated_backward = Elementwise<Act, Real>::GatedBackward;
+  t.split_columns = Elementwise<Act, Real>::SplitColumns;
+  t.join_columns = Elementwise<Act, Real>::JoinColumns;
   t.embedding_forward = Elementwise<Act, Real>::EmbeddingForward;
   t.cross_entropy = Loss<Act, Real>::CrossEntropy;
   t.logits = Loss<Act, Real>::Logits;

@@ -214,6 +214,11 @@ void BenchElementwise(DeviceBench& bench, const std::string& model, int64_t dim,
     t.rmsnorm_backward(c, gate, false, y, x, weight, head_rstd, m * heads, head_dim, 0);
   });
   bench.Report("add", narrow, 3 * bytes, false, [&] { t.add(c, gate, x, y, m * dim); });
+  ColumnsArgs columns{.rows = m, .width = {dim / 2, dim / 4, dim / 4}};
+  columns.part[0] = y;
+  columns.part[1] = static_cast<char*>(columns.part[0]) + 2 * m * columns.width[0];
+  columns.part[2] = static_cast<char*>(columns.part[1]) + 2 * m * columns.width[1];
+  bench.Report("columns", narrow, 2 * bytes, false, [&] { t.split_columns(c, x, columns); });
   bench.Report("rope", narrow, 2 * bytes, false,
                [&] { t.rope(c, x, positions, cos_sin, m, heads, head_dim, false); });
   bench.Report("embedding", narrow, 2 * bytes, false,

@@ -229,7 +229,7 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
   const int64_t m = bench.tokens();
   const std::string shape = model + " " + std::to_string(m) + "x" + std::to_string(dim);
   const std::string wide = model + " " + std::to_string(m) + "x" + std::to_string(intermediate);
-  if (!bench.Wants({"rmsnorm fwd", "rmsnorm bwd", "add", "rope", "embedding"}, shape) &&
+  if (!bench.Wants({"rmsnorm fwd", "rmsnorm bwd", "add", "rope", "embedding", "columns"}, shape) &&
       !bench.Wants({"silu fwd", "silu bwd"}, wide))
     return;
   auto x = Activations(m * dim), y = x, dy = x, w = Activations(dim), embeddings = Activations(4096 * dim);
@@ -258,6 +258,12 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
   });
   bench.Line("add", shape, 3 * bytes, Limit::kCopy,
              [&] { t.add(bench.context(), y.data(), x.data(), dy.data(), m * dim); });
+  // What a fused product of q, k and v made, as many columns as there are.
+  ColumnsArgs columns{.rows = m, .width = {dim / 2, dim / 4, dim - dim / 2 - dim / 4}};
+  for (int p = 0, at = 0; p < kMostColumns; at += static_cast<int>(m * columns.width[p++]))
+    columns.part[p] = dy.data() + at;
+  bench.Line("columns", shape, 2 * bytes, Limit::kCopy,
+             [&] { t.split_columns(bench.context(), x.data(), columns); });
   bench.Line("silu fwd", wide, 3 * wide_bytes, Limit::kCopy, [&] {
     t.gated_forward(bench.context(), out.data(), gate.data(), up.data(), {.width = m * intermediate});
   });

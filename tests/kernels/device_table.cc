@@ -283,6 +283,21 @@ void ElementwiseOps(KernelTable& t) {
     Op().gated_backward(call.context(), call.Out(dgate, Act(reach)), call.Out(dup, Act(reach)),
                         call.In(dout, Act(count)), call.In(gate, Act(reach)), call.In(up, Act(reach)), args);
   };
+  t.split_columns = [](Context* ctx, const void* all, const ColumnsArgs& args) {
+    Call call(ctx);
+    ColumnsArgs there = args;
+    for (int p = 0; p < kMostColumns; ++p)
+      there.part[p] = call.Out(args.part[p], Act(args.rows * args.width[p]));
+    Op().split_columns(call.context(), call.In(all, Act(args.rows * args.AllWidth())), there);
+  };
+  t.join_columns = [](Context* ctx, void* all, const ColumnsArgs& args) {
+    Call call(ctx);
+    ColumnsArgs there = args;
+    for (int p = 0; p < kMostColumns; ++p)
+      there.part[p] = const_cast<void*>(
+          static_cast<const void*>(call.In(args.part[p], Act(args.rows * args.width[p]))));
+    Op().join_columns(call.context(), call.Out(all, Act(args.rows * args.AllWidth())), there);
+  };
   t.embedding_forward = [](Context* ctx, void* out, const int32_t* ids, ParamView table, int64_t m,
                            int64_t dim, float scale) {
     Call call(ctx);

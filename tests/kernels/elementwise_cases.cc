@@ -182,6 +182,36 @@ Outcome Gated(const KernelTable& t, int threads, int64_t count, Activation activ
   return result.Result();
 }
 
+// Split and joined again; copies, so every bit is held against what went in.
+Outcome Columns(const KernelTable& t, int threads, int64_t rows, std::array<int64_t, kMostColumns> width) {
+  TestContext ctx(threads, 64);
+  ColumnsArgs args{.rows = rows};
+  std::vector<Tensor> parts;
+  parts.reserve(kMostColumns);
+  for (size_t p = 0; p < width.size(); ++p) {
+    args.width[p] = width[p];
+    args.part[p] = width[p] == 0 ? nullptr : parts.emplace_back(t.act, rows * width[p]).data();
+  }
+  const auto values = Normal(rows * args.AllWidth(), 1);
+  const Tensor all(t.act, values), again(t.act, rows * args.AllWidth());
+  t.split_columns(ctx.get(), all.data(), args);
+  t.join_columns(ctx.get(), again.data(), args);
+  Comparison result;
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    const int64_t columns = part.count() / rows;
+    std::vector<double> wanted;
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto from = values.begin() + row * args.AllWidth() + first;
+      wanted.insert(wanted.end(), from, from + columns);
+    }
+    first += columns;
+    result.Add("part", part, Tensor(t.act, wanted), 0);
+  }
+  result.Add("joined", again, all, 0);
+  return result.Result();
+}
+
 Outcome Embedding(const KernelTable& t, int threads, int64_t m, int64_t dim, DType type, float scale) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const Tensor table(type, Normal(50 * dim, 1));
@@ -388,6 +418,17 @@ std::vector<Case> ElementwiseCases() {
             return GatedRows(t, threads, rows, width, stride, activation);
           });
     }
+  }
+  // Of the last no part is whole vectors.
+  for (const auto& width : {std::array<int64_t, kMostColumns>{64, 16, 16},
+                            {24, 24, 24},
+                            {40, 0, 0},
+                            {40, 24, 0},
+                            {2048, 8, 16},
+                            {13, 5, 7}}) {
+    add("columns " + std::to_string(width[0]) + " " + std::to_string(width[1]) + " " +
+            std::to_string(width[2]),
+        [width](const KernelTable& t, int threads) { return Columns(t, threads, 21, width); });
   }
   for (const int64_t dim : {2, 6, 32, 64, 100, 128, 256}) {
     for (const bool inverse : {false, true}) {

@@ -136,6 +136,30 @@ static void Rope(Context* ctx, void* x, const int32_t* positions, const float* c
   });
 }
 
+// fn(the place in all of a row of a part, that row, its bytes).
+template <typename F>
+static void EachColumns(Context* ctx, const ColumnsArgs& args, const F& fn) {
+  KERNEL_CHECK(args.rows >= 0 && args.AllWidth() > 0);
+  RunRows(ctx, args.rows, args.AllWidth(), [&](int64_t row) {
+    int64_t at = row * args.AllWidth();
+    for (int p = 0; p < kMostColumns; at += args.width[p++]) {
+      if (args.width[p] == 0) continue;
+      fn(at, static_cast<BF16*>(args.part[p]) + row * args.width[p],
+         static_cast<size_t>(args.width[p]) * sizeof(BF16));
+    }
+  });
+}
+static void SplitColumns(Context* ctx, const void* all, const ColumnsArgs& args) {
+  EachColumns(ctx, args, [&](int64_t at, BF16* part, size_t bytes) {
+    __builtin_memcpy(part, static_cast<const BF16*>(all) + at, bytes);
+  });
+}
+static void JoinColumns(Context* ctx, void* all, const ColumnsArgs& args) {
+  EachColumns(ctx, args, [&](int64_t at, const BF16* part, size_t bytes) {
+    __builtin_memcpy(static_cast<BF16*>(all) + at, part, bytes);
+  });
+}
+
 // The activation's value and derivative.
 struct Activated {
   F32 value, derivative;

@@ -32,6 +32,8 @@ static KernelTable MakeTable(const char* body) {
   t.attention_decode = AttentionDecode;
   t.gated_forward = GatedForward;
   t.gated_backward = GatedBackward;
+  t.split_columns = SplitColumns;
+  t.join_columns = JoinColumns;
   t.embedding_forward = EmbeddingForward;
   t.cross_entropy = CrossEntropy;
   t.logits = Logits;
