@@ -213,7 +213,7 @@ void RecipeReader::ReadScheduler(const std::string& key, const Yaml& value) {
 
 void RecipeReader::ReadTargets(const std::string& key, const Yaml& value) {
   static constexpr std::string_view kModules =
-      "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj";
+      "q_proj|k_proj|v_proj|qkv_proj|o_proj|gate_proj|up_proj|gate_up_proj|down_proj";
   std::vector<Yaml> names = value.items;
   if (value.IsScalar()) {
     for (absl::string_view name : absl::StrSplit(value.text, ',')) {
@@ -234,7 +234,7 @@ void RecipeReader::ReadTargets(const std::string& key, const Yaml& value) {
     } else {
       Unsupported(key, name,
                   "modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
-                  "down_proj; patterns are not matched");
+                  "down_proj, of Phi also qkv_proj, gate_up_proj; patterns are not matched");
     }
   }
 }

@@ -61,10 +61,11 @@ absl::Status RefuseOptions(const json& config) {
                           " is not supported: it changes the base; convert the adapter to plain LoRA"));
 }
 
-absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {
+absl::StatusOr<std::vector<Module>> ReadTargets(const json& value, const spec::ModelConfig& model) {
+  const std::span<const Module> all = spec::ModulesOf(model);
   std::set<Module> modules;
   if (value == "all-linear") {
-    for (int m = 0; m < spec::kModuleCount; ++m) modules.insert(static_cast<Module>(m));
+    modules.insert(all.begin(), all.end());
   } else if (value.is_array()) {
     for (const json& name : value) {
       if (!name.is_string()) return Bad("target_modules holds something that is no name");
@@ -73,6 +74,10 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {
         return Bad(absl::StrCat("target_modules has ", Quote(name.get_ref<const std::string&>()),
                                 "; only the linears of attention and MLP are supported"));
       }
+      if (std::find(all.begin(), all.end(), *module) == all.end()) {
+        return Bad(absl::StrCat("target_modules has ", View(spec::ModuleName(*module)), ", which a ",
+                                model.model_type, " model does not; it belongs to another base model"));
+      }
       modules.insert(*module);
     }
   }
@@ -80,7 +85,7 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value) {
   return std::vector<Module>(modules.begin(), modules.end());
 }
 
-absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path) {
+absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path, const spec::ModelConfig& model) {
   if (!FileExists(path)) return Error(Reason::kAdapterNotFound, absl::StrCat(path, " is missing"));
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxAdapterConfigBytes));
   if (JsonDepth(text) > kMaxJsonDepth) return Bad("adapter_config.json is nested too deep");
@@ -104,7 +109,7 @@ absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path) {
   if (const json name = config.value("base_model_name_or_path", json()); name.is_string()) {
     out.base_model_name = name.get<std::string>();
   }
-  ASSIGN_OR_RETURN(out.target_modules, ReadTargets(config.value("target_modules", json())));
+  ASSIGN_OR_RETURN(out.target_modules, ReadTargets(config.value("target_modules", json()), model));
   return out;
 }
 
@@ -191,7 +196,7 @@ absl::StatusOr<AdapterBase> BaseOfAdapter(const std::string& directory) {
 absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
                                       const spec::ModelConfig& model) {
   Adapter adapter;
-  ASSIGN_OR_RETURN(adapter.config, ReadConfig(JoinPath(directory, "adapter_config.json")));
+  ASSIGN_OR_RETURN(adapter.config, ReadConfig(JoinPath(directory, "adapter_config.json"), model));
   ASSIGN_OR_RETURN(const auto file, OpenWeights(directory));
   adapter.base = BaseFrom(*file);
   std::map<MatrixName, const TensorInfo*> found;

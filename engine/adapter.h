@@ -108,7 +108,7 @@ struct ExportedFile {
 absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& directory,
                                                         const AdapterExport& adapter);
 
-// Reads an adapter made by Nibble or PEFT. LoRA on the seven linears only; anything else in it
+// Reads an adapter made by Nibble or PEFT. LoRA on the model's linears only; anything else in it
 // (DoRA, modules_to_save, biases, rank patterns, other tensors, layers the model lacks) is refused
 // by name.
 absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model);

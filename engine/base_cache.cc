@@ -198,7 +198,7 @@ class Maker {
     RETURN_IF_ERROR(WriteOrdered(entry, 0, weight.data, kernels::WeightBytes(weight.type, count)));
     if (!request_.nested)
       return WriteOrdered(Sibling(entry, BasePart::kAbsmax), 0, weight.absmax, blocks * 4);
-    offsets_[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)] = weight.offset;
+    offsets_[spec::OffsetIndex(entry)] = weight.offset;
     RETURN_IF_ERROR(WriteOrdered(Sibling(entry, BasePart::kAbsmaxCodes), 0, weight.absmax_codes, blocks));
     return file_.Write(Sibling(entry, BasePart::kNestedAbsmax).offset, weight.nested_absmax,
                        kernels::NestedCount(blocks) * 4);
@@ -224,7 +224,7 @@ class Maker {
     }
     std::vector<uint8_t> codes(absmax.size());
     std::vector<float> nested(static_cast<size_t>(kernels::NestedCount(blocks)));
-    float& offset = offsets_[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)];
+    float& offset = offsets_[spec::OffsetIndex(entry)];
     if (encoder_ != nullptr) {
       RETURN_IF_ERROR(
           encoder_->QuantizeAbsmax(absmax.data(), blocks, codes.data(), nested.data(), &offset));

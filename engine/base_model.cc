@@ -100,12 +100,13 @@ struct BaseModel::Impl {
   void Prepare(QuantType type) {
     view.layers.resize(static_cast<size_t>(config.layers));
     for (BaseView::Layer& layer : view.layers) {
-      for (int m = 0; m < spec::kModuleCount; ++m) {
-        const spec::LinearShape shape = spec::ShapeOf(config, static_cast<Module>(m));
-        layer.linear[m].type = type;
-        layer.linear[m].n = shape.n;
-        layer.linear[m].k = shape.k;
-        layer.linear[m].block = spec::kQuantBlock;
+      for (const Module module : spec::ModulesOf(config)) {
+        const spec::LinearShape shape = spec::ShapeOf(config, module);
+        WeightView& weight = layer.linear[static_cast<int>(module)];
+        weight.type = type;
+        weight.n = shape.n;
+        weight.k = shape.k;
+        weight.block = spec::kQuantBlock;
       }
     }
   }
@@ -140,7 +141,7 @@ struct BaseModel::Impl {
       weight.code_book = code_book;
       weight.nested_map = nested_map;
       if (offsets != nullptr) {
-        weight.offset = offsets[entry.layer * spec::kModuleCount + static_cast<int>(entry.module)];
+        weight.offset = offsets[spec::OffsetIndex(entry)];
       }
     }
     if (view.head.data == nullptr) view.head = view.embedding;
@@ -203,7 +204,7 @@ absl::Status BaseModel::Impl::LoadExact(const BaseTensors& tensors, const spec::
         std::vector<float> scales(static_cast<size_t>(kernels::NestedCount(blocks)));
         kernels::QuantizeAbsmax(
             absmax.data(), blocks, reinterpret_cast<uint8_t*>(to), scales.data(),
-            offsets + entry.layer * spec::kModuleCount + static_cast<int>(entry.module));
+            offsets + spec::OffsetIndex(entry));
         absmax = std::move(scales);
       }
       if (entry.part == BasePart::kNestedAbsmax) std::memcpy(to, absmax.data(), entry.size_bytes);
@@ -248,9 +249,10 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
                                             options.quant, nested, options.stop));
   ASSIGN_OR_RETURN(impl->weights_digest, WeightsDigest(options.cache_dir, *checkpoint));
   if (options.exact) {
-    impl->Prepare(options.quant == spec::QuantKind::kBF16 ? QuantType::kF32
-                                                          : KernelType(options.quant));
-    RETURN_IF_ERROR(impl->LoadExact(tensors, layout, impl->view.layers[0].linear[0].type, nested));
+    const bool plain = options.quant == spec::QuantKind::kBF16;
+    const QuantType type = plain ? QuantType::kF32 : KernelType(options.quant);
+    impl->Prepare(type);
+    RETURN_IF_ERROR(impl->LoadExact(tensors, layout, type, nested));
     return std::unique_ptr<BaseModel>(new BaseModel(std::move(impl)));
   }
   BaseCacheRequest request;

@@ -105,8 +105,7 @@ TEST_F(BaseModelTest, CodesAreThoseOfTheKernels) {
   EXPECT_EQ((*base)->bytes(), spec::LayoutBase(config_, QuantKind::kNF4, true).file_bytes);
   EXPECT_EQ((*base)->bytes(), spec::BaseBytes(config_, QuantKind::kNF4, true));
   for (int64_t layer = 0; layer < 2; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<Module>(m);
+    for (const Module module : spec::ModulesOf(config_)) {
       const auto& source = values_[spec::CheckpointName(config_, BasePart::kCodes, layer, module)];
       const auto count = static_cast<int64_t>(source.size());
       const int64_t blocks = kernels::AbsmaxCount(count, 64);
@@ -228,8 +227,8 @@ TEST_F(BaseModelTest, FaultsOfTheCheckpointAreNamed) {
 std::vector<float> Decoded(const BaseModel& base) {
   std::vector<float> all;
   for (int64_t layer = 0; layer < 2; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const kernels::WeightView& view = LinearOf(base, layer, static_cast<Module>(m));
+    for (const Module module : spec::ModulesOf(base.config())) {
+      const kernels::WeightView& view = LinearOf(base, layer, module);
       const size_t before = all.size();
       all.resize(before + static_cast<size_t>(view.n * view.k));
       kernels::DequantizeRange(view, 0, view.n * view.k, all.data() + before);
@@ -331,10 +330,10 @@ TEST_F(BaseModelTest, CheckpointsOfBitsandbytesAreTakenAsTheyAre) {
   EXPECT_FALSE((*taken)->cached());
   auto flat = BaseModel::Open(Options(QuantKind::kNF4, false));
   ASSERT_TRUE(flat.ok()) << flat.status();
-  for (int m = 0; m < spec::kModuleCount; ++m) {
-    const kernels::WeightView& a = LinearOf(**plain, 1, static_cast<Module>(m));
-    const kernels::WeightView& b = LinearOf(**taken, 1, static_cast<Module>(m));
-    const kernels::WeightView& c = LinearOf(**flat, 1, static_cast<Module>(m));
+  for (const Module module : spec::ModulesOf(config_)) {
+    const kernels::WeightView& a = LinearOf(**plain, 1, module);
+    const kernels::WeightView& b = LinearOf(**taken, 1, module);
+    const kernels::WeightView& c = LinearOf(**flat, 1, module);
     const int64_t count = a.n * a.k;
     EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(count / 2)), 0);
     EXPECT_EQ(a.offset, b.offset);

@@ -133,6 +133,11 @@ TEST_P(EmulatedTraining, GemmasTrainAsOnTheCpu) {
   }
 }
 
+TEST_P(EmulatedTraining, FusedProductsTrainAsOnTheCpu) {
+  ExpectTenStepsOfTheCpu(Emulated(GetParam()), {.fused = true});
+  ExpectGradientsOfTheReference(Emulated(GetParam()), {.fused = true, .sliding_window = 5});
+}
+
 // Whole steps with Hopper's attention, of which the rest of a step knows nothing.
 TEST_P(EmulatedTraining, HoppersAttentionTrainsAsWell) {
   ASSERT_EQ(setenv("NIBBLE_CUDA_ATTENTION", "wgmma", 1), 0);

@@ -38,8 +38,8 @@ Decoder::Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int
     workspace_bytes_ =
         std::max(workspace_bytes_, spec::WorkspaceBytes(op, shape, device.profile()));
   };
-  for (int m = 0; m < spec::kModuleCount; ++m) {
-    const spec::LinearShape shape = spec::ShapeOf(model_, static_cast<Module>(m));
+  for (const Module module : spec::ModulesOf(model_)) {
+    const spec::LinearShape shape = spec::ShapeOf(model_, module);
     needs(spec::Op::kLinearForward, {.m = max_prompt_, .k = shape.k, .n = shape.n, .r = rank_});
   }
   const spec::OpShape attention{.m = max_prompt_,
@@ -78,12 +78,15 @@ int64_t Decoder::Place(const Adapter* adapter, std::byte* base) {
   const int64_t hidden = model_.hidden_size;
   x_ = rows(hidden, act);
   h_ = rows(std::max(hidden, model_.QueryWidth()), act);
+  qkv_ = model_.fused ? rows(model_.QueryWidth() + 2 * model_.KeyValueWidth(), act) : nullptr;
   q_ = rows(model_.QueryWidth(), act);
   k_ = rows(model_.KeyValueWidth(), act);
   v_ = rows(model_.KeyValueWidth(), act);
   o_ = rows(std::max(hidden, model_.QueryWidth()), act);
-  gate_ = rows(model_.intermediate_size, act);
-  up_ = rows(model_.intermediate_size, act);
+  // Fused, they are columns of one; what comes out of the gated product is dense either way.
+  act_ = rows(model_.intermediate_size, act);
+  gate_ = model_.fused ? rows(2 * model_.intermediate_size, act) : act_;
+  up_ = model_.fused ? gate_ + model_.intermediate_size * act : rows(model_.intermediate_size, act);
   u_ = rows(std::max<int64_t>(1, rank_), act);
   rstd_ = rows(model_.heads, real);
   lse_ = rows(model_.heads, real);
@@ -165,23 +168,43 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
     const BaseView::Layer& of = device_.view().layers[static_cast<size_t>(layer)];
     Norm(h_, x_, of.input_norm, m, hidden);
-    Linear(q_, h_, layer, Module::kQ, m);
-    Linear(k_, h_, layer, Module::kK, m);
-    Linear(v_, h_, layer, Module::kV, m);
+    Project(layer, m);
     Attend(layer, m);
     Linear(h_, o_, layer, Module::kO, m);
     if (model_.post_norms) Norm(h_, h_, of.attention_norm, m, hidden);
     table_.add(&context, x_, x_, h_, m * hidden);
     Norm(h_, x_, of.post_norm, m, hidden);
-    Linear(gate_, h_, layer, Module::kGate, m);
-    Linear(up_, h_, layer, Module::kUp, m);
-    table_.gated_forward(&context, gate_, gate_, up_,
-                         {.width = m * model_.intermediate_size, .activation = ActivationOf(model_)});
-    Linear(h_, gate_, layer, Module::kDown, m);
+    if (model_.fused) {
+      Linear(gate_, h_, layer, Module::kGateUp, m);
+    } else {
+      Linear(gate_, h_, layer, Module::kGate, m);
+      Linear(up_, h_, layer, Module::kUp, m);
+    }
+    table_.gated_forward(&context, act_, gate_, up_,
+                         {.rows = m,
+                          .width = model_.intermediate_size,
+                          .stride = model_.intermediate_size * (model_.fused ? 2 : 1),
+                          .activation = ActivationOf(model_)});
+    Linear(h_, act_, layer, Module::kDown, m);
     if (model_.post_norms) Norm(h_, h_, of.mlp_norm, m, hidden);
     table_.add(&context, x_, x_, h_, m * hidden);
   }
   length_ += m;
+}
+
+// h's into q, k and v.
+void Decoder::Project(int64_t layer, int64_t m) {
+  if (model_.fused) {
+    Linear(qkv_, h_, layer, Module::kQkv, m);
+    return table_.split_columns(
+        &device_.backend().context(), qkv_,
+        {.rows = m,
+         .width = {model_.QueryWidth(), model_.KeyValueWidth(), model_.KeyValueWidth()},
+         .part = {q_, k_, v_}});
+  }
+  Linear(q_, h_, layer, Module::kQ, m);
+  Linear(k_, h_, layer, Module::kK, m);
+  Linear(v_, h_, layer, Module::kV, m);
 }
 
 // q, k and v hold this layer's projections; the result is in o.

@@ -45,6 +45,7 @@ class Decoder {
   int64_t Place(const Adapter* adapter, std::byte* base);
   absl::Status Fill(const Adapter* adapter);
   void Blocks(std::span<const int32_t> ids);
+  void Project(int64_t layer, int64_t m);
   void Attend(int64_t layer, int64_t m);
   void Linear(Buffer y, Buffer x, int64_t layer, spec::Module module, int64_t m);
   void Norm(Buffer y, Buffer x, kernels::ParamView weight, int64_t rows, int64_t dim);
@@ -57,10 +58,10 @@ class Decoder {
   const int64_t max_prompt_;
   double scale_ = 0;
   int64_t rank_ = 0;
-  std::vector<Pair> adapter_;  // by layer * 7 + module
+  std::vector<Pair> adapter_;  // by layer and module
   Region region_;
   std::vector<int32_t> positions_;
-  Buffer x_, h_, q_, k_, v_, o_, gate_, up_, u_, rstd_, lse_, workspace_;
+  Buffer x_, h_, qkv_, q_, k_, v_, o_, gate_, up_, act_, u_, rstd_, lse_, workspace_;
   Buffer ids_, places_, starts_, rope_, converted_, head_;
   std::vector<Buffer> key_cache_, value_cache_;  // by layer
   int64_t workspace_bytes_ = 0;

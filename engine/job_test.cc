@@ -361,8 +361,7 @@ void WriteOverflowingAdapter(const std::string& directory, int32_t r) {
   std::vector<TensorToWrite> tensors;
   arrays.reserve(static_cast<size_t>(model.layers) * spec::kModuleCount * 2);
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<spec::Module>(m);
+    for (const spec::Module module : spec::ModulesOf(model)) {
       const spec::LinearShape shape = spec::ShapeOf(model, module);
       const std::string path = "base_model.model." + ModulePath(layer, module);
       const auto add = [&](const char* suffix, int64_t rows, int64_t columns) {

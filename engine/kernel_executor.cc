@@ -212,10 +212,10 @@ void KernelExecutor::DecodeBase() {
   if (plan_.persistent.decoded < 0) return;
   const int64_t act = kernels::DTypeBytes(table_.act);
   for (size_t layer = 0; layer < base_.layers.size(); ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const kernels::WeightView& w = base_.layers[layer].linear[m];
+    for (const Module module : spec::ModulesOf(model_)) {
+      const kernels::WeightView& w = base_.layers[layer].linear[static_cast<int>(module)];
       std::byte* out = persistent_ + plan_.persistent.decoded +
-                       spec::DecodedOffset(model_, static_cast<int64_t>(layer), static_cast<Module>(m), act);
+                       spec::DecodedOffset(model_, static_cast<int64_t>(layer), module, act);
       table_.decode_weight(&context_, out, w, 0, w.n);
     }
   }
@@ -356,20 +356,41 @@ void KernelExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor d
                             AttentionOf(layer));
 }
 
-kernels::GatedArgs KernelExecutor::GatedOf() const {
+kernels::ColumnsArgs KernelExecutor::ColumnsOf(Tensor q, Tensor k, Tensor v) const {
+  return {.rows = shape_.rows,
+          .width = {model_.QueryWidth(), model_.KeyValueWidth(), model_.KeyValueWidth()},
+          .part = {q, k, v}};
+}
+
+void KernelExecutor::Split(Tensor q, Tensor k, Tensor v, Tensor all) {
+  table_.split_columns(NextOp(StepPhase::kElementwise), all, ColumnsOf(q, k, v));
+}
+
+void KernelExecutor::Join(Tensor all, Tensor q, Tensor k, Tensor v) {
+  table_.join_columns(NextOp(StepPhase::kElementwise), all, ColumnsOf(q, k, v));
+}
+
+kernels::GatedArgs KernelExecutor::GatedOf(bool one) const {
   const int64_t width = model_.intermediate_size;
   return {.rows = shape_.rows,
           .width = width,
-          .stride = Groups() ? 2 * width : width,
+          .stride = one ? 2 * width : width,
           .activation = ActivationOf(model_)};
 }
 
 void KernelExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
-  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up, GatedOf());
+  const bool one = IsNone(up);
+  if (one) up = Column(gate, model_.intermediate_size);
+  table_.gated_forward(NextOp(StepPhase::kElementwise), out, gate, up, GatedOf(one));
 }
 
 void KernelExecutor::GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
-  table_.gated_backward(NextOp(StepPhase::kElementwise), dgate, dup, dout, gate, up, GatedOf());
+  const bool one = IsNone(up);
+  if (one) {
+    up = Column(gate, model_.intermediate_size);
+    dup = Column(dgate, model_.intermediate_size);
+  }
+  table_.gated_backward(NextOp(StepPhase::kElementwise), dgate, dup, dout, gate, up, GatedOf(one));
 }
 
 void KernelExecutor::CrossEntropy(Tensor dh, Tensor h) {
@@ -527,7 +548,7 @@ void InitMasters(const spec::CompiledPlan& plan, const spec::TrainSpec& spec, T*
   std::fill(master, master + plan.adapters.elements, T{0});
   for (const spec::AdapterMatrix& matrix : plan.adapters.matrices) {
     const uint64_t stream = kInitStream | static_cast<uint64_t>(matrix.layer) << 3 |
-                            static_cast<uint64_t>(matrix.module);
+                            static_cast<uint64_t>(spec::NumberOf(matrix.module));
     const float bound = 1.0f / std::sqrt(static_cast<float>(matrix.in));
     for (int64_t i = 0; i < spec.lora_r * matrix.in; ++i) {
       const float unit = kernels::CounterUniform(spec.seed, stream, static_cast<uint64_t>(i));

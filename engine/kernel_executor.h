@@ -143,6 +143,8 @@ class KernelExecutor {
   void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer);
   void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
                          Tensor k, Tensor v, int32_t layer);
+  void Split(Tensor q, Tensor k, Tensor v, Tensor all);
+  void Join(Tensor all, Tensor q, Tensor k, Tensor v);
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);
@@ -226,7 +228,9 @@ class KernelExecutor {
   kernels::Context* NextLinear();
   // Before the ops of a micro-batch are queued: whether and where they decode ahead.
   void BeginDecodeAhead();
-  kernels::GatedArgs GatedOf() const;
+  // `one`: gate and up are one tensor's columns.
+  kernels::GatedArgs GatedOf(bool one) const;
+  kernels::ColumnsArgs ColumnsOf(Tensor q, Tensor k, Tensor v) const;
 
   kernels::Backend& backend_;
   const kernels::KernelTable& table_;
@@ -239,7 +243,7 @@ class KernelExecutor {
   std::byte* step_ = nullptr;
   std::byte* tensors_ = nullptr;  // step_, or a place in persistent_
   spec::StepProgram program_;     // of PrepareInPieces
-  std::vector<const spec::AdapterMatrix*> adapter_of_;  // by layer * 7 + module; null = none
+  std::vector<const spec::AdapterMatrix*> adapter_of_;  // by layer and module; null = none
 
   std::byte* pinned_ = nullptr;  // of plan_.pinned
   // Read back once a step. [loss_slots + 1]

@@ -34,7 +34,7 @@ kernels::LinearArgs KernelExecutor::LinearOf(Tensor u, int32_t layer, Module mod
     lora.dropout = {
         .seed = spec_.seed,
         .stream = (plan_.pads ? 0 : dropout_stream_) |
-                  (static_cast<uint64_t>(layer) << 3 | static_cast<uint64_t>(m)),
+                  (static_cast<uint64_t>(layer) << 3 | static_cast<uint64_t>(spec::NumberOf(module))),
         .p = static_cast<float>(spec_.lora_dropout),
         .late_stream = reinterpret_cast<const uint64_t*>(Late(0))};
   }

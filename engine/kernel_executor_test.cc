@@ -101,6 +101,13 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"Gemma2OutputOnly", {.gemma = 2}, {Module::kO}, Recompute::kKeepGemmOutputs},
                       Variant{"Gemma3", {.gemma = 3, .layers = 3}, {}, Recompute::kFull},
                       Variant{"Gemma3Outputs", {.gemma = 3}, {}, Recompute::kKeepGemmOutputs},
+                      Variant{"Fused", {.fused = true, .layers = 3}, {}, Recompute::kFull},
+                      Variant{"FusedKept", {.fused = true}, {}, Recompute::kNone},
+                      Variant{"FusedOutputs", {.fused = true}, {}, Recompute::kKeepGemmOutputs},
+                      Variant{"FusedQkNorm", {.qk_norm = true, .fused = true}, {}, Recompute::kFull},
+                      Variant{"FusedQkvOnly", {.fused = true}, {Module::kQkv}, Recompute::kKeepGemmOutputs},
+                      Variant{"FusedGateUpOnly", {.fused = true}, {Module::kGateUp}, Recompute::kFull},
+                      Variant{"FusedOutputOnly", {.fused = true}, {Module::kO}, Recompute::kNone},
                       Variant{"QvOnly", {}, {Module::kQ, Module::kV}, Recompute::kFull},
                       Variant{"OutputOnly", {}, {Module::kO}, Recompute::kFull},
                       Variant{"DownOnly", {}, {Module::kDown}, Recompute::kFull},
@@ -121,6 +128,7 @@ TEST(RecomputationAndThreads, ChangeNoBit) {
   for (const kernels::KernelTable* table : Tables()) {
     for (const TinyOptions& options :
          {TinyOptions{.layers = 3}, TinyOptions{.qk_norm = true, .layers = 3},
+          TinyOptions{.fused = true, .layers = 3},
           TinyOptions{.gemma = 2, .layers = 3}, TinyOptions{.gemma = 3, .layers = 3}}) {
       const TinyModel model(options);
       const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);

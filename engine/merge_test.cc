@@ -188,8 +188,8 @@ TEST_F(MergeTest, OntoQuantizedIsOntoWhatTheEngineMultiplies) {
   ASSERT_TRUE(merged.ok()) << merged.status();
   int checked = 0;
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const std::string name = ModulePath(layer, static_cast<Module>(m)) + ".weight";
+    for (const Module module : spec::ModulesOf(model_)) {
+      const std::string name = ModulePath(layer, module) + ".weight";
       std::vector<float> expected = Values(options.out_dir, name);
       for (float& value : expected) value = FloatFromBf16(Bf16FromFloat(value));
       EXPECT_EQ(Values(onto_codes.out_dir, name), expected) << name;

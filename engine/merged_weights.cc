@@ -78,8 +78,7 @@ MergedWeights::MergedWeights(const spec::ModelConfig& model, const BaseTensors& 
   std::map<std::pair<int64_t, Module>, const AdapterPair*> pairs;
   for (const AdapterPair& pair : adapter_.pairs) pairs[{pair.layer, pair.module}] = &pair;
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<Module>(m);
+    for (const Module module : spec::ModulesOf(model_)) {
       const BaseTensor* const tensor = tensors_.Find(BasePart::kCodes, layer, module);
       const auto it = pairs.find({layer, module});
       linears_[tensor->info->name] = {layer, module, tensor, it == pairs.end() ? nullptr : it->second};

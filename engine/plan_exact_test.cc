@@ -69,11 +69,12 @@ Case RandomCase(uint64_t seed) {
   m.local_rope_theta = random.Chance(0.3) ? 100 : 0;
   for (int64_t layer = 0; m.local_rope_theta > 0 && layer < m.layers; ++layer)
     m.slides.push_back(random.Chance(0.5));
+  m.fused = random.Chance(0.3);
   spec::TrainSpec& s = c.spec;
   s.lora_r = static_cast<int32_t>(random.Between(1, 40));
   s.lora_dropout = random.Chance(0.5) ? 0.1 : 0;
-  for (int i = 0; i < spec::kModuleCount; ++i) {
-    if (random.Chance(0.6)) s.target_modules.push_back(static_cast<spec::Module>(i));
+  for (const spec::Module module : spec::ModulesOf(m)) {
+    if (random.Chance(0.6)) s.target_modules.push_back(module);
   }
   s.quant = static_cast<QuantKind>(random.Below(5));
   s.double_quant = random.Chance(0.5);

@@ -112,11 +112,15 @@ LinearShape ShapeOf(const ModelConfig& model, Module module) {
     case Module::kK:
     case Module::kV:
       return {model.KeyValueWidth(), hidden};
+    case Module::kQkv:
+      return {model.QueryWidth() + 2 * model.KeyValueWidth(), hidden};
     case Module::kO:
       return {hidden, model.QueryWidth()};
     case Module::kGate:
     case Module::kUp:
       return {model.intermediate_size, hidden};
+    case Module::kGateUp:
+      return {2 * model.intermediate_size, hidden};
     case Module::kDown:
       return {hidden, model.intermediate_size};
   }
@@ -132,7 +136,7 @@ BaseLayout LayoutBase(const ModelConfig& model, QuantKind quant, bool double_qua
   }
   if (nested) {
     builder.Add(BasePart::kNestedMap, 1024);
-    builder.Add(BasePart::kOffsets, 4 * model.layers * kModuleCount);
+    builder.Add(BasePart::kOffsets, 4 * model.layers * kNumbersPerLayer);
   }
   builder.Add(BasePart::kEmbedding, 2 * model.vocab_size * hidden);
   if (!model.tie_word_embeddings) builder.Add(BasePart::kHead, 2 * model.vocab_size * hidden);
@@ -148,9 +152,8 @@ BaseLayout LayoutBase(const ModelConfig& model, QuantKind quant, bool double_qua
       builder.Add(BasePart::kQueryNorm, 2 * model.head_dim, layer);
       builder.Add(BasePart::kKeyNorm, 2 * model.head_dim, layer);
     }
-    for (int m = 0; m < kModuleCount; ++m) {
-      const Module module = static_cast<Module>(m);
-      if (model.qkv_bias && m < 3) {
+    for (const Module module : ModulesOf(model)) {
+      if (model.qkv_bias && module <= Module::kV) {
         builder.Add(BasePart::kBias, 2 * ShapeOf(model, module).n, layer, module);
       }
       AddLinear(builder, model, quant, nested, layer, module);

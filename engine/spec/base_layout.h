@@ -24,7 +24,7 @@ inline constexpr int64_t kNestedBlock = 256;  // absmax codes per nested absmax
 enum class BasePart {
   kCodeBook,       // f32 [16], or [256] for INT8; not for BF16
   kNestedMap,      // f32 [256]; double quantization only
-  kOffsets,        // f32 [layers * 7]: mean absmax of each linear; double quantization only
+  kOffsets,        // f32 [layers * 7]: mean absmax of each linear by NumberOf; double quantization only
   kEmbedding,      // bf16 [vocab, hidden]
   kHead,           // bf16 [vocab, hidden]; absent when tied
   kFinalNorm,      // bf16 [hidden]
@@ -57,6 +57,11 @@ struct BaseEntry {
   int64_t size_bytes = 0;
   TileShape tiles{};
 };
+
+// Among kOffsets, of an array of a linear.
+inline int64_t OffsetIndex(const BaseEntry& entry) {
+  return int64_t{entry.layer} * kNumbersPerLayer + NumberOf(entry.module);
+}
 
 struct BaseLayout {
   std::vector<BaseEntry> entries;  // by offset

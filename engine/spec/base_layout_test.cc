@@ -23,7 +23,9 @@ TEST(LayoutBase, EntriesAreAlignedAndApart) {
   ModelConfig biased = Model();
   biased.qkv_bias = true;
   biased.qk_norm = true;
-  for (const ModelConfig& model : {Model(), biased}) {
+  ModelConfig fused = Model();
+  fused.fused = true;
+  for (const ModelConfig& model : {Model(), biased, fused}) {
     for (const QuantKind quant : {QuantKind::kNF4, QuantKind::kINT8, QuantKind::kBF16}) {
       const BaseLayout layout = LayoutBase(model, quant, true);
       int64_t end = kBaseHeaderBytes;
@@ -41,6 +43,27 @@ TEST(LayoutBase, EntriesAreAlignedAndApart) {
       EXPECT_LT(layout.file_bytes - end, 4096);
     }
   }
+}
+
+// One tensor with one set of scales, of as many weights as its parts have.
+TEST(LayoutBase, FusedLinearsAreOneTensor) {
+  ModelConfig fused = Model();
+  fused.fused = true;
+  const BaseLayout layout = LayoutBase(fused, QuantKind::kNF4, true);
+  // qkv_proj: (60 + 2 * 30) x 60 = 7200 weights, 113 blocks.
+  EXPECT_EQ(layout.Find(BasePart::kCodes, 1, Module::kQkv)->size_bytes, 3600);
+  EXPECT_EQ(layout.Find(BasePart::kAbsmaxCodes, 1, Module::kQkv)->size_bytes, 113);
+  EXPECT_EQ(layout.Find(BasePart::kCodes, 1, Module::kGateUp)->size_bytes, 6000);
+  for (const Module module : {Module::kQ, Module::kK, Module::kV, Module::kGate, Module::kUp})
+    EXPECT_EQ(layout.Find(BasePart::kCodes, 1, module), nullptr);
+  std::set<int64_t> offsets;
+  for (const BaseEntry& entry : layout.entries) {
+    if (entry.part != BasePart::kCodes) continue;
+    EXPECT_TRUE(offsets.insert(OffsetIndex(entry)).second);
+    EXPECT_LT(4 * OffsetIndex(entry), layout.Find(BasePart::kOffsets)->size_bytes);
+  }
+  EXPECT_EQ(offsets.size(), 2u * 4);
+  EXPECT_EQ(fused.LinearParameters(), Model().LinearParameters());
 }
 
 TEST(LayoutBase, SizesAreTheFormats) {

@@ -59,8 +59,7 @@ std::vector<CheckpointTensor> CheckpointTensors(const ModelConfig& model) {
       add(BasePart::kQueryNorm, layer, Module::kQ, {model.head_dim});
       add(BasePart::kKeyNorm, layer, Module::kQ, {model.head_dim});
     }
-    for (int m = 0; m < kModuleCount; ++m) {
-      const auto module = static_cast<Module>(m);
+    for (const Module module : ModulesOf(model)) {
       const LinearShape shape = ShapeOf(model, module);
       if (model.qkv_bias && module <= Module::kV) add(BasePart::kBias, layer, module, {shape.n});
       add(BasePart::kCodes, layer, module, {shape.n, shape.k});

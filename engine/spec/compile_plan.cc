@@ -41,19 +41,14 @@ Category CategoryOf(BasePart part) {
   }
 }
 
-// What is decoded at once of any operation's weights.
+// What is decoded at once of any operation's weights: those of one input together, as if they were fused.
 int64_t TileBytes(const ModelConfig& model) {
-  const auto panel = [&](std::initializer_list<Module> modules) {
-    int64_t n = 0, k = 0;
-    for (const Module module : modules) {
-      const LinearShape shape = ShapeOf(model, module);
-      n += shape.n;
-      k = shape.k;
-    }
-    return LinearPanelBytes(n, k);
-  };
-  return std::max({panel({Module::kQ, Module::kK, Module::kV}), panel({Module::kO}),
-                   panel({Module::kGate, Module::kUp}), panel({Module::kDown})});
+  int64_t most = 0;
+  for (const Module module : {Module::kQkv, Module::kO, Module::kGateUp, Module::kDown}) {
+    const LinearShape shape = ShapeOf(model, module);
+    most = std::max(most, LinearPanelBytes(shape.n, shape.k));
+  }
+  return most;
 }
 
 // Fills next_weights for the operations first .. last-1.
@@ -299,16 +294,16 @@ int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens) {
 int64_t DecodedOffset(const ModelConfig& model, int64_t layer, Module module, int64_t act_bytes) {
   constexpr int64_t kUnit = 256;
   int64_t of_layer = 0, before = 0;
-  for (int m = 0; m < kModuleCount; ++m) {
-    if (m == static_cast<int>(module)) before = of_layer;
-    const LinearShape shape = ShapeOf(model, static_cast<Module>(m));
+  for (const Module each : ModulesOf(model)) {
+    if (each == module) before = of_layer;
+    const LinearShape shape = ShapeOf(model, each);
     of_layer += RoundUp(shape.n * shape.k * act_bytes, kUnit);
   }
   return layer * of_layer + before;
 }
 int64_t BaseCacheBytes(const ModelConfig& model, QuantKind quant, const DeviceProfile& profile) {
   if (!IsCuda(profile) || quant == QuantKind::kBF16) return 0;
-  return DecodedOffset(model, model.layers, Module::kQ, profile.act_bytes);
+  return DecodedOffset(model, model.layers, ModulesOf(model)[0], profile.act_bytes);
 }
 
 int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) {

@@ -153,6 +153,14 @@ void CountingExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor
       {dq, dk, dv, dout, out, lse, q, k, v, Staged(Slot::kStarts)});
 }
 
+void CountingExecutor::Split(Tensor q, Tensor k, Tensor v, Tensor all) {
+  Run(Op::kColumns, {.m = tokens_}, {q, k, v, all});
+}
+
+void CountingExecutor::Join(Tensor all, Tensor q, Tensor k, Tensor v) {
+  Run(Op::kColumns, {.m = tokens_}, {all, q, k, v});
+}
+
 void CountingExecutor::Gated(Tensor out, Tensor gate, Tensor up) {
   Run(Op::kGatedForward, {.m = tokens_}, {out, gate, up});
 }

@@ -61,6 +61,8 @@ class CountingExecutor {
   void Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer);
   void AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor dout, Tensor out, Tensor lse, Tensor q,
                          Tensor k, Tensor v, int32_t layer);
+  void Split(Tensor q, Tensor k, Tensor v, Tensor all);
+  void Join(Tensor all, Tensor q, Tensor k, Tensor v);
   void Gated(Tensor out, Tensor gate, Tensor up);
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up);
   void CrossEntropy(Tensor dh, Tensor h);

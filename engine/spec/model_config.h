@@ -35,6 +35,7 @@ struct ModelConfig {
   int64_t rope_original_positions = 8192;
   bool tie_word_embeddings = false;
   bool qkv_bias = false;       // qwen2
+  bool fused = false;          // qkv_proj and gate_up_proj, each one linear
   bool qk_norm = false;        // qwen3, gemma3_text
   int64_t sliding_window = 0;  // 0 = none
   std::vector<bool> slides;    // by layer: whether the window is there; empty = in all

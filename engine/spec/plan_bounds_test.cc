@@ -146,12 +146,13 @@ TEST(Waste, IsAtMostEightPercentOfTheDynamicPartForRandomShapes) {
         Shape(random.Chance(0.3) ? "qwen3" : "llama", random.Between(64, 6000), random.Between(64, 20000),
               random.Between(1, 24), kv_heads * random.Between(1, 6), kv_heads, 2 * random.Between(8, 64),
               random.Between(100, 200000), random.Chance(0.5));
+    model.fused = random.Chance(0.3);
     TrainSpec given{.lora_r = static_cast<int32_t>(random.Between(1, 128)),
                     .sequence_len = static_cast<int32_t>(random.Between(64, 4096)),
                     .micro_batch_size = static_cast<int32_t>(random.Between(1, 4)),
                     .recompute = static_cast<Recompute>(random.Between(1, 3))};
-    for (int m = 0; m < kModuleCount; ++m) {
-      if (random.Chance(0.6)) given.target_modules.push_back(static_cast<Module>(m));
+    for (const Module module : ModulesOf(model)) {
+      if (random.Chance(0.6)) given.target_modules.push_back(module);
     }
     const auto plan = CompilePlan(model, *ResolveTrainSpec(given, model), DeviceProfile{});
     ASSERT_TRUE(plan.ok()) << plan.status();
@@ -165,10 +166,11 @@ TEST(Totals, AreThoseOfTheWholePlan) {
   int owning = 0;
   for (int i = 0; i < 150; ++i) {
     const int64_t kv_heads = random.Between(1, 8);
-    const ModelConfig model =
+    ModelConfig model =
         Shape(random.Chance(0.3) ? "qwen3" : "llama", random.Between(16, 3000), random.Between(16, 9000),
               random.Between(1, 20), kv_heads * random.Between(1, 6), kv_heads, 2 * random.Between(8, 64),
               random.Between(100, 200000), random.Chance(0.5));
+    model.fused = random.Chance(0.3);
     TrainSpec given{.lora_r = static_cast<int32_t>(random.Between(1, 64)),
                     .quant = static_cast<QuantKind>(random.Below(5)),
                     .sequence_len = static_cast<int32_t>(random.Between(8, 3000)),
@@ -176,8 +178,8 @@ TEST(Totals, AreThoseOfTheWholePlan) {
                     .micro_batch_size = static_cast<int32_t>(random.Between(1, 4)),
                     .recompute = static_cast<Recompute>(random.Below(4)),
                     .base_cache = static_cast<BaseCache>(random.Below(4))};
-    for (int m = 0; m < kModuleCount; ++m) {
-      if (random.Chance(0.6)) given.target_modules.push_back(static_cast<Module>(m));
+    for (const Module module : ModulesOf(model)) {
+      if (random.Chance(0.6)) given.target_modules.push_back(module);
     }
     DeviceProfile profile;
     profile.threads = static_cast<int32_t>(random.Between(1, 16));

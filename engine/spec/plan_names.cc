@@ -37,6 +37,8 @@ std::string_view SlotName(Slot slot) {
       return "k";
     case Slot::kV:
       return "v";
+    case Slot::kQkv:
+      return "qkv";
     case Slot::kO:
       return "o";
     case Slot::kLse:
@@ -85,6 +87,8 @@ std::string_view SlotName(Slot slot) {
       return "dk";
     case Slot::kDV:
       return "dv";
+    case Slot::kDQkv:
+      return "dqkv";
     case Slot::kDH1:
       return "dh1";
     default:

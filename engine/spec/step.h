@@ -11,7 +11,8 @@
 //   Phase(phase, layer)                 where we are, for people
 //   Offloads()                          inputs of blocks wait on the host (TrainSpec::offload_activations)
 //   Groups()                            layers of one input are one operation, LinearGroup; gate and up are
-//                                       then columns of one tensor, the second its Column
+//                                       then columns of one tensor, the second its Column. So they are where
+//                                       a model has them fused. An operation is then given the first alone
 //   Stopped()                           asked before every block; true: the rest of the micro-batch, and
 //                                       with it the step, is not wanted any more
 // and one method per operation, with outputs before inputs. A tensor lives from its first to its
@@ -37,6 +38,7 @@
 // block above (Fetch .. FetchDone). So two of them are on the device at once, and no more.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -61,6 +63,7 @@ enum class Slot : uint8_t {
   kQ,
   kK,
   kV,
+  kQkv,  // what a fused product made
   kO,
   kLse,
   kAttn,  // what o_proj made, where a norm is behind it
@@ -74,7 +77,7 @@ enum class Slot : uint8_t {
   kAct,
   kMlp,  // what down_proj made, where a norm is behind it
   kRstdMlp,
-  kU,  // kU .. kU + 6: by module
+  kU,  // and as many as there are modules
   kFinal = kU + kModuleCount,
   kRstdFinal,
   kGrad,
@@ -86,6 +89,7 @@ enum class Slot : uint8_t {
   kDQ,
   kDK,
   kDV,
+  kDQkv,
   kDH1,
   kCount
 };
@@ -120,7 +124,9 @@ template <class Exec>
 struct Block {
   using Tensor = typename Exec::Tensor;
   int32_t layer = 0;
-  Tensor x, h1, rstd1, q_raw, rstd_q, k_raw, rstd_k, q, k, v, o, lse, x2, h2, rstd2, gate, up, act;
+  Tensor x, h1, rstd1, q_raw, rstd_q, k_raw, rstd_k, q, k, v, o, lse, x2, h2, rstd2, act;
+  Tensor gate, up;  // up: none where both are one
+  Tensor qkv;       // none where they are apart
   Tensor attn, rstd_attn, mlp, rstd_mlp;  // none without post norms
   std::array<Tensor, kModuleCount> u;
 };
@@ -159,6 +165,7 @@ Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, 
   b.q = act(Slot::kQ, model.QueryWidth(), query);
   b.k = act(Slot::kK, model.KeyValueWidth(), query);
   b.v = act(Slot::kV, model.KeyValueWidth(), output);
+  b.qkv = model.fused ? act(Slot::kQkv, model.QueryWidth() + 2 * model.KeyValueWidth(), other) : e.None();
   b.q_raw = b.q;
   b.k_raw = b.k;
   b.rstd_q = b.rstd_k = e.None();
@@ -180,14 +187,11 @@ Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, 
   b.x2 = act(Slot::kX2, model.hidden_size, output);
   b.h2 = act(Slot::kH2, model.hidden_size, other);
   b.rstd2 = real(Slot::kRstd2, 1, other);
-  if (e.Groups()) {
-    b.gate = act(Slot::kGateUp, 2 * model.intermediate_size, output);
-    b.up = e.Column(b.gate, model.intermediate_size);
-  } else {
-    b.gate = act(Slot::kGate, model.intermediate_size, output);
-    b.up = act(Slot::kUp, model.intermediate_size, output);
-  }
-  b.act = keep == Keep::kInput && !e.Groups() ? b.gate : act(Slot::kAct, model.intermediate_size, other);
+  const bool one = e.Groups() || model.fused;
+  b.gate = one ? act(Slot::kGateUp, 2 * model.intermediate_size, output)
+               : act(Slot::kGate, model.intermediate_size, output);
+  b.up = one ? e.None() : act(Slot::kUp, model.intermediate_size, output);
+  b.act = keep == Keep::kInput && !one ? b.gate : act(Slot::kAct, model.intermediate_size, other);
   for (int m = 0; m < kModuleCount; ++m) {
     const Module module = static_cast<Module>(m);
     const Slot slot = static_cast<Slot>(static_cast<int>(Slot::kU) + m);
@@ -211,6 +215,12 @@ void Product(Exec& e, const Block<Exec>& b, typename Exec::Tensor y, typename Ex
   e.RmsNorm(y, attention ? b.rstd_attn : b.rstd_mlp, raw, attention ? Norm::kAttention : Norm::kMlp, b.layer);
 }
 
+// As an output of its own, or its gradient.
+template <class Exec>
+typename Exec::Tensor Up(Exec& e, const ModelConfig& model, const Block<Exec>& b) {
+  return e.IsNone(b.up) ? e.Column(b.gate, model.intermediate_size) : b.up;
+}
+
 // From x to act; then, unless `next` is none, on to the next block's x.
 template <class Exec>
 void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
@@ -226,7 +236,12 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
     for (const Tensor y : outputs) linear(y, x, static_cast<Module>(module++));
   };
   e.RmsNorm(b.h1, b.rstd1, b.x, Norm::kInput, b.layer);
-  group({b.q_raw, b.k_raw, b.v}, b.h1, Module::kQ);
+  if (model.fused) {
+    linear(b.qkv, b.h1, Module::kQkv);
+    e.Split(b.q_raw, b.k_raw, b.v, b.qkv);
+  } else {
+    group({b.q_raw, b.k_raw, b.v}, b.h1, Module::kQ);
+  }
   if (model.qk_norm) {
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, b.layer);
     e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, b.layer);
@@ -237,7 +252,11 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
   Product(e, b, b.x2, b.o, Module::kO);
   e.Add(b.x2, b.x2, b.x);
   e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, b.layer);
-  group({b.gate, b.up}, b.h2, Module::kGate);
+  if (model.fused) {
+    linear(b.gate, b.h2, Module::kGateUp);
+  } else {
+    group({b.gate, Up(e, model, b)}, b.h2, Module::kGate);
+  }
   e.Gated(b.act, b.gate, b.up);
   if (e.IsNone(next)) return;
   Product(e, b, next, b.act, Module::kDown);
@@ -252,12 +271,14 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   using Tensor = typename Exec::Tensor;
   const int32_t layer = b.layer;
   const bool below = layer > 0;
-  const bool any_qkv =
-      spec.Targets(Module::kQ) || spec.Targets(Module::kK) || spec.Targets(Module::kV);
+  const auto any = [&](std::initializer_list<Module> modules) {
+    return std::any_of(modules.begin(), modules.end(), [&](Module m) { return spec.Targets(m); });
+  };
+  const bool any_qkv = any({Module::kQ, Module::kK, Module::kV, Module::kQkv});
   const bool need_qkv = below || any_qkv;
   const bool need_attention = need_qkv || spec.Targets(Module::kO);
   const bool need_gate_up =
-      need_attention || spec.Targets(Module::kGate) || spec.Targets(Module::kUp);
+      need_attention || any({Module::kGate, Module::kUp, Module::kGateUp});
   const auto grad = [&](Slot slot, int64_t width) {
     return e.Act({slot, Walk::kKept, layer}, width);
   };
@@ -299,7 +320,11 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   e.GatedBackward(b.gate, b.up, dact, b.gate, b.up);
   if (rebuild) e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, layer);
   const Tensor dh2 = need_attention ? grad(Slot::kDH2, model.hidden_size) : e.None();
-  group(dh2, {b.gate, b.up}, b.h2, Module::kGate);
+  if (model.fused) {
+    linear(dh2, false, b.gate, b.h2, Module::kGateUp);
+  } else {
+    group(dh2, {b.gate, Up(e, model, b)}, b.h2, Module::kGate);
+  }
   if (!need_attention) return;
   e.RmsNormBackward(d, true, dh2, b.x2, b.rstd2, Norm::kPost, layer);
 
@@ -325,7 +350,13 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   }
   if (rebuild) e.RmsNorm(b.h1, b.rstd1, b.x, Norm::kInput, layer);
   const Tensor dh1 = below ? grad(Slot::kDH1, model.hidden_size) : e.None();
-  group(dh1, {dq, dk, dv}, b.h1, Module::kQ);
+  if (model.fused) {
+    const Tensor dqkv = grad(Slot::kDQkv, model.QueryWidth() + 2 * model.KeyValueWidth());
+    e.Join(dqkv, dq, dk, dv);
+    linear(dh1, false, dqkv, b.h1, Module::kQkv);
+  } else {
+    group(dh1, {dq, dk, dv}, b.h1, Module::kQ);
+  }
   if (below) e.RmsNormBackward(d, true, dh1, b.x, b.rstd1, Norm::kInput, layer);
 }
 

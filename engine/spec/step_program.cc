@@ -23,7 +23,8 @@ class Places {
   }
   int32_t Backward(int32_t layer, Module module) const {
     constexpr std::array<Module, kModuleCount> kOrder = {
-        Module::kDown, Module::kGate, Module::kUp, Module::kO, Module::kQ, Module::kK, Module::kV};
+        Module::kDown, Module::kGateUp, Module::kGate, Module::kUp, Module::kO,
+        Module::kQkv,  Module::kQ,      Module::kK,    Module::kV};
     int32_t at = 0;
     while (kOrder[static_cast<size_t>(at)] != module) ++at;
     return Down(layer) + kModuleCount + at;
@@ -100,6 +101,8 @@ class Recorder {
                          Tensor k, Tensor v, int32_t layer) {
     Note(StepOpKind::kAttentionBackward, {dq, dk, dv, dout, out, lse, q, k, v}).layer = layer;
   }
+  void Split(Tensor q, Tensor k, Tensor v, Tensor all) { Note(StepOpKind::kSplit, {q, k, v, all}); }
+  void Join(Tensor all, Tensor q, Tensor k, Tensor v) { Note(StepOpKind::kJoin, {all, q, k, v}); }
   void Gated(Tensor out, Tensor gate, Tensor up) { Note(StepOpKind::kGated, {out, gate, up}); }
   void GatedBackward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up) {
     Note(StepOpKind::kGatedBackward, {dgate, dup, dout, gate, up});

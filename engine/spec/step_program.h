@@ -23,6 +23,8 @@ enum class StepOpKind : uint8_t {
   kRope,
   kAttention,
   kAttentionBackward,
+  kSplit,
+  kJoin,
   kGated,
   kGatedBackward,
   kCrossEntropy
@@ -33,7 +35,7 @@ struct StepOp {
   bool flag = false;  // accumulates; of kRope: inverse
   Norm norm = Norm::kInput;
   Module module = Module::kQ;
-  int32_t layer = 0;  // but of kEmbedding, kAdd, the gated and kCrossEntropy
+  int32_t layer = 0;  // but of kEmbedding, kAdd, kSplit, kJoin, the gated and kCrossEntropy
   int32_t heads = 0;  // of kRope
   // Of a product with a frozen weight: its place in the order that all jobs of a base have in common,
   // whatever they target and recompute. Each job has some of the places, and passes them ascending. -1 =
@@ -70,6 +72,10 @@ void Perform(Exec& e, const StepOp& op, const TensorOf& tensor) {
       return e.Attention(t(0), t(1), t(2), t(3), t(4), op.layer);
     case StepOpKind::kAttentionBackward:
       return e.AttentionBackward(t(0), t(1), t(2), t(3), t(4), t(5), t(6), t(7), t(8), op.layer);
+    case StepOpKind::kSplit:
+      return e.Split(t(0), t(1), t(2), t(3));
+    case StepOpKind::kJoin:
+      return e.Join(t(0), t(1), t(2), t(3));
     case StepOpKind::kGated:
       return e.Gated(t(0), t(1), t(2));
     case StepOpKind::kGatedBackward:

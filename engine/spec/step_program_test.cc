@@ -40,8 +40,8 @@ TEST_P(StepProgramPlaces, AreTheSameProductsForEveryJob) {
     TrainSpec given{.lora_r = 4,
                     .sequence_len = 32,
                     .recompute = static_cast<Recompute>(random.Between(1, 3))};
-    for (int m = 0; m < kModuleCount; ++m) {
-      if (random.Chance(0.5)) given.target_modules.push_back(static_cast<Module>(m));
+    for (const Module module : ModulesOf(model)) {
+      if (random.Chance(0.5)) given.target_modules.push_back(module);
     }
     const TrainSpec spec = *ResolveTrainSpec(given, model);
     int32_t last = -1;
@@ -62,7 +62,9 @@ TEST_P(StepProgramPlaces, AreTheSameProductsForEveryJob) {
 INSTANTIATE_TEST_SUITE_P(Models, StepProgramPlaces, ::testing::Bool());
 
 TEST(StepProgram, HasTheOperationsOfThePlan) {
-  for (const ModelConfig& model : {Tiny(false), Tiny(true), Tiny(true, true)}) {
+  ModelConfig fused = Tiny(false);
+  fused.fused = true;
+  for (const ModelConfig& model : {Tiny(false), Tiny(true), Tiny(true, true), fused}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull}) {
       const TrainSpec spec =
           *ResolveTrainSpec({.lora_r = 4, .sequence_len = 32, .recompute = recompute}, model);

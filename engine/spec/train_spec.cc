@@ -15,7 +15,17 @@ namespace {
 constexpr int64_t kUsualSequenceLen = 2048;  // tokens
 
 constexpr std::string_view kModuleNames[kModuleCount] = {
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"};
+constexpr Module kApart[] = {Module::kQ,    Module::kK,  Module::kV,   Module::kO,
+                             Module::kGate, Module::kUp, Module::kDown};
+constexpr Module kFused[] = {Module::kQkv, Module::kO, Module::kGateUp, Module::kDown};
+
+std::string Names(std::span<const Module> modules) {
+  std::string names;
+  for (const Module module : modules)
+    absl::StrAppend(&names, names.empty() ? "" : ", ", std::string(ModuleName(module)));
+  return names;
+}
 
 // Whole numbers to the last digit: 2147483647, not 2.14748e+09.
 std::string Written(double value) {
@@ -61,10 +71,18 @@ class Checker {
   std::vector<FieldViolation> violations_;
 };
 
-void CheckLora(const TrainSpec& spec, Checker& check) {
+void CheckLora(const TrainSpec& spec, const ModelConfig& model, Checker& check) {
   check.Range("lora.r", spec.lora_r, 1, 256, "16 is a good start");
   check.Above("lora.alpha", spec.lora_alpha, 0, 65536, "32 is a good start");
   check.Below("lora.dropout", spec.lora_dropout, 0, 1, "0.05 is a good start");
+  const std::span<const Module> all = ModulesOf(model);
+  for (const Module module : spec.target_modules) {
+    if (std::find(all.begin(), all.end(), module) != all.end()) continue;
+    check.Add("lora.target_modules", absl::StrCat("has ", std::string(ModuleName(module)), ", which a ",
+                                                  model.model_type, " model does not; its linears are ",
+                                                  Names(all)));
+    break;
+  }
 }
 
 void CheckData(const TrainSpec& spec, const ModelConfig& model, Checker& check) {
@@ -161,13 +179,23 @@ std::string_view RecomputeName(Recompute recompute) { return WordOf(kRecomputeWo
 
 std::string_view ModuleName(Module module) { return kModuleNames[static_cast<int>(module)]; }
 
+std::span<const Module> ModulesOf(const ModelConfig& model) {
+  if (model.fused) return kFused;
+  return kApart;
+}
+
+int NumberOf(Module module) {
+  constexpr int kNumbers[kModuleCount] = {0, 1, 2, 0, 3, 4, 5, 4, 6};
+  return kNumbers[static_cast<int>(module)];
+}
+
 absl::StatusOr<Module> ModuleFromName(std::string_view name) {
   for (int i = 0; i < kModuleCount; ++i) {
     if (kModuleNames[i] == name) return static_cast<Module>(i);
   }
   return Error::Field(Reason::kSpecInvalid, "lora.target_modules",
-                      "has \"" + std::string(name) +
-                          "\"; use q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
+                      absl::StrCat("has \"", std::string(name), "\"; use ", Names(kApart), ", or ",
+                                   Names(kFused), " of a model that has q, k and v in one linear"));
 }
 
 double TrainSpec::LoraScale() const {
@@ -184,14 +212,13 @@ absl::StatusOr<TrainSpec> ResolveTrainSpec(TrainSpec spec, const ModelConfig& mo
         static_cast<int32_t>(std::min<int64_t>(kUsualSequenceLen, model.max_positions));
   }
   Checker check;
-  CheckLora(spec, check);
+  CheckLora(spec, model, check);
   CheckData(spec, model, check);
   CheckOptimizer(spec, check);
   CheckLoop(spec, check);
   RETURN_IF_ERROR(check.status());
-  if (spec.target_modules.empty()) {
-    for (int i = 0; i < kModuleCount; ++i) spec.target_modules.push_back(static_cast<Module>(i));
-  }
+  const std::span<const Module> all = ModulesOf(model);
+  if (spec.target_modules.empty()) spec.target_modules.assign(all.begin(), all.end());
   std::sort(spec.target_modules.begin(), spec.target_modules.end());
   spec.target_modules.erase(std::unique(spec.target_modules.begin(), spec.target_modules.end()),
                             spec.target_modules.end());

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,9 +38,16 @@ enum class Graphs { kAuto, kOff, kOn };
 inline constexpr int64_t kGraphParameters = 2'500'000'000;
 std::string_view RecomputeName(Recompute recompute);  // "auto", "none", "keep_gemm_outputs", "full"
 
-// The order in which modules of a layer appear everywhere (plans, checkpoints, adapters).
-enum class Module { kQ, kK, kV, kO, kGate, kUp, kDown };
-inline constexpr int kModuleCount = 7;
+// The order in which modules of a layer appear everywhere (plans, checkpoints, adapters). kQkv has the rows
+// of q, k and v, kGateUp those of gate and up, in models that have them in one linear (ModelConfig::fused).
+enum class Module { kQ, kK, kV, kQkv, kO, kGate, kUp, kGateUp, kDown };
+inline constexpr int kModuleCount = 9;
+// Those that a model has: seven, or the four of a fused one.
+std::span<const Module> ModulesOf(const ModelConfig& model);
+// A module's number in its layer, of which its random numbers are made and by which a base keeps its offset.
+// A fused one has that of its first part, which no model has beside it.
+inline constexpr int kNumbersPerLayer = 7;
+int NumberOf(Module module);
 std::string_view ModuleName(Module module);  // "q_proj", ...
 absl::StatusOr<Module> ModuleFromName(std::string_view name);
 
@@ -48,8 +56,8 @@ struct TrainSpec {
   int32_t lora_r = 16;
   double lora_alpha = 32;
   double lora_dropout = 0.05;
-  std::vector<Module>
-      target_modules;  // sorted, no duplicates; Resolve fills in all seven when empty
+  // Sorted, no duplicates, and such as the model has; Resolve fills in all of them when empty.
+  std::vector<Module> target_modules;
   bool use_rslora = false;
   // Frozen base
   QuantKind quant = QuantKind::kNF4;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "base/error.h"
 #include "gmock/gmock.h"
@@ -19,11 +20,51 @@ ModelConfig Model() {
 TEST(ResolveTrainSpec, FillsInTargetsAndSortsThem) {
   TrainSpec spec{.sequence_len = 256};
   EXPECT_EQ(ResolveTrainSpec(spec, Model())->target_modules.size(), 7u);
+  ModelConfig fused = Model();
+  fused.fused = true;
+  EXPECT_THAT(ResolveTrainSpec(spec, fused)->target_modules,
+              testing::ElementsAre(Module::kQkv, Module::kO, Module::kGateUp, Module::kDown));
   spec.target_modules = {Module::kV, Module::kQ, Module::kV};
   EXPECT_THAT(ResolveTrainSpec(spec, Model())->target_modules,
               testing::ElementsAre(Module::kQ, Module::kV));
   spec.quant = QuantKind::kINT8;
   EXPECT_FALSE(ResolveTrainSpec(spec, Model())->double_quant);
+}
+
+// What a checkpoint of an older version was keyed by stays; random numbers of two modules never meet.
+TEST(Modules, HaveNumbersOfTheirOwnInEveryModel) {
+  ModelConfig model = Model();
+  for (const size_t linears : {7u, 4u}) {
+    std::set<int> numbers;
+    for (const Module module : ModulesOf(model)) {
+      EXPECT_EQ(*ModuleFromName(ModuleName(module)), module);
+      numbers.insert(NumberOf(module));
+    }
+    EXPECT_EQ(numbers.size(), linears);
+    EXPECT_LT(*numbers.rbegin(), 8);  // three bits
+    model.fused = true;
+  }
+  EXPECT_EQ(NumberOf(Module::kO), 3);
+  EXPECT_EQ(NumberOf(Module::kDown), 6);
+}
+
+TEST(Modules, OfAnotherModelAreRefusedByName) {
+  TrainSpec spec;
+  spec.target_modules = {Module::kO, Module::kQkv};
+  ModelConfig llama = Model();
+  llama.model_type = "llama";
+  EXPECT_THAT(std::string(ResolveTrainSpec(spec, llama).status().message()),
+              testing::HasSubstr("lora.target_modules has qkv_proj, which a llama model does not; its "
+                                 "linears are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+                                 "down_proj"));
+  ModelConfig fused = Model();
+  fused.fused = true;
+  fused.model_type = "phi3";
+  ASSERT_TRUE(ResolveTrainSpec(spec, fused).ok());
+  spec.target_modules = {Module::kQ};
+  EXPECT_THAT(std::string(ResolveTrainSpec(spec, fused).status().message()),
+              testing::HasSubstr("has q_proj, which a phi3 model does not; its linears are qkv_proj, o_proj, "
+                                 "gate_up_proj, down_proj"));
 }
 
 TEST(ResolveTrainSpec, ReportsEveryViolationByPath) {

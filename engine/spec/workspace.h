@@ -22,6 +22,7 @@ enum class Op : uint8_t {
   kAttentionBackward,
   kGatedForward,
   kGatedBackward,
+  kColumns,
   kEmbedding,
   kCrossEntropy,
   kAdamW,

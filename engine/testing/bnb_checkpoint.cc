@@ -18,10 +18,10 @@ BnbLinears::BnbLinears(const BaseModel& base) {
     tensors.push_back({name, type, {size / TensorTypeBytes(type)}, bytes.back().data(), {}});
   };
   for (int64_t layer = 0; layer < base.config().layers; ++layer) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<Module>(m);
+    for (const Module module : spec::ModulesOf(base.config())) {
       const std::string name = spec::CheckpointName(base.config(), BasePart::kCodes, layer, module);
-      const kernels::WeightView& view = base.view().layers[static_cast<size_t>(layer)].linear[m];
+      const BaseView::Layer& of = base.view().layers[static_cast<size_t>(layer)];
+      const kernels::WeightView& view = of.linear[static_cast<int>(module)];
       const int64_t count = view.n * view.k, blocks = kernels::AbsmaxCount(count, 64);
       add(name, TensorType::kU8, view.data, (count + 1) / 2);
       add(name + ".absmax", TensorType::kU8, view.absmax_codes, blocks);

@@ -45,6 +45,7 @@ TinyModel::TinyModel(const TinyOptions& options)
   config_.qkv_bias = options.qkv_bias;
   config_.qk_norm = options.qk_norm;
   config_.sliding_window = options.sliding_window;
+  config_.fused = options.fused;
   if (options.gemma > 0) MakeGemma(options.gemma, config_);
   FillView();
 }
@@ -54,7 +55,8 @@ TinyModel::TinyModel(const spec::ModelConfig& config, spec::QuantKind quant, boo
     : config_(config), seed_(seed) {
   FillView();
   for (BaseView::Layer& layer : view_.layers) {
-    for (kernels::WeightView& weight : layer.linear) Quantize(weight, quant, double_quant);
+    for (const spec::Module module : spec::ModulesOf(config_))
+      Quantize(layer.linear[static_cast<int>(module)], quant, double_quant);
   }
 }
 
@@ -104,10 +106,11 @@ void TinyModel::FillView() {
   const int64_t hidden = config_.hidden_size;
   view_.layers.resize(static_cast<size_t>(config_.layers));
   for (BaseView::Layer& layer : view_.layers) {
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const spec::LinearShape shape = spec::ShapeOf(config_, static_cast<spec::Module>(m));
+    for (const spec::Module module : spec::ModulesOf(config_)) {
+      const spec::LinearShape shape = spec::ShapeOf(config_, module);
+      const int m = static_cast<int>(module);
       layer.linear[m] = linear(shape.n, shape.k);
-      if (config_.qkv_bias && m < 3) layer.bias[m] = param(shape.n, 0.2);
+      if (config_.qkv_bias && module <= spec::Module::kV) layer.bias[m] = param(shape.n, 0.2);
     }
     layer.input_norm = norm(hidden);
     layer.post_norm = norm(hidden);

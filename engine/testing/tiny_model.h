@@ -18,6 +18,7 @@ namespace nibble::engine::testing {
 struct TinyOptions {
   bool qkv_bias = false;
   bool qk_norm = false;
+  bool fused = false;
   int gemma = 0;  // 1, 2, 3: as that Gemma is, with caps and windows that are felt
   int64_t layers = 2;
   int64_t sliding_window = 0;

@@ -136,8 +136,8 @@ Ladder Targets(const spec::TrainSpec& spec) {
   Ladder ladder;
   size_t last = spec.target_modules.size();
   for (const std::vector<Module>& wanted :
-       {std::vector<Module>{Module::kQ, Module::kK, Module::kV, Module::kO},
-        std::vector<Module>{Module::kQ, Module::kV}}) {
+       {std::vector<Module>{Module::kQ, Module::kK, Module::kV, Module::kQkv, Module::kO},
+        std::vector<Module>{Module::kQ, Module::kV, Module::kQkv}}) {
     std::vector<Module> fewer;
     std::vector<std::string> names;
     for (const Module module : wanted) {

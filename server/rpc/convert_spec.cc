@@ -50,7 +50,8 @@ void ReadLora(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problems) {
       out.target_modules.push_back(*module);
     } else {
       problems.Add(absl::StrCat("lora.target_modules[", i, "]"),
-                   "is not one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
+                   "is not one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or of Phi's "
+                   "qkv_proj, o_proj, gate_up_proj, down_proj");
     }
   }
   std::sort(out.target_modules.begin(), out.target_modules.end());

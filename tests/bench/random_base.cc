@@ -169,10 +169,9 @@ absl::StatusOr<RandomBase> RandomBase::Make(kernels::Backend& backend,
   const bool has_offsets = find(BasePart::kOffsets) != nullptr;
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     engine::BaseView::Layer& view = base.view_.layers[static_cast<size_t>(layer)];
-    for (int m = 0; m < spec::kModuleCount; ++m) {
-      const auto module = static_cast<spec::Module>(m);
+    for (const spec::Module module : spec::ModulesOf(model)) {
       const spec::LinearShape shape = spec::ShapeOf(model, module);
-      kernels::WeightView& w = view.linear[m];
+      kernels::WeightView& w = view.linear[static_cast<int>(module)];
       w.type =
           quant == spec::QuantKind::kBF16 ? kernels::QuantType::kBF16 : kernels::QuantType::kNF4;
       if (tiles && kernels::SuitsTiles(w.type, shape.k, w.block)) w.order = kernels::WeightOrder::kTiles;

@@ -68,14 +68,15 @@ class TimedBackend final : public kernels::Backend {
       "decode_weight",       "linear_forward",     "linear_backward",    "linear_group_forward",
       "linear_group_backward", "rmsnorm_forward",  "rmsnorm_backward",   "add",
       "rope",                "attention_forward",  "attention_backward", "gated_forward",
-      "gated_backward",      "split_columns",      "join_columns",       "embedding_forward",  "cross_entropy",      "adamw",
+      "gated_backward",      "split_columns",      "join_columns",       "embedding_forward",
+      "cross_entropy",       "adamw",
       "adamw8",              "sum_squares",        "to_act"};
   static constexpr auto kMembers = std::make_tuple(
       &Table::decode_weight, &Table::linear_forward, &Table::linear_backward, &Table::linear_group_forward,
       &Table::linear_group_backward, &Table::rmsnorm_forward, &Table::rmsnorm_backward, &Table::add,
       &Table::rope, &Table::attention_forward, &Table::attention_backward, &Table::gated_forward,
-      &Table::gated_backward, &Table::split_columns, &Table::join_columns, &Table::embedding_forward, &Table::cross_entropy, &Table::adamw,
-      &Table::adamw8, &Table::sum_squares, &Table::to_act);
+      &Table::gated_backward, &Table::split_columns, &Table::join_columns, &Table::embedding_forward,
+      &Table::cross_entropy, &Table::adamw, &Table::adamw8, &Table::sum_squares, &Table::to_act);
   static_assert(std::size(kOps) == std::tuple_size_v<decltype(kMembers)>);
 
   template <size_t kOp, typename... A>
