@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "client/completion.h"
@@ -68,6 +69,33 @@ TEST(RunViewTest, APipeGetsAStepNowAndThen) {
   EXPECT_THAT(lines[1], HasSubstr("step 5/100  loss 1.0000  lr 2.0e-04  2.0k tok/s  eta 47s"));
 }
 
+TEST(RunViewTest, APipeGetsTheLastStep) {
+  RunView view({false, true}, false);
+  view.Apply(Snapshot(v1::RUNNING, 222));
+  for (int i = 1; i <= 222; ++i) view.Apply(Step(i, 1));
+  EXPECT_THAT(view.TakeLines().back(), HasSubstr("step 222/222  loss 1.0000"));
+}
+
+TEST(RunViewTest, WhatIsWrongWithTheDataIsSaidOnce) {
+  RunView view({false, true}, false);
+  view.Apply(Snapshot(v1::RUNNING, 1));
+  EXPECT_THAT(view.TakeLines(), IsEmpty());
+  v1::Job job;
+  job.set_name("jobs/bot");
+  job.mutable_progress()->set_planned_steps(1);
+  job.mutable_effective_spec()->mutable_optimizer()->set_warmup_ratio(0.1);
+  job.set_dataset_report_json(
+      R"({"rows":9,"rejected":[{"reason":"too_long","rows":3,"first_rows":[2]},7],"warnings":["1 row has an empty answer"]})");
+  view.Refresh(job);
+  view.Refresh(job);
+  EXPECT_THAT(view.TakeLines(),
+              ElementsAre("left out: 3 of 9 rows, too long", "warning: 1 row has an empty answer",
+                          HasSubstr("warning: the only step is warm-up")));
+  job.set_dataset_report_json("nonsense");
+  job.mutable_effective_spec()->mutable_optimizer()->set_warmup_ratio(0);
+  EXPECT_THAT(DataWarnings(job), IsEmpty());
+}
+
 TEST(RunViewTest, EvaluationsAndPlannedStepsAreHeard) {
   RunView view({false, true}, false);
   v1::WatchJobResponse planned;
@@ -120,6 +148,9 @@ TEST(RunViewTest, SummaryTellsWhatIsNext) {
   update.mutable_snapshot()->mutable_error()->set_message("the loss is nan");
   view.Apply(update);
   EXPECT_THAT(testing::PrintToString(view.Summary()), HasSubstr("the loss is nan"));
+  update.mutable_snapshot()->mutable_progress()->set_completed_steps(1);
+  view.Apply(update);
+  EXPECT_THAT(view.Summary()[0], HasSubstr(": 1 step, "));
 }
 
 TEST(WhyReportTest, EachDeviceHasALineAndEachChangeToo) {
@@ -198,6 +229,35 @@ TEST(OutputTest, ALostConnectionSaysWhatToLookAt) {
             "cannot find box0:7070: Domain name not found");
   EXPECT_EQ(PlainConnectionError("DNS resolution failed for "), "DNS resolution failed for ");
   EXPECT_EQ(PlainConnectionError("Socket closed"), "Socket closed");
+}
+
+// Of wrong rows the first are listed, and all are counted.
+TEST(OutputTest, RowsThatAreNotListedAreCounted) {
+  Error error(Reason::kDatasetSchemaMismatch,
+              "32777 of 32777 rows are wrong; the first: rows[0] is not JSON (line 1)");
+  error.With("bad_rows", "32777");
+  for (int row = 0; row < 18; ++row) {
+    error.Violation(absl::StrCat("rows[", row, "]"), absl::StrCat("is not JSON (line ", row + 1, ")"));
+  }
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(PrintError({}, error.ToStatus()), kExitInvalid);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(said, HasSubstr("  rows[8]: is not JSON (line 9)\n  and 32768 more\n"));
+  EXPECT_THAT(said, Not(HasSubstr("rows[9]")));
+}
+
+// A list also shows what a thing was called before it had a name.
+TEST(OutputTest, WhoAsksByAnotherColumnIsToldWhichIsTheName) {
+  const auto said = [](const char* description) {
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(PrintError({}, Error::Field(Reason::kNameInvalid, "name", description).ToStatus()),
+              kExitInvalid);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(said("must be models/{id} with an id of [a-z]"),
+              HasSubstr("`nibble model ls` lists them; the first column is the name.\n(NAME_INVALID)"));
+  EXPECT_THAT(said("must be datasets/{id} with an id of [a-z]"), HasSubstr("`nibble dataset ls`"));
+  EXPECT_THAT(said("must be jobs/{id} with an id of [a-z]"), Not(HasSubstr(" ls`")));
 }
 
 TEST(OutputTest, NamesJsonAndYaml) {
@@ -285,7 +345,7 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
       {false, true});
   EXPECT_THAT(data, HasSubstr("2 usable of 3"));
   EXPECT_THAT(data, HasSubstr("10, of which 4 are trained on (40 %)"));
-  EXPECT_THAT(data, HasSubstr("1 row: too_long (row 2)"));
+  EXPECT_THAT(data, HasSubstr("1 row: too long (row 2)"));
   EXPECT_THAT(data, HasSubstr("ask>>say<<"));
   EXPECT_NE(DataReportText(R"({"samples":[3],"rejected":7,"length":[]})", {false, true}), "");
   EXPECT_EQ(DataReportText("nonsense", {false, true}), "");
@@ -344,6 +404,9 @@ TEST(SubmitTest, TheHubCacheIsFound) {
   EXPECT_EQ(StatusReason(FindInHubCache("org/tiny", "def").status()), Reason::kBaseModelNotFound);
   EXPECT_FALSE(FindInHubCache("org/../tiny", "").ok());
   EXPECT_FALSE(FindInHubCache("tiny", "").ok());
+  // A folder beside a recipe is nothing that can be downloaded.
+  EXPECT_THAT(std::string(FindInHubCache("recipes/tiny", "").status().message()),
+              Not(HasSubstr("download recipes/tiny")));
   unsetenv("HF_HUB_CACHE");
 }
 

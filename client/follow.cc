@@ -124,6 +124,7 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
   }
   if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
   if (!terminal.quiet) {
+    for (const std::string& line : view.TakeLines()) PrintOut(line + "\n");
     for (const std::string& line : view.Summary()) PrintOut(line + "\n");
   }
   return ExitCodeOf(view.job().state());

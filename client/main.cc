@@ -12,18 +12,23 @@
 namespace nibble::client {
 namespace {
 
-// What to say about a first word that is no command; "" when it is one.
-std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
+// What to say about a first word that is no command; "" when it is one. `name`: what was typed before it.
+std::string UnknownCommand(const CLI::App& app, const std::string& name, int argc, char** argv) {
   if (argc < 2 || argv[1][0] == '-') return "";
   std::vector<std::string_view> known;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    if (command->check_name(argv[1])) return "";
+  const auto all = [](const CLI::App*) { return true; };
+  for (const CLI::App* command : app.get_subcommands(all)) {
+    // Of a group, like nibble model, the second word is one of its own.
+    if (command->check_name(argv[1]))
+      return command->get_subcommands(all).empty()
+                 ? ""
+                 : UnknownCommand(*command, absl::StrCat(name, " ", command->get_name()), argc - 1, argv + 1);
     known.push_back(command->get_name());
   }
   const std::string close = ClosestKey(argv[1], known);
-  return absl::StrCat(
-      "nibble has no command ", argv[1],
-      close.empty() ? "; see nibble --help" : absl::StrCat("; did you mean nibble ", close, "?"));
+  return absl::StrCat(name, " has no command ", argv[1],
+                      close.empty() ? absl::StrCat("; see ", name, " --help")
+                                    : absl::StrCat("; did you mean ", name, " ", close, "?"));
 }
 
 // `nibble generate`, `nibble merge` and `nibble token` are other binaries' commands under our name.
@@ -94,7 +99,7 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);
-    if (const std::string unknown = UnknownCommand(app, argc, argv); !unknown.empty()) {
+    if (const std::string unknown = UnknownCommand(app, app.get_name(), argc, argv); !unknown.empty()) {
       std::fprintf(stderr, "%s\n", unknown.c_str());
     } else {
       app.exit(e);

@@ -13,6 +13,7 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -75,6 +76,19 @@ std::string PrintableLines(absl::string_view text) {
     lines.push_back(Printable(std::string_view(line.data(), line.size())));
   }
   return absl::StrJoin(lines, "\n");
+}
+
+// Lists also show what a thing is called and which file it was; what is asked for by one of those is told the
+// column.
+std::string ListHint(const absl::Status& status) {
+  if (StatusReason(status) != Reason::kNameInvalid) return "";
+  for (const FieldViolation& v : StatusViolations(status)) {
+    for (const char* thing : {"dataset", "model", "adapter", "worker"}) {
+      if (v.description.find(absl::StrCat("must be ", thing, "s/{id}")) == std::string::npos) continue;
+      return absl::StrCat("`nibble ", thing, " ls` lists them; the first column is the name.\n");
+    }
+  }
+  return "";
 }
 
 }  // namespace
@@ -206,7 +220,14 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
     if (++others > kMostShown) continue;
     absl::StrAppend(&text, "  ", v.field, ": ", PrintableLines(v.description), "\n");
   }
-  if (others > kMostShown) absl::StrAppend(&text, "  and ", others - kMostShown, " more\n");
+  if (others > kMostShown) {
+    // Of a data set's rows the first are named and all are counted; one is in the message itself.
+    int64_t rows = 0;
+    const auto metadata = StatusMetadata(status);
+    const auto counted = metadata.find("bad_rows");
+    if (counted == metadata.end() || !absl::SimpleAtoi(counted->second, &rows)) rows = 0;
+    absl::StrAppend(&text, "  and ", std::max<int64_t>(others, rows - 1) - kMostShown, " more\n");
+  }
   if (absl::IsUnavailable(status) && StatusReason(status) == Reason::kUnspecified) {
     absl::StrAppend(&text, ConnectionHint(std::string(status.message())), "\n");
   } else if (absl::IsDeadlineExceeded(status) && StatusReason(status) == Reason::kUnspecified) {
@@ -215,10 +236,9 @@ int PrintError(const Terminal& terminal, const absl::Status& status) {
   } else if (StatusReason(status) != Reason::kUnspecified) {
     if (absl::IsUnauthenticated(status))
       text += "Here a token is given with --token-file FILE, NIBBLE_TOKEN_FILE or NIBBLE_TOKEN.\n";
-    absl::StrAppend(&text,
-                    Paint(style, Ink::kDim,
-                          absl::StrCat("(", std::string(ReasonName(StatusReason(status))), ")")),
-                    "\n");
+    absl::StrAppend(
+        &text, ListHint(status),
+        Paint(style, Ink::kDim, absl::StrCat("(", std::string(ReasonName(StatusReason(status))), ")")), "\n");
   }
   std::fputs(text.c_str(), stderr);
   return ExitCodeOf(status);

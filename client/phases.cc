@@ -40,7 +40,7 @@ std::string PhaseView(const v1::QueryMetricsResponse& metrics, const Style& styl
                     absl::StrFormat("%.1f%%", 100 * share), Bar(share, width, style)});
   }
   return absl::StrCat(Table(rows, style, {1, 2}),
-                      absl::StrFormat("%d steps, %.2f ms each\n", steps,
+                      absl::StrFormat("%d %s, %.2f ms each\n", steps, steps == 1 ? "step" : "steps",
                                       static_cast<double>(total_us) * 1e-3 / static_cast<double>(steps)));
 }
 

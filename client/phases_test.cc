@@ -23,6 +23,14 @@ TEST(PhaseView, AddsUpStepsAndNamesTheRest) {
   EXPECT_NE(view.find("2 steps, 10.00 ms each"), std::string::npos) << view;
 }
 
+TEST(PhaseView, OneStepIsOne) {
+  v1::QueryMetricsResponse metrics;
+  metrics.add_points()->mutable_phases()->set_linear_us(5000);
+  metrics.mutable_points(0)->set_step_time_us(5000);
+  const std::string view = PhaseView(metrics, Style{.color = false, .unicode = false});
+  EXPECT_NE(view.find("\n1 step, 5.00 ms each"), std::string::npos) << view;
+}
+
 TEST(PhaseView, IsEmptyWithoutPhases) {
   v1::QueryMetricsResponse metrics;
   metrics.add_points()->set_step_time_us(5);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "client/output.h"
 #include "client/plan_report.h"
@@ -17,6 +18,7 @@ namespace nibble::client {
 namespace {
 
 std::string OnOff(bool flag) { return flag ? "yes" : "no"; }
+std::string Rows(int64_t rows) { return absl::StrCat(rows, rows == 1 ? " row" : " rows"); }
 
 using Json = nlohmann::ordered_json;
 
@@ -64,26 +66,32 @@ void Samples(std::string& out, const Json& report, const Style& style) {
   }
 }
 
+// "too long": why rows were left out, a word of the engine's report.
+std::string InWords(const Json& rejected) {
+  return absl::StrReplaceAll(Text(rejected, "reason"), {{"_", " "}});
+}
+
 void Troubles(std::string& out, const Json& report) {
   for (const Json& rejected : Items(report, "rejected")) {
     if (!rejected.is_object()) continue;
     std::vector<std::string> first;
     for (const Json& row : Items(rejected, "first_rows")) first.push_back(row.dump());
     const int64_t rows = Count(rejected, "rows");
-    Line(out, "left out",
-         absl::StrCat(rows, rows == 1 ? " row: " : " rows: ", Text(rejected, "reason"),
-                      rows == 1 ? " (row " : " (rows ", absl::StrJoin(first, ", "),
-                      rows > static_cast<int64_t>(first.size()) ? ", ...)" : ")"));
+    Line(
+        out, "left out",
+        absl::StrCat(Rows(rows), ": ", InWords(rejected), rows == 1 ? " (row " : " (rows ",
+                     absl::StrJoin(first, ", "), rows > static_cast<int64_t>(first.size()) ? ", ...)" : ")"));
   }
   if (const int64_t rows = Count(report, "truncated_rows"); rows > 0) {
     Line(out, "truncated",
-         absl::StrCat(rows, " rows lose ", Count(report, "truncated_tokens"), " tokens"));
+         absl::StrCat(Rows(rows), rows == 1 ? " loses " : " lose ", Count(report, "truncated_tokens"),
+                      " tokens"));
   }
   if (const int64_t rows = Count(report, "duplicate_rows"); rows > 0) {
-    Line(out, "duplicates", absl::StrCat(rows, " rows"));
+    Line(out, "duplicates", Rows(rows));
   }
   if (const int64_t rows = Count(report, "rows_without_eos"); rows > 0) {
-    Line(out, "without an end", absl::StrCat(rows, " rows"));
+    Line(out, "without an end", Rows(rows));
   }
   for (const Json& warning : Items(report, "warnings")) {
     if (warning.is_string()) Line(out, "warning", warning.get<std::string>());
@@ -203,6 +211,24 @@ std::string WarmUpText(const v1::JobSpec& spec, int64_t steps) {
   const int64_t of_them = std::min(warm_up, steps);
   return absl::StrCat(of_them == steps ? "all" : absl::StrCat(of_them, " of"), " ", steps,
                       " steps are warm-up, the first of them with learning rate 0; set warmup_steps lower");
+}
+
+std::vector<std::string> DataWarnings(const v1::Job& job) {
+  std::vector<std::string> lines;
+  const Json report = Json::parse(job.dataset_report_json(), nullptr, false);
+  if (report.is_object()) {
+    for (const Json& rejected : Items(report, "rejected")) {
+      if (!rejected.is_object()) continue;
+      lines.push_back(absl::StrCat("left out: ", Count(rejected, "rows"), " of ", Rows(Count(report, "rows")),
+                                   ", ", InWords(rejected)));
+    }
+    for (const Json& warning : Items(report, "warnings")) {
+      if (warning.is_string()) lines.push_back("warning: " + warning.get<std::string>());
+    }
+  }
+  const std::string warm_up = WarmUpText(job.effective_spec(), job.progress().planned_steps());
+  if (!warm_up.empty()) lines.push_back("warning: " + warm_up);
+  return lines;
 }
 
 std::string DataReportText(const std::string& json, const Style& style, const v1::JobSpec* spec) {

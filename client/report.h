@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "client/draw.h"
 #include "nibble/v1/job.pb.h"
@@ -18,6 +19,9 @@ std::string SpecText(const v1::JobSpec& spec);
 // What is to be said of a job's warm-up when more than half of its steps are of it, as of a job of one step,
 // which changes nothing; "" otherwise. `spec`: the effective one.
 std::string WarmUpText(const v1::JobSpec& spec, int64_t steps);
+// What whoever follows a job should know of its data and its steps: rows that are left out, warnings; a line
+// each.
+std::vector<std::string> DataWarnings(const v1::Job& job);
 // The report of nibble-engine validate, flattened into "key value" lines; with what it means for a job of
 // that spec, where there is one.
 std::string DataReportText(const std::string& json, const Style& style, const v1::JobSpec* spec = nullptr);

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/output.h"
+#include "client/report.h"
 #include "client/watch.h"
 
 namespace nibble::client {
@@ -55,6 +56,9 @@ void RunView::Refresh(const v1::Job& job) {
   }
   job_ = job;
   has_job_ = true;
+  if (told_of_data_ || job.dataset_report_json().empty()) return;
+  told_of_data_ = true;
+  for (const std::string& line : DataWarnings(job)) lines_.push_back(Printable(line));
 }
 
 void RunView::OnEvent(const v1::JobEvent& event) {
@@ -102,7 +106,8 @@ void RunView::OnStep(const v1::MetricPoint& point) {
   if (recent_.size() > kRecentSteps) recent_.pop_front();
   if (!live_) {
     const int64_t every = std::max<int64_t>(1, job_.progress().planned_steps() / kPlainStepLines);
-    if (point.step() == 1 || point.step() % every == 0) lines_.push_back(StepLine(point));
+    const bool last = point.step() == job_.progress().planned_steps();
+    if (point.step() == 1 || point.step() % every == 0 || last) lines_.push_back(StepLine(point));
   }
 }
 
@@ -193,7 +198,8 @@ std::vector<std::string> RunView::Summary() const {
         FormatDuration((ToUnixUs(job_.end_time()) - ToUnixUs(job_.start_time())) / 1'000'000));
   }
   if (job_.progress().completed_steps() > 0) {
-    absl::StrAppend(&head, ": ", job_.progress().completed_steps(), " steps, ",
+    absl::StrAppend(&head, ": ", job_.progress().completed_steps(),
+                    job_.progress().completed_steps() == 1 ? " step, " : " steps, ",
                     FormatCount(static_cast<double>(job_.progress().trained_tokens())), " tokens");
   }
   lines.push_back(head);

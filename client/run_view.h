@@ -46,6 +46,7 @@ class RunView {
   const bool live_;
   v1::Job job_;
   bool has_job_ = false;
+  bool told_of_data_ = false;
   int64_t last_sequence_ = 0;
   int64_t last_step_ = 0;
   std::vector<double> losses_;  // by step

@@ -196,10 +196,10 @@ absl::StatusOr<std::string> FindInHubCache(const std::string& model, const std::
     cache = JoinPath(env("XDG_CACHE_HOME"), "huggingface/hub");
   if (cache.empty()) cache = JoinPath(env("HOME"), ".cache/huggingface/hub");
   const auto missing = [&] {
-    return Error(Reason::kBaseModelNotFound,
-                 absl::StrCat("base_model ", model, ": no such directory, and not in the cache ",
-                              cache, "; download it first (hf download ", model,
-                              ") or give a directory"))
+    return Error(
+               Reason::kBaseModelNotFound,
+               absl::StrCat("base_model ", model, ": no such directory, and not in the cache ", cache,
+                            "; give a directory, or ORG/NAME of what is in the cache (hf download ORG/NAME)"))
         .ToStatus();
   };
   if (model.empty() || model[0] == '/' || model[0] == '.') {

@@ -49,14 +49,20 @@ printf 'before: '
 printf 'after:  '
 "$nibble" generate --base "$here/base" --adapter "$data/adapter" --prompts "$here/data/heldout.jsonl" --limit 200 --max-tokens 60 --temperature 0 --score
 
-http_port=$(sed -n 's/.*"http_port": *\([0-9]*\).*/\1/p' "$NIBBLE_DATA_DIR/server/run/server.json")
+# What was made here is asked of its own server, which stops when this ends unless --keep is there.
+curve="$nibble up --detach && $nibble metrics $job --plot && $nibble down"
+scraped="what nibble up names"
+if [ $keep -eq 1 ]; then
+  curve="$nibble metrics $job --plot"
+  scraped=127.0.0.1:$(sed -n 's/.*"http_port": *\([0-9]*\).*/\1/p' "$NIBBLE_DATA_DIR/server/run/server.json")/metrics
+fi
 bold "Next"
 cat <<TEXT
 Your own model and data:   $nibble run $here/recipe.yaml base_model=DIR datasets=FILE.jsonl
                            (start a server first: $nibble up)
-Loss curve of this job:    NIBBLE_DATA_DIR=$NIBBLE_DATA_DIR $nibble metrics $job --plot
-                           (demo/run.sh $bin --keep leaves the server running)
-Prometheus:                scrape 127.0.0.1:$http_port/metrics; rules and dashboards: deploy/monitoring
+Loss curve of this job:    export NIBBLE_DATA_DIR=$NIBBLE_DATA_DIR
+                           $curve
+Prometheus:                scrape $scraped; rules and dashboards: deploy/monitoring
 The adapter:               $data/adapter, in PEFT's format, which vLLM and llama.cpp's converter read too
 TEXT
 if [ $keep -eq 1 ]; then

@@ -187,13 +187,14 @@ absl::Status WriteTrainerState(const AdapterExport& adapter, HashedFile& file) {
   return WriteText(file, std::string_view(text).substr(rows + kHere.size()));
 }
 
-// The recipe with every default written out; feeding it to `nibble run` with the data set repeats the job.
-// What never changes the result and hangs on the device (recomputation, a base kept decoded) is left open.
+// The recipe with every default written out; feeding it to `nibble run` with base and data set repeats the
+// job. What never changes the result and hangs on the device (recomputation, a base kept decoded) is left
+// open.
 std::string Recipe(const AdapterExport& adapter) {
   const spec::TrainSpec& s = adapter.spec;
   std::string out =
       "# What this adapter was trained with, every default written out. To repeat it:\n"
-      "# nibble run nibble_job.yaml datasets=FILE\n";
+      "# nibble run nibble_job.yaml base_model=DIR datasets=FILE\n";
   const auto put = [&](std::string_view key, const json& value) {
     absl::StrAppend(&out, View(key), ": ",
                     value.dump(-1, ' ', false, json::error_handler_t::replace), "\n");

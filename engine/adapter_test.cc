@@ -145,6 +145,7 @@ TEST_F(AdapterTest, FilesHaveTheFormOthersRead) {
   EXPECT_THAT(*ReadFile(dir_.Join("metrics.jsonl")), HasSubstr("\"loss\":\"nan\""));
   EXPECT_THAT(*ReadFile(dir_.Join("README.md")), HasSubstr("base_model: \"org/model\""));
   EXPECT_THAT(*ReadFile(dir_.Join("nibble_job.yaml")), HasSubstr("lora_r: 4\n"));
+  EXPECT_THAT(*ReadFile(dir_.Join("nibble_job.yaml")), HasSubstr("base_model=DIR datasets=FILE"));
   EXPECT_THAT(*ReadFile(dir_.Join("checksums.txt")), HasSubstr("  adapter_model.safetensors\n"));
 }
 

@@ -24,7 +24,8 @@ absl::StatusOr<DeviceOptions> DeviceOptionsFrom(const Flags& flags) {
   options.threads = static_cast<int>(threads);
   options.base.model_dir = flags.Text("model-dir", flags.Text("base"));
   if (options.base.model_dir.empty()) {
-    return WrongWords("--model-dir is missing");
+    return WrongWords(
+        "--base is missing; give the directory of the base model (--model-dir is the same flag)");
   }
   const char* const cache = std::getenv("XDG_CACHE_HOME");
   const char* const home = std::getenv("HOME");

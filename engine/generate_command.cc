@@ -31,6 +31,12 @@ struct Prompt {
 absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
   std::vector<Prompt> prompts;
   if (flags.Has("prompt")) prompts.push_back({flags.Text("prompt"), {}});
+  // Without quotes a shell hands on each word of a prompt alone.
+  if (flags.plain().size() > 1) {
+    return WrongWords(absl::StrCat("a prompt of several words stands in quotes, got ", flags.plain().size(),
+                                   " words, \"", flags.plain()[0], "\" and \"", flags.plain()[1],
+                                   "\" the first; several prompts are for --prompts FILE"));
+  }
   for (const std::string& text : flags.plain()) prompts.push_back({text, {}});
   ASSIGN_OR_RETURN(const int64_t limit, flags.Integer("limit", -1));
   if (flags.Has("prompts")) {
@@ -54,8 +60,7 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
       prompts.push_back(std::move(prompt));
     }
   }
-  if (prompts.empty())
-    return WrongWords("give a prompt, --prompt TEXT or --prompts FILE");
+  if (prompts.empty()) return WrongWords("the prompt is missing; give a text, or --prompts FILE");
   return prompts;
 }
 

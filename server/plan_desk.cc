@@ -23,6 +23,13 @@ core::State Alone(const core::KnownCard& card) {
   return state;
 }
 
+std::string CardNames() {
+  std::string names;
+  for (const core::KnownCard& card : core::KnownCards())
+    absl::StrAppend(&names, names.empty() ? "" : ", ", card.name);
+  return names;
+}
+
 // The device a plan is shown for: the one asked for, else the first that the job fits, else the first.
 absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, const std::string& name) {
   const core::DeviceFit* chosen = nullptr;
@@ -37,7 +44,8 @@ absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, 
   }
   if (chosen) return chosen;
   return Error::Field(Reason::kWorkerNotFound, "layout_worker",
-                      absl::StrCat("names ", name.substr(0, 64), ", which is no worker and no known card"))
+                      absl::StrCat("names ", name.substr(0, 64), ", which is no worker and no known card (",
+                                   CardNames(), ")"))
       .ToStatus();
 }
 

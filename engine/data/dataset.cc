@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/hash/hash.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "base/error.h"
 #include "base/status.h"
 #include "engine/text/chat_template.h"
@@ -96,7 +97,8 @@ class Loader {
           "no trained text ends with one");
     }
     if (empty_answers_ > 0) {
-      report.warnings.push_back(absl::StrCat(empty_answers_, " rows have an empty answer"));
+      report.warnings.push_back(
+          absl::StrCat(empty_answers_, empty_answers_ == 1 ? " row has" : " rows have", " an empty answer"));
     }
     if (double_bos_ > 0) {
       report.warnings.push_back(absl::StrCat(double_bos_,
@@ -323,7 +325,8 @@ void Measure(const Dataset& data, spec::TrainSpec spec, DataReport& report) {
 absl::Status NothingToTrain(const DataReport& report, const spec::TrainSpec& spec) {
   std::string why;
   for (const RejectedRows& rejected : report.rejected) {
-    absl::StrAppend(&why, why.empty() ? "" : ", ", rejected.rows, " ", rejected.reason);
+    absl::StrAppend(&why, why.empty() ? "" : ", ", rejected.rows, " ",
+                    absl::StrReplaceAll(rejected.reason, {{"_", " "}}));
   }
   return Error(Reason::kNoSupervisedTokens,
                absl::StrCat("none of ", report.rows, " rows leaves anything to learn (", why,

@@ -195,6 +195,8 @@ TEST_F(DatasetTest, TemplatesThatAreNotRecognisedAreRefused) {
   auto data = Load(row, llama3_);
   EXPECT_EQ(StatusReason(data.status()), Reason::kChatTemplateInvalid);
   EXPECT_THAT(std::string(data.status().message()), HasSubstr("chat_template: chatml"));
+  EXPECT_THAT(std::string(data.status().message()),
+              HasSubstr("chat_template wants the template of the model's tokenizer, which has none; "));
   spec_.chat_template = "klingon";
   EXPECT_EQ(StatusReason(Load(row).status()), Reason::kChatTemplateInvalid);
   spec_.chat_template = "tokenizer_default";
@@ -364,7 +366,7 @@ TEST_F(DatasetTest, LongRowsAreDroppedOrCutAndCounted) {
   // Cut before the answer begins, nothing is left to learn.
   const auto status = Load(json{{"prompt", words}, {"completion", "a"}}.dump()).status();
   EXPECT_EQ(StatusReason(status), Reason::kNoSupervisedTokens);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("1 nothing_to_learn"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1 nothing to learn"));
 }
 
 TEST_F(DatasetTest, TheSplitIsKeyedAndReported) {

@@ -145,7 +145,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Select(std::string_view name,
                                 "mistral, gemma, zephyr"));
   }
   const std::string& text = tokenizer.chat_template();
-  if (text.empty()) return Invalid("the model's tokenizer has no chat template");
+  if (text.empty()) return Invalid("wants the template of the model's tokenizer, which has none");
   auto program = jinja::Parse(text);
   if (!program.ok()) return Invalid(absl::StrCat("cannot be used: ", program.status().message()));
   ChatTemplate made(tokenizer);

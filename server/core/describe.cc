@@ -10,6 +10,9 @@ namespace {
 using Fields = std::map<std::string, std::string>;
 
 std::string Seconds(int64_t us) { return absl::StrCat(us / 1'000'000, " s"); }
+std::string OptimizerSteps(int64_t steps) {
+  return absl::StrCat(steps, " optimizer step", steps == 1 ? "" : "s");
+}
 std::string Text(std::string_view text) { return std::string(text); }
 
 struct Describer {
@@ -81,7 +84,7 @@ struct Describer {
          {"run_alone", e.run_alone ? "true" : "false"}});
   }
   void operator()(const AttemptPlanned& e) {
-    Say(absl::StrCat("data read: ", e.planned_steps, " optimizer steps"),
+    Say(absl::StrCat("data read: ", OptimizerSteps(e.planned_steps)),
         {{"epoch", absl::StrCat(e.epoch)},
          {"planned_steps", absl::StrCat(e.planned_steps)},
          {"numerics_id", e.numerics_id}});
@@ -154,7 +157,7 @@ struct Describer {
     Say(absl::StrCat(std::string(collection), "/", id, " ", std::string(what)), {{"id", id}});
   }
   void operator()(const JobChecked& e) {
-    Say(absl::StrCat("data checked: ", e.planned_steps, " optimizer steps"),
+    Say(absl::StrCat("data checked: ", OptimizerSteps(e.planned_steps)),
         {{"planned_steps", absl::StrCat(e.planned_steps)}});
   }
   void operator()(const RequestExpired& e) {

@@ -117,9 +117,10 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
   if (answer.devices.fits.empty()) {
     response->add_notices("no worker is registered; only known cards are shown");
   }
-  response->add_notices(absl::StrCat(
-      "cards are planned with CUDA kernels and ", core::HumanBytes(core::kCardProcessBytes),
-      " for context and libraries; a worker measures its own when it starts"));
+  response->add_notices(
+      absl::StrCat("card-24gb and the like are cards to compare with, planned with CUDA kernels and ",
+                   core::HumanBytes(core::kCardProcessBytes),
+                   " for context and libraries; a worker measures its own when it starts"));
   if (input.question.fit.any_recompute) {
     response->add_notices(
         "recomputation is left to the server: each card is planned with the least that fits it");

@@ -66,7 +66,7 @@ def check_plans(nibble, folder):
     nibble("plan", "--model-config", folder / "nothing", code=5, say=[r"does not exist"])
     nibble("plan", code=5, say=[r"needs a recipe"])
     nibble("plan", "--model-config", model, "sequence_len=999999999", code=5, say=[r"sequence_len", r"512"])
-    nibble("plan", "--model-config", model, "--device", "card-1tb", code=3, say=[r"no known card"])
+    nibble("plan", "--model-config", model, "--device", "card-1tb", code=3, say=[r"no known card \(card-24gb, card-48gb, card-80gb, card-141gb\)"])
 
 
 def check_models(nibble):
@@ -101,6 +101,8 @@ def check_help():
 
     assert re.fullmatch(r"nibble \d+\.\d+\.\d+\n", ask("--version")) and ask("version") == ask("--version")
     assert "--help" in ask(code=2) and "no command" in ask("no-such-command", code=2)
+    assert "nibble model has no command push; see nibble model --help" in ask("model", "push", code=2)
+    assert "did you mean nibble dataset push?" in ask("dataset", "pus", code=2)
     groups = commands_of(ask("--help"))
     assert {"run", "plan", "generate", "token", "model"} <= set(groups), groups
     for command in groups:
@@ -112,6 +114,8 @@ def check_help():
     if (BIN / "nibble-engine").is_file():
         for words in (["generate", "--nonsense"], ["generate", "--base", "."], ["merge", "--base", ".", "--onto", "x"]):
             assert "(SPEC_INVALID)" in ask(*words, code=2)
+        assert "--base is missing" in ask("generate", "hello", code=2)
+        assert "a prompt of several words stands in quotes" in ask("generate", "--base", ".", "hello", "world", code=2)
         assert "(BASE_MODEL_NOT_FOUND)" in ask("generate", "--base", "/nonexistent", "hello", code=3)
 
 
