@@ -17,7 +17,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/hashed_file.h"
+#include "engine/model/hashed_file.h"
 #include "engine/line.h"
 #include "nlohmann/json.hpp"
 

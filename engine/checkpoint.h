@@ -16,7 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 #include "engine/loss_scale.h"
 
 namespace nibble::engine {

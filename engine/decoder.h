@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 #include "engine/device.h"
 #include "engine/region.h"
 

@@ -11,8 +11,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "engine/base_model.h"
-#include "engine/base_view.h"
+#include "engine/model/base_model.h"
+#include "engine/model/base_view.h"
 #include "engine/region.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/text/tokenizer.h"

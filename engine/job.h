@@ -17,7 +17,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 #include "engine/checkpoint.h"
 #include "engine/data/dataset.h"
 #include "engine/device.h"

@@ -9,7 +9,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/fused_turn.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/testing/tiny_directory.h"
 #include "gmock/gmock.h"

@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/base_view.h"
+#include "engine/model/base_view.h"
 #include "engine/loss_scale.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/step.h"

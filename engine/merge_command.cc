@@ -8,7 +8,7 @@
 #include "base/status.h"
 #include "engine/commands.h"
 #include "engine/line.h"
-#include "engine/merge.h"
+#include "engine/model/merge.h"
 #include "engine/spec/words.h"
 #include "engine/text/text.h"
 

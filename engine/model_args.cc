@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "engine/floats.h"
+#include "engine/model/floats.h"
 
 namespace nibble::engine {
 

@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
-#include "engine/base_tensors.h"
+#include "engine/model/base_tensors.h"
 #include "engine/spec/base_layout.h"
 #include "kernels/nf4.h"
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/base_model.h"
-#include "engine/safetensors.h"
+#include "engine/model/base_model.h"
+#include "engine/model/safetensors.h"
 
 namespace nibble::engine::testing {
 

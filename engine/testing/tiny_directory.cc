@@ -6,7 +6,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/checkpoint_tensors.h"
 #include "kernels/counter.h"
 #include "nlohmann/json.hpp"

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "engine/base_view.h"
+#include "engine/model/base_view.h"
 #include "engine/kernel_executor.h"
 #include "engine/region.h"
 #include "engine/spec/compile_plan.h"

@@ -29,7 +29,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/base_model.h"
+#include "engine/model/base_model.h"
 #include "engine/device.h"
 #include "engine/spec/words.h"
 #include "kernels/parallel.h"

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/base_view.h"
+#include "engine/model/base_view.h"
 #include "engine/region.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"

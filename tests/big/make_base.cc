@@ -24,10 +24,10 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/base_cache.h"
-#include "engine/base_tensors.h"
+#include "engine/model/base_cache.h"
+#include "engine/model/base_tensors.h"
 #include "engine/flags.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 
 namespace nibble::engine {

@@ -11,7 +11,7 @@
 #include "client/recipe.h"
 #include "client/yaml.h"
 #include "engine/data/dataset_rows.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
 #include "nibble/v1/job.pb.h"

@@ -9,7 +9,7 @@
 #include "engine/text/jinja_eval.h"
 #include "engine/text/jinja_parse.h"
 #include "engine/protocol.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/spec/model_config.h"

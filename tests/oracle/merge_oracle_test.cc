@@ -9,8 +9,8 @@
 
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/merge.h"
-#include "engine/safetensors.h"
+#include "engine/model/merge.h"
+#include "engine/model/safetensors.h"
 #include "tests/oracle/fixture.h"
 
 namespace nibble::oracle {

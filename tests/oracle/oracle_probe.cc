@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 #include "engine/text/tokenizer.h"
 #include "kernels/nf4.h"
 #include "kernels/tables.h"

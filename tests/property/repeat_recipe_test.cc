@@ -9,7 +9,7 @@
 
 #include "base/file.h"
 #include "client/recipe.h"
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 #include "engine/spec/testing/no_defaults.h"
 #include "nibble/v1/job.pb.h"
 #include "server/rpc/convert_spec.h"

@@ -1,4 +1,4 @@
-#include "engine/bnb_tensor.h"
+#include "engine/model/bnb_tensor.h"
 
 #include <cmath>
 #include <nlohmann/json.hpp>

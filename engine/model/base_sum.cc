@@ -1,4 +1,4 @@
-#include "engine/base_sum.h"
+#include "engine/model/base_sum.h"
 
 #include <sys/stat.h>
 

@@ -1,4 +1,4 @@
-#include "engine/base_cache.h"
+#include "engine/model/base_cache.h"
 
 #include <algorithm>
 #include <cstring>
@@ -11,10 +11,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/base_sum.h"
-#include "engine/device_encoder.h"
-#include "engine/floats.h"
-#include "engine/locked_file.h"
+#include "engine/model/base_sum.h"
+#include "engine/model/device_encoder.h"
+#include "engine/model/floats.h"
+#include "engine/model/locked_file.h"
 #include "engine/spec/words.h"
 #include "engine/text/text.h"
 #include "kernels/nf4.h"

@@ -1,4 +1,4 @@
-#include "engine/base_model.h"
+#include "engine/model/base_model.h"
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -20,9 +20,9 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/base_tensors.h"
-#include "engine/floats.h"
-#include "engine/safetensors.h"
+#include "engine/model/base_tensors.h"
+#include "engine/model/floats.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/testing/bnb_checkpoint.h"

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "kernels/kernel_table.h"
 
 namespace nibble::engine {

@@ -1,4 +1,4 @@
-#include "engine/base_model.h"
+#include "engine/model/base_model.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -15,10 +15,10 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "engine/base_cache.h"
-#include "engine/base_sum.h"
-#include "engine/base_tensors.h"
-#include "engine/safetensors.h"
+#include "engine/model/base_cache.h"
+#include "engine/model/base_sum.h"
+#include "engine/model/base_tensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "kernels/nf4.h"
 

@@ -1,4 +1,4 @@
-#include "engine/locked_file.h"
+#include "engine/model/locked_file.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -15,7 +15,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/testing/full_disk.h"
 

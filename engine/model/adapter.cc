@@ -1,4 +1,4 @@
-#include "engine/adapter.h"
+#include "engine/model/adapter.h"
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@
 #include "base/file.h"
 #include "base/outside_text.h"
 #include "base/status.h"
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/words.h"
 #include "engine/text/text.h"

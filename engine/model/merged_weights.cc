@@ -1,4 +1,4 @@
-#include "engine/merged_weights.h"
+#include "engine/model/merged_weights.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
-#include "engine/floats.h"
+#include "engine/model/floats.h"
 #include "engine/spec/base_layout.h"
 #include "engine/text/text.h"
 #include "kernels/nf4.h"

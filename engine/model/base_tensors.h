@@ -12,8 +12,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/bnb_tensor.h"
-#include "engine/safetensors.h"
+#include "engine/model/bnb_tensor.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/checkpoint_tensors.h"
 #include "engine/spec/model_config.h"

@@ -18,7 +18,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "engine/base_view.h"
+#include "engine/model/base_view.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
 #include "kernels/backend.h"

@@ -1,4 +1,4 @@
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/floats.h"
+#include "engine/model/floats.h"
 
 namespace nibble::engine {
 namespace {

@@ -11,10 +11,10 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "engine/adapter.h"
-#include "engine/base_model.h"
-#include "engine/base_tensors.h"
-#include "engine/safetensors.h"
+#include "engine/model/adapter.h"
+#include "engine/model/base_model.h"
+#include "engine/model/base_tensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/model_config.h"
 #include "kernels/parallel.h"
 

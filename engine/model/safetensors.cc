@@ -1,4 +1,4 @@
-#include "engine/safetensors.h"
+#include "engine/model/safetensors.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/floats.h"
+#include "engine/model/floats.h"
 #include "engine/text/json.h"
 #include "engine/text/text.h"
 

@@ -1,4 +1,4 @@
-#include "engine/merge.h"
+#include "engine/model/merge.h"
 
 #include <algorithm>
 #include <map>
@@ -13,12 +13,12 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/base_cache.h"
-#include "engine/base_tensors.h"
-#include "engine/hashed_file.h"
+#include "engine/model/base_cache.h"
+#include "engine/model/base_tensors.h"
+#include "engine/model/hashed_file.h"
 #include "engine/text/json.h"
-#include "engine/merged_weights.h"
-#include "engine/safetensors.h"
+#include "engine/model/merged_weights.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/words.h"
 #include "engine/text/text.h"
 

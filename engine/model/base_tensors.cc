@@ -1,4 +1,4 @@
-#include "engine/base_tensors.h"
+#include "engine/model/base_tensors.h"
 
 #include <cmath>
 #include <set>

@@ -1,4 +1,4 @@
-#include "engine/base_view.h"
+#include "engine/model/base_view.h"
 
 #include <type_traits>
 

@@ -1,4 +1,4 @@
-#include "engine/merge.h"
+#include "engine/model/merge.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,9 +14,9 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/base_cache.h"
-#include "engine/floats.h"
-#include "engine/safetensors.h"
+#include "engine/model/base_cache.h"
+#include "engine/model/floats.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/testing/bnb_checkpoint.h"
 #include "engine/testing/tiny_directory.h"

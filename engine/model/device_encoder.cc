@@ -1,4 +1,4 @@
-#include "engine/device_encoder.h"
+#include "engine/model/device_encoder.h"
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"

@@ -19,8 +19,8 @@
 
 #include "absl/status/statusor.h"
 #include "base/file.h"
-#include "engine/base_tensors.h"
-#include "engine/safetensors.h"
+#include "engine/model/base_tensors.h"
+#include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/train_spec.h"
 #include "kernels/backend.h"

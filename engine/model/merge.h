@@ -15,8 +15,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "engine/adapter.h"
-#include "engine/base_model.h"
+#include "engine/model/adapter.h"
+#include "engine/model/base_model.h"
 
 namespace nibble::engine {
 
