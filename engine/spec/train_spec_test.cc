@@ -49,7 +49,7 @@ TEST(Modules, HaveNumbersOfTheirOwnInEveryModel) {
 }
 
 TEST(Modules, OfAnotherModelAreRefusedByName) {
-  TrainSpec spec;
+  TrainSpec spec{.sequence_len = 256};
   spec.target_modules = {Module::kO, Module::kQkv};
   ModelConfig llama = Model();
   llama.model_type = "llama";

@@ -95,11 +95,18 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned row = index / per_row, first = index % per_row * 8;
   if (row >= args.rows) return;
   Act* const at = all + int64_t{row} * width + first;
+  // Without an index that is not known here, for which the arguments would be copied to a stack.
   const auto part_of = [&](unsigned column) {
-    int64_t left = column;
-    int part = 0;
-    while (left >= args.width[part]) left -= args.width[part++];
-    return static_cast<Act*>(args.part[part]) + int64_t{row} * args.width[part] + left;
+    int64_t left = column, columns = args.width[0];
+    void* part = args.part[0];
+#pragma unroll
+    for (int p = 1; p < kMostColumns; ++p) {
+      if (left < columns) continue;
+      left -= columns;
+      columns = args.width[p];
+      part = args.part[p];
+    }
+    return static_cast<Act*>(part) + int64_t{row} * columns + left;
   };
   if (vector) {
     Act* const part = part_of(first);
