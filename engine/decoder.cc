@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "engine/model_args.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/rope.h"
 #include "engine/spec/workspace.h"
 
 namespace nibble::engine {
@@ -93,7 +94,7 @@ int64_t Decoder::Place(const Adapter* adapter, std::byte* base) {
   ids_ = rows(1, 4);
   places_ = rows(1, 4);
   starts_ = take(8);
-  rope_ = take(model_.RopeTables() * max_tokens_ * model_.head_dim * 4);
+  rope_ = take(4 * spec::RopeTableElements(model_, max_tokens_));
   head_ = take(std::min(max_prompt_, kHeadRows) * model_.vocab_size * 4);
   workspace_ = take(workspace_bytes_);
   for (size_t i = 0; i < key_cache_.size(); ++i) {
@@ -155,8 +156,9 @@ void Decoder::Blocks(std::span<const int32_t> ids) {
   kernels::Context& context = backend.context();
   context.workspace = workspace_;
   context.workspace_bytes = workspace_bytes_;
+  if (length_ == 0) first_row_ = spec::RopeFirstRow(model_, m);
   positions_.resize(ids.size());
-  std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(length_));
+  std::iota(positions_.begin(), positions_.end(), first_row_ + static_cast<int32_t>(length_));
   const int32_t starts[] = {0, static_cast<int32_t>(m)};
   backend.CopyIn(Lane::kCompute, ids_, ids.data(), m * 4);
   backend.CopyIn(Lane::kCompute, places_, positions_.data(), m * 4);
@@ -212,16 +214,14 @@ void Decoder::Attend(int64_t layer, int64_t m) {
   kernels::Context& context = device_.backend().context();
   const BaseView::Layer& of = device_.view().layers[static_cast<size_t>(layer)];
   const auto* positions = reinterpret_cast<const int32_t*>(places_);
-  const auto* rope =
-      reinterpret_cast<const float*>(rope_) + model_.RopeTableOf(layer) * max_tokens_ * model_.head_dim;
+  const auto* rope = reinterpret_cast<const float*>(rope_) + spec::RopeTableBegin(model_, layer, max_tokens_);
   if (model_.qk_norm) {
     Norm(q_, q_, of.q_norm, m * model_.heads, model_.head_dim);
     Norm(k_, k_, of.k_norm, m * model_.kv_heads, model_.head_dim);
   }
-  table_.rope(&context, q_, positions, rope, m, model_.heads,
-              model_.head_dim, false);
-  table_.rope(&context, k_, positions, rope, m, model_.kv_heads,
-              model_.head_dim, false);
+  const int64_t width = model_.head_dim, rotary = model_.RotaryWidth();
+  table_.rope(&context, q_, positions, rope, m, model_.heads, width, rotary, false);
+  table_.rope(&context, k_, positions, rope, m, model_.kv_heads, width, rotary, false);
   const int64_t row = model_.KeyValueWidth() * kernels::DTypeBytes(table_.act);
   const Buffer keys = key_cache_[static_cast<size_t>(layer)];
   const Buffer values = value_cache_[static_cast<size_t>(layer)];

@@ -27,7 +27,8 @@ class Decoder {
   // Forgets everything seen.
   void Reset() { length_ = 0; }
   // Takes in more tokens and returns the logits [vocab] after the last. Several tokens only right
-  // after Reset.
+  // after Reset. The length of the first call's decides which of longrope's angles the text gets; a text that
+  // starts with those of short ones must stay within the model's original positions.
   std::span<const float> Feed(std::span<const int32_t> ids);
   // Logits [ids, vocab] after every token, from the start. For tests and scores.
   std::vector<float> AllLogits(std::span<const int32_t> ids);
@@ -67,6 +68,7 @@ class Decoder {
   int64_t workspace_bytes_ = 0;
   std::vector<float> logits_;
   int64_t length_ = 0;
+  int32_t first_row_ = 0;  // of the text's, in the RoPE table
 };
 
 }  // namespace nibble::engine

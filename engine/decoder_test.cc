@@ -121,7 +121,8 @@ TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
 
 INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest,
                          ::testing::Values(Which{"ref", "llama"}, Which{"cpu", "llama"},
-                                           Which{"cuda-emulated", "llama"}, Which{"ref", "gemma"},
+                                           Which{"cuda-emulated", "llama"}, Which{"ref", "longrope"},
+                                           Which{"cpu", "longrope"}, Which{"ref", "gemma"},
                                            Which{"ref", "gemma2"}, Which{"cpu", "gemma2"},
                                            Which{"ref", "gemma3_text"}, Which{"cpu", "gemma3_text"},
                                            Which{"cuda-emulated", "gemma3_text"}),

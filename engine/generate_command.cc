@@ -197,6 +197,19 @@ absl::StatusOr<std::optional<Adapter>> AdapterFrom(const Flags& flags, const Dev
 
 }  // namespace
 
+// With longrope a text's angles change, those of its first tokens too, when it outgrows the model's original
+// positions.
+absl::Status CheckAnglesStay(const spec::ModelConfig& model, int64_t prompt, int64_t most) {
+  const int64_t original = model.rope_original_positions, positions = model.max_positions;
+  const int64_t read = std::min(prompt + most - 1, positions);  // the last token of an answer is not
+  if (model.rope != spec::RopeKind::kLong || prompt > original || read <= original) return absl::OkStatus();
+  return Error(Reason::kSpecInvalid,
+               absl::StrCat("a prompt has ", prompt, " tokens, and --max-tokens is ", most,
+                            "; a text that begins within this model's original_max_position_embeddings, ",
+                            original, ", must end within them: its angles (longrope) would change. Use ",
+                            "--max-tokens ", original - prompt + 1));
+}
+
 absl::Status GenerateCommand(const Arguments& arguments) {
   std::vector<std::string> valued = DeviceFlagNames();
   for (const char* name :
@@ -229,6 +242,7 @@ absl::Status GenerateCommand(const Arguments& arguments) {
           Reason::kSpecInvalid,
           absl::StrCat("a prompt has ", length, " tokens; it must have 1 to ", positions - 1));
     }
+    RETURN_IF_ERROR(CheckAnglesStay(device->model(), length, sampling.max_tokens));
     longest = std::max(longest, length);
   }
   const int64_t room = std::min(positions, longest + sampling.max_tokens);

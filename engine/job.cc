@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "engine/spec/rope.h"
 
 namespace nibble::engine {
 namespace {

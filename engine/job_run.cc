@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "engine/job.h"
+#include "engine/spec/rope.h"
 
 namespace nibble::engine {
 namespace {
@@ -133,8 +134,9 @@ absl::Status Job::Fill(std::span<const int32_t> row, const std::vector<int32_t>&
     RETURN_IF_ERROR(data_.tokens.Read(part[static_cast<size_t>(index)], example_));
     batch.ids.insert(batch.ids.end(), example_.ids.begin(), example_.ids.end());
     batch.labels.insert(batch.labels.end(), example_.labels.begin(), example_.labels.end());
+    const int32_t first = spec::RopeFirstRow(device_.model(), static_cast<int64_t>(example_.ids.size()));
     for (size_t p = 0; p < example_.ids.size(); ++p) {
-      batch.positions.push_back(static_cast<int32_t>(p));
+      batch.positions.push_back(first + static_cast<int32_t>(p));
       batch.target_tokens += example_.labels[p] != kNoLabel;
     }
     batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));

@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "engine/model_args.h"
+#include "engine/spec/rope.h"
 #include "kernels/counter.h"
 #include "kernels/nf4.h"
 
@@ -340,10 +341,10 @@ void KernelExecutor::Add(Tensor out, Tensor a, Tensor b) {
 }
 
 void KernelExecutor::Rope(Tensor x, int64_t heads, int32_t layer, bool inverse) {
-  const int64_t table = model_.RopeTableOf(layer) * spec_.sequence_len * model_.head_dim;
+  const int64_t table = spec::RopeTableBegin(model_, layer, spec_.sequence_len);
   table_.rope(NextOp(StepPhase::kElementwise), x, reinterpret_cast<const int32_t*>(At({Slot::kPositions})),
               reinterpret_cast<const float*>(persistent_ + plan_.persistent.rope) + table, shape_.rows, heads,
-              model_.head_dim, inverse);
+              model_.head_dim, model_.RotaryWidth(), inverse);
 }
 
 void KernelExecutor::Attention(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, int32_t layer) {

@@ -36,7 +36,7 @@ namespace nibble::engine {
 struct MicroBatch {
   std::vector<int32_t> ids;
   std::vector<int32_t> labels;     // -1 = none
-  std::vector<int32_t> positions;  // from 0 in each document
+  std::vector<int32_t> positions;  // rows of RopeTable: from RopeFirstRow on in each document
   std::vector<int32_t> starts;     // documents + 1
   int64_t target_tokens = 0;       // labels that are not -1
 

@@ -93,6 +93,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"QkNormOutputs", {.qk_norm = true}, {}, Recompute::kKeepGemmOutputs},
                       Variant{"OutputsUpOnly", {}, {Module::kUp}, Recompute::kKeepGemmOutputs},
                       Variant{"Window", {.sliding_window = 4}, {}, Recompute::kFull},
+                      Variant{"PartOfHeads", {.rotary_dim = 6}, {}, Recompute::kFull},
                       Variant{"Gemma", {.gemma = 1}, {}, Recompute::kFull},
                       Variant{"Gemma2", {.gemma = 2, .layers = 3}, {}, Recompute::kFull},
                       Variant{"Gemma2Kept", {.gemma = 2}, {}, Recompute::kNone},
@@ -127,9 +128,9 @@ std::vector<const kernels::KernelTable*> Tables() {
 TEST(RecomputationAndThreads, ChangeNoBit) {
   for (const kernels::KernelTable* table : Tables()) {
     for (const TinyOptions& options :
-         {TinyOptions{.layers = 3}, TinyOptions{.qk_norm = true, .layers = 3},
-          TinyOptions{.fused = true, .layers = 3},
-          TinyOptions{.gemma = 2, .layers = 3}, TinyOptions{.gemma = 3, .layers = 3}}) {
+         {TinyOptions{.layers = 3}, TinyOptions{.qk_norm = true, .layers = 3, .rotary_dim = 4},
+          TinyOptions{.fused = true, .layers = 3}, TinyOptions{.gemma = 2, .layers = 3},
+          TinyOptions{.gemma = 3, .layers = 3}}) {
       const TinyModel model(options);
       const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);
       std::vector<double> first;

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "base/random.h"
+#include "engine/spec/rope.h"
 #include "engine/testing/malloc_count.h"
 #include "engine/testing/recording_table.h"
 #include "engine/testing/tiny_model.h"
@@ -67,6 +68,13 @@ Case RandomCase(uint64_t seed) {
   m.attention_soft_cap = random.Chance(0.3) ? 20 : 0;
   m.logit_soft_cap = random.Chance(0.3) ? 10 : 0;
   m.local_rope_theta = random.Chance(0.3) ? 100 : 0;
+  m.rotary_dim = random.Chance(0.3) ? 2 * random.Between(1, m.head_dim / 2) : 0;
+  if (m.local_rope_theta == 0 && random.Chance(0.3)) {
+    m.rope = spec::RopeKind::kLong;
+    m.rope_original_positions = random.Between(2, 70);
+    m.rope_short_factors.assign(static_cast<size_t>(m.RotaryWidth() / 2), 1);
+    m.rope_long_factors.assign(static_cast<size_t>(m.RotaryWidth() / 2), 3);
+  }
   for (int64_t layer = 0; m.local_rope_theta > 0 && layer < m.layers; ++layer)
     m.slides.push_back(random.Chance(0.5));
   m.fused = random.Chance(0.3);
@@ -97,8 +105,10 @@ Case RandomCase(uint64_t seed) {
 MicroBatch FullBatch(const Case& c, bool long_ones, uint64_t seed) {
   const int length = long_ones ? c.spec.sequence_len : 1;
   const int count = c.spec.sequence_len * c.spec.micro_batch_size / length;
-  return testing::RandomBatch(std::vector<int>(static_cast<size_t>(count), length),
-                              c.model.vocab_size, seed);
+  MicroBatch batch =
+      testing::RandomBatch(std::vector<int>(static_cast<size_t>(count), length), c.model.vocab_size, seed);
+  for (int32_t& position : batch.positions) position += spec::RopeFirstRow(c.model, length);
+  return batch;
 }
 
 // A whole step and an evaluation; nothing may be allocated meanwhile.

@@ -280,10 +280,11 @@ struct KernelTable {
   // out = a + b, `count` elements; out may be a or b.
   void (*add)(Context*, void* out, const void* a, const void* b, int64_t count);
 
-  // Rotates x act [M, heads, D] in place, pairs (i, i + D/2). cos_sin f32 [positions, D/2, 2];
-  // positions i32 [M]. inverse: by the negative angle (the backward).
-  void (*rope)(Context*, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
-               int64_t heads, int64_t head_dim, bool inverse);
+  // Rotates x act [M, heads, D] in place: of the first R = rotary_dim elements of a head the pairs
+  // (i, i + R/2), the others stay; R is even and at most D. cos_sin f32 [places, R/2, 2]; positions i32 [M]
+  // say which place of it a row takes. inverse: by the negative angle (the backward).
+  void (*rope)(Context*, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
+               int64_t head_dim, int64_t rotary_dim, bool inverse);
 
   // out act [M, H, D]; lse real [M, H] = log of the sum of exp(scores). q [M, H, D]; k, v [M, G, D].
   void (*attention_forward)(Context*, void* out, void* lse, const void* q, const void* k,

@@ -10,6 +10,7 @@
 #include "engine/spec/counting_executor.h"
 #include "engine/spec/offset_planner.h"
 #include "engine/spec/plan_names.h"
+#include "engine/spec/rope.h"
 #include "engine/spec/round.h"
 #include "engine/spec/step.h"
 #include "engine/spec/workspace.h"
@@ -99,8 +100,8 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
     plan.persistent.tiles = place("base.tiles", Category::kWorkspace, 2 * plan.persistent.tile_bytes);
   }
   if (plan.pads) plan.persistent.late = place("late", Category::kWorkspace, 3 * 8);
-  plan.persistent.rope = place("rope", Category::kActivations,
-                               model.RopeTables() * spec.sequence_len * (model.head_dim / 2) * 2 * 4);
+  plan.persistent.rope =
+      place("rope", Category::kActivations, 4 * RopeTableElements(model, spec.sequence_len));
   plan.persistent.scalars = place("scalars", Category::kWorkspace,
                                   ScalarBytes(spec));
   plan.memory.persistent_bytes = RoundUp(next, kPage);

@@ -33,7 +33,7 @@ struct PersistentLayout {
   // Of a plan that pads: u64 bits of the dropout stream, f64 scale of the gradients, f64 loss, all of the
   // micro-batch under way.
   int64_t late = -1;
-  int64_t rope = 0;  // f32 [ModelConfig::RopeTables(), sequence_len, head_dim / 2, 2]
+  int64_t rope = 0;  // f32, RopeTable of sequence_len
   // f64 [gradient_accumulation_steps + 1]: a loss per micro-batch, the sum of squares of the gradients
   int64_t scalars = 0;
   int64_t activations = -1;  // the tensors of the step; -1 = they are in the step region

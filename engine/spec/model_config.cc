@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "engine/spec/config_fields.h"
 #include "engine/spec/gemma_config.h"
+#include "engine/spec/rope_config.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble::spec {
@@ -22,75 +23,6 @@ constexpr int64_t kMaxHeadDim = 1024;
 constexpr std::array<const char*, 7> kModelTypes = {"llama", "mistral", "qwen2",      "qwen3",
                                                     "gemma", "gemma2",  "gemma3_text"};
 
-// `key` names the object in errors.
-absl::Status ReadRopeObject(const json& scaling, const std::string& key, ModelConfig& model) {
-  if (!scaling.is_object()) return InvalidConfig(key + " is no object");
-  ConfigFields rope(scaling);
-  model.rope_theta = rope.Number("rope_theta", model.rope_theta);
-  if (rope.Number("partial_rotary_factor", 1) != 1) {
-    return UnsupportedConfig(key + ".partial_rotary_factor other than 1 is not supported");
-  }
-  const std::string type = rope.Text("rope_type", rope.Text("type", "default"));
-  if (type == "default") return rope.status();
-  model.rope_factor = rope.Number("factor", 1);
-  if (type == "linear") {
-    model.rope = RopeKind::kLinear;
-    return rope.status();
-  }
-  if (type != "llama3") {
-    return UnsupportedConfig(
-        absl::StrCat(key, ".rope_type \"", type, "\" is not supported; supported: default, linear, llama3"));
-  }
-  model.rope = RopeKind::kLlama3;
-  model.rope_low_freq_factor = rope.Number("low_freq_factor", 1);
-  model.rope_high_freq_factor = rope.Number("high_freq_factor", 4);
-  model.rope_original_positions =
-      rope.Integer("original_max_position_embeddings", 8192, 1, int64_t{1} << 30);
-  if (model.rope_high_freq_factor <= model.rope_low_freq_factor) {
-    return InvalidConfig(key + ".high_freq_factor must be above low_freq_factor");
-  }
-  return rope.status();
-}
-
-// Gemma 3 turns by another base in layers with a window; what is said of scaling is of the others.
-absl::Status ReadLocalRope(const json& config, ModelConfig& model) {
-  ConfigFields fields(config);
-  model.local_rope_theta = fields.Number("rope_local_base_freq", 10000);
-  RETURN_IF_ERROR(fields.status());
-  if (!fields.Has("rope_parameters") || !config["rope_parameters"].is_object()) return absl::OkStatus();
-  const json& by_kind = config["rope_parameters"];
-  if (!by_kind.contains("sliding_attention") || by_kind["sliding_attention"].is_null())
-    return absl::OkStatus();
-  ModelConfig local;
-  local.rope_theta = model.local_rope_theta;
-  RETURN_IF_ERROR(ReadRopeObject(by_kind["sliding_attention"], "rope_parameters.sliding_attention", local));
-  if (local.rope != RopeKind::kDefault) {
-    return UnsupportedConfig("rope_parameters.sliding_attention other than default is not supported");
-  }
-  model.local_rope_theta = local.rope_theta;
-  return absl::OkStatus();
-}
-
-absl::Status ReadRope(const json& config, ModelConfig& model) {
-  const bool two = model.model_type == "gemma3_text";
-  ConfigFields top(config);
-  model.rope_theta = top.Number("rope_theta", two ? 1e6 : 1e4);
-  RETURN_IF_ERROR(top.status());
-  if (two) RETURN_IF_ERROR(ReadLocalRope(config, model));
-  // transformers 5 writes rope_parameters with rope_theta inside, earlier ones rope_scaling.
-  std::string key = top.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  if (!top.Has(key.c_str())) return absl::OkStatus();
-  const json* scaling = &config[key];
-  if (two && scaling->is_object() &&
-      (scaling->contains("full_attention") || scaling->contains("sliding_attention"))) {
-    if (!scaling->contains("full_attention") || (*scaling)["full_attention"].is_null())
-      return absl::OkStatus();
-    scaling = &(*scaling)["full_attention"];
-    key += ".full_attention";
-  }
-  return ReadRopeObject(*scaling, key, model);
-}
-
 // Options that change the result and that no supported model sets otherwise.
 absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
   ConfigFields fields(config);
@@ -101,9 +33,6 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
   }
   if (fields.Flag("attention_bias", false)) return UnsupportedConfig("attention_bias true is not supported");
   if (fields.Flag("mlp_bias", false)) return UnsupportedConfig("mlp_bias true is not supported");
-  if (fields.Has("partial_rotary_factor") && fields.Number("partial_rotary_factor", 1) != 1) {
-    return UnsupportedConfig("partial_rotary_factor other than 1 is not supported");
-  }
   for (const char* key : {"num_local_experts", "num_experts"}) {
     if (fields.Has(key)) return UnsupportedConfig(absl::StrCat(key, " is not supported"));
   }

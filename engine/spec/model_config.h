@@ -14,7 +14,7 @@
 
 namespace nibble::spec {
 
-enum class RopeKind { kDefault, kLinear, kLlama3 };
+enum class RopeKind { kDefault, kLinear, kLlama3, kYarn, kLong };
 
 struct ModelConfig {
   std::string model_type;  // llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text
@@ -32,7 +32,14 @@ struct ModelConfig {
   double rope_factor = 1;
   double rope_low_freq_factor = 1;  // llama3
   double rope_high_freq_factor = 4;
-  int64_t rope_original_positions = 8192;
+  int64_t rope_original_positions = 8192;  // llama3, yarn, longrope
+  double rope_scale = 1;                   // cos and sin are multiplied by it; yarn, longrope
+  double rope_beta_fast = 32;              // yarn
+  double rope_beta_slow = 1;
+  bool rope_truncate = true;
+  std::vector<double> rope_short_factors;  // longrope: of each frequency, of documents up to the original
+  std::vector<double> rope_long_factors;   // positions and of longer ones
+  int64_t rotary_dim = 0;                  // how many first elements of a head turn; 0 = all
   bool tie_word_embeddings = false;
   bool qkv_bias = false;       // qwen2
   bool fused = false;          // qkv_proj and gate_up_proj, each one linear
@@ -57,7 +64,8 @@ struct ModelConfig {
   int64_t WindowOf(int64_t layer) const {
     return slides.empty() || slides[static_cast<size_t>(layer)] ? sliding_window : 0;
   }
-  // Of RopeTable's.
+  int64_t RotaryWidth() const { return rotary_dim > 0 ? rotary_dim : head_dim; }
+  // Of RopeTable's (rope.h).
   int64_t RopeTables() const { return local_rope_theta > 0 ? 2 : 1; }
   int64_t RopeTableOf(int64_t layer) const { return local_rope_theta > 0 && WindowOf(layer) > 0 ? 1 : 0; }
   float ScoreScale() const;          // on q k^T
@@ -66,9 +74,5 @@ struct ModelConfig {
 };
 
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json);
-
-// cos and sin of every position and frequency, fp32 arithmetic as transformers has it:
-// f32 [RopeTables(), positions, head_dim / 2, 2].
-std::vector<float> RopeTable(const ModelConfig& model, int64_t positions);
 
 }  // namespace nibble::spec

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "engine/spec/rope.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -56,12 +57,13 @@ TEST(ParseModelConfig, RefusesByName) {
   };
   EXPECT_THAT(why(R"({"model_type":"phi3"})"), HasSubstr("phi3"));
   EXPECT_THAT(why(R"({"model_type":"gemma3"})"), HasSubstr("gemma3_text"));
-  EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"yarn","factor":4})")), HasSubstr("yarn"));
+  EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"dynamic","factor":4})")), HasSubstr("whole batch"));
   EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
   EXPECT_THAT(why(With(R"(,"attention_bias":true)")), HasSubstr("attention_bias"));
   EXPECT_THAT(why(With(R"(,"mlp_bias":true)")), HasSubstr("mlp_bias"));
   EXPECT_THAT(why(With(R"(,"rope_parameters":{"rope_theta":1e4,"partial_rotary_factor":0.5})")),
-              HasSubstr("partial_rotary_factor"));
+              HasSubstr("rope_parameters.partial_rotary_factor 0.5 is not supported in a llama model"));
+  EXPECT_THAT(why(With(R"(,"partial_rotary_factor":0.5)")), HasSubstr("partial_rotary_factor 0.5"));
   EXPECT_THAT(why(With(R"(,"quantization_config":{})")), HasSubstr("quantization_config"));
   EXPECT_TRUE(ParseModelConfig(With(R"(,"quantization_config":{"quant_method":"bitsandbytes",)"
                                     R"("load_in_4bit":true})"))
@@ -216,6 +218,49 @@ TEST(ParseModelConfig, RefusesWhatNoGemmaIs) {
   std::string first = Changed(kBase, "llama", "gemma") + R"(,"hidden_act":"gelu","head_dim":8})";
   EXPECT_EQ(why(first), "");
   EXPECT_THAT(why(Changed(first, R"("gelu")", R"("silu")")), HasSubstr("silu"));
+}
+
+// What the oracle's fixtures cannot have: files that transformers stumbles over.
+TEST(ParseModelConfig, RefusesRopeThatIsNotWhole) {
+  const auto why = [](const std::string& rope) {
+    const absl::Status status = ParseModelConfig(With(R"(,"rope_scaling":{)" + rope + "}")).status();
+    EXPECT_EQ(StatusReason(status), Reason::kModelFileInvalid) << rope;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(why(R"("type":"yarn")"), HasSubstr("rope_scaling.factor is missing"));
+  EXPECT_THAT(why(R"("type":"yarn","factor":4,"rope_theta":1)"), HasSubstr("rope_theta is 1; with yarn"));
+  EXPECT_THAT(why(R"("type":"yarn","factor":4,"attention_factor":-1)"), HasSubstr("attention_factor is -1"));
+  EXPECT_THAT(why(R"("type":"yarn","factor":4,"original_max_position_embeddings":0)"),
+              HasSubstr("original_max_position_embeddings is 0, outside 1"));
+  const std::string four = "[1,1,1,1]";
+  EXPECT_THAT(why(R"("type":"longrope","long_factor":)" + four),
+              HasSubstr("short_factor is no list of 4 numbers"));
+  EXPECT_THAT(why(R"("type":"longrope","short_factor":[1,1,1],"long_factor":)" + four),
+              HasSubstr("short_factor is no list of 4 numbers"));
+  EXPECT_THAT(why(R"("type":"longrope","long_factor":[1,0,1,1],"short_factor":)" + four),
+              HasSubstr("long_factor has 0"));
+  EXPECT_THAT(why(R"("type":"longrope","original_max_position_embeddings":1,"long_factor":)" + four +
+                  R"(,"short_factor":)" + four),
+              HasSubstr("must be above 1"));
+}
+
+// A document's angles follow from its own length, wherever it stands.
+TEST(RopeTable, OfLongropeHasRowsForShortAndForLongDocuments) {
+  const auto model = ParseModelConfig(With(
+      R"(,"rope_scaling":{"type":"longrope","original_max_position_embeddings":16,
+         "short_factor":[1,1,1,1],"long_factor":[4,4,4,4],"attention_factor":1.0})"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(RopeTableElements(*model, 16), 16 * 8);
+  EXPECT_EQ(RopeTableElements(*model, 17), (16 + 17) * 8);
+  EXPECT_EQ(RopeFirstRow(*model, 16), 0);
+  EXPECT_EQ(RopeFirstRow(*model, 17), 16);
+  const auto table = RopeTable(*model, 17);
+  ASSERT_EQ(table.size(), 33u * 8);
+  const auto sine = [&](int row) { return table[static_cast<size_t>(row * 8 + 1)]; };
+  EXPECT_NEAR(sine(15), std::sin(15.0), 1e-6);
+  EXPECT_NEAR(sine(16), 0, 0);
+  EXPECT_NEAR(sine(16 + 4), std::sin(1.0), 1e-6);
+  EXPECT_NEAR(sine(16 + 16), std::sin(4.0), 1e-6);
 }
 
 TEST(RopeTable, IsTheFormula) {

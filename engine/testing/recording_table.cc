@@ -86,14 +86,14 @@ void Add(Context* c, void* out, const void* a, const void* b, int64_t count) {
   for (const void* data : {static_cast<const void*>(out), a, b}) Note(data, Act(count));
   table->add(c, out, a, b, count);
 }
-void Rope(Context* c, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
-          int64_t heads, int64_t head_dim, bool inverse) {
+void Rope(Context* c, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
+          int64_t head_dim, int64_t rotary_dim, bool inverse) {
   Begin(c);
   Note(x, Act(m * heads * head_dim));
   Note(positions, 4 * m);
   const int32_t last = *std::max_element(positions, positions + m);
-  Note(cos_sin, (int64_t{last} + 1) * (head_dim / 2) * 8);
-  table->rope(c, x, positions, cos_sin, m, heads, head_dim, inverse);
+  Note(cos_sin, (int64_t{last} + 1) * rotary_dim * 4);
+  table->rope(c, x, positions, cos_sin, m, heads, head_dim, rotary_dim, inverse);
 }
 void NoteAttention(const AttentionArgs& a, std::initializer_list<const void*> queries,
                    std::initializer_list<const void*> keys, const void* lse) {

@@ -109,7 +109,7 @@ class Weights {
 };
 
 std::string TinyConfig(int64_t hidden, const std::string& kind) {
-  json config = {{"model_type", kind},
+  json config = {{"model_type", kind == "longrope" ? "llama" : kind},
                  {"vocab_size", kByteBase + 256},
                  {"hidden_size", hidden},
                  {"intermediate_size", 2 * hidden},
@@ -128,6 +128,13 @@ std::string TinyConfig(int64_t hidden, const std::string& kind) {
     config["layer_types"] = {"sliding_attention", "full_attention"};
   }
   if (kind == "gemma2") config.update({{"attn_logit_softcapping", 5.0}, {"final_logit_softcapping", 6.0}});
+  if (kind == "longrope") {
+    const auto pairs = static_cast<size_t>(hidden / 8);
+    config["rope_scaling"] = {{"type", "longrope"},
+                              {"original_max_position_embeddings", 20},
+                              {"short_factor", std::vector<double>(pairs, 1)},
+                              {"long_factor", std::vector<double>(pairs, 8)}};
+  }
   return config.dump();
 }
 

@@ -11,7 +11,9 @@
 namespace nibble::engine::testing {
 
 // The numbers of the model below: byte-level tokenizer of 259 entries, 2 layers, GQA, tied head. `hidden` is
-// a multiple of 32; from 128 on rows have several blocks of a quantized base. `kind` is a model_type.
+// a multiple of 32; from 128 on rows have several blocks of a quantized base. `kind` is a model_type, or
+// longrope: a Llama whose angles are others in documents of more than 20 tokens, which some rows of the data
+// set below are.
 spec::ModelConfig TinyDirectoryConfig(int64_t hidden = 32, const std::string& kind = "llama");
 // config.json, model.safetensors (fp32), tokenizer.json, tokenizer_config.json.
 void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hidden = 32,

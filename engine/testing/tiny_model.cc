@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/rope.h"
 #include "kernels/bf16.h"
 #include "kernels/counter.h"
 #include "kernels/nf4.h"
@@ -46,6 +47,7 @@ TinyModel::TinyModel(const TinyOptions& options)
   config_.qk_norm = options.qk_norm;
   config_.sliding_window = options.sliding_window;
   config_.fused = options.fused;
+  config_.rotary_dim = options.rotary_dim;
   if (options.gemma > 0) MakeGemma(options.gemma, config_);
   FillView();
 }

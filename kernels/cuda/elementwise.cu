@@ -151,16 +151,16 @@ __global__ void __launch_bounds__(kThreads)
   Store8(out + int64_t{row} * dim + column, x, dim - column, vector);
 }
 
-// A thread turns kPairs neighbouring pairs of one head: (i, i + D/2), (i + 1, i + 1 + D/2), ...
+// A thread turns kPairs neighbouring pairs of one head: (i, i + half), (i + 1, i + 1 + half), ...
 template <typename Act, int kPairs>
 __global__ void __launch_bounds__(kThreads)
     RopeKernel(Act* x, const int32_t* positions, const float* cos_sin, unsigned rows_heads, unsigned heads,
-               unsigned half, float sign) {
+               unsigned head_dim, unsigned half, float sign) {
   const unsigned per_head = half / kPairs;
   const unsigned index = blockIdx.x * kThreads + threadIdx.x;
   if (index >= rows_heads * per_head) return;
   const unsigned head = index / per_head, first = index % per_head * kPairs;
-  Act* low = x + int64_t{head} * 2 * half + first;
+  Act* low = x + int64_t{head} * head_dim + first;
   const float* angles = cos_sin + (int64_t{positions[head / heads]} * half + first) * 2;
   float a[kPairs], b[kPairs], turn[2 * kPairs];
   if constexpr (kPairs == 8) {
@@ -279,15 +279,15 @@ void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView tab
 
 template <typename Act>
 void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
-          int64_t head_dim, bool inverse) {
+          int64_t head_dim, int64_t rotary_dim, bool inverse) {
   const float sign = inverse ? -1.0f : 1.0f;
-  const int64_t pairs = m * heads * (head_dim / 2);
+  const int64_t pairs = m * heads * (rotary_dim / 2);
   KERNEL_CHECK(pairs < int64_t{1} << 31);
-  const auto rows_heads = static_cast<unsigned>(m * heads), half = static_cast<unsigned>(head_dim / 2);
-  const bool vector = head_dim % 16 == 0 && Aligned(x, cos_sin);
+  const auto rows_heads = static_cast<unsigned>(m * heads), half = static_cast<unsigned>(rotary_dim / 2);
+  const bool vector = rotary_dim % 16 == 0 && head_dim % 8 == 0 && Aligned(x, cos_sin);
   Launch(ctx, Blocks(pairs, vector ? kThreads * 8 : kThreads), kThreads, 0,
          vector ? RopeKernel<Act, 8> : RopeKernel<Act, 1>, static_cast<Act*>(x), positions, cos_sin,
-         rows_heads, static_cast<unsigned>(heads), half, sign);
+         rows_heads, static_cast<unsigned>(heads), static_cast<unsigned>(head_dim), half, sign);
 }
 
 #define INSTANTIATE(Act)                                                                                    \
@@ -298,7 +298,8 @@ void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin,
   template void SplitColumns<Act>(Context*, const void*, const ColumnsArgs&);                               \
   template void JoinColumns<Act>(Context*, void*, const ColumnsArgs&);                                      \
   template void EmbeddingForward<Act>(Context*, void*, const int32_t*, ParamView, int64_t, int64_t, float); \
-  template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t, bool);  \
+  template void Rope<Act>(Context*, void*, const int32_t*, const float*, int64_t, int64_t, int64_t,         \
+                          int64_t, bool);                                                                   \
   template void ToAct<Act>(Context*, void*, const void*, int64_t);
 INSTANTIATE(BF16)
 INSTANTIATE(FP16)

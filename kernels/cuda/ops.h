@@ -27,7 +27,7 @@ void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamView tab
                       float scale);
 template <typename Act>
 void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
-          int64_t head_dim, bool inverse);
+          int64_t head_dim, int64_t rotary_dim, bool inverse);
 template <typename Act>
 void ToAct(Context* ctx, void* out, const void* in, int64_t count);
 

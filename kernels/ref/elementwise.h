@@ -68,11 +68,11 @@ struct Elementwise {
   }
 
   static void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
-                   int64_t heads, int64_t head_dim, bool inverse) {
-    KERNEL_CHECK(m >= 0 && heads > 0 && head_dim > 0 && head_dim % 2 == 0);
-    const int64_t half = head_dim / 2;
+                   int64_t heads, int64_t head_dim, int64_t rotary_dim, bool inverse) {
+    KERNEL_CHECK(m >= 0 && heads > 0 && rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim);
+    const int64_t half = rotary_dim / 2;
     RunPieces(ctx->pool, m, [&](int64_t row, int) {
-      const float* angles = cos_sin + positions[row] * head_dim;
+      const float* angles = cos_sin + positions[row] * rotary_dim;
       for (int64_t head = 0; head < heads; ++head) {
         Act* values = static_cast<Act*>(x) + (row * heads + head) * head_dim;
         for (int64_t i = 0; i < half; ++i) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/spec/rope.h"
 
 namespace nibble::bench {
 

@@ -139,12 +139,12 @@ std::vector<Target> EngineTargets() {
                      {SafetensorsSeed()},
                      {"BF16", "F64", "\"shape\":[", "data_offsets", "I8"},
                      Safetensors});
-  targets.push_back(
-      {"model_config",
-       {RepositoryFile("demo/base/config.json"),
-        RepositoryFile("tests/oracle/fixtures/tiny-qwen3/config.json")},
-       {"rope_scaling", "llama3", "null", "\"factor\":", "head_dim", "sliding_window"},
-       ModelConfig});
+  targets.push_back({"model_config",
+                     {RepositoryFile("demo/base/config.json"),
+                      RepositoryFile("tests/oracle/fixtures/tiny-qwen3/config.json")},
+                     {"rope_scaling", "llama3", "yarn", "longrope", "\"short_factor\":[", "null",
+                      "\"factor\":", "head_dim", "sliding_window"},
+                     ModelConfig});
   targets.push_back({"train_spec", {spec}, json_words, TrainSpec});
   targets.push_back(
       {"device_profile", {spec::DeviceProfileToJson(spec::DeviceProfile())}, json_words, Profile});

@@ -220,7 +220,7 @@ void BenchElementwise(DeviceBench& bench, const std::string& model, int64_t dim,
   columns.part[2] = static_cast<char*>(columns.part[1]) + 2 * m * columns.width[1];
   bench.Report("columns", narrow, 2 * bytes, false, [&] { t.split_columns(c, x, columns); });
   bench.Report("rope", narrow, 2 * bytes, false,
-               [&] { t.rope(c, x, positions, cos_sin, m, heads, head_dim, false); });
+               [&] { t.rope(c, x, positions, cos_sin, m, heads, head_dim, head_dim, false); });
   bench.Report("embedding", narrow, 2 * bytes, false,
                [&] { t.embedding_forward(c, x, positions, table, m, dim, 1); });
   bench.Report("silu fwd", broad, 3 * wide_bytes, false,

@@ -254,7 +254,7 @@ void BenchElementwise(Bench& bench, const std::string& model, int64_t dim, int64
     t.rmsnorm_backward(bench.context(), y.data(), false, dy.data(), x.data(), weight, rstd.data(), m, dim, 0);
   });
   bench.Line("rope", shape, 2 * bytes, Limit::kCopy, [&] {
-    t.rope(bench.context(), y.data(), positions.data(), cos_sin.data(), m, dim / 64, 64, false);
+    t.rope(bench.context(), y.data(), positions.data(), cos_sin.data(), m, dim / 64, 64, 64, false);
   });
   bench.Line("add", shape, 3 * bytes, Limit::kCopy,
              [&] { t.add(bench.context(), y.data(), x.data(), dy.data(), m * dim); });

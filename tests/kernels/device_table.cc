@@ -261,12 +261,12 @@ void ElementwiseOps(KernelTable& t) {
     Op().add(call.context(), call.Out(out, Act(count)), call.In(a, Act(count)), call.In(b, Act(count)),
              count);
   };
-  t.rope = [](Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
-              int64_t heads, int64_t head_dim, bool inverse) {
+  t.rope = [](Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m, int64_t heads,
+              int64_t head_dim, int64_t rotary_dim, bool inverse) {
     Call call(ctx);
     const int32_t last = m == 0 ? -1 : *std::max_element(positions, positions + m);
     Op().rope(call.context(), call.Out(x, Act(m * heads * head_dim)), call.In(positions, 4 * m),
-              call.In(cos_sin, 4 * (last + 1) * head_dim), m, heads, head_dim, inverse);
+              call.In(cos_sin, 4 * (last + 1) * rotary_dim), m, heads, head_dim, rotary_dim, inverse);
   };
   t.gated_forward = [](Context* ctx, void* out, const void* gate, const void* up, const GatedArgs& args) {
     Call call(ctx);

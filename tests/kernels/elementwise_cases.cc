@@ -65,15 +65,16 @@ Outcome Add(const KernelTable& t, int threads, int64_t count) {
   return result.Result();
 }
 
-Outcome Rope(const KernelTable& t, int threads, int64_t m, int64_t heads, int64_t dim, bool inverse) {
+Outcome Rope(const KernelTable& t, int threads, int64_t heads, int64_t dim, int64_t rotary, bool inverse) {
+  const int64_t m = 21;
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   std::vector<int32_t> positions(static_cast<size_t>(m));
   for (int64_t i = 0; i < m; ++i) positions[static_cast<size_t>(i)] = static_cast<int32_t>(i * 7 % 50);
   std::vector<double> angles;
   for (int64_t p = 0; p < 50; ++p)
-    for (int64_t i = 0; i < dim / 2; ++i) {
-      const double angle = static_cast<double>(p) * std::pow(1e4, -2.0 * static_cast<double>(i) /
-                                                                       static_cast<double>(dim));
+    for (int64_t i = 0; i < rotary / 2; ++i) {
+      const double angle =
+          static_cast<double>(p) * std::pow(1e4, -2.0 * static_cast<double>(i) / static_cast<double>(rotary));
       angles.push_back(std::cos(angle));
       angles.push_back(std::sin(angle));
     }
@@ -81,8 +82,8 @@ Outcome Rope(const KernelTable& t, int threads, int64_t m, int64_t heads, int64_
   const auto x = Normal(m * heads * dim, 1);
   Tensor got(t.act, x), want(DType::kF64, x);
   const auto* cos_sin = static_cast<const float*>(table.data());
-  t.rope(ctx.get(), got.data(), positions.data(), cos_sin, m, heads, dim, inverse);
-  Ref64Table().rope(ref_ctx.get(), want.data(), positions.data(), cos_sin, m, heads, dim, inverse);
+  t.rope(ctx.get(), got.data(), positions.data(), cos_sin, m, heads, dim, rotary, inverse);
+  Ref64Table().rope(ref_ctx.get(), want.data(), positions.data(), cos_sin, m, heads, dim, rotary, inverse);
   Comparison result;
   result.Add("x", got, want, ActTolerance(t));
   return result.Result();
@@ -433,7 +434,18 @@ std::vector<Case> ElementwiseCases() {
   for (const int64_t dim : {2, 6, 32, 64, 100, 128, 256}) {
     for (const bool inverse : {false, true}) {
       add("rope d=" + std::to_string(dim) + (inverse ? " inverse" : ""),
-          [=](const KernelTable& t, int threads) { return Rope(t, threads, 21, 3, dim, inverse); });
+          [=](const KernelTable& t, int threads) { return Rope(t, threads, 3, dim, dim, inverse); });
+    }
+  }
+  // Less than a head turns: by vectors and one by one, where all heads begin aligned and where not.
+  for (const auto& [dim, rotary] :
+       {std::pair<int64_t, int64_t>{128, 96}, {96, 48}, {64, 32}, {100, 32}, {6, 2}}) {
+    for (const bool inverse : {false, true}) {
+      add("rope d=" + std::to_string(dim) + " of which " + std::to_string(rotary) +
+              (inverse ? " inverse" : ""),
+          [dim = dim, rotary = rotary, inverse](const KernelTable& t, int threads) {
+            return Rope(t, threads, 3, dim, rotary, inverse);
+          });
     }
   }
   return cases;

@@ -113,26 +113,29 @@ TEST(Gradient, RmsNorm) {
   ExpectSlope("dx", &x, dx, loss);
 }
 
+// Of whole heads, and of their first elements.
 TEST(Gradient, Rope) {
   const int64_t m = 4, heads = 2, dim = 6;
-  Vector x = Normal(m * heads * dim, 1);
-  const Vector c = Normal(m * heads * dim, 2);
-  const std::vector<int32_t> positions = {0, 1, 2, 1};
-  std::vector<float> cos_sin;
-  for (int p = 0; p < 3; ++p)
-    for (int i = 0; i < dim / 2; ++i) {
-      cos_sin.push_back(std::cos(0.3f * p * (i + 1)));
-      cos_sin.push_back(std::sin(0.3f * p * (i + 1)));
-    }
-  TestContext ctx(1, 64);
-  const auto loss = [&] {
-    Vector y = x;
-    T().rope(ctx.get(), y.data(), positions.data(), cos_sin.data(), m, heads, dim, false);
-    return Combine(y, c);
-  };
-  Vector dx = c;
-  T().rope(ctx.get(), dx.data(), positions.data(), cos_sin.data(), m, heads, dim, true);
-  ExpectSlope("dx", &x, dx, loss);
+  for (const int64_t rotary : {6, 4}) {
+    Vector x = Normal(m * heads * dim, 1);
+    const Vector c = Normal(m * heads * dim, 2);
+    const std::vector<int32_t> positions = {0, 1, 2, 1};
+    std::vector<float> cos_sin;
+    for (int p = 0; p < 3; ++p)
+      for (int i = 0; i < rotary / 2; ++i) {
+        cos_sin.push_back(std::cos(0.3f * p * (i + 1)));
+        cos_sin.push_back(std::sin(0.3f * p * (i + 1)));
+      }
+    TestContext ctx(1, 64);
+    const auto loss = [&] {
+      Vector y = x;
+      T().rope(ctx.get(), y.data(), positions.data(), cos_sin.data(), m, heads, dim, rotary, false);
+      return Combine(y, c);
+    };
+    Vector dx = c;
+    T().rope(ctx.get(), dx.data(), positions.data(), cos_sin.data(), m, heads, dim, rotary, true);
+    ExpectSlope("dx", &x, dx, loss);
+  }
 }
 
 TEST(Gradient, Attention) {

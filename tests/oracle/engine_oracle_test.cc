@@ -68,7 +68,9 @@ void ExpectLogits(const LogitsCase& which, const kernels::KernelTable& table, do
                   int32_t tokens = 256) {
   const Scratch scratch;
   const std::string variant = which.variant;
-  const auto expected = Fixture::Open(FixturePath(std::string(which.model) + "/expected.safetensors"));
+  const std::string own = FixturePath(std::string(which.model) + "/expected." + variant + ".safetensors");
+  const auto expected =
+      Fixture::Open(fs::exists(own) ? own : FixturePath(std::string(which.model) + "/expected.safetensors"));
   RigOptions options;
   options.model_dir = ModelDir(scratch, which.model, variant);
   options.cache_dir = scratch / "cache";
@@ -106,7 +108,8 @@ TEST_P(LogitsOracle, CpuInBf16OfShortMicroBatches) {
 INSTANTIATE_TEST_SUITE_P(
     Models, LogitsOracle,
     testing::Values(LogitsCase{"tiny-llama", "default"}, LogitsCase{"tiny-llama", "rope-llama3"},
-                    LogitsCase{"tiny-llama", "rope-linear"}, LogitsCase{"tiny-llama", "sliding-window"},
+                    LogitsCase{"tiny-llama", "rope-linear"}, LogitsCase{"tiny-llama", "rope-yarn"},
+                    LogitsCase{"tiny-llama", "rope-long"}, LogitsCase{"tiny-llama", "sliding-window"},
                     LogitsCase{"tiny-llama", "nf4"}, LogitsCase{"tiny-qwen2", "default"},
                     LogitsCase{"tiny-qwen3", "default"}, LogitsCase{"tiny-gemma", "default"},
                     LogitsCase{"tiny-gemma2", "default"}, LogitsCase{"tiny-gemma3", "default"},

@@ -5,18 +5,20 @@
 
 #include "base/status.h"
 #include "engine/model_args.h"
+#include "engine/spec/rope.h"
 
 namespace nibble::oracle {
 namespace {
 
-engine::MicroBatch BatchOf(const Documents& documents) {
+engine::MicroBatch BatchOf(const spec::ModelConfig& model, const Documents& documents) {
   engine::MicroBatch batch;
   batch.starts.push_back(0);
   for (const std::vector<int32_t>& ids : documents) {
+    const int32_t first = spec::RopeFirstRow(model, static_cast<int64_t>(ids.size()));
     for (size_t i = 0; i < ids.size(); ++i) {
       batch.ids.push_back(ids[i]);
       batch.labels.push_back(i + 1 < ids.size() ? ids[i + 1] : -1);
-      batch.positions.push_back(static_cast<int32_t>(i));
+      batch.positions.push_back(first + static_cast<int32_t>(i));
     }
     batch.target_tokens += static_cast<int64_t>(ids.size()) - 1;
     batch.starts.push_back(static_cast<int32_t>(batch.ids.size()));
@@ -105,7 +107,7 @@ void Rig::ImportWeights(const engine::Adapter& adapter) {
 }
 
 std::vector<float> Rig::Logits(const Documents& documents) {
-  const engine::MicroBatch batch = BatchOf(documents);
+  const engine::MicroBatch batch = BatchOf(model(), documents);
   executor_->Evaluate(batch);
   // The last operation of an evaluation reads the final hidden states, so they are still there.
   const spec::TensorKey key{spec::Slot::kFinal, spec::Walk::kEval};
@@ -127,7 +129,7 @@ std::vector<float> Rig::Logits(const Documents& documents) {
 double Rig::LossSum(const Documents& documents) {
   double sum = 0;
   for (const Documents& part : Cut(documents, static_cast<size_t>(options_.tokens))) {
-    sum += executor_->Evaluate(BatchOf(part));
+    sum += executor_->Evaluate(BatchOf(model(), part));
   }
   return sum;
 }
@@ -143,7 +145,7 @@ Rig::StepRow Rig::Step(const Documents& documents, double learning_rate) {
   double sum = 0;
   int64_t micro_batch = 0;
   for (const Documents& part : Cut(documents, static_cast<size_t>(options_.tokens))) {
-    sum += executor_->Train(BatchOf(part), scale, steps_done_, micro_batch++);
+    sum += executor_->Train(BatchOf(model(), part), scale, steps_done_, micro_batch++);
   }
   row.loss = sum * scale;
   row.grad_norm = executor_->Optimize(learning_rate, steps_done_, micro_batch).grad_norm;

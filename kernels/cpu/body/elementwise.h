@@ -112,11 +112,11 @@ static void AddArrays(Context* ctx, void* out, const void* a, const void* b, int
 }
 
 static void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
-                 int64_t heads, int64_t head_dim, bool inverse) {
-  KERNEL_CHECK(m >= 0 && heads > 0 && head_dim > 0 && head_dim % 2 == 0);
-  const int64_t half = head_dim / 2;
+                 int64_t heads, int64_t head_dim, int64_t rotary_dim, bool inverse) {
+  KERNEL_CHECK(m >= 0 && heads > 0 && rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim);
+  const int64_t half = rotary_dim / 2;
   RunRows(ctx, m, heads * head_dim, [&](int64_t row) {
-    const float* angles = cos_sin + positions[row] * head_dim;
+    const float* angles = cos_sin + positions[row] * rotary_dim;
     BF16* values = static_cast<BF16*>(x) + row * heads * head_dim;
     for (int64_t i = 0; i < half; i += kLanes) {
       const int64_t lanes = half - i < kLanes ? half - i : kLanes;
