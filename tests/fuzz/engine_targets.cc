@@ -70,15 +70,23 @@ void ReadTokenizer(std::string_view input) {
     Require(id >= 0 && id < tokenizer->vocab_size(), "an id lies outside the vocabulary");
 }
 
-// A fixed tokenizer meets any text; what it says must be the text again where that is UTF-8.
+// Fixed tokenizers, one that cuts texts into words and one that does not, meet any text; what they say must
+// be the text again where that is UTF-8.
 void EncodeText(std::string_view input) {
-  static const auto tokenizer = engine::Tokenizer::FromJson(
-      RepositoryFile("demo/base/tokenizer.json", size_t{1} << 20), "{}");
-  Require(tokenizer.ok(), "the demo's tokenizer loads");
-  const std::vector<int32_t> ids = tokenizer->Encode(input, false);
-  const std::string once = tokenizer->Decode(ids, false);
-  Require(tokenizer->Decode(tokenizer->Encode(once, false), false) == once,
-          "decoding is not stable");
+  static const auto tokenizers = [] {
+    std::vector<absl::StatusOr<engine::Tokenizer>> made;
+    for (const char* path : {"demo/base/tokenizer.json", "engine/testdata/tokenizers/gemma/tokenizer.json"})
+      made.push_back(engine::Tokenizer::FromJson(RepositoryFile(path, size_t{1} << 20), "{}"));
+    return made;
+  }();
+  for (const auto& tokenizer : tokenizers) {
+    Require(tokenizer.ok(), "the fixed tokenizers load");
+    const std::vector<int32_t> ids = tokenizer->Encode(input, false);
+    for (const int32_t id : ids)
+      Require(id >= 0 && id < tokenizer->vocab_size(), "an id lies outside the vocabulary");
+    const std::string once = tokenizer->Decode(ids, false);
+    Require(tokenizer->Decode(tokenizer->Encode(once, false), false) == once, "decoding is not stable");
+  }
 }
 
 void Template(std::string_view input) {
@@ -141,9 +149,14 @@ std::vector<Target> EngineTargets() {
                      Safetensors});
   targets.push_back({"model_config",
                      {RepositoryFile("demo/base/config.json"),
-                      RepositoryFile("tests/oracle/fixtures/tiny-qwen3/config.json")},
+                      RepositoryFile("tests/oracle/fixtures/tiny-qwen3/config.json"),
+                      RepositoryFile("tests/oracle/fixtures/tiny-gemma2/config.json"),
+                      RepositoryFile("tests/oracle/fixtures/tiny-gemma3/config.json"),
+                      RepositoryFile("tests/oracle/fixtures/tiny-gemma3/config.by-kind.json")},
                      {"rope_scaling", "llama3", "yarn", "longrope", "\"short_factor\":[", "null",
-                      "\"factor\":", "head_dim", "sliding_window"},
+                      "\"factor\":", "head_dim", "sliding_window", "layer_types", "\"full_attention\"",
+                      "\"sliding_attention\"", "rope_parameters", "attn_logit_softcapping",
+                      "query_pre_attn_scalar", "hidden_activation"},
                      ModelConfig});
   targets.push_back({"train_spec", {spec}, json_words, TrainSpec});
   targets.push_back(
@@ -151,9 +164,11 @@ std::vector<Target> EngineTargets() {
   targets.push_back({"tokenizer",
                      {RepositoryFile("engine/testdata/tokenizers/digits/tokenizer.json"),
                       RepositoryFile("engine/testdata/tokenizers/llama2/tokenizer.json"),
-                      RepositoryFile("engine/testdata/tokenizers/qwen2/tokenizer.json")},
+                      RepositoryFile("engine/testdata/tokenizers/qwen2/tokenizer.json"),
+                      RepositoryFile("engine/testdata/tokenizers/gemma/tokenizer.json"),
+                      RepositoryFile("engine/testdata/tokenizers/gemma3/tokenizer.json")},
                      {"ByteLevel", "Split", "Sequence", "Metaspace", "\"Regex\":", "byte_fallback",
-                      "TemplateProcessing"},
+                      "TemplateProcessing", "\"Replace\"", "MergedWithPrevious", "\"add_prefix_space\":"},
                      ReadTokenizer});
   targets.push_back({"encode",
                      {RepositoryFile("README.md", 3000), "\xf0\x9f\x98\x80 <|bos|> 1,234 ..\t\r\n"},
