@@ -75,7 +75,7 @@ void AddMachine(CLI::App& app, Commands& c) {
   merge->add_flag("--json")->description("the result as a line of JSON");
   auto* token = app.add_subcommand("token", "Access tokens of the server on this machine");
   auto* create = token->add_subcommand("create", "Make a token and show it, this once");
-  create->add_option("--name", c.name, "whose it is: NAME or PROJECT/NAME")->required();
+  create->add_option("--name", c.name, "whose it is: NAME or PROJECT/NAME (default: default)");
   create->add_option("--role")->description("client (default), worker or admin");
   create->add_option("--expires-days")->description("after so many days it is refused (default: never)");
   token->add_subcommand("ls", "List");

@@ -116,7 +116,11 @@ int VerbCommand(const Globals& g, Verb verb, const std::vector<std::string>& job
       if (!g.quiet && IsText(g)) {
         const std::string state =
             verb == Verb::kRemove ? "removed" : v1::JobState_Name(job->state());
-        PrintOut(absl::StrCat(ShortName(name), " ", state, "\n"));
+        const std::string id = ShortName(name);
+        PrintOut(absl::StrCat(id, " ", state, "\n"));
+        if (verb == Verb::kRemove && client.GetAdapter(FullName("adapters", id)).ok())
+          PrintNote(g.terminal,
+                    absl::StrCat("note: its adapter stays; nibble adapter rm ", id, " removes it"));
       }
     }
     (void)PrintMessage(g.terminal, changed);

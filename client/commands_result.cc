@@ -56,6 +56,29 @@ absl::StatusOr<int> WaitForOne(Client& client, const Globals& g, const std::stri
   }
 }
 
+// The adapter that a job of that name has made, or one named in full.
+absl::StatusOr<v1::Adapter> AdapterOf(Client& client, const std::string& job) {
+  if (absl::StartsWith(job, "adapters/")) return client.GetAdapter(job);
+  const absl::StatusOr<v1::Job> found = client.GetJob(FullName("jobs", job));
+  if (StatusReason(found.status()) == Reason::kJobNotFound) {
+    // It outlives its job, under the same name.
+    auto adapter = client.GetAdapter(FullName("adapters", ShortName(job)));
+    return adapter.ok() ? adapter : found.status();
+  }
+  RETURN_IF_ERROR(found.status());
+  if (!found->adapter().empty()) return client.GetAdapter(found->adapter());
+  const std::string name = ShortName(found->name()), why = ReasonText(*found);
+  return Error(Reason::kArtifactNotReady,
+               absl::StrCat(name, " is ", v1::JobState_Name(found->state()),
+                            why.empty() ? "" : absl::StrCat(" (", why, ")"),
+                            IsTerminal(found->state())
+                                ? "; it has no adapter"
+                                : absl::StrCat("; its adapter can be downloaded once it has SUCCEEDED "
+                                               "(nibble wait ",
+                                               name, ")")))
+      .ToStatus();
+}
+
 }  // namespace
 
 int WaitCommand(const Globals& g, const std::vector<std::string>& jobs, const std::string& state,
@@ -100,23 +123,8 @@ int CheckpointsCommand(const Globals& g, const std::string& job) {
 
 int DownloadCommand(const Globals& g, const std::string& job, const std::string& directory) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
-    std::string adapter = job;
-    if (!absl::StartsWith(job, "adapters/")) {
-      ASSIGN_OR_RETURN(const v1::Job found, client.GetJob(FullName("jobs", job)));
-      if (found.adapter().empty()) {
-        const std::string name = ShortName(found.name()), why = ReasonText(found);
-        const bool over = IsTerminal(found.state());
-        return Error(Reason::kArtifactNotReady,
-                     absl::StrCat(name, " is ", v1::JobState_Name(found.state()),
-                                  why.empty() ? "" : absl::StrCat(" (", why, ")"),
-                                  over ? "; it has no adapter"
-                                       : absl::StrCat("; its adapter can be downloaded once it has "
-                                                      "SUCCEEDED (nibble wait ", name, ")")))
-            .ToStatus();
-      }
-      adapter = found.adapter();
-    }
-    ASSIGN_OR_RETURN(const v1::Adapter found, client.GetAdapter(adapter));
+    ASSIGN_OR_RETURN(const v1::Adapter found, AdapterOf(client, job));
+    const std::string& adapter = found.name();
     const std::string target = directory.empty() ? ShortName(job) + "-adapter" : directory;
     {
       const InterruptNote note(g.terminal,

@@ -69,6 +69,21 @@ TEST(Devices, AWithdrawnOneTakesNoWorkUntilItAnswers) {
   EXPECT_EQ(d.job("runs").state, JobState::kStarting);
 }
 
+TEST(Workers, AJobThatWaitsForADrainingOneIsToldTheWayBack) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(DrainWorker{"w1"});
+  d.Must(Driver::JobOf("waits"));
+  d.Place();
+  EXPECT_THAT(d.Why("waits"), HasSubstr("; workers/w1 drains (`nibble worker undrain w1` ends that)"));
+  d.AddWorker("w2");
+  d.Must(DrainWorker{"w2"});
+  EXPECT_THAT(d.Why("waits"), HasSubstr("; workers/w1 and 1 more drain ("));
+  d.Must(UndrainWorker{"w1"});
+  d.Place();
+  EXPECT_EQ(d.job("waits").state, JobState::kStarting);
+}
+
 TEST(Devices, ANewProcessHasOpenedWhatItOffers) {
   Driver d;
   d.AddWorker("w1");

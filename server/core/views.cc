@@ -95,6 +95,20 @@ std::string NoRoomText(const State& state) {
   return text;
 }
 
+// Whom an operator keeps from work, and the way back.
+std::string DrainingText(const State& state) {
+  int64_t count = 0;
+  std::string first;
+  for (const auto& [id, worker] : state.workers) {
+    if (worker.lost || !worker.draining || ++count > 1) continue;
+    first = id;
+  }
+  if (count == 0) return "";
+  return absl::StrCat("; workers/", first,
+                      count == 1 ? " drains" : absl::StrCat(" and ", count - 1, " more drain"),
+                      " (`nibble worker undrain ", first, "` ends that)");
+}
+
 // What the live devices are to a job that waits.
 struct LiveDevices {
   bool any = false;
@@ -157,7 +171,7 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
   if (!live.any) {
     return state.workers.empty() ? "waits for a worker: none is registered"
                                  : absl::StrCat("waits for a worker: none of those registered takes work now",
-                                                NoRoomText(state), WithdrawnText(state));
+                                                DrainingText(state), NoRoomText(state), WithdrawnText(state));
   }
   if (!live.numerics) {
     return absl::StrCat(

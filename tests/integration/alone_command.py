@@ -69,6 +69,21 @@ def check_lists(nibble, job):
     assert "\x1b" not in nibble("--no-color", "ps", "--all")
 
 
+def check_removed(address, name):
+    """An adapter outlives its job, is found by the job's name, and can be removed itself."""
+    if not Nibble.binary.is_file():
+        return
+    nibble, job = Nibble(address), name.split("/")[1]
+    run = subprocess.run([Nibble.binary, "--server", address, "rm", job], capture_output=True, text=True, check=False,
+                         timeout=60 * client.PATIENCE)
+    assert run.returncode == 0 and f"nibble adapter rm {job} removes it" in run.stderr, run
+    with tempfile.TemporaryDirectory() as folder:
+        nibble("download", job, "-o", pathlib.Path(folder, "mine"))
+        assert (pathlib.Path(folder, "mine") / "adapter_model.safetensors").is_file()
+    nibble("adapter", "rm", job)
+    assert "JOB_NOT_FOUND" in nibble("download", job, "-o", "/nowhere/at/all", code=3)
+
+
 def check_download(nibble, job, adapter):
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder, "mine")

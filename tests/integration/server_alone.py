@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import client
+from alone_command import check_removed
 from alone_data import check_blobs, check_datasets, check_models
 from alone_durable import check_backup, check_damage, check_full_disk, check_restart
 from alone_jobs import Watch, check_fleet, check_jobs, check_refusal, check_training
@@ -66,6 +67,8 @@ def run():
     check_full_disk(server, api, job)
     check_backup(server, api, job)
     watching = Watch(client.Api(server.address), name=job.name) if in_memory else None
+    if not in_memory:
+        check_removed(server.address, job.name)
     code = server.stop()
     log = (server.data / "log").read_text()
     assert code == 0, log[-3000:]
