@@ -98,6 +98,27 @@ TEST_F(ModelCheck, KnowsTheNormsOfGemma2) {
   EXPECT_TRUE(Check().ok()) << Check();
 }
 
+// Phi's linears of one input are one tensor.
+TEST_F(ModelCheck, KnowsTheFusedLinearsOfPhi) {
+  files_["config.json"] = R"({"model_type":"phi3","vocab_size":32,"hidden_size":8,"intermediate_size":16,
+      "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true})";
+  ExpectRefused(Reason::kModelFileInvalid, "model.layers.0.self_attn.qkv_proj.weight");
+  const std::string layer = "model.layers.0.";
+  Tensors tensors = {{"model.embed_tokens.weight", {32, 8}},
+                     {"model.norm.weight", {8}},
+                     {layer + "input_layernorm.weight", {8}},
+                     {layer + "post_attention_layernorm.weight", {8}},
+                     {layer + "self_attn.qkv_proj.weight", {16, 8}},
+                     {layer + "self_attn.o_proj.weight", {8, 8}},
+                     {layer + "mlp.gate_up_proj.weight", {32, 8}},
+                     {layer + "mlp.down_proj.weight", {8, 16}}};
+  files_["model.safetensors"] = FileOf(tensors);
+  EXPECT_TRUE(Check().ok()) << Check();
+  tensors.push_back({layer + "self_attn.q_proj.weight", {8, 8}});
+  files_["model.safetensors"] = FileOf(tensors);
+  ExpectRefused(Reason::kModelFileInvalid, "q_proj.weight has no place in a phi3 model");
+}
+
 TEST_F(ModelCheck, AcceptsShards) {
   Tensors tensors = All();
   const std::string last = tensors.back().first;

@@ -8,6 +8,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -76,17 +77,20 @@ std::string RandomConfig(Random& random) {
       R"({"model_type":"%s","vocab_size":%d,"hidden_size":%d,"intermediate_size":%d,"head_dim":%d,)"
       R"("num_hidden_layers":%d,"num_attention_heads":%d,"num_key_value_heads":%d,)"
       R"("max_position_embeddings":%d,"tie_word_embeddings":%s})",
-      random.Of<const char*>({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}),
+      random.Of<const char*>({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"}),
       100 + random.Below(150'000), heads * head_dim, 64 * (1 + random.Below(200)), head_dim,
       1 + random.Below(12), heads, kv_heads, random.Of<int64_t>({256, 2048, 32768}),
       random.Of<const char*>({"true", "false"}));
 }
 
 // Mostly sensible; now and then one field is not.
-v1::JobSpec RandomSpec(Random& random) {
+v1::JobSpec RandomSpec(Random& random, const std::string& config) {
   v1::JobSpec spec;
   spec.mutable_lora()->set_r(random.OneIn(30) ? -3 : static_cast<int32_t>(1 + random.Below(128)));
-  for (const char* module : {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}) {
+  std::vector<const char*> modules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                      "gate_proj", "up_proj", "down_proj"};
+  if (config.find("phi3") != std::string::npos) modules = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"};
+  for (const char* module : modules) {
     if (random.OneIn(3)) spec.mutable_lora()->add_target_modules(module);
   }
   spec.mutable_quantization()->set_type(random.Of<const char*>({"nf4", "fp4", "int4", "int8", "bf16"}));
@@ -153,7 +157,7 @@ TEST_F(PlanJobTest, RandomModelsAndRecipesGetASoundPlanOrAClearRefusal) {
     Random random(static_cast<uint64_t>(seed));
     v1::PlanJobRequest request;
     request.set_model_config_json(RandomConfig(random));
-    *request.mutable_spec() = RandomSpec(random);
+    *request.mutable_spec() = RandomSpec(random, request.model_config_json());
     const auto plan = Plan(request);
     if (!plan.ok()) {
       ++refused;

@@ -30,6 +30,7 @@ using ::testing::HasSubstr;
 class AdapterTest : public ::testing::Test {
  protected:
   AdapterTest() {
+    export_.model.model_type = "llama";
     export_.model.layers = 2;
     export_.model.hidden_size = 8;
     export_.model.intermediate_size = 12;
@@ -97,6 +98,40 @@ TEST_F(AdapterTest, WhatIsExportedIsImported) {
     EXPECT_EQ(adapter->pairs[i].a, values_[2 * i]);
     EXPECT_EQ(adapter->pairs[i].b, values_[2 * i + 1]);
   }
+}
+
+// One A and one B of a fused linear, under its own name.
+TEST_F(AdapterTest, FusedLinearsHaveOnePair) {
+  export_.model.fused = true;
+  export_.config.target_modules = {Module::kQkv, Module::kGateUp};
+  export_.pairs.clear();
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    for (const Module module : export_.config.target_modules) {
+      const spec::LinearShape shape = spec::ShapeOf(export_.model, module);
+      const auto& a = values_.emplace_back(static_cast<size_t>(4 * shape.k), 0.5f);
+      const auto& b = values_.emplace_back(static_cast<size_t>(4 * shape.n), 0.25f);
+      export_.pairs.push_back({layer, module, a.data(), b.data()});
+    }
+  }
+  ASSERT_TRUE(ExportAdapter(dir_.path(), export_).ok());
+  EXPECT_EQ(ReadJson("adapter_config.json")["target_modules"], json({"qkv_proj", "gate_up_proj"}));
+  const auto weights = SafetensorsFile::Open(dir_.Join("adapter_model.safetensors"));
+  const TensorInfo* b = (*weights)->Find("base_model.model.model.layers.1.self_attn.qkv_proj.lora_B.weight");
+  ASSERT_NE(b, nullptr);
+  EXPECT_THAT(b->shape, ElementsAre(8 + 2 * 4, 4));
+  ASSERT_NE((*weights)->Find("base_model.model.model.layers.1.mlp.gate_up_proj.lora_A.weight"), nullptr);
+  const auto adapter = ImportAdapter(dir_.path(), export_.model);
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  EXPECT_EQ(adapter->config.target_modules, export_.config.target_modules);
+  EXPECT_EQ(adapter->pairs.size(), 4u);
+}
+
+TEST_F(AdapterTest, ModulesOfAnotherKindOfBaseAreRefusedByName) {
+  EXPECT_THAT(RefusedWith("target_modules", {"qkv_proj"}),
+              HasSubstr("target_modules has qkv_proj, which a llama model does not"));
+  export_.model.model_type = "phi3";
+  export_.model.fused = true;
+  EXPECT_THAT(RefusedWith("r", 4), HasSubstr("target_modules has q_proj, which a phi3 model does not"));
 }
 
 TEST_F(AdapterTest, SaysWhichBaseItBelongsTo) {

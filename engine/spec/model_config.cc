@@ -20,8 +20,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kMaxHeadDim = 1024;
-constexpr std::array<const char*, 7> kModelTypes = {"llama", "mistral", "qwen2",      "qwen3",
-                                                    "gemma", "gemma2",  "gemma3_text"};
+constexpr std::array<const char*, 8> kModelTypes = {"llama", "mistral", "qwen2",       "qwen3",
+                                                    "gemma", "gemma2",  "gemma3_text", "phi3"};
 
 // Options that change the result and that no supported model sets otherwise.
 absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
@@ -41,9 +41,9 @@ absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
       return UnsupportedConfig(absl::StrCat(key, " is not supported in a ", model.model_type, " model"));
     }
   }
-  if (fields.Has("attention_dropout") && config["attention_dropout"].is_number() &&
-      config["attention_dropout"].get<double>() != 0) {
-    return UnsupportedConfig("attention_dropout other than 0 is not supported");
+  for (const char* key : {"attention_dropout", "resid_pdrop", "embd_pdrop"}) {
+    if (fields.Has(key) && config[key].is_number() && config[key].get<double>() != 0)
+      return UnsupportedConfig(absl::StrCat(key, " other than 0 is not supported"));
   }
   if (fields.Has("quantization_config")) {
     // Four-bit weights of bitsandbytes are read; each tensor says for itself whether it is one.
@@ -75,11 +75,12 @@ absl::Status ReadSlidingWindow(const json& config, ModelConfig& model) {
   // Without a word about it transformers gives a Mistral 4096, with a null none.
   const int64_t usual = model.model_type == "mistral" && !config.contains("sliding_window") ? 4096 : 0;
   const int64_t window = fields.Integer("sliding_window", usual, 0, int64_t{1} << 30);
-  // Qwen writes a window but switches it off; Mistral has no switch.
-  const bool used = fields.Flag("use_sliding_window", model.model_type == "mistral");
+  // Qwen writes a window but switches it off; Mistral and Phi have no switch.
+  const bool has = model.model_type == "mistral" || model.model_type == "phi3";
+  const bool used = fields.Flag("use_sliding_window", has);
   RETURN_IF_ERROR(fields.status());
   if (!used) return absl::OkStatus();
-  if (model.model_type != "mistral") {
+  if (!has) {
     return UnsupportedConfig("use_sliding_window true is not supported");
   }
   model.sliding_window = window;
@@ -110,12 +111,14 @@ absl::StatusOr<ModelConfig> FromJson(const json& config) {
                                       " is no multiple of num_attention_heads ", model.heads));
   }
   const bool gemma = IsGemma(model);
+  model.fused = model.model_type == "phi3";
   const int64_t default_head_dim = model.model_type == "qwen3" ? 128
                                    : gemma                     ? 256
                                                                : model.hidden_size / model.heads;
   model.head_dim = fields.Integer("head_dim", default_head_dim, 2, kMaxHeadDim);
-  model.max_positions = fields.Integer("max_position_embeddings", gemma ? 8192 : 2048, 1, 1 << 24);
-  model.rms_norm_eps = fields.Number("rms_norm_eps", 1e-6);
+  const int64_t default_positions = gemma ? 8192 : model.fused ? 4096 : 2048;
+  model.max_positions = fields.Integer("max_position_embeddings", default_positions, 1, 1 << 24);
+  model.rms_norm_eps = fields.Number("rms_norm_eps", model.fused ? 1e-5 : 1e-6);
   model.tie_word_embeddings = fields.Flag("tie_word_embeddings", gemma);
   model.qkv_bias = model.model_type == "qwen2";
   model.qk_norm = model.model_type == "qwen3";

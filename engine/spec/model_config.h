@@ -1,4 +1,4 @@
-// The architecture numbers of a base model of the Llama or Gemma kind, read from the bytes of its
+// The architecture numbers of a base model of the Llama, Gemma or Phi kind, read from the bytes of its
 // config.json.
 //
 // A value; pure. Unknown architectures, and options that would change the result and that we do not
@@ -17,7 +17,7 @@ namespace nibble::spec {
 enum class RopeKind { kDefault, kLinear, kLlama3, kYarn, kLong };
 
 struct ModelConfig {
-  std::string model_type;  // llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text
+  std::string model_type;  // llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;

@@ -55,7 +55,7 @@ TEST(ParseModelConfig, RefusesByName) {
   const auto why = [](const std::string& json) {
     return std::string(ParseModelConfig(json).status().message());
   };
-  EXPECT_THAT(why(R"({"model_type":"phi3"})"), HasSubstr("phi3"));
+  EXPECT_THAT(why(R"({"model_type":"phimoe"})"), HasSubstr("phimoe"));
   EXPECT_THAT(why(R"({"model_type":"gemma3"})"), HasSubstr("gemma3_text"));
   EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"dynamic","factor":4})")), HasSubstr("whole batch"));
   EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
@@ -69,7 +69,7 @@ TEST(ParseModelConfig, RefusesByName) {
                                     R"("load_in_4bit":true})"))
                   .ok());
   EXPECT_THAT(why(With(R"(,"torch_dtype":"float8")")), HasSubstr("float8"));
-  EXPECT_EQ(StatusReason(ParseModelConfig(R"({"model_type":"phi3"})").status()),
+  EXPECT_EQ(StatusReason(ParseModelConfig(R"({"model_type":"phimoe"})").status()),
             Reason::kUnsupportedArchitecture);
 }
 
@@ -261,6 +261,42 @@ TEST(RopeTable, OfLongropeHasRowsForShortAndForLongDocuments) {
   EXPECT_NEAR(sine(16), 0, 0);
   EXPECT_NEAR(sine(16 + 4), std::sin(1.0), 1e-6);
   EXPECT_NEAR(sine(16 + 16), std::sin(4.0), 1e-6);
+}
+
+// phi-4 as published, with fewer layers.
+constexpr char kPhi4[] = R"({"model_type":"phi3","vocab_size":100352,"hidden_size":5120,
+  "intermediate_size":17920,"num_hidden_layers":4,"num_attention_heads":40,"num_key_value_heads":10,
+  "hidden_act":"silu","max_position_embeddings":16384,"rope_theta":250000,"rope_scaling":null,
+  "attention_bias":false,"attention_dropout":0.0,"embd_pdrop":0.0,"resid_pdrop":0.0,
+  "sliding_window":null,"tie_word_embeddings":false,"torch_dtype":"bfloat16"})";
+
+TEST(ParseModelConfig, ReadsAPhi) {
+  const auto model = ParseModelConfig(kPhi4);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE(model->fused);
+  EXPECT_EQ(model->head_dim, 128);
+  EXPECT_EQ(model->kv_heads, 10);
+  EXPECT_EQ(model->rms_norm_eps, 1e-5);  // where the file says nothing
+  EXPECT_EQ(model->rope_theta, 250000);
+  EXPECT_EQ(model->WindowOf(0), 0);
+  EXPECT_EQ(model->LinearParameters(), 4 * (13631488000 / 40));
+  const auto mini_4k = ParseModelConfig(Changed(kPhi4, R"("sliding_window":null)", R"("sliding_window":2047)"));
+  EXPECT_EQ(mini_4k->WindowOf(0), 2047);
+  EXPECT_EQ(mini_4k->WindowOf(3), 2047);
+  const auto why = [](const std::string& config) {
+    return std::string(ParseModelConfig(config).status().message());
+  };
+  for (const std::string key : {"embd_pdrop", "resid_pdrop"}) {
+    EXPECT_THAT(why(Changed(kPhi4, "\"" + key + "\":0.0", "\"" + key + "\":0.1")),
+                HasSubstr(key + " other than 0 is not supported"));
+  }
+  // As Phi-4 mini: three quarters of each head turn.
+  const auto part = ParseModelConfig(
+      Changed(kPhi4, R"("rope_scaling":null)", R"("rope_scaling":null,"partial_rotary_factor":0.75)"));
+  ASSERT_TRUE(part.ok()) << part.status();
+  EXPECT_EQ(part->RotaryWidth(), 96);
+  EXPECT_THAT(why(Changed(kPhi4, R"("attention_bias":false)", R"("attention_bias":true)")),
+              HasSubstr("attention_bias"));
 }
 
 TEST(RopeTable, IsTheFormula) {

@@ -18,7 +18,6 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "big"))
 import big_runs  # noqa: E402
 
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MOST_FLOP = 1e10  # of a job's steps
 SLOW_FLOP = 1e9   # of one on the portable kernels
 MOST_BASE_BYTES = 192 << 20  # in bf16
@@ -53,7 +52,7 @@ class Model:
 
     def _draw(self, rng):
         self.tokenizer = None
-        self.kind = rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"])
+        self.kind = rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"])
         self.kv_heads = rng.choice([1, 2, 3, 4])
         self.heads = self.kv_heads * rng.choice([1, 1, 2, 3, 4])
         self.head_dim = 2 * skewed(rng, 4, 64)
@@ -69,13 +68,17 @@ class Model:
         if rng.random() < 0.25 and published_tokenizers():
             self.tokenizer, self.vocab = rng.choice(published_tokenizers())
         self.tied = rng.random() < 0.4
-        self.window = skewed(rng, 16, 1024) if self.kind == "mistral" or self.post_norms else 0
+        windowed = self.kind == "mistral" or self.post_norms or (self.kind == "phi3" and rng.random() < 0.5)
+        self.window = skewed(rng, 16, 1024) if windowed else 0
 
     def linear_weights(self):
         return sum(n * k for n, k in self.linears().values()) * self.layers
 
     def linears(self):
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.kind == "phi3":
+            return {"self_attn.qkv_proj": (q + 2 * kv, self.hidden), "self_attn.o_proj": (self.hidden, q),
+                    "mlp.gate_up_proj": (2 * self.ffn, self.hidden), "mlp.down_proj": (self.hidden, self.ffn)}
         return {"self_attn.q_proj": (q, self.hidden), "self_attn.k_proj": (kv, self.hidden),
                 "self_attn.v_proj": (kv, self.hidden), "self_attn.o_proj": (self.hidden, q),
                 "mlp.gate_proj": (self.ffn, self.hidden), "mlp.up_proj": (self.ffn, self.hidden),
@@ -104,7 +107,7 @@ class Model:
 
     def config(self):
         names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
-                 "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
+                 "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "phi3": "Phi3"}
         values = {"architectures": [names[self.kind] + "ForCausalLM"], "model_type": self.kind,
                   "hidden_size": self.hidden, "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
                   "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
@@ -166,10 +169,11 @@ class Job:
             self.length = 6
         # A chat template's own words take some twenty tokens.
         self.format = rng.choice(["text", "completion", "messages"] if length >= 64 else ["text", "completion"])
+        modules = [name.split(".")[1] for name in model.linears()]
         self.spec = {
             "lora_r": rng.choice([1, 4, 8, 16, 16, 33, 64]), "lora_dropout": rng.choice([0, 0, 0.05, 0.3]),
-            "target_modules": (MODULES if rng.random() < 0.4 else
-                               [m for m in MODULES if rng.random() < 0.5] or ["v_proj"]),
+            "target_modules": (modules if rng.random() < 0.4 else
+                               [m for m in modules if rng.random() < 0.5] or ["o_proj"]),
             "quant": quant, "double_quant": double_quant, "optimizer": rng.choice(["adamw", "adamw8bit"]),
             "recompute": rng.choice(["auto", "none", "keep_gemm_outputs", "full"]),
             "sequence_len": length, "micro_batch_size": micro_batch, "gradient_accumulation_steps": accumulation,

@@ -113,7 +113,9 @@ INSTANTIATE_TEST_SUITE_P(
                     LogitsCase{"tiny-llama", "nf4"}, LogitsCase{"tiny-qwen2", "default"},
                     LogitsCase{"tiny-qwen3", "default"}, LogitsCase{"tiny-gemma", "default"},
                     LogitsCase{"tiny-gemma2", "default"}, LogitsCase{"tiny-gemma3", "default"},
-                    LogitsCase{"tiny-gemma3", "by-kind"}),
+                    LogitsCase{"tiny-gemma3", "by-kind"}, LogitsCase{"tiny-phi3", "default"},
+                    LogitsCase{"tiny-phi3", "sliding-window"}, LogitsCase{"tiny-phi3", "nf4"},
+                    LogitsCase{"tiny-phi3", "longrope"}, LogitsCase{"tiny-phi3", "longrope-short"}),
     CaseName);
 
 // ---- ten optimizer steps ----
@@ -222,7 +224,7 @@ TEST_P(TenSteps, CpuInBf16) {
   std::printf("ten steps of %s, bf16: loss %.2e, gradient norm %.2e\n", GetParam(), worst_loss, worst_norm);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, TenSteps, testing::Values("llama", "gemma2", "gemma3"),
+INSTANTIATE_TEST_SUITE_P(Kinds, TenSteps, testing::Values("llama", "gemma2", "gemma3", "phi3"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

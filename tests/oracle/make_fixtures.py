@@ -127,6 +127,12 @@ MODELS = {
         query_pre_attn_scalar=24, hidden_activation="gelu_pytorch_tanh", sliding_window=8,
         sliding_window_pattern=3, rope_theta=1000000.0, rope_local_base_freq=10000.0,
         rope_scaling=dict(rope_type="linear", factor=8.0), torch_dtype="bfloat16"),
+    # Of a size at which no scale is so near the middle of two codes that bitsandbytes takes the farther one.
+    "tiny-phi3": COMMON | dict(
+        architectures=["Phi3ForCausalLM"], model_type="phi3", hidden_size=64, intermediate_size=104,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, rope_theta=10000.0,
+        rope_scaling=None, sliding_window=None, resid_pdrop=0.0, embd_pdrop=0.0, attention_bias=False,
+        original_max_position_embeddings=256, pad_token_id=2, torch_dtype="bfloat16"),
 }
 # The weights of tiny-llama under other configs: key of the file -> changes.
 VARIANTS = {
@@ -137,6 +143,19 @@ VARIANTS = {
         "rope-linear": dict(rope_scaling=dict(type="linear", factor=4.0)),
         "sliding-window": dict(architectures=["MistralForCausalLM"], model_type="mistral",
                                sliding_window=8),
+    },
+    "tiny-phi3": {
+        "sliding-window": dict(sliding_window=8),
+        # Both documents are longer than the original positions; as Phi-4 mini has it, with fewer of them.
+        "longrope": dict(
+            original_max_position_embeddings=16, partial_rotary_factor=0.75, sliding_window=262144,
+            rope_scaling=dict(type="longrope", short_factor=[1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
+                              long_factor=[1.0, 1.4, 2.2, 3.5, 6.0, 9.5])),
+        # One is, the other not.
+        "longrope-short": dict(
+            original_max_position_embeddings=24,
+            rope_scaling=dict(type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3, 1.5, 1.8, 2.0, 2.4],
+                              long_factor=[1.0, 1.2, 1.4, 1.8, 2.2, 3.5, 6.0, 9.5])),
     },
     "tiny-gemma3": {
         # As transformers 5 writes it.
@@ -166,6 +185,8 @@ def random_weights(config, seed):
         else:
             gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
             tensors[name] = gain * torch.randn(shape) / math.sqrt(shape[1])
+            if "qkv_proj" in name:   # q and k are its first rows
+                tensors[name][:(shape[0] + config.hidden_size) // 2] *= 2.0
     return tensors
 
 
@@ -197,7 +218,7 @@ def make_models(out):
                 logits, nll = peer.logits_and_nll(model, ids)
                 expected[f"{variant}.logits.{i}"] = logits
                 expected[f"{variant}.nll.{i}"] = nll
-        if name == "tiny-llama":
+        if name in ("tiny-llama", "tiny-phi3"):
             model = peer.load_quantized(directory, torch.float32)
             for i, ids in enumerate(documents):
                 expected[f"nf4.logits.{i}"] = peer.logits_and_nll(model, ids)[0]
@@ -229,7 +250,7 @@ def make_steps(out):
     ten_steps(out / "tiny-llama", out / "ten-steps", steps, r=4)
     save_file({"ids": torch.tensor(documents, dtype=torch.uint8).reshape(
         STEPS, DOCUMENTS_PER_STEP, LENGTH)}, out / "ten-steps" / "ids.safetensors")
-    for kind in ("gemma2", "gemma3"):
+    for kind in ("gemma2", "gemma3", "phi3"):
         ten_steps(out / f"tiny-{kind}", out / f"ten-steps-{kind}", steps, r=2)
 
 

@@ -68,9 +68,10 @@ def logits_and_nll(model, ids):
     return logits, nll
 
 
-def new_adapter(directory, base, base_name, r, alpha, seed, modules=LINEARS, b_std=0.05):
+def new_adapter(directory, base, base_name, r, alpha, seed, modules=None, b_std=0.05):
     """Writes a PEFT adapter with a non-zero B, so that both factors have gradients from step one."""
     torch.manual_seed(seed)
+    modules = modules or {name.split(".")[-1] for name, _ in base.named_modules()} & set(LINEARS)
     model = get_peft_model(base, LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules), task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():

@@ -39,7 +39,8 @@ def round_trip(weight, dtype, double_quant=True):
     return dequantize(codes, state, dtype)
 
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# By the last part of their names; a model has the ones apart or the others.
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 
 def quantize_base(model, source, dtype):
