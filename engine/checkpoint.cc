@@ -17,8 +17,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/model/hashed_file.h"
 #include "engine/line.h"
+#include "engine/model/hashed_file.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble::engine {

@@ -16,8 +16,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/model/adapter.h"
 #include "engine/loss_scale.h"
+#include "engine/model/adapter.h"
 
 namespace nibble::engine {
 

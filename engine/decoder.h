@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/model/adapter.h"
 #include "engine/device.h"
+#include "engine/model/adapter.h"
 #include "engine/region.h"
 
 namespace nibble::engine {

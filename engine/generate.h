@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/text/chat_template.h"
 #include "engine/decoder.h"
+#include "engine/text/chat_template.h"
 
 namespace nibble::engine {
 

@@ -12,10 +12,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/text/chat_template.h"
 #include "engine/commands.h"
 #include "engine/generate.h"
 #include "engine/line.h"
+#include "engine/text/chat_template.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble::engine {

@@ -17,13 +17,13 @@
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
-#include "engine/model/adapter.h"
 #include "engine/checkpoint.h"
 #include "engine/data/dataset.h"
+#include "engine/data/packing.h"
 #include "engine/device.h"
 #include "engine/kernel_executor.h"
 #include "engine/lockstep.h"
-#include "engine/data/packing.h"
+#include "engine/model/adapter.h"
 #include "engine/spec/compile_plan.h"
 
 namespace nibble::engine {

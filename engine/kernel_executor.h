@@ -21,8 +21,8 @@
 #include <utility>
 #include <vector>
 
-#include "engine/model/base_view.h"
 #include "engine/loss_scale.h"
+#include "engine/model/base_view.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/step.h"
 #include "engine/spec/step_phases.h"

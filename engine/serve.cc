@@ -18,10 +18,10 @@
 #include "base/mailbox.h"
 #include "base/status.h"
 #include "engine/fused_turn.h"
-#include "engine/output_ring.h"
 #include "engine/preparer.h"
 #include "engine/protocol.h"
 #include "engine/serve_input.h"
+#include "engine/serve_output.h"
 #include "engine/turns.h"
 
 namespace nibble::engine {
@@ -39,13 +39,14 @@ class Server {
         lines_(lines),
         out_(out),
         clock_(RealClock::Get()),
+        tell_(out, clock_),
         // An empty line only wakes; in a full mailbox something else does.
         preparer_([&lines] { (void)lines.Post(std::string()); }, clock_) {}
 
   absl::Status Run() {
     ASSIGN_OR_RETURN(backend_, OpenBackend(options_.device.device, options_.device.threads));
     const spec::DeviceProfile profile = MeasureProfile(*backend_);
-    out_.Push(HelloLine(profile, NumericsId(backend_->table())));
+    tell_.Hello(profile, NumericsId(backend_->table()));
     while (!stopping_) {
       WakeHeldUp();
       TakePrepared();
@@ -76,16 +77,13 @@ class Server {
 
   // A job that has nothing left to do but to write its adapter waits for room without turns.
   void HoldUp(const std::string& attempt, const NoRoom& no_room) {
-    LogWarning("job.no_room", {{"attempt", attempt},
-                               {"step", no_room.step},
-                               {"why", std::string(no_room.why.message())}});
-    out_.Push(NoRoomLine(attempt, no_room));
+    tell_.HasNoRoom(attempt, no_room);
     Attached& attached = jobs_.at(attempt);
     attached.phase = JobWork::kNothing;
     if (attached.job->NextWork() != JobWork::kFinish) return;
     attached.held_until_us = clock_.NowMonotonicUs() + options_.disk_retry_us;
     turns_.SetPaused(attempt, true);
-    TellPhase(attempt, "PAUSED_DISK");
+    tell_.Phase(attempt, "PAUSED_DISK");
   }
 
   void WakeHeldUp() {
@@ -102,11 +100,7 @@ class Server {
     if (line.empty()) return;
     std::string attempt;
     absl::StatusOr<Command> command = ParseCommand(line, attempt);
-    if (!command.ok()) {
-      LogError("engine.bad_command", {{"error", std::string(command.status().message())}});
-      if (!attempt.empty()) out_.Push(FailedLine(attempt, command.status()));
-      return;
-    }
+    if (!command.ok()) return tell_.BadCommand(attempt, command.status());
     switch (command->type) {
       case CommandType::kShutdown:
         stopping_ = true;
@@ -132,23 +126,17 @@ class Server {
 
   // False: the attempt it is opened for has failed or was let go.
   bool OpenDevice(const std::string& attempt, const spec::DeviceProfile& profile) {
-    TellPhase(attempt, "LOADING_BASE");
+    tell_.Phase(attempt, "LOADING_BASE");
     const int64_t begin_us = clock_.NowMonotonicUs();
     DeviceOptions options = options_.device;
     bool leaving = false;
     options.base.stop = [&] { return HearWhileOpening(attempt, leaving); };
     absl::StatusOr<std::unique_ptr<Device>> opened = Device::Open(options, *backend_, profile);
     if (!opened.ok() && !leaving && !absl::IsCancelled(opened.status())) Fail(attempt, opened.status());
-    if (leaving) SayDetached(attempt);
+    if (leaving) tell_.Detached(attempt, 0);
     if (!opened.ok()) return false;
     device_ = *std::move(opened);
-    const double seconds = static_cast<double>(clock_.NowMonotonicUs() - begin_us) * 1e-6;
-    LogInfo("base.mapped", {{"digest", device_->base().digest()},
-                            {"bytes", device_->base().bytes()},
-                            {"cached", device_->base().cached()},
-                            {"tiles", device_->base().tiles()},
-                            {"seconds", seconds}});
-    out_.Push(BaseLine(device_->base(), seconds));
+    tell_.Base(device_->base(), static_cast<double>(clock_.NowMonotonicUs() - begin_us) * 1e-6);
     return !leaving;
   }
 
@@ -170,16 +158,11 @@ class Server {
     return opening_stopped_ || (leaving && put_off_.empty());
   }
 
-  void SayDetached(const std::string& attempt) {
-    LogInfo("job.detached", {{"attempt", attempt}, {"step", 0}});
-    out_.Push(StateLine("detached", attempt, 0));
-  }
-
   // Its data is read beside the turns of the others; nothing of theirs is touched.
   void Attach(Command command) {
     const std::string attempt = command.attempt;
     if (jobs_.contains(attempt) || preparing_.contains(attempt)) return;  // a repeated line changes nothing
-    TellPhase(attempt, "TOKENIZING");
+    tell_.Phase(attempt, "TOKENIZING");
     JobInput input = command.job;
     input.disk_retry_us = options_.disk_retry_us;
     const absl::Status begun =
@@ -205,7 +188,7 @@ class Server {
       preparing_.erase(preparing);
       if (what.leaving) {
         prepared.job = absl::CancelledError("detached");  // gone before it is said to be
-        SayDetached(prepared.attempt);
+        tell_.Detached(prepared.attempt, 0);
         continue;
       }
       absl::Status joined = prepared.job.status();
@@ -216,7 +199,7 @@ class Server {
 
   absl::Status Join(const Preparing& what, std::unique_ptr<Job> job) {
     const std::string& attempt = what.command.attempt;
-    TellTurn(attempt);
+    tell_.Turn(attempt);
     RETURN_IF_ERROR(CheckPlan(what.command, job->plan()));
     RETURN_IF_ERROR(job->Start());
     job->set_stop([this] { return LookUp(); });
@@ -231,10 +214,7 @@ class Server {
     }
     turns_.Add(attempt, TurnWeight(what.command.priority));
     turns_.SetPaused(attempt, what.paused);
-    LogInfo("job.attached", {{"attempt", attempt},
-                             {"step", attached.job->step()},
-                             {"planned_steps", attached.job->total_steps()}});
-    out_.Push(PlanLine(attempt, *attached.job));
+    tell_.Attached(attempt, *attached.job);
     return absl::OkStatus();
   }
 
@@ -278,25 +258,24 @@ class Server {
   }
 
   void Fail(const std::string& attempt, const absl::Status& status) {
-    LogError("job.failed", {{"attempt", attempt}, {"error", std::string(status.message())}});
     // A device that failed stays failed: the process ends, and with it the neighbours' turns here. They
     // are not named, so nothing is held against them.
     if (backend_->fault() == kernels::Fault::kDevice) stopping_ = true;
     Remove(attempt);
-    out_.Push(FailedLine(attempt, status));
+    tell_.Failed(attempt, status);
   }
 
   void SetPaused(const std::string& attempt, bool paused) {
     if (const auto it = preparing_.find(attempt); it != preparing_.end()) {
       it->second.paused = paused;  // it is read to its end, and has no turn then
-      if (paused) out_.Push(StateLine("paused", attempt, 0));
+      if (paused) tell_.Paused(attempt, 0);
       return;
     }
     const auto it = jobs_.find(attempt);
     if (it == jobs_.end()) return;
     it->second.paused = paused;
     turns_.SetPaused(attempt, paused || it->second.held_until_us > 0);
-    if (paused) out_.Push(StateLine("paused", attempt, it->second.job->step()));
+    if (paused) tell_.Paused(attempt, it->second.job->step());
   }
 
   // Between turns is a step boundary.
@@ -320,8 +299,7 @@ class Server {
     if (checkpoint && !owed.ok()) return Fail(attempt, owed);
     const int64_t step = it->second.job->step();
     Remove(attempt);
-    LogInfo("job.detached", {{"attempt", attempt}, {"step", step}});
-    out_.Push(StateLine("detached", attempt, step));
+    tell_.Detached(attempt, step);
   }
 
   // In the middle of a turn. Lets neighbours come and go that are to; true: the turn is to be given up.
@@ -349,7 +327,7 @@ class Server {
     });
     if (is(CommandType::kAttach) && first) {
       Attach(*std::move(command));
-      TellTurn(in_turn_.front());  // whose the phase is not
+      tell_.Turn(in_turn_.front());  // whose the phase is not
       return false;
     }
     heard_in_turn_ = true;
@@ -382,7 +360,7 @@ class Server {
       jobs_.at(other).phase = JobWork::kNothing;
       ReportPhase(other, jobs_.at(other));
     }
-    TellTurn(in_turn_.front());
+    tell_.Turn(in_turn_.front());
   }
 
   void TakeTurn() {
@@ -408,8 +386,9 @@ class Server {
 
   void AdvanceFused(const std::vector<Job*>& jobs, std::map<const Job*, std::string>& attempt_of) {
     for (const Job* job : jobs) ReportPhase(attempt_of[job], jobs_.at(attempt_of[job]));
-    TellTurn(attempt_of[jobs.front()]);
-    CountFused(jobs.size());
+    tell_.Turn(attempt_of[jobs.front()]);
+    jobs_in_turn_ = static_cast<int64_t>(jobs.size());
+    tell_.Fused(jobs.size());
     const std::vector<FusedStep> steps = AdvanceTogether(*device_, jobs);
     for (size_t i = 0; i < jobs.size(); ++i) {
       const std::string& attempt = attempt_of[jobs[i]];
@@ -418,39 +397,16 @@ class Server {
     }
   }
 
-  // Says once that turns are fused; how often is in the metrics of steps.
-  void CountFused(size_t jobs) {
-    jobs_in_turn_ = static_cast<int64_t>(jobs);
-    if (!fused_) LogInfo("turns.fused", {{"jobs", jobs_in_turn_}});
-    fused_ = true;
-  }
-
   void ReportPhase(const std::string& attempt, Attached& attached) {
     const JobWork work = attached.job->NextWork();
     if (work == attached.phase) return;
     attached.phase = work;
-    if (work == JobWork::kStep) TellPhase(attempt, "TRAINING");
-    if (work == JobWork::kEvaluate) TellPhase(attempt, "EVALUATING");
-    if (work == JobWork::kCheckpoint) TellPhase(attempt, "CHECKPOINTING");
-  }
-
-  // A worker takes a phase for a turn of that attempt.
-  void TellPhase(const std::string& attempt, std::string_view phase) {
-    out_.Push(PhaseLine(attempt, phase));
-    told_turn_ = attempt;
-  }
-  // Who is at fault if this process dies now. A line of its own the first time in any case: from then on the
-  // worker knows that it need not guess.
-  void TellTurn(const std::string& attempt) {
-    if (tells_turns_ && told_turn_ == attempt) return;
-    tells_turns_ = true;
-    told_turn_ = attempt;
-    out_.Push(TurnLine(attempt), /*may_be_lost=*/true);
+    tell_.Work(attempt, work);
   }
 
   void AdvanceJob(const std::string& attempt, Attached& attached) {
     ReportPhase(attempt, attached);
-    TellTurn(attempt);
+    tell_.Turn(attempt);
     Job& job = *attached.job;
     const int64_t begin_us = clock_.NowMonotonicUs();
     absl::StatusOr<JobEvent> event = job.Advance();
@@ -461,22 +417,14 @@ class Server {
 
   void Report(const std::string& attempt, const Job& job, const absl::StatusOr<JobEvent>& event) {
     if (!event.ok()) return Fail(attempt, event.status());
-    const int64_t now_us = clock_.NowUnixUs();
     if (const auto* step = std::get_if<StepDone>(&*event)) {
-      const int64_t every = job.spec().logging_steps;
-      if (step->row.step % every == 0 || step->row.step == 1 ||
-          step->row.step == job.total_steps()) {
-        out_.Push(StepLine(attempt, step->row, now_us, UsedBytes(attempt), jobs_in_turn_),
-                  /*may_be_lost=*/true);
-      }
+      tell_.Step(attempt, job, step->row, [&] { return UsedBytes(attempt); }, jobs_in_turn_);
     } else if (const auto* eval = std::get_if<EvalDone>(&*event)) {
-      out_.Push(EvalLine(attempt, eval->row, now_us));
+      tell_.Eval(attempt, eval->row);
     } else if (const auto* checkpoint = std::get_if<CheckpointDone>(&*event)) {
-      LogInfo("checkpoint.saved", {{"attempt", attempt}, {"step", checkpoint->step}});
-      out_.Push(CheckpointLine(attempt, *checkpoint));
+      tell_.Checkpoint(attempt, *checkpoint);
     } else if (const auto* finish = std::get_if<FinishDone>(&*event)) {
-      LogInfo("job.finished", {{"attempt", attempt}, {"step", finish->step}});
-      out_.Push(FinishedLine(attempt, *finish));
+      tell_.Finished(attempt, *finish);
       Remove(attempt);
     } else if (const auto* no_room = std::get_if<NoRoom>(&*event)) {
       HoldUp(attempt, *no_room);
@@ -503,6 +451,7 @@ class Server {
   Mailbox<std::string>& lines_;
   OutputRing& out_;
   const Clock& clock_;
+  ServeOutput tell_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Device> device_;
   std::map<std::string, Attached> jobs_;
@@ -511,13 +460,10 @@ class Server {
   TurnQueue turns_;
   std::vector<std::string> in_turn_;  // whose turn is under way
   std::vector<std::string> put_off_;  // commands to be obeyed next, such as came in a turn, at its end
-  std::string told_turn_;             // who has it, as far as the worker was told
-  bool tells_turns_ = false;          // it was told so
   bool heard_in_turn_ = false;        // a command came in the turn under way
   bool letting_go_ = false;           // a neighbour, in a turn
   bool opening_stopped_ = false;      // the base is wanted no more: a shutdown has come
   int64_t jobs_in_turn_ = 1;
-  bool fused_ = false;  // a turn was
   bool stopping_ = false;
   Preparer preparer_;  // last: its threads use what is above
 };

@@ -12,10 +12,10 @@
 #include "absl/strings/str_replace.h"
 #include "base/error.h"
 #include "base/status.h"
-#include "engine/text/chat_template.h"
 #include "engine/data/dataset_format.h"
 #include "engine/data/dataset_rows.h"
 #include "engine/data/packing.h"
+#include "engine/text/chat_template.h"
 #include "engine/text/text.h"
 #include "kernels/counter.h"
 

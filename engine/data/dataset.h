@@ -21,8 +21,8 @@
 
 #include "absl/status/statusor.h"
 #include "engine/data/data_report.h"
-#include "engine/spec/train_spec.h"
 #include "engine/data/token_store.h"
+#include "engine/spec/train_spec.h"
 #include "engine/text/tokenizer.h"
 
 namespace nibble::engine {

@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/outside_text.h"
 #include "engine/data/dataset_rows.h"
-#include "engine/text/json.h"
 #include "engine/spec/row_keys.h"
+#include "engine/text/json.h"
 #include "engine/text/text.h"
 
 namespace nibble::engine {

@@ -12,10 +12,10 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "engine/text/chat_template.h"
 #include "engine/data/dataset_rows.h"
 #include "engine/spec/row_keys.h"
 #include "engine/spec/words.h"
+#include "engine/text/chat_template.h"
 
 namespace nibble::engine {
 namespace {

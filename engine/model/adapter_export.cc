@@ -13,10 +13,10 @@
 #include "base/status.h"
 #include "engine/model/adapter.h"
 #include "engine/model/hashed_file.h"
-#include "engine/text/json.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/words.h"
+#include "engine/text/json.h"
 #include "engine/text/text.h"
 
 namespace nibble::engine {

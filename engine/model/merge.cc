@@ -16,10 +16,10 @@
 #include "engine/model/base_cache.h"
 #include "engine/model/base_tensors.h"
 #include "engine/model/hashed_file.h"
-#include "engine/text/json.h"
 #include "engine/model/merged_weights.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/words.h"
+#include "engine/text/json.h"
 #include "engine/text/text.h"
 
 namespace nibble::engine {

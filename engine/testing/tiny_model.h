@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "engine/model/base_view.h"
 #include "engine/kernel_executor.h"
+#include "engine/model/base_view.h"
 #include "engine/region.h"
 #include "engine/spec/compile_plan.h"
 #include "kernels/backend.h"

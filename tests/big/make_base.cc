@@ -24,9 +24,9 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "engine/flags.h"
 #include "engine/model/base_cache.h"
 #include "engine/model/base_tensors.h"
-#include "engine/flags.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
 

@@ -4,16 +4,16 @@
 #include <utility>
 #include <vector>
 
-#include "engine/text/chat_template.h"
 #include "engine/data/dataset_format.h"
-#include "engine/text/jinja_eval.h"
-#include "engine/text/jinja_parse.h"
-#include "engine/protocol.h"
 #include "engine/model/safetensors.h"
+#include "engine/protocol.h"
 #include "engine/spec/compile_plan.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/spec/model_config.h"
 #include "engine/spec/train_spec.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/jinja_eval.h"
+#include "engine/text/jinja_parse.h"
 #include "engine/text/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -11,10 +11,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/kernel_executor.h"
 #include "engine/model/adapter.h"
 #include "engine/model/base_model.h"
 #include "engine/model/base_view.h"
-#include "engine/kernel_executor.h"
 #include "engine/region.h"
 #include "engine/spec/compile_plan.h"
 #include "kernels/kernel_table.h"
