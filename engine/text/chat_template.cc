@@ -208,7 +208,13 @@ absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn
                         absl::StrCat("(the model's own) does not show where turn ", index,
                                      " begins; `chat_template: chatml` does"));
   }
-  const auto through = RenderText(turns.first(index + 1), false);
+  auto through = RenderText(turns.first(index + 1), false);
+  // Some write a token behind the last turn (Phi-3's EOS), which is not there where another follows.
+  if (through.ok() && !text.starts_with(*through)) {
+    const std::string last = ClosingToken(*through);
+    const std::string_view rest(through->data(), StripRight(*through).size() - last.size());
+    if (!last.empty() && rest.size() > span.begin && text.starts_with(rest)) through = std::string(rest);
+  }
   if (through.ok() && text.starts_with(*through) && through->size() >= span.begin) {
     span.end = through->size();
   } else {
