@@ -220,8 +220,10 @@ void Decoder::Attend(int64_t layer, int64_t m) {
     Norm(k_, k_, of.k_norm, m * model_.kv_heads, model_.head_dim);
   }
   const int64_t width = model_.head_dim, rotary = model_.RotaryWidth();
-  table_.rope(&context, q_, positions, rope, m, model_.heads, width, rotary, false);
-  table_.rope(&context, k_, positions, rope, m, model_.kv_heads, width, rotary, false);
+  if (model_.TurnsIn(layer)) {
+    table_.rope(&context, q_, positions, rope, m, model_.heads, width, rotary, false);
+    table_.rope(&context, k_, positions, rope, m, model_.kv_heads, width, rotary, false);
+  }
   const int64_t row = model_.KeyValueWidth() * kernels::DTypeBytes(table_.act);
   const Buffer keys = key_cache_[static_cast<size_t>(layer)];
   const Buffer values = value_cache_[static_cast<size_t>(layer)];

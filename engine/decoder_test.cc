@@ -125,6 +125,7 @@ INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest,
                                            Which{"cpu", "longrope"}, Which{"ref", "gemma"},
                                            Which{"ref", "gemma2"}, Which{"cpu", "gemma2"},
                                            Which{"ref", "gemma3_text"}, Which{"cpu", "gemma3_text"},
+                                           Which{"ref", "gemma3"}, Which{"ref", "smollm3"},
                                            Which{"cuda-emulated", "gemma3_text"}, Which{"ref", "phi3"},
                                            Which{"cpu", "phi3"}, Which{"cuda-emulated", "phi3"}),
                          [](const auto& info) {

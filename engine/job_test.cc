@@ -11,6 +11,7 @@
 #include "engine/fused_turn.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "engine/testing/tiny_directory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -363,7 +364,7 @@ void WriteOverflowingAdapter(const std::string& directory, int32_t r) {
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     for (const spec::Module module : spec::ModulesOf(model)) {
       const spec::LinearShape shape = spec::ShapeOf(model, module);
-      const std::string path = "base_model.model." + ModulePath(layer, module);
+      const std::string path = "base_model.model." + spec::ModulePath(model, layer, module);
       const auto add = [&](const char* suffix, int64_t rows, int64_t columns) {
         arrays.emplace_back(static_cast<size_t>(rows * columns), 1e30f);
         tensors.push_back({path + suffix, TensorType::kF32, {rows, columns}, arrays.back().data()});

@@ -94,6 +94,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"OutputsUpOnly", {}, {Module::kUp}, Recompute::kKeepGemmOutputs},
                       Variant{"Window", {.sliding_window = 4}, {}, Recompute::kFull},
                       Variant{"PartOfHeads", {.rotary_dim = 6}, {}, Recompute::kFull},
+                      Variant{"SomeTurn", {.some_turn = true}, {}, Recompute::kFull},
+                      Variant{"SomeTurnQkNorm", {.qk_norm = true, .some_turn = true}, {}, Recompute::kFull},
                       Variant{"Gemma", {.gemma = 1}, {}, Recompute::kFull},
                       Variant{"Gemma2", {.gemma = 2, .layers = 3}, {}, Recompute::kFull},
                       Variant{"Gemma2Kept", {.gemma = 2}, {}, Recompute::kNone},

@@ -78,6 +78,8 @@ Case RandomCase(uint64_t seed) {
   for (int64_t layer = 0; m.local_rope_theta > 0 && layer < m.layers; ++layer)
     m.slides.push_back(random.Chance(0.5));
   m.fused = random.Chance(0.3);
+  const bool some_turn = random.Chance(0.2);
+  for (int64_t layer = 0; some_turn && layer < m.layers; ++layer) m.turns.push_back(random.Chance(0.5));
   spec::TrainSpec& s = c.spec;
   s.lora_r = static_cast<int32_t>(random.Between(1, 40));
   s.lora_dropout = random.Chance(0.5) ? 0.1 : 0;

@@ -119,6 +119,38 @@ TEST_F(ModelCheck, KnowsTheFusedLinearsOfPhi) {
   ExpectRefused(Reason::kModelFileInvalid, "q_proj.weight has no place in a phi3 model");
 }
 
+// What sees pictures is left out by name, and nothing else is.
+TEST_F(ModelCheck, KnowsTheTextPartOfGemma3WithPictures) {
+  files_["config.json"] = R"({"model_type":"gemma3","text_config":{"vocab_size":32,"hidden_size":8,
+      "intermediate_size":16,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,
+      "head_dim":4}})";
+  Tensors text = All();
+  for (const char* norm : {"pre_feedforward_layernorm", "post_feedforward_layernorm"})
+    text.push_back({absl::StrCat("model.layers.0.", norm, ".weight"), {8}});
+  for (const char* norm : {"self_attn.q_norm", "self_attn.k_norm"})
+    text.push_back({absl::StrCat("model.layers.0.", norm, ".weight"), {4}});
+  // On the hub, and as transformers 4.52 to 4.57 saved it.
+  for (const auto& [of_text, of_pictures] :
+       {std::pair{"language_model.model.", ""}, {"model.language_model.", "model."}}) {
+    Tensors tensors;
+    for (const auto& [name, shape] : text) tensors.push_back({of_text + name.substr(6), shape});
+    files_["model.safetensors"] = FileOf(tensors);
+    EXPECT_TRUE(Check().ok()) << Check();
+    for (const char* name : {"vision_tower.encoder.layers.0.self_attn.q_proj.weight",
+                             "multi_modal_projector.mm_soft_emb_norm.weight"})
+      tensors.push_back({absl::StrCat(of_pictures, name), {3}});
+    tensors.push_back({"lm_head.weight", {32, 8}});
+    files_["model.safetensors"] = FileOf(tensors);
+    EXPECT_TRUE(Check().ok()) << Check();
+    tensors.push_back({absl::StrCat(of_pictures, "audio_tower.weight"), {3}});
+    files_["model.safetensors"] = FileOf(tensors);
+    ExpectRefused(Reason::kModelFileInvalid, "audio_tower.weight has no place in a gemma3 model");
+  }
+  text.push_back({"vision_tower.probe", {3}});
+  files_["model.safetensors"] = FileOf(text);
+  ExpectRefused(Reason::kModelFileInvalid, "no shard holds language_model.model.embed_tokens.weight");
+}
+
 TEST_F(ModelCheck, AcceptsShards) {
   Tensors tensors = All();
   const std::string last = tensors.back().first;
@@ -139,6 +171,13 @@ TEST_F(ModelCheck, AcceptsShards) {
   files_["b.safetensors"] = shard;
   files_["model.safetensors.index.json"] = R"({"weight_map":{"x":"../../etc/passwd"}})";
   ExpectRefused(Reason::kModelFileInvalid, "no plain file name");
+}
+
+TEST_F(ModelCheck, OfATextModelLeavesOutNoPictures) {
+  Tensors tensors = All();
+  tensors.push_back({"vision_tower.probe", {3}});
+  files_["model.safetensors"] = FileOf(tensors);
+  ExpectRefused(Reason::kModelFileInvalid, "vision_tower.probe has no place in a llama model");
 }
 
 TEST_F(ModelCheck, NamesWhatIsMissing) {

@@ -49,8 +49,7 @@ absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors,
   std::map<std::string, bool> used;  // and whether in four bits
   for (const auto& [part, layer, module, name, shape] : spec::CheckpointTensors(config)) {
     auto found = tensors.find(name);
-    // Checkpoints saved from the inner model lack the prefix.
-    if (found == tensors.end() && absl::StartsWith(name, "model.")) found = tensors.find(name.substr(6));
+    if (found == tensors.end()) found = tensors.find(spec::OtherCheckpointName(config, name));
     if (found == tensors.end())
       return Bad(absl::StrCat("no shard holds ", name, ", which config.json asks for"));
     RETURN_IF_ERROR(CheckOne(found->first, found->second, shape));
@@ -64,8 +63,7 @@ absl::Status CheckTensors(const std::map<std::string, TensorFacts>& tensors,
       if (mine->second) companions = name + ".";
       continue;
     }
-    if (absl::StartsWith(name, companions) || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
-    if (name == "lm_head.weight" && config.tie_word_embeddings) continue;  // the embedding again
+    if (absl::StartsWith(name, companions) || spec::IsLeftOut(config, name)) continue;
     return Bad(absl::StrCat(name.substr(0, 128), " has no place in a ", config.model_type, " model with ",
                             config.layers, " layers; training would leave it out"));
   }

@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "engine/spec/words.h"
 #include "engine/text/text.h"
 
@@ -61,9 +62,11 @@ absl::Status RefuseOptions(const json& config) {
                           " is not supported: it changes the base; convert the adapter to plain LoRA"));
 }
 
+// None of a pattern.
 absl::StatusOr<std::vector<Module>> ReadTargets(const json& value, const spec::ModelConfig& model) {
   const std::span<const Module> all = spec::ModulesOf(model);
   std::set<Module> modules;
+  if (value.is_string() && value != "all-linear" && value != "") return std::vector<Module>();
   if (value == "all-linear") {
     modules.insert(all.begin(), all.end());
   } else if (value.is_array()) {
@@ -81,7 +84,7 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value, const spec::M
       modules.insert(*module);
     }
   }
-  if (modules.empty()) return Bad("target_modules must be a list of names, or all-linear");
+  if (modules.empty()) return Bad("target_modules must be a list of names, a pattern, or all-linear");
   return std::vector<Module>(modules.begin(), modules.end());
 }
 
@@ -123,14 +126,20 @@ struct MatrixName {
   }
 };
 
-// "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"
-absl::StatusOr<MatrixName> ParseName(const std::string& name) {
+// "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"; of the text part of a model with pictures
+// "base_model.model.model.language_model.layers...", before transformers 4.52
+// "...language_model.model.layers...".
+absl::StatusOr<MatrixName> ParseName(const std::string& name, const spec::ModelConfig& model) {
   absl::string_view rest(name);
   const auto unknown = [&] {
     return Bad(absl::StrCat("tensor ", Quote(name), " is none Nibble knows"));
   };
   if (!absl::ConsumePrefix(&rest, "base_model.model.")) return unknown();
-  absl::ConsumePrefix(&rest, "model.");
+  const bool inner = absl::ConsumePrefix(&rest, "model.");
+  if (model.HasVision()) {
+    if (!absl::ConsumePrefix(&rest, "language_model.")) return unknown();
+    if (!inner) absl::ConsumePrefix(&rest, "model.");
+  }
   const std::vector<std::string> parts = absl::StrSplit(rest, '.');
   MatrixName out;
   if (parts.size() != 6 || parts[0] != "layers" || parts[5] != "weight" ||
@@ -183,11 +192,6 @@ double AdapterConfig::Scale() const {
   return use_rslora ? alpha / std::sqrt(static_cast<double>(r)) : alpha / r;
 }
 
-std::string ModulePath(int64_t layer, Module module) {
-  return absl::StrCat("model.layers.", layer, module <= Module::kO ? ".self_attn." : ".mlp.",
-                      View(spec::ModuleName(module)));
-}
-
 absl::StatusOr<AdapterBase> BaseOfAdapter(const std::string& directory) {
   ASSIGN_OR_RETURN(const auto file, OpenWeights(directory));
   return BaseFrom(*file);
@@ -201,7 +205,7 @@ absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
   adapter.base = BaseFrom(*file);
   std::map<MatrixName, const TensorInfo*> found;
   for (const auto& [name, tensor] : file->tensors()) {
-    ASSIGN_OR_RETURN(const MatrixName key, ParseName(name));
+    ASSIGN_OR_RETURN(const MatrixName key, ParseName(name, model));
     if (key.layer < 0 || key.layer >= model.layers) {
       return Bad(absl::StrCat("tensor ", Quote(name), " is for a layer the model lacks; it has ",
                               model.layers));
@@ -209,6 +213,12 @@ absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
     if (!found.emplace(key, &tensor).second) {
       return Bad(absl::StrCat("tensor ", Quote(name), " is there under two names"));
     }
+  }
+  if (adapter.config.target_modules.empty()) {
+    std::set<Module> modules;
+    for (const auto& [key, tensor] : found) modules.insert(key.module);
+    if (modules.empty()) return Bad("adapter_model.safetensors has no matrices");
+    adapter.config.target_modules.assign(modules.begin(), modules.end());
   }
   const int64_t r = adapter.config.r;
   for (int64_t layer = 0; layer < model.layers; ++layer) {
@@ -218,7 +228,7 @@ absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
       for (const bool is_b : {false, true}) {
         const auto it = found.find({layer, module, is_b});
         if (it == found.end()) {
-          return Bad(absl::StrCat("lora_", is_b ? "B" : "A", " of ", ModulePath(layer, module),
+          return Bad(absl::StrCat("lora_", is_b ? "B" : "A", " of ", spec::ModulePath(model, layer, module),
                                   " is missing from ", BaseName(file->path())));
         }
         ASSIGN_OR_RETURN(

@@ -67,9 +67,6 @@ inline constexpr char kBaseWeightsKey[] = "nibble.base_weights";
 inline constexpr char kBaseQuantKey[] = "nibble.quant";
 inline constexpr char kBaseDoubleQuantKey[] = "nibble.double_quant";
 
-// "model.layers.3.self_attn.q_proj"
-std::string ModulePath(int64_t layer, spec::Module module);
-
 // One optimizer step or evaluation of the run, for metrics.jsonl and trainer_state.json.
 struct MetricRow {
   int64_t step = 0;
@@ -110,7 +107,7 @@ absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& direc
 
 // Reads an adapter made by Nibble or PEFT. LoRA on the model's linears only; anything else in it
 // (DoRA, modules_to_save, biases, rank patterns, other tensors, layers the model lacks) is refused
-// by name.
+// by name. Where target_modules is a pattern, the modules are those that the file has matrices of.
 absl::StatusOr<Adapter> ImportAdapter(const std::string& directory, const spec::ModelConfig& model);
 // What ImportAdapter says of the base, before there is a model to hold the adapter against.
 absl::StatusOr<AdapterBase> BaseOfAdapter(const std::string& directory);

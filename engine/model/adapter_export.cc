@@ -15,6 +15,7 @@
 #include "engine/model/hashed_file.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "engine/spec/words.h"
 #include "engine/text/json.h"
 #include "engine/text/text.h"
@@ -49,7 +50,17 @@ json TargetNames(const AdapterConfig& config) {
   return names;
 }
 
-std::string ConfigJson(const AdapterConfig& config) {
+// Names alone would match what sees pictures, too: its attention has a q_proj as well. One group at the end
+// is what vLLM understands of a pattern.
+json Targets(const AdapterConfig& config, const spec::ModelConfig& model) {
+  if (!model.HasVision()) return TargetNames(config);
+  std::string names;
+  for (const Module module : config.target_modules)
+    absl::StrAppend(&names, names.empty() ? "" : "|", View(spec::ModuleName(module)));
+  return absl::StrCat(".*language_model\\..*\\.(", names, ")");
+}
+
+std::string ConfigJson(const AdapterConfig& config, const spec::ModelConfig& model) {
   const json null;
   const json value = {{"alpha_pattern", json::object()},
                       {"auto_mapping", null},
@@ -71,7 +82,7 @@ std::string ConfigJson(const AdapterConfig& config) {
                       {"r", config.r},
                       {"rank_pattern", json::object()},
                       {"revision", null},
-                      {"target_modules", TargetNames(config)},
+                      {"target_modules", Targets(config, model)},
                       {"task_type", "CAUSAL_LM"},
                       {"use_dora", false},
                       {"use_rslora", config.use_rslora}};
@@ -102,7 +113,8 @@ absl::Status WriteWeights(const AdapterExport& adapter, HashedFile& file) {
   const int64_t r = adapter.config.r;
   for (const AdapterPairView& pair : adapter.pairs) {
     const spec::LinearShape shape = spec::ShapeOf(adapter.model, pair.module);
-    const std::string path = absl::StrCat("base_model.model.", ModulePath(pair.layer, pair.module));
+    const std::string path =
+        absl::StrCat("base_model.model.", spec::ModulePath(adapter.model, pair.layer, pair.module));
     tensors.push_back({path + ".lora_A.weight", TensorType::kF32, {r, shape.k}, pair.a});
     tensors.push_back({path + ".lora_B.weight", TensorType::kF32, {shape.n, r}, pair.b});
   }
@@ -321,7 +333,7 @@ absl::StatusOr<std::vector<ExportedFile>> ExportAdapter(const std::string& direc
   };
   // They are listed by name.
   RETURN_IF_ERROR(write("README.md", ModelCard(adapter)));
-  RETURN_IF_ERROR(write("adapter_config.json", ConfigJson(adapter.config)));
+  RETURN_IF_ERROR(write("adapter_config.json", ConfigJson(adapter.config, adapter.model)));
   RETURN_IF_ERROR(
       stream("adapter_model.safetensors", [&](HashedFile& f) { return WriteWeights(adapter, f); }));
   RETURN_IF_ERROR(stream("metrics.jsonl", [&](HashedFile& f) { return WriteMetrics(adapter.metrics, f); }));

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -134,6 +135,47 @@ TEST_F(AdapterTest, ModulesOfAnotherKindOfBaseAreRefusedByName) {
   EXPECT_THAT(RefusedWith("r", 4), HasSubstr("target_modules has q_proj, which a phi3 model does not"));
 }
 
+// PEFT takes a string for a pattern of modules: those that have matrices.
+TEST_F(AdapterTest, ReadsThePatternsOfOthers) {
+  CHECK_OK(ExportAdapter(dir_.path(), export_).status());
+  json config = ReadJson("adapter_config.json");
+  config["target_modules"] = ".*layers.*(q_proj|v_proj|down_proj)";
+  CHECK_OK(WriteFileAtomic(dir_.Join("adapter_config.json"), config.dump()));
+  const auto adapter = ImportAdapter(dir_.path(), export_.model);
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  EXPECT_EQ(adapter->config.target_modules, export_.config.target_modules);
+  EXPECT_EQ(adapter->pairs.size(), export_.pairs.size());
+  // Some layers only.
+  export_.pairs.pop_back();
+  EXPECT_THAT(RefusedWith("target_modules", ".*proj"), HasSubstr("layers.1.mlp.down_proj is missing"));
+}
+
+// Of a model that sees pictures the text part alone has an adapter, under that part's names.
+TEST_F(AdapterTest, OfAModelWithPicturesIsOfItsTextPart) {
+  export_.model.model_type = "gemma3";
+  CHECK_OK(ExportAdapter(dir_.path(), export_).status());
+  EXPECT_EQ(ReadJson("adapter_config.json")["target_modules"],
+            R"(.*language_model\..*\.(q_proj|v_proj|down_proj))");
+  const auto adapter = ImportAdapter(dir_.path(), export_.model);
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  EXPECT_EQ(adapter->config.target_modules, export_.config.target_modules);
+  ASSERT_EQ(adapter->pairs.size(), export_.pairs.size());
+  EXPECT_EQ(adapter->pairs[5].b, values_[11]);
+
+  const std::string weights = *ReadFile(dir_.Join("adapter_model.safetensors"));
+  const auto renamed = [&](const std::string& to) {
+    const std::string from = "model.language_model.layers";
+    CHECK(to.size() == from.size());  // the file says how long its names are
+    CHECK_OK(
+        WriteFileAtomic(dir_.Join("adapter_model.safetensors"), absl::StrReplaceAll(weights, {{from, to}})));
+    return ImportAdapter(dir_.path(), export_.model).status();
+  };
+  EXPECT_TRUE(renamed("language_model.model.layers").ok()) << "as before transformers 4.52";
+  EXPECT_THAT(std::string(renamed("vision_tower.x_encod.layers").message()), HasSubstr("none Nibble knows"));
+  export_.model.model_type = "llama";
+  EXPECT_THAT(std::string(renamed("model.language_model.layers").message()), HasSubstr("none Nibble knows"));
+}
+
 TEST_F(AdapterTest, SaysWhichBaseItBelongsTo) {
   export_.weights_digest = Sha256Hex("weights");
   export_.spec.quant = spec::QuantKind::kINT8;
@@ -239,7 +281,7 @@ TEST_F(AdapterTest, WhatWeDoNotCarryOutIsRefused) {
   EXPECT_THAT(RefusedWith("r", 0), HasSubstr("r is 0"));
   EXPECT_THAT(RefusedWith("r", 8), HasSubstr("another base model or rank"));
   EXPECT_THAT(RefusedWith("lora_alpha", "x"), HasSubstr("lora_alpha"));
-  EXPECT_THAT(RefusedWith("target_modules", ".*proj"), HasSubstr("target_modules"));
+  EXPECT_THAT(RefusedWith("target_modules", ""), HasSubstr("target_modules"));
   EXPECT_THAT(RefusedWith("target_modules", {"q_proj", "k_proj"}), HasSubstr("k_proj is missing"));
   EXPECT_THAT(RefusedWith("target_modules", {"q_proj"}), HasSubstr("does not name"));
   CHECK_OK(ExportAdapter(dir_.path(), export_).status());

@@ -27,12 +27,10 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-absl::Status BaseTensors::Add(const spec::CheckpointTensor& wanted) {
+absl::Status BaseTensors::Add(const spec::ModelConfig& model, const spec::CheckpointTensor& wanted) {
   const auto& [part, layer, module, name, shape] = wanted;
   const TensorInfo* tensor = checkpoint_->Find(name);
-  // Checkpoints saved from the inner model lack the prefix.
-  if (tensor == nullptr && absl::StartsWith(name, "model."))
-    tensor = checkpoint_->Find(name.substr(6));
+  if (tensor == nullptr) tensor = checkpoint_->Find(spec::OtherCheckpointName(model, name));
   if (tensor == nullptr) {
     return Bad(absl::StrCat("tensor ", Quote(name)),
                "is missing from the checkpoint, though config.json asks for it");
@@ -69,8 +67,7 @@ absl::Status BaseTensors::RefuseStrays(const spec::ModelConfig& model) const {
     }
   }
   for (const std::string& name : checkpoint_->Names()) {
-    if (used.contains(name) || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
-    if (name == "lm_head.weight" && model.tie_word_embeddings) continue;  // the embedding again
+    if (used.contains(name) || spec::IsLeftOut(model, name)) continue;
     return Bad(checkpoint_->Where(name),
                absl::StrCat("has no place in a ", model.model_type, " model with ", model.layers,
                             " layers; training would leave it out"));
@@ -83,7 +80,7 @@ absl::StatusOr<BaseTensors> BaseTensors::Make(const Checkpoint* checkpoint,
   BaseTensors base;
   base.checkpoint_ = checkpoint;
   for (const spec::CheckpointTensor& wanted : spec::CheckpointTensors(model)) {
-    RETURN_IF_ERROR(base.Add(wanted));
+    RETURN_IF_ERROR(base.Add(model, wanted));
   }
   RETURN_IF_ERROR(base.RefuseStrays(model));
   return base;

@@ -57,7 +57,7 @@ class BaseTensors {
   absl::StatusOr<TensorReader> Open(const BaseTensor& tensor) const;
 
  private:
-  absl::Status Add(const spec::CheckpointTensor& wanted);
+  absl::Status Add(const spec::ModelConfig& model, const spec::CheckpointTensor& wanted);
   absl::Status RefuseStrays(const spec::ModelConfig& model) const;
 
   using Key = std::tuple<spec::BasePart, int64_t, spec::Module>;

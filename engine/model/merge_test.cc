@@ -18,6 +18,7 @@
 #include "engine/model/floats.h"
 #include "engine/model/safetensors.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "engine/testing/bnb_checkpoint.h"
 #include "engine/testing/tiny_directory.h"
 
@@ -33,8 +34,8 @@ constexpr int64_t kRank = 3;
 // A tiny base of fp32 weights and an adapter of two of its modules.
 class MergeTest : public ::testing::Test {
  protected:
-  MergeTest() : model_(testing::TinyDirectoryConfig()) {
-    testing::WriteTinyDirectory(Base(), 7);
+  explicit MergeTest(const std::string& kind = "llama") : model_(testing::TinyDirectoryConfig(32, kind)) {
+    testing::WriteTinyDirectory(Base(), 7, 32, kind);
     Random random(3);
     for (int64_t layer = 0; layer < model_.layers; ++layer) {
       for (const Module module : {Module::kQ, Module::kDown}) {
@@ -119,6 +120,26 @@ class MergeTest : public ::testing::Test {
   int merges_ = 0;
 };
 
+class MergeVisionTest : public MergeTest {
+ protected:
+  MergeVisionTest() : MergeTest("gemma3") {}
+};
+
+TEST_F(MergeVisionTest, KeepsWhatSeesPictures) {
+  const MergeOptions options = Options();
+  ASSERT_TRUE(MergeAdapter(options).ok());
+  const auto base = Checkpoint::Open(Base());
+  std::set<std::string> changed;
+  for (const std::string& name : (*base)->Names()) {
+    if (Values(Base(), name) != Values(options.out_dir, name)) changed.insert(name);
+  }
+  EXPECT_EQ(changed, (std::set<std::string>{"language_model.model.layers.0.self_attn.q_proj.weight",
+                                            "language_model.model.layers.0.mlp.down_proj.weight",
+                                            "language_model.model.layers.1.self_attn.q_proj.weight",
+                                            "language_model.model.layers.1.mlp.down_proj.weight"}));
+  EXPECT_EQ(*ReadFile(JoinPath(options.out_dir, "config.json")), *ReadFile(JoinPath(Base(), "config.json")));
+}
+
 TEST_F(MergeTest, AddsTheProductAndLeavesTheRest) {
   const MergeOptions options = Options();
   const auto report = MergeAdapter(options);
@@ -127,7 +148,7 @@ TEST_F(MergeTest, AddsTheProductAndLeavesTheRest) {
   EXPECT_TRUE(report->base_known);
   std::set<std::string> changed;
   for (const AdapterPair& pair : adapter_.pairs) {
-    const std::string name = ModulePath(pair.layer, pair.module) + ".weight";
+    const std::string name = spec::ModulePath(model_, pair.layer, pair.module) + ".weight";
     changed.insert(name);
     const spec::LinearShape shape = spec::ShapeOf(model_, pair.module);
     const std::vector<float> before = Values(Base(), name), after = Values(options.out_dir, name);
@@ -189,7 +210,7 @@ TEST_F(MergeTest, OntoQuantizedIsOntoWhatTheEngineMultiplies) {
   int checked = 0;
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
     for (const Module module : spec::ModulesOf(model_)) {
-      const std::string name = ModulePath(layer, module) + ".weight";
+      const std::string name = spec::ModulePath(model_, layer, module) + ".weight";
       std::vector<float> expected = Values(options.out_dir, name);
       for (float& value : expected) value = FloatFromBf16(Bf16FromFloat(value));
       EXPECT_EQ(Values(onto_codes.out_dir, name), expected) << name;

@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "engine/model/floats.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "engine/text/text.h"
 #include "kernels/nf4.h"
 
@@ -119,8 +120,8 @@ absl::Status MergedWeights::Merge(const Linear& linear, TensorType type, const B
     for (int64_t i = 0; i < rows * k; ++i) {
       if (std::abs(values[static_cast<size_t>(i)]) <= limit) continue;
       return Error(Reason::kModelFileInvalid,
-                   absl::StrCat("merged ", ModulePath(linear.layer, linear.module), " row ", first + i / k,
-                                " holds ", values[static_cast<size_t>(i)], ", which ",
+                   absl::StrCat("merged ", spec::ModulePath(model_, linear.layer, linear.module), " row ",
+                                first + i / k, " holds ", values[static_cast<size_t>(i)], ", which ",
                                 View(TensorTypeName(type)), " cannot; the adapter does not fit this base"));
     }
     RETURN_IF_ERROR(sink(bytes.data(), rows * k * TensorTypeBytes(type)));

@@ -4,19 +4,53 @@
 
 namespace nibble::spec {
 
+namespace {
+
+// Of a model with pictures: what files on the hub have, and what transformers names the modules since 4.52.
+constexpr std::string_view kText = "language_model.model.", kTextModule = "model.language_model.";
+
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+
+std::string PathBehind(std::string_view inner, int64_t layer, Module module) {
+  return absl::StrCat(View(inner), "layers.", layer, module <= Module::kO ? ".self_attn." : ".mlp.",
+                      View(ModuleName(module)));
+}
+
+}  // namespace
+
+std::string ModulePath(const ModelConfig& model, int64_t layer, Module module) {
+  return PathBehind(model.HasVision() ? kTextModule : "model.", layer, module);
+}
+
+std::string OtherCheckpointName(const ModelConfig& model, std::string_view name) {
+  if (model.HasVision()) {
+    if (name.starts_with(kText)) return absl::StrCat(View(kTextModule), View(name.substr(kText.size())));
+  } else if (name.starts_with("model.")) {
+    name.remove_prefix(6);
+  }
+  return std::string(name);
+}
+
+bool IsLeftOut(const ModelConfig& model, std::string_view name) {
+  if (name.ends_with("rotary_emb.inv_freq")) return true;
+  if (model.tie_word_embeddings && name == "lm_head.weight") return true;
+  if (!model.HasVision()) return false;
+  if (name == "language_model.lm_head.weight") return true;
+  if (name.starts_with("model.")) name.remove_prefix(6);
+  return name.starts_with("vision_tower.") || name.starts_with("multi_modal_projector.");
+}
+
 std::string CheckpointName(const ModelConfig& model, BasePart part, int64_t layer, Module module) {
-  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-  const auto linear = [&](const char* suffix) {
-    std::string name = prefix + (module <= Module::kO ? "self_attn." : "mlp.");
-    return name.append(ModuleName(module)).append(suffix);
-  };
+  const std::string inner(model.HasVision() ? kText : "model.");
+  const std::string prefix = absl::StrCat(inner, "layers.", layer, ".");
+  const auto linear = [&](const char* suffix) { return PathBehind(inner, layer, module) + suffix; };
   switch (part) {
     case BasePart::kEmbedding:
-      return "model.embed_tokens.weight";
+      return inner + "embed_tokens.weight";
     case BasePart::kHead:
       return "lm_head.weight";
     case BasePart::kFinalNorm:
-      return "model.norm.weight";
+      return inner + "norm.weight";
     case BasePart::kInputNorm:
       return prefix + "input_layernorm.weight";
     case BasePart::kPostNorm:

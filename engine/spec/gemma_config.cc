@@ -36,7 +36,7 @@ absl::Status ReadWindows(const json& config, ModelConfig& model) {
   const int64_t usual = config.contains("sliding_window") ? 0 : 4096;
   model.sliding_window = fields.Integer("sliding_window", usual, 0, int64_t{1} << 30);
   int64_t period = 2;
-  if (model.model_type == "gemma3_text") {
+  if (IsGemma3(model)) {
     const int64_t named = fields.Integer("_sliding_window_pattern", 6, 1, 256);
     period = fields.Integer("sliding_window_pattern", named, 1, 256);
   }
@@ -62,8 +62,42 @@ absl::Status ReadWindows(const json& config, ModelConfig& model) {
 
 }  // namespace
 
+bool IsGemma3(const ModelConfig& model) {
+  return model.model_type == "gemma3_text" || model.model_type == "gemma3";
+}
+
 bool IsGemma(const ModelConfig& model) {
-  return model.model_type == "gemma" || model.model_type == "gemma2" || model.model_type == "gemma3_text";
+  return model.model_type == "gemma" || model.model_type == "gemma2" || IsGemma3(model);
+}
+
+absl::StatusOr<json> Gemma3TextConfig(const json& config) {
+  const json type = config.value("model_type", json());
+  if (type != "gemma3_text" && type != "gemma3") return config;
+  json text = {{"vocab_size", 262208},      {"hidden_size", 2304},
+               {"intermediate_size", 9216}, {"num_hidden_layers", 26},
+               {"num_attention_heads", 8},  {"num_key_value_heads", 4},
+               {"head_dim", 256},           {"max_position_embeddings", 131072}};
+  if (type == "gemma3_text") {
+    text.update(config);
+    return text;
+  }
+  const json given = config.value("text_config", json());
+  if (!given.is_null() && !given.is_object()) return InvalidConfig("text_config is no object");
+  if (given.is_object()) text.update(given);
+  if (const json of = text.value("model_type", json("gemma3_text")); of != "gemma3_text") {
+    return UnsupportedConfig(absl::StrCat("text_config.model_type ", of.dump(),
+                                          " is not supported in a gemma3 model; supported: gemma3_text"));
+  }
+  // What transformers' model with pictures does with these is not what its text model does.
+  for (const json* part : {&config, static_cast<const json*>(&text)}) {
+    if (part->value("tie_word_embeddings", json()) == false)
+      return UnsupportedConfig("tie_word_embeddings false is not supported in a gemma3 model");
+  }
+  if (!text.value("final_logit_softcapping", json()).is_null())
+    return UnsupportedConfig("text_config.final_logit_softcapping is not supported in a gemma3 model");
+  text["model_type"] = type;
+  text["quantization_config"] = config.value("quantization_config", json());
+  return text;
 }
 
 absl::Status ReadGemma(const json& config, ModelConfig& model) {

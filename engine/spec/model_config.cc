@@ -20,8 +20,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kMaxHeadDim = 1024;
-constexpr std::array<const char*, 8> kModelTypes = {"llama", "mistral", "qwen2",       "qwen3",
-                                                    "gemma", "gemma2",  "gemma3_text", "phi3"};
+constexpr std::array<const char*, 10> kModelTypes = {"llama",  "mistral",     "qwen2",  "qwen3", "gemma",
+                                                     "gemma2", "gemma3_text", "gemma3", "phi3",  "smollm3"};
 
 // Options that change the result and that no supported model sets otherwise.
 absl::Status RefuseOddities(const json& config, const ModelConfig& model) {
@@ -88,23 +88,22 @@ absl::Status ReadSlidingWindow(const json& config, ModelConfig& model) {
 }
 
 absl::StatusOr<ModelConfig> FromJson(const json& config) {
-  if (!config.is_object()) return InvalidConfig("not a JSON object");
   ConfigFields fields(config);
   ModelConfig model;
   model.model_type = fields.Text("model_type", "");
   if (std::find(kModelTypes.begin(), kModelTypes.end(), model.model_type) == kModelTypes.end()) {
-    return UnsupportedConfig(absl::StrCat(
-        "model_type \"", model.model_type,
-        "\" is not supported; supported: ", absl::StrJoin(kModelTypes, ", "),
-        model.model_type == "gemma3" ? " (Gemma 3 with pictures is gemma3; its text models are gemma3_text)"
-                                     : ""));
+    return UnsupportedConfig(
+        absl::StrCat("model_type \"", model.model_type,
+                     "\" is not supported; supported: ", absl::StrJoin(kModelTypes, ", ")));
   }
   model.vocab_size = fields.Needed("vocab_size", 1 << 24);
   model.hidden_size = fields.Needed("hidden_size", 1 << 17);
   model.intermediate_size = fields.Needed("intermediate_size", 1 << 20);
   model.layers = fields.Needed("num_hidden_layers", 256);
   model.heads = fields.Needed("num_attention_heads", 1024);
-  model.kv_heads = fields.Integer("num_key_value_heads", model.heads, 1, 1024);
+  const bool smollm3 = model.model_type == "smollm3";
+  const bool four_keys = smollm3 && !config.contains("num_key_value_heads");
+  model.kv_heads = fields.Integer("num_key_value_heads", four_keys ? 4 : model.heads, 1, 1024);
   RETURN_IF_ERROR(fields.status());
   if (!fields.Has("head_dim") && !IsGemma(model) && model.hidden_size % model.heads != 0) {
     return InvalidConfig(absl::StrCat("hidden_size ", model.hidden_size,
@@ -116,10 +115,10 @@ absl::StatusOr<ModelConfig> FromJson(const json& config) {
                                    : gemma                     ? 256
                                                                : model.hidden_size / model.heads;
   model.head_dim = fields.Integer("head_dim", default_head_dim, 2, kMaxHeadDim);
-  const int64_t default_positions = gemma ? 8192 : model.fused ? 4096 : 2048;
+  const int64_t default_positions = gemma ? 8192 : smollm3 ? 32768 : model.fused ? 4096 : 2048;
   model.max_positions = fields.Integer("max_position_embeddings", default_positions, 1, 1 << 24);
   model.rms_norm_eps = fields.Number("rms_norm_eps", model.fused ? 1e-5 : 1e-6);
-  model.tie_word_embeddings = fields.Flag("tie_word_embeddings", gemma);
+  model.tie_word_embeddings = fields.Flag("tie_word_embeddings", gemma || smollm3);
   model.qkv_bias = model.model_type == "qwen2";
   model.qk_norm = model.model_type == "qwen3";
   const std::string dtype = fields.Text("dtype", fields.Text("torch_dtype", "bfloat16"));
@@ -130,6 +129,7 @@ absl::StatusOr<ModelConfig> FromJson(const json& config) {
   RETURN_IF_ERROR(fields.status());
   RETURN_IF_ERROR(ReadRope(config, model));
   RETURN_IF_ERROR(gemma ? ReadGemma(config, model) : ReadSlidingWindow(config, model));
+  if (smollm3) RETURN_IF_ERROR(ReadUnturnedLayers(config, model));
   RETURN_IF_ERROR(RefuseOddities(config, model));
   return model;
 }
@@ -160,7 +160,9 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json) {
   }
   const json config = json::parse(config_json, nullptr, /*allow_exceptions=*/false);
   if (config.is_discarded()) return InvalidConfig("not valid JSON");
-  return FromJson(config);
+  if (!config.is_object()) return InvalidConfig("not a JSON object");
+  ASSIGN_OR_RETURN(const json text, Gemma3TextConfig(config));
+  return FromJson(text);
 }
 
 }  // namespace nibble::spec

@@ -17,7 +17,8 @@ namespace nibble::spec {
 enum class RopeKind { kDefault, kLinear, kLlama3, kYarn, kLong };
 
 struct ModelConfig {
-  std::string model_type;  // llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3
+  // llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gemma3, phi3, smollm3
+  std::string model_type;
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
@@ -43,9 +44,10 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   bool qkv_bias = false;       // qwen2
   bool fused = false;          // qkv_proj and gate_up_proj, each one linear
-  bool qk_norm = false;        // qwen3, gemma3_text
+  bool qk_norm = false;        // qwen3, gemma3_text, gemma3
   int64_t sliding_window = 0;  // 0 = none
   std::vector<bool> slides;    // by layer: whether the window is there; empty = in all
+  std::vector<bool> turns;     // by layer: whether queries and keys turn; empty = in all; smollm3
 
   // Of the Gemma kinds:
   bool gelu = false;              // the gate's activation is GELU by tanh, not SiLU
@@ -64,7 +66,10 @@ struct ModelConfig {
   int64_t WindowOf(int64_t layer) const {
     return slides.empty() || slides[static_cast<size_t>(layer)] ? sliding_window : 0;
   }
+  // The text part of a model that sees pictures, too: the numbers are of that part alone.
+  bool HasVision() const { return model_type == "gemma3"; }
   int64_t RotaryWidth() const { return rotary_dim > 0 ? rotary_dim : head_dim; }
+  bool TurnsIn(int64_t layer) const { return turns.empty() || turns[static_cast<size_t>(layer)]; }
   // Of RopeTable's (rope.h).
   int64_t RopeTables() const { return local_rope_theta > 0 ? 2 : 1; }
   int64_t RopeTableOf(int64_t layer) const { return local_rope_theta > 0 && WindowOf(layer) > 0 ? 1 : 0; }

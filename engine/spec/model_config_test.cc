@@ -56,7 +56,6 @@ TEST(ParseModelConfig, RefusesByName) {
     return std::string(ParseModelConfig(json).status().message());
   };
   EXPECT_THAT(why(R"({"model_type":"phimoe"})"), HasSubstr("phimoe"));
-  EXPECT_THAT(why(R"({"model_type":"gemma3"})"), HasSubstr("gemma3_text"));
   EXPECT_THAT(why(With(R"(,"rope_scaling":{"rope_type":"dynamic","factor":4})")), HasSubstr("whole batch"));
   EXPECT_THAT(why(With(R"(,"hidden_act":"gelu")")), HasSubstr("gelu"));
   EXPECT_THAT(why(With(R"(,"attention_bias":true)")), HasSubstr("attention_bias"));
@@ -199,6 +198,56 @@ TEST(ParseModelConfig, ReadsGemma3AsTransformers5WritesIt) {
   EXPECT_EQ(*model, *ParseModelConfig(kGemma3));
 }
 
+// As on the hub: the text model's numbers lie apart, and most are its class's defaults.
+constexpr char kGemma3WithPictures[] =
+    R"({"model_type":"gemma3","mm_tokens_per_image":256,"torch_dtype":"bfloat16",
+  "vision_config":{"hidden_size":1152,"model_type":"siglip_vision_model","num_hidden_layers":27},
+  "text_config":{"hidden_size":2560,"intermediate_size":10240,"model_type":"gemma3_text",
+  "num_hidden_layers":34,"rope_scaling":{"factor":8.0,"rope_type":"linear"},"sliding_window":1024}})";
+
+TEST(ParseModelConfig, ReadsTheTextPartOfAGemma3WithPictures) {
+  const auto model = ParseModelConfig(kGemma3WithPictures);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE(model->HasVision());
+  EXPECT_EQ(model->vocab_size, 262208);
+  EXPECT_EQ(model->heads, 8);
+  EXPECT_EQ(model->kv_heads, 4);
+  EXPECT_EQ(model->head_dim, 256);
+  EXPECT_EQ(model->max_positions, 131072);
+  EXPECT_EQ(model->rope_factor, 8);
+  EXPECT_EQ(model->RopeTables(), 2);
+  EXPECT_EQ(model->TotalParameters(), 3'880'263'168) << "of the 4.3 billion, without what sees pictures";
+  // But for its names it is the text model of these numbers.
+  auto text = ParseModelConfig(R"({"model_type":"gemma3_text","vocab_size":262208,"hidden_size":2560,
+    "intermediate_size":10240,"num_hidden_layers":34,"num_attention_heads":8,"num_key_value_heads":4,
+    "head_dim":256,"max_position_embeddings":131072,"rope_scaling":{"factor":8.0,"rope_type":"linear"},
+    "sliding_window":1024})");
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_FALSE(text->HasVision());
+  text->model_type = "gemma3";
+  EXPECT_EQ(*model, *text);
+  EXPECT_TRUE(ParseModelConfig(R"({"model_type":"gemma3"})").ok())
+      << "as transformers does without a text_config";
+}
+
+TEST(ParseModelConfig, RefusesWhatNoGemma3WithPicturesIs) {
+  const auto why = [](const std::string& from, const std::string& to) {
+    return std::string(ParseModelConfig(Changed(kGemma3WithPictures, from, to)).status().message());
+  };
+  EXPECT_THAT(why(R"("torch_dtype":"bfloat16")", R"("tie_word_embeddings":false)"),
+              HasSubstr("tie_word_embeddings"));
+  EXPECT_THAT(why(R"("sliding_window":1024)", R"("tie_word_embeddings":false)"),
+              HasSubstr("tie_word_embeddings"));
+  EXPECT_THAT(why(R"("sliding_window":1024)", R"("final_logit_softcapping":30.0)"),
+              HasSubstr("final_logit_softcapping"));
+  EXPECT_THAT(why(R"("gemma3_text")", R"("gemma2")"), HasSubstr("text_config.model_type \"gemma2\""));
+  EXPECT_THAT(why(R"("torch_dtype":"bfloat16")", R"("quantization_config":{"quant_method":"awq"})"),
+              HasSubstr("quantization_config"));
+  EXPECT_THAT(why(R"("hidden_size":2560)", R"("hidden_size":-1)"), HasSubstr("hidden_size is -1"));
+  EXPECT_THAT(std::string(ParseModelConfig(R"({"model_type":"gemma3","text_config":[]})").status().message()),
+              HasSubstr("text_config is no object"));
+}
+
 TEST(ParseModelConfig, RefusesWhatNoGemmaIs) {
   const auto why = [](const std::string& json) {
     const auto model = ParseModelConfig(json);
@@ -218,6 +267,29 @@ TEST(ParseModelConfig, RefusesWhatNoGemmaIs) {
   std::string first = Changed(kBase, "llama", "gemma") + R"(,"hidden_act":"gelu","head_dim":8})";
   EXPECT_EQ(why(first), "");
   EXPECT_THAT(why(Changed(first, R"("gelu")", R"("silu")")), HasSubstr("silu"));
+}
+
+TEST(ParseModelConfig, ReadsSmolLM3) {
+  std::string json =
+      R"({"model_type":"smollm3","vocab_size":128256,"hidden_size":2048,"intermediate_size":11008,
+    "num_hidden_layers":6,"num_attention_heads":16,"use_sliding_window":false,"sliding_window":null})";
+  const auto model = ParseModelConfig(json);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->kv_heads, 4);
+  EXPECT_EQ(model->rope_theta, 2e6);
+  EXPECT_EQ(model->max_positions, 32768);
+  EXPECT_TRUE(model->tie_word_embeddings);
+  EXPECT_EQ(model->turns, (std::vector<bool>{true, true, true, false, true, true}));
+  const auto with = [&](const std::string& more) {
+    return ParseModelConfig(Changed(json, "}", "," + more + "}"));
+  };
+  EXPECT_EQ(with(R"("no_rope_layers":[0,1,1,0,1,1,0])")->turns,
+            (std::vector<bool>{false, true, true, false, true, true}));
+  EXPECT_THAT(std::string(with(R"("no_rope_layers":[0,1])").status().message()), HasSubstr("6 layers"));
+  EXPECT_THAT(std::string(with(R"("no_rope_layers":[0,1,2,0,1,1])").status().message()), HasSubstr("has 2"));
+  EXPECT_THAT(std::string(with(R"("no_rope_layer_interval":0)").status().message()),
+              HasSubstr("no_rope_layer_interval is 0"));
+  EXPECT_FALSE(ParseModelConfig(Changed(json, "false", "true")).ok());
 }
 
 // What the oracle's fixtures cannot have: files that transformers stumbles over.

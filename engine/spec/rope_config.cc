@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "engine/spec/config_fields.h"
+#include "engine/spec/gemma_config.h"
 
 namespace nibble::spec {
 namespace {
@@ -167,9 +168,9 @@ absl::Status ReadLocalRope(const json& config, ModelConfig& model) {
 }  // namespace
 
 absl::Status ReadRope(const json& config, ModelConfig& model) {
-  const bool two = model.model_type == "gemma3_text";
+  const bool two = IsGemma3(model);
   ConfigFields top(config);
-  model.rope_theta = top.Number("rope_theta", two ? 1e6 : 1e4);
+  model.rope_theta = top.Number("rope_theta", two ? 1e6 : model.model_type == "smollm3" ? 2e6 : 1e4);
   RETURN_IF_ERROR(top.status());
   if (two) RETURN_IF_ERROR(ReadLocalRope(config, model));
   // transformers 5 writes rope_parameters with rope_theta inside, earlier ones rope_scaling.
@@ -184,6 +185,26 @@ absl::Status ReadRope(const json& config, ModelConfig& model) {
     key += ".full_attention";
   }
   return ReadRopeObject(config, *scaling, key, two, model);
+}
+
+absl::Status ReadUnturnedLayers(const json& config, ModelConfig& model) {
+  ConfigFields fields(config);
+  const int64_t interval = fields.Integer("no_rope_layer_interval", 4, 1, 1 << 20);
+  RETURN_IF_ERROR(fields.status());
+  const auto layers = static_cast<size_t>(model.layers);
+  for (size_t layer = 0; layer < layers; ++layer)
+    model.turns.push_back((layer + 1) % static_cast<size_t>(interval) != 0);
+  if (!fields.Has("no_rope_layers")) return absl::OkStatus();
+  const json& turns = config["no_rope_layers"];  // 1: turns, in spite of the name
+  if (!turns.is_array() || turns.size() < layers) {
+    return InvalidConfig(absl::StrCat("no_rope_layers is no list of ", layers, " layers"));
+  }
+  for (size_t layer = 0; layer < layers; ++layer) {
+    if (turns[layer] != 0 && turns[layer] != 1)
+      return InvalidConfig(absl::StrCat("no_rope_layers has ", turns[layer].dump(), ", not 0 or 1"));
+    model.turns[layer] = turns[layer] == 1;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace nibble::spec

@@ -12,4 +12,7 @@ namespace nibble::spec {
 // for.
 absl::Status ReadRope(const nlohmann::json& config, ModelConfig& model);
 
+// Layers of a SmolLM3 whose queries and keys know no position.
+absl::Status ReadUnturnedLayers(const nlohmann::json& config, ModelConfig& model);
+
 }  // namespace nibble::spec

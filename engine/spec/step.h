@@ -221,6 +221,15 @@ typename Exec::Tensor Up(Exec& e, const ModelConfig& model, const Block<Exec>& b
   return e.IsNone(b.up) ? e.Column(b.gate, model.intermediate_size) : b.up;
 }
 
+// `back`: what they do in the step's way back.
+template <class Exec>
+void TurnQueriesAndKeys(Exec& e, const ModelConfig& model, typename Exec::Tensor q, typename Exec::Tensor k,
+                        int32_t layer, bool back) {
+  if (!model.TurnsIn(layer)) return;
+  e.Rope(q, model.heads, layer, back);
+  e.Rope(k, model.kv_heads, layer, back);
+}
+
 // From x to act; then, unless `next` is none, on to the next block's x.
 template <class Exec>
 void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
@@ -246,8 +255,7 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, b.layer);
     e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, b.layer);
   }
-  e.Rope(b.q, model.heads, b.layer, false);
-  e.Rope(b.k, model.kv_heads, b.layer, false);
+  TurnQueriesAndKeys(e, model, b.q, b.k, b.layer, false);
   e.Attention(b.o, b.lse, b.q, b.k, b.v, b.layer);
   Product(e, b, b.x2, b.o, Module::kO);
   e.Add(b.x2, b.x2, b.x);
@@ -335,15 +343,13 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   if (rebuild && model.qk_norm) {
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, layer);
     e.RmsNorm(b.k, b.rstd_k, b.k_raw, Norm::kKey, layer);
-    e.Rope(b.q, model.heads, layer, false);
-    e.Rope(b.k, model.kv_heads, layer, false);
+    TurnQueriesAndKeys(e, model, b.q, b.k, layer, false);
   }
   const Tensor dq = grad(Slot::kDQ, model.QueryWidth());
   const Tensor dk = grad(Slot::kDK, model.KeyValueWidth());
   const Tensor dv = grad(Slot::kDV, model.KeyValueWidth());
   e.AttentionBackward(dq, dk, dv, d_o, b.o, b.lse, b.q, b.k, b.v, layer);
-  e.Rope(dq, model.heads, layer, true);
-  e.Rope(dk, model.kv_heads, layer, true);
+  TurnQueriesAndKeys(e, model, dq, dk, layer, true);
   if (model.qk_norm) {
     e.RmsNormBackward(dq, false, dq, b.q_raw, b.rstd_q, Norm::kQuery, layer);
     e.RmsNormBackward(dk, false, dk, b.k_raw, b.rstd_k, Norm::kKey, layer);

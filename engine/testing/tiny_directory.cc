@@ -123,17 +123,22 @@ std::string TinyConfig(int64_t hidden, const std::string& kind) {
                  {"torch_dtype", "float32"},
                  {"bos_token_id", 0},
                  {"eos_token_id", 1}};
-  if (kind == "gemma2" || kind == "gemma3_text") {
+  if (kind == "gemma2" || kind == "gemma3_text" || kind == "gemma3") {
     config.update({{"query_pre_attn_scalar", 11}, {"sliding_window", 4}});
     config["layer_types"] = {"sliding_attention", "full_attention"};
   }
   if (kind == "gemma2") config.update({{"attn_logit_softcapping", 5.0}, {"final_logit_softcapping", 6.0}});
+  if (kind == "smollm3") config["no_rope_layers"] = {1, 0};
   if (kind == "longrope") {
     const auto pairs = static_cast<size_t>(hidden / 8);
     config["rope_scaling"] = {{"type", "longrope"},
                               {"original_max_position_embeddings", 20},
                               {"short_factor", std::vector<double>(pairs, 1)},
                               {"long_factor", std::vector<double>(pairs, 8)}};
+  }
+  if (kind == "gemma3") {
+    config["model_type"] = "gemma3_text";
+    return json{{"model_type", kind}, {"text_config", config}, {"eos_token_id", 1}}.dump();
   }
   return config.dump();
 }
@@ -159,6 +164,7 @@ void WriteTinyDirectory(const std::string& directory, uint64_t seed, int64_t hid
                         : 0.25,
                 norm && !model.unit_norms ? 1 : 0);
   }
+  if (model.HasVision()) weights.Add("vision_tower.encoder.layers.0.self_attn.q_proj.weight", {5, 7}, 0.5);
   CHECK_OK(MakeDirs(directory));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "config.json"), TinyConfig(hidden, kind)));
   CHECK_OK(WriteFileAtomic(JoinPath(directory, "model.safetensors"), weights.Serialize()));

@@ -48,6 +48,8 @@ TinyModel::TinyModel(const TinyOptions& options)
   config_.sliding_window = options.sliding_window;
   config_.fused = options.fused;
   config_.rotary_dim = options.rotary_dim;
+  for (int64_t layer = 0; options.some_turn && layer < options.layers; ++layer)
+    config_.turns.push_back(layer % 2 == 1);
   if (options.gemma > 0) MakeGemma(options.gemma, config_);
   FillView();
 }

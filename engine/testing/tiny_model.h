@@ -22,6 +22,7 @@ struct TinyOptions {
   int gemma = 0;  // 1, 2, 3: as that Gemma is, with caps and windows that are felt
   int64_t layers = 2;
   int64_t sliding_window = 0;
+  bool some_turn = false;  // queries and keys of every second layer only
   int64_t rotary_dim = 0;  // of the 8 numbers of a head; 0 = all turn
   uint64_t seed = 1;
   double weight_scale = 0.3;   // linear weights are uniform within it; less is better conditioned

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/spec/checkpoint_tensors.h"
 #include "kernels/tables.h"
 #include "tests/oracle/fixture.h"
 #include "tests/oracle/rig.h"
@@ -115,7 +116,8 @@ INSTANTIATE_TEST_SUITE_P(
                     LogitsCase{"tiny-gemma2", "default"}, LogitsCase{"tiny-gemma3", "default"},
                     LogitsCase{"tiny-gemma3", "by-kind"}, LogitsCase{"tiny-phi3", "default"},
                     LogitsCase{"tiny-phi3", "sliding-window"}, LogitsCase{"tiny-phi3", "nf4"},
-                    LogitsCase{"tiny-phi3", "longrope"}, LogitsCase{"tiny-phi3", "longrope-short"}),
+                    LogitsCase{"tiny-phi3", "longrope"}, LogitsCase{"tiny-phi3", "longrope-short"},
+                    LogitsCase{"tiny-gemma3-vision", "default"}, LogitsCase{"tiny-smollm3", "default"}),
     CaseName);
 
 // ---- ten optimizer steps ----
@@ -183,7 +185,7 @@ TEST_P(TenSteps, RefInFp32) {
   std::vector<float> ours, theirs;
   for (const engine::AdapterPair& pair : rig->TrainedAdapter().pairs) {
     for (const bool is_a : {true, false}) {
-      const std::string name = "base_model.model." + engine::ModulePath(pair.layer, pair.module) +
+      const std::string name = "base_model.model." + spec::ModulePath(rig->model(), pair.layer, pair.module) +
                                (is_a ? ".lora_A.weight" : ".lora_B.weight");
       const std::vector<float> from = start.Floats(name), to = end.Floats(name);
       const std::vector<float>& now = is_a ? pair.a : pair.b;
@@ -224,8 +226,13 @@ TEST_P(TenSteps, CpuInBf16) {
   std::printf("ten steps of %s, bf16: loss %.2e, gradient norm %.2e\n", GetParam(), worst_loss, worst_norm);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, TenSteps, testing::Values("llama", "gemma2", "gemma3", "phi3"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Kinds, TenSteps,
+                         testing::Values("llama", "gemma2", "gemma3", "gemma3-vision", "phi3"),
+                         [](const auto& info) {
+                           const std::string kind = info.param;
+                           return kind.substr(0, kind.find('-')) +
+                                  (kind.ends_with("vision") ? "_vision" : "");
+                         });
 
 }  // namespace
 }  // namespace nibble::oracle

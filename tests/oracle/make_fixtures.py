@@ -254,9 +254,9 @@ def make_steps(out):
         ten_steps(out / f"tiny-{kind}", out / f"ten-steps-{kind}", steps, r=2)
 
 
-def ten_steps(directory, adapter, steps, r):
+def ten_steps(directory, adapter, steps, r, modules=None):
     adapter.mkdir(exist_ok=True)
-    peer.new_adapter(adapter, peer.load_base(directory), directory.name, r=r, alpha=8, seed=5)
+    peer.new_adapter(adapter, peer.load_base(directory), directory.name, r=r, alpha=8, seed=5, modules=modules)
     fp32 = peer.ten_steps(directory, adapter, steps, torch.float32, max_grad_norm=MAX_GRAD_NORM,
                           final=adapter / "final.safetensors")
     bf16 = peer.ten_steps(directory, adapter, steps, torch.bfloat16, max_grad_norm=MAX_GRAD_NORM)

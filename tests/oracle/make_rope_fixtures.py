@@ -1,6 +1,6 @@
-"""Makes fixtures/rope.json, what transformers computes of RoPE in config.json, and the logits of tiny-llama
-under two kinds of it (expected.rope-*.safetensors beside their config.rope-*.json). Seeded; the same pinned
-versions (requirements.txt) give the same files.
+"""Makes fixtures/rope.json, what transformers computes of RoPE in config.json, the logits of tiny-llama under
+two kinds of it (expected.rope-*.safetensors beside their config.rope-*.json), and tiny-smollm3, some of whose
+layers have none. Seeded; the same pinned versions (requirements.txt) give the same files.
 
     python make_rope_fixtures.py [--out DIR]
     python make_rope_fixtures.py --configs CONFIG.JSON... > rope.json     # the first alone, of other models
@@ -111,6 +111,26 @@ def make_logits(directory):
         save_file(expected, directory / f"expected.{variant}.safetensors")
 
 
+SMOLLM3 = make_fixtures.COMMON | dict(
+    architectures=["SmolLM3ForCausalLM"], model_type="smollm3", hidden_size=64, intermediate_size=96,
+    num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, no_rope_layer_interval=2,
+    use_sliding_window=False, rope_theta=5e6, pad_token_id=0, torch_dtype="bfloat16")
+
+
+def make_smollm3(directory):
+    directory.mkdir(exist_ok=True)
+    make_fixtures.write_json(directory / "config.json", SMOLLM3)
+    weights = make_fixtures.random_weights(config_of(SMOLLM3), 400)
+    save_file({name: tensor.bfloat16().contiguous() for name, tensor in weights.items()},
+              directory / "model.safetensors", metadata={"format": "pt"})
+    model, expected = peer.load_base(directory, torch.float32), {}
+    for i, length in enumerate(make_fixtures.DOCUMENTS):
+        ids = torch.randint(3, 96, (length,), generator=torch.Generator().manual_seed(i), dtype=torch.int32)
+        expected[f"ids.{i}"] = ids
+        expected[f"default.logits.{i}"], expected[f"default.nll.{i}"] = peer.logits_and_nll(model, ids.tolist())
+    save_file(expected, directory / "expected.safetensors")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=make_fixtures.HERE / "fixtures")
@@ -124,6 +144,7 @@ def main():
         return print(json.dumps(result))
     (options.out / "rope.json").write_text("[\n" + ",\n".join(map(json.dumps, result)) + "\n]\n")
     make_logits(options.out / "tiny-llama")
+    make_smollm3(options.out / "tiny-smollm3")
 
 
 if __name__ == "__main__":

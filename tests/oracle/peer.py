@@ -27,7 +27,15 @@ def stored_weights(directory):
     tensors = {}
     for name in files:
         tensors.update(load_file(directory / name))
-    return tensors
+    return {module_name(name): tensor for name, tensor in tensors.items()}
+
+
+def module_name(stored):
+    """As transformers calls it once it is loaded: a model with pictures is stored as it was before 4.52."""
+    for before, now in (("language_model.model.", "model.language_model."), ("vision_tower.", "model.vision_tower.")):
+        if stored.startswith(before):
+            return now + stored[len(before):]
+    return stored
 
 
 def load_base(directory, dtype=torch.float32, config=None):
@@ -73,7 +81,8 @@ def new_adapter(directory, base, base_name, r, alpha, seed, modules=None, b_std=
     torch.manual_seed(seed)
     modules = modules or {name.split(".")[-1] for name, _ in base.named_modules()} & set(LINEARS)
     model = get_peft_model(base, LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules), task_type="CAUSAL_LM"))
+        r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=b_std)
@@ -81,7 +90,8 @@ def new_adapter(directory, base, base_name, r, alpha, seed, modules=None, b_std=
     model.save_pretrained(directory)
     path = pathlib.Path(directory) / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["target_modules"].sort()   # PEFT writes a set
+    if not isinstance(config["target_modules"], str):
+        config["target_modules"].sort()   # PEFT writes a set
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (pathlib.Path(directory) / "README.md").unlink(missing_ok=True)
     return model.unload()
