@@ -19,6 +19,7 @@
 namespace nibble::client {
 namespace {
 
+using testing::AllOf;
 using testing::ContainsRegex;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -132,6 +133,20 @@ TEST(RunViewTest, AWaitingJobSaysWhy) {
   view.Apply(update);
   view.Apply(update);
   EXPECT_THAT(view.TakeLines(), ElementsAre("waiting: needs 5 GiB"));
+}
+
+TEST(RunViewTest, AWaitWhoseFiguresMoveIsNotSaidAgain) {
+  RunView view({false, true}, false);
+  for (const char* reason :
+       {"needs 5.00 GiB (5368709120 bytes); held by a-1; expected to start in about 9 s",
+        "needs 5.01 GiB (5368709121 bytes); held by a-1; expected to start in about 8 s",
+        "needs 5.01 GiB (5368709121 bytes); held by a-2; expected to start in about 7 s"}) {
+    auto update = Snapshot(v1::QUEUED, 0);
+    update.mutable_snapshot()->set_state_reason(reason);
+    view.Apply(update);
+  }
+  EXPECT_THAT(view.TakeLines(), ElementsAre(AllOf(HasSubstr("a-1"), HasSubstr("about 9 s")),
+                                            AllOf(HasSubstr("a-2"), HasSubstr("about 7 s"))));
 }
 
 TEST(RunViewTest, SummaryTellsWhatIsNext) {

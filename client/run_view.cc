@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "client/output.h"
 #include "client/report.h"
 #include "client/watch.h"
@@ -31,6 +35,16 @@ std::string_view PhaseText(std::string_view phase) {
   return "";
 }
 
+// Why a job waits, without the figures, which change by the second ("expected to start in about 9 s").
+std::string WithoutFigures(const std::string& reason) {
+  std::vector<std::string> words = absl::StrSplit(reason, ' ');
+  std::erase_if(words, [](absl::string_view word) {
+    absl::ConsumePrefix(&word, "(");
+    return !word.empty() && absl::ascii_isdigit(static_cast<unsigned char>(word.front()));
+  });
+  return absl::StrJoin(words, " ");
+}
+
 }  // namespace
 
 void RunView::Apply(const v1::WatchJobResponse& update) {
@@ -49,9 +63,9 @@ void RunView::Apply(const v1::WatchJobResponse& update) {
 }
 
 void RunView::Refresh(const v1::Job& job) {
-  // A queued job explains itself; in a pipe that is worth a line whenever it changes.
+  // A queued job explains itself; in a pipe that is worth a line whenever more than figures change.
   const bool waits = job.state() == v1::QUEUED && !job.state_reason().empty();
-  if (!live_ && waits && job.state_reason() != job_.state_reason()) {
+  if (!live_ && waits && WithoutFigures(job.state_reason()) != WithoutFigures(job_.state_reason())) {
     lines_.push_back(absl::StrCat("waiting: ", job.state_reason()));
   }
   job_ = job;
