@@ -68,7 +68,7 @@ def main():
     parser.add_argument("--nibble")
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
-    vocab = peer.load_base(options.base).config.vocab_size
+    vocab = peer.load_base(options.base).config.get_text_config().vocab_size
     documents = random_documents(vocab, 3, options.tokens)
     distances, moved = compare(options.base, options.adapter, pathlib.Path(options.probe), documents)
     for table, distance in distances.items():
