@@ -62,6 +62,14 @@ absl::Status RefuseOptions(const json& config) {
                           " is not supported: it changes the base; convert the adapter to plain LoRA"));
 }
 
+// `where` says what has it: "target_modules has ...".
+absl::Status CheckModule(Module module, const spec::ModelConfig& model, std::string_view where) {
+  const std::span<const Module> all = spec::ModulesOf(model);
+  if (std::find(all.begin(), all.end(), module) != all.end()) return absl::OkStatus();
+  return Bad(absl::StrCat(View(where), " has ", View(spec::ModuleName(module)), ", which a ",
+                          model.model_type, " model does not; it belongs to another base model"));
+}
+
 // None of a pattern.
 absl::StatusOr<std::vector<Module>> ReadTargets(const json& value, const spec::ModelConfig& model) {
   const std::span<const Module> all = spec::ModulesOf(model);
@@ -77,10 +85,7 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value, const spec::M
         return Bad(absl::StrCat("target_modules has ", Quote(name.get_ref<const std::string&>()),
                                 "; only the linears of attention and MLP are supported"));
       }
-      if (std::find(all.begin(), all.end(), *module) == all.end()) {
-        return Bad(absl::StrCat("target_modules has ", View(spec::ModuleName(*module)), ", which a ",
-                                model.model_type, " model does not; it belongs to another base model"));
-      }
+      RETURN_IF_ERROR(CheckModule(*module, model, "target_modules"));
       modules.insert(*module);
     }
   }
@@ -217,6 +222,7 @@ absl::StatusOr<Adapter> ImportAdapter(const std::string& directory,
   if (adapter.config.target_modules.empty()) {
     std::set<Module> modules;
     for (const auto& [key, tensor] : found) modules.insert(key.module);
+    for (const Module module : modules) RETURN_IF_ERROR(CheckModule(module, model, BaseName(file->path())));
     if (modules.empty()) return Bad("adapter_model.safetensors has no matrices");
     adapter.config.target_modules.assign(modules.begin(), modules.end());
   }

@@ -148,6 +148,16 @@ TEST_F(AdapterTest, ReadsThePatternsOfOthers) {
   // Some layers only.
   export_.pairs.pop_back();
   EXPECT_THAT(RefusedWith("target_modules", ".*proj"), HasSubstr("layers.1.mlp.down_proj is missing"));
+  // Of a base with other linears, whose shapes may be the same.
+  export_.pairs.clear();
+  for (const int64_t layer : {0, 1}) {
+    const spec::LinearShape shape = spec::ShapeOf(export_.model, Module::kQkv);
+    const auto& a = values_.emplace_back(static_cast<size_t>(4 * shape.k), 0.5f);
+    const auto& b = values_.emplace_back(static_cast<size_t>(4 * shape.n), 0.25f);
+    export_.pairs.push_back({layer, Module::kQkv, a.data(), b.data()});
+  }
+  EXPECT_THAT(RefusedWith("target_modules", ".*proj"),
+              HasSubstr("adapter_model.safetensors has qkv_proj, which a llama model does not"));
 }
 
 // Of a model that sees pictures the text part alone has an adapter, under that part's names.
