@@ -38,6 +38,7 @@ class Merger {
 
  private:
   absl::Status Open();
+  absl::Status CheckLeftOut() const;
   absl::Status CheckBase();
   absl::Status CheckRoom();
   absl::Status WriteShard(const std::string& path);
@@ -71,6 +72,7 @@ absl::Status Merger::Open() {
   ASSIGN_OR_RETURN(model_, spec::ParseModelConfig(config_json_));
   ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(dir));
   ASSIGN_OR_RETURN(tensors_, BaseTensors::Make(checkpoint_.get(), model_));
+  RETURN_IF_ERROR(CheckLeftOut());
   ASSIGN_OR_RETURN(adapter_, ImportAdapter(options_.adapter_dir, model_));
   RETURN_IF_ERROR(CheckBase());
   if (options_.onto == MergeOnto::kQuantized) {
@@ -82,6 +84,17 @@ absl::Status Merger::Open() {
   weights_.emplace(model_, *tensors_, adapter_, quantized_.get(), std::max(options_.base.threads, 1));
   report_.config = adapter_.config;
   report_.matrices = static_cast<int64_t>(adapter_.pairs.size());
+  return absl::OkStatus();
+}
+
+// What is left as it is goes beside a config.json that no longer speaks of four bits.
+absl::Status Merger::CheckLeftOut() const {
+  for (const std::string& name : checkpoint_->Names()) {
+    if (!spec::IsLeftOut(model_, name) || !absl::StrContains(name, ".quant_state.bitsandbytes__")) continue;
+    return Error(Reason::kModelFileInvalid,
+                 absl::StrCat(checkpoint_->Where(name), ": what sees pictures is stored in four bits there, ",
+                              "which a merged model cannot keep; give the model whose vision tower is not"));
+  }
   return absl::OkStatus();
 }
 

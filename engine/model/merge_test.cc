@@ -140,6 +140,19 @@ TEST_F(MergeVisionTest, KeepsWhatSeesPictures) {
   EXPECT_EQ(*ReadFile(JoinPath(options.out_dir, "config.json")), *ReadFile(JoinPath(Base(), "config.json")));
 }
 
+// As it is it could not stand beside a config.json without quantization_config.
+TEST_F(MergeVisionTest, RefusesWhatSeesPicturesInFourBits) {
+  MergeOptions options = Options();
+  options.any_base = true;
+  Rewrite([](TensorToWrite& tensor, std::string&) {
+    if (tensor.name.starts_with("vision_tower.")) tensor.name += ".quant_state.bitsandbytes__nf4";
+  });
+  const absl::Status status = MergeAdapter(options).status();
+  EXPECT_EQ(StatusReason(status), Reason::kModelFileInvalid) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("what sees pictures is stored in four bits"));
+  EXPECT_FALSE(FileExists(options.out_dir));
+}
+
 TEST_F(MergeTest, AddsTheProductAndLeavesTheRest) {
   const MergeOptions options = Options();
   const auto report = MergeAdapter(options);
