@@ -94,6 +94,20 @@ TEST(ExplainJob, AStartIsToldOnceStepsWereMeasured) {
   EXPECT_THAT(why.reason, HasSubstr("expected to start in about 1"));
 }
 
+TEST(ExplainJob, TheOnlyDeviceSaysWhatIsInTheWayBesideBytes) {
+  Driver d;
+  d.AddWorker("w1");
+  d.core().options.max_attempts_per_device = 1;
+  d.Must(Sized("holder", 100'000));
+  d.Place();
+  d.Must(Sized("next", 100'000));
+  d.Place();
+  const JobExplanation why = WhyOf(d, "next");
+  EXPECT_EQ(On(why, "w1").verdict.kind, Kind::kAttempts);
+  EXPECT_GT(On(why, "w1").verdict.free_bytes, On(why, "w1").verdict.needed_bytes);
+  EXPECT_THAT(why.reason, HasSubstr("; the device has no place for another job or base"));
+}
+
 // Whose job is in the way is nobody's business but its project's.
 TEST(ExplainJob, JobsOfOtherProjectsHaveNoNames) {
   Driver d;

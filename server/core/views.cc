@@ -42,9 +42,12 @@ std::string NameOf(const Board& board, int32_t device) {
   return absl::StrCat(board.workers()[static_cast<size_t>(d.worker)].id, "/", d.id);
 }
 
-// How many devices did not take it, by why.
+// How many devices did not take it, by why. Of a single device the bytes are told already.
 std::string DevicesText(const std::vector<DeviceVerdict>& devices) {
   using Kind = DeviceVerdict::Kind;
+  if (devices.size() == 1 && devices[0].kind == Kind::kAttempts)
+    return "; the device has no place for another job or base";
+  if (devices.size() == 1 && devices[0].kind == Kind::kLoad) return "; the device is busy";
   constexpr std::pair<Kind, std::string_view> kWords[] = {
       {Kind::kBytes, "lack free bytes"},      {Kind::kNever, "are too small"},
       {Kind::kAttempts, "take no more jobs"}, {Kind::kLoad, "are busy"},
