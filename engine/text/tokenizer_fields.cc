@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "engine/text/text.h"
 
 namespace nibble::engine::tokenizer {
 

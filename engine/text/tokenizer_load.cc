@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/error.h"
 #include "base/status.h"
 #include "engine/text/json.h"
 #include "engine/text/tokenizer_fields.h"

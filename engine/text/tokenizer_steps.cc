@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/error.h"
 #include "base/status.h"
 
 namespace nibble::engine::tokenizer {
