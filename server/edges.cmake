@@ -39,7 +39,7 @@ nibble_library(nibble_server_rpc
 target_compile_options(nibble_server_rpc PRIVATE -O1)
 
 nibble_library(nibble_server_meter
-  SRCS http.cc meter.cc meter_process.cc metered.cc
+  SRCS http.cc meter.cc meter_process.cc meter_state.cc metered.cc
   DEPS nibble_server_blobs nibble_server_auth nibble_server_health nibble_control)
 target_link_libraries(nibble_server_meter PRIVATE prometheus-cpp::core civetweb)
 

@@ -1,7 +1,5 @@
 #include "server/meter.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <chrono>
 #include <future>
@@ -11,16 +9,13 @@
 #include <sstream>
 
 #include "base/file.h"
-#include "base/log.h"
 #include "prometheus/counter.h"
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
-#include "server/auth.h"
-#include "server/blob_store.h"
 #include "server/control_loop.h"
 #include "server/meter_families.h"
-#include "server/version.h"
+#include "server/meter_state.h"
 
 namespace nibble::server {
 namespace {
@@ -29,20 +24,15 @@ using prometheus::Counter;
 using prometheus::Family;
 using prometheus::Histogram;
 
-// There is one queue; the label is there for the day there are more.
-const std::string kQueue = "default";
 constexpr auto kScrapeTimeout = std::chrono::seconds(2);
-// Series of a worker that is lost stay so long.
+// Between two looks for jobs that have lingered, where nobody scrapes.
 constexpr int64_t kSweepUs = int64_t{60} * 1'000'000;
-constexpr int64_t kLostSeriesUs = int64_t{3600} * 1'000'000;
 
 const Histogram::BucketBoundaries kCallBuckets = {0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60};
 const Histogram::BucketBoundaries kFastBuckets = {0.0001, 0.0005, 0.0025, 0.01, 0.05, 0.25, 1, 5};
 const Histogram::BucketBoundaries kWaitBuckets = {1, 3, 10, 30, 100, 300, 1000, 3600, 14'400, 43'200, 86'400};
 const Histogram::BucketBoundaries kRunBuckets = {10,   30,     100,    300,    1000,
                                                  3600, 14'400, 43'200, 86'400, 259'200};
-
-double Seconds(int64_t us) { return static_cast<double>(us) / 1e6; }
 
 Family<Counter>& CounterFamily(prometheus::Registry& registry, std::string_view name) {
   const MetricRow& row = MetricOf(name);
@@ -71,19 +61,6 @@ prometheus::Labels CallLabels(std::string_view type, std::string_view method) {
           {"grpc_method", NameOf(method)}};
 }
 
-void AddVolume(Families& families, const char* volume, const std::string& path) {
-  struct statvfs info;
-  if (path.empty() || statvfs(path.c_str(), &info) != 0) return;
-  const double unit = static_cast<double>(info.f_frsize);
-  families.Add("nibble_storage_size_bytes", {{"volume", volume}}, static_cast<double>(info.f_blocks) * unit);
-  families.Add("nibble_storage_free_bytes", {{"volume", volume}}, static_cast<double>(info.f_bavail) * unit);
-}
-
-double FileBytes(const std::string& path) {
-  const auto size = FileSizeBytes(path);
-  return size.ok() ? static_cast<double>(*size) : 0;
-}
-
 // Why an attempt that begins now does: what became of the one before it.
 std::string AttemptReason(const core::Job& job) {
   const core::Attempt* before = nullptr;
@@ -105,9 +82,9 @@ struct Meter::Impl {
     // What alerts count must be there from the start, or its first increase is missed.
     lease_expirations.Add({});
     series_dropped.Add({});
-    submitted.Add({{"queue", kQueue}, {"api", "grpc"}});
+    submitted.Add({{"queue", kMeterQueue}, {"api", "grpc"}});
     for (const char* outcome : {"SUCCEEDED", "CANCELLED"}) {
-      finished.Add({{"queue", kQueue}, {"outcome", outcome}, {"reason", ""}});
+      finished.Add({{"queue", kMeterQueue}, {"outcome", outcome}, {"reason", ""}});
     }
     for (const char* reason : {"first", "worker_lost", "preempted", "resumed", "retry"}) {
       attempts.Add({{"reason", reason}});
@@ -117,16 +94,12 @@ struct Meter::Impl {
       artifact_failures.Add({{"operation", operation}, {"store", "fs"}});
       artifact_time.Add({{"operation", operation}, {"store", "fs"}}, kFastBuckets);
     }
-    queue_wait.Add({{"queue", kQueue}}, kWaitBuckets);
+    queue_wait.Add({{"queue", kMeterQueue}}, kWaitBuckets);
     placement.Add({}, kFastBuckets);
     last_dispatch_unix_us = clock->NowUnixUs();
   }
 
-  void Collect(Families& families);
-  void CollectState(Families& families, const ControlLoop::Outcome& outcome);
   void CollectJobs(Families& families, const ControlLoop::Outcome& outcome);
-  void CollectJob(Families& families, const core::Job& job, const ControlLoop::Outcome& outcome);
-  void CollectWorkers(Families& families, const ControlLoop::Outcome& outcome);
   void SweepEnded(const core::State& state, int64_t now_us);
   void OnRecord(const core::EventRecord& record, const core::State& state);
 
@@ -176,20 +149,20 @@ void Meter::Impl::OnRecord(const core::EventRecord& record, const core::State& s
   const core::Job* job = record.job_id.empty() ? nullptr : state.FindJob(record.job_id);
   if (!job || job->kind != core::JobKind::kTrain) return;
   if (record.type == "job.queued") {
-    submitted.Add({{"queue", kQueue}, {"api", "grpc"}}).Increment();
+    submitted.Add({{"queue", kMeterQueue}, {"api", "grpc"}}).Increment();
   } else if (record.type == "attempt.assigned") {
     attempts.Add({{"reason", AttemptReason(*job)}}).Increment();
     last_dispatch_unix_us = record.unix_us;
     if (job->epoch == 1) {
-      queue_wait.Add({{"queue", kQueue}}, kWaitBuckets)
+      queue_wait.Add({{"queue", kMeterQueue}}, kWaitBuckets)
           .Observe(Seconds(record.unix_us - job->create_unix_us));
     }
   } else if (record.type == "job.succeeded" || record.type == "job.failed" ||
              record.type == "job.cancelled") {
     const std::string outcome(core::JobStateName(record.state));
-    finished.Add({{"queue", kQueue}, {"outcome", outcome}, {"reason", job->error_reason}}).Increment();
+    finished.Add({{"queue", kMeterQueue}, {"outcome", outcome}, {"reason", job->error_reason}}).Increment();
     if (job->start_unix_us > 0) {
-      run_duration.Add({{"queue", kQueue}, {"outcome", outcome}}, kRunBuckets)
+      run_duration.Add({{"queue", kMeterQueue}, {"outcome", outcome}}, kRunBuckets)
           .Observe(Seconds(record.unix_us - job->start_unix_us));
     }
     ended_us[job->id] = clock->NowMonotonicUs();
@@ -199,7 +172,6 @@ void Meter::Impl::OnRecord(const core::EventRecord& record, const core::State& s
 void Meter::OnCommit(const std::vector<core::EventRecord>& records, const core::State& state) {
   std::lock_guard lock(impl_->mutex);
   for (const core::EventRecord& record : records) impl_->OnRecord(record, state);
-  // Where nobody scrapes, too.
   const int64_t now_us = impl_->clock->NowMonotonicUs();
   const int64_t sweep_us = std::max(kSweepUs, impl_->options.job_linger_us);
   if (now_us - impl_->swept_us > sweep_us) impl_->SweepEnded(state, now_us);
@@ -247,59 +219,6 @@ void Meter::OnMessage(std::string_view type, std::string_view method, bool recei
   (received ? impl_->received : impl_->sent).Add(CallLabels(type, method)).Increment();
 }
 
-void Meter::Impl::CollectJob(Families& families, const core::Job& job, const ControlLoop::Outcome& outcome) {
-  const std::string& id = job.id;
-  const core::Attempt* attempt = job.Current();
-  families.Add("nibble_job_info",
-               {{"job_id", id}, {"display_name", job.display_name}, {"base_model", job.model_id},
-                {"adapter", job.adapter_id}, {"queue", kQueue}, {"user", job.tenant},
-                {"worker", attempt ? attempt->worker_id : ""}},
-               1);
-  families.Add("nibble_job_state",
-               {{"job_id", id}, {"state", std::string(core::JobStateName(job.state))}}, 1);
-  const auto time = [&](std::string_view name, int64_t unix_us) {
-    if (unix_us > 0) families.Add(name, {{"job_id", id}}, Seconds(unix_us));
-  };
-  time("nibble_job_created_timestamp_seconds", job.create_unix_us);
-  time("nibble_job_started_timestamp_seconds", job.start_unix_us);
-  const auto progress_time = last_progress_unix_us.find(id);
-  time("nibble_job_last_progress_timestamp_seconds",
-       progress_time == last_progress_unix_us.end() ? job.start_unix_us : progress_time->second);
-  time("nibble_job_estimated_end_timestamp_seconds", core::EstimatedEndUnixUs(job, outcome.now.unix_us));
-  const core::Progress& progress = job.progress;
-  families.Add("nibble_job_completed_steps", {{"job_id", id}}, static_cast<double>(progress.step));
-  if (progress.planned_steps > 0) {
-    families.Add("nibble_job_planned_steps", {{"job_id", id}}, static_cast<double>(progress.planned_steps));
-  }
-  if (progress.loss) families.Add("nibble_job_loss", {{"job_id", id}, {"split", "train"}}, *progress.loss);
-  if (progress.eval_loss)
-    families.Add("nibble_job_loss", {{"job_id", id}, {"split", "eval"}}, *progress.eval_loss);
-  if (progress.learning_rate)
-    families.Add("nibble_job_learning_rate", {{"job_id", id}}, *progress.learning_rate);
-  if (progress.gradient_norm)
-    families.Add("nibble_job_gradient_norm", {{"job_id", id}}, *progress.gradient_norm);
-  families.Add("nibble_job_trained_tokens_total", {{"job_id", id}},
-               static_cast<double>(progress.trained_tokens));
-  const int64_t planned_bytes = job.plan.TotalBytes();
-  if (planned_bytes > 0) {
-    families.Add("nibble_job_memory_bytes", {{"job_id", id}, {"kind", "planned"}},
-                 static_cast<double>(planned_bytes));
-  }
-  if (progress.used_bytes > 0) {
-    families.Add("nibble_job_memory_bytes", {{"job_id", id}, {"kind", "used"}},
-                 static_cast<double>(progress.used_bytes));
-  }
-  const core::Worker* worker = attempt ? outcome.state.FindWorker(attempt->worker_id) : nullptr;
-  if (!worker) return;
-  const auto device = worker->devices.find(attempt->device_id);
-  if (device == worker->devices.end() || device->second.backend != "cuda") return;
-  const std::string& uuid = device->second.uuid;
-  families.Add("nibble_job_gpu_info", {{"job_id", id},
-                                       {"gpu_uuid", uuid.empty() ? attempt->device_id : uuid},
-                                       {"worker", worker->id}},
-               1);
-}
-
 // Jobs that have lingered, or are gone.
 void Meter::Impl::SweepEnded(const core::State& state, int64_t now_us) {
   std::erase_if(ended_us, [&](const auto& item) {
@@ -326,7 +245,8 @@ void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& ou
   int32_t count = 0;
   for (const auto& [number, job] : shown) {
     if (++count <= options.max_job_series) {
-      CollectJob(families, *job, outcome);
+      const auto progress = last_progress_unix_us.find(job->id);
+      AddJob(families, *job, outcome, progress == last_progress_unix_us.end() ? 0 : progress->second);
     } else {
       without.insert(job->id);
       if (!dropped.contains(job->id)) series_dropped.Add({}).Increment();
@@ -334,107 +254,6 @@ void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& ou
   }
   dropped = std::move(without);
 }
-
-void Meter::Impl::CollectWorkers(Families& families, const ControlLoop::Outcome& outcome) {
-  static constexpr const char* kStates[] = {"IDLE", "BUSY", "DRAINING", "SUSPECT", "LOST"};
-  std::map<std::pair<std::string, std::string>, int64_t> counts;
-  for (const char* state : kStates) counts[{state, "cpu"}] = 0;
-  for (const auto& [id, worker] : outcome.state.workers) {
-    const int32_t number =
-        core::WorkerStateNumber(outcome.state, worker, outcome.core.options, outcome.now.monotonic_us);
-    const std::string state = number >= 1 && number <= 5 ? kStates[number - 1] : "LOST";
-    ++counts[{state, worker.devices.empty() ? "cpu" : worker.devices.begin()->second.backend}];
-    // Machines that came for a day leave no series behind.
-    if (worker.lost && outcome.now.monotonic_us - worker.renewed_us > kLostSeriesUs) continue;
-    if (worker.last_seen_unix_us > 0) {
-      families.Add("nibble_worker_last_heartbeat_timestamp_seconds", {{"worker", id}},
-                   Seconds(worker.last_seen_unix_us));
-    }
-    families.Add("nibble_worker_disk_full", {{"worker", id}}, worker.no_room.empty() ? 0 : 1);
-    for (const auto& [device_id, device] : worker.devices) {
-      families.Add("nibble_worker_info",
-                   {{"worker", id}, {"backend", device.backend}, {"device_name", device.description},
-                    {"launcher", "process"}},
-                   1);
-      families.Add("nibble_device_capacity_bytes", {{"worker", id}, {"device", device_id}},
-                   static_cast<double>(device.capacity_bytes));
-      families.Add("nibble_device_reserved_bytes", {{"worker", id}, {"device", device_id}},
-                   static_cast<double>(core::LoadOf(outcome.state, worker, device_id).TotalBytes()));
-      families.Add("nibble_device_used_bytes", {{"worker", id}, {"device", device_id}},
-                   static_cast<double>(device.used_bytes));
-    }
-  }
-  for (const auto& [key, count] : counts) {
-    families.Add("nibble_workers", {{"state", key.first}, {"backend", key.second}},
-                 static_cast<double>(count));
-  }
-}
-
-void Meter::Impl::CollectState(Families& families, const ControlLoop::Outcome& outcome) {
-  std::map<core::JobState, int64_t> counts;
-  for (int i = 1; i <= static_cast<int>(core::JobState::kCancelled); ++i)
-    counts[static_cast<core::JobState>(i)] = 0;
-  int64_t oldest_unix_us = 0;
-  for (const auto& [id, job] : outcome.state.jobs) {
-    if (job.kind != core::JobKind::kTrain) continue;
-    ++counts[job.state];
-    if (job.state != core::JobState::kQueued) continue;
-    if (oldest_unix_us == 0 || job.queued_unix_us < oldest_unix_us) oldest_unix_us = job.queued_unix_us;
-  }
-  for (const auto& [state, count] : counts) {
-    families.Add("nibble_jobs", {{"state", std::string(core::JobStateName(state))}, {"queue", kQueue}},
-                 static_cast<double>(count));
-  }
-  if (oldest_unix_us > 0) {
-    families.Add("nibble_queue_oldest_pending_timestamp_seconds", {{"queue", kQueue}},
-                 Seconds(oldest_unix_us));
-  }
-  CollectJobs(families, outcome);
-  CollectWorkers(families, outcome);
-}
-
-namespace {
-
-// Reads files and volumes, so it may block.
-void CollectServer(Families& families, const Meter::Sources& sources) {
-  families.Add("nibble_build_info",
-               {{"version", kVersion}, {"compiler", "gcc-" __VERSION__}, {"build_type", kBuildType}}, 1);
-  AddVolume(families, "artifacts", sources.data_dir);
-  AddVolume(families, "state", sources.data_dir);
-  families.Add("nibble_storage_reserved_bytes", {{"volume", "artifacts"}},
-               static_cast<double>(sources.reserved_bytes));
-  AddVolume(families, "models", sources.model_root);
-  if (sources.certificate_end_unix_us > 0) {
-    families.Add("nibble_tls_certificate_expiry_timestamp_seconds", {},
-                 Seconds(sources.certificate_end_unix_us));
-  }
-  if (!sources.data_dir.empty()) {
-    double size = 0, wal = 0;
-    for (const char* name : {"state.db", "metrics.db"}) {
-      const std::string path = JoinPath(sources.data_dir, name);
-      size += FileBytes(path);
-      wal += FileBytes(path + "-wal");
-    }
-    families.Add("nibble_db_size_bytes", {}, size);
-    families.Add("nibble_db_wal_bytes", {}, wal);
-  }
-  if (sources.blobs) {
-    families.Add("nibble_blob_bytes", {}, static_cast<double>(sources.blobs->TotalBytes()));
-    families.Add("nibble_uploads", {}, static_cast<double>(sources.blobs->OpenUploads()));
-  }
-  if (sources.hub) families.Add("nibble_watchers", {}, static_cast<double>(sources.hub->subscribers()));
-  if (sources.authorizer) {
-    families.Add("nibble_auth_refusals_total", {}, static_cast<double>(sources.authorizer->refusals()));
-  }
-  static constexpr std::pair<LogLevel, const char*> kLevels[] = {
-      {LogLevel::kInfo, "info"}, {LogLevel::kWarning, "warning"}, {LogLevel::kError, "error"}};
-  for (const auto& [level, name] : kLevels) {
-    families.Add("nibble_log_messages_total", {{"level", name}}, static_cast<double>(LogCount(level)));
-  }
-  AddProcess(families);
-}
-
-}  // namespace
 
 std::string Meter::Scrape() {
   const auto begin = std::chrono::steady_clock::now();
@@ -448,10 +267,12 @@ std::string Meter::Scrape() {
   auto future = collected->get_future();
   const bool asked = loop && loop->Read([impl = impl_.get(), collected](const ControlLoop::Outcome& outcome) {
     Families families;
+    AddQueue(families, outcome);
     {
       std::lock_guard lock(impl->mutex);
-      impl->CollectState(families, outcome);
+      impl->CollectJobs(families, outcome);
     }
+    AddWorkers(families, outcome);
     collected->set_value(families.Take());
   });
   std::vector<prometheus::MetricFamily> all;
@@ -470,7 +291,7 @@ std::string Meter::Scrape() {
   }
   families.Add("nibble_scheduler_last_dispatch_timestamp_seconds", {}, last_dispatch_seconds);
   families.Add("nibble_metrics_collection_duration_seconds", {}, collection_seconds);
-  CollectServer(families, sources);
+  AddServer(families, sources);
   std::vector<prometheus::MetricFamily> server = families.Take();
   std::move(server.begin(), server.end(), std::back_inserter(all));
   std::ostringstream out;
