@@ -51,6 +51,22 @@ TEST(ParseModelConfig, ANullHidesNoRope) {
   EXPECT_EQ(model->rope_factor, 4);
 }
 
+// As transformers takes a file that has both spellings: rope_scaling is the rope, unless it says nothing.
+TEST(ParseModelConfig, RopeScalingGoesBeforeRopeParameters) {
+  const auto both = [](const std::string& scaling) {
+    return ParseModelConfig(With(R"(,"rope_theta":200000.0,"rope_parameters":{"rope_theta":500000.0,
+        "rope_type":"default"},"rope_scaling":)" + scaling));
+  };
+  const auto scaled = both(R"({"type":"linear","factor":4.0})");
+  ASSERT_TRUE(scaled.ok()) << scaled.status();
+  EXPECT_EQ(scaled->rope, RopeKind::kLinear);
+  EXPECT_EQ(scaled->rope_factor, 4);
+  EXPECT_EQ(scaled->rope_theta, 200000);
+  EXPECT_EQ(both("{}")->rope_theta, 500000);
+  EXPECT_EQ(both("null")->rope_theta, 500000);
+  EXPECT_THAT(std::string(both("[1]").status().message()), HasSubstr("rope_scaling is no object"));
+}
+
 TEST(ParseModelConfig, RefusesByName) {
   const auto why = [](const std::string& json) {
     return std::string(ParseModelConfig(json).status().message());
@@ -196,6 +212,13 @@ TEST(ParseModelConfig, ReadsGemma3AsTransformers5WritesIt) {
   const auto model = ParseModelConfig(json);
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_EQ(*model, *ParseModelConfig(kGemma3));
+  // rope_scaling beside it changes what is said of layers without a window.
+  const auto both = ParseModelConfig(Changed(
+      json, R"("rope_parameters")", R"("rope_scaling":{"rope_type":"linear","factor":8.0},"rope_parameters")"));
+  ASSERT_TRUE(both.ok()) << both.status();
+  EXPECT_EQ(both->rope, RopeKind::kLinear);
+  EXPECT_EQ(both->rope_factor, 8);
+  EXPECT_EQ(both->rope_theta, 1e6);
 }
 
 // As on the hub: the text model's numbers lie apart, and most are its class's defaults.

@@ -173,18 +173,25 @@ absl::Status ReadRope(const json& config, ModelConfig& model) {
   model.rope_theta = top.Number("rope_theta", two ? 1e6 : model.model_type == "smollm3" ? 2e6 : 1e4);
   RETURN_IF_ERROR(top.status());
   if (two) RETURN_IF_ERROR(ReadLocalRope(config, model));
-  // transformers 5 writes rope_parameters with rope_theta inside, earlier ones rope_scaling.
-  std::string key = top.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  // transformers 5 writes rope_parameters with rope_theta inside, earlier ones rope_scaling. Where a file has
+  // both the latter goes first; of a Gemma 3 it changes the former.
   static const json kNothing = json::object();
-  const json* scaling = top.Has(key.c_str()) ? &config[key] : &kNothing;
-  if (two && scaling->is_object() &&
-      (scaling->contains("full_attention") || scaling->contains("sliding_attention"))) {
-    if (!scaling->contains("full_attention") || (*scaling)["full_attention"].is_null())
-      return absl::OkStatus();
-    scaling = &(*scaling)["full_attention"];
+  const bool both =
+      top.Has("rope_parameters") && top.Has("rope_scaling") && config["rope_scaling"] != kNothing;
+  std::string key = top.Has("rope_parameters") && (two || !both) ? "rope_parameters" : "rope_scaling";
+  json scaling = top.Has(key.c_str()) ? config[key] : kNothing;
+  if (two && scaling.is_object() &&
+      (scaling.contains("full_attention") || scaling.contains("sliding_attention"))) {
+    const json full = scaling.value("full_attention", json());
+    scaling = full.is_null() ? kNothing : full;
     key += ".full_attention";
   }
-  return ReadRopeObject(config, *scaling, key, two, model);
+  if (two && both) {
+    if (!scaling.is_object() || !config["rope_scaling"].is_object())
+      return InvalidConfig("rope_parameters and rope_scaling are not both objects");
+    scaling.update(config["rope_scaling"]);
+  }
+  return ReadRopeObject(config, scaling, key, two, model);
 }
 
 absl::Status ReadUnturnedLayers(const json& config, ModelConfig& model) {
