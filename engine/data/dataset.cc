@@ -158,8 +158,10 @@ class Loader {
     const size_t prefix = encoded.ids.size();
     bool follows_text = false;
     for (const TextPiece& piece : pieces) {
-      if (piece.text.empty()) continue;
-      encoded.Append(tokenizer_.Encode(piece.text, false, follows_text), piece.trained);
+      std::string_view text = piece.text;
+      if (encoded.ids.size() > prefix) text = tokenizer_.Behind(encoded.ids.back(), text);
+      if (text.empty()) continue;
+      encoded.Append(tokenizer_.Encode(text, false, follows_text), piece.trained);
       follows_text = encoded.ids.empty() || !tokenizer_.IsSpecial(encoded.ids.back());
     }
     if (prefix > 0 && encoded.ids.size() > prefix && encoded.ids[prefix] == tokenizer_.bos_id() &&

@@ -256,6 +256,34 @@ TEST_F(DatasetTest, ATokenBehindTheLastTurnEndsNoOther) {
   EXPECT_THAT(learned, ElementsAre("b<|im_end|>", "d<|im_end|>\n<|endoftext|>"));
 }
 
+// Phi-3's ends of turns take the white space behind them, which stands in the next piece: the tokens
+// are those of the whole text.
+TEST_F(DatasetTest, ATokenTakesTheSpaceThatBeginsTheNextPiece) {
+  auto file = ReadFile(absl::StrCat(SourceDir(), "/engine/testdata/tokenizers/qwen2/tokenizer.json"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  json changed = json::parse(*file);
+  for (json& token : changed["added_tokens"]) {
+    if (token["content"] == "<|im_start|>" || token["content"] == "<|im_end|>") token["rstrip"] = true;
+  }
+  const auto tokenizer = Tokenizer::FromJson(changed.dump(), R"({"eos_token":"<|im_end|>"})");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  spec_.chat_template = "chatml";
+  const auto data = Load(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},)"
+                         R"({"role":"user","content":"c"},{"role":"assistant","content":"d"}]})",
+                         *tokenizer);
+  ASSERT_TRUE(data.ok()) << data.status();
+  const Example row = Row(*data, 0);
+  const std::string whole =
+      "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+      "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\nd<|im_end|>\n";
+  EXPECT_EQ(row.ids, tokenizer->Encode(whole, false));
+  EXPECT_EQ(Shown(row, *tokenizer),
+            "<|im_start|>user\na<|im_end|><|im_start|>assistant\n[b<|im_end|>]"
+            "<|im_start|>user\nc<|im_end|><|im_start|>assistant\n[d<|im_end|>]");
+  EXPECT_EQ(tokenizer->Behind(*tokenizer->TokenId("<|im_end|>"), " \n\xC2\xA0x "), "x ");
+  EXPECT_EQ(tokenizer->Behind(*tokenizer->TokenId("<|endoftext|>"), " x"), " x");
+}
+
 // Gemma's: BOS once, the end of the turn learned, the line break behind it not; by name and by a template
 // of the model's own, which writes BOS too.
 TEST_F(DatasetTest, GemmaTurnsBeginWithOneBosAndEndWithTheirToken) {

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/outside_text.h"
 #include "base/status.h"
+#include "engine/text/text.h"
 #include "engine/text/tokenizer_pipeline.h"
 
 namespace nibble::engine {
@@ -178,6 +179,16 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special) c
     tokens.push_back(p.contents[id]);
   }
   return tokenizer::DecodeTokens(p.decoder, p.join_with_spaces, std::move(tokens));
+}
+
+std::string_view Tokenizer::Behind(int32_t last, std::string_view text) const {
+  if (!pipeline_->takes_space_behind.contains(last)) return text;
+  while (!text.empty() && static_cast<size_t>(CharBytes(text.front())) <= text.size()) {
+    const CodePoint c = DecodeAt(text, 0);
+    if (!IsSpace(c.value)) break;
+    text.remove_prefix(static_cast<size_t>(c.bytes));
+  }
+  return text;
 }
 
 std::optional<int32_t> Tokenizer::bos_id() const { return pipeline_->bos; }

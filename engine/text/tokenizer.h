@@ -41,6 +41,9 @@ class Tokenizer {
   // 2's do at the start.
   std::vector<int32_t> Encode(std::string_view text, bool add_special,
                               bool continues = false) const;
+  // Text that is encoded apart from what stands before it, whose last token is `last`: without the
+  // white space in front where that token takes it ("rstrip" in the file, as of Phi-3's ends of turns).
+  std::string_view Behind(int32_t last, std::string_view text) const;
   // The ids Encode(text, true) puts in front of the text.
   const std::vector<int32_t>& prefix() const;
   // Ids outside the vocabulary decode to nothing. skip_special leaves special tokens out.

@@ -154,6 +154,7 @@ absl::Status ReadAddedTokens(Fields& root, Pipeline& pipeline) {
                      ReadAddedToken(absl::StrCat("added_tokens[", i++, "]"), value));
     RETURN_IF_ERROR(Enter(pipeline, token.content, token.id));
     if (token.special) pipeline.special.insert(token.id);
+    if (token.rstrip) pipeline.takes_space_behind.insert(token.id);
     if (token.normalized) {
       pipeline.normalized_tokens.Add(token, NormalizeText(pipeline.normalizer, token.content));
     } else {

@@ -53,6 +53,7 @@ struct Pipeline {
   std::vector<std::string> contents;  // by id; empty = no such token
   absl::flat_hash_map<std::string, int32_t> ids;
   absl::flat_hash_set<int32_t> special;
+  absl::flat_hash_set<int32_t> takes_space_behind;  // "rstrip"
   std::optional<int32_t> bos, eos, pad;
   std::string chat_template;
   std::string digest;
