@@ -1,6 +1,8 @@
 // What the parts of Decide share. Included by decide*.cc only.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,6 +50,9 @@ Answer DecideJob(Turn& turn, const PauseJob& c);
 Answer DecideJob(Turn& turn, const ResumeJob& c);
 Answer DecideJob(Turn& turn, const DeleteJob& c);
 Answer DecideJob(Turn& turn, const ValidateDataset& c);
+// What a user may write on a job, when it is made and later.
+absl::Status CheckText(const std::string& display_name, int32_t priority);
+absl::Status CheckLabels(const std::map<std::string, std::string>& labels);
 // Queues a CHECK for the data of `job`.
 void QueueCheck(Turn& turn, const Job& job);
 
