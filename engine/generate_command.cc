@@ -195,8 +195,6 @@ absl::StatusOr<std::optional<Adapter>> AdapterFrom(const Flags& flags, const Dev
   return adapter;
 }
 
-}  // namespace
-
 // With longrope a text's angles change, those of its first tokens too, when it outgrows the model's original
 // positions.
 absl::Status CheckAnglesStay(const spec::ModelConfig& model, int64_t prompt, int64_t most) {
@@ -204,11 +202,13 @@ absl::Status CheckAnglesStay(const spec::ModelConfig& model, int64_t prompt, int
   const int64_t read = std::min(prompt + most - 1, positions);  // the last token of an answer is not
   if (model.rope != spec::RopeKind::kLong || prompt > original || read <= original) return absl::OkStatus();
   return Error(Reason::kSpecInvalid,
-               absl::StrCat("a prompt has ", prompt, " tokens, and --max-tokens is ", most,
+               absl::StrCat("a prompt has ", prompt, " tokens, and its answer may have ", most,
                             "; a text that begins within this model's original_max_position_embeddings, ",
                             original, ", must end within them: its angles (longrope) would change. Use ",
                             "--max-tokens ", original - prompt + 1));
 }
+
+}  // namespace
 
 absl::Status GenerateCommand(const Arguments& arguments) {
   std::vector<std::string> valued = DeviceFlagNames();
@@ -231,6 +231,7 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   std::vector<std::vector<int32_t>> encoded;
   int64_t longest = 1;
   const int64_t positions = device->model().max_positions;
+  sampling.max_tokens = std::min(sampling.max_tokens, positions);  // no text is longer
   for (const Prompt& prompt : prompts) {
     absl::StatusOr<std::vector<int32_t>> read = EncodePrompt(tokenizer, prompt.text, chat);
     if (!read.ok()) return InFlagWords(read.status());

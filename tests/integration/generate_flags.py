@@ -80,6 +80,15 @@ def check_sampling(engine):
         assert engine.run("--top-p", share, "the").returncode == 2, share
 
 
+def check_length(engine):
+    """--max-tokens bounds an answer; however large it is, a text has no more than the model's positions."""
+    assert engine("--max-tokens", "3", "the")[0]["tokens"] <= 3
+    longest, = engine("--max-tokens", "512", "the")
+    assert longest == engine("--max-tokens", str(2**63 - 1), "the")[0], longest
+    for count in ("0", "-1", str(2**63)):
+        assert engine.run("--max-tokens", count, "the").returncode == 2, count
+
+
 def main():
     binary = sys.argv[1]
     if not os.path.isfile(binary):
@@ -91,6 +100,7 @@ def main():
         plain = Engine(binary, base, folder / "cache")
         check_chat(plain, Engine(binary, with_template(base, folder / "talking"), folder / "cache"))
         check_sampling(plain)
+        check_length(plain)
     print("flags of generate: all checks passed")
     return 0
 
