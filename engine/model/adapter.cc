@@ -137,7 +137,8 @@ struct MatrixName {
 absl::StatusOr<MatrixName> ParseName(const std::string& name, const spec::ModelConfig& model) {
   absl::string_view rest(name);
   const auto unknown = [&] {
-    return Bad(absl::StrCat("tensor ", Quote(name), " is none Nibble knows"));
+    return Bad(absl::StrCat("tensor ", Quote(name), " is none Nibble knows of a ", model.model_type,
+                            " model; the adapter may belong to another base model"));
   };
   if (!absl::ConsumePrefix(&rest, "base_model.model.")) return unknown();
   const bool inner = absl::ConsumePrefix(&rest, "model.");
