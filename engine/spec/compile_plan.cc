@@ -1,26 +1,18 @@
 #include "engine/spec/compile_plan.h"
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/counting_executor.h"
-#include "engine/spec/offset_planner.h"
-#include "engine/spec/plan_names.h"
-#include "engine/spec/rope.h"
+#include "engine/spec/plan_places.h"
 #include "engine/spec/round.h"
 #include "engine/spec/step.h"
-#include "engine/spec/workspace.h"
 
 namespace nibble::spec {
 namespace {
-
-// Of buffers: vector loads on the host, whole sectors of memory on a device.
-int64_t Alignment(const DeviceProfile& profile) { return IsCuda(profile) ? 256 : 64; }
-constexpr int64_t kPage = 4096;
 
 Category CategoryOf(BasePart part) {
   switch (part) {
@@ -42,16 +34,6 @@ Category CategoryOf(BasePart part) {
   }
 }
 
-// What is decoded at once of any operation's weights: those of one input together, as if they were fused.
-int64_t TileBytes(const ModelConfig& model) {
-  int64_t most = 0;
-  for (const Module module : {Module::kQkv, Module::kO, Module::kGateUp, Module::kDown}) {
-    const LinearShape shape = ShapeOf(model, module);
-    most = std::max(most, LinearPanelBytes(shape.n, shape.k));
-  }
-  return most;
-}
-
 // Fills next_weights for the operations first .. last-1.
 void NoteNextWeights(const std::vector<CountedOp>& ops, size_t first, size_t last, CompiledPlan& plan) {
   LinearUse next;
@@ -59,52 +41,6 @@ void NoteNextWeights(const std::vector<CountedOp>& ops, size_t first, size_t las
     plan.next_weights[op] = next;
     if (ops[op].weights.count > 0) next = ops[op].weights;
   }
-}
-
-// The persistent region: one buffer behind the other.
-void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const DeviceProfile& profile,
-                     int64_t red_zone, CompiledPlan& plan) {
-  const int64_t count = plan.adapters.elements;
-  const int64_t real = std::max(4, profile.act_bytes);
-  int64_t next = 0;
-  const auto place = [&](const char* name, Category category, int64_t size) {
-    const int64_t offset = next;
-    plan.memory.buffers.push_back({name, category, Region::kPersistent, offset, size, 0, 0});
-    plan.memory.category_bytes[static_cast<size_t>(category)] += size;
-    next = RoundUp(offset + size, Alignment(profile)) + red_zone;
-    return offset;
-  };
-  plan.persistent.master = place("adapters.master", Category::kAdapters, count * real);
-  plan.persistent.compute =
-      place("adapters.compute", Category::kAdapters, count * profile.act_bytes);
-  plan.persistent.gradient = place("gradients", Category::kGradients, count * real);
-  const bool small = spec.optimizer == OptimizerKind::kAdamW8bit;
-  if (!plan.paged) {
-    plan.persistent.moment1 = place("optimizer.m", Category::kOptimizer, count * (small ? 1 : real));
-    plan.persistent.moment2 = place("optimizer.v", Category::kOptimizer, count * (small ? 1 : real));
-  }
-  if (small) {
-    const int64_t absmax = count / kMomentBlock * 4;
-    if (!plan.paged) {
-      plan.persistent.absmax1 = place("optimizer.m_absmax", Category::kOptimizer, absmax);
-      plan.persistent.absmax2 = place("optimizer.v_absmax", Category::kOptimizer, absmax);
-    }
-    plan.persistent.maps = place("optimizer.maps", Category::kOptimizer, 2 * 256 * 4);
-  }
-  if (plan.base_cache == BaseCache::kOn) {
-    plan.persistent.decoded = place("base.decoded", Category::kBaseUnquantized,
-                                    BaseCacheBytes(model, spec.quant, profile));
-  }
-  if (plan.base_cache == BaseCache::kAhead) {
-    plan.persistent.tile_bytes = TileBytes(model);
-    plan.persistent.tiles = place("base.tiles", Category::kWorkspace, 2 * plan.persistent.tile_bytes);
-  }
-  if (plan.pads) plan.persistent.late = place("late", Category::kWorkspace, 3 * 8);
-  plan.persistent.rope =
-      place("rope", Category::kActivations, 4 * RopeTableElements(model, spec.sequence_len));
-  plan.persistent.scalars = place("scalars", Category::kWorkspace,
-                                  ScalarBytes(spec));
-  plan.memory.persistent_bytes = RoundUp(next, kPage);
 }
 
 // What the plan does about the decoded base; spec.recompute is resolved.
@@ -120,124 +56,6 @@ absl::StatusOr<BaseCache> ChooseBaseCache(const ModelConfig& model, const TrainS
   with.base_cache = BaseCache::kOn;
   ASSIGN_OR_RETURN(const MemoryPlan plan, PlanTotals(model, with, profile));
   return LeavesRoom(plan.TotalBytes(), profile.capacity_bytes) ? BaseCache::kOn : BaseCache::kOff;
-}
-
-// What is placed by its time in the step: tensors, and after them each operation's workspace.
-struct TimedBuffers {
-  std::vector<LiveBuffer> live;
-  std::vector<TensorKey> tensors;   // of the first
-  std::vector<int32_t> operations;  // of the others
-};
-
-TimedBuffers BuffersOf(const CountingExecutor& counted, const ModelConfig& model, int64_t red_zone) {
-  TimedBuffers all;
-  all.live.reserve(counted.keys().size() + counted.ops().size());
-  for (const TensorKey& key : counted.keys()) {
-    const CountedTensor& t = counted.tensors()[static_cast<size_t>(key.Index(model.layers))];
-    if (t.first_use < 0) continue;
-    all.live.push_back({t.size_bytes + red_zone, t.first_use, t.last_use});
-    all.tensors.push_back(key);
-  }
-  for (size_t op = 0; op < counted.ops().size(); ++op) {
-    const int64_t bytes = counted.ops()[op].workspace_bytes;
-    if (bytes == 0) continue;
-    const auto use = static_cast<int32_t>(op);
-    all.live.push_back({bytes + red_zone, use, use});
-    all.operations.push_back(use);
-  }
-  return all;
-}
-
-void NamePhases(const CountingExecutor& counted, MemoryPlan& plan) {
-  for (size_t op = 0; op < counted.ops().size(); ++op) {
-    if (op == 0 || counted.ops()[op].phase != counted.ops()[op - 1].phase ||
-        counted.ops()[op].layer != counted.ops()[op - 1].layer) {
-      plan.phases.push_back({PhaseText(counted.ops()[op]), static_cast<int32_t>(op)});
-    }
-  }
-}
-
-// Places all in the step region; or, where kFusedTokens says so, the tensors behind what is persistent so far
-// and only workspaces, which never meet, in the step region. Fills in the plan's sizes.
-OffsetPlan PlaceTimed(const TimedBuffers& all, bool may_own, int64_t alignment, bool totals_only,
-                      CompiledPlan& plan) {
-  MemoryPlan& memory = plan.memory;
-  if (may_own) {
-    const auto tensors = static_cast<std::ptrdiff_t>(all.tensors.size());
-    OffsetPlan placed = PlanOffsets({all.live.begin(), all.live.begin() + tensors}, alignment);
-    if (2 * placed.total_bytes <= memory.persistent_bytes) {
-      int64_t workspace = 0;
-      for (size_t i = all.tensors.size(); i < all.live.size(); ++i)
-        workspace = std::max(workspace, all.live[i].size_bytes);
-      plan.persistent.activations = memory.persistent_bytes;
-      memory.persistent_bytes += RoundUp(placed.total_bytes, kPage);
-      memory.step_bytes = RoundUp(workspace, kPage);
-      placed.total_bytes += workspace;
-      placed.lower_bound_bytes += workspace;
-      placed.offsets.resize(all.live.size(), 0);
-      return placed;
-    }
-  }
-  OffsetPlan placed = PlanOffsets(all.live, alignment, totals_only ? kPage : 1);
-  memory.step_bytes = RoundUp(placed.total_bytes, kPage);
-  return placed;
-}
-
-// The buffers with their names, and the tables in which the engine finds them.
-void NoteBuffers(const TimedBuffers& all, const OffsetPlan& placed, const CountingExecutor& counted,
-                 const ModelConfig& model, CompiledPlan& plan) {
-  const bool owns = plan.persistent.activations >= 0;
-  plan.tensor_offset.assign(static_cast<size_t>(TensorKey::IndexCount(model.layers)), -1);
-  plan.workspace_offset.assign(counted.ops().size(), 0);
-  plan.workspace_bytes.assign(counted.ops().size(), 0);
-  for (size_t i = 0; i < all.live.size(); ++i) {
-    const LiveBuffer& live = all.live[i];
-    const int64_t offset = placed.offsets[i];
-    if (i < all.tensors.size()) {
-      const TensorKey& key = all.tensors[i];
-      const auto index = static_cast<size_t>(key.Index(model.layers));
-      plan.tensor_offset[index] = offset;
-      plan.memory.buffers.push_back({TensorName(key), Category::kActivations,
-                                     owns ? Region::kPersistent : Region::kStep,
-                                     offset + (owns ? plan.persistent.activations : 0),
-                                     counted.tensors()[index].size_bytes, live.first_use, live.last_use});
-      continue;
-    }
-    const int32_t op = all.operations[i - all.tensors.size()];
-    const int64_t bytes = counted.ops()[static_cast<size_t>(op)].workspace_bytes;
-    plan.workspace_offset[static_cast<size_t>(op)] = offset;
-    plan.workspace_bytes[static_cast<size_t>(op)] = bytes;
-    plan.memory.buffers.push_back(
-        {absl::StrCat("workspace.", op), Category::kWorkspace, Region::kStep, offset, bytes, op, op});
-  }
-}
-
-// Returns the bytes above the largest set that is alive at once.
-int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, bool may_own, int64_t alignment,
-                  const CompileOptions& options, CompiledPlan& plan) {
-  const TimedBuffers all = BuffersOf(counted, model, options.red_zone_bytes);
-  const int64_t before = plan.memory.persistent_bytes;
-  const OffsetPlan placed = PlaceTimed(all, may_own, alignment, options.totals_only, plan);
-  const bool owns = plan.persistent.activations >= 0;
-  if (!options.totals_only) {
-    NamePhases(counted, plan.memory);
-    NoteBuffers(all, placed, counted, model, plan);
-  }
-  int64_t tensors = 0, workspace = 0, largest_workspace = 0;  // the first two: at the peak
-  for (size_t i = 0; i < all.live.size(); ++i) {
-    const LiveBuffer& live = all.live[i];
-    const int64_t bytes = live.size_bytes - options.red_zone_bytes;
-    const bool at_peak = live.first_use <= placed.peak_use && placed.peak_use <= live.last_use;
-    const bool tensor = i < all.tensors.size();
-    if (!tensor) largest_workspace = std::max(largest_workspace, bytes);
-    if (at_peak) (tensor ? tensors : workspace) += bytes;
-  }
-  auto& of = plan.memory.category_bytes;
-  of[static_cast<size_t>(Category::kActivations)] += tensors;
-  of[static_cast<size_t>(Category::kWorkspace)] += owns ? largest_workspace : workspace;
-  plan.memory.operations = static_cast<int32_t>(counted.ops().size());
-  plan.memory.peak_phase = PhaseText(counted.ops()[static_cast<size_t>(placed.peak_use)]);
-  return plan.memory.step_bytes + plan.memory.persistent_bytes - before - placed.lower_bound_bytes;
 }
 
 // What an engine keeps on the host for its base: the tokenizer's tables, lines to and from the worker,
@@ -285,6 +103,27 @@ absl::Status RefuseAbsurd(const ModelConfig& model, const TrainSpec& spec,
                             spec.lora_r, "; is one of them a slip?"));
 }
 
+absl::Status CheckGiven(const ModelConfig& model, const TrainSpec& given, const DeviceProfile& profile) {
+  if (profile.act_bytes != 2 && profile.act_bytes != 4 && profile.act_bytes != 8) {
+    return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
+                                                 profile.act_bytes, "; it must be 2, 4 or 8"));
+  }
+  if (IsCuda(profile) && model.head_dim > kMaxCudaHeadDim) {
+    return Error(Reason::kUnsupportedArchitecture,
+                 absl::StrCat("config.json: heads are ", model.head_dim,
+                              " wide; attention on a GPU takes at most ", kMaxCudaHeadDim,
+                              ", train it on a processor"));
+  }
+  if (given.target_modules.empty()) {
+    return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
+  }
+  if (given.data_rows < 0 || given.data_rows > kMaxDataRows) {
+    return Error(Reason::kSpecInvalid, absl::StrCat("data_rows is ", given.data_rows,
+                                                    ", outside 0 to ", kMaxDataRows));
+  }
+  return RefuseAbsurd(model, given, profile);
+}
+
 }  // namespace
 
 int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens) {
@@ -314,24 +153,7 @@ int64_t BaseBytes(const ModelConfig& model, QuantKind quant, bool double_quant) 
 absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const TrainSpec& given,
                                               const DeviceProfile& profile,
                                               const CompileOptions& options) {
-  if (profile.act_bytes != 2 && profile.act_bytes != 4 && profile.act_bytes != 8) {
-    return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
-                                                 profile.act_bytes, "; it must be 2, 4 or 8"));
-  }
-  if (IsCuda(profile) && model.head_dim > kMaxCudaHeadDim) {
-    return Error(Reason::kUnsupportedArchitecture,
-                 absl::StrCat("config.json: heads are ", model.head_dim,
-                              " wide; attention on a GPU takes at most ", kMaxCudaHeadDim,
-                              ", train it on a processor"));
-  }
-  if (given.target_modules.empty()) {
-    return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
-  }
-  if (given.data_rows < 0 || given.data_rows > kMaxDataRows) {
-    return Error(Reason::kSpecInvalid, absl::StrCat("data_rows is ", given.data_rows,
-                                                    ", outside 0 to ", kMaxDataRows));
-  }
-  RETURN_IF_ERROR(RefuseAbsurd(model, given, profile));
+  RETURN_IF_ERROR(CheckGiven(model, given, profile));
   TrainSpec spec = given;
   ASSIGN_OR_RETURN(spec.recompute, ChooseRecompute(model, given, {profile}));
   ASSIGN_OR_RETURN(spec.base_cache, ChooseBaseCache(model, spec, profile));
@@ -367,7 +189,7 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   plan.grouped = counting.Groups();
   const bool may_own =
       !IsCuda(profile) && int64_t{spec.micro_batch_size} * spec.sequence_len <= kFusedTokens;
-  const int64_t waste = PlaceStep(counting, model, may_own, Alignment(profile), options, plan);
+  const int64_t waste = PlaceStep(counting, model, profile, may_own, options, plan);
 
   plan.memory.fixed_bytes = profile.fixed_bytes;
   plan.memory.host_bytes = JobHostBytes(spec);
