@@ -1,6 +1,7 @@
 #include "engine/model/base_cache_make.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
