@@ -236,26 +236,6 @@ TEST_F(DatasetTest, TheModelsOwnTemplateIsRun) {
             "d<|im_end|>]\n");
 }
 
-// Phi-3's own template writes EOS behind the whole; what users say before it is not learned.
-TEST_F(DatasetTest, ATokenBehindTheLastTurnEndsNoOther) {
-  const std::string source =
-      "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-      "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}";
-  const Tokenizer tokenizer =
-      Make("qwen2", json{{"eos_token", "<|endoftext|>"}, {"chat_template", source}}.dump());
-  const auto chat = ChatTemplate::Select("tokenizer_default", tokenizer);
-  ASSERT_TRUE(chat.ok()) << chat.status();
-  const ChatTurn turns[] = {{"user", "a", false}, {"assistant", "b", true}, {"user", "c", false},
-                            {"assistant", "d", true}};
-  const auto pieces = chat->Render(turns, false);
-  ASSERT_TRUE(pieces.ok()) << pieces.status();
-  std::vector<std::string> learned;
-  for (const TextPiece& piece : *pieces) {
-    if (piece.trained) learned.push_back(piece.text);
-  }
-  EXPECT_THAT(learned, ElementsAre("b<|im_end|>", "d<|im_end|>\n<|endoftext|>"));
-}
-
 // Phi-3's ends of turns take the white space behind them, which stands in the next piece: the tokens
 // are those of the whole text.
 TEST_F(DatasetTest, ATokenTakesTheSpaceThatBeginsTheNextPiece) {

@@ -184,15 +184,49 @@ std::string ChatTemplate::ClosingToken(std::string_view text) const {
   return "";
 }
 
+std::string_view ChatTemplate::OpeningToken(std::string_view text) const {
+  size_t begin = 0;
+  while (begin < text.size() && absl::ascii_isspace(static_cast<unsigned char>(text[begin]))) ++begin;
+  for (size_t length = std::min(kMaxSpecialTokenBytes, text.size() - begin); length > 0; --length) {
+    const auto id = tokenizer_.TokenId(text.substr(begin, length));
+    if (id && tokenizer_.IsSpecial(*id)) return text.substr(0, begin + length);
+  }
+  return {};
+}
+
 std::optional<int32_t> ChatTemplate::EndOfTurn() const {
-  const ChatTurn turns[] = {{"user", "a", false}, {"assistant", "b", true}};
+  const std::string answer = "1b1";
+  const ChatTurn turns[] = {{"user", "a", false}, {"assistant", answer, true}};
   const auto pieces = Render(turns, /*generation_prompt=*/false);
   if (!pieces.ok()) return std::nullopt;
   std::string_view said;
   for (const TextPiece& piece : *pieces) {
     if (piece.trained) said = piece.text;
   }
+  // The first behind the words: another may end the conversation.
+  const size_t words = said.rfind(answer);
+  if (words != std::string_view::npos) {
+    const std::string_view first = OpeningToken(said.substr(words + answer.size()));
+    if (!first.empty()) said = first;
+  }
   return tokenizer_.TokenId(ClosingToken(said));
+}
+
+absl::StatusOr<ChatTemplate::Span> ChatTemplate::LocateWords(std::span<const ChatTurn> turns, size_t index,
+                                                             std::string_view text) const {
+  Span span{text.size(), 0};
+  std::vector<ChatTurn> others(turns.begin(), turns.end());
+  // Two, as one may begin or end with the same letter.
+  for (const char* words : {"A1A", "Z2Z"}) {
+    others[index].content = words;
+    ASSIGN_OR_RETURN(const std::string other, RenderText(others, false));
+    const auto [begin, ignored] = std::mismatch(text.begin(), text.end(), other.begin(), other.end());
+    const auto [end, unused] = std::mismatch(text.rbegin(), text.rend(), other.rbegin(), other.rend());
+    span.begin = std::min(span.begin, static_cast<size_t>(begin - text.begin()));
+    span.end = std::max(span.end, text.size() - static_cast<size_t>(end - text.rbegin()));
+  }
+  span.end = std::max(span.begin, span.end);
+  return span;
 }
 
 absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn> turns,
@@ -201,12 +235,13 @@ absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn
   Span span;
   // A turn begins where a prompt for it would end. Some templates cannot render no turns at all.
   const auto before = RenderText(turns.first(index), assistant);
+  std::optional<Span> words;
   if (before.ok() && text.starts_with(*before)) {
     span.begin = before->size();
   } else if (index > 0 || assistant) {
-    return Error::Field(Reason::kChatTemplateInvalid, "data.chat_template",
-                        absl::StrCat("(the model's own) does not show where turn ", index,
-                                     " begins; `chat_template: chatml` does"));
+    // A prompt that begins with reasoning, which later is left out; or what follows changes what was before.
+    ASSIGN_OR_RETURN(words, LocateWords(turns, index, text));
+    span.begin = words->begin;
   }
   auto through = RenderText(turns.first(index + 1), false);
   // Some write a token behind the last turn (Phi-3's EOS), which is not there where another follows.
@@ -218,16 +253,12 @@ absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn
   if (through.ok() && text.starts_with(*through) && through->size() >= span.begin) {
     span.end = through->size();
   } else {
-    // What follows changes how this turn is rendered (reasoning that is left out, for example): it
-    // ends with the token that closes it when it is the last.
-    const std::string closing = through.ok() ? ClosingToken(*through) : "";
-    const size_t at = closing.empty() ? std::string_view::npos : text.find(closing, span.begin);
-    if (at == std::string_view::npos) {
-      return Error::Field(Reason::kChatTemplateInvalid, "data.chat_template",
-                          absl::StrCat("(the model's own) does not show where turn ", index,
-                                       " ends; `chat_template: chatml` does"));
+    // What follows changes how this turn is rendered (reasoning that is left out, for example): it ends with
+    // the token behind its words.
+    if (!words) {
+      ASSIGN_OR_RETURN(words, LocateWords(turns, index, text));
     }
-    span.end = at + closing.size();
+    span.end = words->end + OpeningToken(text.substr(words->end)).size();
   }
   // White space behind the closing token is never said by the model.
   const std::string_view said = text.substr(span.begin, span.end - span.begin);

@@ -76,8 +76,13 @@ class ChatTemplate {
   };
   absl::StatusOr<Span> Locate(std::span<const ChatTurn> turns, size_t index,
                               std::string_view text) const;
+  // Of its words alone: what changes when the turn says something else.
+  absl::StatusOr<Span> LocateWords(std::span<const ChatTurn> turns, size_t index,
+                                   std::string_view text) const;
   // The special token at the end of the text, white space aside; empty when it ends with none.
   std::string ClosingToken(std::string_view text) const;
+  // The one that the text begins with, white space aside, with that white space; empty when there is none.
+  std::string_view OpeningToken(std::string_view text) const;
 
   Tokenizer tokenizer_;
   std::string name_;

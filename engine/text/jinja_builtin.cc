@@ -147,6 +147,7 @@ Result TextMethod(const std::string& text, std::string_view name, const Argument
 Result Select(std::string_view name, const Value& value, const Arguments& args) {
   const bool by_attribute = name.ends_with("attr");
   const bool keep = name.starts_with("select");
+  if (!value.Truth()) return Value::Of(List());  // none has no items, and that is no fault here
   ASSIGN_OR_RETURN(const List items, Items(value));
   const Value* attribute = by_attribute ? args.Get(0, "") : nullptr;
   const Value* test = args.Get(by_attribute ? 1 : 0, "");

@@ -14,15 +14,15 @@ namespace {
 
 using Result = absl::StatusOr<Value>;
 
-constexpr int64_t kMaxRange = 100'000;
+constexpr char kNamespace[] = "namespace";
 
 class Evaluator {
  public:
   explicit Evaluator(const Dict& globals) {
     auto& scope = scopes_.emplace_back();
     for (const auto& [name, value] : globals) scope[name] = value;
-    for (const char* name : {"raise_exception", "namespace", "range", "dict"})
-      scope[name] = Value(Function{name});
+    scope[kNamespace] = Value(Function{kNamespace});
+    for (const char* name : kFunctions) scope[name] = Value(Function{name});
   }
 
   // A namespace may hold itself; emptied, nothing is left behind.
@@ -356,7 +356,8 @@ class Evaluator {
     }
     ASSIGN_OR_RETURN(Arguments arguments, EvaluateArguments(node));
     if (known->macro != nullptr) return CallMacro(*known->macro, arguments);
-    return CallBuiltin(known->name, std::move(arguments));
+    if (known->name == kNamespace) return MakeNamespace(std::move(arguments.named));
+    return CallFunction(known->name, arguments);
   }
 
   Result CallMacro(const Node& macro, const Arguments& arguments) {
@@ -388,35 +389,9 @@ class Evaluator {
     return Value(std::move(out));
   }
 
-  Result CallBuiltin(const std::string& name, Arguments arguments) {
-    if (name == "raise_exception") {
-      const Value* message = arguments.Get(0, "message");
-      return EvalError(
-          absl::StrCat("refuses this conversation: ", message ? Quote(message->Text(), 200) : ""));
-    }
-    if (name == "range") {
-      int64_t bounds[3] = {0, 0, 1};
-      const size_t count = arguments.positional.size();
-      if (count < 1 || count > 3) return EvalError("calls range with a wrong number of arguments");
-      for (size_t i = 0; i < count; ++i) {
-        const auto* number = arguments.positional[i].As<int64_t>();
-        if (number == nullptr)
-          return EvalError("calls range with something that is no whole number");
-        bounds[count == 1 ? 1 : i] = *number;
-      }
-      List items;
-      if (bounds[2] == 0) return EvalError("calls range with a step of 0");
-      for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1]; i += bounds[2]) {
-        if (static_cast<int64_t>(items.size()) >= kMaxRange || std::abs(i) > (int64_t{1} << 40)) {
-          return EvalError("calls range with too many numbers");
-        }
-        items.push_back(Value(i));
-      }
-      return Value::Of(std::move(items));
-    }
-    if (name == "dict") return Value::Of(std::move(arguments.named));
+  Result MakeNamespace(Dict values) {
     auto space = std::make_shared<Namespace>();
-    space->values = std::move(arguments.named);
+    space->values = std::move(values);
     namespaces_.push_back(space);
     return Value(std::move(space));
   }

@@ -5,6 +5,7 @@
 // over a value that exists. Used by one thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -20,6 +21,7 @@ namespace nibble::engine::jinja {
 inline constexpr int64_t kMaxSteps = 500'000;
 inline constexpr int kMaxCallDepth = 50;
 inline constexpr size_t kMaxTextBytes = 16 << 20;
+inline constexpr int64_t kMaxRange = 100'000;  // items of a range, and of a sum of lists
 inline constexpr int64_t kMaxWeight = 4'000'000;  // of one value
 
 // The template with these names defined. CHAT_TEMPLATE_INVALID when it asks for what we do not
@@ -38,6 +40,12 @@ struct Arguments {
   // Positional `index`, else the named one; null when absent.
   const Value* Get(size_t index, std::string_view name) const;
 };
+// Functions that need nothing but their arguments (jinja_functions.cc): an exception, a range of whole
+// numbers, a dictionary of the named arguments, and the day as strftime writes it. There is no clock: the
+// day is always 26 July 2024, which Llama 3's templates write where there is none, so that a job repeated
+// or resumed on another day reads the same text.
+inline constexpr std::array<const char*, 4> kFunctions = {"raise_exception", "range", "dict", "strftime_now"};
+absl::StatusOr<Value> CallFunction(std::string_view name, const Arguments& arguments);
 // Filters and methods that need nothing but their arguments (jinja_builtin.cc).
 absl::StatusOr<Value> ApplyFilter(std::string_view name, const Value& value,
                                   const Arguments& arguments);

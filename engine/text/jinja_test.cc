@@ -77,7 +77,10 @@ TEST(Jinja, WhatIsNotUnderstoodIsRefusedWithItsPlace) {
   EXPECT_THAT(FailureOf("{{ x | shout }}"), HasSubstr("'shout'"));
   EXPECT_THAT(FailureOf("{{ 1 is happy }}"), HasSubstr("'happy'"));
   EXPECT_THAT(FailureOf("{{ 'a'.encode() }}"), HasSubstr("'encode'"));
-  EXPECT_THAT(FailureOf("{{ strftime_now('%d') }}"), HasSubstr("'strftime_now'"));
+  EXPECT_THAT(FailureOf("{{ today() }}"), HasSubstr("'today'"));
+  EXPECT_THAT(FailureOf("{{ strftime_now('%Q') }}"), HasSubstr("'%Q'"));
+  EXPECT_THAT(FailureOf("{{ strftime_now('%') }}"), HasSubstr("'%'"));
+  EXPECT_THAT(FailureOf("{{ strftime_now() }}"), HasSubstr("without a format"));
   EXPECT_THAT(FailureOf("{{ x.y.z }}"), HasSubstr("undefined"));
   EXPECT_THAT(FailureOf("{{ x + 'a' }}"), HasSubstr("'x', which is undefined"));
   EXPECT_THAT(FailureOf("{{ 1 // 0 }}"), HasSubstr("divides by zero"));

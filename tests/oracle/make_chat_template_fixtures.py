@@ -10,6 +10,7 @@ Needs: pip install jinja2.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import sys
@@ -168,7 +169,13 @@ NO_SYSTEM = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_e
 ' }}{% endfor %}{% if add_generation_prompt %}{{'<turn>model
 '}}{% endif %}"""
 
-TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM]
+# The day (of which Nibble has one), and filters over what is not there: what templates with tools do.
+DAYS = """{{ strftime_now('%Y-%m-%d') }}{% set today = strftime_now("%d %B %Y") %}
+{{ 'Today is ' ~ today ~ strftime_now(', a %A (%a): %-d. %b %y, %H:%M:%S%Z, day %j, week %U %W %u %w, %I %p %% %m') }}
+{%- for m in messages %}{{ m.role }}{{ tools | selectattr('type', 'equalto', 'x') | list | length }}\
+{{ tools | reject('none') | list }}{{ '' | select | list }}{% endfor %}"""
+
+TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM, DAYS]
 
 
 def turn(role, content):
@@ -220,6 +227,7 @@ def environment():
                                         extensions=[Generation, loopcontrols])
     env.filters["tojson"] = to_json
     env.globals["raise_exception"] = refuse
+    env.globals["strftime_now"] = datetime.datetime(2024, 7, 26).strftime
     return env
 
 
