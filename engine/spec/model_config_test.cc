@@ -375,6 +375,18 @@ TEST(ParseModelConfig, ReadsAPhi) {
   EXPECT_EQ(model->rope_theta, 250000);
   EXPECT_EQ(model->WindowOf(0), 0);
   EXPECT_EQ(model->LinearParameters(), 4 * (13631488000 / 40));
+  const auto long_texts = [](const std::string& type) {
+    std::string factors = "[1";
+    for (int i = 1; i < 64; ++i) factors += ",1.5";
+    return ParseModelConfig(Changed(kPhi4, R"("rope_scaling":null)",
+                                    R"("rope_scaling":{"type":")" + type + R"(","short_factor":)" + factors +
+                                        R"(],"long_factor":)" + factors + "]}"));
+  };
+  ASSERT_TRUE(long_texts("longrope").ok()) << long_texts("longrope").status();
+  EXPECT_EQ(long_texts("longrope")->rope, RopeKind::kLong);
+  // What transformers called it first.
+  EXPECT_EQ(*long_texts("su"), *long_texts("longrope"));
+  EXPECT_EQ(*long_texts("yarn"), *long_texts("longrope"));
   const auto mini_4k = ParseModelConfig(Changed(kPhi4, R"("sliding_window":null)", R"("sliding_window":2047)"));
   EXPECT_EQ(mini_4k->WindowOf(0), 2047);
   EXPECT_EQ(mini_4k->WindowOf(3), 2047);

@@ -113,10 +113,11 @@ absl::Status ReadRopeObject(const json& config, const json& scaling, const std::
   const double part = top.Number("partial_rotary_factor", 1);
   const bool inside = rope.Has("partial_rotary_factor");
   const double of_heads = rope.Number("partial_rotary_factor", part);
-  const std::string type = rope.Text("rope_type", rope.Text("type", "default"));
+  std::string type = rope.Text("rope_type", rope.Text("type", "default"));
   // The original positions of a Phi stand beside the object; transformers lets that go first in all models.
   constexpr int64_t kMost = int64_t{1} << 30;
   const bool phi = model.model_type == "phi3";
+  if (phi && (type == "su" || type == "yarn")) type = "longrope";  // its names in early files
   model.rope_original_positions =
       rope.Integer("original_max_position_embeddings", model.max_positions, 1, kMost);
   if (phi) model.rope_original_positions = 4096;
@@ -130,7 +131,7 @@ absl::Status ReadRopeObject(const json& config, const json& scaling, const std::
       ReadRotaryWidth(of_heads, inside ? key + ".partial_rotary_factor" : "partial_rotary_factor", model));
   if (type == "default") return absl::OkStatus();
   if (type == "longrope" && !by_kind) return ReadLong(rope, scaling, key, model);
-  if (type == "yarn" && !by_kind && !phi) return ReadYarn(rope, scaling, key, model);
+  if (type == "yarn" && !by_kind) return ReadYarn(rope, scaling, key, model);
   model.rope_factor = rope.Number("factor", 1);
   if (type == "linear" && !phi) {
     model.rope = RopeKind::kLinear;

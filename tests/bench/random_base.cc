@@ -80,12 +80,12 @@ void MoveToTiles(const spec::TileShape& tiles, std::byte* at) {
 }  // namespace
 
 spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
+  enum Kind { kLlama, kQwen3, kGemma3, kPhi };
   struct Shape {
     int64_t hidden, ffn, layers, heads, kv_heads, vocab;
     bool tied;
     int64_t head_dim = 0;  // 0: hidden / heads
-    bool qk_norm = false;
-    bool gemma3 = false;
+    Kind kind = kLlama;
   };
   static const std::map<std::string, Shape> kShapes = {
       {"demo", {192, 512, 4, 6, 2, 1024, true}},
@@ -95,12 +95,13 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
       {"13b", {5120, 13824, 40, 40, 40, 32000, false}},
       {"8b", {4096, 14336, 32, 32, 8, 128256, false}},
       {"70b", {8192, 28672, 80, 64, 8, 128256, false}},
-      {"qwen3-0.6b", {1024, 3072, 28, 16, 8, 151936, true, 128, true}},
-      {"qwen3-1.7b", {2048, 6144, 28, 16, 8, 151936, true, 128, true}},
-      {"qwen3-4b", {2560, 9728, 36, 32, 8, 151936, true, 128, true}},
-      {"qwen3-8b", {4096, 12288, 36, 32, 8, 151936, false, 128, true}},
-      {"gemma3-270m", {640, 2048, 18, 4, 1, 262144, true, 256, true, true}},
-      {"gemma3-1b", {1152, 6912, 26, 4, 1, 262144, true, 256, true, true}},
+      {"qwen3-0.6b", {1024, 3072, 28, 16, 8, 151936, true, 128, kQwen3}},
+      {"qwen3-1.7b", {2048, 6144, 28, 16, 8, 151936, true, 128, kQwen3}},
+      {"qwen3-4b", {2560, 9728, 36, 32, 8, 151936, true, 128, kQwen3}},
+      {"qwen3-8b", {4096, 12288, 36, 32, 8, 151936, false, 128, kQwen3}},
+      {"gemma3-270m", {640, 2048, 18, 4, 1, 262144, true, 256, kGemma3}},
+      {"gemma3-1b", {1152, 6912, 26, 4, 1, 262144, true, 256, kGemma3}},
+      {"phi4-mini", {3072, 8192, 32, 24, 8, 200064, true, 128, kPhi}},
   };
   spec::ModelConfig model;
   const auto found = kShapes.find(name);
@@ -113,12 +114,16 @@ spec::ModelConfig NamedShape(const std::string& name, int64_t layers) {
   model.heads = s.heads;
   model.kv_heads = s.kv_heads;
   model.head_dim = s.head_dim > 0 ? s.head_dim : s.hidden / s.heads;
-  model.qk_norm = s.qk_norm;
+  model.qk_norm = s.kind == kQwen3 || s.kind == kGemma3;
   model.vocab_size = s.vocab;
   model.max_positions = 4096;
   model.rms_norm_eps = 1e-5;
   model.tie_word_embeddings = s.tied;
-  if (s.gemma3) {
+  if (s.kind == kPhi) {
+    model.fused = true;
+    model.rotary_dim = s.head_dim / 4 * 3;
+  }
+  if (s.kind == kGemma3) {
     model.gelu = model.unit_norms = model.scaled_embedding = model.post_norms = true;
     model.sliding_window = 512;
     model.local_rope_theta = 1e4;

@@ -94,6 +94,8 @@ STEPS = {
         ("Gemma-3-1B, 2x2048", step("gemma3-1b", 2048, 2, 4),
          "heads of 256, a window in five layers of six, 262,144 tokens in the vocabulary"),
         ("Gemma-3-1B, 2x2048, op by op", step("gemma3-1b", 2048, 2, 1, "--ops", 1), "where a step's time goes"),
+        ("Phi-4-mini, 2x2048", step("phi4-mini", 2048, 2, 3),
+         "q, k and v in one linear, gate and up in one; three quarters of a head turn"),
         ("Llama-3.1-70B, 1x2048, paged AdamW, offload",
          step("70b", 2048, 1, 1, "--paged", 1, "--offload", 1), ("GiB", 43.6e9 / 2**30)),
     ],
