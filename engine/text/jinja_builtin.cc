@@ -15,7 +15,6 @@ namespace nibble::engine::jinja {
 namespace {
 
 using Result = absl::StatusOr<Value>;
-using tokenizer::ReplaceAll;
 
 // Spaces as Python's str.strip knows them, or any of the given characters.
 bool IsStripped(std::string_view text, size_t pos, const std::string* characters) {
@@ -92,6 +91,32 @@ Value Pairs(const Dict& dict) {
   return Value::Of(std::move(items));
 }
 
+// At most `limit` of them; all when that is negative.
+Result Replaced(std::string_view text, std::string_view from, std::string_view to, int64_t limit) {
+  if (from.empty()) return EvalError("replaces an empty text, which is not supported");
+  std::string out;
+  for (int64_t done = 0; limit < 0 || done < limit; ++done) {
+    const size_t at = text.find(from);
+    if (at == std::string_view::npos) break;
+    out.append(text.substr(0, at)).append(to);
+    text.remove_prefix(at + from.size());
+    if (out.size() + text.size() > kMaxTextBytes) return EvalError("a text grows too long");
+  }
+  return Value(std::move(out.append(text)));
+}
+
+// The texts of the items with the separator between them.
+Result Joined(const Value& value, const std::string& separator) {
+  ASSIGN_OR_RETURN(const List items, Items(value));
+  std::string out;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (i > 0) out += separator;
+    out += items[i].Text();
+    if (out.size() > kMaxTextBytes) return EvalError("a text grows too long");
+  }
+  return Value(std::move(out));
+}
+
 Result TextMethod(const std::string& text, std::string_view name, const Arguments& args) {
   const Value* first = args.Get(0, "");
   const std::string* argument = first ? first->AsText() : nullptr;
@@ -112,6 +137,7 @@ Result TextMethod(const std::string& text, std::string_view name, const Argument
                             std::make_unique<std::string>("\n").get(), -1);
     return text.empty() ? Value::Of(List{}) : lines;
   }
+  if (name == "join") return first != nullptr ? Joined(*first, text) : EvalError("join needs a list");
   if (argument == nullptr)
     return EvalError(absl::StrCat("the method ", Quote(name), " needs a text"));
   if (name == "startswith") return Value(text.starts_with(*argument));
@@ -131,14 +157,9 @@ Result TextMethod(const std::string& text, std::string_view name, const Argument
   if (name == "replace") {
     const Value* with = args.Get(1, "new");
     if (with == nullptr || with->AsText() == nullptr) return EvalError("replace needs two texts");
-    return Value(ReplaceAll(text, *argument, *with->AsText()));
-  }
-  if (name == "join") {
-    ASSIGN_OR_RETURN(const List items, Items(*first));
-    std::string out;
-    for (size_t i = 0; i < items.size(); ++i)
-      absl::StrAppend(&out, i > 0 ? text : "", items[i].Text());
-    return Value(std::move(out));
+    const Value* limit = args.Get(2, "count");
+    return Replaced(text, *argument, *with->AsText(),
+                    limit && limit->IsNumber() ? static_cast<int64_t>(limit->Number()) : -1);
   }
   return EvalError(absl::StrCat("texts have no method ", Quote(name)));
 }
@@ -201,14 +222,21 @@ Result ToInteger(const Value& value) {
 
 Result Join(const Value& value, const Arguments& args) {
   const Value* separator = args.Get(0, "d");
+  return Joined(value, separator ? separator->Text() : "");
+}
+
+// What equals an item before it is left out.
+Result Unique(const Value& value) {
   ASSIGN_OR_RETURN(const List items, Items(value));
-  std::string out;
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (i > 0 && separator) out += separator->Text();
-    out += items[i].Text();
-    if (out.size() > kMaxTextBytes) return EvalError("a text grows too long");
+  constexpr size_t kMost = 1000;  // each is held against each
+  if (items.size() > kMost)
+    return EvalError(absl::StrCat("asks what is unique of more than ", kMost, " items"));
+  List kept;
+  for (const Value& item : items) {
+    const auto same = [&](const Value& before) { return before.Equals(item); };
+    if (std::none_of(kept.begin(), kept.end(), same)) kept.push_back(item);
   }
-  return Value(std::move(out));
+  return Value::Of(std::move(kept));
 }
 
 Result Indent(const Value& value, const Arguments& args) {
@@ -312,15 +340,7 @@ const Filter kFilters[] = {
        std::reverse(items.begin(), items.end());
        return Value::Of(std::move(items));
      }},
-    {"unique",
-     [](const Value& v, const Arguments&) -> Result {
-       ASSIGN_OR_RETURN(const List items, Items(v));
-       List kept;
-       for (const Value& item : items) {
-         if (!Contains(Value::Of(kept), item)) kept.push_back(item);
-       }
-       return Value::Of(std::move(kept));
-     }},
+    {"unique", [](const Value& v, const Arguments&) { return Unique(v); }},
     {"replace",
      [](const Value& v, const Arguments& a) -> Result {
        return TextMethod(v.Text(), "replace", a);

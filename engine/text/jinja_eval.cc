@@ -184,7 +184,9 @@ class Evaluator {
 
   Result Evaluate(const Node& node) {
     Result value = EvaluateNode(node);
-    if (value.ok() && value->weight() > kMaxWeight) return EvalError("a value grows too large");
+    if (!value.ok()) return value;
+    if (value->weight() > kMaxWeight) return EvalError("a value grows too large");
+    steps_ += value->weight() / (value->AsText() != nullptr ? kTextWeightPerStep : kWeightPerStep);
     return value;
   }
 
@@ -211,6 +213,12 @@ class Evaluator {
         ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
         ASSIGN_OR_RETURN(const Arguments arguments, EvaluateArguments(node));
         return ApplyFilter(node.text, value, arguments);
+      }
+      case Kind::kCapture: {
+        std::string text;
+        ASSIGN_OR_RETURN(const Flow flow, Execute(*node.parts[0], text));
+        if (flow != Flow::kNext) return EvalError("has break or continue inside of a filter");
+        return Value(std::move(text));
       }
       case Kind::kTest: {
         ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));

@@ -23,6 +23,8 @@ inline constexpr int kMaxCallDepth = 50;
 inline constexpr size_t kMaxTextBytes = 16 << 20;
 inline constexpr int64_t kMaxRange = 100'000;  // items of a range, and of a sum of lists
 inline constexpr int64_t kMaxWeight = 4'000'000;  // of one value
+// Large values take more than a step: texts, which are copied, one for each 16 KiB.
+inline constexpr int64_t kTextWeightPerStep = 1024, kWeightPerStep = 4096;
 
 // The template with these names defined. CHAT_TEMPLATE_INVALID when it asks for what we do not
 // have, runs out of bounds, or refuses the conversation itself (raise_exception).

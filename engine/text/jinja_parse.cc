@@ -18,6 +18,7 @@ using MaybeNode = absl::StatusOr<NodePtr>;
 using Type = Token::Type;
 
 constexpr int kMaxDepth = 100;
+constexpr int kMaxChain = 1000;  // filters, attributes and so on behind one value
 
 NodePtr Make(Kind kind, std::string text = "") {
   auto node = std::make_unique<Node>();
@@ -126,6 +127,7 @@ class Parser {
     if (word == "for") return For();
     if (word == "set") return Set();
     if (word == "macro") return Macro();
+    if (word == "filter") return FilterBlock();
     if (word == "break" || word == "continue") {
       RETURN_IF_ERROR(EndTag());
       return Make(word == "break" ? Kind::kBreak : Kind::kContinue);
@@ -143,6 +145,21 @@ class Parser {
     ++at_;  // "{%"
     if (!TakeWord(word)) return Error(absl::StrCat("expected ", Quote(word)));
     return EndTag();
+  }
+
+  // Behind "filter": the text of a block, filtered.
+  MaybeNode FilterBlock() {
+    NodePtr value = Make(Kind::kCapture);
+    Node& capture = *value;
+    for (int filters = 0; filters == 0 || TakeOperator("|"); ++filters) {
+      if (filters == kMaxChain) return Error("an expression is too long");
+      ASSIGN_OR_RETURN(value, Filtered(std::move(value)));
+    }
+    RETURN_IF_ERROR(EndTag());
+    ASSIGN_OR_RETURN(NodePtr block, Block({"endfilter"}));
+    RETURN_IF_ERROR(CloseWith("endfilter"));
+    capture.parts.push_back(std::move(block));
+    return MakeWith(Kind::kOutput, "", std::move(value));
   }
 
   // Behind "if" or "elif".
@@ -416,7 +433,7 @@ class Parser {
 
   // Attributes, items, calls, filters and tests behind a value.
   MaybeNode Postfix(NodePtr value) {
-    for (int length = 0; length < 1000; ++length) {
+    for (int length = 0; length < kMaxChain; ++length) {
       if (TakeOperator(".")) {
         ASSIGN_OR_RETURN(std::string name, Name());
         value = MakeWith(Kind::kAttribute, std::move(name), std::move(value));
@@ -427,10 +444,7 @@ class Parser {
         RETURN_IF_ERROR(Arguments(*call));
         value = std::move(call);
       } else if (TakeOperator("|")) {
-        ASSIGN_OR_RETURN(std::string name, Name());
-        NodePtr filter = MakeWith(Kind::kFilter, std::move(name), std::move(value));
-        if (TakeOperator("(")) RETURN_IF_ERROR(Arguments(*filter));
-        value = std::move(filter);
+        ASSIGN_OR_RETURN(value, Filtered(std::move(value)));
       } else if (TakeWord("is")) {
         ASSIGN_OR_RETURN(value, Test(std::move(value)));
       } else {
@@ -438,6 +452,14 @@ class Parser {
       }
     }
     return Error("an expression is too long");
+  }
+
+  // Behind "|".
+  MaybeNode Filtered(NodePtr value) {
+    ASSIGN_OR_RETURN(std::string name, Name());
+    NodePtr filter = MakeWith(Kind::kFilter, std::move(name), std::move(value));
+    if (TakeOperator("(")) RETURN_IF_ERROR(Arguments(*filter));
+    return filter;
   }
 
   MaybeNode Test(NodePtr value) {

@@ -1,8 +1,8 @@
 // The chat template language, parsed: a subset of Jinja as chat templates use it.
 //
-// Statements: for (with if and else), if, set (also blocks and namespace attributes), macro, break,
-// continue, generation. Expressions: literals, names, attributes, items, slices, calls, filters,
-// tests, arithmetic, comparison, logic, the conditional expression. Blocks are trimmed as
+// Statements: for (with if and else), if, set (also blocks and namespace attributes), macro, filter,
+// break, continue, generation. Expressions: literals, names, attributes, items, slices, calls,
+// filters, tests, arithmetic, comparison, logic, the conditional expression. Blocks are trimmed as
 // transformers does (trim_blocks, lstrip_blocks). Anything else is refused with its place in the
 // text.
 //
@@ -41,6 +41,7 @@ enum class Kind {
   kCall,
   kFilter,
   kTest,
+  kCapture,
   kNot,
   kNegate,
   kBinary,
@@ -49,21 +50,28 @@ enum class Kind {
   kDict,
 };
 
-// What `parts` holds depends on the kind, in this order; a part may be null where it says so.
-//   kBlock       statements
-//   kOutput      expression
-//   kIf          condition, block, else block (null)
-//   kFor         iterable, condition (null), block, else block (null); names = the targets
-//   kSet         expression; names = the targets
-//   kSetAttribute object, expression; text = the attribute
-//   kSetBlock    block; text = the name
-//   kMacro       block, then defaults of the last parameters; text = the name, names = the
-//   parameters kAttribute   object; text = the name kItem        object, index kSlice       object,
-//   start (null), stop (null), step (null) kCall        callee, arguments; names = keywords of the
-//   last arguments kFilter      value, arguments; text = the filter, names as for kCall kTest
-//   value, arguments; text = the test kNot, kNegate  operand kBinary      left, right; text = the
-//   operator kConditional value, condition, other value (null) kList        items kDict        key,
-//   value, key, value, ...
+// What `parts` holds depends on the kind, in this order; a part may be null where it says so. `names` of a
+// call, a filter or a test are the keywords of its last arguments.
+//   kBlock          statements
+//   kOutput         expression
+//   kIf             condition, block, else block (null)
+//   kFor            iterable, condition (null), block, else block (null); names = the targets
+//   kSet            expression; names = the targets
+//   kSetAttribute   object, expression; text = the attribute
+//   kSetBlock       block; text = the name
+//   kMacro          block, then defaults of the last parameters; text = the name, names = the parameters
+//   kAttribute      object; text = the name
+//   kItem           object, index
+//   kSlice          object, start (null), stop (null), step (null)
+//   kCall           callee, arguments
+//   kFilter         value, arguments; text = the filter
+//   kTest           value, arguments; text = the test
+//   kCapture        block, whose text is the value
+//   kNot, kNegate   operand
+//   kBinary         left, right; text = the operator
+//   kConditional    value, condition, other value (null)
+//   kList           items
+//   kDict           key, value, key, value, ...
 struct Node {
   Kind kind = Kind::kBlock;
   std::string text;

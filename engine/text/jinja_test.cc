@@ -77,6 +77,9 @@ TEST(Jinja, WhatIsNotUnderstoodIsRefusedWithItsPlace) {
   EXPECT_THAT(FailureOf("{{ x | shout }}"), HasSubstr("'shout'"));
   EXPECT_THAT(FailureOf("{{ 1 is happy }}"), HasSubstr("'happy'"));
   EXPECT_THAT(FailureOf("{{ 'a'.encode() }}"), HasSubstr("'encode'"));
+  EXPECT_THAT(FailureOf("{% for i in [1] %}{% filter trim %}{% break %}{% endfilter %}{% endfor %}"),
+              HasSubstr("inside of a filter"));
+  EXPECT_THAT(FailureOf("{% filter shout %}x{% endfilter %}"), HasSubstr("'shout'"));
   EXPECT_THAT(FailureOf("{{ today() }}"), HasSubstr("'today'"));
   EXPECT_THAT(FailureOf("{{ strftime_now('%Q') }}"), HasSubstr("'%Q'"));
   EXPECT_THAT(FailureOf("{{ strftime_now('%') }}"), HasSubstr("'%'"));
@@ -87,7 +90,8 @@ TEST(Jinja, WhatIsNotUnderstoodIsRefusedWithItsPlace) {
   EXPECT_THAT(FailureOf("{{ raise_exception('no') }}"), HasSubstr("'no'"));
   for (const char* broken : {"{{", "{% if x %}", "{% endif %}", "{{ 'a }}", "{{ 1 + }}", "{# x",
                              "{{ [1, }}", "{% for %}", "{% set x %}", "{{ x[ }}", "{{ a b }}",
-                             "{% macro f( %}", "{{ f(a=1, 2) }}", "{{ ! }}"}) {
+                             "{% macro f( %}", "{{ f(a=1, 2) }}", "{{ ! }}", "{% filter %}x{% endfilter %}",
+                             "{% filter trim %}x", "{% endfilter %}"}) {
     FailureOf(broken);
   }
 }
@@ -100,6 +104,17 @@ TEST(Jinja, NothingGrowsWithoutBound) {
               HasSubstr("grows"));
   EXPECT_THAT(FailureOf(doubling + "{% set ns.v = {'a': ns.v, 'b': ns.v} %}{% endfor %}"),
               HasSubstr("grows"));
+  const std::string long_text =
+      "{% set ns = namespace(v='aaaaaaaaaaaaaaaa') %}"
+      "{% for i in range(19) %}{% set ns.v = ns.v + ns.v %}{% endfor %}";
+  EXPECT_THAT(FailureOf(long_text + "{{ ns.v.replace('a', ns.v) }}"), HasSubstr("grows too long"));
+  EXPECT_THAT(FailureOf(long_text + "{{ ns.v | replace('a', ns.v) }}"), HasSubstr("grows too long"));
+  EXPECT_THAT(FailureOf(long_text + "{{ ns.v.join(range(100000)) }}"), HasSubstr("grows too long"));
+  EXPECT_THAT(FailureOf(long_text + "{{ range(100000) | join(ns.v) }}"), HasSubstr("grows too long"));
+  EXPECT_THAT(FailureOf(long_text + "{% for i in range(99999) %}{% set x = ns.v %}{% endfor %}"),
+              HasSubstr("steps"));
+  EXPECT_THAT(FailureOf("{{ range(1001) | unique | list }}"), HasSubstr("unique of more than 1000"));
+  EXPECT_THAT(FailureOf("{{ 'a'.replace('', 'b') }}"), HasSubstr("empty text"));
   EXPECT_THAT(
       FailureOf("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"),
       HasSubstr("steps"));

@@ -169,11 +169,20 @@ NO_SYSTEM = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_e
 ' }}{% endfor %}{% if add_generation_prompt %}{{'<turn>model
 '}}{% endif %}"""
 
-# The day (of which Nibble has one), and filters over what is not there: what templates with tools do.
+# The day (of which Nibble has one), filters over what is not there, and filtered blocks: what templates with tools do.
 DAYS = """{{ strftime_now('%Y-%m-%d') }}{% set today = strftime_now("%d %B %Y") %}
 {{ 'Today is ' ~ today ~ strftime_now(', a %A (%a): %-d. %b %y, %H:%M:%S%Z, day %j, week %U %W %u %w, %I %p %% %m') }}
 {%- for m in messages %}{{ m.role }}{{ tools | selectattr('type', 'equalto', 'x') | list | length }}\
-{{ tools | reject('none') | list }}{{ '' | select | list }}{% endfor %}"""
+{{ tools | reject('none') | list }}{{ '' | select | list }}{% endfor %}
+{%- set rules -%}
+{%- filter trim | replace("b", 'x', count=1) -%}
+
+  Be brief. {% for m in messages %}
+    b{{ m.content }}
+  {% endfor %}
+
+{%- endfilter -%}
+{%- endset %}[{{ rules }}]{{ ', '.join(['x', 'y']) }}{{ 'aaa'.replace('a', 'b', 2) }}"""
 
 TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM, DAYS]
 
