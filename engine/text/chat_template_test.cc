@@ -63,9 +63,9 @@ TEST(ChatTemplate, ATokenBehindTheLastTurnEndsNoOther) {
 TEST(ChatTemplate, APromptThatBeginsToThinkHidesNoAnswer) {
   const std::string thinking =
       "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-      "{{ m.content.split('</t>')[-1].lstrip('\n') if m.role == 'assistant' else m.content }}{{ "
-      "'<|im_end|>\n' }}"
-      "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<t>\n' }}{% endif %}";
+      "{{ m.content.split('</t>')[-1].lstrip('\n') if m.role == 'assistant' else m.content }}"
+      "{{ '<|im_end|>\n' }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<t>\n' }}{% endif %}";
   const ChatTemplate chat = Own(WithTemplate(thinking));
   EXPECT_THAT(Learned(chat, kFour), ElementsAre("b<|im_end|>", "d<|im_end|>"));
   // Words that begin and end as the stand-ins do; with thoughts; none at all.
@@ -78,8 +78,8 @@ TEST(ChatTemplate, APromptThatBeginsToThinkHidesNoAnswer) {
 // Mistral's newer templates write the system's words into the last user's turn, wherever that is.
 TEST(ChatTemplate, WordsThatMoveWithTheLastTurnHideNoAnswer) {
   const ChatTemplate chat = Own(WithTemplate(
-      "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] "
-      "%}"
+      "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+      "{% set rest = messages[1:] %}"
       "{% else %}{% set rest = messages %}{% endif %}{% set last = namespace(user=0) %}"
       "{% for m in rest %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
       "{% for m in rest %}{% if m.role == 'user' %}{{ '[INST]' }}"
@@ -96,8 +96,8 @@ TEST(ChatTemplate, WordsThatMoveWithTheLastTurnHideNoAnswer) {
 TEST(ChatTemplate, WithoutATokenThatEndsATurnItEndsWithItsWords) {
   const ChatTemplate chat =
       Own(WithTemplate("{% for m in messages %}{{ '[' + m.role + ']' }}"
-                       "{% if m.role == 'assistant' and not loop.last %}{{ '(earlier)' }}{% endif %}{{ "
-                       "m.content }}{% endfor %}"
+                       "{% if m.role == 'assistant' and not loop.last %}{{ '(earlier)' }}{% endif %}"
+                       "{{ m.content }}{% endfor %}"
                        "{% if add_generation_prompt %}{{ '[assistant](now)' }}{% endif %}"));
   EXPECT_THAT(Learned(chat, kFour), ElementsAre("b", "d"));
   EXPECT_EQ(chat.EndOfTurn(), std::nullopt);
@@ -106,9 +106,9 @@ TEST(ChatTemplate, WithoutATokenThatEndsATurnItEndsWithItsWords) {
 // A template that refuses the conversation without the turn's own words says so itself.
 TEST(ChatTemplate, WhatItRefusesIsSaid) {
   const ChatTemplate chat = Own(WithTemplate(
-      "{% for m in messages %}{% if m.role == 'assistant' and m.content != 'b' %}{{ raise_exception('only "
-      "b') }}"
-      "{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '>' }}{% endif %}"));
+      "{% for m in messages %}{% if m.role == 'assistant' and m.content != 'b' %}"
+      "{{ raise_exception('only b') }}{% endif %}"
+      "{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '>' }}{% endif %}"));
   EXPECT_THAT(std::string(chat.Render(std::span(kFour).first(2), false).status().message()),
               HasSubstr("only b"));
 }
@@ -116,8 +116,8 @@ TEST(ChatTemplate, WhatItRefusesIsSaid) {
 // There is no clock: a job repeated on another day reads the same.
 TEST(ChatTemplate, TheDayIsAlwaysTheSame) {
   const ChatTemplate chat =
-      Own(WithTemplate("{{ strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' }}{{ "
-                       "messages[0].content }}"));
+      Own(WithTemplate("{{ strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' }}"
+                       "{{ messages[0].content }}"));
   EXPECT_EQ(chat.Render(std::span(kFour).first(1), false)->at(0).text, "26 Jul 2024a");
 }
 
