@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "server/core/messages.h"
+#include "server/core/event_record.h"
 #include "server/core/state.h"
 
 namespace nibble {

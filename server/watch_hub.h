@@ -18,7 +18,7 @@
 #include <string_view>
 #include <vector>
 
-#include "server/core/messages.h"
+#include "server/core/event_record.h"
 #include "server/store/store.h"
 
 namespace nibble {

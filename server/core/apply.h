@@ -3,7 +3,8 @@
 
 #include <vector>
 
-#include "server/core/messages.h"
+#include "server/core/event_record.h"
+#include "server/core/events.h"
 #include "server/core/state.h"
 
 namespace nibble::core {

@@ -9,7 +9,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/core/messages.h"
+#include "server/core/commands.h"
+#include "server/core/events.h"
 #include "server/core/options.h"
 #include "server/core/plan.h"
 #include "server/core/state.h"

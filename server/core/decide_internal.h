@@ -41,7 +41,7 @@ struct Ending {
 // failed.
 void EndAttempt(Turn& turn, const Job& job, const Attempt& attempt, Ending ending);
 
-// Each returns the id of the resource it is about; see messages.h for what they mean.
+// Each returns the id of the resource it is about; see commands.h for what they mean.
 using Answer = absl::StatusOr<std::string>;
 Answer DecideJob(Turn& turn, const CreateJob& c);
 Answer DecideJob(Turn& turn, const UpdateJob& c);

@@ -200,17 +200,4 @@ EventRecord Describe(const Event& event) {
   return record;
 }
 
-std::string_view CommandName(const CommandBody& body) {
-  constexpr std::string_view kNames[] = {
-      "ServerStart",    "CreateJob",    "UpdateJob",     "CancelJob",      "PauseJob",
-      "ResumeJob",      "DeleteJob",    "CreateDataset", "DeleteDataset",  "ValidateDataset",
-      "RegisterModel",  "DeleteModel",  "DeleteAdapter", "RecordBlob",     "ForgetBlobs",
-      "RegisterWorker", "Synchronize",  "ReportPlan",    "ReportProgress", "ReportCheckpoint",
-      "ReportFinished", "ReportFailed", "ReportCheck",   "ReportReleased", "DrainWorker",
-      "UndrainWorker",  "DeleteWorker", "Awake",         "Tick",
-      "Place"};
-  static_assert(std::size(kNames) == std::variant_size_v<CommandBody>);
-  return kNames[body.index()];
-}
-
 }  // namespace nibble::core

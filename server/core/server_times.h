@@ -1,7 +1,7 @@
 // What a start and a sleep of the server do to everything that is held to a time. Used by Apply alone.
 #pragma once
 
-#include "server/core/messages.h"
+#include "server/core/events.h"
 #include "server/core/state.h"
 
 namespace nibble::core {

@@ -3,7 +3,7 @@
 
 #include "absl/status/statusor.h"
 #include "nibble/v1/job.pb.h"
-#include "server/core/messages.h"
+#include "server/core/commands.h"
 
 namespace nibble::server {
 

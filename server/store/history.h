@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/core/messages.h"
+#include "server/core/event_record.h"
 #include "server/store/store.h"
 
 namespace nibble::store {

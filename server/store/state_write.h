@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "server/core/messages.h"
+#include "server/core/event_record.h"
 #include "server/core/state.h"
 #include "server/store/sqlite.h"
 

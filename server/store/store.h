@@ -18,7 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/spec/step_phases.h"
-#include "server/core/messages.h"
+#include "server/core/event_record.h"
 #include "server/core/state.h"
 
 namespace nibble::store {
