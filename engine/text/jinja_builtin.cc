@@ -1,89 +1,20 @@
 // Filters, tests and methods of the chat template language.
 #include <algorithm>
-#include <functional>
+#include <array>
+#include <cmath>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
 #include "engine/text/jinja_eval.h"
+#include "engine/text/jinja_text.h"
 #include "engine/text/text.h"
-#include "engine/text/tokenizer_pre.h"
 
 namespace nibble::engine::jinja {
 namespace {
 
 using Result = absl::StatusOr<Value>;
-
-// Spaces as Python's str.strip knows them, or any of the given characters.
-bool IsStripped(std::string_view text, size_t pos, const std::string* characters) {
-  const CodePoint c = DecodeAt(text, pos);
-  if (characters == nullptr) return IsSpace(c.value) || (c.value >= 0x1C && c.value <= 0x1F);
-  return characters->find(text.substr(pos, c.bytes)) != std::string::npos;
-}
-
-std::string Strip(std::string_view text, const std::string* characters, bool left, bool right) {
-  while (left && !text.empty() && IsStripped(text, 0, characters))
-    text.remove_prefix(CharBytes(text[0]));
-  while (right && !text.empty()) {
-    size_t last = text.size() - 1;
-    while (last > 0 && (static_cast<uint8_t>(text[last]) & 0xC0) == 0x80) --last;
-    if (!IsStripped(text, last, characters)) break;
-    text = text.substr(0, last);
-  }
-  return std::string(text);
-}
-
-std::string Lower(std::string_view text) {
-  std::string out;
-  for (size_t pos = 0; pos < text.size(); pos += CharBytes(text[pos])) {
-    AppendLower(out, DecodeAt(text, pos).value);
-  }
-  return out;
-}
-
-std::string Capitalize(std::string_view text) {
-  std::string out = Lower(text);
-  if (!out.empty()) out[0] = absl::ascii_toupper(static_cast<unsigned char>(out[0]));
-  return out;
-}
-
-std::string Title(std::string_view text) {
-  std::string out = Lower(text);
-  bool start = true;
-  for (char& c : out) {
-    const bool letter = absl::ascii_isalpha(static_cast<unsigned char>(c));
-    if (start && letter) c = absl::ascii_toupper(static_cast<unsigned char>(c));
-    start = !letter;
-  }
-  return out;
-}
-
-Value SplitText(const std::string& text, const std::string* separator, int64_t limit) {
-  List parts;
-  std::string_view rest(text);
-  if (separator == nullptr) {
-    for (;;) {
-      const std::string stripped = Strip(rest, nullptr, true, false);
-      rest = rest.substr(rest.size() - stripped.size());
-      if (rest.empty()) return Value::Of(std::move(parts));
-      size_t end = 0;
-      while (end < rest.size() && !IsStripped(rest, end, nullptr)) end += CharBytes(rest[end]);
-      if (limit >= 0 && static_cast<int64_t>(parts.size()) == limit) end = rest.size();
-      parts.push_back(Value(std::string(rest.substr(0, end))));
-      rest.remove_prefix(end);
-    }
-  }
-  while (limit < 0 || static_cast<int64_t>(parts.size()) < limit) {
-    const size_t at = rest.find(*separator);
-    if (at == std::string_view::npos) break;
-    parts.push_back(Value(std::string(rest.substr(0, at))));
-    rest.remove_prefix(at + separator->size());
-  }
-  parts.push_back(Value(std::string(rest)));
-  return Value::Of(std::move(parts));
-}
 
 Value Pairs(const Dict& dict) {
   List items;
@@ -91,77 +22,15 @@ Value Pairs(const Dict& dict) {
   return Value::Of(std::move(items));
 }
 
-// At most `limit` of them; all when that is negative.
-Result Replaced(std::string_view text, std::string_view from, std::string_view to, int64_t limit) {
-  if (from.empty()) return EvalError("replaces an empty text, which is not supported");
-  std::string out;
-  for (int64_t done = 0; limit < 0 || done < limit; ++done) {
-    const size_t at = text.find(from);
-    if (at == std::string_view::npos) break;
-    out.append(text.substr(0, at)).append(to);
-    text.remove_prefix(at + from.size());
-    if (out.size() + text.size() > kMaxTextBytes) return EvalError("a text grows too long");
+// The attribute of an item, or the attribute's own behind a dot.
+Value AttributeOf(const Value& item, const std::string& path) {
+  Value value = item;
+  for (size_t begin = 0, end = 0; end < path.size(); begin = end + 1) {
+    end = std::min(path.find('.', begin), path.size());
+    const Value* found = value.Find(path.substr(begin, end - begin));
+    value = found != nullptr ? Value(*found) : Value(Undefined{path});
   }
-  return Value(std::move(out.append(text)));
-}
-
-// The texts of the items with the separator between them.
-Result Joined(const Value& value, const std::string& separator) {
-  ASSIGN_OR_RETURN(const List items, Items(value));
-  std::string out;
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (i > 0) out += separator;
-    out += items[i].Text();
-    if (out.size() > kMaxTextBytes) return EvalError("a text grows too long");
-  }
-  return Value(std::move(out));
-}
-
-Result TextMethod(const std::string& text, std::string_view name, const Arguments& args) {
-  const Value* first = args.Get(0, "");
-  const std::string* argument = first ? first->AsText() : nullptr;
-  if (name == "strip") return Value(Strip(text, argument, true, true));
-  if (name == "lstrip") return Value(Strip(text, argument, true, false));
-  if (name == "rstrip") return Value(Strip(text, argument, false, true));
-  if (name == "lower") return Value(Lower(text));
-  if (name == "upper") return Value(absl::AsciiStrToUpper(text));
-  if (name == "capitalize") return Value(Capitalize(text));
-  if (name == "title") return Value(Title(text));
-  if (name == "split") {
-    if (argument != nullptr && argument->empty()) return EvalError("split by an empty text");
-    const Value* limit = args.Get(1, "maxsplit");
-    return SplitText(text, argument, limit ? static_cast<int64_t>(limit->Number()) : -1);
-  }
-  if (name == "splitlines") {
-    Value lines = SplitText(text.ends_with('\n') ? text.substr(0, text.size() - 1) : text,
-                            std::make_unique<std::string>("\n").get(), -1);
-    return text.empty() ? Value::Of(List{}) : lines;
-  }
-  if (name == "join") return first != nullptr ? Joined(*first, text) : EvalError("join needs a list");
-  if (argument == nullptr)
-    return EvalError(absl::StrCat("the method ", Quote(name), " needs a text"));
-  if (name == "startswith") return Value(text.starts_with(*argument));
-  if (name == "endswith") return Value(text.ends_with(*argument));
-  if (name == "find") {
-    const size_t at = text.find(*argument);
-    return Value(at == std::string::npos ? int64_t{-1} : static_cast<int64_t>(at));
-  }
-  if (name == "count") {
-    int64_t count = 0;
-    for (size_t at = text.find(*argument); !argument->empty() && at != std::string::npos;
-         at = text.find(*argument, at + argument->size())) {
-      ++count;
-    }
-    return Value(count);
-  }
-  if (name == "replace") {
-    const Value* with = args.Get(1, "new");
-    if (with == nullptr || with->AsText() == nullptr) return EvalError("replace needs two texts");
-    const Value* limit = args.Get(2, "count");
-    return Replaced(text, *argument, *with->AsText(),
-                    limit && limit->IsNumber() ? static_cast<int64_t>(limit->Number()) : -1);
-  }
-  return EvalError(absl::StrCat("texts have no method ", Quote(name)));
+  return value;
 }
 
 // select, reject, selectattr, rejectattr.
@@ -179,10 +48,8 @@ Result Select(std::string_view name, const Value& value, const Arguments& args) 
   List kept;
   for (const Value& item : items) {
     Value subject = item;
-    if (attribute != nullptr && attribute->AsText() != nullptr) {
-      const Value* found = item.Find(*attribute->AsText());
-      subject = found ? *found : Value();
-    }
+    if (attribute != nullptr && attribute->AsText() != nullptr)
+      subject = AttributeOf(item, *attribute->AsText());
     bool truth = subject.Truth();
     if (test != nullptr && test->AsText() != nullptr) {
       ASSIGN_OR_RETURN(truth, ApplyTest(*test->AsText(), subject, rest));
@@ -192,40 +59,71 @@ Result Select(std::string_view name, const Value& value, const Arguments& args) 
   return Value::Of(std::move(kept));
 }
 
-Result Map(const Value& value, const Arguments& args) {
+Result Attributes(const Value& value, const Value& attribute, const Value& missing) {
+  if (attribute.AsText() == nullptr) return EvalError("asks for an attribute whose name is no text");
   ASSIGN_OR_RETURN(const List items, Items(value));
-  const Value* attribute = args.Get(SIZE_MAX, "attribute");
   List out;
   for (const Value& item : items) {
-    if (attribute != nullptr && attribute->AsText() != nullptr) {
-      const Value* found = item.Find(*attribute->AsText());
-      out.push_back(found ? *found : Value());
-      continue;
-    }
-    const Value* filter = args.Get(0, "");
-    if (filter == nullptr || filter->AsText() == nullptr)
-      return EvalError("map needs a filter's name");
-    ASSIGN_OR_RETURN(Value mapped, ApplyFilter(*filter->AsText(), item, Arguments{}));
+    out.push_back(AttributeOf(item, *attribute.AsText()));
+    if (out.back().IsUndefined() && !missing.IsUndefined()) out.back() = missing;
+  }
+  return Value::Of(std::move(out));
+}
+
+Result Map(const Value& value, const Arguments& args) {
+  const Value* missing = args.Get(SIZE_MAX, "default");
+  if (const Value* attribute = args.Get(SIZE_MAX, "attribute"))
+    return Attributes(value, *attribute, missing ? *missing : Value());
+  if (args.positional.empty() || args.positional[0].AsText() == nullptr)
+    return EvalError("map needs a filter's name");
+  Arguments rest = args;
+  rest.positional.erase(rest.positional.begin());
+  ASSIGN_OR_RETURN(const List items, Items(value));
+  List out;
+  for (const Value& item : items) {
+    ASSIGN_OR_RETURN(Value mapped, ApplyFilter(*args.positional[0].AsText(), item, rest));
     out.push_back(std::move(mapped));
   }
   return Value::Of(std::move(out));
 }
 
-Result ToInteger(const Value& value) {
-  int64_t number = 0;
+// A number, or one that a text is; the default, else 0, when it is neither.
+Result ToInteger(const Value& value, const Arguments& args) {
+  if (const auto whole = value.Whole()) return Value(*whole);
+  const Value* fallback = args.Get(0, "default");
+  const Value other = fallback ? *fallback : Value(int64_t{0});
+  double number = value.Number();
   if (const auto* text = value.AsText()) {
-    if (!absl::SimpleAtoi(*text, &number)) number = 0;
-    return Value(number);
+    int64_t whole = 0;
+    if (absl::SimpleAtoi(*text, &whole)) return Value(whole);
+    if (!absl::SimpleAtod(*text, &number) || !std::isfinite(number)) return other;
+  } else if (value.As<double>() == nullptr || std::isnan(number)) {
+    return other;
   }
-  return Value(static_cast<int64_t>(value.Number()));
+  constexpr double kBound = 9223372036854775808.0;  // 2^63; the lowest is -2^63 itself
+  if (number < -kBound || number >= kBound) return EvalError("a number is too large");
+  return Value(static_cast<int64_t>(number));
+}
+
+Result ToFloat(const Value& value, const Arguments& args) {
+  if (value.IsNumber()) return Value(value.Number());
+  double number = 0;
+  if (value.AsText() != nullptr && absl::SimpleAtod(*value.AsText(), &number)) return Value(number);
+  const Value* fallback = args.Get(0, "default");
+  return fallback ? *fallback : Value(0.0);
 }
 
 Result Join(const Value& value, const Arguments& args) {
   const Value* separator = args.Get(0, "d");
-  return Joined(value, separator ? separator->Text() : "");
+  const Value* attribute = args.Get(1, "attribute");
+  Value items = value;
+  if (attribute != nullptr) {
+    ASSIGN_OR_RETURN(items, Attributes(value, *attribute, Value()));
+  }
+  return Joined(items, separator ? separator->Text() : "");
 }
 
-// What equals an item before it is left out.
+// What equals an item before it is left out; texts do whatever their case.
 Result Unique(const Value& value) {
   ASSIGN_OR_RETURN(const List items, Items(value));
   constexpr size_t kMost = 1000;  // each is held against each
@@ -233,7 +131,10 @@ Result Unique(const Value& value) {
     return EvalError(absl::StrCat("asks what is unique of more than ", kMost, " items"));
   List kept;
   for (const Value& item : items) {
-    const auto same = [&](const Value& before) { return before.Equals(item); };
+    const auto same = [&](const Value& before) {
+      if (before.AsText() && item.AsText()) return Lower(*before.AsText()) == Lower(*item.AsText());
+      return before.Equals(item);
+    };
     if (std::none_of(kept.begin(), kept.end(), same)) kept.push_back(item);
   }
   return Value::Of(std::move(kept));
@@ -242,22 +143,44 @@ Result Unique(const Value& value) {
 Result Indent(const Value& value, const Arguments& args) {
   const Value* width = args.Get(0, "width");
   const Value* first = args.Get(1, "first");
-  const int64_t count = width ? static_cast<int64_t>(width->Number()) : 4;
-  if (count < 0 || count > 1000) return EvalError("indent is out of bounds");
-  const std::string pad(static_cast<size_t>(count), ' ');
-  std::string out;
-  const std::string text = value.Text();
-  for (size_t i = 0; i < text.size(); ++i) {
-    const bool line_start = i == 0 ? first && first->Truth() : text[i - 1] == '\n';
-    if (line_start && text[i] != '\n') out += pad;
-    out += text[i];
-    if (out.size() > kMaxTextBytes) return EvalError("a text grows too long");
+  const Value* blank = args.Get(2, "blank");
+  std::string pad;
+  if (width != nullptr && width->AsText() != nullptr) {
+    pad = *width->AsText();
+  } else {
+    ASSIGN_OR_RETURN(const int64_t count, args.Whole(0, "width", 4));
+    if (count > 1000) return EvalError("indent is out of bounds");
+    pad.assign(static_cast<size_t>(std::max<int64_t>(count, 0)), ' ');
   }
-  return Value(std::move(out));
+  return Indented(value.Text(), pad, first && first->Truth(), blank && blank->Truth());
+}
+
+// As transformers has it for templates: its first parameter is ensure_ascii, which goes without saying.
+Result ToJson(const Value& value, const Arguments& args) {
+  for (const char* option : {"ensure_ascii", "sort_keys"}) {
+    const Value* given = args.Get(SIZE_MAX, option);
+    if (given != nullptr && given->Truth())
+      return EvalError(absl::StrCat("gives tojson ", Quote(option), ", which is not supported"));
+  }
+  ASSIGN_OR_RETURN(int64_t indent, args.Whole(SIZE_MAX, "indent", -1));
+  const Value* given = args.Get(SIZE_MAX, "indent");
+  if (given != nullptr && !given->IsNone()) indent = std::max<int64_t>(indent, 0);
+  if (indent > 1000) return EvalError("indent is out of bounds");
+  if (indent * value.depth() * value.weight() > static_cast<int64_t>(kMaxTextBytes))
+    return EvalError("a text grows too long");
+  return Value(value.Json(indent));
+}
+
+Result Reversed(const Value& value) {
+  ASSIGN_OR_RETURN(List items, Items(value));
+  std::reverse(items.begin(), items.end());
+  return value.AsText() != nullptr ? Joined(Value::Of(std::move(items)), "") : Value::Of(std::move(items));
 }
 
 struct Filter {
   std::string_view name;
+  size_t in_order;  // of the parameters, those that need no name
+  std::array<std::string_view, 3> parameters;
   Result (*apply)(const Value& value, const Arguments& args);
 };
 
@@ -266,40 +189,49 @@ Result OfText(const Value& value, F&& change) {
   return Value(change(value.Text()));
 }
 
+// Jinja's own: a word is what stands behind white space or an opening bracket, unlike Python's title().
+std::string TitleFilter(std::string_view text) {
+  std::string out;
+  bool start = true;
+  for (size_t pos = 0; pos < text.size(); pos += CharBytes(text[pos])) {
+    const CodePoint c = DecodeAt(text, pos);
+    start ? AppendUpper(out, c.value) : AppendLower(out, c.value);
+    start = IsSpace(c.value) ||
+            (c.value < 0x80 && std::string_view("-({[<").find(text[pos]) != std::string_view::npos);
+  }
+  return out;
+}
+
 Result Length(const Value& value) {
+  if (value.AsText() != nullptr) return Value(CountCharacters(*value.AsText()));
   ASSIGN_OR_RETURN(const List items, Items(value));
   return Value(static_cast<int64_t>(items.size()));
 }
 
 const Filter kFilters[] = {
     {"trim",
+     1,
+     {"chars"},
      [](const Value& v, const Arguments& a) -> Result {
        const Value* chars = a.Get(0, "chars");
        return Value(Strip(v.Text(), chars ? chars->AsText() : nullptr, true, true));
      }},
-    {"length", [](const Value& v, const Arguments&) { return Length(v); }},
-    {"count", [](const Value& v, const Arguments&) { return Length(v); }},
-    {"lower", [](const Value& v, const Arguments&) { return OfText(v, Lower); }},
-    {"upper",
-     [](const Value& v, const Arguments&) -> Result {
-       return Value(absl::AsciiStrToUpper(v.Text()));
-     }},
-    {"capitalize", [](const Value& v, const Arguments&) { return OfText(v, Capitalize); }},
-    {"title", [](const Value& v, const Arguments&) { return OfText(v, Title); }},
-    {"string", [](const Value& v, const Arguments&) -> Result { return Value(v.Text()); }},
-    {"safe", [](const Value& v, const Arguments&) -> Result { return v; }},
-    {"int", [](const Value& v, const Arguments&) { return ToInteger(v); }},
-    {"float", [](const Value& v, const Arguments&) -> Result { return Value(v.Number()); }},
-    {"join", Join},
-    {"indent", Indent},
-    {"map", Map},
-    {"tojson",
-     [](const Value& v, const Arguments& a) -> Result {
-       const Value* indent = a.Get(0, "indent");
-       if (indent == nullptr || !indent->IsNumber()) return Value(v.Json(-1));
-       return Value(v.Json(std::clamp(static_cast<int>(indent->Number()), 0, 16)));
-     }},
+    {"length", 0, {}, [](const Value& v, const Arguments&) { return Length(v); }},
+    {"count", 0, {}, [](const Value& v, const Arguments&) { return Length(v); }},
+    {"lower", 0, {}, [](const Value& v, const Arguments&) { return OfText(v, Lower); }},
+    {"upper", 0, {}, [](const Value& v, const Arguments&) { return OfText(v, Upper); }},
+    {"capitalize", 0, {}, [](const Value& v, const Arguments&) { return OfText(v, Capitalize); }},
+    {"title", 0, {}, [](const Value& v, const Arguments&) { return OfText(v, TitleFilter); }},
+    {"string", 0, {}, [](const Value& v, const Arguments&) -> Result { return Value(v.Text()); }},
+    {"safe", 0, {}, [](const Value& v, const Arguments&) -> Result { return v; }},
+    {"int", 1, {"default"}, ToInteger},
+    {"float", 1, {"default"}, ToFloat},
+    {"join", 2, {"d", "attribute"}, Join},
+    {"indent", 3, {"width", "first", "blank"}, Indent},
+    {"tojson", 0, {"indent", "ensure_ascii", "sort_keys"}, ToJson},
     {"default",
+     2,
+     {"default_value", "boolean"},
      [](const Value& v, const Arguments& a) -> Result {
        const Value* other = a.Get(0, "default_value");
        const Value* falsy = a.Get(1, "boolean");
@@ -307,45 +239,65 @@ const Filter kFilters[] = {
        return replace ? (other ? *other : Value(std::string())) : v;
      }},
     {"list",
+     0,
+     {},
      [](const Value& v, const Arguments&) -> Result {
        ASSIGN_OR_RETURN(List items, Items(v));
        return Value::Of(std::move(items));
      }},
     {"items",
+     0,
+     {},
      [](const Value& v, const Arguments&) -> Result {
        if (v.AsDict() == nullptr) return EvalError("items of something that is no dictionary");
        return Pairs(*v.AsDict());
      }},
     {"dictsort",
+     0,
+     {},
      [](const Value& v, const Arguments&) -> Result {
        if (v.AsDict() == nullptr) return EvalError("dictsort of something that is no dictionary");
        Dict sorted = *v.AsDict();
-       std::sort(sorted.begin(), sorted.end(),
-                 [](const auto& a, const auto& b) { return Lower(a.first) < Lower(b.first); });
+       std::stable_sort(sorted.begin(), sorted.end(),
+                        [](const auto& a, const auto& b) { return Lower(a.first) < Lower(b.first); });
        return Pairs(sorted);
      }},
     {"first",
+     0,
+     {},
      [](const Value& v, const Arguments&) -> Result {
        ASSIGN_OR_RETURN(const List items, Items(v));
        return items.empty() ? Value() : items.front();
      }},
     {"last",
+     0,
+     {},
      [](const Value& v, const Arguments&) -> Result {
        ASSIGN_OR_RETURN(const List items, Items(v));
        return items.empty() ? Value() : items.back();
      }},
-    {"reverse",
-     [](const Value& v, const Arguments&) -> Result {
-       ASSIGN_OR_RETURN(List items, Items(v));
-       std::reverse(items.begin(), items.end());
-       return Value::Of(std::move(items));
-     }},
-    {"unique", [](const Value& v, const Arguments&) { return Unique(v); }},
+    {"reverse", 0, {}, [](const Value& v, const Arguments&) { return Reversed(v); }},
+    {"unique", 0, {}, [](const Value& v, const Arguments&) { return Unique(v); }},
     {"replace",
-     [](const Value& v, const Arguments& a) -> Result {
-       return TextMethod(v.Text(), "replace", a);
-     }},
+     3,
+     {"old", "new", "count"},
+     [](const Value& v, const Arguments& a) { return TextMethod(v.Text(), "replace", a); }},
 };
+
+// What a filter does not know of its arguments is refused: left out, it would change the text unseen.
+absl::Status CheckArguments(const Filter& filter, const Arguments& arguments) {
+  if (arguments.positional.size() > filter.in_order) {
+    return EvalError(absl::StrCat("gives the filter ", Quote(filter.name), " ", arguments.positional.size(),
+                                  " arguments without a name, of which ", filter.in_order, " are supported"));
+  }
+  for (const auto& [name, value] : arguments.named) {
+    if (std::find(filter.parameters.begin(), filter.parameters.end(), name) != filter.parameters.end())
+      continue;
+    return EvalError(absl::StrCat("gives the filter ", Quote(filter.name), " the argument ", Quote(name),
+                                  ", which is not supported"));
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -362,6 +314,14 @@ const Value* Arguments::Get(size_t index, std::string_view name) const {
   return nullptr;
 }
 
+absl::StatusOr<int64_t> Arguments::Whole(size_t index, std::string_view name, int64_t fallback) const {
+  const Value* value = Get(index, name);
+  if (value == nullptr || value->IsNone()) return fallback;
+  if (const auto whole = value->Whole()) return *whole;
+  return EvalError(absl::StrCat("gives ", Quote(value->Text(true), 40), " as ", Quote(name),
+                                ", which takes a whole number"));
+}
+
 absl::StatusOr<List> Items(const Value& value) {
   if (const List* list = value.AsList()) return *list;
   List items;
@@ -370,6 +330,8 @@ absl::StatusOr<List> Items(const Value& value) {
     return items;
   }
   if (const std::string* text = value.AsText()) {
+    if (text->size() > kMaxCharacters)
+      return EvalError(absl::StrCat("takes a text of more than ", kMaxCharacters, " bytes apart"));
     for (size_t pos = 0; pos < text->size(); pos += CharBytes((*text)[pos])) {
       items.push_back(Value(text->substr(pos, CharBytes((*text)[pos]))));
     }
@@ -389,22 +351,17 @@ bool Contains(const Value& container, const Value& item) {
   return item.AsText() != nullptr && container.Find(*item.AsText()) != nullptr;
 }
 
-bool IsFilter(std::string_view name) {
-  for (const std::string_view known : {"d", "select", "reject", "selectattr", "rejectattr"}) {
-    if (name == known) return true;
-  }
-  return std::any_of(std::begin(kFilters), std::end(kFilters),
-                     [&](const Filter& filter) { return filter.name == name; });
-}
-
 absl::StatusOr<Value> ApplyFilter(std::string_view name, const Value& value,
                                   const Arguments& arguments) {
   if (name == "d") name = "default";
   if (name == "select" || name == "reject" || name == "selectattr" || name == "rejectattr") {
     return Select(name, value, arguments);
   }
+  if (name == "map") return Map(value, arguments);
   for (const Filter& filter : kFilters) {
-    if (filter.name == name) return filter.apply(value, arguments);
+    if (filter.name != name) continue;
+    RETURN_IF_ERROR(CheckArguments(filter, arguments));
+    return filter.apply(value, arguments);
   }
   return EvalError(absl::StrCat("uses the filter ", Quote(name), ", which is not supported"));
 }
@@ -469,7 +426,8 @@ absl::StatusOr<bool> ApplyTest(std::string_view name, const Value& value,
     if (name == "gt" || name == "greaterthan") return value.Number() > other->Number();
     if (name == "lt" || name == "lessthan") return value.Number() < other->Number();
     if (name == "divisibleby" && whole && other->As<int64_t>() && *other->As<int64_t>() != 0) {
-      return *value.As<int64_t>() % *other->As<int64_t>() == 0;
+      // Of the lowest number -1 has no quotient.
+      return *other->As<int64_t>() == -1 || *value.As<int64_t>() % *other->As<int64_t>() == 0;
     }
   }
   return EvalError(absl::StrCat("uses the test ", Quote(name), ", which is not supported"));

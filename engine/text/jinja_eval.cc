@@ -44,6 +44,7 @@ class Evaluator {
 
   absl::Status Step() {
     if (++steps_ > kMaxSteps) return EvalError("takes too many steps");
+    if (nesting_ > kMaxNesting) return EvalError("is nested too deeply");
     return absl::OkStatus();
   }
 
@@ -53,7 +54,15 @@ class Evaluator {
     return absl::OkStatus();
   }
 
+  // Counts nesting for the time of one call, which takes stack.
+  struct Nested {
+    explicit Nested(int& nesting) : nesting(++nesting) {}
+    ~Nested() { --nesting; }
+    int& nesting;
+  };
+
   MaybeFlow Execute(const Node& node, std::string& out) {
+    const Nested nested(nesting_);
     RETURN_IF_ERROR(Step());
     switch (node.kind) {
       case Kind::kBlock:
@@ -183,9 +192,11 @@ class Evaluator {
   }
 
   Result Evaluate(const Node& node) {
+    const Nested nested(nesting_);
     Result value = EvaluateNode(node);
     if (!value.ok()) return value;
     if (value->weight() > kMaxWeight) return EvalError("a value grows too large");
+    if (value->depth() > kMaxValueDepth) return EvalError("a value grows too deep");
     steps_ += value->weight() / (value->AsText() != nullptr ? kTextWeightPerStep : kWeightPerStep);
     return value;
   }
@@ -232,12 +243,8 @@ class Evaluator {
       }
       case Kind::kNegate: {
         ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
-        if (const auto* whole = value.As<int64_t>()) {
-          if (*whole == std::numeric_limits<int64_t>::min())
-            return EvalError("a number is too large");
-          return Value(-*whole);
-        }
-        return Value(-value.Number());
+        if (!value.IsNumber()) return Misfit("-", value);
+        return value.As<double>() ? Value(-value.Number()) : Arithmetic("-", Value(int64_t{0}), value);
       }
       case Kind::kBinary:
         return Binary(node);
@@ -277,6 +284,14 @@ class Evaluator {
     return found ? *found : Value(Undefined{name});
   }
 
+  // Where its characters begin, and where it ends.
+  static std::vector<size_t> Characters(const std::string& text) {
+    std::vector<size_t> begins;
+    for (size_t pos = 0; pos < text.size(); pos += CharBytes(text[pos])) begins.push_back(pos);
+    begins.push_back(text.size());
+    return begins;
+  }
+
   // Index of an item counted from the front, or from the back when negative; -1 when out of range.
   static int64_t Position(int64_t index, size_t size) {
     const auto count = static_cast<int64_t>(size);
@@ -291,6 +306,11 @@ class Evaluator {
     const auto* number = index.As<int64_t>();
     if (object.IsUndefined() || number == nullptr) return Member(object, index.Text());
     if (object.AsDict() != nullptr) return Member(object, index.Text());
+    if (const std::string* text = object.AsText()) {
+      const std::vector<size_t> begins = Characters(*text);
+      const int64_t at = Position(*number, begins.size() - 1);
+      return at < 0 ? Value(Undefined{"item"}) : Value(text->substr(begins[at], begins[at + 1] - begins[at]));
+    }
     ASSIGN_OR_RETURN(const List items, Items(object));
     const int64_t at = Position(*number, items.size());
     return at < 0 ? Value(Undefined{"item"}) : items[at];
@@ -298,8 +318,13 @@ class Evaluator {
 
   Result Slice(const Node& node) {
     ASSIGN_OR_RETURN(const Value object, Evaluate(*node.parts[0]));
-    ASSIGN_OR_RETURN(const List items, Items(object));
-    const auto count = static_cast<int64_t>(items.size());
+    const std::string* text = object.AsText();
+    const std::vector<size_t> begins = text != nullptr ? Characters(*text) : std::vector<size_t>();
+    List items;
+    if (text == nullptr) {
+      ASSIGN_OR_RETURN(items, Items(object));
+    }
+    const auto count = static_cast<int64_t>(text != nullptr ? begins.size() - 1 : items.size());
     int64_t numbers[3] = {};
     bool given[3] = {};
     for (int i = 0; i < 3; ++i) {
@@ -321,15 +346,15 @@ class Evaluator {
     const int64_t start = bound(0, step > 0 ? 0 : count - 1);
     const int64_t stop = bound(1, step > 0 ? count : -1);
     List picked;
-    std::string text;
+    std::string part;
     for (int64_t i = start; step > 0 ? i < stop : i > stop; i += step) {
-      if (object.AsText() != nullptr) {
-        text += *items[i].AsText();
+      if (text != nullptr) {
+        part.append(*text, begins[i], begins[i + 1] - begins[i]);
       } else {
         picked.push_back(items[i]);
       }
     }
-    return object.AsText() != nullptr ? Value(std::move(text)) : Value::Of(std::move(picked));
+    return text != nullptr ? Value(std::move(part)) : Value::Of(std::move(picked));
   }
 
   absl::StatusOr<Arguments> EvaluateArguments(const Node& call) {
@@ -425,12 +450,13 @@ class Evaluator {
       return Value::Of(std::move(items));
     }
     if (left.IsNumber() && right.IsNumber()) return Arithmetic(op, left, right);
-    const Value& undefined = left.IsUndefined() ? left : right;
-    if (undefined.IsUndefined()) {
-      return EvalError(
-          absl::StrCat("uses ", Quote(undefined.As<Undefined>()->name), ", which is undefined"));
-    }
-    return EvalError(absl::StrCat("applies ", op, " to values it does not fit"));
+    return Misfit(op, left.IsUndefined() ? left : right);
+  }
+
+  static absl::Status Misfit(std::string_view op, const Value& value) {
+    if (const auto* undefined = value.As<Undefined>())
+      return EvalError(absl::StrCat("uses ", Quote(undefined->name), ", which is undefined"));
+    return EvalError(absl::StrCat("applies ", View(op), " to values it does not fit"));
   }
 
   Result Joined(const std::string& left, const std::string& right) {
@@ -442,6 +468,8 @@ class Evaluator {
     int order = 0;
     if (left.AsText() && right.AsText()) {
       order = left.AsText()->compare(*right.AsText());
+    } else if (left.Whole() && right.Whole()) {
+      order = *left.Whole() < *right.Whole() ? -1 : *left.Whole() > *right.Whole() ? 1 : 0;
     } else if (left.IsNumber() && right.IsNumber()) {
       order = left.Number() < right.Number() ? -1 : left.Number() > right.Number() ? 1 : 0;
     } else {
@@ -453,30 +481,25 @@ class Evaluator {
                               : order >= 0);
   }
 
-  static int64_t Whole(const Value& value) {
-    const auto* number = value.As<int64_t>();
-    return number != nullptr ? *number : value.Truth();
+  static Result WholeArithmetic(const std::string& op, int64_t a, int64_t b) {
+    int64_t out = 0;
+    bool overflow = false;
+    if (op == "+") overflow = __builtin_add_overflow(a, b, &out);
+    if (op == "-") overflow = __builtin_sub_overflow(a, b, &out);
+    if (op == "*") overflow = __builtin_mul_overflow(a, b, &out);
+    if (op == "//" || op == "%") {
+      if (b == 0) return EvalError("divides by zero");
+      if (b == -1) return op == "%" ? Result(Value(int64_t{0})) : WholeArithmetic("-", 0, a);
+      const int64_t rest = a % b;
+      const bool down = rest != 0 && (rest < 0) != (b < 0);  // Python rounds down
+      out = op == "//" ? a / b - down : down ? rest + b : rest;
+    }
+    if (overflow) return EvalError("a number is too large");
+    return Value(out);
   }
 
-  Result Arithmetic(const std::string& op, const Value& left, const Value& right) {
-    const auto whole = [](const Value& v) { return v.As<double>() == nullptr; };
-    if (whole(left) && whole(right) && op != "/") {
-      const int64_t a = Whole(left), b = Whole(right);
-      int64_t out = 0;
-      bool overflow = false;
-      if (op == "+") overflow = __builtin_add_overflow(a, b, &out);
-      if (op == "-") overflow = __builtin_sub_overflow(a, b, &out);
-      if (op == "*") overflow = __builtin_mul_overflow(a, b, &out);
-      if (op == "//" || op == "%") {
-        if (b == 0 || (b == -1 && a == std::numeric_limits<int64_t>::min()))
-          return EvalError("divides by zero");
-        const int64_t quotient =
-            a / b - ((a % b != 0 && (a % b < 0) != (b < 0)) ? 1 : 0);  // rounded down
-        out = op == "//" ? quotient : a - quotient * b;
-      }
-      if (overflow) return EvalError("a number is too large");
-      return Value(out);
-    }
+  static Result Arithmetic(const std::string& op, const Value& left, const Value& right) {
+    if (left.Whole() && right.Whole() && op != "/") return WholeArithmetic(op, *left.Whole(), *right.Whole());
     const double a = left.Number(), b = right.Number();
     if (op == "+") return Value(a + b);
     if (op == "-") return Value(a - b);
@@ -490,6 +513,7 @@ class Evaluator {
   std::vector<Scope> scopes_;
   std::vector<std::shared_ptr<Namespace>> namespaces_;
   int64_t steps_ = 0;
+  int nesting_ = 0;
   int call_depth_ = 0;
 };
 

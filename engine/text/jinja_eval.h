@@ -20,9 +20,12 @@ namespace nibble::engine::jinja {
 
 inline constexpr int64_t kMaxSteps = 500'000;
 inline constexpr int kMaxCallDepth = 50;
+inline constexpr int kMaxNesting = 1000;    // of statements and expressions at work, macros' included
+inline constexpr int kMaxValueDepth = 100;  // of lists and dictionaries inside one another
 inline constexpr size_t kMaxTextBytes = 16 << 20;
 inline constexpr int64_t kMaxRange = 100'000;  // items of a range, and of a sum of lists
 inline constexpr int64_t kMaxWeight = 4'000'000;  // of one value
+inline constexpr size_t kMaxCharacters = 1 << 20;  // of a text taken apart into its characters, in bytes
 // Large values take more than a step: texts, which are copied, one for each 16 KiB.
 inline constexpr int64_t kTextWeightPerStep = 1024, kWeightPerStep = 4096;
 
@@ -31,7 +34,6 @@ inline constexpr int64_t kTextWeightPerStep = 1024, kWeightPerStep = 4096;
 absl::StatusOr<std::string> Render(const Node& root, const Dict& globals);
 
 absl::Status EvalError(std::string_view what);
-bool IsFilter(std::string_view name);
 bool IsMethod(const Value& object, std::string_view name);
 
 // Arguments of a call: the positional ones, then the named.
@@ -41,6 +43,8 @@ struct Arguments {
 
   // Positional `index`, else the named one; null when absent.
   const Value* Get(size_t index, std::string_view name) const;
+  // The same as a whole number; `fallback` when it is absent or none.
+  absl::StatusOr<int64_t> Whole(size_t index, std::string_view name, int64_t fallback) const;
 };
 // Functions that need nothing but their arguments (jinja_functions.cc): an exception, a range of whole
 // numbers, a dictionary of the named arguments, and the day as strftime writes it. There is no clock: the

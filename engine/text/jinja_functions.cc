@@ -1,4 +1,3 @@
-#include <cstdlib>
 #include <ctime>
 
 #include "absl/strings/str_cat.h"
@@ -26,11 +25,11 @@ Result Range(const Arguments& arguments) {
   }
   List items;
   if (bounds[2] == 0) return EvalError("calls range with a step of 0");
-  for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1]; i += bounds[2]) {
-    if (static_cast<int64_t>(items.size()) >= kMaxRange || std::abs(i) > (int64_t{1} << 40)) {
+  for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1];) {
+    if (static_cast<int64_t>(items.size()) >= kMaxRange)
       return EvalError("calls range with too many numbers");
-    }
     items.push_back(Value(i));
+    if (__builtin_add_overflow(i, bounds[2], &i)) break;  // further than any bound
   }
   return Value::Of(std::move(items));
 }

@@ -29,6 +29,7 @@ class Lexer {
   }
 
   absl::StatusOr<std::vector<Token>> Run() {
+    if (!IsValidUtf8(source_)) return TemplateError(line_, "the template is not UTF-8");
     while (pos_ < source_.size()) {
       const size_t open = FindOpen();
       EmitText(open);

@@ -96,6 +96,69 @@ TEST(Jinja, WhatIsNotUnderstoodIsRefusedWithItsPlace) {
   }
 }
 
+// Numbers beyond 64 bits, and counts that are none: Python's are larger, or it refuses them, too.
+TEST(Jinja, NumbersOutOfBoundsAreRefused) {
+  const std::string large = "(10.0 * 1000000000000000000 * 1000000000000000000)";
+  for (const std::string& number :
+       {large, "(0 - " + large + ")", std::string("'1e300'"), std::string("'99999999999999999999'"),
+        "(" + std::string(400, '9') + ".0)"}) {
+    EXPECT_THAT(FailureOf("{{ " + number + " | int }}"), HasSubstr("a number is too large"));
+  }
+  EXPECT_THAT(FailureOf("{{ -(-9223372036854775807 - 1) }}"), HasSubstr("too large"));
+  EXPECT_THAT(FailureOf("{{ (-9223372036854775807 - 1) // -1 }}"), HasSubstr("too large"));
+  EXPECT_THAT(FailureOf("{{ 'a' | indent(" + large + ") }}"),
+              HasSubstr("'width', which takes a whole number"));
+  EXPECT_THAT(FailureOf("{{ 'a b'.split(' ', " + large + ") }}"),
+              HasSubstr("'maxsplit', which takes a whole number"));
+  EXPECT_THAT(FailureOf("{{ 'a b'.replace(' ', '', " + large + ") }}"),
+              HasSubstr("'count', which takes a whole number"));
+  EXPECT_THAT(FailureOf("{{ [1] | tojson(indent=" + large + ") }}"),
+              HasSubstr("'indent', which takes a whole number"));
+  EXPECT_THAT(FailureOf("{{ 'a' | indent(9223372036854775807) }}"), HasSubstr("out of bounds"));
+  EXPECT_THAT(FailureOf("{{ [1] | tojson(indent=9223372036854775807) }}"), HasSubstr("out of bounds"));
+  EXPECT_THAT(FailureOf("{{ range(-9223372036854775807 - 1, 9223372036854775807) }}"),
+              HasSubstr("too many numbers"));
+  EXPECT_THAT(FailureOf("{{ -'a' }}"), HasSubstr("does not fit"));
+}
+
+// Left out in silence, they would change the text unseen.
+TEST(Jinja, ArgumentsThatAreNotSupportedAreRefused) {
+  EXPECT_THAT(FailureOf("{{ {} | dictsort(reverse=true) }}"), HasSubstr("'dictsort' the argument 'reverse'"));
+  EXPECT_THAT(FailureOf("{{ [1] | tojson(2) }}"), HasSubstr("of which 0 are supported"));
+  EXPECT_THAT(FailureOf("{{ [1] | tojson(separators=(',', ':')) }}"), HasSubstr("'separators'"));
+  EXPECT_THAT(FailureOf("{{ [1] | tojson(ensure_ascii=true) }}"), HasSubstr("'ensure_ascii'"));
+  EXPECT_THAT(FailureOf("{{ 'ff' | int(0, 16) }}"), HasSubstr("of which 1 are supported"));
+  EXPECT_THAT(FailureOf("{{ 'a b'.split(1) }}"), HasSubstr("no text"));
+}
+
+// What is deep takes stack.
+TEST(Jinja, NothingIsDeeperThanTheStack) {
+  std::string sum = "{{ 1";
+  for (int i = 0; i < 45'000; ++i) sum += "+1";
+  EXPECT_THAT(FailureOf(sum + " }}"), HasSubstr("nested too deeply"));
+  std::string filters;
+  for (int i = 0; i < 990; ++i) filters += "|list";
+  EXPECT_THAT(FailureOf("{% macro f() %}{{ [f()]" + filters + " }}{% endmacro %}{{ f() }}"),
+              HasSubstr("nested too deeply"));
+  const std::string deep =
+      "{% set ns = namespace(v=[]) %}{% for i in range(20000) %}{% set ns.v = [ns.v] %}{% endfor %}";
+  EXPECT_THAT(FailureOf(deep), HasSubstr("grows too deep"));
+  const std::string wide =
+      "{% set ns = namespace(v=range(100000) | list) %}{% for i in range(30) %}{% set ns.v = [ns.v] %}{% "
+      "endfor %}";
+  EXPECT_THAT(FailureOf(wide + "{{ ns.v | tojson(indent=16) }}"), HasSubstr("grows too long"));
+  const std::string million =
+      "{% set ns = namespace(v='a') %}{% for i in range(21) %}{% set ns.v = ns.v + ns.v %}{% endfor %}";
+  EXPECT_THAT(FailureOf(million + "{{ ns.v | list }}"), HasSubstr("1048576 bytes apart"));
+  const auto text = RunText(million + "{{ ns.v | length }} {{ ns.v[-1] }} {{ ns.v[:2] }}");
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_EQ(*text, "2097152 a aa");
+}
+
+TEST(Jinja, ATemplateThatIsNotUtf8IsRefused) {
+  EXPECT_THAT(FailureOf("{{ '\xF0' | lower }}"), HasSubstr("is not UTF-8"));
+}
+
 TEST(Jinja, NothingGrowsWithoutBound) {
   const std::string doubling =
       "{% set ns = namespace(v='aaaaaaaaaaaaaaaa') %}{% for i in range(99) %}";

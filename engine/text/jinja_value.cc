@@ -1,5 +1,6 @@
 #include "engine/text/jinja_value.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -8,11 +9,14 @@
 namespace nibble::engine::jinja {
 namespace {
 
+// Python's repr.
 std::string NumberText(double value) {
-  if (value == std::floor(value) && std::abs(value) < 1e15) {
-    return std::to_string(static_cast<int64_t>(value)) + ".0";
-  }
+  if (std::isnan(value)) return "nan";  // printf knows a negative one
   char text[32];
+  if (value == std::floor(value) && std::abs(value) < 1e16) {
+    std::snprintf(text, sizeof(text), "%.1f", value);
+    return text;
+  }
   for (int digits = 1; digits <= 17; ++digits) {  // the shortest that reads back the same
     std::snprintf(text, sizeof(text), "%.*g", digits, value);
     if (std::strtod(text, nullptr) == value) break;
@@ -36,8 +40,10 @@ std::string Quoted(const std::string& text) {
   return out + quote;
 }
 
-std::string Indent(int indent, int level) {
-  return indent < 0 ? "" : "\n" + std::string(static_cast<size_t>(indent * level), ' ');
+void AppendLineBreak(std::string& out, int64_t indent, int64_t level) {
+  if (indent < 0) return;
+  out += '\n';
+  out.append(static_cast<size_t>(indent * level), ' ');
 }
 
 }  // namespace
@@ -48,18 +54,27 @@ Value::Value(Variant v) : v_(std::move(v)) {
 
 Value Value::Of(List list) {
   int64_t weight = 1;
-  for (const Value& item : list) weight += item.weight_;
+  int depth = 0;
+  for (const Value& item : list) {
+    weight += item.weight_;
+    depth = std::max(depth, item.depth_);
+  }
   Value value{Variant(std::make_shared<List>(std::move(list)))};
   value.weight_ = weight;
+  value.depth_ = depth + 1;
   return value;
 }
 
 Value Value::Of(Dict dict) {
   int64_t weight = 1;
-  for (const auto& [key, item] : dict)
+  int depth = 0;
+  for (const auto& [key, item] : dict) {
     weight += item.weight_ + static_cast<int64_t>(key.size()) / 16;
+    depth = std::max(depth, item.depth_);
+  }
   Value value{Variant(std::make_shared<Dict>(std::move(dict)))};
   value.weight_ = weight;
+  value.depth_ = depth + 1;
   return value;
 }
 
@@ -85,6 +100,12 @@ double Value::Number() const {
   return d ? *d : 0;
 }
 
+std::optional<int64_t> Value::Whole() const {
+  if (const auto* b = As<bool>()) return *b ? 1 : 0;
+  if (const auto* i = As<int64_t>()) return *i;
+  return std::nullopt;
+}
+
 bool Value::Truth() const {
   if (IsUndefined() || IsNone()) return false;
   if (const auto* text = AsText()) return !text->empty();
@@ -95,51 +116,78 @@ bool Value::Truth() const {
 }
 
 std::string Value::Text(bool quoted) const {
-  if (IsUndefined()) return "";
-  if (IsNone()) return "None";
-  if (const auto* b = As<bool>()) return *b ? "True" : "False";
-  if (const auto* i = As<int64_t>()) return std::to_string(*i);
-  if (const auto* d = As<double>()) return NumberText(*d);
-  if (const auto* text = AsText()) return quoted ? Quoted(*text) : *text;
   std::string out;
-  if (const auto* list = AsList()) {
-    for (const Value& item : *list) out += (out.empty() ? "" : ", ") + item.Text(true);
-    return "[" + out + "]";
-  }
-  if (const auto* dict = AsDict()) {
-    for (const auto& [key, item] : *dict) {
-      out += (out.empty() ? "'" : ", '") + key + "': " + item.Text(true);
-    }
-    return "{" + out + "}";
-  }
-  return AsNamespace() ? "<Namespace>" : "<function>";
+  AppendText(out, quoted);
+  return out;
 }
 
-std::string Value::Json(int indent, int level) const {
-  if (IsUndefined() || IsNone() || As<Function>() || AsNamespace()) return "null";
-  if (const auto* b = As<bool>()) return *b ? "true" : "false";
-  if (const auto* text = AsText()) return JsonString(*text);
-  const std::string comma = indent < 0 ? ", " : ",";
-  std::string out;
-  if (const auto* list = AsList()) {
-    if (list->empty()) return "[]";
+void Value::AppendText(std::string& out, bool quoted) const {
+  const auto* list = AsList();
+  const auto* dict = AsDict();
+  if (const auto* text = AsText()) {
+    out += quoted ? Quoted(*text) : *text;
+  } else if (const auto* i = As<int64_t>()) {
+    out += std::to_string(*i);
+  } else if (const auto* d = As<double>()) {
+    out += NumberText(*d);
+  } else if (const auto* b = As<bool>()) {
+    out += *b ? "True" : "False";
+  } else if (list != nullptr) {
+    out += '[';
     for (const Value& item : *list) {
-      out += (out.empty() ? "" : comma) + Indent(indent, level + 1) + item.Json(indent, level + 1);
+      if (&item != list->data()) out += ", ";
+      item.AppendText(out, true);
     }
-    return "[" + out + Indent(indent, level) + "]";
-  }
-  if (const auto* dict = AsDict()) {
-    if (dict->empty()) return "{}";
-    for (const auto& [key, item] : *dict) {
-      out += (out.empty() ? "" : comma) + Indent(indent, level + 1) + JsonString(key) + ": " +
-             item.Json(indent, level + 1);
+    out += ']';
+  } else if (dict != nullptr) {
+    out += '{';
+    for (const auto& entry : *dict) {
+      if (&entry != dict->data()) out += ", ";
+      out += Quoted(entry.first) + ": ";
+      entry.second.AppendText(out, true);
     }
-    return "{" + out + Indent(indent, level) + "}";
+    out += '}';
+  } else if (!IsUndefined()) {
+    out += IsNone() ? "None" : AsNamespace() ? "<Namespace>" : "<function>";
   }
-  return Text();
+}
+
+std::string Value::Json(int64_t indent) const {
+  std::string out;
+  AppendJson(out, indent, 0);
+  return out;
+}
+
+void Value::AppendJson(std::string& out, int64_t indent, int64_t level) const {
+  const auto* list = AsList();
+  const auto* dict = AsDict();
+  const auto* number = As<double>();
+  if (const auto* text = AsText()) {
+    out += JsonString(*text);
+  } else if (const auto* b = As<bool>()) {
+    out += *b ? "true" : "false";
+  } else if (number != nullptr && !std::isfinite(*number)) {  // as Python has them
+    out += std::isnan(*number) ? "NaN" : *number < 0 ? "-Infinity" : "Infinity";
+  } else if (IsNumber()) {
+    AppendText(out, false);
+  } else if (list != nullptr || dict != nullptr) {
+    const size_t count = list != nullptr ? list->size() : dict->size();
+    out += list != nullptr ? '[' : '{';
+    for (size_t i = 0; i < count; ++i) {
+      if (i > 0) out += indent < 0 ? ", " : ",";
+      AppendLineBreak(out, indent, level + 1);
+      if (dict != nullptr) out += JsonString((*dict)[i].first) + ": ";
+      (list != nullptr ? (*list)[i] : (*dict)[i].second).AppendJson(out, indent, level + 1);
+    }
+    if (count > 0) AppendLineBreak(out, indent, level);
+    out += list != nullptr ? ']' : '}';
+  } else {
+    out += "null";
+  }
 }
 
 bool Value::Equals(const Value& other) const {
+  if (Whole() && other.Whole()) return *Whole() == *other.Whole();
   if (IsNumber() && other.IsNumber()) return Number() == other.Number();
   if (v_.index() != other.v_.index()) return false;
   if (const auto* text = AsText()) return *text == *other.AsText();

@@ -2,12 +2,14 @@
 //
 // Lists and dictionaries are shared and never change once made, so they cannot hold themselves; a
 // namespace, which exists to be assigned to, is printed and compared by name only. Every value
-// knows its weight: what it takes to print it, shared parts counted as often as they stand in it.
+// knows its weight: what it takes to print it, shared parts counted as often as they stand in it;
+// and how deep it is: lists and dictionaries inside one another, which take stack.
 // Used by one thread.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -54,19 +56,26 @@ class Value {
   bool IsNumber() const { return As<int64_t>() || As<double>() || As<bool>(); }
   // Of a number; bools count as 0 and 1.
   double Number() const;
+  // Of a whole number; bools count as 0 and 1.
+  std::optional<int64_t> Whole() const;
 
   bool Truth() const;
   // As Python prints it: "True", "None", 'text' bare at the top and quoted inside lists.
   std::string Text(bool quoted = false) const;
-  std::string Json(int indent, int level = 0) const;  // indent < 0: on one line
+  std::string Json(int64_t indent) const;  // indent < 0: on one line
   bool Equals(const Value& other) const;
   // Null when there is no such key.
   const Value* Find(const std::string& key) const;
   int64_t weight() const { return weight_; }
+  int depth() const { return depth_; }
 
  private:
+  void AppendText(std::string& out, bool quoted) const;
+  void AppendJson(std::string& out, int64_t indent, int64_t level) const;
+
   Variant v_;
   int64_t weight_ = 1;
+  int depth_ = 0;
 };
 
 struct Namespace {

@@ -121,6 +121,14 @@ void AppendLower(std::string& out, char32_t c) {
   AppendUtf8(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
 }
 
+void AppendUpper(std::string& out, char32_t c) {
+  if (c == 0xDF) {  // sharp s
+    out += "SS";
+    return;
+  }
+  AppendUtf8(out, static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c))));
+}
+
 std::string Normalize(std::string_view text, NormalForm form) {
   int options = UTF8PROC_STABLE;
   options |=

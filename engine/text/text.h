@@ -40,6 +40,8 @@ bool IsSpace(char32_t c);        // the White_Space property, \s
 bool IsWord(char32_t c);         // \w: letters, marks, decimal digits, connectors
 // Lower case of one character, at most two characters long.
 void AppendLower(std::string& out, char32_t c);
+// Upper case of one character; that of the German sharp s are two.
+void AppendUpper(std::string& out, char32_t c);
 
 enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 // Text that cannot be normalized (too long for the library) comes back unchanged.

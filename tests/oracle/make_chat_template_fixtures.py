@@ -184,7 +184,34 @@ DAYS = """{{ strftime_now('%Y-%m-%d') }}{% set today = strftime_now("%d %B %Y") 
 {%- endfilter -%}
 {%- endset %}[{{ rules }}]{{ ', '.join(['x', 'y']) }}{{ 'aaa'.replace('a', 'b', 2) }}"""
 
-TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM, DAYS]
+# Numbers at the ends of what 64 bits hold, counts and widths that are not a count, texts that are not ASCII.
+EDGES = """{{ ['42.9' | int, '-7.5' | int, ' 7 ' | int, 'x' | int, 'x' | int(5), none | int, 'inf' | int, 1.5 | int] }}
+{{ ['1e400' | int, 'nan' | int(default=3), true | int, '1.5' | float, 'x' | float(2.5), 1 | float] }}
+{{ [-true, true + 1, -1.5, 7 % -3, -7 // 2, 7.5 % -2, 0.1 + 0.2, 1000000000000000.0, 10000000000000000.0, 0.0 * -1] }}
+{{ [9007199254740993 == 9007199254740992, 9007199254740993 > 9007199254740992] }}
+{{ [(-9223372036854775807 - 1) % 3, (-9223372036854775807 - 1) // 3, (-9223372036854775807 - 1) % -1] }}
+{{ [(-9223372036854775807 - 1) is divisibleby(-1), 3 is divisibleby(-2)] }}
+{{ range(1, 9223372036854775807, 9223372036854775806) | list }}
+{{ range(5, -9223372036854775807, -9223372036854775807) | list }}
+{{ range(-9223372036854775807 - 1, -9223372036854775805) | list }}
+{{ ['a b c'.split(' ', 9223372036854775807), 'a b c'.split(' ', -9223372036854775807), 'a b c'.split(none, 1)] }}
+{{ ['a b,c'.split(sep=','), 'a b c'.split(' ', maxsplit=1)] }}
+{{ ['aaa'.replace('a', 'b', 9223372036854775807), 'aaa'.replace('a', 'b', -1), 'aaa'.replace('a', 'b', true)] }}
+{{ ['abc'[9223372036854775807:], 'abc'[:-9223372036854775807], 'abc'[::9223372036854775807]] }}
+{{ ['a\\nb' | indent(-9), 'a\\nb' | indent('> '), 'a\\n\\nb\\n' | indent(2, true), 'a\\n\\nb' | indent(2, blank=true)] }}
+{{ ['\\nb' | indent(2, first=true), '' | indent(2, true), 'a\\r\\nb' | indent(2), 'a\\r\\nb\\u2028d\\n\\n'.splitlines()] }}
+{{ [1, [2, {'a': none}], [], {}] | tojson(indent=-1) }}{{ [1, [2, {'a': none}]] | tojson(indent=true) }}
+{{ [[1.5, 'é']] | tojson(indent=20, ensure_ascii=false) }}{{ [10000000000000000.0] | tojson(indent=none) }}
+{{ ['é-x'.find('-'), 'é-x'[:'é-x'.find('-')], 'aéa'.count(''), 'éab'[::-1], 'éa'[0], 'éa'[-1], 'éab' | length] }}
+{{ ['abc' | reverse, ['a', 'A', 'b'] | unique | list, "don't stop (now)" | title, "don't".title(), 'éß'.upper()] }}
+{{ ['été' | upper, 'éTÉ' | capitalize, 'éa b' | title, {"a'b": 1}] }}
+{{ [{'a': {'b': 1}}, {'a': {'b': 2}}] | map(attribute='a.b') | list }}
+{{ [{'a': {'b': 1}}, {'a': {'b': 2}}] | selectattr('a.b', 'eq', 2) | list }}
+{{ [{'a': 1}, {}] | map(attribute='a', default=9) | list }}
+{{ [{'a': 1}, {'a': 2}] | join('-', attribute='a') }}{{ [['a', 'b'], ['c']] | map('join', '+') | list }}
+"""
+
+TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM, DAYS, EDGES]
 
 
 def turn(role, content):
@@ -244,7 +271,7 @@ def cases(templates):
     env = environment()
     for template in templates:
         parts = PART_CONVERSATIONS if "is iterable" in template else []
-        for messages in CONVERSATIONS + parts:
+        for messages in CONVERSATIONS + parts if "messages" in template else CONVERSATIONS[:1]:
             for prompt in (False, True):
                 values = {"messages": messages, "add_generation_prompt": prompt, "bos_token": "<s>",
                           "eos_token": "</s>", "tools": None}
