@@ -305,6 +305,25 @@ TEST(ReportTest, AJobSaysWhyItIsWhereItIs) {
   EXPECT_EQ(ReasonText(job), "LOSS_NOT_FINITE: the loss was no number");
 }
 
+TEST(ReportTest, TokensOfStepsThatWereRepeatedAreSaidToCountAgain) {
+  v1::Job job;
+  job.mutable_progress()->set_completed_steps(30);
+  job.mutable_progress()->set_trained_tokens(35'000);
+  const auto says = [&job] { return JobText(job, Style{}, ""); };
+  const auto add = [&job](const std::string& state) {
+    job.add_attempts()->set_state(state);
+    return job.mutable_attempts(job.attempts_size() - 1);
+  };
+  add("FAILED")->set_kind("CHECK");
+  add("RELEASED");  // paused: behind a checkpoint
+  add("LOST");
+  EXPECT_THAT(says(), HasSubstr("35.0k\n"));
+  add("ACTIVE")->set_continues_epoch(3);
+  EXPECT_THAT(says(), Not(HasSubstr("repeated"))) << "it went on in the lost one's memory";
+  job.mutable_attempts(3)->clear_continues_epoch();
+  EXPECT_THAT(says(), HasSubstr("35.0k; steps that were repeated count again\n"));
+}
+
 TEST(ReportTest, PlanSaysWhatIsMissing) {
   v1::PlanJobResponse plan;
   auto* fit = plan.add_fits();

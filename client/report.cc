@@ -142,6 +142,21 @@ std::string SpecText(const v1::JobSpec& spec) {
   return out;
 }
 
+namespace {
+
+// An attempt that ended with steps behind its last checkpoint may have left them to the next one.
+bool MayHaveRepeated(const v1::Job& job) {
+  bool broke = false;
+  for (const auto& attempt : job.attempts()) {
+    if (attempt.kind() == "CHECK") continue;
+    if (broke && attempt.continues_epoch() == 0) return true;
+    broke = attempt.state() == "LOST" || attempt.state() == "FAILED";
+  }
+  return false;
+}
+
+}  // namespace
+
 std::string JobText(const v1::Job& job, const Style& style, const std::string& planned_for) {
   std::string out;
   Heading(out, style, job.has_create_time() ? ShortName(job.name()) : "job (not created)");
@@ -166,7 +181,9 @@ std::string JobText(const v1::Job& job, const Style& style, const std::string& p
     Heading(out, style, "progress");
     Line(out, "steps", absl::StrCat(p.completed_steps(), " of ", p.planned_steps()));
     Line(out, "warning", WarmUpText(job.effective_spec(), p.planned_steps()));
-    Line(out, "tokens", FormatCount(static_cast<double>(p.trained_tokens())));
+    Line(out, "tokens",
+         absl::StrCat(FormatCount(static_cast<double>(p.trained_tokens())),
+                      MayHaveRepeated(job) ? "; steps that were repeated count again" : ""));
     if (p.has_loss()) Line(out, "loss", FormatLoss(p.loss()));
     if (p.has_eval_loss()) Line(out, "held-out loss", FormatLoss(p.eval_loss()));
     if (p.tokens_per_second() > 0)

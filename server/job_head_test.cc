@@ -82,14 +82,34 @@ class CatchUpTest : public testing::Test {
     loop_->RunOnce(0);
   }
   const core::Job& job() const { return loop_->state().jobs.at("j"); }
+  core::Fence FenceOf(const core::Attempt& attempt) const {
+    return {"j", attempt.epoch, attempt.worker_id, attempt.incarnation,
+            core::AttemptToken(loop_->core().options, loop_->state(), "j", attempt.epoch, attempt.worker_id,
+                               attempt.incarnation)};
+  }
+  // Job "j" on worker "w1".
+  void MakeRunningJob() {
+    core::RegisterModel model;
+    model.model.id = "base";
+    model.model.digest = "d";
+    model.model.root_path = "/base";
+    model.model.config_json = core::testing::kConfigJson;
+    model.model.config = spec::ParseModelConfig(core::testing::kConfigJson).value();
+    model.model.files = {{"config.json", std::string(64, 'c'), 1}};
+    Do(model);
+    core::CreateDataset dataset;
+    dataset.dataset.id = "data";
+    dataset.dataset.path = "/data";
+    Do(dataset);
+    Do(Driver::WorkerOf("w1", "i1", 1'000 * core::testing::kMB));
+    Do(Driver::JobOf("j"));
+    ASSERT_NE(job().Current(), nullptr);
+  }
   // As a worker's report does.
   void Tell(std::vector<store::StepMetric> metrics) {
     const core::Attempt& attempt = *job().Current();
-    const core::Fence fence{"j", attempt.epoch, attempt.worker_id, attempt.incarnation,
-                            core::AttemptToken(loop_->core().options, loop_->state(), "j", attempt.epoch,
-                                               attempt.worker_id, attempt.incarnation)};
     for (store::StepMetric& metric : metrics) metric.epoch = attempt.epoch;
-    Do(core::ReportProgress{fence, HeadAfter(job().progress, metrics)});
+    Do(core::ReportProgress{FenceOf(attempt), HeadAfter(job().progress, metrics)});
     ASSERT_TRUE(metrics_->Append("j", metrics).ok());
   }
 
@@ -102,21 +122,7 @@ class CatchUpTest : public testing::Test {
 };
 
 TEST_F(CatchUpTest, AJobShowsItsLastStepAfterARestart) {
-  core::RegisterModel model;
-  model.model.id = "base";
-  model.model.digest = "d";
-  model.model.root_path = "/base";
-  model.model.config_json = core::testing::kConfigJson;
-  model.model.config = spec::ParseModelConfig(core::testing::kConfigJson).value();
-  model.model.files = {{"config.json", std::string(64, 'c'), 1}};
-  Do(model);
-  core::CreateDataset dataset;
-  dataset.dataset.id = "data";
-  dataset.dataset.path = "/data";
-  Do(dataset);
-  Do(Driver::WorkerOf("w1", "i1", 1'000 * core::testing::kMB));
-  Do(Driver::JobOf("j"));
-  ASSERT_NE(job().Current(), nullptr);
+  MakeRunningJob();
   Tell({{.step = 1, .loss = 3, .tokens = 10, .step_time_us = 1'000}});
   Tell({{.step = 2, .loss = 2.5, .tokens = 10, .step_time_us = 1'000},
         {.step = 3, .loss = 2, .learning_rate = 1e-4, .tokens = 10, .step_time_us = 1'000, .used_bytes = 7}});
@@ -131,6 +137,23 @@ TEST_F(CatchUpTest, AJobShowsItsLastStepAfterARestart) {
   EXPECT_EQ(job().progress.eval_loss, 1.5);
   Start();
   EXPECT_EQ(job().progress, told) << "the same again";
+}
+
+// All tokens processed are counted, so that what counts them only grows: of three steps the last two come
+// again.
+TEST_F(CatchUpTest, TokensOfStepsThatAreRepeatedCountAgain) {
+  MakeRunningJob();
+  Tell({{.step = 1, .tokens = 10}, {.step = 2, .tokens = 10}, {.step = 3, .tokens = 10}});
+  const core::Attempt lost = *job().Current();
+  Do(core::ReportFailed{FenceOf(lost), "ENGINE_FAILED", "killed", true, false});
+  clock_.AdvanceUs(3'600'000'000);
+  Do(Driver::WorkerOf("w1", "i2", 1'000 * core::testing::kMB));
+  Do(core::Tick{});
+  ASSERT_NE(job().Current(), nullptr);
+  EXPECT_NE(job().epoch, lost.epoch);
+  EXPECT_EQ(job().progress.step, 0) << "there was no checkpoint";
+  Tell({{.step = 1, .tokens = 10}, {.step = 2, .tokens = 10}});
+  EXPECT_EQ(job().progress.trained_tokens, 50);
 }
 
 }  // namespace
