@@ -20,7 +20,7 @@ namespace nibble::engine::jinja {
 
 inline constexpr int64_t kMaxSteps = 500'000;
 inline constexpr int kMaxCallDepth = 50;
-inline constexpr int kMaxNesting = 1000;    // of statements and expressions at work, macros' included
+inline constexpr int kMaxNesting = 400;     // of statements and expressions at work, macros' included
 inline constexpr int kMaxValueDepth = 100;  // of lists and dictionaries inside one another
 inline constexpr size_t kMaxTextBytes = 16 << 20;
 inline constexpr int64_t kMaxRange = 100'000;  // items of a range, and of a sum of lists

@@ -140,6 +140,17 @@ TEST(Jinja, NothingIsDeeperThanTheStack) {
   for (int i = 0; i < 990; ++i) filters += "|list";
   EXPECT_THAT(FailureOf("{% macro f() %}{{ [f()]" + filters + " }}{% endmacro %}{{ f() }}"),
               HasSubstr("nested too deeply"));
+  // As deep as it may be, in all that takes stack.
+  std::string blocks = "{% macro f(x) %}";
+  for (int i = 0; i < 20; ++i) blocks += "{% if x %}{% for i in [x] %}{% set y %}";
+  for (int i = 0; i < 20; ++i) blocks += "{% endset %}{{ y }}{% endfor %}{% endif %}";
+  for (const int macros : {1, 2, 40}) {
+    std::string source = blocks;
+    source.insert(source.find("{% endset %}"), "{{ f(x - 1) }}");
+    source += absl::StrCat("{% endmacro %}{{ f(", macros, ") }}");
+    const auto text = RunText(source);
+    EXPECT_EQ(text.ok(), macros < 3) << text.status();
+  }
   const std::string deep =
       "{% set ns = namespace(v=[]) %}{% for i in range(20000) %}{% set ns.v = [ns.v] %}{% endfor %}";
   EXPECT_THAT(FailureOf(deep), HasSubstr("grows too deep"));
