@@ -310,6 +310,10 @@ TEST(ReportTest, TokensOfStepsThatWereRepeatedAreSaidToCountAgain) {
   job.mutable_progress()->set_completed_steps(30);
   job.mutable_progress()->set_trained_tokens(35'000);
   const auto says = [&job] { return JobText(job, Style{}, ""); };
+  job.mutable_progress()->set_completed_steps(0);
+  job.mutable_progress()->set_planned_steps(30);
+  EXPECT_THAT(says(), Not(HasSubstr("tokens  "))) << "none were processed yet";
+  job.mutable_progress()->set_completed_steps(30);
   const auto add = [&job](const std::string& state) {
     job.add_attempts()->set_state(state);
     return job.mutable_attempts(job.attempts_size() - 1);

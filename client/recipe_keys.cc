@@ -250,7 +250,7 @@ const KeyRule* FindKeyRule(std::string_view key) {
 }
 
 std::string ClosestKey(std::string_view key, const std::vector<std::string_view>& known) {
-  if (key.size() > 64) return "";
+  if (key.size() < 2 || key.size() > 64) return "";  // any other letter is one edit away
   std::string_view best;
   size_t best_distance = std::max<size_t>(1, key.size() / 3) + 1;
   for (std::string_view candidate : known) {

@@ -88,6 +88,10 @@ void RecipeReader::Finish(const Yaml& root) {
       !used_.contains("warmup_steps")) {
     Set("optimizer.warmupSteps", 0);
   }
+  if (used_.contains("warmup_steps") && used_.contains("warmup_ratio"))
+    Notice("warmup_ratio", "warmup_steps counts");
+  if (used_.contains("num_epochs") && spec_.contains("training") && spec_["training"].contains("maxSteps"))
+    Notice("num_epochs", "max_steps counts");
   const bool has_type = spec_.contains("quantization") && spec_["quantization"].contains("type");
   if (adapter_ == "qlora" && four_bit_ == 0) {
     Refuse(Reason::kSpecInvalid, "load_in_4bit", root,

@@ -179,6 +179,7 @@ void RecipeReader::Special(const KeyRule& rule, const std::string& key, const Ya
     int64_t steps = 0;
     if (!ReadInteger(value, steps)) return Wrong(key, value, "a whole number");
     // -1 and 0 are how other trainers write "by epochs".
+    if (steps < -1) return Wrong(key, value, "above 0; -1 and 0 mean by epochs");
     if (steps > 0) Set(rule.path, steps);
   }
 }

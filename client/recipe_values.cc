@@ -39,11 +39,9 @@ bool ReadInteger(const Yaml& value, int64_t& out) {
   if (!value.IsScalar()) return false;
   if (absl::SimpleAtoi(value.text, &out)) return true;
   double number = 0;  // 1e3 and 4.0 are whole numbers too
-  if (!absl::SimpleAtod(value.text, &number) || number != std::floor(number) ||
-      std::abs(number) > 9e15) {
+  if (!absl::SimpleAtod(value.text, &number) || !std::isfinite(number) || number != std::floor(number))
     return false;
-  }
-  out = static_cast<int64_t>(number);
+  out = static_cast<int64_t>(std::clamp(number, -9e15, 9e15));  // out of any key's bounds, which say so
   return true;
 }
 

@@ -181,9 +181,10 @@ std::string JobText(const v1::Job& job, const Style& style, const std::string& p
     Heading(out, style, "progress");
     Line(out, "steps", absl::StrCat(p.completed_steps(), " of ", p.planned_steps()));
     Line(out, "warning", WarmUpText(job.effective_spec(), p.planned_steps()));
-    Line(out, "tokens",
-         absl::StrCat(FormatCount(static_cast<double>(p.trained_tokens())),
-                      MayHaveRepeated(job) ? "; steps that were repeated count again" : ""));
+    if (p.completed_steps() > 0)
+      Line(out, "tokens",
+           absl::StrCat(FormatCount(static_cast<double>(p.trained_tokens())),
+                        MayHaveRepeated(job) ? "; steps that were repeated count again" : ""));
     if (p.has_loss()) Line(out, "loss", FormatLoss(p.loss()));
     if (p.has_eval_loss()) Line(out, "held-out loss", FormatLoss(p.eval_loss()));
     if (p.tokens_per_second() > 0)

@@ -4,6 +4,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
@@ -90,6 +91,46 @@ constexpr std::array<Format, 5> kFormats = {{
     {"text", CheckPlainText},
 }};
 
+// Members of objects, as far as they are told apart.
+int64_t Members(const json& value) {
+  if (!value.is_structured()) return 0;
+  int64_t count = value.is_object() ? static_cast<int64_t>(value.size()) : 0;
+  for (const json& item : value) count += Members(item);
+  return count;
+}
+
+// Of valid JSON: each member has one colon outside of strings.
+int64_t Colons(std::string_view text) {
+  int64_t count = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (in_string && text[i] == '\\') {
+      ++i;
+    } else if (text[i] == '"') {
+      in_string = !in_string;
+    } else if (text[i] == ':' && !in_string) {
+      ++count;
+    }
+  }
+  return count;
+}
+
+// A key that stands twice in one object, as JSON.
+std::string TwiceIn(std::string_view text) {
+  std::vector<std::set<std::string>> open;
+  std::string twice;
+  const auto look = [&](int, json::parse_event_t event, json& value) {
+    if (event == json::parse_event_t::object_start) open.emplace_back();
+    if (event == json::parse_event_t::object_end) open.pop_back();
+    if (event != json::parse_event_t::key) return true;
+    const std::string key = value.get<std::string>();
+    if (!open.back().insert(key).second && twice.empty())
+      twice = json(key.substr(0, 60)).dump(-1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
+    return true;
+  };
+  return json::parse(text, look, /*allow_exceptions=*/false).is_discarded() ? "" : twice;
+}
+
 MaybeProblem CheckRow(std::string_view text, std::string& format) {
   // Before parsing, so that the parser never builds something deep.
   if (JsonDepth(text) > spec::kMaxRowDepth) {
@@ -97,9 +138,13 @@ MaybeProblem CheckRow(std::string_view text, std::string& format) {
   }
   const json row = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (row.is_discarded()) {
-    return Problem{"", "is not valid JSON in UTF-8; a row is one JSON object, such as {\"text\": \"...\"}"};
+    if (!IsValidUtf8(text)) return Problem{"", "has bytes that are not UTF-8; save the file as UTF-8"};
+    return Problem{"", "is not valid JSON; a row is one JSON object, such as {\"text\": \"...\"}"};
   }
   if (!row.is_object()) return Problem{"", "must be a JSON object"};
+  // Of its values one reader takes the first, another the last.
+  if (Members(row) != Colons(text))
+    return Problem{"", absl::StrCat("has the key ", TwiceIn(text), " twice in one object")};
   if (format.empty()) {
     for (const spec::RowKeys& keys : spec::kRowKeys) {
       if (!row.contains(keys.first)) continue;

@@ -1,5 +1,6 @@
 #include "server/dataset_check.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -139,6 +140,24 @@ TEST(CheckDataset, RefusesNestingAndBadUtf8) {
   std::string brackets = R"({"text":")" + std::string(40, '[') + "\\\"" + std::string(40, '{') + "\"}";
   EXPECT_TRUE(Check(brackets).ok()) << "brackets in text are text";
   EXPECT_EQ(StatusReason(Check("{\"text\":\"\xFF\xFE\"}").status()), Reason::kDatasetSchemaMismatch);
+}
+
+TEST(CheckDataset, SaysWhatIsWrongWithBytesAndJson) {
+  const auto says = [](const std::string& row) { return std::string(Check(row).status().message()); };
+  EXPECT_THAT(says("{\"text\":\"\xFF\xFE\"}"), testing::HasSubstr("rows[0] has bytes that are not UTF-8"));
+  EXPECT_THAT(says("a,b,c"), testing::HasSubstr("rows[0] is not valid JSON;"));
+}
+
+// Which of the values counts is another matter from one reader to the next.
+TEST(CheckDataset, RefusesAKeyThatStandsTwice) {
+  const auto says = [](const std::string& row) { return std::string(Check(row).status().message()); };
+  EXPECT_THAT(says(R"({"prompt":"a","completion":"b","prompt":"c"})"),
+              testing::HasSubstr(R"(rows[0] has the key "prompt" twice in one object (line 1))"));
+  EXPECT_THAT(
+      says(
+          R"({"messages":[{"role":"user","content":"a"},{"role":"user","content":"b","r\u006fle":"assistant"}]})"),
+      testing::HasSubstr(R"(the key "role" twice)"));
+  EXPECT_TRUE(Check(R"({"text":"a: \"b\": {\\","x":{"text":1},"y":[{"text":"\\"},{"text":":"}]})").ok());
 }
 
 TEST(CheckDataset, RefusesAnEndlessLineWithoutReadingIt) {
