@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "server/core/schedule_pass.h"
+#include "server/core/schedule_score.h"
 
 namespace nibble::core {
 
@@ -161,8 +162,6 @@ class PassFleet {
   Ranking& RankingOf(size_t block, const Board::Bucket& bucket, const Need& need);
   std::optional<Ranked> BestIn(size_t block, const Board::Bucket& bucket, const Board::Waiting& w,
                                const Need& need, const std::vector<int32_t>& excluded);
-  int64_t ScoreOf(const Board::Slot& slot, const Board::Bucket& bucket,
-                  int64_t added_bytes, bool warm);
   bool RoomForLoad(int32_t load_milli, int32_t attempts, int32_t more_milli) const {
     return attempts == 0 || load_milli + more_milli <= policy_.max_load_milli;
   }
@@ -179,16 +178,6 @@ class PassFleet {
     int32_t load_milli = 0;
   };
   Rest RestOf(int32_t device, const std::set<HoldKey>& gone) const;
-  // What jobs that wait or run ask for, each on some device that it was planned for; by free bytes in
-  // thousandths of the largest device.
-  struct Typical {
-    std::vector<int64_t> larger;  // how many of them would not fit, in millionths
-    // Bytes that are left in the end, in millionths of the largest device, when of those that fit one after
-    // the other comes, each as likely as it is frequent, until none fits:
-    //   lost(free) = sum over sizes <= free of frequency * lost(free - size) / sum of those frequencies.
-    std::vector<int64_t> lost;
-  };
-  const Typical& TypicalJobs();
   // Indexes of the slots of the block that could take something when the pass began.
   const std::vector<int32_t>& OpenIn(size_t block);
 
@@ -199,10 +188,8 @@ class PassFleet {
   const int64_t suspect_us_;
   const int64_t fastest_mflops_;  // 0 = all devices are alike
   const int64_t mean_mflops_;     // what loads of buckets are for
-  const int64_t largest_bytes_;   // of a device
-  const int64_t step_bytes_;      // of sizes in Typical
+  SlotScore score_;               // keeps what it learns of the board for the pass
   std::vector<std::vector<Board::Slot>> own_;  // by block; empty = as on the board
-  Typical typical_;
   std::vector<std::optional<std::vector<int32_t>>> open_;  // by block
   std::vector<std::vector<int32_t>> placed_;    // by block: slots placed on, in order
   std::vector<std::vector<int32_t>> versions_;  // by block and slot; empty = nothing placed there
