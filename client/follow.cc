@@ -56,11 +56,57 @@ int64_t ApplyPast(Client& client, const std::string& name, int64_t last_sequence
   return last_sequence;
 }
 
+// Draws what the watch brings, and asks now and then for what no event tells, until it ends or the user goes.
+void Show(Client& client, const Terminal& terminal, const std::string& name,
+          Mailbox<v1::WatchJobResponse>& updates, Mailbox<std::string>& notices, RunView& view,
+          Screen& screen) {
+  const Clock& clock = RealClock::Get();
+  bool warned = false;
+  int64_t next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
+  while (!Interrupted()) {
+    const bool ended = updates.closed();  // asked first: what came before the end is taken below
+    const auto taken = updates.Take(1024, kFrameUs);
+    for (const auto& update : taken) view.Apply(update);
+    for (const auto& notice : notices.Take(16, 0)) view.AddLine(notice);
+    if (taken.empty() && ended) break;
+    if (clock.NowMonotonicUs() >= next_refresh_us && !updates.closed()) {
+      if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
+      // Once when it begins; it counts seconds, so it is never the same words.
+      if (const bool warns = !client.warning().empty(); std::exchange(warned, warns) != warns)
+        view.AddLine(warns ? absl::StrCat("warning: ", client.warning()) : "the server writes again");
+      next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
+    }
+    screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(),
+                terminal.quiet ? std::vector<std::string>{}
+                               : view.Frame(terminal.columns, clock.NowUnixUs()));
+  }
+}
+
+// What is said at the end, and the exit code. `watched` is how the watch ended.
+int Leave(Client& client, const Terminal& terminal, const std::string& name, const absl::Status& watched,
+          RunView& view) {
+  const std::string id = ShortName(name);
+  if (Interrupted()) {
+    PrintNote(terminal, absl::StrCat("detached; ", id, " goes on. Look again: nibble watch ", id,
+                                     "   Stop it: nibble cancel ", id));
+    return kExitInterrupted;
+  }
+  if (!watched.ok()) {
+    if (IsAway(watched)) PrintNote(terminal, "the job goes on without us; look again: nibble watch " + id);
+    return PrintError(terminal, watched);
+  }
+  if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
+  if (!terminal.quiet) {
+    for (const std::string& line : view.TakeLines()) PrintOut(line + "\n");
+    for (const std::string& line : view.Summary()) PrintOut(line + "\n");
+  }
+  return ExitCodeOf(view.job().state());
+}
+
 }  // namespace
 
 int FollowJob(Client& client, const Terminal& terminal, const std::string& name) {
   InstallInterrupt();
-  const Clock& clock = RealClock::Get();
   Mailbox<v1::WatchJobResponse> updates(4096);
   Mailbox<std::string> notices(16);
   JobWatch::Options options;
@@ -88,46 +134,12 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
   });
 
   Screen screen(terminal.live);
-  bool warned = false;
-  int64_t next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
-  while (!Interrupted()) {
-    const auto taken = updates.Take(1024, kFrameUs);
-    for (const auto& update : taken) view.Apply(update);
-    for (const auto& notice : notices.Take(16, 0)) view.AddLine(notice);
-    if (taken.empty() && updates.closed()) break;
-    if (clock.NowMonotonicUs() >= next_refresh_us && !updates.closed()) {
-      if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
-      // Once when it begins; it counts seconds, so it is never the same words.
-      if (const bool warns = !client.warning().empty(); std::exchange(warned, warns) != warns)
-        view.AddLine(warns ? absl::StrCat("warning: ", client.warning()) : "the server writes again");
-      next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
-    }
-    screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(),
-                terminal.quiet ? std::vector<std::string>{}
-                               : view.Frame(terminal.columns, clock.NowUnixUs()));
-  }
+  Show(client, terminal, name, updates, notices, view, screen);
   watch.Cancel();
   updates.Close();
   reader.join();
   screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(), {});
-  if (Interrupted()) {
-    const std::string id = ShortName(name);
-    PrintNote(terminal, absl::StrCat("detached; ", id, " goes on. Look again: nibble watch ", id,
-                                     "   Stop it: nibble cancel ", id));
-    return kExitInterrupted;
-  }
-  if (!outcome.ok()) {
-    if (IsAway(outcome))
-      PrintNote(terminal,
-                "the job goes on without us; look again: nibble watch " + ShortName(name));
-    return PrintError(terminal, outcome);
-  }
-  if (const auto job = client.GetJob(name); job.ok()) view.Refresh(*job);
-  if (!terminal.quiet) {
-    for (const std::string& line : view.TakeLines()) PrintOut(line + "\n");
-    for (const std::string& line : view.Summary()) PrintOut(line + "\n");
-  }
-  return ExitCodeOf(view.job().state());
+  return Leave(client, terminal, name, outcome, view);
 }
 
 }  // namespace nibble::client
