@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/status.h"
 #include "engine/text/text.h"
 
 namespace nibble::engine::tokenizer {
@@ -17,6 +18,12 @@ constexpr size_t kShortPiece = 48;  // symbols; above it the quadratic search lo
 
 absl::Status Unsupported(std::string_view what) {
   return Error(Reason::kTokenizerUnsupported, absl::StrCat("tokenizer.json: ", View(what)));
+}
+
+// -1 = there is no such token.
+int32_t Find(const absl::flat_hash_map<absl::string_view, int32_t>& by_content, std::string_view content) {
+  const auto it = by_content.find(View(content));
+  return it == by_content.end() ? -1 : it->second;
 }
 
 }  // namespace
@@ -51,16 +58,11 @@ std::optional<std::string> BytesOfToken(std::string_view token) {
   return bytes;
 }
 
-absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
-  Bpe bpe;
-  bpe.byte_level_ = config.byte_level;
-  bpe.byte_fallback_ = config.byte_fallback;
-  bpe.ignore_merges_ = config.ignore_merges;
-  bpe.fuse_unk_ = config.fuse_unk;
-  absl::flat_hash_map<absl::string_view, int32_t> by_content;
+absl::StatusOr<Bpe::IdsByContent> Bpe::TakeVocab(const BpeConfig& config) {
+  IdsByContent by_content;
   std::vector<bool> taken;  // by id
   by_content.reserve(config.vocab.size());
-  bpe.vocab_.reserve(config.vocab.size());
+  vocab_.reserve(config.vocab.size());
   for (const auto& [content, id] : config.vocab) {
     if (!by_content.emplace(View(content), id).second) {
       return Unsupported(absl::StrCat("model.vocab has ", Quote(content), " twice"));
@@ -72,26 +74,25 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
     }
     taken[static_cast<size_t>(id)] = true;
     if (!config.byte_level) {
-      bpe.vocab_.emplace(std::string(content), id);
+      vocab_.emplace(std::string(content), id);
     } else if (auto bytes = BytesOfToken(content)) {
       // A token outside the alphabet can never come out of byte-level text.
-      bpe.vocab_.emplace(std::move(*bytes), id);
+      vocab_.emplace(std::move(*bytes), id);
     }
   }
-  const auto find = [&](std::string_view content) {
-    const auto it = by_content.find(View(content));
-    return it == by_content.end() ? -1 : it->second;
-  };
-  bpe.merges_.reserve(config.merges.size());
-  bpe.has_spaces_ = !config.byte_level && find(kSpace) >= 0;
+  return by_content;
+}
+
+absl::Status Bpe::TakeMerges(const BpeConfig& config, const IdsByContent& by_content) {
+  merges_.reserve(config.merges.size());
   std::string both;
   for (size_t rank = 0; rank < config.merges.size(); ++rank) {
     const auto& [left, right] = config.merges[rank];
     if (right.starts_with(kSpace) && !left.ends_with(kSpace) && !left.empty()) {
-      bpe.joins_next_word_.set(static_cast<uint8_t>(left.back()));
+      joins_next_word_.set(static_cast<uint8_t>(left.back()));
     }
     both.assign(left).append(right);
-    const int32_t a = find(left), b = find(right), merged = find(both);
+    const int32_t a = Find(by_content, left), b = Find(by_content, right), merged = Find(by_content, both);
     if (a < 0 || b < 0 || merged < 0) {
       return Unsupported(absl::StrCat("model.merges[", rank, "] joins ", Quote(left), " and ",
                                       Quote(right), ", but the vocabulary lacks ",
@@ -99,22 +100,37 @@ absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
                                       : b < 0 ? "the second"
                                               : "the result"));
     }
-    bpe.merges_[static_cast<uint64_t>(a) << 32 | static_cast<uint32_t>(b)] = {
-        static_cast<int32_t>(rank), merged};
+    merges_[static_cast<uint64_t>(a) << 32 | static_cast<uint32_t>(b)] = {static_cast<int32_t>(rank), merged};
   }
+  return absl::OkStatus();
+}
+
+// The ids of single bytes and of ASCII, which are asked for most.
+void Bpe::NoteSingles() {
   for (int b = 0; b < 256; ++b) {
     char name[8];
     std::snprintf(name, sizeof(name), "<0x%02X>", b);
-    const auto it =
-        bpe.vocab_.find(config.byte_level ? std::string(1, static_cast<char>(b)) : name);
-    bpe.byte_ids_[b] = it == bpe.vocab_.end() ? -1 : it->second;
+    const auto it = vocab_.find(byte_level_ ? std::string(1, static_cast<char>(b)) : name);
+    byte_ids_[b] = it == vocab_.end() ? -1 : it->second;
   }
   for (int c = 0; c < 128; ++c) {
-    const auto it = bpe.vocab_.find(std::string(1, static_cast<char>(c)));
-    bpe.ascii_ids_[c] = it == bpe.vocab_.end() ? -1 : it->second;
+    const auto it = vocab_.find(std::string(1, static_cast<char>(c)));
+    ascii_ids_[c] = it == vocab_.end() ? -1 : it->second;
   }
+}
+
+absl::StatusOr<Bpe> Bpe::Make(const BpeConfig& config) {
+  Bpe bpe;
+  bpe.byte_level_ = config.byte_level;
+  bpe.byte_fallback_ = config.byte_fallback;
+  bpe.ignore_merges_ = config.ignore_merges;
+  bpe.fuse_unk_ = config.fuse_unk;
+  ASSIGN_OR_RETURN(const IdsByContent by_content, bpe.TakeVocab(config));
+  bpe.has_spaces_ = !config.byte_level && Find(by_content, kSpace) >= 0;
+  RETURN_IF_ERROR(bpe.TakeMerges(config, by_content));
+  bpe.NoteSingles();
   if (!config.unk_token.empty()) {
-    bpe.unk_id_ = find(config.unk_token);
+    bpe.unk_id_ = Find(by_content, config.unk_token);
     if (bpe.unk_id_ < 0) {
       return Unsupported(
           absl::StrCat("model.unk_token ", Quote(config.unk_token), " is not in the vocabulary"));

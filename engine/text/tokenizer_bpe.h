@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace nibble::engine::tokenizer {
@@ -44,10 +45,16 @@ class Bpe {
   void Encode(std::string_view piece, std::vector<int32_t>& ids) const;
 
  private:
+  // Ids by content as the file writes it, in the config's text.
+  using IdsByContent = absl::flat_hash_map<absl::string_view, int32_t>;
   struct Merge {
     int32_t rank;
     int32_t id;
   };
+  // Parts of Make, in this order.
+  absl::StatusOr<IdsByContent> TakeVocab(const BpeConfig& config);
+  absl::Status TakeMerges(const BpeConfig& config, const IdsByContent& by_content);
+  void NoteSingles();
   // Appends the ids of a part that no merge joins to what stands around it; `symbols` is scratch.
   void EncodePart(std::string_view part, std::vector<int32_t>& symbols,
                   std::vector<int32_t>& ids) const;
