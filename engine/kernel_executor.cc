@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/status.h"
+#include "engine/spec/step.h"
 
 namespace nibble::engine {
 

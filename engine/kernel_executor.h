@@ -24,9 +24,9 @@
 #include "engine/loss_scale.h"
 #include "engine/model/base_view.h"
 #include "engine/spec/compile_plan.h"
-#include "engine/spec/step.h"
 #include "engine/spec/step_phases.h"
 #include "engine/spec/step_program.h"
+#include "engine/spec/step_tensors.h"
 #include "kernels/backend.h"
 #include "kernels/kernel_table.h"
 

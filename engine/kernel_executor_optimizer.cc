@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/kernel_executor.h"
+#include "engine/spec/step.h"
 #include "kernels/counter.h"
 #include "kernels/nf4.h"
 

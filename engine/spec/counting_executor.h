@@ -12,7 +12,7 @@
 #include "engine/spec/adapter_layout.h"
 #include "engine/spec/host_memory.h"
 #include "engine/spec/memory_plan.h"
-#include "engine/spec/step.h"
+#include "engine/spec/step_tensors.h"
 #include "engine/spec/workspace.h"
 
 namespace nibble::spec {

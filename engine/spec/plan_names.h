@@ -4,7 +4,7 @@
 #include <string>
 
 #include "engine/spec/counting_executor.h"
-#include "engine/spec/step.h"
+#include "engine/spec/step_tensors.h"
 
 namespace nibble::spec {
 

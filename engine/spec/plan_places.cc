@@ -9,7 +9,7 @@
 #include "engine/spec/plan_names.h"
 #include "engine/spec/rope.h"
 #include "engine/spec/round.h"
-#include "engine/spec/step.h"
+#include "engine/spec/step_tensors.h"
 #include "engine/spec/workspace.h"
 
 namespace nibble::spec {

@@ -19,19 +19,8 @@
 // last mention. Tokens, labels, positions and document bounds of the micro-batch are the executor's
 // own.
 //
-// What a block keeps for its backward is the recompute policy (TrainSpec::recompute; never kAuto
-// here):
-//   kNone             everything
-//   kKeepGemmOutputs  its input x and what a product made: q, k, v, o, x2, gate, up, u, and what norms
-//                     behind attention and the gated product read (ModelConfig::post_norms). Backward
-//                     repeats norms, RoPE behind a query norm, and the gated product, each just
-//                     before it is needed
-//   kFull             x and the adapter product of its last linear (u of down_proj: r numbers a
-//                     token, and with it backward need not repeat the widest product; where a norm is
-//                     behind that product, backward reads it and repeats it instead)
-// The top block's backward follows at once, so with kFull it keeps what products made, too; its norms and
-// its gated product are repeated behind the loss, which is where memory is shortest. A repeated operation has
-// the same arguments, so the policy changes no bit of the result.
+// What a block keeps for its backward is the recompute policy (step_tensors.h). A repeated operation has the
+// same arguments, so the policy changes no bit of the result.
 //
 // With kFull the input x of a block below the top may wait on the host instead (Offloads). Its copy out
 // has the time of the block's forward (Offload .. OffloadDone), its copy in that of the backward of the
@@ -39,169 +28,14 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <initializer_list>
 
 #include "engine/spec/model_config.h"
+#include "engine/spec/step_tensors.h"
 #include "engine/spec/train_spec.h"
 
 namespace nibble::spec {
-
-enum class Slot : uint8_t {
-  kIds,
-  kLabels,
-  kPositions,
-  kStarts,  // i32 staging
-  kX,
-  kH1,
-  kRstd1,
-  kQRaw,
-  kRstdQ,
-  kKRaw,
-  kRstdK,
-  kQ,
-  kK,
-  kV,
-  kQkv,  // what a fused product made
-  kO,
-  kLse,
-  kAttn,  // what o_proj made, where a norm is behind it
-  kRstdAttn,
-  kX2,
-  kH2,
-  kRstd2,
-  kGate,
-  kUp,
-  kGateUp,  // in place of both (Groups)
-  kAct,
-  kMlp,  // what down_proj made, where a norm is behind it
-  kRstdMlp,
-  kU,  // and as many as there are modules
-  kFinal = kU + kModuleCount,
-  kRstdFinal,
-  kGrad,
-  kDMlp,  // the gradient before the norm
-  kDAct,
-  kDH2,
-  kDAttn,
-  kDO,
-  kDQ,
-  kDK,
-  kDV,
-  kDQkv,
-  kDH1,
-  kCount
-};
-
-// Which walk a tensor belongs to. kKept: from forward to backward (or recomputed for it); kPassing:
-// dies within its block; kEval: of the evaluation, which never meets the others.
-enum class Walk : uint8_t { kKept, kPassing, kEval, kCount };
-
-struct TensorKey {
-  Slot slot;
-  Walk walk = Walk::kKept;
-  int32_t layer = 0;  // kX has layers + 1 of them
-
-  int64_t Index(int64_t layers) const {
-    const int64_t kind = static_cast<int64_t>(walk) * static_cast<int64_t>(Slot::kCount) +
-                         static_cast<int64_t>(slot);
-    return kind * (layers + 1) + layer;
-  }
-  static int64_t IndexCount(int64_t layers) {
-    return static_cast<int64_t>(Walk::kCount) * static_cast<int64_t>(Slot::kCount) * (layers + 1);
-  }
-};
-
-// kAttention and kMlp are behind attention and the gated product (ModelConfig::post_norms); kPost is before
-// the latter.
-enum class Norm : uint8_t { kInput, kPost, kQuery, kKey, kFinal, kAttention, kMlp };
-
-enum class Phase : uint8_t { kForward, kHead, kRecompute, kBackward, kOptimizer, kEvaluate };
-
-// The tensors of one block.
-template <class Exec>
-struct Block {
-  using Tensor = typename Exec::Tensor;
-  int32_t layer = 0;
-  Tensor x, h1, rstd1, q_raw, rstd_q, k_raw, rstd_k, q, k, v, o, lse, x2, h2, rstd2, act;
-  Tensor gate, up;  // up: none where both are one
-  Tensor qkv;       // none where they are apart
-  Tensor attn, rstd_attn, mlp, rstd_mlp;  // none without post norms
-  std::array<Tensor, kModuleCount> u;
-};
-
-// Which tensors of a block live on from its forward to its backward.
-enum class Keep : uint8_t { kAll, kOutputs, kInput };
-
-constexpr Keep KeepOf(Recompute recompute) {
-  return recompute == Recompute::kNone              ? Keep::kAll
-         : recompute == Recompute::kKeepGemmOutputs ? Keep::kOutputs
-                                                    : Keep::kInput;
-}
-
-// Names the tensors of a block. Where backward finds them (Keep::kAll) all stand apart; a forward
-// that keeps less names the others kPassing, and lets them share where it can. `eval`: of the
-// evaluation, which keeps nothing.
-template <class Exec>
-Block<Exec> NameBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, int32_t layer,
-                      Keep keep, bool eval = false) {
-  const Walk passing = eval ? Walk::kEval : Walk::kPassing;
-  const Walk output = keep == Keep::kInput ? passing : Walk::kKept;  // what a product made
-  const Walk other = keep == Keep::kAll ? Walk::kKept : passing;
-  const auto act = [&](Slot slot, int64_t width, Walk walk) {
-    return e.Act({slot, walk, layer}, width);
-  };
-  const auto real = [&](Slot slot, int64_t width, Walk walk) {
-    return e.Real({slot, walk, layer}, width);
-  };
-  Block<Exec> b;
-  b.layer = layer;
-  b.x = act(Slot::kX, model.hidden_size, eval ? Walk::kEval : Walk::kKept);
-  b.h1 = act(Slot::kH1, model.hidden_size, other);
-  b.rstd1 = real(Slot::kRstd1, 1, other);
-  // Behind a norm q and k are no longer what the product made: that is q_raw and k_raw.
-  const Walk query = model.qk_norm ? other : output;
-  b.q = act(Slot::kQ, model.QueryWidth(), query);
-  b.k = act(Slot::kK, model.KeyValueWidth(), query);
-  b.v = act(Slot::kV, model.KeyValueWidth(), output);
-  b.qkv = model.fused ? act(Slot::kQkv, model.QueryWidth() + 2 * model.KeyValueWidth(), other) : e.None();
-  b.q_raw = b.q;
-  b.k_raw = b.k;
-  b.rstd_q = b.rstd_k = e.None();
-  if (model.qk_norm) {
-    if (output == Walk::kKept) b.q_raw = act(Slot::kQRaw, model.QueryWidth(), output);
-    if (output == Walk::kKept) b.k_raw = act(Slot::kKRaw, model.KeyValueWidth(), output);
-    b.rstd_q = real(Slot::kRstdQ, model.heads, other);
-    b.rstd_k = real(Slot::kRstdK, model.kv_heads, other);
-  }
-  b.o = act(Slot::kO, model.QueryWidth(), output);
-  b.lse = real(Slot::kLse, model.heads, output);
-  b.attn = b.rstd_attn = b.mlp = b.rstd_mlp = e.None();
-  if (model.post_norms) {
-    b.attn = act(Slot::kAttn, model.hidden_size, output);
-    b.rstd_attn = real(Slot::kRstdAttn, 1, output);
-    b.mlp = act(Slot::kMlp, model.hidden_size, output);
-    b.rstd_mlp = real(Slot::kRstdMlp, 1, output);
-  }
-  b.x2 = act(Slot::kX2, model.hidden_size, output);
-  b.h2 = act(Slot::kH2, model.hidden_size, other);
-  b.rstd2 = real(Slot::kRstd2, 1, other);
-  const bool one = e.Groups() || model.fused;
-  b.gate = one ? act(Slot::kGateUp, 2 * model.intermediate_size, output)
-               : act(Slot::kGate, model.intermediate_size, output);
-  b.up = one ? e.None() : act(Slot::kUp, model.intermediate_size, output);
-  b.act = keep == Keep::kInput && !one ? b.gate : act(Slot::kAct, model.intermediate_size, other);
-  for (int m = 0; m < kModuleCount; ++m) {
-    const Module module = static_cast<Module>(m);
-    const Slot slot = static_cast<Slot>(static_cast<int>(Slot::kU) + m);
-    // A passing block's u of down_proj stays for backward; see the top of this file.
-    const bool stays = module == Module::kDown && !eval && !model.post_norms;
-    const Walk walk = stays ? Walk::kKept : output;
-    b.u[m] = spec.Targets(module) ? act(slot, spec.lora_r, walk) : e.None();
-  }
-  return b;
-}
 
 // What attention (o_proj) or the gated product (down_proj) adds to the block's x: the product, and behind it
 // a norm where the model has one.
@@ -271,36 +105,29 @@ void ForwardBlock(Exec& e, const ModelConfig& model, const Block<Exec>& b,
   e.Add(next, next, b.x2);
 }
 
-// `d` holds the gradient of the block's output and then of its input. In the lowest block it stops
-// where no adapter is left below. `rebuild`: forward kept the outputs of products only.
+// The products of a block's way back. One of which nobody wants anything, neither the gradient of its input
+// (dx is none) nor those of an adapter, is left out.
 template <class Exec>
-void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, const Block<Exec>& b,
-                   bool rebuild, typename Exec::Tensor d) {
+struct BackwardProducts {
   using Tensor = typename Exec::Tensor;
-  const int32_t layer = b.layer;
-  const bool below = layer > 0;
-  const auto any = [&](std::initializer_list<Module> modules) {
+  Exec& e;
+  const TrainSpec& spec;
+  const Block<Exec>& b;
+
+  bool Targets(std::initializer_list<Module> modules) const {
     return std::any_of(modules.begin(), modules.end(), [&](Module m) { return spec.Targets(m); });
-  };
-  const bool any_qkv = any({Module::kQ, Module::kK, Module::kV, Module::kQkv});
-  const bool need_qkv = below || any_qkv;
-  const bool need_attention = need_qkv || spec.Targets(Module::kO);
-  const bool need_gate_up =
-      need_attention || any({Module::kGate, Module::kUp, Module::kGateUp});
-  const auto grad = [&](Slot slot, int64_t width) {
-    return e.Act({slot, Walk::kKept, layer}, width);
-  };
-  const auto linear = [&](Tensor dx, bool accumulate, Tensor dy, Tensor x, Module module) {
+  }
+  void One(Tensor dx, bool accumulate, Tensor dy, Tensor x, Module module) const {
     const bool lora = spec.Targets(module);
     if (e.IsNone(dx) && !lora) return;
-    e.LinearBackward(dx, accumulate, dy, lora ? x : e.None(), b.u[static_cast<int>(module)], layer,
-                     module);
-  };
-  const auto group = [&](Tensor dx, std::initializer_list<Tensor> gradients, Tensor x, Module first) {
+    e.LinearBackward(dx, accumulate, dy, lora ? x : e.None(), b.u[static_cast<int>(module)], b.layer, module);
+  }
+  // Those from `first` on, of one input.
+  void Group(Tensor dx, std::initializer_list<Tensor> gradients, Tensor x, Module first) const {
     int module = static_cast<int>(first);
     if (!e.Groups()) {
       for (const Tensor dy : gradients) {
-        linear(dx, module > static_cast<int>(first), dy, x, static_cast<Module>(module));
+        One(dx, module > static_cast<int>(first), dy, x, static_cast<Module>(module));
         ++module;
       }
       return;
@@ -310,9 +137,27 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
       lora = lora || spec.Targets(static_cast<Module>(module + static_cast<int>(i)));
     }
     if (e.IsNone(dx) && !lora) return;
-    e.LinearGroupBackward(dx, gradients, lora ? x : e.None(), &b.u[module], layer, first);
-  };
+    e.LinearGroupBackward(dx, gradients, lora ? x : e.None(), &b.u[module], b.layer, first);
+  }
+};
 
+// `d` holds the gradient of the block's output and then of its input. In the lowest block it stops
+// where no adapter is left below. `rebuild`: forward kept the outputs of products only.
+template <class Exec>
+void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, const Block<Exec>& b,
+                   bool rebuild, typename Exec::Tensor d) {
+  using Tensor = typename Exec::Tensor;
+  const int32_t layer = b.layer;
+  const BackwardProducts<Exec> products{e, spec, b};
+  const bool below = layer > 0;
+  const bool need_qkv =
+      below || products.Targets({Module::kQ, Module::kK, Module::kV, Module::kQkv});
+  const bool need_attention = need_qkv || spec.Targets(Module::kO);
+  const bool need_gate_up =
+      need_attention || products.Targets({Module::kGate, Module::kUp, Module::kGateUp});
+  const auto grad = [&](Slot slot, int64_t width) {
+    return e.Act({slot, Walk::kKept, layer}, width);
+  };
   // The gradient of what the product made: that of the sum, through the norm between them.
   const auto before = [&](Slot slot, Tensor raw, Tensor rstd, Norm norm) {
     if (e.IsNone(raw)) return d;
@@ -323,22 +168,22 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   const Tensor d_mlp = before(Slot::kDMlp, b.mlp, b.rstd_mlp, Norm::kMlp);
   if (rebuild && spec.Targets(Module::kDown)) e.Gated(b.act, b.gate, b.up);
   const Tensor dact = need_gate_up ? grad(Slot::kDAct, model.intermediate_size) : e.None();
-  linear(dact, false, d_mlp, b.act, Module::kDown);
+  products.One(dact, false, d_mlp, b.act, Module::kDown);
   if (!need_gate_up) return;
   e.GatedBackward(b.gate, b.up, dact, b.gate, b.up);
   if (rebuild) e.RmsNorm(b.h2, b.rstd2, b.x2, Norm::kPost, layer);
   const Tensor dh2 = need_attention ? grad(Slot::kDH2, model.hidden_size) : e.None();
   if (model.fused) {
-    linear(dh2, false, b.gate, b.h2, Module::kGateUp);
+    products.One(dh2, false, b.gate, b.h2, Module::kGateUp);
   } else {
-    group(dh2, {b.gate, Up(e, model, b)}, b.h2, Module::kGate);
+    products.Group(dh2, {b.gate, Up(e, model, b)}, b.h2, Module::kGate);
   }
   if (!need_attention) return;
   e.RmsNormBackward(d, true, dh2, b.x2, b.rstd2, Norm::kPost, layer);
 
   const Tensor d_attn = before(Slot::kDAttn, b.attn, b.rstd_attn, Norm::kAttention);
   const Tensor d_o = need_qkv ? grad(Slot::kDO, model.QueryWidth()) : e.None();
-  linear(d_o, false, d_attn, b.o, Module::kO);
+  products.One(d_o, false, d_attn, b.o, Module::kO);
   if (!need_qkv) return;
   if (rebuild && model.qk_norm) {
     e.RmsNorm(b.q, b.rstd_q, b.q_raw, Norm::kQuery, layer);
@@ -359,9 +204,9 @@ void BackwardBlock(Exec& e, const ModelConfig& model, const TrainSpec& spec, con
   if (model.fused) {
     const Tensor dqkv = grad(Slot::kDQkv, model.QueryWidth() + 2 * model.KeyValueWidth());
     e.Join(dqkv, dq, dk, dv);
-    linear(dh1, false, dqkv, b.h1, Module::kQkv);
+    products.One(dh1, false, dqkv, b.h1, Module::kQkv);
   } else {
-    group(dh1, {dq, dk, dv}, b.h1, Module::kQ);
+    products.Group(dh1, {dq, dk, dv}, b.h1, Module::kQ);
   }
   if (below) e.RmsNormBackward(d, true, dh1, b.x, b.rstd1, Norm::kInput, layer);
 }

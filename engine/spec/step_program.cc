@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "engine/spec/step.h"
 
 namespace nibble::spec {
 namespace {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/spec/step.h"
+#include "engine/spec/step_tensors.h"
 
 namespace nibble::spec {
 
