@@ -1,4 +1,4 @@
-// Workers, leases, time and placement: T2, T7, T8b, T9, T10.
+// Workers that register, are drained and are forgotten: T11, T16.
 #include <algorithm>
 #include <set>
 #include <string>
@@ -9,31 +9,9 @@
 #include "base/status.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
-#include "server/core/schedule.h"
 
 namespace nibble::core {
 namespace {
-
-std::vector<const Attempt*> HeldBy(const State& state, const std::string& worker_id) {
-  std::vector<const Attempt*> attempts;
-  const auto it = state.holding.find(worker_id);
-  if (it == state.holding.end()) return attempts;
-  for (const AttemptKey& key : it->second) attempts.push_back(state.FindAttempt(key));
-  return attempts;
-}
-
-void LoseAttempts(Turn& turn, const std::string& worker_id, const std::string& why) {
-  for (const Attempt* attempt : HeldBy(turn.state, worker_id)) {
-    if (attempt->state != AttemptState::kActive) continue;
-    Ending ending;
-    ending.state = AttemptState::kLost;
-    ending.reason = std::string(ReasonName(Reason::kWorkerLost));
-    ending.message = why;
-    ending.then = Ending::Then::kRetry;
-    ending.may_poison = true;
-    EndAttempt(turn, turn.state.jobs.at(attempt->job_id), *attempt, ending);
-  }
-}
 
 void RequestReleases(Turn& turn, const std::string& worker_id, const std::string& why) {
   for (const Attempt* attempt : HeldBy(turn.state, worker_id)) {
@@ -84,119 +62,34 @@ absl::Status CheckRegister(const State& state, const RegisterWorker& c) {
   return absl::OkStatus();
 }
 
+}  // namespace
+
+std::vector<const Attempt*> HeldBy(const State& state, const std::string& worker_id) {
+  std::vector<const Attempt*> attempts;
+  const auto it = state.holding.find(worker_id);
+  if (it == state.holding.end()) return attempts;
+  for (const AttemptKey& key : it->second) attempts.push_back(state.FindAttempt(key));
+  return attempts;
+}
+
+void LoseAttempts(Turn& turn, const std::string& worker_id, const std::string& why) {
+  for (const Attempt* attempt : HeldBy(turn.state, worker_id)) {
+    if (attempt->state != AttemptState::kActive) continue;
+    Ending ending;
+    ending.state = AttemptState::kLost;
+    ending.reason = std::string(ReasonName(Reason::kWorkerLost));
+    ending.message = why;
+    ending.then = Ending::Then::kRetry;
+    ending.may_poison = true;
+    EndAttempt(turn, turn.state.jobs.at(attempt->job_id), *attempt, ending);
+  }
+}
+
 absl::Status Superseded(const std::string& worker_id, const std::string& incarnation) {
   return Error(Reason::kStaleAttempt,
                absl::StrCat("another process has registered as workers/", worker_id,
                             " since; this one (incarnation ", incarnation, ") must stop"))
       .With("worker", worker_id);
-}
-
-// A call says of all devices whether they are withdrawn.
-void NoteFaults(Turn& turn, const Worker& worker, const Synchronize& c) {
-  for (const auto& [id, device] : worker.devices) {
-    const auto use = std::find_if(c.devices.begin(), c.devices.end(),
-                                  [&id = id](const DeviceUse& u) { return u.device_id == id; });
-    const std::string fault = use == c.devices.end() ? "" : use->fault;
-    if (fault.empty() == device.fault.empty()) continue;
-    if (fault.empty()) {
-      turn.Emit(DeviceRestored{worker.id, id});
-    } else {
-      turn.Emit(DeviceWithdrawn{worker.id, id, fault});
-    }
-  }
-}
-
-void NoteRoom(Turn& turn, const Worker& worker, const std::string& no_room) {
-  if (no_room.empty() == worker.no_room.empty()) return;
-  if (no_room.empty()) {
-    turn.Emit(WorkerHasRoom{worker.id});
-  } else {
-    turn.Emit(WorkerDiskFull{worker.id, no_room});
-  }
-}
-
-// What the arrival of a listing says about one attempt that holds bytes.
-void Settle(Turn& turn, const Worker& worker, const Synchronize& c, const Attempt& attempt) {
-  // One that goes on in memory is listed by its first key until its worker has learned the new one.
-  const auto listed =
-      std::find_if(c.attempts.begin(), c.attempts.end(), [&](const ListedAttempt& l) {
-        return l.job_id == attempt.job_id &&
-               (l.epoch == attempt.epoch || l.epoch == attempt.continues_epoch);
-      });
-  const bool gone = listed == c.attempts.end();
-  // An absence counts only once the worker has seen a set that had the attempt in it.
-  if (gone && c.known_revision < attempt.assign_revision) return;
-  const bool released = !gone && listed->phase == Phase::kReleased;
-  if (!gone && !released) return;
-  const Job& job = turn.state.jobs.at(attempt.job_id);
-  if (attempt.state == AttemptState::kActive) {
-    if (job.state == JobState::kCancelling) {
-      EndAttempt(turn, job, attempt, {AttemptState::kCancelled, "cancelled", ""});
-    } else if (released) {
-      return;  // its last report is on the way
-    } else if (job.state == JobState::kPausing || attempt.release_requested) {
-      Ending ending;
-      ending.state = AttemptState::kReleased;
-      ending.reason = job.state == JobState::kPausing ? "paused" : attempt.release_reason;
-      EndAttempt(turn, job, attempt, ending);
-    } else {
-      Ending ending;
-      ending.reason = std::string(ReasonName(Reason::kWorkerLost));
-      ending.message = absl::StrCat("workers/", worker.id, " no longer has it");
-      ending.then = Ending::Then::kRetry;
-      EndAttempt(turn, job, attempt, ending);
-    }
-  }
-  turn.Emit(AttemptFreed{attempt.job_id, attempt.epoch});
-}
-
-// T9: the worker was silent for too long and is back with what it trained, and nobody else has the job yet.
-// The bytes it holds become those of the new attempt, so nothing has to be placed.
-void Reinstate(Turn& turn, const Worker& worker, const ListedAttempt& listed) {
-  const Job* job = turn.state.FindJob(listed.job_id);
-  if (job == nullptr || job->state != JobState::kQueued || job->kind != JobKind::kTrain) return;
-  const auto it = job->attempts.find(job->epoch);
-  if (it == job->attempts.end()) return;
-  const Attempt* last = &it->second;
-  if (last->state != AttemptState::kLost || !last->holds_bytes) return;
-  if (last->worker_id != worker.id || last->incarnation != worker.incarnation) return;
-  if (listed.epoch != last->epoch && listed.epoch != last->continues_epoch) return;
-  AttemptAssigned assigned;
-  assigned.job_id = job->id;
-  assigned.epoch = job->epoch + 1;
-  assigned.worker_id = worker.id;
-  assigned.incarnation = worker.incarnation;
-  assigned.device_id = last->device_id;
-  assigned.plan = last->plan;
-  assigned.group = last->group;
-  assigned.run_alone = job->run_alone;
-  assigned.continues_epoch = listed.epoch;
-  // Should its memory be gone by then, it goes on from there.
-  if (!job->checkpoints.empty()) {
-    assigned.resume_epoch = job->checkpoints.back().epoch;
-    assigned.resume_step = job->checkpoints.back().step;
-  }
-  turn.Emit(AttemptFreed{job->id, last->epoch});
-  turn.Emit(std::move(assigned));
-}
-
-}  // namespace
-
-Answer DecideFleet(Turn& turn, const ServerStart& c) {
-  const State& state = turn.state;
-  ServerStarted started;
-  started.timeline = state.timeline.empty() || c.new_timeline ? c.timeline : state.timeline;
-  started.generation = state.generation + 1;
-  started.cancel_deadline_us = turn.now.monotonic_us + turn.options().cancel_force_us;
-  started.pin_until_us = turn.now.monotonic_us + turn.options().blob_pin_us;
-  started.policy = turn.options();
-  turn.Emit(started);
-  if (c.new_timeline) {
-    for (const auto& [worker_id, worker] : state.workers) {
-      LoseAttempts(turn, worker_id, "the database was restored");
-    }
-  }
-  return started.timeline;
 }
 
 Answer DecideFleet(Turn& turn, const RegisterWorker& c) {
@@ -248,48 +141,6 @@ Answer DecideFleet(Turn& turn, const RegisterWorker& c) {
   return c.worker_id;
 }
 
-Answer DecideFleet(Turn& turn, const Synchronize& c) {
-  const Worker* worker = turn.state.FindWorker(c.worker_id);
-  if (worker == nullptr) {
-    return Error(Reason::kWorkerNotFound,
-                 absl::StrCat("workers/", c.worker_id, " is not registered; register first"))
-        .ToStatus();
-  }
-  if (worker->incarnation != c.incarnation) {
-    const auto& past = worker->past_incarnations;
-    if (std::find(past.begin(), past.end(), c.incarnation) != past.end()) {
-      return Superseded(c.worker_id, c.incarnation);
-    }
-    return Error(Reason::kWorkerNotFound, absl::StrCat("this process of workers/", c.worker_id,
-                                                       " is not registered; register first"))
-        .ToStatus();
-  }
-  if (worker->lost) turn.Emit(WorkerReturned{worker->id});
-  turn.Emit(LeaseRenewed{worker->id, c.known_revision, c.attempts, c.devices, c.draining});
-  NoteFaults(turn, *worker, c);
-  NoteRoom(turn, *worker, c.no_room);
-  for (const Attempt* attempt : HeldBy(turn.state, worker->id)) Settle(turn, *worker, c, *attempt);
-  if (!c.draining && !worker->draining && !turn.state.rollback_suspected) {
-    std::set<std::string> jobs;  // a job once, whatever the listing says
-    for (const ListedAttempt& listed : c.attempts) {
-      const bool holds = listed.intact && listed.phase != Phase::kReleased;
-      if (holds && jobs.insert(listed.job_id).second) Reinstate(turn, *worker, listed);
-    }
-  }
-  if (c.draining) {
-    for (const Attempt* attempt : HeldBy(turn.state, worker->id)) {
-      const bool ended =
-          std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
-            const auto* e = std::get_if<AttemptEnded>(&event.body);
-            return e != nullptr && e->job_id == attempt->job_id && e->epoch == attempt->epoch;
-          });
-      if (ended || attempt->state != AttemptState::kActive || attempt->release_requested) continue;
-      turn.Emit(AttemptReleaseRequested{attempt->job_id, attempt->epoch, "its worker goes"});
-    }
-  }
-  return worker->id;
-}
-
 Answer DecideFleet(Turn& turn, const DrainWorker& c) {
   const Worker* worker = turn.state.FindWorker(c.worker_id);
   if (worker == nullptr) {
@@ -334,73 +185,6 @@ Answer DecideFleet(Turn& turn, const DeleteWorker& c) {
     turn.Emit(AttemptFreed{attempt->job_id, attempt->epoch});
   turn.Emit(WorkerDeleted{c.worker_id});
   return c.worker_id;
-}
-
-Answer DecideFleet(Turn& turn, const Awake& c) {
-  const int64_t least_us = turn.options().sleep_us;
-  if (least_us > 0 && c.slept_us >= least_us) turn.Emit(ServerSlept{c.slept_us});
-  return "";
-}
-
-Answer DecideFleet(Turn& turn, const Tick&) {
-  const State& state = turn.state;
-  for (const auto& [worker_id, worker] : state.workers) {
-    if (worker.lost ||
-        HealthOf(worker, turn.options(), turn.now.monotonic_us) != WorkerHealth::kLost)
-      continue;
-    turn.Emit(WorkerLost{worker_id});
-    LoseAttempts(turn, worker_id,
-                 absl::StrCat("workers/", worker_id, " has not renewed its lease for ",
-                              turn.options().lease_lost_us / kSecondUs, " s"));
-  }
-  for (const std::string& id : state.cancelling_jobs) {
-    const Job& job = state.jobs.at(id);
-    if (turn.now.monotonic_us < job.cancel_deadline_us) continue;
-    const bool ending =
-        std::any_of(turn.events.begin(), turn.events.end(), [&](const Event& event) {
-          const auto* e = std::get_if<AttemptEnded>(&event.body);
-          return e != nullptr && e->job_id == id;
-        });
-    if (ending) continue;
-    EndAttempt(turn, job, *job.Current(),
-               {AttemptState::kCancelled, "cancelled", "its worker did not let go in time"});
-  }
-  for (const auto& [create_unix_us, key] : state.requests_by_age) {
-    if (turn.now.unix_us - create_unix_us < turn.options().request_id_ttl_us) break;
-    turn.Emit(RequestExpired{key.first, key.second});
-  }
-  return "";
-}
-
-Answer DecideFleet(Turn& turn, const Place&) {
-  const State& state = turn.state;
-  if (state.queued_jobs.empty() || state.rollback_suspected) return "";
-  Schedule schedule = MakeSchedule(state, turn.now.monotonic_us, turn.core);
-  turn.events.reserve(schedule.placements.size());
-  for (Placement& placement : schedule.placements) {
-    const Job& job = *placement.job;
-    const Worker& worker = *placement.worker;
-    AttemptAssigned assigned;
-    assigned.job_id = job.id;
-    assigned.epoch = job.epoch + 1;
-    assigned.worker_id = worker.id;
-    assigned.incarnation = worker.incarnation;
-    assigned.device_id = placement.device_id;
-    assigned.plan = std::move(placement.plan);
-    assigned.group = std::move(placement.group);
-    assigned.run_alone = job.run_alone;
-    if (!job.checkpoints.empty()) {
-      assigned.resume_epoch = job.checkpoints.back().epoch;
-      assigned.resume_step = job.checkpoints.back().step;
-    }
-    assigned.why = std::move(placement.why);
-    turn.Emit(std::move(assigned));
-  }
-  for (const Preemption& preemption : schedule.preemptions) {
-    turn.Emit(AttemptReleaseRequested{preemption.job_id, preemption.epoch, preemption.why});
-  }
-  for (const std::string& id : schedule.wanting_checks) QueueCheck(turn, state.jobs.at(id));
-  return "";
 }
 
 }  // namespace nibble::core

@@ -64,6 +64,12 @@ Answer DecideReport(Turn& turn, const ReportFailed& c);
 Answer DecideReport(Turn& turn, const ReportCheck& c);
 Answer DecideReport(Turn& turn, const ReportReleased& c);
 
+// The attempts whose bytes a worker holds, ended ones too.
+std::vector<const Attempt*> HeldBy(const State& state, const std::string& worker_id);
+// Those of them that are active end as LOST.
+void LoseAttempts(Turn& turn, const std::string& worker_id, const std::string& why);
+// For a process whose worker id another one has taken since.
+absl::Status Superseded(const std::string& worker_id, const std::string& incarnation);
 Answer DecideFleet(Turn& turn, const RegisterWorker& c);
 Answer DecideFleet(Turn& turn, const Synchronize& c);
 Answer DecideFleet(Turn& turn, const DrainWorker& c);
