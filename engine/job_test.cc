@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "engine/fused_turn.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/checkpoint_tensors.h"
 #include "engine/testing/tiny_directory.h"

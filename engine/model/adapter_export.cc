@@ -14,6 +14,7 @@
 #include "engine/model/adapter.h"
 #include "engine/model/hashed_file.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/checkpoint_tensors.h"
 #include "engine/spec/words.h"

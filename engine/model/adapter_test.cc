@@ -17,6 +17,7 @@
 #include "base/random.h"
 #include "base/status.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/base_layout.h"
 #include "engine/testing/full_disk.h"
 

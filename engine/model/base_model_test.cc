@@ -23,6 +23,7 @@
 #include "engine/model/base_tensors.h"
 #include "engine/model/floats.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/memory_plan.h"
 #include "engine/testing/bnb_checkpoint.h"

@@ -18,6 +18,7 @@
 #include "engine/model/hashed_file.h"
 #include "engine/model/merged_weights.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/words.h"
 #include "engine/text/json.h"
 #include "engine/text/text.h"

@@ -17,6 +17,7 @@
 #include "engine/model/base_cache.h"
 #include "engine/model/floats.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/checkpoint_tensors.h"
 #include "engine/testing/bnb_checkpoint.h"

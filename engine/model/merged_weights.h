@@ -15,6 +15,7 @@
 #include "engine/model/base_model.h"
 #include "engine/model/base_tensors.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/model_config.h"
 #include "kernels/parallel.h"
 

@@ -1,4 +1,4 @@
-// Reading and writing safetensors files, alone or as the shards of a checkpoint.
+// Reading safetensors files, alone or as the shards of a checkpoint. safetensors_write.h makes them.
 //
 // The rules of the reference implementation, enforced before a byte of data is looked at: the
 // header is a JSON object without duplicate keys; tensors sorted by offset start at 0, touch each
@@ -11,7 +11,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -97,24 +96,5 @@ class Checkpoint {
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, size_t, std::less<>> file_of_;
 };
-
-using ByteSink = std::function<absl::Status(const void*, int64_t)>;
-struct TensorToWrite {
-  std::string name;
-  TensorType type = TensorType::kF32;
-  std::vector<int64_t> shape;
-  const void* data = nullptr;
-  // Instead of data: hands over the tensor's bytes, all of them, when they are asked for.
-  std::function<absl::Status(const ByteSink&)> pieces;
-
-  int64_t Bytes() const;  // shape times type
-};
-// Hands the bytes of a file to `write`, piece by piece; the first error ends it.
-absl::Status StreamSafetensors(const std::vector<TensorToWrite>& tensors,
-                               const std::map<std::string, std::string>& metadata, const ByteSink& write);
-// The bytes of a file; tensors sorted by name, header padded to 8 bytes: the same input, the same
-// bytes.
-std::string SerializeSafetensors(const std::vector<TensorToWrite>& tensors,
-                                 const std::map<std::string, std::string>& metadata);
 
 }  // namespace nibble::engine

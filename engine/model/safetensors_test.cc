@@ -1,4 +1,5 @@
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/model/base_model.h"
-#include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 
 namespace nibble::engine::testing {
 

@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "base/status.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/safetensors_write.h"
 #include "engine/spec/checkpoint_tensors.h"
 #include "kernels/counter.h"
 #include "nlohmann/json.hpp"
