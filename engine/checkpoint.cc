@@ -8,8 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <limits>
-#include <set>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
@@ -17,25 +16,18 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "engine/line.h"
+#include "engine/checkpoint_text.h"
 #include "engine/model/hashed_file.h"
-#include "nlohmann/json.hpp"
 
 namespace nibble::engine {
 namespace {
 
-using nlohmann::json;
-
-constexpr char kStateFile[] = "state.bin";
-constexpr char kHistoryFile[] = "history.jsonl";
 constexpr size_t kHistoryPiece = size_t{1} << 20;
-constexpr char kManifestFile[] = "manifest.json";
-constexpr int64_t kFormatVersion = 1;
 
 // Start of state.bin; little-endian, as everything here.
 struct StateHeader {
   char magic[8] = {'N', 'I', 'B', 'B', 'L', 'E', 'C', 'K'};
-  uint32_t version = kFormatVersion;
+  uint32_t version = kCheckpointVersion;
   uint32_t real_bytes = sizeof(float);
   int64_t elements = 0;
   int64_t step = 0;
@@ -58,100 +50,6 @@ absl::Status RefuseNonFinite(const CheckpointArrays::Part& part) {
     }
   }
   return absl::OkStatus();
-}
-
-std::string RowToJson(const MetricRow& row) {
-  return Line()
-      .Integer("step", row.step)
-      .Number("epoch", row.epoch)
-      .Flag("is_eval", row.is_eval)
-      .Number("loss", row.loss)
-      .Number("grad_norm", row.grad_norm)
-      .Number("learning_rate", row.learning_rate)
-      .Integer("tokens", row.tokens)
-      .Integer("target_tokens", row.target_tokens)
-      .Integer("step_time_us", row.step_time_us)
-      .Take();
-}
-
-// A number, or one of the three strings JSON needs for the others.
-bool ReadNumber(const json& object, const char* key, double& value) {
-  const auto it = object.find(key);
-  if (it == object.end()) return false;
-  if (it->is_number()) {
-    value = it->get<double>();
-    return true;
-  }
-  if (*it == "nan")
-    value = std::numeric_limits<double>::quiet_NaN();
-  else if (*it == "inf")
-    value = std::numeric_limits<double>::infinity();
-  else if (*it == "-inf")
-    value = -std::numeric_limits<double>::infinity();
-  else
-    return false;
-  return true;
-}
-
-bool ReadInteger(const json& object, const char* key, int64_t& value) {
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_number_integer()) return false;
-  value = it->get<int64_t>();
-  return true;
-}
-
-bool ReadText(const json& object, const char* key, std::string& value) {
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_string()) return false;
-  value = it->get<std::string>();
-  return true;
-}
-
-bool RowFromJson(const std::string& line, MetricRow& row) {
-  const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object() || !object.contains("is_eval") || !object["is_eval"].is_boolean())
-    return false;
-  row.is_eval = object["is_eval"].get<bool>();
-  return ReadInteger(object, "step", row.step) && ReadNumber(object, "epoch", row.epoch) &&
-         ReadNumber(object, "loss", row.loss) && ReadNumber(object, "grad_norm", row.grad_norm) &&
-         ReadNumber(object, "learning_rate", row.learning_rate) &&
-         ReadInteger(object, "tokens", row.tokens) &&
-         ReadInteger(object, "target_tokens", row.target_tokens) &&
-         ReadInteger(object, "step_time_us", row.step_time_us);
-}
-
-std::string FileEntry(const char* name, const HashedFile& file) {
-  return Line()
-      .Text("name", name)
-      .Integer("size", file.bytes())
-      .Text("sha256", file.digest())
-      .Take();
-}
-
-std::string ManifestText(const CheckpointHead& head, const HashedFile& state,
-                         const HashedFile& history) {
-  const std::string files =
-      absl::StrCat("[", FileEntry(kStateFile, state), ",", FileEntry(kHistoryFile, history), "]");
-  Line line;
-  if (head.loss_scale.scale != 1 || head.loss_scale.good_steps != 0) {
-    line.Number("loss_scale", head.loss_scale.scale)
-        .Integer("loss_scale_good_steps", head.loss_scale.good_steps);
-  }
-  return line.Text("format", "nibble-checkpoint")
-             .Integer("version", kFormatVersion)
-             .Integer("step", head.step)
-             .Integer("updates", head.updates)
-             .Integer("skipped_in_a_row", head.skipped_in_a_row)
-             .Text("attempt", head.attempt)
-             .Text("spec_digest", head.spec_digest)
-             .Text("base_digest", head.base_digest)
-             .Text("data_digest", head.data_digest)
-             .Text("numerics_id", head.numerics_id)
-             .Text("seed", std::to_string(head.seed))
-             .Number("loss", head.loss)
-             .Raw("files", files)
-             .Take() +
-         "\n";
 }
 
 absl::Status WriteInto(const std::string& directory, const CheckpointHead& head,
@@ -182,7 +80,8 @@ absl::Status WriteInto(const std::string& directory, const CheckpointHead& head,
 
   HashedFile manifest(JoinPath(directory, kManifestFile));
   RETURN_IF_ERROR(manifest.Open());
-  const std::string manifest_text = ManifestText(head, state, rows);
+  const std::string manifest_text = ManifestText(
+      {head, {{kStateFile, state.bytes(), state.digest()}, {kHistoryFile, rows.bytes(), rows.digest()}}});
   RETURN_IF_ERROR(manifest.Write(manifest_text.data(), static_cast<int64_t>(manifest_text.size())));
   RETURN_IF_ERROR(manifest.Finish());
   saved.bytes = state.bytes() + rows.bytes() + manifest.bytes();
@@ -219,65 +118,25 @@ absl::Status RemoveCheckpoint(const std::string& directory) {
   return RemoveAll(gone);
 }
 
-absl::Status VerifyFiles(const std::string& directory, const json& manifest) {
-  const auto files = manifest.find("files");
-  if (files == manifest.end() || !files->is_array() || files->size() != 2) {
-    return Invalid(directory, "manifest.json lists other files than state.bin and history.jsonl");
+absl::Status VerifyFile(const std::string& directory, const CheckpointManifest::File& file) {
+  const std::string path = JoinPath(directory, file.name);
+  const auto actual = FileSizeBytes(path);
+  if (!actual.ok() || *actual != file.bytes) {
+    return Invalid(directory, absl::StrCat(file.name, " is missing or does not have ", file.bytes, " bytes"));
   }
-  std::set<std::string> seen;
-  for (const json& file : *files) {
-    std::string name, sha256;
-    int64_t size = -1;
-    if (!file.is_object() || !ReadText(file, "name", name) || !ReadText(file, "sha256", sha256) ||
-        !ReadInteger(file, "size", size) || (name != kStateFile && name != kHistoryFile) ||
-        !seen.insert(name).second) {
-      return Invalid(directory, "manifest.json lists other files than state.bin and history.jsonl");
-    }
-    const std::string path = JoinPath(directory, name);
-    const auto actual = FileSizeBytes(path);
-    if (!actual.ok() || *actual != size) {
-      return Invalid(directory,
-                     absl::StrCat(name, " is missing or does not have ", size, " bytes"));
-    }
-    ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(path));
-    if (digest != sha256)
-      return Invalid(directory, absl::StrCat(name, " does not have its digest"));
-  }
+  ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(path));
+  if (digest != file.sha256) return Invalid(directory, absl::StrCat(file.name, " does not have its digest"));
   return absl::OkStatus();
 }
 
 absl::StatusOr<CheckpointHead> ReadHead(const std::string& directory) {
   const auto text = ReadFile(JoinPath(directory, kManifestFile), 1 << 20);
   if (!text.ok()) return Invalid(directory, "has no readable manifest.json");
-  const json manifest = json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  CheckpointHead head;
-  std::string format, seed;
-  int64_t version = 0;
-  if (!manifest.is_object() || !ReadText(manifest, "format", format) ||
-      format != "nibble-checkpoint" || !ReadInteger(manifest, "version", version) ||
-      version != kFormatVersion) {
-    return Invalid(directory, "manifest.json is not that of a checkpoint of this version");
-  }
-  if (!ReadInteger(manifest, "step", head.step) ||
-      !ReadInteger(manifest, "updates", head.updates) ||
-      !ReadInteger(manifest, "skipped_in_a_row", head.skipped_in_a_row) ||
-      !ReadText(manifest, "attempt", head.attempt) ||
-      !ReadText(manifest, "spec_digest", head.spec_digest) ||
-      !ReadText(manifest, "base_digest", head.base_digest) ||
-      !ReadText(manifest, "data_digest", head.data_digest) ||
-      !ReadText(manifest, "numerics_id", head.numerics_id) || !ReadText(manifest, "seed", seed) ||
-      !absl::SimpleAtoi(seed, &head.seed) || !ReadNumber(manifest, "loss", head.loss) ||
-      head.step < 0 || head.updates < 0 || head.updates > head.step || head.skipped_in_a_row < 0) {
-    return Invalid(directory, "manifest.json lacks a field or has a wrong one");
-  }
-  if (manifest.contains("loss_scale") &&
-      (!ReadNumber(manifest, "loss_scale", head.loss_scale.scale) ||
-       !ReadInteger(manifest, "loss_scale_good_steps", head.loss_scale.good_steps) ||
-       !(head.loss_scale.scale >= 1 && head.loss_scale.scale <= LossScale::kLargest))) {
-    return Invalid(directory, "manifest.json has a loss scale that is none");
-  }
-  RETURN_IF_ERROR(VerifyFiles(directory, manifest));
-  return head;
+  CheckpointManifest manifest;
+  const std::string wrong = ManifestFromText(*text, manifest);
+  if (!wrong.empty()) return Invalid(directory, absl::StrCat("manifest.json ", wrong));
+  for (const CheckpointManifest::File& file : manifest.files) RETURN_IF_ERROR(VerifyFile(directory, file));
+  return std::move(manifest.head);
 }
 
 // Straight into the arrays: a mapping would be memory beside the plan.
