@@ -169,6 +169,34 @@ TEST(Checkpoint, DamageIsFound) {
   EXPECT_FALSE(LoadCheckpoint(path, small.arrays()).ok());
 }
 
+TEST(Checkpoint, OnlyAScaleThatTrainingCouldHaveIsTaken) {
+  TempDir dir;
+  State state(100);
+  CheckpointHead head = Head(3);
+  head.loss_scale = {.scale = 1024, .good_steps = 7};
+  const std::string path = SaveCheckpoint(dir.path(), head, state.arrays(), History())->directory;
+  const auto loaded = LoadCheckpoint(path, state.arrays());
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->head.loss_scale.scale, 1024);
+  EXPECT_EQ(loaded->head.loss_scale.good_steps, 7);
+  const std::string manifest = *ReadFile(JoinPath(path, "manifest.json"));
+  const std::string scale = "\"loss_scale\":1024,", steps = "\"loss_scale_good_steps\":7,";
+  for (const auto& [from, to] : {std::pair{scale, "\"loss_scale\":0.5,"},
+                                 {scale, "\"loss_scale\":1000,"},
+                                 {scale, "\"loss_scale\":33554432,"},
+                                 {scale, "\"loss_scale\":\"nan\","},
+                                 {scale, "\"loss_scale\":\"inf\","},
+                                 {steps, ""},
+                                 {steps, "\"loss_scale_good_steps\":-1,"},
+                                 {steps, "\"loss_scale_good_steps\":2000,"}}) {
+    std::string lie = manifest;
+    ASSERT_NE(lie.find(from), std::string::npos) << from;
+    lie.replace(lie.find(from), from.size(), to);
+    ASSERT_TRUE(WriteFileAtomic(JoinPath(path, "manifest.json"), lie).ok());
+    EXPECT_EQ(StatusReason(LoadCheckpoint(path, state.arrays()).status()), Reason::kCheckpointInvalid) << lie;
+  }
+}
+
 TEST(Checkpoint, PruningKeepsTheNewest) {
   TempDir dir;
   State state(10);

@@ -1,5 +1,6 @@
 #include "engine/checkpoint_text.h"
 
+#include <cmath>
 #include <limits>
 #include <set>
 #include <utility>
@@ -49,6 +50,17 @@ bool ReadText(const json& object, const char* key, std::string& value) {
 
 std::string FileEntry(const CheckpointManifest::File& file) {
   return Line().Text("name", file.name).Integer("size", file.bytes).Text("sha256", file.sha256).Take();
+}
+
+// One that training could have: a power of two, and not yet due to grow.
+bool ReadLossScale(const json& manifest, LossScale& out) {
+  if (!ReadNumber(manifest, "loss_scale", out.scale) ||
+      !ReadInteger(manifest, "loss_scale_good_steps", out.good_steps)) {
+    return false;
+  }
+  int exponent = 0;
+  return out.scale >= 1 && out.scale <= LossScale::kLargest && std::frexp(out.scale, &exponent) == 0.5 &&
+         out.good_steps >= 0 && out.good_steps < LossScale::kGrowthSteps;
 }
 
 bool ReadFiles(const json& manifest, std::vector<CheckpointManifest::File>& out) {
@@ -116,12 +128,8 @@ std::string ManifestFromText(std::string_view text, CheckpointManifest& out) {
       head.updates < 0 || head.updates > head.step || head.skipped_in_a_row < 0) {
     return "lacks a field or has a wrong one";
   }
-  if (manifest.contains("loss_scale") &&
-      (!ReadNumber(manifest, "loss_scale", head.loss_scale.scale) ||
-       !ReadInteger(manifest, "loss_scale_good_steps", head.loss_scale.good_steps) ||
-       !(head.loss_scale.scale >= 1 && head.loss_scale.scale <= LossScale::kLargest))) {
+  if (manifest.contains("loss_scale") && !ReadLossScale(manifest, head.loss_scale))
     return "has a loss scale that is none";
-  }
   if (!ReadFiles(manifest, out.files)) return "lists other files than state.bin and history.jsonl";
   return "";
 }
