@@ -26,7 +26,9 @@ absl::Status CheckRegister(const State& state, const RegisterWorker& c) {
                         "must be 1 to 63 of a-z, 0-9 and inner '-'");
   }
   if (c.incarnation.empty() || c.incarnation.size() > kMaxRequestIdBytes) {
-    return Error::Field(Reason::kSpecInvalid, "incarnation", "must be given");
+    return Error::Field(
+        Reason::kSpecInvalid, "incarnation",
+        absl::StrCat("must be 1 to ", kMaxRequestIdBytes, " bytes, got ", c.incarnation.size()));
   }
   if (c.devices.empty() || c.devices.size() > kMaxDevicesPerWorker) {
     return Error::Field(Reason::kSpecInvalid, "devices",

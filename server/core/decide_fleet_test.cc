@@ -121,7 +121,8 @@ TEST(Devices, AbsurdOnesAreRefusedByFieldAndBound) {
        "devices[0].profile.host_capacity_bytes", "0 to"},
       {first([](Device& d) { d.profile.pinned_capacity_bytes = kLeast; }),
        "devices[0].profile.pinned_capacity_bytes", "0 to"},
-      {[](auto& c) { c.incarnation.clear(); }, "incarnation", "must be given"},
+      {[](auto& c) { c.incarnation.clear(); }, "incarnation", "1 to 128 bytes, got 0"},
+      {[](auto& c) { c.incarnation.assign(129, 'i'); }, "incarnation", "1 to 128 bytes, got 129"},
       {[](auto& c) { c.worker_id = "W"; }, "worker_id", "1 to 63"},
   };
   for (const Case& c : cases) {

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/outside_text.h"
 #include "base/status.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
@@ -230,7 +231,8 @@ Answer DecideReport(Turn& turn, const ReportFailed& c) {
   ending.state = AttemptState::kFailed;
   ending.reason =
       std::string(ReasonName(reason == Reason::kUnspecified ? Reason::kInternal : reason));
-  ending.message = c.message.substr(0, kMaxReportBytes);
+  // The cut may be inside a character, and a job whose text is no UTF-8 cannot be sent to anybody.
+  ending.message = RepairUtf8(std::string_view(c.message).substr(0, kMaxReportBytes));
   if (c.neighbour_fault) {
     ending.then = Ending::Then::kRequeue;
   } else if (c.infrastructure && reason == Reason::kStorageFull) {

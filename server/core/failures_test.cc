@@ -5,6 +5,8 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/outside_text.h"
+#include "server/core/limits.h"
 #include "server/core/testing/running_job.h"
 
 namespace nibble::core {
@@ -38,6 +40,17 @@ TEST_F(RunningTest, RetriesBackOffAndEnd) {
   d_.Must(Failed("STORE_UNAVAILABLE", true));
   EXPECT_EQ(state(), JobState::kFailed);
   EXPECT_EQ(d_.job("j").error_reason, "STORE_UNAVAILABLE");
+}
+
+TEST_F(RunningTest, ALongMessageIsCutBetweenCharacters) {
+  std::string message = "x";  // so that the bound is inside a character
+  while (message.size() <= kMaxReportBytes) message += "\xC3\xA4";
+  d_.Must(ReportFailed{d_.FenceOf("j"), "TOKENIZER_UNSUPPORTED", message, false, false});
+  ASSERT_EQ(state(), JobState::kFailed);
+  const std::string& shown = d_.job("j").error_message;
+  EXPECT_TRUE(IsValidUtf8(shown));
+  EXPECT_GE(shown.size(), kMaxReportBytes);
+  EXPECT_LE(shown.size(), kMaxReportBytes + 2);  // the mark in place of half a character
 }
 
 TEST_F(RunningTest, AFullDiskIsWaitedForAndSpendsNoRetry) {
