@@ -100,9 +100,17 @@ int DoctorCommand(const Globals& g) {
                  /*counts=*/!elsewhere);
   }
   const std::string dir = DataDir(g);
-  const std::string existing = IsDirectory(dir) ? dir : "/";
+  std::string existing = dir;  // where it will be made
+  while (!IsDirectory(existing) && existing != DirName(existing)) existing = DirName(existing);
   if (const auto free = FreeDiskBytes(existing); free.ok()) {
-    check(*free > (int64_t{2} << 30), "disk", absl::StrCat(FormatBytes(*free), " free for ", dir));
+    constexpr int64_t kWanted = int64_t{2} << 30;
+    check(
+        *free > kWanted, "disk",
+        absl::StrCat(FormatBytes(*free), " free for ", dir,
+                     *free > kWanted ? ""
+                                     : absl::StrCat("; bases, data sets and checkpoints want more than ",
+                                                    FormatBytes(kWanted),
+                                                    "; --data-dir or NIBBLE_DATA_DIR names another place")));
   }
   const std::string server = FindServer(g);
   const auto client = Open(g);

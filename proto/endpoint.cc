@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -36,6 +37,13 @@ absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string
   if (colon == std::string::npos || colon + 1 == target.size()) {
     return Error(Reason::kSpecInvalid,
                  absl::StrCat("server address \"", server, "\": expected host:port"))
+        .ToStatus();
+  }
+  int32_t port = 0;  // gRPC takes one too large for another
+  if (target.compare(0, 5, "unix:") != 0 &&
+      (!absl::SimpleAtoi(target.substr(colon + 1), &port) || port < 1 || port > 65535)) {
+    return Error(Reason::kSpecInvalid, absl::StrCat("server address \"", server, "\": the port is ",
+                                                    target.substr(colon + 1), ", no number from 1 to 65535"))
         .ToStatus();
   }
   if (endpoint.tls) {

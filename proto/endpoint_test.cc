@@ -34,6 +34,15 @@ TEST(EndpointTest, WithoutAPortItIsRefused) {
   }
 }
 
+TEST(EndpointTest, APortThatIsNoneIsRefused) {
+  for (const char* server : {"host:99999", "host:0", "host:-1", "https://host:70a", "[::1]:65536"}) {
+    EXPECT_THAT(std::string(EndpointOf(server, "").status().message()), testing::HasSubstr("from 1 to 65535"))
+        << server;
+  }
+  EXPECT_TRUE(EndpointOf("host:65535", "").ok());
+  EXPECT_TRUE(EndpointOf("unix:/run/nibble.sock", "").ok());
+}
+
 TEST(EndpointTest, CertificatesThatCannotBeReadAreNamed) {
   EXPECT_THAT(std::string(EndpointOf("host:1", "/nowhere/ca.pem").status().message()),
               testing::HasSubstr("/nowhere/ca.pem"));

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -38,6 +39,8 @@ constexpr int kFileThreads = 2;
 constexpr size_t kWorkQueue = 64;
 constexpr int64_t kTokenRefreshUs = 1'000'000;
 
+constexpr std::string_view kSocket = "unix:";
+
 std::string HostOf(const std::string& listen) {
   const size_t colon = listen.rfind(':');
   return colon == std::string::npos ? listen : listen.substr(0, colon);
@@ -45,9 +48,21 @@ std::string HostOf(const std::string& listen) {
 
 // Where clients find what listens there.
 std::string AddressOf(const std::string& listen, int port) {
-  constexpr std::string_view kSocket = "unix:";
   if (!listen.starts_with(kSocket)) return absl::StrCat(HostOf(listen), ":", port);
   return absl::StrCat("unix:", std::filesystem::absolute(listen.substr(kSocket.size())).string());
+}
+
+// gRPC takes a port that is too large for another one.
+absl::Status CheckAddress(const char* flag, const std::string& listen) {
+  const size_t colon = listen.rfind(':');
+  int32_t port = -1;
+  if (listen.starts_with(kSocket) && listen.size() > kSocket.size()) return absl::OkStatus();
+  if (colon != std::string::npos && colon > 0 && absl::SimpleAtoi(listen.substr(colon + 1), &port) &&
+      port >= 0 && port <= 65535)
+    return absl::OkStatus();
+  return Error::Field(
+      Reason::kSpecInvalid, flag,
+      absl::StrCat("is ", listen, ", must be HOST:PORT with a port from 0 to 65535; 0 takes a free one"));
 }
 
 absl::Status CheckExposure(const ServerOptions& options, const TokenFile& tokens) {
@@ -245,6 +260,8 @@ absl::Status ServerImpl::Start() {
                                                         "`nibble-server restore` again, it goes on"));
   }
   RETURN_IF_ERROR(tokens_.Refresh());
+  RETURN_IF_ERROR(CheckAddress("--listen", options_.listen));
+  if (!options_.http_listen.empty()) RETURN_IF_ERROR(CheckAddress("--http-listen", options_.http_listen));
   RETURN_IF_ERROR(CheckExposure(options_, tokens_));
   ASSIGN_OR_RETURN(const int64_t certificate_end_us, CertificateEnd());
   if (!options_.model_root.empty()) {

@@ -449,6 +449,26 @@ TEST(StartServer, RefusesToBeReachedWithoutTls) {
   EXPECT_NE(std::string(server.status().message()).find("--tls-cert"), std::string::npos) << server.status();
 }
 
+// gRPC listens on 34463 when it is told 99999.
+TEST(StartServer, RefusesWhatIsNoAddress) {
+  TempDir directory;
+  ServerOptions options;
+  options.data_dir = directory.path();
+  options.in_memory = true;
+  for (const char* listen :
+       {"127.0.0.1:99999", "127.0.0.1:-1", "127.0.0.1:70x", "nonsense", ":7070", "unix:", ""}) {
+    options.listen = listen;
+    options.http_listen = "";
+    const auto server = StartServer(options);
+    ASSERT_FALSE(server.ok()) << listen;
+    EXPECT_NE(std::string(server.status().message()).find("HOST:PORT"), std::string::npos) << server.status();
+    if (*listen == '\0') continue;  // none
+    options.listen = "127.0.0.1:0";
+    options.http_listen = listen;
+    EXPECT_FALSE(StartServer(options).ok()) << listen;
+  }
+}
+
 TEST(StartServer, ADirectoryHasOneServer) {
   TempDir directory;
   ServerOptions options;
