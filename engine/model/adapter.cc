@@ -93,8 +93,19 @@ absl::StatusOr<std::vector<Module>> ReadTargets(const json& value, const spec::M
   return std::vector<Module>(modules.begin(), modules.end());
 }
 
+absl::Status Missing(const std::string& path) {
+  const std::string directory = DirName(path);
+  if (!IsDirectory(directory))
+    return Error(Reason::kAdapterNotFound, absl::StrCat("adapter ", directory, ": no such directory"));
+  const bool pickled = FileExists(JoinPath(directory, "adapter_model.bin"));
+  return Error(Reason::kAdapterNotFound,
+               absl::StrCat(path, " is missing; ",
+                            pickled ? "adapter_model.bin must be converted to safetensors first"
+                                    : "an adapter is the folder that `nibble download` or PEFT writes"));
+}
+
 absl::StatusOr<AdapterConfig> ReadConfig(const std::string& path, const spec::ModelConfig& model) {
-  if (!FileExists(path)) return Error(Reason::kAdapterNotFound, absl::StrCat(path, " is missing"));
+  if (!FileExists(path)) return Missing(path);
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxAdapterConfigBytes));
   if (JsonDepth(text) > kMaxJsonDepth) return Bad("adapter_config.json is nested too deep");
   const json config = json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -176,8 +187,7 @@ absl::StatusOr<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenWeights(const std::string& directory) {
   const std::string path = JoinPath(directory, "adapter_model.safetensors");
   if (FileExists(path)) return SafetensorsFile::Open(path);
-  return Error(Reason::kAdapterNotFound,
-               absl::StrCat(path, " is missing; adapters saved as .bin must be converted first"));
+  return Missing(path);
 }
 
 AdapterBase BaseFrom(const SafetensorsFile& file) {

@@ -308,6 +308,21 @@ TEST_F(AdapterTest, WhatWeDoNotCarryOutIsRefused) {
             Reason::kAdapterNotFound);
 }
 
+TEST_F(AdapterTest, WhatIsNotThereIsNamed) {
+  const auto says = [this](const std::string& folder) {
+    return std::string(ImportAdapter(folder, export_.model).status().message());
+  };
+  EXPECT_EQ(says(dir_.Join("none")), absl::StrCat("adapter ", dir_.Join("none"), ": no such directory"));
+  EXPECT_THAT(std::string(BaseOfAdapter(dir_.Join("none")).status().message()),
+              HasSubstr("no such directory"));
+  EXPECT_THAT(says(dir_.path()), HasSubstr("adapter_config.json is missing; an adapter is the folder"));
+  CHECK_OK(ExportAdapter(dir_.path(), export_).status());
+  CHECK_OK(RemoveFile(dir_.Join("adapter_model.safetensors")));
+  EXPECT_THAT(says(dir_.path()), HasSubstr("adapter_model.safetensors is missing; an adapter is the folder"));
+  CHECK_OK(WriteFileAtomic(dir_.Join("adapter_model.bin"), "x"));
+  EXPECT_THAT(says(dir_.path()), HasSubstr("adapter_model.bin must be converted"));
+}
+
 TEST_F(AdapterTest, DamagedAdaptersNeverBreakTheReader) {
   CHECK_OK(ExportAdapter(dir_.path(), export_).status());
   const std::string config = *ReadFile(dir_.Join("adapter_config.json"));

@@ -22,7 +22,7 @@ absl::Status CheckUnused(const Turn& turn, const std::map<std::string, std::set<
   if (it == users.end() || it->second.empty()) return absl::OkStatus();
   return Error(Reason::kResourceInUse,
                absl::StrCat(std::string(what), "/", id, " is used by ", it->second.size(),
-                            " unfinished jobs",
+                            it->second.size() == 1 ? " unfinished job" : " unfinished jobs",
                             turn.scope.empty() ? ", among them jobs/" + *it->second.begin() : ""));
 }
 

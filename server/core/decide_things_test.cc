@@ -17,6 +17,8 @@ TEST(Things, InUseCannotBeDeleted) {
   d.Must(Driver::JobOf("a"));
   EXPECT_EQ(ReasonOf(d.Do(DeleteModel{"base"})), Reason::kResourceInUse);
   EXPECT_EQ(ReasonOf(d.Do(DeleteDataset{"data"})), Reason::kResourceInUse);
+  EXPECT_EQ(d.Do(DeleteDataset{"data"}).status().message(),
+            "datasets/data is used by 1 unfinished job, among them jobs/a");
   EXPECT_EQ(ReasonOf(d.Do(DeleteJob{"a"})), Reason::kJobNotTerminal);
   d.Must(CancelJob{"a"});
   d.Must(DeleteModel{"base"});
