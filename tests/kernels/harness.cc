@@ -156,6 +156,8 @@ double ActTolerance(const KernelTable& table) {
   return 1e-12;
 }
 
+bool MultipliesInFixedPoint(const KernelTable& table) { return std::strcmp(table.body, "avx2") == 0; }
+
 bool IsCuda(const KernelTable& table) { return std::strncmp(table.name, "cuda", 4) == 0; }
 
 std::vector<Case> AllCases() {

@@ -89,6 +89,8 @@ class Comparison {
 // What an output of the table's act type may be off by: bf16 rounding of inputs' products and of the
 // result, or float's.
 double ActTolerance(const KernelTable& table);
+// Whether frozen weights are multiplied as integers with a scale per block (kernels/cpu/body/fixed.h).
+bool MultipliesInFixedPoint(const KernelTable& table);
 
 // Which formulas say what an op of the table may use of the workspace: kernels/cuda/workspace.h or
 // kernels/cpu/workspace.h.

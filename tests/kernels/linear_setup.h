@@ -97,7 +97,8 @@ struct Setup {
   bool cuda;
 };
 
-// linear_group_cases.cc: part of LinearCases.
+// Parts of LinearCases: linear_group_cases.cc, linear_extremes_cases.cc.
 std::vector<Case> LinearGroupCases();
+std::vector<Case> LinearExtremesCases();
 
 }  // namespace nibble::kernels::check

@@ -149,16 +149,18 @@ struct alignas(32) ByteTable {
   uint8_t low[16], high[16];
 };
 
-// The tables of two blocks, one in each half of the registers: everything stays inside halves.
-NIBBLE_INLINE void ScaleTables(const float* code_book, float scale_a, float scale_b, ByteTable* a,
-                               ByteTable* b) {
+// The tables of two blocks, one in each half of the registers: everything stays inside halves. pairs(first,
+// second): two vectors of scaled entries as words side by side.
+template <typename Pairs>
+NIBBLE_INLINE void MakeTables(const float* code_book, float scale_a, float scale_b, const Pairs& pairs,
+                              ByteTable* a, ByteTable* b) {
   const F32 scales = _mm256_blend_ps(Set1(scale_a), Set1(scale_b), 0xF0);
   const auto four = [&](int64_t at) __attribute__((always_inline)) {
-    return RoundedUpper(Mul(_mm256_broadcast_ps((const __m128*)(code_book + at)), scales));
+    return Mul(_mm256_broadcast_ps((const __m128*)(code_book + at)), scales);
   };
   // Eight entries: the low bytes of all, then the high ones.
-  const auto eight = [&](I32 first, I32 second) __attribute__((always_inline)) {
-    const I32 words = _mm256_blend_epi16(_mm256_srli_epi32(first, 16), second, 0xAA);
+  const auto eight = [&](F32 first, F32 second) __attribute__((always_inline)) {
+    const I32 words = pairs(first, second);
     const __m128i low_first = _mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
     return _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(low_first));
   };
@@ -168,6 +170,13 @@ NIBBLE_INLINE void ScaleTables(const float* code_book, float scale_a, float scal
   _mm_store_si128((__m128i*)a->high, _mm256_castsi256_si128(high));
   _mm_store_si128((__m128i*)b->low, _mm256_extracti128_si256(low, 1));
   _mm_store_si128((__m128i*)b->high, _mm256_extracti128_si256(high, 1));
+}
+NIBBLE_INLINE void ScaleTables(const float* code_book, float scale_a, float scale_b, ByteTable* a,
+                               ByteTable* b) {
+  const auto pairs = [](F32 first, F32 second) __attribute__((always_inline)) {
+    return _mm256_blend_epi16(_mm256_srli_epi32(RoundedUpper(first), 16), RoundedUpper(second), 0xAA);
+  };
+  MakeTables(code_book, scale_a, scale_b, pairs, a, b);
 }
 
 // A block of 64 weights.

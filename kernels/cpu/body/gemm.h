@@ -7,199 +7,18 @@
 #pragma once
 
 #include "kernels/check.h"
-#if defined(NIBBLE_AMX)
-#include "kernels/cpu/body/amx.h"
-#endif
-#include "kernels/cpu/body/pack.h"
-#include "kernels/cpu/body/simd.h"
+#include "kernels/cpu/body/packers.h"
 #include "kernels/cpu/workspace.h"
 #include "kernels/parallel.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
-#if defined(NIBBLE_AMX)
-constexpr int64_t kTileRows = 32;
-#elif defined(__AVX512F__)
-constexpr int64_t kTileRows = 12;  // x 2 registers of columns: 24 sums of the 32 registers
-#else
-constexpr int64_t kTileRows = 6;   // 12 sums of 16
-#endif
-constexpr int64_t kMaxDepth = kPairs && kTileRows < 32 ? 4096 : 2048;
 constexpr int64_t kPanelBytes = kThreadBytes / 2;
 constexpr int64_t kScratchBytes = kThreadBytes / 4;  // besides 256 per row
 // A branch's panel of this size lies beside the main panel, a larger one takes from it: a rank must not
 // make the panels of 4096 deep weights half as wide.
 constexpr int64_t kBranchBytes = kThreadBytes / 32;
 constexpr int64_t kMaxColumns = 256;
-
-// Rows that are wanted soon, as they lie in memory; null = none.
-struct NextRows {
-  const char* data = nullptr;
-  int64_t stride_bytes = 0;
-  int64_t bytes_per_step = 0;
-};
-
-#if !defined(NIBBLE_AMX)
-
-// Steps of depth between two looks at the counters. With 12 multiply-adds in a step the loop's own ten
-// instructions count where a core is shared with another's thread, which takes half of the issue
-// slots; with 24 they do not.
-#if defined(__AVX512F__)
-constexpr int64_t kStepsAtOnce = 1;
-#else
-constexpr int64_t kStepsAtOnce = 8;
-#endif
-
-// c[rows, vectors * kLanes] (+)= lhs * one tile of a panel. lhs rows are steps of 4 bytes.
-// `next` is what will be multiplied soon: it is fetched into the second-level cache on the way (12 % at 4096
-// deep).
-template <int kRows, int kVectors>
-static void MicroKernel(const char* lhs, int64_t lhs_stride, const float* tile, int64_t steps, float* c,
-                        int64_t c_stride, bool accumulate, const NextRows& next) {
-  F32 sums[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v)
-      sums[r][v] = accumulate ? Load(c + r * c_stride + v * kLanes) : Zero();
-  // Four row pointers instead of twelve: the others are one or two strides away.
-  const char* rows[4];
-  for (int i = 0; i < 4; ++i) rows[i] = lhs + 3 * i * lhs_stride;
-  // One step of depth, `ahead` steps from where the pointers are.
-  const auto multiply = [&](int64_t ahead) __attribute__((always_inline)) {
-    F32 columns[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) columns[v] = Load(tile + ahead * kTileColumns + v * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      float value;
-      std::memcpy(&value, rows[r / 3] + (r % 3) * lhs_stride + 4 * ahead, 4);
-      const F32 a = Set1(value);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) AddProduct(sums[r][v], a, columns[v]);
-    }
-  };
-  int64_t s = 0;
-  for (; s + kStepsAtOnce <= steps; s += kStepsAtOnce) {
-    if (s % 16 == 0 && next.data != nullptr) {  // a cache line of every row, or half of one
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r)
-        __builtin_prefetch(next.data + r * next.stride_bytes + next.bytes_per_step * s, 0, 2);
-    }
-#pragma GCC unroll 8
-    for (int ahead = 0; ahead < kStepsAtOnce; ++ahead) multiply(ahead);
-    tile += kStepsAtOnce * kTileColumns;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) rows[i] += 4 * kStepsAtOnce;
-  }
-  for (; s < steps; ++s) {
-    multiply(0);
-    tile += kTileColumns;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) rows[i] += 4;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) Store(c + r * c_stride + v * kLanes, sums[r][v]);
-}
-
-using MicroKernelFn = void (*)(const char*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                               const NextRows&);
-
-template <int... kIndex>
-struct MicroKernels {
-  static constexpr MicroKernelFn kTable[] = {&MicroKernel<kIndex / 2 + 1, kIndex % 2 + 1>...};
-};
-#if defined(__AVX512F__)
-using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
-                                     20, 21, 22, 23>;
-#else
-using AllMicroKernels = MicroKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11>;
-#endif
-
-#endif
-
-// One tile: rows <= kTileRows, columns <= kTileColumns; c is written up to a multiple of kLanes columns.
-NIBBLE_INLINE void MultiplyTile(const void* lhs, int64_t lhs_stride_bytes, const float* tile, int64_t steps,
-                                int64_t rows, int64_t columns, float* c, int64_t c_stride,
-                                bool accumulate, const NextRows& next = {}) {
-#if defined(NIBBLE_AMX)
-  (void)next;
-  MultiplyWithTiles(static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, rows, columns, c,
-                    c_stride, accumulate);
-#else
-  const int64_t kernel = (rows - 1) * 2 + (columns > kLanes ? 1 : 0);
-  AllMicroKernels::kTable[kernel](static_cast<const char*>(lhs), lhs_stride_bytes, tile, steps, c,
-                                  c_stride, accumulate, next);
-#endif
-}
-
-// Rows of one tile: full tiles would leave a thin last one, which is slow in registers, so they are
-// evened out.
-NIBBLE_INLINE int64_t EvenRows(int64_t rows) {
-  if (kTileRows == 32) return kTileRows;
-  if (rows <= kTileRows) return rows > 0 ? rows : 1;
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  return (rows + tiles - 1) / tiles;
-}
-
-// The left-hand side: rows of bf16 as ops get them, or of operands we made.
-struct Lhs {
-  const void* data = nullptr;
-  int64_t stride = 0;                // in elements
-  bool operands = false;             // float in a float body; says nothing new in a bf16 body
-  const Dropout* dropout = nullptr;  // element (row, column) has index row * stride + column
-
-  NIBBLE_INLINE int64_t ElementBytes() const {
-    return operands ? static_cast<int64_t>(sizeof(Operand)) : 2;
-  }
-  // Whether the micro-kernel can read the rows where they are: operands already, and whole steps.
-  NIBBLE_INLINE bool Direct(int64_t depth) const {
-    return (operands || kPairs) && dropout == nullptr && depth % kDepthUnit == 0;
-  }
-};
-
-NIBBLE_INLINE void CopyOperands(const BF16* in, int64_t count, Operand* out) {
-#if defined(__AVX512BF16__)
-  std::memcpy(out, in, static_cast<size_t>(2 * count));
-#else
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) Store(out + i, Load(in + i));
-  for (; i < count; ++i) out[i] = ToFloat(in[i]);
-#endif
-}
-
-// Rows row .. row + rows - 1, columns first .. first + depth - 1 as operands; returns where, and the
-// stride in bytes. `copy` is used when they cannot stay where they are.
-struct PreparedRows {
-  const void* data;
-  int64_t stride_bytes;
-  NextRows next;  // the rows behind them, where they lie
-};
-// A little more than the depth, so that the rows spread over cache sets.
-NIBBLE_INLINE int64_t CopyStride(int64_t depth) { return Steps(depth) * kDepthPerStep + 32; }
-static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64_t first, int64_t depth,
-                                Operand* copy) {
-  const int64_t stride_bytes = lhs.stride * lhs.ElementBytes();
-  const char* data = static_cast<const char*>(lhs.data) + row * stride_bytes + first * lhs.ElementBytes();
-  const NextRows next{data + rows * stride_bytes, stride_bytes, lhs.ElementBytes() * kDepthPerStep};
-  if (lhs.Direct(depth)) return {data, stride_bytes, next};
-  const int64_t stride = CopyStride(depth);
-  for (int64_t i = 0; i < rows; ++i) {
-    Operand* out = copy + i * stride;
-    const int64_t at = (row + i) * lhs.stride + first;
-    if (lhs.operands) {
-      std::memcpy(out, static_cast<const Operand*>(lhs.data) + at,
-                  static_cast<size_t>(depth) * sizeof(Operand));
-    } else {
-      CopyOperands(static_cast<const BF16*>(lhs.data) + at, depth, out);
-      if (lhs.dropout != nullptr) ZeroDropped(*lhs.dropout, static_cast<uint64_t>(at), depth, out);
-    }
-    for (int64_t d = depth; d < Steps(depth) * kDepthPerStep; ++d) out[d] = Operand{};
-  }
-  return {copy, stride * static_cast<int64_t>(sizeof(Operand)), next};
-}
 
 // A second, short product whose scaled sum the main one starts from: the LoRA branch.
 //   start = scale * lhs * rhs, dropped elements zero
@@ -215,8 +34,8 @@ struct Branch {
 struct ThreadMemory {
   float* panel;
   float* branch_panel;
-  Operand* rows;
-  Operand* branch_rows;
+  void* rows;
+  void* branch_rows;
   float* scratch;
 };
 
@@ -249,22 +68,23 @@ NIBBLE_INLINE int64_t EvenPanels(int64_t columns, int64_t threads) {
   return best;
 }
 
+template <typename Format>
 static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threads) {
   int64_t columns = EvenPanels(shape.columns, threads);
   // Few columns, many rows: one panel each, rows shared out.
   if (shape.columns <= 2 * kTileColumns && shape.rows > shape.columns)
     columns = RoundUp(shape.columns, kTileColumns);
   if (columns > kMaxColumns) columns = kMaxColumns;
-  const bool split = shape.depth > kMaxDepth;
+  const bool split = shape.depth > Format::kMostDepth;
   if (split) {
     // As wide as the sums of all rows find room in the scratch.
-    const int64_t fit = (kScratchBytes + 256 * shape.rows) / (4 * RoundUp(shape.rows, kTileRows));
+    const int64_t fit = (kScratchBytes + 256 * shape.rows) / (4 * RoundUp(shape.rows, Format::kRows));
     if (columns > fit / kTileColumns * kTileColumns) columns = fit / kTileColumns * kTileColumns;
   }
   const auto depth_of = [&](int64_t width) {
     const int64_t branch_bytes = 4 * width * Steps(branch_depth);
     const int64_t over = branch_bytes > kBranchBytes ? branch_bytes - kBranchBytes : 0;
-    return (kPanelBytes - over) / (4 * width) * kDepthPerStep;
+    return Format::DepthWithin(kPanelBytes - over, width);
   };
   GemmPlan plan{};
   plan.blocks = 1;
@@ -273,19 +93,19 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
     constexpr int64_t kLeastDepth = 512;
     while (columns > kTileColumns && depth_of(columns) < kLeastDepth) columns -= kTileColumns;
     if (columns < kTileColumns) columns = kTileColumns;
-    int64_t budget = depth_of(columns) < kMaxDepth ? depth_of(columns) : kMaxDepth;
+    int64_t budget = depth_of(columns) < Format::kMostDepth ? depth_of(columns) : Format::kMostDepth;
     if (budget < kLeastDepth) budget = kLeastDepth;
     plan.blocks = (shape.depth + budget - 1) / budget;
   } else {
     while (columns > kTileColumns && depth_of(columns) < shape.depth) columns -= kTileColumns;
   }
-  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, 32);
+  plan.block_depth = RoundUp((shape.depth + plan.blocks - 1) / plan.blocks, Format::kDepthMultiple);
   plan.blocks = (shape.depth + plan.block_depth - 1) / plan.block_depth;
   plan.panel_columns = columns;
   plan.panels = (shape.columns + columns - 1) / columns;
   int64_t chunks = 1;
   if (plan.panels < threads) chunks = (threads + plan.panels - 1) / plan.panels;
-  plan.chunk_rows = RoundUp((shape.rows + chunks - 1) / chunks, kTileRows);
+  plan.chunk_rows = RoundUp((shape.rows + chunks - 1) / chunks, Format::kRows);
   plan.row_chunks = (shape.rows + plan.chunk_rows - 1) / plan.chunk_rows;
   return plan;
 }
@@ -308,20 +128,23 @@ struct PanelBlock {
 };
 
 // Rows from .. to - 1 of a part times a panel. `scratch` is where the sums of row `from` wait.
-template <typename BranchPacker, typename Finish>
+template <typename Format, typename BranchPacker, typename Finish>
 static void SweepRows(const RowPart<BranchPacker, Finish>& part, int64_t all_columns, int64_t from,
                       int64_t to, const PanelBlock& block, const ThreadMemory& mem, float* scratch) {
   const Branch<BranchPacker>& branch = part.branch;
   const bool branches = block.begins && branch.depth > 0;
-  const int64_t tile_rows = EvenRows(to - from);
-  const int64_t steps = Steps(block.depth), branch_steps = Steps(branch.depth);
+  const int64_t tile_rows = EvenRows(to - from, Format::kRows);
+  const int64_t branch_steps = Steps(branch.depth);
+  const int64_t panel_floats = Format::TileFloats(block.depth) / kTileColumns;  // a column
+  static_assert(Format::kRows <= kTileRows);
   alignas(64) float local[kTileRows * kTileColumns];
   if (branches) branch.pack(block.column0, block.columns, int64_t{0}, branch.depth, mem.branch_panel);
   for (int64_t row = from; row < to; row += tile_rows) {
     const int64_t rows = to - row < tile_rows ? to - row : tile_rows;
-    const PreparedRows a = PrepareRows(part.lhs, row, rows, block.first, block.depth, mem.rows);
+    const typename Format::Rows a = Format::Prepare(part.lhs, row, rows, block.first, block.depth, mem.rows);
     PreparedRows b{};
-    if (branches) b = PrepareRows(branch.lhs, row, rows, 0, branch.depth, mem.branch_rows);
+    if (branches)
+      b = PrepareRows(branch.lhs, row, rows, 0, branch.depth, static_cast<Operand*>(mem.branch_rows));
     for (int64_t j = 0; j < block.columns; j += kTileColumns) {
       const int64_t width = block.columns - j < kTileColumns ? block.columns - j : kTileColumns;
       float* tile = local;
@@ -343,8 +166,8 @@ static void SweepRows(const RowPart<BranchPacker, Finish>& part, int64_t all_col
                         static_cast<uint64_t>((row + r) * all_columns + block.column0 + j), width, sums);
         }
       }
-      MultiplyTile(a.data, a.stride_bytes, mem.panel + j * steps, steps, rows, width, tile, stride,
-                   !block.begins || branches, j == 0 ? a.next : NextRows{});
+      Format::Multiply(a, block.depth, mem.panel + j * panel_floats, rows, width, tile, stride,
+                       !block.begins || branches, j == 0);
       if (block.ends) (*part.finish)(row, rows, block.column0 + j, width, tile, stride);
     }
   }
@@ -364,17 +187,16 @@ static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t d
   }
   if (shape.rows == 0 || shape.columns == 0 || shape.depth == 0) return;
   const int threads = PoolThreads(ctx->pool);
-  const GemmPlan plan = PlanGemm(shape, branch_depth, threads);
-  const int64_t panel_floats = Steps(plan.block_depth) * plan.panel_columns;
+  using Format = typename Packer::Format;
+  const GemmPlan plan = PlanGemm<Format>(shape, branch_depth, threads);
+  const int64_t panel_floats = Format::TileFloats(plan.block_depth) / kTileColumns * plan.panel_columns;
   const int64_t branch_floats = Steps(branch_depth) * plan.panel_columns;
-  const int64_t row_operands = kTileRows * CopyStride(plan.block_depth);
-  const int64_t branch_operands = kTileRows * CopyStride(branch_depth);
+  const int64_t row_bytes = Format::RowBytes(plan.block_depth);
+  const int64_t branch_row_bytes = OperandFormat::RowBytes(branch_depth);
   const int64_t scratch_floats = plan.blocks > 1 ? plan.chunk_rows * plan.panel_columns : 0;
   const int64_t thread_bytes =
-      RoundUp(4 * panel_floats, 64) + RoundUp(4 * branch_floats, 64) +
-      RoundUp(static_cast<int64_t>(sizeof(Operand)) * row_operands, 64) +
-      RoundUp(static_cast<int64_t>(sizeof(Operand)) * branch_operands, 64) +
-      RoundUp(4 * scratch_floats, 64);
+      RoundUp(4 * panel_floats, 64) + RoundUp(4 * branch_floats, 64) + RoundUp(row_bytes, 64) +
+      RoundUp(branch_row_bytes, 64) + RoundUp(4 * scratch_floats, 64);
   KERNEL_CHECK(reserved + threads * thread_bytes <= ctx->workspace_bytes);
   const auto memory = [&](int thread) {
     char* at = static_cast<char*>(ctx->workspace) + reserved + thread * thread_bytes;
@@ -386,9 +208,8 @@ static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t d
     ThreadMemory m;
     m.panel = reinterpret_cast<float*>(take(4 * panel_floats));
     m.branch_panel = reinterpret_cast<float*>(take(4 * branch_floats));
-    m.rows = reinterpret_cast<Operand*>(take(static_cast<int64_t>(sizeof(Operand)) * row_operands));
-    m.branch_rows =
-        reinterpret_cast<Operand*>(take(static_cast<int64_t>(sizeof(Operand)) * branch_operands));
+    m.rows = take(row_bytes);
+    m.branch_rows = take(branch_row_bytes);
     m.scratch = reinterpret_cast<float*>(take(4 * scratch_floats));
     return m;
   };
@@ -416,7 +237,7 @@ static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t d
         const int64_t from = row0 > before ? row0 - before : 0;
         const int64_t to = end - before < parts[p].rows ? end - before : parts[p].rows;
         if (from >= to) continue;
-        SweepRows(parts[p], shape.columns, from, to, block, mem,
+        SweepRows<Format>(parts[p], shape.columns, from, to, block, mem,
                   mem.scratch + (before + from - row0) * plan.panel_columns);
       }
     }
@@ -424,6 +245,7 @@ static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t d
 }
 
 struct NoPacker {
+  using Format = OperandFormat;
   void operator()(int64_t, int64_t, int64_t, int64_t, float*) const {}
 };
 

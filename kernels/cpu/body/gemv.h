@@ -15,7 +15,7 @@ namespace nibble::kernels::cpu::NIBBLE_BODY {
 
 // Flat rows row .. end - 1, some at a time, each from its beginning to its end.
 template <ScaleKind kKind, typename Emit>
-static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, const NibbleX& x,
                                const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock, row_bytes = w.k / 2;
   RowScales nested;
@@ -34,7 +34,7 @@ static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, co
 // Whole groups of rows in tiles, read as they lie: some blocks of all rows, then the next blocks. Meanwhile
 // the sums wait.
 template <ScaleKind kKind, typename Emit>
-static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, const NibbleX& x,
                                 const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock;
   // Scales of all rows of a group have to find room, or else their tables would be made again and again.
@@ -63,7 +63,7 @@ static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, c
 }
 
 template <ScaleKind kKind, typename Emit>
-static void NibbleProducts(const WeightView& w, int64_t row, int64_t end, const Operand* x,
+static void NibbleProducts(const WeightView& w, int64_t row, int64_t end, const NibbleX& x,
                            const Emit& emit) {
   if (w.order == WeightOrder::kTiles) {
     TiledNibbleProducts<kKind>(w, row, end, x, emit);
@@ -131,25 +131,27 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
   auto* operands = static_cast<Operand*>(ctx->workspace);
   const int64_t padded = RoundUp(w.k, 64);
   KERNEL_CHECK(padded * static_cast<int64_t>(sizeof(Operand)) <= ctx->workspace_bytes);
-  const bool nibbles = WholeNibbleBlocks(w);
-  if (nibbles) {
-    for (int64_t k = 0; k < padded; k += kNibbleBlock) OrderBlock(x + k, operands + k);
-  } else {
+  const int64_t rows = RowsOfPiece(w, PoolThreads(ctx->pool));
+  const auto run = [&](const auto& products) {
+    RunPieces(ctx->pool, (w.n + rows - 1) / rows, [&](int64_t piece, int) {
+      products(piece * rows, (piece + 1) * rows < w.n ? (piece + 1) * rows : w.n);
+    });
+  };
+  if (!WholeNibbleBlocks(w)) {
     CopyOperands(x, w.k, operands);
     for (int64_t k = w.k; k < padded; ++k) operands[k] = Operand{};
-  }
-  const int64_t rows = RowsOfPiece(w, PoolThreads(ctx->pool));
-  RunPieces(ctx->pool, (w.n + rows - 1) / rows, [&](int64_t piece, int) {
-    const int64_t end = (piece + 1) * rows < w.n ? (piece + 1) * rows : w.n;
-    const int64_t row = piece * rows;
-    if (!nibbles) {
+    return run([&](int64_t row, int64_t end) {
       for (int64_t n = row; n < end; ++n) emit(n, PlainRow(w, n, operands));
-    } else if (w.block == kNibbleBlock && RowScales::Suits(w, kRowsTogether)) {
-      NibbleProducts<ScaleKind::kNested>(w, row, end, operands, emit);
+    });
+  }
+  const NibbleX ordered(w, x, operands);
+  run([&](int64_t row, int64_t end) {
+    if (w.block == kNibbleBlock && RowScales::Suits(w, kRowsTogether)) {
+      NibbleProducts<ScaleKind::kNested>(w, row, end, ordered, emit);
     } else if (w.block == kNibbleBlock && w.absmax != nullptr) {
-      NibbleProducts<ScaleKind::kPlain>(w, row, end, operands, emit);
+      NibbleProducts<ScaleKind::kPlain>(w, row, end, ordered, emit);
     } else {
-      NibbleProducts<ScaleKind::kAny>(w, row, end, operands, emit);
+      NibbleProducts<ScaleKind::kAny>(w, row, end, ordered, emit);
     }
   });
 }

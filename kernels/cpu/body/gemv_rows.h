@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/body/decode.h"
+#include "kernels/cpu/body/fixed_panel.h"
 #include "kernels/cpu/body/simd.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
@@ -79,6 +80,15 @@ NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
 #endif
 }
 
+// x in that order.
+struct NibbleX {
+  // `memory` has room for as many operands as x has numbers.
+  NibbleX(const WeightView& w, const BF16* x, void* memory) : values(static_cast<Operand*>(memory)) {
+    for (int64_t k = 0; k < w.k; k += kNibbleBlock) OrderBlock(x + k, values + k);
+  }
+  Operand* values;
+};
+
 // The sums of one row, and one block of it.
 struct NibbleSums {
   F32 even = Zero(), odd = Zero();
@@ -110,7 +120,7 @@ struct NibbleSums {
 // Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums; of tiles, the rows are of
 // one group. `ahead`: see FetchLater.
 template <int kRows, ScaleKind kKind, bool kTiled>
-static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const Operand* x,
+static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const NibbleX& x,
                        NestedScales* nested, const uint8_t* ahead, NibbleSums* sums) {
   constexpr int64_t kBytes = kNibbleBlock / 2;
   const int64_t blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
@@ -151,7 +161,7 @@ static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t 
         } else {
           scale = BlockAbsmax(w, (first + place) / per_scale, ((row + r) * blocks + b) / per_scale);
         }
-        rows[r].AddBlock(codes + place * kBytes, w.code_book, scale, x + b * kNibbleBlock);
+        rows[r].AddBlock(codes + place * kBytes, w.code_book, scale, x.values + b * kNibbleBlock);
       }
     }
   }
@@ -163,58 +173,54 @@ using RowScales = NestedScales;
 
 #else  // AVX2
 
-// Where element i of a block of 64 waits: even before odd; of each, as unpacking bytes of 16-byte lanes to
-// words, and words to floats, leaves them.
+// Where element i of a block of 64 waits, in fixed point: those of high nibbles before those of low ones; of
+// each, as unpacking bytes of 16-byte lanes to words leaves them.
 struct BlockOrder {
   constexpr BlockOrder() {
-    for (int i = 0; i < kNibbleBlock; ++i) {
-      const int j = i / 2, in_lane = j % 16, vector = in_lane / 8 * 2 + in_lane % 2;
-      element[i % 2 * 32 + vector * 8 + j / 16 * 4 + in_lane % 8 / 2] = static_cast<uint8_t>(i);
+    for (int at = 0; at < kNibbleBlock; ++at) {
+      const int vector = at / 16, lane = at % 16 / 8, byte = lane * 16 + vector % 2 * 8 + at % 8;
+      element[at] = static_cast<uint8_t>(2 * byte + vector / 2);
     }
   }
   uint8_t element[kNibbleBlock] = {};
 };
-NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
-  static constexpr BlockOrder kOrder;
-  for (int64_t i = 0; i < kNibbleBlock; ++i) out[i] = ToFloat(x[kOrder.element[i]]);
-}
+// And what is the same for all rows: the code book as integers.
+struct NibbleX {
+  // `memory` has room for as many floats as x has numbers.
+  NibbleX(const WeightView& w, const BF16* x, void* memory)
+      : words(static_cast<int16_t*>(memory)),
+        scales(reinterpret_cast<float*>(words + w.k)),
+        book(w.code_book),
+        table(w.code_book, book.factor) {
+    static constexpr BlockOrder kOrder;
+    for (int64_t k = 0; k < w.k; k += kNibbleBlock) {
+      alignas(32) int16_t block[kNibbleBlock];
+      scales[k / kNibbleBlock] = FixBlock<true>(x + k, block);
+      for (int64_t i = 0; i < kNibbleBlock; ++i) words[k + i] = block[kOrder.element[i]];
+    }
+  }
+  int16_t* words;
+  float* scales;  // one a block
+  FixedBook book;
+  FixedTable table;
+};
 
-// The scaled tables of some blocks of rows that are read together, made before the first is looked up: in one
-// go, each block would wait for the whole way from its scale to its sums, of which a processor sees hardly
-// two blocks.
+// Scales are found one by one: there are no tables of scaled levels to be made.
 struct RowScales {
-  static constexpr int64_t kChunk = 16;  // blocks of a row
   static bool Suits(const WeightView& w, int64_t) { return w.absmax == nullptr; }  // any number of rows
-  ByteTable tables[kChunk * kRowsTogether];
 };
 
-// The sums of one row, and one block of it.
 struct NibbleSums {
-  F32 sum = Zero(), more = Zero();  // two, which do not wait for each other
-  NIBBLE_INLINE void AddBlock(const uint8_t* codes, const ByteTable& table, const Operand* x) {
-    const I32 low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.low));
-    const I32 high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.high));
-    const I32 bytes = LoadInt(codes), nibble = _mm256_set1_epi8(15);
-    Half(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), low, high, x);
-    Half(_mm256_and_si256(bytes, nibble), low, high, x + 32);
-  }
-  NIBBLE_INLINE void Half(I32 index, I32 low, I32 high, const Operand* x) {
-    const I32 l = _mm256_shuffle_epi8(low, index), h = _mm256_shuffle_epi8(high, index);
-    const I32 a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
-    sum = Fma(FirstOfPairs(a), Load(x), sum);
-    more = Fma(FirstOfPairs(b), Load(x + 16), more);
-    sum = Fma(SecondOfPairs(a), Load(x + 8), sum);
-    more = Fma(SecondOfPairs(b), Load(x + 24), more);
-  }
-  NIBBLE_INLINE float Sum() const { return SumLanes(Add(sum, more)); }
+  F32 sum = Zero();
+  NIBBLE_INLINE float Sum() const { return SumLanes(sum); }
 };
 
-// Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums, as with AVX-512.
+// Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums, as with AVX-512. The code
+// book is the same for all blocks: what a block's integers sum up to is scaled.
 template <int kRows, ScaleKind kKind, bool kTiled>
-static void NibbleRows(const WeightView& view, int64_t row, int64_t begin, int64_t end, const Operand* x,
-                       RowScales* scales, const uint8_t* ahead, NibbleSums* sums) {
+static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const NibbleX& x,
+                       RowScales*, const uint8_t* ahead, NibbleSums* sums) {
   constexpr int64_t kBytes = kNibbleBlock / 2;
-  const WeightView w = view;  // bytes are written: what `view` refers to would be read again and again
   const int64_t blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
   int64_t first = row * blocks, row_step = blocks, block_step = 1;  // in blocks
   if constexpr (kTiled) {
@@ -224,7 +230,6 @@ static void NibbleRows(const WeightView& view, int64_t row, int64_t begin, int64
     block_step = tile.step;
   }
   const auto scale = [&](int64_t r, int64_t b) __attribute__((always_inline)) {
-    if (r >= kRows) r = 0;
     const int64_t place = first + r * row_step + b * block_step, block = (row + r) * blocks + b;
     if constexpr (kKind == ScaleKind::kNested) {
       return w.nested_map[w.absmax_codes[place]] * w.nested_absmax[block >> 8] + w.offset;
@@ -235,30 +240,31 @@ static void NibbleRows(const WeightView& view, int64_t row, int64_t begin, int64
     }
   };
   const auto* codes = static_cast<const uint8_t*>(w.data) + first * kBytes;
-  ByteTable* const tables = scales->tables;
-  NibbleSums rows[kRows];
+  const FixedTable table = x.table;
+  F32 rows[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) rows[r] = sums[r];
-  for (int64_t chunk = begin; chunk < end; chunk += RowScales::kChunk) {
-    const int64_t stop = chunk + RowScales::kChunk < end ? chunk + RowScales::kChunk : end;
-    for (int64_t b = chunk; b < stop; ++b) {
-      ByteTable* const of_rows = tables + kRowsTogether * (b - chunk);
-#pragma GCC unroll 2
-      for (int r = 0; r < kRows; r += 2)
-        ScaleTables(w.code_book, scale(r, b), scale(r + 1, b), of_rows + r, of_rows + r + 1);
-    }
-    for (int64_t b = chunk; b < stop; ++b) {
+  for (int r = 0; r < kRows; ++r) rows[r] = sums[r].sum;
+  for (int64_t b = begin; b < end; ++b) {
+    const int16_t* const words = x.words + b * kNibbleBlock;
+    const float unit = x.book.unit * x.scales[b];
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t place = r * row_step + b * block_step;
-        FetchLater<kTiled>(ahead, place, (b - begin) * kRows + r, r);
-        const ByteTable& table = tables[kRowsTogether * (b - chunk) + r];
-        rows[r].AddBlock(codes + place * kBytes, table, x + b * kNibbleBlock);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t place = r * row_step + b * block_step;
+      FetchLater<kTiled>(ahead, place, (b - begin) * kRows + r, r);
+      const I32 bytes = LoadInt(codes + place * kBytes);
+      I32 even[2], odd[2];
+      table.Look(HighNibbles(bytes), &even[0], &even[1]);
+      table.Look(LowNibbles(bytes), &odd[0], &odd[1]);
+      const auto products = [&](I32 some, int64_t at) __attribute__((always_inline)) {
+        return _mm256_madd_epi16(some, LoadInt(words + at));
+      };
+      const I32 of_even = AddInt(products(even[0], 0), products(even[1], 16));
+      const I32 of_odd = AddInt(products(odd[0], 32), products(odd[1], 48));
+      rows[r] = Fma(ToFloats(AddInt(of_even, of_odd)), Set1(unit * scale(r, b)), rows[r]);
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = rows[r];
+  for (int r = 0; r < kRows; ++r) sums[r].sum = rows[r];
 }
 
 #endif

@@ -25,11 +25,8 @@ static WeightView HeadView(const ParamView& head, int64_t vocab, int64_t dim) {
 // out f32 rows of `out_stride`; whole vectors may be stored past `columns` when the rows are padded.
 static void LogitProduct(Context* ctx, int64_t reserved, float* out, int64_t out_stride, const BF16* h,
                          const WeightView& head, int64_t rows) {
-  const WeightSource source{head};
   Gemm(ctx, reserved, GemmShape{rows, head.n, head.k}, Lhs{h, head.k},
-       [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-         PackRows(source, column, columns, first, depth, panel);
-       },
+       RowPacker<WeightSource, OperandFormat>{{head}},
        [&](int64_t row, int64_t count, int64_t column, int64_t width, const float* sums, int64_t stride) {
          for (int64_t i = 0; i < count; ++i)
            for (int64_t v = 0; v < width; v += kLanes)
@@ -133,13 +130,10 @@ static void CrossEntropy(Context* ctx, double* loss_sum, void* dh, const void* h
     });
     for (int64_t i = 0; i < count; ++i) *loss_sum += losses[i];
     if (gradient == nullptr) continue;
-    const WeightSource source{weights};
     const int64_t operand_stride = stride * 4 / static_cast<int64_t>(sizeof(Operand));
     const F32 scale = Set1(static_cast<float>(gradient_scale));
     Gemm(ctx, reserved, GemmShape{count, dim, vocab}, Lhs{logits, operand_stride, true},
-         [&](int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) {
-           PackColumns(source, first, depth, column, columns, panel);
-         },
+         ColumnPacker<WeightSource>{{weights}},
          [&](int64_t row, int64_t tile_rows, int64_t column, int64_t width, const float* sums,
              int64_t sums_stride) {
            for (int64_t i = 0; i < tile_rows; ++i)

@@ -43,7 +43,13 @@ constexpr int64_t kGroupsAhead = 4, kGroupsTogether = 8;
 struct WeightSource {
   static constexpr bool kLoads = true;
   const WeightView& w;
+#if defined(__AVX512F__)
   NIBBLE_INLINE const BF16* At(int64_t, int64_t) const { return nullptr; }
+#else
+  NIBBLE_INLINE const BF16* At(int64_t row, int64_t first) const {
+    return w.type == QuantType::kBF16 ? static_cast<const BF16*>(w.data) + row * w.k + first : nullptr;
+  }
+#endif
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     DecodeRow(w, row, first, count, out);
   }
@@ -346,33 +352,5 @@ static void PackNibbleColumns(const WeightView& w, int64_t row0, int64_t depth, 
 }
 
 #endif
-
-// What a product (gemm.h) packs its panels with.
-template <typename Source>
-struct RowPacker {
-  Source source;
-  void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) const {
-#if defined(__AVX512F__)
-    if constexpr (Source::kLoads) {
-      if (NibbleBlocks(source.w) && column % kLanes == 0 && (first | depth) % 32 == 0)
-        return PackNibbleRows(source.w, column, columns, first, depth, panel);
-    }
-#endif
-    PackRows(source, column, columns, first, depth, panel);
-  }
-};
-template <typename Source>
-struct ColumnPacker {
-  Source source;
-  void operator()(int64_t column, int64_t columns, int64_t first, int64_t depth, float* panel) const {
-#if defined(__AVX512F__)
-    if constexpr (Source::kLoads) {
-      if (NibbleBlocks(source.w) && (column | columns) % 32 == 0 && (first | depth) % kDepthPerStep == 0)
-        return PackNibbleColumns(source.w, first, depth, column, columns, panel);
-    }
-#endif
-    PackColumns(source, first, depth, column, columns, panel);
-  }
-};
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
