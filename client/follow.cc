@@ -20,12 +20,12 @@ constexpr int64_t kFrameUs = 100'000;
 constexpr int64_t kRefreshUs = 2'000'000;
 constexpr int kPastEvents = 20;
 
-// Lines that stay, and under them the frame, redrawn in place.
+// Lines that stay, and under them the frame, redrawn in place; nothing where quiet is asked for.
 class Screen {
  public:
-  explicit Screen(bool live) : live_(live) {}
+  explicit Screen(const Terminal& terminal) : quiet_(terminal.quiet), live_(terminal.live) {}
   void Draw(const std::vector<std::string>& lines, const std::vector<std::string>& frame) {
-    if (lines.empty() && frame == frame_) return;
+    if (quiet_ || (lines.empty() && frame == frame_)) return;
     std::string out;
     if (live_ && !frame_.empty()) absl::StrAppend(&out, "\x1b[", frame_.size(), "A");
     if (live_) out += "\r\x1b[J";
@@ -39,7 +39,7 @@ class Screen {
   }
 
  private:
-  const bool live_;
+  const bool quiet_, live_;
   std::vector<std::string> frame_;
 };
 
@@ -76,9 +76,7 @@ void Show(Client& client, const Terminal& terminal, const std::string& name,
         view.AddLine(warns ? absl::StrCat("warning: ", client.warning()) : "the server writes again");
       next_refresh_us = clock.NowMonotonicUs() + kRefreshUs;
     }
-    screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(),
-                terminal.quiet ? std::vector<std::string>{}
-                               : view.Frame(terminal.columns, clock.NowUnixUs()));
+    screen.Draw(view.TakeLines(), view.Frame(terminal.columns, clock.NowUnixUs()));
   }
 }
 
@@ -133,12 +131,12 @@ int FollowJob(Client& client, const Terminal& terminal, const std::string& name)
     updates.Close();
   });
 
-  Screen screen(terminal.live);
+  Screen screen(terminal);
   Show(client, terminal, name, updates, notices, view, screen);
   watch.Cancel();
   updates.Close();
   reader.join();
-  screen.Draw(terminal.quiet ? std::vector<std::string>{} : view.TakeLines(), {});
+  screen.Draw(view.TakeLines(), {});
   return Leave(client, terminal, name, outcome, view);
 }
 
