@@ -3,6 +3,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -83,6 +84,14 @@ pid_t HolderOf(const std::string& path) {
   return static_cast<pid_t>(pid);
 }
 
+// Nothing has been heard of the worker since.
+bool SeenIn(const v1::ListWorkersResponse& before, const v1::Worker& worker) {
+  return std::any_of(before.workers().begin(), before.workers().end(), [&](const v1::Worker& known) {
+    return known.name() == worker.name() &&
+           ToUnixUs(known.last_seen_time()) == ToUnixUs(worker.last_seen_time());
+  });
+}
+
 class House {
  public:
   House(const Globals& g, const UpArgs& args) : g_(g), args_(args), dir_(DataDir(g)) {}
@@ -117,17 +126,18 @@ class House {
     if (args_.threads > 0)
       arguments.insert(arguments.end(), {"--threads", absl::StrCat(args_.threads)});
     if (!args_.memory.empty()) arguments.insert(arguments.end(), {"--memory", args_.memory});
-    RETURN_IF_ERROR(worker_->Start(std::move(arguments)));
     Globals own = g_;
     own.server = address_.grpc;
     ASSIGN_OR_RETURN(const auto client, Open(own));
+    // The server may know a worker of an earlier run, and take it for ready as long as its lease lasts.
+    ASSIGN_OR_RETURN(const v1::ListWorkersResponse before, client->ListWorkers());
+    RETURN_IF_ERROR(worker_->Start(std::move(arguments)));
     return WaitFor("nibble-worker", *worker_, [&] {
       const auto workers = client->ListWorkers();
-      if (!workers.ok()) return false;
-      for (const auto& w : workers->workers()) {
-        if (w.state() == v1::IDLE || w.state() == v1::BUSY) return true;
-      }
-      return false;
+      return workers.ok() &&
+             std::any_of(workers->workers().begin(), workers->workers().end(), [&](const v1::Worker& w) {
+               return (w.state() == v1::IDLE || w.state() == v1::BUSY) && !SeenIn(before, w);
+             });
     });
   }
 

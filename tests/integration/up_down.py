@@ -307,6 +307,22 @@ def check_crash(nibble):
     assert "nibble-server was ended by signal 9; it is started again in 1 s" in log, log
 
 
+def check_worker_that_ends(folder):
+    """A worker that does not come up is said to, whatever the server remembers of an earlier one."""
+    if not all((BIN / name).is_file() for name in ("nibble-worker", "nibble-engine")):
+        print("nibble-worker or nibble-engine is not built: how `nibble up` takes their end was not looked at")
+        return
+    nibble = Nibble(folder / "with-worker")
+    up = ("up", "-d", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--memory")
+    try:
+        nibble(*up, "2GiB", say=[r"nibble is up"])
+        nibble("worker", "ls", say=[r"IDLE"])
+        nibble("down")
+        nibble(*up, "much", code=1, say=[r"nibble-worker ended", r"--memory must be a size"], never=[r"nibble is up"])
+    finally:
+        nibble("down")
+
+
 def main():
     for name in ("nibble", "nibble-server"):
         if not (BIN / name).is_file():
@@ -339,6 +355,7 @@ def main():
         finally:
             nibble("down", say=[r"nibble is down"])
         nibble("down", say=[r"no nibble up runs"])
+        check_worker_that_ends(folder)
         check_tls_restart(folder)
         nibble("ps", code=6, say=[r"nibble up"])
     print("up, down and all that needs no worker: all checks passed")
