@@ -103,6 +103,18 @@ std::string ProcessorName() {
   return "CPU";
 }
 
+// 0 when it has no such line.
+int64_t BytesOfMeminfo(const std::string& root, std::string_view wanted) {
+  std::ifstream in(root + "/proc/meminfo");
+  std::string key, unit;
+  int64_t kib = 0;
+  while (in >> key >> kib) {
+    std::getline(in, unit);
+    if (key == wanted) return kib * 1024;
+  }
+  return 0;
+}
+
 }  // namespace
 
 int AvailableThreads(const std::string& root) {
@@ -114,17 +126,13 @@ int AvailableThreads(const std::string& root) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(CPU_COUNT(&set), allowed)));
 }
 
+int64_t MachineMemoryBytes(const std::string& root) {
+  return BytesOfMeminfo(root, "MemTotal:") + BytesOfMeminfo(root, "SwapTotal:");
+}
+
 int64_t AvailableMemoryBytes(const std::string& root) {
-  int64_t available = 0;
-  std::ifstream in(root + "/proc/meminfo");
-  std::string key;
-  int64_t kib = 0;
-  std::string unit;
-  while (in >> key >> kib) {
-    std::getline(in, unit);
-    if (key == "MemAvailable:") available = kib * 1024;
-  }
-  return std::min(available, LeastOfGroups(root, "memory", [](const std::string& directory, bool old) {
+  return std::min(BytesOfMeminfo(root, "MemAvailable:"),
+                  LeastOfGroups(root, "memory", [](const std::string& directory, bool old) {
                     return RoomInGroup(directory, old ? kCgroup1 : kCgroup2);
                   }));
 }
@@ -157,6 +165,13 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text, std::string_view field
 absl::StatusOr<HostShare> ShareHost(const HostQuestion& q) {
   constexpr int64_t kLeastBytes = int64_t{1} << 20;
   HostShare share;
+  if (q.has_cpu && q.machine_bytes > 0 && q.asked_cpu_bytes > q.machine_bytes) {
+    return Error::Field(
+               Reason::kSpecInvalid, "--memory",
+               absl::StrCat("is ", q.asked_cpu_bytes, " bytes, and this machine has ", q.machine_bytes,
+                            " with its swap; the jobs that are admitted would not fit"))
+        .ToStatus();
+  }
   if (q.has_cpu) {
     share.cpu_bytes = q.asked_cpu_bytes > 0 ? q.asked_cpu_bytes
                       : q.gpus > 0          ? q.available_bytes / 2

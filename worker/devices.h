@@ -71,14 +71,18 @@ struct HostQuestion {
   int64_t gpus = 0;
   int64_t asked_cpu_bytes = 0;
   int64_t asked_pinned_bytes = 0;
+  int64_t machine_bytes = 0;  // with its swap; 0 = unknown
 };
 struct HostShare {
   int64_t cpu_bytes = 0;
   int64_t pinned_bytes = 0;  // of each GPU
   int64_t host_bytes = 0;    // of each GPU
 };
-// OUT_OF_MEMORY when the processor and GPUs are devices and what was asked for leaves the GPUs' jobs nothing.
+// OUT_OF_MEMORY when the processor and GPUs are devices and what was asked for leaves the GPUs' jobs nothing;
+// SPEC_INVALID when more is asked for the processor's jobs than the machine has.
 absl::StatusOr<HostShare> ShareHost(const HostQuestion& question);
+// MemTotal and SwapTotal of /proc/meminfo.
+int64_t MachineMemoryBytes(const std::string& root = "");
 // MemAvailable of /proc/meminfo, bounded by what the memory cgroups above this process leave it (version 1 or
 // 2; its own, be it a unit's MemoryMax or a container's limit, and all around that).
 int64_t AvailableMemoryBytes(const std::string& root = "");

@@ -145,6 +145,24 @@ TEST(DevicesTest, TheHostsMemoryIsSharedOutOnce) {
   EXPECT_GT(little.host_bytes, 0);
 }
 
+TEST(DevicesTest, NoMoreIsOfferedThanTheMachineHas) {
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  HostQuestion question{
+      .available_bytes = 8 * kGiB, .has_cpu = true, .asked_cpu_bytes = 20 * kGiB, .machine_bytes = 20 * kGiB};
+  EXPECT_EQ(ShareHost(question)->cpu_bytes, 20 * kGiB) << "the operator may know what will be free";
+  question.asked_cpu_bytes += 1;
+  const absl::Status more = ShareHost(question).status();
+  EXPECT_EQ(more.message().find("--memory is 21474836481 bytes, and this machine has 21474836480"), 0u)
+      << more;
+  TempDir dir;
+  ASSERT_TRUE(MakeDirs(dir.Join("proc")).ok());
+  ASSERT_TRUE(
+      WriteFileAtomic(dir.Join("proc/meminfo"), "MemTotal: 16 kB\nMemAvailable: 9 kB\nSwapTotal: 4 kB\n")
+          .ok());
+  EXPECT_EQ(MachineMemoryBytes(dir.path()), 20 * 1024);
+  EXPECT_EQ(AvailableMemoryBytes(dir.path()), 9 * 1024);
+}
+
 // What jobs on the processor may take is not offered to jobs on GPUs a second time.
 TEST(DevicesTest, TheProcessorsMemoryIsNotTheGpusToo) {
   constexpr int64_t kGiB = int64_t{1} << 30;

@@ -208,7 +208,8 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
                               .has_cpu = gpu_count < static_cast<int64_t>(devices.size()),
                               .gpus = gpu_count,
                               .asked_cpu_bytes = options.memory_bytes,
-                              .asked_pinned_bytes = pinned_bytes}));
+                              .asked_pinned_bytes = pinned_bytes,
+                              .machine_bytes = MachineMemoryBytes()}));
   const int64_t gpu_memory_bytes = options.memory_bytes;
   const bool every_gpu = std::count(words.begin(), words.end(), "cuda") > 0 ||
                          std::count(words.begin(), words.end(), "auto") > 0;
