@@ -18,7 +18,7 @@ template <ScaleKind kKind, typename Emit>
 static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, const NibbleX& x,
                                const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock, row_bytes = w.k / 2;
-  RowScales nested;
+  NestedScales nested;
   const auto some = [&]<int kRows>() {
     NibbleSums sums[kRows];
     const auto* ahead =
@@ -38,9 +38,9 @@ static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, c
                                 const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock;
   // Scales of all rows of a group have to find room, or else their tables would be made again and again.
-  const bool fits = w.absmax != nullptr || RowScales::Suits(w, kTileHeight);
+  const bool fits = w.absmax != nullptr || NestedScales::Suits(w, kTileHeight);
   const int64_t chunk = fits ? kBlocksTogether : blocks;
-  RowScales nested;
+  NestedScales nested;
   for (; row < end; row += kTileHeight) {
     const TiledRow tile(w, row);
     const int64_t height = tile.step;
@@ -146,7 +146,7 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
   }
   const NibbleX ordered(w, x, operands);
   run([&](int64_t row, int64_t end) {
-    if (w.block == kNibbleBlock && RowScales::Suits(w, kRowsTogether)) {
+    if (w.block == kNibbleBlock && NestedScales::Suits(w, kRowsTogether)) {
       NibbleProducts<ScaleKind::kNested>(w, row, end, ordered, emit);
     } else if (w.block == kNibbleBlock && w.absmax != nullptr) {
       NibbleProducts<ScaleKind::kPlain>(w, row, end, ordered, emit);

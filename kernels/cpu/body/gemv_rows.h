@@ -32,8 +32,6 @@ NIBBLE_INLINE void FetchLater(const uint8_t* ahead, int64_t place, int64_t read,
   _mm_prefetch(reinterpret_cast<const char*>(later), _MM_HINT_T0);
 }
 
-#if defined(__AVX512F__)
-
 // Doubly quantized scales, ready: the whole map times one nested absmax, plus the offset. A nested block's
 // 256 scales cost one pass over 256 values instead of 256 gathers; tables are made when first asked for.
 class NestedScales {
@@ -61,6 +59,8 @@ class NestedScales {
   int64_t made_[kTables] = {};  // nested block + 1
 };
 
+#if defined(__AVX512F__)
+
 // Where element i of a block of 64 waits: even before odd; in a float body also by halves of words.
 NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
   alignas(64) static constexpr uint16_t kEven[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
@@ -83,18 +83,21 @@ NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
 // x in that order.
 struct NibbleX {
   // `memory` has room for as many operands as x has numbers.
-  NibbleX(const WeightView& w, const BF16* x, void* memory) : values(static_cast<Operand*>(memory)) {
+  NibbleX(const WeightView& w, const BF16* x, void* memory)
+      : values(static_cast<Operand*>(memory)), book(w.code_book) {
     for (int64_t k = 0; k < w.k; k += kNibbleBlock) OrderBlock(x + k, values + k);
   }
   Operand* values;
+  const float* book;
 };
 
 // The sums of one row, and one block of it.
 struct NibbleSums {
   F32 even = Zero(), odd = Zero();
-  NIBBLE_INLINE void AddBlock(const uint8_t* codes, const float* book, float scale, const Operand* x) {
+  NIBBLE_INLINE void AddBlock(const uint8_t* codes, float scale, const NibbleX& ordered, int64_t block) {
+    const Operand* const x = ordered.values + block * kNibbleBlock;
     // The scaled table twice: look-ups see five bits, of which the first may be anything.
-    const F32 products = Mul(Load(book), Set1(scale));
+    const F32 products = Mul(Load(ordered.book), Set1(scale));
 #if defined(__AVX512BF16__)
     const I32 table = (I32)_mm512_cvtne2ps_pbh(products, products);
 #else
@@ -116,6 +119,61 @@ struct NibbleSums {
   }
   NIBBLE_INLINE float Sum() const { return SumLanes(Add(even, odd)); }
 };
+
+#else  // AVX2
+
+// Where element i of a block of 64 waits, in fixed point: those of high nibbles before those of low ones; of
+// each, as unpacking bytes of 16-byte lanes to words leaves them.
+struct BlockOrder {
+  constexpr BlockOrder() {
+    for (int at = 0; at < kNibbleBlock; ++at) {
+      const int vector = at / 16, lane = at % 16 / 8, byte = lane * 16 + vector % 2 * 8 + at % 8;
+      element[at] = static_cast<uint8_t>(2 * byte + vector / 2);
+    }
+  }
+  uint8_t element[kNibbleBlock] = {};
+};
+// And what is the same for all rows: the code book as integers.
+struct NibbleX {
+  // `memory` has room for as many floats as x has numbers.
+  NibbleX(const WeightView& w, const BF16* x, void* memory)
+      : words(static_cast<int16_t*>(memory)),
+        scales(reinterpret_cast<float*>(words + w.k)),
+        table(w.code_book, FixedBook(w.code_book).factor) {
+    static constexpr BlockOrder kOrder;
+    const float unit = FixedBook(w.code_book).unit;
+    for (int64_t k = 0; k < w.k; k += kNibbleBlock) {
+      alignas(32) int16_t block[kNibbleBlock];
+      scales[k / kNibbleBlock] = unit * FixBlock<true>(x + k, block);
+      for (int64_t i = 0; i < kNibbleBlock; ++i) words[k + i] = block[kOrder.element[i]];
+    }
+  }
+  int16_t* words;
+  float* scales;  // one a block, times what an integer of the code book is worth
+  FixedTable table;
+};
+
+// The sums of one row, and one block of it: the code book is the same for all blocks, what a block's integers
+// sum up to is scaled.
+struct NibbleSums {
+  F32 sum = Zero();
+  NIBBLE_INLINE void AddBlock(const uint8_t* codes, float scale, const NibbleX& x, int64_t block) {
+    const int16_t* const words = x.words + block * kNibbleBlock;
+    const I32 bytes = LoadInt(codes);
+    I32 even[2], odd[2];
+    x.table.Look(HighNibbles(bytes), &even[0], &even[1]);
+    x.table.Look(LowNibbles(bytes), &odd[0], &odd[1]);
+    const auto products = [&](I32 some, int64_t at) __attribute__((always_inline)) {
+      return _mm256_madd_epi16(some, LoadInt(words + at));
+    };
+    const I32 of_even = AddInt(products(even[0], 0), products(even[1], 16));
+    const I32 of_odd = AddInt(products(odd[0], 32), products(odd[1], 48));
+    sum = Fma(ToFloats(AddInt(of_even, of_odd)), Mul(Set1(scale), Set1(x.scales[block])), sum);
+  }
+  NIBBLE_INLINE float Sum() const { return SumLanes(sum); }
+};
+
+#endif
 
 // Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums; of tiles, the rows are of
 // one group. `ahead`: see FetchLater.
@@ -161,112 +219,12 @@ static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t 
         } else {
           scale = BlockAbsmax(w, (first + place) / per_scale, ((row + r) * blocks + b) / per_scale);
         }
-        rows[r].AddBlock(codes + place * kBytes, w.code_book, scale, x.values + b * kNibbleBlock);
+        rows[r].AddBlock(codes + place * kBytes, scale, x, b);
       }
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) sums[r] = rows[r];
 }
-
-using RowScales = NestedScales;
-
-#else  // AVX2
-
-// Where element i of a block of 64 waits, in fixed point: those of high nibbles before those of low ones; of
-// each, as unpacking bytes of 16-byte lanes to words leaves them.
-struct BlockOrder {
-  constexpr BlockOrder() {
-    for (int at = 0; at < kNibbleBlock; ++at) {
-      const int vector = at / 16, lane = at % 16 / 8, byte = lane * 16 + vector % 2 * 8 + at % 8;
-      element[at] = static_cast<uint8_t>(2 * byte + vector / 2);
-    }
-  }
-  uint8_t element[kNibbleBlock] = {};
-};
-// And what is the same for all rows: the code book as integers.
-struct NibbleX {
-  // `memory` has room for as many floats as x has numbers.
-  NibbleX(const WeightView& w, const BF16* x, void* memory)
-      : words(static_cast<int16_t*>(memory)),
-        scales(reinterpret_cast<float*>(words + w.k)),
-        book(w.code_book),
-        table(w.code_book, book.factor) {
-    static constexpr BlockOrder kOrder;
-    for (int64_t k = 0; k < w.k; k += kNibbleBlock) {
-      alignas(32) int16_t block[kNibbleBlock];
-      scales[k / kNibbleBlock] = FixBlock<true>(x + k, block);
-      for (int64_t i = 0; i < kNibbleBlock; ++i) words[k + i] = block[kOrder.element[i]];
-    }
-  }
-  int16_t* words;
-  float* scales;  // one a block
-  FixedBook book;
-  FixedTable table;
-};
-
-// Scales are found one by one: there are no tables of scaled levels to be made.
-struct RowScales {
-  static bool Suits(const WeightView& w, int64_t) { return w.absmax == nullptr; }  // any number of rows
-};
-
-struct NibbleSums {
-  F32 sum = Zero();
-  NIBBLE_INLINE float Sum() const { return SumLanes(sum); }
-};
-
-// Blocks begin .. end - 1 of kRows consecutive rows against x, added to their sums, as with AVX-512. The code
-// book is the same for all blocks: what a block's integers sum up to is scaled.
-template <int kRows, ScaleKind kKind, bool kTiled>
-static void NibbleRows(const WeightView& w, int64_t row, int64_t begin, int64_t end, const NibbleX& x,
-                       RowScales*, const uint8_t* ahead, NibbleSums* sums) {
-  constexpr int64_t kBytes = kNibbleBlock / 2;
-  const int64_t blocks = w.k / kNibbleBlock, per_scale = w.block / kNibbleBlock;
-  int64_t first = row * blocks, row_step = blocks, block_step = 1;  // in blocks
-  if constexpr (kTiled) {
-    const TiledRow tile(w, row);
-    first = tile.first;
-    row_step = 1;
-    block_step = tile.step;
-  }
-  const auto scale = [&](int64_t r, int64_t b) __attribute__((always_inline)) {
-    const int64_t place = first + r * row_step + b * block_step, block = (row + r) * blocks + b;
-    if constexpr (kKind == ScaleKind::kNested) {
-      return w.nested_map[w.absmax_codes[place]] * w.nested_absmax[block >> 8] + w.offset;
-    } else if constexpr (kKind == ScaleKind::kPlain) {
-      return w.absmax[place];
-    } else {
-      return BlockAbsmax(w, place / per_scale, block / per_scale);
-    }
-  };
-  const auto* codes = static_cast<const uint8_t*>(w.data) + first * kBytes;
-  const FixedTable table = x.table;
-  F32 rows[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) rows[r] = sums[r].sum;
-  for (int64_t b = begin; b < end; ++b) {
-    const int16_t* const words = x.words + b * kNibbleBlock;
-    const float unit = x.book.unit * x.scales[b];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t place = r * row_step + b * block_step;
-      FetchLater<kTiled>(ahead, place, (b - begin) * kRows + r, r);
-      const I32 bytes = LoadInt(codes + place * kBytes);
-      I32 even[2], odd[2];
-      table.Look(HighNibbles(bytes), &even[0], &even[1]);
-      table.Look(LowNibbles(bytes), &odd[0], &odd[1]);
-      const auto products = [&](I32 some, int64_t at) __attribute__((always_inline)) {
-        return _mm256_madd_epi16(some, LoadInt(words + at));
-      };
-      const I32 of_even = AddInt(products(even[0], 0), products(even[1], 16));
-      const I32 of_odd = AddInt(products(odd[0], 32), products(odd[1], 48));
-      rows[r] = Fma(ToFloats(AddInt(of_even, of_odd)), Set1(unit * scale(r, b)), rows[r]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r].sum = rows[r];
-}
-
-#endif
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
