@@ -112,4 +112,23 @@ absl::Status MarkRestored(const std::string& data_dir) {
 }
 void ClearRestored(const std::string& data_dir) { (void)RemoveFile(RestoredPath(data_dir)); }
 
+absl::Status CheckDatabaseIsThere(const std::string& data_dir) {
+  const std::string path = JoinPath(data_dir, "state.db"), cas = JoinPath(data_dir, "blobs/cas");
+  const bool there = FileExists(path);
+  if (there && FileSizeBytes(path).value_or(1) > 0) return absl::OkStatus();
+  if (!IsDirectory(cas)) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<std::string> prefixes, ListDir(cas));
+  for (const std::string& prefix : prefixes) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> blobs, ListDir(JoinPath(cas, prefix)));
+    if (blobs.empty()) continue;
+    return Error(Reason::kStoreUnavailable,
+                 absl::StrCat(path, there ? " is empty" : " is missing", ", but ", cas,
+                              " holds files of its jobs, which a new database would not know and remove; put "
+                              "state.db back, or move ", data_dir,
+                              " away and restore a backup into an empty directory"))
+        .ToStatus();
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace nibble::server

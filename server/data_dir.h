@@ -40,4 +40,8 @@ absl::Status MarkRestored(const std::string& data_dir);
 bool IsHalfRestored(const std::string& data_dir);
 void ClearRestored(const std::string& data_dir);
 
+// STORE_UNAVAILABLE when there are blobs but no state.db, or an empty one: a server that began anew there
+// would know no job, and take the files of all for ones that nobody needs.
+absl::Status CheckDatabaseIsThere(const std::string& data_dir);
+
 }  // namespace nibble::server

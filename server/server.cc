@@ -259,6 +259,7 @@ absl::Status ServerImpl::Start() {
                         absl::StrCat(options_.data_dir, " holds a restore that was cut off; run "
                                                         "`nibble-server restore` again, it goes on"));
   }
+  if (!options_.in_memory) RETURN_IF_ERROR(CheckDatabaseIsThere(options_.data_dir));
   RETURN_IF_ERROR(tokens_.Refresh());
   RETURN_IF_ERROR(CheckAddress("--listen", options_.listen));
   if (!options_.http_listen.empty()) RETURN_IF_ERROR(CheckAddress("--http-listen", options_.http_listen));

@@ -449,6 +449,33 @@ TEST(StartServer, RefusesToBeReachedWithoutTls) {
   EXPECT_NE(std::string(server.status().message()).find("--tls-cert"), std::string::npos) << server.status();
 }
 
+// It would take all blobs for orphans.
+TEST(StartServer, RefusesFilesOfJobsWithoutTheirDatabase) {
+  TempDir directory;
+  ServerOptions options;
+  options.data_dir = directory.path();
+  options.listen = "127.0.0.1:0";
+  options.http_listen = "127.0.0.1:0";
+  { ASSERT_TRUE(StartServer(options).ok()); }
+  const std::string database = directory.Join("state.db"), blob = directory.Join("blobs/cas/ab/abcd");
+  const auto begin_without = [&](const char* what) {
+    for (const char* end : {"-wal", "-shm"}) (void)RemoveFile(database + end);
+    const auto server = StartServer(options);
+    ASSERT_FALSE(server.ok()) << what;
+    EXPECT_EQ(StatusReason(server.status()), Reason::kStoreUnavailable);
+    EXPECT_NE(std::string(server.status().message()).find(what), std::string::npos) << server.status();
+    EXPECT_TRUE(FileExists(blob));
+  };
+  ASSERT_TRUE(MakeDirs(directory.Join("blobs/cas/ab")).ok());
+  ASSERT_TRUE(WriteFileAtomic(blob, "of a job").ok());
+  ASSERT_TRUE(WriteFileAtomic(database, "").ok());
+  begin_without("state.db is empty");
+  ASSERT_TRUE(RemoveFile(database).ok());
+  begin_without("state.db is missing");
+  ASSERT_TRUE(RemoveFile(blob).ok());
+  EXPECT_TRUE(StartServer(options).ok()) << "with nothing to lose it begins anew";
+}
+
 // gRPC listens on 34463 when it is told 99999.
 TEST(StartServer, RefusesWhatIsNoAddress) {
   TempDir directory;
