@@ -1,4 +1,6 @@
 // decode_weight, linear_forward, linear_backward, and the same of several parts.
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -85,7 +87,17 @@ Outcome RunOrders(const KernelTable& table, int threads, const LinearShape& s) {
 // way, into panels or registers: three times a decoded value is exact in fp32, and rounds otherwise when
 // what is multiplied differs in its last bit or was not rounded. The other cases' tolerance is wider than
 // that. A body in fixed point multiplies weights of 13 bits and not what it decodes: then they are equal
-// but for rounding.
+// but for rounding, which is checked twice, the second time without what large weights excuse of small ones.
+void CheckHeldBits(Comparison& result, const Tensor& got, const Tensor& want) {
+  const std::vector<double> a = got.Values(), b = want.Values();
+  double largest = 0;
+  for (const double value : b) largest = std::max(largest, std::fabs(value));
+  for (size_t i = 0; i < b.size(); ++i) {
+    const double bound = 0x1p-7 * std::fabs(b[i]) + 0x1p-13 * largest;  // one bf16; half of 1 in 2^12
+    if (!(std::fabs(a[i] - b[i]) <= bound)) result.AddScalar("held " + std::to_string(i), a[i], b[i], 1e-9);
+  }
+}
+
 Outcome RunPicked(const KernelTable& table, int threads, const LinearShape& s) {
   if (s.tiles && IsCuda(table)) return {};
   const TestWeight weight = WeightOf(s, s.tiles), flat = WeightOf(s, false);
@@ -112,6 +124,7 @@ Outcome RunPicked(const KernelTable& table, int threads, const LinearShape& s) {
       }
       result.Add(backward ? "rows" : "columns", out, want,
                  MultipliesInFixedPoint(table) ? ActTolerance(table) : kSameBits);
+      if (MultipliesInFixedPoint(table)) CheckHeldBits(result, out, want);
     }
   }
   result.Guard("workspace", ctx.Intact());

@@ -114,7 +114,7 @@ struct FixedFormat {
   static constexpr int64_t kRows = kFixedRows;
   static constexpr int64_t kMostDepth = 2048;
   static constexpr int64_t kDepthMultiple = kFixedBlock;
-  static int64_t TileFloats(int64_t depth) { return FixedBlocks(depth) * kFixedBlockFloats; }
+  static int64_t TileFloats(int64_t depth) { return FixedTileFloats(depth); }
   static int64_t DepthWithin(int64_t bytes, int64_t columns) {
     return bytes / (4 * columns * (kFixedBlockFloats / kTileColumns)) * kFixedBlock;
   }
