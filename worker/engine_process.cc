@@ -26,6 +26,7 @@ namespace {
 constexpr int kSendTimeoutMs = 10'000;
 // What was killed and does not die, or has handed its output on, is not waited for any longer.
 constexpr std::chrono::seconds kDying{3};
+constexpr std::chrono::milliseconds kLookAgain{10};  // whether a helper whose output has ended has, too
 constexpr std::chrono::seconds kCountAgain{1};
 
 // `by_us`: this process has sent it SIGKILL.
@@ -306,16 +307,19 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
     return ErrnoStatus(error, "fork");
   }
   HelperResult result;
-  char chunk[16384];
   std::chrono::steady_clock::time_point killed;
-  while (true) {
-    if (result.cancelled && std::chrono::steady_clock::now() - killed > kDying) break;
+  // Asks whether it is still wanted; true once it was killed and has had its time to die.
+  const auto is_lost = [&] {
     if (!result.cancelled && cancelled && cancelled()) {
       result.cancelled = true;
       killed = std::chrono::steady_clock::now();
       kill(-pid, SIGKILL);
       kill(pid, SIGKILL);
     }
+    return result.cancelled && std::chrono::steady_clock::now() - killed > kDying;
+  };
+  char chunk[16384];
+  while (!is_lost()) {
     pollfd wait{out[0], POLLIN, 0};
     if (poll(&wait, 1, 100) <= 0) continue;
     const ssize_t got = read(out[0], chunk, sizeof chunk);
@@ -325,20 +329,17 @@ absl::StatusOr<HelperResult> RunHelper(const std::vector<std::string>& arguments
     result.output.append(chunk, std::min(room, static_cast<size_t>(got)));
   }
   close(out[0]);
-  if (!result.cancelled) {
-    result.exit = ExitOf(WaitFor(pid), kills_before, /*by_us=*/false);
-    return result;
-  }
+  // The end of its output is not its own: a driver may hold what has closed everything.
   int status = 0;
   while (waitpid(pid, &status, WNOHANG) == 0) {
-    if (std::chrono::steady_clock::now() - killed > kDying) {
+    if (is_lost()) {
       Undead::Get().Add(pid);
       result.exit = {.message = "was killed and does not end", .code = -1};
       return result;
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    std::this_thread::sleep_for(kLookAgain);
   }
-  result.exit = ExitOf(status, kills_before, /*by_us=*/true);
+  result.exit = ExitOf(status, kills_before, /*by_us=*/result.cancelled);
   return result;
 }
 

@@ -134,6 +134,18 @@ TEST(RunHelperTest, OneThatDoesNotDieIsNotWaitedForLong) {
   EXPECT_FALSE(FileExists(ended));
 }
 
+// As one does whose driver takes for ever to let go of a GPU at its exit.
+TEST(RunHelperTest, OneThatHasClosedItsOutputIsStillCancelled) {
+  const TempDir dir;
+  const std::string begun = dir.Join("begun"), ended = dir.Join("ended");
+  const auto result =
+      RunHelper({"/bin/sh", "-c", "exec >&-; touch " + begun + "; sleep 20; touch " + ended}, dir.Join("log"),
+                [&] { return FileExists(begun); });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->cancelled);
+  EXPECT_FALSE(FileExists(ended));
+}
+
 TEST(RunHelperTest, IsTheFirstToGoWhenMemoryRunsOut) {
   const TempDir dir;
   const auto result = RunHelper({"cat", "/proc/self/oom_score_adj"}, dir.Join("log"), nullptr, 100);
