@@ -18,6 +18,7 @@ namespace {
 constexpr size_t kMaxBuffered = 256;
 constexpr int64_t kEventsPerRead = 1000;
 constexpr int64_t kMaxMetrics = 5000;
+constexpr char kMethod[] = "/nibble.v1.JobService/WatchJob";
 
 }  // namespace
 
@@ -184,6 +185,14 @@ void JobWatch::Tick() {
     if (context_) context_->TryCancel();
     return;
   }
+  // A job may run for weeks: a token that was revoked or has ended meanwhile shows no more of it.
+  if (context_ && !final_ && edge_.authorizer->required()) {
+    if (const auto caller = Authorize(edge_, context_, kMethod); !caller.ok()) {
+      out_.clear();
+      End(caller.status());
+      return Pump();
+    }
+  }
   if (!writing_ && !loading_ && out_.empty() && !final_ && quiet_us >= edge_.heartbeat_us) {
     out_.emplace_back().mutable_heartbeat()->set_last_sequence(last_sequence_);
     Pump();
@@ -265,7 +274,7 @@ size_t WatchList::size() {
 
 grpc::ServerWriteReactor<v1::WatchJobResponse>* JobServiceImpl::WatchJob(
     Context* context, const v1::WatchJobRequest* request) {
-  const auto caller = Authorize(edge_, context, "/nibble.v1.JobService/WatchJob");
+  const auto caller = Authorize(edge_, context, kMethod);
   const auto id = ParseName(request->name(), "jobs", "name");
   auto watch = std::make_shared<JobWatch>(edge_, context, id.value_or(""),
                                           caller.ok() ? caller->Scope() : "", *request);

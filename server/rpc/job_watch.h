@@ -33,7 +33,8 @@ class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
   void Start();
   // Finishes at once with an error; instead of Start.
   void Refuse(const absl::Status& status);
-  // Every second or so: heartbeats, stuck writers, wake-ups that found no room in the pool.
+  // Every second or so: heartbeats, stuck writers, callers that may no longer watch, wake-ups that found no
+  // room in the pool.
   void Tick();
 
   void OnWriteDone(bool ok) override;

@@ -44,7 +44,7 @@ def check_tls(binary, in_memory):
     token = {name: subprocess.run([binary, "token", "create", "--data-dir", data, "--name", name, "--role", role],
                                   check=True, capture_output=True, text=True).stdout.strip()
              for name, role in (("client", "client"), ("worker", "worker"), ("one/ann", "client"),
-                                ("two/bob", "client"), ("root", "admin"))}
+                                ("two/bob", "client"), ("root", "admin"), ("one/eve", "client"))}
     flags = ["--tls-cert", f"{data}/tls/server.crt", "--tls-key", f"{data}/tls/server.key", "--reflection"]
     check_expiry(binary, data)
     server.start(*flags)
@@ -85,6 +85,8 @@ def check_tls(binary, in_memory):
     people = come_in()
     model, anns, bobs = check_projects(*people)
     check_hidden(*people, server.address, grpc.secure_channel(server.address, bearing("worker")), model, anns, bobs)
+    check_revoked(people[2], client.Api(server.address, bearing("one/eve")), lambda: subprocess.run(
+        [binary, "token", "revoke", token["one/eve"].split("_")[1], "--data-dir", data], check=True, capture_output=True))
     late = b"sent by ann, of use to nobody yet"
     people[0].upload(late)
     for api in people:
@@ -99,6 +101,21 @@ def check_tls(binary, in_memory):
     for api in (ann, bob, root):
         api.close()
     assert server.stop() == 0
+
+
+def check_revoked(root, eve, revoke):
+    """A watch ends with the token it was begun with; others' go on."""
+    pb = root.pb.job
+    spec = pb.JobSpec(base_model="models/shared", dataset="datasets/mine")
+    job = eve.jobs.CreateJob(pb.CreateJobRequest(spec=spec, job_id="watched"))
+    streams = [api.jobs.WatchJob(pb.WatchJobRequest(name=job.name), timeout=30 * client.PATIENCE) for api in (eve, root)]
+    for stream in streams:
+        assert next(stream).snapshot.name == job.name
+    revoke()
+    expect_error(lambda: list(streams[0]), "UNAUTHENTICATED", "TOKEN_INVALID")
+    root.jobs.CancelJob(pb.CancelJobRequest(name=job.name))
+    assert [update.event.type for update in streams[1] if update.WhichOneof("update") == "event"][-1] == "job.cancelled"
+    eve.close()
 
 
 def check_expiry(binary, data):
