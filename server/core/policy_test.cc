@@ -57,6 +57,31 @@ TEST(Order, WhereAJobFailedComesLast) {
   EXPECT_EQ(WorkerOfJob(d, "j"), "w2");
 }
 
+// So does one whose disk or files failed it: an idle worker with a bad disk would else use up the retries of
+// all that waits. It is no POISON, and where there is no other worker it is tried there again.
+TEST(Order, WhereAJobsFilesFailedComesLast) {
+  Driver d;
+  d.AddWorker("w1");
+  d.Must(Driver::JobOf("j"));
+  d.Place();
+  const auto fail = [&](const char* reason) {
+    const std::string worker = WorkerOfJob(d, "j");
+    d.Must(ReportFailed{d.FenceOf("j"), reason, "read tokens: Input/output error", true, false});
+    CallWithout(d, worker, "j");
+    d.Advance(kMinuteUs);
+    for (const auto& [id, w] : d.state().workers) d.Must(Synchronize(d.SyncOf(id)));
+    d.Place();
+    return WorkerOfJob(d, "j");
+  };
+  EXPECT_EQ(fail("INTERNAL"), "w1");
+  d.AddWorker("w2");
+  EXPECT_EQ(fail("INTERNAL"), "w2");
+  EXPECT_TRUE(d.job("j").poisoned_workers.empty());
+  // What is as bad everywhere counts against nobody.
+  d.AddWorker("w3");
+  EXPECT_EQ(fail("CHECKPOINT_INVALID"), "w2");
+}
+
 // What a project held of the memory counts for a while after it has let go.
 TEST(Order, MemoryThatWasHeldCounts) {
   Driver d;

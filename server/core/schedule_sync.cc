@@ -48,6 +48,21 @@ int64_t StepsOf(const State& state, const Job& job) {
       1, static_cast<int64_t>(static_cast<double>(dataset->second.rows) * epochs) / batch);
 }
 
+// Workers on which it failed for what may lie with them (a disk that cannot be read, files that do not
+// come): tried again there, it would soon have no retry left. The death of an engine counts only soon after
+// the start (poisoned_workers), a full disk is told apart, and a checkpoint is as bad everywhere.
+std::set<std::string> FailedOn(const Job& job) {
+  std::set<std::string> workers = job.poisoned_workers;
+  for (const auto& [epoch, attempt] : job.attempts) {
+    const Reason reason = ReasonFromName(attempt.reason);
+    if (attempt.state == AttemptState::kFailed && reason != Reason::kEngineFailed &&
+        reason != Reason::kDeviceFault && reason != Reason::kOutOfMemory && reason != Reason::kStorageFull &&
+        reason != Reason::kCheckpointInvalid)
+      workers.insert(attempt.worker_id);
+  }
+  return workers;
+}
+
 BoardJob BoardJobOf(const State& state, const Job& job, const Model& model) {
   const Estimate estimate = Predict(state, job);
   BoardJob b;
@@ -68,7 +83,7 @@ BoardJob BoardJobOf(const State& state, const Job& job, const Model& model) {
   b.load_milli = estimate.load_milli;
   b.own_load = job.measured.step_us > 0;
   b.started = !job.attempts.empty();
-  b.avoid = job.poisoned_workers;
+  b.avoid = FailedOn(job);
   return b;
 }
 
