@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/view.h"
 #include "server/blob_store.h"
 #include "server/blob_store_checks.h"
 #include "server/blob_upload.h"
@@ -24,6 +25,14 @@ constexpr int64_t kSyncEveryBytes = int64_t{8} << 20;
 
 int64_t MtimeUs(const struct stat& info) {
   return int64_t{info.st_mtim.tv_sec} * 1'000'000 + info.st_mtim.tv_nsec / 1000;
+}
+
+// Of a blob's file that could not be opened or looked at. Only what is not there is called so: a server
+// that is out of descriptors, or whose disk fails for a while, has its blobs, and who believed otherwise
+// would give up what it has of them (a worker a checkpoint, a client a data set).
+absl::Status NoBlob(int error, std::string_view sha256) {
+  if (error == ENOENT || error == ENOTDIR) return BlobNotFound(sha256);
+  return ErrnoStatus(error, absl::StrCat("open the blob ", View(sha256)));
 }
 
 class DirectoryBlobStore : public BlobStore {
@@ -186,6 +195,7 @@ absl::StatusOr<DirectoryBlobStore::UploadPtr> DirectoryBlobStore::FindUpload(
 // perhaps because somebody else sent the same bytes.
 absl::StatusOr<UploadState> DirectoryBlobStore::NotOpen(UploadState state) {
   const auto present = SizeBytes(state.sha256);
+  if (!present.ok() && StatusReason(present.status()) != Reason::kBlobNotFound) return present.status();
   if (!state.tag.empty() || !present.ok() || *present != state.size_bytes) return UploadNotFound();
   state.committed_bytes = state.size_bytes;
   state.complete = true;
@@ -272,9 +282,9 @@ void DirectoryBlobStore::Forget(const std::string& upload_id) {
 absl::StatusOr<int64_t> DirectoryBlobStore::SizeBytes(std::string_view sha256) {
   struct stat info;
   const std::string path = PathOf(sha256);
-  if (path.empty() || lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return BlobNotFound(sha256);
-  }
+  if (path.empty()) return BlobNotFound(sha256);
+  if (lstat(path.c_str(), &info) != 0) return NoBlob(errno, sha256);
+  if (!S_ISREG(info.st_mode)) return BlobNotFound(sha256);
   return int64_t{info.st_size};
 }
 
@@ -283,7 +293,7 @@ absl::StatusOr<std::string> DirectoryBlobStore::Read(std::string_view sha256, in
   ASSIGN_OR_RETURN(const int64_t size, SizeBytes(sha256));
   RETURN_IF_ERROR(CheckReadOffset(offset, size));
   const int fd = open(PathOf(sha256).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-  if (fd < 0) return BlobNotFound(sha256);
+  if (fd < 0) return NoBlob(errno, sha256);
   std::string data(static_cast<size_t>(std::min(max_bytes, size - offset)), '\0');
   size_t have = 0;
   while (have < data.size()) {
@@ -307,7 +317,7 @@ absl::Status DirectoryBlobStore::Pin(std::string_view sha256) {
   std::lock_guard lock(mutex_);
   const int64_t now = clock_.NowUnixUs();
   const struct timespec times[2] = {{0, UTIME_OMIT}, {now / 1'000'000, now % 1'000'000 * 1000}};
-  if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) return BlobNotFound(sha256);
+  if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) return NoBlob(errno, sha256);
   return absl::OkStatus();
 }
 

@@ -282,6 +282,42 @@ TEST(DirectoryBlobStore, SweepsForeignFilesAmongUploads) {
   EXPECT_FALSE(FileExists(stray));
 }
 
+// A server that is out of descriptors, or whose disk fails for a while, has what it has: told otherwise,
+// workers gave up the checkpoints of their jobs.
+TEST(DirectoryBlobStore, WhatCannotBeOpenedIsNotMissing) {
+  TempDir directory;
+  SimClock clock{RealClock::Get().NowUnixUs()};
+  auto store = std::move(OpenDirectoryBlobStore(directory.path(), SmallOptions(), clock)).value();
+  const std::string digest = Sha256Hex("a checkpoint");
+  const auto begun = store->Begin(digest, 12);
+  ASSERT_TRUE(begun.ok() && store->Append(begun->upload_id, 0, "a checkpoint").ok());
+  ASSERT_TRUE(store->Finish(begun->upload_id).ok());
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(0);
+  ASSERT_GE(next, 0);
+  close(next);
+  const rlimit none{static_cast<rlim_t>(next), before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const auto read = store->Read(digest, 0, 100);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_FALSE(read.ok());
+  EXPECT_NE(StatusReason(read.status()), Reason::kBlobNotFound) << read.status();
+  // A directory that cannot be looked into.
+  const std::string folder = DirName(store->PathOf(digest));
+  ASSERT_TRUE(Rename(folder, folder + ".away").ok());
+  ASSERT_EQ(symlink(folder.c_str(), folder.c_str()), 0);
+  for (const absl::Status& status : {store->SizeBytes(digest).status(), store->Pin(digest),
+                                     store->Get(begun->upload_id).status()}) {
+    EXPECT_FALSE(status.ok());
+    EXPECT_NE(StatusReason(status), Reason::kBlobNotFound) << status;
+    EXPECT_NE(StatusReason(status), Reason::kUploadNotFound) << status;
+  }
+  ASSERT_TRUE(RemoveFile(folder).ok() && Rename(folder + ".away", folder).ok());
+  EXPECT_TRUE(store->Read(digest, 0, 100).ok());
+  EXPECT_EQ(StatusReason(store->SizeBytes(Sha256Hex("nothing")).status()), Reason::kBlobNotFound);
+}
+
 TEST(DirectoryBlobStore, KeepsAReserveFree) {
   TempDir directory;
   BlobStoreOptions options = SmallOptions();
