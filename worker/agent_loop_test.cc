@@ -504,6 +504,36 @@ TEST_F(AgentLoopTest, AMappedBaseThatWasChangedIsRefused) {
               HasSubstr("has changed since the model was registered"));
 }
 
+// A job that went on with other rows would give up its checkpoints one after the other.
+TEST_F(AgentLoopTest, MappedDataThatWasChangedIsRefused) {
+  const std::string data = dir_.Join("train.jsonl"), eval = dir_.Join("eval.jsonl");
+  ASSERT_TRUE(WriteFileAtomic(data, "rows").ok());
+  ASSERT_TRUE(WriteFileAtomic(eval, "held back").ok());
+  BlobCache cache(dir_.Join("c"), 1 << 20);
+  ASSERT_TRUE(cache.Open().ok());
+  const AttemptFiles files(dir_.Join("x"), true, cache, server_);
+  Assignment a = Job("a", 1, 10);
+  a.dataset = FileRef{"d", Sha256Hex("rows"), 4};
+  a.dataset_path = data;
+  a.eval_dataset = FileRef{"e", Sha256Hex("held back"), 9};
+  a.eval_dataset_path = eval;
+  const auto same = files.Fetch(a, [] { return false; });
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_EQ(same->dataset_path, data);
+  EXPECT_EQ(same->eval_dataset_path, eval);
+  for (const auto& [path, was] : {std::pair{data, "rows"}, {eval, "held back"}}) {
+    for (const char* now : {"ROWS", "HELD BACK", "more than there was"}) {
+      ASSERT_TRUE(WriteFileAtomic(path, now).ok());
+      const auto other = files.Fetch(a, [] { return false; });
+      EXPECT_EQ(StatusReason(other.status()), Reason::kDigestMismatch) << other.status();
+      EXPECT_THAT(std::string(other.status().message()),
+                  HasSubstr(path + " has changed since its data set was registered"));
+    }
+    ASSERT_TRUE(WriteFileAtomic(path, was).ok());
+    EXPECT_TRUE(files.Fetch(a, [] { return false; }).ok());
+  }
+}
+
 TEST_F(AgentLoopTest, DrainSavesAndLeaves) {
   server_.Give(Job("a", 1, 100'000, "slow"));
   ASSERT_TRUE(server_.WaitUntil([&] { return server_.steps_[{"a", 1}].size() > 5; }));

@@ -22,6 +22,37 @@ std::string AttemptFiles::DirOf(const AttemptKey& key, const std::string& token)
                   absl::StrCat("attempts/", key.job_id, "/", key.epoch, "-", token.substr(0, 8)));
 }
 
+absl::StatusOr<bool> AttemptFiles::IsAsRegistered(const std::string& path,
+                                                  const FileRef& file,
+                                                  const IsCancelled& cancelled) const {
+  const std::string memo_dir = JoinPath(work_dir_, "cache/base");
+  RETURN_IF_ERROR(MakeDirs(memo_dir));
+  const auto size = FileSizeBytes(path);
+  if (!size.ok() && !absl::IsNotFound(size.status())) return size.status();
+  if (!size.ok() || *size != file.size_bytes) return false;
+  ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, memo_dir, cancelled));
+  return digest == file.sha256;
+}
+
+// Mapped where it lies, if it can be. Its owner may write to it at any time; a job that went on with other
+// rows would find that none of its checkpoints fits them, and one that begins would not learn what it was
+// given. Infrastructure: what was put back is read by the next try.
+absl::StatusOr<std::string> AttemptFiles::DataOf(const Assignment& assignment,
+                                                 const std::optional<FileRef>& file,
+                                                 const std::string& path, const std::string& folder,
+                                                 const BlobCache::Fetch& fetch,
+                                                 const IsCancelled& cancelled) const {
+  if (!file) return "";
+  if (!shares_file_system_ || path.empty() || !FileExists(path))
+    return FetchData(assignment, *file, folder, fetch);
+  ASSIGN_OR_RETURN(const bool same, IsAsRegistered(path, *file, cancelled));
+  if (same) return path;
+  return Error(Reason::kDigestMismatch,
+               absl::StrCat(path, " has changed since its data set was registered; put it back as it "
+                                  "was, or cancel the job and submit it again with the data as they are now"))
+      .ToStatus();
+}
+
 absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment,
                                                     const FileRef& file, const std::string& folder,
                                                     const BlobCache::Fetch& fetch) const {
@@ -34,19 +65,15 @@ absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment
 
 // A directory that is mapped where it lies is its owner's to change, but not under a job: what was
 // planned and begun on one base would go on on another.
-absl::Status AttemptFiles::CheckMappedBase(const Assignment& a) const {
-  const std::string memo_dir = JoinPath(work_dir_, "cache/base");
-  RETURN_IF_ERROR(MakeDirs(memo_dir));
+absl::Status AttemptFiles::CheckMappedBase(const Assignment& a,
+                                           const IsCancelled& cancelled) const {
   for (const FileRef& file : a.base_files) {
     const std::string path = JoinPath(a.base_path, file.name);
-    const auto size = FileSizeBytes(path);
-    if (size.ok() && *size == file.size_bytes) {
-      ASSIGN_OR_RETURN(const std::string digest, RememberedSha256HexOfFile(path, memo_dir));
-      if (digest == file.sha256) continue;
-    }
+    ASSIGN_OR_RETURN(const bool same, IsAsRegistered(path, file, cancelled));
+    if (same) continue;
     return Error(
         Reason::kModelFileInvalid,
-        absl::StrCat(path, size.ok() ? " has changed" : " is gone",
+        absl::StrCat(path, FileExists(path) ? " has changed" : " is gone",
                      " since the model was registered; put it "
                      "back as it was, or submit the job again with the model as it is now"));
   }
@@ -85,22 +112,15 @@ absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
   LocalFiles files;
   const bool map_base = shares_file_system_ && !a.base_path.empty() && IsDirectory(a.base_path);
   if (map_base) {
-    RETURN_IF_ERROR(CheckMappedBase(a));
+    RETURN_IF_ERROR(CheckMappedBase(a, cancelled));
     files.model_dir = a.base_path;
   } else {
     ASSIGN_OR_RETURN(files.model_dir, cache_.GetModel(owner, a.base_digest, a.base_files, fetch));
   }
   if (cancelled()) return absl::CancelledError("no longer wanted");
-  if (shares_file_system_ && !a.dataset_path.empty() && FileExists(a.dataset_path)) {
-    files.dataset_path = a.dataset_path;
-  } else if (a.dataset) {
-    ASSIGN_OR_RETURN(files.dataset_path, FetchData(a, *a.dataset, "data", fetch));
-  }
-  if (shares_file_system_ && !a.eval_dataset_path.empty() && FileExists(a.eval_dataset_path)) {
-    files.eval_dataset_path = a.eval_dataset_path;
-  } else if (a.eval_dataset) {
-    ASSIGN_OR_RETURN(files.eval_dataset_path, FetchData(a, *a.eval_dataset, "eval", fetch));
-  }
+  ASSIGN_OR_RETURN(files.dataset_path, DataOf(a, a.dataset, a.dataset_path, "data", fetch, cancelled));
+  ASSIGN_OR_RETURN(files.eval_dataset_path,
+                   DataOf(a, a.eval_dataset, a.eval_dataset_path, "eval", fetch, cancelled));
   if (!a.checkpoint_files.empty()) {
     files.resume_dir = JoinPath(dir, absl::StrCat("resume/step-", a.checkpoint_step));
     RETURN_IF_ERROR(FetchCheckpoint(a, files.resume_dir, fetch));

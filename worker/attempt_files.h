@@ -8,6 +8,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,10 +41,16 @@ class AttemptFiles {
   void Forget(const AttemptKey& key, const std::string& token) const;
 
  private:
+  absl::StatusOr<bool> IsAsRegistered(const std::string& path, const FileRef& file,
+                                      const IsCancelled& cancelled) const;
+  // Where it can be read; "" without a file.
+  absl::StatusOr<std::string> DataOf(const Assignment& assignment, const std::optional<FileRef>& file,
+                                     const std::string& path, const std::string& folder,
+                                     const BlobCache::Fetch& fetch, const IsCancelled& cancelled) const;
   absl::StatusOr<std::string> FetchData(const Assignment& assignment, const FileRef& file,
                                         const std::string& folder,
                                         const BlobCache::Fetch& fetch) const;
-  absl::Status CheckMappedBase(const Assignment& assignment) const;
+  absl::Status CheckMappedBase(const Assignment& assignment, const IsCancelled& cancelled) const;
   absl::Status FetchCheckpoint(const Assignment& assignment, const std::string& directory,
                                const BlobCache::Fetch& fetch) const;
 
