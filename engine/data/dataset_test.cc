@@ -302,6 +302,10 @@ TEST_F(DatasetTest, GemmaTurnsBeginWithOneBosAndEndWithTheirToken) {
   // ChatML's markers are spelled out here: no token ends a turn.
   const Tokenizer plain = Make("gemma", R"({"eos_token":"<eos>"})");
   EXPECT_EQ(ChatTemplate::Select("chatml", plain)->EndOfTurn(), std::nullopt);
+  for (const std::string_view name : spec::kChatTemplateNames) {
+    if (name == "tokenizer_default") continue;
+    EXPECT_TRUE(ChatTemplate::Select(name, plain).ok()) << "the spec lets it in: " << name;
+  }
 }
 
 TEST_F(DatasetTest, EveryBadRowIsNamed) {

@@ -100,9 +100,10 @@ void CheckData(const TrainSpec& spec, const ModelConfig& model, Checker& check) 
                                                  "; it is a template's name, such as chatml, not its text"));
   } else if (std::find(std::begin(kChatTemplateNames), std::end(kChatTemplateNames), spec.chat_template) ==
              std::end(kChatTemplateNames)) {
-    check.Add("data.chat_template",
-              absl::StrCat("is \"", spec.chat_template, "\"; use one of tokenizer_default, chatml, ",
-                           "llama3, llama2, mistral, gemma, zephyr"));
+    std::string names;
+    for (const std::string_view name : kChatTemplateNames)
+      absl::StrAppend(&names, names.empty() ? "" : ", ", std::string(name));
+    check.Add("data.chat_template", absl::StrCat("is \"", spec.chat_template, "\"; use one of ", names));
   }
   check.Range("data.sequence_len", spec.sequence_len, 8, static_cast<double>(model.max_positions),
               "the upper bound is the model's max_position_embeddings");

@@ -21,7 +21,7 @@ struct Word {
 
 // What data.chat_template may be: the model's own, and the forms the engine knows by name.
 inline constexpr std::string_view kChatTemplateNames[] = {"tokenizer_default", "chatml", "llama3", "llama2",
-                                                          "mistral", "gemma", "zephyr"};
+                                                          "mistral", "gemma", "phi_3", "phi_4", "zephyr"};
 
 inline constexpr Word<QuantKind> kQuantWords[] = {{"nf4", QuantKind::kNF4},
                                                   {"fp4", QuantKind::kFP4},

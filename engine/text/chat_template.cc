@@ -66,6 +66,22 @@ struct ChatTemplateTable {
          true,
          true,
          {"<start_of_turn>", "<end_of_turn>"}},
+        {"phi_3",
+         "",
+         {"<|system|>\n", "<|end|>", "\n"},
+         {"<|user|>\n", "<|end|>", "\n"},
+         {"<|assistant|>\n", "<|end|>", "\n"},
+         false,
+         false,
+         {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>"}},
+        {"phi_4",
+         "",
+         {"<|im_start|>system<|im_sep|>", "<|im_end|>", ""},
+         {"<|im_start|>user<|im_sep|>", "<|im_end|>", ""},
+         {"<|im_start|>assistant<|im_sep|>", "<|im_end|>", ""},
+         false,
+         false,
+         {"<|im_start|>", "<|im_sep|>", "<|im_end|>"}},
         {"zephyr",
          "",
          {"<|system|>\n", "{eos}", "\n"},
@@ -140,9 +156,9 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Select(std::string_view name,
   if (name != "tokenizer_default") {
     const auto* row = FindRow(name);
     if (row != nullptr) return ChatTemplateTable::Make(*row, tokenizer);
-    return Invalid(absl::StrCat(Quote(name),
-                                " is none of tokenizer_default, chatml, llama3, llama2, "
-                                "mistral, gemma, zephyr"));
+    std::string known = "tokenizer_default";
+    for (const auto& form : ChatTemplateTable::Rows()) absl::StrAppend(&known, ", ", View(form.name));
+    return Invalid(absl::StrCat(Quote(name), " is none of ", known));
   }
   const std::string& text = tokenizer.chat_template();
   if (text.empty()) return Invalid("wants the template of the model's tokenizer, which has none");
@@ -160,7 +176,7 @@ absl::StatusOr<std::string> ChatTemplate::RenderText(std::span<const ChatTurn> t
   jinja::List messages;
   for (const ChatTurn& turn : turns) {
     messages.push_back(
-        Value::Of(jinja::Dict{{"role", Value(turn.role)}, {"content", Value(turn.content)}}));
+        Value::Of(jinja::Dict{{Value("role"), Value(turn.role)}, {Value("content"), Value(turn.content)}}));
   }
   const auto token = [&](std::optional<int32_t> id) {
     return Value(id ? std::string(tokenizer_.TokenContent(*id)) : std::string());
@@ -229,6 +245,18 @@ absl::StatusOr<ChatTemplate::Span> ChatTemplate::LocateWords(std::span<const Cha
   return span;
 }
 
+size_t ChatTemplate::PromptBehind(std::string_view text, size_t words_end, std::string_view prompt) const {
+  const auto [differs, ignored] = std::mismatch(text.rbegin(), text.rend(), prompt.rbegin(), prompt.rend());
+  size_t begin = std::max(words_end, text.size() - static_cast<size_t>(differs - text.rbegin()));
+  const auto is_token_at = [&](size_t at) {
+    const bool space = absl::ascii_isspace(static_cast<unsigned char>(text[at]));
+    return !space && !OpeningToken(text.substr(at)).empty();
+  };
+  while (begin < text.size() && !is_token_at(begin)) ++begin;
+  if (begin >= text.size() || words_end > begin) return text.size();
+  return OpeningToken(text.substr(words_end, begin - words_end)).empty() ? text.size() : begin;
+}
+
 absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn> turns,
                                                         size_t index, std::string_view text) const {
   const bool assistant = turns[index].role == "assistant";
@@ -250,6 +278,7 @@ absl::StatusOr<ChatTemplate::Span> ChatTemplate::Locate(std::span<const ChatTurn
     const std::string_view rest(through->data(), StripRight(*through).size() - last.size());
     if (!last.empty() && rest.size() > span.begin && text.starts_with(rest)) through = std::string(rest);
   }
+  if (through.ok() && before.ok() && words) through->resize(PromptBehind(*through, words->end, *before));
   if (through.ok() && text.starts_with(*through) && through->size() >= span.begin) {
     span.end = through->size();
   } else {

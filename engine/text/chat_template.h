@@ -37,7 +37,7 @@ struct Node;
 
 class ChatTemplate {
  public:
-  // `name`: tokenizer_default, chatml, llama3, llama2, mistral, gemma, zephyr.
+  // `name`: tokenizer_default, chatml, llama3, llama2, mistral, gemma, phi_3, phi_4, zephyr.
   static absl::StatusOr<ChatTemplate> Select(std::string_view name, const Tokenizer& tokenizer);
 
   // The whole conversation; special tokens, BOS too, are written out, so the pieces are encoded
@@ -79,6 +79,9 @@ class ChatTemplate {
   // Of its words alone: what changes when the turn says something else.
   absl::StatusOr<Span> LocateWords(std::span<const ChatTurn> turns, size_t index,
                                    std::string_view text) const;
+  // Where a prompt that nobody asked for begins behind words that end at `words_end` (Command R7B's template
+  // always writes one); the text's end when there is none. `prompt` is the text that ends with one.
+  size_t PromptBehind(std::string_view text, size_t words_end, std::string_view prompt) const;
   // The special token at the end of the text, white space aside; empty when it ends with none.
   std::string ClosingToken(std::string_view text) const;
   // The one that the text begins with, white space aside, with that white space; empty when there is none.

@@ -45,8 +45,38 @@ std::vector<std::string> Learned(const ChatTemplate& chat, std::span<const ChatT
   return learned;
 }
 
+std::string Whole(const ChatTemplate& chat, std::span<const ChatTurn> turns, bool prompt) {
+  const auto pieces = chat.Render(turns, prompt);
+  CHECK_OK(pieces.status());
+  std::string text;
+  for (const TextPiece& piece : *pieces) text += piece.text;
+  return text;
+}
+
 const ChatTurn kFour[] = {
     {"user", "a", false}, {"assistant", "b", true}, {"user", "c", false}, {"assistant", "d", true}};
+
+TEST(ChatTemplate, PhiFormsAreTheModelsOwn) {
+  const ChatTurn turns[] = {{"system", "s", false}, kFour[0], kFour[1], kFour[2], kFour[3]};
+  // Microsoft's, with the tokens that this tokenizer has.
+  const std::pair<const char*, const char*> forms[] = {
+      {"phi_3", "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"},
+      {"phi_4",
+       "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}"
+       "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"}};
+  for (const auto& [name, source] : forms) {
+    const Tokenizer tokenizer = WithTemplate(source);
+    const auto built_in = ChatTemplate::Select(name, tokenizer);
+    ASSERT_TRUE(built_in.ok()) << built_in.status();
+    const ChatTemplate own = Own(tokenizer);
+    for (const bool prompt : {false, true})
+      EXPECT_EQ(Whole(*built_in, turns, prompt), Whole(own, turns, prompt)) << name;
+    const std::string end = std::string_view(name) == "phi_3" ? "<|end|>" : "<|im_end|>";
+    EXPECT_THAT(Learned(*built_in, turns), ElementsAre("b" + end, "d" + end));
+    EXPECT_THAT(built_in->unknown_tokens(), ::testing::Contains(end == "<|end|>" ? end : "<|im_sep|>"));
+  }
+}
 
 // Phi-3's own template writes EOS behind the whole; what users say before it is not learned.
 TEST(ChatTemplate, ATokenBehindTheLastTurnEndsNoOther) {
@@ -73,6 +103,21 @@ TEST(ChatTemplate, APromptThatBeginsToThinkHidesNoAnswer) {
                             {"user", "b", false},   {"assistant", "<t>\nA1A</t>\nAh, Z\n", true},
                             {"user", "c", false},   {"assistant", "", true}};
   EXPECT_THAT(Learned(chat, turns), ElementsAre("Zed, A<|im_end|>", "Ah, Z\n<|im_end|>", "<|im_end|>"));
+}
+
+// Command R7B's writes the next prompt whether it is asked for or not; nobody is to learn saying that.
+TEST(ChatTemplate, APromptBehindTheLastAnswerIsNotLearned) {
+  const Tokenizer tokenizer = WithTemplate(
+      "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}"
+      "{% if m.role == 'assistant' %}{{ '(say)' + m.content + '<|im_end|>' }}"
+      "{% else %}{{ m.content }}{% endif %}"
+      "{{ '<|endoftext|>\n' }}{% endfor %}{{ '<|im_start|>assistant:(think)' }}",
+      "<|endoftext|>");
+  const ChatTemplate chat = Own(tokenizer);
+  EXPECT_THAT(Learned(chat, kFour), ElementsAre("b<|im_end|>", "d<|im_end|>"));
+  const ChatTurn turns[] = {{"user", "is a > b|>", false}, {"assistant", "yes, a > b|>", true}};
+  EXPECT_THAT(Learned(chat, turns), ElementsAre("yes, a > b|><|im_end|>"));
+  EXPECT_EQ(chat.EndOfTurn(), tokenizer.TokenId("<|im_end|>"));
 }
 
 // Mistral's newer templates write the system's words into the last user's turn, wherever that is.

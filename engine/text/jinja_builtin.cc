@@ -18,7 +18,7 @@ using Result = absl::StatusOr<Value>;
 
 Value Pairs(const Dict& dict) {
   List items;
-  for (const auto& [key, item] : dict) items.push_back(Value::Of(List{Value(key), item}));
+  for (const auto& [key, item] : dict) items.push_back(Value::Of(List{key, item}));
   return Value::Of(std::move(items));
 }
 
@@ -208,14 +208,58 @@ Result Length(const Value& value) {
   return Value(static_cast<int64_t>(items.size()));
 }
 
+Result Trim(const Value& value, const Arguments& args) {
+  const Value* chars = args.Get(0, "chars");
+  return Value(Strip(value.Text(), chars ? chars->AsText() : nullptr, true, true));
+}
+
+Result Default(const Value& value, const Arguments& args) {
+  const Value* other = args.Get(0, "default_value");
+  const Value* falsy = args.Get(1, "boolean");
+  const bool replace = value.IsUndefined() || (falsy && falsy->Truth() && !value.Truth());
+  return replace ? (other ? *other : Value(std::string())) : value;
+}
+
+Result ListOf(const Value& value, const Arguments&) {
+  ASSIGN_OR_RETURN(List items, Items(value));
+  return Value::Of(std::move(items));
+}
+
+// One end of the items; undefined when there are none.
+template <bool last>
+Result End(const Value& value, const Arguments&) {
+  ASSIGN_OR_RETURN(const List items, Items(value));
+  return items.empty() ? Value() : last ? items.back() : items.front();
+}
+
+Result DictItems(const Value& value, const Arguments&) {
+  if (value.AsDict() == nullptr) return EvalError("items of something that is no dictionary");
+  return Pairs(*value.AsDict());
+}
+
+// By key: texts whatever their case, or numbers.
+Result DictSort(const Value& value, const Arguments&) {
+  if (value.AsDict() == nullptr) return EvalError("dictsort of something that is no dictionary");
+  Dict sorted = *value.AsDict();
+  const auto all = [&](auto is) {
+    return std::all_of(sorted.begin(), sorted.end(), [&](const auto& entry) { return is(entry.first); });
+  };
+  if (all([](const Value& key) { return key.AsText() != nullptr; })) {
+    std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
+      return Lower(*a.first.AsText()) < Lower(*b.first.AsText());
+    });
+  } else if (all([](const Value& key) { return key.Whole().has_value(); })) {
+    std::stable_sort(sorted.begin(), sorted.end(),
+                     [](const auto& a, const auto& b) { return *a.first.Whole() < *b.first.Whole(); });
+  } else if (sorted.size() > 1) {
+    return EvalError("dictsort of keys that are neither all texts nor all whole numbers");
+  }
+  return Pairs(sorted);
+}
+
+// With the parameters that each knows.
 const Filter kFilters[] = {
-    {"trim",
-     1,
-     {"chars"},
-     [](const Value& v, const Arguments& a) -> Result {
-       const Value* chars = a.Get(0, "chars");
-       return Value(Strip(v.Text(), chars ? chars->AsText() : nullptr, true, true));
-     }},
+    {"trim", 1, {"chars"}, Trim},
     {"length", 0, {}, [](const Value& v, const Arguments&) { return Length(v); }},
     {"count", 0, {}, [](const Value& v, const Arguments&) { return Length(v); }},
     {"lower", 0, {}, [](const Value& v, const Arguments&) { return OfText(v, Lower); }},
@@ -229,58 +273,15 @@ const Filter kFilters[] = {
     {"join", 2, {"d", "attribute"}, Join},
     {"indent", 3, {"width", "first", "blank"}, Indent},
     {"tojson", 0, {"indent", "ensure_ascii", "sort_keys"}, ToJson},
-    {"default",
-     2,
-     {"default_value", "boolean"},
-     [](const Value& v, const Arguments& a) -> Result {
-       const Value* other = a.Get(0, "default_value");
-       const Value* falsy = a.Get(1, "boolean");
-       const bool replace = v.IsUndefined() || (falsy && falsy->Truth() && !v.Truth());
-       return replace ? (other ? *other : Value(std::string())) : v;
-     }},
-    {"list",
-     0,
-     {},
-     [](const Value& v, const Arguments&) -> Result {
-       ASSIGN_OR_RETURN(List items, Items(v));
-       return Value::Of(std::move(items));
-     }},
-    {"items",
-     0,
-     {},
-     [](const Value& v, const Arguments&) -> Result {
-       if (v.AsDict() == nullptr) return EvalError("items of something that is no dictionary");
-       return Pairs(*v.AsDict());
-     }},
-    {"dictsort",
-     0,
-     {},
-     [](const Value& v, const Arguments&) -> Result {
-       if (v.AsDict() == nullptr) return EvalError("dictsort of something that is no dictionary");
-       Dict sorted = *v.AsDict();
-       std::stable_sort(sorted.begin(), sorted.end(),
-                        [](const auto& a, const auto& b) { return Lower(a.first) < Lower(b.first); });
-       return Pairs(sorted);
-     }},
-    {"first",
-     0,
-     {},
-     [](const Value& v, const Arguments&) -> Result {
-       ASSIGN_OR_RETURN(const List items, Items(v));
-       return items.empty() ? Value() : items.front();
-     }},
-    {"last",
-     0,
-     {},
-     [](const Value& v, const Arguments&) -> Result {
-       ASSIGN_OR_RETURN(const List items, Items(v));
-       return items.empty() ? Value() : items.back();
-     }},
+    {"default", 2, {"default_value", "boolean"}, Default},
+    {"list", 0, {}, ListOf},
+    {"items", 0, {}, DictItems},
+    {"dictsort", 0, {}, DictSort},
+    {"first", 0, {}, End<false>},
+    {"last", 0, {}, End<true>},
     {"reverse", 0, {}, [](const Value& v, const Arguments&) { return Reversed(v); }},
     {"unique", 0, {}, [](const Value& v, const Arguments&) { return Unique(v); }},
-    {"replace",
-     3,
-     {"old", "new", "count"},
+    {"replace", 3, {"old", "new", "count"},
      [](const Value& v, const Arguments& a) { return TextMethod(v.Text(), "replace", a); }},
 };
 
@@ -326,7 +327,7 @@ absl::StatusOr<List> Items(const Value& value) {
   if (const List* list = value.AsList()) return *list;
   List items;
   if (const Dict* dict = value.AsDict()) {
-    for (const auto& [key, item] : *dict) items.push_back(Value(key));
+    for (const auto& [key, item] : *dict) items.push_back(key);
     return items;
   }
   if (const std::string* text = value.AsText()) {
@@ -348,7 +349,7 @@ bool Contains(const Value& container, const Value& item) {
   if (const List* list = container.AsList()) {
     return std::any_of(list->begin(), list->end(), [&](const Value& v) { return v.Equals(item); });
   }
-  return item.AsText() != nullptr && container.Find(*item.AsText()) != nullptr;
+  return container.Find(item) != nullptr;
 }
 
 absl::StatusOr<Value> ApplyFilter(std::string_view name, const Value& value,
@@ -386,7 +387,7 @@ absl::StatusOr<Value> CallMethod(const Value& object, std::string_view name,
     if (name == "get") {
       const Value* key = arguments.Get(0, "key");
       const Value* fallback = arguments.Get(1, "default");
-      const Value* found = key && key->AsText() ? object.Find(*key->AsText()) : nullptr;
+      const Value* found = key != nullptr ? object.Find(*key) : nullptr;
       if (found != nullptr) return *found;
       return fallback ? *fallback : Value(None{});
     }

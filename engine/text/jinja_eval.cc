@@ -15,10 +15,11 @@ namespace {
 using Result = absl::StatusOr<Value>;
 
 constexpr char kNamespace[] = "namespace";
+constexpr double kMaxExact = 9007199254740992.0;  // 2^53: up to there doubles are whole numbers
 
 class Evaluator {
  public:
-  explicit Evaluator(const Dict& globals) {
+  explicit Evaluator(const Named& globals) {
     auto& scope = scopes_.emplace_back();
     for (const auto& [name, value] : globals) scope[name] = value;
     scope[kNamespace] = Value(Function{kNamespace});
@@ -172,15 +173,15 @@ class Evaluator {
 
   static Value LoopVariable(const List& items, size_t i) {
     const auto index = static_cast<int64_t>(i), count = static_cast<int64_t>(items.size());
-    return Value::Of(Dict{{"index", Value(index + 1)},
-                          {"index0", Value(index)},
-                          {"revindex", Value(count - index)},
-                          {"revindex0", Value(count - index - 1)},
-                          {"first", Value(i == 0)},
-                          {"last", Value(index + 1 == count)},
-                          {"length", Value(count)},
-                          {"previtem", i > 0 ? items[i - 1] : Value()},
-                          {"nextitem", index + 1 < count ? items[i + 1] : Value()}});
+    return Value::Of(Dict{{Value("index"), Value(index + 1)},
+                          {Value("index0"), Value(index)},
+                          {Value("revindex"), Value(count - index)},
+                          {Value("revindex0"), Value(count - index - 1)},
+                          {Value("first"), Value(i == 0)},
+                          {Value("last"), Value(index + 1 == count)},
+                          {Value("length"), Value(count)},
+                          {Value("previtem"), i > 0 ? items[i - 1] : Value()},
+                          {Value("nextitem"), index + 1 < count ? items[i + 1] : Value()}});
   }
 
   const Value* Lookup(const std::string& name) const {
@@ -241,11 +242,8 @@ class Evaluator {
         ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
         return Value(!value.Truth());
       }
-      case Kind::kNegate: {
-        ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
-        if (!value.IsNumber()) return Misfit("-", value);
-        return value.As<double>() ? Value(-value.Number()) : Arithmetic("-", Value(int64_t{0}), value);
-      }
+      case Kind::kNegate:
+        return Negate(node);
       case Kind::kBinary:
         return Binary(node);
       case Kind::kConditional: {
@@ -253,26 +251,56 @@ class Evaluator {
         if (condition.Truth()) return Evaluate(*node.parts[0]);
         return node.parts[2] ? Evaluate(*node.parts[2]) : Result(Value());
       }
-      case Kind::kList: {
-        List items;
-        for (const auto& part : node.parts) {
-          ASSIGN_OR_RETURN(Value item, Evaluate(*part));
-          items.push_back(std::move(item));
-        }
-        return Value::Of(std::move(items));
-      }
-      case Kind::kDict: {
-        Dict dict;
-        for (size_t i = 0; i < node.parts.size(); i += 2) {
-          ASSIGN_OR_RETURN(const Value key, Evaluate(*node.parts[i]));
-          ASSIGN_OR_RETURN(Value value, Evaluate(*node.parts[i + 1]));
-          dict.emplace_back(key.Text(), std::move(value));
-        }
-        return Value::Of(std::move(dict));
-      }
+      case Kind::kList:
+        return MakeList(node);
+      case Kind::kDict:
+        return MakeDict(node);
       default:
         return EvalError("has a statement where an expression belongs");
     }
+  }
+
+  Result MakeList(const Node& node) {
+    List items;
+    for (const auto& part : node.parts) {
+      ASSIGN_OR_RETURN(Value item, Evaluate(*part));
+      items.push_back(std::move(item));
+    }
+    return Value::Of(std::move(items));
+  }
+
+  // The same for equal keys: 1, 1.0 and true are, as in Python.
+  static std::string KeyText(const Value& key) {
+    if (const auto whole = key.Whole()) return std::to_string(*whole);
+    if (const auto* number = key.As<double>(); number != nullptr && std::abs(*number) < kMaxExact) {
+      if (*number == std::floor(*number)) return std::to_string(static_cast<int64_t>(*number));
+    }
+    return key.Text(/*quoted=*/true);
+  }
+
+  // Of equal keys the first gives its place and the last its value.
+  Result MakeDict(const Node& node) {
+    Dict dict;
+    absl::flat_hash_map<std::string, size_t> places;
+    for (size_t i = 0; i < node.parts.size(); i += 2) {
+      ASSIGN_OR_RETURN(const Value key, Evaluate(*node.parts[i]));
+      ASSIGN_OR_RETURN(Value value, Evaluate(*node.parts[i + 1]));
+      if (key.AsText() == nullptr && !key.IsNumber() && !key.IsNone())
+        return EvalError("has a dictionary with a key that is no text, number or none");
+      const auto [place, is_new] = places.try_emplace(KeyText(key), dict.size());
+      if (is_new) {
+        dict.emplace_back(key, std::move(value));
+      } else {
+        dict[place->second].second = std::move(value);
+      }
+    }
+    return Value::Of(std::move(dict));
+  }
+
+  Result Negate(const Node& node) {
+    ASSIGN_OR_RETURN(const Value value, Evaluate(*node.parts[0]));
+    if (!value.IsNumber()) return Misfit("-", value);
+    return value.As<double>() ? Value(-value.Number()) : Arithmetic("-", Value(int64_t{0}), value);
   }
 
   Result Member(const Value& object, const std::string& name) {
@@ -302,10 +330,12 @@ class Evaluator {
   Result Item(const Node& node) {
     ASSIGN_OR_RETURN(const Value object, Evaluate(*node.parts[0]));
     ASSIGN_OR_RETURN(const Value index, Evaluate(*node.parts[1]));
-    if (const std::string* key = index.AsText()) return Member(object, *key);
+    if (object.AsDict() != nullptr) {
+      const Value* found = object.Find(index);
+      return found ? *found : Value(Undefined{index.Text()});
+    }
     const auto* number = index.As<int64_t>();
     if (object.IsUndefined() || number == nullptr) return Member(object, index.Text());
-    if (object.AsDict() != nullptr) return Member(object, index.Text());
     if (const std::string* text = object.AsText()) {
       const std::vector<size_t> begins = Characters(*text);
       const int64_t at = Position(*number, begins.size() - 1);
@@ -422,7 +452,7 @@ class Evaluator {
     return Value(std::move(out));
   }
 
-  Result MakeNamespace(Dict values) {
+  Result MakeNamespace(Named values) {
     auto space = std::make_shared<Namespace>();
     space->values = std::move(values);
     namespaces_.push_back(space);
@@ -519,7 +549,7 @@ class Evaluator {
 
 }  // namespace
 
-absl::StatusOr<std::string> Render(const Node& root, const Dict& globals) {
+absl::StatusOr<std::string> Render(const Node& root, const Named& globals) {
   return Evaluator(globals).Run(root);
 }
 

@@ -31,7 +31,7 @@ inline constexpr int64_t kTextWeightPerStep = 1024, kWeightPerStep = 4096;
 
 // The template with these names defined. CHAT_TEMPLATE_INVALID when it asks for what we do not
 // have, runs out of bounds, or refuses the conversation itself (raise_exception).
-absl::StatusOr<std::string> Render(const Node& root, const Dict& globals);
+absl::StatusOr<std::string> Render(const Node& root, const Named& globals);
 
 absl::Status EvalError(std::string_view what);
 bool IsMethod(const Value& object, std::string_view name);
@@ -39,7 +39,7 @@ bool IsMethod(const Value& object, std::string_view name);
 // Arguments of a call: the positional ones, then the named.
 struct Arguments {
   std::vector<Value> positional;
-  Dict named;
+  Named named;
 
   // Positional `index`, else the named one; null when absent.
   const Value* Get(size_t index, std::string_view name) const;

@@ -73,7 +73,7 @@ Result Day(const Arguments& arguments) {
 absl::StatusOr<Value> CallFunction(std::string_view name, const Arguments& arguments) {
   if (name == "raise_exception") return Raise(arguments);
   if (name == "range") return Range(arguments);
-  if (name == "dict") return Value::Of(Dict(arguments.named));
+  if (name == "dict") return Value::Of(Dict(arguments.named.begin(), arguments.named.end()));
   return Day(arguments);
 }
 

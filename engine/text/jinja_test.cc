@@ -33,7 +33,7 @@ Value From(const json& value) {
   return Value::Of(std::move(dict));
 }
 
-absl::StatusOr<std::string> RunText(const std::string& source, const Dict& values = {}) {
+absl::StatusOr<std::string> RunText(const std::string& source, const Named& values = {}) {
   ASSIGN_OR_RETURN(const auto program, Parse(source));
   return Render(*program, values);
 }
@@ -57,7 +57,7 @@ TEST(Jinja, RendersAsTheReferenceDoes) {
   ASSERT_GE(cases.size(), 50u);
   int refused = 0;
   for (const json& c : cases) {
-    Dict values;
+    Named values;
     for (const auto& [key, value] : c["values"].items()) values.emplace_back(key, From(value));
     const auto text = RunText(c["template"].get<std::string>(), values);
     if (c.contains("error")) {
@@ -230,7 +230,7 @@ TEST(Jinja, MutatedTemplatesNeverBreakTheInterpreter) {
           break;
       }
     }
-    Dict values;
+    Named values;
     for (const auto& [key, value] : c["values"].items()) values.emplace_back(key, From(value));
     const auto text = RunText(source, values);
     rendered += text.ok();

@@ -69,7 +69,7 @@ Value Value::Of(Dict dict) {
   int64_t weight = 1;
   int depth = 0;
   for (const auto& [key, item] : dict) {
-    weight += item.weight_ + static_cast<int64_t>(key.size()) / 16;
+    weight += item.weight_ + key.weight_;
     depth = std::max(depth, item.depth_);
   }
   Value value{Variant(std::make_shared<Dict>(std::move(dict)))};
@@ -143,7 +143,8 @@ void Value::AppendText(std::string& out, bool quoted) const {
     out += '{';
     for (const auto& entry : *dict) {
       if (&entry != dict->data()) out += ", ";
-      out += Quoted(entry.first) + ": ";
+      entry.first.AppendText(out, true);
+      out += ": ";
       entry.second.AppendText(out, true);
     }
     out += '}';
@@ -176,7 +177,11 @@ void Value::AppendJson(std::string& out, int64_t indent, int64_t level) const {
     for (size_t i = 0; i < count; ++i) {
       if (i > 0) out += indent < 0 ? ", " : ",";
       AppendLineBreak(out, indent, level + 1);
-      if (dict != nullptr) out += JsonString((*dict)[i].first) + ": ";
+      if (dict != nullptr) {
+        const Value& key = (*dict)[i].first;  // a text there, whatever it was
+        out += key.AsText() != nullptr ? key.Json(-1) : JsonString(key.Json(-1));
+        out += ": ";
+      }
       (list != nullptr ? (*list)[i] : (*dict)[i].second).AppendJson(out, indent, level + 1);
     }
     if (count > 0) AppendLineBreak(out, indent, level);
@@ -212,10 +217,24 @@ bool Value::Equals(const Value& other) const {
 }
 
 const Value* Value::Find(const std::string& key) const {
-  const Dict* dict = AsNamespace() ? &AsNamespace()->values : AsDict();
+  if (const Namespace* space = AsNamespace()) {
+    for (const auto& [name, item] : space->values) {
+      if (name == key) return &item;
+    }
+  }
+  if (const Dict* dict = AsDict()) {
+    for (const auto& [name, item] : *dict) {
+      if (name.AsText() != nullptr && *name.AsText() == key) return &item;
+    }
+  }
+  return nullptr;
+}
+
+const Value* Value::Find(const Value& key) const {
+  const Dict* dict = AsDict();
   if (dict == nullptr) return nullptr;
   for (const auto& [name, item] : *dict) {
-    if (name == key) return &item;
+    if (name.Equals(key)) return &item;
   }
   return nullptr;
 }

@@ -30,7 +30,10 @@ struct Function {
   const Node* macro = nullptr;
 };
 using List = std::vector<Value>;
-using Dict = std::vector<std::pair<std::string, Value>>;  // in order of insertion
+// In order of insertion. Keys are texts, numbers, true and false, or none; no two are equal.
+using Dict = std::vector<std::pair<Value, Value>>;
+// What has names: the variables a template is given, arguments, a namespace.
+using Named = std::vector<std::pair<std::string, Value>>;
 struct Namespace;
 
 class Value {
@@ -64,8 +67,10 @@ class Value {
   std::string Text(bool quoted = false) const;
   std::string Json(int64_t indent) const;  // indent < 0: on one line
   bool Equals(const Value& other) const;
-  // Null when there is no such key.
+  // Of a dictionary or namespace; null when there is no such key.
   const Value* Find(const std::string& key) const;
+  // Of a dictionary.
+  const Value* Find(const Value& key) const;
   int64_t weight() const { return weight_; }
   int depth() const { return depth_; }
 
@@ -79,7 +84,7 @@ class Value {
 };
 
 struct Namespace {
-  Dict values;
+  Named values;
 };
 
 }  // namespace nibble::engine::jinja

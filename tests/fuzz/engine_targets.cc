@@ -97,9 +97,9 @@ void Template(std::string_view input) {
   const auto text_value = [](const char* text) { return Value(Value::Variant(std::string(text))); };
   engine::jinja::List messages;
   for (const char* role : {"system", "user", "assistant"})
-    messages.push_back(
-        Value::Of(Dict{{"role", text_value(role)}, {"content", text_value("some text")}}));
-  const Dict globals = {{"messages", Value::Of(std::move(messages))},
+    messages.push_back(Value::Of(Dict{{text_value("role"), text_value(role)},
+                                      {text_value("content"), text_value("some text")}}));
+  const engine::jinja::Named globals = {{"messages", Value::Of(std::move(messages))},
                         {"add_generation_prompt", Value(Value::Variant(true))},
                         {"bos_token", text_value("<s>")},
                         {"eos_token", text_value("</s>")}};

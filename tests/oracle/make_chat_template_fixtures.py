@@ -211,7 +211,38 @@ EDGES = """{{ ['42.9' | int, '-7.5' | int, ' 7 ' | int, 'x' | int, 'x' | int(5),
 {{ [{'a': 1}, {'a': 2}] | join('-', attribute='a') }}{{ [['a', 'b'], ['c']] | map('join', '+') | list }}
 """
 
-TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM, DAYS, EDGES]
+# Keys that are no text: a table by thresholds (as Seed-OSS's has one), what equals what as a key, how they print.
+KEYS = """{%- set steps = {16: 8, 0: 0, 4: 2} %}{%- set ns = namespace(found=none) %}
+{%- for limit, step in steps | dictsort %}
+    {%- if ns.found is none and messages | length <= limit %}{% set ns.found = step %}{% endif %}
+    {{- limit ~ ':' ~ step ~ ' ' }}
+{%- endfor %}
+{{ ns.found }} {{ [steps[16], steps[4.0], steps[false], steps.get(0), steps.get(5), steps.get('0', 'no')] }}
+{{ [steps[5] is defined, steps['16'] is defined, 16 in steps, 16.0 in steps, '16' in steps, none in steps] }}
+{{ steps }} {{ steps | tojson }} {{ steps | list }} {{ steps.keys() | list }} {{ (steps.items() | list | last)[0] + 1 }}
+{% set mixed = {none: 'n', true: 't', 1.5: 'f', 'a': 'x', -2: 'm', 2.0: 'd', 'a': 'y', 1: 'o'} %}
+{{ mixed }} {{ mixed | tojson }} {{ mixed | length }} {{ mixed[1] }} {{ mixed[2] }} {{ mixed[none] }} {{ mixed.a }}
+{{ [{1: 'a'} == {1.0: 'a'}, {1: 'a'} == {'1': 'a'}, {1: {2: 3}}[1][2], {'B': 1, 'a': 2} | dictsort | map('join', '=') | list] }}
+{% for d in [{true: 1, 0: 2}, {none: 1}, {}, {3: 1, -3: 2}] %}{{ d | dictsort | map('join', '=') | list }}{% endfor %}
+"""
+
+# A prompt that is written whether it is asked for or not, behind an answer between tokens: Command-R7B's.
+ALWAYS_PROMPTS = """{{ bos_token }}{% if messages[0]['role']|lower == 'system' %}{% set preamble = \
+messages[0]['content'] %}{% elif false == true %}{% set preamble = 'never' %}{% else %}{% set preamble = false %}\
+{% endif %}{% if preamble != false %}<turn>S:{{ preamble }}<end>{% endif %}
+{%- for message in messages %}
+    {%- if message.role|lower == 'system' and not (loop.first and preamble) %}
+<turn>S:{{ message.content }}<end>
+    {%- elif message.role|lower == 'user' %}
+<turn>U:{{ message.content }}<end>
+    {%- elif message.role|lower == 'assistant' or message.role|lower == 'chatbot' %}
+<turn>A:<say>{{ message.content }}</say><end>
+    {%- elif message.role == 'tool' %}
+    {%- for other in messages[loop.index0 + 1:] %}{%- if other.role != 'tool' %}{% break %}{% endif %}{% endfor %}
+    {%- endif %}
+{%- endfor %}<turn>A:{%- if not thinking -%}<think></think>{%- endif %}"""
+
+TEMPLATES = [CHATML, ALTERNATING, NAMESPACED, TRIMMED, EVERYTHING, PARTS, NO_SYSTEM, DAYS, EDGES, KEYS, ALWAYS_PROMPTS]
 
 
 def turn(role, content):
