@@ -36,6 +36,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -278,7 +279,7 @@ class Agent {
   int64_t sync_id_ = 0;      // outstanding; 0 = none
   int64_t sync_sent_us_ = 0;
   bool sync_draining_ = false;                         // what the outstanding call said
-  std::set<std::pair<AttemptKey, bool>> sync_listed_;  // and whether released
+  std::set<std::tuple<AttemptKey, bool, bool>> sync_listed_;  // and whether released, and in trouble
   std::set<std::string> sync_withdrawn_;
   std::string sync_no_room_;
   int64_t call_not_before_us_ = 0;

@@ -186,8 +186,11 @@ void Agent::Register() {
 
 void Agent::Synchronize() {
   if (!registered_) return;
-  std::set<std::pair<AttemptKey, bool>> listed;
-  for (const auto& [key, local] : attempts_) listed.insert({key, local.stage == Stage::kReleased});
+  std::set<std::tuple<AttemptKey, bool, bool>> listed;
+  for (const auto& [key, local] : attempts_) {
+    const bool troubled = !local.transfer_trouble.empty() || !local.report_trouble.empty();
+    listed.insert({key, local.stage == Stage::kReleased, troubled});
+  }
   // An outstanding call is replaced when it has told something that is no longer so.
   const std::set<std::string> withdrawn = WithdrawnDevices();
   const bool news =

@@ -8,6 +8,8 @@
 namespace nibble::worker {
 namespace {
 
+using ::testing::HasSubstr;
+
 TEST_F(AgentTest, FetchesStartsAttachesAndLists) {
   Desire({AssignmentOf("a")});
   ASSERT_NE(Find<DoFetch>(), nullptr);
@@ -150,6 +152,24 @@ TEST_F(AgentTest, WhatDoesNotGoUpIsSaidUntilItDoes) {
   Feed(Uploaded{Find<DoUpload>()->id, {{"state", "sha", 5}}});
   Answer(ReportReply::Code::kOk);
   EXPECT_EQ(told(), "");
+}
+
+// The call that is outstanding when it begins, or ends, is held for seconds: another goes out at once.
+TEST_F(AgentTest, TroubleIsSaidAtOnce) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Advance(50'000);
+  Feed(EngineCheckpoint{engine, {"a", 1}, 8, "/checkpoint", "sum", 1.0});
+  Feed(UploadFailed{Find<DoUpload>()->id, "DIGEST_MISMATCH", "blob X has other bytes"});
+  EXPECT_THAT(sync_.attempts.at(0).trouble, HasSubstr("the checkpoint of step 8 does not go up"));
+  const int64_t said = sync_.id;
+  Advance(2 * kSecondUs);
+  Feed(UploadFailed{Find<DoUpload>()->id, "DIGEST_MISMATCH", "blob Y has other bytes"});
+  EXPECT_EQ(sync_.id, said) << "a try after that is no news";
+  Advance(4 * kSecondUs);
+  Feed(Uploaded{Find<DoUpload>()->id, {{"state", "sha", 5}}});
+  EXPECT_EQ(sync_.attempts.at(0).trouble, "");
+  Answer(ReportReply::Code::kUnavailable);
+  EXPECT_THAT(sync_.attempts.at(0).trouble, HasSubstr("its reports are not taken"));
 }
 
 TEST_F(AgentTest, FilesThatDoNotComeAreSaidToo) {
