@@ -5,6 +5,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/body/partial.h"
+#include "kernels/cpu/body/two.h"
 #include "kernels/kernel_table.h"
 #include "kernels/parallel.h"
 
@@ -33,43 +34,35 @@ static void RunRows(Context* ctx, int64_t rows, int64_t width, const F& fn) {
   });
 }
 
-// fn(i, lanes, slot) over the vectors of `count` elements; slot says which of four sums a vector belongs to,
-// so that additions do not wait for each other. `lanes` is less than kLanes in the last one only.
-template <typename F>
-NIBBLE_INLINE void EachVector(int64_t count, const F& fn) {
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-    fn(i, kLanes, 0);
-    fn(i + kLanes, kLanes, 1);
-    fn(i + 2 * kLanes, kLanes, 2);
-    fn(i + 3 * kLanes, kLanes, 3);
-  }
-  for (; i + kLanes <= count; i += kLanes) fn(i, kLanes, 0);
-  if (i < count) fn(i, count - i, 0);
+NIBBLE_INLINE float SumSlots(const Two* sums) {
+  return SumLanes(Add(Add(sums[0].a, sums[0].b), Add(sums[1].a, sums[1].b)));
 }
-#define NIBBLE_VECTOR (int64_t i, int64_t lanes, [[maybe_unused]] int slot) __attribute__((always_inline))
 
-NIBBLE_INLINE float SumSlots(const F32* sums) {
-  return SumLanes(Add(Add(sums[0], sums[1]), Add(sums[2], sums[3])));
-}
+template <typename T>
+constexpr bool kIsBF16 = false;
+template <>
+constexpr bool kIsBF16<BF16> = true;
 
 static void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, ParamView w, int64_t m,
                            int64_t dim, float eps, float unit_offset) {
   KERNEL_CHECK(m >= 0 && dim > 0 && IsReadable(w));
-  WithParam(w, [&](const auto* weights) {
+  const F32 offset = Set1(unit_offset);
+  WithParam(w, [&]<typename T>(const T* weights) {
     RunRows(ctx, m, dim, [&](int64_t row) {
       const BF16* in = static_cast<const BF16*>(x) + row * dim;
       BF16* out = static_cast<BF16*>(y) + row * dim;
-      F32 squares[4] = {Zero(), Zero(), Zero(), Zero()};
-      EachVector(dim, [&] NIBBLE_VECTOR {
-        const F32 v = LoadSome(in + i, lanes);
-        squares[slot] = Fma(v, v, squares[slot]);
+      Two squares[2] = {{Zero(), Zero()}, {Zero(), Zero()}};
+      EachTwo(dim, [&] NIBBLE_TWO {
+        const Two v = LoadTwo(in + i, lanes);
+        squares[slot] = Each(Fma, v, v, squares[slot]);
       });
-      const float scale = 1.0f / std::sqrt(SumSlots(squares) / static_cast<float>(dim) + eps);
-      if (rstd != nullptr) static_cast<float*>(rstd)[row] = scale;
-      EachVector(dim, [&] NIBBLE_VECTOR {
-        const F32 weight = Add(LoadSome(weights + i, lanes), Set1(unit_offset));
-        StoreSome(out + i, Mul(Mul(LoadSome(in + i, lanes), Set1(scale)), weight), lanes);
+      const float rms = 1.0f / std::sqrt(SumSlots(squares) / static_cast<float>(dim) + eps);
+      if (rstd != nullptr) static_cast<float*>(rstd)[row] = rms;
+      const F32 scale = Set1(rms);
+      EachTwo(dim, [&] NIBBLE_TWO {
+        const Two normed = Each([&](F32 v, F32 weight) { return Mul(Mul(v, scale), Add(weight, offset)); },
+                                LoadTwo(in + i, lanes), LoadTwo(weights + i, lanes));
+        StoreTwo<kIsBF16<T>>(out + i, normed, lanes);
       });
     });
   });
@@ -78,24 +71,27 @@ static void RmsNormForward(Context* ctx, void* y, void* rstd, const void* x, Par
 static void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void* dy, const void* x,
                             ParamView w, const void* rstd, int64_t m, int64_t dim, float unit_offset) {
   KERNEL_CHECK(m >= 0 && dim > 0 && IsReadable(w));
-  WithParam(w, [&](const auto* weights) {
+  const F32 offset = Set1(unit_offset);
+  WithParam(w, [&]<typename T>(const T* weights) {
     RunRows(ctx, m, dim, [&](int64_t row) {
       const BF16* in = static_cast<const BF16*>(x) + row * dim;
       const BF16* gradient = static_cast<const BF16*>(dy) + row * dim;
       BF16* out = static_cast<BF16*>(dx) + row * dim;
-      const float scale = static_cast<const float*>(rstd)[row];
+      const float rms = static_cast<const float*>(rstd)[row];
       const auto weighted = [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
-        return Mul(LoadSome(gradient + i, lanes), Add(LoadSome(weights + i, lanes), Set1(unit_offset)));
+        return Each([&](F32 d, F32 weight) { return Mul(d, Add(weight, offset)); },
+                    LoadTwo(gradient + i, lanes), LoadTwo(weights + i, lanes));
       };
-      F32 dots[4] = {Zero(), Zero(), Zero(), Zero()};
-      EachVector(dim, [&] NIBBLE_VECTOR {
-        dots[slot] = Fma(weighted(i, lanes), LoadSome(in + i, lanes), dots[slot]);
+      Two dots[2] = {{Zero(), Zero()}, {Zero(), Zero()}};
+      EachTwo(dim, [&] NIBBLE_TWO {
+        dots[slot] = Each(Fma, weighted(i, lanes), LoadTwo(in + i, lanes), dots[slot]);
       });
-      const F32 mean = Set1(SumSlots(dots) * scale * scale / static_cast<float>(dim));
-      EachVector(dim, [&] NIBBLE_VECTOR {
-        F32 value = Mul(Set1(scale), NegFma(LoadSome(in + i, lanes), mean, weighted(i, lanes)));
-        if (accumulate) value = Add(value, LoadSome(out + i, lanes));
-        StoreSome(out + i, value, lanes);
+      const F32 scale = Set1(rms), mean = Set1(SumSlots(dots) * rms * rms / static_cast<float>(dim));
+      EachTwo(dim, [&] NIBBLE_TWO {
+        Two value = Each([&](F32 v, F32 g) { return Mul(scale, NegFma(v, mean, g)); },
+                         LoadTwo(in + i, lanes), weighted(i, lanes));
+        if (accumulate) value = Each(Add, value, LoadTwo(out + i, lanes));
+        StoreTwo<kIsBF16<T>>(out + i, value, lanes);
       });
     });
   });
@@ -103,12 +99,26 @@ static void RmsNormBackward(Context* ctx, void* dx, bool accumulate, const void*
 
 static void AddArrays(Context* ctx, void* out, const void* a, const void* b, int64_t count) {
   RunSpans(ctx, count, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i += kLanes) {
-      const F32 sum = Add(LoadSome(static_cast<const BF16*>(a) + i, last - i),
-                          LoadSome(static_cast<const BF16*>(b) + i, last - i));
-      StoreSome(static_cast<BF16*>(out) + i, sum, last - i);
-    }
+    EachTwo(last - first, [&] NIBBLE_TWO {
+      const Two sum = Each(Add, LoadTwo(static_cast<const BF16*>(a) + first + i, lanes),
+                           LoadTwo(static_cast<const BF16*>(b) + first + i, lanes));
+      StoreTwo<true>(static_cast<BF16*>(out) + first + i, sum, lanes);
+    });
   });
+}
+
+// Cosines and sines of `lanes` pairs that lie one behind the other, as LoadTwo has the elements they are for.
+NIBBLE_INLINE void LoadAngles(const float* pairs, int64_t lanes, Two* cosines, Two* sines) {
+  alignas(64) float some[2 * kTwoLanes] = {};
+  if (lanes < kTwoLanes) {
+    std::memcpy(some, pairs, static_cast<size_t>(2 * lanes) * sizeof(float));
+    pairs = some;
+  }
+  Two low, high;
+  TakeApart(Load(pairs), Load(pairs + kLanes), &low.a, &low.b);
+  TakeApart(Load(pairs + 2 * kLanes), Load(pairs + 3 * kLanes), &high.a, &high.b);
+  *cosines = TwoOf(low.a, high.a);
+  *sines = TwoOf(low.b, high.b);
 }
 
 static void Rope(Context* ctx, void* x, const int32_t* positions, const float* cos_sin, int64_t m,
@@ -118,21 +128,17 @@ static void Rope(Context* ctx, void* x, const int32_t* positions, const float* c
   RunRows(ctx, m, heads * head_dim, [&](int64_t row) {
     const float* angles = cos_sin + positions[row] * rotary_dim;
     BF16* values = static_cast<BF16*>(x) + row * heads * head_dim;
-    for (int64_t i = 0; i < half; i += kLanes) {
-      const int64_t lanes = half - i < kLanes ? half - i : kLanes;
-      float cosines[kLanes] = {}, sines[kLanes] = {};
-      for (int64_t j = 0; j < lanes; ++j) {
-        cosines[j] = angles[2 * (i + j)];
-        sines[j] = inverse ? -angles[2 * (i + j) + 1] : angles[2 * (i + j) + 1];
-      }
-      const F32 c = Load(cosines), s = Load(sines);
+    EachTwo(half, [&] NIBBLE_TWO {
+      Two c, s;
+      LoadAngles(angles + 2 * i, lanes, &c, &s);
+      if (inverse) s = Each(Sub, Two{Zero(), Zero()}, s);
       for (int64_t head = 0; head < heads; ++head) {
-        BF16* low = values + head * head_dim + i;
-        const F32 a = LoadSome(low, lanes), b = LoadSome(low + half, lanes);
-        StoreSome(low, NegFma(b, s, Mul(a, c)), lanes);
-        StoreSome(low + half, Fma(a, s, Mul(b, c)), lanes);
+        BF16* const low = values + head * head_dim + i;
+        const Two a = LoadTwo(low, lanes), b = LoadTwo(low + half, lanes);
+        StoreTwo<true>(low, Each(NegFma, b, s, Each(Mul, a, c)), lanes);
+        StoreTwo<true>(low + half, Each(Fma, a, s, Each(Mul, b, c)), lanes);
       }
-    }
+    });
   });
 }
 
@@ -160,26 +166,34 @@ static void JoinColumns(Context* ctx, void* all, const ColumnsArgs& args) {
   });
 }
 
-// The activation's value and derivative.
-struct Activated {
-  F32 value, derivative;
-};
-NIBBLE_INLINE Activated Activate(F32 g, Activation activation) {
-  const F32 one = Set1(1.0f);
-  if (activation == Activation::kSilu) {
-    const F32 sigmoid = Sigmoid(g);
-    return {Mul(g, sigmoid), Mul(sigmoid, Fma(g, Sub(one, sigmoid), one))};
+// What a gate is multiplied with is act(g) = g sigmoid(kind of g); its derivative is beside.
+struct Silu {
+  static NIBBLE_INLINE F32 Value(F32 g) { return TimesSigmoid(g, g); }
+  static NIBBLE_INLINE void Both(F32 g, F32* value, F32* derivative) {
+    const F32 one = Set1(1.0f), sigmoid = TimesSigmoid(one, g);
+    *value = Mul(g, sigmoid);
+    *derivative = Mul(sigmoid, Fma(g, Sub(one, sigmoid), one));
   }
-  // g sigmoid(2 z), z = c (g + a g^3): the tanh form without its cancellation.
-  const F32 c = Set1(0.7978845608028654f), a = Set1(0.044715f);
+};
+// g sigmoid(2 z), z = c (g + a g^3): the tanh form without its cancellation.
+struct GeluTanh {
+  static NIBBLE_INLINE F32 Value(F32 g) {
+    const F32 near = Near(g);
+    return TimesSigmoid(g, Mul(Mul(Set1(2 * kC), near), Fma(Set1(kA), Mul(near, near), Set1(1.0f))));
+  }
+  static NIBBLE_INLINE void Both(F32 g, F32* value, F32* derivative) {
+    const F32 one = Set1(1.0f), near = Near(g), square = Mul(near, near);
+    const F32 sigmoid = TimesSigmoid(one, Mul(Mul(Set1(2 * kC), near), Fma(Set1(kA), square, one)));
+    const F32 slope = Mul(Set1(2 * kC), Fma(Set1(3 * kA), square, one));
+    *value = Mul(g, sigmoid);
+    *derivative = Mul(sigmoid, Fma(Mul(near, slope), Sub(one, sigmoid), one));
+  }
+
+ private:
+  static constexpr float kC = 0.7978845608028654f, kA = 0.044715f;
   // Beyond 64 it is g, or nothing, in every precision; powers would overflow beside a factor of zero.
-  const F32 near = Max(Set1(-64.0f), Min(Set1(64.0f), g));
-  const F32 square = Mul(near, near);
-  const F32 z = Mul(Mul(c, near), Fma(a, square, one));
-  const F32 sigmoid = Sigmoid(Add(z, z));
-  const F32 slope = Mul(Set1(2.0f), Mul(c, Fma(Mul(Set1(3.0f), a), square, one)));
-  return {Mul(g, sigmoid), Mul(sigmoid, Fma(Mul(near, slope), Sub(one, sigmoid), one))};
-}
+  static F32 Near(F32 g) { return Max(Set1(-64.0f), Min(Set1(64.0f), g)); }
+};
 
 // Dense arrays are one row; else every row is on its own. each(first, last, strided): elements of the dense
 // arrays, and where the first is in those with a stride.
@@ -196,27 +210,47 @@ static void RunGated(Context* ctx, const GatedArgs& args, const Each& each) {
   });
 }
 
+// fn(act), of the activation that is asked for.
+template <typename F>
+static void WithActivation(Activation activation, const F& fn) {
+  if (activation == Activation::kSilu)
+    fn(Silu{});
+  else
+    fn(GeluTanh{});
+}
+
 static void GatedForward(Context* ctx, void* out, const void* gate, const void* up, const GatedArgs& args) {
-  RunGated(ctx, args, [&](int64_t first, int64_t last, int64_t strided) {
-    EachVector(last - first, [&] NIBBLE_VECTOR {
-      const int64_t at = strided + i;
-      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), args.activation);
-      const F32 u = LoadSome(static_cast<const BF16*>(up) + at, lanes);
-      StoreSome(static_cast<BF16*>(out) + first + i, Mul(a.value, u), lanes);
+  WithActivation(args.activation, [&](auto act) {
+    RunGated(ctx, args, [&](int64_t first, int64_t last, int64_t strided) {
+      const BF16* const gates = static_cast<const BF16*>(gate) + strided;
+      const BF16* const ups = static_cast<const BF16*>(up) + strided;
+      BF16* const to = static_cast<BF16*>(out) + first;
+      EachTwo(last - first, [=] NIBBLE_TWO {
+        const Two value = Each(act.Value, LoadTwo(gates + i, lanes));
+        StoreTwo<true>(to + i, Each(Mul, value, LoadTwo(ups + i, lanes)), lanes);
+      });
     });
   });
 }
 
 static void GatedBackward(Context* ctx, void* dgate, void* dup, const void* dout, const void* gate,
                           const void* up, const GatedArgs& args) {
-  RunGated(ctx, args, [&](int64_t first, int64_t last, int64_t strided) {
-    EachVector(last - first, [&] NIBBLE_VECTOR {
-      const int64_t at = strided + i;
-      const Activated a = Activate(LoadSome(static_cast<const BF16*>(gate) + at, lanes), args.activation);
-      const F32 u = LoadSome(static_cast<const BF16*>(up) + at, lanes);
-      const F32 d = LoadSome(static_cast<const BF16*>(dout) + first + i, lanes);
-      StoreSome(static_cast<BF16*>(dgate) + at, Mul(Mul(d, u), a.derivative), lanes);
-      StoreSome(static_cast<BF16*>(dup) + at, Mul(d, a.value), lanes);
+  WithActivation(args.activation, [&](auto act) {
+    RunGated(ctx, args, [&](int64_t first, int64_t last, int64_t strided) {
+      const BF16* const gates = static_cast<const BF16*>(gate) + strided;
+      const BF16* const ups = static_cast<const BF16*>(up) + strided;
+      const BF16* const gradients = static_cast<const BF16*>(dout) + first;
+      BF16* const to_gates = static_cast<BF16*>(dgate) + strided;
+      BF16* const to_ups = static_cast<BF16*>(dup) + strided;
+      EachTwo(last - first, [=] NIBBLE_TWO {
+        const Two g = LoadTwo(gates + i, lanes), u = LoadTwo(ups + i, lanes);
+        const Two d = LoadTwo(gradients + i, lanes);
+        Two value, slope;
+        act.Both(g.a, &value.a, &slope.a);
+        act.Both(g.b, &value.b, &slope.b);
+        StoreTwo<true>(to_gates + i, Each(Mul, Each(Mul, d, u), slope), lanes);
+        StoreTwo<true>(to_ups + i, Each(Mul, d, value), lanes);
+      });
     });
   });
 }
@@ -227,6 +261,12 @@ static void EmbeddingForward(Context* ctx, void* out, const int32_t* ids, ParamV
   RunRows(ctx, m, dim, [&](int64_t row) {
     BF16* to = static_cast<BF16*>(out) + row * dim;
     const int64_t from = ids[row] * dim, next = row + 1 < m ? ids[row + 1] * dim : from;
+    if (table.type == DType::kBF16 && scale == 1) {
+      const BF16* const entries = static_cast<const BF16*>(table.data);
+      for (int64_t i = 0; i < dim; i += 32) __builtin_prefetch(entries + next + i);
+      __builtin_memcpy(to, entries + from, static_cast<size_t>(dim) * sizeof(BF16));
+      return;
+    }
     for (int64_t i = 0; i < dim; i += kLanes) {
       // Rows lie anywhere: the next one is fetched while this one is copied.
       __builtin_prefetch(static_cast<const char*>(table.data) + (next + i) * DTypeBytes(table.type));

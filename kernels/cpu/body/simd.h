@@ -103,10 +103,14 @@ NIBBLE_INLINE F32 KeepLanes(F32 a, int64_t first, int64_t last, F32 fill) {
   return _mm512_mask_blend_ps(keep, fill, a);
 }
 
-// x less the largest integer not above it.
-NIBBLE_INLINE F32 Fraction(F32 x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-// a * 2^floor(x).
-NIBBLE_INLINE F32 ScaleByFloor(F32 a, F32 x) { return _mm512_scalef_ps(a, x); }
+// A power of two as the largest integer not above it and the rest.
+struct SplitPower {
+  explicit NIBBLE_INLINE SplitPower(F32 x)
+      : fraction(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), all(x) {}
+  // a * 2^that integer.
+  NIBBLE_INLINE F32 Scale(F32 a) const { return _mm512_scalef_ps(a, all); }
+  F32 fraction, all;
+};
 // a * 2^n, n integral.
 NIBBLE_INLINE F32 ScaleByPower(F32 a, F32 n) { return _mm512_scalef_ps(a, n); }
 NIBBLE_INLINE F32 RoundToIntegral(F32 a) {
@@ -145,19 +149,9 @@ NIBBLE_INLINE F32 Lookup(const float* table, I32 index) {
 }
 NIBBLE_INLINE I32 AddInt(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 NIBBLE_INLINE F32 ToFloats(I32 a) { return _mm512_cvtepi32_ps(a); }
-// 1 / a to about one unit in the last place; a in [1, 2^126].
-NIBBLE_INLINE F32 Reciprocal(F32 a) {
-  const F32 near = _mm512_rcp14_ps(a);
-  return Mul(near, NegFma(a, near, Set1(2.0f)));
-}
 // sum + step in lanes where a > b.
 NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
   return _mm512_mask_add_epi32(sum, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), sum, SetInt(step));
-}
-
-// a in lanes where x is below the bound or no number, else zero.
-NIBBLE_INLINE F32 KeepBelow(F32 a, F32 x, float bound) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, Set1(bound), _CMP_NGE_UQ), a);
 }
 
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm512_loadu_si512(p); }
@@ -244,13 +238,20 @@ NIBBLE_INLINE void Store(float* p, F32 a, int64_t n) { _mm256_maskstore_ps(p, Fi
 NIBBLE_INLINE F32 Widen(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-NIBBLE_INLINE __m128i Narrow(F32 a) {
+// bf16, nearest even, in the upper words; the lower ones are of no meaning. For results of arithmetic on bf16
+// alone: what is no number among them is so by its upper word, and rounding leaves it.
+NIBBLE_INLINE I32 RoundedNumber(F32 a) {
   const I32 bits = _mm256_castps_si256(a);
   const I32 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const I32 rounded = _mm256_srli_epi32(
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+}
+// The same for all floats.
+NIBBLE_INLINE I32 RoundedBits(F32 a) {
   const I32 nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-  const I32 words = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan);
+  return _mm256_blendv_epi8(RoundedNumber(a), _mm256_set1_epi32(0x7FC00000), nan);
+}
+NIBBLE_INLINE __m128i Narrow(F32 a) {
+  const I32 words = _mm256_srli_epi32(RoundedBits(a), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 NIBBLE_INLINE F32 Load(const BF16* p) { return Widen(_mm_loadu_si128((const __m128i*)p)); }
@@ -273,17 +274,20 @@ NIBBLE_INLINE F32 KeepLanes(F32 a, int64_t first, int64_t last, F32 fill) {
   return _mm256_blendv_ps(fill, a, _mm256_castsi256_ps(keep));
 }
 
-// Of minus infinity, too, it is zero: no float so far below has a fraction. NaN stays NaN.
-NIBBLE_INLINE F32 Fraction(F32 x) {
-  const F32 held = _mm256_max_ps(_mm256_set1_ps(-0x1p30f), x);
-  return _mm256_sub_ps(held, _mm256_floor_ps(held));
-}
-// For a in [1, 2]; x is held in [-126, 126].
-NIBBLE_INLINE F32 ScaleByFloor(F32 a, F32 x) {
-  const F32 held = _mm256_max_ps(_mm256_set1_ps(-126.0f), _mm256_min_ps(_mm256_set1_ps(126.0f), x));
-  const I32 power = _mm256_cvtps_epi32(_mm256_floor_ps(held));
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(power, 23)));
-}
+// x is held in [-126, 128]; two to the power of 128 is infinity.
+struct SplitPower {
+  explicit NIBBLE_INLINE SplitPower(F32 x) {
+    const F32 held = _mm256_max_ps(_mm256_set1_ps(-126.0f), _mm256_min_ps(_mm256_set1_ps(128.0f), x));
+    whole = _mm256_floor_ps(held);
+    fraction = _mm256_sub_ps(held, whole);
+  }
+  // a * 2^whole, for a in [1, 2]; 1 where the power is held.
+  NIBBLE_INLINE F32 Scale(F32 a) const {
+    const I32 power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), power));
+  }
+  F32 fraction, whole;
+};
 // n in [-127, 127]: the exponent is added in two halves so that small results do not wrap.
 NIBBLE_INLINE F32 ScaleByPower(F32 a, F32 n) {
   const I32 power = _mm256_cvtps_epi32(n);
@@ -324,14 +328,9 @@ NIBBLE_INLINE F32 Lookup(const float* table, I32 index) {
 }
 NIBBLE_INLINE I32 AddInt(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 NIBBLE_INLINE F32 ToFloats(I32 a) { return _mm256_cvtepi32_ps(a); }
-NIBBLE_INLINE F32 Reciprocal(F32 a) { return Div(Set1(1.0f), a); }
 NIBBLE_INLINE I32 AddWhereAbove(I32 sum, F32 a, F32 b, int step) {
   const I32 above = _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
   return _mm256_add_epi32(sum, _mm256_and_si256(above, SetInt(step)));
-}
-
-NIBBLE_INLINE F32 KeepBelow(F32 a, F32 x, float bound) {
-  return _mm256_and_ps(a, _mm256_cmp_ps(x, Set1(bound), _CMP_NGE_UQ));
 }
 
 NIBBLE_INLINE I32 LoadInt(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -389,21 +388,40 @@ NIBBLE_INLINE F32 Exp(F32 x) {
 
 // 2^x to about one unit in the last place. Small results are zero or about 2^-126.
 NIBBLE_INLINE F32 Exp2(F32 x) {
-  const F32 f = Fraction(x);
+  const SplitPower power(x);
+  const F32 f = power.fraction;
   F32 p = Set1(1.8671301659e-3f);
   p = Fma(p, f, Set1(9.0170297698e-3f));
   p = Fma(p, f, Set1(5.5799912661e-2f));
   p = Fma(p, f, Set1(2.4016444385e-1f));
   p = Fma(p, f, Set1(6.9315129519e-1f));
   p = Fma(p, f, Set1(1.0f));
-  return ScaleByFloor(p, x);
+  return power.Scale(p);
+}
+// The same with a relative error of 3.5e-6, for what becomes bf16; of whole numbers exact.
+NIBBLE_INLINE F32 ShortExp2(F32 x) {
+  const SplitPower power(x);
+  const F32 f = power.fraction;
+  F32 p = Set1(1.3555747233e-2f);
+  p = Fma(p, f, Set1(5.2032369006e-2f));
+  p = Fma(p, f, Set1(2.4137976294e-1f));
+  p = Fma(p, f, Set1(6.9303212082e-1f));
+  p = Fma(p, f, Set1(1.0f));
+  return power.Scale(p);
 }
 
-// 1 / (1 + exp(-x)), relative error about 1e-6 times the larger of 1 and |x|. Zero where exp(-x) is 2^126 or
-// more, which neither the power nor the reciprocal can hold: its product with the largest x must be nothing.
-NIBBLE_INLINE F32 Sigmoid(F32 x) {
-  const F32 power = Mul(x, Set1(-1.44269504088896341f));
-  return KeepBelow(Reciprocal(Add(Set1(1.0f), Exp2(power))), power, 126.0f);
+// a / (1 + exp(-x)), for what becomes bf16: relative error about 4e-6, and 1e-7 times |x|. Zero where exp(-x) is
+// more than a float holds: its product with the largest x must be nothing.
+NIBBLE_INLINE F32 TimesSigmoid(F32 a, F32 x) {
+  const F32 power = Mul(x, Set1(-1.44269504088896341f)), below = Add(Set1(1.0f), ShortExp2(power));
+#if defined(__AVX512F__)
+  // One Newton step; neither it nor what it starts from holds the inverse of 2^126 and more.
+  const F32 near = _mm512_rcp14_ps(below);
+  const F32 inverse = Mul(near, NegFma(below, near, Set1(2.0f)));
+  return Mul(a, _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(power, Set1(126.0f), _CMP_NGE_UQ), inverse));
+#else
+  return Div(a, below);
+#endif
 }
 
 // Absolute error about 1e-7.
