@@ -112,50 +112,6 @@ Outcome GatedRows(const KernelTable& t, int threads, int64_t rows, int64_t width
   return result.Result();
 }
 
-// Gates beside which exponentials, powers and reciprocals leave what a float holds. Each is by itself, beside
-// small ones: so what should be nothing is compared with something small.
-Outcome GatedFar(const KernelTable& t, int threads, int64_t count, Activation activation) {
-  if (t.act == DType::kF16) return {};  // has no such numbers
-  TestContext ctx(threads, 64), ref_ctx(1, 64);
-  const auto values = [&](double even, double odd) {
-    std::vector<double> all(static_cast<size_t>(count), even);
-    for (size_t i = 1; i < all.size(); i += 2) all[i] = odd;
-    return all;
-  };
-  const GatedArgs args{.width = count, .activation = activation};
-  const std::vector<double> quarters = values(0.25, 0.25);
-  const Tensor quarter(t.act, quarters), quarter_r(DType::kF64, quarters);
-  Comparison result;
-  for (const double size : {0x1p-133, 0x1p-127, 0x1p-126, 0x1p-60, 0x1p5, 0x1.5cp6, 0x1.6p6, 0x1p7, 0x1p64,
-                            0x1.8p119, 0x1.8p126, 0x1.fep127}) {
-    for (const double far : {size, -size}) {
-      const auto gates = values(far, 0x1p-10);
-      const Tensor gate(t.act, gates), gate_r(DType::kF64, gates);
-      Tensor out(t.act, count), dgate(t.act, count), dup(t.act, count), out_r(DType::kF64, count),
-          dgate_r(DType::kF64, count), dup_r(DType::kF64, count);
-      t.gated_forward(ctx.get(), out.data(), gate.data(), quarter.data(), args);
-      t.gated_backward(ctx.get(), dgate.data(), dup.data(), quarter.data(), gate.data(), quarter.data(),
-                       args);
-      Ref64Table().gated_forward(ref_ctx.get(), out_r.data(), gate_r.data(), quarter_r.data(), args);
-      Ref64Table().gated_backward(ref_ctx.get(), dgate_r.data(), dup_r.data(), quarter_r.data(),
-                                  gate_r.data(), quarter_r.data(), args);
-      const std::string of = " of " + std::to_string(far);
-      result.Add("out" + of, out, out_r, ActTolerance(t));
-      result.Add("dgate" + of, dgate, dgate_r, ActTolerance(t));
-      result.Add("dup" + of, dup, dup_r, ActTolerance(t));
-    }
-  }
-  // Infinity is itself; its derivative, a product of that and nothing, is not defined.
-  const auto gates = values(INFINITY, 0x1p-10);
-  const Tensor gate(t.act, gates);
-  Tensor out(t.act, count);
-  t.gated_forward(ctx.get(), out.data(), gate.data(), quarter.data(), args);
-  std::vector<double> found = out.Values();
-  for (size_t i = 0; i < found.size(); i += 2)
-    result.AddScalar("out of infinity", found[i] == INFINITY ? 1 : 0, 1, 0);
-  return result.Result();
-}
-
 Outcome Gated(const KernelTable& t, int threads, int64_t count, Activation activation) {
   TestContext ctx(threads, 64), ref_ctx(1, 64);
   const KernelTable& ref = Ref64Table();
@@ -405,12 +361,6 @@ std::vector<Case> ElementwiseCases() {
   for (const double unit : {1e-16, 1e19})
     add("adamw8 count=1001 unit=" + std::to_string(std::lround(std::log10(unit))),
         [=](const KernelTable& t, int threads) { return AdamW8(t, threads, 1001, unit); });
-  add("gated far silu", [](const KernelTable& t, int threads) {
-    return GatedFar(t, threads, 21, Activation::kSilu);
-  });
-  add("gated far gelu", [](const KernelTable& t, int threads) {
-    return GatedFar(t, threads, 21, Activation::kGeluTanh);
-  });
   for (const auto& [rows, width, stride] : {std::array<int64_t, 3>{7, 40, 80}, {5, 13, 26}, {3, 64, 72}}) {
     for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
       const std::string of = activation == Activation::kSilu ? "" : " gelu";
@@ -448,6 +398,7 @@ std::vector<Case> ElementwiseCases() {
           });
     }
   }
+  for (Case& c : ElementwiseExtremesCases()) cases.push_back(std::move(c));
   return cases;
 }
 

@@ -37,6 +37,7 @@ std::vector<Case> AllCases();
 std::vector<Case> LinearCases();
 std::vector<Case> AttentionCases();
 std::vector<Case> ElementwiseCases();
+std::vector<Case> ElementwiseExtremesCases();  // among them
 std::vector<Case> LossCases();
 
 // A context with a guarded workspace and its own pool.

@@ -410,8 +410,8 @@ NIBBLE_INLINE F32 ShortExp2(F32 x) {
   return power.Scale(p);
 }
 
-// a / (1 + exp(-x)), for what becomes bf16: relative error about 4e-6, and 1e-7 times |x|. Zero where exp(-x) is
-// more than a float holds: its product with the largest x must be nothing.
+// a / (1 + exp(-x)), for what becomes bf16: relative error about 4e-6, and 1e-7 times |x|. Zero where exp(-x)
+// is more than a float holds: its product with the largest x must be nothing.
 NIBBLE_INLINE F32 TimesSigmoid(F32 a, F32 x) {
   const F32 power = Mul(x, Set1(-1.44269504088896341f)), below = Add(Set1(1.0f), ShortExp2(power));
 #if defined(__AVX512F__)

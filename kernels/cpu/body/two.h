@@ -74,7 +74,8 @@ NIBBLE_INLINE void StoreTwo(BF16* p, Two two) {
 
 #endif
 
-// Of `lanes` elements, which may be more than two vectors have; behind them zeros are read, nothing is written.
+// Of `lanes` elements, which may be more than two vectors have; behind them zeros are read and nothing is
+// written.
 template <typename T>
 NIBBLE_INLINE Two LoadTwo(const T* p, int64_t lanes) {
   if (lanes >= kTwoLanes) return LoadTwo(p);
@@ -92,7 +93,8 @@ NIBBLE_INLINE void StoreTwo(BF16* p, Two two, int64_t lanes) {
 }
 
 // fn(i, lanes, slot) over `count` elements, two vectors at a time; slot says which of two pairs of sums they
-// belong to, so that additions do not wait for each other. `lanes` is less than kTwoLanes in the last call only.
+// belong to, so that additions do not wait for each other. `lanes` is less than kTwoLanes in the last call
+// only.
 template <typename F>
 NIBBLE_INLINE void EachTwo(int64_t count, const F& fn) {
   int64_t i = 0;
