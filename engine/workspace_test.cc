@@ -110,5 +110,31 @@ TEST(WorkspaceBytes, AreTheCudaKernels) {
   EXPECT_GE(WorkspaceBytes(Op::kSumSquares, {}, profile), 8192);
 }
 
+// A plan is made for the longest micro-batch; a shorter one has what that was given.
+TEST(WorkspaceBytes, FewerRowsNeedNoMore) {
+  DeviceProfile host, device;
+  device.backend = "cuda";
+  device.converts_head = true;
+  for (const DeviceProfile& profile : {host, device}) {
+    for (const Op op : {Op::kLinearForward, Op::kLinearBackward, Op::kAttentionForward,
+                        Op::kAttentionBackward, Op::kCrossEntropy, Op::kLogits}) {
+      for (const int64_t k : {576, 4096, 28672}) {
+        for (const int64_t r : {1, 16, 100}) {
+          OpShape shape{.k = k, .n = 4096, .r = r, .heads = 32, .head_dim = 128, .vocab = 32000};
+          int64_t most = 0, at = 0;
+          for (shape.m = 1; shape.m <= 20480; ++shape.m) {
+            shape.longest_document = shape.m;
+            const int64_t bytes = WorkspaceBytes(op, shape, profile);
+            ASSERT_GE(bytes, most) << shape.m << " rows need less than " << at << ": op "
+                                   << static_cast<int>(op) << ", k " << k << ", r " << r << ", "
+                                   << profile.backend;
+            most = bytes, at = shape.m;
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::spec

@@ -39,11 +39,19 @@ int64_t PanelRows(int64_t count, int64_t other) {
   return std::min(count, RoundUp(Pieces(count, Pieces(count, fit)), 128));
 }
 
+int64_t TilesAcross(int64_t columns) { return Pieces(columns, columns <= 16 ? 16 : 64); }
+
 int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
-  const int64_t tiles = Pieces(rows, 128) * Pieces(columns, columns <= 16 ? 16 : 64);
+  const int64_t tiles = Pieces(rows, 128) * TilesAcross(columns);
   const int64_t splits = std::max<int64_t>(
       1, std::min(Pieces(264, std::max<int64_t>(tiles, 1)), Pieces(depth, 256)));
   return RoundUp(4 * splits * rows * columns, 256);
+}
+
+// Of `rows` or fewer.
+int64_t MostPartialBytes(int64_t rows, int64_t columns, int64_t depth) {
+  const int64_t filling = 263 / std::max<int64_t>(TilesAcross(columns), 1);
+  return RoundUp(4 * std::min(Pieces(depth, 256) * rows, 128 * (filling + Pieces(rows, 128))) * columns, 256);
 }
 
 int64_t Panel(int64_t n, int64_t k) {
@@ -53,7 +61,7 @@ int64_t Panel(int64_t n, int64_t k) {
 int64_t Adapter(const OpShape& s, int64_t n) {
   if (s.r == 0) return 0;
   return RoundUp(2 * s.m * s.r, 256) +
-         std::max({PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, n),
+         std::max({MostPartialBytes(s.m, s.r, s.k), MostPartialBytes(s.m, s.r, n),
                    PartialBytes(s.k, s.r, s.m), PartialBytes(n, s.r, s.m)});
 }
 

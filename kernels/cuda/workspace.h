@@ -36,18 +36,28 @@ constexpr int64_t PanelBytes(int64_t n, int64_t k) {
 
 // Pieces into which the depth of a skinny product is cut so that it fills a large device: about 264
 // tiles of 128 rows, pieces of 256 or more.
+constexpr int64_t kFillingTiles = 264;
+constexpr int64_t TilesAcross(int64_t columns) { return Pieces(columns, columns <= 16 ? 16 : 64); }
 constexpr int64_t DepthSplits(int64_t rows, int64_t columns, int64_t depth) {
-  const int64_t tiles = Pieces(rows, 128) * Pieces(columns, columns <= 16 ? 16 : 64);
-  return Most(1, Least(Pieces(264, Most(tiles, 1)), Pieces(depth, 256)));
+  const int64_t tiles = Pieces(rows, 128) * TilesAcross(columns);
+  return Most(1, Least(Pieces(kFillingTiles, Most(tiles, 1)), Pieces(depth, 256)));
 }
 constexpr int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
   return RoundUp(4 * DepthSplits(rows, columns, depth) * rows * columns, 256);
 }
+// As many as `rows` or fewer ever need: a micro-batch may have fewer rows than were planned for, and one
+// tile less may be cut into so many more pieces that it needs more. Of t tiles, c across, there are
+// t * ceil(264 / (t c)) pieces, which is at most 263 / c + t.
+constexpr int64_t MostPartialBytes(int64_t rows, int64_t columns, int64_t depth) {
+  const int64_t filling = (kFillingTiles - 1) / Most(TilesAcross(columns), 1);
+  return RoundUp(4 * Least(Pieces(depth, 256) * rows, 128 * (filling + Pieces(rows, 128))) * columns, 256);
+}
 
-// Of the adapter of one layer. Forward: partial sums of u. Backward: scale * dy B, partial sums.
+// Of the adapter of one layer. Forward: partial sums of u. Backward: scale * dy B, partial sums. Fewer rows
+// never need more.
 constexpr int64_t AdapterPartialBytes(const WorkspaceShape& s) {
   if (s.r == 0) return 0;
-  return Most(Most(PartialBytes(s.m, s.r, s.k), PartialBytes(s.m, s.r, s.n)),
+  return Most(Most(MostPartialBytes(s.m, s.r, s.k), MostPartialBytes(s.m, s.r, s.n)),
               Most(PartialBytes(s.k, s.r, s.m), PartialBytes(s.n, s.r, s.m)));
 }
 constexpr int64_t AdapterGradientBytes(const WorkspaceShape& s) { return RoundUp(2 * s.m * s.r, 256); }
