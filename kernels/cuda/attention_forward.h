@@ -49,6 +49,12 @@ __device__ __forceinline__ void HideUnseen(float (&scores)[kBlocks][4], int key0
 // Turns 16 rows of scores, `unit` to a power of two, into probabilities relative to the largest
 // score so far. shrink(half, factor) is told, when it changes, what brings sums made before into
 // that measure.
+//
+// A score's exponent is score * unit less the largest one's, rounded: of ordinary scores the rounding takes
+// nothing away, of those from kFar on it may take more than a probability can hold. There the
+// largest is taken off the scores themselves, which only rows do that have such: the loop over the
+// others stays as short as it is.
+constexpr float kFar = 0x1p20f;
 template <int kBlocks, typename ShrinkRow>
 __device__ __forceinline__ void Softmax(float (&scores)[kBlocks][4], float (&largest)[2],
                                         float (&totals)[2], float unit,
@@ -65,14 +71,28 @@ __device__ __forceinline__ void Softmax(float (&scores)[kBlocks][4], float (&lar
   for (int half = 0; half < 2; ++half)
     base[half] =
         now[half] == -INFINITY ? 0.0f : now[half] * unit;  // a row that has seen nothing yet
+  const bool far = fmaxf(fabsf(base[0]), fabsf(base[1])) >= kFar;
   // Rows whose largest score stays shrink by 1.
-  if (__any_sync(kAllLanes, now[0] != largest[0] || now[1] != largest[1])) {
+  if (__any_sync(kAllLanes, now[0] != largest[0] || now[1] != largest[1] || far)) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float shrink = FastExp2(largest[half] * unit - base[half]);
+      const bool far_row = fabsf(base[half]) >= kFar;
+      const float shrink =
+          FastExp2(far_row ? (largest[half] - now[half]) * unit : largest[half] * unit - base[half]);
       totals[half] *= shrink;
       shrink_row(half, shrink);
       largest[half] = now[half];
+    }
+    if (far) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float taken = fabsf(base[half]) >= kFar ? now[half] : 0.0f;
+        if (taken != 0) base[half] = 0;
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) scores[j][2 * half + e] -= taken;
+      }
     }
   }
 #pragma unroll
