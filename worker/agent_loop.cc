@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -78,6 +79,8 @@ AgentLoop::~AgentLoop() {
 }
 
 absl::Status AgentLoop::Run() {
+  // Who still has something to say, as a signal may, finds nobody who would make room for it.
+  const absl::Cleanup deaf = [this] { inbox_.Close(); };
   for (const char* part : {"cache/base", "log", "lock"}) {
     RETURN_IF_ERROR(MakeDirs(JoinPath(options_.work_dir, part)));
   }

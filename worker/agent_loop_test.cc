@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <fstream>
+#include <future>
 #include <mutex>
 #include <set>
 
@@ -532,6 +533,25 @@ TEST_F(AgentLoopTest, MappedDataThatWasChangedIsRefused) {
     ASSERT_TRUE(WriteFileAtomic(path, was).ok());
     EXPECT_TRUE(files.Fetch(a, [] { return false; }).ok());
   }
+}
+
+// More often than there is room for what nobody takes any more.
+TEST_F(AgentLoopTest, WhoAsksForADrainWhenAllIsOverIsNotKeptWaiting) {
+  loop_->RequestDrain();
+  thread_.join();
+  std::promise<void> asked;
+  auto asking = std::make_unique<std::thread>([&] {
+    for (int i = 0; i < 20'000; ++i) loop_->RequestDrain();
+    asked.set_value();
+  });
+  if (asked.get_future().wait_for(std::chrono::seconds(20)) == std::future_status::ready) {
+    asking->join();
+    loop_.reset();
+    return;
+  }
+  ADD_FAILURE() << "it waits for room that nobody makes";
+  (void)asking.release();  // it has the loop for ever
+  (void)loop_.release();
 }
 
 TEST_F(AgentLoopTest, DrainSavesAndLeaves) {

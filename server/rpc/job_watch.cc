@@ -53,22 +53,34 @@ void JobWatch::Start() {
   }
 }
 
-// On the loop's thread: what is published later is in the subscription.
+// Whether there is anything behind the place that the watcher asks for, or has come to.
+absl::Status JobWatch::CheckBegin(const core::Job& job) const {
+  if (number_ != 0 && job.number != number_) {
+    return Error(Reason::kJobNotFound,
+                 absl::StrCat("jobs/", job_id_, " was removed, and its name is another job's"));
+  }
+  if (last_sequence_ >= 0 && last_sequence_ <= job.last_sequence && after_step_ >= 0) return absl::OkStatus();
+  return Error::Field(Reason::kSequenceExpired, "after_sequence",
+                      absl::StrCat("is ", last_sequence_, "; the job's events end at ", job.last_sequence));
+}
+
+// On the loop's thread, at first and whenever the subscription was cut: what is published later is in the new
+// one.
 void JobWatch::Begin(const Outcome& outcome) {
   std::lock_guard lock(mutex_);
   // Cancelled before its turn came. A subscription made now would outlive OnDone and could end with the last
   // reference inside its own wake call, under the hub's locks.
   if (final_) return;
   const auto job = FindJob(outcome.state, job_id_, scope_);
-  if (!job.ok()) {
-    End(job.status());
-  } else if (last_sequence_ < 0 || last_sequence_ > (*job)->last_sequence || after_step_ < 0) {
-    End(Error::Field(Reason::kSequenceExpired, "after_sequence",
-                     absl::StrCat("is ", last_sequence_, "; the job's events end at ",
-                                  (*job)->last_sequence)));
+  const absl::Status begins = job.ok() ? CheckBegin(**job) : job.status();
+  if (!begins.ok()) {
+    End(begins);
   } else {
-    JobView view(outcome.state, outcome.core, outcome.now, scope_);
-    ToProto(view, **job, out_.emplace_back().mutable_snapshot());
+    if (number_ == 0) {
+      JobView view(outcome.state, outcome.core, outcome.now, scope_);
+      ToProto(view, **job, out_.emplace_back().mutable_snapshot());
+      number_ = (*job)->number;
+    }
     begun_sequence_ = (*job)->last_sequence;
     if (last_sequence_ == 0) last_sequence_ = begun_sequence_;
     terminal_ = core::IsTerminal((*job)->state);
@@ -76,6 +88,18 @@ void JobWatch::Begin(const Outcome& outcome) {
     if (!edge_.io->Post([self = shared_from_this()] { self->Load(); })) End(Busy(edge_));
   }
   Pump();
+}
+
+// From the last sequence that was seen.
+void JobWatch::GoOn() {
+  if (edge_.draining) {
+    return End(Error(Reason::kShuttingDown, "the server is shutting down; watch again from resume_sequence")
+                   .With("resume_sequence", std::to_string(last_sequence_)));
+  }
+  loading_ = true;
+  after_step_ = last_metric_.second;
+  if (!edge_.loop->Read([self = shared_from_this()](const Outcome& outcome) { self->Begin(outcome); }))
+    End(Busy(edge_));
 }
 
 void JobWatch::Subscribe() {
@@ -130,17 +154,7 @@ void JobWatch::Drain() {
   TakeNew(std::move(taken));
   draining_ = false;
   if (drain_again_) PostDrain();
-  if (cut && !final_) {
-    if (edge_.draining) {
-      End(Error(Reason::kShuttingDown, "the server is shutting down; watch again from resume_sequence")
-              .With("resume_sequence", std::to_string(last_sequence_)));
-    } else {
-      loading_ = true;
-      after_step_ = last_metric_.second;
-      Subscribe();
-      if (!edge_.io->Post([self = shared_from_this()] { self->Load(); })) End(Busy(edge_));
-    }
-  }
+  if (cut && !final_) GoOn();
   Pump();
 }
 

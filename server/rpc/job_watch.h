@@ -2,8 +2,9 @@
 //
 // Order: the snapshot and the subscription are made in one turn of the loop, so nothing falls between
 // them; what was before comes from History; then what the hub publishes. Buffers are bounded: while a
-// watcher is slow nothing is taken from its subscription, the hub cuts it, and it goes on from History.
-// One that takes nothing for stuck_write_us is dropped.
+// watcher is slow nothing is taken from its subscription, the hub cuts it, and it goes on from History,
+// in a turn of the loop again, as the job may be gone by then. One that takes nothing for stuck_write_us
+// is dropped.
 //
 // One write is outstanding at a time. All members are guarded by the mutex; an object lives as long as
 // gRPC or any posted closure knows it.
@@ -43,6 +44,8 @@ class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
 
  private:
   void Begin(const ControlLoop::Outcome& outcome);
+  absl::Status CheckBegin(const core::Job& job) const;
+  void GoOn();
   void Subscribe();
   void Load();
   void Drain();
@@ -72,7 +75,8 @@ class JobWatch final : public grpc::ServerWriteReactor<v1::WatchJobResponse>,
   bool drain_again_ = false;         // and another when it was asked for meanwhile
   bool terminal_ = false;            // the job is over; what is left is in History
   int64_t last_sequence_ = 0;
-  int64_t begun_sequence_ = 0;       // the job's when the watch began
+  int64_t number_ = 0;               // the job's, of which each has its own; 0 = there was no snapshot yet
+  int64_t begun_sequence_ = 0;       // the job's when the subscription was made
   std::pair<int64_t, int64_t> last_metric_{0, 0};  // epoch, step
   int64_t after_step_ = 0;
   int64_t sent_us_ = 0;              // when the last write began or ended
