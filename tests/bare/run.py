@@ -10,7 +10,8 @@ XSAVE of tiles, which this program does not use:
     ./configure --enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --enable-amx --enable-pci \\
       --enable-all-optimizations --with-nogui --disable-docbook --disable-plugins && make
 
-Each body's cases go to --parallel emulators; what they print lies in --out, a file each. It is an error when a case
+Each body's cases go to --parallel emulators; what they print lies in --out (BUILD_DIR/bare-checks), a file
+each. It is an error when a case
 fails, when an emulator stops before the end, or when the cases of a body are not as many as the program lists. Prints
 a line for each body.
 """
@@ -124,9 +125,10 @@ def main():
     parser.add_argument("--cpu", default="sapphire_rapids")
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--hours", type=float, default=6)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bare-checks"))
+    parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--words", type=str.split, default=[])
     options = parser.parse_args()
+    options.out = options.out or options.build / "bare-checks"
     options.out.mkdir(parents=True, exist_ok=True)
     emulator = Emulator(options)
     with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
