@@ -20,6 +20,47 @@ void RequestReleases(Turn& turn, const std::string& worker_id, const std::string
   }
 }
 
+struct Words {
+  std::string field;
+  std::string_view text;
+  size_t most_bytes = kMaxWorkerTextBytes;
+};
+absl::Status CheckWords(const std::vector<Words>& all) {
+  for (const auto& [field, text, most_bytes] : all) {
+    if (text.size() <= most_bytes) continue;
+    return Error::Field(
+        Reason::kSpecInvalid, field,
+        absl::StrCat("has ", text.size(), " bytes; at most ", most_bytes, " are taken of a worker"));
+  }
+  return absl::OkStatus();
+}
+
+// `path` is of the device.
+absl::Status CheckDevice(const std::string& path, const Device& device) {
+  const auto refused = [&](const char* part, const std::string& why) {
+    return Error::Field(Reason::kSpecInvalid, path + part, why).ToStatus();
+  };
+  if (!IsValidId(device.id)) return refused("id", "must be 1 to 63 of a-z, 0-9 and inner '-'");
+  RETURN_IF_ERROR(CheckWords({{path + "backend", device.backend},
+                              {path + "body", device.body},
+                              {path + "description", device.description},
+                              {path + "uuid", device.uuid},
+                              {path + "profile_json", device.profile_json, kMaxProfileBytes}}));
+  const spec::DeviceProfile& p = device.profile;
+  struct Figure {
+    const char* part;
+    int64_t bytes, least;
+  };
+  for (const auto& [part, bytes, least] :
+       {Figure{"capacity_bytes", device.capacity_bytes, 1}, Figure{"profile.fixed_bytes", p.fixed_bytes, 0},
+        Figure{"profile.pinned_capacity_bytes", p.pinned_capacity_bytes, 0},
+        Figure{"profile.host_capacity_bytes", p.host_capacity_bytes, 0}}) {
+    if (bytes < least || bytes > kMaxDeviceBytes)
+      return refused(part, absl::StrCat("must be ", least, " to ", kMaxDeviceBytes, ", got ", bytes));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckRegister(const State& state, const RegisterWorker& c) {
   if (!IsValidId(c.worker_id)) {
     return Error::Field(Reason::kNameInvalid, "worker_id",
@@ -35,26 +76,15 @@ absl::Status CheckRegister(const State& state, const RegisterWorker& c) {
                         absl::StrCat("has ", c.devices.size(), " entries; 1 to ",
                                      kMaxDevicesPerWorker, " are allowed"));
   }
+  RETURN_IF_ERROR(CheckWords({{"version", c.version}}));
   std::set<std::string_view> ids;
   for (size_t i = 0; i < c.devices.size(); ++i) {
     const Device& device = c.devices[i];
-    const auto refused = [&](const char* part, const std::string& why) {
-      return Error::Field(Reason::kSpecInvalid, absl::StrCat("devices[", i, "].", part), why).ToStatus();
-    };
-    if (!IsValidId(device.id)) return refused("id", "must be 1 to 63 of a-z, 0-9 and inner '-'");
-    if (!ids.insert(device.id).second)
-      return refused("id", absl::StrCat(device.id, " is there twice; each device has an id of its own"));
-    const spec::DeviceProfile& p = device.profile;
-    struct Figure {
-      const char* part;
-      int64_t bytes, least;
-    };
-    for (const auto& [part, bytes, least] :
-         {Figure{"capacity_bytes", device.capacity_bytes, 1}, Figure{"profile.fixed_bytes", p.fixed_bytes, 0},
-          Figure{"profile.pinned_capacity_bytes", p.pinned_capacity_bytes, 0},
-          Figure{"profile.host_capacity_bytes", p.host_capacity_bytes, 0}}) {
-      if (bytes < least || bytes > kMaxDeviceBytes)
-        return refused(part, absl::StrCat("must be ", least, " to ", kMaxDeviceBytes, ", got ", bytes));
+    const std::string path = absl::StrCat("devices[", i, "].");
+    RETURN_IF_ERROR(CheckDevice(path, device));
+    if (!ids.insert(device.id).second) {
+      return Error::Field(Reason::kSpecInvalid, path + "id",
+                          absl::StrCat(device.id, " is there twice; each device has an id of its own"));
     }
   }
   if (state.FindWorker(c.worker_id) == nullptr && state.workers.size() >= kMaxWorkers) {

@@ -123,6 +123,12 @@ TEST(Devices, AbsurdOnesAreRefusedByFieldAndBound) {
        "devices[0].profile.pinned_capacity_bytes", "0 to"},
       {[](auto& c) { c.incarnation.clear(); }, "incarnation", "1 to 128 bytes, got 0"},
       {[](auto& c) { c.incarnation.assign(129, 'i'); }, "incarnation", "1 to 128 bytes, got 129"},
+      {[](auto& c) { c.version.assign(513, 'v'); }, "version", "has 513 bytes; at most 512"},
+      {first([](Device& d) { d.backend.assign(513, 'b'); }), "devices[0].backend", "at most 512"},
+      {first([](Device& d) { d.body.assign(513, 'b'); }), "devices[0].body", "at most 512"},
+      {first([](Device& d) { d.description.assign(999, 'd'); }), "devices[0].description", "has 999 bytes"},
+      {first([](Device& d) { d.uuid.assign(513, 'u'); }), "devices[0].uuid", "at most 512"},
+      {first([](Device& d) { d.profile_json.assign(4097, ' '); }), "devices[0].profile_json", "at most 4096"},
       {[](auto& c) { c.worker_id = "W"; }, "worker_id", "1 to 63"},
   };
   for (const Case& c : cases) {

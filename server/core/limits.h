@@ -14,6 +14,9 @@ inline constexpr size_t kMaxWorkers = 10'000;
 inline constexpr size_t kMaxDevicesPerWorker = 64;
 // Of a device's memory, its host's and its fixed costs: a PiB, so that no sum over a fleet comes near 2^63.
 inline constexpr int64_t kMaxDeviceBytes = int64_t{1} << 50;
+// What a worker says of itself and its devices in words: shown in lists, stored in its row.
+inline constexpr size_t kMaxWorkerTextBytes = 512;
+inline constexpr size_t kMaxProfileBytes = 4 * 1024;
 inline constexpr size_t kMaxDatasets = 100'000;
 inline constexpr size_t kMaxModels = 10'000;
 // Labels are indexed by nobody, but travel with every Job.
