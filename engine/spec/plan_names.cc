@@ -1,99 +1,36 @@
 #include "engine/spec/plan_names.h"
 
+#include <array>
 #include <string_view>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace nibble::spec {
 namespace {
 
+// Those between, kU and as many as there are modules, are "u".
+constexpr std::pair<Slot, std::string_view> kSlotNames[] = {
+    {Slot::kIds, "ids"}, {Slot::kLabels, "labels"}, {Slot::kPositions, "positions"},
+    {Slot::kStarts, "starts"}, {Slot::kX, "x"}, {Slot::kH1, "h1"}, {Slot::kRstd1, "rstd1"},
+    {Slot::kQRaw, "q_raw"}, {Slot::kRstdQ, "rstd_q"}, {Slot::kKRaw, "k_raw"}, {Slot::kRstdK, "rstd_k"},
+    {Slot::kQ, "q"}, {Slot::kK, "k"}, {Slot::kV, "v"}, {Slot::kQkv, "qkv"}, {Slot::kO, "o"},
+    {Slot::kLse, "lse"}, {Slot::kAttn, "attn"}, {Slot::kRstdAttn, "rstd_attn"}, {Slot::kX2, "x2"},
+    {Slot::kH2, "h2"}, {Slot::kRstd2, "rstd2"}, {Slot::kGate, "gate"}, {Slot::kUp, "up"},
+    {Slot::kGateUp, "gate_up"}, {Slot::kAct, "act"}, {Slot::kMlp, "mlp"}, {Slot::kRstdMlp, "rstd_mlp"},
+    {Slot::kFinal, "final"}, {Slot::kRstdFinal, "rstd_final"}, {Slot::kGrad, "grad"},
+    {Slot::kDMlp, "dmlp"}, {Slot::kDAct, "dact"}, {Slot::kDH2, "dh2"}, {Slot::kDAttn, "dattn"},
+    {Slot::kDO, "do"}, {Slot::kDQ, "dq"}, {Slot::kDK, "dk"}, {Slot::kDV, "dv"}, {Slot::kDQkv, "dqkv"},
+    {Slot::kDH1, "dh1"}};
+
 std::string_view SlotName(Slot slot) {
-  switch (slot) {
-    case Slot::kIds:
-      return "ids";
-    case Slot::kLabels:
-      return "labels";
-    case Slot::kPositions:
-      return "positions";
-    case Slot::kStarts:
-      return "starts";
-    case Slot::kX:
-      return "x";
-    case Slot::kH1:
-      return "h1";
-    case Slot::kRstd1:
-      return "rstd1";
-    case Slot::kQRaw:
-      return "q_raw";
-    case Slot::kRstdQ:
-      return "rstd_q";
-    case Slot::kKRaw:
-      return "k_raw";
-    case Slot::kRstdK:
-      return "rstd_k";
-    case Slot::kQ:
-      return "q";
-    case Slot::kK:
-      return "k";
-    case Slot::kV:
-      return "v";
-    case Slot::kQkv:
-      return "qkv";
-    case Slot::kO:
-      return "o";
-    case Slot::kLse:
-      return "lse";
-    case Slot::kAttn:
-      return "attn";
-    case Slot::kRstdAttn:
-      return "rstd_attn";
-    case Slot::kX2:
-      return "x2";
-    case Slot::kH2:
-      return "h2";
-    case Slot::kRstd2:
-      return "rstd2";
-    case Slot::kGate:
-      return "gate";
-    case Slot::kUp:
-      return "up";
-    case Slot::kGateUp:
-      return "gate_up";
-    case Slot::kAct:
-      return "act";
-    case Slot::kMlp:
-      return "mlp";
-    case Slot::kRstdMlp:
-      return "rstd_mlp";
-    case Slot::kFinal:
-      return "final";
-    case Slot::kRstdFinal:
-      return "rstd_final";
-    case Slot::kGrad:
-      return "grad";
-    case Slot::kDMlp:
-      return "dmlp";
-    case Slot::kDAct:
-      return "dact";
-    case Slot::kDH2:
-      return "dh2";
-    case Slot::kDAttn:
-      return "dattn";
-    case Slot::kDO:
-      return "do";
-    case Slot::kDQ:
-      return "dq";
-    case Slot::kDK:
-      return "dk";
-    case Slot::kDV:
-      return "dv";
-    case Slot::kDQkv:
-      return "dqkv";
-    case Slot::kDH1:
-      return "dh1";
-    default:
-      return "u";
-  }
+  static constexpr auto kBySlot = [] {
+    std::array<std::string_view, static_cast<size_t>(Slot::kCount)> names;
+    names.fill("u");
+    for (const auto& [slot, name] : kSlotNames) names[static_cast<size_t>(slot)] = name;
+    return names;
+  }();
+  return kBySlot[static_cast<size_t>(slot)];
 }
 
 bool OfLayer(Slot slot) {
