@@ -4,9 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "base/file.h"
+#include "engine/model/stop_tokens.h"
 #include "kernels/counter.h"
-#include "nlohmann/json.hpp"
 
 namespace nibble::engine {
 
@@ -64,18 +63,7 @@ std::set<int32_t> StopIds(const std::string& model_dir, const Tokenizer& tokeniz
   }
   if (tokenizer.eos_id()) ids.insert(*tokenizer.eos_id());
   if (tokenizer.bos_id()) ids.insert(*tokenizer.bos_id());
-  for (const char* name : {"config.json", "generation_config.json"}) {
-    const auto text = ReadFile(JoinPath(model_dir, name), 1 << 20);
-    if (!text.ok()) continue;
-    const nlohmann::json config = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
-    if (!config.is_object() || !config.contains("eos_token_id")) continue;
-    const nlohmann::json& eos = config["eos_token_id"];
-    if (eos.is_number_integer()) ids.insert(eos.get<int32_t>());
-    if (!eos.is_array()) continue;
-    for (const nlohmann::json& id : eos) {
-      if (id.is_number_integer()) ids.insert(id.get<int32_t>());
-    }
-  }
+  ids.merge(EosIds(model_dir));
   return ids;
 }
 

@@ -51,6 +51,10 @@ std::string Said(const MergeOptions& options, const MergeReport& report) {
       absl::StrCat("merged ", report.matrices, " matrices of r ", report.config.r, " onto ", base, "\n",
                    options.out_dir, "\n", report.files, " files, ",
                    absl::StrFormat("%.1f MB", static_cast<double>(report.size_bytes) * 1e-6), "\n");
+  if (!report.end_of_turn.empty()) {
+    absl::StrAppend(&text, "note: generation_config.json says that answers end with ", report.end_of_turn,
+                    ", too, which the adapter has learned\n");
+  }
   if (!report.base_known) {
     absl::StrAppend(&text,
                     "note: the adapter does not say which base it was trained on; its shapes fit this one\n");

@@ -19,6 +19,7 @@
 #include "engine/model/merged_weights.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_write.h"
+#include "engine/model/stop_tokens.h"
 #include "engine/spec/words.h"
 #include "engine/text/json.h"
 #include "engine/text/text.h"
@@ -28,6 +29,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
+constexpr char kGenerationConfig[] = "generation_config.json";
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr int64_t kMaxOtherBytes = 256 << 20;  // of a file beside the weights
 
@@ -45,6 +47,7 @@ class Merger {
   absl::Status WriteShard(const std::string& path);
   absl::Status WriteIndex();
   absl::Status CopyTheRest();
+  absl::Status WriteGenerationConfig();
   absl::Status WriteCard();
   absl::Status WriteText(const std::string& name, std::string_view text);
   void Count(const HashedFile& file, const std::string& name);
@@ -160,6 +163,23 @@ absl::Status Merger::WriteIndex() {
   return WriteText("model.safetensors.index.json", index.dump(2) + "\n");
 }
 
+// Programs that serve the model know by it where answers end.
+absl::Status Merger::WriteGenerationConfig() {
+  const std::string& dir = options_.base.model_dir;
+  const std::optional<EndOfTurn> end = LearnedEndOfTurn(options_.adapter_dir, dir);
+  std::string text;
+  if (end && !EosIds(dir).contains(end->id)) {
+    text = GenerationConfigWith(dir, end->id);
+    if (!text.empty()) report_.end_of_turn = end->token;
+  }
+  const std::string path = JoinPath(dir, kGenerationConfig);
+  if (text.empty()) {
+    if (!FileExists(path)) return absl::OkStatus();
+    ASSIGN_OR_RETURN(text, ReadFile(path, kMaxOtherBytes));
+  }
+  return WriteText(kGenerationConfig, text);
+}
+
 // Everything of the base that is no weights: tokenizer, templates, generation settings.
 absl::Status Merger::CopyTheRest() {
   std::string config = config_json_;
@@ -169,12 +189,14 @@ absl::Status Merger::CopyTheRest() {
     config = edited.dump(2) + "\n";
   }
   RETURN_IF_ERROR(WriteText("config.json", config));
+  RETURN_IF_ERROR(WriteGenerationConfig());
   ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDir(options_.base.model_dir));
   for (const std::string& name : names) {
     const std::string path = JoinPath(options_.base.model_dir, name);
     const bool text = absl::EndsWith(name, ".json") || absl::EndsWith(name, ".jinja") ||
                       absl::EndsWith(name, ".model") || absl::EndsWith(name, ".txt") || name == "LICENSE";
-    if (!text || name == "config.json" || absl::EndsWith(name, ".index.json") || name == "checksums.txt" ||
+    if (!text || name == "config.json" || name == kGenerationConfig || absl::EndsWith(name, ".index.json") ||
+        name == "checksums.txt" ||
         IsDirectory(path)) {
       continue;
     }
@@ -197,13 +219,19 @@ absl::Status Merger::WriteCard() {
   } else if (trained_on_codes) {
     values += "; it was trained on their quantized form, so answers may differ from those with the adapter";
   }
+  std::string ending;
+  if (!report_.end_of_turn.empty()) {
+    ending = absl::StrCat("\nAnswers end with `", report_.end_of_turn,
+                          "`, as generation_config.json says.\n");
+  }
   return WriteText("README.md",
                    absl::StrCat("---\nbase_model: ", JsonString(base),
                                 "\npipeline_tag: text-generation\ntags:\n- nibble\n---\n\n# ", base,
                                 ", fine-tuned\n\nA LoRA adapter (r ", config.r, ", alpha ", config.alpha,
                                 "), merged by Nibble into ", report_.matrices, " matrices of `", base,
-                                "`. It was added to ", values,
-                                ".\n\n`sha256sum -c checksums.txt` checks the files.\n"));
+                                "`. It was added to ", values, ".\n",
+                                ending,
+                                "\n`sha256sum -c checksums.txt` checks the files.\n"));
 }
 
 absl::Status Merger::CheckRoom() {

@@ -6,6 +6,9 @@
 // on a 16-bit and on a quantized model). A base that is stored in four bits has only the second; it comes
 // out in BF16, without its quantization_config.
 //
+// Where the adapter has learned to end its turns with a token that the base's files do not name as an end (a
+// base that was never tuned, a template by name), generation_config.json names it.
+//
 // Shards keep their names and their tensors' order; one shard is written at a time, rows at a time. The
 // directory appears by a rename when all of it is durable. One thread at a time.
 #pragma once
@@ -39,6 +42,8 @@ struct MergeReport {
   int64_t matrices = 0;
   int64_t files = 0;
   int64_t size_bytes = 0;
+  // What ends an answer on top of the base's EOS, because the adapter has learned it; "" = nothing.
+  std::string end_of_turn;
 };
 
 absl::StatusOr<MergeReport> MergeAdapter(const MergeOptions& options);

@@ -20,6 +20,7 @@
 #include "engine/model/safetensors_write.h"
 #include "engine/spec/base_layout.h"
 #include "engine/spec/checkpoint_tensors.h"
+#include "engine/text/tokenizer.h"
 #include "engine/testing/bnb_checkpoint.h"
 #include "engine/testing/tiny_directory.h"
 
@@ -291,6 +292,46 @@ TEST_F(MergeTest, AnAdapterOfOtherWeightsIsRefused) {
   const auto report = MergeAdapter(Options());
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_FALSE(report->base_known);
+}
+
+// A base that was never tuned names no end of turns; an adapter trained in a template has learned one.
+TEST_F(MergeTest, WhatEndsATurnEndsAnAnswer) {
+  const auto merged = [&](const char* chat_template) {
+    CHECK_OK(WriteFileAtomic(JoinPath(dir_.Join("adapter"), "nibble_job.yaml"),
+                             absl::StrCat("# recipe\nchat_template: ", chat_template, "\nseed: 1\n")));
+    const MergeOptions options = Options();
+    const auto report = MergeAdapter(options);
+    CHECK_OK(report.status());
+    const auto text = ReadFile(JoinPath(options.out_dir, "generation_config.json"), 1 << 20);
+    return std::pair(report->end_of_turn, text.ok() ? json::parse(*text) : json());
+  };
+  const char* root = std::getenv("NIBBLE_SOURCE_DIR");
+  const auto tokenizer =
+      ReadFile(absl::StrCat(root ? root : ".", "/engine/testdata/tokenizers/gemma3/tokenizer.json"), 1 << 26);
+  CHECK_OK(tokenizer.status());
+  CHECK_OK(WriteFileAtomic(JoinPath(Base(), "tokenizer.json"), *tokenizer));
+  const auto read = Tokenizer::Load(Base());
+  CHECK_OK(read.status());
+  const int32_t end = *read->TokenId("<end_of_turn>");
+  // The base has no such file: it is made of its config.json.
+  json config = json::parse(*ReadFile(JoinPath(Base(), "config.json"), 1 << 20));
+  config["eos_token_id"] = 2;
+  config["bos_token_id"] = 3;
+  CHECK_OK(WriteFileAtomic(JoinPath(Base(), "config.json"), config.dump()));
+  EXPECT_EQ(merged("\"gemma\"").first, "<end_of_turn>");
+  EXPECT_EQ(merged("\"gemma\"").second, (json{{"bos_token_id", 3}, {"eos_token_id", {2, end}}}));
+  for (const char* unknown : {"\"chatml\"", "\"none\"", "7", "gemma", "\"tokenizer_default\""})
+    EXPECT_TRUE(merged(unknown).second.is_null()) << unknown;
+  // What else is there stays.
+  const auto with = [&](const char* text) {
+    CHECK_OK(WriteFileAtomic(JoinPath(Base(), "generation_config.json"), text));
+    return merged("\"gemma\"").second;
+  };
+  EXPECT_EQ(with(R"({"eos_token_id":1,"top_k":64})"), (json{{"eos_token_id", {1, end}}, {"top_k", 64}}));
+  EXPECT_EQ(with(R"({"top_k":64})"), (json{{"eos_token_id", {2, end}}, {"top_k", 64}}));
+  const json names_it = {{"eos_token_id", {end, 1}}};
+  EXPECT_EQ(with(names_it.dump().c_str()), names_it);
+  EXPECT_EQ(merged("\"gemma\"").first, "");
 }
 
 TEST_F(MergeTest, WhatIsThereStays) {
