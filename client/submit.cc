@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
+#include <system_error>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -72,8 +74,15 @@ absl::Status CheckDataFile(const std::string& path) {
                  absl::StrCat("data set ", path, " is a directory; give the file of JSON lines in it"))
         .ToStatus();
   }
-  if (FileExists(path)) return absl::OkStatus();
-  return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file")).ToStatus();
+  if (!FileExists(path))
+    return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file")).ToStatus();
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error)) return absl::OkStatus();
+  // Read once for its digest and again to be sent, and some have no end.
+  return Error(Reason::kDatasetNotFound,
+               absl::StrCat("data set ", path, " is a pipe or a device, which cannot be read twice; write "
+                            "what comes from it to a file and give that"))
+      .ToStatus();
 }
 
 // A wrong name is told before anything has gone up.

@@ -148,6 +148,9 @@ def check_words(nibble, folder):
     nibble("run", folder / "empty.yaml", code=5, say=[r"empty\.yaml: base_model is required"], never=[r"override"])
     nibble("run", folder, code=5, say=[r"is a directory; give the YAML file"])
     nibble("dataset", "push", folder, code=3, say=[r"is a directory"])
+    nibble("dataset", "push", "/dev/zero", code=3, say=[r"/dev/zero is a pipe or a device"])
+    os.mkfifo(folder / "pipe")
+    nibble("run", recipe, f"datasets={folder / 'pipe'}", code=3, say=[r"pipe is a pipe or a device"], never=[r"uploading"])
     odd = folder / "odd\x1b[2J\nname.jsonl"
     odd.write_text('{"text": "x"}\n')
     nibble("dataset", "push", odd, say=[r"uploading odd\?\[2J\?name\.jsonl"])
