@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hang_up.h"
 #include "base/status.h"
 #include "client/commands.h"
 #include "client/kept_child.h"
@@ -33,7 +34,8 @@ volatile std::sig_atomic_t stop_signals = 0;
 void InstallStop() {
   struct sigaction action {};
   action.sa_handler = [](int) { stop_signals = stop_signals + 1; };
-  for (int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  for (int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  if (!OutlivesTerminal()) sigaction(SIGHUP, &action, nullptr);
 }
 
 void SleepMs(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }

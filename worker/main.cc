@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hang_up.h"
 #include "base/id.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -336,7 +337,8 @@ int Main(int argc, char** argv) {
   // Before any thread starts, so that all of them leave these signals to ours.
   sigset_t signals;
   sigemptyset(&signals);
-  for (int s : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, s);
+  for (int s : {SIGTERM, SIGINT}) sigaddset(&signals, s);
+  if (!OutlivesTerminal()) sigaddset(&signals, SIGHUP);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   const absl::Status status = Work(*flags, signals);
   if (status.ok()) return 0;

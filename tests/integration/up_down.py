@@ -310,6 +310,55 @@ def check_crash(nibble):
     assert "nibble-server was ended by signal 9; it is started again in 1 s" in log, log
 
 
+def check_closed_terminal(folder):
+    """What was started with nohup outlives its terminal; what was not ends in order."""
+    def hears(pid):
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        ignored, blocked = (int(re.search(rf"{name}:\s*([0-9a-f]+)", status)[1], 16) for name in ("SigIgn", "SigBlk"))
+        return not ignored & 1 or bool(blocked & 1)
+
+    def children(parent):
+        found = []
+        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, its_parent = path.read_text().rsplit(")", 1)[1].split()[:2]
+            except OSError:
+                continue  # it has ended meanwhile
+            if its_parent == str(parent) and state != "Z":
+                found.append(int(path.parent.name))
+        return found
+
+    whole = all((BIN / name).is_file() for name in ("nibble-worker", "nibble-engine"))
+    for nohup in (True, False):
+        data = folder / f"nohup-{nohup}"
+        up = subprocess.Popen([BIN / "nibble", "--data-dir", data, "up", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
+                               *(["--memory", "2GiB"] if whole else ["--no-worker"])], stdout=subprocess.PIPE, text=True,
+                              preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL))
+        try:
+            while "nibble is up" not in (line := up.stdout.readline()):
+                assert line, "nibble up ended"
+            started = children(up.pid)
+            assert len(started) == 1 + whole, started
+            assert [hears(pid) for pid in (up.pid, *started)] == [not nohup] * (2 + whole), (nohup, started)
+            up.send_signal(signal.SIGTERM if nohup else signal.SIGHUP)
+            up.communicate(timeout=60 * PATIENCE)
+            assert up.returncode == 0, up.returncode
+        finally:
+            up.kill()  # what it has started ends with it
+    data = folder / "hung-up"
+    server = subprocess.Popen([BIN / "nibble-server", "--data-dir", data, "--listen", "127.0.0.1:0", "--http-listen", ""],
+                              stderr=subprocess.PIPE, text=True,
+                              preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+    try:
+        while "server.serving" not in (line := server.stderr.readline()):
+            assert line, "the server ended"
+        server.send_signal(signal.SIGHUP)
+        said = server.communicate(timeout=30 * PATIENCE)[1]
+        assert server.returncode == 0 and "server.stopped" in said, (server.returncode, said)
+    finally:
+        server.kill()
+
+
 def check_worker_that_ends(folder):
     """A worker that does not come up is said to, whatever the server remembers of an earlier one."""
     if not all((BIN / name).is_file() for name in ("nibble-worker", "nibble-engine")):
@@ -359,6 +408,7 @@ def main():
             nibble("down", say=[r"nibble is down"])
         nibble("down", say=[r"no nibble up runs"])
         check_worker_that_ends(folder)
+        check_closed_terminal(folder)
         check_tls_restart(folder)
         nibble("ps", code=6, say=[r"nibble up"])
     print("up, down and all that needs no worker: all checks passed")
