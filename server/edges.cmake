@@ -42,6 +42,7 @@ nibble_library(nibble_server_meter
   SRCS http.cc meter.cc meter_process.cc meter_state.cc metered.cc
   DEPS nibble_server_blobs nibble_server_auth nibble_server_health nibble_control)
 target_link_libraries(nibble_server_meter PRIVATE prometheus-cpp::core civetweb)
+target_compile_definitions(nibble_server_meter PRIVATE NIBBLE_VERSION="${PROJECT_VERSION}")
 
 nibble_library(nibble_server_grpc
   SRCS rpc/grpc_server.cc rpc/interceptor.cc
@@ -52,6 +53,7 @@ nibble_library(nibble_server_app
   SRCS backup.cc data_dir.cc flags.cc keeper.cc memory_history.cc server.cc verify.cc
   DEPS nibble_server_grpc)
 nibble_binary(nibble-server SRCS main.cc DEPS nibble_server_app)
+target_compile_definitions(nibble-server PRIVATE NIBBLE_VERSION="${PROJECT_VERSION}")
 
 nibble_test(server_convert_test SRCS rpc/convert_test.cc DEPS nibble_server_convert nibble_control)
 nibble_test(server_parts_test

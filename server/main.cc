@@ -24,7 +24,6 @@
 #include "server/server.h"
 #include "server/tls_files.h"
 #include "server/verify.h"
-#include "server/version.h"
 
 namespace nibble::server {
 namespace {
@@ -306,7 +305,7 @@ int Main(int argc, char** argv) {
   }
   const std::string command = flags.words().empty() ? "" : flags.words()[0];
   if (flags.Switch("version") || command == "version") {
-    std::cout << "nibble-server " << kVersion << "\n";
+    std::cout << "nibble-server " NIBBLE_VERSION "\n";
     return 0;
   }
   if (command == "init-tls") return InitTlsCommand(flags);

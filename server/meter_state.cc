@@ -10,13 +10,18 @@
 #include "base/log.h"
 #include "server/auth.h"
 #include "server/blob_store.h"
-#include "server/version.h"
 
 namespace nibble::server {
 namespace {
 
 // Series of a worker that is lost stay so long.
 constexpr int64_t kLostSeriesUs = int64_t{3600} * 1'000'000;
+
+#ifdef NDEBUG
+constexpr char kBuildType[] = "release";
+#else
+constexpr char kBuildType[] = "checked";
+#endif
 
 void AddVolume(Families& families, const char* volume, const std::string& path) {
   struct statvfs info;
@@ -144,7 +149,8 @@ void AddWorkers(Families& families, const ControlLoop::Outcome& outcome) {
 
 void AddServer(Families& families, const Meter::Sources& sources) {
   families.Add("nibble_build_info",
-               {{"version", kVersion}, {"compiler", "gcc-" __VERSION__}, {"build_type", kBuildType}}, 1);
+               {{"version", NIBBLE_VERSION}, {"compiler", "gcc-" __VERSION__}, {"build_type", kBuildType}},
+               1);
   AddVolume(families, "artifacts", sources.data_dir);
   AddVolume(families, "state", sources.data_dir);
   families.Add("nibble_storage_reserved_bytes", {{"volume", "artifacts"}},
