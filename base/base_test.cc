@@ -8,6 +8,7 @@
 #include "base/digest_memo.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/human_bytes.h"
 #include "base/partial_file.h"
 #include "base/id.h"
 #include "base/mailbox.h"
@@ -178,13 +179,27 @@ TEST(PartialFile, GoesOnWhereItWasCutAndTakesOnlyTheRightBytes) {
   EXPECT_EQ(PartialFile::Open(path, 10)->offset(), 0);
 }
 
+TEST(HumanBytesTest, CountsInThePowersOf1024) {
+  EXPECT_EQ(HumanBytes(0), "0 B");
+  EXPECT_EQ(HumanBytes(1023), "1023 B");
+  EXPECT_EQ(HumanBytes(1024), "1.00 KiB");
+  EXPECT_EQ(HumanBytes(-1536), "-1.50 KiB");
+  EXPECT_EQ(HumanBytes(int64_t{12} << 30), "12.00 GiB");
+  EXPECT_EQ(HumanBytes((int64_t{1} << 40) - 1), "1024.00 GiB");
+  EXPECT_EQ(HumanBytes(INT64_MAX), "8192.00 PiB");
+}
+
 TEST(ErrnoStatusTest, ADiskThatTakesNoBytesSaysWhereAndWhatIsFree) {
   const TempDir dir;
   for (const int error : {ENOSPC, EDQUOT, EFBIG, EROFS}) {
     const absl::Status status = ErrnoStatus(error, "write " + dir.Join("f"));
     EXPECT_EQ(StatusReason(status), Reason::kStorageFull);
     EXPECT_NE(status.message().find(dir.Join("f") + ": "), absl::string_view::npos) << status;
-    EXPECT_NE(status.message().find(" bytes free"), absl::string_view::npos) << status;
+    const std::string free = StatusMetadata(status)["free_bytes"];
+    ASSERT_NE(free, "");
+    EXPECT_TRUE(std::string(status.message())
+                    .ends_with("try again (" + HumanBytes(std::stoll(free)) + " free)"))
+        << status;
   }
   EXPECT_EQ(ErrnoStatus(ENOSPC, "write the log").message(),
             "write the log: no space left on the device; free some space and try again");

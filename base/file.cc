@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/human_bytes.h"
 #include "base/status.h"
 
 namespace nibble {
@@ -47,15 +48,16 @@ absl::Status WriteAll(int fd, std::string_view data, const std::string& path) {
   return absl::OkStatus();
 }
 
-// " (5 bytes free)" of the volume that the path at the end of `what` is on; "" when there is none.
-std::string FreeText(const std::string& what) {
+// Adds " (4.10 GiB free)" of the volume that the path at the end of `what` is on, when there is one.
+Error WithFree(const std::string& what, std::string message) {
   const size_t begin = what.rfind(" /");
   struct statvfs info;
   if (begin == std::string::npos || statvfs(DirName(what.substr(begin + 1)).c_str(), &info) != 0)
-    return "";
-  return absl::StrCat(
-      " (", static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize),
-      " bytes free", info.f_files > 0 && info.f_favail == 0 ? ", no inode" : "", ")");
+    return Error(Reason::kStorageFull, std::move(message));
+  const int64_t free_bytes = static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
+  const bool no_inode = info.f_files > 0 && info.f_favail == 0;
+  absl::StrAppend(&message, " (", HumanBytes(free_bytes), " free", no_inode ? ", no inode" : "", ")");
+  return Error(Reason::kStorageFull, std::move(message)).With("free_bytes", absl::StrCat(free_bytes));
 }
 
 absl::Status FromCode(const std::error_code& code, const std::string& what) {
@@ -80,9 +82,7 @@ absl::Status ErrnoStatus(int error, std::string_view what) {
                     : error == EROFS  ? "the file system is read-only; mount it for writing"
                                       : nullptr;
   if (how == nullptr) return absl::ErrnoToStatus(error, text);
-  return Error(Reason::kStorageFull,
-               absl::StrCat(text, ": ", how, " and try again", FreeText(text)))
-      .ToStatus();
+  return WithFree(text, absl::StrCat(text, ": ", how, " and try again")).ToStatus();
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {

@@ -12,6 +12,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/human_bytes.h"
 #include "base/status.h"
 #include "server/data_dir.h"
 #include "server/store/sqlite_store.h"
@@ -34,7 +35,7 @@ absl::Status CopyFile(const std::string& from, const std::string& to) {
   fs::copy_file(from, partial, fs::copy_options::overwrite_existing, code);
   // A full disk is EIO to copy_file.
   const int64_t free_bytes = FreeDiskBytes(DirName(to)).value_or(0);
-  RETURN_IF_ERROR(FromCode(code, absl::StrCat("copy to ", partial, " (", free_bytes, " bytes free)")));
+  RETURN_IF_ERROR(FromCode(code, absl::StrCat("copy to ", partial, " (", HumanBytes(free_bytes), " free)")));
   RETURN_IF_ERROR(SyncFile(partial));
   fs::rename(partial, to, code);
   return FromCode(code, "rename to " + to);

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/human_bytes.h"
 #include "base/view.h"
 
 namespace nibble::server {
@@ -42,9 +43,11 @@ absl::Status CheckFreeSpace(int64_t free_bytes, int64_t promised_bytes,
   const int64_t needed = promised_bytes + options.min_free_bytes;
   if (free_bytes >= needed) return absl::OkStatus();
   return Error(Reason::kStorageFull,
-               absl::StrCat("the server's disk has ", free_bytes, " bytes free; this upload, the unfinished "
-                            "ones and a reserve of ", options.min_free_bytes, " need ", needed,
-                            "; delete what is not needed or add space"))
+               absl::StrCat("needs ", HumanBytes(needed), " free in the server's data directory, for ",
+                            "this upload, the unfinished ones and a reserve of ",
+                            HumanBytes(options.min_free_bytes), " (--min-free-mb), and ",
+                            HumanBytes(free_bytes), " are; remove models, data sets, adapters and jobs ",
+                            "that nobody needs, or add space"))
       .With("free_bytes", std::to_string(free_bytes))
       .With("needed_bytes", std::to_string(needed))
       .ToStatus();

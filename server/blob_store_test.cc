@@ -15,6 +15,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/human_bytes.h"
 
 namespace nibble::server {
 namespace {
@@ -326,6 +327,13 @@ TEST(DirectoryBlobStore, KeepsAReserveFree) {
   const absl::Status status = store->Begin(Sha256Hex("a"), 1).status();
   EXPECT_EQ(StatusReason(status), Reason::kStorageFull);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(StatusMetadata(status)["needed_bytes"], std::to_string(options.min_free_bytes + 1));
+  const int64_t free_bytes = std::stoll(StatusMetadata(status)["free_bytes"]);
+  EXPECT_EQ(status.message(),
+            "needs 1024.00 PiB free in the server's data directory, for this upload, the unfinished ones "
+            "and a reserve of 1024.00 PiB (--min-free-mb), and " +
+                HumanBytes(free_bytes) +
+                " are; remove models, data sets, adapters and jobs that nobody needs, or add space");
 }
 
 // Runs in a child, because a limit on file size holds for a whole process. 0 = all as expected.

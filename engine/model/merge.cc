@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/human_bytes.h"
 #include "base/status.h"
 #include "engine/model/base_cache.h"
 #include "engine/model/base_tensors.h"
@@ -244,8 +245,12 @@ absl::Status Merger::CheckRoom() {
   }
   ASSIGN_OR_RETURN(const int64_t free, FreeDiskBytes(partial_));
   if (needed <= free) return absl::OkStatus();
-  return Error(Reason::kStorageFull, absl::StrCat("merging needs ", needed, " bytes at ", options_.out_dir,
-                                                  ", ", free, " are free; make room or give another --out"));
+  return Error(Reason::kStorageFull,
+               absl::StrCat("merging needs ", HumanBytes(needed), " at ", options_.out_dir, ", and ",
+                            HumanBytes(free), " are free; make room or give another --out"))
+      .With("needed_bytes", absl::StrCat(needed))
+      .With("free_bytes", absl::StrCat(free))
+      .ToStatus();
 }
 
 absl::StatusOr<MergeReport> Merger::Run() {

@@ -116,8 +116,11 @@ TEST(ToRpcStatus, NamesNoFilesOfTheServers) {
   const auto message = [](const absl::Status& status) { return ToRpcStatus(status).message(); };
   EXPECT_EQ(message(Error(Reason::kStoreUnavailable, "/var/lib/nibble/state.db: disk I/O error (522)")),
             "the server cannot read or write its database now; its log says why; try again");
-  EXPECT_EQ(message(ErrnoStatus(ENOSPC, "write /var/lib/nibble/blobs/uploads/u")),
-            "the server's disk is full; free some space there and try again");
+  EXPECT_EQ(message(ErrnoStatus(ENOSPC, "write /no/such/place/u")),
+            "the server's disk is full; make room there and try again");
+  const Error full = Error(Reason::kStorageFull, "write /var/lib/nibble/u: no space");
+  EXPECT_EQ(message(Error(full).With("free_bytes", "1610612736")),
+            "the server's disk is full (1.50 GiB free); make room there and try again");
   EXPECT_EQ(message(Error(Reason::kStorageFull, "it needs 5 bytes and 3 are free")),
             "it needs 5 bytes and 3 are free");
 }

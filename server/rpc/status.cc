@@ -1,6 +1,9 @@
 #include "server/rpc/status.h"
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/human_bytes.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace nibble::server {
@@ -29,13 +32,20 @@ std::string Shortened(std::string_view text, size_t limit) {
   return std::string(text.substr(0, end)) + "...";
 }
 
+// " (4.10 GiB free)", where that is known.
+std::string FreeText(const absl::Status& status) {
+  int64_t free_bytes = 0;
+  if (!absl::SimpleAtoi(StatusMetadata(status)["free_bytes"], &free_bytes)) return "";
+  return absl::StrCat(" (", HumanBytes(free_bytes), " free)");
+}
+
 // What names our files is for the log (Done and StoreHealth see to that), not for callers.
 std::string MessageFor(const absl::Status& status, Reason reason) {
   const std::string_view message(status.message().data(), status.message().size());
   if (reason == Reason::kStoreUnavailable)
     return "the server cannot read or write its database now; its log says why; try again";
   if (reason == Reason::kStorageFull && message.find('/') != std::string_view::npos)
-    return "the server's disk is full; free some space there and try again";
+    return absl::StrCat("the server's disk is full", FreeText(status), "; make room there and try again");
   if (StatusReason(status) == Reason::kUnspecified) return "internal error; the server's log has the details";
   return Shortened(message, kMaxMessageBytes);
 }

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/human_bytes.h"
 #include "base/status.h"
 
 namespace nibble::store {
@@ -23,7 +24,7 @@ absl::Status SqliteError(sqlite3* db, std::string_view what) {
     case SQLITE_FULL: {
       const auto free = FreeDiskBytes(DirName(file));
       return Error(Reason::kStorageFull,
-                   absl::StrCat("the server's disk is full (", free.value_or(0), " bytes free for ",
+                   absl::StrCat("the server's disk is full (", HumanBytes(free.value_or(0)), " free for ",
                                 file, "); free some space: ", text));
     }
     case SQLITE_CORRUPT:
