@@ -4,16 +4,15 @@
 namespace nibble::client {
 namespace {
 
-void AddNamed(CLI::App* group, const std::string& name, const std::string& description, Commands& c,
-              int (*body)(const Globals&, const std::string&)) {
-  Add(group, name, description, c, [&c, body] { return body(c.g, c.name); })
-      ->add_option("name", c.name, "its name")
-      ->required();
+CLI::App* AddGet(CLI::App* group, const char* description, Commands& c,
+                 int (*body)(const Globals&, const std::string&)) {
+  auto* get = Add(group, "get", description, c, [&c, body] { return body(c.g, c.name); });
+  get->add_option("name", c.name, "its name")->required();
+  return get;
 }
 
-void AddRemove(CLI::App* group, Commands& c,
-               int (*body)(const Globals&, const std::vector<std::string>&),
-               const char* description = "Remove") {
+void AddRemove(CLI::App* group, const char* description, Commands& c,
+               int (*body)(const Globals&, const std::vector<std::string>&)) {
   Add(group, "rm", description, c, [&c, body] { return body(c.g, c.names); })
       ->add_option("names", c.names, "their names")
       ->required();
@@ -27,8 +26,8 @@ void AddThings(CLI::App& app, Commands& c) {
                    [&c] { return DatasetPush(c.g, c.file, c.name); });
   push->add_option("file", c.file, "JSONL file")->required();
   push->add_option("--name", c.name, "its name (default: chosen by the server)");
-  Add(dataset, "ls", "List", c, [&c] { return DatasetList(c.g); })->alias("list");
-  AddNamed(dataset, "get", "Show one", c, DatasetGet);
+  Add(dataset, "ls", "List data sets", c, [&c] { return DatasetList(c.g); })->alias("list");
+  AddGet(dataset, "Show a data set: rows, format, size", c, DatasetGet);
   auto* preview = Add(dataset, "preview", "Show the first rows", c,
                       [&c] { return DatasetPreview(c.g, c.name, c.rows); });
   preview->add_option("name", c.name, "its name")->required();
@@ -36,8 +35,8 @@ void AddThings(CLI::App& app, Commands& c) {
   auto* validate = Add(dataset, "validate", "Count tokens with a model's tokenizer", c,
                        [&c] { return DatasetValidate(c.g, c.name, c.model); });
   validate->add_option("name", c.name, "its name")->required();
-  validate->add_option("--model", c.model, "models/{id}")->required();
-  AddRemove(dataset, c, DatasetRemove);
+  validate->add_option("--model", c.model, "the model's name")->required();
+  AddRemove(dataset, "Remove data sets that no unfinished job needs", c, DatasetRemove);
 
   CLI::App* model = app.add_subcommand("model", "Base models on the server");
   auto* reg = Add(model, "register", "Register a directory in Hugging Face layout", c,
@@ -48,18 +47,17 @@ void AddThings(CLI::App& app, Commands& c) {
   reg->add_option("--name", c.name, "its name (default: chosen by the server)");
   reg->add_flag("--on-server", c.on_server,
                 "the directory is on the server's machine, below its --model-root: nothing is sent");
-  Add(model, "ls", "List", c, [&c] { return ModelList(c.g); })->alias("list");
-  AddNamed(model, "get", "Show one", c, ModelGet);
-  AddNamed(model, "inspect", "Show one", c, ModelGet);
-  AddRemove(model, c, ModelRemove);
+  Add(model, "ls", "List base models", c, [&c] { return ModelList(c.g); })->alias("list");
+  AddGet(model, "Show a base model: files, architecture, size", c, ModelGet)->alias("inspect");
+  AddRemove(model, "Remove base models that no unfinished job needs", c, ModelRemove);
 
   CLI::App* adapter = app.add_subcommand("adapter", "Adapters on the server");
-  Add(adapter, "ls", "List", c, [&c] { return AdapterList(c.g); })->alias("list");
-  AddNamed(adapter, "get", "Show one", c, AdapterGet);
-  AddRemove(adapter, c, AdapterRemove);
+  Add(adapter, "ls", "List adapters", c, [&c] { return AdapterList(c.g); })->alias("list");
+  AddGet(adapter, "Show an adapter: base, files, digests", c, AdapterGet);
+  AddRemove(adapter, "Remove adapters", c, AdapterRemove);
 
   CLI::App* worker = app.add_subcommand("worker", "Workers");
-  Add(worker, "ls", "List", c, [&c] { return WorkerList(c.g, c.all_workers); })
+  Add(worker, "ls", "List workers and their devices", c, [&c] { return WorkerList(c.g, c.all_workers); })
       ->alias("list")
       ->add_flag("-a,--all", c.all_workers, "those lost for more than a day too");
   for (const bool drain : {true, false}) {
@@ -69,7 +67,7 @@ void AddThings(CLI::App& app, Commands& c) {
         ->add_option("name", c.name, "its name")
         ->required();
   }
-  AddRemove(worker, c, WorkerRemove, "Forget workers that are lost for good");
+  AddRemove(worker, "Forget workers that are lost for good", c, WorkerRemove);
 }
 
 }  // namespace nibble::client
