@@ -187,10 +187,11 @@ int RolesOf(std::string_view method) {
 }
 
 absl::Status TokenFile::Refresh() {
-  std::string content;
-  if (FileExists(path_)) {
-    ASSIGN_OR_RETURN(content, ReadFile(path_, 16 << 20));
-  }
+  // Only a file that is not there holds no tokens. While one cannot be read or looked at, those that are
+  // known stay: a disk that fails for a moment is no reason to turn everybody away.
+  absl::StatusOr<std::string> read = ReadFile(path_, 16 << 20);
+  if (!read.ok() && !absl::IsNotFound(read.status())) return read.status();
+  std::string content = read.ok() ? *std::move(read) : "";
   std::lock_guard lock(mutex_);
   if (content == content_) return absl::OkStatus();
   std::vector<TokenRecord> records;

@@ -1,6 +1,7 @@
 #include "server/auth.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <set>
 #include <thread>
@@ -150,6 +151,20 @@ TEST_F(AuthTest, ABrokenFileIsAnError) {
     ASSERT_TRUE(WriteFileAtomic(directory_.Join("tokens.json"), text).ok());
     EXPECT_FALSE(tokens_.Refresh().ok()) << text;
   }
+}
+
+TEST_F(AuthTest, WhatCannotBeLookedAtIsNotGone) {
+  const std::string folder = directory_.Join("folder");
+  ASSERT_TRUE(MakeDirs(folder).ok());
+  TokenFile tokens(JoinPath(folder, "tokens.json"));
+  const std::string token = tokens.Create("someone", Role::kClient, 0, 1).value();
+  ASSERT_TRUE(Rename(folder, folder + ".away").ok());
+  ASSERT_EQ(symlink(folder.c_str(), folder.c_str()), 0);
+  EXPECT_FALSE(tokens.Refresh().ok());
+  EXPECT_TRUE(tokens.Find(token, 1).ok());
+  ASSERT_TRUE(RemoveFile(folder).ok());
+  EXPECT_TRUE(tokens.Refresh().ok());
+  EXPECT_FALSE(tokens.Find(token, 1).ok()) << "a file that is gone holds none";
 }
 
 TEST_F(AuthTest, CertificatesNameTheirRole) {

@@ -28,6 +28,7 @@
 #include "server/store/sqlite_store.h"
 #include "server/store_health.h"
 #include "server/tls_files.h"
+#include "server/trouble_log.h"
 
 namespace nibble::server {
 namespace {
@@ -124,6 +125,7 @@ class ServerImpl : public Server {
   TokenFile tokens_;
   Meter meter_;
   StoreHealth health_;
+  TroubleLog tokens_trouble_;
   std::unique_ptr<Authorizer> authorizer_;
   std::unique_ptr<store::Store> store_;
   std::unique_ptr<store::MetricStore> metrics_;
@@ -297,9 +299,11 @@ absl::Status ServerImpl::Start() {
   meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir,
                      options_.model_root, options_.blobs.min_free_bytes, certificate_end_us});
   ticker_->Add(kTokenRefreshUs, [this] {
-    if (absl::Status status = tokens_.Refresh(); !status.ok()) {
+    const absl::Status status = tokens_.Refresh();
+    const auto said = tokens_trouble_.Note("tokens", !status.ok(), RealClock::Get().NowMonotonicUs()).say;
+    if (said == TroubleLog::Say::kFails)
       LogError("tokens.unreadable", {{"status", std::string(status.ToString())}});
-    }
+    if (said == TroubleLog::Say::kWorksAgain) LogInfo("tokens.readable", {});
   });
   keeper_ = std::make_unique<Keeper>(&edge_, KeeperOptions{options_.collect_us, options_.retain_jobs_us,
                                                            options_.retain_workers_us});
