@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <thread>
 
@@ -15,6 +16,7 @@
 #include "base/outside_text.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "base/testing/unprivileged.h"
 
 namespace nibble {
 namespace {
@@ -187,6 +189,27 @@ TEST(HumanBytesTest, CountsInThePowersOf1024) {
   EXPECT_EQ(HumanBytes(int64_t{12} << 30), "12.00 GiB");
   EXPECT_EQ(HumanBytes((int64_t{1} << 40) - 1), "1024.00 GiB");
   EXPECT_EQ(HumanBytes(INT64_MAX), "8192.00 PiB");
+}
+
+// A disk was full, or the process ended, between the mode and the name.
+TEST(PartialFile, GoesOnWithOneThatHasItsFinalMode) {
+  const TempDir dir;
+  const Unprivileged nobody(dir.path());
+  if (!nobody.ok()) GTEST_SKIP() << "nobody may not write here";
+  const std::string path = dir.Join("part"), target = dir.Join("whole");
+  {
+    auto file = PartialFile::Open(path, 10);
+    ASSERT_TRUE(file.ok() && file->Append("0123456789").ok());
+    EXPECT_FALSE(file->Finish(Sha256Hex("0123456789"), dir.Join("missing/whole"), 0444).ok());
+  }
+  struct stat info {};
+  ASSERT_EQ(stat(path.c_str(), &info), 0);
+  ASSERT_EQ(info.st_mode & 0777, 0444u);
+  auto file = PartialFile::Open(path, 10);
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_TRUE(file->IsWhole());
+  EXPECT_TRUE(file->Finish(Sha256Hex("0123456789"), target, 0444).ok());
+  EXPECT_EQ(*ReadFile(target), "0123456789");
 }
 
 TEST(ErrnoStatusTest, ADiskThatTakesNoBytesSaysWhereAndWhatIsFree) {

@@ -13,9 +13,20 @@
 #include "base/status.h"
 
 namespace nibble {
+namespace {
+
+// Also one that has its final mode already, of a Finish that was cut or failed behind that.
+int OpenToWrite(const std::string& path) {
+  constexpr int kFlags = O_RDWR | O_CREAT | O_CLOEXEC;
+  const int fd = open(path.c_str(), kFlags, 0644);
+  if (fd >= 0 || errno != EACCES || chmod(path.c_str(), 0644) != 0) return fd;
+  return open(path.c_str(), kFlags, 0644);
+}
+
+}  // namespace
 
 absl::StatusOr<PartialFile> PartialFile::Open(const std::string& path, int64_t size_bytes) {
-  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  const int fd = OpenToWrite(path);
   if (fd < 0) return ErrnoStatus(errno, "create " + path);
   PartialFile file(path, fd, size_bytes);
   std::string buffer(size_t{1} << 20, '\0');

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/human_bytes.h"
+#include "base/testing/unprivileged.h"
 
 namespace nibble::server {
 namespace {
@@ -272,6 +274,27 @@ TEST(DirectoryBlobStore, ContinuesAfterARestart) {
   store = OpenDirectoryBlobStore(directory.path(), SmallOptions(), RealClock::Get()).value();
   EXPECT_EQ(store->TotalBytes(), 3 << 20);
   EXPECT_TRUE(store->Begin(digest, 3 << 20)->complete);
+}
+
+// All bytes were there and the file was read-only already, but had not its name.
+TEST(DirectoryBlobStore, PublishesWhatWasCutShortlyBefore) {
+  const TempDir directory;
+  const Unprivileged nobody(directory.path());
+  if (!nobody.ok()) GTEST_SKIP() << "nobody may not write here";
+  const std::string digest = Sha256Hex("a checkpoint");
+  std::string id;
+  {
+    auto store = OpenDirectoryBlobStore(directory.path(), SmallOptions(), RealClock::Get()).value();
+    id = store->Begin(digest, 12)->upload_id;
+    ASSERT_TRUE(store->Append(id, 0, "a checkpoint").ok());
+  }
+  ASSERT_EQ(chmod(directory.Join("uploads/" + id).c_str(), 0440), 0);
+  auto store = OpenDirectoryBlobStore(directory.path(), SmallOptions(), RealClock::Get()).value();
+  EXPECT_EQ(store->Begin(digest, 12)->committed_bytes, 12);
+  const auto done = store->Finish(id);
+  ASSERT_TRUE(done.ok()) << done.status();
+  EXPECT_TRUE(done->complete);
+  EXPECT_EQ(store->Read(digest, 0, 100).value(), "a checkpoint");
 }
 
 TEST(DirectoryBlobStore, SweepsForeignFilesAmongUploads) {

@@ -1,6 +1,7 @@
 #include "server/blob_upload.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,14 @@ namespace nibble::server {
 namespace {
 
 constexpr size_t kReadBytes = size_t{1} << 20;
+
+// Also one that is read-only already: it was to be published when the server ended.
+int OpenToWrite(const std::string& path) {
+  constexpr int kFlags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
+  const int fd = open(path.c_str(), kFlags);
+  if (fd >= 0 || errno != EACCES || chmod(path.c_str(), 0600) != 0) return fd;
+  return open(path.c_str(), kFlags);
+}
 
 }  // namespace
 
@@ -30,7 +39,7 @@ absl::Status BlobUpload::Create() {
 
 absl::Status BlobUpload::Open() {
   if (fd < 0) {
-    fd = open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    fd = OpenToWrite(path);
     if (fd < 0) return ErrnoStatus(errno, "open the upload " + path);
   }
   if (hash) return absl::OkStatus();
