@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/clock.h"
 #include "engine/device.h"
 
 namespace nibble::engine {
@@ -32,6 +33,7 @@ struct ServeOptions {
   // it already; an attach alone does not end it. So a test need not be quicker than a step. Also asked while
   // the base is made, with the attempt it is made for and -1; any command ends that.
   std::function<bool(const std::vector<std::string>& attempts, int64_t steps_done)> waits_in_turn;
+  const Clock* clock = &RealClock::Get();  // turns are charged by it, among other things
   DeviceOptions device;
 };
 

@@ -18,7 +18,7 @@ ServeLoop::ServeLoop(const ServeOptions& options, Mailbox<std::string>& lines, O
     : options_(options),
       lines_(lines),
       out_(out),
-      clock_(RealClock::Get()),
+      clock_(*options.clock),
       tell_(out, clock_),
       // An empty line only wakes; in a full mailbox something else does.
       preparer_([&lines] { (void)lines.Post(std::string()); }, clock_) {}
