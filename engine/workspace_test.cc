@@ -21,10 +21,14 @@ TEST(WorkspaceBytes, AreTheKernels) {
               profile.threads = threads;
               profile.act_bytes = act_bytes;
               const int64_t document = std::min<int64_t>(m, 1000);
+              // Cut once, into all heads and into some of them.
+              const int64_t kv_heads = r == 0 ? 32 : r == 1 ? 3 : 4;
               const OpShape ours{.m = m,
                                  .k = 4096,
                                  .n = 11008,
                                  .r = r,
+                                 .heads = r == 1 ? 9 : 32,
+                                 .kv_heads = kv_heads,
                                  .head_dim = dim,
                                  .vocab = vocab,
                                  .longest_document = document};
@@ -32,6 +36,8 @@ TEST(WorkspaceBytes, AreTheKernels) {
                                                    .k = 4096,
                                                    .n = 11008,
                                                    .r = r,
+                                                   .heads = ours.heads,
+                                                   .kv_heads = kv_heads,
                                                    .head_dim = dim,
                                                    .vocab = vocab,
                                                    .longest_document = document,

@@ -148,6 +148,7 @@ void CountingExecutor::AttentionBackward(Tensor dq, Tensor dk, Tensor dv, Tensor
   Run(Op::kAttentionBackward,
       {.m = tokens_,
        .heads = model_.heads,
+       .kv_heads = model_.kv_heads,
        .head_dim = model_.head_dim,
        .longest_document = spec_.sequence_len},
       {dq, dk, dv, dout, out, lse, q, k, v, Staged(Slot::kStarts)});

@@ -14,7 +14,11 @@ int64_t AttentionForward(const OpShape& s, int64_t threads) {
 }
 
 int64_t AttentionBackward(const OpShape& s, int64_t threads) {
-  return threads * (20 * RoundUp(s.head_dim, 32) * (s.longest_document + 256) + 262144);
+  const int64_t dim = RoundUp(s.head_dim, 32);
+  const int64_t group = s.kv_heads > 0 ? s.heads / s.kv_heads : 1;
+  const int64_t cuts = s.kv_heads > 0 ? std::clamp<int64_t>((15 + s.kv_heads) / s.kv_heads, 1, group) : 1;
+  const int64_t thread_bytes = dim * ((cuts == 1 ? 20 : 12) * s.longest_document + 5120) + 262144;
+  return threads * thread_bytes + (cuts == 1 ? 0 : 8 * s.m * s.kv_heads * cuts * dim);
 }
 
 int64_t CrossEntropy(const OpShape& s, int64_t threads, int64_t act_bytes) {

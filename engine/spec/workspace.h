@@ -47,6 +47,7 @@ struct OpShape {
   int64_t n = 0;  // outputs of a linear
   int64_t r = 0;  // rank; 0 = no adapter
   int64_t heads = 0;
+  int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t vocab = 0;
   int64_t longest_document = 0;  // tokens; of generation all that is remembered

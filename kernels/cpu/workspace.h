@@ -6,7 +6,9 @@
 //   linear      T (1 MiB + 256 m) + 32 m R32(r)           (forward and backward, any k and n)
 //   in parts    T (1 MiB + 256 M) + 32 sum of m R32(r)     (LinearPart; M = sum of m)
 //   attention   T (4608 R32(D) + 57344)                   (forward)
-//               T (20 R32(D) (L + 256) + 262144)           (backward; L = longest document)
+//               T (R32(D) (a L + 5120) + 262144) + b       (backward; L = longest document; H, G heads of
+//               queries and of keys; c = AttentionBackwardCuts(H, G); a = 20 and b = 0 with c = 1, else
+//               a = 12 and b = 8 m G c R32(D))
 //   loss        c (b R64(V) + 8 R64(dim) + 64) + T (1 MiB + 256 c)
 //               c = tokens per chunk = CrossEntropyChunk(m, V), b = max(4, act bytes)
 //   logits      T (1 MiB + 256 m)
@@ -54,8 +56,23 @@ constexpr int64_t AttentionForwardWorkspaceBytes(const WorkspaceShape& s) {
   return s.threads * (4608 * RoundUp(s.head_dim, 32) + 57344);
 }
 
+// Into how many the query heads of one key/value head are cut going back, so that there are some sixteen
+// pieces of a document for the threads. Sums of dk and dv of each cut wait for the others'.
+constexpr int64_t AttentionBackwardCuts(int64_t heads, int64_t kv_heads) {
+  if (kv_heads <= 0) return 1;
+  const int64_t group = heads / kv_heads, wanted = (16 + kv_heads - 1) / kv_heads;
+  return group < 1 ? 1 : group < wanted ? group : wanted;
+}
+// Of these sums; a piece's own are with its thread.
+constexpr int64_t AttentionCutBytes(const WorkspaceShape& s) {
+  const int64_t cuts = AttentionBackwardCuts(s.heads, s.kv_heads);
+  return cuts == 1 ? 0 : 8 * s.m * s.kv_heads * cuts * RoundUp(s.head_dim, 32);
+}
+
 constexpr int64_t AttentionBackwardWorkspaceBytes(const WorkspaceShape& s) {
-  return s.threads * (20 * RoundUp(s.head_dim, 32) * (s.longest_document + 256) + 262144);
+  const int64_t floats = AttentionBackwardCuts(s.heads, s.kv_heads) == 1 ? 5 : 3;
+  return s.threads * (RoundUp(s.head_dim, 32) * (4 * floats * s.longest_document + 5120) + 262144) +
+         AttentionCutBytes(s);
 }
 
 // Tokens whose logits exist at once: 32 MiB of float logits, but 96 to 1056 tokens.

@@ -45,6 +45,8 @@ static void CheckAttention(const AttentionArgs& args) {
 static WorkspaceShape AttentionShape(Context* ctx, const AttentionArgs& args) {
   WorkspaceShape shape;
   shape.m = args.m;
+  shape.heads = args.heads;
+  shape.kv_heads = args.kv_heads;
   shape.head_dim = args.head_dim;
   shape.threads = PoolThreads(ctx->pool);
   for (int64_t d = 0; d < args.documents; ++d) {

@@ -1,9 +1,10 @@
 // Attention backward.
 //
-// A piece is one document and one key/value head with all its query heads, so that dk and dv are summed in
-// one order. It works on transposed scores (rows are keys): their probabilities and gradients are then rows
-// for dv and dk directly, and pairs of them, interleaved as they come, columns for dq. Sums of dk and dv
-// stay in fp32 in the workspace, which is why it depends on the longest document.
+// A piece is one document and one key/value head with all its query heads, or with some of them where there
+// are few key/value heads: then sums of dk and dv of each cut wait in the workspace and are added up last, in
+// the heads' order. A piece works on transposed scores (rows are keys): their probabilities and gradients are
+// then rows for dv and dk directly, and pairs of them, interleaved as they come, columns for dq. Sums of dk
+// and dv stay in fp32 in the workspace, which is why it depends on the longest document.
 //
 // dq and dk are summed without the factor `scale`, which their last rounding applies.
 #pragma once
@@ -49,12 +50,13 @@ struct BackwardMemory {
   float* gradient_rows;  // of a block of keys: columns are queries, depth is keys
 };
 
-static BackwardMemory TakeBackwardMemory(Arena arena, int64_t dim, int64_t length) {
+// dk, dv: where they are summed; null = in the arena.
+static BackwardMemory TakeBackwardMemory(Arena arena, int64_t dim, int64_t length, float* dk, float* dv) {
   const int64_t padded = RoundUp(dim, kTileColumns), depth = RoundUp(dim, kDepthUnit);
   BackwardMemory m;
   m.across = RoundUp(length, kDepthUnit) + 32;  // not a power of two
-  m.dk = arena.Take<float>(length * padded);
-  m.dv = arena.Take<float>(length * padded);
+  m.dk = dk != nullptr ? dk : arena.Take<float>(length * padded);
+  m.dv = dv != nullptr ? dv : arena.Take<float>(length * padded);
   m.keys = arena.Take<Operand>(length * depth);
   m.values = arena.Take<Operand>(length * depth);
   m.keys_across = arena.Take<Operand>(dim * m.across);
@@ -237,36 +239,87 @@ static void BackwardQueries(const BackwardMemory& mem, const AttentionArgs& args
   }
 }
 
-static void AttentionBackwardPiece(const AttentionTensors& t, const AttentionArgs& args, int64_t start,
-                                   int64_t length, int64_t kv, Arena arena) {
+// Sums of dk, then those of dv, of the cuts of all key/value heads: [kv_heads, cuts, m, padded] each.
+struct CutSums {
+  CutSums(const Context* ctx, const WorkspaceShape& shape)
+      : cuts(AttentionBackwardCuts(shape.heads, shape.kv_heads)),
+        padded(RoundUp(shape.head_dim, kTileColumns)),
+        m(shape.m),
+        count(shape.kv_heads * cuts * m * padded) {
+    const int64_t before = AttentionBackwardWorkspaceBytes(shape) - AttentionCutBytes(shape);
+    at = reinterpret_cast<float*>(static_cast<char*>(ctx->workspace) + before);
+  }
+  float* Dk(int64_t kv, int64_t cut, int64_t row) const {
+    return at + ((kv * cuts + cut) * m + row) * padded;
+  }
+  float* Dv(int64_t kv, int64_t cut, int64_t row) const { return Dk(kv, cut, row) + count; }
+  int64_t cuts, padded, m;
+
+ private:
+  int64_t count;
+  float* at;
+};
+
+struct BackwardPiece {
+  int64_t start, length;  // of the document
+  int64_t kv;
+  int64_t first_head, end_head;
+};
+
+// dk and dv of a row from their sums of one cut or of several, `stride` apart.
+static void StoreKeyGradient(const AttentionTensors& t, const AttentionArgs& args, int64_t row, int64_t kv,
+                             const float* dk, const float* dv, int64_t cuts, int64_t stride) {
+  const int64_t dim = args.head_dim, at = (row * args.kv_heads + kv) * dim;
+  const F32 scale = Set1(args.scale);
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    F32 key = Load(dk + d), value = Load(dv + d);
+    for (int64_t cut = 1; cut < cuts; ++cut) {
+      key = Add(key, Load(dk + cut * stride + d));
+      value = Add(value, Load(dv + cut * stride + d));
+    }
+    StoreSome(t.dk + at + d, Mul(key, scale), dim - d);
+    StoreSome(t.dv + at + d, value, dim - d);
+  }
+}
+
+// Rows of keys, packed, as columns; what is missing of `across` is zero.
+static void LayAcross(const Operand* keys, int64_t length, int64_t dim, int64_t across, Operand* out) {
+  const int64_t depth = RoundUp(dim, kDepthUnit);
+  int64_t whole = 0;  // keys that went by tiles
+  if constexpr (!kPairs) {
+    if (dim % kLanes == 0) whole = length / kLanes * kLanes;
+    for (int64_t key = 0; key < whole; key += kLanes) {
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        I32 tile[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) tile[i] = LoadInt(keys + (key + i) * depth + d);
+        Transpose(tile);
+        for (int64_t i = 0; i < kLanes; ++i) StoreInt(out + (d + i) * across + key, tile[i]);
+      }
+    }
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t key = whole; key < length; ++key) out[d * across + key] = keys[key * depth + d];
+    for (int64_t key = length; key < across; ++key) out[d * across + key] = Operand{};
+  }
+}
+
+static void AttentionBackwardPiece(const AttentionTensors& t, const AttentionArgs& args,
+                                   const BackwardPiece& piece, const BackwardMemory& mem) {
   const int64_t dim = args.head_dim, padded = RoundUp(dim, kTileColumns);
-  const int64_t kv_width = args.kv_heads * dim, group = args.heads / args.kv_heads;
-  const BackwardMemory mem = TakeBackwardMemory(arena, dim, length);
+  const int64_t kv_width = args.kv_heads * dim, length = piece.length;
   std::memset(mem.dk, 0, static_cast<size_t>(length * padded * 4));
   std::memset(mem.dv, 0, static_cast<size_t>(length * padded * 4));
-  const BF16* k = t.k + start * kv_width + kv * dim;
+  const BF16* k = t.k + piece.start * kv_width + piece.kv * dim;
   CopyRows(k, kv_width, length, dim, mem.keys);
-  CopyRows(t.v + start * kv_width + kv * dim, kv_width, length, dim, mem.values);
-  for (int64_t key = 0; key < length; ++key)
-    for (int64_t d = 0; d < dim; ++d)
-      mem.keys_across[d * mem.across + key] = ToOperand(k[key * kv_width + d]);
-  for (int64_t d = 0; d < dim; ++d)
-    for (int64_t key = length; key < mem.across; ++key) mem.keys_across[d * mem.across + key] = Operand{};
-
-  for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
+  CopyRows(t.v + piece.start * kv_width + piece.kv * dim, kv_width, length, dim, mem.values);
+  LayAcross(mem.keys, length, dim, mem.across, mem.keys_across);
+  for (int64_t head = piece.first_head; head < piece.end_head; ++head) {
     for (int64_t query0 = 0; query0 < length; query0 += kBlock) {
-      const QuerySpan span{start + query0, query0, length - query0 < kBlock ? length - query0 : kBlock, head};
+      const QuerySpan span{piece.start + query0, query0, length - query0 < kBlock ? length - query0 : kBlock,
+                           head};
       LoadQueries(t, args, span, mem);
       BackwardQueries(mem, args, span);
       StoreQueryGradient(t, args, span, mem.query_sums);
-    }
-  }
-  const F32 scale = Set1(args.scale);
-  for (int64_t key = 0; key < length; ++key) {
-    const int64_t at = (start + key) * kv_width + kv * dim;
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      StoreSome(t.dk + at + d, Mul(Load(mem.dk + key * padded + d), scale), dim - d);
-      StoreSome(t.dv + at + d, Load(mem.dv + key * padded + d), dim - d);
     }
   }
 }
@@ -276,20 +329,36 @@ static void AttentionBackward(Context* ctx, void* dq, void* dk, void* dv, const 
                               const void* v, const AttentionArgs& args) {
   CheckAttention(args);
   const WorkspaceShape shape = AttentionShape(ctx, args);
-  const int64_t bytes = AttentionBackwardWorkspaceBytes(shape);
-  KERNEL_CHECK(ctx->workspace_bytes >= bytes);
+  const int64_t bytes = AttentionBackwardWorkspaceBytes(shape) - AttentionCutBytes(shape);
+  KERNEL_CHECK(ctx->workspace_bytes >= bytes + AttentionCutBytes(shape));
   const AttentionTensors t{static_cast<const BF16*>(dout), static_cast<const BF16*>(out),
                            static_cast<const float*>(lse), static_cast<const BF16*>(q),
                            static_cast<const BF16*>(k),    static_cast<const BF16*>(v),
                            static_cast<BF16*>(dq),         static_cast<BF16*>(dk),
                            static_cast<BF16*>(dv)};
-  RunPieces(ctx->pool, args.documents * args.kv_heads, [&](int64_t piece, int thread) {
-    const int64_t document = piece / args.kv_heads;
-    const int64_t start = args.starts[document];
-    const int64_t length = args.starts[document + 1] - start;
-    if (length > 0)
-      AttentionBackwardPiece(t, args, start, length, piece % args.kv_heads,
-                             Arena(ctx, bytes / shape.threads, thread));
+  const CutSums sums(ctx, shape);
+  const int64_t group = args.heads / args.kv_heads, cuts = sums.cuts;
+  RunPieces(ctx->pool, args.documents * args.kv_heads * cuts, [&](int64_t index, int thread) {
+    const int64_t cut = index % cuts, kv = index / cuts % args.kv_heads;
+    const int64_t document = index / (cuts * args.kv_heads);
+    BackwardPiece piece{args.starts[document], 0, kv, kv * group + cut * group / cuts,
+                        kv * group + (cut + 1) * group / cuts};
+    piece.length = args.starts[document + 1] - piece.start;
+    if (piece.length == 0) return;
+    const bool own = cuts == 1;
+    const BackwardMemory mem = TakeBackwardMemory(
+        Arena(ctx, bytes / shape.threads, thread), args.head_dim, piece.length,
+        own ? nullptr : sums.Dk(kv, cut, piece.start), own ? nullptr : sums.Dv(kv, cut, piece.start));
+    AttentionBackwardPiece(t, args, piece, mem);
+    for (int64_t key = 0; own && key < piece.length; ++key)
+      StoreKeyGradient(t, args, piece.start + key, kv, mem.dk + key * sums.padded,
+                       mem.dv + key * sums.padded, 1, 0);
+  });
+  if (cuts == 1) return;
+  RunRows(ctx, args.m, args.kv_heads * args.head_dim * cuts, [&](int64_t row) {
+    for (int64_t kv = 0; kv < args.kv_heads; ++kv)
+      StoreKeyGradient(t, args, row, kv, sums.Dk(kv, 0, row), sums.Dv(kv, 0, row), cuts,
+                       sums.m * sums.padded);
   });
 }
 
