@@ -172,6 +172,7 @@ std::vector<Case> AttentionCases() {
       {{0, 30, 140}, 4, 2, 256, 60, 50},
       {{0, 90}, 2, 1, 256, 0, 3},
       {{0, 70}, 8, 1, 256},
+      {{0, 9, 40}, 28, 4, 8},  // seven heads on one in four cuts
       {EveryThree(210), 2, 1, 16},
   };
   std::vector<Case> cases;

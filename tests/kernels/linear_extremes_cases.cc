@@ -13,24 +13,24 @@ namespace {
 
 // Weights that are all the largest of their type, so that nothing in a sum cancels.
 struct LargestWeight {
-  LargestWeight(QuantType type, int64_t n, int64_t k) {
+  LargestWeight(QuantType type, int64_t n, int64_t k, float size) {
     view.type = type;
     view.n = n;
     view.k = k;
     if (type == QuantType::kBF16) {
       bytes.resize(static_cast<size_t>(2 * n * k));
       for (size_t i = 0; i < bytes.size(); i += 2) {
-        const BF16 value = ToBF16(1.9921875f);
+        const BF16 value = ToBF16(1.9921875f * size);
         std::memcpy(bytes.data() + i, &value, 2);
       }
     } else {
       bytes.assign(static_cast<size_t>(WeightBytes(type, n * k)), type == QuantType::kINT8 ? 254 : 255);
-      absmax.assign(static_cast<size_t>(AbsmaxCount(n * k, view.block)), 0.75f);
+      absmax.assign(static_cast<size_t>(AbsmaxCount(n * k, view.block)), 0.75f * size);
       view.absmax = absmax.data();
       view.code_book = CodeBook(type);
     }
     view.data = bytes.data();
-    values.assign(static_cast<size_t>(n * k), type == QuantType::kBF16 ? 1.9921875 : 0.75);
+    values.assign(static_cast<size_t>(n * k), (type == QuantType::kBF16 ? 1.9921875 : 0.75) * size);
   }
   std::vector<uint8_t> bytes;
   std::vector<float> absmax;
@@ -41,6 +41,7 @@ struct LargestWeight {
 struct Rows {
   const char* name;
   double (*value)(int64_t row, int64_t column);
+  float weights = 1;  // times as large
 };
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 const Rows kRows[] = {
@@ -48,6 +49,7 @@ const Rows kRows[] = {
     {"equal and small", [](int64_t, int64_t) { return -1.9921875 * 0x1p-40; }},
     {"smallest", [](int64_t, int64_t column) { return (column % 3 + 1) * 0x1p-122; }},
     {"largest", [](int64_t, int64_t column) { return column % 2 == 0 ? 0x1.8p118 : -0x1p117; }},
+    {"beyond sums", [](int64_t, int64_t) { return 0x1.8p126; }, 0x1p-20f},  // whose sum no float holds
     {"one far above", [](int64_t row, int64_t column) { return column % 64 == row % 64 ? -3000.0 : 0.75; }},
     {"falling", [](int64_t, int64_t column) { return std::exp2(-static_cast<double>(column % 64)); }},
     {"zeros but one", [](int64_t row, int64_t column) { return column == row ? 1.0 : 0.0; }},
@@ -70,7 +72,7 @@ void TakeOutNonFinite(Comparison& result, DType act, Tensor& got, Tensor& want) 
 Outcome RunExtremes(const KernelTable& table, int threads, int64_t m, int64_t k, int64_t n, QuantType type,
                     const Rows& rows) {
   if (IsCuda(table)) return {};  // whose 16-bit activations may hold less
-  const LargestWeight weight(type, n, k);
+  const LargestWeight weight(type, n, k, rows.weights);
   const Tensor wide(DType::kF64, weight.values);
   Comparison result;
   for (const bool backward : {false, true}) {

@@ -56,11 +56,16 @@ NIBBLE_INLINE int MaxWord(I32 words) {
 }
 
 // The power for a row's block. `most`: magnitudes of bf16, each the largest of four; so four times their
-// sum is not less than the sum of all.
+// sum is not less than the sum of all. They are added up 2^8 times smaller, that no sum is infinite; what is
+// nothing then (below 2^-118) has small integers in any case, as no exponent is below kLeastExponent.
 NIBBLE_INLINE BlockPower RowPower(I32 most) {
   constexpr float kMargin = 4 * 1.001f;
+  constexpr int kSmaller = 8;
+  static_assert(kSmaller < BlockPower::kLeastExponent);
+  const I32 smaller = _mm256_subs_epu16(most, _mm256_set1_epi16(kSmaller << 7));
   const int exponent = MaxWord(most) >> 7;
-  const int of_sum = ExponentOf(kMargin * SumLanes(Add(FirstOfPairs(most), SecondOfPairs(most))));
+  const int of_sum =
+      ExponentOf(kMargin * SumLanes(Add(FirstOfPairs(smaller), SecondOfPairs(smaller)))) + kSmaller;
   // 2^(of_sum - 126) becomes 2^18, 2^(exponent - 126) at most 2^15.
   const int by_sum = of_sum - (kRowSumBits - kRowBits);
   return BlockPower(exponent == 255 || exponent > by_sum ? exponent : by_sum, kRowBits);
