@@ -69,8 +69,8 @@ NIBBLE_INLINE int64_t EvenPanels(int64_t columns, int64_t threads) {
 }
 
 // Where making integers of rows for every panel costs more than packing panels again: wider panels, each
-// swept by a share of the rows. Returns the number of shares. Costs in hundredths of the products, as counted
-// in instructions: 680 / columns and 330 / rows.
+// swept by a share of the rows. Returns the number of shares. Costs in hundredths of the products, by
+// estimate of their instructions: 680 / columns and 330 / rows.
 NIBBLE_INLINE int64_t ShareRows(const GemmShape& shape, int64_t threads, int64_t* columns) {
   constexpr int64_t kLeastRows = 96;
   int64_t best = 1;
