@@ -58,7 +58,7 @@ absl::StatusOr<const kernels::KernelTable*> FindTable(const std::string& device)
     if (asked == nullptr || *asked == '\0' || kernels::IsCpuBody(asked)) return &kernels::CpuTable();
     return Error(Reason::kUnsupportedOption,
                  absl::StrCat("NIBBLE_CPU_ISA is ", asked, ", for which there are no kernels; it may be ",
-                              "amx, avx512_bf16, avx512, avx2 or portable, or not be set"));
+                              "amx, avx512_bf16, avx512_vnni, avx512, avx2 or portable, or not be set"));
   }
   if (device == "ref") return &kernels::RefTable();
   if (device.starts_with("cpu:")) {

@@ -22,7 +22,7 @@ TEST(OpenBackend, RefusesAnInstructionSetThatNobodyHas) {
   };
   EXPECT_THAT(open("cpu", "avx-2").status().message(), HasSubstr("NIBBLE_CPU_ISA is avx-2"));
   // Of what there is, each machine takes what it has; and who names a body did not ask the environment.
-  for (const char* word : {"", "amx", "avx512_bf16", "avx512", "avx2", "portable"}) {
+  for (const char* word : {"", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"}) {
     EXPECT_TRUE(open("cpu", word).ok()) << word;
   }
   EXPECT_TRUE(open("cpu:portable", "avx-2").ok());

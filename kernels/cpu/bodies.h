@@ -7,6 +7,7 @@ namespace nibble::kernels::cpu {
 
 const KernelTable& Avx2Table();
 const KernelTable& Avx512Table();
+const KernelTable& Avx512VnniTable();
 const KernelTable& Avx512Bf16Table();
 const KernelTable& AmxTable();
 

@@ -11,8 +11,8 @@ namespace {
 
 using cpu::Isa;
 
-constexpr Isa kBestFirst[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2,
-                               Isa::kPortable};
+constexpr Isa kBestFirst[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512,
+                               Isa::kAvx2, Isa::kPortable};
 
 // The reference ops with bf16 activations: correct everywhere, fast nowhere.
 const KernelTable& PortableTable() {
@@ -26,6 +26,7 @@ const KernelTable& TableOf(Isa isa) {
   switch (isa) {
     case Isa::kAmx: return cpu::AmxTable();
     case Isa::kAvx512Bf16: return cpu::Avx512Bf16Table();
+    case Isa::kAvx512Vnni: return cpu::Avx512VnniTable();
     case Isa::kAvx512: return cpu::Avx512Table();
     case Isa::kAvx2: return cpu::Avx2Table();
     case Isa::kPortable: break;

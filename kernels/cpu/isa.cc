@@ -5,6 +5,8 @@
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
+#endif
+#if defined(__linux__)
 #include <unistd.h>
 #endif
 
@@ -33,7 +35,8 @@ Isa Detect() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::kAvx2;
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Vnni;
   return RequestAmx() ? Isa::kAmx : Isa::kAvx512Bf16;
 #else
   return Isa::kPortable;
@@ -61,7 +64,18 @@ Isa ChosenIsa() {
     for (int isa = 0; isa <= static_cast<int>(most); ++isa)
       if (IsaName(static_cast<Isa>(isa)) == wanted) return static_cast<Isa>(isa);
   }
-  return most == Isa::kAvx512Bf16 && IsIntel() ? Isa::kAvx512 : most;
+  return most == Isa::kAvx512Bf16 && IsIntel() ? Isa::kAvx512Vnni : most;
+}
+
+int FirstLevelWays() {
+  static const int ways = [] {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+    if (bytes >= 4096) return static_cast<int>(bytes / 4096);
+#endif
+    return 8;
+  }();
+  return ways;
 }
 
 }  // namespace nibble::kernels::cpu

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The kernel checks on an emulated processor, for bodies that no processor at hand can run.
 
-    run.py BUILD_DIR BOCHS [--bodies amx,avx512_bf16,avx512] [--cpu sapphire_rapids] [--parallel 2]
+    run.py BUILD_DIR BOCHS [--bodies amx,avx512_bf16,...] [--cpu sapphire_rapids] [--parallel 2]
            [--hours 6] [--out DIR] [--words "WORDS IN A CASE'S NAME"]
 
 BOCHS is a Bochs built with AVX-512 and AMX. What ran here was its sources of November 2026, after release 3.0, with mended
@@ -121,7 +121,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("build", type=lambda path: pathlib.Path(path).resolve())
     parser.add_argument("bochs")
-    parser.add_argument("--bodies", default="amx,avx512_bf16,avx512")
+    parser.add_argument("--bodies", default="amx,avx512_bf16,avx512_vnni,avx512")
     parser.add_argument("--cpu", default="sapphire_rapids")
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--hours", type=float, default=6)

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-BODIES = ("amx", "avx512_bf16", "avx512", "avx2")
+BODIES = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2")
 LINES = ("linear fwd 1.1B 512x2048x2048", "linear bwd 1.1B 512x2048x2048")
 ROUNDS = 3
 

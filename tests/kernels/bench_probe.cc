@@ -47,6 +47,24 @@ __attribute__((target("avx512f,avx512bf16"))) double Bf16Round() {
   return 64.0 * kSums * kRounds;
 }
 
+__attribute__((target("avx512f,avx512vnni"))) double VnniRound() {
+  __m512i sums[kSums];
+#pragma GCC unroll 24
+  for (int s = 0; s < kSums; ++s) {
+    sums[s] = _mm512_setzero_si512();
+    asm volatile("" : "+v"(sums[s]));
+  }
+  __m512i a = _mm512_set1_epi32(0x00010001), b = a;
+  for (int i = 0; i < kRounds; ++i) {
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 24
+    for (int s = 0; s < kSums; ++s) sums[s] = _mm512_dpwssd_epi32(sums[s], a, b);
+  }
+#pragma GCC unroll 24
+  for (int s = 0; s < kSums; ++s) asm volatile("" : : "v"(sums[s]));
+  return 64.0 * kSums * kRounds;
+}
+
 __attribute__((target("avx512f"))) double Avx512Round() {
   __m512 sums[kSums];
 #pragma GCC unroll 24
@@ -99,6 +117,7 @@ double PortableRound() {
 double Round(std::string_view body) {
 #if defined(__x86_64__)
   if (body == "avx512_bf16") return Bf16Round();
+  if (body == "avx512_vnni") return VnniRound();
   if (body == "avx512") return Avx512Round();
   if (body == "avx2") return Avx2Round();
 #endif

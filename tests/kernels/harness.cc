@@ -156,7 +156,9 @@ double ActTolerance(const KernelTable& table) {
   return 1e-12;
 }
 
-bool MultipliesInFixedPoint(const KernelTable& table) { return std::strcmp(table.body, "avx2") == 0; }
+bool MultipliesInFixedPoint(const KernelTable& table) {
+  return std::strcmp(table.body, "avx2") == 0 || std::strcmp(table.body, "avx512_vnni") == 0;
+}
 
 bool IsCuda(const KernelTable& table) { return std::strncmp(table.name, "cuda", 4) == 0; }
 

@@ -293,6 +293,10 @@ std::vector<Case> LinearCases() {
       {8, 96, 37, 5, QuantType::kFP4, 32, false, true},
       {3, 9000, 40, 200},
       {200, 4200, 40, 4},
+      // Rows that share sets of a cache are copied: of activations, and of gradients.
+      {26, 2048, 40, 4, nf4, 64, true, true},
+      {26, 40, 2048, 4},
+      {25, 8192, 33, 2},
       // One token has a path of its own.
       {1, 192, 70, 8},
       {1, 1088, 37, 3, nf4, 64, true, true},

@@ -6,14 +6,18 @@
 #include "kernels/cpu/body/fixed_panel.h"
 #include "kernels/cpu/body/tile_product.h"
 
-#if !defined(__AVX512F__)
+#if defined(NIBBLE_FIXED)
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
+#if defined(__AVX512F__)
+constexpr int64_t kFixedRows = 12;  // 24 sums of 32 registers
+constexpr int64_t kFixedStepsAtOnce = 1;
+#else
 // 8 or 10 sums of 16 registers: two rows' products wait for their sums in four others.
 constexpr int64_t kFixedRows = 5;
-
 constexpr int64_t kFixedStepsAtOnce = 8;
+#endif
 
 struct FixedRows {
   const int16_t* data;
@@ -25,6 +29,18 @@ struct FixedRows {
 
 using WordPair = int32_t __attribute__((may_alias));
 
+#if defined(__AVX512F__)
+NIBBLE_INLINE void AddStep(const int16_t* a, I32 first, I32 second, I32* sums) {
+  const I32 pair = SetInt(*(const WordPair*)a);
+  AddPairProducts(sums[0], pair, first);
+  AddPairProducts(sums[1], pair, second);
+}
+NIBBLE_INLINE void AddSteps(const int16_t* a, const int16_t* b, I32 first, I32 second, I32* sums_a,
+                            I32* sums_b) {
+  AddStep(a, first, second, sums_a);
+  AddStep(b, first, second, sums_b);
+}
+#else
 // The sums of two rows, and of one, with a step added. In this order because adding would otherwise keep
 // the units busy that alone multiply: 24.4 products a cycle on Zen 3, with sums right behind each row's
 // products 22.3.
@@ -55,18 +71,22 @@ NIBBLE_INLINE void AddStep(const int16_t* a, I32 first, I32 second, I32* sums) {
       : "=&x"(x), "=&x"(p), "+x"(sums[0]), "+x"(sums[1])
       : "m"(*(const WordPair*)a), "x"(first), "x"(second));
 }
+#endif
 
 // c[rows, kTileColumns] += rows * one tile of a panel, block by block.
 template <int kRows>
 static void FixedMicroKernel(const FixedRows& rows, const float* tile, int64_t blocks, float* c,
                              int64_t c_stride, bool ahead) {
-  const int16_t* at[2] = {rows.data, rows.data + 3 * rows.stride};
+  constexpr int kPointers = (kRows + 2) / 3;
+  const int16_t* at[kPointers];
   const int64_t stride = rows.stride;
+#pragma GCC unroll 4
+  for (int i = 0; i < kPointers; ++i) at[i] = rows.data + 3 * i * stride;
   const auto row = [&](int r) __attribute__((always_inline)) { return at[r / 3] + (r % 3) * stride; };
   for (int64_t b = 0; b < blocks; ++b) {
     I32 sums[kRows][2];
-#pragma GCC unroll 5
-    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = NoWords();
     if (ahead) {
       const int64_t bytes = rows.next.bytes_per_step * kFixedSteps;
       for (int r = 0; r < kRows; ++r)
@@ -78,18 +98,18 @@ static void FixedMicroKernel(const FixedRows& rows, const float* tile, int64_t b
       for (int64_t i = 0; i < kFixedStepsAtOnce; ++i) {
         const I32 first = LoadInt(tile + i * kTileColumns);
         const I32 second = LoadInt(tile + i * kTileColumns + kLanes);
-#pragma GCC unroll 3
+#pragma GCC unroll 8
         for (int r = 0; r + 1 < kRows; r += 2)
           AddSteps(row(r) + 2 * i, row(r + 1) + 2 * i, first, second, sums[r], sums[r + 1]);
         if constexpr (kRows % 2 != 0) AddStep(row(kRows - 1) + 2 * i, first, second, sums[kRows - 1]);
       }
       tile += kFixedStepsAtOnce * kTileColumns;
-      at[0] += 2 * kFixedStepsAtOnce;
-      at[1] += 2 * kFixedStepsAtOnce;
+#pragma GCC unroll 4
+      for (int i = 0; i < kPointers; ++i) at[i] += 2 * kFixedStepsAtOnce;
     }
     const F32 scales[2] = {Load(tile), Load(tile + kLanes)};
     tile += kTileColumns;
-#pragma GCC unroll 5
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const F32 scale = Set1(rows.scales[r * rows.scale_stride + b]);
 #pragma GCC unroll 2
@@ -106,6 +126,11 @@ template <int... kIndex>
 struct FixedKernels {
   static constexpr FixedKernelFn kTable[] = {&FixedMicroKernel<kIndex + 1>...};
 };
+#if defined(__AVX512F__)
+using AllFixedKernels = FixedKernels<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11>;
+#else
+using AllFixedKernels = FixedKernels<0, 1, 2, 3, 4>;
+#endif
 
 // How a product holds its two sides: rows and panels in fixed point. Rows are not dropped from.
 struct FixedFormat {
@@ -145,7 +170,7 @@ struct FixedFormat {
     if (!accumulate)
       for (int64_t r = 0; r < rows; ++r)
         std::memset(c + r * c_stride, 0, sizeof(float) * static_cast<size_t>(kTileColumns));
-    FixedKernels<0, 1, 2, 3, 4>::kTable[rows - 1](a, tile, FixedBlocks(depth), c, c_stride, ahead);
+    AllFixedKernels::kTable[rows - 1](a, tile, FixedBlocks(depth), c, c_stride, ahead);
   }
 };
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/body/decode.h"
-#include "kernels/cpu/body/fixed_panel.h"
+#include "kernels/cpu/body/fixed_nibbles.h"
 #include "kernels/cpu/body/simd.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
@@ -59,7 +59,7 @@ class NestedScales {
   int64_t made_[kTables] = {};  // nested block + 1
 };
 
-#if defined(__AVX512F__)
+#if !defined(NIBBLE_FIXED)
 
 // Where element i of a block of 64 waits: even before odd; in a float body also by halves of words.
 NIBBLE_INLINE void OrderBlock(const BF16* x, Operand* out) {
@@ -120,10 +120,35 @@ struct NibbleSums {
   NIBBLE_INLINE float Sum() const { return SumLanes(Add(even, odd)); }
 };
 
+#else
+
+#if defined(__AVX512F__)
+
+// A block's order: even elements before odd ones.
+NIBBLE_INLINE void OrderFixed(const int16_t* block, int16_t* out) {
+  alignas(64) static constexpr uint16_t kEven[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                     22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42,
+                                                     44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+  const I32 even = LoadInt(kEven), odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+  const I32 a = LoadInt(block), b = LoadInt(block + 32);
+  StoreInt(out, _mm512_permutex2var_epi16(a, even, b));
+  StoreInt(out + 32, _mm512_permutex2var_epi16(a, odd, b));
+}
+// What a block's integers sum up to, by lanes. An even element is the high nibble of its byte.
+NIBBLE_INLINE I32 SumBlock(const FixedTable& table, const uint8_t* codes, const int16_t* words) {
+  const I32 bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
+  const I32 odds = _mm512_permutexvar_epi16(bytes, table.twice.words);
+  const I32 evens = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table.twice.words);
+  I32 sum = NoWords();
+  AddPairProducts(sum, evens, LoadInt(words));
+  AddPairProducts(sum, odds, LoadInt(words + 32));
+  return sum;
+}
+
 #else  // AVX2
 
-// Where element i of a block of 64 waits, in fixed point: those of high nibbles before those of low ones; of
-// each, as unpacking bytes of 16-byte lanes to words leaves them.
+// A block's order: elements of high nibbles before those of low ones; of each, as unpacking bytes of 16-byte
+// lanes to words leaves them.
 struct BlockOrder {
   constexpr BlockOrder() {
     for (int at = 0; at < kNibbleBlock; ++at) {
@@ -133,19 +158,37 @@ struct BlockOrder {
   }
   uint8_t element[kNibbleBlock] = {};
 };
-// And what is the same for all rows: the code book as integers.
+NIBBLE_INLINE void OrderFixed(const int16_t* block, int16_t* out) {
+  static constexpr BlockOrder kOrder;
+  for (int64_t i = 0; i < kNibbleBlock; ++i) out[i] = block[kOrder.element[i]];
+}
+NIBBLE_INLINE I32 SumBlock(const FixedTable& table, const uint8_t* codes, const int16_t* words) {
+  const I32 bytes = LoadInt(codes);
+  I32 even[2], odd[2];
+  table.Look(HighNibbles(bytes), &even[0], &even[1]);
+  table.Look(LowNibbles(bytes), &odd[0], &odd[1]);
+  const auto products = [&](I32 some, int64_t at) __attribute__((always_inline)) {
+    return _mm256_madd_epi16(some, LoadInt(words + at));
+  };
+  const I32 of_even = AddInt(products(even[0], 0), products(even[1], 16));
+  const I32 of_odd = AddInt(products(odd[0], 32), products(odd[1], 48));
+  return AddInt(of_even, of_odd);
+}
+
+#endif
+
+// x in fixed point, in that order. And what is the same for all rows: the code book as integers.
 struct NibbleX {
   // `memory` has room for as many floats as x has numbers.
   NibbleX(const WeightView& w, const BF16* x, void* memory)
       : words(static_cast<int16_t*>(memory)),
         scales(reinterpret_cast<float*>(words + w.k)),
         table(w.code_book, FixedBook(w.code_book).factor) {
-    static constexpr BlockOrder kOrder;
     const float unit = FixedBook(w.code_book).unit;
     for (int64_t k = 0; k < w.k; k += kNibbleBlock) {
-      alignas(32) int16_t block[kNibbleBlock];
+      alignas(64) int16_t block[kNibbleBlock];
       scales[k / kNibbleBlock] = unit * FixBlock<true>(x + k, block);
-      for (int64_t i = 0; i < kNibbleBlock; ++i) words[k + i] = block[kOrder.element[i]];
+      OrderFixed(block, words + k);
     }
   }
   int16_t* words;
@@ -158,17 +201,8 @@ struct NibbleX {
 struct NibbleSums {
   F32 sum = Zero();
   NIBBLE_INLINE void AddBlock(const uint8_t* codes, float scale, const NibbleX& x, int64_t block) {
-    const int16_t* const words = x.words + block * kNibbleBlock;
-    const I32 bytes = LoadInt(codes);
-    I32 even[2], odd[2];
-    x.table.Look(HighNibbles(bytes), &even[0], &even[1]);
-    x.table.Look(LowNibbles(bytes), &odd[0], &odd[1]);
-    const auto products = [&](I32 some, int64_t at) __attribute__((always_inline)) {
-      return _mm256_madd_epi16(some, LoadInt(words + at));
-    };
-    const I32 of_even = AddInt(products(even[0], 0), products(even[1], 16));
-    const I32 of_odd = AddInt(products(odd[0], 32), products(odd[1], 48));
-    sum = Fma(ToFloats(AddInt(of_even, of_odd)), Mul(Set1(scale), Set1(x.scales[block])), sum);
+    const I32 integers = SumBlock(x.table, codes, x.words + block * kNibbleBlock);
+    sum = Fma(ToFloats(integers), Mul(Set1(scale), Set1(x.scales[block])), sum);
   }
   NIBBLE_INLINE float Sum() const { return SumLanes(sum); }
 };

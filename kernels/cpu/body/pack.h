@@ -43,12 +43,12 @@ constexpr int64_t kGroupsAhead = 4, kGroupsTogether = 8;
 struct WeightSource {
   static constexpr bool kLoads = true;
   const WeightView& w;
-#if defined(__AVX512F__)
-  NIBBLE_INLINE const BF16* At(int64_t, int64_t) const { return nullptr; }
-#else
+#if defined(NIBBLE_FIXED)
   NIBBLE_INLINE const BF16* At(int64_t row, int64_t first) const {
     return w.type == QuantType::kBF16 ? static_cast<const BF16*>(w.data) + row * w.k + first : nullptr;
   }
+#else
+  NIBBLE_INLINE const BF16* At(int64_t, int64_t) const { return nullptr; }
 #endif
   void Fetch(int64_t row, int64_t first, int64_t count, BF16* out) const {
     DecodeRow(w, row, first, count, out);
@@ -193,9 +193,8 @@ static void PackRows(const Source& source, int64_t row0, int64_t columns, int64_
 
 #if defined(__AVX512F__)
 
-// A step of a tile from 32 columns of a row (float), or of two rows (bf16), as bf16 in registers.
-NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
-#if defined(__AVX512BF16__)
+// A step of a tile from 32 columns of two rows of words, which are pairs there.
+NIBBLE_INLINE void StoreStepOfPairs(I32 a, I32 b, float* out) {
   alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
                                                       37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
                                                       11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -203,6 +202,11 @@ NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
   const I32 second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
   StoreInt(out, _mm512_permutex2var_epi16(a, first, b));
   StoreInt(out + kLanes, _mm512_permutex2var_epi16(a, second, b));
+}
+// The same of operands: 32 columns of a row (float), or of two rows (bf16), as bf16 in registers.
+NIBBLE_INLINE void StoreStep(I32 a, I32 b, float* out) {
+#if defined(__AVX512BF16__)
+  StoreStepOfPairs(a, b, out);
 #else
   (void)b;
   const auto floats = [](__m256i values) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16); };
@@ -261,7 +265,7 @@ static void PackColumns(const Source& source, int64_t row0, int64_t depth, int64
   ZeroSteps(panel, (depth + kDepthPerStep - 1) / kDepthPerStep, steps, columns);
 }
 
-#if defined(__AVX512F__)
+#if !defined(NIBBLE_FIXED)
 
 // Rows of whole blocks of 64 four-bit codes become columns: 16 rows, which are one group, are looked up and
 // transposed in registers. row0 is a multiple of 16, `first` and `depth` of 32.

@@ -9,6 +9,9 @@
 // Operand: what products multiply. With bf16 dot products (kPairs) it is a bf16, and a step of depth
 // takes two of them; otherwise it is a float, and a step takes one. Either way a step of one column or
 // row is four bytes, so packed panels and micro-kernels are the same code.
+//
+// NIBBLE_FIXED: the body multiplies frozen weights in fixed point (fixed.h), where integers have twice the
+// products of floats in an instruction and bf16 has no products.
 #pragma once
 
 #include <immintrin.h>
@@ -19,6 +22,9 @@
 #include "kernels/bf16.h"
 
 #define NIBBLE_INLINE inline __attribute__((always_inline))
+#if !defined(__AVX512F__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
+#define NIBBLE_FIXED
+#endif
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 

@@ -8,6 +8,7 @@
 #endif
 #include "kernels/cpu/body/pack.h"
 #include "kernels/cpu/body/simd.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/workspace.h"
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
@@ -142,9 +143,12 @@ struct Lhs {
   NIBBLE_INLINE int64_t ElementBytes() const {
     return operands ? static_cast<int64_t>(sizeof(Operand)) : 2;
   }
-  // Whether the micro-kernel can read the rows where they are: operands already, and whole steps.
-  NIBBLE_INLINE bool Direct(int64_t depth) const {
-    return (operands || kPairs) && dropout == nullptr && depth % kDepthUnit == 0;
+  // Whether the micro-kernel can read the rows where they are: operands already, and whole steps. Of rows
+  // a multiple of 4 KiB apart a first-level cache of 32 KiB holds eight: each would be thrown out before it
+  // is read again.
+  NIBBLE_INLINE bool Direct(int64_t depth, int64_t rows) const {
+    return (operands || kPairs) && dropout == nullptr && depth % kDepthUnit == 0 &&
+           (kTileRows == 32 || stride * ElementBytes() % 4096 != 0 || rows <= FirstLevelWays());
   }
 };
 
@@ -172,7 +176,7 @@ static PreparedRows PrepareRows(const Lhs& lhs, int64_t row, int64_t rows, int64
   const int64_t stride_bytes = lhs.stride * lhs.ElementBytes();
   const char* data = static_cast<const char*>(lhs.data) + row * stride_bytes + first * lhs.ElementBytes();
   const NextRows next{data + rows * stride_bytes, stride_bytes, lhs.ElementBytes() * kDepthPerStep};
-  if (lhs.Direct(depth)) return {data, stride_bytes, next};
+  if (lhs.Direct(depth, rows)) return {data, stride_bytes, next};
   const int64_t stride = CopyStride(depth);
   for (int64_t i = 0; i < rows; ++i) {
     Operand* out = copy + i * stride;
