@@ -88,20 +88,25 @@ NIBBLE_INLINE int64_t ShareRows(const GemmShape& shape, int64_t threads, int64_t
   return best;
 }
 
+// `copied`: rows that could be read where they are but for the cache, so that deep and narrow panels, each of
+// which copies them again, are no gain.
 template <typename Format>
-static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threads) {
+static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threads, bool copied) {
+  constexpr int64_t kCopiedDepth = 2048, kCopiedColumns = 128;
+  int64_t most_depth = Format::kMostDepth;
+  // Columns of which the sums of all rows find room in the scratch.
+  const int64_t fit = (kScratchBytes + 256 * shape.rows) / (4 * RoundUp(shape.rows, Format::kRows));
+  if (copied && most_depth > kCopiedDepth && fit >= kCopiedColumns) most_depth = kCopiedDepth;
   int64_t columns = EvenPanels(shape.columns, threads);
   // Few columns, many rows: one panel each, rows shared out.
   if (shape.columns <= 2 * kTileColumns && shape.rows > shape.columns)
     columns = RoundUp(shape.columns, kTileColumns);
   int64_t shares = 1;
-  if (Format::kFixed && threads > 1 && shape.depth <= Format::kMostDepth)
+  if (Format::kFixed && threads > 1 && shape.depth <= most_depth)
     shares = ShareRows(shape, threads, &columns);
   if (columns > kMaxColumns) columns = kMaxColumns;
-  const bool split = shape.depth > Format::kMostDepth;
+  const bool split = shape.depth > most_depth;
   if (split) {
-    // As wide as the sums of all rows find room in the scratch.
-    const int64_t fit = (kScratchBytes + 256 * shape.rows) / (4 * RoundUp(shape.rows, Format::kRows));
     if (columns > fit / kTileColumns * kTileColumns) columns = fit / kTileColumns * kTileColumns;
   }
   const auto depth_of = [&](int64_t width) {
@@ -116,7 +121,7 @@ static GemmPlan PlanGemm(const GemmShape& shape, int64_t branch_depth, int threa
     constexpr int64_t kLeastDepth = 512;
     while (columns > kTileColumns && depth_of(columns) < kLeastDepth) columns -= kTileColumns;
     if (columns < kTileColumns) columns = kTileColumns;
-    int64_t budget = depth_of(columns) < Format::kMostDepth ? depth_of(columns) : Format::kMostDepth;
+    int64_t budget = depth_of(columns) < most_depth ? depth_of(columns) : most_depth;
     if (budget < kLeastDepth) budget = kLeastDepth;
     plan.blocks = (shape.depth + budget - 1) / budget;
   } else {
@@ -211,7 +216,7 @@ static void GemmParts(Context* ctx, int64_t reserved, int64_t columns, int64_t d
   if (shape.rows == 0 || shape.columns == 0 || shape.depth == 0) return;
   const int threads = PoolThreads(ctx->pool);
   using Format = typename Packer::Format;
-  const GemmPlan plan = PlanGemm<Format>(shape, branch_depth, threads);
+  const GemmPlan plan = PlanGemm<Format>(shape, branch_depth, threads, parts[0].lhs.Crowded(Format::kRows));
   const int64_t panel_floats = Format::TileFloats(plan.block_depth) / kTileColumns * plan.panel_columns;
   const int64_t branch_floats = Steps(branch_depth) * plan.panel_columns;
   const int64_t row_bytes = Format::RowBytes(plan.block_depth);

@@ -143,12 +143,14 @@ struct Lhs {
   NIBBLE_INLINE int64_t ElementBytes() const {
     return operands ? static_cast<int64_t>(sizeof(Operand)) : 2;
   }
-  // Whether the micro-kernel can read the rows where they are: operands already, and whole steps. Of rows
-  // a multiple of 4 KiB apart a first-level cache of 32 KiB holds eight: each would be thrown out before it
-  // is read again.
+  // Of rows a multiple of 4 KiB apart a first-level cache of 32 KiB holds eight: each of more would be thrown
+  // out before it is read again.
+  NIBBLE_INLINE bool Crowded(int64_t rows) const {
+    return kTileRows != 32 && stride * ElementBytes() % 4096 == 0 && rows > FirstLevelWays();
+  }
+  // Whether the micro-kernel can read the rows where they are: operands already, whole steps, and room.
   NIBBLE_INLINE bool Direct(int64_t depth, int64_t rows) const {
-    return (operands || kPairs) && dropout == nullptr && depth % kDepthUnit == 0 &&
-           (kTileRows == 32 || stride * ElementBytes() % 4096 != 0 || rows <= FirstLevelWays());
+    return (operands || kPairs) && dropout == nullptr && depth % kDepthUnit == 0 && !Crowded(rows);
   }
 };
 
