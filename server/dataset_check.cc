@@ -57,11 +57,14 @@ MaybeProblem CheckTurns(const json& row, const char* list, const char* role, con
 
 MaybeProblem CheckMessages(const json& row) { return CheckTurns(row, "messages", "role", "content"); }
 MaybeProblem CheckShareGpt(const json& row) { return CheckTurns(row, "conversations", "from", "value"); }
+
+bool Has(const json& row, std::string_view key) {
+  const auto it = row.find(key);
+  return it != row.end() && !it->is_null();
+}
+
 spec::RowKeys KeysIn(const json& row, std::string_view format) {
-  return spec::KeysOf(format, [&](std::string_view key) {
-    const auto it = row.find(key);
-    return it != row.end() && !it->is_null();
-  });
+  return spec::KeysOf(format, [&](std::string_view key) { return Has(row, key); });
 }
 
 MaybeProblem CheckAnswered(const json& row, std::string_view format) {
@@ -90,6 +93,16 @@ constexpr std::array<Format, 5> kFormats = {{
     {"completion", CheckCompletion},
     {"text", CheckPlainText},
 }};
+
+// By bit, the formats whose keys the row has: who is told to read it as another must refuse it.
+uint32_t FormatsOf(const json& row) {
+  uint32_t formats = 0;
+  for (size_t i = 0; i < kFormats.size(); ++i) {
+    const spec::RowKeys keys = KeysIn(row, kFormats[i].name);
+    if (Has(row, keys.first) && (keys.answer.empty() || Has(row, keys.answer))) formats |= 1u << i;
+  }
+  return formats;
+}
 
 // Members of objects, as far as they are told apart.
 int64_t Members(const json& value) {
@@ -131,7 +144,7 @@ std::string TwiceIn(std::string_view text) {
   return json::parse(text, look, /*allow_exceptions=*/false).is_discarded() ? "" : twice;
 }
 
-MaybeProblem CheckRow(std::string_view text, std::string& format) {
+MaybeProblem CheckRow(std::string_view text, std::string& format, uint32_t& formats) {
   // Before parsing, so that the parser never builds something deep.
   if (JsonDepth(text) > spec::kMaxRowDepth) {
     return Problem{"", absl::StrCat("is nested deeper than ", spec::kMaxRowDepth, " levels")};
@@ -158,6 +171,7 @@ MaybeProblem CheckRow(std::string_view text, std::string& format) {
     return Problem{absl::StrCat(".", std::string(keys.first)),
                    absl::StrCat("is missing; the first row is of format ", format, " and all rows must be")};
   }
+  formats &= FormatsOf(row);
   for (const Format& candidate : kFormats) {
     if (format == candidate.name) return candidate.check(row);
   }
@@ -173,7 +187,7 @@ DatasetChecker::DatasetChecker()
       }) {}
 
 void DatasetChecker::Row(int64_t row, std::string_view text) {
-  if (auto problem = CheckRow(text, facts_.format)) {
+  if (auto problem = CheckRow(text, facts_.format, formats_)) {
     ++bad_rows_;
     if (violations_.size() < kMaxViolations) {
       violations_.push_back({absl::StrCat("rows[", row, "]", problem->path),
@@ -188,6 +202,9 @@ absl::StatusOr<DatasetFacts> DatasetChecker::Finish() {
   RETURN_IF_ERROR(splitter_.Finish());
   facts_.rows = splitter_.rows();
   if (facts_.rows == 0) return Error(Reason::kDatasetEmpty, "the data set has no rows").ToStatus();
+  for (size_t i = 0; i < kFormats.size(); ++i) {
+    if (formats_ & (1u << i)) facts_.formats.emplace_back(kFormats[i].name);
+  }
   if (bad_rows_ == 0) return facts_;
   Error error(Reason::kDatasetSchemaMismatch,
               absl::StrCat(bad_rows_, " of ", facts_.rows, " rows are wrong; the first: ",

@@ -21,6 +21,7 @@ namespace nibble::server {
 struct DatasetFacts {
   int64_t rows = 0;
   std::string format;  // messages, sharegpt, alpaca, completion, text; of the first row
+  std::vector<std::string> formats;  // whose keys every row has
 };
 
 class DatasetChecker {
@@ -38,6 +39,7 @@ class DatasetChecker {
   DatasetFacts facts_;
   std::vector<FieldViolation> violations_;
   int64_t bad_rows_ = 0;
+  uint32_t formats_ = ~uint32_t{0};  // those of the rows so far, by bit
 };
 
 // Reads with `read(offset, max_bytes)` until it returns nothing.

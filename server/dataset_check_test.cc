@@ -58,6 +58,18 @@ TEST(CheckDataset, DetectsEveryFormat) {
   }
 }
 
+// What a recipe may call the rows: an alpaca row often has its prompt and answer once more as text.
+TEST(CheckDataset, FindsTheFormatsThatAllRowsHaveTheKeysOf) {
+  using testing::ElementsAre;
+  const auto formats = [](const std::string& file) { return Check(file)->formats; };
+  EXPECT_THAT(formats(R"({"messages":[{"role":"user","content":"a"}]})"), ElementsAre("messages"));
+  EXPECT_THAT(formats(R"({"prompt":"a","completion":"b"})"), ElementsAre("completion"));
+  const std::string both = R"({"instruction":"a","output":"b","text":"a b"})";
+  EXPECT_THAT(formats(both + "\n" + both), ElementsAre("alpaca", "text"));
+  EXPECT_THAT(formats(both + "\n" + R"({"instruction":"a","output":"b","text":null})"), ElementsAre("alpaca"));
+  EXPECT_THAT(formats(R"({"text":"a","input":"b"})"), ElementsAre("text")) << "an input without an output";
+}
+
 TEST(CheckDataset, NamesBadRows) {
   auto facts = Check(R"({"text":"a"}
 not json

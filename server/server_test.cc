@@ -214,6 +214,15 @@ TEST_F(ServerTest, ErrorsNameReasonAndField) {
   bad.set_validate_only(true);
   EXPECT_EQ(ReasonOf(Create(bad, &job)), "OK");
   EXPECT_EQ(job.name(), "");
+  bad.mutable_spec()->mutable_data()->set_format("messages");
+  status = Create(bad, &job);
+  EXPECT_EQ(ReasonOf(status), "DATASET_SCHEMA_MISMATCH");
+  EXPECT_EQ(FieldOf(status), "spec.data.format");
+  v1::PlanJobRequest plan;
+  *plan.mutable_spec() = bad.spec();
+  v1::PlanJobResponse answer;
+  grpc::ClientContext plan_context;
+  EXPECT_EQ(FieldOf(jobs_->PlanJob(&plan_context, plan, &answer)), "spec.data.format");
 
   v1::RegisterModelRequest escape;
   escape.set_path("../..");

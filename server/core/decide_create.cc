@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/id.h"
 #include "base/status.h"
+#include "server/core/data_format.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
 #include "server/core/schedule_load.h"
@@ -250,6 +251,7 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   const Planner::RememberedOnly only(turn.core.planner, c.plan_elsewhere);
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
+  RETURN_IF_ERROR(CheckDataFormat(job.spec, parts.dataset, parts.eval_dataset));
   job.spec.data_rows = DataRows(turn.state, c);
   ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
                                            *parts.model, job.spec, KnownDevices(turn.state)));
@@ -281,6 +283,7 @@ Answer DecideJob(Turn& turn, const ValidateDataset& c) {
                    FindParts(turn, c.model_id, c.dataset_id, c.eval_dataset_id));
   Job job;
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
+  RETURN_IF_ERROR(CheckDataFormat(job.spec, parts.dataset, parts.eval_dataset));
   job.tenant = parts.dataset->tenant;
   job.model_id = c.model_id;
   job.dataset_id = c.dataset_id;

@@ -33,6 +33,48 @@ TEST(CreateJob, IsQueuedOnceHoweverOftenItIsAskedFor) {
   EXPECT_EQ(d.Must(create), "b");
 }
 
+// The engine would refuse the rows when the job's turn comes.
+TEST(CreateJob, RefusesAFormatThatTheRowsAreNot) {
+  Driver d;
+  CreateDataset chat;
+  chat.dataset.id = "chat";
+  chat.dataset.path = "/chat.jsonl";
+  chat.dataset.formats = {"messages"};
+  d.Must(chat);
+  chat.dataset.id = "alpaca";
+  chat.dataset.path = "/alpaca.jsonl";
+  chat.dataset.formats = {"alpaca", "text"};
+  d.Must(chat);
+  const auto create = [&](const std::string& dataset, const std::string& eval, const std::string& format) {
+    CreateJob job = Driver::JobOf("j" + std::to_string(d.state().jobs.size()));
+    job.dataset_id = dataset;
+    job.eval_dataset_id = eval;
+    job.spec.format = format;
+    return d.Do(job);
+  };
+  const auto refused = create("chat", "", "text");
+  EXPECT_EQ(ReasonOf(refused), Reason::kDatasetSchemaMismatch);
+  EXPECT_EQ(StatusViolations(refused.status()).at(0).field, "spec.data.format");
+  EXPECT_EQ(refused.status().message(),
+            "spec.data.format is \"text\", but the rows of datasets/chat are messages; use auto, which "
+            "goes by the rows, or a data set of such rows");
+  EXPECT_THAT(std::string(create("alpaca", "", "sharegpt").status().message()),
+              HasSubstr("datasets/alpaca are alpaca and text;"));
+  EXPECT_THAT(std::string(create("chat", "alpaca", "messages").status().message()),
+              HasSubstr("datasets/alpaca are"));
+  EXPECT_EQ(ReasonOf(d.Do(ValidateDataset{"chat", "", "base", [] {
+                       spec::TrainSpec spec;
+                       spec.format = "alpaca";
+                       return spec;
+                     }()})),
+            Reason::kDatasetSchemaMismatch);
+  EXPECT_TRUE(create("chat", "", "messages").ok());
+  EXPECT_TRUE(create("chat", "alpaca", "auto").ok());
+  EXPECT_TRUE(create("alpaca", "", "text").ok());
+  // One of before anybody looked.
+  EXPECT_TRUE(create("data", "", "messages").ok());
+}
+
 // A request names the job it made, no other that has taken its id since, and is forgotten when that is gone.
 TEST(CreateJob, ARequestOfADeletedJobNamesNobodyElses) {
   Driver d;

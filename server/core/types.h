@@ -291,6 +291,7 @@ struct Dataset {
   std::string format;
   std::string path;  // when it lies under the model root; else a blob
   int64_t create_unix_us = 0;
+  std::vector<std::string> formats;  // that all rows have the keys of; empty = nobody has looked
   bool operator==(const Dataset&) const = default;
 };
 

@@ -69,6 +69,7 @@ absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRe
   ASSIGN_OR_RETURN(const DatasetFacts facts, CheckDataset(ReaderOf(edge, dataset)));
   dataset.rows = facts.rows;
   dataset.format = facts.format;
+  dataset.formats = facts.formats;
   // After the check, which stops early at what is no data set.
   if (!dataset.path.empty()) {
     ASSIGN_OR_RETURN(dataset.sha256, Sha256HexOfFile(dataset.path));

@@ -10,6 +10,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "server/core/data_format.h"
 #include "server/plan_desk.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
@@ -97,6 +98,7 @@ absl::Status FillPlan(const Outcome& outcome, const std::string& scope, PlanInpu
   ASSIGN_OR_RETURN(const core::Dataset* eval_dataset,
                    FindDataset(state, input.parts.eval_dataset_id, "spec.eval_dataset", scope));
   ASSIGN_OR_RETURN(q.fit.spec, spec::ResolveTrainSpec(input.parts.spec, q.model.config));
+  RETURN_IF_ERROR(core::CheckDataFormat(q.fit.spec, dataset, eval_dataset));
   if (dataset != nullptr) {
     q.fit.spec.data_rows = dataset->rows + (eval_dataset != nullptr ? eval_dataset->rows : 0);
   }

@@ -96,7 +96,7 @@ void from_json(const json& j, Checkpoint& c) {
 }
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Dataset, id, tenant, display_name, sha256,
-                                                size_bytes, rows, format, path, create_unix_us)
+                                                size_bytes, rows, format, path, create_unix_us, formats)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Adapter, id, tenant, job_id, model_id, base_digest,
                                                 files, step, create_unix_us)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Model, id, tenant, display_name, files, root_path,

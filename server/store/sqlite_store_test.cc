@@ -100,11 +100,16 @@ TEST(SqliteStore, AFileOfTheFirstVersionKeepsItsJobs) {
                     R"(,"create_unix_us":7,"check_key":"k"})"));
     ASSERT_TRUE(put.Run().ok());
     ASSERT_TRUE(db.Execute("INSERT INTO blobs VALUES('digest',5)").ok());
+    ASSERT_TRUE(db.Execute(R"(INSERT INTO datasets VALUES('rows','digest',
+                              '{"id":"rows","sha256":"digest","rows":2,"format":"text"}'))")
+                    .ok());
   }
   for (int open = 0; open < 2; ++open) {
     auto store = OpenSqliteStore(dir.path()).value();
     core::State state = store->Load().value();
     EXPECT_EQ(state.blobs.at("digest"), (core::Blob{"digest", 5, 0, {}}));
+    EXPECT_EQ(state.datasets.at("rows").format, "text");
+    EXPECT_TRUE(state.datasets.at("rows").formats.empty());
     core::Job& read = state.jobs.at("job-1");
     EXPECT_EQ(read.user_spec, create.user_spec);
     EXPECT_EQ(read.spec, job.spec);

@@ -54,6 +54,17 @@ TEST_P(StoreTest, StartsEmpty) {
   EXPECT_TRUE(state.jobs.empty());
 }
 
+TEST_P(StoreTest, KeepsWhatTheRowsOfADataSetAre) {
+  Driver driver;
+  core::CreateDataset create;
+  create.dataset.id = "alpaca";
+  create.dataset.path = "/alpaca.jsonl";
+  create.dataset.formats = {"alpaca", "text"};
+  driver.Must(create);
+  CommitAndCompare(driver);
+  EXPECT_EQ(store_->Load().value().datasets.at("alpaca").formats, create.dataset.formats);
+}
+
 // Changed, deleted and taken again in one turn: what the dead one said has sequence numbers of the new one.
 TEST_P(StoreTest, AnIdTakenAgainInTheSameTurnHasNoEventsOfTheOneBefore) {
   Driver driver;

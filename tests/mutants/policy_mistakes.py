@@ -340,6 +340,8 @@ LEASES = [
      "if (state.queued_jobs.empty() || (!MUTANT && state.rollback_suspected)) return \"\";"),
     ("restored-database-keeps-attempts", CORE + "decide_time.cc",
      "  if (c.new_timeline) {", "  if (!MUTANT && c.new_timeline) {"),
+    ("format-not-compared-with-the-rows", CORE + "data_format.cc",
+     "if (found != data->formats.end()) continue;", "if (MUTANT || found != data->formats.end()) continue;"),
     ("token-not-checked", CORE + "decide_reports.cc",
      "if (fence.token != AttemptToken(", "if (!MUTANT && fence.token != AttemptToken("),
     ("ended-attempt-writes", CORE + "decide_reports.cc",
