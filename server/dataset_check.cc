@@ -26,14 +26,33 @@ struct Problem {
 };
 using MaybeProblem = std::optional<Problem>;
 
+bool Has(const json& row, std::string_view key) {
+  const auto it = row.find(key);
+  return it != row.end() && !it->is_null();
+}
+
 MaybeProblem CheckText(const json& row, std::string_view name, bool may_be_missing = false) {
   const std::string key(name);
-  const auto it = row.find(key);
-  if (it == row.end() || it->is_null()) {
+  if (!Has(row, key)) {
     if (may_be_missing) return std::nullopt;
     return Problem{absl::StrCat(".", key), "is missing; it must be a string"};
   }
-  if (!it->is_string()) return Problem{absl::StrCat(".", key), "must be a string"};
+  if (!row[key].is_string()) return Problem{absl::StrCat(".", key), "must be a string"};
+  return std::nullopt;
+}
+
+// What is said in a turn: a text, or parts of which all are text.
+MaybeProblem CheckContent(const json& turn, const char* key) {
+  const auto it = turn.find(key);
+  // A turn that only calls tools has no content.
+  if (it == turn.end() || !it->is_array()) return CheckText(turn, key, turn.contains("tool_calls"));
+  for (size_t i = 0; i < it->size(); ++i) {
+    const json& part = (*it)[i];
+    if (part.is_object() && part.value("type", json()) == "text" && part.value("text", json()).is_string())
+      continue;
+    return Problem{absl::StrCat(".", key, "[", i, "]"),
+                   "must be {\"type\": \"text\", \"text\": ...}; nothing else can be trained on"};
+  }
   return std::nullopt;
 }
 
@@ -45,23 +64,15 @@ MaybeProblem CheckTurns(const json& row, const char* list, const char* role, con
   for (size_t i = 0; i < turns.size(); ++i) {
     const std::string entry = absl::StrCat(path, "[", i, "]");
     if (!turns[i].is_object()) return Problem{entry, "must be an object"};
-    for (const char* key : {role, text}) {
-      // A turn that only calls tools has no content.
-      const bool optional = key == text && turns[i].contains("tool_calls");
-      if (auto problem = CheckText(turns[i], key, optional))
-        return Problem{entry + problem->path, problem->what};
-    }
+    auto problem = CheckText(turns[i], role);
+    if (!problem) problem = CheckContent(turns[i], text);
+    if (problem) return Problem{entry + problem->path, problem->what};
   }
   return std::nullopt;
 }
 
 MaybeProblem CheckMessages(const json& row) { return CheckTurns(row, "messages", "role", "content"); }
 MaybeProblem CheckShareGpt(const json& row) { return CheckTurns(row, "conversations", "from", "value"); }
-
-bool Has(const json& row, std::string_view key) {
-  const auto it = row.find(key);
-  return it != row.end() && !it->is_null();
-}
 
 spec::RowKeys KeysIn(const json& row, std::string_view format) {
   return spec::KeysOf(format, [&](std::string_view key) { return Has(row, key); });
@@ -160,14 +171,14 @@ MaybeProblem CheckRow(std::string_view text, std::string& format, uint32_t& form
     return Problem{"", absl::StrCat("has the key ", TwiceIn(text), " twice in one object")};
   if (format.empty()) {
     for (const spec::RowKeys& keys : spec::kRowKeys) {
-      if (!row.contains(keys.first)) continue;
+      if (!Has(row, keys.first)) continue;
       format = std::string(keys.format);
       break;
     }
     if (format.empty()) return Problem{"", std::string(spec::kRowKeysInWords)};
   }
   const spec::RowKeys keys = KeysIn(row, format);
-  if (!row.contains(keys.first)) {
+  if (!Has(row, keys.first)) {
     return Problem{absl::StrCat(".", std::string(keys.first)),
                    absl::StrCat("is missing; the first row is of format ", format, " and all rows must be")};
   }

@@ -122,6 +122,24 @@ TEST(CheckDataset, NamesTheTurn) {
   EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].conversations[0]");
 }
 
+// As the engine: contents in parts, and keys that stand there for other rows of the table it was made of.
+TEST(CheckDataset, TakesTextInPartsAndKeysWithoutAValue) {
+  const auto said = [](const std::string& content) {
+    return Check(R"({"messages":[{"role":"user","content":)" + content + "}]}");
+  };
+  EXPECT_TRUE(said(R"([{"type":"text","text":"a"},{"type":"text","text":"b"}])").ok());
+  const auto violation = StatusViolations(
+      said(R"([{"type":"text","text":"a"},{"type":"image_url","image_url":"b"}])").status());
+  ASSERT_EQ(violation.size(), 1u);
+  EXPECT_EQ(violation[0].field, "rows[0].messages[0].content[1]");
+  EXPECT_THAT(violation[0].description, testing::HasSubstr("nothing else can be trained on"));
+  for (const char* bad : {"7", "[7]", R"([{"type":"text","text":7}])", R"([{"text":"a"}])", "null"})
+    EXPECT_EQ(StatusReason(said(bad).status()), Reason::kDatasetSchemaMismatch) << bad;
+  const auto table = Check(R"({"messages":null,"text":"a"})");
+  ASSERT_TRUE(table.ok()) << table.status();
+  EXPECT_EQ(table->format, "text");
+}
+
 TEST(CheckDataset, KeepsTheFirstHundred) {
   std::string file = "{\"text\":\"a\"}\n";
   for (int i = 0; i < 250; ++i) file += "{}\n";
