@@ -67,7 +67,8 @@ class BlobStore {
   virtual absl::StatusOr<UploadState> Append(std::string_view upload_id, int64_t offset,
                                              std::string_view data) = 0;
   // Makes what was written durable; publishes the blob when all of it is there. DIGEST_MISMATCH
-  // discards the upload: its bytes are not what they were announced to be.
+  // discards the upload: its bytes are not what they were announced to be. After any other error it may be
+  // finished once more.
   virtual absl::StatusOr<UploadState> Finish(std::string_view upload_id) = 0;
   // As Finish, but publishes nothing.
   virtual absl::StatusOr<UploadState> Get(std::string_view upload_id) = 0;

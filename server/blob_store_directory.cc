@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -72,13 +74,17 @@ class DirectoryBlobStore : public BlobStore {
   template <typename Use>
   absl::StatusOr<UploadState> With(std::string_view upload_id, Use use);
   absl::Status Publish(BlobUpload& upload, UploadState& state);
+  absl::Status Name(BlobUpload& upload, const UploadState& state);
+  absl::Status SyncNames(const std::string& directory);
+  void DropNamed();
   void Forget(const std::string& upload_id);
 
   const std::string root_;
   const BlobStoreOptions options_;
   const Clock& clock_;
-  std::mutex mutex_;  // guards the three below and pins against the collector
+  std::mutex mutex_;  // guards what is below and pins against the collector
   std::map<std::string, UploadPtr> uploads_;
+  std::set<std::string> unsynced_;  // directories with names that a crash may still take away
   int64_t total_bytes_ = 0;
 };
 
@@ -135,6 +141,18 @@ absl::Status DirectoryBlobStore::SweepStaleUploads(CollectResult& result) {
     result.bytes_removed += info.st_size;
   }
   return absl::OkStatus();
+}
+
+// Uploads whose sender has learned otherwise that the blob is there, by beginning anew or from somebody else.
+void DirectoryBlobStore::DropNamed() {
+  std::erase_if(uploads_, [&](const auto& entry) {
+    BlobUpload& upload = *entry.second;
+    std::unique_lock lock(upload.mutex, std::try_to_lock);
+    if (!lock.owns_lock() || !upload.named) return false;
+    const auto id = ParseUploadId(entry.first);
+    if (!id.ok() || unsynced_.contains(DirName(PathOf(id->sha256)))) return false;
+    return upload.gone = true;
+  });
 }
 
 std::string DirectoryBlobStore::PathOf(std::string_view sha256) const {
@@ -196,6 +214,7 @@ absl::StatusOr<DirectoryBlobStore::UploadPtr> DirectoryBlobStore::FindUpload(
 absl::StatusOr<UploadState> DirectoryBlobStore::NotOpen(UploadState state) {
   const auto present = SizeBytes(state.sha256);
   if (!present.ok() && StatusReason(present.status()) != Reason::kBlobNotFound) return present.status();
+  if (present.ok() && state.tag.empty()) RETURN_IF_ERROR(Pin(state.sha256));
   if (!state.tag.empty() || !present.ok() || *present != state.size_bytes) return UploadNotFound();
   state.committed_bytes = state.size_bytes;
   state.complete = true;
@@ -250,27 +269,47 @@ absl::Status DirectoryBlobStore::Publish(BlobUpload& upload, UploadState& state)
     Forget(state.upload_id);
     return DigestMismatch(state.sha256, digest);
   }
-  const std::string path = PathOf(state.sha256);
-  const std::string directory = DirName(path);
-  if (!IsDirectory(directory)) {
-    RETURN_IF_ERROR(MakeDirs(directory));
-    RETURN_IF_ERROR(SyncDir(DirName(directory)));
-  }
   const struct timespec now[2] = {{0, UTIME_OMIT},
                                   {clock_.NowUnixUs() / 1'000'000, clock_.NowUnixUs() % 1'000'000 * 1000}};
   if (fchmod(upload.fd, 0440) != 0 || futimens(upload.fd, now) != 0 || fsync(upload.fd) != 0) {
     return ErrnoStatus(errno, "sync the blob");
   }
-  {
-    std::lock_guard lock(mutex_);
-    const bool already = FileExists(path);
-    RETURN_IF_ERROR(Rename(upload.path, path));
-    if (!already) total_bytes_ += upload.size_bytes;
-    uploads_.erase(state.upload_id);
-  }
+  RETURN_IF_ERROR(Name(upload, state));
   upload.gone = true;
   state.committed_bytes = upload.size_bytes;
   state.complete = true;
+  return absl::OkStatus();
+}
+
+// Gives the file the blob's name, for good. Where only the last of that fails, the upload stays open, and who
+// finishes it once more goes on here.
+absl::Status DirectoryBlobStore::Name(BlobUpload& upload, const UploadState& state) {
+  const std::string path = PathOf(state.sha256);
+  const std::string directory = DirName(path);
+  std::lock_guard lock(mutex_);
+  if (!IsDirectory(directory)) {
+    RETURN_IF_ERROR(MakeDirs(directory));
+    unsynced_.insert(DirName(directory));
+  }
+  if (!upload.named) {
+    const bool already = FileExists(path);
+    if (rename(upload.path.c_str(), path.c_str()) != 0) return ErrnoStatus(errno, "rename to " + path);
+    upload.named = true;
+    if (!already) total_bytes_ += upload.size_bytes;
+    unsynced_.insert(directory);
+  }
+  RETURN_IF_ERROR(SyncNames(directory));
+  uploads_.erase(state.upload_id);
+  return absl::OkStatus();
+}
+
+// What is in a blob's directory, and the directory itself. With mutex_ held.
+absl::Status DirectoryBlobStore::SyncNames(const std::string& directory) {
+  for (const std::string& path : {DirName(directory), directory}) {
+    if (!unsynced_.contains(path)) continue;
+    RETURN_IF_ERROR(SyncDir(path));
+    unsynced_.erase(path);
+  }
   return absl::OkStatus();
 }
 
@@ -318,7 +357,7 @@ absl::Status DirectoryBlobStore::Pin(std::string_view sha256) {
   const int64_t now = clock_.NowUnixUs();
   const struct timespec times[2] = {{0, UTIME_OMIT}, {now / 1'000'000, now % 1'000'000 * 1000}};
   if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) return NoBlob(errno, sha256);
-  return absl::OkStatus();
+  return SyncNames(DirName(path));
 }
 
 // True also for what is not there: neither is to be removed.
@@ -360,6 +399,7 @@ absl::StatusOr<CollectResult> DirectoryBlobStore::SweepUploads() {
   CollectResult result;
   std::lock_guard lock(mutex_);
   RETURN_IF_ERROR(SweepStaleUploads(result));
+  DropNamed();
   return result;
 }
 

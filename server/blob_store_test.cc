@@ -297,6 +297,48 @@ TEST(DirectoryBlobStore, PublishesWhatWasCutShortlyBefore) {
   EXPECT_EQ(store->Read(digest, 0, 100).value(), "a checkpoint");
 }
 
+// The file had its name, but the directory could not be synced: nobody hears that the blob is there before it
+// is there for good, and who asks again gets it there. All calls answered ENOENT until a restart.
+TEST(DirectoryBlobStore, ANameThatCouldNotBeSyncedIsSyncedLater) {
+  const TempDir directory;
+  const Unprivileged nobody(directory.path());
+  if (!nobody.ok()) GTEST_SKIP() << "nobody may not write here";
+  auto store = OpenDirectoryBlobStore(directory.path(), SmallOptions(), RealClock::Get()).value();
+  const std::string digest = Sha256Hex("a checkpoint");
+  const std::string folder = DirName(store->PathOf(digest));
+  ASSERT_TRUE(MakeDirs(folder).ok());
+  const auto send = [&](const std::string& tag) {
+    const std::string id = store->Begin(digest, 12, tag)->upload_id;
+    EXPECT_TRUE(store->Append(id, 0, "a checkpoint").ok());
+    return id;
+  };
+  const std::string plain = send(""), tagged = send("a1");
+  // Names can be made there, but who wants to sync it has to open it.
+  ASSERT_EQ(chmod(folder.c_str(), 0300), 0);
+  for (int tries = 0; tries < 2; ++tries) {
+    for (const std::string& id : {plain, tagged}) {
+      const absl::Status failed = store->Finish(id).status();
+      EXPECT_THAT(std::string(failed.message()), testing::HasSubstr("open " + folder)) << failed;
+      EXPECT_EQ(store->Get(id)->committed_bytes, 12);
+      EXPECT_FALSE(store->Get(id)->complete);
+    }
+    EXPECT_FALSE(store->Begin(digest, 12)->complete);
+    EXPECT_FALSE(store->Pin(digest).ok());
+    EXPECT_TRUE(store->SweepUploads().ok());
+  }
+  ASSERT_EQ(chmod(folder.c_str(), 0700), 0);
+  const auto done = store->Finish(tagged);
+  ASSERT_TRUE(done.ok()) << done.status();
+  EXPECT_TRUE(done->complete);
+  EXPECT_TRUE(store->Begin(digest, 12)->complete);
+  EXPECT_EQ(store->OpenUploads(), 1);
+  EXPECT_TRUE(store->SweepUploads().ok());
+  EXPECT_EQ(store->OpenUploads(), 0);
+  EXPECT_TRUE(store->Finish(plain)->complete);
+  EXPECT_EQ(store->TotalBytes(), 12);
+  EXPECT_EQ(store->Read(digest, 0, 100).value(), "a checkpoint");
+}
+
 TEST(DirectoryBlobStore, SweepsForeignFilesAmongUploads) {
   TempDir directory;
   { (void)OpenDirectoryBlobStore(directory.path(), SmallOptions(), RealClock::Get()).value(); }

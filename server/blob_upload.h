@@ -36,6 +36,7 @@ struct BlobUpload {
   const int64_t size_bytes;  // as announced
   int fd = -1;
   bool gone = false;  // published or discarded while somebody waited for the mutex
+  bool named = false;  // its file has the blob's name, but the disk may not know that yet
   int64_t written_bytes = 0;
   std::atomic<int64_t> durable_bytes = 0;
   std::optional<Sha256> hash;  // none until it was read after a restart
