@@ -15,7 +15,7 @@ nibble_test(dataset_check_test SRCS dataset_check_test.cc DEPS nibble_server_che
 nibble_test(model_check_test SRCS model_check_test.cc DEPS nibble_server_checks)
 
 nibble_library(nibble_server_auth
-  SRCS auth.cc tls_files.cc
+  SRCS auth.cc server_certificate.cc tls_files.cc
   DEPS nibble_base)
 target_link_libraries(nibble_server_auth PRIVATE nlohmann_json::nlohmann_json OpenSSL::Crypto)
 nibble_test(auth_test
@@ -45,7 +45,7 @@ target_link_libraries(nibble_server_meter PRIVATE prometheus-cpp::core civetweb)
 target_compile_definitions(nibble_server_meter PRIVATE NIBBLE_VERSION="${PROJECT_VERSION}")
 
 nibble_library(nibble_server_grpc
-  SRCS rpc/grpc_server.cc rpc/interceptor.cc
+  SRCS rpc/credentials.cc rpc/grpc_server.cc rpc/interceptor.cc
   DEPS nibble_server_rpc nibble_server_meter grpc++_reflection)
 target_compile_options(nibble_server_grpc PRIVATE -O1)
 
@@ -57,7 +57,7 @@ target_compile_definitions(nibble-server PRIVATE NIBBLE_VERSION="${PROJECT_VERSI
 
 nibble_test(server_convert_test SRCS rpc/convert_test.cc DEPS nibble_server_convert nibble_control)
 nibble_test(server_parts_test
-  SRCS keeper_test.cc parts_test.cc rpc/job_watch_test.cc store_health_test.cc trouble_log_test.cc
+  SRCS keeper_test.cc parts_test.cc rpc/credentials_test.cc rpc/job_watch_test.cc store_health_test.cc trouble_log_test.cc
   DEPS nibble_server_app)
 nibble_test(server_test SRCS server_test.cc DEPS nibble_server_app)
 nibble_test(plan_job_test SRCS plan_job_test.cc DEPS nibble_server_app)

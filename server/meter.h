@@ -25,6 +25,7 @@ namespace nibble::server {
 
 class Authorizer;
 class BlobStore;
+class ServerCertificate;
 
 struct MeterOptions {
   int64_t job_linger_us = int64_t{300} * 1'000'000;
@@ -45,7 +46,7 @@ class Meter {
     std::string data_dir;
     std::string model_root;
     int64_t reserved_bytes = 0;  // of the data directory's volume; no upload may leave less
-    int64_t certificate_end_unix_us = 0;  // 0 = without TLS
+    const ServerCertificate* certificate = nullptr;  // null = without TLS
   };
   void SetSources(Sources sources);
 

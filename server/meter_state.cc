@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "server/auth.h"
 #include "server/blob_store.h"
+#include "server/server_certificate.h"
 
 namespace nibble::server {
 namespace {
@@ -156,9 +157,9 @@ void AddServer(Families& families, const Meter::Sources& sources) {
   families.Add("nibble_storage_reserved_bytes", {{"volume", "artifacts"}},
                static_cast<double>(sources.reserved_bytes));
   AddVolume(families, "models", sources.model_root);
-  if (sources.certificate_end_unix_us > 0) {
+  if (sources.certificate != nullptr) {
     families.Add("nibble_tls_certificate_expiry_timestamp_seconds", {},
-                 Seconds(sources.certificate_end_unix_us));
+                 Seconds(sources.certificate->Current()->end_unix_us));
   }
   if (!sources.data_dir.empty()) {
     double size = 0, wal = 0;

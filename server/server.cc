@@ -24,10 +24,10 @@
 #include "server/metered.h"
 #include "server/plan_desk.h"
 #include "server/rpc/grpc_server.h"
+#include "server/server_certificate.h"
 #include "server/store/memory_store.h"
 #include "server/store/sqlite_store.h"
 #include "server/store_health.h"
-#include "server/tls_files.h"
 #include "server/trouble_log.h"
 
 namespace nibble::server {
@@ -116,8 +116,8 @@ class ServerImpl : public Server {
   absl::Status StartLoop();
   void CheckBlobs();
   absl::Status OpenHistory();
-  absl::StatusOr<int64_t> CertificateEnd() const;
-  absl::StatusOr<GrpcOptions> ReadGrpcOptions() const;
+  absl::Status ReadCertificate();
+  void RefreshCertificate();
   absl::Status StartServing();
 
   ServerOptions options_;
@@ -126,6 +126,8 @@ class ServerImpl : public Server {
   Meter meter_;
   StoreHealth health_;
   TroubleLog tokens_trouble_;
+  std::unique_ptr<ServerCertificate> certificate_;  // nullptr = no TLS
+  TroubleLog certificate_trouble_;
   std::unique_ptr<Authorizer> authorizer_;
   std::unique_ptr<store::Store> store_;
   std::unique_ptr<store::MetricStore> metrics_;
@@ -213,29 +215,31 @@ absl::Status ServerImpl::OpenHistory() {
   return absl::OkStatus();
 }
 
-// 0 without TLS.
-absl::StatusOr<int64_t> ServerImpl::CertificateEnd() const {
-  if (options_.tls_cert.empty()) return 0;
-  ASSIGN_OR_RETURN(const std::string certificate, ReadFile(options_.tls_cert, 1 << 20));
-  ASSIGN_OR_RETURN(const std::string key, ReadFile(options_.tls_key, 1 << 20));
-  return CheckServerCertificate(certificate, key, RealClock::Get().NowUnixUs());
+// Of --tls-cert, if there is one.
+absl::Status ServerImpl::ReadCertificate() {
+  if (options_.tls_cert.empty()) return absl::OkStatus();
+  certificate_ = std::make_unique<ServerCertificate>(
+      ServerCertificate::Paths{options_.tls_cert, options_.tls_key, options_.client_ca}, &RealClock::Get());
+  return certificate_->Refresh().status();
 }
 
-absl::StatusOr<GrpcOptions> ServerImpl::ReadGrpcOptions() const {
-  GrpcOptions grpc;
-  grpc.listen = options_.listen;
-  grpc.reflection = options_.reflection || IsLoopback(options_.listen);
-  for (const auto& [path, text] : {std::pair{&options_.tls_cert, &grpc.tls_cert},
-                                   {&options_.tls_key, &grpc.tls_key},
-                                   {&options_.client_ca, &grpc.client_ca}}) {
-    if (path->empty()) continue;
-    ASSIGN_OR_RETURN(*text, ReadFile(*path, 1 << 20));
-  }
-  return grpc;
+void ServerImpl::RefreshCertificate() {
+  const absl::StatusOr<bool> taken = certificate_->Refresh();
+  const auto said =
+      certificate_trouble_.Note("certificate", !taken.ok(), RealClock::Get().NowMonotonicUs()).say;
+  if (said == TroubleLog::Say::kFails)
+    LogError("certificate.refused", {{"status", std::string(taken.status().ToString())}});
+  if (taken.ok() && *taken)
+    LogInfo("certificate.taken", {{"end_unix_us", certificate_->Current()->end_unix_us}});
+  else if (said == TroubleLog::Say::kWorksAgain)
+    LogInfo("certificate.readable", {});
 }
 
 absl::Status ServerImpl::StartServing() {
-  ASSIGN_OR_RETURN(const GrpcOptions grpc, ReadGrpcOptions());
+  GrpcOptions grpc;
+  grpc.listen = options_.listen;
+  grpc.reflection = options_.reflection || IsLoopback(options_.listen);
+  grpc.certificate = certificate_.get();
   ASSIGN_OR_RETURN(grpc_, StartGrpc(grpc, edge_, &meter_));
   if (!options_.http_listen.empty()) {
     ASSIGN_OR_RETURN(http_, StartHttp(options_.http_listen,
@@ -249,7 +253,7 @@ absl::Status ServerImpl::StartServing() {
                                   http_ ? AddressOf(options_.http_listen, http_port()) : ""));
   LogInfo("server.serving", {{"listen", address},
                              {"http_port", http_port()},
-                             {"tls", !grpc.tls_cert.empty()}});
+                             {"tls", certificate_ != nullptr}});
   return absl::OkStatus();
 }
 
@@ -266,7 +270,7 @@ absl::Status ServerImpl::Start() {
   RETURN_IF_ERROR(CheckAddress("--listen", options_.listen));
   if (!options_.http_listen.empty()) RETURN_IF_ERROR(CheckAddress("--http-listen", options_.http_listen));
   RETURN_IF_ERROR(CheckExposure(options_, tokens_));
-  ASSIGN_OR_RETURN(const int64_t certificate_end_us, CertificateEnd());
+  RETURN_IF_ERROR(ReadCertificate());
   if (!options_.model_root.empty()) {
     ASSIGN_OR_RETURN(options_.model_root, RealPath(options_.model_root));
   }
@@ -297,7 +301,7 @@ absl::Status ServerImpl::Start() {
   edge_.model_root = options_.model_root;
   edge_.heartbeat_us = options_.heartbeat_us;
   meter_.SetSources({loop_.get(), &hub_, blobs_.get(), authorizer_.get(), options_.data_dir,
-                     options_.model_root, options_.blobs.min_free_bytes, certificate_end_us});
+                     options_.model_root, options_.blobs.min_free_bytes, certificate_.get()});
   ticker_->Add(kTokenRefreshUs, [this] {
     const absl::Status status = tokens_.Refresh();
     const auto said = tokens_trouble_.Note("tokens", !status.ok(), RealClock::Get().NowMonotonicUs()).say;
@@ -305,6 +309,7 @@ absl::Status ServerImpl::Start() {
       LogError("tokens.unreadable", {{"status", std::string(status.ToString())}});
     if (said == TroubleLog::Say::kWorksAgain) LogInfo("tokens.readable", {});
   });
+  if (certificate_) ticker_->Add(options_.certificate_refresh_us, [this] { RefreshCertificate(); });
   keeper_ = std::make_unique<Keeper>(&edge_, KeeperOptions{options_.collect_us, options_.retain_jobs_us,
                                                            options_.retain_workers_us});
   return StartServing();

@@ -32,6 +32,7 @@ struct ServerOptions {
   BlobStoreOptions blobs;
   int64_t tick_us = 1'000'000;
   int64_t heartbeat_us = 15'000'000;
+  int64_t certificate_refresh_us = 10'000'000;     // between two looks at the files of TLS
   int64_t collect_us = int64_t{600} * 1'000'000;   // between two collections of unused blobs
   int64_t retain_jobs_us = 0;                      // terminal jobs are deleted after this; 0 = never
   int64_t retain_workers_us = 0;                   // lost workers are forgotten after this; 0 = never

@@ -263,6 +263,26 @@ std::vector<std::string> TlsProblems(const std::string& directory) {
   return problems;
 }
 
+namespace {
+
+// 0 also where one of several cannot be read.
+int CertificatesIn(const std::string& pem) {
+  const Memory memory(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  int count = 0;
+  while (Certificate(PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr))) ++count;
+  const bool to_the_end = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+  ERR_clear_error();
+  return to_the_end ? count : 0;
+}
+
+}  // namespace
+
+absl::Status CheckClientAuthority(const std::string& pem) {
+  if (CertificatesIn(pem) > 0) return absl::OkStatus();
+  return Error::Field(Reason::kSpecInvalid, "--client-ca",
+                      "holds no certificate in PEM, or one that is cut off");
+}
+
 absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pem,
                                                const std::string& key_pem, int64_t now_unix_us) {
   const auto bad = [](const char* flag, const std::string& what) {
@@ -270,6 +290,8 @@ absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pe
   };
   const Certificate certificate = ReadCertificate(certificate_pem);
   if (!certificate) return bad("--tls-cert", "holds no certificate in PEM");
+  if (CertificatesIn(certificate_pem) == 0)
+    return bad("--tls-cert", "has a certificate behind the first that cannot be read; is the file cut off?");
   const Key key = ReadKey(key_pem);
   if (!key) return bad("--tls-key", "holds no key in PEM, or one that asks for a password");
   if (X509_check_private_key(certificate.get(), key.get()) != 1)

@@ -36,4 +36,7 @@ std::vector<std::string> TlsProblems(const std::string& directory);
 absl::StatusOr<int64_t> CheckServerCertificate(const std::string& certificate_pem,
                                                const std::string& key_pem, int64_t now_unix_us);
 
+// Likewise of what callers' certificates are to be signed by.
+absl::Status CheckClientAuthority(const std::string& pem);
+
 }  // namespace nibble::server

@@ -10,52 +10,12 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/service_type.h"
-#include "grpcpp/security/auth_metadata_processor.h"
+#include "server/rpc/credentials.h"
 #include "server/rpc/interceptor.h"
 #include "server/rpc/services.h"
-#include "server/rpc/status.h"
 
 namespace nibble::server {
 namespace {
-
-// Guards what is not ours to check: services other than nibble's. Ours check for themselves (Authorize),
-// because only they can answer with details. Health is open: load balancers have no token.
-class ForeignServices : public grpc::AuthMetadataProcessor {
- public:
-  explicit ForeignServices(const Authorizer* authorizer) : authorizer_(authorizer) {}
-  bool IsBlocking() const override { return false; }
-  grpc::Status Process(const InputMetadata& metadata, grpc::AuthContext* context, OutputMetadata*,
-                       OutputMetadata*) override {
-    const std::string_view path = Value(metadata, ":path");
-    if (path.starts_with("/nibble.") || path.starts_with("/grpc.health.v1.Health/")) return grpc::Status::OK;
-    std::string certificate;
-    if (context->IsPeerAuthenticated()) {
-      for (const grpc::string_ref& name : context->FindPropertyValues("x509_common_name")) {
-        certificate.assign(name.data(), name.size());
-      }
-    }
-    return ToGrpcStatus(authorizer_->Identify(Value(metadata, "authorization"), certificate).status());
-  }
-
- private:
-  static std::string_view Value(const InputMetadata& metadata, const char* key) {
-    const auto it = metadata.find(key);
-    return it == metadata.end() ? std::string_view() : std::string_view(it->second.data(), it->second.size());
-  }
-  const Authorizer* authorizer_;
-};
-
-std::shared_ptr<grpc::ServerCredentials> Credentials(const GrpcOptions& options, const Edge& edge) {
-  if (options.tls_cert.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions ssl(options.client_ca.empty()
-                                            ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-                                            : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);
-  ssl.pem_key_cert_pairs.push_back({options.tls_key, options.tls_cert});
-  ssl.pem_root_certs = options.client_ca;
-  auto credentials = grpc::SslServerCredentials(ssl);
-  credentials->SetAuthMetadataProcessor(std::make_shared<ForeignServices>(edge.authorizer));
-  return credentials;
-}
 
 void SetLimits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(4 << 20);
@@ -86,7 +46,11 @@ class GrpcServerImpl : public GrpcServer {
     }
     grpc::ServerBuilder builder;
     SetLimits(builder);
-    builder.AddListeningPort(options.listen, Credentials(options, edge), &port_);
+    builder.AddListeningPort(options.listen,
+                             options.certificate == nullptr
+                                 ? grpc::InsecureServerCredentials()
+                                 : NewTlsCredentials(options.certificate, edge.authorizer),
+                             &port_);
     for (const auto& service : services_) builder.RegisterService(service.get());
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
     interceptors.push_back(NewMeterInterceptor(meter));
@@ -97,8 +61,7 @@ class GrpcServerImpl : public GrpcServer {
         Reason::kSpecInvalid, "--listen",
         absl::StrCat("is ", options.listen,
                      ", where this process cannot listen; is another "
-                     "server there? Choose another port, or 0 for a free one. With TLS, check "
-                     "that certificate and key belong together"));
+                     "server there? Choose another port, or 0 for a free one"));
   }
 
   ~GrpcServerImpl() override { Shutdown(0); }

@@ -7,14 +7,13 @@
 #include "absl/status/statusor.h"
 #include "server/edge.h"
 #include "server/meter.h"
+#include "server/server_certificate.h"
 
 namespace nibble::server {
 
 struct GrpcOptions {
   std::string listen;
-  std::string tls_cert;     // PEM text; "" = no TLS
-  std::string tls_key;
-  std::string client_ca;    // "" = clients show no certificates
+  const ServerCertificate* certificate = nullptr;  // nullptr = no TLS; must outlive the server
   bool reflection = false;
 };
 
