@@ -21,6 +21,10 @@
 
 namespace nibble::engine {
 
+// In the metadata of a CHECKPOINT_INVALID that holds for every checkpoint of the job: it was made from
+// another spec, base or data.
+inline constexpr char kAllCheckpoints[] = "all_checkpoints";
+
 struct CheckpointHead {
   int64_t step = 0;     // optimizer steps done
   int64_t updates = 0;  // of them, those that changed the parameters

@@ -260,9 +260,11 @@ absl::Status Job::Resume(const CheckpointArrays& arrays) {
     return Error(Reason::kCheckpointInvalid,
                  absl::StrCat("checkpoint ", input_.resume, " belongs to another ", what));
   };
-  if (head.spec_digest != spec_digest_) return differs("training spec");
-  if (head.base_digest != device_.base().digest()) return differs("base model");
-  if (head.data_digest != data_digest_) return differs("data set");
+  // Every attempt but the first has gone on from a checkpoint of the one before, so these are alike in all.
+  const auto all_differ = [&](const char* what) { return differs(what).With(kAllCheckpoints, "true"); };
+  if (head.spec_digest != spec_digest_) return all_differ("training spec");
+  if (head.base_digest != device_.base().digest()) return all_differ("base model");
+  if (head.data_digest != data_digest_) return all_differ("data set");
   if (head.step > total_steps()) return differs("number of steps");
   if (head.numerics_id != numerics_id_ && !spec_.allow_numerics_change) {
     return Error(Reason::kNumericsChanged,

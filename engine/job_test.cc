@@ -333,19 +333,27 @@ TEST_P(JobTest, RefusesStrangersCheckpoints) {
     checkpoint = std::get<CheckpointDone>(*job->Advance()).saved.directory;
   }
   const auto device = OpenDevice();
+  bool all = false;
   const auto start = [&](const JobInput& changed) {
     auto job = Job::Open(*device, changed, clock_);
     CHECK_OK(job.status());
-    return StatusReason((*job)->Start());
+    const absl::Status status = (*job)->Start();
+    all = StatusMetadata(status).contains(kAllCheckpoints);
+    return StatusReason(status);
   };
+  input.resume = dir_.Join("nothing");
+  EXPECT_EQ(start(input), Reason::kCheckpointInvalid);
+  EXPECT_FALSE(all) << "the one before may be whole";
   input.resume = checkpoint;
   EXPECT_EQ(start(input), Reason::kUnspecified);
   JobInput changed = input;
   changed.spec.learning_rate = 1e-3;
   EXPECT_EQ(start(changed), Reason::kCheckpointInvalid);
+  EXPECT_TRUE(all);
   changed = input;
   changed.dataset = dir_.Join("eval.jsonl");
   EXPECT_EQ(start(changed), Reason::kCheckpointInvalid);
+  EXPECT_TRUE(all);
   changed = input;
   changed.spec.save_steps = 2;
   changed.spec.recompute = spec::Recompute::kNone;

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/status.h"
+#include "engine/checkpoint.h"
 #include "engine/line.h"
 #include "nlohmann/json.hpp"
 
@@ -231,12 +232,13 @@ std::string StateLine(std::string_view type, const std::string& attempt, int64_t
 std::string FailedLine(const std::string& attempt, const absl::Status& status) {
   const Reason found = StatusReason(status);
   const Reason reason = found == Reason::kUnspecified ? Reason::kInternal : found;
-  return Line("failed")
-      .Text("attempt", attempt)
+  Line line("failed");
+  line.Text("attempt", attempt)
       .Text("reason", ReasonName(reason))
       .Text("message", std::string(status.message().substr(0, kMaxMessageBytes)))
-      .Flag("infrastructure", IsInfrastructure(reason))
-      .Take();
+      .Flag("infrastructure", IsInfrastructure(reason));
+  if (StatusMetadata(status).contains(kAllCheckpoints)) line.Flag("all_checkpoints", true);
+  return line.Take();
 }
 
 }  // namespace nibble::engine

@@ -85,6 +85,10 @@ TEST(Lines, AreJsonAndRoundTrip) {
   EXPECT_LT(failed.dump().size(), kMaxLineBytes);
   EXPECT_EQ(json::parse(FailedLine("a/1", Error(Reason::kLossNotFinite, "")))["infrastructure"],
             false);
+  EXPECT_FALSE(failed.contains("all_checkpoints"));
+  const json stranger =
+      json::parse(FailedLine("a/1", Error(Reason::kCheckpointInvalid, "").With(kAllCheckpoints, "true")));
+  EXPECT_EQ(stranger["all_checkpoints"], true);
   FinishDone done{5, "/d", {{"a", 1, "h"}, {"b", 2, "i"}}};
   const json finished = json::parse(FinishedLine("a/1", done));
   EXPECT_EQ(finished["files"].size(), 2u);

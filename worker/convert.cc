@@ -71,6 +71,7 @@ struct BodyWriter {
     f->set_message(RepairUtf8(r.message));
     f->set_infrastructure(r.infrastructure);
     f->set_neighbour_fault(r.neighbour_fault);
+    f->set_all_checkpoints(r.all_checkpoints);
   }
   void operator()(const CheckReport& r) const {
     out.mutable_check()->set_report_json(r.report_json);

@@ -33,6 +33,9 @@ TEST(ConvertTest, ReportsCarryTheFence) {
   EXPECT_EQ(out.checkpoint().files(0).size_bytes(), 3);
   action.report.body = FailedReport{"POISON", "m", true, true};
   EXPECT_TRUE(ToProto(Identity(), action).failed().neighbour_fault());
+  EXPECT_FALSE(ToProto(Identity(), action).failed().all_checkpoints());
+  action.report.body = FailedReport{"CHECKPOINT_INVALID", "m", true, false, true};
+  EXPECT_TRUE(ToProto(Identity(), action).failed().all_checkpoints());
   action.report.body = std::monostate();
   EXPECT_EQ(ToProto(Identity(), action).report_case(), v1::ReportProgressRequest::REPORT_NOT_SET);
 }

@@ -114,7 +114,7 @@ absl::StatusOr<std::optional<Input>> ParseAttemptLine(int64_t engine, const std:
   if (type == "detached") return Input(EngineDetached{engine, std::move(key), step});
   if (type == "failed") {
     return Input(EngineFailed{engine, std::move(key), Text(o, "reason"), Text(o, "message"),
-                              Flag(o, "infrastructure")});
+                              Flag(o, "infrastructure"), Flag(o, "all_checkpoints")});
   }
   if (type == "no_room")
     return Input(EngineNoRoom{engine, std::move(key), step, Text(o, "message")});

@@ -57,6 +57,10 @@ TEST(EngineLineTest, EachTypeBecomesItsInput) {
       Parsed<EngineFailed>(
           R"({"type":"failed","attempt":"a/1","reason":"PLAN_EXCEEDED","message":"m","infrastructure":true})")
           .infrastructure);
+  EXPECT_TRUE(
+      Parsed<EngineFailed>(
+          R"({"type":"failed","attempt":"a/1","reason":"CHECKPOINT_INVALID","all_checkpoints":true})")
+          .all_checkpoints);
   EXPECT_EQ(Parsed<EngineStep>(R"({"type":"step","attempt":"a/1"})").engine, 7);
 }
 

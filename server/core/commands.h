@@ -152,6 +152,7 @@ struct ReportFailed {
   std::string message;
   bool infrastructure = false;
   bool neighbour_fault = false;
+  bool all_checkpoints = false;  // of a CHECKPOINT_INVALID: no other of the job would do
 };
 struct ReportCheck {
   Fence fence;

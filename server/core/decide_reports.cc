@@ -94,6 +94,17 @@ void DropOldCheckpoints(Turn& turn, const Job& job) {
   }
 }
 
+// The checkpoint that the attempt could not resume from: the one before it, or the beginning, will do. All,
+// where the others would be refused like it, each after files were fetched and a retry was spent.
+void DropRefused(Turn& turn, const Job& job, const Attempt& attempt, bool all) {
+  for (const Checkpoint& k : job.checkpoints) {
+    const bool refused = k.epoch == attempt.resume_epoch && k.step == attempt.resume_step;
+    if (!refused && !all) continue;
+    const char* why = refused ? "it could not be resumed from" : "it is like one that was refused";
+    turn.Emit(CheckpointDropped{job.id, k.epoch, k.step, why});
+  }
+}
+
 // Reasons that lie in the data or the model: every job that waits with the same data would fail
 // too.
 bool IsAboutData(Reason reason) {
@@ -252,15 +263,7 @@ Answer DecideReport(Turn& turn, const ReportFailed& c) {
     ending.then = Ending::Then::kFail;
   }
   if (reason == Reason::kCheckpointInvalid && attempt.resume_step > 0) {
-    // The one before it, or the beginning, will do.
-    const bool known =
-        std::any_of(job.checkpoints.begin(), job.checkpoints.end(), [&](const Checkpoint& k) {
-          return k.epoch == attempt.resume_epoch && k.step == attempt.resume_step;
-        });
-    if (known) {
-      turn.Emit(CheckpointDropped{job.id, attempt.resume_epoch, attempt.resume_step,
-                                  "it could not be resumed from"});
-    }
+    DropRefused(turn, job, attempt, c.all_checkpoints);
     ending.then = Ending::Then::kRetry;
   }
   EndAttempt(turn, job, attempt, ending);

@@ -79,6 +79,28 @@ TEST_F(RunningTest, CheckpointsGoForwardAndTheNewestAreKept) {
   EXPECT_EQ(attempt(3).resume_step, 4);
 }
 
+// Of another version, say, that reads the data otherwise: refused one by one, each would cost a retry.
+TEST_F(RunningTest, WhereNoCheckpointWillDoTheJobBeginsAnewAtOnce) {
+  for (int64_t step = 1; step <= 3; ++step)
+    d_.Must(ReportCheckpoint{d_.FenceOf("j"), step, d_.Upload("c"), "m" + std::to_string(step), 0});
+  d_.Must(Failed("STORE_UNAVAILABLE", true));
+  d_.Advance(30 * kSecondUs);
+  d_.Must(Synchronize(d_.SyncOf("w1")));
+  d_.Place();
+  ASSERT_EQ(attempt(2).resume_step, 3);
+  const int32_t retries = d_.job("j").infra_retries;
+  ReportFailed stranger = Failed("CHECKPOINT_INVALID", true);
+  stranger.all_checkpoints = true;
+  d_.Must(stranger);
+  EXPECT_TRUE(d_.job("j").checkpoints.empty());
+  EXPECT_EQ(d_.job("j").infra_retries, retries + 1);
+  d_.Advance(60 * kSecondUs);
+  d_.Must(Synchronize(d_.SyncOf("w1")));
+  d_.Place();
+  EXPECT_EQ(attempt(3).resume_step, 0);
+  EXPECT_EQ(d_.job("j").progress.step, 0);
+}
+
 TEST_F(RunningTest, CheckpointsEndWithASuccess) {
   const std::vector<FileRef> files = d_.Upload("state");
   d_.Must(ReportCheckpoint{d_.FenceOf("j"), 5, files, "m", 1.0});

@@ -208,6 +208,14 @@ TEST(ReadMetrics, FiguresThatCannotBeAreBounded) {
   EXPECT_EQ(core::EstimatedEndUnixUs(job, int64_t{1} << 51), 0) << "no date";
 }
 
+TEST(ReadReport, SaysThatNoCheckpointWillDo) {
+  worker::v1::ReportProgressRequest request;
+  request.mutable_failed()->set_reason("CHECKPOINT_INVALID");
+  EXPECT_FALSE(std::get<core::ReportFailed>(*ReadReport(request)).all_checkpoints);
+  request.mutable_failed()->set_all_checkpoints(true);
+  EXPECT_TRUE(std::get<core::ReportFailed>(*ReadReport(request)).all_checkpoints);
+}
+
 // JSON has no NaN; what stands for one, and figures that are no whole ones of 63 bits, are refused by key.
 TEST(ReadRegister, ProfilesWithAbsurdFiguresAreRefused) {
   worker::v1::RegisterRequest request;

@@ -140,7 +140,8 @@ std::optional<core::CommandBody> ReadReport(const wv1::ReportProgressRequest& in
                                   ReadFiles(in.finished().files()), in.finished().stop_reason()};
     case wv1::ReportProgressRequest::kFailed:
       return core::ReportFailed{fence, in.failed().reason(), in.failed().message(),
-                                in.failed().infrastructure(), in.failed().neighbour_fault()};
+                                in.failed().infrastructure(), in.failed().neighbour_fault(),
+                                in.failed().all_checkpoints()};
     case wv1::ReportProgressRequest::kCheck:
       return core::ReportCheck{fence, in.check().report_json(),
                                UpTo(kMostSteps, in.check().planned_steps())};

@@ -269,7 +269,7 @@ void WorkerProc::PostReport(const worker::Report& report,
         done, "finished", 0);
   } else if (const auto* failed = std::get_if<worker::FailedReport>(&report.body)) {
     post(core::ReportFailed{fence, failed->reason, failed->message, failed->infrastructure,
-                            failed->neighbour_fault},
+                            failed->neighbour_fault, failed->all_checkpoints},
          done, "failed", 0);
   } else if (const auto* check = std::get_if<worker::CheckReport>(&report.body)) {
     post(core::ReportCheck{fence, check->report_json, check->planned_steps}, done, "check", 0);

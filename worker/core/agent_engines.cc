@@ -313,7 +313,7 @@ void Agent::On(const EngineFailed& in) {
   if (local == nullptr) return;
   LeaveEngine(*local);
   if (in.reason == "STORAGE_FULL") NoteFull(in.message);
-  Fail(*local, {in.reason, in.message, in.infrastructure, false});
+  Fail(*local, {in.reason, in.message, in.infrastructure, false, in.all_checkpoints});
 }
 
 }  // namespace nibble::worker

@@ -42,6 +42,13 @@ TEST_F(AgentTest, AnIdleEngineIsGoneBeforeAnotherBaseComes) {
   EXPECT_NE(Find<StartEngine>(), nullptr);
 }
 
+TEST_F(AgentTest, TellsTheServerThatNoCheckpointWillDo) {
+  const int64_t engine = Run("a", {AssignmentOf("a")});
+  Feed(EngineFailed{engine, {"a", 1}, "CHECKPOINT_INVALID", "belongs to another data set", true, true});
+  ASSERT_EQ(reports_.size(), 1u);
+  EXPECT_TRUE(std::get<FailedReport>(reports_[0].body).all_checkpoints);
+}
+
 TEST_F(AgentTest, AResultIsReportedOnlyAfterItsUploadAndListedUntilTheServerHasSeenIt) {
   const int64_t engine = Run("a", {AssignmentOf("a")});
   Feed(EngineFinished{engine, {"a", 1}, 9, "/adapter", "completed"});

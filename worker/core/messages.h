@@ -159,6 +159,7 @@ struct EngineFailed {
   std::string reason;
   std::string message;
   bool infrastructure = false;
+  bool all_checkpoints = false;
 };
 
 using Input = std::variant<Start, Tick, Drain, RegisterReply, SynchronizeReply, ReportReply,

@@ -131,6 +131,7 @@ struct FailedReport {
   std::string message;
   bool infrastructure = false;
   bool neighbour_fault = false;
+  bool all_checkpoints = false;  // of a CHECKPOINT_INVALID: no other of the job would do
 };
 struct CheckReport {
   std::string report_json;
