@@ -147,8 +147,8 @@ void Job::PlanEvaluation() {
 
 absl::Status Job::Start() {
   kernels::Backend& backend = device_.backend();
-  ASSIGN_OR_RETURN(persistent_, Region::On(backend, plan_.memory.persistent_bytes));
-  RETURN_IF_ERROR(persistent_.Map(plan_.memory.persistent_bytes));
+  ASSIGN_OR_RETURN(persistent_, Region::On(backend, plan_.memory.PersistentRegionBytes()));
+  RETURN_IF_ERROR(persistent_.Map(plan_.memory.PersistentRegionBytes()));
   std::byte* const region = persistent_.data();
   backend.Fill(region, 0, persistent_.mapped_bytes());
   const std::vector<float> rope = spec::RopeTable(device_.model(), spec_.sequence_len);

@@ -127,8 +127,10 @@ class Job {
   // Why a checkpoint that was due is not there yet; OK when none is owed.
   const absl::Status& no_room() const { return no_room_; }
   const std::vector<MetricRow>& history() const { return history_; }
-  // Touched pages of this job's regions.
-  int64_t PersistentTouchedBytes() const { return persistent_.TouchedBytes(); }
+  // Touched pages of this job's region; on a device all of it, and what its recordings take.
+  int64_t PersistentTouchedBytes() const {
+    return persistent_.TouchedBytes() + (executor_ == nullptr ? 0 : executor_->RecordedBytes());
+  }
 
  private:
   Job(Device& device, JobInput input, const Clock& clock)

@@ -210,9 +210,17 @@ void KernelExecutor::Record(const MicroBatch& batch) {
     training_ = true;
     context_.most_labels = shape_.most_labels;
     RunMicroBatch();
-    known.recording = backend_.EndRecording();
+    known.recording = backend_.EndRecording(plan_.memory.recording_bytes - RecordedBytes());
     records_ = known.recording != nullptr;
   }
+}
+
+int64_t KernelExecutor::RecordedBytes() const {
+  int64_t bytes = 0;
+  for (const Recorded& known : recorded_) {
+    if (known.recording != nullptr) bytes += backend_.RecordingBytes(known.recording);
+  }
+  return bytes;
 }
 
 void KernelExecutor::DropRecordings() {
@@ -220,6 +228,7 @@ void KernelExecutor::DropRecordings() {
     if (known.recording != nullptr) backend_.ReleaseRecording(known.recording);
   }
   recorded_.clear();
+  records_ = true;  // there may be room again
 }
 
 void KernelExecutor::set_step_region(std::byte* step) {

@@ -85,8 +85,11 @@ class KernelExecutor {
   double Train(const MicroBatch& batch, double gradient_scale, int64_t step, int64_t micro_batch);
   double Evaluate(const MicroBatch& batch);
   // Outside of a turn, before a micro-batch of this shape is queued: makes a recording of it (backend.h), if
-  // the plan wants it and one like it was queued before. Queue then replays it, with the same bits.
+  // the plan wants it and has room for it and one like it was queued before. Queue then replays it, with the
+  // same bits.
   void Record(const MicroBatch& batch);
+  // What recordings take of the device's memory now.
+  int64_t RecordedBytes() const;
   // After the `count` micro-batches of a step. The global norm is clipped to spec.max_grad_norm and the
   // parameters are updated, unless the norm or the loss is not finite. `update` counts updates from 1.
   struct Update {
@@ -258,7 +261,7 @@ class KernelExecutor {
   // Of the micro-batch or update under way.
   Shape shape_;
   std::vector<Recorded> recorded_;
-  bool records_ = true;  // false: this device cannot
+  bool records_ = true;  // false: this device cannot, or the plan has no room for more
   size_t op_ = 0;
   bool training_ = false;
   double gradient_scale_ = 1;

@@ -2,6 +2,7 @@
 #include "engine/spec/workspace.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "kernels/cpu/workspace.h"
@@ -114,6 +115,31 @@ TEST(WorkspaceBytes, AreTheCudaKernels) {
     }
   }
   EXPECT_GE(WorkspaceBytes(Op::kSumSquares, {}, profile), 8192);
+}
+
+// What the launches of a linear layer write, for every number of rows: kernels/cuda/linear.cu cuts each
+// skinny product into DepthSplits pieces.
+TEST(WorkspaceBytes, HoldThePartialSumsOfEveryCudaLayer) {
+  namespace cuda = kernels::cuda_workspace;
+  const auto sums = [](int64_t rows, int64_t columns, int64_t depth) {
+    return 4 * cuda::DepthSplits(rows, columns, depth) * rows * columns;
+  };
+  for (const int64_t r : {1, 15, 16, 17, 33, 64, 65, 100, 128, 129, 256}) {
+    for (const auto& [k, n] : {std::pair<int64_t, int64_t>{64, 24}, {192, 1000}, {1024, 6144}, {4096, 1024},
+                               {4097, 14337}, {14336, 4096}, {28672, 8192}}) {
+      int64_t most = 0;  // of so many rows or fewer
+      for (int64_t m = 1; m <= 20480; m += m < 600 ? 1 : 7) {
+        most = std::max({most, sums(m, r, k), sums(m, r, n), sums(k, r, m), sums(n, r, m)});
+        kernels::WorkspaceShape shape;
+        shape.m = m;
+        shape.k = k;
+        shape.n = n;
+        shape.r = r;
+        ASSERT_LE(most, cuda::AdapterPartialBytes(shape))
+            << m << " rows, k " << k << ", n " << n << ", r " << r;
+      }
+    }
+  }
 }
 
 // A plan is made for the longest micro-batch; a shorter one has what that was given.

@@ -107,10 +107,16 @@ class Backend {
   // Recording, so that many small ops are queued as one. From BeginRecording (true) to EndRecording, ops,
   // Fill and CopyWithin of the compute lane are noted and not done, with the arguments that they have then,
   // pointers and numbers alike; nothing else may be called. EndRecording returns null when they cannot be
-  // noted: then the caller does them himself. Replay queues them all. Both of the first allocate; Replay does
-  // not. An op that was never run before should not be recorded: its code may not be loaded.
+  // noted, or when that would take more of the device's memory than `most_bytes`: then the caller does them
+  // himself. Replay queues them all. Both of the first allocate; Replay does not. An op that was never run
+  // before should not be recorded: its code may not be loaded.
   virtual bool BeginRecording() { return false; }
-  virtual Recording* EndRecording() { return nullptr; }
+  virtual Recording* EndRecording(int64_t most_bytes) {
+    (void)most_bytes;
+    return nullptr;
+  }
+  // Of the device's memory, as the driver told before and after it was made.
+  virtual int64_t RecordingBytes(const Recording*) const { return 0; }
   virtual void Replay(Recording*) {}
   virtual void ReleaseRecording(Recording*) {}
 };

@@ -138,7 +138,8 @@ struct LinearArgs {
   const LoraArgs* lora = nullptr;
 };
 
-// Layers that share their input: q, k and v; gate and up. All have the same m and k.
+// Layers that share their input: q, k and v; gate and up. All have the same m and k, and those that have an
+// adapter the same r.
 constexpr int kMostGrouped = 3;
 struct LinearGroup {
   int count = 0;

@@ -80,7 +80,31 @@ constexpr int64_t kMaxDataRows = int64_t{1} << 31;
 
 // More than this is no plan but a slip; below it no sum of sizes comes near the end of 64 bits.
 constexpr double kAbsurdBytes = 0x1p50;  // 1 PiB
-constexpr int64_t kMaxCudaHeadDim = 256;      // what kernels/cuda/attention.h takes
+// What kernels/cuda takes: heads in attention.h, rows in norm.cu, and what a launch of elementwise.cu or
+// linear.cu counts in 32 bits, pairs that turn and eights of columns.
+constexpr int64_t kMaxCudaHeadDim = 256, kMaxCudaHidden = 16384, kMaxCudaCount = (int64_t{1} << 31) - 1;
+
+absl::Status RefuseCuda(const ModelConfig& model, const TrainSpec& spec) {
+  const auto wide = [&](const char* what, int64_t width, int64_t most, const char* where) {
+    return Error(Reason::kUnsupportedArchitecture,
+                 absl::StrCat("config.json: ", what, " ", width, " wide; ", where, " on a GPU takes at most ",
+                              most, ", train it on a processor"));
+  };
+  if (model.head_dim > kMaxCudaHeadDim) {
+    return wide("heads are", model.head_dim, kMaxCudaHeadDim, "attention");
+  }
+  if (model.hidden_size > kMaxCudaHidden) {
+    return wide("hidden states are", model.hidden_size, kMaxCudaHidden, "a norm");
+  }
+  const int64_t columns = std::max({model.hidden_size, model.intermediate_size,
+                                    model.QueryWidth() + 2 * model.KeyValueWidth()});
+  const int64_t of_token = std::max(CeilDiv(columns, 8), model.heads * (model.RotaryWidth() / 2));
+  const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len, most = kMaxCudaCount / of_token;
+  if (tokens <= most) return absl::OkStatus();
+  return Error::Field(Reason::kSpecInvalid, "training.micro_batch_size",
+                      absl::StrCat("times data.sequence_len is ", tokens, " tokens; a GPU takes at most ",
+                                   most, " of this model at once, use gradient_accumulation_steps instead"));
+}
 
 absl::Status RefuseAbsurd(const ModelConfig& model, const TrainSpec& spec,
                           const DeviceProfile& profile) {
@@ -108,12 +132,7 @@ absl::Status CheckGiven(const ModelConfig& model, const TrainSpec& given, const 
     return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
                                                  profile.act_bytes, "; it must be 2, 4 or 8"));
   }
-  if (IsCuda(profile) && model.head_dim > kMaxCudaHeadDim) {
-    return Error(Reason::kUnsupportedArchitecture,
-                 absl::StrCat("config.json: heads are ", model.head_dim,
-                              " wide; attention on a GPU takes at most ", kMaxCudaHeadDim,
-                              ", train it on a processor"));
-  }
+  if (IsCuda(profile)) RETURN_IF_ERROR(RefuseCuda(model, given));
   if (given.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
   }
@@ -178,6 +197,7 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   CountingExecutor counting(model, spec, profile);
   TrainMicroBatch(counting, model, spec);
   plan.optimizer_op = static_cast<int32_t>(counting.ops().size());
+  PlaceRecordings(counting, model, spec, profile, plan);
   OptimizerStep(counting);
   plan.evaluate_op = static_cast<int32_t>(counting.ops().size());
   EvalMicroBatch(counting, model, spec);

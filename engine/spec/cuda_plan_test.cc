@@ -89,6 +89,34 @@ TEST(CudaPlan, HeadsWiderThanItsKernelsTakeAreRefused) {
   DeviceProfile cpu;
   cpu.backend = "cpu";
   EXPECT_TRUE(CompilePlan(model, *resolved, cpu).ok());
+  model.head_dim = 128;
+  model.hidden_size = 16384;
+  EXPECT_TRUE(CompilePlan(model, *resolved, Cuda(140)).ok());
+  model.hidden_size = 16392;
+  const absl::Status wide = CompilePlan(model, *resolved, Cuda(140)).status();
+  EXPECT_EQ(StatusReason(wide), Reason::kUnsupportedArchitecture);
+  EXPECT_NE(wide.message().find("16392 wide"), std::string::npos) << wide;
+  EXPECT_TRUE(CompilePlan(model, *resolved, cpu).ok());
+}
+
+// As many tokens as a launch can count what it has of them: of an 8B a million, whose queries turn in 2048
+// pairs.
+TEST(CudaPlan, MicroBatchesThatNoLaunchCountsAreRefused) {
+  const auto plan_of = [](const ModelConfig& model, int32_t rows, const DeviceProfile& profile) {
+    const TrainSpec spec = Resolved(model, {.sequence_len = 2048, .micro_batch_size = rows});
+    return CompilePlan(model, spec, profile).status();
+  };
+  EXPECT_TRUE(plan_of(Llama8B(), 511, Cuda(140)).ok());
+  const absl::Status refused = plan_of(Llama8B(), 512, Cuda(140));
+  EXPECT_EQ(StatusReason(refused), Reason::kSpecInvalid);
+  EXPECT_NE(refused.message().find("1048576 tokens; a GPU takes at most 1048575"), std::string::npos)
+      << refused;
+  EXPECT_TRUE(plan_of(Llama8B(), 512, DeviceProfile{}).ok());
+  ModelConfig wide = Llama8B();  // a gate's eights are more than that
+  wide.heads = wide.kv_heads = 1;
+  wide.intermediate_size = 131072;
+  EXPECT_TRUE(plan_of(wide, 63, Cuda(140)).ok());
+  EXPECT_FALSE(plan_of(wide, 64, Cuda(140)).ok());
 }
 
 // Bounds of device memory without the context: with 8-bit moments; the 65B shape with its moments paged; the
@@ -219,6 +247,40 @@ TEST(CudaPlan, SmallModelsArePadded) {
   EXPECT_EQ(PaddedTokens(spec, 1), 128);
   EXPECT_EQ(PaddedTokens(spec, 897), 1000);
   EXPECT_EQ(PaddedTokens(spec, 1000), 1000);
+}
+
+// Where micro-batches can be recorded, what the driver takes for one is planned beside the job's region; and
+// a region is whole pieces of what a driver gives.
+TEST(CudaPlan, RecordingsAreInThePlan) {
+  ModelConfig small = Llama8B();
+  small.layers = 4;
+  TrainSpec spec = Resolved(small, {.sequence_len = 1000, .recompute = Recompute::kFull});
+  const auto plan_of = [&](const DeviceProfile& profile) { return *CompilePlan(small, spec, profile); };
+  const MemoryPlan on = plan_of(Cuda(140));
+  constexpr int64_t kMiB = 1 << 20;
+  EXPECT_GT(on.recording_bytes, 4 * kMiB);
+  EXPECT_LT(on.recording_bytes, 16 * kMiB);
+  EXPECT_EQ(on.PersistentRegionBytes() % (2 * kMiB), 0);
+  int64_t named = 0;
+  for (const PlannedBuffer& b : on.buffers) {
+    if (b.name != "recordings") continue;
+    EXPECT_EQ(b.offset, on.PersistentRegionBytes());
+    EXPECT_EQ(b.offset + b.size_bytes, on.persistent_bytes);
+    named += b.size_bytes;
+  }
+  EXPECT_EQ(named, on.recording_bytes);
+  spec.graphs = Graphs::kOff;
+  const MemoryPlan off = plan_of(Cuda(140));
+  EXPECT_EQ(off.recording_bytes, 0);
+  EXPECT_EQ(off.persistent_bytes, off.PersistentRegionBytes());
+  spec.graphs = Graphs::kOn;
+  spec.offload_activations = true;  // nothing is recorded then
+  EXPECT_EQ(plan_of(Cuda(140)).recording_bytes, 0);
+  spec.offload_activations = false;
+  EXPECT_EQ(plan_of(DeviceProfile{}).recording_bytes, 0);
+  DeviceProfile fp16 = Cuda(140);  // which converts the head by panels
+  fp16.converts_head = true;
+  EXPECT_GT(plan_of(fp16).recording_bytes, on.recording_bytes);
 }
 
 // Paging takes the moments out of the persistent region and puts two chunks into the step, where there is

@@ -90,6 +90,8 @@ struct MemoryPlan {
   PlanChoices choices;
   int64_t base_bytes = 0;
   int64_t persistent_bytes = 0;
+  // Of persistent_bytes, and no part of the region: what the driver of a device takes for recordings.
+  int64_t recording_bytes = 0;
   int64_t step_bytes = 0;
   int64_t fixed_bytes = 0;        // from the profile; on the host with the tokenizer and staging
   int64_t host_bytes = 0;         // of this job alone: where its rows begin, its history
@@ -105,6 +107,8 @@ struct MemoryPlan {
   std::vector<PlanPhase> phases;       // in order of time: training, optimizer, evaluation
   int32_t operations = 0;
 
+  // What the job's own region is made of.
+  int64_t PersistentRegionBytes() const { return persistent_bytes - recording_bytes; }
   // The plan is a vector: memory of the device, page-locked and other memory of the host, each to be
   // had apart. On the host the first is the host's, too.
   int64_t DeviceBytes() const { return fixed_bytes + base_bytes + persistent_bytes + step_bytes; }

@@ -18,6 +18,16 @@ namespace {
 // Of buffers: vector loads on the host, whole sectors of memory on a device.
 int64_t Alignment(const DeviceProfile& profile) { return IsCuda(profile) ? 256 : 64; }
 constexpr int64_t kPage = 4096;
+// A device's driver gives whole pieces of this; a device may have many jobs, so it is counted.
+constexpr int64_t kDevicePage = int64_t{2} << 20;
+
+// Nobody tells what a recording takes; drivers are known for ten to sixteen KB a launch. One is planned with
+// the latter; of smaller ones there are as many as go into that (KernelExecutor::Record). Four
+// operations are at most thirteen launches, and the loss some for every chunk of 256 rows or more: four for
+// each panel of the head.
+constexpr int64_t kRecordedLaunchBytes = int64_t{16} << 10;
+constexpr int64_t kLaunchesOfFourOps = 13, kLaunchesOfChunk = 3, kLaunchesOfPanel = 4;
+constexpr int64_t kChunkRows = 256, kHeadPanelBytes = int64_t{64} << 20;
 
 // What is decoded at once of any operation's weights: those of one input together, as if they were fused.
 int64_t TileBytes(const ModelConfig& model) {
@@ -163,7 +173,23 @@ void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const Devi
       place("rope", Category::kActivations, 4 * RopeTableElements(model, spec.sequence_len));
   plan.persistent.scalars = place("scalars", Category::kWorkspace,
                                   ScalarBytes(spec));
-  plan.memory.persistent_bytes = RoundUp(next, kPage);
+  plan.memory.persistent_bytes = RoundUp(next, IsCuda(profile) ? kDevicePage : kPage);
+}
+
+void PlaceRecordings(const CountingExecutor& counted, const ModelConfig& model, const TrainSpec& spec,
+                     const DeviceProfile& profile, CompiledPlan& plan) {
+  if (!plan.pads || plan.offloaded) return;
+  const int64_t chunks = CeilDiv(int64_t{spec.micro_batch_size} * spec.sequence_len, kChunkRows);
+  const int64_t head_bytes = 2 * model.vocab_size * model.hidden_size;
+  const int64_t panels = profile.converts_head ? CeilDiv(head_bytes, kHeadPanelBytes) : 1;
+  const int64_t launches = CeilDiv(kLaunchesOfFourOps * static_cast<int64_t>(counted.ops().size()), 4) +
+                           chunks * (kLaunchesOfChunk + kLaunchesOfPanel * panels);
+  MemoryPlan& memory = plan.memory;
+  memory.recording_bytes = RoundUp(launches * kRecordedLaunchBytes, kDevicePage);
+  memory.buffers.push_back({"recordings", Category::kWorkspace, Region::kPersistent, memory.persistent_bytes,
+                            memory.recording_bytes, 0, 0});
+  memory.category_bytes[static_cast<size_t>(Category::kWorkspace)] += memory.recording_bytes;
+  memory.persistent_bytes += memory.recording_bytes;
 }
 
 int64_t PlaceStep(const CountingExecutor& counted, const ModelConfig& model, const DeviceProfile& profile,

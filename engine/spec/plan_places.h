@@ -12,6 +12,11 @@ namespace nibble::spec {
 void PlacePersistent(const ModelConfig& model, const TrainSpec& spec, const DeviceProfile& profile,
                      int64_t red_zone, CompiledPlan& plan);
 
+// What the driver of a device takes for recordings of micro-batches, where the plan pads and they can be
+// made. `counted` has the operations of a micro-batch and no others yet.
+void PlaceRecordings(const CountingExecutor& counted, const ModelConfig& model, const TrainSpec& spec,
+                     const DeviceProfile& profile, CompiledPlan& plan);
+
 // What `counted` has, by its time in the step: in the step region or, with `may_own` and where that is
 // little, the tensors behind what is persistent. Returns the bytes above the largest set that is alive at
 // once.

@@ -178,9 +178,9 @@ StepRig::StepRig(std::unique_ptr<kernels::Backend> backend, const TinyModel& mod
   CHECK_OK(plan.status());
   plan_ = *std::move(plan);
   spec_.recompute = plan_.recompute;
-  persistent_ = *Region::On(*backend_, plan_.memory.persistent_bytes);
+  persistent_ = *Region::On(*backend_, plan_.memory.PersistentRegionBytes());
   step_ = *Region::On(*backend_, plan_.memory.step_bytes);
-  CHECK_OK(persistent_.Map(plan_.memory.persistent_bytes));
+  CHECK_OK(persistent_.Map(plan_.memory.PersistentRegionBytes()));
   CHECK_OK(step_.Map(plan_.memory.step_bytes));
   backend_->Fill(persistent_.data(), 0, persistent_.mapped_bytes());
   const std::vector<float> rope = spec::RopeTable(config_, spec_.sequence_len);

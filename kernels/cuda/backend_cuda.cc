@@ -21,6 +21,7 @@ namespace nibble::kernels {
 // An instantiated graph; its launches happen in the order in which they were captured.
 struct Recording {
   cudaGraphExec_t graph = nullptr;
+  int64_t bytes = 0;
 };
 
 namespace {
@@ -151,7 +152,7 @@ class CudaBackend final : public Backend {
     Copy(lane, to, from, bytes, cudaMemcpyDeviceToDevice);
   }
   void Fill(void* device, uint8_t byte, int64_t bytes) override {
-    if (fault() == Fault::kDevice) return;
+    if (fault() == Fault::kDevice || bytes == 0) return;
     Check(cudaMemsetAsync(device, byte, static_cast<size_t>(bytes), streams_[0]));
   }
   void Wait(Lane waiting, Lane awaited) override {
@@ -187,24 +188,31 @@ class CudaBackend final : public Backend {
 
   bool BeginRecording() override {
     if (fault() == Fault::kDevice) return false;
-    return cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeRelaxed) == cudaSuccess;
+    if (cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeRelaxed) == cudaSuccess) return true;
+    cudaGetLastError();  // else the next launch would find it
+    return false;
   }
-  Recording* EndRecording() override {
+  Recording* EndRecording(int64_t most_bytes) override {
     cudaGraph_t graph = nullptr;
     cudaError_t error = cudaStreamEndCapture(streams_[0], &graph);
     if (error == cudaSuccess && context_.error != nullptr) error = cudaErrorStreamCaptureInvalidated;
+    const int64_t free_before_bytes = free_bytes();
     cudaGraphExec_t instance = nullptr;
     if (error == cudaSuccess) error = cudaGraphInstantiate(&instance, graph, 0);
     if (graph != nullptr) cudaGraphDestroy(graph);
     // Its device memory is taken now, not at the first launch.
     if (error == cudaSuccess) error = cudaGraphUpload(instance, streams_[0]);
-    if (error == cudaSuccess) return new Recording{instance};
+    // The driver does not say how much one takes. Who else takes or gives back memory in this moment counts.
+    const int64_t bytes = std::max<int64_t>(0, free_before_bytes - free_bytes());
+    if (error == cudaSuccess && bytes <= most_bytes) return new Recording{instance, bytes};
     // What cannot be captured is no fault of the device; a fault shows again when the ops are queued.
+    if (error == cudaSuccess) cudaStreamSynchronize(streams_[0]);  // it is on its way there
     if (instance != nullptr) cudaGraphExecDestroy(instance);
     cudaGetLastError();
     context_.error = nullptr;
     return nullptr;
   }
+  int64_t RecordingBytes(const Recording* recording) const override { return recording->bytes; }
   void Replay(Recording* recording) override {
     if (fault() != Fault::kDevice) Check(cudaGraphLaunch(recording->graph, streams_[0]));
   }
@@ -225,7 +233,7 @@ class CudaBackend final : public Backend {
     return false;
   }
   void Copy(Lane lane, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind) {
-    if (fault() == Fault::kDevice) return;
+    if (fault() == Fault::kDevice || bytes == 0) return;
     Check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, streams_[static_cast<int>(lane)]));
   }
 

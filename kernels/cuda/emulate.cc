@@ -413,6 +413,7 @@ void RunGrid(ThreadPool* pool, dim3 grid, dim3 block, int64_t shared_bytes, void
 }
 
 void BeginOrders() { launches = 0; }
+uint64_t Launches() { return launches; }
 
 void* DynamicSharedBytes() { return Runner().shared(); }
 int64_t DynamicSharedSize() { return Runner().shared_bytes(); }

@@ -82,6 +82,8 @@ int64_t DynamicSharedSize();
 
 // The next launch's orders are those of the first one of the process. For tests of the emulation.
 void BeginOrders();
+// Since then.
+uint64_t Launches();
 
 // `place` tells barriers of a kernel from each other.
 void SyncThreads(int place);

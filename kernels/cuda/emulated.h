@@ -15,19 +15,22 @@ namespace nibble::kernels {
 // "cuda-emulated". Null: `why` says what is wrong with that word.
 const KernelTable* EmulatedCudaTable(bool fp16, std::string* why);
 
-// Bytes that all emulated devices of this process hold now, of Allocate and of AllocatePinned.
+// Bytes that all emulated devices of this process hold now, of Allocate and of AllocatePinned; and what
+// recordings are said to take beside them.
 struct EmulatedBytes {
   int64_t device = 0;
   int64_t pinned = 0;
+  int64_t recordings = 0;
 };
 EmulatedBytes EmulatedCudaBytes();
 
 // Of all emulated devices of this process: recordings (backend.h) that are held now, how often one was
-// replayed, and how many pieces of weights were encoded.
+// replayed, how many pieces of weights were encoded, and kernels started.
 struct EmulatedCounts {
   int64_t recordings = 0;
   int64_t replays = 0;
   int64_t encodings = 0;
+  int64_t launches = 0;
 };
 EmulatedCounts EmulatedCudaCounts();
 
@@ -37,5 +40,8 @@ EmulatedCounts EmulatedCudaCounts();
 void EmulatedCudaFailAfter(int64_t ops);
 void EmulatedCudaRefuseNextAllocate();
 void EmulatedCudaRefuseNextPinned();
+// So many bytes a recording takes for each thing it holds.
+constexpr int64_t kEmulatedLaunchBytes = int64_t{8} << 10;
+void EmulatedCudaLaunchBytes(int64_t bytes);
 
 }  // namespace nibble::kernels

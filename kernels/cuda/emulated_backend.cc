@@ -10,6 +10,7 @@
 #include <functional>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -17,6 +18,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/check.h"
+#include "kernels/cuda/emulate.h"
 #include "kernels/cuda/quantize.h"
 #include "kernels/each_op.h"
 
@@ -24,6 +26,7 @@ namespace nibble::kernels {
 
 struct Recording {
   std::vector<std::function<void()>> launches;
+  int64_t bytes = 0;
 };
 
 namespace {
@@ -36,6 +39,8 @@ EmulatedBytes held;
 int64_t ops_left = -1;  // -1: no failure in sight
 bool refuse_next = false;
 EmulatedCounts counts;
+int64_t launch_bytes = kEmulatedLaunchBytes;
+int64_t queued = 0;  // on the compute lane
 bool refuse_next_pinned = false;
 
 int64_t PageUp(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -152,6 +157,7 @@ struct Guarded<kWhich, kOp> {
       return;
     }
     if (ops_left > 0) --ops_left;
+    ++queued;
     const Opened opened;
     (inner[kWhich]->*kOp)(context, args...);
   }
@@ -230,17 +236,21 @@ class EmulatedBackend final : public Backend {
   }
   void ReleasePinned(void* host) override {
     const auto block = pinned_.find(host);
-    KERNEL_CHECK(block != pinned_.end());
+    const bool nothing_is_on_its_way = reading_.empty();
+    KERNEL_CHECK(block != pinned_.end() && nothing_is_on_its_way);
     held.pinned -= block->second;
     pinned_.erase(block);
     std::free(host);
   }
 
-  // A copy lane is as late as it may be: its copies happen when somebody waits for them. What the compute
-  // lane copies out is read at once and arrives at Synchronize.
+  // A copy lane is as late as it may be: its copies happen when somebody waits for them. It might as well be
+  // early: so it has waited, itself or by another lane, for all that the compute lane was given. What the
+  // compute lane copies out is read at once and arrives at Synchronize; what it copies in from page-locked
+  // memory must stay as it was until then, for a device may read it as late.
   void CopyIn(Lane lane, void* device, const void* host, int64_t bytes) override {
     Copy copy{device, host, bytes};
     if (lane != Lane::kCompute && !IsPinned(host)) Snapshot(copy);
+    if (lane == Lane::kCompute && IsPinned(host)) Snapshot(reading_.emplace_back(copy));
     Queue(lane, std::move(copy));
   }
   void CopyOut(Lane lane, void* host, const void* device, int64_t bytes) override {
@@ -264,14 +274,26 @@ class EmulatedBackend final : public Backend {
       return;
     }
     if (failed) return;
+    ++queued;
     const Opened opened;
     std::memset(device, byte, static_cast<size_t>(bytes));
   }
-  void Wait(Lane, Lane awaited) override { RunQueue(awaited); }
+  void Wait(Lane waiting, Lane awaited) override {
+    RunQueue(awaited);
+    const int64_t seen = awaited == Lane::kCompute ? queued : seen_[static_cast<int>(awaited)];
+    int64_t& mine = seen_[static_cast<int>(waiting)];
+    mine = std::max(mine, seen);
+  }
   bool Synchronize() override {
     for (const Lane lane : {Lane::kIn, Lane::kOut}) RunQueue(lane);
     for (const Copy& copy : arrivals_) std::memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
     arrivals_.clear();
+    for (const Copy& copy : reading_) {
+      const bool memory_is_as_it_was_copied =
+          std::memcmp(copy.from, copy.bytes.data(), copy.bytes.size()) == 0;
+      KERNEL_CHECK(memory_is_as_it_was_copied);
+    }
+    reading_.clear();
     return fault() != Fault::kDevice;
   }
 
@@ -284,7 +306,7 @@ class EmulatedBackend final : public Backend {
   int64_t fixed_bytes() const override { return kFixedBytes; }
   int64_t late_bytes() const override { return kLateBytes; }
   int64_t free_bytes() const override {
-    return kMemoryBytes - kFixedBytes + kLateBytes - memory.used_bytes();
+    return kMemoryBytes - kFixedBytes + kLateBytes - memory.used_bytes() - held.recordings;
   }
 
   DecodeAhead* ahead() override { return &ahead_; }
@@ -295,16 +317,22 @@ class EmulatedBackend final : public Backend {
     recording = new Recording;
     return true;
   }
-  Recording* EndRecording() override {
+  Recording* EndRecording(int64_t most_bytes) override {
+    std::unique_ptr<Recording> made(std::exchange(recording, nullptr));
+    made->bytes = static_cast<int64_t>(made->launches.size()) * launch_bytes;
+    if (made->bytes > most_bytes) return nullptr;
     ++counts.recordings;
-    return std::exchange(recording, nullptr);
+    held.recordings += made->bytes;
+    return made.release();
   }
+  int64_t RecordingBytes(const Recording* recorded) const override { return recorded->bytes; }
   void Replay(Recording* recorded) override {
     ++counts.replays;
     for (const auto& launch : recorded->launches) launch();
   }
   void ReleaseRecording(Recording* recorded) override {
     --counts.recordings;
+    held.recordings -= recorded->bytes;
     delete recorded;
   }
 
@@ -326,7 +354,12 @@ class EmulatedBackend final : public Backend {
     std::memcpy(copy.to, copy.bytes.empty() ? copy.from : copy.bytes.data(), static_cast<size_t>(copy.size));
   }
   void Queue(Lane lane, Copy copy) {
-    if (lane == Lane::kCompute) return Run(copy);
+    if (lane == Lane::kCompute) {
+      ++queued;
+      return Run(copy);
+    }
+    const bool the_compute_lane_was_waited_for = failed || seen_[static_cast<int>(lane)] == queued;
+    KERNEL_CHECK(the_compute_lane_was_waited_for);
     lanes_[static_cast<int>(lane)].push_back(std::move(copy));
   }
   void RunQueue(Lane lane) {
@@ -346,7 +379,9 @@ class EmulatedBackend final : public Backend {
   DecodeAhead ahead_;
   Fault fault_ = Fault::kNone;
   std::vector<Copy> lanes_[3];
+  int64_t seen_[3] = {};  // of `queued`, what each lane begins behind
   std::vector<Copy> arrivals_;  // of the compute lane
+  std::vector<Copy> reading_;   // of the compute lane, from page-locked memory
   std::map<void*, int64_t> pinned_;
 };
 
@@ -359,8 +394,12 @@ void EmulatedCudaFailAfter(int64_t ops) {
 }
 void EmulatedCudaRefuseNextAllocate() { refuse_next = true; }
 void EmulatedCudaRefuseNextPinned() { refuse_next_pinned = true; }
+void EmulatedCudaLaunchBytes(int64_t bytes) { launch_bytes = bytes; }
 
-EmulatedCounts EmulatedCudaCounts() { return counts; }
+EmulatedCounts EmulatedCudaCounts() {
+  counts.launches = static_cast<int64_t>(cuda_emulated::Launches());
+  return counts;
+}
 
 const char* CudaName() { return "cuda-emulated"; }
 

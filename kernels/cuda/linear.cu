@@ -2,7 +2,7 @@
 //
 // A group is one layer with the outputs of all: its weights stand one below the other, a panel of them is
 // decoded in one launch (panels.h) and meets the vendor's product once. The adapters' branches are their own,
-// each with its rank and its dropout; their skinny products are launches of the whole group.
+// of one rank and each with its dropout; their skinny products are launches of the whole group.
 //
 // Of one layer, and of a group whose outputs are columns of one array, the adapter's branch is where the sums
 // start: y = bias + scale u B^T is written first, rounded to act, and the large product accumulates onto it.
@@ -59,7 +59,9 @@ Layers<Act> Divide(Context* ctx, const LinearArgs* of, int count, int64_t stride
     KERNEL_CHECK(of[i].m == of->m && of[i].w.k == of->w.k && of[i].m >= 0 && of[i].w.n > 0 && of[i].w.k > 0);
     w[i] = of[i].w;
     n[i] = of[i].w.n;
-    if (of[i].lora != nullptr) s.r = Most(s.r, of[i].lora->r);
+    if (of[i].lora == nullptr) continue;
+    KERNEL_CHECK(s.r == 0 || of[i].lora->r == s.r);  // a lower rank may need more partial sums
+    s.r = of[i].lora->r;
   }
   out.stack = StackOf(w, count);
   out.stride = out.stack.n;

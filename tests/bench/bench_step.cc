@@ -268,6 +268,8 @@ absl::Status Run(const Flags& flags) {
       {"fixed_bytes", backend->fixed_bytes()},
       {"planned_device_bytes", plan.memory.DeviceBytes()},
       {"planned_pinned_bytes", plan.memory.pinned_bytes},
+      {"planned_recording_bytes", plan.memory.recording_bytes},
+      {"recording_bytes", executor.RecordedBytes()},
       {"updates", updates},
       {"allocated_bytes", backend->is_host() ? 0 : free_before_bytes - backend->free_bytes()},
       // Context, libraries and what was allocated since; what is set aside for later counts when it is taken.

@@ -21,9 +21,9 @@ absl::StatusOr<std::unique_ptr<PlannedRun>> PlannedRun::Open(kernels::Backend& b
                                                              const spec::CompiledPlan& plan) {
   std::unique_ptr<PlannedRun> run(new PlannedRun(backend, model, std::move(spec), plan));
   const spec::MemoryPlan& memory = run->plan_.memory;
-  ASSIGN_OR_RETURN(run->persistent_, engine::Region::On(backend, memory.persistent_bytes));
+  ASSIGN_OR_RETURN(run->persistent_, engine::Region::On(backend, memory.PersistentRegionBytes()));
   ASSIGN_OR_RETURN(run->step_, engine::Region::On(backend, memory.step_bytes));
-  RETURN_IF_ERROR(run->persistent_.Map(memory.persistent_bytes));
+  RETURN_IF_ERROR(run->persistent_.Map(memory.PersistentRegionBytes()));
   RETURN_IF_ERROR(run->step_.Map(memory.step_bytes));
   run->executor_ = std::make_unique<engine::KernelExecutor>(
       backend, backend.table(), view, run->model_, run->spec_, run->plan_, run->persistent());

@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/emulate_death.h"
 #include "kernels/cuda/emulated.h"
 #include "kernels/cuda/panels.h"
 #include "kernels/cuda/quantize.h"
@@ -177,6 +178,30 @@ TEST(EmulatedCudaPanels, AreTheRowsOfEachMatrix) {
   }
 }
 
+// A group's workspace is made for one rank: partial sums of a lower one may be more.
+class EmulatedCudaGroupDeath : public cuda_emulated::WantedDeathTest {};
+TEST_F(EmulatedCudaGroupDeath, AdaptersOfTwoRanksInOneGroup) {
+  const TestWeight weight(QuantType::kNF4, 16, 64, 64, true, 1);
+  const DType act = DType::kBF16;
+  const Tensor x(act, Normal(64, 1)), a(act, Normal(8 * 64, 2)), b(act, Normal(16 * 8, 3)), u(act, 8),
+      y(act, 16);
+  LoraArgs lora[2];
+  LinearGroup group;
+  group.count = 2;
+  for (int i = 0; i < 2; ++i) {
+    lora[i].r = i == 0 ? 8 : 4;
+    lora[i].a = a.data();
+    lora[i].b = b.data();
+    lora[i].u = u.data();
+    group.linear[i].m = 1;
+    group.linear[i].w = weight.view();
+    group.linear[i].lora = &lora[i];
+    group.y[i] = y.data();
+  }
+  TestContext ctx(1, 1 << 20);
+  EXPECT_DEATH(EmulatedCudaKernels(false).linear_group_forward(ctx.get(), x.data(), group), "lora->r == s.r");
+}
+
 // The way to a device's memory and back, with an emulated device whose memory the host must not touch.
 TEST(EmulatedCudaBackend, RunsTheCasesInItsOwnMemory) {
   std::string why;
@@ -188,6 +213,51 @@ TEST(EmulatedCudaBackend, RunsTheCasesInItsOwnMemory) {
     EXPECT_TRUE(outcome.ok()) << c.name << "\n" << outcome.failure << outcome.missing;
     EXPECT_EQ(TakeDeviceFailure(), "") << c.name;
   }
+}
+
+class EmulatedCudaCopyDeath : public cuda_emulated::WantedDeathTest {};
+
+// Who copies beside the compute lane begins behind what that was given.
+TEST_F(EmulatedCudaCopyDeath, CopyLanesThatDoNotWait) {
+  std::string why;
+  const auto backend = OpenCuda({}, &why);
+  void* const device = backend->Allocate(64);
+  void* const host = backend->AllocatePinned(64);
+  backend->Fill(device, 1, 64);
+  EXPECT_DEATH(backend->CopyOut(Lane::kOut, host, device, 64), "the_compute_lane_was_waited_for");
+  backend->Wait(Lane::kOut, Lane::kCompute);
+  backend->CopyOut(Lane::kOut, host, device, 64);
+  EXPECT_DEATH(backend->CopyIn(Lane::kIn, device, host, 64), "the_compute_lane_was_waited_for");
+  backend->Wait(Lane::kIn, Lane::kOut);
+  backend->CopyIn(Lane::kIn, device, host, 64);
+  EXPECT_TRUE(backend->Synchronize());
+  backend->ReleasePinned(host);
+  backend->Release(device);
+}
+
+// A copy from page-locked memory may be read any time until the device was waited for.
+TEST_F(EmulatedCudaCopyDeath, PageLockedMemoryWrittenTooEarly) {
+  std::string why;
+  const auto backend = OpenCuda({}, &why);
+  void* const device = backend->Allocate(64);
+  auto* const host = static_cast<char*>(backend->AllocatePinned(64));
+  std::memset(host, 1, 64);
+  const auto copy = [&] { backend->CopyIn(Lane::kCompute, device, host, 64); };
+  copy();
+  EXPECT_TRUE(backend->Synchronize());
+  host[7] = 2;
+  EXPECT_TRUE(backend->Synchronize());
+  copy();
+  EXPECT_DEATH(backend->ReleasePinned(host), "nothing_is_on_its_way");
+  EXPECT_DEATH(
+      {
+        host[7] = 3;
+        backend->Synchronize();
+      },
+      "memory_is_as_it_was_copied");
+  EXPECT_TRUE(backend->Synchronize());
+  backend->ReleasePinned(host);
+  backend->Release(device);
 }
 
 // A device that fails in the middle of a case fails it, and those behind it, and nothing else.
