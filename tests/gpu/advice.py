@@ -37,7 +37,9 @@ FAILED = {
                                  "section 'machine' says that they start.",
     "training speed and memory": "See the shapes that failed, below. A figure 'driver over plan' above 0: something "
                                  "allocates inside a step, or the fixed bytes were measured too low (SetUp in "
-                                 "kernels/cuda/backend_cuda.cc); below -64 MiB: the plan is too careful.",
+                                 "kernels/cuda/backend_cuda.cc); below -64 MiB: the plan is too careful. Gradient norms "
+                                 "that should be another shape's: an order between lanes (Backend::Wait, Fetch, "
+                                 "UpdatePaged) or of decoding ahead, or what a recording should read late.",
     "jobs beside each other": "An engine that fell silent hung, or the machine is slow. Otherwise: what one job leaves behind another finds: run the two alone, twice each; where that is "
                               "equal, look for state in the workspace or in the context between turns.",
     "an 8B model on 15 GB": "fp16's losses or the cap: see the section's figures; 'fp16 training' is the small case.",
@@ -98,10 +100,16 @@ def of_speed(sections):
             f"{line} ({source_of(line)})" for line in speed["below their goal"][:12]) + ". "
             "Arithmetic that they should reach it is in docs/performance.md: see which of its assumptions fails "
             "(nsys or ncu on `nibble-bench-cuda --device 0 'NAME'`).")
+    steps = sections.get("training speed and memory", {}).get("figures", {})
+    unrecorded = [name for name, row in steps.items() if isinstance(row, dict) and "ops" not in row
+                  and row.get("planned_recording_bytes", 0) > row.get("recording_bytes", 0) == 0]
+    if unrecorded:
+        lines.append(f"not recorded: {', '.join(unrecorded)}: a recording takes more of the device's memory than is planned "
+                     "(kRecordedLaunchBytes in engine/spec/plan_places.cc), or cannot be made (EndRecording in "
+                     "kernels/cuda/backend_cuda.cc). Op by op the bits are the same, and small models slower.")
     missed = [name for name, row in goals.items() if row["met"] == "NO" and name.endswith("tokens/s")]
     if missed:
-        ops = {name: row["ops"] for name, row in sections.get("training speed and memory", {}).get("figures", {}).items()
-               if isinstance(row, dict) and "ops" in row}
+        ops = {name: row["ops"] for name, row in steps.items() if isinstance(row, dict) and "ops" in row}
         said = "; ".join(f"{name}: " + ", ".join(f"{op} {what}" for op, what in list(row.items())[:5])
                          for name, row in ops.items())
         lines.append(f"below their goal: {', '.join(missed)}. Where the time goes, by nibble-bench-step --ops 1: "

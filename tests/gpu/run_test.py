@@ -27,6 +27,7 @@ import rehearse  # noqa: E402
 import report  # noqa: E402
 import run as gpu  # noqa: E402
 from runner import Failure, Run, Skip  # noqa: E402
+import shapes  # noqa: E402
 import training  # noqa: E402
 
 # A kernel check with one case that is right.
@@ -223,6 +224,16 @@ class RunnerTest(unittest.TestCase):
         self.assertTrue(all(25 <= limit <= 75 for limit in limits), limits)
         self.assertIn("parity", figures["Llama-3.1-8B, 4x4096, full recomputation, attention by wgmma"]["skipped"])
 
+    def test_shapes_with_other_bits_are_wrong(self):
+        norms = {"a": {"grad_norms": [1.5, 1.25, 1.0]}, "b": {"grad_norms": [1.5, 1.25]},
+                 "c": {"grad_norms": [1.5, 1.2500000001]}, "d": {"failed": "it hung"}, "e": {"skipped": "no time"}}
+        pairs = [("a", "b"), ("b", "c"), ("a", "d"), ("e", "a"), ("a", "not there")]
+        wrong = training.other_bits(norms, pairs)
+        self.assertEqual([line.split(":")[0] for line in wrong], ["c"])
+        for emulated in (False, True):
+            names = [name for name, *_ in shapes.STEPS[emulated]]
+            self.assertTrue(all(name in names for pair in shapes.SAME_BITS[emulated] for name in pair))
+
     def test_goals_are_of_what_was_measured(self):
         figures = {}
         report.goals([{"name": "kernel speed", "figures": {
@@ -305,6 +316,14 @@ class AdviceTest(unittest.TestCase):
                      "linear_group_forward 90.0% 64x 14.062 ms", "wgmma", "hardware slowdown in 9 s",
                      "not run for want of time: PyTorch beside us, 8B on 15 GB (a shape)"):
             self.assertIn(what, said)
+
+    def test_what_could_not_be_recorded_is_told(self):
+        small = {"tokens_per_second": 9e4, "planned_recording_bytes": 50 << 20}
+        said = self.steps(("training speed and memory", "ok", "", {
+            "0.6B": {**small, "recording_bytes": 0}, "1.7B": {**small, "recording_bytes": 30 << 20},
+            "0.6B, op by op": {**small, "recording_bytes": 0, "ops": {}},
+            "8B": {"planned_recording_bytes": 0, "recording_bytes": 0}, "of an older run": {"tokens_per_second": 9e4}}))
+        self.assertIn("not recorded: 0.6B: ", said)
 
     def test_every_section_has_its_word(self):
         for name, *_ in gpu.SECTIONS:
