@@ -62,10 +62,11 @@ Recipe Absolute(Recipe recipe) {
   return recipe;
 }
 
-// Errors name the option rather than the request's field.
+// Errors name the option or the recipe's key rather than the request's field.
 template <typename Answer>
 absl::StatusOr<Answer> InOurWords(absl::StatusOr<Answer> answer) {
-  if (answer.ok() || !absl::StrContains(answer.status().message(), "layout_worker")) return answer;
+  if (answer.ok()) return answer;
+  if (!absl::StrContains(answer.status().message(), "layout_worker")) return InRecipeWords(answer.status());
   return Error(StatusReason(answer.status()),
                absl::StrReplaceAll(answer.status().message(), {{"layout_worker", "--device"}}))
       .ToStatus();
@@ -165,7 +166,7 @@ int RecipeCommand(const Globals& g, const std::string& path, const std::vector<s
       }
       ASSIGN_OR_RETURN(*request.mutable_model_config_json(), ReadModelConfig(directory));
     }
-    ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, client.PlanJob(request));
+    ASSIGN_OR_RETURN(const v1::PlanJobResponse plan, InOurWords(client.PlanJob(request)));
     if (!PrintMessage(g.terminal, plan.effective_spec())) {
       PrintOut(RecipeText(Absolute(recipe), plan.effective_spec()));
       for (const std::string& notice : recipe.notices) PrintNote(g.terminal, absl::StrCat("note: ", notice));

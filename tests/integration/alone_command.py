@@ -50,6 +50,7 @@ def check_command(address, name, adapter):
         assert re.search(words, phases), phases
     assert "step,loss" not in phases and "eval" not in phases, phases
     check_lists(nibble, job)
+    check_format(nibble, job)
     check_download(nibble, job, adapter)
 
 
@@ -67,6 +68,19 @@ def check_lists(nibble, job):
     assert nibble("-q", "adapter", "ls").split() == [job]
     assert nibble("--call-timeout", "0", "ps", code=2)
     assert "\x1b" not in nibble("--no-color", "ps", "--all")
+
+
+def check_format(nibble, job):
+    """A recipe that calls the rows of its data set what they are not hears so in its own words, whoever is asked."""
+    spec = json.loads(nibble("-o", "json", "get", job))["spec"]
+    with tempfile.TemporaryDirectory() as directory:
+        recipe = pathlib.Path(directory, "recipe.yaml")
+        recipe.write_text(f"base_model: {spec['baseModel']}\ndatasets: [{{path: {spec['dataset']}, type: alpaca}}]\n"
+                          "sequence_len: 64\n")
+        for command in ("plan", "validate", "run"):
+            refused = nibble(command, recipe, code=5)
+            assert "datasets[0].type is \"alpaca\", but the rows of datasets/" in refused, refused
+            assert "are completion;" in refused and "DATASET_SCHEMA_MISMATCH" in refused, refused
 
 
 def check_removed(address, name):
