@@ -190,7 +190,11 @@ void AgentLoop::Do(const DoFetch& a) {
     if (cancel->load()) return;  // over before its turn came: nothing may be pinned or made for it
     const auto files = files_.Fetch(assignment, [cancel] { return cancel->load(); });
     // It may have been forgotten while something was still pinned or made for it.
-    if (cancel->load()) return files_.Forget(assignment.key, assignment.token);
+    if (cancel->load()) {
+      files_.Forget(assignment.key, assignment.token);
+      cache_.Shrink();
+      return;
+    }
     if (files.ok()) return Deliver(Fetched{assignment.key, *files});
     LogWarning("attempt.fetch_failed", {{"attempt", assignment.key.ToString()},
                                         {"why", std::string(files.status().message())}});
