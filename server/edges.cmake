@@ -57,7 +57,8 @@ target_compile_definitions(nibble-server PRIVATE NIBBLE_VERSION="${PROJECT_VERSI
 
 nibble_test(server_convert_test SRCS rpc/convert_test.cc DEPS nibble_server_convert nibble_control)
 nibble_test(server_parts_test
-  SRCS keeper_test.cc parts_test.cc rpc/credentials_test.cc rpc/job_watch_test.cc store_health_test.cc trouble_log_test.cc
+  SRCS keeper_test.cc parts_test.cc rpc/credentials_test.cc rpc/gone_callers_test.cc rpc/job_watch_test.cc
+       store_health_test.cc trouble_log_test.cc
   DEPS nibble_server_app)
 nibble_test(server_test SRCS server_test.cc DEPS nibble_server_app)
 nibble_test(plan_job_test SRCS plan_job_test.cc DEPS nibble_server_app)

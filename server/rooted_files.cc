@@ -5,13 +5,20 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
 
 namespace nibble::server {
+namespace {
+
+constexpr int64_t kPieceBytes = int64_t{1} << 20;
+
+}  // namespace
 
 absl::StatusOr<RootedFile> OpenBelowRoot(const std::string& root, const std::string& path,
                                          std::string_view field) {
@@ -34,7 +41,7 @@ absl::StatusOr<RootedFile> OpenBelowRoot(const std::string& root, const std::str
   return RootedFile{*real, S_ISDIR(info.st_mode), S_ISREG(info.st_mode) ? info.st_size : 0};
 }
 
-std::function<absl::StatusOr<std::string>(int64_t, int64_t)> RootedReader(std::string path) {
+ReadPiece RootedReader(std::string path) {
   return [path = std::move(path)](int64_t offset, int64_t max_bytes) -> absl::StatusOr<std::string> {
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) return ErrnoStatus(errno, "open " + path);
@@ -56,6 +63,24 @@ std::function<absl::StatusOr<std::string>(int64_t, int64_t)> RootedReader(std::s
     data.resize(have);
     return data;
   };
+}
+
+ReadPiece WhileWanted(ReadPiece read, std::function<bool()> unwanted) {
+  return [read = std::move(read), unwanted = std::move(unwanted)](
+             int64_t offset, int64_t max_bytes) -> absl::StatusOr<std::string> {
+    if (unwanted()) return absl::CancelledError("nobody waits for it any more");
+    return read(offset, max_bytes);
+  };
+}
+
+absl::StatusOr<std::string> Sha256HexOf(const ReadPiece& read) {
+  Sha256 hash;
+  for (int64_t offset = 0;;) {
+    ASSIGN_OR_RETURN(const std::string piece, read(offset, kPieceBytes));
+    if (piece.empty()) return hash.FinishHex();
+    hash.Update(piece);
+    offset += static_cast<int64_t>(piece.size());
+  }
 }
 
 }  // namespace nibble::server

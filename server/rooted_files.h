@@ -25,7 +25,11 @@ absl::StatusOr<RootedFile> OpenBelowRoot(const std::string& root, const std::str
                                          std::string_view field);
 
 // Reads a file piece by piece; empty at its end.
-std::function<absl::StatusOr<std::string>(int64_t offset, int64_t max_bytes)> RootedReader(
-    std::string path);
+using ReadPiece = std::function<absl::StatusOr<std::string>(int64_t offset, int64_t max_bytes)>;
+ReadPiece RootedReader(std::string path);
+// As `read`, but CANCELLED once `unwanted` says so: a file may take an hour.
+ReadPiece WhileWanted(ReadPiece read, std::function<bool()> unwanted);
+// Of all that is read.
+absl::StatusOr<std::string> Sha256HexOf(const ReadPiece& read);
 
 }  // namespace nibble::server

@@ -1,7 +1,7 @@
 #include <algorithm>
+#include <functional>
 
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/error.h"
 #include "base/id.h"
 #include "base/outside_text.h"
@@ -43,9 +43,9 @@ ReadBytes ReaderOf(Edge& edge, const core::Dataset& dataset) {
   };
 }
 
-// Everything but the id, on the pool for whole files.
+// Everything but the id, on the pool for whole files. CANCELLED soon after `unwanted` says so.
 absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRequest& request,
-                                           const Caller& caller) {
+                                           const Caller& caller, const std::function<bool()>& unwanted) {
   core::Dataset dataset;
   dataset.id = request.dataset_id();
   dataset.tenant = caller.tenant;
@@ -66,13 +66,14 @@ absl::StatusOr<core::Dataset> CheckRequest(Edge& edge, const v1::CreateDatasetRe
     dataset.sha256 = request.sha256();
     ASSIGN_OR_RETURN(dataset.size_bytes, edge.blobs->SizeBytes(dataset.sha256));
   }
-  ASSIGN_OR_RETURN(const DatasetFacts facts, CheckDataset(ReaderOf(edge, dataset)));
+  const ReadBytes read = WhileWanted(ReaderOf(edge, dataset), unwanted);
+  ASSIGN_OR_RETURN(const DatasetFacts facts, CheckDataset(read));
   dataset.rows = facts.rows;
   dataset.format = facts.format;
   dataset.formats = facts.formats;
   // After the check, which stops early at what is no data set.
   if (!dataset.path.empty()) {
-    ASSIGN_OR_RETURN(dataset.sha256, Sha256HexOfFile(dataset.path));
+    ASSIGN_OR_RETURN(dataset.sha256, Sha256HexOf(read));
   }
   return dataset;
 }
@@ -91,8 +92,8 @@ class DatasetServiceImpl final : public v1::DatasetService::CallbackService {
                                  "must be 1 to 63 lower-case letters, digits and inner '-'"));
       }
       const auto check = [=, this] {
-        auto dataset = CheckRequest(edge_, *request, caller);
-        if (edge_.meter) edge_.meter->OnDatasetChecked(dataset.ok());
+        auto dataset = CheckRequest(edge_, *request, caller, [context] { return context->IsCancelled(); });
+        if (edge_.meter && !absl::IsCancelled(dataset.status())) edge_.meter->OnDatasetChecked(dataset.ok());
         if (!dataset.ok()) return done(dataset.status());
         Store(*std::move(dataset), done, response);
       };

@@ -1,9 +1,9 @@
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/id.h"
@@ -68,7 +68,7 @@ absl::StatusOr<ModelFiles> FilesOfManifest(Edge& edge, const v1::RegisterModelRe
 // A directory's files, wherever links lead below the root: name -> real path.
 using RealPaths = std::map<std::string, std::string>;
 absl::StatusOr<ModelFiles> FilesOfDirectory(const Edge& edge, const std::string& directory,
-                                            RealPaths& paths) {
+                                            RealPaths& paths, const std::function<bool()>& unwanted) {
   ModelFiles model;
   ASSIGN_OR_RETURN(const auto names, ListDir(directory));
   for (const std::string& name : names) {
@@ -79,15 +79,16 @@ absl::StatusOr<ModelFiles> FilesOfDirectory(const Edge& edge, const std::string&
     model.files.push_back({name, "", file.size_bytes});
     paths[name] = file.path;
   }
-  model.read = [&paths](const core::FileRef& file, int64_t offset, int64_t max_bytes) {
-    return RootedReader(paths.at(file.name))(offset, max_bytes);
+  model.read = [&paths, &unwanted](const core::FileRef& file, int64_t offset, int64_t max_bytes) {
+    return WhileWanted(RootedReader(paths.at(file.name)), unwanted)(offset, max_bytes);
   };
   return model;
 }
 
-// The model without an id, on the pool for whole files: weights are read for their digest.
+// The model without an id, on the pool for whole files: weights are read for their digest. CANCELLED soon
+// after `unwanted` says so.
 absl::StatusOr<core::Model> CheckRequest(Edge& edge, const v1::RegisterModelRequest& request,
-                                         const Caller& caller) {
+                                         const Caller& caller, const std::function<bool()>& unwanted) {
   if ((request.manifest_size() == 0) == request.path().empty()) {
     return Error::Field(Reason::kSpecInvalid, "manifest", "or path must be given, and not both").ToStatus();
   }
@@ -108,13 +109,14 @@ absl::StatusOr<core::Model> CheckRequest(Edge& edge, const v1::RegisterModelRequ
     }
     model.root_path = root.path;
     if (model.display_name.empty()) model.display_name = BaseName(root.path);
-    ASSIGN_OR_RETURN(files, FilesOfDirectory(edge, root.path, paths));
+    ASSIGN_OR_RETURN(files, FilesOfDirectory(edge, root.path, paths, unwanted));
   }
   ASSIGN_OR_RETURN(ModelFacts facts, CheckModel(files));
   for (core::FileRef& file : files.files) {
-    if (file.sha256.empty()) {
-      ASSIGN_OR_RETURN(file.sha256, Sha256HexOfFile(paths.at(file.name)));
-    }
+    if (!file.sha256.empty()) continue;
+    ASSIGN_OR_RETURN(file.sha256, Sha256HexOf([&](int64_t offset, int64_t max_bytes) {
+                       return files.read(file, offset, max_bytes);
+                     }));
   }
   model.config_json = std::move(facts.config_json);
   model.config = facts.config;
@@ -144,7 +146,7 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
                                  "must be 1 to 63 lower-case letters, digits and inner '-'"));
       }
       const auto check = [=, this] {
-        auto model = CheckRequest(edge_, *request, caller);
+        auto model = CheckRequest(edge_, *request, caller, [context] { return context->IsCancelled(); });
         if (!model.ok()) return done(model.status());
         Store(*std::move(model), done, response);
       };

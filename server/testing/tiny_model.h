@@ -21,8 +21,14 @@ inline std::string TinyConfig(int positions) {
 inline constexpr char kTinyTokenizer[] =
     R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}})";
 
-// All tensors the config asks for, zero.
-inline std::string TinyWeights() {
+struct TinyShape {
+  int64_t vocab = 64;
+  int64_t hidden = 32;
+  int64_t key_value = 16;
+  int64_t middle = 64;
+};
+// All tensors of such a config: what stands before their data_bytes.
+inline std::string TinyHeader(const TinyShape& shape, int64_t& data_bytes) {
   std::string header = "{";
   int64_t at = 0;
   const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
@@ -32,25 +38,32 @@ inline std::string TinyWeights() {
                     at + bytes, "]}");
     at += bytes;
   };
-  constexpr int64_t kHidden = 32, kKeyValue = 16, kMiddle = 64;
-  add("model.embed_tokens.weight", 64, kHidden);
-  add("model.norm.weight", kHidden, 0);
+  add("model.embed_tokens.weight", shape.vocab, shape.hidden);
+  add("model.norm.weight", shape.hidden, 0);
   const auto part = [&](const char* name, int64_t rows, int64_t columns) {
     add(absl::StrCat("model.layers.0.", name, ".weight"), rows, columns);
   };
-  part("input_layernorm", kHidden, 0);
-  part("post_attention_layernorm", kHidden, 0);
-  part("self_attn.q_proj", kHidden, kHidden);
-  part("self_attn.k_proj", kKeyValue, kHidden);
-  part("self_attn.v_proj", kKeyValue, kHidden);
-  part("self_attn.o_proj", kHidden, kHidden);
-  part("mlp.gate_proj", kMiddle, kHidden);
-  part("mlp.up_proj", kMiddle, kHidden);
-  part("mlp.down_proj", kHidden, kMiddle);
+  part("input_layernorm", shape.hidden, 0);
+  part("post_attention_layernorm", shape.hidden, 0);
+  part("self_attn.q_proj", shape.hidden, shape.hidden);
+  part("self_attn.k_proj", shape.key_value, shape.hidden);
+  part("self_attn.v_proj", shape.key_value, shape.hidden);
+  part("self_attn.o_proj", shape.hidden, shape.hidden);
+  part("mlp.gate_proj", shape.middle, shape.hidden);
+  part("mlp.up_proj", shape.middle, shape.hidden);
+  part("mlp.down_proj", shape.hidden, shape.middle);
   header += "}";
   std::string file;
   for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i));
-  return file + header + std::string(static_cast<size_t>(at), '\0');
+  data_bytes = at;
+  return file + header;
+}
+
+// Of TinyConfig, zero.
+inline std::string TinyWeights() {
+  int64_t bytes = 0;
+  const std::string header = TinyHeader({}, bytes);
+  return header + std::string(static_cast<size_t>(bytes), '\0');
 }
 
 }  // namespace nibble::server
