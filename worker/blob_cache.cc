@@ -192,7 +192,11 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   }
   const std::string building = path + ".building";
   RETURN_IF_ERROR(RemoveAll(building));
-  RETURN_IF_ERROR(LinkInto(owner, files, building, fetch));
+  const absl::Status linked = LinkInto(owner, files, building, fetch);
+  if (!linked.ok()) {
+    (void)RemoveAll(building);  // while it has links to them, blobs do not go
+    return linked;
+  }
   RETURN_IF_ERROR(Rename(building, path));
   return path;
 }

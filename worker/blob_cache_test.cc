@@ -98,6 +98,18 @@ TEST_F(BlobCacheTest, ModelsAreDirectoriesOfLinks) {
   EXPECT_FALSE(cache_.GetModel("job/3", Sha256Hex("x"), {Ref("../x", "{}")}, server_.fetch).ok());
 }
 
+// Links to what did come would keep it there whatever the bound.
+TEST_F(BlobCacheTest, AModelThatDoesNotComeInFullHoldsNothing) {
+  const std::vector<FileRef> files = {server_.Add("config.json", "{}"),
+                                      server_.Add("model.safetensors", "weights")};
+  server_.break_after = 3;
+  EXPECT_FALSE(cache_.GetModel("job/1", Sha256Hex("manifest"), files, server_.fetch).ok());
+  ASSERT_TRUE(FileExists(dir_.Join("c/blobs/" + files[0].sha256)));
+  cache_.Unpin("job/1");
+  EXPECT_EQ(cache_.ShrinkTo(0), 0);
+  EXPECT_FALSE(FileExists(dir_.Join("c/blobs/" + files[0].sha256)));
+}
+
 // Writes into a file that nobody may write to, its size and links as they were.
 void Damage(const std::string& path) {
   ASSERT_EQ(chmod(path.c_str(), 0644), 0);
