@@ -12,23 +12,20 @@
 #include "base/status.h"
 
 namespace nibble {
-namespace {
 
-absl::StatusOr<std::string> Hash(const std::string& path, const std::function<bool()>& stop) {
+absl::StatusOr<std::string> Sha256HexOfFile(const std::string& path, const std::function<bool()>& stop) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return ErrnoStatus(errno, "open " + path);
   std::vector<char> chunk(size_t{1} << 20);  // small beside what an engine plans for
   Sha256 hash;
   do {
-    if (stop && stop()) return absl::CancelledError("reading a model was stopped");
+    if (stop && stop()) return absl::CancelledError("reading " + BaseName(path) + " was stopped");
     file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
     hash.Update(chunk.data(), static_cast<size_t>(file.gcount()));
   } while (file);
   if (file.bad()) return absl::DataLossError("read " + path);
   return hash.FinishHex();
 }
-
-}  // namespace
 
 absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path, const std::string& memo_dir,
                                                       const std::function<bool()>& stop) {
@@ -43,7 +40,7 @@ absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path, c
     ASSIGN_OR_RETURN(const std::string known, ReadFile(memo, 64));
     if (IsSha256Hex(known)) return known;
   }
-  ASSIGN_OR_RETURN(const std::string digest, Hash(real, stop));
+  ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(real, stop));
   RETURN_IF_ERROR(WriteFileAtomic(memo, digest));
   return digest;
 }

@@ -9,8 +9,10 @@
 
 namespace nibble {
 
-// As Sha256HexOfFile, kept in `memo_dir` under the file's real name, size, inode and times. `stop` is asked
-// every few megabytes while a file is read; true: CANCELLED.
+// As Sha256HexOfFile (base/digest.h). `stop` is asked every megabyte; true: CANCELLED.
+absl::StatusOr<std::string> Sha256HexOfFile(const std::string& path, const std::function<bool()>& stop);
+
+// The same, kept in `memo_dir` under the file's real name, size, inode and times.
 absl::StatusOr<std::string> RememberedSha256HexOfFile(const std::string& path, const std::string& memo_dir,
                                                       const std::function<bool()>& stop = nullptr);
 

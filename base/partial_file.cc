@@ -25,12 +25,14 @@ int OpenToWrite(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<PartialFile> PartialFile::Open(const std::string& path, int64_t size_bytes) {
+absl::StatusOr<PartialFile> PartialFile::Open(const std::string& path, int64_t size_bytes,
+                                              const std::function<bool()>& stop) {
   const int fd = OpenToWrite(path);
   if (fd < 0) return ErrnoStatus(errno, "create " + path);
   PartialFile file(path, fd, size_bytes);
   std::string buffer(size_t{1} << 20, '\0');
   while (true) {
+    if (stop && stop()) return absl::CancelledError("reading " + BaseName(path) + " was stopped");
     const ssize_t got = pread(fd, buffer.data(), buffer.size(), file.offset_);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return ErrnoStatus(errno, "read " + path);

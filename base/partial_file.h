@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -19,8 +20,9 @@ namespace nibble {
 class PartialFile {
  public:
   // Opens or creates `path` and hashes what is there. More than `size_bytes` cannot be the beginning
-  // of the file wanted, and is dropped.
-  static absl::StatusOr<PartialFile> Open(const std::string& path, int64_t size_bytes);
+  // of the file wanted, and is dropped. `stop` is asked every megabyte; true: CANCELLED.
+  static absl::StatusOr<PartialFile> Open(const std::string& path, int64_t size_bytes,
+                                          const std::function<bool()>& stop = nullptr);
   ~PartialFile();
   PartialFile(PartialFile&& other) noexcept;
   PartialFile& operator=(PartialFile&&) = delete;

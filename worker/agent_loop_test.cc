@@ -536,6 +536,29 @@ TEST_F(AgentLoopTest, MappedDataThatWasChangedIsRefused) {
   }
 }
 
+// Terabytes in the cache, begun, or to be sent, that take an hour to be read: who waits for that keeps the worker
+// from its end.
+TEST_F(AgentLoopTest, FilesAreReadNoFurtherThanTheyAreWanted) {
+  BlobCache cache(dir_.Join("c"), 1 << 20);
+  ASSERT_TRUE(cache.Open().ok() && MakeDirs(dir_.Join("up")).ok());
+  const AttemptFiles files(dir_.Join("x"), false, cache, server_);
+  Assignment a = Job("a", 1, 10);
+  const FileRef vast{"model.safetensors", Sha256Hex("vast"), int64_t{1} << 42};
+  a.base_files = {vast};
+  for (const char* place : {"c/blobs/", "c/partial/", "up/"}) {
+    const std::string path = dir_.Join(place + vast.sha256);
+    ASSERT_TRUE(WriteFileAtomic(path, "").ok());
+    ASSERT_EQ(truncate(path.c_str(), vast.size_bytes), 0);
+    int asked = 0;
+    const auto cancelled = [&] { return ++asked > 3; };
+    const absl::Status status = place == std::string("up/")
+                                    ? files.Upload(a.key, a.token, dir_.Join("up"), cancelled).status()
+                                    : files.Fetch(a, cancelled).status();
+    EXPECT_TRUE(absl::IsCancelled(status)) << place << ": " << status;
+    EXPECT_TRUE(RemoveFile(path).ok()) << "it stays where it is";
+  }
+}
+
 // More often than there is room for what nobody takes any more.
 TEST_F(AgentLoopTest, WhoAsksForADrainWhenAllIsOverIsNotKeptWaiting) {
   loop_->RequestDrain();

@@ -44,7 +44,7 @@ absl::StatusOr<std::string> AttemptFiles::DataOf(const Assignment& assignment,
                                                  const IsCancelled& cancelled) const {
   if (!file) return "";
   if (!shares_file_system_ || path.empty() || !FileExists(path))
-    return FetchData(assignment, *file, folder, fetch);
+    return FetchData(assignment, *file, folder, fetch, cancelled);
   ASSIGN_OR_RETURN(const bool same, IsAsRegistered(path, *file, cancelled));
   if (same) return path;
   return Error(Reason::kDigestMismatch,
@@ -55,11 +55,12 @@ absl::StatusOr<std::string> AttemptFiles::DataOf(const Assignment& assignment,
 
 absl::StatusOr<std::string> AttemptFiles::FetchData(const Assignment& assignment,
                                                     const FileRef& file, const std::string& folder,
-                                                    const BlobCache::Fetch& fetch) const {
+                                                    const BlobCache::Fetch& fetch,
+                                                    const IsCancelled& cancelled) const {
   // Under a name of our own: what users call their files is no business of a path here.
   const FileRef named{"rows.jsonl", file.sha256, file.size_bytes};
   const std::string directory = JoinPath(DirOf(assignment.key, assignment.token), folder);
-  RETURN_IF_ERROR(cache_.LinkInto(assignment.key.ToString(), {named}, directory, fetch));
+  RETURN_IF_ERROR(cache_.LinkInto(assignment.key.ToString(), {named}, directory, fetch, cancelled));
   return JoinPath(directory, named.name);
 }
 
@@ -83,10 +84,11 @@ absl::Status AttemptFiles::CheckMappedBase(const Assignment& a,
 // What is not there in full, or has other bytes twice, will never be: the job can go on from the
 // one before.
 absl::Status AttemptFiles::FetchCheckpoint(const Assignment& a, const std::string& directory,
-                                           const BlobCache::Fetch& fetch) const {
+                                           const BlobCache::Fetch& fetch,
+                                           const IsCancelled& cancelled) const {
   absl::Status status;
   for (int tries = 0; tries < 2; ++tries) {
-    status = cache_.LinkInto(a.key.ToString(), a.checkpoint_files, directory, fetch);
+    status = cache_.LinkInto(a.key.ToString(), a.checkpoint_files, directory, fetch, cancelled);
     if (StatusReason(status) != Reason::kDigestMismatch) break;
   }
   const Reason reason = StatusReason(status);
@@ -115,7 +117,7 @@ absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
     RETURN_IF_ERROR(CheckMappedBase(a, cancelled));
     files.model_dir = a.base_path;
   } else {
-    ASSIGN_OR_RETURN(files.model_dir, cache_.GetModel(owner, a.base_digest, a.base_files, fetch));
+    ASSIGN_OR_RETURN(files.model_dir, cache_.GetModel(owner, a.base_digest, a.base_files, fetch, cancelled));
   }
   if (cancelled()) return absl::CancelledError("no longer wanted");
   ASSIGN_OR_RETURN(files.dataset_path, DataOf(a, a.dataset, a.dataset_path, "data", fetch, cancelled));
@@ -123,7 +125,7 @@ absl::StatusOr<LocalFiles> AttemptFiles::Fetch(const Assignment& a,
                    DataOf(a, a.eval_dataset, a.eval_dataset_path, "eval", fetch, cancelled));
   if (!a.checkpoint_files.empty()) {
     files.resume_dir = JoinPath(dir, absl::StrCat("resume/step-", a.checkpoint_step));
-    RETURN_IF_ERROR(FetchCheckpoint(a, files.resume_dir, fetch));
+    RETURN_IF_ERROR(FetchCheckpoint(a, files.resume_dir, fetch, cancelled));
   }
   cache_.Shrink();
   return files;
@@ -139,7 +141,7 @@ absl::StatusOr<std::vector<FileRef>> AttemptFiles::Upload(const AttemptKey& key,
     const std::string path = JoinPath(directory, name);
     if (IsDirectory(path)) continue;
     ASSIGN_OR_RETURN(const int64_t size, FileSizeBytes(path));
-    ASSIGN_OR_RETURN(const std::string sha256, Sha256HexOfFile(path));
+    ASSIGN_OR_RETURN(const std::string sha256, Sha256HexOfFile(path, cancelled));
     FileRef file{name, sha256, size};
     RETURN_IF_ERROR(link_.PutBlob(key, token, file, path, cancelled));
     files.push_back(std::move(file));

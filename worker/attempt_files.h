@@ -49,10 +49,10 @@ class AttemptFiles {
                                      const BlobCache::Fetch& fetch, const IsCancelled& cancelled) const;
   absl::StatusOr<std::string> FetchData(const Assignment& assignment, const FileRef& file,
                                         const std::string& folder,
-                                        const BlobCache::Fetch& fetch) const;
+                                        const BlobCache::Fetch& fetch, const IsCancelled& cancelled) const;
   absl::Status CheckMappedBase(const Assignment& assignment, const IsCancelled& cancelled) const;
   absl::Status FetchCheckpoint(const Assignment& assignment, const std::string& directory,
-                               const BlobCache::Fetch& fetch) const;
+                               const BlobCache::Fetch& fetch, const IsCancelled& cancelled) const;
 
   const std::string work_dir_;
   const bool shares_file_system_;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/digest.h"
+#include "base/digest_memo.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -106,9 +107,9 @@ void BlobCache::Unpin(const std::string& owner) {
   pins_.erase(owner);
 }
 
-absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
+absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch, const Stop& stop) {
   const std::string partial = JoinPath(directory_, "partial/" + file.sha256);
-  ASSIGN_OR_RETURN(PartialFile out, PartialFile::Open(partial, file.size_bytes));
+  ASSIGN_OR_RETURN(PartialFile out, PartialFile::Open(partial, file.size_bytes, stop));
   if (!out.IsWhole()) {
     RETURN_IF_ERROR(fetch(file.sha256, out.offset(),
                           [&](std::string_view data) { return out.Append(data); }));
@@ -122,7 +123,7 @@ absl::Status BlobCache::FetchToFile(const FileRef& file, const Fetch& fetch) {
 
 // Whether `path` holds the bytes of the file. Bytes that came over the wire were hashed on the way,
 // not on the disk.
-bool BlobCache::IsSound(const std::string& path, const FileRef& file) {
+absl::StatusOr<bool> BlobCache::IsSound(const std::string& path, const FileRef& file, const Stop& stop) {
   const auto size = FileSizeBytes(path);
   if (!size.ok() || *size != file.size_bytes) return false;
   const int64_t now_us = RealClock::Get().NowMonotonicUs();
@@ -131,7 +132,8 @@ bool BlobCache::IsSound(const std::string& path, const FileRef& file) {
     const auto known = sound_until_us_.find(file.sha256);
     if (known != sound_until_us_.end() && now_us < known->second) return true;
   }
-  const auto digest = Sha256HexOfFile(path);
+  const auto digest = Sha256HexOfFile(path, stop);
+  if (absl::IsCancelled(digest.status())) return digest.status();
   if (!digest.ok() || *digest != file.sha256) {
     LogError("cache.damaged", {{"path", path}, {"sha256", file.sha256}});
     return false;
@@ -142,7 +144,7 @@ bool BlobCache::IsSound(const std::string& path, const FileRef& file) {
 }
 
 absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileRef& file,
-                                           const Fetch& fetch) {
+                                           const Fetch& fetch, const Stop& stop) {
   if (!IsSha256Hex(file.sha256)) {
     return Error(Reason::kInternal, absl::StrCat(file.name, " has no digest to fetch it by"))
         .ToStatus();
@@ -150,16 +152,17 @@ absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileR
   Pin(owner, file.sha256);
   std::lock_guard lock(LockFor(file.sha256));
   const std::string path = BlobPath(file.sha256);
-  if (IsSound(path, file)) {
+  ASSIGN_OR_RETURN(const bool sound, IsSound(path, file, stop));
+  if (sound) {
     Touch(path);
     return path;
   }
-  RETURN_IF_ERROR(FetchToFile(file, fetch));
+  RETURN_IF_ERROR(FetchToFile(file, fetch, stop));
   return path;
 }
 
 absl::Status BlobCache::LinkInto(const std::string& owner, const std::vector<FileRef>& files,
-                                 const std::string& directory, const Fetch& fetch) {
+                                 const std::string& directory, const Fetch& fetch, const Stop& stop) {
   RETURN_IF_ERROR(MakeDirs(directory));
   for (const FileRef& file : files) {
     if (!IsPlainFileName(file.name)) {
@@ -167,7 +170,7 @@ absl::Status BlobCache::LinkInto(const std::string& owner, const std::vector<Fil
                    absl::StrCat("the file name \"", file.name.substr(0, 100), "\" is not plain"))
           .ToStatus();
     }
-    ASSIGN_OR_RETURN(const std::string blob, Get(owner, file, fetch));
+    ASSIGN_OR_RETURN(const std::string blob, Get(owner, file, fetch, stop));
     RETURN_IF_ERROR(LinkOrCopy(blob, JoinPath(directory, file.name)));
   }
   return absl::OkStatus();
@@ -175,16 +178,19 @@ absl::Status BlobCache::LinkInto(const std::string& owner, const std::vector<Fil
 
 absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const std::string& digest,
                                                 const std::vector<FileRef>& files,
-                                                const Fetch& fetch) {
+                                                const Fetch& fetch, const Stop& stop) {
   if (!IsSha256Hex(digest)) return Error(Reason::kInternal, "a model without a digest").ToStatus();
   Pin(owner, digest);
   const std::string path = JoinPath(directory_, "models/" + digest);
   std::lock_guard model_lock(LockFor("model " + digest));
-  const auto is_sound = [&](const FileRef& file) {
-    return IsPlainFileName(file.name) && IsSound(JoinPath(path, file.name), file);
-  };
   if (IsDirectory(path)) {
-    if (std::all_of(files.begin(), files.end(), is_sound)) {
+    bool sound = true;
+    for (const FileRef& file : files) {
+      if (sound) sound = IsPlainFileName(file.name);
+      if (!sound) break;
+      ASSIGN_OR_RETURN(sound, IsSound(JoinPath(path, file.name), file, stop));
+    }
+    if (sound) {
       Touch(path);
       return path;
     }
@@ -192,7 +198,7 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   }
   const std::string building = path + ".building";
   RETURN_IF_ERROR(RemoveAll(building));
-  const absl::Status linked = LinkInto(owner, files, building, fetch);
+  const absl::Status linked = LinkInto(owner, files, building, fetch, stop);
   if (!linked.ok()) {
     (void)RemoveAll(building);  // while it has links to them, blobs do not go
     return linked;

@@ -38,15 +38,19 @@ class BlobCache {
   // Makes the directories; removes what is not whole.
   absl::Status Open();
 
+  // Asked while files are read here; true: CANCELLED. Empty: they are read to their ends.
+  using Stop = std::function<bool()>;
+
   // The path of the verified blob, fetched if need be; pinned for `owner` until Unpin.
-  absl::StatusOr<std::string> Get(const std::string& owner, const FileRef& file,
-                                  const Fetch& fetch);
+  absl::StatusOr<std::string> Get(const std::string& owner, const FileRef& file, const Fetch& fetch,
+                                  const Stop& stop = nullptr);
   // A directory with these files by name, pinned likewise. `digest` names it.
   absl::StatusOr<std::string> GetModel(const std::string& owner, const std::string& digest,
-                                       const std::vector<FileRef>& files, const Fetch& fetch);
+                                       const std::vector<FileRef>& files, const Fetch& fetch,
+                                       const Stop& stop = nullptr);
   // Hard links of the files, by name, in `directory`, which is made.
   absl::Status LinkInto(const std::string& owner, const std::vector<FileRef>& files,
-                        const std::string& directory, const Fetch& fetch);
+                        const std::string& directory, const Fetch& fetch, const Stop& stop = nullptr);
   void Unpin(const std::string& owner);
   // Removes what is beyond the bound; returns the bytes left.
   int64_t Shrink() { return ShrinkTo(max_bytes_); }
@@ -54,9 +58,9 @@ class BlobCache {
   int64_t ShrinkTo(int64_t max_bytes);
 
  private:
-  bool IsSound(const std::string& path, const FileRef& file);
+  absl::StatusOr<bool> IsSound(const std::string& path, const FileRef& file, const Stop& stop);
   std::string BlobPath(const std::string& sha256) const;
-  absl::Status FetchToFile(const FileRef& file, const Fetch& fetch);
+  absl::Status FetchToFile(const FileRef& file, const Fetch& fetch, const Stop& stop);
   std::mutex& LockFor(const std::string& sha256);
   void Pin(const std::string& owner, const std::string& what);
   bool MoveAwayUnpinned(const std::string& path, const std::string& to);
@@ -68,7 +72,7 @@ class BlobCache {
   std::map<std::string, std::set<std::string>> pins_;  // owner -> digests of blobs and models
   std::map<std::string, std::mutex> fetching_;
   std::map<std::string, int64_t> sound_until_us_;  // by digest
-  std::mutex shrink_mutex_;  // no eviction while a model directory is assembled
+  std::mutex shrink_mutex_;  // one eviction at a time
 };
 
 // A plain file name: what a manifest from the server may put into a path of ours.
