@@ -536,8 +536,8 @@ TEST_F(AgentLoopTest, MappedDataThatWasChangedIsRefused) {
   }
 }
 
-// Terabytes in the cache, begun, or to be sent, that take an hour to be read: who waits for that keeps the worker
-// from its end.
+// Terabytes in the cache, begun, or to be sent, that take an hour to be read: who waits for that keeps the
+// worker from its end.
 TEST_F(AgentLoopTest, FilesAreReadNoFurtherThanTheyAreWanted) {
   BlobCache cache(dir_.Join("c"), 1 << 20);
   ASSERT_TRUE(cache.Open().ok() && MakeDirs(dir_.Join("up")).ok());
