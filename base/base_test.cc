@@ -1,7 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <openssl/rand.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <thread>
 
 #include "base/clock.h"
@@ -12,6 +15,7 @@
 #include "base/human_bytes.h"
 #include "base/partial_file.h"
 #include "base/id.h"
+#include "base/keep_openssl.h"
 #include "base/mailbox.h"
 #include "base/outside_text.h"
 #include "base/random.h"
@@ -20,6 +24,23 @@
 
 namespace nibble {
 namespace {
+
+// As a thread of gRPC's would that is in a handshake when the process exits.
+void UseOpenSslAtTheEnd() {
+  unsigned char byte = 0;
+  _exit(RAND_priv_bytes(&byte, 1) == 1 ? 0 : 9);
+}
+
+TEST(KeepOpenSslDeathTest, ThreadsMayUseItUntilTheProcessIsGone) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // in a process that has not used it yet
+  const auto exits = [] {
+    KeepOpenSsl();
+    std::atexit(UseOpenSslAtTheEnd);  // runs after what OpenSSL registers when it is used first
+    (void)Sha256Hex("used");
+    std::exit(1);
+  };
+  EXPECT_EXIT(exits(), testing::ExitedWithCode(0), "");
+}
 
 // As long as somebody waits for it, and then with the same result.
 TEST(DigestMemo, IsStoppedInTheMiddleOfAFile) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/keep_openssl.h"
 #include "client/command_line.h"
 #include "client/recipe_keys.h"
 #include "proto/endpoint.h"
@@ -62,6 +63,7 @@ std::string HandedOnTooLate(int argc, char** argv) {
 int Main(int argc, char** argv) {
   // What the library has to say is in the errors we print.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  KeepOpenSsl();
   PollWhileConnecting();
   Commands c;
   const std::string late = argc > 1 && argv[1][0] == '-' ? HandedOnTooLate(argc, argv) : "";

@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "base/hang_up.h"
 #include "base/id.h"
+#include "base/keep_openssl.h"
 #include "base/log.h"
 #include "server/auth.h"
 #include "server/backup.h"
@@ -298,6 +299,7 @@ int VerifyCommand(Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
+  KeepOpenSsl();
   Flags flags(argc, argv);
   if (flags.Switch("help")) {
     std::cout << kHelp;

@@ -25,6 +25,7 @@
 #include "base/file.h"
 #include "base/hang_up.h"
 #include "base/id.h"
+#include "base/keep_openssl.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "proto/endpoint.h"
@@ -315,6 +316,7 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
 }
 
 int Main(int argc, char** argv) {
+  KeepOpenSsl();
   PollWhileConnecting();
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--help" || std::string(argv[i]) == "-h") {
