@@ -389,6 +389,39 @@ TEST(ReportTest, PlanSaysWhatIsMissing) {
   EXPECT_EQ(DataReportText("nonsense", {false, true}), "");
 }
 
+// A device that takes no such job is no device that is too small, and says why.
+TEST(ReportTest, PlanAndWhySayWhyADeviceCannotTakeAJob) {
+  v1::PlanJobResponse plan;
+  for (const char* card : {"card-24gb", "card-48gb"}) {
+    auto* fit = plan.add_fits();
+    fit->set_worker(card);
+    fit->set_device("gpu0");
+    fit->set_verdict(v1::DeviceFit::NEVER);
+    fit->set_refusal("training.micro_batch_size times data.sequence_len is too much");
+  }
+  const std::string why = "micro_batch_size times sequence_len is too much";
+  std::string text = PlanText(plan, "", 0, {false, true});
+  EXPECT_THAT(text, ContainsRegex("card-24gb/gpu0 +never, cannot take it +- "));
+  EXPECT_THAT(text, HasSubstr("why it cannot be taken by card-24gb/gpu0, card-48gb/gpu0\n  " + why + "\n"));
+  EXPECT_THAT(text, Not(HasSubstr("nothing we know of")));
+  EXPECT_THAT(FitsText(plan, {false, true}), ContainsRegex("card-24gb/gpu0 +never, cannot take it: " + why));
+  auto* cpu = plan.add_fits();
+  cpu->set_worker("workers/w1");
+  cpu->set_device("cpu0");
+  cpu->set_verdict(v1::DeviceFit::NEVER);
+  cpu->set_shortfall_bytes(1);
+  EXPECT_EQ(ShownFit(plan), cpu) << "what is only too small has a plan to be shown";
+
+  v1::ExplainJobResponse job;
+  job.set_state(v1::QUEUED);
+  auto* device = job.add_devices();
+  device->set_worker("workers/w2");
+  device->set_device("cuda0");
+  device->set_verdict(v1::DeviceExplanation::NO_PLAN);
+  device->set_refusal(plan.fits(0).refusal());
+  EXPECT_THAT(WhyText(job, 0, {}), HasSubstr("cannot take it: " + why));
+}
+
 // As transformers has it, the first step of a warm-up has rate 0: a job of one step would change nothing.
 TEST(Report, AJobThatIsMostlyWarmUpIsSaid) {
   v1::JobSpec spec;

@@ -28,6 +28,7 @@ std::string Parts(const std::vector<std::pair<const char*, int64_t>>& parts) {
 }
 
 std::string ShortText(const v1::DeviceFit& fit) {
+  if (!fit.refusal().empty()) return "cannot take it";
   if (fit.shortfall_bytes() > 0) return absl::StrCat(FormatBytes(fit.shortfall_bytes()), " short");
   if (fit.pinned_shortfall_bytes() > 0)
     return absl::StrCat(FormatBytes(fit.pinned_shortfall_bytes()), " page-locked short");
@@ -59,7 +60,7 @@ std::string DevicesTable(const v1::PlanJobResponse& plan, int64_t now_unix_us, c
   rows[0].push_back("WITH");
   for (const auto& f : plan.fits()) {
     std::vector<std::string> row = {
-        PlaceText(f), Verdict(f, style), FormatBytes(f.plan().total_bytes()),
+        PlaceText(f), Verdict(f, style), f.has_plan() ? FormatBytes(f.plan().total_bytes()) : "-",
         FormatBytes(f.capacity_bytes()), FormatBytes(f.free_bytes()),
         f.largest_micro_batch_size() ? absl::StrCat(f.largest_micro_batch_size()) : "-",
         f.largest_sequence_len() ? absl::StrCat(f.largest_sequence_len()) : "-"};
@@ -85,13 +86,33 @@ std::string ChangesTable(const v1::DeviceFit& fit, const Style& style) {
   return Table(rows, style, {1, 2});
 }
 
+// Devices that are refused for one reason are told together.
+void Refusals(const v1::PlanJobResponse& plan, const Style& style, std::string& out) {
+  std::vector<std::pair<std::string, std::string>> told;  // reason, devices
+  for (const auto& f : plan.fits()) {
+    if (f.refusal().empty()) continue;
+    const auto same = std::find_if(told.begin(), told.end(), [&](auto& t) { return t.first == f.refusal(); });
+    if (same == told.end()) {
+      told.emplace_back(f.refusal(), PlaceText(f));
+    } else {
+      absl::StrAppend(&same->second, ", ", PlaceText(f));
+    }
+  }
+  for (const auto& [reason, devices] : told) {
+    Heading(out, style, absl::StrCat("why it cannot be taken by ", devices));
+    absl::StrAppend(&out, "  ", InRecipeWords(reason), "\n");
+  }
+}
+
 const v1::DeviceFit* Shown(const v1::PlanJobResponse& plan, const std::string& worker) {
+  const auto rank = [](const v1::DeviceFit& f) {
+    return f.verdict() != v1::DeviceFit::NEVER ? 0 : f.refusal().empty() ? 1 : 2;
+  };
   const v1::DeviceFit* chosen = nullptr;
   for (const auto& f : plan.fits()) {
     if (!worker.empty()) {
       if (ShortName(f.worker()) == ShortName(worker)) return &f;
-    } else if (chosen == nullptr || (chosen->verdict() == v1::DeviceFit::NEVER &&
-                                     f.verdict() != v1::DeviceFit::NEVER)) {
+    } else if (chosen == nullptr || rank(f) < rank(*chosen)) {
       chosen = &f;
     }
   }
@@ -131,8 +152,22 @@ std::optional<std::string> KeyOf(const std::string& path, bool of_spec) {
   return key == path ? std::nullopt : std::optional<std::string>(key);
 }
 
+std::string Decimal(int64_t bytes, double unit) {
+  return absl::StrFormat("%.2f", static_cast<double>(bytes) / unit);
+}
+
+}  // namespace
+
+std::string OverridesText(const v1::Suggestion& suggestion) {
+  std::vector<std::string> overrides;
+  for (const auto& change : suggestion.changes()) {
+    overrides.push_back(absl::StrCat(RecipeKey(change.field()), "=", change.value()));
+  }
+  return absl::StrJoin(overrides, " ");
+}
+
 // Each word that is the path of a field, with or without "spec." before it, becomes the recipe's key.
-std::string RecipeWords(absl::string_view text) {
+std::string InRecipeWords(absl::string_view text) {
   constexpr absl::string_view kLetters = "abcdefghijklmnopqrstuvwxyz0123456789_.";
   std::string out;
   while (!text.empty()) {
@@ -158,27 +193,13 @@ std::string RecipeWords(absl::string_view text) {
   return out;
 }
 
-std::string Decimal(int64_t bytes, double unit) {
-  return absl::StrFormat("%.2f", static_cast<double>(bytes) / unit);
-}
-
-}  // namespace
-
-std::string OverridesText(const v1::Suggestion& suggestion) {
-  std::vector<std::string> overrides;
-  for (const auto& change : suggestion.changes()) {
-    overrides.push_back(absl::StrCat(RecipeKey(change.field()), "=", change.value()));
-  }
-  return absl::StrJoin(overrides, " ");
-}
-
 absl::Status InRecipeWords(const absl::Status& status) {
   const Reason reason = StatusReason(status);
   if (status.ok() || reason == Reason::kUnspecified) return status;
-  Error error(reason, RecipeWords(status.message()));
+  Error error(reason, InRecipeWords(status.message()));
   for (const auto& [key, value] : StatusMetadata(status)) error.With(key, value);
   for (const FieldViolation& v : StatusViolations(status))
-    error.Violation(RecipeWords(v.field), RecipeWords(v.description));
+    error.Violation(InRecipeWords(v.field), InRecipeWords(v.description));
   return error.ToStatus();
 }
 
@@ -256,12 +277,15 @@ std::string PlanText(const v1::PlanJobResponse& plan, const std::string& worker,
   Line(out, "warning", WarmUpText(plan.effective_spec(), plan.planned_steps()));
   if (const v1::DeviceFit* shown = Shown(plan, worker)) {
     Heading(out, style, absl::StrCat("memory on ", PlaceText(*shown)));
-    out += MemoryText(shown->plan());
+    out += shown->refusal().empty() ? MemoryText(shown->plan())
+                                    : absl::StrCat("  ", InRecipeWords(shown->refusal()), "\n");
   }
   Heading(out, style, "devices");
   out += DevicesTable(plan, now_unix_us, style);
+  Refusals(plan, style, out);
   std::vector<std::string> told;
   for (const auto& f : plan.fits()) {
+    if (!f.refusal().empty()) continue;
     if (f.suggestions_size() == 0) {
       if (f.verdict() == v1::DeviceFit::NEVER) {
         Heading(out, style, absl::StrCat("nothing we know of would make it fit ", PlaceText(f)));
@@ -300,9 +324,11 @@ std::string FitsText(const v1::PlanJobResponse& plan, const Style& style) {
       continue;
     }
     ++lines;
-    Line(out, PlaceText(f),
-         absl::StrCat(Verdict(f, style), "; ", FormatBytes(f.plan().total_bytes()), " of ",
-                      FormatBytes(f.capacity_bytes())));
+    const std::string rest = f.refusal().empty()
+                                 ? absl::StrCat("; ", FormatBytes(f.plan().total_bytes()), " of ",
+                                                FormatBytes(f.capacity_bytes()))
+                                 : absl::StrCat(": ", InRecipeWords(f.refusal()));
+    Line(out, PlaceText(f), absl::StrCat(Verdict(f, style), rest));
   }
   if (more > 0) Line(out, "", absl::StrCat("and ", more, " more: nibble plan"));
   return out;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "client/draw.h"
 #include "nibble/v1/job.pb.h"
 
@@ -31,5 +32,6 @@ std::string OverridesText(const v1::Suggestion& suggestion);
 // An error about fields of a JobSpec, about keys of a recipe instead: who reads it wrote
 // `sequence_len`, not `spec.data.sequence_len`.
 absl::Status InRecipeWords(const absl::Status& status);
+std::string InRecipeWords(absl::string_view text);
 
 }  // namespace nibble::client

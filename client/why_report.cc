@@ -34,7 +34,9 @@ std::string What(const Device& d) {
     case Device::FITS: return "nothing: it fits";
     case Device::AWAY: return "its worker takes no work now";
     case Device::OTHER_NUMERICS: return "other numerics than the job began with";
-    case Device::NO_PLAN: return "no plan for such a device";
+    case Device::NO_PLAN:
+      return d.refusal().empty() ? "no plan for such a device"
+                                 : absl::StrCat("cannot take it: ", InRecipeWords(d.refusal()));
     case Device::TOO_SMALL:
       return absl::StrCat("too small: ", FormatBytes(d.capacity_bytes()), " in all");
     case Device::NO_BYTES:

@@ -30,16 +30,20 @@ std::string CardNames() {
   return names;
 }
 
-// The device a plan is shown for: the one asked for, else the first that the job fits, else the first.
+// The device a plan is shown for: the one asked for, else the first that the job fits, else the first that
+// takes it, else the first.
 absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, const std::string& name) {
   const core::DeviceFit* chosen = nullptr;
+  const auto rank = [](const core::DeviceFit& fit) {
+    return !fit.refusal.ok() ? 2 : fit.shortfall_bytes > 0 ? 1 : 0;
+  };
   for (const core::FitReport* report : {&answer.devices, &answer.cards}) {
     for (const core::DeviceFit& fit : report->fits) {
       if (!name.empty()) {
         if (fit.worker_id == name) return &fit;
         continue;
       }
-      if (chosen == nullptr || (chosen->shortfall_bytes > 0 && fit.shortfall_bytes == 0)) chosen = &fit;
+      if (chosen == nullptr || rank(fit) < rank(*chosen)) chosen = &fit;
     }
   }
   if (chosen) return chosen;
@@ -47,6 +51,21 @@ absl::StatusOr<const core::DeviceFit*> ShownFit(const PlanDesk::Answer& answer, 
                       absl::StrCat("names ", name.substr(0, 64), ", which is no worker and no known card (",
                                    CardNames(), ")"))
       .ToStatus();
+}
+
+// Where no device at all takes the job, worker's or card, it is the job that is wrong. Without workers the
+// cards are no witnesses for processors.
+absl::Status RefusedByAll(const PlanDesk::Answer& answer, const PlanDesk::Question& q,
+                          core::Planner& planner) {
+  absl::Status first;
+  for (const core::FitReport* report : {&answer.devices, &answer.cards}) {
+    for (const core::DeviceFit& fit : report->fits) {
+      if (fit.refusal.ok()) return absl::OkStatus();
+      first.Update(fit.refusal);
+    }
+  }
+  if (!answer.devices.fits.empty()) return first;
+  return planner.Plan(q.model, q.fit.spec, spec::DeviceProfile()).status();
 }
 
 }  // namespace
@@ -93,6 +112,7 @@ absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, cons
   answer.device_spec = on_devices.spec;
   ASSIGN_OR_RETURN(answer.devices, core::FitsOf(excerpt, q.model, on_devices, core_));
   RETURN_IF_ERROR(PlanCards(q, answer));
+  RETURN_IF_ERROR(RefusedByAll(answer, q, core_.planner));
   ASSIGN_OR_RETURN(const core::DeviceFit* fit, ShownFit(answer, q.shown));
   spec::TrainSpec spec = answer.device_spec;
   spec::DeviceProfile profile;

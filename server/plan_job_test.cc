@@ -132,6 +132,11 @@ void Apply(const v1::SpecChange& change, v1::JobSpec& spec) {
 }
 
 void ExpectSound(const v1::DeviceFit& fit) {
+  if (!fit.refusal().empty()) {  // more tokens than a GPU counts
+    EXPECT_THAT(fit.refusal(), HasSubstr("a GPU takes at most"));
+    EXPECT_EQ(fit.verdict(), v1::DeviceFit::NEVER);
+    return;
+  }
   const v1::MemoryPlan& plan = fit.plan();
   EXPECT_GT(plan.base_bytes(), 0);
   EXPECT_GT(plan.step_bytes(), 0);
@@ -286,6 +291,52 @@ TEST(PlanDeskTest, TheDecodedBaseIsKeptWhereCreateJobWouldKeepIt) {
     EXPECT_EQ(fit.plan.choices.recompute, mixed.device_spec.recompute) << fit.worker_id;
   }
   EXPECT_LT(mixed.devices.fits[0].plan.TotalBytes(), large.devices.fits[0].plan.TotalBytes());
+}
+
+constexpr char kWide[] =
+    R"({"model_type":"llama","vocab_size":512,"hidden_size":16400,"intermediate_size":128,"head_dim":100,)"
+    R"("num_hidden_layers":1,"num_attention_heads":164,"num_key_value_heads":2,"max_position_embeddings":512})";
+
+// All known cards are GPUs: that they take no such model says nothing of a processor that may still come.
+TEST_F(PlanJobTest, WhatOnlyGpusRefuseIsPlannedAllTheSame) {
+  v1::PlanJobRequest request;
+  request.set_model_config_json(kWide);
+  const auto plan = Plan(request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->fits_size(), 4);
+  for (const v1::DeviceFit& fit : plan->fits()) {
+    EXPECT_EQ(fit.verdict(), v1::DeviceFit::NEVER);
+    EXPECT_THAT(fit.refusal(), HasSubstr("16400 wide"));
+    EXPECT_FALSE(fit.has_plan());
+  }
+}
+
+TEST(PlanDeskTest, WhatNoDeviceOfTheFleetTakesIsRefusedAsCreateJobWould) {
+  PlanDesk desk(core::CoreOptions(), core::RealSpecFunctions());
+  const auto plan = [&](const std::vector<std::string>& backends) {
+    core::State state;
+    for (const std::string& backend : backends) {
+      core::Worker& worker = state.workers[backend];
+      worker.id = backend;
+      core::Device& device = worker.devices["d0"];
+      device.id = "d0";
+      device.profile.backend = backend;
+      device.capacity_bytes = device.profile.capacity_bytes = int64_t{140} << 30;
+    }
+    state.BuildIndexes();
+    PlanDesk::Question question;
+    question.model.id = "m";
+    question.model.config = spec::ParseModelConfig(kWide).value();
+    question.fit.spec = spec::ResolveTrainSpec({.sequence_len = 256}, question.model.config).value();
+    question.fit.any_recompute = true;
+    return desk.Plan(state, question);
+  };
+  EXPECT_EQ(StatusReason(plan({"cuda"}).status()), Reason::kUnsupportedArchitecture);
+  const auto mixed = plan({"cpu", "cuda"});
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_EQ(mixed->devices.fits[0].verdict, core::DeviceFit::Verdict::kFitsNow);
+  EXPECT_FALSE(mixed->devices.fits[1].refusal.ok());
+  EXPECT_TRUE(plan({"cpu"}).ok());
 }
 
 TEST_F(PlanJobTest, TheLayoutIsThePlan) {

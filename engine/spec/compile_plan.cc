@@ -256,8 +256,8 @@ absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainS
   std::vector<const DeviceProfile*> places;
   for (const DeviceProfile& device : devices) {
     if (device.capacity_bytes == 0) continue;  // not known
-    ASSIGN_OR_RETURN(const bool place, fits(Recompute::kFull, device));
-    if (place) places.push_back(&device);
+    const absl::StatusOr<bool> place = fits(Recompute::kFull, device);
+    if (place.ok() && *place) places.push_back(&device);
   }
   if (places.empty()) return Recompute::kFull;
   for (const Recompute faster : {Recompute::kNone, Recompute::kKeepGemmOutputs}) {

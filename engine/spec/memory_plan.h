@@ -124,8 +124,8 @@ struct MemoryPlan {
 };
 
 // The fastest recompute policy with which the job fits every one of `devices` (by capacity_bytes) that
-// it fits with full recomputation: the choice never costs a job a place. kFull when there is none such.
-// What the spec says itself stands. `spec` must be resolved.
+// it fits with full recomputation: the choice never costs a job a place. kFull when there is none such; one
+// whose plan is refused is none. What the spec says itself stands. `spec` must be resolved.
 absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
                                           const std::vector<DeviceProfile>& devices);
 

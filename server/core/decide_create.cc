@@ -56,35 +56,78 @@ absl::StatusOr<Parts> FindParts(const Turn& turn, const std::string& model_id,
   return parts;
 }
 
-// Refuses what no registered device could ever hold, with the shortfall and what would help.
-absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
-  const DeviceKind* nearest = nullptr;
+// The kinds of registered devices that do not hold a job.
+struct Misfits {
+  const DeviceKind* nearest = nullptr;  // of those with a plan
   int64_t shortfall_bytes = std::numeric_limits<int64_t>::max();
   int64_t total_bytes = 0;
   HostPart beside;
+  // Of those that do not take it whatever memory they have.
+  const DeviceKind* refusing = nullptr;
+  absl::Status refusal;
+};
+
+std::string FirstOf(const DeviceKind& kind) {
+  return absl::StrCat(kind.devices.begin()->first, "/", kind.devices.begin()->second);
+}
+
+// Nothing where some device holds it, or none is known.
+absl::StatusOr<std::optional<Misfits>> FindMisfits(Turn& turn, const Job& job, const Model& model) {
+  Misfits found;
   for (const auto& [key, kind] : turn.state.device_kinds) {
     const absl::StatusOr<PlanBytes>& plan = turn.core.planner.PlanOf(job, model, kind.profile);
-    RETURN_IF_ERROR(plan.status());
+    if (IsNotPlanned(plan.status())) return plan.status();
+    if (!plan.ok()) {
+      if (found.refusing == nullptr) found.refusal = plan.status(), found.refusing = &kind;
+      continue;
+    }
     const Need need(*plan);
-    if (need.FitsAlone(Capacity(kind.profile))) return absl::OkStatus();
+    if (need.FitsAlone(Capacity(kind.profile))) return std::nullopt;
     // Where the device itself has enough, its host has not.
     const int64_t over_bytes =
         std::max<int64_t>(0, plan->TotalBytes() - kind.profile.capacity_bytes);
-    if (over_bytes > shortfall_bytes ||
-        (over_bytes == shortfall_bytes && *nearest->devices.begin() < *kind.devices.begin()))
+    if (over_bytes > found.shortfall_bytes ||
+        (over_bytes == found.shortfall_bytes && *found.nearest->devices.begin() < *kind.devices.begin()))
       continue;
-    beside = need.beside;
-    shortfall_bytes = over_bytes;
-    total_bytes = plan->TotalBytes();
-    nearest = &kind;
+    found.beside = need.beside;
+    found.shortfall_bytes = over_bytes;
+    found.total_bytes = plan->TotalBytes();
+    found.nearest = &kind;
   }
-  if (nearest == nullptr) return absl::OkStatus();
-  const int64_t capacity_bytes = nearest->profile.capacity_bytes;
-  const std::string nearest_name =
-      absl::StrCat(nearest->devices.begin()->first, "/", nearest->devices.begin()->second);
+  if (found.nearest == nullptr && found.refusing == nullptr) return std::nullopt;
+  return found;
+}
+
+// What is missing at the nearest device, and why it is none of those that take no such job.
+std::string ShortfallText(const Misfits& m) {
+  const int64_t capacity_bytes = m.nearest->profile.capacity_bytes;
+  std::string text = absl::StrCat(
+      "needs ", HumanBytes(m.total_bytes), " (", m.total_bytes, " bytes) and no device ",
+      m.refusing != nullptr ? "that takes it " : "", "has that: the nearest, ", FirstOf(*m.nearest),
+      ", offers ", HumanBytes(capacity_bytes), " (", capacity_bytes, " bytes), ",
+      HumanBytes(m.shortfall_bytes), " (", m.shortfall_bytes, " bytes) too few");
+  if (m.shortfall_bytes == 0) {
+    const HostPart offered = Capacity(m.nearest->profile).beside;
+    text = absl::StrCat("needs ", HumanBytes(m.beside.pinned_bytes), " of page-locked and ",
+                        HumanBytes(m.beside.host_bytes), " of other host memory beside the device's, and ",
+                        FirstOf(*m.nearest), " offers ", HumanBytes(offered.pinned_bytes), " and ",
+                        HumanBytes(offered.host_bytes));
+  }
+  if (m.refusing != nullptr)
+    absl::StrAppend(&text, "; ", FirstOf(*m.refusing), " does not take it: ", m.refusal.message());
+  return text;
+}
+
+// Refuses what no registered device could ever hold, with the shortfall and what would help. A device that
+// does not take it at all stands in nobody's way but its own.
+absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
+  ASSIGN_OR_RETURN(const std::optional<Misfits> misfits, FindMisfits(turn, job, model));
+  if (!misfits) return absl::OkStatus();
+  if (misfits->nearest == nullptr) return misfits->refusal;
+  const int64_t capacity_bytes = misfits->nearest->profile.capacity_bytes;
   ASSIGN_OR_RETURN(
       const std::vector<Suggestion> suggestions,
-      turn.core.planner.Suggestions(job, model, nearest->profile, capacity_bytes));
+      turn.core.planner.Suggestions(job, model, misfits->nearest->profile, capacity_bytes));
   std::string help = "; no recomputation, smaller batch, shorter sequence or rank would fit either";
   if (!suggestions.empty()) {
     help = "; would fit with ";
@@ -92,23 +135,11 @@ absl::Status CheckCanFit(Turn& turn, const Job& job, const Model& model) {
       absl::StrAppend(&help, i == 0 ? "" : ", or with ", suggestions[i].description);
     }
   }
-  std::string what = absl::StrCat(
-      "needs ", HumanBytes(total_bytes), " (", total_bytes,
-      " bytes) and no device has that: the nearest, ", nearest_name, ", offers ",
-      HumanBytes(capacity_bytes), " (", capacity_bytes, " bytes), ",
-      HumanBytes(shortfall_bytes), " (", shortfall_bytes, " bytes) too few");
-  if (shortfall_bytes == 0) {
-    const HostPart offered = Capacity(nearest->profile).beside;
-    what = absl::StrCat("needs ", HumanBytes(beside.pinned_bytes), " of page-locked and ",
-                        HumanBytes(beside.host_bytes), " of other host memory beside the device's, and ",
-                        nearest_name, " offers ", HumanBytes(offered.pinned_bytes), " and ",
-                        HumanBytes(offered.host_bytes));
-  }
-  Error error(Reason::kExceedsDeviceMemory, absl::StrCat(what, help));
-  error.With("needed_bytes", absl::StrCat(total_bytes))
+  Error error(Reason::kExceedsDeviceMemory, absl::StrCat(ShortfallText(*misfits), help));
+  error.With("needed_bytes", absl::StrCat(misfits->total_bytes))
       .With("capacity_bytes", absl::StrCat(capacity_bytes))
-      .With("shortfall_bytes", absl::StrCat(shortfall_bytes))
-      .With("device", nearest_name);
+      .With("shortfall_bytes", absl::StrCat(misfits->shortfall_bytes))
+      .With("device", FirstOf(*misfits->nearest));
   for (size_t i = 0; i < suggestions.size(); ++i) {
     error.With(absl::StrCat("suggestion_", i + 1),
                absl::StrJoin(suggestions[i].changes, " ", [](std::string* out, const SpecChange& c) {

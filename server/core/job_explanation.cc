@@ -61,6 +61,8 @@ Unnamed ExplainDevice(const QueueLook& look, const PassFleet& fleet, const Board
   out.device.worker_id = board.workers()[static_cast<size_t>(d.worker)].id;
   out.device.device_id = d.id;
   out.device.verdict = verdict;
+  if (verdict.kind == Kind::kNoPlan)
+    out.device.refusal = RefusalOf(look.state(), look.core(), number, verdict.device);
   if (WillPass(verdict.kind)) {
     if (const auto need = fleet.NeedOn(bucket, verdict.device, number))
       out.ends = FindStart(look, fleet, bucket, *need, out.device);

@@ -21,6 +21,7 @@ struct DeviceExplanation {
   std::string worker_id;
   std::string device_id;
   DeviceVerdict verdict;
+  std::string refusal;  // when kNoPlan: why
   std::vector<std::string> held_by;  // "jobs/a", in order
   std::string reserved_for;          // when kReserved: the job's name
   // When the attempts there are expected to have made room; 0 = not known, as when nothing like them was

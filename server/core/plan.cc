@@ -85,8 +85,9 @@ absl::StatusOr<spec::BaseCache> Planner::ChooseBaseCache(
   bool anywhere = false;
   for (const spec::DeviceProfile& device : devices) {
     if (spec::BaseCacheBytes(model.config, given.quant, device) == 0) continue;
-    ASSIGN_OR_RETURN(const PlanBytes least, Plan(model, without, device));
-    if (least.TotalBytes() > device.capacity_bytes) continue;  // never runs there
+    const absl::StatusOr<PlanBytes> least = Plan(model, without, device);
+    if (IsNotPlanned(least.status())) return least.status();
+    if (!least.ok() || least->TotalBytes() > device.capacity_bytes) continue;  // never runs there
     ASSIGN_OR_RETURN(const PlanBytes most, Plan(model, with, device));
     if (!spec::LeavesRoom(most.TotalBytes(), device.capacity_bytes)) return spec::BaseCache::kOff;
     anywhere = true;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "base/status.h"
 #include "server/core/schedule.h"
@@ -69,6 +70,42 @@ Estimate ExpectedDuration(const State& state, const Model& model, const FitQuest
   return estimate.measured || state.picos_per_work > 0 ? estimate : Estimate{};
 }
 
+// All but when it would start and end there.
+DeviceFit FitOf(const State& state, const Model& model, const FitQuestion& question, const Worker& worker,
+                const Device& device, Core& core) {
+  DeviceFit fit;
+  const DeviceLoad load = LoadOf(state, worker, device.id);
+  fit.worker_id = worker.id;
+  fit.device_id = device.id;
+  fit.capacity_bytes = device.capacity_bytes;
+  fit.capacity = Capacity(device);
+  fit.free_bytes = device.capacity_bytes - load.TotalBytes();
+  // With a smaller batch it may be taken.
+  FindLargest(model, question, device, core, fit);
+  absl::StatusOr<PlanBytes> plan = core.planner.Plan(model, question.spec, device.profile);
+  if (!plan.ok()) {
+    fit.refusal = plan.status();
+    return fit;
+  }
+  fit.plan = *std::move(plan);
+  fit.shortfall_bytes = std::max<int64_t>(0, fit.plan.TotalBytes() - device.capacity_bytes);
+  const Need need(fit.plan);
+  const auto over = [](int64_t bytes, int64_t bound) {
+    return bound == 0 ? 0 : std::max<int64_t>(0, bytes - bound);
+  };
+  fit.pinned_shortfall_bytes = over(need.beside.pinned_bytes, fit.capacity.beside.pinned_bytes);
+  fit.host_shortfall_bytes = over(need.beside.host_bytes, fit.capacity.beside.host_bytes);
+  const std::string group = GroupKey(model, question.spec);
+  if (load.Fits(fit.capacity, group, fit.plan, false, core.options)) {
+    fit.verdict = DeviceFit::Verdict::kFitsNow;
+  } else if (need.FitsAlone(fit.capacity)) {
+    fit.verdict = DeviceFit::Verdict::kFitsAlone;
+  } else {
+    fit.suggestions = core.planner.Suggest(model, question.spec, device.profile, device.capacity_bytes);
+  }
+  return fit;
+}
+
 }  // namespace
 
 absl::Status CheckWanted(const FitQuestion& question) {
@@ -79,38 +116,13 @@ absl::Status CheckWanted(const FitQuestion& question) {
 absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const FitQuestion& question,
                                  Core& core) {
   FitReport report;
-  const spec::TrainSpec& spec = question.spec;
-  const std::string group = GroupKey(model, spec);
-  const auto starts = ExpectedStarts(state, model, spec, question.now_us, core);
+  const auto starts = ExpectedStarts(state, model, question.spec, question.now_us, core);
   for (const auto& [worker_id, worker] : state.workers) {
     if (worker.lost) continue;
     for (const auto& [device_id, device] : worker.devices) {
       if (!device.fault.empty()) continue;
       RETURN_IF_ERROR(CheckWanted(question));
-      DeviceFit fit;
-      ASSIGN_OR_RETURN(fit.plan, core.planner.Plan(model, spec, device.profile));
-      const DeviceLoad load = LoadOf(state, worker, device_id);
-      fit.worker_id = worker_id;
-      fit.device_id = device_id;
-      fit.capacity_bytes = device.capacity_bytes;
-      fit.capacity = Capacity(device);
-      fit.free_bytes = device.capacity_bytes - load.TotalBytes();
-      fit.shortfall_bytes = std::max<int64_t>(0, fit.plan.TotalBytes() - device.capacity_bytes);
-      const Need need(fit.plan);
-      const auto over = [](int64_t bytes, int64_t bound) {
-        return bound == 0 ? 0 : std::max<int64_t>(0, bytes - bound);
-      };
-      fit.pinned_shortfall_bytes = over(need.beside.pinned_bytes, fit.capacity.beside.pinned_bytes);
-      fit.host_shortfall_bytes = over(need.beside.host_bytes, fit.capacity.beside.host_bytes);
-      if (load.Fits(fit.capacity, group, fit.plan, false, core.options)) {
-        fit.verdict = DeviceFit::Verdict::kFitsNow;
-      } else if (need.FitsAlone(fit.capacity)) {
-        fit.verdict = DeviceFit::Verdict::kFitsAlone;
-      } else {
-        fit.suggestions =
-            core.planner.Suggest(model, spec, device.profile, device.capacity_bytes);
-      }
-      FindLargest(model, question, device, core, fit);
+      DeviceFit fit = FitOf(state, model, question, worker, device, core);
       if (const auto start = starts.find({worker_id, device_id}); start != starts.end()) {
         fit.expected_start_us = start->second;
         const Estimate duration = ExpectedDuration(state, model, question, device);
@@ -122,7 +134,8 @@ absl::StatusOr<FitReport> FitsOf(const State& state, const Model& model, const F
   }
   RETURN_IF_ERROR(CheckWanted(question));
   const auto short_of = [](const DeviceFit& fit) {
-    return fit.shortfall_bytes + fit.pinned_shortfall_bytes + fit.host_shortfall_bytes;
+    const int64_t bytes = fit.shortfall_bytes + fit.pinned_shortfall_bytes + fit.host_shortfall_bytes;
+    return std::pair(!fit.refusal.ok(), bytes);
   };
   const auto nearest = std::min_element(
       report.fits.begin(), report.fits.end(),

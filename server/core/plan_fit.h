@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/core/decide.h"
 #include "server/core/schedule_load.h"
@@ -27,6 +28,8 @@ struct DeviceFit {
   int64_t shortfall_bytes = 0;  // of the device's memory
   int64_t pinned_shortfall_bytes = 0;
   int64_t host_shortfall_bytes = 0;
+  // Why such a device does not take the job, whatever its memory; then kNever, and without a plan.
+  absl::Status refusal;
   PlanBytes plan;
   int32_t largest_micro_batch_size = 0;  // alone, the rest as it is; at most kLargestBatch
   int32_t largest_sequence_len = 0;      // likewise; at most the model's positions
@@ -38,7 +41,7 @@ struct DeviceFit {
 };
 struct FitReport {
   std::vector<DeviceFit> fits;  // all devices of workers that are not lost but for those withdrawn
-  // For the device with the smallest shortfall; empty when the job fits somewhere.
+  // For the device with the smallest shortfall of those that take it; empty when the job fits somewhere.
   std::vector<Suggestion> suggestions;
 };
 struct FitQuestion {

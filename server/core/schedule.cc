@@ -63,6 +63,18 @@ void FindUnread(const State& state, int64_t now_us, const CoreOptions& options,
   }
 }
 
+// The plan of a waiting job for a device; nullptr when one of them is gone.
+const absl::StatusOr<PlanBytes>* PlanOn(const State& state, Core& core, int64_t number,
+                                        const Board::Device& d) {
+  const Job* job = state.FindJob(state.board.waiting().at(number).job_id);
+  const Model* model = job == nullptr ? nullptr : state.ModelOf(*job);
+  const Worker* worker = state.FindWorker(state.board.workers()[static_cast<size_t>(d.worker)].id);
+  if (model == nullptr || worker == nullptr) return nullptr;
+  const auto device = worker->devices.find(d.id);
+  if (device == worker->devices.end()) return nullptr;
+  return &core.planner.PlanOf(*job, *model, device->second.profile);
+}
+
 }  // namespace
 
 DeviceLoad LoadOf(const State& state, const Worker& worker, const std::string& device_id) {
@@ -80,18 +92,16 @@ DeviceLoad LoadOf(const State& state, const Worker& worker, const std::string& d
 
 NeedFn NeedsOf(const State& state, Core& core) {
   return [&state, &core](int64_t number, const Board::Device& d) -> std::optional<Need> {
-    const Job* job = state.FindJob(state.board.waiting().at(number).job_id);
-    const Model* model = job == nullptr ? nullptr : state.ModelOf(*job);
-    const Worker* worker =
-        state.FindWorker(state.board.workers()[static_cast<size_t>(d.worker)].id);
-    if (model == nullptr || worker == nullptr) return std::nullopt;
-    const auto device = worker->devices.find(d.id);
-    if (device == worker->devices.end()) return std::nullopt;
-    const absl::StatusOr<PlanBytes>& plan =
-        core.planner.PlanOf(*job, *model, device->second.profile);
-    if (!plan.ok()) return std::nullopt;
-    return Need(*plan);
+    const absl::StatusOr<PlanBytes>* plan = PlanOn(state, core, number, d);
+    if (plan == nullptr || !plan->ok()) return std::nullopt;
+    return Need(**plan);
   };
+}
+
+std::string RefusalOf(const State& state, Core& core, int64_t number, int32_t device) {
+  const absl::StatusOr<PlanBytes>* plan =
+      PlanOn(state, core, number, state.board.devices()[static_cast<size_t>(device)]);
+  return plan == nullptr ? "" : std::string(plan->status().message());
 }
 
 std::map<std::pair<std::string, std::string>, int64_t> ExpectedStarts(const State& state,

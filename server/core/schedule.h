@@ -41,6 +41,8 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core);
 DeviceLoad LoadOf(const State& state, const Worker& worker, const std::string& device_id);
 // What a job needs on devices of that profile.
 NeedFn NeedsOf(const State& state, Core& core);
+// Why such a device (of the board) takes no job like this one, whatever its memory; "" when it takes it.
+std::string RefusalOf(const State& state, Core& core, int64_t number, int32_t device);
 
 // When a job of this spec, created now, would start, by worker and device: now_us when it fits there,
 // absent where it never could or nothing starts at all.

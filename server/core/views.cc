@@ -53,7 +53,7 @@ std::string DevicesText(const std::vector<DeviceVerdict>& devices) {
       {Kind::kAttempts, "take no more jobs"}, {Kind::kLoad, "are busy"},
       {Kind::kReserved, "are kept for a job before it"},
       {Kind::kNumerics, "have other numerics"},
-      {Kind::kNoPlan, "cannot be planned for"}, {Kind::kNotLive, "take no work now"}};
+      {Kind::kNoPlan, "do not take it"}, {Kind::kNotLive, "take no work now"}};
   if (devices.size() < 2) return "";
   std::vector<std::string> parts;
   for (const auto& [kind, words] : kWords) {
@@ -162,6 +162,21 @@ std::string ReservedText(const Job& job, QueueLook& look, const BoardExplanation
   return absl::StrCat(text, ExpectedText(look, reservation));
 }
 
+// Of a job that no live device takes: one of them, why, and who else might come back.
+std::string RefusedText(const Job& job, const QueueLook& look, const std::vector<DeviceVerdict>& devices) {
+  const State& state = look.state();
+  const auto refusing = std::find_if(devices.begin(), devices.end(), [](const DeviceVerdict& v) {
+    return v.kind == DeviceVerdict::Kind::kNoPlan;
+  });
+  std::string text = "waits for a device that can take it";
+  if (refusing != devices.end()) {
+    absl::StrAppend(&text, "; ", NameOf(state.board, refusing->device), " cannot: ",
+                    RefusalOf(state, look.core(), job.number, refusing->device));
+  }
+  return absl::StrCat(text, DevicesText(devices), DrainingText(state), NoRoomText(state),
+                      WithdrawnText(state));
+}
+
 // Where a queued job that does not fit now would come nearest to fitting.
 std::string WhyItWaits(const Job& job, QueueLook& look) {
   const State& state = look.state();
@@ -181,7 +196,7 @@ std::string WhyItWaits(const Job& job, QueueLook& look) {
         "waits for a device with numerics ", job.numerics_class, ", where it began; with `nibble update ",
         job.id, " --allow-numerics-change` it goes on elsewhere, with other rounding");
   }
-  if (live.freest == nullptr) return "its memory plan cannot be compiled for any live device";
+  if (live.freest == nullptr) return RefusedText(job, look, why.devices);
   if (why.over_quota) return absl::StrCat("waits for room in the quota of project ", job.tenant);
   if (live.fits) return "fits now; starts next";
   const DeviceVerdict& freest = *live.freest;

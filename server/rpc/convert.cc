@@ -280,7 +280,11 @@ void ToProto(const core::DeviceFit& fit, const core::Now& now, v1::DeviceFit* ou
   out->set_host_capacity_bytes(fit.capacity.beside.host_bytes);
   out->set_pinned_shortfall_bytes(fit.pinned_shortfall_bytes);
   out->set_host_shortfall_bytes(fit.host_shortfall_bytes);
-  ToProto(fit.plan, out->mutable_plan());
+  if (fit.refusal.ok()) {
+    ToProto(fit.plan, out->mutable_plan());
+  } else {
+    out->set_refusal(std::string(fit.refusal.message()));
+  }
   out->set_largest_micro_batch_size(fit.largest_micro_batch_size);
   out->set_largest_sequence_len(fit.largest_sequence_len);
   for (const core::Suggestion& s : fit.suggestions) ToProto(s, out->add_suggestions());

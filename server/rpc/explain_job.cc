@@ -80,6 +80,7 @@ void Show(const core::DeviceExplanation& d, const core::Now& now, v1::DeviceExpl
   out->set_speed_percent(d.verdict.speed_percent);
   for (const std::string& job : d.held_by) out->add_held_by(job);
   out->set_reserved_for(d.reserved_for);
+  out->set_refusal(d.refusal);
   if (d.start_us > 0) ToTimestamp(UnixOf(now, d.start_us), out->mutable_expected_start_time());
   for (const std::string& job : d.until) out->add_until(job);
 }
