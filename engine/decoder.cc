@@ -5,9 +5,12 @@
 #include <cstring>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
 #include "base/status.h"
 #include "engine/model_args.h"
 #include "engine/spec/base_layout.h"
+#include "engine/spec/compile_plan.h"
 #include "engine/spec/rope.h"
 #include "engine/spec/workspace.h"
 
@@ -56,6 +59,12 @@ Decoder::Decoder(Device& device, const Adapter* adapter, int64_t max_tokens, int
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Make(Device& device, const Adapter* adapter,
                                                        int64_t max_tokens, int64_t max_prompt) {
+  const int64_t most = spec::MostTokens(device.model(), device.profile());
+  if (max_prompt > most) {
+    return Error(Reason::kSpecInvalid,
+                 absl::StrCat("a prompt has ", max_prompt, " tokens; a GPU takes at most ", most,
+                              " of this model at once, use a processor for it"));
+  }
   std::unique_ptr<Decoder> decoder(new Decoder(device, adapter, max_tokens, max_prompt));
   const int64_t bytes = decoder->Place(adapter, nullptr);
   ASSIGN_OR_RETURN(decoder->region_, Region::On(device.backend(), bytes));

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -116,6 +117,40 @@ TEST_P(DecoderTest, TokenByTokenIsTheSameAsAtOnce) {
       norm += wanted * wanted;
     }
     EXPECT_LT(std::sqrt(difference / norm), Tolerance());
+  }
+}
+
+// The kernels of a GPU end the process for what they were not made for, so it must not come so far.
+TEST(DecoderLimitsTest, WhatAGpuDoesNotTakeIsRefusedBeforeAnyWork) {
+  const TempDir dir;
+  testing::WriteTinyDirectory(dir.Join("model"), 3);
+  const std::unique_ptr<kernels::Backend> backend = *OpenBackend("cuda-emulated", 1);
+  DeviceOptions options;
+  options.device = "cuda-emulated";
+  options.base.model_dir = dir.Join("model");
+  options.base.cache_dir = dir.Join("cache");
+  const spec::DeviceProfile profile = MeasureProfile(*backend);
+  const auto device = *Device::Open(options, *backend, profile);
+  const absl::Status prompt = Decoder::Make(*device, nullptr, int64_t{1} << 32, int64_t{1} << 32).status();
+  EXPECT_EQ(StatusReason(prompt), Reason::kSpecInvalid) << prompt;
+  EXPECT_NE(prompt.message().find("4294967296 tokens; a GPU takes at most"), std::string::npos) << prompt;
+
+  const std::string path = JoinPath(options.base.model_dir, "config.json");
+  std::string config = *ReadFile(path, 1 << 20);
+  for (const auto& [key, wide] : {std::pair{"hidden_size", 16400}, {"head_dim", 258}}) {
+    const size_t at = config.find(absl::StrCat("\"", key, "\""));
+    ASSERT_NE(at, std::string::npos) << key;
+    const size_t value = config.find_first_of("0123456789", at);
+    const size_t end = config.find_first_not_of("0123456789", value);
+    std::string changed = config;
+    changed.replace(value, end - value, absl::StrCat(wide));
+    ASSERT_TRUE(WriteFileAtomic(path, changed).ok());
+    options.base.cache_dir = dir.Join(key);
+    const absl::Status refused = Device::Open(options, *backend, profile).status();
+    EXPECT_EQ(StatusReason(refused), Reason::kUnsupportedArchitecture) << refused;
+    EXPECT_NE(refused.message().find(absl::StrCat(wide, " wide")), std::string::npos) << refused;
+    EXPECT_NE(refused.message().find("use a processor"), std::string::npos) << refused;
+    EXPECT_FALSE(FileExists(options.base.cache_dir));
   }
 }
 

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "engine/spec/compile_plan.h"
 #include "kernels/parallel.h"
 #include "kernels/tables.h"
 
@@ -189,6 +190,7 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
   base.threads = std::max(1, backend.is_host() ? profile.threads
                                                : static_cast<int>(std::thread::hardware_concurrency()));
   base.backend = &backend;
+  base.takes = [&](const spec::ModelConfig& model) { return spec::CheckWidths(model, profile); };
   // Reading tokenizer.json takes a few times what stays of it. So it comes first, where the base will be, and
   // what it took goes back to the system.
   ASSIGN_OR_RETURN(device->tokenizer_, Tokenizer::Load(options.base.model_dir));

@@ -239,6 +239,7 @@ absl::StatusOr<std::unique_ptr<BaseModel>> BaseModel::Open(const BaseModelOption
   }
   ASSIGN_OR_RETURN(const std::string config_json, ReadFile(config_path, kMaxConfigBytes));
   ASSIGN_OR_RETURN(impl->config, spec::ParseModelConfig(config_json));
+  if (options.takes) RETURN_IF_ERROR(options.takes(impl->config));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model_dir));
   ASSIGN_OR_RETURN(const BaseTensors tensors, BaseTensors::Make(checkpoint.get(), impl->config));
   impl->layout = spec::LayoutBase(impl->config, options.quant, options.double_quant);

@@ -39,6 +39,8 @@ struct BaseModelOptions {
   int threads = 1;
   // Where to quantize, when it can; null = on the host. The bits are the same.
   kernels::Backend* backend = nullptr;
+  // Asked before any weight is read; what it says against the model is what Open answers. May be empty.
+  std::function<absl::Status(const spec::ModelConfig&)> takes;
   // (tensors done, tensors in all) while quantizing; may be empty.
   std::function<void(int64_t, int64_t)> progress;
   // Asked every few megabytes while the model's files are hashed and the base is made (by another process,

@@ -1,6 +1,7 @@
 #include "engine/spec/compile_plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
@@ -84,22 +85,9 @@ constexpr double kAbsurdBytes = 0x1p50;  // 1 PiB
 // linear.cu counts in 32 bits, pairs that turn and eights of columns.
 constexpr int64_t kMaxCudaHeadDim = 256, kMaxCudaHidden = 16384, kMaxCudaCount = (int64_t{1} << 31) - 1;
 
-absl::Status RefuseCuda(const ModelConfig& model, const TrainSpec& spec) {
-  const auto wide = [&](const char* what, int64_t width, int64_t most, const char* where) {
-    return Error(Reason::kUnsupportedArchitecture,
-                 absl::StrCat("config.json: ", what, " ", width, " wide; ", where, " on a GPU takes at most ",
-                              most, ", train it on a processor"));
-  };
-  if (model.head_dim > kMaxCudaHeadDim) {
-    return wide("heads are", model.head_dim, kMaxCudaHeadDim, "attention");
-  }
-  if (model.hidden_size > kMaxCudaHidden) {
-    return wide("hidden states are", model.hidden_size, kMaxCudaHidden, "a norm");
-  }
-  const int64_t columns = std::max({model.hidden_size, model.intermediate_size,
-                                    model.QueryWidth() + 2 * model.KeyValueWidth()});
-  const int64_t of_token = std::max(CeilDiv(columns, 8), model.heads * (model.RotaryWidth() / 2));
-  const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len, most = kMaxCudaCount / of_token;
+absl::Status RefuseManyTokens(const ModelConfig& model, const TrainSpec& spec, const DeviceProfile& profile) {
+  const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len;
+  const int64_t most = MostTokens(model, profile);
   if (tokens <= most) return absl::OkStatus();
   return Error::Field(Reason::kSpecInvalid, "training.micro_batch_size",
                       absl::StrCat("times data.sequence_len is ", tokens, " tokens; a GPU takes at most ",
@@ -132,7 +120,8 @@ absl::Status CheckGiven(const ModelConfig& model, const TrainSpec& given, const 
     return Error(Reason::kInternal, absl::StrCat("the device profile has act_bytes ",
                                                  profile.act_bytes, "; it must be 2, 4 or 8"));
   }
-  if (IsCuda(profile)) RETURN_IF_ERROR(RefuseCuda(model, given));
+  RETURN_IF_ERROR(CheckWidths(model, profile));
+  RETURN_IF_ERROR(RefuseManyTokens(model, given, profile));
   if (given.target_modules.empty()) {
     return Error(Reason::kSpecInvalid, "the training spec was not resolved: it targets no module");
   }
@@ -144,6 +133,29 @@ absl::Status CheckGiven(const ModelConfig& model, const TrainSpec& given, const 
 }
 
 }  // namespace
+
+absl::Status CheckWidths(const ModelConfig& model, const DeviceProfile& profile) {
+  const auto wide = [&](const char* what, int64_t width, int64_t most, const char* where) {
+    return Error(Reason::kUnsupportedArchitecture,
+                 absl::StrCat("config.json: ", what, " ", width, " wide; ", where, " on a GPU takes at most ",
+                              most, ", use a processor for it"));
+  };
+  if (!IsCuda(profile)) return absl::OkStatus();
+  if (model.head_dim > kMaxCudaHeadDim) {
+    return wide("heads are", model.head_dim, kMaxCudaHeadDim, "attention");
+  }
+  if (model.hidden_size > kMaxCudaHidden) {
+    return wide("hidden states are", model.hidden_size, kMaxCudaHidden, "a norm");
+  }
+  return absl::OkStatus();
+}
+
+int64_t MostTokens(const ModelConfig& model, const DeviceProfile& profile) {
+  if (!IsCuda(profile)) return std::numeric_limits<int64_t>::max();
+  const int64_t columns = std::max({model.hidden_size, model.intermediate_size,
+                                    model.QueryWidth() + 2 * model.KeyValueWidth()});
+  return kMaxCudaCount / std::max(CeilDiv(columns, 8), model.heads * (model.RotaryWidth() / 2));
+}
 
 int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens) {
   const int64_t room = int64_t{spec.micro_batch_size} * spec.sequence_len;

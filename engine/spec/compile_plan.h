@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/spec/adapter_layout.h"
 #include "engine/spec/host_memory.h"
@@ -74,6 +75,11 @@ struct CompiledPlan {
 // Of the rows a job keeps of its steps and evaluations, for its checkpoints and its adapter: 128 bytes each,
 // in blocks of a MiB, none of a few thousand steps.
 int64_t HistoryBytes(const TrainSpec& spec);
+
+// What the kernels of a device were not made for, whatever its memory: UNSUPPORTED_ARCHITECTURE for widths of
+// the model, and the most tokens of it at once.
+absl::Status CheckWidths(const ModelConfig& model, const DeviceProfile& profile);
+int64_t MostTokens(const ModelConfig& model, const DeviceProfile& profile);
 
 // Tokens of a padded micro-batch: one of about eight lengths up to the room.
 int64_t PaddedTokens(const TrainSpec& spec, int64_t tokens);
