@@ -1,7 +1,6 @@
 #include "client/client.h"
 
 #include <grpcpp/channel.h>
-#include <grpcpp/create_channel.h>
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
@@ -19,6 +18,7 @@
 #include "nibble/v1/model.grpc.pb.h"
 #include "proto/endpoint.h"
 #include "proto/from_grpc.h"
+#include "proto/trusted_channel.h"
 
 namespace nibble::client {
 namespace {
@@ -28,7 +28,7 @@ enum class Repeat { kSafe, kNever };
 constexpr int64_t kLongCallMs = 3'600'000;
 
 template <typename Stub, typename Request, typename Response>
-absl::StatusOr<Response> Call(const Client& client, Stub& stub,
+absl::StatusOr<Response> Call(const Client& client,
                               grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                            Response*),
                               const Request& request, Repeat repeat, int64_t timeout_ms = 0) {
@@ -36,6 +36,7 @@ absl::StatusOr<Response> Call(const Client& client, Stub& stub,
     grpc::ClientContext context;
     client.Prepare(context, timeout_ms ? timeout_ms : client.options().call_timeout_ms);
     Response response;
+    Stub stub(client.channel());
     const grpc::Status status = (stub.*method)(&context, request, &response);
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
         status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
@@ -47,6 +48,7 @@ absl::StatusOr<Response> Call(const Client& client, Stub& stub,
                              : std::string(warning->second.data(), warning->second.size()));
     }
     if (status.ok()) return response;
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) client.RenewTrust();
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE || repeat == Repeat::kNever ||
         attempt >= client.options().retries) {
       return FromGrpc(status);
@@ -65,13 +67,13 @@ Request Named(const std::string& name) {
 
 // Every page of a list, as one answer.
 template <typename Stub, typename Request, typename Response>
-absl::StatusOr<Response> AllPages(const Client& client, Stub& stub,
+absl::StatusOr<Response> AllPages(const Client& client,
                                   grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                                Response*),
                                   Request request) {
   Response all;
   do {
-    ASSIGN_OR_RETURN(const Response page, Call(client, stub, method, request, Repeat::kSafe));
+    ASSIGN_OR_RETURN(const Response page, Call(client, method, request, Repeat::kSafe));
     request.set_page_token(page.next_page_token());
     all.MergeFrom(page);
   } while (!request.page_token().empty());
@@ -81,16 +83,6 @@ absl::StatusOr<Response> AllPages(const Client& client, Stub& stub,
 
 }  // namespace
 
-struct Client::Stubs {
-  explicit Stubs(const std::shared_ptr<grpc::Channel>& channel)
-      : jobs(channel), datasets(channel), models(channel), adapters(channel), fleet(channel) {}
-  v1::JobService::Stub jobs;
-  v1::DatasetService::Stub datasets;
-  v1::ModelService::Stub models;
-  v1::AdapterService::Stub adapters;
-  v1::FleetService::Stub fleet;
-};
-
 int64_t BackoffMs(int64_t first_ms, int attempt, uint64_t random) {
   const int64_t full = std::min<int64_t>(first_ms << std::min(attempt, 10), 3000);
   return full / 2 + static_cast<int64_t>(random % static_cast<uint64_t>(full / 2 + 1));
@@ -98,7 +90,6 @@ int64_t BackoffMs(int64_t first_ms, int attempt, uint64_t random) {
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
   RETURN_IF_ERROR(CheckToken(options.token));
-  ASSIGN_OR_RETURN(const Endpoint endpoint, EndpointOf(options.server, options.ca_file));
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   // The library takes this for the time a connection may need, too.
@@ -112,15 +103,16 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(64 << 20);
-  auto channel = grpc::CreateCustomChannel(endpoint.target, endpoint.credentials, arguments);
+  ASSIGN_OR_RETURN(auto channel, TrustedChannel::Open(options.server, options.ca_file, arguments));
   return std::unique_ptr<Client>(new Client(std::move(options), std::move(channel)));
 }
 
-Client::Client(ClientOptions options, std::shared_ptr<grpc::Channel> channel)
-    : options_(std::move(options)),
-      channel_(std::move(channel)),
-      stubs_(std::make_unique<Stubs>(channel_)) {}
+Client::Client(ClientOptions options, std::unique_ptr<TrustedChannel> channel)
+    : options_(std::move(options)), channel_(std::move(channel)) {}
 Client::~Client() = default;
+
+std::shared_ptr<grpc::Channel> Client::channel() const { return channel_->Get(); }
+void Client::RenewTrust() const { channel_->Renew(); }
 
 void Client::Prepare(grpc::ClientContext& context, int64_t timeout_ms) const {
   if (timeout_ms > 0) {
@@ -139,16 +131,16 @@ void Client::set_warning(std::string warning) const {
 }
 
 absl::StatusOr<v1::PlanJobResponse> Client::PlanJob(const v1::PlanJobRequest& request) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::PlanJob, request, Repeat::kSafe);
+  return Call(*this, &v1::JobService::Stub::PlanJob, request, Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Job> Client::CreateJob(v1::CreateJobRequest request) {
   if (request.request_id().empty()) request.set_request_id(NewUuid());
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::CreateJob, request, Repeat::kSafe);
+  return Call(*this, &v1::JobService::Stub::CreateJob, request, Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Job> Client::GetJob(const std::string& name) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::GetJob, Named<v1::GetJobRequest>(name),
+  return Call(*this, &v1::JobService::Stub::GetJob, Named<v1::GetJobRequest>(name),
               Repeat::kSafe);
 }
 
@@ -157,7 +149,7 @@ absl::StatusOr<v1::ExplainJobResponse> Client::ExplainJob(const std::string& nam
   v1::ExplainJobRequest request;
   request.set_name(name);
   request.set_max_devices(max_devices);
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::ExplainJob, request, Repeat::kSafe);
+  return Call(*this, &v1::JobService::Stub::ExplainJob, request, Repeat::kSafe);
 }
 
 absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobState>& states,
@@ -171,7 +163,7 @@ absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobS
     request.set_page_size(std::min(left, kPage));
     ASSIGN_OR_RETURN(
         v1::ListJobsResponse page,
-        Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobs, request, Repeat::kSafe));
+        Call(*this, &v1::JobService::Stub::ListJobs, request, Repeat::kSafe));
     request.set_page_token(page.next_page_token());
     all.MergeFrom(page);
   } while (!request.page_token().empty() && (limit <= 0 || all.jobs_size() < limit));
@@ -180,26 +172,26 @@ absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobS
 }
 
 absl::StatusOr<v1::Job> Client::UpdateJob(const v1::UpdateJobRequest& request) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::UpdateJob, request, Repeat::kSafe);
+  return Call(*this, &v1::JobService::Stub::UpdateJob, request, Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Job> Client::CancelJob(const std::string& name) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::CancelJob,
+  return Call(*this, &v1::JobService::Stub::CancelJob,
               Named<v1::CancelJobRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Job> Client::PauseJob(const std::string& name) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::PauseJob,
+  return Call(*this, &v1::JobService::Stub::PauseJob,
               Named<v1::PauseJobRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Job> Client::ResumeJob(const std::string& name) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::ResumeJob,
+  return Call(*this, &v1::JobService::Stub::ResumeJob,
               Named<v1::ResumeJobRequest>(name), Repeat::kSafe);
 }
 
 absl::Status Client::DeleteJob(const std::string& name) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::DeleteJob,
+  return Call(*this, &v1::JobService::Stub::DeleteJob,
               Named<v1::DeleteJobRequest>(name), Repeat::kNever)
       .status();
 }
@@ -212,7 +204,7 @@ absl::StatusOr<v1::ListJobEventsResponse> Client::ListJobEvents(const std::strin
   while (true) {
     ASSIGN_OR_RETURN(
         const v1::ListJobEventsResponse page,
-        Call(*this, stubs_->jobs, &v1::JobService::Stub::ListJobEvents, request, Repeat::kSafe));
+        Call(*this, &v1::JobService::Stub::ListJobEvents, request, Repeat::kSafe));
     all.MergeFrom(page);
     if (page.events_size() == 0 || page.events_size() < kPage) return all;
     request.set_after_sequence(page.events(page.events_size() - 1).sequence());
@@ -221,22 +213,22 @@ absl::StatusOr<v1::ListJobEventsResponse> Client::ListJobEvents(const std::strin
 
 absl::StatusOr<v1::QueryMetricsResponse> Client::QueryMetrics(
     const v1::QueryMetricsRequest& request) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::QueryMetrics, request, Repeat::kSafe);
+  return Call(*this, &v1::JobService::Stub::QueryMetrics, request, Repeat::kSafe);
 }
 
 absl::StatusOr<v1::ListCheckpointsResponse> Client::ListCheckpoints(const std::string& name) {
-  return Call(*this, stubs_->jobs, &v1::JobService::Stub::ListCheckpoints,
+  return Call(*this, &v1::JobService::Stub::ListCheckpoints,
               Named<v1::ListCheckpointsRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Dataset> Client::CreateDataset(const v1::CreateDatasetRequest& request) {
-  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::CreateDataset, request,
+  return Call(*this, &v1::DatasetService::Stub::CreateDataset, request,
               Repeat::kNever, kLongCallMs);
 }
 
 absl::StatusOr<v1::ValidateDatasetResponse> Client::ValidateDataset(
     const v1::ValidateDatasetRequest& request) {
-  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::ValidateDataset, request,
+  return Call(*this, &v1::DatasetService::Stub::ValidateDataset, request,
               Repeat::kSafe);
 }
 
@@ -244,80 +236,80 @@ absl::StatusOr<v1::PreviewDatasetResponse> Client::PreviewDataset(const std::str
                                                                   int rows) {
   auto request = Named<v1::PreviewDatasetRequest>(name);
   request.set_rows(rows);
-  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::PreviewDataset, request,
+  return Call(*this, &v1::DatasetService::Stub::PreviewDataset, request,
               Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Dataset> Client::GetDataset(const std::string& name) {
-  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::GetDataset,
+  return Call(*this, &v1::DatasetService::Stub::GetDataset,
               Named<v1::GetDatasetRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::ListDatasetsResponse> Client::ListDatasets() {
-  return AllPages(*this, stubs_->datasets, &v1::DatasetService::Stub::ListDatasets,
+  return AllPages(*this, &v1::DatasetService::Stub::ListDatasets,
                   v1::ListDatasetsRequest());
 }
 
 absl::Status Client::DeleteDataset(const std::string& name) {
-  return Call(*this, stubs_->datasets, &v1::DatasetService::Stub::DeleteDataset,
+  return Call(*this, &v1::DatasetService::Stub::DeleteDataset,
               Named<v1::DeleteDatasetRequest>(name), Repeat::kNever)
       .status();
 }
 
 absl::StatusOr<v1::Model> Client::RegisterModel(const v1::RegisterModelRequest& request) {
-  return Call(*this, stubs_->models, &v1::ModelService::Stub::RegisterModel, request,
+  return Call(*this, &v1::ModelService::Stub::RegisterModel, request,
               Repeat::kNever, kLongCallMs);
 }
 
 absl::StatusOr<v1::Model> Client::GetModel(const std::string& name) {
-  return Call(*this, stubs_->models, &v1::ModelService::Stub::GetModel,
+  return Call(*this, &v1::ModelService::Stub::GetModel,
               Named<v1::GetModelRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::ListModelsResponse> Client::ListModels() {
-  return AllPages(*this, stubs_->models, &v1::ModelService::Stub::ListModels,
+  return AllPages(*this, &v1::ModelService::Stub::ListModels,
                   v1::ListModelsRequest());
 }
 
 absl::Status Client::DeleteModel(const std::string& name) {
-  return Call(*this, stubs_->models, &v1::ModelService::Stub::DeleteModel,
+  return Call(*this, &v1::ModelService::Stub::DeleteModel,
               Named<v1::DeleteModelRequest>(name), Repeat::kNever)
       .status();
 }
 
 absl::StatusOr<v1::Adapter> Client::GetAdapter(const std::string& name) {
-  return Call(*this, stubs_->adapters, &v1::AdapterService::Stub::GetAdapter,
+  return Call(*this, &v1::AdapterService::Stub::GetAdapter,
               Named<v1::GetAdapterRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::ListAdaptersResponse> Client::ListAdapters() {
-  return AllPages(*this, stubs_->adapters, &v1::AdapterService::Stub::ListAdapters,
+  return AllPages(*this, &v1::AdapterService::Stub::ListAdapters,
                   v1::ListAdaptersRequest());
 }
 
 absl::Status Client::DeleteAdapter(const std::string& name) {
-  return Call(*this, stubs_->adapters, &v1::AdapterService::Stub::DeleteAdapter,
+  return Call(*this, &v1::AdapterService::Stub::DeleteAdapter,
               Named<v1::DeleteAdapterRequest>(name), Repeat::kNever)
       .status();
 }
 
 absl::StatusOr<v1::ListWorkersResponse> Client::ListWorkers() {
-  return AllPages(*this, stubs_->fleet, &v1::FleetService::Stub::ListWorkers,
+  return AllPages(*this, &v1::FleetService::Stub::ListWorkers,
                   v1::ListWorkersRequest());
 }
 
 absl::StatusOr<v1::Worker> Client::DrainWorker(const std::string& name) {
-  return Call(*this, stubs_->fleet, &v1::FleetService::Stub::DrainWorker,
+  return Call(*this, &v1::FleetService::Stub::DrainWorker,
               Named<v1::DrainWorkerRequest>(name), Repeat::kSafe);
 }
 
 absl::StatusOr<v1::Worker> Client::UndrainWorker(const std::string& name) {
-  return Call(*this, stubs_->fleet, &v1::FleetService::Stub::UndrainWorker,
+  return Call(*this, &v1::FleetService::Stub::UndrainWorker,
               Named<v1::UndrainWorkerRequest>(name), Repeat::kSafe);
 }
 
 absl::Status Client::DeleteWorker(const std::string& name) {
-  return Call(*this, stubs_->fleet, &v1::FleetService::Stub::DeleteWorker,
+  return Call(*this, &v1::FleetService::Stub::DeleteWorker,
               Named<v1::DeleteWorkerRequest>(name), Repeat::kNever)
       .status();
 }

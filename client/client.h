@@ -1,4 +1,4 @@
-// The C++ client of a Nibble server: one channel, every call typed, errors decoded.
+// The C++ client of a Nibble server: one channel at a time, every call typed, errors decoded.
 //
 // Calls that are safe to repeat (reads, idempotent verbs, calls with a request_id) are retried on
 // UNAVAILABLE with jittered back-off; nothing else ever is. Methods block and are thread-safe.
@@ -25,6 +25,10 @@ namespace grpc {
 class Channel;
 class ClientContext;
 }  // namespace grpc
+
+namespace nibble {
+class TrustedChannel;
+}
 
 namespace nibble::client {
 
@@ -84,7 +88,10 @@ class Client {
   absl::Status DeleteWorker(const std::string& name);
 
   const ClientOptions& options() const { return options_; }
-  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  std::shared_ptr<grpc::Channel> channel() const;
+  // For who could not reach the server: where options().ca_file holds other certificates by now, they are
+  // trusted from the next channel() on.
+  void RenewTrust() const;
   // The server has answered something, be it a refusal: what was there once may come back.
   bool reached() const { return reached_; }
   void set_reached() const { reached_ = true; }
@@ -95,12 +102,10 @@ class Client {
   void Prepare(grpc::ClientContext& context, int64_t timeout_ms) const;
 
  private:
-  struct Stubs;
-  Client(ClientOptions options, std::shared_ptr<grpc::Channel> channel);
+  Client(ClientOptions options, std::unique_ptr<TrustedChannel> channel);
 
   const ClientOptions options_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<Stubs> stubs_;
+  const std::unique_ptr<TrustedChannel> channel_;
   mutable std::atomic<bool> reached_{false};
   mutable std::mutex warning_mutex_;
   mutable std::string warning_;

@@ -30,6 +30,7 @@ bool Patience::Again(const absl::Status& why) {
   const int64_t now_us = RealClock::Get().NowMonotonicUs();
   if (since_us_ == 0) since_us_ = now_us;
   const bool away = IsAway(why);
+  if (absl::IsUnavailable(why)) client_.RenewTrust();
   ++tries_;
   const bool by_time = away && client_.reached();
   if (by_time ? now_us - since_us_ > options.patience_ms * 1'000 : tries_ >= kMostTries) return false;

@@ -88,6 +88,7 @@ absl::Status JobWatch::Run(const OnUpdate& on_update) {
     if (stopped || cancelled_) return absl::OkStatus();
     if (status.ok() && terminal_) return absl::OkStatus();
     if (!status.ok() && !IsCut(status)) return status;
+    if (absl::IsUnavailable(status)) client_.RenewTrust();
     if (progressed) {
       attempt = 0;
       cut_since_us = 0;

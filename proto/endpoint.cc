@@ -1,6 +1,10 @@
 #include "proto/endpoint.h"
 
 #include <grpcpp/security/credentials.h>
+#include <openssl/bio.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -22,10 +26,28 @@ bool TakePrefix(std::string& text, std::string_view prefix) {
   return true;
 }
 
+// gRPC would only say that it cannot connect.
+absl::Status CheckCertificates(const std::string& path, const std::string& pem) {
+  BIO* text = BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size()));
+  int count = 0;
+  while (X509* certificate = PEM_read_bio_X509(text, nullptr, nullptr, nullptr)) {
+    X509_free(certificate);
+    ++count;
+  }
+  // How a text ends that has been read to its end.
+  const bool whole = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+  ERR_clear_error();
+  BIO_free(text);
+  if (count > 0 && whole) return absl::OkStatus();
+  return Error(Reason::kSpecInvalid,
+               absl::StrCat(path, count == 0 ? " holds no certificate in PEM" : " is cut off or damaged",
+                            "; it is to be the authority's that signed the server's certificate (ca.crt)"));
+}
+
 }  // namespace
 
 absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string& ca_file) {
-  Endpoint endpoint{server, grpc::InsecureChannelCredentials(), !ca_file.empty()};
+  Endpoint endpoint{server, grpc::InsecureChannelCredentials(), !ca_file.empty(), ""};
   std::string& target = endpoint.target;
   if (TakePrefix(target, "https://") || TakePrefix(target, "grpcs://")) {
     endpoint.tls = true;
@@ -49,7 +71,9 @@ absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string
   if (endpoint.tls) {
     grpc::SslCredentialsOptions ssl;
     if (!ca_file.empty()) {
-      ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(ca_file, int64_t{1} << 20));
+      ASSIGN_OR_RETURN(endpoint.trusted, ReadFile(ca_file, int64_t{1} << 20));
+      RETURN_IF_ERROR(CheckCertificates(ca_file, endpoint.trusted));
+      ssl.pem_root_certs = endpoint.trusted;
     }
     endpoint.credentials = grpc::SslCredentials(ssl);
   }

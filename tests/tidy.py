@@ -32,8 +32,8 @@ MAY_INCLUDE = {
                    "server/watch_hub.h", "server/blob_store.h", "server/store/history.h",
                    "server/store/store.h", "server/"],
     "server": ["base/", "engine/spec/"],
-    "worker": ["base/", "engine/spec/", "proto/endpoint.h", "proto/from_grpc.h"],
-    "client": ["base/", "proto/endpoint.h", "proto/from_grpc.h"],
+    "worker": ["base/", "engine/spec/", "proto/endpoint.h", "proto/from_grpc.h", "proto/trusted_channel.h"],
+    "client": ["base/", "proto/endpoint.h", "proto/from_grpc.h", "proto/trusted_channel.h"],
 }
 OUTSIDE_ENGINE = [r"grpc", r"google/protobuf", r"sqlite3", r'[<"](cuda|cublas|cudnn|nvml)']
 # Rooms whose own prefix includes other rooms' folders must not reach into these.

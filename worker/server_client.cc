@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <grpcpp/channel.h>
-#include <grpcpp/create_channel.h>
 #include <grpcpp/support/channel_arguments.h>
 #include <unistd.h>
 
@@ -22,6 +21,7 @@
 #include "nibble/worker/v1/worker.grpc.pb.h"
 #include "proto/endpoint.h"
 #include "proto/from_grpc.h"
+#include "proto/trusted_channel.h"
 #include "worker/convert.h"
 
 namespace nibble::worker {
@@ -55,14 +55,14 @@ constexpr std::chrono::milliseconds kMeetingPause{100};
 class ServerClient : public ServerLink {
  public:
   ServerClient(ServerClientOptions options, WorkerIdentity identity,
-               std::shared_ptr<grpc::Channel> channel)
-      : options_(std::move(options)), identity_(std::move(identity)), stub_(std::move(channel)) {}
+               std::unique_ptr<TrustedChannel> channel)
+      : options_(std::move(options)), identity_(std::move(identity)), channel_(std::move(channel)) {}
 
   RegisterReply Register(const DoRegister& action) override {
     Call call(*this, options_.call_timeout_ms);
     v1::RegisterResponse response;
     const absl::Status status =
-        FromGrpc(stub_.Register(&call.context, ToProto(identity_, action), &response));
+        FromGrpc(call.stub->Register(&call.context, ToProto(identity_, action), &response));
     Note("register", status);
     if (status.ok()) return FromProto(response);
     RegisterReply reply;
@@ -80,7 +80,7 @@ class ServerClient : public ServerLink {
     }
     v1::SynchronizeResponse response;
     const absl::Status status =
-        FromGrpc(stub_.Synchronize(&call.context, ToProto(identity_, action), &response));
+        FromGrpc(call.stub->Synchronize(&call.context, ToProto(identity_, action), &response));
     {
       std::lock_guard lock(mutex_);
       synchronizing_ = nullptr;
@@ -107,7 +107,7 @@ class ServerClient : public ServerLink {
     Call call(*this, options_.call_timeout_ms);
     v1::ReportProgressResponse response;
     const absl::Status status =
-        FromGrpc(stub_.ReportProgress(&call.context, ToProto(identity_, action), &response));
+        FromGrpc(call.stub->ReportProgress(&call.context, ToProto(identity_, action), &response));
     ReportReply reply;
     reply.id = action.report.id;
     reply.message = std::string(status.message());
@@ -129,7 +129,7 @@ class ServerClient : public ServerLink {
     request.set_worker_id(identity_.worker_id);
     request.set_sha256(sha256);
     request.set_offset(offset);
-    const auto reader = stub_.FetchBlob(&call.context, request);
+    const auto reader = call.stub->FetchBlob(&call.context, request);
     v1::FetchBlobResponse chunk;
     absl::Status local;
     while (local.ok() && reader->Read(&chunk)) {
@@ -163,7 +163,7 @@ class ServerClient : public ServerLink {
       v1::BlobStatus status;
       {
         Call call(*this, options_.call_timeout_ms);
-        RETURN_IF_ERROR(FromGrpc(stub_.BeginBlob(&call.context, begin, &status)));
+        RETURN_IF_ERROR(FromGrpc(call.stub->BeginBlob(&call.context, begin, &status)));
       }
       if (status.complete()) return absl::OkStatus();
       if (cancelled()) return absl::CancelledError("no longer wanted");
@@ -189,7 +189,8 @@ class ServerClient : public ServerLink {
  private:
   // A call that Shutdown can find.
   struct Call {
-    Call(ServerClient& owner_in, int64_t timeout_ms) : owner(owner_in) {
+    Call(ServerClient& owner_in, int64_t timeout_ms)
+        : owner(owner_in), stub(v1::WorkerService::NewStub(owner.channel_->Get())) {
       if (timeout_ms > 0) {
         context.set_deadline(std::chrono::system_clock::now() +
                              std::chrono::milliseconds(timeout_ms));
@@ -205,11 +206,15 @@ class ServerClient : public ServerLink {
       owner.open_.erase(&context);
     }
     ServerClient& owner;
+    const std::unique_ptr<v1::WorkerService::Stub> stub;
     grpc::ClientContext context;
   };
 
-  // Says when the link goes down, for another reason than before, or comes back.
+  // Says when the link goes down, for another reason than before, or comes back. While it is down the server
+  // may have another authority's certificate by now, and our file that authority.
   void Note(std::string_view call, const absl::Status& status) {
+    if ((absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) && channel_->Renew())
+      LogInfo("server.trusted_anew", {{"ca_file", options_.ca_file}});
     std::lock_guard lock(mutex_);
     if (status.code() == link_code_ || down_) return;
     link_code_ = status.code();
@@ -223,7 +228,7 @@ class ServerClient : public ServerLink {
     if (fd < 0) return ErrnoStatus(errno, "open " + path);
     Call call(*this, 0);
     v1::BlobStatus answer;
-    const auto writer = stub_.PutBlob(&call.context, &answer);
+    const auto writer = call.stub->PutBlob(&call.context, &answer);
     std::string buffer(kChunkBytes, '\0');
     int64_t offset = status.committed_bytes();
     absl::Status local;
@@ -252,7 +257,7 @@ class ServerClient : public ServerLink {
 
   const ServerClientOptions options_;
   const WorkerIdentity identity_;
-  v1::WorkerService::Stub stub_;
+  const std::unique_ptr<TrustedChannel> channel_;
   std::mutex mutex_;  // guards what follows
   std::set<grpc::ClientContext*> open_;
   grpc::ClientContext* synchronizing_ = nullptr;
@@ -267,7 +272,6 @@ class ServerClient : public ServerLink {
 absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions options,
                                                             WorkerIdentity identity) {
   RETURN_IF_ERROR(CheckToken(options.token));
-  ASSIGN_OR_RETURN(const Endpoint endpoint, EndpointOf(options.server, options.ca_file));
   grpc::ChannelArguments arguments;
   // The library's own maximum is 120 s, longer than a lease.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
@@ -281,9 +285,9 @@ absl::StatusOr<std::unique_ptr<ServerLink>> ConnectToServer(ServerClientOptions 
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(16 << 20);
-  return std::unique_ptr<ServerLink>(std::make_unique<ServerClient>(
-      std::move(options), std::move(identity),
-      grpc::CreateCustomChannel(endpoint.target, endpoint.credentials, arguments)));
+  ASSIGN_OR_RETURN(auto channel, TrustedChannel::Open(options.server, options.ca_file, arguments));
+  return std::unique_ptr<ServerLink>(
+      std::make_unique<ServerClient>(std::move(options), std::move(identity), std::move(channel)));
 }
 
 }  // namespace nibble::worker

@@ -1,4 +1,4 @@
-// ServerLink over gRPC: one channel, reconnecting within 5 s, pinging while calls are out.
+// ServerLink over gRPC: one channel at a time, reconnecting within 5 s, pinging while calls are out.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,7 @@ namespace nibble::worker {
 struct ServerClientOptions {
   std::string server = "127.0.0.1:7070";  // "https://..." or a ca_file ask for TLS
   std::string token;
-  std::string ca_file;
+  std::string ca_file;  // read again while the server cannot be reached
   int64_t call_timeout_ms = 10'000;
   int64_t synchronize_timeout_ms = 25'000;  // the server holds it 10 s at most
 };

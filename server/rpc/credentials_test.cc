@@ -4,10 +4,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/grpcpp.h"
@@ -149,12 +155,44 @@ TEST_F(TlsCredentialsTest, ClientsAreThoseOfTheAuthorityThatWasTakenLast) {
   server->Shutdown();
 }
 
+// What GET /metrics answers.
+std::string MetricsAt(int port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to), 0);
+  constexpr std::string_view kRequest = "GET /metrics HTTP/1.0\r\n\r\n";
+  EXPECT_EQ(write(fd, kRequest.data(), kRequest.size()), static_cast<ssize_t>(kRequest.size()));
+  std::string answer;
+  char piece[4096];
+  for (ssize_t got = 0; (got = read(fd, piece, sizeof piece)) > 0;)
+    answer.append(piece, static_cast<size_t>(got));
+  close(fd);
+  return answer;
+}
+
+// The line of the metric that says when the certificate ends.
+std::string EndLine(int http_port) {
+  for (const absl::string_view line : absl::StrSplit(MetricsAt(http_port), '\n')) {
+    if (absl::StartsWith(line, "nibble_tls_certificate_expiry_timestamp_seconds")) return std::string(line);
+  }
+  return "";
+}
+
+int64_t EndOf(const Authority& authority) {
+  return CheckServerCertificate(authority.Pem("server.crt"), authority.Pem("server.key"),
+                                RealClock::Get().NowUnixUs())
+      .value();
+}
+
 // As it is run: nobody calls Refresh but the server itself.
 TEST_F(TlsCredentialsTest, AServerTakesARenewedCertificate) {
   ServerOptions options;
   options.data_dir = files_.Join("data");
   options.listen = "127.0.0.1:0";
-  options.http_listen = "";
+  options.http_listen = "127.0.0.1:0";
   options.in_memory = true;
   options.blobs.min_free_bytes = 0;
   options.tls_cert = files_.Join("server.crt");
@@ -165,6 +203,9 @@ TEST_F(TlsCredentialsTest, AServerTakesARenewedCertificate) {
   ASSERT_TRUE(server.ok()) << server.status();
   const int port = (*server)->port();
   EXPECT_TRUE(Connects(port, a_));
+  // Whole seconds: the next certificate is to end at another one.
+  const std::string ends = EndLine((*server)->http_port());
+  while (EndOf(b_) == EndOf(a_)) ASSERT_TRUE(InitTls(b_.directory.path(), {"127.0.0.1"}).ok());
   Put("server.key", b_.Pem("server.key"));
   Put("server.crt", b_.Pem("server.crt"));
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -172,6 +213,10 @@ TEST_F(TlsCredentialsTest, AServerTakesARenewedCertificate) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_TRUE(Connects(port, b_));
   EXPECT_FALSE(Connects(port, a_));
+  const std::string renewed = EndLine((*server)->http_port());
+  EXPECT_FALSE(ends.empty());
+  EXPECT_FALSE(renewed.empty());
+  EXPECT_NE(ends, renewed) << "alerts before the end go by this";
 }
 
 }  // namespace
