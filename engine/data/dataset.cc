@@ -40,10 +40,15 @@ class Violations {
     violations_.push_back({absl::StrCat(label_, "[", row, "]", problem.path), problem.what});
   }
   bool empty() const { return count_ == 0; }
-  absl::Status ToStatus(int64_t rows) const {
+  // `format` as the recipe has it: where no row at all is such a one, it may be the recipe that is wrong.
+  absl::Status ToStatus(int64_t rows, const std::string& format) const {
+    const bool misnamed = count_ == rows && format != "auto";
     Error error(Reason::kDatasetSchemaMismatch,
                 absl::StrCat(count_, " of ", rows, " rows are wrong; the first: ",
-                             violations_[0].field, " ", violations_[0].description));
+                             violations_[0].field, " ", violations_[0].description,
+                             misnamed ? absl::StrCat("; the recipe calls them ", format,
+                                                     " (datasets[0].type), auto goes by what they are")
+                                      : ""));
     error.With("bad_rows", absl::StrCat(count_)).With("rows", absl::StrCat(rows));
     for (const FieldViolation& v : violations_) error.Violation(v.field, v.description);
     return error;
@@ -82,7 +87,7 @@ class Loader {
         }));
     report_.rows += rows;
     if (rows == 0) return Error(Reason::kDatasetEmpty, "the data set has no rows");
-    if (!violations.empty()) return violations.ToStatus(rows);
+    if (!violations.empty()) return violations.ToStatus(rows, spec_.format);
     if (report_.format.empty()) report_.format = std::string(RowFormatName(*reader.format()));
     std::vector<int32_t> examples(static_cast<size_t>(tokens_.count() - first));
     std::iota(examples.begin(), examples.end(), static_cast<int32_t>(first));

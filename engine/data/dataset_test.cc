@@ -329,6 +329,7 @@ not json
                                   "rows[6].messages[1].role", "rows[7].messages[0].content[0]",
                                   "rows[8].messages[0].weight", "rows[9]"));
   EXPECT_EQ(StatusMetadata(data.status())["bad_rows"], "9");
+  EXPECT_THAT(std::string(data.status().message()), Not(HasSubstr("recipe")));
   // A number of many digits takes another way through the reader, which must be no deeper.
   constexpr size_t kLevels = 500'000;
   const std::string deep = "{\"text\":\"a\",\"n\":" + std::string(40, '9') + ",\"m\":" +
@@ -339,6 +340,15 @@ not json
   const auto status = Load(many).status();
   EXPECT_EQ(StatusViolations(status).size(), 100u);
   EXPECT_EQ(StatusMetadata(status)["bad_rows"], "250");
+}
+
+// A data set of before the server looked at this itself.
+TEST_F(DatasetTest, WhereNoRowIsWhatTheRecipeSaysThatIsSaid) {
+  spec_.format = "sharegpt";
+  const auto data = Load(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})");
+  EXPECT_EQ(StatusReason(data.status()), Reason::kDatasetSchemaMismatch);
+  EXPECT_THAT(std::string(data.status().message()),
+              HasSubstr("; the recipe calls them sharegpt (datasets[0].type), auto goes by what they are"));
 }
 
 TEST_F(DatasetTest, BadFiles) {
