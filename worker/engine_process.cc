@@ -26,7 +26,7 @@ namespace {
 constexpr int kSendTimeoutMs = 10'000;
 // What was killed and does not die, or has handed its output on, is not waited for any longer.
 constexpr std::chrono::seconds kDying{3};
-constexpr std::chrono::milliseconds kLookAgain{10};  // whether a helper whose output has ended has, too
+constexpr std::chrono::milliseconds kLookAgain{10};  // whether a process whose output has ended has, too
 constexpr std::chrono::seconds kCountAgain{1};
 
 // `by_us`: this process has sent it SIGKILL.
@@ -145,7 +145,7 @@ class Forker {
   std::thread thread_;
 };
 
-// Helpers that were killed and did not end in time. Asked for with every other helper, so that they do not
+// Processes that were killed and did not end in time. Asked for with every other one, so that they do not
 // stay zombies when they have ended after all.
 class Undead {
  public:
@@ -170,7 +170,9 @@ class Undead {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(
-    const std::vector<std::string>& arguments, const std::string& log_file, Callbacks callbacks) {
+    const std::vector<std::string>& arguments, const std::string& log_file, Callbacks callbacks,
+    std::chrono::milliseconds exit_time) {
+  Undead::Get().Reap();
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
     return ErrnoStatus(errno, "socketpair");
@@ -196,13 +198,14 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(
     close(pair[0]);
     return ErrnoStatus(error, "fork");
   }
-  return std::unique_ptr<EngineProcess>(new EngineProcess(pid, pair[0], std::move(callbacks)));
+  return std::unique_ptr<EngineProcess>(new EngineProcess(pid, pair[0], std::move(callbacks), exit_time));
 }
 
-EngineProcess::EngineProcess(pid_t pid, int socket, Callbacks callbacks)
+EngineProcess::EngineProcess(pid_t pid, int socket, Callbacks callbacks, std::chrono::milliseconds exit_time)
     : pid_(pid),
       socket_(socket),
       callbacks_(std::move(callbacks)),
+      exit_time_(exit_time),
       kills_before_(CountMemoryKills()),
       reader_([this] { ReadLoop(); }) {}
 
@@ -240,6 +243,7 @@ void EngineProcess::Kill() {
   // The child may not have made its own group yet; the pid itself is right at any time.
   kill(-pid_, SIGKILL);
   kill(pid_, SIGKILL);
+  shutdown(socket_, SHUT_RD);  // what it has said is still read; its end may never come
 }
 
 bool EngineProcess::Deliver(std::string& buffer) {
@@ -252,14 +256,30 @@ bool EngineProcess::Deliver(std::string& buffer) {
   return good && buffer.size() <= kMaxLineBytes;
 }
 
+// True once it has ended, and can be reaped.
+bool EngineProcess::HasEnded(std::chrono::milliseconds within) const {
+  const auto end = std::chrono::steady_clock::now() + within;
+  while (true) {
+    // WNOWAIT: the pid stays ours until the lock is held, so Kill never hits a stranger.
+    siginfo_t info{};
+    const int found = waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT | WNOHANG);
+    if (found == 0 && info.si_pid != 0) return true;
+    if (std::chrono::steady_clock::now() >= end) return false;
+    std::this_thread::sleep_for(kLookAgain);
+  }
+}
+
 ProcessExit EngineProcess::Reap() {
-  // WNOWAIT first: the pid stays ours until the lock is held, so Kill never hits a stranger.
-  siginfo_t info{};
-  while (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT) != 0 && errno == EINTR) {
+  bool ended = HasEnded(exit_time_);
+  if (!ended) {
+    Kill();
+    ended = HasEnded(kDying);
   }
   std::lock_guard lock(reap_mutex_);
   reaped_ = true;
-  return ExitOf(WaitFor(pid_), kills_before_.outlived(), killed_);
+  if (ended) return ExitOf(WaitFor(pid_), kills_before_.outlived(), killed_);
+  Undead::Get().Add(pid_);
+  return {.message = "was killed and does not end", .code = -1};
 }
 
 void EngineProcess::ReadLoop() {

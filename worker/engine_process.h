@@ -4,7 +4,8 @@
 // and a process group of its own. It dies with this process (PR_SET_PDEATHSIG), also when we are
 // killed -9: end of file on the socket says the same. A reader thread hands over lines and, last,
 // the exit, after the process was reaped; callbacks come from that thread only. Other methods are
-// thread-safe.
+// thread-safe. Of a process that has closed its end and does not exit, as with a driver that hangs, the exit
+// comes all the same: it is killed after a while, and one that does not even die of that is left to itself.
 #pragma once
 
 #include <sys/types.h>
@@ -40,9 +41,13 @@ class EngineProcess {
     std::function<void(const ProcessExit&)> on_exit;
   };
 
+  // From its end of file to its exit: drivers give memory back in that time.
+  static constexpr std::chrono::milliseconds kExitTime{30'000};
+
   // `arguments[0]` is the binary. "--fd 3" must be among them.
   static absl::StatusOr<std::unique_ptr<EngineProcess>> Start(
-      const std::vector<std::string>& arguments, const std::string& log_file, Callbacks callbacks);
+      const std::vector<std::string>& arguments, const std::string& log_file, Callbacks callbacks,
+      std::chrono::milliseconds exit_time = kExitTime);
   // Kills if need be and waits for the reader.
   ~EngineProcess();
   EngineProcess(const EngineProcess&) = delete;
@@ -55,14 +60,16 @@ class EngineProcess {
   pid_t pid() const { return pid_; }
 
  private:
-  EngineProcess(pid_t pid, int socket, Callbacks callbacks);
+  EngineProcess(pid_t pid, int socket, Callbacks callbacks, std::chrono::milliseconds exit_time);
   void ReadLoop();
   bool Deliver(std::string& buffer);
+  bool HasEnded(std::chrono::milliseconds within) const;
   ProcessExit Reap();
 
   const pid_t pid_;
   const int socket_;
   const Callbacks callbacks_;
+  const std::chrono::milliseconds exit_time_;
   KillsBefore kills_before_;  // of the reader, as the next
   std::chrono::steady_clock::time_point counted_ = std::chrono::steady_clock::now();
   std::mutex send_mutex_;

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <thread>
 
 #include "base/file.h"
 #include "worker/engine_line.h"
@@ -51,8 +53,9 @@ class Listener {
 
 class EngineProcessTest : public testing::Test {
  protected:
-  std::unique_ptr<EngineProcess> StartEngine(std::vector<std::string> arguments) {
-    auto process = EngineProcess::Start(arguments, dir_.Join("log"), listener_.callbacks());
+  std::unique_ptr<EngineProcess> StartEngine(std::vector<std::string> arguments,
+                                             std::chrono::milliseconds exit_time = EngineProcess::kExitTime) {
+    auto process = EngineProcess::Start(arguments, dir_.Join("log"), listener_.callbacks(), exit_time);
     EXPECT_TRUE(process.ok()) << process.status();
     return process.ok() ? std::move(*process) : nullptr;
   }
@@ -97,6 +100,25 @@ TEST_F(EngineProcessTest, DestructionEndsTheProcess) {
   engine.reset();
   EXPECT_EQ(kill(pid, 0), -1);
   EXPECT_EQ(ResidentBytes(pid), 0);
+}
+
+// As one does whose driver hangs when everything is closed: nothing is heard of it any more, and it is there.
+TEST_F(EngineProcessTest, OneThatHasClosedItsEndAndStaysIsKilled) {
+  const auto engine = StartEngine({"/bin/sh", "-c", "exec 3>&-; sleep 1000"}, std::chrono::milliseconds(50));
+  EXPECT_EQ(listener_.WaitForExit().message, "was ended by signal 9 (Killed) by its worker");
+  EXPECT_EQ(kill(engine->pid(), 0), -1);
+}
+
+// What one that was killed has said before is heard, though another holds its end of the socket.
+TEST_F(EngineProcessTest, AnotherHolderOfItsEndIsNotWaitedFor) {
+  const std::string begun = dir_.Join("begun");
+  const auto engine = StartEngine({"/bin/sh", "-c", "setsid sh -c 'touch " + begun +
+                                                        "; sleep 20' & echo said >&3; sleep 1000"});
+  ASSERT_TRUE(listener_.WaitForLines(1));
+  for (int i = 0; i < 2'000 && !FileExists(begun); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  engine->Kill();
+  EXPECT_EQ(listener_.WaitForExit().message, "was ended by signal 9 (Killed) by its worker");
 }
 
 TEST_F(EngineProcessTest, AMissingBinaryIsAnExit) {

@@ -51,6 +51,8 @@ struct AgentOptions {
   int64_t engine_start_timeout_us =
       1'800'000'000;                        // until `hello`; quantizing a large base takes long
   int64_t detach_timeout_us = 300'000'000;  // then the engine is killed
+  // Likewise of one whose device has failed: it has nothing to save, and its neighbours wait for its end.
+  int64_t failed_exit_us = 30'000'000;
   int64_t retry_min_us = 1'000'000;         // calls, reports, fetches, uploads: doubling
   int64_t retry_max_us = 5'000'000;         // of calls and reports
   int64_t retry_disk_us = 30'000'000;       // when the disk is full
@@ -148,6 +150,7 @@ class Agent {
     bool ready = false;
     bool stopping = false;
     bool killed = false;
+    bool device_failed = false;  // it said so, and ends by itself
     int64_t start_us = 0;
     int64_t stop_us = 0;
     int64_t idle_since_us = 0;  // 0 = in use

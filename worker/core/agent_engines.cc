@@ -123,7 +123,8 @@ void Agent::CheckTimeouts() {
   for (auto& [id, engine] : engines_) {
     if (!engine.ready && now_us_ >= engine.start_us + options_.engine_start_timeout_us)
       kill(id, engine);
-    if (engine.stopping && now_us_ >= engine.stop_us + options_.detach_timeout_us) kill(id, engine);
+    const int64_t limit_us = engine.device_failed ? options_.failed_exit_us : options_.detach_timeout_us;
+    if (engine.stopping && now_us_ >= engine.stop_us + limit_us) kill(id, engine);
   }
   for (auto& [key, local] : attempts_) {
     if (local.stage != Stage::kDetaching) continue;
@@ -139,7 +140,8 @@ void Agent::CheckTimeouts() {
 // The one whose turn it was: as the engine said, else the one after that which was heard of last, as if
 // turns went round in order of attachment.
 std::optional<AttemptKey> Agent::FaultyOf(const Engine& engine) const {
-  if (engine.order.empty()) return std::nullopt;
+  // Of a device that failed it was told already in whose turn.
+  if (engine.order.empty() || engine.device_failed) return std::nullopt;
   if (engine.turn &&
       std::find(engine.order.begin(), engine.order.end(), *engine.turn) != engine.order.end()) {
     return engine.turn;
@@ -175,10 +177,10 @@ void Agent::On(const EngineExited& in) {
     local->engine = 0;
     local->used_bytes = 0;
     const bool own = faulty == key;
-    Fail(*local, {reason, own ? in.message : "the engine died in the turn of " + faulty->ToString(),
-                  true, !own});
+    const std::string whose = faulty ? "in the turn of " + faulty->ToString() : "when its device failed";
+    Fail(*local, {reason, own ? in.message : "the engine died " + whose, true, !own});
   }
-  if (engine.stopping && !engine.killed) return;
+  if (engine.stopping && !engine.killed && !engine.device_failed) return;
   // While another engine works there, so does the device; and there need not be room for a probe.
   const std::string& device_id = engine.group.device_id;
   const bool last = std::none_of(engines_.begin(), engines_.end(), [&](const auto& entry) {
@@ -313,6 +315,12 @@ void Agent::On(const EngineFailed& in) {
   if (local == nullptr) return;
   LeaveEngine(*local);
   if (in.reason == "STORAGE_FULL") NoteFull(in.message);
+  // A driver may hang at its exit, too.
+  Engine& engine = engines_[in.engine];
+  if (in.reason == "DEVICE_FAULT" && !engine.stopping) {
+    engine.stopping = engine.device_failed = true;
+    engine.stop_us = now_us_;
+  }
   Fail(*local, {in.reason, in.message, in.infrastructure, false, in.all_checkpoints});
 }
 

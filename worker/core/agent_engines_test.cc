@@ -281,6 +281,47 @@ TEST_F(ProbedDeviceTest, OneThatDoesNotIsWithdrawnUntilItDoes) {
   EXPECT_NE(Find<DoFetch>(), nullptr);
 }
 
+// A driver that has failed may hang when its process ends: the neighbours do not wait for that, nor is one of
+// them blamed for it.
+TEST_F(ProbedDeviceTest, AnEngineWhoseDeviceFailedAndThatDoesNotEndIsKilled) {
+  Run("a", {AssignmentOf("a"), AssignmentOf("b"), AssignmentOf("c")});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});  // attached as a's neighbour
+  Feed(EngineTurn{engine_, {"a", 1}});
+  EngineFailed failed;
+  failed.engine = engine_;
+  failed.key = {"a", 1};
+  failed.reason = "DEVICE_FAULT";
+  failed.message = "the device failed: bus error";
+  failed.infrastructure = true;
+  Feed(failed);
+  EXPECT_FALSE(Failed("a").neighbour_fault);
+  Feed(Fetched{{"c", 1}, {"model", "data", "", ""}});
+  EXPECT_EQ(Find<Attach>(), nullptr) << "it would go down with it";
+  Advance(29 * kSecondUs);
+  EXPECT_EQ(Find<KillEngine>(), nullptr);
+  Advance(2 * kSecondUs);
+  ASSERT_NE(Find<KillEngine>(), nullptr);
+  EXPECT_EQ(Find<KillEngine>()->engine, engine_);
+  Feed(EngineExited{engine_, "was ended by signal 9 (Killed) by its worker", false});
+  EXPECT_EQ(Failed("b").reason, "ENGINE_FAILED");
+  EXPECT_TRUE(Failed("b").neighbour_fault) << "it goes back to the queue without a retry";
+  EXPECT_NE(Find<DoProbe>(), nullptr);
+}
+
+TEST_F(ProbedDeviceTest, WhereItEndsInTimeTheNeighboursAreNotToBlameEither) {
+  Run("a", {AssignmentOf("a"), AssignmentOf("b")});
+  Feed(Fetched{{"b", 1}, {"model", "data", "", ""}});
+  EngineFailed failed;
+  failed.engine = engine_;
+  failed.key = {"a", 1};
+  failed.reason = "DEVICE_FAULT";
+  failed.infrastructure = true;
+  Feed(failed);
+  Feed(EngineExited{engine_, "ended with code 7", false});
+  EXPECT_TRUE(Failed("b").neighbour_fault);
+  EXPECT_NE(Find<DoProbe>(), nullptr);
+}
+
 TEST_F(ProbedDeviceTest, AnEngineThatNeverCameUpIsJudgedByTheProbe) {
   Desire({AssignmentOf("a")});
   Feed(Fetched{{"a", 1}, {"model", "data", "", ""}});
