@@ -50,6 +50,17 @@ int64_t NumberBehind(const std::string& path, std::string_view key) {
   return 0;
 }
 
+int64_t SizeOf(const std::string& path) { return FileSizeBytes(path).value_or(0); }
+
+// What a helper that failed said last: behind how it ended. The file had `before` bytes when it began.
+std::string LastWords(const std::string& log_file, int64_t before) {
+  constexpr int64_t kTailBytes = 1'000;
+  const int64_t said = std::clamp<int64_t>(SizeOf(log_file) - before, 0, kTailBytes);
+  const std::string tail = said == 0 ? "" : TailOfFile(log_file, static_cast<size_t>(said));
+  const std::string line = tail.substr(tail.rfind('\n') + 1);  // npos + 1 is 0
+  return absl::StrCat(line.empty() ? "" : ": ", line, line.empty() ? "; see " : "; its log is ", log_file);
+}
+
 constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
 
 // What one group leaves; as much as there can be where it has no bound.
@@ -196,13 +207,14 @@ absl::StatusOr<HostShare> ShareHost(const HostQuestion& q) {
 
 absl::StatusOr<std::vector<GpuInfo>> ListGpus(const std::string& engine_binary,
                                               const std::string& log_file, std::string* why) {
+  const int64_t before = SizeOf(log_file);
   ASSIGN_OR_RETURN(const HelperResult result,
                    RunHelper({engine_binary, "devices"}, log_file, After(DeviceOptions().limit_s)));
   const auto object = nlohmann::json::parse(result.output, nullptr, /*allow_exceptions=*/false);
   if (result.exit.code != 0 || !object.is_object() || !object.contains("devices") ||
       !object["devices"].is_array()) {
     return Error(Reason::kEngineFailed,
-                 absl::StrCat(engine_binary, " devices ", result.exit.message, "; see ", log_file))
+                 absl::StrCat(engine_binary, " devices ", result.exit.message, LastWords(log_file, before)))
         .ToStatus();
   }
   const auto text = [](const nlohmann::json& in, const char* key) {
@@ -261,6 +273,7 @@ std::string DeviceId(const std::string& device) {
 absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
                                          const std::vector<GpuInfo>& gpus) {
   const int threads = options.threads > 0 ? options.threads : AvailableThreads();
+  const int64_t before = SizeOf(options.log_file);
   ASSIGN_OR_RETURN(const HelperResult result,
                    RunHelper({options.engine_binary, "profile", "--device", options.device,
                               "--threads", absl::StrCat(threads)},
@@ -272,8 +285,8 @@ absl::StatusOr<DeviceInfo> MeasureDevice(const DeviceOptions& options,
   }
   if (result.exit.code != 0) {
     return Error(Reason::kEngineFailed,
-                 absl::StrCat(options.engine_binary, " profile ", result.exit.message, "; see ",
-                              options.log_file))
+                 absl::StrCat(options.engine_binary, " profile ", result.exit.message,
+                              LastWords(options.log_file, before)))
         .ToStatus();
   }
   DeviceInfo device;

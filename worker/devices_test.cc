@@ -33,6 +33,17 @@ TEST(DevicesTest, TheEngineMeasures) {
   EXPECT_EQ(device->profile.capacity_bytes, int64_t{1} << 30);
   options.memory_bytes = 1000;
   EXPECT_FALSE(MeasureDevice(options).ok());
+  const auto refusal = [&](const char* script) {
+    options.engine_binary = dir.Join("refuses");
+    EXPECT_TRUE(WriteFileAtomic(options.engine_binary, script).ok());
+    EXPECT_EQ(chmod(options.engine_binary.c_str(), 0755), 0);
+    return std::string(MeasureDevice(options).status().message());
+  };
+  EXPECT_NE(refusal("#!/bin/sh\necho first >&2; echo there is no such device >&2; exit 5\n")
+                .find("ended with code 5: there is no such device; its log is "),
+            std::string::npos);
+  EXPECT_NE(refusal("#!/bin/sh\nexit 5\n").find("ended with code 5; see "), std::string::npos)
+      << "what another said before is not its own";
   options.engine_binary = "/nowhere/nibble-engine";
   EXPECT_FALSE(MeasureDevice(options).ok());
   options.engine_binary = dir.Join("hangs");
