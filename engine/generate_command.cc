@@ -60,6 +60,10 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Flags& flags) {
       prompts.push_back(std::move(prompt));
     }
   }
+  if (prompts.empty() && flags.Has("prompts") && limit != 0) {
+    const std::string help = " has no rows; a row is {\"prompt\": \"...\"}";
+    return Error(Reason::kDatasetEmpty, absl::StrCat("--prompts ", flags.Text("prompts"), help));
+  }
   if (prompts.empty()) return WrongWords("the prompt is missing; give a text, or --prompts FILE");
   return prompts;
 }

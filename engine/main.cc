@@ -131,7 +131,9 @@ int main(int argc, char** argv) {
       nibble::engine::Run(argv[1], std::vector<std::string>(argv + 2, argv + argc));
   if (status.ok()) return 0;
   const nibble::Reason reason = nibble::StatusReason(status);
-  std::fprintf(stderr, "nibble-engine: %s (%s)\n", std::string(status.message()).c_str(),
-               std::string(nibble::ReasonName(reason)).c_str());
+  // What the system says of a file has none.
+  const std::string named =
+      reason == nibble::Reason::kUnspecified ? "" : " (" + std::string(nibble::ReasonName(reason)) + ")";
+  std::fprintf(stderr, "nibble-engine: %s%s\n", std::string(status.message()).c_str(), named.c_str());
   return nibble::engine::ExitCodeOf(status);
 }

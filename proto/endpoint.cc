@@ -71,7 +71,12 @@ absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string
   if (endpoint.tls) {
     grpc::SslCredentialsOptions ssl;
     if (!ca_file.empty()) {
-      ASSIGN_OR_RETURN(endpoint.trusted, ReadFile(ca_file, int64_t{1} << 20));
+      absl::StatusOr<std::string> read = ReadFile(ca_file, int64_t{1} << 20);
+      if (!read.ok()) {
+        const std::string flag = "--ca-file (or NIBBLE_CA_FILE): ";
+        return Error(Reason::kSpecInvalid, absl::StrCat(flag, read.status().message())).ToStatus();
+      }
+      endpoint.trusted = *std::move(read);
       RETURN_IF_ERROR(CheckCertificates(ca_file, endpoint.trusted));
       ssl.pem_root_certs = endpoint.trusted;
     }

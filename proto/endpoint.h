@@ -23,8 +23,8 @@ struct Endpoint {
 };
 
 // TLS by the prefix or because a file of certificates to trust (PEM, at most 1 MiB) is named;
-// without one the system's are trusted. Errors: SPEC_INVALID without a port, or when the file holds no
-// certificate or one that is cut off; those of reading the file.
+// without one the system's are trusted. Errors: SPEC_INVALID without a port, or when the file cannot be read,
+// holds no certificate or one that is cut off.
 absl::StatusOr<Endpoint> EndpointOf(const std::string& server, const std::string& ca_file);
 
 // For the start of main, before anything else touches gRPC. While a channel is cut, calls on it fail at once

@@ -63,6 +63,15 @@ def check_chat(plain, talking):
             assert word not in refused.stderr, refused
 
 
+def check_refusals(engine, folder):
+    """What is said names what is wrong."""
+    (folder / "empty.jsonl").write_text("")
+    empty = engine.run("--prompts", folder / "empty.jsonl")
+    assert empty.returncode == 5 and f"{folder}/empty.jsonl has no rows" in empty.stderr, empty
+    nowhere = Engine(engine.words[0], ROOT / "demo" / "base", "/proc/nowhere").run("a")
+    assert nowhere.returncode != 0 and nowhere.stderr.strip().endswith("No such file or directory"), nowhere
+
+
 def check_sampling(engine):
     """--temperature draws, --seed decides what, --top-p from how many."""
     def texts(*words):
@@ -99,6 +108,7 @@ def main():
         base = ROOT / "demo" / "base"
         plain = Engine(binary, base, folder / "cache")
         check_chat(plain, Engine(binary, with_template(base, folder / "talking"), folder / "cache"))
+        check_refusals(plain, folder)
         check_sampling(plain)
         check_length(plain)
     print("flags of generate: all checks passed")
