@@ -235,6 +235,8 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   if (info.st_size == 0) return file;
   void* data = mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd.get(), 0);
   if (data == MAP_FAILED) return ErrnoStatus(errno, "map " + path);
+  // Large pages where the system gives them to files: fewer misses of address translation. Not needed.
+  madvise(data, static_cast<size_t>(info.st_size), MADV_HUGEPAGE);
   file.data_ = static_cast<const uint8_t*>(data);
   file.size_ = static_cast<size_t>(info.st_size);
   return file;

@@ -29,6 +29,8 @@ class HostBackend final : public Backend {
     void* address = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (address == MAP_FAILED) return nullptr;
+    // Large pages where the system gives them. Not needed.
+    madvise(address, static_cast<size_t>(bytes), MADV_HUGEPAGE);
     blocks_[address] = bytes;
     return address;
   }

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,7 @@ double Seconds() {
 }
 
 // Bytes a second of reading more than the caches hold.
-double ReadRate(kernels::ThreadPool* pool, const std::vector<uint64_t>& memory) {
+double ReadRate(kernels::ThreadPool* pool, std::span<const uint64_t> memory) {
   constexpr int64_t kPiece = 1 << 17;
   std::vector<uint64_t> out(memory.size() / kPiece);
   const double began = Seconds();
@@ -133,7 +134,12 @@ absl::Status Run(const Flags& flags) {
   context.workspace_bytes = int64_t{8} << 20;
   context.workspace = backend->Allocate(context.workspace_bytes);
   if (context.workspace == nullptr) return absl::ResourceExhaustedError("no memory");
-  const std::vector<uint64_t> memory(size_t{32} << 20, 1);
+  // Of the backend as the base is, so that both are in pages of one size.
+  constexpr int64_t kReadBytes = int64_t{256} << 20;
+  void* const read = backend->Allocate(kReadBytes);
+  if (read == nullptr) return absl::ResourceExhaustedError("no memory");
+  backend->Fill(read, 1, kReadBytes);
+  const std::span<const uint64_t> memory(static_cast<const uint64_t*>(read), kReadBytes / 8);
   Stream stream(backend->table(), model, base.view(), &context, length);
   stream.Token();
   std::vector<double> tokens, shares, reads;

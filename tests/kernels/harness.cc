@@ -160,6 +160,15 @@ bool MultipliesInFixedPoint(const KernelTable& table) {
   return std::strcmp(table.body, "avx2") == 0 || std::strcmp(table.body, "avx512_vnni") == 0;
 }
 
+bool MultipliesOneRowInFixedPoint(const KernelTable& table, const WeightView& w) {
+  constexpr int64_t kBlock = 64;
+  const bool four_bits =
+      w.type == QuantType::kNF4 || w.type == QuantType::kFP4 || w.type == QuantType::kINT4;
+  const bool body = MultipliesInFixedPoint(table) || std::strncmp(table.body, "avx512", 6) == 0 ||
+                    std::strncmp(table.body, "amx", 3) == 0;
+  return body && four_bits && w.k % kBlock == 0 && w.block % kBlock == 0;
+}
+
 bool IsCuda(const KernelTable& table) { return std::strncmp(table.name, "cuda", 4) == 0; }
 
 std::vector<Case> AllCases() {

@@ -92,6 +92,8 @@ class Comparison {
 double ActTolerance(const KernelTable& table);
 // Whether frozen weights are multiplied as integers with a scale per block (kernels/cpu/body/fixed.h).
 bool MultipliesInFixedPoint(const KernelTable& table);
+// Whether this one is with one row (kernels/cpu/body/gemv_block.h).
+bool MultipliesOneRowInFixedPoint(const KernelTable& table, const WeightView& w);
 
 // Which formulas say what an op of the table may use of the workspace: kernels/cuda/workspace.h or
 // kernels/cpu/workspace.h.

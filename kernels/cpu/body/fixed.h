@@ -1,5 +1,6 @@
 // Fixed point by blocks: what AVX2, and AVX-512 with VNNI but without bf16, multiply weights in, because
-// their integer multiply-add takes two products where the floating one takes one.
+// their integer multiply-add takes two products where the floating one takes one; and every body 4-bit
+// weights with one row of activations, because one table then serves all blocks.
 //
 // A block is 64 numbers in a row along the contracted dimension, the first at a multiple of 64: 16-bit
 // integers times one scale. Rows of activations have up to 15 bits and a sign, weights 13 and a sign. The
@@ -12,8 +13,6 @@
 
 #include "kernels/cpu/body/decode.h"
 #include "kernels/cpu/body/fixed_words.h"
-
-#if defined(NIBBLE_FIXED)
 
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
@@ -130,5 +129,3 @@ struct FixedBook {
 };
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
-
-#endif

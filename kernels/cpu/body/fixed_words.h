@@ -3,8 +3,6 @@
 
 #include "kernels/cpu/body/simd.h"
 
-#if defined(NIBBLE_FIXED)
-
 namespace nibble::kernels::cpu::NIBBLE_BODY {
 
 constexpr int64_t kWords = 2 * kLanes;  // of an I32
@@ -44,7 +42,11 @@ NIBBLE_INLINE void StoreWords(int16_t* out, I32 low, I32 high) {
 }
 // Adds the products of pairs of words. GCC keeps sums of the intrinsic in memory and copies them about.
 NIBBLE_INLINE void AddPairProducts(I32& sum, I32 a, I32 b) {
+#if defined(__AVX512VNNI__)
   asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = AddInt(sum, _mm512_madd_epi16(a, b));
+#endif
 }
 
 // kLanes words.
@@ -84,5 +86,3 @@ NIBBLE_INLINE HalfWords MaxMagnitudes(HalfWords most, HalfWords words) {
 #endif
 
 }  // namespace nibble::kernels::cpu::NIBBLE_BODY
-
-#endif

@@ -1,11 +1,11 @@
 // One row of activations against a frozen weight, for generation: every weight is read once, so the memory
 // is the limit and nothing may be written in between.
 //
-// 4-bit rows of whole blocks of 64: 32 bytes are looked up in the block's scaled table where they are, their
-// high and low nibbles being the even and the odd elements; x waits in the order in which they come. Four
-// rows at a time share x; in flat order they are four streams, in tiles one. What is read is fetched into the
-// first-level cache two pages ahead, because the hardware does not follow rows. Everything else is decoded in
-// spans into the first-level cache, or multiplied where it is (bf16).
+// 4-bit rows of whole blocks of 64: 32 bytes are looked up in a table where they are (gemv_block.h), their
+// high and low nibbles being the even and the odd elements; x waits in the order in which they come. Some
+// rows at a time share x; in flat order they are as many streams, in tiles one. What is read is fetched into
+// the second-level cache some pages ahead, because the hardware does not follow rows. Everything else is
+// decoded in spans into the first-level cache, or multiplied where it is (bf16).
 #pragma once
 
 #include "kernels/cpu/body/gemm.h"
@@ -20,45 +20,52 @@ static void FlatNibbleProducts(const WeightView& w, int64_t row, int64_t end, co
   const int64_t blocks = w.k / kNibbleBlock, row_bytes = w.k / 2;
   NestedScales nested;
   const auto some = [&]<int kRows>() {
-    NibbleSums sums[kRows];
+    NibbleSums sums[(kRows + kRowsOfSum - 1) / kRowsOfSum];
     const auto* ahead =
         static_cast<const uint8_t*>(w.data) + row * row_bytes + RoundUp(kFetchAhead, kRows * row_bytes);
     NibbleRows<kRows, kKind, false>(w, row, 0, blocks, x, &nested, ahead, sums);
-    for (int64_t r = 0; r < kRows; ++r) emit(row + r, sums[r].Sum());
+    for (int r = 0; r < kRows; ++r) emit(row + r, SumOfRow(sums[r / kRowsOfSum].sums, r % kRowsOfSum));
     row += kRows;
   };
   while (row + kRowsTogether <= end) some.template operator()<kRowsTogether>();
+  while (row + kRowsOfSum <= end) some.template operator()<kRowsOfSum>();
   while (row < end) some.template operator()<1>();
 }
 
-// Whole groups of rows in tiles, read as they lie: some blocks of all rows, then the next blocks. Meanwhile
-// the sums wait.
+// Whole groups of rows in tiles, read as they lie: all rows at once, or some blocks of all rows, some rows
+// at a time, then the next blocks. Meanwhile the sums wait.
 template <ScaleKind kKind, typename Emit>
 static void TiledNibbleProducts(const WeightView& w, int64_t row, int64_t end, const NibbleX& x,
                                 const Emit& emit) {
   const int64_t blocks = w.k / kNibbleBlock;
   // Scales of all rows of a group have to find room, or else their tables would be made again and again.
   const bool fits = w.absmax != nullptr || NestedScales::Suits(w, kTileHeight);
-  const int64_t chunk = fits ? kBlocksTogether : blocks;
   NestedScales nested;
   for (; row < end; row += kTileHeight) {
     const TiledRow tile(w, row);
     const int64_t height = tile.step;
-    NibbleSums sums[kTileHeight];
+    const bool whole = kGroupTogether && fits && height == kTileHeight;
+    const int64_t chunk = fits && !whole ? kBlocksTogether : blocks;
+    NibbleSums sums[kTileHeight / kRowsOfSum];
     for (int64_t b = 0; b < blocks; b += chunk) {
       const int64_t stop = b + chunk < blocks ? b + chunk : blocks;
       const auto* ahead = static_cast<const uint8_t*>(w.data) + kTileFetchAhead +
                           (tile.first + b * height) * (kNibbleBlock / 2);
       int64_t r = 0;
       const auto some = [&]<int kRows>() {
-        NibbleRows<kRows, kKind, true>(w, row + r, b, stop, x, &nested, ahead, sums + r);
+        NibbleRows<kRows, kKind, true>(w, row + r, b, stop, x, &nested, ahead, sums + r / kRowsOfSum);
         ahead += (stop - b) * kRows * (kNibbleBlock / 2);
         r += kRows;
       };
+      if constexpr (kGroupTogether) {
+        if (whole) some.template operator()<kTileHeight>();
+      }
       while (r + kRowsTogether <= height) some.template operator()<kRowsTogether>();
+      while (r + kRowsOfSum <= height) some.template operator()<kRowsOfSum>();
       while (r < height) some.template operator()<1>();
     }
-    for (int64_t r = 0; r < height; ++r) emit(row + r, sums[r].Sum());
+    for (int64_t r = 0; r < height; ++r)
+      emit(row + r, SumOfRow(sums[r / kRowsOfSum].sums, static_cast<int>(r % kRowsOfSum)));
   }
 }
 
@@ -98,7 +105,7 @@ static float PlainRow(const WeightView& w, int64_t row, const Operand* x) {
     for (int64_t k = 0; k < w.k; k += 128) {
 #pragma GCC unroll 4
       for (int64_t line = 0; line < 256; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(at + k) + kFetchAhead + line, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(at + k) + kPlainFetchAhead + line, _MM_HINT_T1);
       DotSpan(at + k, x + k, w.k - k < 128 ? w.k - k : 128, sums);
     }
   } else {
@@ -131,6 +138,7 @@ static void RowProducts(Context* ctx, const WeightView& w, const BF16* x, const 
   auto* operands = static_cast<Operand*>(ctx->workspace);
   const int64_t padded = RoundUp(w.k, 64);
   KERNEL_CHECK(padded * static_cast<int64_t>(sizeof(Operand)) <= ctx->workspace_bytes);
+  KERNEL_CHECK(NibbleX::Bytes(padded) <= ctx->workspace_bytes);
   const int64_t rows = RowsOfPiece(w, PoolThreads(ctx->pool));
   const auto run = [&](const auto& products) {
     RunPieces(ctx->pool, (w.n + rows - 1) / rows, [&](int64_t piece, int) {
