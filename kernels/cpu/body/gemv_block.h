@@ -1,5 +1,5 @@
-// Blocks of 64 4-bit weights against their share of one row of activations: how that share waits, and what the
-// blocks of some rows sum up to. In fixed point (fixed.h): the code book is one table of integers for all
+// Blocks of 64 4-bit weights against their share of one row of activations: how that share waits, and what
+// the blocks of some rows sum up to. In fixed point (fixed.h): the code book is one table of integers for all
 // blocks, and what a block's integers sum up to is scaled.
 #pragma once
 
@@ -14,11 +14,12 @@ constexpr int64_t kNibbleBlock = 64;
 // Rows whose sums share a register, one in each half.
 constexpr int kRowsOfSum = 2;
 
-// Where element i of a block waits: words of two bytes of codes are four nibbles, an element's place in them is
-// given by its last two bits, and a byte's high nibble is the even element.
+// Where element i of a block waits: words of two bytes of codes are four nibbles, an element's place in them
+// is given by its last two bits, and a byte's high nibble is the even element.
 struct BlockOrder {
   constexpr BlockOrder() {
-    for (int at = 0; at < kNibbleBlock; ++at) element[at] = static_cast<uint16_t>(at % 16 * 4 + (at / 16 ^ 1));
+    for (int at = 0; at < kNibbleBlock; ++at)
+      element[at] = static_cast<uint16_t>(at % 16 * 4 + (at / 16 ^ 1));
   }
   alignas(64) uint16_t element[kNibbleBlock] = {};
 };
