@@ -2,6 +2,7 @@
 //
 // Used is measured by code that does not read the plan: a kernel table that notes which memory every op is
 // handed, the kernel's count of touched pages, red zones between buffers, and a malloc that counts.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -80,6 +81,8 @@ Case RandomCase(uint64_t seed) {
   m.fused = random.Chance(0.3);
   const bool some_turn = random.Chance(0.2);
   for (int64_t layer = 0; some_turn && layer < m.layers; ++layer) m.turns.push_back(random.Chance(0.5));
+  // Where no layer turned, no operation would be handed the positions, which the plan has.
+  if (some_turn && std::ranges::find(m.turns, true) == m.turns.end()) m.turns.back() = true;
   spec::TrainSpec& s = c.spec;
   s.lora_r = static_cast<int32_t>(random.Between(1, 40));
   s.lora_dropout = random.Chance(0.5) ? 0.1 : 0;
