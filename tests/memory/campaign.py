@@ -30,7 +30,7 @@ import shared  # noqa: E402
 MIB = 1 << 20
 MOST_OVER = 64 * MIB
 MEDIAN_OVER = 16 * MIB
-HOST_DEVICES = ("cpu", "cpu", "cpu", "cpu:avx512", "cpu:avx2", "cpu:portable")
+HOST_DEVICES = ("cpu", "cpu", "cpu", "cpu:avx512_vnni", "cpu:avx512", "cpu:avx2", "cpu:portable")
 
 
 def profile(binaries, device, threads):

@@ -178,8 +178,10 @@ class Job:
             "recompute": rng.choice(["auto", "none", "keep_gemm_outputs", "full"]),
             "sequence_len": length, "micro_batch_size": micro_batch, "gradient_accumulation_steps": accumulation,
             "max_steps": steps, "sample_packing": packed, "excess_length": "truncate", "format": self.format,
-            "val_set_size": 0.1 if evaluates else 0, "save_steps": rng.choice([1, 2]), "save_interval_seconds": 0,
-            "train_on_inputs": True, "data_rows": self.rows, "seed": rng.randrange(1000)}
+            # Ten rows at most, so that many rows are not minutes of evaluation.
+            "val_set_size": min(0.1, 10 / self.rows) if evaluates else 0,
+            "save_steps": rng.choice([1, 2]), "save_interval_seconds": 0, "train_on_inputs": True,
+            "data_rows": self.rows, "seed": rng.randrange(1000)}
         if self.format == "messages":
             self.spec["chat_template"] = "chatml"
         if evaluates:
