@@ -52,6 +52,8 @@ def check_links(page, text, findings):
         file = (page.parent / path).resolve() if path else page
         if not file.exists():
             findings.append(f"{page.relative_to(ROOT)}: no file {target}")
+        elif ROOT / "docs" in page.parents and ROOT / "docs" not in file.parents:
+            findings.append(f"{page.relative_to(ROOT)}: {target} is not installed with the manual; name the path")
         elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
             findings.append(f"{page.relative_to(ROOT)}: no heading {target}")
 
