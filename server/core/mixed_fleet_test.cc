@@ -174,10 +174,8 @@ TEST_F(MixedFleetTest, AWideModelIsPlannedForTheCpu) {
   d_.Must(wide);
   AddGpu("a-gpu", int64_t{80} << 30);
   RegisterWorker cpu = Driver::WorkerOf("cpu", "i1", int64_t{64} << 30);
-  for (RegisterWorker* worker : {&cpu}) {
-    worker->devices[0].profile.threads = 1;
-    worker->devices[0].profile.capacity_bytes = worker->devices[0].capacity_bytes;
-  }
+  cpu.devices[0].profile.threads = 1;
+  cpu.devices[0].profile.capacity_bytes = cpu.devices[0].capacity_bytes;
   d_.Must(cpu);
   CreateJob create = Driver::JobOf("j");
   create.model_id = "wide";
