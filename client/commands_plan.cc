@@ -87,7 +87,11 @@ std::string Subtitle(const v1::PlanJobResponse& plan) {
                       spec.quantization().double_quant() ? " with double quantization" : "", ", LoRA r ",
                       spec.lora().r(), ", ", spec.training().micro_batch_size(), " x ",
                       spec.data().sequence_len(), " tokens, ", spec.optimizer().type(),
-                      ", recompute ", spec.training().recompute(), ", on ", plan.layout().worker(), "/",
+                      ", recompute ", spec.training().recompute(),
+                      spec.training().keep_blocks() == 0
+                          ? ""
+                          : absl::StrCat(" but for ", spec.training().keep_blocks() + 1, " blocks"),
+                      ", on ", plan.layout().worker(), "/",
                       plan.layout().device());
 }
 

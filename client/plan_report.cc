@@ -209,6 +209,7 @@ std::string ChoicesText(const v1::MemoryPlan& plan) {
     if (so) words.emplace_back(word);
   };
   if (!plan.recompute().empty()) words.push_back(absl::StrCat("recompute=", plan.recompute()));
+  if (plan.keep_blocks() != 0) words.push_back(absl::StrCat("keep_blocks=", plan.keep_blocks()));
   if (!plan.base_cache().empty() && plan.base_cache() != "off") {
     words.push_back(absl::StrCat("base_cache=", plan.base_cache()));
   }

@@ -12,8 +12,8 @@
 
 namespace nibble::client {
 
-// "recompute=full, base_cache=on, optimizer paged": what was chosen for the device, and what of the spec
-// takes effect there; "" when the plan does not say.
+// "recompute=full, keep_blocks=12, base_cache=on, optimizer paged": what was chosen for the device, and what
+// of the spec takes effect there; "" when the plan does not say.
 std::string ChoicesText(const v1::MemoryPlan& plan);
 // Regions with their categories, the peak, the lower bound and what is lost to alignment and gaps.
 std::string MemoryText(const v1::MemoryPlan& plan);

@@ -67,6 +67,7 @@ const KeyRule kRules[] = {
     {"gradient_checkpointing", "", kFlag, "training.gradientCheckpointing", ""},
     {"activation_offloading", "offload_activations", kFlag, "training.offloadActivations", ""},
     {"recompute", "", kText, "training.recompute", ""},
+    {"keep_blocks", "", kInteger, "training.keepBlocks", ""},
     {"base_cache", "", kText, "training.baseCache", ""},
     {"cuda_graphs", "", kText, "training.cudaGraphs", ""},
     {"disable_gradient_checkpointing", "", kInverseFlag, "training.gradientCheckpointing", ""},

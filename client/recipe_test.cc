@@ -93,6 +93,7 @@ INSTANTIATE_TEST_SUITE_P(
             R"({"training":{"gradientCheckpointing":true,"offloadActivations":true}})", "",
             Reason::kUnspecified, 1},
         Row{"recompute: keep_gemm_outputs", R"({"training":{"recompute":"keep_gemm_outputs"}})"},
+        Row{"recompute: full\nkeep_blocks: 12", R"({"training":{"keepBlocks":12,"recompute":"full"}})"},
         Row{"base_cache: off\ncuda_graphs: auto", R"({"training":{"baseCache":"off","cudaGraphs":"auto"}})"},
         Row{"lr_scheduler: constant_with_warmup", R"({"optimizer":{"lrScheduler":"constant"}})"},
         Row{"lr_scheduler: constant", R"({"optimizer":{"lrScheduler":"constant","warmupSteps":0}})"},

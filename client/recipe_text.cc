@@ -125,6 +125,7 @@ std::string RecipeText(const Recipe& recipe, const v1::JobSpec& effective) {
       continue;
     }
     if (rule.path == "training.gradientCheckpointing") continue;  // said by recompute
+    if (rule.path == "training.keepBlocks" && !chosen) continue;
     const Json* value = At(spec, rule.path);
     if (rule.path == "training.recompute" && !chosen) {
       absl::StrAppend(&out, "recompute: auto\n");

@@ -136,6 +136,7 @@ std::string SpecText(const v1::JobSpec& spec) {
            : absl::StrCat(t.num_epochs(), t.num_epochs() == 1 ? " epoch" : " epochs"));
   Line(out, "recomputation",
        absl::StrCat(t.recompute().empty() ? OnOff(t.gradient_checkpointing()) : t.recompute(),
+                    t.keep_blocks() == 0 ? "" : absl::StrCat(", keep_blocks ", t.keep_blocks()),
                     t.offload_activations() ? ", inputs of blocks offloaded" : ""));
   Line(out, "decoded base", t.base_cache() == "off" ? "" : t.base_cache());
   Line(out, "seed", absl::StrCat(t.seed()));

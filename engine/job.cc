@@ -25,6 +25,7 @@ constexpr int64_t kDefaultEvaluations = 40;
 std::string SpecDigest(spec::TrainSpec spec) {
   const spec::TrainSpec defaults;
   spec.recompute = defaults.recompute;
+  spec.keep_blocks = defaults.keep_blocks;
   spec.paged_optimizer = defaults.paged_optimizer;
   spec.offload_activations = defaults.offload_activations;
   spec.base_cache = defaults.base_cache;
@@ -77,7 +78,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Open(Device& device, JobInput input, c
   RETURN_IF_ERROR(job->LoadData(stop));
   ASSIGN_OR_RETURN(job->plan_,
                    spec::CompileForEngine(device.model(), job->spec_, device.profile()));
-  job->spec_.recompute = job->plan_.recompute;
+  job->plan_.recompute.SetIn(job->spec_);
   job->spec_.base_cache = job->plan_.base_cache;
   if ((job->spec_.paged_optimizer && !job->plan_.paged) ||
       (job->spec_.offload_activations && !job->plan_.offloaded)) {

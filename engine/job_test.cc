@@ -144,11 +144,14 @@ void JobTest::InterruptAnywhere() {
 
 void JobTest::VaryWhatMustNotMatter() {
   const Result alone = RunAlone(Input("alone"));
-  for (const spec::Recompute recompute :
-       {spec::Recompute::kFull, spec::Recompute::kKeepGemmOutputs, spec::Recompute::kNone}) {
+  for (const spec::Recomputation recompute :
+       {spec::Recomputation{spec::Recompute::kFull}, spec::Recomputation{spec::Recompute::kFull, 1},
+        spec::Recomputation{spec::Recompute::kKeepGemmOutputs},
+        spec::Recomputation{spec::Recompute::kNone}}) {
     for (const int threads : {1, 2, 4}) {
-      JobInput input = Input(absl::StrCat(std::string(RecomputeName(recompute)), threads));
-      input.spec.recompute = recompute;
+      JobInput input = Input(absl::StrCat(std::string(RecomputeName(recompute.policy)),
+                                          recompute.keep_blocks, "-", threads));
+      recompute.SetIn(input.spec);
       EXPECT_TRUE(RunAlone(input, threads) == alone) << input.dir;
     }
   }
@@ -356,7 +359,8 @@ TEST_P(JobTest, RefusesStrangersCheckpoints) {
   EXPECT_TRUE(all);
   changed = input;
   changed.spec.save_steps = 2;
-  changed.spec.recompute = spec::Recompute::kNone;
+  changed.spec.recompute = spec::Recompute::kFull;
+  changed.spec.keep_blocks = 1;
   EXPECT_EQ(start(changed), Reason::kUnspecified);
   changed.numerics_id = "0.0.1/cpu/none";
   EXPECT_EQ(StatusReason(Job::Open(*device, changed, clock_).status()), Reason::kNumericsChanged);

@@ -118,7 +118,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"OneLayer", {.layers = 1}, {Module::kGate, Module::kK}, Recompute::kFull}),
     [](const auto& info) { return info.param.name; });
 
-constexpr Recompute kPolicies[] = {Recompute::kNone, Recompute::kKeepGemmOutputs, Recompute::kFull};
+using spec::Recomputation;
+constexpr Recomputation kPolicies[] = {{Recompute::kNone}, {Recompute::kKeepGemmOutputs}, {Recompute::kFull},
+                                       {Recompute::kFull, 1}};
 
 // ref, and every body this machine has.
 std::vector<const kernels::KernelTable*> Tables() {
@@ -136,16 +138,17 @@ TEST(RecomputationAndThreads, ChangeNoBit) {
       const TinyModel model(options);
       const MicroBatch batch = RandomBatch({16, 9}, model.config().vocab_size, 8);
       std::vector<double> first;
-      for (const Recompute recompute : kPolicies) {
+      for (const Recomputation& recompute : kPolicies) {
         spec::TrainSpec spec = SmallSpec();
-        spec.recompute = recompute;
+        recompute.SetIn(spec);
         for (const int threads : {1, 2, 3, 4}) {
           StepRig rig(*table, model, spec, threads);
           rig.Randomize(5);
           const std::vector<double> gradients = rig.Gradients({batch}, 0.1);
           if (first.empty()) first = gradients;
-          EXPECT_EQ(gradients, first) << table->name << "/" << table->body << ", " << RecomputeName(recompute)
-                                      << " on " << threads << " threads";
+          EXPECT_EQ(gradients, first) << table->name << "/" << table->body << ", "
+                                      << RecomputeName(recompute.policy) << recompute.keep_blocks << " on "
+                                      << threads << " threads";
         }
       }
     }
@@ -193,10 +196,10 @@ TEST(Dropout, IsKeyedByStepAndMicroBatch) {
 TEST(Plan, IsKeptToTheByte) {
   constexpr int64_t kRedZone = 256;
   for (const kernels::KernelTable* table : Tables()) {
-    for (const spec::Recompute recompute : kPolicies) {
+    for (const Recomputation& recompute : kPolicies) {
       const TinyModel model({.qkv_bias = true, .qk_norm = true});
       spec::TrainSpec spec = SmallSpec();
-      spec.recompute = recompute;
+      recompute.SetIn(spec);
       StepRig rig(*table, model, spec, 2, kRedZone);
       const spec::MemoryPlan& plan = rig.plan().memory;
       // A byte is free when no buffer ever covers it.

@@ -98,6 +98,9 @@ Case RandomCase(uint64_t seed) {
   constexpr Recompute kPolicies[] = {Recompute::kNone, Recompute::kKeepGemmOutputs,
                                      Recompute::kFull};
   s.recompute = kPolicies[random.Below(3)];
+  if (s.recompute == Recompute::kFull) {
+    s.keep_blocks = static_cast<int32_t>(random.Below(static_cast<uint64_t>(m.layers)));
+  }
   const auto bodies = kernels::CpuBodies();
   c.table = random.Chance(0.3) ? &kernels::RefTable()
                                : kernels::CpuTableFor(bodies[random.Below(bodies.size())]);

@@ -295,6 +295,7 @@ std::vector<MixedJob> ShortJobs(spec::QuantKind quant) {
         s.sequence_len = 128, s.micro_batch_size = 4, s.recompute = Recompute::kNone;
       }),
       job("plain", 0, [](auto&) {}),
+      job("keeps-a-block", 0, [](auto& s) { s.keep_blocks = 1, s.seed = 5; }),
       job("attention-only", 0, [](auto& s) {
         s.lora_r = 64, s.target_modules = {Module::kQ, Module::kV}, s.lora_dropout = 0.2, s.seed = 3;
       }),

@@ -81,8 +81,11 @@ absl::Status PlanDesk::PlanCards(const Question& q, Answer& answer) {
     question.planned_steps = 0;
     if (question.any_recompute) {
       question.spec.recompute = spec::Recompute::kAuto;
-      ASSIGN_OR_RETURN(question.spec.recompute, core_.planner.ChooseRecompute(
-                                                    q.model, question.spec, {core::CardProfile(card)}));
+      question.spec.keep_blocks = 0;
+      ASSIGN_OR_RETURN(
+          const spec::Recomputation recompute,
+          core_.planner.ChooseRecompute(q.model, question.spec, {core::CardProfile(card)}));
+      recompute.SetIn(question.spec);
     }
     ASSIGN_OR_RETURN(core::FitReport report, core::FitsOf(Alone(card), q.model, question, core_));
     report.fits[0].expected_start_us = 0;  // nobody has it
@@ -105,8 +108,9 @@ absl::StatusOr<PlanDesk::Answer> PlanDesk::Plan(const core::State& excerpt, cons
   Answer answer;
   core::FitQuestion on_devices = q.fit;
   const std::vector<spec::DeviceProfile> known = core::KnownDevices(excerpt);
-  ASSIGN_OR_RETURN(on_devices.spec.recompute,
+  ASSIGN_OR_RETURN(const spec::Recomputation recompute,
                    core_.planner.ChooseRecompute(q.model, on_devices.spec, known));
+  recompute.SetIn(on_devices.spec);
   ASSIGN_OR_RETURN(on_devices.spec.base_cache,
                    core_.planner.ChooseBaseCache(q.model, on_devices.spec, known));
   answer.device_spec = on_devices.spec;

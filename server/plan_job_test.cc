@@ -207,21 +207,27 @@ TEST_F(PlanJobTest, ToldIsHowEachCardRecomputes) {
   const auto plan = Plan(request);
   ASSERT_TRUE(plan.ok()) << plan.status();
   std::set<std::string> told;
+  bool some_kept = false;
   for (const v1::DeviceFit& fit : plan->fits()) {
     const std::string& policy = fit.plan().recompute();
+    const int32_t kept = fit.plan().keep_blocks();
     EXPECT_EQ(fit.plan().base_cache(), "off") << "what a card must have, not what it could";
     told.insert(policy);
+    some_kept = some_kept || kept > 0;
     v1::PlanJobRequest again = request;
     again.mutable_spec()->mutable_training()->set_recompute(policy);
+    again.mutable_spec()->mutable_training()->set_keep_blocks(kept);
     const auto asked = Plan(again);
     ASSERT_TRUE(asked.ok()) << asked.status();
     for (const v1::DeviceFit& same : asked->fits()) {
       if (same.worker() != fit.worker()) continue;
       EXPECT_EQ(same.plan().recompute(), policy);
+      EXPECT_EQ(same.plan().keep_blocks(), kept);
       EXPECT_EQ(same.plan().total_bytes(), fit.plan().total_bytes()) << fit.worker() << ' ' << policy;
     }
   }
   EXPECT_GE(told.size(), 2u) << "a card of 24 GB has to recompute what one of 141 GB keeps";
+  EXPECT_TRUE(some_kept) << "memory for the products of some blocks is not used";
 }
 
 // A fleet that is copied in more than one turn of the loop: all of it is there.

@@ -186,10 +186,11 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
                                               const CompileOptions& options) {
   RETURN_IF_ERROR(CheckGiven(model, given, profile));
   TrainSpec spec = given;
-  ASSIGN_OR_RETURN(spec.recompute, ChooseRecompute(model, given, {profile}));
+  ASSIGN_OR_RETURN(const Recomputation recompute, ChooseRecompute(model, given, {profile}));
+  recompute.SetIn(spec);
   ASSIGN_OR_RETURN(spec.base_cache, ChooseBaseCache(model, spec, profile));
   CompiledPlan plan;
-  plan.recompute = spec.recompute;
+  plan.recompute = recompute;
   plan.base_cache = spec.base_cache;
   plan.pads = IsCuda(profile) &&
               (spec.graphs == Graphs::kOn || (spec.graphs == Graphs::kAuto && spec.sample_packing &&
@@ -204,7 +205,8 @@ absl::StatusOr<CompiledPlan> CompileForEngine(const ModelConfig& model, const Tr
   plan.offloaded = Offloaded(spec, profile);
   plan.pinned = LayoutPinned(model, spec, profile, plan.adapters.elements);
   PlacePersistent(model, spec, profile, options.red_zone_bytes, plan);
-  plan.memory.choices = {plan.recompute, plan.base_cache, plan.paged, plan.offloaded, plan.pads};
+  plan.memory.choices = {recompute.policy, plan.base_cache, plan.paged,
+                         plan.offloaded,   plan.pads,       recompute.keep_blocks};
 
   CountingExecutor counting(model, spec, profile);
   TrainMicroBatch(counting, model, spec);
@@ -255,31 +257,42 @@ int64_t HistoryBytes(const TrainSpec& spec) {
   return (steps + evaluations + kBlockRows / 2) / kBlockRows * kBlockRows * kRowBytes;
 }
 
-absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
-                                          const std::vector<DeviceProfile>& devices) {
-  if (spec.recompute != Recompute::kAuto) return spec.recompute;
-  const auto fits = [&](Recompute recompute, const DeviceProfile& device) -> absl::StatusOr<bool> {
-    TrainSpec tried = spec;
-    tried.recompute = recompute;
-    if (tried.base_cache == BaseCache::kAuto) tried.base_cache = BaseCache::kOff;
-    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanTotals(model, tried, device));
-    return plan.Fits(device);
+absl::StatusOr<Recomputation> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
+                                              const std::vector<DeviceProfile>& devices) {
+  if (spec.recompute != Recompute::kAuto) return Recomputation{spec.recompute, spec.keep_blocks};
+  const auto fits = [&](Recomputation tried, const DeviceProfile& device) -> absl::StatusOr<bool> {
+    TrainSpec with = spec;
+    tried.SetIn(with);
+    if (with.base_cache == BaseCache::kAuto) with.base_cache = BaseCache::kOff;
+    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanTotals(model, with, device));
+    return plan.Fits(device) &&
+           (tried.keep_blocks == 0 || LeavesRoom(plan.TotalBytes(), device.capacity_bytes));
   };
   std::vector<const DeviceProfile*> places;
   for (const DeviceProfile& device : devices) {
     if (device.capacity_bytes == 0) continue;  // not known
-    const absl::StatusOr<bool> place = fits(Recompute::kFull, device);
+    const absl::StatusOr<bool> place = fits({Recompute::kFull}, device);
     if (place.ok() && *place) places.push_back(&device);
   }
-  if (places.empty()) return Recompute::kFull;
-  for (const Recompute faster : {Recompute::kNone, Recompute::kKeepGemmOutputs}) {
-    bool everywhere = true;
-    for (size_t i = 0; everywhere && i < places.size(); ++i) {
-      ASSIGN_OR_RETURN(everywhere, fits(faster, *places[i]));
+  if (places.empty()) return Recomputation{Recompute::kFull};
+  const auto everywhere = [&](Recomputation tried) -> absl::StatusOr<bool> {
+    for (const DeviceProfile* place : places) {
+      ASSIGN_OR_RETURN(const bool fit, fits(tried, *place));
+      if (!fit) return false;
     }
-    if (everywhere) return faster;
+    return true;
+  };
+  for (const Recompute faster : {Recompute::kNone, Recompute::kKeepGemmOutputs}) {
+    ASSIGN_OR_RETURN(const bool fit, everywhere({faster}));
+    if (fit) return Recomputation{faster};
   }
-  return Recompute::kFull;
+  int32_t kept = 0;
+  for (auto most = static_cast<int32_t>(model.layers) - 1; kept < most;) {
+    const int32_t tried = kept + (most - kept + 1) / 2;
+    ASSIGN_OR_RETURN(const bool fit, everywhere({Recompute::kFull, tried}));
+    (fit ? kept : most) = fit ? tried : tried - 1;
+  }
+  return Recomputation{Recompute::kFull, kept};
 }
 
 absl::StatusOr<MemoryPlan> CompilePlan(const ModelConfig& model, const TrainSpec& spec,

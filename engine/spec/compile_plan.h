@@ -51,7 +51,7 @@ int64_t DecodedOffset(const ModelConfig& model, int64_t layer, Module module, in
 
 struct CompiledPlan {
   MemoryPlan memory;
-  Recompute recompute = Recompute::kFull;  // of the spec, or chosen
+  Recomputation recompute;                 // of the spec, or chosen
   BaseCache base_cache = BaseCache::kOff;  // likewise; kOn: `persistent.decoded` is there
   // Micro-batches are padded to one of a few lengths, so that they can be recorded (Graphs in train_spec.h).
   bool pads = false;

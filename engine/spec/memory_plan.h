@@ -83,7 +83,20 @@ struct PlanChoices {
   bool paged_optimizer = false;      // the moments are in page-locked host memory
   bool offload_activations = false;  // the inputs of blocks are
   bool cuda_graphs = false;          // micro-batches are padded to a few lengths and recorded
+  int32_t keep_blocks = 0;           // with Recompute::kFull
   bool operator==(const PlanChoices&) const = default;
+};
+
+// What of a spec says how much backward computes again.
+struct Recomputation {
+  Recompute policy = Recompute::kAuto;
+  int32_t keep_blocks = 0;
+
+  void SetIn(TrainSpec& spec) const {
+    spec.recompute = policy;
+    spec.keep_blocks = keep_blocks;
+  }
+  bool operator==(const Recomputation&) const = default;
 };
 
 struct MemoryPlan {
@@ -125,12 +138,13 @@ struct MemoryPlan {
 
 // The fastest recompute policy with which the job fits every one of `devices` (by capacity_bytes) that
 // it fits with full recomputation: the choice never costs a job a place. kFull when there is none such; one
-// whose plan is refused is none. What the spec says itself stands. `spec` must be resolved.
-absl::StatusOr<Recompute> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
-                                          const std::vector<DeviceProfile>& devices);
+// whose plan is refused is none. With kFull as many blocks keep their products as leave room on all of those
+// devices. What the spec says itself stands. `spec` must be resolved.
+absl::StatusOr<Recomputation> ChooseRecompute(const ModelConfig& model, const TrainSpec& spec,
+                                              const std::vector<DeviceProfile>& devices);
 
-// Whether a GPU of that much memory should keep a decoded base, when the whole plan with it takes so much: a
-// quarter must be left for neighbours.
+// Whether a device of that much memory should hold what only makes a job faster (a decoded base, the products
+// of some blocks), when the whole plan with it takes so much: a quarter must be left for neighbours.
 constexpr bool LeavesRoom(int64_t total_bytes, int64_t capacity_bytes) {
   return total_bytes <= capacity_bytes / 4 * 3;
 }

@@ -240,41 +240,65 @@ TEST(CompilePlan, IsDeterministicAndGrowsWithTheBatch) {
   EXPECT_GT(CompilePlan(kTiny, spec, Profile(4))->step_bytes, once->step_bytes);
 }
 
-TEST(ChooseRecompute, IsTheFastestThatCostsNoPlace) {
-  const TrainSpec spec = Resolved(kLlama7B, {.sequence_len = 1024});
-  const auto total = [&](Recompute recompute) {
-    TrainSpec tried = spec;
-    tried.recompute = recompute;
+class ChooseRecomputeTest : public ::testing::Test {
+ protected:
+  int64_t Total(Recompute policy, int32_t keep_blocks = 0) const {
+    TrainSpec tried = spec_;
+    Recomputation{policy, keep_blocks}.SetIn(tried);
     return CompilePlan(kLlama7B, tried, Profile())->TotalBytes();
-  };
-  const auto choose = [&](std::vector<int64_t> capacities) {
+  }
+  Recomputation Choose(const std::vector<int64_t>& capacities) const {
     std::vector<DeviceProfile> devices;
     for (const int64_t capacity : capacities) {
       devices.push_back(Profile());
       devices.back().capacity_bytes = capacity;
     }
-    return *ChooseRecompute(kLlama7B, spec, devices);
-  };
-  const int64_t none = total(Recompute::kNone);
-  const int64_t outputs = total(Recompute::kKeepGemmOutputs);
-  const int64_t full = total(Recompute::kFull);
-  EXPECT_EQ(choose({none}), Recompute::kNone);
-  EXPECT_EQ(choose({none - 1}), Recompute::kKeepGemmOutputs);
-  EXPECT_EQ(choose({outputs - 1}), Recompute::kFull);
+    return *ChooseRecompute(kLlama7B, spec_, devices);
+  }
+  const TrainSpec spec_ = Resolved(kLlama7B, {.sequence_len = 1024});
+};
+
+TEST_F(ChooseRecomputeTest, IsTheFastestThatCostsNoPlace) {
+  const int64_t none = Total(Recompute::kNone);
+  const int64_t outputs = Total(Recompute::kKeepGemmOutputs);
+  const int64_t full = Total(Recompute::kFull);
+  EXPECT_EQ(Choose({none}).policy, Recompute::kNone);
+  EXPECT_EQ(Choose({none - 1}).policy, Recompute::kKeepGemmOutputs);
+  EXPECT_EQ(Choose({outputs - 1}).policy, Recompute::kFull);
   // The job would fit the smaller device, so it must go on fitting there; where it never fits does
   // not matter, nor does a device of unknown size.
-  EXPECT_EQ(choose({none, outputs}), Recompute::kKeepGemmOutputs);
-  EXPECT_EQ(choose({none, full - 1, 0}), Recompute::kNone);
-  EXPECT_EQ(choose({full - 1}), Recompute::kFull);
-  EXPECT_EQ(choose({}), Recompute::kFull);
+  EXPECT_EQ(Choose({none, outputs}).policy, Recompute::kKeepGemmOutputs);
+  EXPECT_EQ(Choose({none, full - 1, 0}).policy, Recompute::kNone);
+  EXPECT_EQ(Choose({full - 1}), Recomputation{Recompute::kFull});
+  EXPECT_EQ(Choose({}), Recomputation{Recompute::kFull});
   // What the user wrote stands.
-  TrainSpec given = spec;
+  TrainSpec given = spec_;
   given.recompute = Recompute::kFull;
-  EXPECT_EQ(*ChooseRecompute(kLlama7B, given, {Profile()}), Recompute::kFull);
+  given.keep_blocks = 3;
+  EXPECT_EQ(*ChooseRecompute(kLlama7B, given, {Profile()}), (Recomputation{Recompute::kFull, 3}));
   // A plan for a profile chooses for it.
   DeviceProfile large = Profile();
   large.capacity_bytes = outputs;
-  EXPECT_EQ(CompileForEngine(kLlama7B, spec, large)->recompute, Recompute::kKeepGemmOutputs);
+  EXPECT_EQ(CompileForEngine(kLlama7B, spec_, large)->recompute, Recomputation{Recompute::kKeepGemmOutputs});
+}
+
+TEST_F(ChooseRecomputeTest, KeepsTheProductsOfAsManyBlocksAsLeaveRoomOnEveryDevice) {
+  const auto choose = [&](const std::vector<int64_t>& capacities) {
+    const Recomputation chosen = Choose(capacities);
+    EXPECT_EQ(chosen.policy, Recompute::kFull);
+    return chosen.keep_blocks;
+  };
+  const int64_t small = 7'200'000'000, large = 7'700'000'000;
+  ASSERT_LT(large, Total(Recompute::kKeepGemmOutputs)) << "all of them would be kept";
+  const int32_t kept = choose({large});
+  EXPECT_TRUE(LeavesRoom(Total(Recompute::kFull, kept), large));
+  EXPECT_FALSE(LeavesRoom(Total(Recompute::kFull, kept + 1), large));
+  EXPECT_GT(kept, choose({small}));
+  EXPECT_GT(choose({small}), 0);
+  EXPECT_EQ(choose({large, small}), choose({small}));
+  EXPECT_EQ(choose({Total(Recompute::kFull)}), 0) << "it fits, and leaves no room";
+  // All but none of the blocks kept is what keep_gemm_outputs needs.
+  EXPECT_EQ(Total(Recompute::kFull, 31), Total(Recompute::kKeepGemmOutputs));
 }
 
 TEST(CompilePlan, EightBitMomentsAreExact) {

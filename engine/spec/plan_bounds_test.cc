@@ -193,6 +193,9 @@ TEST(Totals, AreThoseOfTheWholePlan) {
     } else if (random.Chance(0.3)) {
       given.sequence_len = static_cast<int32_t>(random.Between(8, 32));  // activations of its own
     }
+    if (given.recompute == Recompute::kFull && !given.offload_activations) {
+      given.keep_blocks = static_cast<int32_t>(random.Below(static_cast<uint64_t>(model.layers)));
+    }
     const auto spec = ResolveTrainSpec(given, model);
     ASSERT_TRUE(spec.ok()) << spec.status();
     const auto whole = CompilePlan(model, *spec, profile);

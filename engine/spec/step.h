@@ -221,7 +221,7 @@ void TrainMicroBatch(Exec& e, const ModelConfig& model, const TrainSpec& spec) {
   };
   const auto kept = [&](int32_t layer) {
     const Keep keep = KeepOf(spec.recompute);
-    return layer == top && keep == Keep::kInput ? Keep::kOutputs : keep;
+    return layer >= top - spec.keep_blocks && keep == Keep::kInput ? Keep::kOutputs : keep;
   };
   const bool offloads = e.Offloads();
   // What is offloaded is another tensor in forward than in backward.

@@ -40,6 +40,7 @@ TEST_P(StepProgramPlaces, AreTheSameProductsForEveryJob) {
     TrainSpec given{.lora_r = 4,
                     .sequence_len = 32,
                     .recompute = static_cast<Recompute>(random.Between(1, 3))};
+    if (given.recompute == Recompute::kFull) given.keep_blocks = static_cast<int32_t>(random.Below(3));
     for (const Module module : ModulesOf(model)) {
       if (random.Chance(0.5)) given.target_modules.push_back(module);
     }

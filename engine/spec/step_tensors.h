@@ -11,7 +11,8 @@
 //                     token, and with it backward need not repeat the widest product; where a norm is
 //                     behind that product, backward reads it and repeats it instead)
 // The top block's backward follows at once, so with kFull it keeps what products made, too; its norms and
-// its gated product are repeated behind the loss, which is where memory is shortest.
+// its gated product are repeated behind the loss, which is where memory is shortest. As many blocks below it
+// do likewise as TrainSpec::keep_blocks says: where memory is left, but not enough for all of them.
 #pragma once
 
 #include <array>

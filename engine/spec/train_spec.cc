@@ -124,7 +124,24 @@ void CheckOptimizer(const TrainSpec& spec, Checker& check) {
   check.Range("optimizer.max_grad_norm", spec.max_grad_norm, 0, 1e9, "0 switches clipping off");
 }
 
-void CheckLoop(const TrainSpec& spec, Checker& check) {
+void CheckKeptBlocks(const TrainSpec& spec, const ModelConfig& model, Checker& check) {
+  constexpr const char* kField = "training.keep_blocks";
+  if (spec.recompute != Recompute::kFull) {
+    check.Add(kField, absl::StrCat("is ", spec.keep_blocks, ", but training.recompute is ",
+                                   std::string(RecomputeName(spec.recompute)),
+                                   "; make that full, or leave keep_blocks out"));
+    return;
+  }
+  check.Range(kField, spec.keep_blocks, 0, static_cast<double>(model.layers - 1),
+              "the upper bound is the model's layers but the top one, which keeps its products anyway");
+  if (spec.offload_activations) {
+    check.Add(kField, absl::StrCat("is ", spec.keep_blocks,
+                                   ", but training.offload_activations keeps nothing but the inputs of "
+                                   "blocks; leave one of them out"));
+  }
+}
+
+void CheckLoop(const TrainSpec& spec, const ModelConfig& model, Checker& check) {
   check.Range("training.micro_batch_size", spec.micro_batch_size, 1, 4096,
               "1 needs the least memory");
   check.Range("training.gradient_accumulation_steps", spec.gradient_accumulation_steps, 1, 65536,
@@ -161,6 +178,7 @@ void CheckLoop(const TrainSpec& spec, Checker& check) {
                            ", but training.offload_activations keeps the inputs of blocks only; use "
                            "full or auto, or switch offloading off"));
   }
+  if (spec.keep_blocks != 0) CheckKeptBlocks(spec, model, check);
   const int64_t tokens = int64_t{spec.micro_batch_size} * spec.sequence_len;
   if (spec.micro_batch_size > 0 && spec.sequence_len > 0 && tokens > (int64_t{1} << 24)) {
     check.Add("training.micro_batch_size",
@@ -216,7 +234,7 @@ absl::StatusOr<TrainSpec> ResolveTrainSpec(TrainSpec spec, const ModelConfig& mo
   CheckLora(spec, model, check);
   CheckData(spec, model, check);
   CheckOptimizer(spec, check);
-  CheckLoop(spec, check);
+  CheckLoop(spec, model, check);
   RETURN_IF_ERROR(check.status());
   const std::span<const Module> all = ModulesOf(model);
   if (spec.target_modules.empty()) spec.target_modules.assign(all.begin(), all.end());

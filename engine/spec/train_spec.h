@@ -93,6 +93,9 @@ struct TrainSpec {
   double num_epochs = 1;
   int64_t max_steps = -1;  // -1: by epochs
   Recompute recompute = Recompute::kAuto;  // kAuto: the fastest that fits (see memory_plan.h)
+  // With full recomputation: so many blocks below the top one keep what their products made, too. 0 to
+  // layers - 1. Never changes the result.
+  int32_t keep_blocks = 0;
   BaseCache base_cache = BaseCache::kAuto;  // kAuto: on where it leaves room (see memory_plan.h)
   Graphs graphs = Graphs::kAuto;
   int64_t logging_steps = 1;

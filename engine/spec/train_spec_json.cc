@@ -149,6 +149,7 @@ std::string TrainSpecToJson(const TrainSpec& spec) {
   if (spec.offload_activations) object["offload_activations"] = true;
   if (spec.base_cache != BaseCache::kAuto) object["base_cache"] = WordOf(kBaseCacheWords, spec.base_cache);
   if (spec.graphs != Graphs::kAuto) object["cuda_graphs"] = WordOf(kGraphsWords, spec.graphs);
+  if (spec.keep_blocks != 0) object["keep_blocks"] = spec.keep_blocks;
   if (spec.data_rows != 0) object["data_rows"] = spec.data_rows;
   return object.dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -194,6 +195,7 @@ absl::StatusOr<TrainSpec> TrainSpecFromJson(std::string_view text) {
     spec.recompute = checkpointing ? Recompute::kFull : Recompute::kNone;
   }
   read.Choice("recompute", kRecomputeWords, spec.recompute);
+  read.Number("keep_blocks", spec.keep_blocks);
   read.Flag("offload_activations", spec.offload_activations);
   read.Choice("base_cache", kBaseCacheWords, spec.base_cache);
   read.Choice("cuda_graphs", kGraphsWords, spec.graphs);

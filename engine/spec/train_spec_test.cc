@@ -175,6 +175,28 @@ TEST(ResolveTrainSpec, TimesAnEpochInsteadOfSteps) {
               testing::ElementsAre("training.evals_per_epoch", "training.saves_per_epoch"));
 }
 
+TEST(ResolveTrainSpec, KeepsProductsOfBlocksWithFullRecomputationOnly) {
+  ModelConfig model = Model();
+  model.layers = 3;
+  const auto refusal = [&](Recompute recompute, int32_t keep_blocks, bool offloads = false) {
+    const auto spec = ResolveTrainSpec({.sequence_len = 64,
+                                        .offload_activations = offloads,
+                                        .recompute = recompute,
+                                        .keep_blocks = keep_blocks},
+                                       model);
+    if (spec.ok()) return std::string();
+    EXPECT_EQ(StatusViolations(spec.status()).at(0).field, "training.keep_blocks");
+    return std::string(spec.status().message());
+  };
+  EXPECT_EQ(refusal(Recompute::kFull, 2), "");
+  EXPECT_THAT(refusal(Recompute::kFull, 3), testing::HasSubstr("outside 0 to"));
+  EXPECT_THAT(refusal(Recompute::kFull, -1), testing::HasSubstr("outside 0 to"));
+  EXPECT_THAT(refusal(Recompute::kAuto, 1), testing::HasSubstr("training.recompute is auto; make that full"));
+  EXPECT_THAT(refusal(Recompute::kNone, 1), testing::HasSubstr("training.recompute is none"));
+  EXPECT_THAT(refusal(Recompute::kFull, 1, true), testing::HasSubstr("offload_activations"));
+  EXPECT_EQ(refusal(Recompute::kNone, 0), "");
+}
+
 TEST(TrainSpecJson, RoundTripsAndRefusesUnknownKeys) {
   TrainSpec spec;
   spec.target_modules = {Module::kQ, Module::kDown};

@@ -284,8 +284,10 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   RETURN_IF_ERROR(CheckDataFormat(job.spec, parts.dataset, parts.eval_dataset));
   job.spec.data_rows = DataRows(turn.state, c);
-  ASSIGN_OR_RETURN(job.spec.recompute, turn.core.planner.ChooseRecompute(
-                                           *parts.model, job.spec, KnownDevices(turn.state)));
+  ASSIGN_OR_RETURN(
+      const spec::Recomputation recompute,
+      turn.core.planner.ChooseRecompute(*parts.model, job.spec, KnownDevices(turn.state)));
+  recompute.SetIn(job.spec);
   ASSIGN_OR_RETURN(job.spec.base_cache, turn.core.planner.ChooseBaseCache(
                                             *parts.model, job.spec, KnownDevices(turn.state)));
   job.id = c.job_id;

@@ -95,10 +95,12 @@ absl::StatusOr<spec::BaseCache> Planner::ChooseBaseCache(
   return anywhere ? spec::BaseCache::kOn : spec::BaseCache::kOff;
 }
 
-absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
+absl::StatusOr<spec::Recomputation> Planner::ChooseRecompute(
     const Model& model, const spec::TrainSpec& spec,
     const std::vector<spec::DeviceProfile>& devices) {
-  if (spec.recompute != spec::Recompute::kAuto) return spec.recompute;
+  if (spec.recompute != spec::Recompute::kAuto) {
+    return spec::Recomputation{spec.recompute, spec.keep_blocks};
+  }
   // Each answer compiles several plans, and the loop waits for it.
   std::string key = PlanKey(model, spec);
   for (const spec::DeviceProfile& device : devices)
@@ -107,7 +109,7 @@ absl::StatusOr<spec::Recompute> Planner::ChooseRecompute(
   const auto known = recomputes_.find(key);
   if (known != recomputes_.end()) return known->second;
   if (frozen_) return NotPlanned();
-  ASSIGN_OR_RETURN(const spec::Recompute chosen,
+  ASSIGN_OR_RETURN(const spec::Recomputation chosen,
                    functions_.choose_recompute(model.config, spec, devices));
   if (recomputes_.size() > kMaxRememberedPlans) recomputes_.clear();
   recomputes_.emplace(std::move(key), chosen);
@@ -147,7 +149,7 @@ PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
   job.spec.data_rows = data_rows;
   const auto recompute = planner.ChooseRecompute(model, job.spec, devices);
   if (!recompute.ok()) return ahead;
-  job.spec.recompute = *recompute;
+  recompute->SetIn(job.spec);
   const auto base_cache = planner.ChooseBaseCache(model, job.spec, devices);
   if (!base_cache.ok()) return ahead;
   job.spec.base_cache = *base_cache;

@@ -25,10 +25,12 @@ using ResolveFn =
 struct SpecFunctions {
   PlanFn plan;
   ResolveFn resolve;
-  std::function<absl::StatusOr<spec::Recompute>(const spec::ModelConfig&, const spec::TrainSpec&,
+  std::function<absl::StatusOr<spec::Recomputation>(const spec::ModelConfig&, const spec::TrainSpec&,
                                                 const std::vector<spec::DeviceProfile>&)>
       choose_recompute = [](const spec::ModelConfig&, const spec::TrainSpec& spec,
-                            const std::vector<spec::DeviceProfile>&) { return spec.recompute; };
+                            const std::vector<spec::DeviceProfile>&) {
+        return spec::Recomputation{spec.recompute, spec.keep_blocks};
+      };
 };
 // spec::PlanTotals, ResolveTrainSpec and ChooseRecompute.
 SpecFunctions RealSpecFunctions();
@@ -49,7 +51,7 @@ struct Suggestion {
 
 // What CreateJob needs to know of one spec, compiled on another thread than the core's.
 struct PlannedAhead {
-  std::map<std::string, spec::Recompute> recomputes;
+  std::map<std::string, spec::Recomputation> recomputes;
   std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>> plans;  // by plan, profile
   std::map<std::string, std::vector<Suggestion>> suggestions;
 };
@@ -79,7 +81,7 @@ class Planner {
   absl::StatusOr<spec::BaseCache> ChooseBaseCache(const Model& model, const spec::TrainSpec& spec,
                                                   const std::vector<spec::DeviceProfile>& devices);
   // The fastest recompute policy that costs the job no place; see spec::ChooseRecompute.
-  absl::StatusOr<spec::Recompute> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
+  absl::StatusOr<spec::Recomputation> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
                                                   const std::vector<spec::DeviceProfile>& devices);
   // Changes that bring the job's total on `profile` to capacity_bytes or below, and what the host gives
   // beside it within the profile's bounds; cheapest for the
@@ -113,7 +115,7 @@ class Planner {
                                     const spec::DeviceProfile& profile);
 
   SpecFunctions functions_;
-  std::map<std::string, spec::Recompute> recomputes_;  // by plan and devices
+  std::map<std::string, spec::Recomputation> recomputes_;  // by plan and devices
   std::map<std::string, std::map<std::string, absl::StatusOr<PlanBytes>>>
       plans_;  // by plan, profile
   std::map<std::string, std::vector<Suggestion>> suggestions_;  // by plan, profile, capacity

@@ -29,7 +29,7 @@ int32_t LargestThatFits(int32_t low, int32_t high, int32_t unit,
 void FindLargest(const Model& model, const FitQuestion& question, const Device& device, Core& core,
                  DeviceFit& fit) {
   spec::TrainSpec spec = question.spec;
-  if (question.any_recompute) spec.recompute = spec::Recompute::kFull;
+  if (question.any_recompute) spec::Recomputation{spec::Recompute::kFull}.SetIn(spec);
   const auto fits = [&](const spec::TrainSpec& s) {
     if (!CheckWanted(question).ok()) return false;  // and so on to the end, without another plan
     if (!core.planner.Resolve(s, model.config).ok()) return false;

@@ -5,7 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "server/core/plan_methods.h"
 #include "server/core/testing/driver.h"
 
@@ -104,6 +106,36 @@ TEST(Suggest, OffersTheMildestOfEachKindAndPlansItAgain) {
     EXPECT_EQ(s.saved_bytes, now_bytes - s.total_bytes) << s.description;
     EXPECT_EQ(s.spec.micro_batch_size * s.spec.gradient_accumulation_steps, 32) << s.description;
   }
+}
+
+TEST(Suggest, OffersHalfOfTheBlocksBeforeAllOfThemAreRecomputed) {
+  const Model model = SevenB();
+  Planner planner(RealSpecFunctions());
+  const auto bytes = [&](spec::Recomputation what) {
+    spec::TrainSpec spec = Resolved(model);
+    what.SetIn(spec);
+    return planner.Plan(model, spec, kProfile)->TotalBytes();
+  };
+  const auto offered = [&](spec::Recomputation given, int64_t capacity_bytes) {
+    spec::TrainSpec spec = Resolved(model);
+    given.SetIn(spec);
+    const auto suggestions = planner.Suggest(model, spec, kProfile, capacity_bytes);
+    EXPECT_FALSE(suggestions.empty());
+    std::vector<std::string> changes;
+    for (const SpecChange& change : suggestions.at(0).changes) {
+      changes.push_back(absl::StrCat(change.field, "=", change.value));
+    }
+    const Suggestion& first = suggestions.at(0);
+    EXPECT_EQ(first.total_bytes, planner.Plan(model, first.spec, kProfile)->TotalBytes());
+    return absl::StrJoin(changes, " ");
+  };
+  using spec::Recompute;
+  const spec::Recomputation outputs{Recompute::kKeepGemmOutputs}, half{Recompute::kFull, 16};
+  EXPECT_EQ(offered({Recompute::kNone}, bytes(outputs)), "training.recompute=keep_gemm_outputs");
+  EXPECT_EQ(offered({Recompute::kNone}, bytes(half)), "training.recompute=full training.keep_blocks=16");
+  EXPECT_EQ(offered(outputs, bytes(half) - 1), "training.recompute=full");
+  EXPECT_EQ(offered(half, bytes({Recompute::kFull, 8})), "training.keep_blocks=8");
+  EXPECT_EQ(offered(half, bytes({Recompute::kFull})), "training.keep_blocks=0");
 }
 
 TEST(Suggest, JoinsChangesWhenNoneAloneIsEnoughAndLeavesOutWhatIsNotNeeded) {

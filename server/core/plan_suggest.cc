@@ -32,16 +32,26 @@ struct Rung {
 };
 using Ladder = std::vector<Rung>;  // mild first
 
-Ladder Recomputation(const spec::TrainSpec& spec) {
+// All blocks keep their products, then half of those that do, then the top one alone.
+Ladder LessKept(const spec::TrainSpec& spec, const spec::ModelConfig& model) {
+  const std::string field = "training.recompute";
   Ladder ladder;
-  for (const spec::Recompute policy : {spec::Recompute::kKeepGemmOutputs, spec::Recompute::kFull}) {
-    if (policy <= spec.recompute) continue;
-    const std::string name(spec::RecomputeName(policy));
-    ladder.push_back({{{"training.recompute", name}},
-                      absl::StrCat("recompute ", name),
-                      "the same result, slower",
-                      [policy](spec::TrainSpec& s) { s.recompute = policy; }});
-  }
+  const auto offer = [&](spec::Recomputation to) {
+    const std::string name(spec::RecomputeName(to.policy));
+    Rung rung{{}, absl::StrCat("recompute ", name), "the same result, slower",
+              [to](spec::TrainSpec& s) { to.SetIn(s); }};
+    if (to.policy != spec.recompute) rung.changes.push_back({field, name});
+    if (to.keep_blocks != spec.keep_blocks) {
+      rung.changes.push_back({"training.keep_blocks", absl::StrCat(to.keep_blocks)});
+      absl::StrAppend(&rung.words, " with keep_blocks ", to.keep_blocks);
+    }
+    ladder.push_back(std::move(rung));
+  };
+  if (spec.recompute < spec::Recompute::kKeepGemmOutputs) offer({spec::Recompute::kKeepGemmOutputs});
+  const bool full = spec.recompute == spec::Recompute::kFull;
+  const int32_t kept = full ? spec.keep_blocks : static_cast<int32_t>(model.layers);
+  if (kept / 2 > 0) offer({spec::Recompute::kFull, kept / 2});
+  if (kept > 0) offer({spec::Recompute::kFull});
   return ladder;
 }
 
@@ -61,10 +71,11 @@ Ladder HostMemory(const spec::TrainSpec& spec, const spec::DeviceProfile& profil
   if (spec.offload_activations != to_host) {
     std::vector<SpecChange> changes = {{"training.offload_activations", to_host ? "true" : "false"}};
     if (to_host) changes.push_back({"training.recompute", "full"});
+    if (spec.keep_blocks != 0) changes.push_back({"training.keep_blocks", "0"});
     offer(changes, to_host ? "offloaded activations" : "no offloaded activations",
           [to_host](spec::TrainSpec& s) {
             s.offload_activations = to_host;
-            if (to_host) s.recompute = spec::Recompute::kFull;
+            if (to_host) spec::Recomputation{spec::Recompute::kFull}.SetIn(s);
           });
   }
   return ladder;
@@ -240,7 +251,7 @@ class Search {
 std::vector<Suggestion> Planner::Suggest(const Model& model, const spec::TrainSpec& spec,
                                          const spec::DeviceProfile& profile,
                                          int64_t capacity_bytes) {
-  const std::vector<Ladder> ladders = {Recomputation(spec),
+  const std::vector<Ladder> ladders = {LessKept(spec, model.config),
                                        HostMemory(spec, profile, true),
                                        HostMemory(spec, profile, false),
                                        Batches(spec),

@@ -102,7 +102,7 @@ std::string CheckKey(const Dataset& dataset, const Dataset* eval_dataset, const 
 }
 
 std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
-  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g|b%d|n%d|h%d",
+  return absl::StrFormat("%s|%s|r%d|%s|d%.17g|%d|s%d|p%d|m%d|a%d|g%d|%.17g|%d|%d|c%.17g|b%d|n%d|h%d|k%d",
                          model.digest, model.id, spec.lora_r, Targets(spec), spec.lora_dropout,
                          static_cast<int>(spec.quant) * 2 + spec.double_quant, spec.sequence_len,
                          spec.sample_packing, spec.micro_batch_size,
@@ -112,7 +112,7 @@ std::string PlanKey(const Model& model, const spec::TrainSpec& spec) {
                          spec.val_set_size, spec.train_on_inputs,
                          static_cast<int>(spec.excess_length), spec.max_grad_norm,
                          static_cast<int>(spec.base_cache) * 3 + static_cast<int>(spec.graphs),
-                         spec.data_rows >> 14, spec::HistoryBytes(spec) >> 20);
+                         spec.data_rows >> 14, spec::HistoryBytes(spec) >> 20, spec.keep_blocks);
 }
 
 std::string GroupKey(const Model& model, const spec::TrainSpec& spec) {

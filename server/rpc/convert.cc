@@ -128,6 +128,7 @@ void ToProto(const core::PlanBytes& plan, v1::MemoryPlan* out) {
     out->set_paged_optimizer(plan.choices.paged_optimizer);
     out->set_offload_activations(plan.choices.offload_activations);
     out->set_cuda_graphs(plan.choices.cuda_graphs);
+    out->set_keep_blocks(plan.choices.keep_blocks);
   }
   v1::MemoryByCategory* categories = out->mutable_by_category();
   const auto bytes = [&](spec::Category c) { return plan.category_bytes[static_cast<size_t>(c)]; };

@@ -119,6 +119,7 @@ void ReadTraining(const v1::JobSpec& in, spec::TrainSpec& out, Problems& problem
   if (training.has_recompute()) {
     problems.Read("training.recompute", training.recompute(), spec::kRecomputeWords, out.recompute);
   }
+  if (training.has_keep_blocks()) out.keep_blocks = training.keep_blocks();
   if (training.has_offload_activations()) out.offload_activations = training.offload_activations();
   if (training.has_logging_steps()) out.logging_steps = training.logging_steps();
   if (training.has_eval_steps()) out.eval_steps = training.eval_steps();
@@ -155,6 +156,7 @@ void WriteTraining(const spec::TrainSpec& in, v1::TrainingSpec* out) {
   out->set_num_epochs(in.num_epochs);
   if (in.max_steps >= 0) out->set_max_steps(in.max_steps);
   out->set_recompute(std::string(WordOf(spec::kRecomputeWords, in.recompute)));
+  out->set_keep_blocks(in.keep_blocks);
   out->set_offload_activations(in.offload_activations);
   out->set_base_cache(std::string(WordOf(spec::kBaseCacheWords, in.base_cache)));
   out->set_cuda_graphs(std::string(WordOf(spec::kGraphsWords, in.graphs)));

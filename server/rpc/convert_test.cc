@@ -34,6 +34,7 @@ TEST(ConvertSpec, EveryFieldSurvivesTheRoundTrip) {
   in.evals_per_epoch = 2.5;
   in.saves_per_epoch = 0;
   in.recompute = spec::Recompute::kKeepGemmOutputs;
+  in.keep_blocks = 3;
   in.base_cache = spec::BaseCache::kOn;
   in.seed = std::numeric_limits<uint64_t>::max();
   const auto out = ToTrainSpec(ToJobSpec(in));

@@ -125,7 +125,7 @@ void ShowNotices(const PlanInput& input, const PlanDesk::Answer& answer, v1::Pla
                    " for context and libraries; a worker measures its own when it starts"));
   if (input.question.fit.any_recompute) {
     response->add_notices(
-        "recomputation is left to the server: each card is planned with the least that fits it");
+        "recomputation is left to the server: each card is planned with as little as it has room for");
   }
   if (input.question.fit.planned_steps == 0) {
     response->add_notices(

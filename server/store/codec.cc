@@ -55,6 +55,7 @@ void from_json(const nlohmann::json& j, PlanChoices& choices) {
   choices.paged_optimizer = j.value("paged_optimizer", false);
   choices.offload_activations = j.value("offload_activations", false);
   choices.cuda_graphs = j.value("cuda_graphs", false);
+  choices.keep_blocks = j.value("keep_blocks", 0);
 }
 
 }  // namespace nibble::spec

@@ -102,6 +102,7 @@ void RowWriter::operator()(std::string_view name, const spec::PlanChoices& choic
                                  std::pair{"cuda_graphs", choices.cuda_graphs}}) {
     if (set) inner(key, true);
   }
+  if (choices.keep_blocks != 0) inner("keep_blocks", choices.keep_blocks);
   Key(name);
   text_ += std::move(inner).Take();
 }

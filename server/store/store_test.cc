@@ -111,7 +111,7 @@ TEST_P(StoreTest, BringsBackAWholeLife) {
   core::Job& placed = driver.mutable_state().jobs.at("job-1");
   placed.plan.choices = {spec::Recompute::kKeepGemmOutputs, spec::BaseCache::kAhead,
                          /*paged_optimizer=*/false, /*offload_activations=*/true, /*cuda_graphs=*/true};
-  placed.attempts.at(1).plan.choices = {spec::Recompute::kFull, spec::BaseCache::kOff, true, false, false};
+  placed.attempts.at(1).plan.choices = {spec::Recompute::kFull, spec::BaseCache::kOff, true, false, false, 5};
   CommitAndCompare(driver);
   driver.Must(core::ReportPlan{driver.FenceOf("job-1"), 40, "{}", "numerics"});
   core::ReportProgress progress;

@@ -42,6 +42,13 @@ inline std::vector<AbsurdSpec> AbsurdSpecs() {
        "0 to 1000"},
       {[](auto& s) { s.mutable_training()->set_recompute("some"); }, "spec.training.recompute",
        "must be one of"},
+      {[](auto& s) {
+         s.mutable_training()->set_recompute("full");
+         s.mutable_training()->set_keep_blocks(kMost);
+       },
+       "spec.training.keep_blocks", "outside 0 to "},
+      {[](auto& s) { s.mutable_training()->set_keep_blocks(-1); }, "spec.training.keep_blocks",
+       "recompute is auto"},
   };
 }
 

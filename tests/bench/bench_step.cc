@@ -107,6 +107,7 @@ spec::TrainSpec Recipe(const Flags& flags) {
   spec.offload_activations = Number(flags, "offload", 0) != 0;
   spec.recompute =
       Number(flags, "checkpointing", 1) != 0 ? spec::Recompute::kFull : spec::Recompute::kNone;
+  spec.keep_blocks = static_cast<int32_t>(Number(flags, "keep-blocks", 0));
   if (Text(flags, "optimizer", "") == "adamw8bit") spec.optimizer = spec::OptimizerKind::kAdamW8bit;
   if (Text(flags, "recompute", "") == "outputs") spec.recompute = spec::Recompute::kKeepGemmOutputs;
   const auto choice = [&](const char* name) { return Text(flags, name, "auto"); };
@@ -120,8 +121,8 @@ spec::TrainSpec Recipe(const Flags& flags) {
   return spec;
 }
 
-// Operations a step executes in products: the frozen weights forward, for dx, and forward again where they
-// are recomputed (all but the down projection), adapters, causal attention, the head.
+// Operations a step executes in products: the frozen weights forward, for dx, and forward again in the blocks
+// that are recomputed (all but the down projection), adapters, causal attention, the head.
 double StepFlops(const spec::ModelConfig& model, const spec::TrainSpec& spec) {
   const auto hidden = static_cast<double>(model.hidden_size);
   const auto ffn = static_cast<double>(model.intermediate_size);
@@ -132,13 +133,15 @@ double StepFlops(const spec::ModelConfig& model, const spec::TrainSpec& spec) {
   const double down = hidden * ffn;
   const double weights = 2 * hidden * q + 2 * hidden * kv + 2 * hidden * ffn + down;
   const double widths = 2 * (hidden + q) + 2 * (hidden + kv) + 3 * (hidden + ffn);  // inputs + outputs
-  const bool again = spec.recompute == spec::Recompute::kFull;
-  const double linear = 2 * m * (2 * weights + (again ? weights - down : 0));
-  const double adapters = 2 * m * r * widths * (again ? 4 : 3);
+  const auto layers = static_cast<double>(model.layers);
+  const bool full = spec.recompute == spec::Recompute::kFull;
+  const double again = full ? (layers - 1 - spec.keep_blocks) / layers : 0;  // the top one never is
+  const double linear = 2 * m * (2 * weights + again * (weights - down));
+  const double adapters = 2 * m * r * widths * (3 + again);
   const double product = m * (length + 1) * q;  // the causal half of one product
-  const double attention = product * (2 + 5 + (again ? 2 : 0));
+  const double attention = product * (2 + 5 + 2 * again);
   const double head = 4 * m * hidden * static_cast<double>(model.vocab_size);
-  return static_cast<double>(model.layers) * (linear + adapters + attention) + head;
+  return layers * (linear + adapters + attention) + head;
 }
 
 absl::Status Run(const Flags& flags) {
@@ -257,6 +260,7 @@ absl::Status Run(const Flags& flags) {
       {"sequence_len", spec.sequence_len},
       {"micro_batch_size", spec.micro_batch_size},
       {"recompute", std::string(spec::RecomputeName(spec.recompute))},
+      {"keep_blocks", spec.keep_blocks},
       {"tokens_per_second", static_cast<double>(tokens) / timed[timed.size() / 2]},
       {"step_seconds", seconds},
       {"step_processor_seconds", processor_seconds},

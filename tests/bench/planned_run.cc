@@ -11,7 +11,7 @@ namespace nibble::bench {
 PlannedRun::PlannedRun(kernels::Backend& backend, const spec::ModelConfig& model,
                        spec::TrainSpec spec, const spec::CompiledPlan& plan)
     : backend_(backend), model_(model), spec_(std::move(spec)), plan_(plan) {
-  spec_.recompute = plan_.recompute;
+  plan_.recompute.SetIn(spec_);
 }
 
 absl::StatusOr<std::unique_ptr<PlannedRun>> PlannedRun::Open(kernels::Backend& backend,

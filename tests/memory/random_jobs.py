@@ -182,6 +182,8 @@ class Job:
             "val_set_size": min(0.1, 10 / self.rows) if evaluates else 0,
             "save_steps": rng.choice([1, 2]), "save_interval_seconds": 0, "train_on_inputs": True,
             "data_rows": self.rows, "seed": rng.randrange(1000)}
+        if self.spec["recompute"] == "full":
+            self.spec["keep_blocks"] = self.spec["seed"] % model.layers
         if self.format == "messages":
             self.spec["chat_template"] = "chatml"
         if evaluates:
