@@ -168,20 +168,22 @@ TEST_P(EmulatedTraining, ARerunIsTheSameBits) {
   EXPECT_EQ(masters[0], masters[1]);
 }
 
-// Moments in pinned memory, inputs of blocks in pinned memory, or both: the same bits as in the device's.
-TEST_P(EmulatedTraining, PagingAndOffloadingChangeNoBit) {
+// Moments in pinned memory, inputs of blocks in pinned memory, both, or a block more that keeps its
+// products: the same bits as in the device's memory.
+TEST_P(EmulatedTraining, PagingOffloadingAndKeepingChangeNoBit) {
   const TinyModel model({.layers = 3});
   for (const auto optimizer : {spec::OptimizerKind::kAdamW, spec::OptimizerKind::kAdamW8bit}) {
     std::vector<double> masters;
     Steps first;
     const bool small = optimizer == spec::OptimizerKind::kAdamW8bit;
     if (small && GetParam()) continue;  // the optimizer knows nothing of activations
-    for (const int choice : small || GetParam() ? std::vector<int>{0, 3} : std::vector<int>{0, 1, 2, 3}) {
+    for (const int choice : small || GetParam() ? std::vector<int>{0, 3} : std::vector<int>{0, 1, 2, 3, 4}) {
       spec::TrainSpec spec = SmallSpec();
       spec.recompute = spec::Recompute::kFull;
       spec.optimizer = optimizer;
       spec.paged_optimizer = (choice & 1) != 0;
       spec.offload_activations = (choice & 2) != 0;
+      spec.keep_blocks = (choice & 4) != 0 ? 1 : 0;
       StepRig rig(Emulated(GetParam()), model, spec);
       EXPECT_EQ(kernels::EmulatedCudaBytes().pinned, rig.plan().memory.pinned_bytes);
       rig.Randomize(7);
