@@ -3,8 +3,9 @@
 
     live.py --probe build/tests/oracle_probe [--data DIR] [--quick] [PART ...]
 
-Parts: nf4, logits, steps (with the trained adapter loaded by PEFT), tokenizers. Real checkpoints are demo/base and, with --data or
-NIBBLE_TEST_DATA, those of the test data. Prints a table of figures; exits 1 when one is out of its bound.
+Parts: nf4, logits, generation, steps (with the trained adapter loaded by PEFT), tokenizers. Real checkpoints are
+demo/base and, with --data or NIBBLE_TEST_DATA, those of the test data. Prints a table of figures; exits 1 when one is
+out of its bound.
 """
 
 import argparse
@@ -98,6 +99,18 @@ def compare_logits(table, options, scratch):
             ours = probe.logits(options.probe, directory, scratch, documents, kind, quant="bf16")
             table.add(f"logits {directory.name}, {kind} and fp32 transformers",
                       peer.relative_l2(ours, theirs), bound)
+
+
+def compare_generation(table, options, scratch):
+    """A token at a time, as generation comes by its logits: kernels of their own in every body."""
+    for directory in checkpoints(options.data):
+        documents = documents_of(directory, options.data, 3, 96)
+        model = peer.load_quantized(directory, torch.float32)
+        theirs = torch.cat([peer.logits_and_nll(model, ids)[0] for ids in documents])
+        for device in probe.bodies(options.probe):
+            one, many = probe.one_by_one(options.probe, directory, scratch, documents, device)
+            table.add(f"one token {directory.name}, {device} and fp32 transformers", peer.relative_l2(one, theirs), 2e-2,
+                      f"many at once: {peer.relative_l2(many, theirs):.2g}")
 
 
 def compare_steps(table, options, scratch):
@@ -199,7 +212,7 @@ def compare_tokenizers(table, options, scratch):
         table.add(f"tokenizer {directory.name}: lines that differ", len(wrong), 0, note)
 
 
-PARTS = {"nf4": compare_nf4, "logits": compare_logits, "steps": compare_steps,
+PARTS = {"nf4": compare_nf4, "logits": compare_logits, "generation": compare_generation, "steps": compare_steps,
          "tokenizers": compare_tokenizers}
 
 

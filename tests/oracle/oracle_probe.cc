@@ -6,6 +6,11 @@
 //     writes PREFIX.codes, PREFIX.absmax, PREFIX.absmax_nested (raw), element order flat
 // {"op": "logits", "model", "cache", "adapter", "table", "quant": "nf4" | "bf16", "documents", "out"}
 //     raw f32 [tokens, vocabulary] of the documents, one behind the other, to "out"
+// {"op": "one_by_one", "model", "cache", "device", "documents", "out"}
+//     the same over the NF4 base as generation comes by them, a token at a time, to "out".one, and many at
+//     once, to "out".many; "device" as nibble-engine takes it ("cpu:avx2")
+// {"op": "bodies"}
+//     prints such devices: the bodies of this machine, one a line
 // {"op": "steps", "model", "cache", "adapter", "table", "learning_rate", "max_grad_norm", "tokens",
 //  "steps": [[[ids]]], "out": adapter directory}
 //     prints one JSON line a step, then writes the trained adapter
@@ -13,13 +18,18 @@
 //
 // "table" is "ref" or "cpu".
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
+#include "engine/decoder.h"
+#include "engine/device.h"
 #include "engine/model/adapter.h"
 #include "engine/text/tokenizer.h"
 #include "kernels/nf4.h"
@@ -88,6 +98,41 @@ absl::Status LogitsOf(const json& request) {
   return absl::OkStatus();
 }
 
+absl::Status Bodies() {
+  for (const std::string_view body : kernels::CpuBodies())
+    std::printf("cpu:%s\n", std::string(body).c_str());
+  return absl::OkStatus();
+}
+
+absl::Status OneByOne(const json& request) {
+  engine::DeviceOptions options;
+  options.device = request.at("device");
+  options.base.model_dir = request.at("model");
+  options.base.cache_dir = request.at("cache");
+  ASSIGN_OR_RETURN(const auto backend, engine::OpenBackend(options.device, 1));
+  ASSIGN_OR_RETURN(const auto device,
+                   engine::Device::Open(options, *backend, engine::MeasureProfile(*backend)));
+  const Documents documents = request.at("documents");
+  size_t longest = 0;
+  for (const std::vector<int32_t>& ids : documents) longest = std::max(longest, ids.size());
+  const auto most = static_cast<int64_t>(longest);
+  ASSIGN_OR_RETURN(const auto decoder, engine::Decoder::Make(*device, nullptr, most, most));
+  std::vector<float> one, many;
+  for (const std::vector<int32_t>& ids : documents) {
+    const std::vector<float> together = decoder->AllLogits(ids);
+    many.insert(many.end(), together.begin(), together.end());
+    decoder->Reset();
+    for (const int32_t& id : ids) {
+      const std::span<const float> logits = decoder->Feed({&id, 1});
+      one.insert(one.end(), logits.begin(), logits.end());
+    }
+  }
+  const std::string out = request.at("out");
+  WriteRaw(out + ".one", one);
+  WriteRaw(out + ".many", many);
+  return absl::OkStatus();
+}
+
 absl::Status Steps(const json& request) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Rig> rig, Rig::Open(OptionsOf(request)));
   for (const json& documents : request.at("steps")) {
@@ -121,6 +166,8 @@ absl::Status Run(const std::string& path) {
   const std::string op = request.at("op");
   if (op == "nf4") return Nf4(request);
   if (op == "logits") return LogitsOf(request);
+  if (op == "bodies") return Bodies();
+  if (op == "one_by_one") return OneByOne(request);
   if (op == "steps") return Steps(request);
   if (op == "tokenize") return Tokenize(request);
   return absl::InvalidArgumentError("unknown op");

@@ -30,6 +30,21 @@ def logits(probe, model, scratch, documents, table, quant="nf4", adapter=""):
     return values.reshape(sum(len(ids) for ids in documents), -1)
 
 
+def bodies(probe):
+    """Names of the kernel bodies this machine has, as devices."""
+    return ask(probe, {"op": "bodies"}).split()
+
+
+def one_by_one(probe, model, scratch, documents, device):
+    """Logits over the NF4 base as above, of tokens fed one at a time, as generation does, and all at once."""
+    out = pathlib.Path(scratch, "logits")
+    ask(probe, {"op": "one_by_one", "model": str(model), "cache": str(pathlib.Path(scratch, "cache")),
+                "device": device, "documents": documents, "out": str(out)})
+    tokens = sum(len(ids) for ids in documents)
+    return tuple(torch.from_numpy(numpy.fromfile(f"{out}.{way}", dtype=numpy.float32)).reshape(tokens, -1)
+                 for way in ("one", "many"))
+
+
 def steps(probe, model, scratch, adapter, documents_per_step, table, learning_rate=2e-4,
           max_grad_norm=1.0):
     """Rows of loss and gradient norm, and the directory of the trained adapter."""
