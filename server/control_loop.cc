@@ -33,9 +33,9 @@ ControlLoop::ControlLoop(Options options, core::SpecFunctions functions, store::
 ControlLoop::~ControlLoop() { Stop(); }
 
 absl::Status ControlLoop::Start() {
-  now_ = ReadClock();
   ASSIGN_OR_RETURN(state_, store_->Load());
   if (options_.on_load) options_.on_load(state_);
+  now_ = ReadClock();  // leases begin now, however long that took
   std::vector<core::EventRecord> records;
   RETURN_IF_ERROR(
       Step(core::ServerStart{options_.timeline, options_.new_timeline}, "", &records).status());

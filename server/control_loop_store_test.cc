@@ -57,6 +57,16 @@ TEST_F(ControlLoopTest, WhenAWorkerWasLastSeenOutlivesTheServer) {
   EXPECT_EQ(loop_->state().workers.at("w1").lost_unix_us, lost_us);
 }
 
+TEST_F(ControlLoopTest, ALongHistoryIsReadBeforeLeasesBegin) {
+  AddThings();
+  load_us_ = 60 * core::kSecondUs;
+  sleep_us_ = core::CoreOptions().sleep_us;
+  Open();
+  loop_->RunOnce(0);
+  EXPECT_EQ(loop_->state().workers.at("w1").renewed_us, clock_.NowMonotonicUs());
+  EXPECT_NE(store_.events().back().type, "server.slept") << store_.events().back().message;
+}
+
 TEST_F(ControlLoopTest, AFailedCommitAnswersNobodyYesAndTheStateIsReadAgain) {
   AddThings();
   for (const auto fault :

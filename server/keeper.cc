@@ -1,10 +1,15 @@
 #include "server/keeper.h"
 
+#include <memory>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "base/log.h"
+#include "server/core/blob_references.h"
+#include "server/core/check_id.h"
 
 namespace nibble::server {
 namespace {
@@ -21,6 +26,37 @@ void LogResult(const char* event, const absl::StatusOr<CollectResult>& result) {
                     {"uploads", result->uploads_removed},
                     {"bytes", result->bytes_removed}});
   }
+}
+
+// Digests of blobs that are not pinned in the store, and how far the rows that refer to some were seen.
+struct Sieve {
+  std::unordered_set<std::string> left;
+  core::BlobReferences references;
+};
+
+// Forgotten by the state, committed, deleted.
+void CollectBlobs(Edge* edge, std::vector<std::string> candidates) {
+  core::ForgetBlobs command{candidates};
+  (void)edge->loop->Post(std::move(command), [edge, candidates = std::move(candidates)](
+                                                 absl::Status status, const ControlLoop::Outcome& outcome) {
+    if (!status.ok()) return;
+    // What the state knows is referenced, or pinned there; the rest is nobody's.
+    std::vector<std::string> nobodys;
+    for (const std::string& sha256 : candidates) {
+      if (!outcome.state.blobs.contains(sha256)) nobodys.push_back(sha256);
+    }
+    (void)edge->io->Post([edge, nobodys] { LogResult("blob.collected", edge->blobs->Remove(nobodys)); });
+  });
+}
+
+// Takes out what is referred to, a part of the rows in each turn of the loop. What comes to be referred to
+// meanwhile the decision finds.
+void SiftBlobs(Edge* edge, std::shared_ptr<Sieve> sieve) {
+  (void)edge->loop->Read([edge, sieve = std::move(sieve)](const ControlLoop::Outcome& outcome) {
+    const auto take_out = [&](const std::string& sha256) { sieve->left.erase(sha256); };
+    if (!sieve->references.Next(outcome.state, take_out)) return SiftBlobs(edge, sieve);
+    if (!sieve->left.empty()) CollectBlobs(edge, {sieve->left.begin(), sieve->left.end()});
+  });
 }
 
 // Pool, loop, pool, some jobs at a time: the ids that have metrics, those the state does not know, away with
@@ -55,6 +91,7 @@ Keeper::~Keeper() { edge_->ticker->Remove(tick_); }
 // What finds no room now is done in the next round.
 void Keeper::Round() {
   if (options_.retain_jobs_us > 0) ExpireJobs();
+  ExpireChecks();
   DropStrayMetrics(edge_, "");
   if (options_.retain_workers_us > 0) ExpireWorkers();
   (void)edge_->io->Post([edge = edge_] {
@@ -65,17 +102,9 @@ void Keeper::Round() {
       return;
     }
     if (unpinned->empty()) return;
-    core::ForgetBlobs command{*unpinned};
-    (void)edge->loop->Post(std::move(command), [edge, candidates = *std::move(unpinned)](
-                                                   absl::Status status, const ControlLoop::Outcome& outcome) {
-      if (!status.ok()) return;
-      // What the state knows is referenced, or pinned there; the rest is nobody's.
-      std::vector<std::string> nobodys;
-      for (const std::string& sha256 : candidates) {
-        if (!outcome.state.blobs.contains(sha256)) nobodys.push_back(sha256);
-      }
-      (void)edge->io->Post([edge, nobodys] { LogResult("blob.collected", edge->blobs->Remove(nobodys)); });
-    });
+    auto sieve = std::make_shared<Sieve>();
+    sieve->left.insert(unpinned->begin(), unpinned->end());
+    SiftBlobs(edge, std::move(sieve));
   });
 }
 
@@ -92,6 +121,26 @@ void Keeper::ExpireJobs() {
             if (!status.ok()) return;
             (void)edge->io->Post([edge, id] { (void)edge->metrics->DeleteJob(id); });
           });
+        }
+      });
+}
+
+// Nobody sees them in a list, so nobody removes them, and their data may be long gone. What they have found
+// stands in the jobs that asked; only those that have not ended are spared another reading.
+void Keeper::ExpireChecks() {
+  (void)edge_->loop->Read(
+      [edge = edge_, retain_us = options_.retain_checks_us](const ControlLoop::Outcome& outcome) {
+        int expired = 0;
+        const auto& jobs = outcome.state.jobs;
+        for (auto it = jobs.lower_bound(std::string(core::kCheckPrefix));
+             it != jobs.end() && absl::StartsWith(it->first, core::kCheckPrefix); ++it) {
+          const core::Job& job = it->second;
+          if (!core::IsTerminal(job.state) || job.end_unix_us + retain_us > outcome.now.unix_us ||
+              outcome.state.check_users.contains(job.check_key))
+            continue;
+          if (++expired > kMaxExpired) return;
+          (void)edge->loop->Post(core::DeleteJob{job.id},
+                                 [](const absl::Status&, const ControlLoop::Outcome&) {});
         }
       });
 }

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "server/core/blob_references.h"
 #include "server/http.h"
 #include "server/meter.h"
 #include "server/metrics_table.h"
@@ -28,13 +29,19 @@ constexpr char kConfig[] = R"({"architectures":["LlamaForCausalLM"],"model_type"
 
 class KeeperTest : public testing::Test {
  protected:
-  KeeperTest() : blobs_(NewMemoryBlobStore({}, clock_)), meter_({0, 2}, &clock_) {
+  KeeperTest()
+      : blobs_(NewMemoryBlobStore({}, clock_)), meter_({0, 2}, &clock_), lingering_({kHourUs, 2}, &clock_) {
     ControlLoop::Options options;
     options.timeline = "t";
     options.core.sleep_us = 0;  // hours pass between two turns
     options.batch_us = 0;
     options.on_commit = [this](const std::vector<core::EventRecord>& records, const core::State& state) {
       meter_.OnCommit(records, state);
+      lingering_.OnCommit(records, state);
+    };
+    options.decide = [this](const core::State& state, const core::Command& command, core::Core& core) {
+      if (const auto* forget = std::get_if<core::ForgetBlobs>(&command.body)) asked_ = forget->sha256s;
+      return core::Decide(state, command, core);
     };
     loop_ = std::make_unique<ControlLoop>(std::move(options), core::RealSpecFunctions(), &store_,
                                           &hub_, &clock_);
@@ -48,6 +55,7 @@ class KeeperTest : public testing::Test {
     edge_.ticker = &ticker_;
     edge_.clock = &clock_;
     meter_.SetSources({loop_.get(), &hub_, blobs_.get(), nullptr, "", ""});
+    lingering_.SetSources({loop_.get(), &hub_, blobs_.get(), nullptr, "", ""});
   }
   ~KeeperTest() override {
     io_.Stop();
@@ -63,10 +71,11 @@ class KeeperTest : public testing::Test {
   void Record(const std::string& sha256) {
     EXPECT_TRUE(loop_->Call(core::RecordBlob{sha256, blobs_->SizeBytes(sha256).value()}).ok());
   }
-  // One round is: pool, loop, pool. Each barrier waits for what was posted before it.
+  // One round is: pool, loop (once for each part of what refers to blobs), pool. Each barrier waits for what
+  // was posted before it.
   void RoundAndWait(Keeper& keeper) {
     keeper.Round();
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < 5; ++i) {
       std::promise<void> done;
       ASSERT_TRUE(io_.Post([&] { done.set_value(); }));
       done.get_future().wait();
@@ -98,6 +107,8 @@ class KeeperTest : public testing::Test {
   SimClock clock_;
   std::unique_ptr<BlobStore> blobs_;
   Meter meter_;
+  Meter lingering_;
+  std::vector<std::string> asked_;  // of the last ForgetBlobs; of the loop's thread
   store::MemoryStore store_;
   store::MemoryMetricStore metrics_;
   WatchHub hub_;
@@ -129,6 +140,55 @@ TEST_F(KeeperTest, CollectsWhatNobodyRefersTo) {
   EXPECT_FALSE(blobs_->SizeBytes(stray).ok());
   const auto again = loop_->Call(core::CreateDataset{{"e", "", "", known, 18, 1, "text", "", 0}});
   EXPECT_EQ(StatusReason(again.status()), Reason::kBlobNotFound) << "forgotten before it was deleted";
+}
+
+// Most of what is old is in use. A decision about all of it would hold the loop up for seconds.
+TEST_F(KeeperTest, NoDecisionIsAskedForAboutBlobsInUse) {
+  Keeper keeper(&edge_, {});
+  const size_t rows = 2 * core::BlobReferences::kRowsAtOnce;
+  for (size_t i = 0; i <= rows; ++i) {
+    const std::string row = absl::StrCat("row ", i);
+    const std::string sha256 = Put(row);
+    Record(sha256);
+    if (i == rows) continue;
+    core::Dataset dataset;
+    dataset.id = absl::StrCat("d-", i);
+    dataset.sha256 = sha256;
+    dataset.size_bytes = static_cast<int64_t>(row.size());
+    ASSERT_TRUE(loop_->Call(core::CreateDataset{dataset}).ok());
+  }
+  clock_.AdvanceUs(25 * kHourUs);
+  RoundAndWait(keeper);
+  ASSERT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& outcome) {
+    EXPECT_EQ(asked_, std::vector<std::string>{Sha256Hex(absl::StrCat("row ", rows))});
+    EXPECT_EQ(outcome.state.blobs.size(), rows);
+  }));
+}
+
+TEST_F(KeeperTest, ForgetsWhatWasFoundInDataLongAgo) {
+  Keeper keeper(&edge_, {.retain_checks_us = kHourUs});
+  const std::string job = MakeJob();
+  core::ValidateDataset validate;
+  validate.model_id = "m";
+  validate.dataset_id = "d";
+  const auto check = loop_->Call(validate);
+  ASSERT_TRUE(check.ok()) << check.status();
+  const auto here = [&](const std::string& id) {
+    bool found = false;
+    EXPECT_TRUE(loop_->ReadAndWait([&](const ControlLoop::Outcome& o) { found = o.state.FindJob(id); }));
+    return found;
+  };
+  clock_.AdvanceUs(2 * kHourUs);
+  RoundAndWait(keeper);
+  EXPECT_TRUE(here(*check)) << "it has not ended";
+  ASSERT_TRUE(loop_->Call(core::CancelJob{*check}).ok());
+  ASSERT_TRUE(loop_->Call(core::CancelJob{job}).ok());
+  RoundAndWait(keeper);
+  EXPECT_TRUE(here(*check)) << "ended, and not yet for an hour";
+  clock_.AdvanceUs(2 * kHourUs);
+  RoundAndWait(keeper);
+  EXPECT_FALSE(here(*check));
+  EXPECT_TRUE(here(job)) << "those of users stay";
 }
 
 TEST_F(KeeperTest, DeletesJobsPastTheirRetention) {
@@ -227,6 +287,26 @@ TEST_F(KeeperTest, JobsHaveSeriesWhileTheyLive) {
   EXPECT_TRUE(
       has("nibble_jobs_finished_total{outcome=\"CANCELLED\",queue=\"default\",reason=\"\"} 1"))
       << text;
+}
+
+// Many short jobs end within the time that ended ones linger.
+TEST_F(KeeperTest, EndedJobsTakeNoLiveOnesSeries) {
+  for (int i = 0; i < 3; ++i) {
+    const std::string id = MakeJob();
+    ASSERT_TRUE(loop_->Call(core::CancelJob{id}).ok());
+    clock_.AdvanceUs(1'000'000);
+  }
+  MakeJob();
+  std::string text = lingering_.Scrape();
+  const auto has = [&](const std::string& part) { return text.find(part) != std::string::npos; };
+  EXPECT_TRUE(has("nibble_job_state{job_id=\"job-4\",state=\"QUEUED\"} 1")) << text;
+  EXPECT_TRUE(has("nibble_job_state{job_id=\"job-3\",state=\"CANCELLED\"} 1")) << "the last that has ended";
+  EXPECT_FALSE(has("job_id=\"job-2\"")) << "beyond max_job_series";
+  EXPECT_TRUE(has("nibble_job_series_dropped_total 0")) << "no live job is without";
+  MakeJob();
+  text = lingering_.Scrape();
+  EXPECT_TRUE(has("job_id=\"job-4\"") && has("job_id=\"job-5\"")) << text;
+  EXPECT_FALSE(has("job_id=\"job-3\""));
 }
 
 // The whole answer to one request.

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <future>
 #include <map>
 #include <mutex>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "base/file.h"
 #include "prometheus/counter.h"
@@ -232,25 +234,35 @@ void Meter::Impl::SweepEnded(const core::State& state, int64_t now_us) {
 void Meter::Impl::CollectJobs(Families& families, const ControlLoop::Outcome& outcome) {
   const int64_t now_us = clock->NowMonotonicUs();
   SweepEnded(outcome.state, now_us);
-  std::map<int64_t, const core::Job*> shown;  // oldest first
+  std::map<int64_t, const core::Job*> live;  // oldest first
   for (const std::string& id : outcome.state.live_jobs) {
     const core::Job* job = outcome.state.FindJob(id);
-    if (job && job->kind == core::JobKind::kTrain) shown[job->number] = job;
+    if (job && job->kind == core::JobKind::kTrain) live[job->number] = job;
   }
+  // What has ended takes no live job's place; the last to end first.
+  std::map<std::pair<int64_t, int64_t>, const core::Job*, std::greater<>> ended;
   for (const auto& [id, end_us] : ended_us) {
     const core::Job* job = outcome.state.FindJob(id);
-    shown[job->number] = job;
+    if (core::IsTerminal(job->state)) ended[{end_us, job->number}] = job;  // else another with its id
   }
+  int32_t places = options.max_job_series;
+  const auto show = [&](const core::Job& job) {
+    const auto progress = last_progress_unix_us.find(job.id);
+    AddJob(families, job, outcome, progress == last_progress_unix_us.end() ? 0 : progress->second);
+    --places;
+  };
   std::set<std::string> without;
-  int32_t count = 0;
-  for (const auto& [number, job] : shown) {
-    if (++count <= options.max_job_series) {
-      const auto progress = last_progress_unix_us.find(job->id);
-      AddJob(families, *job, outcome, progress == last_progress_unix_us.end() ? 0 : progress->second);
+  for (const auto& [number, job] : live) {
+    if (places > 0) {
+      show(*job);
     } else {
       without.insert(job->id);
       if (!dropped.contains(job->id)) series_dropped.Add({}).Increment();
     }
+  }
+  for (const auto& [end, job] : ended) {
+    if (places <= 0) break;
+    show(*job);
   }
   dropped = std::move(without);
 }

@@ -2,7 +2,8 @@
 //
 // Counters and histograms are fed where things happen; everything else (jobs, workers, disks) is read when
 // somebody scrapes, from the control loop's state, so it cannot drift. A job has series while it is live
-// and job_linger_us after its end; beyond max_job_series jobs the youngest have none, which is counted.
+// and job_linger_us after its end, where live ones leave room; beyond max_job_series live jobs the youngest
+// have none, which is counted.
 // Thread-safe. The header includes no library: prometheus-cpp stays in the .cc file.
 #pragma once
 

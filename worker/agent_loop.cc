@@ -131,6 +131,8 @@ void AgentLoop::Handle(const Input& input) {
         "checkpoint.no_room",
         {{"attempt", no_room->key.ToString()}, {"step", no_room->step}, {"why", no_room->message}});
   }
+  if (const auto* done = std::get_if<Uploaded>(&input)) uploads_.erase(done->id);
+  if (const auto* failed = std::get_if<UploadFailed>(&input)) uploads_.erase(failed->id);
   if (IsFullDisk(input)) ShrinkCaches(0);
   counts_.train.Count(input, clock_.NowMonotonicUs());
   for (const Action& action : agent_.Handle(input, clock_.NowMonotonicUs())) {
@@ -138,6 +140,7 @@ void AgentLoop::Handle(const Input& input) {
   }
   counts_.attempts = static_cast<int64_t>(agent_.attempts());
   counts_.engines = static_cast<int64_t>(agent_.engines());
+  counts_.uploads = static_cast<int64_t>(uploads_.size());
   counts_.withdrawn_devices = static_cast<int64_t>(agent_.withdrawn_devices());
   counts_.registered = agent_.registered();
   if (counts_.has_room.exchange(agent_.has_room()) != agent_.has_room()) {
@@ -247,6 +250,7 @@ void AgentLoop::Do(const StopUpload& a) { StopOne(uploads_, a.id); }
 void AgentLoop::Do(const Forget& a) {
   StopOne(fetches_, a.key);
   StopOne(checks_, a.key);
+  counts_.train.Forget(a.key);
   const auto it = tokens_.find(a.key);
   if (it == tokens_.end()) return;
   LogInfo("attempt.over", {{"attempt", a.key.ToString()}});

@@ -49,6 +49,7 @@ struct LoopCounts {
   TrainCounts train;
   std::atomic<int64_t> attempts{0};
   std::atomic<int64_t> engines{0};
+  std::atomic<int64_t> uploads{0};  // under way
   std::atomic<int64_t> withdrawn_devices{0};
   std::atomic<bool> registered{false};
   std::atomic<bool> has_room{true};

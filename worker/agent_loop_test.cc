@@ -254,6 +254,7 @@ TEST_F(AgentLoopTest, TrainsAJobToItsEnd) {
   server_.Give(Job("a", 1, 10));
   ASSERT_TRUE(server_.WaitUntil(
       [&] { return server_.results_.contains("a") && server_.listing_.empty(); }));
+  EXPECT_EQ(loop_->counts().uploads, 0) << "of its checkpoints and adapter none is kept in mind";
   EndLoop();
   EXPECT_EQ((server_.steps_[{"a", 1}].size()), 10u);
   EXPECT_EQ(server_.results_["a"].step, 10);

@@ -83,9 +83,17 @@ std::string BlobCache::BlobPath(const std::string& sha256) const {
   return JoinPath(directory_, "blobs/" + sha256);
 }
 
-std::mutex& BlobCache::LockFor(const std::string& sha256) {
+std::shared_ptr<std::mutex> BlobCache::LockFor(const std::string& what) {
   std::lock_guard lock(mutex_);
-  return fetching_[sha256];
+  std::erase_if(fetching_, [](const auto& entry) { return entry.second.use_count() == 1; });
+  auto& known = fetching_[what];
+  if (!known) known = std::make_shared<std::mutex>();
+  return known;
+}
+
+size_t BlobCache::notes() const {
+  std::lock_guard lock(mutex_);
+  return fetching_.size() + sound_until_us_.size();
 }
 
 void BlobCache::Pin(const std::string& owner, const std::string& what) {
@@ -99,7 +107,9 @@ bool BlobCache::MoveAwayUnpinned(const std::string& path, const std::string& to)
   const std::string what = BaseName(path);
   const bool pinned = std::any_of(pins_.begin(), pins_.end(),
                                   [&](const auto& pin) { return pin.second.contains(what); });
-  return !pinned && rename(path.c_str(), to.c_str()) == 0;
+  if (pinned || rename(path.c_str(), to.c_str()) != 0) return false;
+  sound_until_us_.erase(what);
+  return true;
 }
 
 void BlobCache::Unpin(const std::string& owner) {
@@ -150,7 +160,8 @@ absl::StatusOr<std::string> BlobCache::Get(const std::string& owner, const FileR
         .ToStatus();
   }
   Pin(owner, file.sha256);
-  std::lock_guard lock(LockFor(file.sha256));
+  const auto fetching = LockFor(file.sha256);
+  std::lock_guard lock(*fetching);
   const std::string path = BlobPath(file.sha256);
   ASSIGN_OR_RETURN(const bool sound, IsSound(path, file, stop));
   if (sound) {
@@ -182,7 +193,8 @@ absl::StatusOr<std::string> BlobCache::GetModel(const std::string& owner, const 
   if (!IsSha256Hex(digest)) return Error(Reason::kInternal, "a model without a digest").ToStatus();
   Pin(owner, digest);
   const std::string path = JoinPath(directory_, "models/" + digest);
-  std::lock_guard model_lock(LockFor("model " + digest));
+  const auto fetching = LockFor("model " + digest);
+  std::lock_guard model_lock(*fetching);
   if (IsDirectory(path)) {
     bool sound = true;
     for (const FileRef& file : files) {

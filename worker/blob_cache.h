@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -56,22 +57,24 @@ class BlobCache {
   int64_t Shrink() { return ShrinkTo(max_bytes_); }
   // The same with another bound: 0 when the disk is full.
   int64_t ShrinkTo(int64_t max_bytes);
+  // Notes kept in memory about digests: no more than there are files and fetches.
+  size_t notes() const;
 
  private:
   absl::StatusOr<bool> IsSound(const std::string& path, const FileRef& file, const Stop& stop);
   std::string BlobPath(const std::string& sha256) const;
   absl::Status FetchToFile(const FileRef& file, const Fetch& fetch, const Stop& stop);
-  std::mutex& LockFor(const std::string& sha256);
+  std::shared_ptr<std::mutex> LockFor(const std::string& what);
   void Pin(const std::string& owner, const std::string& what);
   bool MoveAwayUnpinned(const std::string& path, const std::string& to);
   int64_t RemoveFiles(const std::string& folder, int64_t total, int64_t max_bytes);
 
   const std::string directory_;
   const int64_t max_bytes_;
-  std::mutex mutex_;                                   // guards the three below
+  mutable std::mutex mutex_;                           // guards the three below
   std::map<std::string, std::set<std::string>> pins_;  // owner -> digests of blobs and models
-  std::map<std::string, std::mutex> fetching_;
-  std::map<std::string, int64_t> sound_until_us_;  // by digest
+  std::map<std::string, std::shared_ptr<std::mutex>> fetching_;  // by digest; of those that are fetched now
+  std::map<std::string, int64_t> sound_until_us_;                // by digest
   std::mutex shrink_mutex_;  // one eviction at a time
 };
 

@@ -168,6 +168,16 @@ TEST_F(BlobCacheTest, ShrinkTakesUnusedModelsApart) {
   EXPECT_EQ(cache_.Shrink(), 0);
 }
 
+TEST_F(BlobCacheTest, KeepsNoNotesOfWhatIsGone) {
+  for (int i = 0; i < 20; ++i) {
+    const FileRef ref = server_.Add("a", "data set " + std::to_string(i));
+    for (int use = 0; use < 2; ++use) ASSERT_TRUE(cache_.Get("job/1", ref, server_.fetch).ok());
+    cache_.Unpin("job/1");
+    EXPECT_EQ(cache_.ShrinkTo(0), 0);
+  }
+  EXPECT_LE(cache_.notes(), 1u);
+}
+
 // Nothing else would ever take away what a fetch that was given up has left.
 TEST_F(BlobCacheTest, ShrinkTakesBeginningsThatNobodyWaitsFor) {
   const FileRef large = server_.Add("large", std::string(300, 'l'));

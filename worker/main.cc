@@ -31,6 +31,7 @@
 #include "proto/endpoint.h"
 #include "worker/agent_loop.h"
 #include "worker/devices.h"
+#include "worker/drain_limit.h"
 #include "worker/metrics.h"
 #include "worker/server_client.h"
 
@@ -248,10 +249,8 @@ absl::StatusOr<DeviceOptions> FindDevices(const Flags& flags, const std::string&
 // Signals are taken by one thread; the first asks for a drain, the second ends the process. A drain
 // waits for the server to take what is here; a server that is gone must not keep us for ever.
 void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<bool>& over) {
-  constexpr int64_t kIdleDrainUs = 5'000'000;
-  constexpr int64_t kDrainUs = 120'000'000;
   const Clock& clock = RealClock::Get();
-  int64_t drain_since_us = 0;
+  DrainLimit limit;
   bool given_up = false;
   while (!over) {
     const timespec wait{0, 200'000'000};
@@ -259,12 +258,11 @@ void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<b
     const int64_t now_us = clock.NowMonotonicUs();
     if (signal >= 0) {
       LogInfo("worker.signal", {{"signal", signal}});
-      if (drain_since_us > 0) _exit(1);
-      drain_since_us = now_us;
+      if (limit.begun()) _exit(1);
+      limit.Begin(now_us);
       loop.RequestDrain();
     }
-    const int64_t bound_us = loop.counts().attempts == 0 ? kIdleDrainUs : kDrainUs;
-    if (!given_up && drain_since_us > 0 && now_us - drain_since_us > bound_us) {
+    if (!given_up && limit.Passed(loop.counts().attempts, now_us)) {
       given_up = true;
       LogWarning("worker.drain_given_up", {{"attempts", loop.counts().attempts.load()}});
       loop.RequestStop();

@@ -33,9 +33,9 @@ void TrainCounts::Count(const Input& input, int64_t now_us) {
              std::holds_alternative<EngineNoRoom>(input)) {
     ++checkpoint_failures;
   } else if (const auto* finished = std::get_if<EngineFinished>(&input)) {
-    checkpointing_since_us_.erase(finished->key);
+    Forget(finished->key);
   } else if (const auto* failed = std::get_if<EngineFailed>(&input)) {
-    checkpointing_since_us_.erase(failed->key);
+    Forget(failed->key);
   }
 }
 

@@ -29,6 +29,8 @@ class DurationCounts {
 
 struct TrainCounts {
   void Count(const Input& input, int64_t now_us);
+  // The attempt is gone, perhaps in the middle of a checkpoint.
+  void Forget(const AttemptKey& key) { checkpointing_since_us_.erase(key); }
 
   std::atomic<int64_t> steps{0};
   std::atomic<int64_t> fused_steps{0};         // of these in a turn of several jobs

@@ -47,6 +47,10 @@ TEST(TrainCounts, TimesCheckpointsFromTheirPhase) {
   counts.Count(UploadFailed{}, 0);
   counts.Count(EngineNoRoom{.key = key}, 0);
   EXPECT_EQ(counts.checkpoint_failures, 2);
+  counts.Count(EnginePhase{.key = key, .phase = Phase::kCheckpointing}, 4'000'000);
+  counts.Forget(key);  // its engine died
+  counts.Count(EngineCheckpoint{.key = key}, 9'000'000);
+  EXPECT_DOUBLE_EQ(counts.checkpoint_time.sum_seconds(), 2.5);
 }
 
 }  // namespace

@@ -51,9 +51,9 @@ void Applier::End(Job& job, JobState to) {
   job.end_unix_us = now_.unix_us;
   job.checkpoints.clear();  // nothing goes on from them any more, and they are several times the adapter
   state_.live_jobs.erase(job.id);
-  state_.model_users[job.model_id].erase(job.id);
-  state_.dataset_users[job.dataset_id].erase(job.id);
-  if (!job.eval_dataset_id.empty()) state_.dataset_users[job.eval_dataset_id].erase(job.id);
+  EraseUser(state_.model_users, job.model_id, job.id);
+  EraseUser(state_.dataset_users, job.dataset_id, job.id);
+  if (!job.eval_dataset_id.empty()) EraseUser(state_.dataset_users, job.eval_dataset_id, job.id);
   if (job.kind == JobKind::kTrain) EraseUser(state_.check_users, job.check_key, job.id);
 }
 

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/id.h"
 #include "base/status.h"
+#include "server/core/check_id.h"
 #include "server/core/data_format.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
@@ -17,8 +18,6 @@
 
 namespace nibble::core {
 namespace {
-
-constexpr absl::string_view kCheckPrefix = "check-";
 
 // What the specs of a job refer to.
 struct Parts {

@@ -1,9 +1,15 @@
 // Data sets, models, adapters and blobs.
+#include <set>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/id.h"
 #include "base/status.h"
+#include "server/core/blob_references.h"
 #include "server/core/decide_internal.h"
 #include "server/core/limits.h"
 
@@ -146,13 +152,21 @@ Answer DecideThing(Turn& turn, const RecordBlob& c) {
   return c.sha256;
 }
 
+// What is looked for is a few, what refers is as long as the history: so these are kept, and those passed by.
 Answer DecideThing(Turn& turn, const ForgetBlobs& c) {
-  const std::set<std::string> referenced = ReferencedBlobs(turn.state);
-  for (const std::string& sha256 : std::set<std::string>(c.sha256s.begin(), c.sha256s.end())) {
+  std::set<std::string_view> going;
+  for (const std::string& sha256 : c.sha256s) {
     const auto blob = turn.state.blobs.find(sha256);
-    if (blob == turn.state.blobs.end() || referenced.count(sha256) > 0) continue;
-    if (turn.now.monotonic_us >= blob->second.pin_until_us) turn.Emit(BlobForgotten{sha256});
+    if (blob != turn.state.blobs.end() && turn.now.monotonic_us >= blob->second.pin_until_us)
+      going.insert(sha256);
   }
+  if (going.empty()) return "";
+  const std::unordered_set<std::string_view> asked(going.begin(), going.end());
+  const auto stays = [&](const std::string& sha256) {
+    if (asked.contains(sha256)) going.erase(sha256);
+  };
+  BlobReferences().Next(turn.state, stays, SIZE_MAX);
+  for (const std::string_view sha256 : going) turn.Emit(BlobForgotten{std::string(sha256)});
   return "";
 }
 

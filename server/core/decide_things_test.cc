@@ -23,6 +23,7 @@ TEST(Things, InUseCannotBeDeleted) {
   d.Must(CancelJob{"a"});
   d.Must(DeleteModel{"base"});
   d.Must(DeleteDataset{"data"});
+  EXPECT_TRUE(d.state().model_users.empty() && d.state().dataset_users.empty()) << "nothing is left of them";
   EXPECT_EQ(ReasonOf(d.Do(DeleteDataset{"data"})), Reason::kDatasetNotFound);
 }
 

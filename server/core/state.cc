@@ -1,9 +1,11 @@
 #include "server/core/state.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
+#include "server/core/blob_references.h"
 #include "server/core/schedule.h"
 #include "server/core/schedule_sync.h"
 
@@ -225,8 +227,6 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
   std::erase_if(rebuilt.holding, [](const auto& entry) { return entry.second.empty(); });
   State mine = *this;
   std::erase_if(mine.holding, [](const auto& entry) { return entry.second.empty(); });
-  std::erase_if(mine.model_users, [](const auto& entry) { return entry.second.empty(); });
-  std::erase_if(mine.dataset_users, [](const auto& entry) { return entry.second.empty(); });
   if (rebuilt.live_jobs != mine.live_jobs) return Broken("index live_jobs");
   if (rebuilt.queued_jobs != mine.queued_jobs) return Broken("index queued_jobs");
   if (rebuilt.holding != mine.holding) return Broken("index holding");
@@ -285,19 +285,7 @@ WorkerHealth HealthOf(const Worker& worker, const CoreOptions& options, int64_t 
 
 std::set<std::string> ReferencedBlobs(const State& state) {
   std::set<std::string> digests;
-  const auto add = [&](const std::vector<FileRef>& files) {
-    for (const FileRef& file : files) digests.insert(file.sha256);
-  };
-  for (const auto& [id, dataset] : state.datasets) {
-    if (dataset.path.empty()) digests.insert(dataset.sha256);
-  }
-  for (const auto& [id, model] : state.models) {
-    if (model.root_path.empty()) add(model.files);
-  }
-  for (const auto& [id, adapter] : state.adapters) add(adapter.files);
-  for (const auto& [id, job] : state.jobs) {
-    for (const Checkpoint& checkpoint : job.checkpoints) add(checkpoint.files);
-  }
+  BlobReferences().Next(state, [&](const std::string& sha256) { digests.insert(sha256); }, SIZE_MAX);
   return digests;
 }
 

@@ -34,6 +34,7 @@ class ControlLoopTest : public ::testing::Test {
     options.batch_us = 0;
     options.core.sleep_us = sleep_us_;
     options.retain_events_us = retain_events_us_;
+    options.on_load = [this](core::State&) { clock_.AdvanceUs(load_us_); };
     options.timeline = "t";
     options.on_fatal = [this](const absl::Status& status) { fatal_.push_back(status); };
     loop_ = std::make_unique<ControlLoop>(options, core::testing::CheapSpecFunctions(), &store_,
@@ -82,6 +83,7 @@ class ControlLoopTest : public ::testing::Test {
   }
 
   int64_t retain_events_us_ = 0;
+  int64_t load_us_ = 0;   // that reading the store takes
   int64_t sleep_us_ = 0;  // most tests let hours pass between two turns
   SkewedClock clock_;
   store::MemoryStore store_;
