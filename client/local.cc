@@ -126,7 +126,8 @@ int DoctorCommand(const Globals& g) {
                        absl::IsUnavailable(workers.status()) ? ConnectionHint(why) : ""));
     return findings.End(ExitCodeOf(workers.status()));
   }
-  check(true, "server", server);
+  const std::string warning = Printable((*client)->warning());
+  check(warning.empty(), "server", warning.empty() ? server : absl::StrCat(server, ": ", warning));
   int ready = 0, gone = 0;
   for (const auto& w : workers->workers()) {
     if (IsLongLost(w, RealClock::Get().NowUnixUs())) {

@@ -88,6 +88,9 @@ def check_full_disk(server, api, job):
             code, out, err = said(*words)
             assert code == 0 and len(warned.findall(err)) == 1, (words, out, err)
             assert "warning" not in out, out
+        said("update", "waits", "--priority", "4")
+        doctor = said("doctor")[1]
+        assert re.search(r" server +\S+: the server cannot write its database", doctor), doctor
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     assert said("update", "waits", "--priority", "4")[0] == 0
