@@ -1,5 +1,5 @@
-// How long a worker that is to go waits for the server: for two minutes to take what is here, and when nothing
-// is, for five seconds to hear of it.
+// How long a worker that is to go waits for the server: two minutes for it to take what is here, and once
+// nothing is, five seconds for it to hear so.
 //
 // Pure; not thread-safe.
 #pragma once
