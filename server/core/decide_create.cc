@@ -283,6 +283,7 @@ Answer DecideJob(Turn& turn, const CreateJob& c) {
   ASSIGN_OR_RETURN(job.spec, turn.core.planner.Resolve(c.spec, parts.model->config));
   RETURN_IF_ERROR(CheckDataFormat(job.spec, parts.dataset, parts.eval_dataset));
   job.spec.data_rows = DataRows(turn.state, c);
+  job.recompute_left = job.spec.recompute == spec::Recompute::kAuto;
   ASSIGN_OR_RETURN(
       const spec::Recomputation recompute,
       turn.core.planner.ChooseRecompute(*parts.model, job.spec, KnownDevices(turn.state)));

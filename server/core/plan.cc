@@ -7,6 +7,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "server/core/schedule_load.h"
 
 namespace nibble::core {
 namespace {
@@ -30,6 +31,17 @@ PlanBytes Summary(const spec::MemoryPlan& plan, const spec::DeviceProfile& profi
   bytes.profile = ProfileKey(profile);
   bytes.choices = plan.choices;
   return bytes;
+}
+
+// To its five highest bits: by at most a sixteenth.
+int64_t RoundedDown(int64_t bytes) {
+  int shift = 0;
+  while ((bytes >> shift) >= 32) ++shift;
+  return bytes >> shift << shift;
+}
+
+bool RecomputesLess(const spec::Recomputation& a, const spec::Recomputation& b) {
+  return a.policy != b.policy ? a.policy < b.policy : a.keep_blocks > b.keep_blocks;
 }
 
 constexpr char kNotPlannedUrl[] = "nibble/not-planned";
@@ -114,6 +126,22 @@ absl::StatusOr<spec::Recomputation> Planner::ChooseRecompute(
   if (recomputes_.size() > kMaxRememberedPlans) recomputes_.clear();
   recomputes_.emplace(std::move(key), chosen);
   return chosen;
+}
+
+PlanBytes Planner::PlanAlone(const Job& job, const Model& model, const spec::DeviceProfile& profile,
+                             const PlanBytes& usual) {
+  if (!job.recompute_left || job.spec.recompute == spec::Recompute::kNone) return usual;
+  const spec::Recomputation now{job.spec.recompute, job.spec.keep_blocks};
+  spec::TrainSpec spec = job.spec;
+  spec::Recomputation{}.SetIn(spec);
+  // Devices that differ by little share the answer, which takes several plans.
+  spec::DeviceProfile device = profile;
+  device.capacity_bytes = RoundedDown(profile.capacity_bytes);
+  const absl::StatusOr<spec::Recomputation> chosen = ChooseRecompute(model, spec, {device});
+  if (!chosen.ok() || !RecomputesLess(*chosen, now)) return usual;
+  chosen->SetIn(spec);
+  const absl::StatusOr<PlanBytes> plan = Plan(model, spec, profile);
+  return plan.ok() && Need(*plan).FitsAlone(Capacity(profile)) ? *plan : usual;
 }
 
 absl::StatusOr<std::vector<Suggestion>> Planner::Suggestions(const Job& job, const Model& model,

@@ -83,6 +83,10 @@ class Planner {
   // The fastest recompute policy that costs the job no place; see spec::ChooseRecompute.
   absl::StatusOr<spec::Recomputation> ChooseRecompute(const Model& model, const spec::TrainSpec& spec,
                                                   const std::vector<spec::DeviceProfile>& devices);
+  // The plan of a job that will have the device to itself. `usual` is what it needs wherever it fits; where
+  // recomputation was left to the server and this device has room, one that recomputes less.
+  PlanBytes PlanAlone(const Job& job, const Model& model, const spec::DeviceProfile& profile,
+                      const PlanBytes& usual);
   // Changes that bring the job's total on `profile` to capacity_bytes or below, and what the host gives
   // beside it within the profile's bounds; cheapest for the
   // user first (plan_suggest.cc has the order); of each kind the mildest that is enough, or, when no

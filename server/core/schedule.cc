@@ -1,6 +1,7 @@
 #include "server/core/schedule.h"
 
 #include <algorithm>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/queue_look.h"
@@ -73,6 +74,30 @@ const absl::StatusOr<PlanBytes>* PlanOn(const State& state, Core& core, int64_t 
   const auto device = worker->devices.find(d.id);
   if (device == worker->devices.end()) return nullptr;
   return &core.planner.PlanOf(*job, *model, device->second.profile);
+}
+
+// Devices that one job of the pass has to itself, and that are kept for no other.
+std::set<int32_t> WholeDevices(const Board& board, const BoardSchedule& pass) {
+  std::set<int32_t> once, more;
+  for (const BoardSchedule::Start& start : pass.starts) {
+    if (!once.insert(start.device).second) more.insert(start.device);
+  }
+  for (const BoardReservation& reservation : pass.reservations) more.insert(reservation.device);
+  std::erase_if(once, [&](int32_t device) {
+    return more.contains(device) || board.devices()[static_cast<size_t>(device)].load.attempts > 0;
+  });
+  return once;
+}
+
+std::string RecomputationText(const spec::PlanChoices& choices) {
+  const std::string policy(spec::RecomputeName(choices.recompute));
+  return choices.keep_blocks == 0 ? policy : absl::StrCat(policy, ", keep_blocks ", choices.keep_blocks);
+}
+
+// Its jobs count by their bytes: none takes more than it must.
+bool HasByteQuota(const SchedulePolicy& policy, const std::string& project) {
+  const auto it = policy.projects.find(project);
+  return it != policy.projects.end() && it->second.quota_bytes > 0;
 }
 
 }  // namespace
@@ -152,6 +177,7 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
   const Board& board = state.board;
   const BoardSchedule pass = RunPass(board, core.options, NeedsOf(state, core), now_us,
                                      core.options.lease_suspect_us, kMaxStarts);
+  const std::set<int32_t> whole = WholeDevices(board, pass);
   // By bucket and block: all jobs of a bucket need the same on all devices of a block.
   std::map<std::pair<int32_t, int32_t>, PlanBytes> plans;
   for (const BoardSchedule::Start& start : pass.starts) {
@@ -168,13 +194,20 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
                                           p.worker->devices.at(d.id).profile);
     }
     p.plan = plan->second;
-    p.why = absl::StrCat(start.warm ? "base resident, " : "", HumanBytes(start.left_bytes),
-                         " left");
+    if (whole.contains(start.device) && !HasByteQuota(core.options, p.job->tenant)) {
+      spec::DeviceProfile profile = p.worker->devices.at(d.id).profile;
+      profile.capacity_bytes = d.capacity_bytes;
+      p.plan = core.planner.PlanAlone(*p.job, *state.ModelOf(*p.job), profile, plan->second);
+    }
+    const bool less = p.plan.choices != plan->second.choices;
+    const int64_t left_bytes = start.left_bytes - (p.plan.TotalBytes() - plan->second.TotalBytes());
+    p.why = absl::StrCat(start.warm ? "base resident, " : "", HumanBytes(left_bytes), " left");
     if (start.speed_percent == 100) {
       absl::StrAppend(&p.why, ", fastest device");
     } else if (start.speed_percent > 0) {
       absl::StrAppend(&p.why, ", ", start.speed_percent, " % of the fastest device's speed");
     }
+    if (less) absl::StrAppend(&p.why, ", alone there: recompute ", RecomputationText(p.plan.choices));
     schedule.placements.push_back(std::move(p));
   }
   for (const BoardSchedule::Stop& stop : pass.stops) {

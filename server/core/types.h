@@ -192,6 +192,9 @@ struct Job {
   JobState state = JobState::kQueued;
   std::string user_spec;  // as given, serialized by the edge; opaque here
   spec::TrainSpec spec;   // effective
+  // How much is recomputed was left to the server: spec says what costs the job no place, and an attempt that
+  // has a device to itself may do with less (Planner::PlanAlone).
+  bool recompute_left = false;
   std::string model_id;
   std::string dataset_id;
   std::string eval_dataset_id;  // "" = split
@@ -255,6 +258,14 @@ struct Device {
   std::set<std::string> resident_bases;  // volatile; digests
   bool operator==(const Device&) const = default;
 };
+
+// What an attempt with that plan trains by: the job's spec, and what was chosen for the device.
+inline spec::TrainSpec SpecWith(const Job& job, const PlanBytes& plan) {
+  spec::TrainSpec spec = job.spec;
+  if (!job.recompute_left || plan.choices.recompute == spec::Recompute::kAuto) return spec;
+  spec::Recomputation{plan.choices.recompute, plan.choices.keep_blocks}.SetIn(spec);
+  return spec;
+}
 
 enum class WorkerHealth { kAlive, kSuspect, kLost };
 

@@ -84,7 +84,7 @@ void ToProto(JobView& view, const core::Job& job, v1::Job* out) {
   out->set_state(static_cast<v1::JobState>(job.state));
   out->set_state_reason(core::StateReason(job, view.look));
   *out->mutable_spec() = GivenSpec(job);
-  *out->mutable_effective_spec() = ToJobSpec(job.spec);
+  *out->mutable_effective_spec() = ToJobSpec(core::SpecWith(job, job.plan));
   out->mutable_effective_spec()->set_base_model(ResourceName("models", job.model_id));
   out->mutable_effective_spec()->set_dataset(ResourceName("datasets", job.dataset_id));
   out->mutable_effective_spec()->set_eval_dataset(ResourceName("datasets", job.eval_dataset_id));

@@ -174,7 +174,7 @@ void ToProto(const core::Assignment& assignment, bool shares_file_system, wv1::A
   out->set_device_id(attempt.device_id);
   out->set_kind(static_cast<wv1::Assignment::Kind>(job.kind));
   out->set_want(static_cast<wv1::Assignment::Want>(assignment.want));
-  out->set_spec_json(spec::TrainSpecToJson(job.spec));
+  out->set_spec_json(spec::TrainSpecToJson(core::SpecWith(job, attempt.plan)));
   if (const core::Model* model = assignment.model) {
     out->set_base_digest(model->digest);
     for (const core::FileRef& file : model->files) Fill(file, out->add_base_files());

@@ -16,6 +16,7 @@ void VisitCreated(Visitor& v, T& job) {
   v("kind", job.kind);
   v("number", job.number);
   v("spec", job.spec);
+  v("recompute_left", job.recompute_left);
   v("model_id", job.model_id);
   v("dataset_id", job.dataset_id);
   v("eval_dataset_id", job.eval_dataset_id);

@@ -126,6 +126,7 @@ core::CreateJob Cluster::DrawJob(int64_t number) {
   create.spec.lora_r = static_cast<int32_t>(rng.Between(5, 60));
   create.spec.sequence_len = static_cast<int32_t>(16 * rng.Between(20, 160));  // 20 to 160 MB
   create.spec.micro_batch_size = 1;
+  if (number % 2 == 0) create.spec.recompute = spec::Recompute::kFull;  // the others leave it to the server
   create.spec.allow_numerics_change = rng.Chance(0.5);
   create.spec.seed = static_cast<uint64_t>(number);
   if (rng.Chance(faults_.poison_job))

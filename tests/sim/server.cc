@@ -11,10 +11,25 @@ core::SpecFunctions SimSpecFunctions() {
     spec::MemoryPlan plan;
     plan.base_bytes = SimBaseBytes(model);
     plan.persistent_bytes = spec.lora_r * kMB;
-    plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * kMB / 16;
+    const bool all_kept = spec.recompute == spec::Recompute::kNone;
+    plan.step_bytes = int64_t{spec.sequence_len} * spec.micro_batch_size * kMB / 16 * (all_kept ? 3 : 1);
+    plan.choices.recompute = spec.recompute;
     plan.fixed_bytes = profile.fixed_bytes;
     plan.lower_bound_bytes = plan.TotalBytes();
     return plan;
+  };
+  functions.choose_recompute =
+      [plan = functions.plan](const spec::ModelConfig& model, const spec::TrainSpec& spec,
+                              const std::vector<spec::DeviceProfile>& devices)
+      -> absl::StatusOr<spec::Recomputation> {
+    if (spec.recompute != spec::Recompute::kAuto) return spec::Recomputation{spec.recompute};
+    spec::TrainSpec none = spec;
+    none.recompute = spec::Recompute::kNone;
+    for (const spec::DeviceProfile& device : devices) {
+      if (plan(model, none, device)->TotalBytes() > device.capacity_bytes)
+        return spec::Recomputation{spec::Recompute::kFull};
+    }
+    return spec::Recomputation{spec::Recompute::kNone};
   };
   functions.resolve = [](spec::TrainSpec spec,
                          const spec::ModelConfig&) -> absl::StatusOr<spec::TrainSpec> {
