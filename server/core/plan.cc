@@ -136,7 +136,8 @@ PlanBytes Planner::PlanAlone(const Job& job, const Model& model, const spec::Dev
   spec::Recomputation{}.SetIn(spec);
   // Devices that differ by little share the answer, which takes several plans.
   spec::DeviceProfile device = profile;
-  device.capacity_bytes = RoundedDown(profile.capacity_bytes);
+  for (int64_t* bytes : {&device.capacity_bytes, &device.pinned_capacity_bytes, &device.host_capacity_bytes})
+    *bytes = RoundedDown(*bytes);
   const absl::StatusOr<spec::Recomputation> chosen = ChooseRecompute(model, spec, {device});
   if (!chosen.ok() || !RecomputesLess(*chosen, now)) return usual;
   chosen->SetIn(spec);
@@ -175,6 +176,7 @@ PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
   if (!spec.ok()) return ahead;
   job.spec = *std::move(spec);
   job.spec.data_rows = data_rows;
+  job.recompute_left = job.spec.recompute == spec::Recompute::kAuto;
   const auto recompute = planner.ChooseRecompute(model, job.spec, devices);
   if (!recompute.ok()) return ahead;
   recompute->SetIn(job.spec);
@@ -185,7 +187,9 @@ PlannedAhead PlanAhead(const SpecFunctions& functions, const Model& model,
   int64_t least_bytes = std::numeric_limits<int64_t>::max();  // missing
   for (const spec::DeviceProfile& device : devices) {
     const auto& plan = planner.PlanOf(job, model, device);
-    if (plan.ok()) least_bytes = std::min(least_bytes, plan->TotalBytes() - device.capacity_bytes);
+    if (!plan.ok()) continue;
+    least_bytes = std::min(least_bytes, plan->TotalBytes() - device.capacity_bytes);
+    (void)planner.PlanAlone(job, model, device, *plan);
   }
   ahead.plans = planner.plans_;  // without those of the search below
   for (const spec::DeviceProfile& device : devices) {

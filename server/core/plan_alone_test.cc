@@ -2,6 +2,9 @@
 // recomputes less there.
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <utility>
+
 #include "server/core/testing/driver.h"
 
 namespace nibble::core {
@@ -89,6 +92,30 @@ TEST_F(PlanAloneTest, WhatTheRecipeSaysStands) {
   d_.Place();
   EXPECT_EQ(PlacedBytes("a"), 220 * kMB);
   EXPECT_EQ(SpecWith(d_.job("a"), d_.job("a").Current()->plan).recompute, Recompute::kFull);
+}
+
+// Several plans: the loop finds them made.
+TEST_F(PlanAloneTest, WhatIsPlannedElsewhereIsNotPlannedInTheLoop) {
+  int chosen = 0;
+  SpecFunctions functions = NoneWhereItFits();
+  functions.choose_recompute = [&chosen, choose = functions.choose_recompute](
+                                   const spec::ModelConfig& config, const spec::TrainSpec& spec,
+                                   const std::vector<spec::DeviceProfile>& devices) {
+    ++chosen;
+    return choose(config, spec, devices);
+  };
+  d_.core().planner = Planner(functions);
+  CreateJob create = JobOf("a");
+  create.plan_elsewhere = true;
+  ASSERT_TRUE(IsNotPlanned(d_.Do(create).status()));
+  create.ahead = std::make_shared<const PlannedAhead>(
+      PlanAhead(functions, d_.state().models.at("base"), create.spec, DataRows(d_.state(), create),
+                KnownDevices(d_.state())));
+  ASSERT_GT(std::exchange(chosen, 0), 0);
+  d_.Must(create);
+  d_.Place();
+  EXPECT_EQ(PlacedBytes("a"), 520 * kMB);
+  EXPECT_EQ(chosen, 0);
 }
 
 TEST_F(PlanAloneTest, AProjectWithAQuotaOfBytesTakesWhatItMust) {
