@@ -61,6 +61,7 @@ MaybeProblem CheckTurns(const json& row, const char* list, const char* role, con
   const json& turns = row[list];
   const std::string path = absl::StrCat(".", list);
   if (!turns.is_array() || turns.empty()) return Problem{path, "must be an array with at least one entry"};
+  if (auto problem = CheckText(row, "system", true)) return problem;
   for (size_t i = 0; i < turns.size(); ++i) {
     const std::string entry = absl::StrCat(path, "[", i, "]");
     if (!turns[i].is_object()) return Problem{entry, "must be an object"};

@@ -120,6 +120,8 @@ TEST(CheckDataset, NamesTheTurn) {
   EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].messages");
   facts = Check(R"({"conversations":["x"]})");
   EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].conversations[0]");
+  facts = Check(R"({"system":["a"],"messages":[{"role":"user","content":"a"}]})");
+  EXPECT_EQ(StatusViolations(facts.status()).at(0).field, "rows[0].system");
 }
 
 // As the engine: contents in parts, and keys that stand there for other rows of the table it was made of.

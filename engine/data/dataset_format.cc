@@ -76,6 +76,48 @@ MaybeProblem ReadContent(object turn, std::string_view key, std::string& out) {
   return std::nullopt;
 }
 
+// Whether there is something in it: files that were made from tables have empty ones in every row.
+bool SaysSomething(object row, std::string_view key) {
+  element value;
+  if (row[key].get(value) != simdjson::SUCCESS || value.is_null()) return false;
+  array items;
+  if (value.get(items) == simdjson::SUCCESS) return items.size() > 0;
+  object fields;
+  if (value.get(fields) == simdjson::SUCCESS) return fields.size() > 0;
+  std::string_view text;
+  return value.get(text) != simdjson::SUCCESS || (!text.empty() && text != "[]");
+}
+
+// What would belong to the text that is learned and has no place in it; without it the model would learn
+// another text than the row's.
+struct NoPlace {
+  std::string_view key;
+  std::string_view advice;
+};
+constexpr NoPlace kNoPlaceInChat[] = {
+    {"tools", "leave it out, or write into the system message what the model is to read"},
+    {"functions", "leave it out, or write into the system message what the model is to read"},
+};
+constexpr NoPlace kNoPlaceInTurn[] = {
+    {"tool_calls", "write the call into the content, as the model is to write it"},
+    {"function_call", "write the call into the content, as the model is to write it"},
+    {"reasoning_content", "write it into the content, as the model is to write it, or leave it out"},
+    {"thinking", "write it into the content, as the model is to write it, or leave it out"},
+};
+constexpr NoPlace kNoPlaceInAlpaca[] = {
+    {"history", "write the row as \"messages\", or leave it out"},
+};
+
+template <size_t kCount>
+MaybeProblem FindNoPlace(object row, const NoPlace (&keys)[kCount]) {
+  for (const NoPlace& one : keys) {
+    if (SaysSomething(row, one.key))
+      return RowProblem{absl::StrCat(".", View(one.key)),
+                        absl::StrCat("cannot be trained on; ", View(one.advice))};
+  }
+  return std::nullopt;
+}
+
 // The role as templates know it, or nothing.
 std::string RoleOf(std::string_view name) {
   for (const auto& [from, to] : {std::pair<std::string_view, const char*>{"system", "system"},
@@ -118,7 +160,7 @@ MaybeProblem ReadTurn(object turn, std::string_view role_key, std::string_view t
     return RowProblem{absl::StrCat(".", View(role_key)),
                       absl::StrCat("is ", Quote(role), "; use system, user or assistant")};
   }
-  if (Has(turn, "tool_calls")) return RowProblem{".tool_calls", "cannot be trained on"};
+  if (auto problem = FindNoPlace(turn, kNoPlaceInTurn)) return problem;
   if (auto problem = ReadContent(turn, text_key, out.content)) return problem;
   out.trained = train_on_inputs || out.role == "assistant";
   return ReadWeight(turn, out.trained);
@@ -130,13 +172,24 @@ MaybeProblem ReadTurns(object row, std::string_view list_key, std::string_view r
   if (row[list_key].get(turns) != simdjson::SUCCESS || turns.size() == 0) {
     return RowProblem{absl::StrCat(".", View(list_key)), "must be a list with at least one entry"};
   }
+  if (auto problem = FindNoPlace(row, kNoPlaceInChat)) return problem;
+  // Said beside the turns, it is the first of them.
+  std::string system;
+  if (auto problem = ReadText(row, "system", system, /*required=*/false)) return problem;
+  if (!system.empty()) out.turns.push_back({"system", system, train_on_inputs});
+  int64_t index = 0;
   for (const element entry : turns) {
-    const std::string path = absl::StrCat(".", View(list_key), "[", out.turns.size(), "]");
+    const std::string path = absl::StrCat(".", View(list_key), "[", index++, "]");
     object turn;
     if (entry.get(turn) != simdjson::SUCCESS) return RowProblem{path, "must be an object"};
     ChatTurn parsed;
     if (auto problem = ReadTurn(turn, role_key, text_key, train_on_inputs, parsed)) {
       return RowProblem{path + problem->path, problem->what};
+    }
+    if (index == 1 && parsed.role == "system" && !system.empty()) {
+      if (parsed.content == system) continue;
+      return RowProblem{absl::StrCat(path, ".", View(role_key)),
+                        "is system, and the row has another text as \"system\"; keep one of them"};
     }
     if (parsed.role == "system" && !out.turns.empty()) {
       return RowProblem{absl::StrCat(path, ".", View(role_key)),
@@ -149,6 +202,7 @@ MaybeProblem ReadTurns(object row, std::string_view list_key, std::string_view r
 
 MaybeProblem ReadAlpaca(object row, bool train_on_inputs, ParsedRow& out) {
   const spec::RowKeys keys = KeysIn(row, RowFormat::kAlpaca);
+  if (auto problem = FindNoPlace(row, kNoPlaceInAlpaca)) return problem;
   std::string instruction, input, output, system;
   if (auto problem = ReadText(row, keys.first, instruction)) return problem;
   for (const std::string_view key : spec::kAlpacaInputs) {

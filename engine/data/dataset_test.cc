@@ -180,6 +180,52 @@ TEST_F(DatasetTest, MessagesLearnAssistantTurnsOnly) {
   EXPECT_THAT(data->report.warnings, ElementsAre(HasSubstr("<|start_header_id|>")));
 }
 
+TEST_F(DatasetTest, ASystemTextBesideTheTurnsIsTheFirstOfThem) {
+  const std::string expected =
+      "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+      "<|im_start|>assistant\n[b<|im_end|>]\n";
+  const std::string turns = R"([{"role":"user","content":"a"},{"role":"assistant","content":"b"}])";
+  const std::string with_system = R"([{"role":"system","content":"Be kind."},{"role":"user","content":"a"},)"
+                                  R"({"role":"assistant","content":"b"}])";
+  for (const std::string& row :
+       {absl::StrCat(R"({"system":"Be kind.","messages":)", turns, "}"),
+        absl::StrCat(R"({"system":"","messages":)", with_system, "}"),
+        absl::StrCat(R"({"system":"Be kind.","messages":)", with_system, "}"),
+        std::string(R"({"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}],)"
+                    R"("system":"Be kind."})")}) {
+    const auto data = Load(row);
+    ASSERT_TRUE(data.ok()) << data.status();
+    EXPECT_EQ(Shown(Row(*data, 0), qwen_), expected) << row;
+  }
+  const auto two = Load(absl::StrCat(R"({"system":"Be brief.","messages":)", with_system, "}"));
+  EXPECT_EQ(StatusReason(two.status()), Reason::kDatasetSchemaMismatch);
+  EXPECT_EQ(StatusViolations(two.status()).at(0).field, "rows[0].messages[0].role");
+}
+
+// Left out, the model would learn to answer another question than the row's.
+TEST_F(DatasetTest, WhatHasNoPlaceInTheTextIsRefusedUnlessItIsEmpty) {
+  const std::string turns = R"("messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b")";
+  const auto data = Load(absl::StrCat(
+      R"({"tools":[{"name":"f"}],)", turns, "}]}\n",
+      R"({"functions":"[{}]",)", turns, "}]}\n",
+      "{", turns, R"(,"tool_calls":[{"id":"1"}]}]})", "\n",
+      "{", turns, R"(,"function_call":{"name":"f"}}]})", "\n",
+      "{", turns, R"(,"reasoning_content":"hm"}]})", "\n",
+      "{", turns, R"(,"thinking":"hm"}]})", "\n",
+      R"({"tools":[],"functions":"[]",)", turns, R"(,"tool_calls":null,"function_call":{},"thinking":""}]})", "\n"));
+  EXPECT_EQ(StatusReason(data.status()), Reason::kDatasetSchemaMismatch);
+  std::vector<std::string> fields;
+  for (const FieldViolation& v : StatusViolations(data.status())) fields.push_back(v.field);
+  EXPECT_THAT(fields, ElementsAre("rows[0].tools", "rows[1].functions", "rows[2].messages[1].tool_calls",
+                                  "rows[3].messages[1].function_call",
+                                  "rows[4].messages[1].reasoning_content", "rows[5].messages[1].thinking"));
+  const auto alpaca = Load(R"({"instruction":"Sing.","output":"la","history":[]})"
+                           "\n"
+                           R"({"instruction":"Sing.","output":"la","history":[["a","b"]]})");
+  ASSERT_EQ(StatusViolations(alpaca.status()).size(), 1u) << alpaca.status();
+  EXPECT_EQ(StatusViolations(alpaca.status())[0].field, "rows[1].history");
+}
+
 // What a recipe may name is what there is.
 TEST_F(DatasetTest, EveryTemplateOfTheListIsKnown) {
   for (const std::string_view name : spec::kChatTemplateNames) {
