@@ -8,9 +8,56 @@
 #include "client/recipe_values.h"
 
 namespace nibble::client {
+namespace {
+
+// What `preset` writes wherever the recipe itself does not: settings others have published, as a recipe's
+// keys. Left out where the recipe says the same by the other key.
+struct PresetKey {
+  std::string_view key;
+  std::string_view value;
+  std::string_view other = {};
+};
+// Of the QLoRA paper and its scripts, for 7B and 13B.
+constexpr PresetKey kQloraPaper[] = {
+    {"lora_r", "64"},
+    {"lora_alpha", "16"},
+    {"lora_dropout", "0.1"},
+    {"learning_rate", "2e-4"},
+    {"lr_scheduler", "constant"},
+    {"warmup_ratio", "0.03", "warmup_steps"},
+    {"optimizer", "paged_adamw_32bit", "paged_optimizer"},
+    {"weight_decay", "0"},
+    {"adam_beta1", "0.9"},
+    {"adam_beta2", "0.999"},
+    {"max_grad_norm", "0.3"},
+    {"micro_batch_size", "1"},
+    {"gradient_accumulation_steps", "16"},
+    {"max_steps", "1875", "num_epochs"},
+    // 16 tokens of prompt, 512 of answer, cut there.
+    {"sequence_len", "528"},
+    {"excess_length_strategy", "truncate"},
+    {"sample_packing", "false"},
+    {"seed", "0"},
+};
+
+}  // namespace
+
+void RecipeReader::ApplyPreset() {
+  if (preset_.empty()) return;
+  // As the recipe has them: what is set below must not hide what comes after it.
+  const std::map<std::string_view, std::string> said = used_;
+  for (const PresetKey& entry : kQloraPaper) {
+    if (said.contains(entry.key) || said.contains(entry.other)) continue;
+    Yaml value;
+    value.kind = Yaml::Kind::kScalar;
+    value.text = std::string(entry.value);
+    ReadKey(std::string(entry.key), value);
+  }
+}
 
 void RecipeReader::ReadNibble(const Yaml& value) {
   static const std::vector<std::string_view> kKeys = {"name",
+                                                      "preset",
                                                       "priority",
                                                       "labels",
                                                       "queue",
@@ -44,6 +91,9 @@ void RecipeReader::ReadNibbleField(const std::string& key, const std::string& na
       return Wrong(key, value, "1 to 63 characters of a-z, 0-9 and -");
     }
     recipe_.name = value.text;
+  } else if (name == "preset") {
+    if (!value.IsScalar() || value.text != "qlora-paper") return Wrong(key, value, "qlora-paper");
+    preset_ = value.text;
   } else if (name == "priority") {
     if (!ReadInteger(value, number) || number < -1000 || number > 1000) {
       return Wrong(key, value, "a whole number from -1000 to 1000");
@@ -76,6 +126,7 @@ void RecipeReader::ReadNibbleField(const std::string& key, const std::string& na
 
 // What depends on several keys.
 void RecipeReader::Finish(const Yaml& root) {
+  ApplyPreset();
   if (recipe_.base_model.empty() && !used_.contains("base_model")) {
     Refuse(Reason::kSpecInvalid, "base_model", root, "is required: a directory, or models/{id}");
   }

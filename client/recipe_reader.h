@@ -61,6 +61,7 @@ class RecipeReader {
 
   void ReadNibble(const Yaml& value);
   void ReadNibbleField(const std::string& key, const std::string& name, const Yaml& value);
+  void ApplyPreset();
   // What depends on several keys.
   void Finish(const Yaml& root);
 
@@ -71,6 +72,7 @@ class RecipeReader {
   nlohmann::json spec_ = nlohmann::json::object();
   std::vector<Fault> faults_;
   std::map<std::string_view, std::string> used_;
+  std::string preset_;
   std::string adapter_;
   int four_bit_ = -1;  // -1: not said
   bool all_linear_ = false;

@@ -222,6 +222,34 @@ TEST(RecipeDataTest, OverridesComeLastAndAreRelativeToHere) {
   EXPECT_EQ(plain->dataset, "/x");
 }
 
+TEST(RecipeDataTest, APresetStandsBehindWhatTheRecipeSays) {
+  const auto spec = [](const std::string& text) {
+    const auto recipe = Read(std::string(kHead) + "nibble: {preset: qlora-paper}\n" + text);
+    EXPECT_TRUE(recipe.ok()) << recipe.status();
+    return recipe.ok() ? json::parse(recipe->spec_json) : json();
+  };
+  json paper = json::parse(
+      R"({"data":{"excessLengthStrategy":"truncate","samplePacking":false,"sequenceLen":528},
+          "lora":{"alpha":16,"dropout":0.1,"r":64},
+          "optimizer":{"adamBeta1":0.9,"adamBeta2":0.999,"learningRate":2e-4,"lrScheduler":"constant",
+                       "maxGradNorm":0.3,"paged":true,"warmupRatio":0.03,"weightDecay":0},
+          "training":{"gradientAccumulationSteps":16,"maxSteps":1875,"microBatchSize":1,"seed":0}})");
+  EXPECT_EQ(spec(""), paper);
+  // By its own name or another, and by the key that is there instead.
+  paper["lora"]["r"] = 8;
+  paper["optimizer"]["lrScheduler"] = "cosine";
+  paper["optimizer"].erase("warmupRatio");
+  paper["optimizer"]["warmupSteps"] = 7;
+  paper["optimizer"].erase("paged");
+  paper["training"].erase("maxSteps");
+  paper["training"]["numEpochs"] = 2;
+  EXPECT_EQ(spec("lora_rank: 8\nlr_scheduler_type: cosine\nwarmup_steps: 7\noptim: adamw\n"
+                 "num_epochs: 2\n"),
+            paper);
+  EXPECT_THAT(std::string(Read(kHead, {"nibble.preset=alpaca"}).status().message()),
+              HasSubstr("must be qlora-paper"));
+}
+
 TEST(RecipeDataTest, NibbleBlock) {
   const auto recipe =
       Read(std::string(kHead) +
