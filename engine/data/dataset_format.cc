@@ -97,6 +97,9 @@ struct NoPlace {
 constexpr NoPlace kNoPlaceInChat[] = {
     {"tools", "leave it out, or write into the system message what the model is to read"},
     {"functions", "leave it out, or write into the system message what the model is to read"},
+    {"images", "only text is"},
+    {"videos", "only text is"},
+    {"audios", "only text is"},
 };
 constexpr NoPlace kNoPlaceInTurn[] = {
     {"tool_calls", "write the call into the content, as the model is to write it"},

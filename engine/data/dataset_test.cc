@@ -208,6 +208,7 @@ TEST_F(DatasetTest, WhatHasNoPlaceInTheTextIsRefusedUnlessItIsEmpty) {
   const auto data = Load(absl::StrCat(
       R"({"tools":[{"name":"f"}],)", turns, "}]}\n",
       R"({"functions":"[{}]",)", turns, "}]}\n",
+      R"({"images":["a.png"],)", turns, "}]}\n",
       "{", turns, R"(,"tool_calls":[{"id":"1"}]}]})", "\n",
       "{", turns, R"(,"function_call":{"name":"f"}}]})", "\n",
       "{", turns, R"(,"reasoning_content":"hm"}]})", "\n",
@@ -216,9 +217,9 @@ TEST_F(DatasetTest, WhatHasNoPlaceInTheTextIsRefusedUnlessItIsEmpty) {
   EXPECT_EQ(StatusReason(data.status()), Reason::kDatasetSchemaMismatch);
   std::vector<std::string> fields;
   for (const FieldViolation& v : StatusViolations(data.status())) fields.push_back(v.field);
-  EXPECT_THAT(fields, ElementsAre("rows[0].tools", "rows[1].functions", "rows[2].messages[1].tool_calls",
-                                  "rows[3].messages[1].function_call",
-                                  "rows[4].messages[1].reasoning_content", "rows[5].messages[1].thinking"));
+  EXPECT_THAT(fields, ElementsAre("rows[0].tools", "rows[1].functions", "rows[2].images",
+                                  "rows[3].messages[1].tool_calls", "rows[4].messages[1].function_call",
+                                  "rows[5].messages[1].reasoning_content", "rows[6].messages[1].thinking"));
   const auto alpaca = Load(R"({"instruction":"Sing.","output":"la","history":[]})"
                            "\n"
                            R"({"instruction":"Sing.","output":"la","history":[["a","b"]]})");
