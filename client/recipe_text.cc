@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <tuple>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -109,9 +110,13 @@ std::string RecipeText(const Recipe& recipe, const v1::JobSpec& effective) {
   PathLine(out, "base_model", recipe.base_model);
   PathLine(out, "revision_of_model", recipe.base_revision);
   absl::StrAppend(&out, "adapter: ", effective.quantization().type() == "bf16" ? "lora" : "qlora", "\n");
-  for (const auto& [key, path] :
-       {std::pair{"datasets", recipe.dataset}, {"test_datasets", recipe.eval_dataset}}) {
-    if (!path.empty()) absl::StrAppend(&out, key, ":\n  - path: ", Value(Json(path)), "\n");
+  // Rows may have the keys of two formats.
+  const std::string& format = effective.data().format();
+  const bool has_format = !format.empty() && format != "auto";
+  const std::string type = has_format ? absl::StrCat("    type: ", format, "\n") : "";
+  for (const auto& [key, path, more] : {std::tuple{"datasets", recipe.dataset, type},
+                                        {"test_datasets", recipe.eval_dataset, std::string()}}) {
+    if (!path.empty()) absl::StrAppend(&out, key, ":\n  - path: ", Value(Json(path)), "\n", more);
   }
   // Left to the server, it stays so: what is chosen depends on the devices there are.
   const Json* policy = At(given, "training.recompute");

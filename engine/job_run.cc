@@ -306,6 +306,7 @@ absl::StatusOr<FinishDone> Job::Finish() {
   }
   adapter.model = device_.model();
   adapter.spec = spec_;
+  adapter.has_eval_dataset = !input_.eval_dataset.empty();
   adapter.job_name = input_.display_name;
   adapter.base_digest = device_.base().digest();
   adapter.weights_digest = device_.base().weights_digest();

@@ -86,6 +86,7 @@ struct AdapterExport {
   std::vector<AdapterPairView> pairs;
   spec::ModelConfig model;
   spec::TrainSpec spec;  // resolved; becomes nibble_job.yaml
+  bool has_eval_dataset = false;  // a file of its own; then no rows of the other were held out
   std::string job_name;  // title of the model card
   std::string base_digest;     // quantization included
   std::string weights_digest;  // of AdapterBase; its quantization is the spec's

@@ -205,9 +205,10 @@ absl::Status WriteTrainerState(const AdapterExport& adapter, HashedFile& file) {
 // open.
 std::string Recipe(const AdapterExport& adapter) {
   const spec::TrainSpec& s = adapter.spec;
-  std::string out =
+  std::string out = absl::StrCat(
       "# What this adapter was trained with, every default written out. To repeat it:\n"
-      "# nibble run nibble_job.yaml base_model=DIR datasets=FILE\n";
+      "# nibble run nibble_job.yaml base_model=DIR datasets=FILE",
+      adapter.has_eval_dataset ? " test_datasets=FILE" : "", "\n");
   const auto put = [&](std::string_view key, const json& value) {
     absl::StrAppend(&out, View(key), ": ",
                     value.dump(-1, ' ', false, json::error_handler_t::replace), "\n");
@@ -223,12 +224,16 @@ std::string Recipe(const AdapterExport& adapter) {
   put("lora_dropout", s.lora_dropout);
   put("lora_target_modules", TargetNames(adapter.config));
   put("peft_use_rslora", s.use_rslora);
+  // Rows may have the keys of two formats. The path is whoever's who repeats it.
+  if (s.format != "auto") absl::StrAppend(&out, "datasets:\n  - type: ", s.format, "\n");
   put("chat_template", s.chat_template);
   put("train_on_inputs", s.train_on_inputs);
   put("sequence_len", s.sequence_len);
   put("sample_packing", s.sample_packing);
   put("excess_length_strategy", WordOf(spec::kExcessWords, s.excess_length));
-  if (s.val_set_size >= 0) put("val_set_size", s.val_set_size);
+  // Beside a file of its own for evaluation every row of the data set was trained on.
+  const double held_out = adapter.has_eval_dataset ? 0 : s.val_set_size;
+  if (held_out >= 0) put("val_set_size", held_out);
   put("optimizer", WordOf(spec::kOptimizerWords, s.optimizer));
   put("paged_optimizer", s.paged_optimizer);
   put("learning_rate", s.learning_rate);

@@ -26,6 +26,7 @@ namespace {
 
 using nlohmann::json;
 using spec::Module;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -234,7 +235,12 @@ TEST_F(AdapterTest, FilesHaveTheFormOthersRead) {
   EXPECT_THAT(*ReadFile(dir_.Join("metrics.jsonl")), HasSubstr("\"loss\":\"nan\""));
   EXPECT_THAT(*ReadFile(dir_.Join("README.md")), HasSubstr("base_model: \"org/model\""));
   EXPECT_THAT(*ReadFile(dir_.Join("nibble_job.yaml")), HasSubstr("lora_r: 4\n"));
-  EXPECT_THAT(*ReadFile(dir_.Join("nibble_job.yaml")), HasSubstr("base_model=DIR datasets=FILE"));
+  EXPECT_THAT(*ReadFile(dir_.Join("nibble_job.yaml")), HasSubstr("base_model=DIR datasets=FILE\n"));
+  // Held-out rows came from a file of their own: none of the other's are to be held out.
+  export_.has_eval_dataset = true;
+  ASSERT_TRUE(ExportAdapter(dir_.path(), export_).ok());
+  EXPECT_THAT(*ReadFile(dir_.Join("nibble_job.yaml")),
+              AllOf(HasSubstr("datasets=FILE test_datasets=FILE\n"), HasSubstr("\nval_set_size: 0.0\n")));
   EXPECT_THAT(*ReadFile(dir_.Join("checksums.txt")), HasSubstr("  adapter_model.safetensors\n"));
 }
 

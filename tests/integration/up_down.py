@@ -85,6 +85,7 @@ def check_recipes(nibble, folder):
     # Written out, it says the same again.
     assert nibble("recipe", folder / "full.yaml") == text, text
     nibble("recipe", folder / "full.yaml", "lora_r=3", say=[r"\nlora_r: 3\n"])
+    nibble("recipe", folder / "full.yaml", "datasets[0].type=alpaca", say=[r"\n    type: alpaca\n"])
     nibble("recipe", folder / "none.yaml", code=5, say=[r"no such file"])
 
 
