@@ -152,22 +152,30 @@ absl::StatusOr<v1::ExplainJobResponse> Client::ExplainJob(const std::string& nam
   return Call(*this, &v1::JobService::Stub::ExplainJob, request, Repeat::kSafe);
 }
 
-absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobState>& states,
-                                                      int limit) {
+absl::StatusOr<v1::ListJobsResponse> Client::ListJobs(const std::vector<v1::JobState>& states, int limit,
+                                                      const std::map<std::string, std::string>& labels) {
   constexpr int kPage = 500;
+  const auto has_labels = [&](const v1::Job& job) {
+    return std::all_of(labels.begin(), labels.end(), [&](const auto& label) {
+      const auto it = job.labels().find(label.first);
+      return it != job.labels().end() && it->second == label.second;
+    });
+  };
   v1::ListJobsResponse all;
   v1::ListJobsRequest request;
   for (v1::JobState state : states) request.add_states(state);
   do {
-    const int left = limit > 0 ? limit - all.jobs_size() : kPage;
+    // With labels a page may have few of them, or none.
+    const int left = limit > 0 && labels.empty() ? limit - all.jobs_size() : kPage;
     request.set_page_size(std::min(left, kPage));
     ASSIGN_OR_RETURN(
         v1::ListJobsResponse page,
         Call(*this, &v1::JobService::Stub::ListJobs, request, Repeat::kSafe));
     request.set_page_token(page.next_page_token());
-    all.MergeFrom(page);
+    for (v1::Job& job : *page.mutable_jobs()) {
+      if (has_labels(job) && (limit <= 0 || all.jobs_size() < limit)) *all.add_jobs() = std::move(job);
+    }
   } while (!request.page_token().empty() && (limit <= 0 || all.jobs_size() < limit));
-  all.clear_next_page_token();
   return all;
 }
 

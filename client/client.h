@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -54,7 +55,9 @@ class Client {
   absl::StatusOr<v1::Job> GetJob(const std::string& name);
   absl::StatusOr<v1::ExplainJobResponse> ExplainJob(const std::string& name, int32_t max_devices);
   // Up to `limit` jobs over as many pages as it takes; 0 = all.
-  absl::StatusOr<v1::ListJobsResponse> ListJobs(const std::vector<v1::JobState>& states, int limit);
+  // Those that have all of `labels`; at most `limit`, 0 = all.
+  absl::StatusOr<v1::ListJobsResponse> ListJobs(const std::vector<v1::JobState>& states, int limit,
+                                                const std::map<std::string, std::string>& labels = {});
   // What may change of a job that exists: the fields that the request's mask names.
   absl::StatusOr<v1::Job> UpdateJob(const v1::UpdateJobRequest& request);
   absl::StatusOr<v1::Job> CancelJob(const std::string& name);

@@ -66,6 +66,8 @@ void AddJobCommands(CLI::App& app, Commands& c) {
   list->add_flag("-a,--all", c.list.all, "finished ones too");
   list->add_flag("-w,--watch", c.list.watch, "again and again, until Ctrl-C");
   list->add_option("--state", c.list.states, "only jobs in these states");
+  list->add_option("--label", c.list.labels, "only jobs with this key=value; may be repeated")
+      ->allow_extra_args(false);
   list->add_option("--limit", c.list.limit, "at most so many; 0 = all")
       ->check(AtLeast(0))->capture_default_str();
   const auto one = [&](const std::string& name, const std::string& description,

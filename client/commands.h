@@ -66,6 +66,7 @@ struct ListArgs {
   bool all = false;
   bool watch = false;
   std::vector<std::string> states;
+  std::vector<std::string> labels;  // k=v
   int limit = 100;
 };
 int ListCommand(const Globals& g, const ListArgs& args);

@@ -12,6 +12,7 @@
 #include "client/interrupt.h"
 #include "client/patience.h"
 #include "client/report.h"
+#include "client/submit.h"
 
 namespace nibble::client {
 namespace {
@@ -72,11 +73,13 @@ absl::StatusOr<std::vector<v1::JobState>> StatesOf(const std::vector<std::string
 
 // The list again and again, in place on a terminal, until Ctrl-C.
 absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
-                              const std::vector<v1::JobState>& states, int limit, const char* none) {
+                              const std::vector<v1::JobState>& states,
+                              const std::map<std::string, std::string>& labels, int limit,
+                              const char* none) {
   InstallInterrupt();
   Patience patience(client);
   while (!Interrupted()) {
-    const absl::StatusOr<v1::ListJobsResponse> jobs = client.ListJobs(states, limit);
+    const absl::StatusOr<v1::ListJobsResponse> jobs = client.ListJobs(states, limit, labels);
     if (!jobs.ok()) {
       if (!IsAway(jobs.status()) || !patience.Again(jobs.status())) return jobs.status();
       continue;
@@ -98,11 +101,14 @@ absl::StatusOr<int> WatchJobs(Client& client, const Globals& g,
 int ListCommand(const Globals& g, const ListArgs& args) {
   return WithClient(g, [&](Client& client) -> absl::StatusOr<int> {
     ASSIGN_OR_RETURN(const std::vector<v1::JobState> states, StatesOf(args.states, args.all));
+    ASSIGN_OR_RETURN(const auto labels, ParseLabels(args.labels));
     const char* none = !args.states.empty() ? "no jobs in these states"
                        : args.all           ? "no jobs yet; `nibble run recipe.yaml` submits one"
                                             : "no jobs; `nibble ps -a` shows finished ones too";
-    if (args.watch) return WatchJobs(client, g, states, args.limit, none);
-    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(states, args.limit));
+    if (!labels.empty())
+      none = args.all ? "no jobs with these labels" : "no jobs with these labels; -a shows finished ones too";
+    if (args.watch) return WatchJobs(client, g, states, labels, args.limit, none);
+    ASSIGN_OR_RETURN(const v1::ListJobsResponse jobs, client.ListJobs(states, args.limit, labels));
     PrintJobs(g, jobs, none);
     if (args.limit > 0 && jobs.jobs_size() == args.limit && g.terminal.form == Form::kTable)
       PrintNote(g.terminal, absl::StrCat("the first ", args.limit, " (--limit 0 shows all)"));

@@ -183,6 +183,9 @@ def check_jobs(nibble, folder):
     job = json.loads(nibble("-o", "json", "get", "first"))
     assert job["labels"] == {"team": "a", "cost": "b=c"} and job["priority"] == 3, job
     assert nibble("-q", "ps").split() == ["second", "first"], "newest first"
+    assert nibble("-q", "ps", "--label", "team=a", "--label", "cost=b=c", "--limit", "1").split() == ["first"]
+    assert nibble("-q", "ps", "--label", "team=a", "--label", "cost=c") == nibble("-q", "ps", "--label", "team=") == ""
+    nibble("ps", "--label", "team", code=5, say=[r"--label"])
     nibble("pause", "first", say=[r"first"])
     assert nibble("wait", "first", "--for", "state=PAUSED").split() == ["first", "PAUSED"]
     assert nibble("-q", "ps", "--state", "paused").split() == ["first"]
