@@ -58,6 +58,8 @@ void RecipeReader::ReadDatasets(const std::string& key, const Yaml& value, std::
   }
   if (!entry->IsMap()) return Wrong(key, *entry, "a path, or a map with path");
   std::string format;
+  if (const Yaml* chat = entry->Find("chat_template"); chat != nullptr && chat->IsScalar())
+    (training ? train_template_ : eval_template_) = *chat;
   for (const auto& [name, field] : entry->fields) {
     if (!field.IsEmpty())
       ReadDatasetField(absl::StrCat(key, "[0].", name), name, field, out, format);
@@ -102,7 +104,7 @@ void RecipeReader::ReadDatasetField(const std::string& path, const std::string& 
       Unsupported(path, value, "rename the field to messages");
     }
   } else if (name == "chat_template") {
-    Set("data.chatTemplate", text);
+    return;  // ApplyTemplates
   } else if (name == "split") {
     if (text != "train") Unsupported(path, value, "give a file with the rows wanted");
   } else if (name == "ds_type") {
@@ -116,7 +118,7 @@ void RecipeReader::ReadDatasetField(const std::string& path, const std::string& 
     } else if (!OneOf(text, "role|content")) {
       Unsupported(path, value, "rename the fields to role and content");
     }
-  } else if (name == "train_on_eos" ? OneOf(text, "turn|all")
+  } else if (name == "train_on_eos" ? text == "turn"
                                     : name == "roles_to_train" && text == "assistant") {
     return;
   } else if (OneOf(name,
@@ -127,6 +129,17 @@ void RecipeReader::ReadDatasetField(const std::string& path, const std::string& 
     if (!IsNeutral(value)) Unsupported(path, value, "");
   } else {
     Refuse(Reason::kUnknownField, path, value, "is not a key we know");
+  }
+}
+
+// What a data set says of itself counts before what the recipe says of all.
+void RecipeReader::ApplyTemplates() {
+  if (!train_template_.IsEmpty()) Set("data.chatTemplate", train_template_.text);
+  if (eval_template_.IsEmpty()) return;
+  const std::string chosen = spec_.contains("data") ? spec_["data"].value("chatTemplate", "") : "";
+  if (eval_template_.text != (chosen.empty() ? "tokenizer_default" : chosen)) {
+    Unsupported("test_datasets[0].chat_template", eval_template_,
+                "both data sets are read with one template; name it in chat_template");
   }
 }
 

@@ -42,7 +42,7 @@ const KeyRule kRules[] = {
     {"chat_template", "template", kText, "data.chatTemplate", ""},
     {"train_on_inputs", "train_on_prompt", kFlag, "data.trainOnInputs", ""},
     {"roles_to_train", "", kMustBe, "assistant", "answers are what is trained on"},
-    {"train_on_eos", "", kMustBe, "turn|all", "the end of every answer is trained on"},
+    {"train_on_eos", "", kMustBe, "turn", "the end of every answer is trained on, and no other"},
     {"sequence_len", "cutoff_len max_length max_seq_length max_seq_len", kInteger,
      "data.sequenceLen", ""},
     {"sample_packing", "packing", kFlag, "data.samplePacking", ""},
@@ -98,7 +98,7 @@ const KeyRule kRules[] = {
     {"dataloader_*", "remove_unused_columns", kIgnored, "", "the engine reads the data itself"},
     {"attn_implementation", "attention", kIgnored, "", "the engine has one attention"},
     {"flash_attention", "flash_attn flash_attn_* sdp_attention xformers_attention "
-     "eager_attention s2_attention", kIgnored, "", "the engine has one attention"},
+     "eager_attention", kIgnored, "", "the engine has one attention"},
     {"liger_*", "enable_liger_kernel cut_cross_entropy", kIgnored, "",
      "the engine has its own kernels"},
     {"lora_mlp_kernel", "lora_qkv_kernel lora_o_kernel lora_embedding_kernel unsloth_*", kIgnored,
@@ -134,8 +134,8 @@ const KeyRule kRules[] = {
     {"include_tokens_per_second", "include_tkps include_num_input_tokens_seen plot_loss "
      "profiler_steps use_ray_* ray_*", kIgnored, "", "shown by nibble watch"},
     {"dataset_dir", "", kIgnored, "", "give the path in datasets"},
-    {"special_tokens", "", kIgnored, "", "special tokens come from the tokenizer"},
-    {"eot_tokens", "", kIgnored, "", "special tokens come from the tokenizer"},
+    {"special_tokens", "eot_tokens", kIgnored, "", "they are those of the tokenizer's files; where yours are "
+     "others, change its tokenizer_config.json"},
     {"resize_token_embeddings_to_32x", "shrink_embeddings", kIgnored, "", "embeddings are frozen"},
     {"shuffle_merged_datasets", "", kMustBe, "true", "rows are always shuffled, by seed"},
     // Would change the result.
@@ -165,7 +165,8 @@ const KeyRule kRules[] = {
     {"unfrozen_parameters", "freeze_* train_layers", kRefused, "", "the base is frozen"},
     {"neftune_noise_alpha", "noisy_embedding_alpha label_smoothing_factor", kRefused, "", ""},
     {"overrides_of_model_config", "overrides_of_model_kwargs model_kwargs rope_scaling "
-     "rope_theta shift_attn", kRefused, "", "edit the model's config.json instead"},
+     "rope_theta", kRefused, "", "edit the model's config.json instead"},
+    {"s2_attention", "shift_attn", kRefused, "", "every token attends to all before it in its row"},
     {"tokens", "added_tokens_overrides add_tokens add_special_tokens new_special_tokens "
      "resize_vocab tokenizer_config tokenizer_save_jinja_files", kRefused, "",
      "the vocabulary is the model's"},

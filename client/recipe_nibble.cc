@@ -127,6 +127,7 @@ void RecipeReader::ReadNibbleField(const std::string& key, const std::string& na
 // What depends on several keys.
 void RecipeReader::Finish(const Yaml& root) {
   ApplyPreset();
+  ApplyTemplates();
   if (recipe_.base_model.empty() && !used_.contains("base_model")) {
     Refuse(Reason::kSpecInvalid, "base_model", root, "is required: a directory, or models/{id}");
   }
@@ -144,6 +145,12 @@ void RecipeReader::Finish(const Yaml& root) {
   if (used_.contains("num_epochs") && spec_.contains("training") && spec_["training"].contains("maxSteps"))
     Notice("num_epochs", "max_steps counts");
   const bool has_type = spec_.contains("quantization") && spec_["quantization"].contains("type");
+  // Where that key comes from, the base is then in 16 bits.
+  if (used_.contains("finetuning_type") && adapter_.empty() && four_bit_ == -1 && !has_type) {
+    recipe_.notices.push_back(
+        "finetuning_type lora: the base is held in 4 bits, as quantization_bit: 4 says; "
+        "adapter: lora holds it in 16");
+  }
   if (adapter_ == "qlora" && four_bit_ == 0) {
     Refuse(Reason::kSpecInvalid, "load_in_4bit", root,
            "is false, but adapter: qlora means 4 bit");

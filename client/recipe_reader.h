@@ -58,6 +58,7 @@ class RecipeReader {
                         std::string& out, std::string& format);
   void ReadMessageMapping(const std::string& path, const std::string& name, const Yaml& value,
                           std::string& format);
+  void ApplyTemplates();
 
   void ReadNibble(const Yaml& value);
   void ReadNibbleField(const std::string& key, const std::string& name, const Yaml& value);
@@ -73,6 +74,8 @@ class RecipeReader {
   std::vector<Fault> faults_;
   std::map<std::string_view, std::string> used_;
   std::string preset_;
+  Yaml train_template_;
+  Yaml eval_template_;
   std::string adapter_;
   int four_bit_ = -1;  // -1: not said
   bool all_linear_ = false;

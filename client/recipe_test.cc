@@ -71,6 +71,8 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"adapter: lora\nload_in_4bit: true", "{}"},
         Row{"adapter: lora\nload_in_8bit: false", R"({"quantization":{"type":"bf16"}})"},
         Row{"finetuning_type: lora\nquantization_bit: 4", "{}"},
+        Row{"finetuning_type: lora", "{}", "", Reason::kUnspecified, 1},
+        Row{"finetuning_type: lora\nadapter: lora", R"({"quantization":{"type":"bf16"}})"},
         Row{"bnb_4bit_quant_type: fp4", R"({"quantization":{"type":"fp4"}})"},
         Row{"disable_gradient_checkpointing: true", R"({"training":{"gradientCheckpointing":false}})"},
         Row{"max_steps: -1\nnum_epochs: 2", R"({"training":{"numEpochs":2}})"},
@@ -134,6 +136,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Row{"fp16: true", "", "fp16", kUnsupported},
                     Row{"early_stopping_patience: 3", "", "early_stopping_patience", kUnsupported},
                     Row{"stage: dpo", "", "supervised", kUnsupported},
+                    Row{"s2_attention: true", "", "attends to all", kUnsupported},
+                    Row{"train_on_eos: all", "", "the end of every answer", kUnsupported},
                     Row{"plugins: [axolotl.integrations.kd.KDPlugin]", "", "plugins", kUnsupported},
                     Row{"nibble: {retries: 2}", "", "nibble.retries", kUnsupported},
                     Row{"lora_rr: 8", "", "r.yaml:3:10: lora_rr is not a key we know; did you mean lora_r?",
@@ -188,6 +192,21 @@ TEST(RecipeDataTest, DatasetEntries) {
   EXPECT_THAT(spec("{path: /d, typ: alpaca}"), HasSubstr("not a key we know"));
   EXPECT_THAT(spec("{type: alpaca}"), HasSubstr("datasets[0].path is required"));
   EXPECT_THAT(spec("{path: /a}\n  - {path: /b}"), HasSubstr("join the files"));
+}
+
+// Wherever it stands in the file.
+TEST(RecipeDataTest, TheTemplateOfADataSetCountsBeforeThatOfTheRecipe) {
+  const auto spec = [](const std::string& before, const std::string& after) {
+    const auto recipe =
+        Read("base_model: /m\n" + before + "datasets: [{path: /d, chat_template: chatml}]\n" + after);
+    return recipe.ok() ? recipe->spec_json : std::string(recipe.status().message());
+  };
+  const std::string chatml = R"({"data":{"chatTemplate":"chatml"}})";
+  EXPECT_EQ(spec("chat_template: llama3\n", ""), chatml);
+  EXPECT_EQ(spec("", "chat_template: llama3\n"), chatml);
+  EXPECT_EQ(spec("", "test_datasets: [{path: /e, chat_template: chatml}]\n"), chatml);
+  EXPECT_THAT(spec("", "test_datasets: [{path: /e, chat_template: llama3}]\n"),
+              HasSubstr("both data sets are read with one template"));
 }
 
 TEST(RecipeDataTest, RequiredKeysAndAllFaultsAtOnce) {
