@@ -1,9 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/rand.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdlib>
 #include <thread>
 
@@ -20,6 +23,7 @@
 #include "base/outside_text.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "base/supervisor.h"
 #include "base/testing/unprivileged.h"
 
 namespace nibble {
@@ -248,6 +252,36 @@ TEST(ErrnoStatusTest, ADiskThatTakesNoBytesSaysWhereAndWhatIsFree) {
   EXPECT_EQ(ErrnoStatus(ENOSPC, "write the log").message(),
             "write the log: no space left on the device; free some space and try again");
   EXPECT_EQ(StatusReason(ErrnoStatus(EIO, "write " + dir.Join("f"))), Reason::kUnspecified);
+}
+
+// What a supervisor that listens at `name` (@ for the abstract namespace) is told; "" for nothing.
+std::string Told(const std::string& name) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  name.copy(address.sun_path, sizeof address.sun_path);
+  if (name[0] == '@') address.sun_path[0] = '\0';
+  const int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+  EXPECT_EQ(bind(fd, reinterpret_cast<const sockaddr*>(&address), size), 0) << name;
+  setenv("NOTIFY_SOCKET", name.c_str(), 1);
+  TellSupervisor("READY=1");
+  unsetenv("NOTIFY_SOCKET");
+  char text[100];
+  const ssize_t read = recv(fd, text, sizeof text, MSG_DONTWAIT);
+  close(fd);
+  return read < 0 ? "" : std::string(text, static_cast<size_t>(read));
+}
+
+TEST(TellSupervisor, AtAPathOrAName) {
+  const TempDir dir;
+  EXPECT_EQ(Told(dir.Join("notify")), "READY=1");
+  EXPECT_EQ(Told("@nibble-test-" + NewUuid()), "READY=1");
+  TellSupervisor("READY=1");  // to nobody
+  for (const std::string& odd : {std::string("notify"), std::string("/"), "/" + std::string(200, 'x')}) {
+    setenv("NOTIFY_SOCKET", odd.c_str(), 1);
+    TellSupervisor("READY=1");
+  }
+  unsetenv("NOTIFY_SOCKET");
 }
 
 }  // namespace

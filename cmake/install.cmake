@@ -2,6 +2,24 @@
 # they are installed under.
 include(GNUInstallDirs)
 
+# What a shell completes, for the shells that look there.
+if(TARGET nibble)
+  install(CODE "
+    foreach(file bash-completion/completions/nibble:bash zsh/site-functions/_nibble:zsh
+                 fish/vendor_completions.d/nibble.fish:fish)
+      string(REPLACE \":\" \";\" file \"\${file}\")
+      list(POP_BACK file shell)
+      set(path \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_DATADIR}/\${file}\")
+      get_filename_component(folder \"\${path}\" DIRECTORY)
+      file(MAKE_DIRECTORY \"\${folder}\")
+      message(STATUS \"Installing: \${path}\")
+      execute_process(COMMAND \"$<TARGET_FILE:nibble>\" completion \${shell} OUTPUT_FILE \"\${path}\" RESULT_VARIABLE code)
+      if(NOT code EQUAL 0)
+        message(FATAL_ERROR \"nibble completion \${shell} ended with \${code}\")
+      endif()
+    endforeach()")
+endif()
+
 foreach(binary nibble nibble-server nibble-worker nibble-engine)
   if(TARGET ${binary})
     install(TARGETS ${binary} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

@@ -18,6 +18,7 @@
 #include "base/id.h"
 #include "base/keep_openssl.h"
 #include "base/log.h"
+#include "base/supervisor.h"
 #include "server/auth.h"
 #include "server/backup.h"
 #include "server/data_dir.h"
@@ -169,8 +170,10 @@ int Serve(Flags& flags) {
     (void)Fail(server.status());
     return 1;
   }
+  TellSupervisor("READY=1");
   int signal = 0;
   sigwait(&signals, &signal);
+  TellSupervisor("STOPPING=1");
   // A second one ends the process at once: what was acknowledged is on disk.
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   (*server)->Stop(/*grace_us=*/5'000'000);

@@ -28,6 +28,7 @@
 #include "base/keep_openssl.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/supervisor.h"
 #include "proto/endpoint.h"
 #include "worker/agent_loop.h"
 #include "worker/devices.h"
@@ -260,6 +261,7 @@ void HandleSignals(const sigset_t& signals, AgentLoop& loop, const std::atomic<b
       LogInfo("worker.signal", {{"signal", signal}});
       if (limit.begun()) _exit(1);
       limit.Begin(now_us);
+      TellSupervisor("STOPPING=1");
       loop.RequestDrain();
     }
     if (!given_up && limit.Passed(loop.counts().attempts, now_us)) {
@@ -305,6 +307,8 @@ absl::Status Work(const Flags& flags, const sigset_t& signals) {
   AgentLoop loop(std::move(options), *link);
   ASSIGN_OR_RETURN(const auto metrics,
                    ServeMetrics(flags.Get("http", nullptr, ""), identity, dir, loop.counts()));
+  // Its flags and devices are good; whether the server is there is another matter, and it waits for it.
+  TellSupervisor("READY=1");
   std::atomic<bool> over{false};
   std::thread signal_thread([&] { HandleSignals(signals, loop, over); });
   const absl::Status status = loop.Run();

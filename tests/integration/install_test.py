@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,9 @@ def check_files(prefix):
     for path in ["lib/sysusers.d/nibble.conf", "share/doc/nibble/README.md", "share/doc/nibble/operations.md",
                  "share/nibble/monitoring/prometheus.yml", "share/nibble/monitoring/rules/nibble.rules.yml"]:
         assert (prefix / path).is_file(), path
+    for path, words in [("bash-completion/completions/nibble", "complete "), ("zsh/site-functions/_nibble", "#compdef nibble"),
+                        ("fish/vendor_completions.d/nibble.fish", "complete -c nibble ")]:
+        assert words in (prefix / "share" / path).read_text(), path
     manual = prefix / "share" / "doc" / "nibble"
     for page in manual.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
@@ -116,15 +120,22 @@ def wait_for(what, condition, processes):
 def check_commands(prefix, folder):
     units = prefix / "lib" / "systemd" / "system"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NIBBLE_")}
+    # As systemd does for Type=notify.
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(folder / "notify"))
+    told.settimeout(60 * client.PATIENCE)
+    environment["NOTIFY_SOCKET"] = str(folder / "notify")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     server = subprocess.Popen(words_of(unit_of(units / "nibble-server.service"), folder), **quiet)
     running = [server]
     try:
         info = folder / "nibble" / "run" / "server.json"
         wait_for("run/server.json", info.exists, running)
+        assert told.recv(100) == b"READY=1"
         address = json.loads(info.read_text())["listen"]
         running.append(subprocess.Popen(
             words_of(unit_of(units / "nibble-worker.service"), folder, address), **quiet))
+        assert told.recv(100) == b"READY=1"
 
         def workers():
             out = subprocess.run([prefix / "bin" / "nibble", "--server", address, "-o", "json", "worker", "ls"],
@@ -135,6 +146,7 @@ def check_commands(prefix, folder):
         # As the units stop them: the worker drains, the server goes after it.
         for process in reversed(running):
             process.send_signal(signal.SIGTERM)
+            assert told.recv(100) == b"STOPPING=1"
             assert process.wait(60 * client.PATIENCE) == 0, process.args
     finally:
         for process in running:
