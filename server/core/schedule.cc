@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/queue_look.h"
@@ -76,17 +77,22 @@ const absl::StatusOr<PlanBytes>* PlanOn(const State& state, Core& core, int64_t 
   return &core.planner.PlanOf(*job, *model, device->second.profile);
 }
 
-// Devices that one job of the pass has to itself, and that are kept for no other.
-std::set<int32_t> WholeDevices(const Board& board, const BoardSchedule& pass) {
-  std::set<int32_t> once, more;
-  for (const BoardSchedule::Start& start : pass.starts) {
-    if (!once.insert(start.device).second) more.insert(start.device);
+// Devices that one job of the pass has to itself, and that are kept for no other; ascending.
+std::vector<int32_t> WholeDevices(const Board& board, const BoardSchedule& pass) {
+  std::vector<int32_t> taken, whole;
+  taken.reserve(pass.starts.size());
+  for (const BoardSchedule::Start& start : pass.starts) taken.push_back(start.device);
+  for (const BoardReservation& reservation : pass.reservations) {
+    taken.insert(taken.end(), 2, reservation.device);  // as if two came
   }
-  for (const BoardReservation& reservation : pass.reservations) more.insert(reservation.device);
-  std::erase_if(once, [&](int32_t device) {
-    return more.contains(device) || board.devices()[static_cast<size_t>(device)].load.attempts > 0;
-  });
-  return once;
+  std::sort(taken.begin(), taken.end());
+  for (auto it = taken.begin(); it != taken.end();) {
+    const auto next = std::upper_bound(it, taken.end(), *it);
+    const Board::Device& device = board.devices()[static_cast<size_t>(*it)];
+    if (next - it == 1 && device.load.attempts == 0) whole.push_back(*it);
+    it = next;
+  }
+  return whole;
 }
 
 std::string RecomputationText(const spec::PlanChoices& choices) {
@@ -177,9 +183,11 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
   const Board& board = state.board;
   const BoardSchedule pass = RunPass(board, core.options, NeedsOf(state, core), now_us,
                                      core.options.lease_suspect_us, kMaxStarts);
-  const std::set<int32_t> whole = WholeDevices(board, pass);
-  // By bucket and block: all jobs of a bucket need the same on all devices of a block.
+  const std::vector<int32_t> whole = WholeDevices(board, pass);
+  // By bucket and block: all jobs of a bucket need the same on all devices of a block. With a device to
+  // itself what a job does depends on what that one offers, too.
   std::map<std::pair<int32_t, int32_t>, PlanBytes> plans;
+  std::map<std::tuple<int32_t, int32_t, int64_t, int64_t, int64_t>, PlanBytes> alone;
   for (const BoardSchedule::Start& start : pass.starts) {
     const Board::Device& d = board.devices()[static_cast<size_t>(start.device)];
     Placement p;
@@ -194,10 +202,16 @@ Schedule MakeSchedule(const State& state, int64_t now_us, Core& core) {
                                           p.worker->devices.at(d.id).profile);
     }
     p.plan = plan->second;
-    if (whole.contains(start.device) && !HasByteQuota(core.options, p.job->tenant)) {
-      spec::DeviceProfile profile = p.worker->devices.at(d.id).profile;
-      profile.capacity_bytes = d.capacity_bytes;
-      p.plan = core.planner.PlanAlone(*p.job, *state.ModelOf(*p.job), profile, plan->second);
+    if (p.job->recompute_left && std::binary_search(whole.begin(), whole.end(), start.device) &&
+        !HasByteQuota(core.options, p.job->tenant)) {
+      const auto [least, asked] = alone.try_emplace(
+          {start.bucket, d.block, d.capacity_bytes, d.beside.pinned_bytes, d.beside.host_bytes});
+      if (asked) {
+        spec::DeviceProfile profile = p.worker->devices.at(d.id).profile;
+        profile.capacity_bytes = d.capacity_bytes;
+        least->second = core.planner.PlanAlone(*p.job, *state.ModelOf(*p.job), profile, plan->second);
+      }
+      p.plan = least->second;
     }
     const bool less = p.plan.choices != plan->second.choices;
     const int64_t left_bytes = start.left_bytes - (p.plan.TotalBytes() - plan->second.TotalBytes());
