@@ -70,6 +70,8 @@ STEPS = {
          [*WGMMA, *step("8b", 4096, 4, 3)], "above the same without"),
         ("Llama-3.1-8B, 4x4096, nothing recomputed", step("8b", 4096, 4, 3, "--checkpointing", 0),
          ("tokens/s", 15_000)),
+        ("Llama-3.1-8B, 4x4096, half of the blocks recomputed", step("8b", 4096, 4, 3, "--keep-blocks", 15),
+         "between the two"),
         ("Llama-3.1-8B, 4x4096, full recomputation, op by op", step("8b", 4096, 4, 1, "--ops", 1),
          "where a step's time goes"),
         ("Qwen3-0.6B, 2x2048", step("qwen3-0.6b", 2048, 2, 8), ("tokens/s", 60_000)),
@@ -110,6 +112,7 @@ STEPS = {
 # have steps. At these sizes copies take long enough to be overtaken.
 SAME_BITS = {
     False: [("Llama-3.1-8B, 4x4096, full recomputation", "Llama-3.1-8B, 4x4096, nothing recomputed"),
+            ("Llama-3.1-8B, 4x4096, full recomputation", "Llama-3.1-8B, 4x4096, half of the blocks recomputed"),
             ("Llama-3.1-8B, 4x4096, full recomputation", "Llama-3.1-8B, 4x4096, full recomputation, op by op"),
             ("Llama-3.1-8B, 2x2048, 8-bit AdamW", "Llama-3.1-8B, 2x2048, 8-bit AdamW, offload"),
             ("Llama-3.1-8B, 2x2048, memory", "Llama-3.1-8B, 2x2048, paged AdamW"),
