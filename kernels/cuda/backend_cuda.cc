@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -30,7 +31,8 @@ constexpr Encoders kEncoders = {.quantize = cuda::Quantize, .quantize_absmax = c
 
 constexpr int64_t kLateBytes = int64_t{48} << 20;
 constexpr int64_t kUnmeasuredBytes = int64_t{768} << 20;
-constexpr int64_t kReadAtOnceBytes = int64_t{64} << 10;
+// Of ordinary memory that is copied in: up to this by way of page-locked memory of our own, so much in all.
+constexpr int64_t kSmallBytes = int64_t{64} << 10, kSmallsBytes = 4 * kSmallBytes;
 constexpr int kLanes = 3;
 
 std::string Uuid(const cudaUUID_t& uuid) {
@@ -66,6 +68,7 @@ class CudaBackend final : public Backend {
       if (event != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event));
     }
     if (ahead_.stream != nullptr) cudaStreamDestroy(static_cast<cudaStream_t>(ahead_.stream));
+    if (smalls_ != nullptr) cudaFreeHost(smalls_);
   }
 
   // Streams, libraries, and what they and the context cost.
@@ -83,6 +86,7 @@ class CudaBackend final : public Backend {
       Check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
       *event = made;
     }
+    Check(cudaHostAlloc(&smalls_, static_cast<size_t>(kSmallsBytes), cudaHostAllocDefault));
     // Whose products they are is part of the numerics.
     std::string missing;
     const int64_t version = OpenCudaLibraries(&context_, table_.act, products, &missing);
@@ -136,14 +140,16 @@ class CudaBackend final : public Backend {
     if (fault() != Fault::kDevice) Check(cudaFreeHost(host));
   }
 
+  // What is not page-locked has been read on return. Of an asynchronous copy CUDA says that nowhere: a driver
+  // may have to put it aside first, but a device that reads such memory itself (HMM) may do so later. Nothing
+  // that is large is copied while a step runs.
   void CopyIn(Lane lane, void* device, const void* host, int64_t bytes) override {
-    Copy(lane, device, host, bytes, cudaMemcpyHostToDevice);
-    // What is not page-locked has been read on return: up to 64 KiB the driver says so, beyond "might".
-    // Nothing that large is copied while a step runs.
-    if (bytes <= kReadAtOnceBytes || fault() == Fault::kDevice) return;
+    if (fault() == Fault::kDevice || bytes == 0) return;
     cudaPointerAttributes of{};
-    if (Check(cudaPointerGetAttributes(&of, host)) && of.type == cudaMemoryTypeUnregistered)
-      Check(cudaStreamSynchronize(streams_[static_cast<int>(lane)]));
+    if (!Check(cudaPointerGetAttributes(&of, host))) return;
+    const bool ordinary = of.type == cudaMemoryTypeUnregistered, small = bytes <= kSmallBytes;
+    Copy(lane, device, ordinary && small ? PutAside(host, bytes) : host, bytes, cudaMemcpyHostToDevice);
+    if (ordinary && !small) Check(cudaStreamSynchronize(streams_[static_cast<int>(lane)]));
   }
   void CopyOut(Lane lane, void* host, const void* device, int64_t bytes) override {
     Copy(lane, host, device, bytes, cudaMemcpyDeviceToHost);
@@ -167,7 +173,9 @@ class CudaBackend final : public Backend {
     for (cudaStream_t stream : streams_) Check(cudaStreamSynchronize(stream));
     // A step that was given up may have left a panel on its way.
     Check(cudaStreamSynchronize(static_cast<cudaStream_t>(ahead_.stream)));
-    return fault() != Fault::kDevice;
+    if (fault() == Fault::kDevice) return false;
+    smalls_used_ = 0;
+    return true;
   }
 
   Fault fault() const override { return context_.error != nullptr ? Fault::kDevice : fault_; }
@@ -232,6 +240,15 @@ class CudaBackend final : public Backend {
     if (const uint64_t xid = nvml_.LastXid(kXidWaitMs); xid != 0) error_ += ", Xid " + std::to_string(xid);
     return false;
   }
+  // Its copy in page-locked memory, which stays until all lanes were waited for.
+  const void* PutAside(const void* host, int64_t bytes) {
+    constexpr int64_t kUnit = 256;
+    const int64_t size = (bytes + kUnit - 1) / kUnit * kUnit;
+    if (smalls_used_ + size > kSmallsBytes && !Synchronize()) return host;  // then nothing is copied
+    void* const to = static_cast<char*>(smalls_) + std::exchange(smalls_used_, smalls_used_ + size);
+    std::memcpy(to, host, static_cast<size_t>(bytes));
+    return to;
+  }
   void Copy(Lane lane, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind) {
     if (fault() == Fault::kDevice || bytes == 0) return;
     Check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, streams_[static_cast<int>(lane)]));
@@ -245,6 +262,8 @@ class CudaBackend final : public Backend {
   DecodeAhead ahead_;
   cudaStream_t streams_[kLanes] = {};
   cudaEvent_t events_[kLanes] = {};
+  void* smalls_ = nullptr;  // see PutAside
+  int64_t smalls_used_ = 0;
   Fault fault_ = Fault::kNone;
   std::string error_;
   int64_t fixed_bytes_ = 0;
