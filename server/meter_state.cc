@@ -93,19 +93,17 @@ void AddJob(Families& families, const core::Job& job, const ControlLoop::Outcome
 }
 
 void AddQueue(Families& families, const ControlLoop::Outcome& outcome) {
-  std::map<core::JobState, int64_t> counts;
-  for (int i = 1; i <= static_cast<int>(core::JobState::kCancelled); ++i)
-    counts[static_cast<core::JobState>(i)] = 0;
+  // The history may be long: only those that wait are looked at.
   int64_t oldest_unix_us = 0;
-  for (const auto& [id, job] : outcome.state.jobs) {
+  for (const std::string& id : outcome.state.queued_jobs) {
+    const core::Job& job = outcome.state.jobs.at(id);
     if (job.kind != core::JobKind::kTrain) continue;
-    ++counts[job.state];
-    if (job.state != core::JobState::kQueued) continue;
     if (oldest_unix_us == 0 || job.queued_unix_us < oldest_unix_us) oldest_unix_us = job.queued_unix_us;
   }
-  for (const auto& [state, count] : counts) {
-    families.Add("nibble_jobs", {{"state", std::string(core::JobStateName(state))}, {"queue", kMeterQueue}},
-                 static_cast<double>(count));
+  for (size_t i = 1; i < core::kJobStateCount; ++i) {
+    families.Add("nibble_jobs", {{"state", std::string(core::JobStateName(static_cast<core::JobState>(i)))},
+                                 {"queue", kMeterQueue}},
+                 static_cast<double>(outcome.state.job_counts[i]));
   }
   if (oldest_unix_us > 0) {
     families.Add("nibble_queue_oldest_pending_timestamp_seconds", {{"queue", kMeterQueue}},

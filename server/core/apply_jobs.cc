@@ -28,6 +28,10 @@ void Applier::SyncUnread(const Job& job) {
 
 // The one place where a job's state changes.
 void Applier::Enter(Job& job, JobState to) {
+  if (job.kind == JobKind::kTrain) {
+    --state_.job_counts[static_cast<size_t>(job.state)];
+    ++state_.job_counts[static_cast<size_t>(to)];
+  }
   job.state = to;
   const bool queued = to == JobState::kQueued;
   const auto list = [&](std::set<std::string>& ids, bool in) {
@@ -75,6 +79,7 @@ void Applier::operator()(const JobQueued& e) {
   } else {
     state_.check_users[job.check_key].insert(job.id);
     state_.jobs_by_number[job.number] = job.id;
+    ++state_.job_counts[static_cast<size_t>(job.state)];
   }
   state_.live_jobs.insert(job.id);
   state_.model_users[job.model_id].insert(job.id);
@@ -182,7 +187,10 @@ void Applier::operator()(const JobDeleted& e) {
       for (const std::string& id : users->second) SyncUnread(state_.jobs.at(id));
     }
   }
-  if (job.kind == JobKind::kTrain) state_.jobs_by_number.erase(job.number);
+  if (job.kind == JobKind::kTrain) {
+    state_.jobs_by_number.erase(job.number);
+    --state_.job_counts[static_cast<size_t>(job.state)];
+  }
   // From now on what asked for it may be forgotten.
   const auto request = state_.requests.find({job.tenant, job.request_id});
   if (request != state_.requests.end() && JobMadeBy(state_, request->second) == &job)

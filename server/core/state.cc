@@ -169,11 +169,13 @@ void State::BuildIndexes() {
   checks_held.clear();
   requests_by_age.clear();
   jobs_by_number.clear();
+  job_counts = {};
   for (auto& [id, job] : jobs) {
     // Of a job's life neither changes; rows come without.
     const Model* model = job.plan_key.empty() ? ModelOf(job) : nullptr;
     if (model != nullptr) job.plan_key = PlanKey(*model, job.spec);
     if (job.kind == JobKind::kTrain) jobs_by_number[job.number] = id;
+    if (job.kind == JobKind::kTrain) ++job_counts[static_cast<size_t>(job.state)];
     if (job.kind == JobKind::kCheck) {
       std::string& newest = checks[job.check_key];
       if (newest.empty() || jobs.at(newest).number < job.number) newest = id;
@@ -239,6 +241,7 @@ absl::Status State::CheckInvariants(const CoreOptions& options) const {
   if (rebuilt.checks_held != mine.checks_held) return Broken("index checks_held");
   if (rebuilt.requests_by_age != mine.requests_by_age) return Broken("index requests_by_age");
   if (rebuilt.jobs_by_number != mine.jobs_by_number) return Broken("index jobs_by_number");
+  if (rebuilt.job_counts != mine.job_counts) return Broken("index job_counts");
   if (rebuilt.unread != mine.unread) return Broken("index unread");
   if (!std::equal(rebuilt.device_kinds.begin(), rebuilt.device_kinds.end(),
                   mine.device_kinds.begin(), mine.device_kinds.end(),

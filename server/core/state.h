@@ -5,6 +5,7 @@
 // writes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -75,6 +76,7 @@ struct State {
   // Of jobs that are gone, the oldest first: what may be forgotten once it is old enough.
   std::set<std::pair<int64_t, RequestKey>> requests_by_age;
   std::map<int64_t, std::string> jobs_by_number;  // TRAIN jobs, the newest last
+  std::array<int64_t, kJobStateCount> job_counts{};  // TRAIN jobs by state
   std::map<std::string, DeviceKind> device_kinds;  // by profile and capacity
   Board board;  // what the scheduler looks at
 

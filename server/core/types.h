@@ -41,6 +41,7 @@ enum class JobState {
   kFailed = 8,
   kCancelled = 9,
 };
+inline constexpr size_t kJobStateCount = 10;
 std::string_view JobStateName(JobState state);     // "QUEUED"
 JobState JobStateFromName(std::string_view name);  // kUnspecified when unknown
 inline bool IsTerminal(JobState s) {
