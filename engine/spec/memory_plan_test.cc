@@ -297,6 +297,18 @@ TEST_F(ChooseRecomputeTest, KeepsTheProductsOfAsManyBlocksAsLeaveRoomOnEveryDevi
   EXPECT_GT(choose({small}), 0);
   EXPECT_EQ(choose({large, small}), choose({small}));
   EXPECT_EQ(choose({Total(Recompute::kFull)}), 0) << "it fits, and leaves no room";
+  // As much memory as leaves room for so many is what it takes, for each number.
+  int32_t most = 0;
+  for (int32_t count = 1;; ++count) {
+    const int64_t capacity = (Total(Recompute::kFull, count) + 2) / 3 * 4;
+    if (capacity >= Total(Recompute::kKeepGemmOutputs)) break;
+    EXPECT_EQ(choose({capacity}), count);
+    DeviceProfile device = Profile();
+    device.capacity_bytes = capacity;
+    EXPECT_EQ(CompilePlan(kLlama7B, spec_, device)->choices.keep_blocks, count) << "the plan says so";
+    most = count;
+  }
+  EXPECT_GT(most, 4);
   // All but none of the blocks kept is what keep_gemm_outputs needs.
   EXPECT_EQ(Total(Recompute::kFull, 31), Total(Recompute::kKeepGemmOutputs));
 }
