@@ -4,10 +4,24 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "client/recipe_keys.h"
 #include "client/recipe_reader.h"
 #include "client/yaml.h"
 
 namespace nibble::client {
+namespace {
+
+// An override counts, by whichever of its names the recipe has the key: from here on by the override's.
+void TakeOtherName(Yaml& root, const std::string& name) {
+  const KeyRule* rule = FindKeyRule(name);
+  if (rule == nullptr || rule->action == KeyAction::kIgnored || rule->action == KeyAction::kRefused) return;
+  if (root.Find(name) != nullptr) return;
+  for (auto& [key, value] : root.fields) {
+    if (FindKeyRule(key) == rule) key = name;
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<Recipe> ReadRecipe(std::string_view text, const std::string& source,
                                   const std::string& directory,
@@ -25,7 +39,9 @@ absl::StatusOr<Recipe> ReadRecipe(std::string_view text, const std::string& sour
           .ToStatus();
     }
     const std::string value = text_override.substr(equals + 1);
-    if (key == "datasets" || key == "test_datasets") {
+    TakeOtherName(root, key.substr(0, key.find_first_of(".[")));
+    const KeyRule* rule = FindKeyRule(key);
+    if (rule != nullptr && (rule->key == "datasets" || rule->key == "test_datasets")) {
       // One data set is the usual case, so its name alone is short for its path; null takes the
       // key back.
       ASSIGN_OR_RETURN(const Yaml given, ParseYaml(value, absl::StrCat("override ", key)));

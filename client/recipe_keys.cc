@@ -19,16 +19,20 @@ constexpr auto kRefused = KeyAction::kRefused;
 // clang-format off
 const KeyRule kRules[] = {
     // The model and what trains on it.
-    {"base_model", "model_name_or_path", kSpecial, "base_model", ""},
+    {"base_model", "model_name_or_path model_name", kSpecial, "base_model", ""},
     {"revision_of_model", "revision model_revision", kSpecial, "", ""},
     {"adapter", "", kSpecial, "", ""},
     {"finetuning_type", "", kMustBe, "lora", "only LoRA on a frozen base is trained"},
+    {"use_peft", "", kMustBe, "true|True", "only LoRA on a frozen base is trained"},
     {"stage", "", kMustBe, "sft", "only supervised fine-tuning is supported"},
+    {"task_type", "lora_task_type", kMustBe, "CAUSAL_LM", "only causal language models are trained"},
+    {"bias", "lora_bias", kMustBe, "none", "biases are frozen"},
     {"load_in_4bit", "", kSpecial, "", ""},
     {"quantization_bit", "", kSpecial, "", ""},
     {"quantization_method", "quant_method", kMustBe, "bnb|bitsandbytes", ""},
     {"bnb_4bit_quant_type", "quantization_type", kText, "quantization.type", ""},
-    {"bnb_4bit_use_double_quant", "double_quantization", kFlag, "quantization.doubleQuant", ""},
+    {"bnb_4bit_use_double_quant", "double_quantization use_bnb_nested_quant", kFlag,
+     "quantization.doubleQuant", ""},
     {"lora_r", "lora_rank r", kInteger, "lora.r", ""},
     {"lora_alpha", "", kNumber, "lora.alpha", ""},
     {"lora_dropout", "", kNumber, "lora.dropout", ""},
@@ -36,11 +40,19 @@ const KeyRule kRules[] = {
     {"lora_target_modules", "lora_target target_modules", kSpecial, "lora.targetModules", ""},
     {"peft_use_rslora", "use_rslora", kFlag, "lora.useRslora", ""},
     // Data.
-    {"datasets", "dataset", kSpecial, "dataset", ""},
+    {"datasets", "dataset dataset_name", kSpecial, "dataset", ""},
     {"test_datasets", "eval_dataset eval_datasets", kSpecial, "evalDataset", ""},
     {"val_set_size", "val_size", kNumber, "data.valSetSize", ""},
     {"chat_template", "template", kText, "data.chatTemplate", ""},
     {"train_on_inputs", "train_on_prompt", kFlag, "data.trainOnInputs", ""},
+    {"completion_only_loss", "", kMustBe, "true|True", "answers are what is trained on; "
+     "train_on_inputs: true trains on everything"},
+    {"assistant_only_loss", "", kMustBe, "true|True", "answers are what is trained on; "
+     "train_on_inputs: true trains on everything"},
+    {"loss_type", "", kMustBe, "nll", "the loss is cross-entropy"},
+    {"dataset_train_split", "", kMustBe, "train", "give the file with the rows wanted in datasets"},
+    {"dataset_text_field", "", kMustBe, "text", "rename the field to text"},
+    {"packing_strategy", "", kMustBe, "bfd|ffd", "rows are packed whole"},
     {"roles_to_train", "", kMustBe, "assistant", "answers are what is trained on"},
     {"train_on_eos", "", kMustBe, "turn", "the end of every answer is trained on, and no other"},
     {"sequence_len", "cutoff_len max_length max_seq_length max_seq_len", kInteger,
@@ -64,7 +76,7 @@ const KeyRule kRules[] = {
     {"gradient_accumulation_steps", "", kInteger, "training.gradientAccumulationSteps", ""},
     {"num_epochs", "num_train_epochs", kNumber, "training.numEpochs", ""},
     {"max_steps", "", kSpecial, "training.maxSteps", ""},
-    {"gradient_checkpointing", "", kFlag, "training.gradientCheckpointing", ""},
+    {"gradient_checkpointing", "use_gradient_checkpointing", kFlag, "training.gradientCheckpointing", ""},
     {"activation_offloading", "offload_activations", kFlag, "training.offloadActivations", ""},
     {"recompute", "", kText, "training.recompute", ""},
     {"keep_blocks", "", kInteger, "training.keepBlocks", ""},
@@ -87,26 +99,33 @@ const KeyRule kRules[] = {
      "/metrics"},
     {"swanlab_*", "use_swanlab use_tensorboard", kIgnored, "",
      "nothing is sent elsewhere; see nibble metrics and /metrics"},
-    {"report_to", "run_name", kIgnored, "", "nothing is sent elsewhere; see nibble metrics and "
+    {"report_to", "run_name project trackio_space_id logging_dir logging_first_step logging_nan_inf_filter "
+     "log_level log_level_replica log_on_each_node disable_tqdm print_param_status use_otel_metrics",
+     kIgnored, "", "nothing is sent elsewhere; see nibble metrics and "
      "/metrics"},
-    {"hub_*", "push_to_hub push_dataset_to_hub hf_use_auth_token", kIgnored, "",
+    {"hub_*", "push_to_hub push_dataset_to_hub hf_use_auth_token use_auth_token hf_token token",
+     kIgnored, "",
      "nothing is pushed; nibble download hands out the adapter"},
     {"output_dir", "", kIgnored, "", "use nibble download JOB -o DIR"},
-    {"dataset_prepared_path", "overwrite_cache", kIgnored, "", "the worker keeps its own caches"},
-    {"dataset_processes", "dataset_num_proc preprocessing_num_workers dataset_keep_in_memory",
+    {"dataset_prepared_path", "overwrite_cache cache_dir tokenized_path", kIgnored, "",
+     "the worker keeps its own caches"},
+    {"dataset_processes", "dataset_num_proc preprocessing_num_workers dataset_keep_in_memory "
+     "dataset_batch_size preprocessing_batch_size",
      kIgnored, "", "the worker decides"},
     {"dataloader_*", "remove_unused_columns", kIgnored, "", "the engine reads the data itself"},
     {"attn_implementation", "attention", kIgnored, "", "the engine has one attention"},
     {"flash_attention", "flash_attn flash_attn_* sdp_attention xformers_attention "
      "eager_attention", kIgnored, "", "the engine has one attention"},
-    {"liger_*", "enable_liger_kernel cut_cross_entropy", kIgnored, "",
+    {"liger_*", "enable_liger_kernel use_liger_kernel use_liger cut_cross_entropy", kIgnored, "",
      "the engine has its own kernels"},
-    {"lora_mlp_kernel", "lora_qkv_kernel lora_o_kernel lora_embedding_kernel unsloth_*", kIgnored,
+    {"lora_mlp_kernel", "lora_qkv_kernel lora_o_kernel lora_embedding_kernel unsloth_* "
+     "use_unsloth use_unsloth_gc", kIgnored,
      "", "the engine has its own kernels"},
     {"plugins", "", kSpecial, "", ""},
     {"torch_compile", "torch_compile_* torchdynamo", kIgnored, "",
      "there is no torch in the engine"},
-    {"bf16", "bfloat16", kIgnored, "auto|true|full", "the engine's number formats follow its "
+    {"bf16", "bfloat16 pure_bf16 dtype torch_dtype compute_dtype bnb_4bit_compute_dtype "
+     "bnb_4bit_quant_storage", kIgnored, "auto|true|full|bfloat16", "the engine's number formats follow its "
      "backend"},
     {"tf32", "", kIgnored, "", "the engine's number formats follow its backend"},
     {"fp16", "float16", kRefused, "", "remove it: a GPU below compute capability 8.0 "
@@ -116,9 +135,15 @@ const KeyRule kRules[] = {
     {"gradient_checkpointing_kwargs", "", kIgnored, "",
      "the memory plan decides"},
     {"pad_to_sequence_len", "eval_sample_packing eval_batch_size per_device_eval_batch_size "
-     "eval_table_size eval_max_new_tokens eval_causal_lm_metrics", kIgnored, "",
+     "eval_table_size eval_max_new_tokens eval_causal_lm_metrics eval_packing eval_accumulation_steps "
+     "eval_delay eval_on_start eval_on_each_dataset prediction_loss_only bf16_full_eval fp16_full_eval "
+     "do_causal_lm_eval compute_accuracy predict_with_generate pad_to_multiple_of "
+     "ignore_pad_token_for_loss", kIgnored, "",
      "padding and evaluation are the engine's"},
-    {"eval_strategy", "evaluation_strategy save_strategy logging_strategy do_train do_eval",
+    {"sample_packing_group_size", "sample_packing_bin_size sample_packing_eff_est neat_packing padding_free "
+     "batch_flattening multipack_real_batches", kIgnored, "",
+     "packing is the engine's, and rows that share a sequence do not see one another"},
+    {"eval_strategy", "evaluation_strategy save_strategy logging_strategy do_train do_eval do_predict",
      kIgnored, "", "use eval_steps and save_steps"},
     {"auto_resume_from_checkpoints", "overwrite_output_dir save_only_model save_safetensors "
      "save_first_step", kIgnored, "", "jobs always resume from their last checkpoint"},
@@ -126,24 +151,31 @@ const KeyRule kRules[] = {
      "a loss that is not finite stops the job; see nibble metrics"},
     {"model_type", "tokenizer_type is_llama_derived_model is_mistral_derived_model "
      "is_qwen_derived_model is_falcon_derived_model tokenizer_use_fast tokenizer_legacy "
-     "tokenizer_use_mistral_common", kIgnored, "", "read from the model's own files"},
+     "tokenizer_use_mistral_common base_model_config "
+     "base_model_ignore_patterns", kIgnored, "", "read from the model's own files"},
     {"trust_remote_code", "trust_remote_code_*", kIgnored, "false",
      "no code of a model is ever run"},
-    {"low_cpu_mem_usage", "lora_on_cpu device_map max_memory", kIgnored, "",
+    {"low_cpu_mem_usage", "lora_on_cpu device_map max_memory quantization_device_map gpu_memory_limit "
+     "gpu_memory_utilization torch_empty_cache_steps skip_memory_metrics", kIgnored, "",
      "the memory plan decides"},
+    {"use_cpu", "no_cuda use_mps_device device world_size accelerator_config half_precision_backend "
+     "fp16_opt_level full_determinism average_tokens_across_devices", kIgnored, "",
+     "the server chooses the device, and its results are the same each time"},
     {"include_tokens_per_second", "include_tkps include_num_input_tokens_seen plot_loss "
      "profiler_steps use_ray_* ray_*", kIgnored, "", "shown by nibble watch"},
-    {"dataset_dir", "", kIgnored, "", "give the path in datasets"},
-    {"special_tokens", "eot_tokens", kIgnored, "", "they are those of the tokenizer's files; where yours are "
-     "others, change its tokenizer_config.json"},
+    {"dataset_dir", "media_dir", kIgnored, "", "give the path in datasets"},
+    {"dataset_test_split", "", kIgnored, "", "rows are held out by val_set_size or test_datasets"},
+    {"shuffle_dataset", "", kIgnored, "true", "rows are always shuffled, by seed"},
+    {"special_tokens", "eot_tokens pad_token", kIgnored, "", "they are those of the tokenizer's files; where "
+     "yours are others, change its tokenizer_config.json"},
     {"resize_token_embeddings_to_32x", "shrink_embeddings", kIgnored, "", "embeddings are frozen"},
     {"shuffle_merged_datasets", "", kMustBe, "true", "rows are always shuffled, by seed"},
     // Would change the result.
-    {"load_in_8bit", "", kRefused, "", "use adapter: qlora (4 bit) or adapter: lora (16 bit)"},
+    {"load_in_8bit", "load_in_16bit", kRefused, "", "use adapter: qlora (4 bit) or adapter: lora (16 bit)"},
     {"gptq", "gptq_* awq bnb_config_kwargs quantize_moe_experts", kRefused, "",
      "the base is quantized by the engine; use adapter: qlora"},
     {"rl", "rl_beta dpo_* kto_* orpo_* trl rewards reward_model process_reward_model simpo_gamma "
-     "pref_beta pref_loss", kRefused, "", "only supervised fine-tuning is supported"},
+     "pref_beta pref_loss ref_model", kRefused, "", "only supervised fine-tuning is supported"},
     {"fsdp", "fsdp_* deepspeed tensor_parallel_size context_parallel_size "
      "sequence_parallel_degree dp_shard_size dp_replicate_size pipeline_parallel_size "
      "expert_parallel_size", kRefused, "", "one job trains on one device"},
@@ -162,19 +194,25 @@ const KeyRule kRules[] = {
      "all LoRA matrices share one learning rate"},
     {"relora_*", "relora lisa_* llmcompressor qat galore_* use_galore use_badam badam_* apollo_* "
      "use_apollo", kRefused, "", "use plain QLoRA"},
-    {"unfrozen_parameters", "freeze_* train_layers", kRefused, "", "the base is frozen"},
+    {"unfrozen_parameters", "freeze_* train_layers full_finetuning", kRefused, "", "the base is frozen"},
     {"neftune_noise_alpha", "noisy_embedding_alpha label_smoothing_factor", kRefused, "", ""},
-    {"overrides_of_model_config", "overrides_of_model_kwargs model_kwargs rope_scaling "
+    {"overrides_of_model_config", "overrides_of_model_kwargs model_kwargs model_init_kwargs rope_scaling "
      "rope_theta", kRefused, "", "edit the model's config.json instead"},
     {"s2_attention", "shift_attn", kRefused, "", "every token attends to all before it in its row"},
     {"tokens", "added_tokens_overrides add_tokens add_special_tokens new_special_tokens "
      "resize_vocab tokenizer_config tokenizer_save_jinja_files", kRefused, "",
      "the vocabulary is the model's"},
-    {"chat_template_jinja", "", kRefused, "", "put the template into the model's "
+    {"eos_token", "", kRefused, "", "set eos_token in the model's tokenizer_config.json"},
+    {"default_system_message", "default_system system_prompt system_message", kRefused, "",
+     "put it into the rows, as a message of the role system"},
+    {"enable_thinking", "tool_format", kRefused, "", "the chat template is used as it is"},
+    {"chat_template_jinja", "chat_template_path", kRefused, "", "put the template into the model's "
      "tokenizer_config.json"},
-    {"group_by_length", "curriculum_sampling sampling_strategy", kRefused, "",
+    {"group_by_length", "curriculum_sampling sampling_strategy sample_packing_sequentially disable_shuffling",
+     kRefused, "",
      "rows are shuffled by seed"},
-    {"batch_size", "", kRefused, "", "use micro_batch_size and gradient_accumulation_steps"},
+    {"batch_size", "train_batch_size auto_find_batch_size", kRefused, "",
+     "use micro_batch_size and gradient_accumulation_steps"},
     {"early_stopping_patience", "early_stopping load_best_model_at_end metric_for_best_model "
      "greater_is_better", kRefused, "", "watch the held-out loss and use max_steps"},
     {"optim_args", "optim_target_modules adam_beta3 adam_epsilon2 optimizer_kwargs", kRefused, "",
@@ -182,12 +220,14 @@ const KeyRule kRules[] = {
     {"lr_scheduler_kwargs", "cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor "
      "lr_quadratic_warmup jagged_restart_*", kRefused, "", "cosine, linear and constant fall to "
      "zero or not at all"},
-    {"resume_from_checkpoint", "lora_model_dir adapter_name_or_path", kRefused, "",
+    {"resume_from_checkpoint", "lora_model_dir adapter_name_or_path create_new_adapter", kRefused, "",
      "training starts from a fresh adapter; interrupted jobs resume by themselves"},
-    {"max_samples", "streaming buffer_size interleave_probs mix_strategy mask_history", kRefused,
-     "", "cut the data file instead"},
+    {"max_samples", "streaming dataset_streaming buffer_size interleave_probs mix_strategy mask_history "
+     "dataset_config dataset_shard_num dataset_shard_idx dataset_exact_deduplication min_sample_len",
+     kRefused, "", "cut the data file instead"},
     {"pretraining_dataset", "pretrain_*", kRefused, "", "use datasets with rows of text"},
-    {"data_seed", "", kRefused, "", "seed decides the order of rows too"},
+    {"data_seed", "random_state", kRefused, "",
+     "seed decides the order of rows and the initial adapter, too"},
     {"diffusion", "diffusion_* mixture_of_depths kd_* kd_trainer use_kd expert_*", kRefused, "",
      ""},
     // Ours.

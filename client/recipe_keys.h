@@ -2,7 +2,7 @@
 //
 // A key is honoured (it lands in the JobSpec), ignored with a notice (it cannot change the result),
 // or refused by name (it would change the result and we cannot do it). Names are Axolotl's; aliases
-// are LLaMA-Factory's and Hugging Face's. Pure and constant.
+// are those of LLaMA-Factory, TRL, Unsloth and Hugging Face's trainer. Pure and constant.
 #pragma once
 
 #include <string>

@@ -116,7 +116,7 @@ void RecipeReader::Apply(const KeyRule& rule, const std::string& key, const Yaml
     case KeyAction::kFlag:
     case KeyAction::kInverseFlag: {
       bool flag = false;
-      if (rule.key == "gradient_checkpointing" && value.IsScalar() && value.text == "offload") {
+      if (rule.key == "gradient_checkpointing" && value.IsScalar() && OneOf(value.text, "offload|unsloth")) {
         recipe_.notices.push_back(absl::StrCat(key, kOnGpus));
         Set("training.offloadActivations", true);
         return Set(rule.path, true);

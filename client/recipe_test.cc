@@ -16,6 +16,7 @@ namespace nibble::client {
 namespace {
 
 using nlohmann::json;
+using testing::AllOf;
 using testing::Contains;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -118,6 +119,12 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"evals_per_epoch: often", "", "must be a number", kInvalid},
         Row{"plugins: [axolotl.integrations.liger.LigerPlugin]", "{}", "", Reason::kUnspecified, 1},
         Row{"special_tokens: {pad_token: x}", "{}", "", Reason::kUnspecified, 1},
+        Row{"use_peft: true\nbias: none\ntask_type: CAUSAL_LM\ncompletion_only_loss: true\n"
+            "assistant_only_loss: true\ndataset_train_split: train\ndtype: bfloat16\nneat_packing: false",
+            "{}"},
+        Row{"use_gradient_checkpointing: unsloth",
+            R"({"training":{"gradientCheckpointing":true,"offloadActivations":true}})", "",
+            Reason::kUnspecified, 1},
         Row{"special_tokens:\n  pad_token:", "{}"}, Row{"resume_from_checkpoint:", "{}"},
         Row{"rl:\nfsdp:\ndeepspeed:", "{}"}, Row{"peft_use_dora: false", "{}"}));
 
@@ -138,6 +145,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Row{"stage: dpo", "", "supervised", kUnsupported},
                     Row{"s2_attention: true", "", "attends to all", kUnsupported},
                     Row{"train_on_eos: all", "", "the end of every answer", kUnsupported},
+                    Row{"assistant_only_loss: false", "", "train_on_inputs: true trains", kUnsupported},
+                    Row{"system_prompt: be kind", "", "a message of the role system", kUnsupported},
+                    Row{"eos_token: x", "", "tokenizer_config.json", kUnsupported},
+                    Row{"random_state: 3407", "", "seed decides", kUnsupported},
                     Row{"plugins: [axolotl.integrations.kd.KDPlugin]", "", "plugins", kUnsupported},
                     Row{"nibble: {retries: 2}", "", "nibble.retries", kUnsupported},
                     Row{"lora_rr: 8", "", "r.yaml:3:10: lora_rr is not a key we know; did you mean lora_r?",
@@ -267,6 +278,25 @@ TEST(RecipeDataTest, APresetStandsBehindWhatTheRecipeSays) {
             paper);
   EXPECT_THAT(std::string(Read(kHead, {"nibble.preset=alpaca"}).status().message()),
               HasSubstr("must be qlora-paper"));
+}
+
+TEST(RecipeDataTest, AnOverrideCountsByWhicheverNameTheRecipeHasTheKey) {
+  const std::string text = "model_name_or_path: /m\ndataset: d.jsonl\nlora_rank: 8\neval_dataset: e.jsonl\n";
+  const auto recipe =
+      Read(text, {"base_model=/x", "datasets=/y", "lora_r=4", "r=32", "test_datasets[0].path=/z"});
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(recipe->base_model, "/x");
+  EXPECT_EQ(recipe->dataset, "/y");
+  EXPECT_EQ(recipe->eval_dataset, "/z");
+  EXPECT_EQ(json::parse(recipe->spec_json), json::parse(R"({"lora":{"r":32}})"));
+  const auto other = Read(kHead, {"dataset=/y", "model_name_or_path=/x"});
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(other->base_model + other->dataset, "/x/y");
+  EXPECT_EQ(Read(text, {"eval_datasets="})->eval_dataset, "");
+  // Of keys without effect each has its own notice, and what stands twice in the recipe is still refused.
+  EXPECT_THAT(Read("report_to: x\n" + text, {"run_name=y"})->notices, SizeIs(2));
+  EXPECT_THAT(std::string(Read("lr: 1\nlearning_rate: 2\n" + text, {"lr=3"}).status().message()),
+              HasSubstr("means the same as"));
 }
 
 TEST(RecipeDataTest, NibbleBlock) {
