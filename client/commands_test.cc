@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "client/completion.h"
 #include "client/plan_report.h"
+#include "client/recipe_text.h"
 #include "client/report.h"
 #include "client/run_view.h"
 #include "client/why_report.h"
@@ -521,6 +522,23 @@ TEST(AdapterUsesTest, VllmIsToldOfLargeRanks) {
               HasSubstr("--enable-lora --max-lora-rank 32 --lora"));
   EXPECT_THAT(AdapterUses("out", "mine", R"({"r": 300})"), HasSubstr("--max-lora-rank 320 "));
   EXPECT_THAT(AdapterUses("out", "mine", "nonsense"), Not(HasSubstr("max-lora-rank")));
+}
+
+TEST(RecipeTextTest, WhatIsLeftToTheServerStaysSoAndNothingIsDropped) {
+  v1::JobSpec effective;
+  effective.mutable_training()->set_base_cache("off");
+  effective.mutable_training()->set_recompute("none");
+  const auto text = [&](const std::string& given) {
+    const auto recipe = ReadRecipe("base_model: /m\ndatasets: [/d.jsonl]\n" + given, "r.yaml", "/", {});
+    return recipe.ok() ? RecipeText(*recipe, effective) : recipe.status().ToString();
+  };
+  EXPECT_THAT(text(""), AllOf(HasSubstr("\nbase_cache: auto\n"), HasSubstr("\nrecompute: auto\n"),
+                              HasSubstr("  allow_numerics_change: false\n")));
+  EXPECT_THAT(text("base_cache: auto"), HasSubstr("\nbase_cache: auto\n"));
+  EXPECT_THAT(text("base_cache: off"), HasSubstr("\nbase_cache: off\n"));
+  effective.mutable_training()->set_allow_numerics_change(true);
+  EXPECT_THAT(text("nibble: {allow_numerics_change: true}"),
+              HasSubstr("\nnibble:\n  priority: 0\n  allow_numerics_change: true\n"));
 }
 
 TEST(CompletionTest, EveryShellKnowsTheCommands) {

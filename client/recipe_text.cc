@@ -121,6 +121,8 @@ std::string RecipeText(const Recipe& recipe, const v1::JobSpec& effective) {
   // Left to the server, it stays so: what is chosen depends on the devices there are.
   const Json* policy = At(given, "training.recompute");
   const bool chosen = policy ? *policy != "auto" : At(given, "training.gradientCheckpointing") != nullptr;
+  const Json* cache = At(given, "training.baseCache");
+  const bool cache_chosen = cache != nullptr && *cache != "auto";
   for (const KeyRule& rule : KeyRules()) {
     if (rule.action == KeyAction::kIgnored || rule.action == KeyAction::kRefused ||
         rule.action == KeyAction::kMustBe || rule.action == KeyAction::kInverseFlag || rule.path.empty()) {
@@ -134,6 +136,8 @@ std::string RecipeText(const Recipe& recipe, const v1::JobSpec& effective) {
     const Json* value = At(spec, rule.path);
     if (rule.path == "training.recompute" && !chosen) {
       absl::StrAppend(&out, "recompute: auto\n");
+    } else if (rule.path == "training.baseCache" && !cache_chosen) {
+      absl::StrAppend(&out, "base_cache: auto\n");
     } else if (value != nullptr && rule.key != "base_model" && rule.key != "datasets" &&
                rule.key != "test_datasets") {
       absl::StrAppend(&out, View(rule.key), ": ", Value(*value), "\n");
@@ -144,9 +148,8 @@ std::string RecipeText(const Recipe& recipe, const v1::JobSpec& effective) {
       }
     }
   }
-  const bool ours = !recipe.name.empty() || recipe.priority != 0 || !recipe.labels.empty();
   const Json* interval = At(spec, "training.saveIntervalSeconds");
-  if (ours || interval != nullptr) absl::StrAppend(&out, "nibble:\n");
+  absl::StrAppend(&out, "nibble:\n");
   if (!recipe.name.empty()) absl::StrAppend(&out, "  name: ", recipe.name, "\n");
   absl::StrAppend(&out, "  priority: ", recipe.priority, "\n");
   for (const auto& [key, value] : recipe.labels) {
@@ -154,6 +157,8 @@ std::string RecipeText(const Recipe& recipe, const v1::JobSpec& effective) {
                     Value(Json(value)), "\n");
   }
   if (interval != nullptr) absl::StrAppend(&out, "  save_interval_seconds: ", Value(*interval), "\n");
+  const bool moves = effective.training().allow_numerics_change();
+  absl::StrAppend(&out, "  allow_numerics_change: ", moves ? "true" : "false", "\n");
   return out;
 }
 
