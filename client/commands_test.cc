@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
@@ -464,6 +466,27 @@ TEST(SubmitTest, ModelFilesAreThoseOfAModel) {
                                   "tokenizer_config.json"));
 }
 
+TEST(SubmitTest, AFileThatHasNotComeIsNamed) {
+  TempDir dir;
+  const auto refused = [&] {
+    const auto files = ModelFiles(dir.path());
+    EXPECT_EQ(StatusReason(files.status()), Reason::kModelFileInvalid);
+    return std::string(files.status().message());
+  };
+  ASSERT_TRUE(WriteFileAtomic(dir.Join("config.json"), "{}").ok());
+  ASSERT_TRUE(WriteFileAtomic(dir.Join("pytorch_model.bin"), "x").ok());
+  EXPECT_THAT(refused(), HasSubstr("save what pytorch_model.bin has anew"));
+  ASSERT_TRUE(WriteFileAtomic(dir.Join("tokenizer.model"), "x").ok());
+  ASSERT_EQ(symlink("../../blobs/e3b0", dir.Join("model.safetensors").c_str()), 0);
+  EXPECT_THAT(refused(), HasSubstr("of tokenizer.model transformers makes one"));
+  ASSERT_TRUE(WriteFileAtomic(dir.Join("tokenizer.json"), "{}").ok());
+  EXPECT_THAT(refused(), HasSubstr("model.safetensors is a link to ../../blobs/e3b0, which is not there"));
+  ASSERT_EQ(unlink(dir.Join("model.safetensors").c_str()), 0);
+  ASSERT_TRUE(WriteFileAtomic(dir.Join("model.safetensors"),
+                              "version https://git-lfs.github.com/spec/v1\noid sha256:40\nsize 104\n").ok());
+  EXPECT_THAT(refused(), HasSubstr("model.safetensors is a pointer of Git LFS"));
+}
+
 TEST(SubmitTest, TheHubCacheIsFound) {
   TempDir dir;
   setenv("HF_HUB_CACHE", dir.path().c_str(), 1);
@@ -474,6 +497,8 @@ TEST(SubmitTest, TheHubCacheIsFound) {
   EXPECT_EQ(*FindInHubCache("org/tiny", ""), folder + "/snapshots/abc");
   EXPECT_EQ(*FindInHubCache("org/tiny", "abc"), folder + "/snapshots/abc");
   EXPECT_EQ(StatusReason(FindInHubCache("org/tiny", "def").status()), Reason::kBaseModelNotFound);
+  EXPECT_THAT(std::string(FindInHubCache("org/tiny", "def").status().message()),
+              HasSubstr("revision def is not"));
   EXPECT_FALSE(FindInHubCache("org/../tiny", "").ok());
   EXPECT_FALSE(FindInHubCache("tiny", "").ok());
   // A folder beside a recipe is nothing that can be downloaded.

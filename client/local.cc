@@ -20,6 +20,11 @@ int Become(const Globals& g, const std::string& binary, std::vector<std::string>
   for (std::string& a : arguments) argv.push_back(a.data());
   argv.push_back(nullptr);
   execv(binary.c_str(), argv.data());
+  if (errno == ENOENT) {
+    return PrintError(g.terminal, absl::NotFoundError(absl::StrCat(
+                                      BaseName(binary), " is needed for this; it is not beside this program "
+                                      "and not on PATH")));
+  }
   return PrintError(g.terminal, ErrnoStatus(errno, "start " + binary));
 }
 
@@ -32,10 +37,14 @@ class Findings {
   void Add(bool good, const std::string& what, const std::string& said, bool counts = true) {
     good_ &= good || !counts;
     checks_.push_back({{"what", what}, {"good", good}, {"said", said}});
-    if (WantsJson(g_.terminal)) return;
     const Style& style = g_.terminal.style;
     const std::string mark = style.unicode ? (good ? "✓" : "✗") : (good ? "ok" : "!!");
-    PrintOut(absl::StrCat(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), " ", what, "  ", said, "\n"));
+    Show(Paint(style, good ? Ink::kGreen : Ink::kRed, mark), what, said);
+  }
+  // Neither good nor bad.
+  void Note(const std::string& what, const std::string& said) {
+    checks_.push_back({{"what", what}, {"good", true}, {"said", said}});
+    Show(g_.terminal.style.unicode ? "-" : "--", what, said);
   }
   // The exit code: `bad` when something is.
   int End(int bad = kExitError) {
@@ -46,6 +55,10 @@ class Findings {
   }
 
  private:
+  void Show(const std::string& mark, const std::string& what, const std::string& said) {
+    if (!WantsJson(g_.terminal)) PrintOut(absl::StrCat(mark, " ", what, "  ", said, "\n"));
+  }
+
   const Globals& g_;
   nlohmann::ordered_json checks_ = nlohmann::ordered_json::array();
   bool good_ = true;
@@ -94,10 +107,15 @@ int DoctorCommand(const Globals& g) {
   };
   // Who works with a server elsewhere needs this binary alone.
   const bool elsewhere = !g.server.empty() || std::getenv("NIBBLE_SERVER") != nullptr;
-  for (const char* name : {"nibble-server", "nibble-worker", "nibble-engine"}) {
+  for (const auto& [name, needs] : {std::pair{"nibble-server", "`nibble up` and `nibble token` need it"},
+                                   {"nibble-worker", "`nibble up` needs it"},
+                                   {"nibble-engine", "`nibble generate`, `merge` and `up` need it"}}) {
     const std::string path = SiblingBinary(name);
-    findings.Add(FileExists(path), name, FileExists(path) ? path : "not beside this binary and not on PATH",
-                 /*counts=*/!elsewhere);
+    if (FileExists(path) || !elsewhere) {
+      check(FileExists(path), name, FileExists(path) ? path : "not beside this binary and not on PATH");
+    } else {
+      findings.Note(name, absl::StrCat("not here; only ", needs));
+    }
   }
   const std::string dir = DataDir(g);
   std::string existing = dir;  // where it will be made
@@ -121,9 +139,10 @@ int DoctorCommand(const Globals& g) {
   const auto workers = (*client)->ListWorkers();
   if (!workers.ok()) {
     const std::string why(workers.status().message());
+    const bool away = absl::IsUnavailable(workers.status());
     check(false, "server",
-          absl::StrCat(server, ": ", why, absl::IsUnavailable(workers.status()) ? "\n    " : "",
-                       absl::IsUnavailable(workers.status()) ? ConnectionHint(why) : ""));
+          absl::StrCat(server, ": ", away ? PlainConnectionError(why) : why, away ? "\n    " : "",
+                       away ? ConnectionHint(why) : ""));
     return findings.End(ExitCodeOf(workers.status()));
   }
   const std::string warning = Printable((*client)->warning());

@@ -74,8 +74,14 @@ absl::Status CheckDataFile(const std::string& path) {
                  absl::StrCat("data set ", path, " is a directory; give the file of JSON lines in it"))
         .ToStatus();
   }
-  if (!FileExists(path))
-    return Error(Reason::kDatasetNotFound, absl::StrCat("data set ", path, ": no such file")).ToStatus();
+  if (!FileExists(path)) {
+    return Error(Reason::kDatasetNotFound,
+                 absl::StrCat("data set ", path, ": no such file", absl::StrContains(path, ',')
+                                  ? "; give one file, and join several (cat A.jsonl B.jsonl)"
+                                  : "; give the path of a file of JSON lines, or datasets/NAME of one on the "
+                                    "server (nothing is downloaded)"))
+        .ToStatus();
+  }
   std::error_code error;
   if (std::filesystem::is_regular_file(path, error)) return absl::OkStatus();
   // Read once for its digest and again to be sent, and some have no end.
@@ -92,6 +98,46 @@ absl::Status CheckName(const std::string& name) {
                       absl::StrCat("must be 1 to 63 characters of a-z, 0-9 and inner -, got \"",
                                    name.substr(0, 80), "\""))
       .ToStatus();
+}
+
+// What a clone or a download leaves where a file has not come: a link to nothing, or Git LFS' note.
+absl::Status CheckHasCome(const std::string& path) {
+  std::error_code error;
+  const auto target = std::filesystem::read_symlink(path, error);
+  if (!FileExists(path)) {
+    return Error(Reason::kModelFileInvalid,
+                 absl::StrCat(path, " is a link to ", error ? "a file" : target.string(),
+                              ", which is not there; a download of it was cut off, or its place was cleared: "
+                              "fetch the model again (hf download ORG/NAME)"))
+        .ToStatus();
+  }
+  constexpr int64_t kMostOfANote = 1024;
+  if (const auto size = FileSizeBytes(path); !size.ok() || *size > kMostOfANote) return absl::OkStatus();
+  const auto text = ReadFile(path, kMostOfANote);
+  if (!text.ok() || !absl::StartsWith(*text, "version https://git-lfs")) return absl::OkStatus();
+  return Error(Reason::kModelFileInvalid,
+               absl::StrCat(path, " is a pointer of Git LFS in place of the file; run `git lfs pull` in its "
+                            "folder, or fetch the model with hf download ORG/NAME"))
+      .ToStatus();
+}
+
+// What a folder without `needed` has in its place, with what makes that of it.
+std::string InItsPlace(const std::vector<std::string>& all, std::string_view needed) {
+  for (const std::string& name : all) {
+    if (needed == "tokenizer.json" && name == "tokenizer.model") {
+      return "; of tokenizer.model transformers makes one "
+             "(AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))";
+    }
+    const bool weights =
+        absl::EndsWith(name, ".bin") || absl::EndsWith(name, ".pth") || absl::EndsWith(name, ".pt");
+    if (needed == ".safetensors" && weights) {
+      return absl::StrCat("; save what ", name, " has anew with transformers (save_pretrained)");
+    }
+    if (needed == ".safetensors" && absl::EndsWith(name, ".gguf")) {
+      return absl::StrCat("; ", name, " is llama.cpp's form: fetch the model that it was made of");
+    }
+  }
+  return "";
 }
 
 // One file, with what to do when it is stopped in the middle.
@@ -188,9 +234,11 @@ absl::StatusOr<std::vector<std::string>> ModelFiles(const std::string& directory
                  absl::StrCat(
                      directory, " has no ", needed,
                      "; a base model is a directory in Hugging Face "
-                     "layout with config.json, model.safetensors (or shards) and tokenizer.json"))
+                     "layout with config.json, model.safetensors (or shards) and tokenizer.json",
+                     InItsPlace(all, needed)))
         .ToStatus();
   }
+  for (const std::string& name : files) RETURN_IF_ERROR(CheckHasCome(JoinPath(directory, name)));
   return files;
 }
 
@@ -207,7 +255,9 @@ absl::StatusOr<std::string> FindInHubCache(const std::string& model, const std::
   const auto missing = [&] {
     return Error(
                Reason::kBaseModelNotFound,
-               absl::StrCat("base_model ", model, ": no such directory, and not in the cache ", cache,
+               absl::StrCat("base_model ", model, ": no such directory, and ",
+                            revision.empty() ? "" : absl::StrCat("revision ", revision, " is "),
+                            "not in the cache ", cache,
                             "; give a directory, or ORG/NAME of what is in the cache (hf download ORG/NAME)"))
         .ToStatus();
   };

@@ -400,7 +400,8 @@ def main():
             nibble("doctor", code=1, say=[r"server +127", r"workers +0 ready of 0"])
             # Measured where the folder would be, not on the root's disk.
             Nibble("/proc/none/data")("--server", "127.0.0.1:1", "doctor", code=6,
-                                      say=[r"disk +0 B free for /proc/none/data; .*--data-dir"])
+                                      say=[r"disk +0 B free for /proc/none/data; .*--data-dir",
+                                           r"127\.0\.0\.1:1: cannot reach 127\.0\.0\.1:1: Connection refused"])
             check_plans(nibble, folder)
             check_models(nibble)
             check_recipes(nibble, folder)
