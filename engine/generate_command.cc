@@ -156,12 +156,13 @@ absl::StatusOr<SamplingOptions> SamplingFrom(const Flags& flags) {
 }
 
 // What is wrong with a template, in the words of this command instead of a recipe's.
-absl::Status InFlagWords(const absl::Status& status) {
+absl::Status InFlagWords(const absl::Status& status, const Flags& flags) {
   if (StatusReason(status) != Reason::kChatTemplateInvalid) return status;
+  const char* flag = flags.Has("chat-template") ? "--chat-template" : "--chat";
   return Error(Reason::kChatTemplateInvalid,
                absl::StrReplaceAll(
                    status.message(),
-                   {{"data.chat_template", "--chat"},
+                   {{"data.chat_template", flag},
                     {"`chat_template: chatml`", "`--chat-template chatml`"},
                     {"and data as prompt and completion or text needs none",
                      "and without --chat none is needed"}}))
@@ -173,7 +174,7 @@ absl::StatusOr<std::optional<ChatTemplate>> ChatFrom(const Flags& flags, const T
   if (!flags.Has("chat") && !flags.Has("chat-template")) return std::nullopt;
   absl::StatusOr<ChatTemplate> chat =
       ChatTemplate::Select(flags.Text("chat-template", "tokenizer_default"), tokenizer);
-  if (!chat.ok()) return InFlagWords(chat.status());
+  if (!chat.ok()) return InFlagWords(chat.status(), flags);
   return *std::move(chat);
 }
 
@@ -238,7 +239,7 @@ absl::Status GenerateCommand(const Arguments& arguments) {
   sampling.max_tokens = std::min(sampling.max_tokens, positions);  // no text is longer
   for (const Prompt& prompt : prompts) {
     absl::StatusOr<std::vector<int32_t>> read = EncodePrompt(tokenizer, prompt.text, chat);
-    if (!read.ok()) return InFlagWords(read.status());
+    if (!read.ok()) return InFlagWords(read.status(), flags);
     std::vector<int32_t> ids = *std::move(read);
     encoded.push_back(std::move(ids));
     const auto length = static_cast<int64_t>(encoded.back().size());

@@ -3,8 +3,8 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "base/error.h"
+#include "base/human_bytes.h"
 #include "base/status.h"
 #include "engine/commands.h"
 #include "engine/line.h"
@@ -50,7 +50,7 @@ std::string Said(const MergeOptions& options, const MergeReport& report) {
   std::string text =
       absl::StrCat("merged ", report.matrices, " matrices of r ", report.config.r, " onto ", base, "\n",
                    options.out_dir, "\n", report.files, " files, ",
-                   absl::StrFormat("%.1f MB", static_cast<double>(report.size_bytes) * 1e-6), "\n");
+                   HumanBytes(report.size_bytes), "\n");
   if (!report.end_of_turn.empty()) {
     absl::StrAppend(&text, "note: generation_config.json says that answers end with ", report.end_of_turn,
                     ", too, which the adapter has learned\n");

@@ -2,10 +2,10 @@
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/human_bytes.h"
 #include "base/status.h"
 #include "engine/commands.h"
 #include "engine/job.h"
@@ -90,8 +90,7 @@ absl::Status TrainCommand(const Arguments& arguments) {
   }
   std::printf(
       "memory: planned %s, resident now %s\n",
-      absl::StrFormat("%.1f MB", static_cast<double>(job->plan().TotalBytes()) * 1e-6).c_str(),
-      absl::StrFormat("%.1f MB", static_cast<double>(ResidentBytes()) * 1e-6).c_str());
+      HumanBytes(job->plan().TotalBytes()).c_str(), HumanBytes(ResidentBytes()).c_str());
   return absl::OkStatus();
 }
 

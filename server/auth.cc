@@ -186,6 +186,20 @@ int RolesOf(std::string_view method) {
   return 0;
 }
 
+namespace {
+
+// What a caller without the right role is to come with.
+std::string WhoMay(int roles) {
+  std::string names;
+  for (const Role role : {Role::kClient, Role::kWorker, Role::kAdmin}) {
+    if ((roles & static_cast<int>(role)) == 0) continue;
+    absl::StrAppend(&names, names.empty() ? "" : " or ", View(RoleName(role)));
+  }
+  return names.empty() ? "" : absl::StrCat("; that takes a token of the role ", names);
+}
+
+}  // namespace
+
 absl::Status TokenFile::Refresh() {
   // Only a file that is not there holds no tokens. While one cannot be read or looked at, those that are
   // known stay: a disk that fails for a moment is no reason to turn everybody away.
@@ -319,7 +333,8 @@ absl::StatusOr<Caller> Authorizer::Check(std::string_view method, std::string_vi
   if (allowed) return caller;
   ++refusals_;
   return Error(Reason::kRoleNotAllowed,
-               absl::StrCat("the role ", View(RoleName(caller->role)), " may not call ", View(method)))
+               absl::StrCat("the role ", View(RoleName(caller->role)), " may not call ", View(method),
+                            WhoMay(roles)))
       .With("method", std::string(method))
       .With("role", std::string(RoleName(caller->role)))
       .ToStatus();

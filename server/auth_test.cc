@@ -69,6 +69,8 @@ TEST_F(AuthTest, RolesOpenTheirMethodsOnly) {
   const std::string admin = Bearer(Role::kAdmin);
   EXPECT_EQ(Refusal(kGetJob, client), Reason::kUnspecified);
   EXPECT_EQ(Refusal(kDrain, client), Reason::kRoleNotAllowed);
+  const std::string said(authorizer_.Check(kDrain, client, "").status().message());
+  EXPECT_NE(said.find("that takes a token of the role admin"), std::string::npos) << said;
   EXPECT_EQ(Refusal(kSynchronize, client), Reason::kRoleNotAllowed);
   EXPECT_EQ(Refusal(kSynchronize, worker), Reason::kUnspecified);
   EXPECT_EQ(Refusal(kGetJob, worker), Reason::kRoleNotAllowed);

@@ -272,7 +272,13 @@ absl::Status ServerImpl::Start() {
   RETURN_IF_ERROR(CheckExposure(options_, tokens_));
   RETURN_IF_ERROR(ReadCertificate());
   if (!options_.model_root.empty()) {
-    ASSIGN_OR_RETURN(options_.model_root, RealPath(options_.model_root));
+    const absl::StatusOr<std::string> root = RealPath(options_.model_root);
+    if (!root.ok()) {
+      return Error(Reason::kSpecInvalid,
+                   absl::StrCat("--model-root: ", std::string(root.status().message())))
+          .ToStatus();
+    }
+    options_.model_root = *root;
   }
   RETURN_IF_ERROR(OpenStores());
   RETURN_IF_ERROR(StartLoop());

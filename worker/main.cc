@@ -161,8 +161,14 @@ absl::StatusOr<ServerClientOptions> ServerOptions(const Flags& flags) {
   options.ca_file = flags.Get("ca-file", "NIBBLE_CA_FILE", "");
   const std::string token_file = flags.Get("token-file", "NIBBLE_TOKEN_FILE", "");
   if (!token_file.empty()) {
-    ASSIGN_OR_RETURN(const std::string token, ReadFile(token_file, 4096));
-    options.token = std::string(absl::StripAsciiWhitespace(token));
+    const absl::StatusOr<std::string> token = ReadFile(token_file, 4096);
+    if (!token.ok()) {
+      return Error(Reason::kSpecInvalid,
+                   absl::StrCat("--token-file (or NIBBLE_TOKEN_FILE): ",
+                                std::string(token.status().message())))
+          .ToStatus();
+    }
+    options.token = std::string(absl::StripAsciiWhitespace(*token));
   }
   return options;
 }

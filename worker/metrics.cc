@@ -197,7 +197,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> ServeMetrics(const std::string& a
         std::make_unique<Server>(address, identity, work_dir, counts));
   } catch (const std::exception& e) {
     return Error::Field(Reason::kSpecInvalid, "--http",
-                        absl::StrCat(address, " cannot be listened on: ", e.what()))
+                        absl::StrCat("is ", address, ", where this process cannot listen (", e.what(),
+                                     "); choose another port, or 0 for a free one"))
         .ToStatus();
   }
 }

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <chrono>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -263,7 +264,7 @@ class ServerClient : public ServerLink {
   grpc::ClientContext* synchronizing_ = nullptr;
   int64_t synchronizing_id_ = 0;
   int64_t newest_id_ = 0;
-  absl::StatusCode link_code_ = absl::StatusCode::kOk;
+  std::optional<absl::StatusCode> link_code_;  // of the last answer
   bool down_ = false;
 };
 

@@ -150,7 +150,8 @@ struct Describer {
   void operator()(const AdapterDeleted& e) { OfThing("adapters", e.adapter_id, "deleted"); }
   void operator()(const BlobRecorded& e) { OfThing("blobs", e.sha256, "recorded"); }
   void operator()(const BlobShown& e) {
-    Say(absl::StrCat("blobs/", e.sha256, " sent by ", e.project), {{"id", e.sha256}, {"project", e.project}});
+    Say(absl::StrCat("blobs/", e.sha256, " sent by the project ", e.project),
+        {{"id", e.sha256}, {"project", e.project}});
   }
   void operator()(const BlobForgotten& e) { OfThing("blobs", e.sha256, "forgotten"); }
   void OfThing(std::string_view collection, const std::string& id, std::string_view what) {
