@@ -85,6 +85,18 @@ TEST_F(PlanAloneTest, NeighboursTakeWhatTheyMust) {
   EXPECT_EQ(PlacedBytes("c"), 220 * kMB) << "two are there already";
 }
 
+// What waits for the device waits for the job's end, whatever that takes.
+TEST_F(PlanAloneTest, AQueueBehindItChangesNothing) {
+  d_.Must(JobOf("a"));
+  CreateJob huge = JobOf("huge");
+  huge.spec.lora_r = 785;  // 995 MB alone, 1,005 beside the other
+  huge.spec.recompute = Recompute::kFull;
+  d_.Must(huge);
+  d_.Place();
+  EXPECT_EQ(PlacedBytes("a"), 520 * kMB);
+  EXPECT_EQ(d_.job("huge").Current(), nullptr);
+}
+
 TEST_F(PlanAloneTest, WhatTheRecipeSaysStands) {
   CreateJob create = JobOf("a");
   create.spec.recompute = Recompute::kFull;

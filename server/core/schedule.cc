@@ -77,14 +77,12 @@ const absl::StatusOr<PlanBytes>* PlanOn(const State& state, Core& core, int64_t 
   return &core.planner.PlanOf(*job, *model, device->second.profile);
 }
 
-// Devices that one job of the pass has to itself, and that are kept for no other; ascending.
+// Devices that one job of the pass has to itself; ascending. A reservation on one is for the time after that
+// job: beside it its holder would have started.
 std::vector<int32_t> WholeDevices(const Board& board, const BoardSchedule& pass) {
   std::vector<int32_t> taken, whole;
   taken.reserve(pass.starts.size());
   for (const BoardSchedule::Start& start : pass.starts) taken.push_back(start.device);
-  for (const BoardReservation& reservation : pass.reservations) {
-    taken.insert(taken.end(), 2, reservation.device);  // as if two came
-  }
   std::sort(taken.begin(), taken.end());
   for (auto it = taken.begin(); it != taken.end();) {
     const auto next = std::upper_bound(it, taken.end(), *it);

@@ -385,4 +385,19 @@ LEASES = [
      "  if (job.state == JobState::kCancelling) {", "  if (!MUTANT && job.state == JobState::kCancelling) {"),
 ]
 
-MISTAKES = ORDER + BACKFILL + PLACEMENT + ADMISSION + PREEMPTION + LEASES
+ALONE = [
+    ("alone-beside-neighbours", CORE + "schedule.cc",
+     "next - it == 1 && device.load.attempts == 0", "next - it == 1 && (MUTANT || device.load.attempts == 0)"),
+    ("alone-with-others-of-the-pass", CORE + "schedule.cc",
+     "next - it == 1 && device", "(MUTANT || next - it == 1) && device"),
+    ("alone-over-a-quota", CORE + "schedule.cc",
+     "!HasByteQuota(core.options, p.job->tenant)", "(MUTANT || !HasByteQuota(core.options, p.job->tenant))"),
+    ("alone-not-sent", CORE + "types.h",
+     "if (!job.recompute_left || plan", "if (MUTANT || !job.recompute_left || plan"),
+    ("alone-as-the-fleet-must", CORE + "plan.cc",
+     "if (!chosen.ok() || !RecomputesLess", "if (MUTANT || !chosen.ok() || !RecomputesLess"),
+    ("alone-not-planned-ahead", CORE + "plan.cc",
+     "(void)planner.PlanAlone(", "if (!MUTANT) (void)planner.PlanAlone("),
+]
+
+MISTAKES = ORDER + BACKFILL + PLACEMENT + ALONE + ADMISSION + PREEMPTION + LEASES
