@@ -387,9 +387,9 @@ LEASES = [
 
 ALONE = [
     ("alone-beside-neighbours", CORE + "schedule.cc",
-     "next - it == 1 && device.load.attempts == 0", "next - it == 1 && (MUTANT || device.load.attempts == 0)"),
+     "&& device.load.attempts == 0", "&& (MUTANT || device.load.attempts == 0)"),
     ("alone-with-others-of-the-pass", CORE + "schedule.cc",
-     "next - it == 1 && device", "(MUTANT || next - it == 1) && device"),
+     "if (next - it == 1", "if ((MUTANT || next - it == 1)"),
     ("alone-over-a-quota", CORE + "schedule.cc",
      "!HasByteQuota(core.options, p.job->tenant)", "(MUTANT || !HasByteQuota(core.options, p.job->tenant))"),
     ("alone-not-sent", CORE + "types.h",
